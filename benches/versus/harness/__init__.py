@@ -1,0 +1,1 @@
+"""The parts of `run`: what is measured, who, by whom, and how it is told."""

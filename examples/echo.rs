@@ -1,0 +1,30 @@
+//! Sends everything back.
+//!
+//! ```sh
+//! cargo run --release --example echo -- --listen 127.0.0.1:7000
+//! ```
+//!
+//! Then, in another terminal, `nc 127.0.0.1 7000` and type: each line comes back. Open as many of these as you like;
+//! while they are silent none of them occupies a thread. Ctrl-C ends the server, and says what became of them.
+
+mod common;
+
+use std::io::{self, BufRead, Write};
+
+use handover::{Connection, Next};
+
+fn echo(conn: &mut Connection) -> io::Result<Next> {
+    let bytes = conn.buffer().to_vec();
+    conn.write_all(&bytes)?;
+    conn.consume(bytes.len());
+    Ok(Next::Park)
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = common::Options::parse("127.0.0.1:7000")?;
+    let server = options.builder().build(echo)?;
+    common::announce(&server.local_addrs());
+    let report = server.run()?;
+    println!("{report}");
+    Ok(())
+}

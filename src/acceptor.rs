@@ -1,0 +1,424 @@
+//! The acceptor: one thread that takes connections in, or keeps them out.
+//!
+//! It waits in a poller of its own, never in `accept`, and no error of `accept` ends it. Whether a connection may come
+//! in is decided here, by the limits and the [`Overload`] policy.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Shutdown};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use socket2::Socket;
+
+use crate::addr::Addr;
+use crate::connection::Info;
+use crate::listener::Listener;
+use crate::parking::{Lot, Token};
+use crate::stats::count;
+use crate::sys::{self, Events, Interest, Poller};
+
+/// What happens to new connections when the server is full: when it has
+/// [`max_connections`](crate::Builder::max_connections), or its queue is full.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overload {
+    /// They wait in the kernel's queue until there is room. The default: nobody is turned away, and clients see a
+    /// slow server.
+    #[default]
+    Wait,
+    /// They are sent these bytes, as far as the socket takes them at once, and closed.
+    Refuse(Vec<u8>),
+    /// The connection that has waited for its client for longest is closed for each new one. Where none waits, or
+    /// it is the queue that is full, as [`Wait`](Self::Wait).
+    ShedIdle,
+}
+
+/// What the limits are.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission {
+    pub(crate) max_connections: usize,
+    pub(crate) max_per_client: Option<usize>,
+    pub(crate) overload: Overload,
+}
+
+/// What the acceptor is told from outside.
+pub(crate) struct Gate {
+    poller: Arc<Poller>,
+    state: AtomicU8,
+}
+
+const OPEN: u8 = 0;
+const PAUSED: u8 = 1;
+const CLOSING: u8 = 2;
+const CLOSED: u8 = 3;
+
+impl Gate {
+    pub(crate) fn new() -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        let state = AtomicU8::new(OPEN);
+        Ok(Self { poller, state })
+    }
+
+    /// Connections stay in the kernel's queue until `resume`.
+    pub(crate) fn pause(&self) {
+        self.change(OPEN, PAUSED);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.change(PAUSED, OPEN);
+    }
+
+    /// Takes in what the kernel has queued already, then closes the listeners.
+    pub(crate) fn close(&self) {
+        self.change(OPEN, CLOSING);
+        self.change(PAUSED, CLOSING);
+    }
+
+    /// Closes the listeners at once.
+    pub(crate) fn close_now(&self) {
+        self.state.store(CLOSED, SeqCst);
+        self.poller.wake();
+    }
+
+    /// Has the acceptor look around.
+    pub(crate) fn wake(&self) {
+        self.poller.wake();
+    }
+
+    fn change(&self, from: u8, to: u8) {
+        if self
+            .state
+            .compare_exchange(from, to, SeqCst, SeqCst)
+            .is_ok()
+        {
+            self.poller.wake();
+        }
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.state.load(SeqCst) == state
+    }
+}
+
+/// The acceptor's life: until the gate closes. Dropping the listeners closes them.
+pub(crate) fn accept<S>(
+    lot: &Lot<S>,
+    gate: &Gate,
+    listeners: Vec<Listener>,
+    admission: Admission,
+) -> io::Result<()> {
+    for (index, listener) in listeners.iter().enumerate() {
+        gate.poller.add(&listener.socket, index as u64)?;
+    }
+    let mut acceptor = Acceptor {
+        lot,
+        gate,
+        ready: vec![true; listeners.len()],
+        listeners,
+        admission,
+        per_client: Arc::default(),
+        to_shed: VecDeque::new(),
+        famine: None,
+    };
+    acceptor.run();
+    for listener in &acceptor.listeners {
+        // Other processes may share it, and then it would be reported for ever.
+        gate.poller.remove(&listener.socket)?;
+    }
+    Ok(())
+}
+
+struct Acceptor<'a, S> {
+    lot: &'a Lot<S>,
+    gate: &'a Gate,
+    listeners: Vec<Listener>,
+    /// Which of them may have something.
+    ready: Vec<bool>,
+    admission: Admission,
+    per_client: Arc<PerClient>,
+    /// Candidates for being closed, the longest idle first; found a few at a time.
+    to_shed: VecDeque<Token>,
+    famine: Option<Famine>,
+}
+
+/// A time without descriptors or memory.
+struct Famine {
+    since: Instant,
+    pause: Duration,
+}
+
+/// What one attempt to accept came to.
+enum Outcome {
+    Accepted,
+    /// Nobody is waiting.
+    Empty,
+    /// The system is out of something; not now.
+    Starved,
+}
+
+impl<S> Acceptor<'_, S> {
+    fn run(&mut self) {
+        let mut events = Events::with_capacity(16);
+        while !self.gate.is(CLOSED) {
+            let closing = self.gate.is(CLOSING);
+            if closing && !self.ready.contains(&true) {
+                break;
+            }
+            let mut pause = None;
+            if self.gate.is(PAUSED) || !self.ready.contains(&true) {
+                // Nothing to do until an event.
+            } else if !self.has_room() {
+                self.lot.want_room();
+                // It may just have been made, before anybody knew that it is wanted.
+                if self.has_room() {
+                    continue;
+                }
+            } else {
+                match self.accept_round() {
+                    None => continue,
+                    starved => pause = starved,
+                }
+            }
+            if let Err(error) = self.gate.poller.wait(&mut events, 16, pause) {
+                log::error!("the acceptor cannot wait: {error}");
+            }
+            for event in events.iter() {
+                if let Some(ready) = self.ready.get_mut(event.token as usize) {
+                    *ready = true;
+                }
+            }
+        }
+    }
+
+    /// Accepts one connection from each listener that may have one. `Some` says how long to leave the system alone.
+    fn accept_round(&mut self) -> Option<Duration> {
+        for index in 0..self.listeners.len() {
+            if !self.ready[index] {
+                continue;
+            }
+            if !self.has_room() {
+                return None;
+            }
+            match self.accept_one(index) {
+                Outcome::Accepted => {}
+                Outcome::Empty => {
+                    self.ready[index] = false;
+                    self.end_famine();
+                    self.rearm(index);
+                }
+                Outcome::Starved => return Some(self.starve()),
+            }
+        }
+        None
+    }
+
+    fn rearm(&self, index: usize) {
+        if !Poller::SHARED {
+            let socket = &self.listeners[index].socket;
+            if let Err(error) = self.gate.poller.rearm(socket, index as u64, Interest::Read) {
+                log::error!("cannot watch the listener: {error}");
+            }
+        }
+    }
+
+    /// May a connection be taken in now? One that is to be refused may.
+    fn has_room(&self) -> bool {
+        match self.admission.overload {
+            Overload::Refuse(_) => true,
+            Overload::Wait => !self.is_full() && self.lot.queue_has_room(),
+            Overload::ShedIdle => self.lot.queue_has_room() && (!self.is_full() || self.may_shed()),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.lot.drain.live() >= self.admission.max_connections
+    }
+
+    fn may_shed(&self) -> bool {
+        !self.lot.longest_idle(1).is_empty()
+    }
+
+    fn accept_one(&mut self, index: usize) -> Outcome {
+        let listener = &self.listeners[index];
+        let (socket, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => return self.accept_error(&error, index),
+        };
+        count(&self.lot.counters.accepted);
+        let counters = &self.lot.counters;
+        let refused = if self.is_full() && !self.shed() {
+            Some((&counters.refused_max_connections, "the server is full"))
+        } else if !self.lot.queue_has_room() {
+            Some((&counters.refused_queue_full, "the queue is full"))
+        } else {
+            None
+        };
+        if let Some((counter, why)) = refused {
+            count(counter);
+            log::debug!("{peer}: refused, {why}");
+            self.refuse(&socket);
+            return Outcome::Accepted;
+        }
+        let Some(ticket) = self.ticket(&peer) else {
+            count(&counters.refused_max_per_client);
+            log::debug!("{peer}: refused, it has too many connections");
+            self.refuse(&socket);
+            return Outcome::Accepted;
+        };
+        let about = &self.listeners[index].about;
+        log::trace!("{peer}: accepted on {}", about.name);
+        self.lot.enter(Info {
+            socket,
+            peer,
+            about: Arc::clone(about),
+            _counted: (self.lot.drain.enter(), ticket),
+        });
+        Outcome::Accepted
+    }
+
+    /// An error of `accept` concerns one connection, or all; never the listener.
+    fn accept_error(&mut self, error: &io::Error, index: usize) -> Outcome {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
+        match error.kind() {
+            WouldBlock => Outcome::Empty,
+            // The client has gone already.
+            Interrupted | ConnectionAborted | ConnectionReset => Outcome::Accepted,
+            _ if sys::is_of_one_connection(error) => Outcome::Accepted,
+            _ => {
+                count(&self.lot.counters.accept_errors);
+                if self.famine.is_none() {
+                    let name = &self.listeners[index].about.name;
+                    log::warn!("{name}: cannot accept: {error}; making room and trying again");
+                }
+                Outcome::Starved
+            }
+        }
+    }
+
+    /// Makes room, and says how long to wait before the next attempt: 5 ms, and twice as long each time up to 1 s.
+    fn starve(&mut self) -> Duration {
+        // A connection that ends brings the next attempt forward.
+        self.lot.want_room();
+        let famine = self.famine.get_or_insert_with(|| Famine {
+            since: Instant::now(),
+            pause: Duration::from_micros(2500),
+        });
+        famine.pause = (famine.pause * 2).min(Duration::from_secs(1));
+        let pause = famine.pause;
+        self.shed();
+        pause
+    }
+
+    /// All who waited were accepted: whatever was lacking is there again.
+    fn end_famine(&mut self) {
+        if let Some(famine) = self.famine.take() {
+            let seconds = famine.since.elapsed().as_secs_f32();
+            log::info!("accepting again, after {seconds:.1} s");
+        }
+    }
+
+    /// Closes the connection that has been idle for longest, if the policy and the times allow.
+    fn shed(&mut self) -> bool {
+        let starving = self.famine.is_some();
+        if !starving && self.admission.overload != Overload::ShedIdle {
+            return false;
+        }
+        loop {
+            let Some(token) = self.to_shed.pop_front() else {
+                self.to_shed = self.lot.longest_idle(SHED_AHEAD).into();
+                if self.to_shed.is_empty() {
+                    return false;
+                }
+                continue;
+            };
+            if self.lot.shed(token) {
+                return true;
+            }
+        }
+    }
+
+    /// Tells a client that it is not welcome, as far as that costs no time.
+    fn refuse(&self, socket: &Socket) {
+        if let Overload::Refuse(answer) = &self.admission.overload {
+            let told = sys::send(socket, answer).and_then(|_| socket.shutdown(Shutdown::Write));
+            // A close with unread input would reset the connection, and take the answer with it.
+            let read = told.and_then(|()| sys::recv(socket, &mut [0; 4096]));
+            if let Err(error) = read {
+                log::trace!("a refused client has gone: {error}");
+            }
+        }
+    }
+
+    fn ticket(&self, peer: &Addr) -> Option<Option<Box<dyn Send + Sync>>> {
+        let (Some(most), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
+            return Some(None);
+        };
+        let ticket = PerClient::enter(&self.per_client, ip.ip(), most)?;
+        Some(Some(Box::new(ticket)))
+    }
+}
+
+/// How many candidates for being closed are looked up at a time.
+const SHED_AHEAD: usize = 32;
+
+/// How many connections each client has.
+#[derive(Default)]
+struct PerClient(Mutex<HashMap<IpAddr, usize>>);
+
+impl PerClient {
+    fn enter(counts: &Arc<Self>, client: IpAddr, most: usize) -> Option<Ticket> {
+        let mut map = counts.0.lock();
+        let count = map.entry(client).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Ticket {
+            counts: Arc::clone(counts),
+            client,
+        })
+    }
+}
+
+/// Counts a connection for its client until it is dropped.
+struct Ticket {
+    counts: Arc<PerClient>,
+    client: IpAddr,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut map = self.counts.0.lock();
+        if let Some(count) = map.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                map.remove(&self.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_so_many_and_gets_them_back() {
+        let counts = Arc::new(PerClient::default());
+        let (a, b) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
+        let first = PerClient::enter(&counts, a, 2);
+        let second = PerClient::enter(&counts, a, 2);
+        assert!(first.is_some() && second.is_some());
+        assert!(PerClient::enter(&counts, a, 2).is_none());
+        let other = PerClient::enter(&counts, b, 2);
+        assert!(other.is_some());
+        drop(first);
+        let third = PerClient::enter(&counts, a, 2);
+        assert!(third.is_some());
+        drop((second, third, other));
+        assert!(counts.0.lock().is_empty());
+    }
+}

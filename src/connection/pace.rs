@@ -1,0 +1,116 @@
+//! How long a peer may take: a total deadline that progress extends, but only at a minimum rate.
+
+use std::time::{Duration, Instant};
+
+use crate::clock::Deadline;
+
+/// The deadline of one stretch of reading or writing.
+///
+/// It starts with the stretch's first wait, `timeout` away. With a minimum rate, each byte moves it on by what the
+/// byte may take at that rate, yet never further than `timeout` from now. So a peer that stalls has `timeout`, a peer
+/// that drips is cut off when its credit is used up, and a peer that is merely slow goes on for as long as it takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) timeout: Duration,
+    /// Bytes per second; 0 makes the time-out total, however much is moved.
+    pub(crate) min_rate: u32,
+    /// Set by the user for this stretch and all after it; nothing extends it.
+    pub(crate) hard: Deadline,
+    soft: Option<Deadline>,
+    /// Moved since `soft` was last looked at.
+    bytes: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(timeout: Duration, min_rate: u32) -> Self {
+        Self {
+            timeout,
+            min_rate,
+            hard: Deadline::NEVER,
+            soft: None,
+            bytes: 0,
+        }
+    }
+
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// Ends the stretch.
+    pub(crate) fn reset(&mut self) {
+        self.soft = None;
+        self.bytes = 0;
+    }
+
+    /// Starts the stretch now, if it has not started.
+    pub(crate) fn deadline(&mut self, now: Instant) -> Deadline {
+        let most = Deadline::after(now, self.timeout);
+        let soft = match self.soft {
+            None => most,
+            Some(soft) => self.extended(soft).earlier(most),
+        };
+        self.bytes = 0;
+        self.soft = Some(soft);
+        soft.earlier(self.hard)
+    }
+
+    fn extended(&self, soft: Deadline) -> Deadline {
+        match (soft.instant(), self.min_rate) {
+            (Some(at), rate @ 1..) => {
+                let millis = self.bytes.saturating_mul(1000) / u64::from(rate);
+                Deadline::after(at, Duration::from_millis(millis))
+            }
+            _ => soft,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn without_a_rate_the_deadline_is_total() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10 * SECOND, 0);
+        let first = pace.deadline(start);
+        pace.moved(1 << 30);
+        assert_eq!(pace.deadline(start + 5 * SECOND), first);
+    }
+
+    #[test]
+    fn one_byte_per_second_is_cut_off() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10 * SECOND, 1000);
+        let mut now = start;
+        while !pace.deadline(now).passed(now) {
+            now += SECOND;
+            pace.moved(1);
+        }
+        assert!(now <= start + 11 * SECOND);
+    }
+
+    #[test]
+    fn a_steady_peer_goes_on_and_a_burst_buys_no_more_than_the_timeout() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(10 * SECOND, 1000);
+        for _ in 0..1000 {
+            assert!(!pace.deadline(now).passed(now));
+            now += SECOND;
+            pace.moved(1000);
+        }
+        pace.moved(1 << 30);
+        assert_eq!(pace.deadline(now), Deadline::after(now, 10 * SECOND));
+    }
+
+    #[test]
+    fn nothing_extends_the_users_own_deadline() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10 * SECOND, 1);
+        pace.hard = Deadline::after(start, SECOND);
+        pace.moved(1 << 20);
+        assert_eq!(pace.deadline(start), pace.hard);
+    }
+}

@@ -1,0 +1,457 @@
+//! Listening: what to bind and how, binding it, and listeners that the user already has.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::addr::{Addr, AddrError};
+use crate::sys;
+
+/// An address to listen on, and how.
+///
+/// Text and socket addresses turn into one, so that most servers never name this type.
+///
+/// # Examples
+///
+/// ```
+/// use handover::Bind;
+///
+/// let listener = Bind::new("127.0.0.1:0").name("public").backlog(4096).bind()?;
+/// println!("listening on {}", listener.local_addr());
+/// # Ok::<(), handover::BindError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Bind {
+    addr: Result<Addr, AddrError>,
+    name: Option<String>,
+    backlog: u32,
+    nodelay: bool,
+    keepalive: Option<Duration>,
+    defer_accept: bool,
+    fast_open: Option<u32>,
+    reuse_port: bool,
+    only_v6: bool,
+    attempts: u32,
+    interval: Duration,
+    speaks_first: bool,
+    unix_mode: Option<u32>,
+}
+
+impl Bind {
+    /// Listens on an address as text, see [`Addr`]. A bad one is reported by [`bind`](Self::bind).
+    pub fn new(addr: impl AsRef<str>) -> Self {
+        Self::with(addr.as_ref().parse())
+    }
+
+    fn with(addr: Result<Addr, AddrError>) -> Self {
+        Self {
+            addr,
+            name: None,
+            backlog: 1024,
+            nodelay: true,
+            keepalive: None,
+            defer_accept: false,
+            fast_open: None,
+            reuse_port: false,
+            only_v6: false,
+            attempts: 10,
+            interval: Duration::from_millis(100),
+            speaks_first: false,
+            unix_mode: None,
+        }
+    }
+
+    /// A name, for logs and for [`Connection::listener`](crate::Connection::listener). Defaults to the address.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How many connections the kernel queues before they are accepted (`listen(2)`; the system may cap it).
+    /// Defaults to 1024.
+    pub fn backlog(mut self, connections: u32) -> Self {
+        self.backlog = connections;
+        self
+    }
+
+    /// Sends small answers at once (TCP_NODELAY). Defaults to true.
+    pub fn nodelay(mut self, on: bool) -> Self {
+        self.nodelay = on;
+        self
+    }
+
+    /// Probes silent TCP peers after so long (SO_KEEPALIVE, TCP_KEEPIDLE). Defaults to no probes.
+    pub fn keepalive(mut self, idle: Duration) -> Self {
+        self.keepalive = Some(idle);
+        self
+    }
+
+    /// Lets the kernel hold a new connection back until its first bytes are there (Linux: TCP_DEFER_ACCEPT;
+    /// elsewhere without effect). Defaults to false.
+    pub fn defer_accept(mut self, on: bool) -> Self {
+        self.defer_accept = on;
+        self
+    }
+
+    /// Accepts data in the opening packet, with so many such connections pending (Linux: TCP_FASTOPEN; elsewhere
+    /// without effect). Defaults to off.
+    pub fn fast_open(mut self, queue: u32) -> Self {
+        self.fast_open = Some(queue);
+        self
+    }
+
+    /// Lets other sockets of the same user listen on the same address (SO_REUSEPORT; an error where there is no
+    /// such thing). Connections queued on a socket that closes are reset, so a restart that must lose nothing
+    /// passes its listeners on instead. Defaults to false.
+    pub fn reuse_port(mut self, on: bool) -> Self {
+        self.reuse_port = on;
+        self
+    }
+
+    /// An IPv6 listener takes no IPv4 clients (IPV6_V6ONLY). Defaults to false, also where the system's default
+    /// is another.
+    pub fn only_v6(mut self, on: bool) -> Self {
+        self.only_v6 = on;
+        self
+    }
+
+    /// How often an address in use is tried, at least once. Defaults to 10.
+    pub fn bind_attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// The time between two such attempts. Defaults to 100 ms.
+    pub fn bind_interval(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
+    }
+
+    /// The server speaks first: its service is called for a new connection at once. Defaults to false, which means
+    /// that a client that says nothing occupies no worker.
+    pub fn speaks_first(mut self, on: bool) -> Self {
+        self.speaks_first = on;
+        self
+    }
+
+    /// The mode of a Unix socket's file, such as `0o660`. Defaults to what the umask leaves.
+    pub fn unix_mode(mut self, mode: u32) -> Self {
+        self.unix_mode = Some(mode);
+        self
+    }
+
+    /// Binds and listens.
+    ///
+    /// A Unix socket's file that a dead server left behind is replaced; one with a live server behind it counts as
+    /// an address in use, and any other file is left alone and is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] names the address, how often it was tried, and the cause.
+    pub fn bind(self) -> Result<Listener, BindError> {
+        let addr = self.addr.clone().map_err(|error| BindError {
+            addr: None,
+            attempts: 0,
+            cause: io::Error::new(io::ErrorKind::InvalidInput, error),
+        })?;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.try_bind(&addr) {
+                Ok(listener) => return Ok(listener),
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && attempts < self.attempts =>
+                {
+                    log::info!("{addr} is in use, attempt {attempts} of {}", self.attempts);
+                    std::thread::sleep(self.interval);
+                }
+                Err(cause) => {
+                    let addr = Some(addr);
+                    return Err(BindError {
+                        addr,
+                        attempts,
+                        cause,
+                    });
+                }
+            }
+        }
+    }
+
+    fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+        let (socket, path) = match addr {
+            Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
+            Addr::Unix(path) => {
+                let path = path.as_deref().unwrap_or(Path::new(""));
+                (self.bind_unix(path)?, Some(UnixPath::of(path)))
+            }
+        };
+        let backlog = i32::try_from(self.backlog).unwrap_or(i32::MAX);
+        socket.listen(backlog)?;
+        Listener::new(socket, path, self)
+    }
+
+    fn bind_tcp(&self, addr: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(self.only_v6)?;
+        }
+        sys::own_address(&socket)?;
+        sys::prepare_listener(&socket, self.reuse_port, self.defer_accept, self.fast_open)?;
+        socket.bind(&addr.into())?;
+        Ok(socket)
+    }
+
+    fn bind_unix(&self, path: &Path) -> io::Result<Socket> {
+        use io::{Error, ErrorKind};
+        let addr = sys::unix_addr(path)?;
+        match sys::unix_path_state(path)? {
+            sys::PathState::Free => {}
+            sys::PathState::Stale => std::fs::remove_file(path)?,
+            sys::PathState::Live => {
+                let text = "another server listens there";
+                return Err(Error::new(ErrorKind::AddrInUse, text));
+            }
+            sys::PathState::Foreign => {
+                let text = "a file that is no socket is there, and is left alone";
+                return Err(Error::new(ErrorKind::AlreadyExists, text));
+            }
+        }
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&addr)?;
+        if let Some(mode) = self.unix_mode {
+            sys::set_mode(path, mode)?;
+        }
+        Ok(socket)
+    }
+}
+
+impl From<&str> for Bind {
+    fn from(addr: &str) -> Self {
+        Self::new(addr)
+    }
+}
+
+impl From<String> for Bind {
+    fn from(addr: String) -> Self {
+        Self::new(addr)
+    }
+}
+
+impl From<&String> for Bind {
+    fn from(addr: &String) -> Self {
+        Self::new(addr)
+    }
+}
+
+impl From<SocketAddr> for Bind {
+    fn from(addr: SocketAddr) -> Self {
+        Self::with(Ok(addr.into()))
+    }
+}
+
+impl From<Addr> for Bind {
+    fn from(addr: Addr) -> Self {
+        Self::with(Ok(addr))
+    }
+}
+
+/// A listening socket, for [`Builder::listener`](crate::Builder::listener).
+///
+/// Dropping it closes the socket, and removes the file of a Unix socket that it bound.
+#[derive(Debug)]
+pub struct Listener {
+    pub(crate) socket: Socket,
+    pub(crate) about: Arc<About>,
+    /// The file to remove in the end; only where this process made it. Held for its drop.
+    _path: Option<UnixPath>,
+}
+
+/// What every connection of a listener shares.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) name: String,
+    pub(crate) local: Addr,
+    pub(crate) speaks_first: bool,
+    nodelay: bool,
+    keepalive: Option<Duration>,
+}
+
+impl Listener {
+    /// Binds with the defaults of [`Bind`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bind::bind`].
+    pub fn bind(addr: impl Into<Bind>) -> Result<Self, BindError> {
+        addr.into().bind()
+    }
+
+    /// Takes a TCP listener that the program already has, under a name for logs.
+    ///
+    /// It becomes non-blocking, for every process that shares it. Its backlog and other options stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// What the system says if the socket cannot be used.
+    pub fn from_std(listener: TcpListener, name: impl Into<String>) -> io::Result<Self> {
+        Self::from_socket(listener.into(), name)
+    }
+
+    /// Takes any listening stream socket that the program already has, under a name for logs. On Unix, `socket2`'s
+    /// type is made from a `UnixListener` or an `OwnedFd`, among others. The file of a Unix socket is not removed
+    /// in the end, for it is not ours.
+    ///
+    /// # Errors
+    ///
+    /// What the system says if the socket cannot be used, and `InvalidInput` if it does not listen.
+    pub fn from_socket(socket: Socket, name: impl Into<String>) -> io::Result<Self> {
+        if !sys::is_listening_stream(&socket)? {
+            let text = "not a listening stream socket";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
+        Self::new(socket, None, &bind)
+    }
+
+    fn new(socket: Socket, path: Option<UnixPath>, bind: &Bind) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let local = Addr::from_kernel(&socket.local_addr()?);
+        let about = About {
+            name: bind.name.clone().unwrap_or_else(|| local.to_string()),
+            speaks_first: bind.speaks_first,
+            nodelay: bind.nodelay && local.as_ip().is_some(),
+            keepalive: bind.keepalive.filter(|_| local.as_ip().is_some()),
+            local,
+        };
+        // Where connections inherit these from their listener, as on Linux, this is the only time that they cost.
+        about.equip(&socket)?;
+        let about = Arc::new(about);
+        Ok(Self {
+            socket,
+            about,
+            _path: path,
+        })
+    }
+
+    /// Where it listens; with the real port where 0 was asked for.
+    pub fn local_addr(&self) -> &Addr {
+        &self.about.local
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.about.name
+    }
+
+    /// As [`Bind::speaks_first`], for a listener that was not bound here.
+    pub fn speaks_first(mut self, on: bool) -> Self {
+        let about = &*self.about;
+        self.about = Arc::new(About {
+            name: about.name.clone(),
+            local: about.local.clone(),
+            speaks_first: on,
+            ..*about
+        });
+        self
+    }
+
+    /// Accepts one connection.
+    pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
+        let (socket, peer) = sys::accept(&self.socket)?;
+        // The clients of a Unix socket have no name worth asking for.
+        let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
+        if !sys::ACCEPT_INHERITS {
+            self.about.equip(&socket)?;
+        }
+        Ok((socket, peer))
+    }
+}
+
+impl About {
+    fn equip(&self, socket: &Socket) -> io::Result<()> {
+        if self.nodelay {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if let Some(idle) = self.keepalive {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        }
+        Ok(())
+    }
+}
+
+/// The file of a Unix socket that this process bound.
+#[derive(Debug)]
+struct UnixPath {
+    path: PathBuf,
+    id: Option<(u64, u64)>,
+}
+
+impl UnixPath {
+    fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            id: sys::file_id(path),
+        }
+    }
+}
+
+impl Drop for UnixPath {
+    fn drop(&mut self) {
+        // Somebody else's file may stand there by now.
+        if self.id.is_some() && self.id == sys::file_id(&self.path) {
+            if let Err(error) = std::fs::remove_file(&self.path) {
+                log::warn!("cannot remove {}: {error}", self.path.display());
+            }
+        }
+    }
+}
+
+/// An address that could not be listened on.
+#[derive(Debug)]
+pub struct BindError {
+    addr: Option<Addr>,
+    attempts: u32,
+    cause: io::Error,
+}
+
+impl BindError {
+    /// How often it was tried.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// What went wrong the last time.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.cause.kind()
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(addr) = &self.addr else {
+            return self.cause.fmt(f);
+        };
+        write!(f, "cannot listen on {addr}: {}", self.cause)?;
+        match self.attempts {
+            0 | 1 => Ok(()),
+            tries => write!(f, " (tried {tries} times)"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+impl From<BindError> for io::Error {
+    fn from(error: BindError) -> Self {
+        Self::new(error.kind(), error)
+    }
+}

@@ -1,0 +1,112 @@
+//! Slots by index, found without a lock: chunks that double in size and never move.
+
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+
+/// The first chunk holds 64 slots, each next one as many as all before it.
+const FIRST: usize = 64;
+const CHUNKS: usize = 26;
+
+/// A growing array of slots that are reused. It shrinks never: what a peak needed stays for the next one.
+pub(crate) struct Slab<T> {
+    chunks: [OnceLock<Box<[T]>>; CHUNKS],
+    free: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    returned: Vec<u32>,
+    /// Indexes from here on were never used.
+    fresh: u32,
+}
+
+impl<T> Slab<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            chunks: [const { OnceLock::new() }; CHUNKS],
+            free: Mutex::default(),
+        }
+    }
+
+    /// Takes a free slot; `make` builds what a new chunk is filled with. `None` after four billion.
+    pub(crate) fn take(&self, make: impl Fn() -> T) -> Option<(u32, &T)> {
+        let index = {
+            let mut free = self.free.lock();
+            match free.returned.pop() {
+                Some(index) => index,
+                None => {
+                    let index = free.fresh;
+                    let (chunk, _) = place(index);
+                    let slots = self.chunks.get(chunk)?;
+                    // Built under the lock, so that nobody is given an index whose chunk is not there yet.
+                    slots.get_or_init(|| (0..size(chunk)).map(|_| make()).collect());
+                    free.fresh += 1;
+                    index
+                }
+            }
+        };
+        Some((index, self.get(index)?))
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn give(&self, index: u32) {
+        self.free.lock().returned.push(index);
+    }
+
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
+        let (chunk, offset) = place(index);
+        self.chunks.get(chunk)?.get()?.get(offset)
+    }
+
+    /// All slots that were ever used.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        let used = self.free.lock().fresh;
+        (0..used).filter_map(|index| Some((index, self.get(index)?)))
+    }
+}
+
+fn size(chunk: usize) -> usize {
+    match chunk {
+        0 => FIRST,
+        _ => FIRST << (chunk - 1),
+    }
+}
+
+fn place(index: u32) -> (usize, usize) {
+    let index = index as usize;
+    if index < FIRST {
+        return (0, index);
+    }
+    let chunk = (index / FIRST).ilog2() as usize + 1;
+    (chunk, index - size(chunk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_has_a_place_of_its_own() {
+        let mut expected = (0, 0);
+        for index in 0..10_000 {
+            assert_eq!(place(index), expected, "{index}");
+            expected.1 += 1;
+            if expected.1 == size(expected.0) {
+                expected = (expected.0 + 1, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_reused_before_new_ones_are_made() {
+        let slab = Slab::new();
+        let taken: Vec<u32> = (0..200).map(|_| slab.take(|| ()).unwrap().0).collect();
+        assert_eq!(taken, (0..200).collect::<Vec<_>>());
+        slab.give(7);
+        assert_eq!(slab.take(|| ()).unwrap().0, 7);
+        assert_eq!(slab.take(|| ()).unwrap().0, 200);
+        assert_eq!(slab.iter().count(), 201);
+        assert!(slab.get(1 << 20).is_none());
+    }
+}

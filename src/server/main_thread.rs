@@ -1,0 +1,277 @@
+//! The main thread: starts the others, obeys commands until a drain is over, and ends what is left.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::acceptor::{self, Gate};
+use crate::clock::{self, Deadline};
+use crate::listener::Listener;
+use crate::parking::{self, Lot, Token};
+use crate::pool;
+use crate::server::builder::Builder;
+use crate::server::handle::Control;
+use crate::server::no_start;
+use crate::server::report::{Forced, Report};
+use crate::service::Service;
+use crate::signals::Command;
+use crate::worker::Workers;
+
+/// How long a stop waits, once the time is over and sockets are shut down, for handlers to take note.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Everything that a server's main thread needs.
+pub(super) struct Parts<S: Service> {
+    pub(super) service: S,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) settings: Builder,
+    pub(super) lot: Arc<Lot<S::Session>>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) queue: Receiver<Token>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) server: usize,
+}
+
+/// Which thread has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Acceptor,
+    Keeper,
+    Worker(usize),
+}
+
+/// Tells that a thread has ended, however it does.
+struct Tell(Sender<Ended>, Ended);
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        // The channel has room for every thread, and is closed by the last one.
+        let _ = self.0.try_send(self.1);
+    }
+}
+
+impl<S: Service> Parts<S> {
+    /// The main thread's life. Says through `ready` whether the server serves, and leaves the report in the end.
+    pub(super) fn serve(mut self, control: &Control, ready: &Sender<io::Result<()>>) {
+        let listeners = std::mem::take(&mut self.listeners);
+        let workers = self.settings.workers.unwrap_or(1);
+        let (tell, ended) = crossbeam_channel::bounded(workers + 2);
+        let jobs = Workers {
+            service: &self.service,
+            lot: &*self.lot,
+            on_start: self.settings.on_start.as_ref(),
+            on_exit: self.settings.on_exit.as_ref(),
+            server: self.server,
+        };
+        thread::scope(|scope| {
+            let started = self.start_threads(scope, &jobs, listeners, tell);
+            let failed = started.is_err();
+            // Whoever started the server waits for this.
+            let _ = ready.send(started);
+            let stop = if failed {
+                Stop::at_once()
+            } else {
+                self.obey(&ended)
+            };
+            let (report, all_ended) = self.finish(stop, &ended);
+            log::info!("{report}");
+            control.outcome.set(report, all_ended);
+        });
+    }
+
+    fn start_threads<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        jobs: &'scope Workers<'scope, S>,
+        listeners: Vec<Listener>,
+        tell: Sender<Ended>,
+    ) -> io::Result<()> {
+        let workers = self.settings.workers.unwrap_or(1);
+        let (ready, built) = crossbeam_channel::bounded(workers);
+        for index in 0..workers {
+            let mut thread = thread::Builder::new().name(self.thread_name(&index.to_string()));
+            if let Some(bytes) = self.settings.stack_size {
+                thread = thread.stack_size(bytes);
+            }
+            let (tell, ready) = (tell.clone(), ready.clone());
+            thread.spawn_scoped(scope, move || {
+                let _tell = Tell(tell, Ended::Worker(index));
+                pool::work(jobs, index, &self.queue, |result| drop(ready.send(result)));
+            })?;
+        }
+        for _ in 0..workers {
+            built.recv().unwrap_or_else(|_| Err(no_start()))?;
+        }
+
+        let keeper = tell.clone();
+        thread::Builder::new()
+            .name(self.thread_name("keeper"))
+            .spawn_scoped(scope, move || {
+                let _tell = Tell(keeper, Ended::Keeper);
+                parking::keep(&self.lot);
+            })?;
+        thread::Builder::new()
+            .name(self.thread_name("accept"))
+            .spawn_scoped(scope, move || {
+                let _tell = Tell(tell, Ended::Acceptor);
+                let admission = self.settings.admission.clone();
+                if let Err(error) = acceptor::accept(&self.lot, &self.gate, listeners, admission) {
+                    log::error!("the acceptor has failed: {error}");
+                }
+            })?;
+        Ok(())
+    }
+
+    /// The main thread's loop: obeys commands until a drain is over, or its time is.
+    fn obey(&self, ended: &Receiver<Ended>) -> Stop {
+        let (lot, gate) = (&self.lot, &self.gate);
+        let mut stop: Option<Stop> = None;
+        let mut accepting = true;
+        loop {
+            let mut timer = crossbeam_channel::never();
+            if let Some(stop) = &mut stop {
+                stop.finished = lot.drain.ended() - stop.ended_before;
+                stop.is_clean = !accepting && lot.drain.live() == 0;
+                if stop.is_clean || stop.deadline.passed(Instant::now()) {
+                    return *stop;
+                }
+                let cleared = lot.clear();
+                let retry = (!cleared).then(|| Instant::now() + Duration::from_millis(10));
+                let next = stop.deadline.earlier(Deadline::at(retry));
+                timer = next.instant().map_or(timer, crossbeam_channel::at);
+            }
+            let command = crossbeam_channel::select! {
+                recv(self.commands) -> command => command.unwrap_or(Command::StopNow),
+                recv(ended) -> thread => match thread {
+                    Ok(Ended::Acceptor) => {
+                        accepting = false;
+                        Command::Look
+                    }
+                    // No other thread ends by itself.
+                    _ => Command::StopNow,
+                },
+                recv(timer) -> _ => Command::Look,
+            };
+            let deadline = match command {
+                Command::Look => continue,
+                Command::Pause => {
+                    gate.pause();
+                    continue;
+                }
+                Command::Resume => {
+                    gate.resume();
+                    continue;
+                }
+                Command::Hook => {
+                    self.call_hook();
+                    continue;
+                }
+                Command::Drain => Deadline::after(Instant::now(), self.settings.drain_timeout),
+                Command::StopBy(deadline) => deadline,
+                Command::StopNow => Deadline::at(Some(Instant::now())),
+            };
+            // The order matters: from here on no worker parks an idle connection, so that `clear` meets them all.
+            lot.drain.begin();
+            gate.close();
+            let stop = stop.get_or_insert_with(|| {
+                log::info!("stopping, {} connections are open", lot.drain.live());
+                Stop::begin(lot.drain.ended())
+            });
+            stop.deadline = stop.deadline.earlier(deadline);
+        }
+    }
+
+    fn call_hook(&self) {
+        if let Some(hook) = &self.settings.on_hook {
+            let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook));
+            if let Err(panic) = called {
+                log::error!("the signal hook panicked: {}", pool::message(&*panic));
+            }
+        }
+    }
+
+    /// Ends what is left, and the threads. Also says whether all of them have ended.
+    fn finish(&self, stop: Stop, ended: &Receiver<Ended>) -> (Report, bool) {
+        let lot = &self.lot;
+        let mut report = Report {
+            finished: stop.finished,
+            ..Report::default()
+        };
+        if !stop.is_clean {
+            lot.drain.force();
+            report.forced = self.stragglers();
+            report.dropped = lot.force();
+        }
+        self.gate.close_now();
+        lot.end();
+        let until = Instant::now() + GRACE;
+        let until = stop.deadline.instant().map_or(until, |at| at.max(until));
+        let all_ended = loop {
+            match ended.recv_deadline(until) {
+                Ok(Ended::Worker(index)) => {
+                    let mine = report.forced.iter_mut().find(|f| f.worker == index);
+                    mine.into_iter().for_each(|forced| forced.ended = true);
+                }
+                Ok(Ended::Acceptor | Ended::Keeper) => {}
+                Err(RecvTimeoutError::Timeout) => break false,
+                Err(RecvTimeoutError::Disconnected) => break true,
+            }
+        };
+        report.took = stop.since.elapsed();
+        (report, all_ended)
+    }
+
+    /// Who is still served.
+    fn stragglers(&self) -> Vec<Forced> {
+        let now = clock::millis();
+        let workers = self.lot.counters.of_workers().enumerate();
+        let forced = workers.filter_map(|(worker, counters)| {
+            let (token, since) = counters.serving()?;
+            self.lot.about(token, |info| Forced {
+                worker,
+                peer: info.peer.clone(),
+                listener: info.about.name.clone(),
+                since: Duration::from_millis(now.saturating_sub(since)),
+                ended: false,
+            })
+        });
+        forced.collect()
+    }
+
+    pub(super) fn thread_name(&self, what: &str) -> String {
+        format!("{}-{what}", self.settings.name)
+    }
+}
+
+/// A stop in progress.
+#[derive(Clone, Copy)]
+struct Stop {
+    since: Instant,
+    deadline: Deadline,
+    /// How many connections had ended before, and have ended since.
+    ended_before: usize,
+    finished: usize,
+    is_clean: bool,
+}
+
+impl Stop {
+    fn begin(ended_before: usize) -> Self {
+        Self {
+            since: Instant::now(),
+            deadline: Deadline::NEVER,
+            ended_before,
+            finished: 0,
+            is_clean: false,
+        }
+    }
+
+    /// For a server that never served.
+    fn at_once() -> Self {
+        let mut stop = Self::begin(0);
+        stop.deadline = Deadline::at(Some(stop.since));
+        stop
+    }
+}

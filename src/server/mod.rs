@@ -1,0 +1,251 @@
+//! The server: the only place where the parts are put together.
+
+mod builder;
+mod handle;
+mod main_thread;
+mod report;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use crate::acceptor::Gate;
+use crate::addr::Addr;
+use crate::clock;
+use crate::listener::Listener;
+use crate::parking::{Lot, LotOptions};
+use crate::service::Service;
+use crate::signals::Command;
+use crate::stats::{Counters, Stats, WorkerState};
+
+pub use builder::{BuildError, Builder};
+pub use handle::Handle;
+use handle::{Control, Outcome};
+use main_thread::Parts;
+pub use report::{Forced, Report};
+
+/// A server that is bound, and waits to be started.
+///
+/// # Examples
+///
+/// ```
+/// use std::io::{self, BufRead, Write};
+/// use std::time::Duration;
+///
+/// use handover::{Connection, Next, Server};
+///
+/// fn echo(conn: &mut Connection) -> io::Result<Next> {
+///     let bytes = conn.buffer().to_vec();
+///     conn.write_all(&bytes)?;
+///     conn.consume(bytes.len());
+///     Ok(Next::Park)
+/// }
+///
+/// let handle = Server::builder().listen("127.0.0.1:0").build(echo)?.start()?;
+/// println!("listening on {}", handle.local_addrs()[0]);
+/// handle.stop(Duration::from_secs(10));
+/// println!("{}", handle.join());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Server<S> {
+    service: S,
+    listeners: Vec<Listener>,
+    settings: Builder,
+}
+
+impl Server<()> {
+    /// Settings for a server.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
+impl<S: Service> Server<S> {
+    /// Where it listens, in the order of the builder, with real ports.
+    pub fn local_addrs(&self) -> Vec<Addr> {
+        let addrs = self.listeners.iter().map(Listener::local_addr);
+        addrs.cloned().collect()
+    }
+
+    /// Runs the server for as long as the closure does, then drains it. The service may borrow from the caller.
+    ///
+    /// Since threads that borrow cannot be left behind, this returns only when every call of the service has ended,
+    /// also those that a deadline could not end.
+    ///
+    /// # Errors
+    ///
+    /// When a thread cannot be started, or the service cannot build a worker's state. The closure is not called then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    ///
+    /// use handover::{Connection, Next, Server};
+    ///
+    /// let served = AtomicUsize::new(0);
+    /// let server = Server::builder().listen("127.0.0.1:0").build(|_: &mut Connection| {
+    ///     served.fetch_add(1, Relaxed);
+    ///     Ok(Next::Close)
+    /// })?;
+    /// let (addrs, report) = server.run_scoped(|handle| handle.local_addrs())?;
+    /// assert!(report.is_clean());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
+        let (parts, control) = self.prepare()?;
+        let drain_timeout = parts.settings.drain_timeout;
+        thread::scope(|scope| {
+            let (ready, started) = crossbeam_channel::bounded(1);
+            let shared = Arc::clone(&control);
+            thread::Builder::new()
+                .name(parts.thread_name("main"))
+                .spawn_scoped(scope, move || parts.serve(&shared, &ready))?;
+            started.recv().unwrap_or_else(|_| Err(no_start()))?;
+            let handle = Handle::new(control, None);
+            let stop = StopOnDrop(&handle, drain_timeout);
+            let result = body(&handle);
+            drop(stop);
+            Ok((result, handle.join()))
+        })
+    }
+
+    /// Puts the parts together; nothing runs yet.
+    fn prepare(self) -> io::Result<(Parts<S>, Arc<Control>)> {
+        static SERVERS: AtomicUsize = AtomicUsize::new(1);
+        let addrs = self.local_addrs();
+        let settings = self.settings;
+        let workers = settings.workers.unwrap_or(1);
+        let (lot, queue) = Lot::new(LotOptions {
+            workers,
+            queue_limit: settings.queue,
+            queue_timeout: settings.queue_timeout,
+            limits: settings.limits.clone(),
+            drain: Arc::default(),
+            counters: Arc::new(Counters::new(workers)),
+        })?;
+        let lot = Arc::new(lot);
+        let gate = Arc::new(Gate::new()?);
+        let (sender, commands) = crossbeam_channel::bounded(64);
+
+        let look = sender.clone();
+        lot.drain.on_empty(move || {
+            // If the channel is full, the main thread looks around anyway.
+            let _ = look.try_send(Command::Look);
+        });
+        let room = Arc::clone(&gate);
+        lot.on_room(move || room.wake());
+
+        let watched = Arc::clone(&lot);
+        let control = Arc::new(Control {
+            commands: sender,
+            addrs,
+            server: SERVERS.fetch_add(1, SeqCst),
+            stats: Box::new(move || stats(&watched)),
+            outcome: Outcome::default(),
+        });
+        let parts = Parts {
+            service: self.service,
+            listeners: self.listeners,
+            settings,
+            lot,
+            gate,
+            queue,
+            commands,
+            server: control.server,
+        };
+        Ok((parts, control))
+    }
+}
+
+impl<S: Service + 'static> Server<S> {
+    /// Runs the server until it is stopped by a signal, see [`Builder::signals`], and says how the stop went.
+    ///
+    /// # Errors
+    ///
+    /// When a thread cannot be started, the service cannot build a worker's state, or the process's signals cannot be
+    /// watched: another part of the program may have installed a Ctrl-C handler.
+    pub fn run(self) -> io::Result<Report> {
+        let (parts, control) = self.prepare()?;
+        // Before anything is served, so that no signal that comes once there is a server is missed.
+        #[cfg(feature = "signals")]
+        let _watched = match parts.settings.signals {
+            true => Some(crate::signals::subscribe(control.commands.clone())?),
+            false => None,
+        };
+        Ok(launch(parts, control)?.join())
+    }
+
+    /// Starts the server on threads of its own. It touches no signal: how it is stopped is the caller's affair.
+    ///
+    /// # Errors
+    ///
+    /// When a thread cannot be started, or the service cannot build a worker's state.
+    pub fn start(self) -> io::Result<Handle> {
+        let (parts, control) = self.prepare()?;
+        launch(parts, control)
+    }
+}
+
+impl<S> fmt::Debug for Server<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("listeners", &self.listeners)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts the main thread, and waits until it serves.
+fn launch<S: Service + 'static>(parts: Parts<S>, control: Arc<Control>) -> io::Result<Handle> {
+    let (ready, started) = crossbeam_channel::bounded(1);
+    let shared = Arc::clone(&control);
+    let thread = thread::Builder::new()
+        .name(parts.thread_name("main"))
+        .spawn(move || parts.serve(&shared, &ready))?;
+    started.recv().unwrap_or_else(|_| Err(no_start()))?;
+    Ok(Handle::new(control, Some(thread)))
+}
+
+fn no_start() -> io::Error {
+    io::Error::other("the server's main thread ended before it served")
+}
+
+/// Stops a scoped server when its body is over, and also when that panics.
+struct StopOnDrop<'a>(&'a Handle, Duration);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop(self.1);
+    }
+}
+
+fn stats<T>(lot: &Lot<T>) -> Stats {
+    let now = clock::millis();
+    let workers = lot.counters.of_workers().map(|worker| {
+        let serving = worker.serving().and_then(|(token, since)| {
+            let peer = lot.about(token, |info| info.peer.clone())?;
+            let since = Duration::from_millis(now.saturating_sub(since));
+            Some(WorkerState::Serving { peer, since })
+        });
+        serving.unwrap_or(WorkerState::Idle)
+    });
+    let workers: Vec<_> = workers.collect();
+    let idle = workers
+        .iter()
+        .filter(|worker| **worker == WorkerState::Idle);
+    let active = (workers.len() - idle.count()) as u64;
+    let live = lot.drain.live() as u64;
+    let queued = lot.queued() as u64;
+    Stats {
+        live,
+        active,
+        queued,
+        parked: live.saturating_sub(active + queued),
+        workers,
+        ..lot.counters.snapshot()
+    }
+}

@@ -1,0 +1,78 @@
+//! What a stop came to.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::addr::Addr;
+
+/// What became of the connections that were there when a stop began, from [`Handle::join`](crate::Handle::join).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Connections that came to their end in time: those with work in progress, and those that waited idly.
+    pub finished: usize,
+    /// Connections that a handler still had in hand at the deadline; their sockets were shut down.
+    pub forced: Vec<Forced>,
+    /// Connections that no handler had in hand at the deadline, but that were in the middle of something: they
+    /// waited for a worker, for the rest of a message, or for their client to read.
+    pub dropped: usize,
+    /// How long it took, from the request to stop to the end of the last thread (or to the time when those that
+    /// would not end were given up).
+    pub took: Duration,
+}
+
+impl Report {
+    /// Nothing was cut off.
+    pub fn is_clean(&self) -> bool {
+        self.forced.is_empty() && self.dropped == 0
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (finished, dropped) = (self.finished, self.dropped);
+        let seconds = self.took.as_secs_f32();
+        let forced = self.forced.len();
+        write!(
+            f,
+            "stopped in {seconds:.2} s: {finished} finished, {forced} forced, {dropped} dropped"
+        )?;
+        self.forced
+            .iter()
+            .try_for_each(|forced| write!(f, "; {forced}"))
+    }
+}
+
+/// A connection that a handler had in hand when the time was over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Forced {
+    /// The index of the worker.
+    pub worker: usize,
+    /// The client.
+    pub peer: Addr,
+    /// The name of the listener.
+    pub listener: String,
+    /// How long the call of the service had lasted.
+    pub since: Duration,
+    /// Whether the call ended once the socket was shut down. If not, its thread is still there: threads are never
+    /// killed.
+    pub ended: bool,
+}
+
+impl fmt::Display for Forced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "worker {} had served {} on {} for {:.1} s",
+            self.worker,
+            self.peer,
+            self.listener,
+            self.since.as_secs_f32()
+        )?;
+        if !self.ended {
+            f.write_str(" and is still at it")?;
+        }
+        Ok(())
+    }
+}

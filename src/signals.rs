@@ -1,0 +1,91 @@
+//! Signals and Ctrl-C, as commands to the servers that asked for them.
+
+use crossbeam_channel::Sender;
+
+use crate::clock::Deadline;
+
+/// What a server can be told, by whomever: a handle, a signal, or its own threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Finish what is in progress within the server's drain time-out, then end.
+    Drain,
+    /// Finish by then, and end.
+    StopBy(Deadline),
+    /// End now.
+    StopNow,
+    /// Call the application's hook.
+    Hook,
+    /// Accept nothing until told otherwise.
+    Pause,
+    Resume,
+    /// Something has changed that may be the end of the drain.
+    Look,
+}
+
+#[cfg(feature = "signals")]
+pub(crate) use watch::subscribe;
+
+#[cfg(feature = "signals")]
+mod watch {
+    use std::io;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    use parking_lot::Mutex;
+
+    use super::{Command, Sender};
+    use crate::sys::{self, Signal};
+
+    /// The servers that react to signals now. While there are none, signals do what they do by default.
+    static SERVERS: Mutex<Vec<(u64, Sender<Command>)>> = Mutex::new(Vec::new());
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+    /// Sends the process's signals to a server until the subscription is dropped.
+    pub(crate) fn subscribe(server: Sender<Command>) -> io::Result<Subscription> {
+        static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
+        // A handler, once there, stays: neither ctrlc nor the kernel has a way back that loses no signal.
+        let watch = WATCH.get_or_init(|| {
+            sys::watch_signals(deliver).map_err(|error| (error.kind(), error.to_string()))
+        });
+        if let Err((kind, text)) = watch {
+            return Err(io::Error::new(
+                *kind,
+                format!("cannot watch signals: {text}"),
+            ));
+        }
+        let mut servers = SERVERS.lock();
+        if servers.is_empty() {
+            INTERRUPTED.store(false, SeqCst);
+        }
+        let id = servers.last().map_or(0, |(id, _)| id + 1);
+        servers.push((id, server));
+        Ok(Subscription(id))
+    }
+
+    pub(crate) struct Subscription(u64);
+
+    impl Drop for Subscription {
+        fn drop(&mut self) {
+            SERVERS.lock().retain(|(id, _)| *id != self.0);
+        }
+    }
+
+    /// False if nobody is there to take it.
+    fn deliver(signal: Signal) -> bool {
+        let command = match signal {
+            Signal::Terminate => Command::Drain,
+            // Whoever presses Ctrl-C twice does not want to wait.
+            Signal::Interrupt if INTERRUPTED.swap(true, SeqCst) => Command::StopNow,
+            Signal::Interrupt => Command::Drain,
+            Signal::Quit => Command::StopNow,
+            Signal::User => Command::Hook,
+        };
+        log::info!("{signal:?}: {command:?}");
+        let servers = SERVERS.lock().clone();
+        for (_, server) in &servers {
+            // A server that has ended meanwhile does not listen any more, which is what was asked of it.
+            let _ = server.send(command);
+        }
+        !servers.is_empty()
+    }
+}

@@ -1,0 +1,207 @@
+//! Counters and gauges, and the plain snapshot that a user gets of them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::addr::Addr;
+
+/// A snapshot of a server's counters and gauges, from [`Handle::stats`](crate::Handle::stats).
+///
+/// Counters only grow; gauges are of one moment. They are read one after another while the server runs, so that
+/// sums may be off by what happened in between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections accepted so far.
+    pub accepted: u64,
+    /// Connections that live now (gauge): `active + queued + parked`.
+    pub live: u64,
+    /// Connections that a worker has in hand now (gauge).
+    pub active: u64,
+    /// Connections that wait for a worker now (gauge).
+    pub queued: u64,
+    /// Connections that wait for their client now, and cost no thread (gauge).
+    pub parked: u64,
+    /// Calls of the service so far.
+    pub served: u64,
+    /// Connections refused so far, by reason.
+    pub refused: Refused,
+    /// Connections closed because a time ran out, by which.
+    pub expired: Expired,
+    /// Parked connections closed to make room.
+    pub shed: u64,
+    /// Calls of the service that panicked.
+    pub panics: u64,
+    /// Errors of `accept`, those of connections that had gone already not counted.
+    pub accept_errors: u64,
+    /// Bytes received from clients.
+    pub bytes_in: u64,
+    /// Bytes handed to the kernel for clients.
+    pub bytes_out: u64,
+    /// What each worker does now.
+    pub workers: Vec<WorkerState>,
+}
+
+/// Why connections were refused, in [`Stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refused {
+    /// [`max_connections`](crate::Builder::max_connections) was reached.
+    pub max_connections: u64,
+    /// [`max_per_client`](crate::Builder::max_per_client) was reached.
+    pub max_per_client: u64,
+    /// The queue was full.
+    pub queue_full: u64,
+    /// A connection waited longer than [`queue_timeout`](crate::Builder::queue_timeout) for a worker.
+    pub queue_timeout: u64,
+}
+
+/// Which time-outs closed connections, in [`Stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Expired {
+    /// No first byte within [`first_byte_timeout`](crate::Builder::first_byte_timeout).
+    pub first_byte: u64,
+    /// No further message within [`idle_timeout`](crate::Builder::idle_timeout).
+    pub idle: u64,
+    /// A message begun but not ended within [`read_timeout`](crate::Builder::read_timeout).
+    pub read: u64,
+    /// An answer not read within [`write_timeout`](crate::Builder::write_timeout).
+    pub write: u64,
+}
+
+/// What a worker does, in [`Stats`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// It waits for a connection.
+    Idle,
+    /// It serves this peer, for so long.
+    Serving {
+        /// Whom it serves.
+        peer: Addr,
+        /// For how long the present call has lasted, to some milliseconds.
+        since: Duration,
+    },
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle => f.write_str("idle"),
+            Self::Serving { peer, since } => {
+                write!(f, "serving {peer} since {:.1} s", since.as_secs_f64())
+            }
+        }
+    }
+}
+
+/// The live counters. What every request touches is per worker, on cache lines of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) accepted: AtomicU64,
+    pub(crate) accept_errors: AtomicU64,
+    pub(crate) shed: AtomicU64,
+    pub(crate) panics: AtomicU64,
+    pub(crate) refused_max_connections: AtomicU64,
+    pub(crate) refused_max_per_client: AtomicU64,
+    pub(crate) refused_queue_full: AtomicU64,
+    pub(crate) refused_queue_timeout: AtomicU64,
+    pub(crate) expired_first_byte: AtomicU64,
+    pub(crate) expired_idle: AtomicU64,
+    pub(crate) expired_read: AtomicU64,
+    pub(crate) expired_write: AtomicU64,
+    pub(crate) workers: Box<[WorkerCounters]>,
+}
+
+/// One worker's counters; the keeper has a set of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct WorkerCounters {
+    served: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    /// The token of the connection in hand plus one; 0 when idle.
+    serving: AtomicU64,
+    /// When that began, in the clock's milliseconds.
+    since: AtomicU64,
+}
+
+impl WorkerCounters {
+    pub(crate) fn begin(&self, token: u64, now: u64) {
+        self.since.store(now, Relaxed);
+        self.serving.store(token + 1, Relaxed);
+        self.served.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.serving.store(0, Relaxed);
+    }
+
+    pub(crate) fn moved(&self, bytes_in: u64, bytes_out: u64) {
+        for (counter, more) in [(&self.bytes_in, bytes_in), (&self.bytes_out, bytes_out)] {
+            if more > 0 {
+                counter.fetch_add(more, Relaxed);
+            }
+        }
+    }
+
+    /// The token of the connection in hand, and since when.
+    pub(crate) fn serving(&self) -> Option<(u64, u64)> {
+        let token = self.serving.load(Relaxed).checked_sub(1)?;
+        Some((token, self.since.load(Relaxed)))
+    }
+}
+
+impl Counters {
+    /// Counters for so many workers, and for the keeper after them.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            workers: (0..=workers).map(|_| WorkerCounters::default()).collect(),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn of_workers(&self) -> impl Iterator<Item = &WorkerCounters> {
+        self.workers.iter().take(self.workers.len() - 1)
+    }
+
+    pub(crate) fn keeper(&self) -> &WorkerCounters {
+        &self.workers[self.workers.len() - 1]
+    }
+
+    /// The counters' part of a snapshot; the gauges and the workers' peers are known elsewhere.
+    pub(crate) fn snapshot(&self) -> Stats {
+        let sum = |counter: fn(&WorkerCounters) -> &AtomicU64| {
+            self.workers.iter().map(|w| counter(w).load(Relaxed)).sum()
+        };
+        Stats {
+            accepted: self.accepted.load(Relaxed),
+            accept_errors: self.accept_errors.load(Relaxed),
+            shed: self.shed.load(Relaxed),
+            panics: self.panics.load(Relaxed),
+            served: sum(|w| &w.served),
+            bytes_in: sum(|w| &w.bytes_in),
+            bytes_out: sum(|w| &w.bytes_out),
+            refused: Refused {
+                max_connections: self.refused_max_connections.load(Relaxed),
+                max_per_client: self.refused_max_per_client.load(Relaxed),
+                queue_full: self.refused_queue_full.load(Relaxed),
+                queue_timeout: self.refused_queue_timeout.load(Relaxed),
+            },
+            expired: Expired {
+                first_byte: self.expired_first_byte.load(Relaxed),
+                idle: self.expired_idle.load(Relaxed),
+                read: self.expired_read.load(Relaxed),
+                write: self.expired_write.load(Relaxed),
+            },
+            ..Stats::default()
+        }
+    }
+}
+
+/// Counts one more.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}

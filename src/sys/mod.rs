@@ -1,0 +1,121 @@
+//! Everything that differs by platform or needs `unsafe`, behind one contract.
+//!
+//! Each platform's modules provide the same names with the same signatures:
+//!
+//! | name | contract |
+//! |---|---|
+//! | [`Poller`] | readiness of many sockets, by token (below) |
+//! | [`Events`] | the reusable buffer that a wait fills |
+//! | [`wait_ready`] | wait until one socket is readable or writable, or a time-out has passed |
+//! | [`WAIT_SLICE`] | how long such a wait may last at most before its caller must look around |
+//! | [`coarse_millis`] | a monotonic clock in milliseconds that costs next to nothing |
+//! | [`accept`] | one connection: non-blocking, not inherited by child processes; with the peer's address unless it is a Unix socket's |
+//! | [`ACCEPT_INHERITS`], [`is_listening_stream`], [`is_of_one_connection`] | what is known of a listener and of its errors |
+//! | [`recv`], [`send`], [`send_vectored`] | one system call (more only when interrupted), never a signal |
+//! | [`unix_socket`] and the `unix_path` functions | Unix stream sockets, or a clear error where there are none |
+//! | [`into_stream`] | the std socket inside |
+//! | [`watch_signals`] | the process's stop and hook signals |
+//!
+//! # The poller
+//!
+//! `add` watches a socket for reading, and reports at once what is already there. On platforms where
+//! [`Poller::SHARED`] holds, any number of threads may wait at the same time, an event wakes one of them, and
+//! a socket stays watched, edge-triggered, until `remove`. Elsewhere only one thread may wait, and an event
+//! disarms its socket until `rearm`. So the caller calls `rearm` before it waits again wherever `SHARED` does
+//! not hold, and everywhere when the interest changes; a `rearm` reports what is already there. `wake` ends one
+//! wait, now or the next one; wake-ups before a wait may merge into one. Closing a socket without `remove` is
+//! an error of the caller: another process may hold the same open file description.
+
+use std::time::Duration;
+
+#[cfg(all(
+    any(target_os = "linux", target_os = "android"),
+    not(handover_one_waiter)
+))]
+mod epoll;
+#[cfg(all(
+    any(target_os = "linux", target_os = "android"),
+    not(handover_one_waiter)
+))]
+pub(crate) use epoll::{Events, Poller};
+
+#[cfg(any(
+    not(any(target_os = "linux", target_os = "android")),
+    handover_one_waiter
+))]
+mod one_waiter;
+#[cfg(any(
+    not(any(target_os = "linux", target_os = "android")),
+    handover_one_waiter
+))]
+pub(crate) use one_waiter::{Events, Poller};
+
+#[cfg(unix)]
+mod unix;
+#[cfg(unix)]
+pub use unix::Stream;
+#[cfg(unix)]
+pub(crate) use unix::*;
+
+#[cfg(windows)]
+mod windows;
+#[cfg(windows)]
+pub use windows::Stream;
+#[cfg(windows)]
+pub(crate) use windows::*;
+
+/// What a wait is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    Read,
+    Write,
+    Both,
+}
+
+/// One report of a [`Poller`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) token: u64,
+    /// The peer will send no more: a read that came up short may have the end of the stream behind it.
+    pub(crate) hangup: bool,
+}
+
+/// What [`wait_ready`] found. Errors and hang-ups count as both, so that the next call reports them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ready {
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+}
+
+/// What the process was sent.
+#[cfg_attr(not(feature = "signals"), allow(dead_code))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Ctrl-C: SIGINT, or the console's event.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+    /// SIGQUIT.
+    Quit,
+    /// SIGUSR1: the application's own affair, such as reopening a log file.
+    User,
+}
+
+/// What stands at the path of a Unix socket that is to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(unix), allow(dead_code))]
+pub(crate) enum PathState {
+    Free,
+    /// A socket that nobody listens on any more.
+    Stale,
+    /// A socket with a live server behind it.
+    Live,
+    /// Something that is no socket; it is somebody's, and not ours to remove.
+    Foreign,
+}
+
+/// A duration as the milliseconds that `poll`-like calls take: rounded up, so that a wait never ends early.
+#[cfg_attr(not(unix), allow(dead_code))]
+fn millis_up(duration: Duration) -> i32 {
+    i32::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,82 @@
+//! The poller of platforms without epoll: one waiting thread, and sockets that an event disarms.
+
+use std::io;
+use std::time::Duration;
+
+use polling::Event as Raw;
+use socket2::Socket;
+
+use super::{Event, Interest};
+
+/// See the contract in the parent module.
+#[derive(Debug)]
+pub(crate) struct Poller(polling::Poller);
+
+impl Poller {
+    pub(crate) const SHARED: bool = false;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(polling::Poller::new()?))
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn add(&self, socket: &Socket, token: u64) -> io::Result<()> {
+        // SAFETY: the contract obliges the caller to call `remove` before the socket is closed.
+        unsafe { self.0.add(socket, raw(token, Interest::Read)?) }
+    }
+
+    pub(crate) fn rearm(&self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
+        self.0.modify(socket, raw(token, interest)?)
+    }
+
+    pub(crate) fn remove(&self, socket: &Socket) -> io::Result<()> {
+        self.0.delete(socket)
+    }
+
+    /// Waits for events, all that come in one go: `most` bounds a batch only where threads share the wait.
+    pub(crate) fn wait(
+        &self,
+        events: &mut Events,
+        _most: usize,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        events.0.clear();
+        match self.0.wait(&mut events.0, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Err(error) = self.0.notify() {
+            log::error!("cannot wake the poller: {error}");
+        }
+    }
+}
+
+fn raw(token: u64, interest: Interest) -> io::Result<Raw> {
+    let key = usize::try_from(token).map_err(io::Error::other)?;
+    Ok(match interest {
+        Interest::Read => Raw::readable(key),
+        Interest::Write => Raw::writable(key),
+        Interest::Both => Raw::all(key),
+    })
+}
+
+/// The buffer of the waiting thread.
+pub(crate) struct Events(polling::Events);
+
+impl Events {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        let capacity = std::num::NonZeroUsize::new(capacity).unwrap_or(std::num::NonZeroUsize::MIN);
+        Self(polling::Events::with_capacity(capacity))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
+        // The library does not report hang-ups in the same way everywhere; "perhaps" costs one read more.
+        self.0.iter().map(|event| Event {
+            token: event.key as u64,
+            hangup: true,
+        })
+    }
+}

@@ -1,0 +1,266 @@
+//! A worker's turn with a connection: read what is there, call the service, and do what it says comes next.
+
+use std::cell::Cell;
+use std::io;
+
+use crossbeam_channel::Receiver;
+
+use crate::clock;
+use crate::connection::{Filled, READ_SIZE};
+use crate::parking::{BATCH, Held, Lot, Tended, Token, Turn, Waits, Wants};
+use crate::pool::Job;
+use crate::service::{Next, Service};
+use crate::stats::{WorkerCounters, count};
+use crate::sys::Events;
+
+/// How many calls a connection gets in one turn, while nobody else waits in the queue.
+const TURN: usize = 64;
+
+/// After so many connections from the queue a worker looks into the poller, even if the queue is never empty.
+const LOOK_EVERY: usize = 64;
+
+/// A hook of the user's that is given a worker's index.
+pub(crate) type Hook = Box<dyn Fn(usize) + Send + Sync>;
+
+/// What all workers of a server share.
+pub(crate) struct Workers<'a, S: Service> {
+    pub(crate) service: &'a S,
+    pub(crate) lot: &'a Lot<S::Session>,
+    pub(crate) on_start: Option<&'a Hook>,
+    pub(crate) on_exit: Option<&'a Hook>,
+    /// What tells this server's workers from those of others in the process.
+    pub(crate) server: usize,
+}
+
+/// What one worker has of its own.
+pub(crate) struct State<W> {
+    own: W,
+    index: usize,
+    events: Events,
+    /// Room to read into, lent to the connection in hand.
+    spare: Vec<u8>,
+    taken: usize,
+}
+
+thread_local! {
+    /// Whose worker this thread is; 0 for nobody's.
+    static SERVER: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Is this thread a worker of that server?
+pub(crate) fn is_worker_of(server: usize) -> bool {
+    SERVER.get() == server
+}
+
+impl<S: Service> Job for Workers<'_, S> {
+    type Item = Token;
+    type State = State<S::Worker>;
+
+    fn started(&self, worker: usize) {
+        SERVER.set(self.server);
+        if let Some(hook) = self.on_start {
+            hook(worker);
+        }
+    }
+
+    fn prepare(&self, worker: usize) -> io::Result<Self::State> {
+        Ok(State {
+            own: self.service.worker(worker)?,
+            index: worker,
+            events: Events::with_capacity(BATCH),
+            spare: vec![0; READ_SIZE],
+            taken: 0,
+        })
+    }
+
+    fn wait(&self, state: &mut Self::State, queue: &Receiver<Token>) -> Option<Token> {
+        state.taken = 0;
+        self.lot.wait(&mut state.events, queue)
+    }
+
+    fn run(&self, state: &mut Self::State, token: Token) {
+        self.lot.pass_on();
+        self.lot.made_room();
+        if let Some(mut turn) = self.lot.start(token) {
+            turn.counters = &self.lot.counters.workers[state.index];
+            if self.lot.is_late(&turn) {
+                turn.refuse_late();
+            } else {
+                self.turn(state, turn);
+            }
+        }
+        state.taken += 1;
+        if state.taken % LOOK_EVERY == 0 {
+            self.lot.look(&mut state.events);
+        }
+    }
+
+    fn lost(&self, token: Token) {
+        drop(self.lot.start(token));
+    }
+
+    fn failed(&self, worker: usize, why: &str) {
+        let counters = &self.lot.counters;
+        count(&counters.panics);
+        let whom = counters.workers[worker].serving().and_then(|(token, _)| {
+            self.lot.about(token, |info| {
+                format!(" serving {} on {}", info.peer, info.about.name)
+            })
+        });
+        counters.workers[worker].end();
+        log::error!(
+            "worker {worker} panicked{}: {why}",
+            whom.unwrap_or_default()
+        );
+    }
+
+    fn ended(&self, worker: usize) {
+        self.lot.worker_ended();
+        if let Some(hook) = self.on_exit {
+            hook(worker);
+        }
+    }
+}
+
+/// What a step of a turn came to.
+enum Step {
+    /// Another step, if the connection has not had its share.
+    Again,
+    Park(Waits),
+    /// The service is done with it; what is buffered is written before it is closed.
+    Close,
+    /// It is done for: close it at once.
+    Drop,
+}
+
+impl<S: Service> Workers<'_, S> {
+    /// Serves a connection until it waits for its client, is closed, or has had its share.
+    fn turn(&self, state: &mut State<S::Worker>, mut turn: Turn<'_, S::Session>) {
+        let mut left = TURN;
+        loop {
+            let token = turn.token;
+            let Some(held) = turn.held() else { return };
+            let step = match held.tend() {
+                Tended::Ready => {
+                    held.conn.lend(&mut state.spare);
+                    let step = self.step(held, state, token);
+                    if let Some(held) = turn.held() {
+                        held.conn.settle(&mut state.spare);
+                    }
+                    step
+                }
+                Tended::Wait(waits) => Step::Park(waits),
+                Tended::Done => Step::Drop,
+            };
+            match step {
+                Step::Again => {
+                    left -= 1;
+                    if left == 0 || self.lot.queued() > 0 {
+                        self.lot.look(&mut state.events);
+                        return turn.requeue();
+                    }
+                }
+                Step::Park(waits) => match turn.park(waits) {
+                    Some(kept) => turn = kept,
+                    None => return,
+                },
+                Step::Close => {
+                    if let Some(held) = turn.held() {
+                        held.close();
+                    }
+                }
+                Step::Drop => return,
+            }
+        }
+    }
+
+    /// Reads, if the service wants something to be there, and calls it.
+    fn step(
+        &self,
+        held: &mut Held<S::Session>,
+        state: &mut State<S::Worker>,
+        token: Token,
+    ) -> Step {
+        let wanted = match held.wants {
+            Wants::Nothing => false,
+            Wants::FirstByte | Wants::Message => held.conn.buffer().is_empty(),
+            Wants::More => true,
+        };
+        if wanted && !held.conn.at_eof() {
+            match held.conn.try_fill() {
+                Ok(Filled::Bytes | Filled::Eof) => {}
+                Ok(Filled::Nothing) if self.is_over(held) => return Step::Close,
+                Ok(Filled::Nothing) => return Step::Park(Waits::Input),
+                Err(error) => {
+                    log::debug!("{}: cannot read: {error}", held.conn.peer());
+                    return Step::Drop;
+                }
+            }
+        }
+        if wanted && held.wants != Wants::More && held.conn.buffer().is_empty() {
+            // The end of the stream, where a message might have begun.
+            return Step::Close;
+        }
+        match self.call(held, state, token) {
+            Ok(next) => self.after(held, next),
+            Err(error) => {
+                log::debug!("{} on {}: {error}", held.conn.peer(), held.conn.listener());
+                Step::Drop
+            }
+        }
+    }
+
+    fn call(
+        &self,
+        held: &mut Held<S::Session>,
+        state: &mut State<S::Worker>,
+        token: Token,
+    ) -> io::Result<Next> {
+        let session = match &mut held.session {
+            Some(session) => session,
+            none => none.insert(self.service.session(&held.conn)?),
+        };
+        let counters: &WorkerCounters = &self.lot.counters.workers[state.index];
+        counters.begin(token.to_u64(), clock::millis());
+        let next = self.service.serve(&mut held.conn, session, &mut state.own);
+        counters.end();
+        next
+    }
+
+    fn after(&self, held: &mut Held<S::Session>, next: Next) -> Step {
+        if held.conn.is_detached() {
+            return Step::Drop;
+        }
+        let conn = &mut held.conn;
+        held.wants = match next {
+            Next::Park => {
+                conn.end_message();
+                Wants::Message
+            }
+            Next::More if conn.at_eof() => return Step::Close,
+            Next::More => Wants::More,
+            Next::Again => Wants::Nothing,
+            Next::Close | Next::Detach => return Step::Close,
+        };
+        if conn.has_output() {
+            // The socket has just refused to take more.
+            return Step::Park(Waits::Output);
+        }
+        let more_at_hand = match held.wants {
+            Wants::Nothing => true,
+            Wants::More => !conn.is_drained(),
+            Wants::FirstByte | Wants::Message => !conn.buffer().is_empty() || !conn.is_drained(),
+        };
+        if more_at_hand || self.is_over(held) {
+            // A drain ends the connection only after one more look for a message that has come already.
+            Step::Again
+        } else {
+            Step::Park(Waits::Input)
+        }
+    }
+
+    /// No further message is wanted from this connection.
+    fn is_over(&self, held: &Held<S::Session>) -> bool {
+        held.wants != Wants::More && self.lot.drain.is_draining()
+    }
+}

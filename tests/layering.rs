@@ -1,0 +1,396 @@
+//! The layers of `src`, and the check that it keeps to them: imports point down, `unsafe` and
+//! platform code stay in `sys`.
+//!
+//! Files are read as tokens: comments and strings do not count, macros and `#[cfg(test)]` code do.
+
+use std::fs;
+use std::path::Path;
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// The modules of `src`, bottom-up: each may import only from the rows above its own. A change of
+/// shape changes this table in the same commit.
+const LAYERS: [&[&str]; 7] = [
+    &["pool", "sys"],
+    &["addr", "clock"],
+    &["drain", "listener", "signals", "stats"],
+    &["connection"],
+    &["notify", "parking", "restart", "service"],
+    &["acceptor", "http", "supervisor", "worker"],
+    &["server"],
+];
+
+/// The words by which a `cfg` asks for the platform.
+const PLATFORM: [&str; 4] = ["target_family", "target_os", "unix", "windows"];
+
+#[test]
+fn src_keeps_to_the_layers() {
+    let mut files = Vec::new();
+    list(Path::new(env!("CARGO_MANIFEST_DIR")), "src", &mut files);
+    assert!(!files.is_empty(), "there is no .rs file in src");
+    files.sort();
+    let mut report = String::new();
+    for (path, source) in &files {
+        for (line, what) in check(path, source) {
+            report += &format!("\n{path}:{line}: {what}");
+        }
+    }
+    assert!(report.is_empty(), "src breaks the layers:{report}");
+}
+
+/// Adds the path and the text of every .rs file under `dir` to `files`.
+fn list(root: &Path, dir: &str, files: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(root.join(dir)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{dir}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            list(root, &path, files);
+        } else if path.ends_with(".rs") {
+            files.push((path, fs::read_to_string(entry.path()).unwrap()));
+        }
+    }
+}
+
+/// The faults of one file: the line, and what is wrong there and what to do.
+fn check(path: &str, source: &str) -> Vec<(usize, String)> {
+    let parts = path
+        .strip_prefix("src/")
+        .and_then(|path| path.strip_suffix(".rs"));
+    let parts = parts.unwrap_or(path).split('/');
+    let module: Vec<&str> = parts
+        .filter(|part| !["lib", "mod"].contains(part))
+        .collect();
+    let top = module.first().copied();
+    let mut file = File {
+        top,
+        faults: Vec::new(),
+    };
+    if !source.starts_with("//!") {
+        file.fault(
+            1,
+            "the first line is not a `//!` one: say there what the file's one job is",
+        );
+    }
+    if let Some(top) = top.filter(|top| layer(top).is_none()) {
+        let what = format!("`{top}` has no layer: give it its place in tests/layering.rs");
+        file.fault(1, what);
+    }
+    match source.parse::<TokenStream>() {
+        Ok(tokens) => file.walk(tokens, module.len()),
+        Err(e) => file.fault(e.span().start().line, "this is not Rust: mend it"),
+    }
+    file.faults
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|row| row.contains(&module))
+}
+
+struct File<'a> {
+    /// The module of the table that the file is in; `lib.rs`, which may import all, is in none.
+    top: Option<&'a str>,
+    faults: Vec<(usize, String)>,
+}
+
+impl File<'_> {
+    fn fault(&mut self, line: usize, what: impl Into<String>) {
+        self.faults.push((line, what.into()));
+    }
+
+    /// Checks code that stands `depth` modules below the crate's root.
+    fn walk(&mut self, tokens: TokenStream, depth: usize) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        let in_sys = self.top == Some("sys");
+        let mut body_of_mod = false;
+        for (at, token) in tokens.iter().enumerate() {
+            let (line, rest) = (line_of(token), &tokens[at + 1..]);
+            let word = match token {
+                TokenTree::Group(group) => {
+                    let below = body_of_mod && group.delimiter() == Delimiter::Brace;
+                    self.walk(group.stream(), depth + usize::from(below));
+                    body_of_mod = false;
+                    continue;
+                }
+                TokenTree::Ident(word) => word.to_string(),
+                _ => continue,
+            };
+            match word.as_str() {
+                "mod" => body_of_mod = matches!(rest, [_, TokenTree::Group(_), ..]),
+                "crate" => self.check_root(line, rest),
+                "super" => {
+                    if heads_behind(rest).iter().any(|(head, _)| head == "super") {
+                        self.fault(line, "`super::super`: write the path from `crate`");
+                    }
+                    if depth == 1 {
+                        self.check_root(line, rest);
+                    }
+                }
+                "unsafe" if !in_sys => {
+                    self.fault(
+                        line,
+                        "`unsafe` outside `sys`: put a safe function there, call that",
+                    );
+                }
+                "cfg" | "cfg_attr" if !in_sys && asks_for_platform(rest) => {
+                    self.fault(
+                        line,
+                        "platform code outside `sys`: put one function for all there",
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Checks the path that begins with a word for the crate's root, given what follows that word.
+    fn check_root(&mut self, line: usize, rest: &[TokenTree]) {
+        let Some(top) = self.top else { return };
+        if rest.first().is_some_and(|token| is_word(token, "as")) {
+            self.fault(
+                line,
+                "another name for the root hides what is imported: name the module",
+            );
+        }
+        for (head, line) in heads_behind(rest) {
+            match (layer(top), layer(&head)) {
+                _ if head == top || head == "super" => {}
+                (Some(own), Some(other)) if other >= own => {
+                    let what = format!(
+                        "`{top}` (layer {own}) imports `{head}` (layer {other}): move what both \
+                         need further down, or let `{top}` be given a closure or a `Sender`"
+                    );
+                    self.fault(line, what);
+                }
+                (_, None) => {
+                    let what = format!("`{head}` is not in the table: import from a module in it");
+                    self.fault(line, what);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// If a path or use tree goes on here: the next word of each of its branches, and its line.
+fn heads_behind(rest: &[TokenTree]) -> Vec<(String, usize)> {
+    match rest {
+        [colon, second, tree, ..] if is_punct(colon, ':') && is_punct(second, ':') => heads(tree),
+        _ => Vec::new(),
+    }
+}
+
+fn heads(tree: &TokenTree) -> Vec<(String, usize)> {
+    let TokenTree::Group(group) = tree else {
+        return vec![(tree.to_string(), line_of(tree))];
+    };
+    let tokens: Vec<TokenTree> = group.stream().into_iter().collect();
+    let branches = tokens.split(|token| is_punct(token, ','));
+    branches
+        .filter_map(|branch| branch.first())
+        .flat_map(heads)
+        .collect()
+}
+
+/// Whether what follows `cfg`, `cfg!` or `cfg_attr` begins with a condition on the platform.
+fn asks_for_platform(rest: &[TokenTree]) -> bool {
+    fn any(tokens: TokenStream) -> bool {
+        tokens.into_iter().any(|token| match token {
+            TokenTree::Group(group) => any(group.stream()),
+            token => PLATFORM.iter().any(|word| is_word(&token, word)),
+        })
+    }
+    match rest {
+        [TokenTree::Group(group), ..] => any(group.stream()),
+        [bang, TokenTree::Group(group), ..] if is_punct(bang, '!') => any(group.stream()),
+        _ => false,
+    }
+}
+
+fn is_word(token: &TokenTree, word: &str) -> bool {
+    matches!(token, TokenTree::Ident(ident) if ident == word)
+}
+
+fn is_punct(token: &TokenTree, char: char) -> bool {
+    matches!(token, TokenTree::Punct(punct) if punct.as_char() == char)
+}
+
+fn line_of(token: &TokenTree) -> usize {
+    token.span().start().line
+}
+
+/// Checks a file of a `//!` line and `code`: the faulty lines must be the ones that end in `//~`.
+#[track_caller]
+fn probe(path: &str, code: &str) {
+    let source = format!("//! A file.{code}");
+    let mut faults = check(path, &source);
+    faults.dedup_by_key(|(line, _)| *line);
+    let lines: Vec<usize> = faults.iter().map(|(line, _)| *line).collect();
+    let numbered = source.lines().zip(1..);
+    let marked = numbered
+        .filter(|(text, _)| text.ends_with("//~"))
+        .map(|(_, line)| line);
+    assert_eq!(lines, marked.collect::<Vec<usize>>(), "{path}: {faults:?}");
+}
+
+#[test]
+fn imports_point_to_strictly_lower_layers() {
+    let code = "
+        use crate::clock;
+        use crate::connection::Connection;
+        use crate::parking::Lot;
+        use crate::service::Next; //~
+        use crate::server::Server; //~
+    ";
+    probe("src/parking.rs", code);
+    probe("src/parking/lot.rs", code);
+    probe("src/lib.rs", &code.replace("//~", ""));
+}
+
+#[test]
+fn a_fault_says_what_to_do() {
+    let faults = check("src/pool.rs", "//! Threads.\n\nuse crate::worker::Turn;\n");
+    let what = format!(
+        "`pool` (layer {}) imports `worker` (layer {}): move what both need further down, or let \
+         `pool` be given a closure or a `Sender`",
+        layer("pool").unwrap(),
+        layer("worker").unwrap()
+    );
+    assert_eq!(faults, [(3, what)]);
+}
+
+#[test]
+fn use_trees_are_followed() {
+    let code = "
+        use crate::{
+            clock::{self, Deadline},
+            server::{Builder, clock}, //~
+            {sys, http}, //~
+        };
+        use {std::fmt, crate::server}; //~
+        use crate
+            ::
+            server; //~
+    ";
+    probe("src/drain.rs", code);
+}
+
+#[test]
+fn inline_paths_and_tests_and_macros_count() {
+    let code = r#"
+        fn f() -> crate::server::Server { //~
+            crate::http::g() //~
+        }
+        macro_rules! m { () => { $crate::server::f() } } //~
+        fn g() { println!("{}", crate::http::N); } //~
+        #[cfg(test)]
+        mod tests {
+            use crate::server::Server; //~
+        }
+    "#;
+    probe("src/pool.rs", code);
+}
+
+#[test]
+fn comments_and_strings_do_not_count() {
+    let code = r###"
+        // use crate::server;
+        /* unsafe /* crate::server */ crate::server */
+        /// See [`crate::server`].
+        const A: (&str, &[u8]) = ("crate::server \" unsafe", b"unsafe");
+        const B: &str = r#"" unsafe
+            #[cfg(unix)] crate::server"#;
+        fn f<'a>(_: &'a str) -> char { '"' }
+        use crate::server; //~
+    "###;
+    probe("src/pool.rs", code);
+}
+
+#[test]
+fn super_is_the_root_only_at_the_top_of_a_module() {
+    let code = "
+        mod sub;
+        mod tests { use super::*; }
+        pub(super) fn f() {}
+        pub(crate) fn g() {}
+        use super::{clock, server}; //~
+        use super::*; //~
+    ";
+    probe("src/restart.rs", code);
+    probe("src/restart/mod.rs", code);
+    probe("src/restart/spawn.rs", &code.replace("//~", ""));
+}
+
+#[test]
+fn super_super_is_refused() {
+    let code = "
+        use super::super::clock; //~
+        mod tests {
+            use super::{super::clock}; //~
+        }
+    ";
+    probe("src/restart/spawn.rs", code);
+}
+
+#[test]
+fn the_root_is_neither_renamed_nor_taken_whole() {
+    let code = "
+        use crate as root; //~
+        use crate::*; //~
+        use crate::{self as root, clock}; //~
+        use crate::Connection; //~
+    ";
+    probe("src/server.rs", code);
+}
+
+#[test]
+fn unsafe_is_in_sys_only() {
+    let code = "
+        #![deny(unsafe_code)]
+        unsafe impl Send for S {} //~
+        fn f() {
+            unsafe { g() } //~
+        }
+    ";
+    probe("src/pool.rs", code);
+    probe("src/lib.rs", code);
+    probe("src/sys/unix.rs", &code.replace("//~", ""));
+}
+
+#[test]
+fn platform_code_is_in_sys_only() {
+    let code = r#"
+        use std::os::unix;
+        #[cfg(feature = "unix")]
+        mod a;
+        #[cfg(unix)] //~
+        mod b;
+        #[cfg(all(test, not(target_os = "linux")))] //~
+        mod c;
+        #[cfg_attr(windows, path = "w.rs")] //~
+        mod d;
+        fn f() -> bool { cfg!(target_family = "unix") } //~
+    "#;
+    probe("src/signals.rs", code);
+    probe("src/lib.rs", code);
+    probe("src/sys/mod.rs", &code.replace("//~", ""));
+}
+
+#[test]
+fn a_module_has_its_layer_and_a_file_its_job() {
+    for (path, source, faults) in [
+        ("src/http/head.rs", "//! Heads.", 0),
+        ("src/helpers.rs", "//! This and that.", 1),
+        ("src/helpers/mod.rs", "//! This and that.", 1),
+        ("src/pool.rs", "use std::fmt;", 1),
+        ("src/pool.rs", "//! Threads.\nfn f( {", 1),
+    ] {
+        assert_eq!(check(path, source).len(), faults, "{path}");
+    }
+}
+
+#[test]
+fn the_table_names_a_module_once() {
+    let mut names = LAYERS.concat();
+    names.sort_unstable();
+    assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+}
