@@ -36,6 +36,16 @@ pub enum Overload {
     ShedIdle,
 }
 
+impl Overload {
+    /// What a client is told that is refused.
+    pub(crate) fn refusal(&self) -> &[u8] {
+        match self {
+            Self::Refuse(bytes) => bytes,
+            Self::Wait | Self::ShedIdle => &[],
+        }
+    }
+}
+
 /// What the limits are.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
@@ -147,8 +157,17 @@ struct Acceptor<'a, S> {
 /// A time without descriptors or memory.
 struct Famine {
     since: Instant,
+    /// When something was lacking for the last time.
+    last: Instant,
     pause: Duration,
 }
+
+/// How long the system is left alone after an error, at first; and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A famine is over when nothing was lacking for so long. One that comes back before is the same one.
+const RECOVERY: Duration = Duration::from_secs(1);
 
 /// What one attempt to accept came to.
 enum Outcome {
@@ -162,8 +181,14 @@ enum Outcome {
 impl<S> Acceptor<'_, S> {
     fn run(&mut self) {
         let mut events = Events::with_capacity(16);
+        let mut told = false;
         while !self.gate.is(CLOSED) {
             let closing = self.gate.is(CLOSING);
+            if closing && !told {
+                // What came last may not have been reported yet.
+                self.ready.fill(true);
+                told = true;
+            }
             if closing && !self.ready.contains(&true) {
                 break;
             }
@@ -225,7 +250,7 @@ impl<S> Acceptor<'_, S> {
     }
 
     /// May a connection be taken in now? One that is to be refused may.
-    fn has_room(&self) -> bool {
+    fn has_room(&mut self) -> bool {
         match self.admission.overload {
             Overload::Refuse(_) => true,
             Overload::Wait => !self.is_full() && self.lot.queue_has_room(),
@@ -237,8 +262,23 @@ impl<S> Acceptor<'_, S> {
         self.lot.drain.live() >= self.admission.max_connections
     }
 
-    fn may_shed(&self) -> bool {
-        !self.lot.longest_idle(1).is_empty()
+    /// Is there, as far as is known, an idle connection to close?
+    fn may_shed(&mut self) -> bool {
+        if self.to_shed.is_empty() {
+            self.to_shed = self.lot.longest_idle(SHED_AHEAD).into();
+        }
+        !self.to_shed.is_empty()
+    }
+
+    /// Closes the connection that has been idle for longest, if there is one.
+    fn shed(&mut self) -> bool {
+        while self.may_shed() {
+            let token = self.to_shed.pop_front();
+            if token.is_some_and(|token| self.lot.shed(token)) {
+                return true;
+            }
+        }
+        false
     }
 
     fn accept_one(&mut self, index: usize) -> Outcome {
@@ -248,8 +288,15 @@ impl<S> Acceptor<'_, S> {
             Err(error) => return self.accept_error(&error, index),
         };
         count(&self.lot.counters.accepted);
+        if let Some(famine) = &mut self.famine {
+            famine.pause = FIRST_PAUSE;
+        }
         let counters = &self.lot.counters;
-        let refused = if self.is_full() && !self.shed() {
+        let sheds = self.admission.overload == Overload::ShedIdle;
+        if sheds && self.is_full() && !self.shed() {
+            log::debug!("{peer}: one too many, but nobody is idle any more");
+        }
+        let refused = if !sheds && self.is_full() {
             Some((&counters.refused_max_connections, "the server is full"))
         } else if !self.lot.queue_has_room() {
             Some((&counters.refused_queue_full, "the queue is full"))
@@ -298,51 +345,43 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Makes room, and says how long to wait before the next attempt: 5 ms, and twice as long each time up to 1 s.
+    /// Makes room, and says how long to wait before the next attempt: 5 ms, and twice as long after each failure in
+    /// a row, up to 1 s.
     fn starve(&mut self) -> Duration {
-        // A connection that ends brings the next attempt forward.
-        self.lot.want_room();
-        let famine = self.famine.get_or_insert_with(|| Famine {
-            since: Instant::now(),
-            pause: Duration::from_micros(2500),
-        });
-        famine.pause = (famine.pause * 2).min(Duration::from_secs(1));
-        let pause = famine.pause;
         self.shed();
+        // A connection that ends brings the next attempt forward; not the one that was closed just now, or a server
+        // whose clients all come back would spin.
+        self.lot.want_room();
+        let now = Instant::now();
+        let famine = self.famine.get_or_insert(Famine {
+            since: now,
+            last: now,
+            pause: FIRST_PAUSE,
+        });
+        famine.last = now;
+        let pause = famine.pause;
+        famine.pause = (pause * 2).min(LAST_PAUSE);
         pause
     }
 
-    /// All who waited were accepted: whatever was lacking is there again.
+    /// All who waited were accepted.
     fn end_famine(&mut self) {
-        if let Some(famine) = self.famine.take() {
-            let seconds = famine.since.elapsed().as_secs_f32();
-            log::info!("accepting again, after {seconds:.1} s");
-        }
-    }
-
-    /// Closes the connection that has been idle for longest, if the policy and the times allow.
-    fn shed(&mut self) -> bool {
-        let starving = self.famine.is_some();
-        if !starving && self.admission.overload != Overload::ShedIdle {
-            return false;
-        }
-        loop {
-            let Some(token) = self.to_shed.pop_front() else {
-                self.to_shed = self.lot.longest_idle(SHED_AHEAD).into();
-                if self.to_shed.is_empty() {
-                    return false;
-                }
-                continue;
-            };
-            if self.lot.shed(token) {
-                return true;
+        if self
+            .famine
+            .as_ref()
+            .is_some_and(|famine| famine.last.elapsed() > RECOVERY)
+        {
+            if let Some(famine) = self.famine.take() {
+                let seconds = (famine.last - famine.since).as_secs_f32();
+                log::info!("accepting again, after {seconds:.1} s");
             }
         }
     }
 
     /// Tells a client that it is not welcome, as far as that costs no time.
     fn refuse(&self, socket: &Socket) {
-        if let Overload::Refuse(answer) = &self.admission.overload {
+        let answer = self.admission.overload.refusal();
+        if !answer.is_empty() {
             let told = sys::send(socket, answer).and_then(|_| socket.shutdown(Shutdown::Write));
             // A close with unread input would reset the connection, and take the answer with it.
             let read = told.and_then(|()| sys::recv(socket, &mut [0; 4096]));

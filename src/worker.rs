@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::io;
+use std::thread;
 
 use crossbeam_channel::Receiver;
 
 use crate::clock;
-use crate::connection::{Filled, READ_SIZE};
+use crate::connection::{Connection, Filled, READ_SIZE};
 use crate::parking::{BATCH, Held, Lot, Tended, Token, Turn, Waits, Wants};
 use crate::pool::Job;
 use crate::service::{Next, Service};
@@ -45,6 +46,9 @@ pub(crate) struct State<W> {
 thread_local! {
     /// Whose worker this thread is; 0 for nobody's.
     static SERVER: Cell<usize> = const { Cell::new(0) };
+
+    /// Whom the service was called for when it panicked on this thread.
+    static WHOM: Cell<Option<String>> = const { Cell::new(None) };
 }
 
 /// Is this thread a worker of that server?
@@ -100,24 +104,35 @@ impl<S: Service> Job for Workers<'_, S> {
     }
 
     fn failed(&self, worker: usize, why: &str) {
-        let counters = &self.lot.counters;
-        count(&counters.panics);
-        let whom = counters.workers[worker].serving().and_then(|(token, _)| {
-            self.lot.about(token, |info| {
-                format!(" serving {} on {}", info.peer, info.about.name)
-            })
-        });
-        counters.workers[worker].end();
-        log::error!(
-            "worker {worker} panicked{}: {why}",
-            whom.unwrap_or_default()
-        );
+        match WHOM.take() {
+            Some(whom) => {
+                count(&self.lot.counters.panics);
+                log::error!("{whom}: the service panicked on worker {worker}: {why}");
+            }
+            None => log::error!("worker {worker}: {why}"),
+        }
     }
 
     fn ended(&self, worker: usize) {
         self.lot.worker_ended();
         if let Some(hook) = self.on_exit {
             hook(worker);
+        }
+    }
+}
+
+/// A call of the service; when it ends in a panic, notes for whom it was.
+struct Calling<'a> {
+    counters: &'a WorkerCounters,
+    conn: &'a mut Connection,
+}
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        self.counters.end();
+        if thread::panicking() {
+            let (peer, listener) = (self.conn.peer(), self.conn.listener());
+            WHOM.set(Some(format!("{peer} on {listener}")));
         }
     }
 }
@@ -220,11 +235,13 @@ impl<S: Service> Workers<'_, S> {
             Some(session) => session,
             none => none.insert(self.service.session(&held.conn)?),
         };
-        let counters: &WorkerCounters = &self.lot.counters.workers[state.index];
+        let counters = &self.lot.counters.workers[state.index];
         counters.begin(token.to_u64(), clock::millis());
-        let next = self.service.serve(&mut held.conn, session, &mut state.own);
-        counters.end();
-        next
+        let calling = Calling {
+            counters,
+            conn: &mut held.conn,
+        };
+        self.service.serve(calling.conn, session, &mut state.own)
     }
 
     fn after(&self, held: &mut Held<S::Session>, next: Next) -> Step {

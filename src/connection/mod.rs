@@ -96,6 +96,8 @@ pub struct Connection {
     hangup: bool,
     eof: bool,
     detached: bool,
+    /// What the client is told when its message does not get complete in time.
+    farewell: &'static [u8],
     /// Where the socket is watched; it leaves the poller before it is closed.
     watched: Option<Watched>,
     bytes_in: u64,
@@ -131,6 +133,7 @@ impl Connection {
             hangup: false,
             eof: false,
             detached: false,
+            farewell: &[],
             watched: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -526,6 +529,17 @@ impl Connection {
 
     pub(crate) fn write_deadline(&mut self, now: Instant) -> Deadline {
         self.write.deadline(now)
+    }
+
+    /// Sets what the client is told, as far as the socket takes it, when the rest of its message does not come in
+    /// time while the connection is parked.
+    #[cfg_attr(not(feature = "http"), allow(dead_code))]
+    pub(crate) fn set_farewell(&mut self, bytes: &'static [u8]) {
+        self.farewell = bytes;
+    }
+
+    pub(crate) fn farewell(&self) -> &'static [u8] {
+        self.farewell
     }
 
     /// A new message begins: the stretch of reading ends here.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{BATCH, Lot, Tended, Token, Waits};
+use super::{BATCH, Lot, Tended, Turn, Waits};
 use crate::clock;
 use crate::sys::{Events, Poller};
 
@@ -121,16 +121,19 @@ fn is_needed<S>(lot: &Lot<S>) -> bool {
 /// Takes ready connections from the poller: writes where output waits, and queues the others.
 fn stand_in<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
     let most = lot.batch();
-    lot.poll(events, most, timeout, |token| tend(lot, token));
+    lot.poll(events, most, timeout, |token| {
+        if let Some(turn) = lot.start(token) {
+            tend(turn);
+        }
+    });
+    lot.return_wake(events);
 }
 
-fn tend<S>(lot: &Lot<S>, token: Token) {
-    let Some(mut turn) = lot.start(token) else {
-        return;
-    };
+/// Does what needs no service; a connection that does is put on the queue.
+pub(super) fn tend<S>(mut turn: Turn<'_, S>) {
     loop {
         let Some(held) = turn.held() else { return };
-        if held.waits == Waits::Input {
+        if held.waits == Waits::Input && held.is_serving() {
             return turn.requeue();
         }
         let waits = match held.tend() {

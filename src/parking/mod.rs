@@ -19,6 +19,7 @@ mod atomic {
     pub(super) use std::sync::atomic::AtomicU64;
 }
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -170,6 +171,10 @@ impl<S> Held<S> {
             && matches!(self.wants, Wants::FirstByte | Wants::Message)
     }
 
+    fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
     /// Ends the serving: what follows is writing out what is buffered, and the close.
     pub(crate) fn close(&mut self) {
         self.phase = Phase::Closing;
@@ -244,6 +249,8 @@ pub(crate) struct Lot<S> {
     room_wanted: AtomicBool,
     on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     limits: Limits,
+    /// What a client is told that no worker has time for.
+    refusal: Vec<u8>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
 }
@@ -254,6 +261,7 @@ pub(crate) struct LotOptions {
     pub(crate) queue_limit: usize,
     pub(crate) queue_timeout: Option<Duration>,
     pub(crate) limits: Limits,
+    pub(crate) refusal: Vec<u8>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
 }
@@ -281,6 +289,7 @@ impl<S> Lot<S> {
             room_wanted: AtomicBool::new(false),
             on_room: OnceLock::new(),
             limits: options.limits,
+            refusal: options.refusal,
             drain: options.drain,
             counters: options.counters,
         };
@@ -402,6 +411,17 @@ impl<S> Lot<S> {
         if Poller::SHARED {
             let most = self.batch();
             self.poll(events, most, Some(Duration::ZERO), |token| self.push(token));
+            self.return_wake(events);
+        }
+    }
+
+    /// Somebody who did not sleep may have got a wake-up that was meant for a sleeper.
+    fn return_wake(&self, events: &Events) {
+        if Poller::SHARED && events.was_woken() {
+            self.waking.store(false, SeqCst);
+            if self.sleepers.load(SeqCst) > 0 {
+                self.poller.wake();
+            }
         }
     }
 
@@ -752,6 +772,10 @@ impl<S> Turn<'_, S> {
         };
         count(counter);
         log::debug!("{}: closed, the client {what} in time", held.conn.peer());
+        if held.waits == Waits::Input && held.wants == Wants::More {
+            let farewell = held.conn.farewell();
+            self.close_with(farewell);
+        }
     }
 
     /// Closes a connection that waited for a worker for too long.
@@ -760,6 +784,22 @@ impl<S> Turn<'_, S> {
         if let Some(held) = &self.held {
             log::debug!("{}: refused, no worker had time for it", held.conn.peer());
         }
+        let refusal = &self.lot.refusal;
+        self.close_with(refusal);
+    }
+
+    /// Tells the client something before the close; without waiting, as there is nothing else in the buffer.
+    fn close_with(mut self, bytes: &[u8]) {
+        let Some(held) = &mut self.held else { return };
+        if bytes.is_empty() || held.conn.has_output() {
+            return;
+        }
+        if let Err(error) = held.conn.write(bytes) {
+            log::debug!("{}: cannot write: {error}", held.conn.peer());
+            return;
+        }
+        held.close();
+        keeper::tend(self);
     }
 }
 

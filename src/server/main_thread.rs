@@ -20,6 +20,9 @@ use crate::service::Service;
 use crate::signals::Command;
 use crate::worker::Workers;
 
+/// How soon a drain tries again to queue parked connections whose message has come, when the queue was full.
+const CLEAR_AGAIN: Duration = Duration::from_millis(10);
+
 /// How long a stop waits, once the time is over and sockets are shut down, for handlers to take note.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -138,8 +141,8 @@ impl<S: Service> Parts<S> {
                 if stop.is_clean || stop.deadline.passed(Instant::now()) {
                     return *stop;
                 }
-                let cleared = lot.clear();
-                let retry = (!cleared).then(|| Instant::now() + Duration::from_millis(10));
+                stop.is_cleared = stop.is_cleared || lot.clear();
+                let retry = (!stop.is_cleared).then(|| Instant::now() + CLEAR_AGAIN);
                 let next = stop.deadline.earlier(Deadline::at(retry));
                 timer = next.instant().map_or(timer, crossbeam_channel::at);
             }
@@ -254,6 +257,9 @@ struct Stop {
     /// How many connections had ended before, and have ended since.
     ended_before: usize,
     finished: usize,
+    /// The connections that wait for a message have been closed, or put on the queue.
+    is_cleared: bool,
+    /// Nothing is left, and nothing comes.
     is_clean: bool,
 }
 
@@ -264,6 +270,7 @@ impl Stop {
             deadline: Deadline::NEVER,
             ended_before,
             finished: 0,
+            is_cleared: false,
             is_clean: false,
         }
     }

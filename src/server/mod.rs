@@ -124,6 +124,7 @@ impl<S: Service> Server<S> {
             queue_limit: settings.queue,
             queue_timeout: settings.queue_timeout,
             limits: settings.limits.clone(),
+            refusal: settings.admission.overload.refusal().to_vec(),
             drain: Arc::default(),
             counters: Arc::new(Counters::new(workers)),
         })?;

@@ -112,6 +112,15 @@ impl Events {
         }
     }
 
+    /// Whether a call of [`Poller::wake`] was among what ended the wait.
+    pub(crate) fn was_woken(&self) -> bool {
+        let mut filled = self.buffer[..self.filled].iter();
+        filled.any(|event| {
+            let data = event.data;
+            data.u64() == WAKE
+        })
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.buffer[..self.filled].iter().filter_map(|event| {
             // Copied out: the kernel's structure is packed.

@@ -88,7 +88,7 @@ pub(crate) struct Ready {
 }
 
 /// What the process was sent.
-#[cfg_attr(not(feature = "signals"), allow(dead_code))]
+#[cfg_attr(any(windows, not(feature = "signals")), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// Ctrl-C: SIGINT, or the console's event.

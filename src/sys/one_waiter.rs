@@ -72,6 +72,11 @@ impl Events {
         Self(polling::Events::with_capacity(capacity))
     }
 
+    /// Whether a call of [`Poller::wake`] was among what ended the wait: perhaps.
+    pub(crate) fn was_woken(&self) -> bool {
+        true
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         // The library does not report hang-ups in the same way everywhere; "perhaps" costs one read more.
         self.0.iter().map(|event| Event {

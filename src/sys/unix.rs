@@ -1,7 +1,7 @@
 //! Unix: sockets, waits and signals.
 
 use std::fs;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Interest, PathState, Ready, millis_up};
@@ -101,40 +103,29 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     E::from_io_error(error).is_some_and(|errno| one.contains(&errno))
 }
 
-pub(crate) fn recv(mut socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match socket.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+pub(crate) fn recv(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    let (count, _) = retry_on_intr(|| net::recv(socket, &mut *buffer, RecvFlags::empty()))?;
+    Ok(count)
 }
 
 /// A peer that has gone is an error of the call, never a SIGPIPE: the host program may not ignore that signal.
 #[cfg(not(target_vendor = "apple"))]
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
-/// Here the same is an option of the socket, which socket2 sets on every socket that it makes.
+const QUIET: SendFlags = SendFlags::NOSIGNAL;
+/// Here the same is an option of the socket, which socket2 sets on every socket that it makes or accepts.
 #[cfg(target_vendor = "apple")]
-const SEND_FLAGS: i32 = 0;
+const QUIET: SendFlags = SendFlags::empty();
 
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
-    loop {
-        match socket.send_with_flags(bytes, SEND_FLAGS) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+    Ok(retry_on_intr(|| net::send(socket, bytes, QUIET))?)
 }
 
 pub(crate) fn send_vectored(socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
     // More slices than the kernel takes in one call (IOV_MAX) would be an error instead of a short write.
     let bytes = &bytes[..bytes.len().min(1024)];
-    loop {
-        match socket.send_vectored_with_flags(bytes, SEND_FLAGS) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+    let mut control = SendAncillaryBuffer::default();
+    Ok(retry_on_intr(|| {
+        net::sendmsg(socket, bytes, &mut control, QUIET)
+    })?)
 }
 
 /// Sets what only some systems have: `defer_accept` in seconds, `fast_open` as the length of its queue.

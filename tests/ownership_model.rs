@@ -1,0 +1,800 @@
+//! Every interleaving of the parking lot's agreements, played through by loom.
+//!
+//! What is modelled, each with the fewest threads that can disagree:
+//!
+//! * **ownership**: the state machine itself, `src/parking/ownership.rs`, included here over loom's atomics. Against
+//!   an edge-triggered socket no byte is lost, two threads never have the connection at once, and whoever comes for a
+//!   former connection of the slot gets nothing.
+//! * **drain**: "parked, then looked whether the server drains" against "drains, then looked who is parked".
+//! * **reminders**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::remind`,
+//!   `Lot::expire`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
+//!   deadline moves.
+//! * **waking**: the count of sleepers and the one wake-up under way (`Lot::wait`, `push`, `pass_on`, `look`, `end`).
+//!   Nothing stays on the queue while a worker sleeps, whoever else takes a look into the poller.
+//!
+//! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
+//! methods changes its transcript here. Not modelled are the sockets and the poller (a counter of bytes; a list of
+//! events from which each is taken once, and which wakes one waiter for each), the slot's lock, which is never waited
+//! for, and the free list.
+//!
+//! loom takes `SeqCst` for acquire and release. The lot relies on more, the one order of all operations, so the
+//! atomics of this file have a fence on both sides of each. With that the models check the order of the steps, and
+//! not whether a weaker ordering would do.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use loom::cell::UnsafeCell;
+use loom::model::Builder;
+use loom::sync::{Arc, Condvar, Mutex, Notify};
+use loom::thread;
+
+use atomic::AtomicU64;
+use ownership::{News, Ownership};
+
+#[path = "../src/parking/ownership.rs"]
+mod ownership;
+
+/// What `ownership` builds on.
+mod atomic {
+    use std::sync::atomic::Ordering::{self, SeqCst};
+
+    use loom::sync::atomic::{self, fence};
+
+    /// loom's atomic in the one order of all `SeqCst` operations.
+    pub(crate) struct AtomicU64(atomic::AtomicU64);
+
+    impl AtomicU64 {
+        pub(crate) fn new(value: u64) -> Self {
+            Self(atomic::AtomicU64::new(value))
+        }
+
+        pub(crate) fn load(&self, order: Ordering) -> u64 {
+            fenced(|| self.0.load(order))
+        }
+
+        pub(crate) fn store(&self, value: u64, order: Ordering) {
+            fenced(|| self.0.store(value, order));
+        }
+
+        pub(crate) fn swap(&self, value: u64, order: Ordering) -> u64 {
+            fenced(|| self.0.swap(value, order))
+        }
+
+        pub(crate) fn fetch_add(&self, count: u64, order: Ordering) -> u64 {
+            fenced(|| self.0.fetch_add(count, order))
+        }
+
+        pub(crate) fn fetch_sub(&self, count: u64, order: Ordering) -> u64 {
+            fenced(|| self.0.fetch_sub(count, order))
+        }
+
+        pub(crate) fn compare_exchange(
+            &self,
+            current: u64,
+            new: u64,
+            success: Ordering,
+            failure: Ordering,
+        ) -> Result<u64, u64> {
+            fenced(|| self.0.compare_exchange(current, new, success, failure))
+        }
+    }
+
+    fn fenced<T>(operation: impl FnOnce() -> T) -> T {
+        fence(SeqCst);
+        let result = operation();
+        fence(SeqCst);
+        result
+    }
+}
+
+/// Plays every interleaving with at most so many preemptions. Threads that block or end may be followed by any other,
+/// whatever the bound.
+fn play(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(model);
+}
+
+// ---- ownership ----
+
+/// A connection in its slot, with a socket whose client only sends.
+struct Slot {
+    owner: Ownership,
+    /// How many bytes have come.
+    arrived: AtomicU64,
+    /// Stands for all that only the owner may touch: loom reports two threads in it at once.
+    exclusive: UnsafeCell<()>,
+    /// What the owner knows. Atomic only so that safe code can change it.
+    read: AtomicU64,
+    readable: AtomicU64,
+    hangup: AtomicU64,
+}
+
+impl Slot {
+    /// With a connection in hand, which has been read to the end.
+    fn running() -> Self {
+        let slot = Self {
+            owner: Ownership::new(),
+            arrived: AtomicU64::new(0),
+            exclusive: UnsafeCell::new(()),
+            read: AtomicU64::new(0),
+            readable: AtomicU64::new(0),
+            hangup: AtomicU64::new(0),
+        };
+        slot.owner.occupy();
+        slot
+    }
+
+    fn parked() -> Self {
+        let slot = Self::running();
+        slot.touch();
+        assert_eq!(slot.owner.park(), Ok(()));
+        slot
+    }
+
+    fn touch(&self) {
+        self.exclusive.with_mut(|_| ());
+    }
+
+    /// `Lot::turn`: whoever takes the connection in hand learns the news.
+    fn take(&self, news: News) {
+        self.touch();
+        if news.readable {
+            self.readable.store(1, SeqCst);
+        }
+        if news.hangup {
+            self.hangup.store(1, SeqCst);
+        }
+    }
+
+    /// Reads what is there, if there may be something: a read that came up short is not followed by another.
+    fn read(&self) {
+        self.touch();
+        if self.readable.swap(0, SeqCst) == 1 {
+            self.read.store(self.arrived.load(SeqCst), SeqCst);
+        }
+    }
+
+    /// A worker's turn, which ends by parking.
+    fn serve(&self) {
+        loop {
+            self.read();
+            match self.owner.park() {
+                Ok(()) => return,
+                Err(news) => self.take(news),
+            }
+        }
+    }
+
+    /// A byte comes in, and somebody who waits in the poller sees its edge.
+    fn receive(&self, generation: u32, hangup: bool) {
+        self.arrived.fetch_add(1, SeqCst);
+        if self.owner.event(generation, hangup) {
+            self.start(generation);
+        }
+    }
+
+    /// A worker takes the connection from the queue.
+    fn start(&self, generation: u32) {
+        let news = self.owner.start(generation);
+        self.take(news.expect("what is on the queue has no other owner"));
+        self.serve();
+    }
+
+    fn assert_all_read(&self) {
+        assert!(self.owner.is_parked(self.owner.generation()));
+        self.touch();
+        let (read, arrived) = (self.read.load(SeqCst), self.arrived.load(SeqCst));
+        assert_eq!(read, arrived, "an event was lost");
+    }
+}
+
+/// One worker waits in the poller and another has the connection in hand when two bytes come, the second with the end
+/// of the stream.
+#[test]
+fn no_event_is_lost() {
+    play(4, || {
+        let slot = Arc::new(Slot::running());
+        let generation = slot.owner.generation();
+        let poller = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || {
+                slot.receive(generation, false);
+                slot.receive(generation, true);
+            }
+        });
+        slot.serve();
+        poller.join().unwrap();
+        slot.assert_all_read();
+        assert_eq!(slot.hangup.load(SeqCst), 1, "the end was forgotten");
+    });
+}
+
+/// As above, with two workers in the poller that see one edge each.
+#[test]
+fn no_event_is_lost_by_two_leaders() {
+    play(3, || {
+        let slot = Arc::new(Slot::running());
+        let generation = slot.owner.generation();
+        let pollers = [false, true].map(|hangup| {
+            let slot = Arc::clone(&slot);
+            thread::spawn(move || slot.receive(generation, hangup))
+        });
+        slot.serve();
+        for poller in pollers {
+            poller.join().unwrap();
+        }
+        slot.assert_all_read();
+        assert_eq!(slot.hangup.load(SeqCst), 1, "the end was forgotten");
+    });
+}
+
+/// The connection goes to the back of the queue while a byte comes.
+#[test]
+fn news_are_kept_in_the_queue() {
+    play(4, || {
+        let slot = Arc::new(Slot::running());
+        let generation = slot.owner.generation();
+        let poller = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || slot.receive(generation, false)
+        });
+        slot.read();
+        slot.owner.requeue();
+        slot.start(generation);
+        poller.join().unwrap();
+        slot.assert_all_read();
+    });
+}
+
+/// The keeper claims a parked connection to close it, and a byte comes: one of them has it.
+#[test]
+fn expiry_and_an_event_exclude_each_other() {
+    play(4, || {
+        let slot = Arc::new(Slot::parked());
+        let generation = slot.owner.generation();
+        let keeper = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || {
+                let claimed = slot.owner.claim_parked(generation);
+                if claimed.is_some() {
+                    slot.touch();
+                    slot.owner.free();
+                }
+                claimed.is_some()
+            }
+        });
+        slot.receive(generation, false);
+        let expired = keeper.join().unwrap();
+        let closed = slot.owner.generation() != generation;
+        // Closed when it was parked before the byte came, or again after that.
+        assert_eq!(expired, closed);
+        if !closed {
+            slot.assert_all_read();
+        }
+    });
+}
+
+/// As above, but the keeper finds that the connection has got more time, and parks it again.
+#[test]
+fn no_event_is_lost_to_the_keeper() {
+    play(4, || {
+        let slot = Arc::new(Slot::parked());
+        let generation = slot.owner.generation();
+        let keeper = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || {
+                let Some(news) = slot.owner.claim_parked(generation) else {
+                    return;
+                };
+                slot.take(news);
+                if let Err(news) = slot.owner.park() {
+                    slot.take(news);
+                    slot.owner.requeue();
+                    slot.start(generation);
+                }
+            }
+        });
+        slot.receive(generation, false);
+        keeper.join().unwrap();
+        slot.assert_all_read();
+    });
+}
+
+/// An event of a connection that is closed, and whose slot is another's by now, does not even leave a trace.
+#[test]
+fn an_event_of_a_former_generation_does_nothing() {
+    play(4, || {
+        let slot = Arc::new(Slot::running());
+        let former = slot.owner.generation();
+        let poller = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || assert!(!slot.owner.event(former, true), "nothing was parked")
+        });
+        slot.touch();
+        slot.owner.free();
+        slot.owner.occupy();
+        slot.touch();
+        assert_eq!(slot.owner.park(), Ok(()), "news from another connection");
+        poller.join().unwrap();
+        assert!(slot.owner.is_parked(slot.owner.generation()));
+    });
+}
+
+/// A connection is refused while it waits on the queue; its entry is still there when the slot's next one joins it.
+#[test]
+fn an_entry_of_a_former_generation_does_nothing() {
+    play(4, || {
+        let slot = Arc::new(Slot::running());
+        let former = slot.owner.generation();
+        slot.owner.requeue();
+        let keeper = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || {
+                let refused = slot.owner.start(former).is_some();
+                if refused {
+                    slot.touch();
+                    slot.owner.free();
+                    slot.owner.occupy();
+                    slot.owner.requeue();
+                }
+                refused
+            }
+        });
+        let served = slot.owner.start(former).is_some();
+        if served {
+            slot.touch();
+        }
+        let refused = keeper.join().unwrap();
+        assert_ne!(served, refused, "one of them has the connection");
+        let generation = slot.owner.generation();
+        assert_eq!(refused, slot.owner.is_queued(generation));
+        assert_eq!(served, slot.owner.is_running(generation));
+    });
+}
+
+// ---- drain ----
+
+/// `Turn::park` against `Drain::begin` and `Lot::clear`, while a byte comes in: nobody is left in the lot.
+#[test]
+fn a_drain_overlooks_nobody() {
+    play(3, || {
+        let slot = Arc::new(Slot::running());
+        let draining = Arc::new(AtomicU64::new(0));
+        let generation = slot.owner.generation();
+
+        /// A worker that parks the connection, and looks whether somebody else might have overlooked it.
+        fn work(slot: &Slot, draining: &AtomicU64) {
+            loop {
+                slot.read();
+                match slot.owner.park() {
+                    Ok(()) if draining.load(SeqCst) == 0 => return,
+                    Ok(()) => return close(slot),
+                    Err(news) => slot.take(news),
+                }
+            }
+        }
+
+        fn close(slot: &Slot) {
+            // The model's slot is never used again, so that this generation is the connection's.
+            if slot.owner.claim_parked(0).is_some() {
+                slot.touch();
+                slot.owner.free();
+            }
+        }
+
+        let sweep = thread::spawn({
+            let (slot, draining) = (Arc::clone(&slot), Arc::clone(&draining));
+            move || {
+                draining.store(1, SeqCst);
+                close(&slot);
+            }
+        });
+        let poller = thread::spawn({
+            let (slot, draining) = (Arc::clone(&slot), Arc::clone(&draining));
+            move || {
+                slot.arrived.fetch_add(1, SeqCst);
+                if slot.owner.event(generation, false) {
+                    slot.take(slot.owner.start(generation).expect("it is queued"));
+                    work(&slot, &draining);
+                }
+            }
+        });
+        work(&slot, &draining);
+        sweep.join().unwrap();
+        poller.join().unwrap();
+        assert_eq!(slot.owner.generation(), generation + 1, "nobody closed it");
+    });
+}
+
+// ---- reminders ----
+
+const NEVER: u64 = u64::MAX;
+
+/// One slot, and a wheel that is a list of the times at which it is to be looked at.
+struct Expiry {
+    owner: Ownership,
+    deadline: AtomicU64,
+    /// When the one entry that counts comes up.
+    reminder: AtomicU64,
+    wheel: Mutex<Vec<u64>>,
+}
+
+impl Expiry {
+    /// With a connection in hand whose slot has an entry in the wheel.
+    fn running(entry: u64) -> Self {
+        let expiry = Self {
+            owner: Ownership::new(),
+            deadline: AtomicU64::new(NEVER),
+            reminder: AtomicU64::new(entry),
+            wheel: Mutex::new(vec![entry]),
+        };
+        expiry.owner.occupy();
+        expiry
+    }
+
+    /// `Turn::park`.
+    fn park(&self, due: u64) {
+        self.deadline.store(due, SeqCst);
+        assert_eq!(self.owner.park(), Ok(()));
+        self.remind(due);
+    }
+
+    /// `Lot::remind`.
+    fn remind(&self, due: u64) {
+        if self.reminder.load(SeqCst) > due {
+            let mut wheel = self.wheel.lock().unwrap();
+            if self.reminder.load(SeqCst) > due {
+                self.reminder.store(due, SeqCst);
+                wheel.push(due);
+            }
+        }
+    }
+
+    /// `Lot::expire`.
+    fn expire(&self, now: u64) {
+        let mut wheel = self.wheel.lock().unwrap();
+        let due: Vec<u64> = wheel.extract_due(now);
+        drop(wheel);
+        for entry in due {
+            // An entry that another one has replaced since is none.
+            if self
+                .reminder
+                .compare_exchange(entry, NEVER, SeqCst, SeqCst)
+                .is_err()
+            {
+                continue;
+            }
+            let generation = self.owner.generation();
+            if !self.owner.is_parked(generation) {
+                continue;
+            }
+            let deadline = self.deadline.load(SeqCst);
+            if deadline > now {
+                self.remind(deadline);
+            } else if self.owner.claim_parked(generation).is_some() {
+                // It may have got more time since that was seen.
+                let deadline = self.deadline.load(SeqCst);
+                if deadline > now {
+                    self.park(deadline);
+                } else {
+                    self.owner.free();
+                }
+            }
+        }
+    }
+
+    fn assert_remembered(&self) {
+        if !self.owner.is_parked(self.owner.generation()) {
+            return;
+        }
+        let deadline = self.deadline.load(SeqCst);
+        let reminder = self.reminder.load(SeqCst);
+        assert!(
+            reminder <= deadline,
+            "{reminder} is too late for {deadline}"
+        );
+        let wheel = self.wheel.lock().unwrap();
+        let counting = wheel.iter().filter(|&&entry| entry == reminder).count();
+        assert_eq!(
+            counting, 1,
+            "a reminder at {reminder}, in the wheel {wheel:?}"
+        );
+    }
+}
+
+trait ExtractDue {
+    fn extract_due(&mut self, now: u64) -> Vec<u64>;
+}
+
+impl ExtractDue for Vec<u64> {
+    fn extract_due(&mut self, now: u64) -> Vec<u64> {
+        let (due, later) = self.drain(..).partition(|&entry| entry <= now);
+        *self = later;
+        due
+    }
+}
+
+/// A worker parks a connection while the keeper has just taken out the slot's entry.
+#[test]
+fn a_parked_connection_has_a_reminder() {
+    play(4, || {
+        let expiry = Arc::new(Expiry::running(10));
+        let keeper = thread::spawn({
+            let expiry = Arc::clone(&expiry);
+            move || expiry.expire(10)
+        });
+        expiry.park(20);
+        keeper.join().unwrap();
+        assert!(expiry.owner.is_parked(expiry.owner.generation()));
+        expiry.assert_remembered();
+    });
+}
+
+/// As above, and the connection is taken, and parked with a shorter deadline, before the first worker has set the
+/// reminder for its longer one.
+#[test]
+fn a_late_reminder_hides_no_earlier_one() {
+    play(3, || {
+        let expiry = Arc::new(Expiry::running(10));
+        let generation = expiry.owner.generation();
+        let other = thread::spawn({
+            let expiry = Arc::clone(&expiry);
+            move || {
+                if expiry.owner.event(generation, false) {
+                    assert!(expiry.owner.start(generation).is_some());
+                    expiry.park(20);
+                }
+            }
+        });
+        let keeper = thread::spawn({
+            let expiry = Arc::clone(&expiry);
+            move || expiry.expire(10)
+        });
+        expiry.deadline.store(30, SeqCst);
+        if expiry.owner.park().is_ok() {
+            expiry.remind(30);
+        } else {
+            expiry.park(20);
+        }
+        other.join().unwrap();
+        keeper.join().unwrap();
+        assert!(expiry.owner.is_parked(expiry.owner.generation()));
+        expiry.assert_remembered();
+    });
+}
+
+/// A connection that now waits for long and now for short leaves entries behind. They end when they come up.
+#[test]
+fn entries_do_not_multiply() {
+    play(2, || {
+        let expiry = Expiry::running(60);
+        let generation = expiry.owner.generation();
+        for now in (30..600).step_by(30) {
+            expiry.park(now + 30);
+            assert!(expiry.owner.claim_parked(generation).is_some());
+            expiry.park(now + 60);
+            expiry.expire(now);
+            assert!(expiry.owner.claim_parked(generation).is_some());
+            assert!(expiry.wheel.lock().unwrap().len() <= 3);
+        }
+    });
+}
+
+// ---- waking ----
+
+/// What the poller reports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// The eventfd: edge-triggered, so that it is reported once however often it was written to.
+    Wake,
+    Ready,
+}
+
+/// The queue, as its length, and the poller.
+struct Lot {
+    queue: Mutex<Option<u64>>,
+    sleepers: AtomicU64,
+    waking: AtomicU64,
+    events: Mutex<Vec<Event>>,
+    reported: Condvar,
+    /// Connections that a worker has in hand, or had.
+    taken: AtomicU64,
+    all_taken: Notify,
+}
+
+impl Lot {
+    fn new() -> Self {
+        Self {
+            queue: Mutex::new(Some(0)),
+            sleepers: AtomicU64::new(0),
+            waking: AtomicU64::new(0),
+            events: Mutex::new(Vec::new()),
+            reported: Condvar::new(),
+            taken: AtomicU64::new(0),
+            all_taken: Notify::new(),
+        }
+    }
+
+    // The poller.
+
+    fn report(&self, event: Event) {
+        let mut events = self.events.lock().unwrap();
+        if event == Event::Ready || !events.contains(&Event::Wake) {
+            events.push(event);
+        }
+        self.reported.notify_one();
+    }
+
+    fn poll(&self) -> Event {
+        let mut events = self.events.lock().unwrap();
+        while events.is_empty() {
+            events = self.reported.wait(events).unwrap();
+        }
+        events.remove(0)
+    }
+
+    // The lot.
+
+    fn queue_is_empty(&self) -> bool {
+        self.queue.lock().unwrap().unwrap_or(0) == 0
+    }
+
+    fn push(&self) {
+        *self.queue.lock().unwrap().as_mut().expect("it is open") += 1;
+        self.wake_one();
+    }
+
+    fn wake_one(&self) {
+        if self.sleepers.load(SeqCst) > 0 && self.waking.swap(1, SeqCst) == 0 {
+            self.report(Event::Wake);
+        }
+    }
+
+    fn pass_on(&self) {
+        if !self.queue_is_empty() {
+            self.wake_one();
+        }
+    }
+
+    /// True if it brings a connection to serve.
+    fn wait(&self) -> bool {
+        self.sleepers.fetch_add(1, SeqCst);
+        let is_open = self.queue.lock().unwrap().is_some();
+        let first = self.queue_is_empty() && is_open && self.poll() == Event::Ready;
+        self.sleepers.fetch_sub(1, SeqCst);
+        self.waking.store(0, SeqCst);
+        first
+    }
+
+    /// Whoever looks into the poller without waiting, a worker or the keeper.
+    fn look(&self) {
+        let seen: Vec<Event> = self.events.lock().unwrap().drain(..).collect();
+        for event in seen {
+            match event {
+                Event::Ready => self.push(),
+                Event::Wake => self.wake_again(),
+            }
+        }
+    }
+
+    /// A wake-up was meant for one who sleeps.
+    fn wake_again(&self) {
+        self.waking.store(0, SeqCst);
+        if self.sleepers.load(SeqCst) > 0 {
+            self.report(Event::Wake);
+        }
+    }
+
+    fn end(&self) {
+        *self.queue.lock().unwrap() = None;
+        self.report(Event::Wake);
+    }
+
+    // The workers.
+
+    /// Takes one connection, from the queue or else from the poller, and has it in hand until all `total` are.
+    fn serve_one_of(&self, total: u64) {
+        loop {
+            let taken = match &mut *self.queue.lock().unwrap() {
+                Some(queued @ 1..) => {
+                    *queued -= 1;
+                    true
+                }
+                _ => false,
+            };
+            if taken || self.wait() {
+                break;
+            }
+        }
+        self.pass_on();
+        if self.taken.fetch_add(1, SeqCst) + 1 == total {
+            self.all_taken.notify();
+        }
+    }
+
+    /// A worker that finds nothing to do until the end.
+    fn idle(&self) {
+        while self.queue.lock().unwrap().is_some() {
+            self.wait();
+        }
+        self.report(Event::Wake);
+    }
+}
+
+/// Two connections come by two ways while two workers go to sleep. If one worker took none, it would sleep for good,
+/// which loom reports as a deadlock.
+#[test]
+fn nothing_is_queued_while_a_worker_sleeps() {
+    play(3, || {
+        let lot = Arc::new(Lot::new());
+        let workers = [(); 2].map(|()| {
+            let lot = Arc::clone(&lot);
+            thread::spawn(move || lot.serve_one_of(2))
+        });
+        lot.push();
+        lot.push();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+    });
+}
+
+/// One connection comes through the queue and one through the poller, from where the keeper may take it.
+#[test]
+fn nothing_is_queued_while_a_worker_sleeps_beside_the_poller() {
+    play(3, || {
+        let lot = Arc::new(Lot::new());
+        let workers = [(); 2].map(|()| {
+            let lot = Arc::clone(&lot);
+            thread::spawn(move || lot.serve_one_of(2))
+        });
+        lot.report(Event::Ready);
+        lot.push();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+    });
+}
+
+/// A busy worker looks into the poller, takes the wake-up out that was meant for the sleeping one, and goes on with a
+/// handler that lasts until the sleeping one has done its part.
+#[test]
+fn a_look_swallows_no_wake_up() {
+    play(3, || {
+        let lot = Arc::new(Lot::new());
+        let worker = thread::spawn({
+            let lot = Arc::clone(&lot);
+            move || lot.serve_one_of(1)
+        });
+        let acceptor = thread::spawn({
+            let lot = Arc::clone(&lot);
+            move || lot.push()
+        });
+        lot.look();
+        lot.all_taken.wait();
+        worker.join().unwrap();
+        acceptor.join().unwrap();
+    });
+}
+
+/// The end wakes every worker, one after the other, also while the keeper looks.
+#[test]
+fn the_end_wakes_every_worker() {
+    play(3, || {
+        let lot = Arc::new(Lot::new());
+        let workers = [(); 2].map(|()| {
+            let lot = Arc::clone(&lot);
+            thread::spawn(move || lot.idle())
+        });
+        let keeper = thread::spawn({
+            let lot = Arc::clone(&lot);
+            move || lot.look()
+        });
+        lot.end();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        keeper.join().unwrap();
+    });
+}
