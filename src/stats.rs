@@ -115,7 +115,7 @@ pub(crate) struct Counters {
     pub(crate) workers: Box<[WorkerCounters]>,
 }
 
-/// One worker's counters; the keeper has a set of its own.
+/// One thread's counters. Only that thread writes them, so that an addition is a load and a store.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct WorkerCounters {
@@ -132,7 +132,7 @@ impl WorkerCounters {
     pub(crate) fn begin(&self, token: u64, now: u64) {
         self.since.store(now, Relaxed);
         self.serving.store(token + 1, Relaxed);
-        self.served.fetch_add(1, Relaxed);
+        add(&self.served, 1);
     }
 
     pub(crate) fn end(&self) {
@@ -140,11 +140,8 @@ impl WorkerCounters {
     }
 
     pub(crate) fn moved(&self, bytes_in: u64, bytes_out: u64) {
-        for (counter, more) in [(&self.bytes_in, bytes_in), (&self.bytes_out, bytes_out)] {
-            if more > 0 {
-                counter.fetch_add(more, Relaxed);
-            }
-        }
+        add(&self.bytes_in, bytes_in);
+        add(&self.bytes_out, bytes_out);
     }
 
     /// The token of the connection in hand, and since when.
@@ -155,19 +152,25 @@ impl WorkerCounters {
 }
 
 impl Counters {
-    /// Counters for so many workers, and for the keeper after them.
+    /// Counters for so many workers, and after them for the keeper and for the main thread.
     pub(crate) fn new(workers: usize) -> Self {
         Self {
-            workers: (0..=workers).map(|_| WorkerCounters::default()).collect(),
+            workers: (0..workers + 2)
+                .map(|_| WorkerCounters::default())
+                .collect(),
             ..Self::default()
         }
     }
 
     pub(crate) fn of_workers(&self) -> impl Iterator<Item = &WorkerCounters> {
-        self.workers.iter().take(self.workers.len() - 1)
+        self.workers.iter().take(self.workers.len() - 2)
     }
 
     pub(crate) fn keeper(&self) -> &WorkerCounters {
+        &self.workers[self.workers.len() - 2]
+    }
+
+    pub(crate) fn main_thread(&self) -> &WorkerCounters {
         &self.workers[self.workers.len() - 1]
     }
 
@@ -201,7 +204,11 @@ impl Counters {
     }
 }
 
-/// Counts one more.
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Relaxed) + more, Relaxed);
+}
+
+/// Counts one more, from any thread.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }

@@ -9,6 +9,8 @@ mod output;
 mod pace;
 
 use std::fmt;
+#[cfg(feature = "http")]
+use std::fs::File;
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -80,16 +82,22 @@ pub(crate) struct Info {
 /// A write hands the socket what it takes at once. The rest, up to the output limit (64 KiB unless set), stays with
 /// the connection and is written as the client reads: while parked, by later calls, and before the close. Only past
 /// that limit does a write wait.
+// In the order of use: what every message touches comes first and close together, since with many connections it is
+// memory that a message waits for.
+#[repr(C)]
 pub struct Connection {
     info: Arc<Info>,
     drain: Arc<Drain>,
     input: Input,
     output: Output,
-    read: Pace,
-    write: Pace,
-    idle_timeout: Duration,
-    input_limit: usize,
-    output_limit: usize,
+    /// Where the socket is watched; it leaves the poller before it is closed.
+    watched: Option<Watched>,
+    /// Received and sent since the beginning, and how much of it was counted already.
+    bytes_in: u64,
+    bytes_out: u64,
+    counted: (u64, u64),
+    /// A stretch of reading or writing may have begun.
+    paced: bool,
     /// The socket may have something to read. False only after a read that emptied it.
     readable: bool,
     /// The poller saw the end of the stream, perhaps behind data: a short read proves nothing any more.
@@ -98,10 +106,11 @@ pub struct Connection {
     detached: bool,
     /// What the client is told when its message does not get complete in time.
     farewell: &'static [u8],
-    /// Where the socket is watched; it leaves the poller before it is closed.
-    watched: Option<Watched>,
-    bytes_in: u64,
-    bytes_out: u64,
+    idle_timeout: Duration,
+    input_limit: usize,
+    output_limit: usize,
+    read: Pace,
+    write: Pace,
 }
 
 struct Watched {
@@ -124,19 +133,21 @@ impl Connection {
             drain,
             input: Input::default(),
             output: Output::default(),
-            read: Pace::new(limits.read_timeout, limits.min_rate),
-            write: Pace::new(limits.write_timeout, limits.min_rate),
-            idle_timeout: limits.idle_timeout,
-            input_limit: limits.input_limit,
-            output_limit: limits.output_limit,
+            watched: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            counted: (0, 0),
+            paced: false,
             readable: true,
             hangup: false,
             eof: false,
             detached: false,
             farewell: &[],
-            watched: None,
-            bytes_in: 0,
-            bytes_out: 0,
+            idle_timeout: limits.idle_timeout,
+            input_limit: limits.input_limit,
+            output_limit: limits.output_limit,
+            read: Pace::new(limits.read_timeout, limits.min_rate),
+            write: Pace::new(limits.write_timeout, limits.min_rate),
         }
     }
 
@@ -361,9 +372,9 @@ impl Connection {
             }
             let now = Instant::now();
             let deadline = match interest {
-                Interest::Read => self.read.deadline(now),
-                Interest::Write => self.write.deadline(now),
-                Interest::Both => self.read.deadline(now).earlier(self.write.deadline(now)),
+                Interest::Read => self.read_deadline(now),
+                Interest::Write => self.write_deadline(now),
+                Interest::Both => self.read_deadline(now).earlier(self.write_deadline(now)),
             };
             if deadline.passed(now) {
                 let text = match interest {
@@ -424,8 +435,7 @@ impl Connection {
                     self.input.filled(count);
                 }
                 self.bytes_in += count as u64;
-                self.read.moved(count);
-                self.write.reset();
+                self.end_writing();
                 Ok((Filled::Bytes, count))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -452,17 +462,23 @@ impl Connection {
 
     fn sent(&mut self, count: usize) {
         self.bytes_out += count as u64;
-        self.write.moved(count);
-        self.read.reset();
+        self.end_message();
     }
 
-    /// Sends `bytes` in one call and buffers what the socket left of them; returns how much of it was accepted, and
-    /// waits only if that is nothing. `send` is told whether the socket may be tried.
+    fn end_writing(&mut self) {
+        if self.paced {
+            self.write.reset();
+        }
+    }
+
+    /// Sends the parts in one call and buffers what the socket left of them; returns how much of it was accepted, and
+    /// waits only if that is nothing.
     fn write_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.detached {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        if parts.iter().all(|part| part.is_empty()) {
+        let total = parts.iter().map(|part| part.len()).sum();
+        if total == 0 {
             return Ok(0);
         }
         loop {
@@ -477,6 +493,9 @@ impl Connection {
                     sent => sent?,
                 };
                 self.sent(count);
+                if count == total {
+                    return Ok(count);
+                }
             }
             let mut skip = count;
             for part in parts {
@@ -496,6 +515,29 @@ impl Connection {
             }
             self.wait(Interest::Write)?;
         }
+    }
+
+    /// Hands the kernel up to `length` bytes of a file, from its position on, waiting for the client to read; fewer
+    /// where the system does not do that, or the file ends.
+    #[cfg(feature = "http")]
+    pub(crate) fn send_file(&mut self, file: &File, length: u64) -> io::Result<u64> {
+        self.flush_all()?;
+        let mut sent = 0;
+        while sent < length {
+            let most = usize::try_from(length - sent).unwrap_or(usize::MAX);
+            match sys::send_file(&self.info.socket, file, most) {
+                Ok(None | Some(0)) => break,
+                Ok(Some(count)) => {
+                    sent += count as u64;
+                    self.sent(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Interest::Write)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent)
     }
 
     // What the rest of the crate needs of a connection that is not the service's business.
@@ -519,16 +561,23 @@ impl Connection {
         self.detached
     }
 
+    #[cfg(feature = "http")]
+    pub(crate) fn input_limit(&self) -> usize {
+        self.input_limit
+    }
+
     pub(crate) fn idle_timeout(&self) -> Duration {
         self.idle_timeout
     }
 
     pub(crate) fn read_deadline(&mut self, now: Instant) -> Deadline {
-        self.read.deadline(now)
+        self.paced = true;
+        self.read.deadline(now, self.bytes_in)
     }
 
     pub(crate) fn write_deadline(&mut self, now: Instant) -> Deadline {
-        self.write.deadline(now)
+        self.paced = true;
+        self.write.deadline(now, self.bytes_out)
     }
 
     /// Sets what the client is told, as far as the socket takes it, when the rest of its message does not come in
@@ -544,7 +593,9 @@ impl Connection {
 
     /// A new message begins: the stretch of reading ends here.
     pub(crate) fn end_message(&mut self) {
-        self.read.reset();
+        if self.paced {
+            self.read.reset();
+        }
     }
 
     pub(crate) fn lend(&mut self, spare: &mut Vec<u8>) {
@@ -570,9 +621,8 @@ impl Connection {
 
     /// What was received and sent since the last call.
     pub(crate) fn take_moved(&mut self) -> (u64, u64) {
-        let moved = (self.bytes_in, self.bytes_out);
-        (self.bytes_in, self.bytes_out) = (0, 0);
-        moved
+        let before = std::mem::replace(&mut self.counted, (self.bytes_in, self.bytes_out));
+        (self.bytes_in - before.0, self.bytes_out - before.1)
     }
 
     /// Has the poller watch the socket. Once is enough where the poller keeps its sockets and the interest is the
@@ -679,7 +729,7 @@ impl fmt::Debug for Connection {
             .field("peer", &self.info.peer)
             .field("listener", &self.info.about.name)
             .field("buffered", &self.input.len())
-            .field("unwritten", &self.output.pending())
+            .field("unwritten", &self.output.len())
             .field("eof", &self.eof)
             .finish_non_exhaustive()
     }

@@ -6,47 +6,55 @@ use socket2::Socket;
 
 use crate::sys;
 
-/// A bounded buffer behind a non-blocking socket; empty, and without memory, nearly all of the time.
+/// A bounded buffer behind a non-blocking socket; nearly always there is none.
 #[derive(Debug, Default)]
-pub(crate) struct Output {
-    buffer: Vec<u8>,
+pub(crate) struct Output(Option<Box<Pending>>);
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
     sent: usize,
 }
 
 impl Output {
-    pub(crate) fn pending(&self) -> usize {
-        self.buffer.len() - self.sent
+    pub(crate) fn len(&self) -> usize {
+        let pending = self.0.as_deref();
+        pending.map_or(0, |pending| pending.bytes.len() - pending.sent)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pending() == 0
+        self.0.is_none()
     }
 
     /// Keeps as much of `bytes` as fits under the limit, and says how much.
     pub(crate) fn keep(&mut self, bytes: &[u8], limit: usize) -> usize {
-        let count = bytes.len().min(limit.saturating_sub(self.pending()));
-        if self.sent > 0 && count > 0 {
-            self.buffer.drain(..self.sent);
-            self.sent = 0;
+        let count = bytes.len().min(limit.saturating_sub(self.len()));
+        if count > 0 {
+            let pending = self.0.get_or_insert_default();
+            pending.bytes.drain(..pending.sent);
+            pending.sent = 0;
+            pending.bytes.extend_from_slice(&bytes[..count]);
         }
-        self.buffer.extend_from_slice(&bytes[..count]);
         count
     }
 
     /// Hands the socket what it takes now; says how much that was.
     pub(crate) fn flush(&mut self, socket: &Socket) -> io::Result<usize> {
-        let before = self.sent;
-        while self.pending() > 0 {
-            match sys::send(socket, &self.buffer[self.sent..]) {
-                Ok(count) => self.sent += count,
+        let Some(pending) = &mut self.0 else {
+            return Ok(0);
+        };
+        let before = pending.sent;
+        while pending.sent < pending.bytes.len() {
+            match sys::send(socket, &pending.bytes[pending.sent..]) {
+                Ok(count) => pending.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(self.sent - before);
+                    return Ok(pending.sent - before);
                 }
                 Err(error) => return Err(error),
             }
         }
-        let count = self.sent - before;
-        *self = Self::default();
+        let count = pending.sent - before;
+        self.0 = None;
         Ok(count)
     }
 }
@@ -60,8 +68,9 @@ mod tests {
         let mut output = Output::default();
         assert_eq!(output.keep(b"hello", 3), 3);
         assert_eq!(output.keep(b"lo", 3), 0);
-        output.sent = 2;
+        output.0.as_mut().unwrap().sent = 2;
         assert_eq!(output.keep(b"lo", 3), 2);
-        assert_eq!(output.buffer, b"llo");
+        assert_eq!(output.len(), 3);
+        assert_eq!(output.0.unwrap().bytes, b"llo");
     }
 }

@@ -16,9 +16,9 @@ pub(crate) struct Pace {
     pub(crate) min_rate: u32,
     /// Set by the user for this stretch and all after it; nothing extends it.
     pub(crate) hard: Deadline,
-    soft: Option<Deadline>,
-    /// Moved since `soft` was last looked at.
-    bytes: u64,
+    /// The deadline as it was found last, and the connection's count of moved bytes at that time. `None` until a wait
+    /// starts the stretch, so that a message that needs no wait touches none of this.
+    soft: Option<(Deadline, u64)>,
 }
 
 impl Pace {
@@ -28,36 +28,29 @@ impl Pace {
             min_rate,
             hard: Deadline::NEVER,
             soft: None,
-            bytes: 0,
         }
-    }
-
-    pub(crate) fn moved(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
     }
 
     /// Ends the stretch.
     pub(crate) fn reset(&mut self) {
         self.soft = None;
-        self.bytes = 0;
     }
 
-    /// Starts the stretch now, if it has not started.
-    pub(crate) fn deadline(&mut self, now: Instant) -> Deadline {
+    /// Starts the stretch now, if it has not started. `moved` is how many bytes the connection has moved since ever.
+    pub(crate) fn deadline(&mut self, now: Instant, moved: u64) -> Deadline {
         let most = Deadline::after(now, self.timeout);
         let soft = match self.soft {
             None => most,
-            Some(soft) => self.extended(soft).earlier(most),
+            Some((soft, before)) => self.extended(soft, moved - before).earlier(most),
         };
-        self.bytes = 0;
-        self.soft = Some(soft);
+        self.soft = Some((soft, moved));
         soft.earlier(self.hard)
     }
 
-    fn extended(&self, soft: Deadline) -> Deadline {
+    fn extended(&self, soft: Deadline, bytes: u64) -> Deadline {
         match (soft.instant(), self.min_rate) {
             (Some(at), rate @ 1..) => {
-                let millis = self.bytes.saturating_mul(1000) / u64::from(rate);
+                let millis = bytes.saturating_mul(1000) / u64::from(rate);
                 Deadline::after(at, Duration::from_millis(millis))
             }
             _ => soft,
@@ -75,34 +68,33 @@ mod tests {
     fn without_a_rate_the_deadline_is_total() {
         let start = Instant::now();
         let mut pace = Pace::new(10 * SECOND, 0);
-        let first = pace.deadline(start);
-        pace.moved(1 << 30);
-        assert_eq!(pace.deadline(start + 5 * SECOND), first);
+        let first = pace.deadline(start, 0);
+        assert_eq!(pace.deadline(start + 5 * SECOND, 1 << 30), first);
     }
 
     #[test]
     fn one_byte_per_second_is_cut_off() {
         let start = Instant::now();
         let mut pace = Pace::new(10 * SECOND, 1000);
-        let mut now = start;
-        while !pace.deadline(now).passed(now) {
+        let (mut now, mut moved) = (start, 0);
+        while !pace.deadline(now, moved).passed(now) {
             now += SECOND;
-            pace.moved(1);
+            moved += 1;
         }
         assert!(now <= start + 11 * SECOND);
     }
 
     #[test]
     fn a_steady_peer_goes_on_and_a_burst_buys_no_more_than_the_timeout() {
-        let mut now = Instant::now();
+        let (mut now, mut moved) = (Instant::now(), 0);
         let mut pace = Pace::new(10 * SECOND, 1000);
         for _ in 0..1000 {
-            assert!(!pace.deadline(now).passed(now));
+            assert!(!pace.deadline(now, moved).passed(now));
             now += SECOND;
-            pace.moved(1000);
+            moved += 1000;
         }
-        pace.moved(1 << 30);
-        assert_eq!(pace.deadline(now), Deadline::after(now, 10 * SECOND));
+        let after = Deadline::after(now, 10 * SECOND);
+        assert_eq!(pace.deadline(now, moved + (1 << 30)), after);
     }
 
     #[test]
@@ -110,7 +102,6 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(10 * SECOND, 1);
         pace.hard = Deadline::after(start, SECOND);
-        pace.moved(1 << 20);
-        assert_eq!(pace.deadline(start), pace.hard);
+        assert_eq!(pace.deadline(start, 1 << 20), pace.hard);
     }
 }

@@ -120,12 +120,12 @@ fn is_needed<S>(lot: &Lot<S>) -> bool {
 
 /// Takes ready connections from the poller: writes where output waits, and queues the others.
 fn stand_in<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
-    let most = lot.batch();
-    lot.poll(events, most, timeout, |token| {
+    lot.fetch(events, lot.batch(), timeout);
+    for token in lot.ready(events) {
         if let Some(turn) = lot.start(token) {
             tend(turn);
         }
-    });
+    }
     lot.return_wake(events);
 }
 

@@ -21,11 +21,15 @@ mod atomic {
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
+use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{self, in_millis};
@@ -45,7 +49,7 @@ pub(crate) const BATCH: usize = 64;
 
 /// How long a closing connection waits for its client to take note, and how much it throws away meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_BYTES: u32 = 256 * 1024;
 
 /// A connection's place and the generation of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,17 +103,19 @@ enum Phase {
     Closing,
     /// Its output is written and the client told; so many more bytes from it are ignored.
     Lingering {
-        left: usize,
+        left: u32,
     },
 }
 
 /// A connection that has a place in the lot, with its session.
+// What is looked at first comes first, beside what every message touches of the connection; see there.
+#[repr(C, align(64))]
 pub(crate) struct Held<S> {
-    pub(crate) conn: Connection,
-    pub(crate) session: Option<S>,
     pub(crate) wants: Wants,
     pub(crate) waits: Waits,
     phase: Phase,
+    pub(crate) conn: Connection,
+    pub(crate) session: Option<S>,
 }
 
 /// What is to be done with a connection before, or instead of, serving it.
@@ -154,8 +160,8 @@ impl<S> Held<S> {
         while let Phase::Lingering { left } = self.phase {
             match self.conn.discard(&mut scratch) {
                 Ok((_, Filled::Nothing)) => return Tended::Wait(Waits::Linger),
-                Ok((count, Filled::Bytes)) if count < left => {
-                    let left = left - count;
+                Ok((count, Filled::Bytes)) if count < left as usize => {
+                    let left = left - count as u32;
                     self.phase = Phase::Lingering { left };
                 }
                 Ok(_) | Err(_) => break,
@@ -196,9 +202,16 @@ impl<S> Held<S> {
     }
 }
 
+// What passes a connection on must cost one instruction, not a lock that spins.
+const _: () = assert!(AtomicCell::<Option<Box<Held<()>>>>::is_lock_free());
+
+#[repr(align(64))]
 struct Slot<S> {
     owner: Ownership,
-    cell: Mutex<Cell<S>>,
+    /// What the owner leaves here for the next one.
+    held: AtomicCell<Option<Box<Held<S>>>>,
+    /// What is known of the connection by others than its owner.
+    info: Mutex<Option<Arc<Info>>>,
     /// When a parked connection expires, in the clock's milliseconds; set by the owner before it parks.
     deadline: AtomicU64,
     /// Since when it is parked, or queued.
@@ -207,20 +220,12 @@ struct Slot<S> {
     reminder: AtomicU64,
 }
 
-/// What the owner leaves in a slot. The lock is never waited for on the way of a request: only the owner takes it.
-struct Cell<S> {
-    held: Option<Box<Held<S>>>,
-    info: Option<Arc<Info>>,
-}
-
 impl<S> Slot<S> {
     fn new() -> Self {
         Self {
             owner: Ownership::new(),
-            cell: Mutex::new(Cell {
-                held: None,
-                info: None,
-            }),
+            held: AtomicCell::new(None),
+            info: Mutex::new(None),
             deadline: AtomicU64::new(u64::MAX),
             since: AtomicU64::new(0),
             reminder: AtomicU64::new(u64::MAX),
@@ -328,7 +333,7 @@ impl<S> Lot<S> {
             waits: Waits::Input,
             phase: Phase::Serving,
         });
-        slot.cell.lock().info = Some(info);
+        *slot.info.lock() = Some(info);
         let generation = slot.owner.generation();
         let token = Token { index, generation };
         let turn = Turn {
@@ -341,20 +346,24 @@ impl<S> Lot<S> {
         turn.requeue();
     }
 
-    /// Puts a QUEUED connection on the queue, and sees to it that a worker looks there.
-    fn push(&self, token: Token) {
-        self.note_queued(token);
-        let sent = match &*self.queue.read() {
-            Some(queue) => queue.try_send(token),
-            None => Err(TrySendError::Disconnected(token)),
-        };
-        match sent {
-            Ok(()) => self.wake_one(),
-            Err(error) => {
-                // Only at the end of a drain that was forced.
-                log::debug!("a connection found no worker any more: {error}");
-                drop(self.start(token));
+    /// Puts QUEUED connections on the queue, and sees to it that a worker looks there.
+    fn push(&self, tokens: impl IntoIterator<Item = Token>) {
+        let queue = self.queue.read();
+        let mut pushed = false;
+        for token in tokens {
+            self.note_queued(token);
+            match queue.as_ref().map(|queue| queue.try_send(token)) {
+                Some(Ok(())) => pushed = true,
+                // The queue is gone, at the end of a drain that was forced; it is never full, see its capacity.
+                refused => {
+                    log::debug!("a connection found no worker any more: {refused:?}");
+                    drop(self.start(token));
+                }
             }
+        }
+        drop(queue);
+        if pushed {
+            self.wake_one();
         }
     }
 
@@ -390,27 +399,28 @@ impl<S> Lot<S> {
         }
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
         // The count is up before the queue is looked at, and whoever fills the queue looks at the count after that.
-        let mut first = None;
-        if self.waiting.is_empty() && self.is_open() {
+        let slept = self.waiting.is_empty() && self.is_open();
+        if slept {
             let most = if sleepers == 1 { self.batch() } else { 1 };
-            self.poll(events, most, None, |token| match first {
-                None => {
-                    self.note_queued(token);
-                    first = Some(token);
-                }
-                Some(_) => self.push(token),
-            });
+            self.fetch(events, most, None);
         }
         self.sleepers.fetch_sub(1, SeqCst);
         self.waking.store(false, SeqCst);
-        first
+        if !slept {
+            return None;
+        }
+        let mut ready = self.ready(events);
+        let first = ready.next()?;
+        self.note_queued(first);
+        self.push(ready);
+        Some(first)
     }
 
     /// Looks for ready connections without waiting: for a worker whose queue never gets empty.
     pub(crate) fn look(&self, events: &mut Events) {
         if Poller::SHARED {
-            let most = self.batch();
-            self.poll(events, most, Some(Duration::ZERO), |token| self.push(token));
+            self.fetch(events, self.batch(), Some(Duration::ZERO));
+            self.push(self.ready(events));
             self.return_wake(events);
         }
     }
@@ -430,27 +440,20 @@ impl<S> Lot<S> {
         room.clamp(1, BATCH)
     }
 
-    /// Gives the connections that are ready, QUEUED now, to `each`.
-    fn poll(
-        &self,
-        events: &mut Events,
-        most: usize,
-        timeout: Option<Duration>,
-        mut each: impl FnMut(Token),
-    ) {
+    fn fetch(&self, events: &mut Events, most: usize, timeout: Option<Duration>) {
         if let Err(error) = self.poller.wait(events, most, timeout) {
             log::error!("cannot wait in the poller: {error}");
-            return;
         }
-        for event in events.iter() {
+    }
+
+    /// The connections that the events bring from PARKED to QUEUED, for the caller to take care of.
+    fn ready<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
+        events.iter().filter_map(|event| {
             let token = Token::from_u64(event.token);
-            let Some(slot) = self.slots.get(token.index) else {
-                continue;
-            };
-            if slot.owner.event(token.generation, event.hangup) {
-                each(token);
-            }
-        }
+            let owner = &self.slots.get(token.index)?.owner;
+            let mine = owner.event(token.generation, event.hangup);
+            mine.then_some(token)
+        })
     }
 
     /// Takes a QUEUED connection in hand; `None` if it is gone by now.
@@ -467,7 +470,7 @@ impl<S> Lot<S> {
     }
 
     fn turn<'a>(&'a self, slot: &'a Slot<S>, token: Token, news: News) -> Turn<'a, S> {
-        let mut held = slot.cell.lock().held.take();
+        let mut held = slot.held.take();
         if let Some(held) = &mut held {
             if held.waits == Waits::Output {
                 self.unwritten.fetch_sub(1, SeqCst);
@@ -591,6 +594,7 @@ impl<S> Lot<S> {
             let Some(mut turn) = self.claim_parked(token) else {
                 continue;
             };
+            turn.counters = self.counters.main_thread();
             if !turn.is_between_messages() {
                 turn.park_again();
             } else if turn.has_message() {
@@ -647,7 +651,7 @@ impl<S> Lot<S> {
             if self.claim_parked(token).is_some() || self.start(token).is_some() {
                 dropped += 1;
             } else if slot.owner.is_running(generation) {
-                let info = slot.cell.lock().info.clone();
+                let info = slot.info.lock().clone();
                 if let Some(info) = info {
                     // It may be closed by now; then there is nothing to do.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
@@ -661,8 +665,8 @@ impl<S> Lot<S> {
     pub(crate) fn about<T>(&self, token: u64, ask: impl FnOnce(&Info) -> T) -> Option<T> {
         let token = Token::from_u64(token);
         let slot = self.slots.get(token.index)?;
-        let cell = slot.cell.lock();
-        let info = cell.info.as_deref()?;
+        let info = slot.info.lock();
+        let info = info.as_deref()?;
         (slot.owner.generation() == token.generation).then(|| ask(info))
     }
 }
@@ -702,12 +706,13 @@ impl<S> Turn<'_, S> {
         let now = clock::millis();
         let due = held.due(now, lot.limits.first_byte_timeout);
         let idle = held.is_between_messages();
-        self.slot.deadline.store(due, SeqCst);
-        self.slot.since.store(now, SeqCst);
+        // Parking publishes both.
+        self.slot.deadline.store(due, Relaxed);
+        self.slot.since.store(now, Relaxed);
         if waits == Waits::Output && lot.unwritten.fetch_add(1, SeqCst) == 0 {
             lot.wake_keeper_by(now + 1);
         }
-        self.slot.cell.lock().held = Some(held);
+        self.slot.held.store(Some(held));
         match self.slot.owner.park() {
             Ok(()) => {
                 // From here on it may be anybody's. Its slot is still there to be looked at.
@@ -725,9 +730,9 @@ impl<S> Turn<'_, S> {
     /// Puts the connection on the queue.
     pub(crate) fn requeue(mut self) {
         self.account();
-        self.slot.cell.lock().held = self.held.take();
+        self.slot.held.store(self.held.take());
         self.slot.owner.requeue();
-        self.lot.push(self.token);
+        self.lot.push([self.token]);
     }
 
     fn park_again(self) {
@@ -748,11 +753,14 @@ impl<S> Turn<'_, S> {
         held.is_some_and(|held| held.is_between_messages())
     }
 
-    /// Adds what was moved to the worker's counters.
+    /// Adds what was moved to the thread's counters.
     fn account(&mut self) {
         if let Some(held) = &mut self.held {
-            let (bytes_in, bytes_out) = held.conn.take_moved();
-            self.counters.moved(bytes_in, bytes_out);
+            // Threads without counters of their own move nothing.
+            match held.conn.take_moved() {
+                (0, 0) => {}
+                (bytes_in, bytes_out) => self.counters.moved(bytes_in, bytes_out),
+            }
         }
     }
 
@@ -811,7 +819,7 @@ impl<S> Drop for Turn<'_, S> {
         let peer = conn.peer().clone();
         // In this order: it leaves the poller, then the slot forgets it, and only then the slot is anybody's.
         drop(conn);
-        drop(self.slot.cell.lock().info.take());
+        drop(self.slot.info.lock().take());
         self.slot.owner.free();
         self.lot.slots.give(self.token.index);
         self.lot.made_room();
