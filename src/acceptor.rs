@@ -16,7 +16,7 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::connection::Info;
 use crate::listener::Listener;
-use crate::parking::{Lot, Token};
+use crate::parking::{Idle, Lot};
 use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 
@@ -150,7 +150,7 @@ struct Acceptor<'a, S> {
     admission: Admission,
     per_client: Arc<PerClient>,
     /// Candidates for being closed, the longest idle first; found a few at a time.
-    to_shed: VecDeque<Token>,
+    to_shed: VecDeque<Idle>,
     famine: Option<Famine>,
 }
 
@@ -264,8 +264,12 @@ impl<S> Acceptor<'_, S> {
 
     /// Is there, as far as is known, an idle connection to close?
     fn may_shed(&mut self) -> bool {
+        let lot = self.lot;
+        while self.to_shed.front().is_some_and(|idle| !lot.is_idle(idle)) {
+            self.to_shed.pop_front();
+        }
         if self.to_shed.is_empty() {
-            self.to_shed = self.lot.longest_idle(SHED_AHEAD).into();
+            self.to_shed = lot.longest_idle(SHED_AHEAD).into();
         }
         !self.to_shed.is_empty()
     }
@@ -273,8 +277,8 @@ impl<S> Acceptor<'_, S> {
     /// Closes the connection that has been idle for longest, if there is one.
     fn shed(&mut self) -> bool {
         while self.may_shed() {
-            let token = self.to_shed.pop_front();
-            if token.is_some_and(|token| self.lot.shed(token)) {
+            let idle = self.to_shed.pop_front();
+            if idle.is_some_and(|idle| self.lot.shed(&idle)) {
                 return true;
             }
         }
@@ -292,6 +296,12 @@ impl<S> Acceptor<'_, S> {
             famine.pause = FIRST_PAUSE;
         }
         let counters = &self.lot.counters;
+        let Some(ticket) = self.ticket(&peer) else {
+            count(&counters.refused_max_per_client);
+            log::debug!("{peer}: refused, it has too many connections");
+            self.refuse(&socket);
+            return Outcome::Accepted;
+        };
         let sheds = self.admission.overload == Overload::ShedIdle;
         if sheds && self.is_full() && !self.shed() {
             log::debug!("{peer}: one too many, but nobody is idle any more");
@@ -309,12 +319,6 @@ impl<S> Acceptor<'_, S> {
             self.refuse(&socket);
             return Outcome::Accepted;
         }
-        let Some(ticket) = self.ticket(&peer) else {
-            count(&counters.refused_max_per_client);
-            log::debug!("{peer}: refused, it has too many connections");
-            self.refuse(&socket);
-            return Outcome::Accepted;
-        };
         let about = &self.listeners[index].about;
         log::trace!("{peer}: accepted on {}", about.name);
         self.lot.enter(Info {

@@ -314,6 +314,7 @@ impl Listener {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        sys::keep_from_children(&socket)?;
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
         Self::new(socket, None, &bind)
     }

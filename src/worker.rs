@@ -29,8 +29,6 @@ pub(crate) struct Workers<'a, S: Service> {
     pub(crate) lot: &'a Lot<S::Session>,
     pub(crate) on_start: Option<&'a Hook>,
     pub(crate) on_exit: Option<&'a Hook>,
-    /// What tells this server's workers from those of others in the process.
-    pub(crate) server: usize,
 }
 
 /// What one worker has of its own.
@@ -44,16 +42,8 @@ pub(crate) struct State<W> {
 }
 
 thread_local! {
-    /// Whose worker this thread is; 0 for nobody's.
-    static SERVER: Cell<usize> = const { Cell::new(0) };
-
     /// Whom the service was called for when it panicked on this thread.
     static WHOM: Cell<Option<String>> = const { Cell::new(None) };
-}
-
-/// Is this thread a worker of that server?
-pub(crate) fn is_worker_of(server: usize) -> bool {
-    SERVER.get() == server
 }
 
 impl<S: Service> Job for Workers<'_, S> {
@@ -61,7 +51,6 @@ impl<S: Service> Job for Workers<'_, S> {
     type State = State<S::Worker>;
 
     fn started(&self, worker: usize) {
-        SERVER.set(self.server);
         if let Some(hook) = self.on_start {
             hook(worker);
         }
@@ -89,7 +78,7 @@ impl<S: Service> Job for Workers<'_, S> {
             turn.counters = &self.lot.counters.workers[state.index];
             if self.lot.is_late(&turn) {
                 turn.refuse_late();
-            } else {
+            } else if !self.lot.drain.is_forced() {
                 self.turn(state, turn);
             }
         }
@@ -202,6 +191,10 @@ impl<S: Service> Workers<'_, S> {
             Wants::More => true,
         };
         if wanted && !held.conn.at_eof() {
+            let between = held.wants != Wants::More;
+            if self.lot.drain.is_draining() && held.conn.has_had_its_last(between) {
+                return Step::Close;
+            }
             match held.conn.try_fill() {
                 Ok(Filled::Bytes | Filled::Eof) => {}
                 Ok(Filled::Nothing) if self.is_over(held) => return Step::Close,

@@ -1,22 +1,41 @@
 //! What the examples share: their command line, and the lines that say that they are ready.
 
+// Each example uses a part of it.
+#![allow(dead_code)]
+
+use std::time::Duration;
+
 use handover::{Addr, Builder, Server};
 
 /// The options that every example takes.
 pub(crate) struct Options {
     pub(crate) listen: Vec<String>,
     pub(crate) workers: Option<usize>,
-    /// What is neither `--listen` nor `--workers`.
+    pub(crate) drain: Option<Duration>,
+    /// All time-outs for clients at once.
+    pub(crate) timeout: Option<Duration>,
+    /// What is no option.
     pub(crate) rest: Vec<String>,
 }
 
 impl Options {
     /// Reads the command line; without `--listen` it is `default`.
     pub(crate) fn parse(default: &str) -> Result<Self, lexopt::Error> {
+        Self::parse_with(default, |_, _| Ok(false))
+    }
+
+    /// As `parse`, for an example with options of its own: `own` is given the name of each, and says whether it knows
+    /// it. It takes the option's value from the parser.
+    pub(crate) fn parse_with(
+        default: &str,
+        mut own: impl FnMut(&str, &mut lexopt::Parser) -> Result<bool, lexopt::Error>,
+    ) -> Result<Self, lexopt::Error> {
         use lexopt::prelude::*;
         let mut options = Self {
             listen: Vec::new(),
             workers: None,
+            drain: None,
+            timeout: None,
             rest: Vec::new(),
         };
         let mut parser = lexopt::Parser::from_env();
@@ -24,7 +43,15 @@ impl Options {
             match arg {
                 Long("listen") => options.listen.push(parser.value()?.string()?),
                 Long("workers") => options.workers = Some(parser.value()?.parse()?),
+                Long("drain") => options.drain = Some(parser.value()?.parse_with(seconds)?),
+                Long("timeout") => options.timeout = Some(parser.value()?.parse_with(seconds)?),
                 Value(value) => options.rest.push(value.string()?),
+                Long(name) => {
+                    let name = name.to_owned();
+                    if !own(&name, &mut parser)? {
+                        return Err(format!("invalid option '--{name}'").into());
+                    }
+                }
                 other => return Err(other.unexpected()),
             }
         }
@@ -40,16 +67,42 @@ impl Options {
         for addr in &self.listen {
             builder = builder.listen(addr);
         }
-        match self.workers {
-            Some(workers) => builder.workers(workers),
-            None => builder,
+        if let Some(workers) = self.workers {
+            builder = builder.workers(workers);
         }
+        if let Some(drain) = self.drain {
+            builder = builder.drain_timeout(drain);
+        }
+        if let Some(timeout) = self.timeout {
+            builder = builder
+                .first_byte_timeout(timeout)
+                .idle_timeout(timeout)
+                .read_timeout(timeout)
+                .write_timeout(timeout);
+        }
+        builder
     }
+}
+
+/// Seconds, with a fraction if need be.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// Says that the server is ready: scripts wait for these lines.
 pub(crate) fn announce(addrs: &[Addr]) {
     for addr in addrs {
         println!("listening on {addr}");
+    }
+}
+
+/// As [`announce`], with URLs for TCP addresses.
+pub(crate) fn announce_http(addrs: &[Addr]) {
+    for addr in addrs {
+        match addr {
+            Addr::Ip(ip) => println!("listening on http://{ip}"),
+            Addr::Unix(_) => println!("listening on {addr}"),
+        }
     }
 }

@@ -29,6 +29,10 @@ pub(crate) use input::READ_SIZE;
 use output::Output;
 use pace::Pace;
 
+/// How long a wait for writing lasts at most before the socket is tried. A kernel may say that there is room only when a
+/// third of the buffer is free, and a slow client can take longer over that than its time-out.
+const WRITE_SLICE: Duration = Duration::from_millis(100);
+
 /// The limits that every connection of a server starts with.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -106,6 +110,8 @@ pub struct Connection {
     detached: bool,
     /// What the client is told when its message does not get complete in time.
     farewell: &'static [u8],
+    /// The count of received bytes at which nothing more is read, once the server drains.
+    last_byte: Option<u64>,
     idle_timeout: Duration,
     input_limit: usize,
     output_limit: usize,
@@ -143,6 +149,7 @@ impl Connection {
             eof: false,
             detached: false,
             farewell: &[],
+            last_byte: None,
             idle_timeout: limits.idle_timeout,
             input_limit: limits.input_limit,
             output_limit: limits.output_limit,
@@ -383,13 +390,23 @@ impl Connection {
                 };
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
-            let slice = match (deadline.left(now), sys::WAIT_SLICE) {
+            let slice = match interest {
+                Interest::Read => sys::WAIT_SLICE,
+                Interest::Write | Interest::Both => Some(WRITE_SLICE),
+            };
+            let slice = match (deadline.left(now), slice) {
                 (Some(left), Some(slice)) => Some(left.min(slice)),
                 (left, slice) => left.or(slice),
             };
             let ready = sys::wait_ready(&self.info.socket, interest, slice)?;
             if ready.readable || ready.writable {
                 return Ok(ready);
+            }
+            if interest != Interest::Read {
+                return Ok(sys::Ready {
+                    readable: false,
+                    writable: true,
+                });
             }
         }
     }
@@ -458,6 +475,13 @@ impl Connection {
             self.sent(count);
         }
         Ok(self.output.is_empty())
+    }
+
+    /// Writes, and says whether anything could be written.
+    pub(crate) fn has_progressed(&mut self) -> io::Result<bool> {
+        let before = self.bytes_out;
+        self.flush_some()?;
+        Ok(self.bytes_out > before)
     }
 
     fn sent(&mut self, count: usize) {
@@ -589,6 +613,20 @@ impl Connection {
 
     pub(crate) fn farewell(&self) -> &'static [u8] {
         self.farewell
+    }
+
+    /// Asked before each reading while the server drains. What had come before is read, and a message that had begun
+    /// to come; so nothing more once the socket was found empty between two messages. A client that never pauses is
+    /// not listened to for ever: what may be buffered, and so the longest message, is the measure.
+    pub(crate) fn has_had_its_last(&mut self, between_messages: bool) -> bool {
+        match self.last_byte {
+            None => {
+                self.last_byte = Some(self.bytes_in + self.input_limit as u64);
+                self.readable = true;
+                false
+            }
+            Some(last) => self.bytes_in >= last || (between_messages && !self.readable),
+        }
     }
 
     /// A new message begins: the stretch of reading ends here.

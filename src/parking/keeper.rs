@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{BATCH, Lot, Tended, Turn, Waits};
+use super::{BATCH, Lot, Tended, Turn};
 use crate::clock;
 use crate::sys::{Events, Poller};
 
@@ -133,7 +133,7 @@ fn stand_in<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
 pub(super) fn tend<S>(mut turn: Turn<'_, S>) {
     loop {
         let Some(held) = turn.held() else { return };
-        if held.waits == Waits::Input && held.is_serving() {
+        if held.is_serving() && !held.conn.has_output() {
             return turn.requeue();
         }
         let waits = match held.tend() {

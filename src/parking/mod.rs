@@ -101,9 +101,10 @@ enum Phase {
     Serving,
     /// It is closed as soon as its output is written.
     Closing,
-    /// Its output is written and the client told; so many more bytes from it are ignored.
+    /// Its output is written and the client told; so many more bytes from it are ignored, until then.
     Lingering {
         left: u32,
+        until: u64,
     },
 }
 
@@ -148,21 +149,22 @@ impl<S> Held<S> {
                 return Tended::Done;
             }
             self.conn.half_close();
-            let left = LINGER_BYTES;
-            self.phase = Phase::Lingering { left };
-            self.conn.end_message();
+            self.phase = Phase::Lingering {
+                left: LINGER_BYTES,
+                until: clock::millis() + in_millis(LINGER),
+            };
         }
         self.linger()
     }
 
     fn linger(&mut self) -> Tended {
         let mut scratch = [0; 4096];
-        while let Phase::Lingering { left } = self.phase {
+        while let Phase::Lingering { left, until } = self.phase {
             match self.conn.discard(&mut scratch) {
                 Ok((_, Filled::Nothing)) => return Tended::Wait(Waits::Linger),
                 Ok((count, Filled::Bytes)) if count < left as usize => {
                     let left = left - count as u32;
-                    self.phase = Phase::Lingering { left };
+                    self.phase = Phase::Lingering { left, until };
                 }
                 Ok(_) | Err(_) => break,
             }
@@ -173,7 +175,7 @@ impl<S> Held<S> {
     /// It waits for a message, and nothing of one has come as far as is known.
     fn is_between_messages(&self) -> bool {
         self.phase == Phase::Serving
-            && self.waits == Waits::Input
+            && !self.conn.has_output()
             && matches!(self.wants, Wants::FirstByte | Wants::Message)
     }
 
@@ -188,8 +190,11 @@ impl<S> Held<S> {
 
     /// Until when it may wait, in the clock's milliseconds.
     fn due(&mut self, now: u64, first_byte: Duration) -> u64 {
+        if let Phase::Lingering { until, .. } = self.phase {
+            return until;
+        }
         let deadline = match (self.waits, self.wants) {
-            (Waits::Linger, _) => return now + in_millis(LINGER),
+            (Waits::Linger, _) => return now,
             (Waits::Input, Wants::FirstByte) => return now.saturating_add(in_millis(first_byte)),
             (Waits::Input, Wants::Message | Wants::Nothing) => {
                 return now.saturating_add(in_millis(self.conn.idle_timeout()));
@@ -258,6 +263,12 @@ pub(crate) struct Lot<S> {
     refusal: Vec<u8>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
+}
+
+/// A connection that was parked when somebody looked, and since when.
+pub(crate) struct Idle {
+    since: u64,
+    token: Token,
 }
 
 /// What a lot is made with.
@@ -341,6 +352,7 @@ impl<S> Lot<S> {
             slot,
             token,
             counters: self.counters.keeper(),
+            waited: Waits::Input,
             held: Some(held),
         };
         turn.requeue();
@@ -418,7 +430,7 @@ impl<S> Lot<S> {
 
     /// Looks for ready connections without waiting: for a worker whose queue never gets empty.
     pub(crate) fn look(&self, events: &mut Events) {
-        if Poller::SHARED {
+        if Poller::SHARED && self.queue_has_room() {
             self.fetch(events, self.batch(), Some(Duration::ZERO));
             self.push(self.ready(events));
             self.return_wake(events);
@@ -471,9 +483,12 @@ impl<S> Lot<S> {
 
     fn turn<'a>(&'a self, slot: &'a Slot<S>, token: Token, news: News) -> Turn<'a, S> {
         let mut held = slot.held.take();
+        let mut waited = Waits::Input;
         if let Some(held) = &mut held {
-            if held.waits == Waits::Output {
+            waited = held.waits;
+            if waited == Waits::Output {
                 self.unwritten.fetch_sub(1, SeqCst);
+                held.waits = Waits::Input;
                 // It was not watched for reading meanwhile, so that nothing is known of it.
                 held.conn.note_readable(false);
             }
@@ -486,6 +501,7 @@ impl<S> Lot<S> {
             slot,
             token,
             counters: self.counters.keeper(),
+            waited,
             held,
         }
     }
@@ -535,7 +551,20 @@ impl<S> Lot<S> {
                     self.remind(index, slot, due);
                 } else if let Some(turn) = self.start(token) {
                     turn.refuse_late();
+                    self.forget_queued();
                 }
+            }
+        }
+    }
+
+    /// Takes the entry of a connection that was refused off the queue, where it would take the place of others. It is
+    /// the first, or comes after others that are as late.
+    fn forget_queued(&self) {
+        while let Ok(token) = self.waiting.try_recv() {
+            match self.start(token) {
+                Some(turn) if self.is_late(&turn) => turn.refuse_late(),
+                Some(turn) => return turn.requeue(),
+                None => return self.made_room(),
             }
         }
     }
@@ -547,30 +576,37 @@ impl<S> Lot<S> {
     }
 
     /// The parked connections that have been idle for longest, at most `count` of them.
-    pub(crate) fn longest_idle(&self, count: usize) -> Vec<Token> {
-        let mut idle: Vec<(u64, Token)> = self
-            .slots
-            .iter()
+    pub(crate) fn longest_idle(&self, count: usize) -> Vec<Idle> {
+        let slots = self.slots.iter();
+        let mut idle: Vec<Idle> = slots
             .filter_map(|(index, slot)| {
                 let generation = slot.owner.generation();
                 let token = Token { index, generation };
+                let since = slot.since.load(SeqCst);
                 let parked = slot.owner.is_parked(generation);
-                parked.then(|| (slot.since.load(SeqCst), token))
+                parked.then_some(Idle { since, token })
             })
             .collect();
         let count = count.min(idle.len());
         if count == 0 {
             return Vec::new();
         }
-        idle.select_nth_unstable_by_key(count - 1, |&(since, _)| since);
+        idle.select_nth_unstable_by_key(count - 1, |idle| idle.since);
         idle.truncate(count);
-        idle.sort_unstable_by_key(|&(since, _)| since);
-        idle.into_iter().map(|(_, token)| token).collect()
+        idle.sort_unstable_by_key(|idle| idle.since);
+        idle
+    }
+
+    /// Is it parked still, and not again?
+    pub(crate) fn is_idle(&self, idle: &Idle) -> bool {
+        self.slots.get(idle.token.index).is_some_and(|slot| {
+            slot.owner.is_parked(idle.token.generation) && slot.since.load(SeqCst) == idle.since
+        })
     }
 
     /// Closes a parked connection to make room; false if it is not parked any more.
-    pub(crate) fn shed(&self, token: Token) -> bool {
-        let Some(turn) = self.claim_parked(token) else {
+    pub(crate) fn shed(&self, idle: &Idle) -> bool {
+        let Some(turn) = self.claim_parked(idle.token) else {
             return false;
         };
         count(&self.counters.shed);
@@ -611,7 +647,7 @@ impl<S> Lot<S> {
         let _ = self.on_room.set(Box::new(call));
     }
 
-    /// Asks to be called once when a connection has ended or left the queue. Whoever asks looks for room once more
+    /// Asks to be called once when a connection has ended, was parked, or left the queue. Whoever asks looks for room once more
     /// afterwards, since that may have happened just before.
     pub(crate) fn want_room(&self) {
         self.room_wanted.store(true, SeqCst);
@@ -641,16 +677,15 @@ impl<S> Lot<S> {
         self.poller.wake();
     }
 
-    /// What is still there: shuts down the sockets of the connections that somebody holds, closes the others, and
-    /// says how many of those there were.
-    pub(crate) fn force(&self) -> usize {
-        let mut dropped = 0;
+    /// What is still there: shuts down the sockets of the connections that somebody holds, and closes the others.
+    pub(crate) fn force(&self) {
         for (index, slot) in self.slots.iter() {
             let generation = slot.owner.generation();
             let token = Token { index, generation };
             if self.claim_parked(token).is_some() || self.start(token).is_some() {
-                dropped += 1;
-            } else if slot.owner.is_running(generation) {
+                continue;
+            }
+            if slot.owner.is_running(generation) {
                 let info = slot.info.lock().clone();
                 if let Some(info) = info {
                     // It may be closed by now; then there is nothing to do.
@@ -658,7 +693,6 @@ impl<S> Lot<S> {
                 }
             }
         }
-        dropped
     }
 
     /// What `ask` finds out about a connection, if it still is the one of that token.
@@ -678,6 +712,8 @@ pub(crate) struct Turn<'a, S> {
     pub(crate) token: Token,
     /// Whose counters what is moved in this turn goes to.
     pub(crate) counters: &'a WorkerCounters,
+    /// What it had been parked for.
+    waited: Waits,
     /// There until the turn ends.
     held: Option<Box<Held<S>>>,
 }
@@ -717,6 +753,7 @@ impl<S> Turn<'_, S> {
             Ok(()) => {
                 // From here on it may be anybody's. Its slot is still there to be looked at.
                 lot.remind(self.token.index, self.slot, due);
+                lot.made_room();
                 if idle && lot.drain.is_draining() {
                     // The sweep of the drain may have passed while the connection was in hand.
                     return lot.claim_parked(self.token);
@@ -736,7 +773,7 @@ impl<S> Turn<'_, S> {
     }
 
     fn park_again(self) {
-        let waits = self.held.as_ref().map_or(Waits::Input, |held| held.waits);
+        let waits = self.waited;
         if let Some(turn) = self.park(waits) {
             turn.requeue();
         }
@@ -765,13 +802,17 @@ impl<S> Turn<'_, S> {
     }
 
     /// Closes a parked connection whose time has come; it may have got a new one since that was seen.
-    fn expire(self, now: u64) {
+    fn expire(mut self, now: u64) {
         if self.slot.deadline.load(SeqCst) > now {
             return self.park_again();
         }
-        let Some(held) = &self.held else { return };
+        let Some(held) = &mut self.held else { return };
+        // The kernel reports room late, see `WRITE_SLICE`: whoever has read something meanwhile gets the time for it.
+        if self.waited == Waits::Output && matches!(held.conn.has_progressed(), Ok(true)) {
+            return keeper::tend(self);
+        }
         let counters = &self.lot.counters;
-        let (counter, what) = match (held.waits, held.wants) {
+        let (counter, what) = match (self.waited, held.wants) {
             (Waits::Linger, _) => return,
             (Waits::Output, _) => (&counters.expired_write, "did not read its answer"),
             (Waits::Input, Wants::FirstByte) => (&counters.expired_first_byte, "sent nothing"),
@@ -780,7 +821,7 @@ impl<S> Turn<'_, S> {
         };
         count(counter);
         log::debug!("{}: closed, the client {what} in time", held.conn.peer());
-        if held.waits == Waits::Input && held.wants == Wants::More {
+        if self.waited == Waits::Input && held.wants == Wants::More {
             let farewell = held.conn.farewell();
             self.close_with(farewell);
         }

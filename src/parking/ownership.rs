@@ -103,8 +103,9 @@ impl Ownership {
         });
         match changed {
             Ok(_) => Ok(()),
-            Err(word) => {
-                let _ = self.change(|word| Some(word & !FLAGS));
+            Err(_) => {
+                // More may have come since; what is taken away and what is told must be the same.
+                let (Ok(word) | Err(word)) = self.change(|word| Some(word & !FLAGS));
                 Err(News::of(word))
             }
         }

@@ -1,5 +1,6 @@
 //! The handle: a running server's remote control.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,7 +14,21 @@ use crate::clock::Deadline;
 use crate::server::report::Report;
 use crate::signals::Command;
 use crate::stats::Stats;
-use crate::worker::is_worker_of;
+
+thread_local! {
+    /// Whose thread this is; 0 for nobody's.
+    static SERVER: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Says that this thread is one of that server's.
+pub(super) fn belong_to(server: usize) {
+    SERVER.set(server);
+}
+
+/// Waiting for the server would be waiting for this thread.
+fn is_thread_of(server: usize) -> bool {
+    SERVER.get() == server
+}
 
 /// Controls a running server. Clones control the same one.
 ///
@@ -107,10 +122,10 @@ impl Handle {
     ///
     /// # Panics
     ///
-    /// On a worker of this server, which would wait for itself.
+    /// On a thread of this server, which would wait for itself.
     pub fn join(&self) -> Report {
         assert!(
-            !is_worker_of(self.0.control.server),
+            !is_thread_of(self.0.control.server),
             "a service cannot wait for its own server to stop"
         );
         self.0.join()
@@ -139,7 +154,7 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.send(Command::Drain);
-        if !is_worker_of(self.control.server) {
+        if !is_thread_of(self.control.server) {
             self.join();
         }
     }

@@ -13,7 +13,7 @@ use crate::listener::Listener;
 use crate::parking::{self, Lot, Token};
 use crate::pool;
 use crate::server::builder::Builder;
-use crate::server::handle::Control;
+use crate::server::handle::{Control, belong_to};
 use crate::server::no_start;
 use crate::server::report::{Forced, Report};
 use crate::service::Service;
@@ -59,7 +59,9 @@ impl Drop for Tell {
 impl<S: Service> Parts<S> {
     /// The main thread's life. Says through `ready` whether the server serves, and leaves the report in the end.
     pub(super) fn serve(mut self, control: &Control, ready: &Sender<io::Result<()>>) {
+        belong_to(self.server);
         let listeners = std::mem::take(&mut self.listeners);
+        let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
         let workers = self.settings.workers.unwrap_or(1);
         let (tell, ended) = crossbeam_channel::bounded(workers + 2);
         let jobs = Workers {
@@ -67,7 +69,6 @@ impl<S: Service> Parts<S> {
             lot: &*self.lot,
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
-            server: self.server,
         };
         thread::scope(|scope| {
             let started = self.start_threads(scope, &jobs, listeners, tell);
@@ -77,10 +78,12 @@ impl<S: Service> Parts<S> {
             let stop = if failed {
                 Stop::at_once()
             } else {
-                self.obey(&ended)
+                self.obey(&commands, &ended)
             };
             let (report, all_ended) = self.finish(stop, &ended);
             log::info!("{report}");
+            // Nobody is obeyed any more, so that nobody need wait to be heard.
+            drop(commands);
             control.outcome.set(report, all_ended);
         });
     }
@@ -102,6 +105,7 @@ impl<S: Service> Parts<S> {
             let (tell, ready) = (tell.clone(), ready.clone());
             thread.spawn_scoped(scope, move || {
                 let _tell = Tell(tell, Ended::Worker(index));
+                belong_to(self.server);
                 pool::work(jobs, index, &self.queue, |result| drop(ready.send(result)));
             })?;
         }
@@ -114,12 +118,14 @@ impl<S: Service> Parts<S> {
             .name(self.thread_name("keeper"))
             .spawn_scoped(scope, move || {
                 let _tell = Tell(keeper, Ended::Keeper);
+                belong_to(self.server);
                 parking::keep(&self.lot);
             })?;
         thread::Builder::new()
             .name(self.thread_name("accept"))
             .spawn_scoped(scope, move || {
                 let _tell = Tell(tell, Ended::Acceptor);
+                belong_to(self.server);
                 let admission = self.settings.admission.clone();
                 if let Err(error) = acceptor::accept(&self.lot, &self.gate, listeners, admission) {
                     log::error!("the acceptor has failed: {error}");
@@ -129,7 +135,7 @@ impl<S: Service> Parts<S> {
     }
 
     /// The main thread's loop: obeys commands until a drain is over, or its time is.
-    fn obey(&self, ended: &Receiver<Ended>) -> Stop {
+    fn obey(&self, commands: &Receiver<Command>, ended: &Receiver<Ended>) -> Stop {
         let (lot, gate) = (&self.lot, &self.gate);
         let mut stop: Option<Stop> = None;
         let mut accepting = true;
@@ -147,7 +153,7 @@ impl<S: Service> Parts<S> {
                 timer = next.instant().map_or(timer, crossbeam_channel::at);
             }
             let command = crossbeam_channel::select! {
-                recv(self.commands) -> command => command.unwrap_or(Command::StopNow),
+                recv(commands) -> command => command.unwrap_or(Command::StopNow),
                 recv(ended) -> thread => match thread {
                     Ok(Ended::Acceptor) => {
                         accepting = false;
@@ -176,13 +182,13 @@ impl<S: Service> Parts<S> {
                 Command::StopBy(deadline) => deadline,
                 Command::StopNow => Deadline::at(Some(Instant::now())),
             };
-            // The order matters: from here on no worker parks an idle connection, so that `clear` meets them all.
-            lot.drain.begin();
-            gate.close();
             let stop = stop.get_or_insert_with(|| {
                 log::info!("stopping, {} connections are open", lot.drain.live());
                 Stop::begin(lot.drain.ended())
             });
+            // From here on no worker parks an idle connection, so that `clear` meets them all.
+            lot.drain.begin();
+            gate.close();
             stop.deadline = stop.deadline.earlier(deadline);
         }
     }
@@ -205,8 +211,10 @@ impl<S: Service> Parts<S> {
         };
         if !stop.is_clean {
             lot.drain.force();
+            let left = lot.drain.live();
             report.forced = self.stragglers();
-            report.dropped = lot.force();
+            report.dropped = left.saturating_sub(report.forced.len());
+            lot.force();
         }
         self.gate.close_now();
         lot.end();

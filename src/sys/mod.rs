@@ -10,8 +10,10 @@
 //! | [`WAIT_SLICE`] | how long such a wait may last at most before its caller must look around |
 //! | [`coarse_millis`] | a monotonic clock in milliseconds that costs next to nothing |
 //! | [`accept`] | one connection: non-blocking, not inherited by child processes; with the peer's address unless it is a Unix socket's |
+//! | [`keep_from_children`] | child processes do not inherit the socket; for sockets that were not made here |
 //! | [`ACCEPT_INHERITS`], [`is_listening_stream`], [`is_of_one_connection`] | what is known of a listener and of its errors |
 //! | [`recv`], [`send`], [`send_vectored`] | one system call (more only when interrupted), never a signal |
+//! | [`send_file`] | a file's next bytes without a copy; `None` where the system does not do it, or not for this file |
 //! | [`unix_socket`] and the `unix_path` functions | Unix stream sockets, or a clear error where there are none |
 //! | [`into_stream`] | the std socket inside |
 //! | [`watch_signals`] | the process's stop and hook signals |

@@ -1,6 +1,6 @@
 //! Unix: sockets, waits and signals.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStrExt;
@@ -48,6 +48,10 @@ pub(crate) fn wait_ready(
         readable: broken || found.contains(PollFlags::IN),
         writable: broken || found.contains(PollFlags::OUT),
     })
+}
+
+pub(crate) fn keep_from_children(socket: &Socket) -> io::Result<()> {
+    socket.set_cloexec(true)
 }
 
 /// Whether a connection inherits its listener's options.
@@ -126,6 +130,44 @@ pub(crate) fn send_vectored(socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Resul
     Ok(retry_on_intr(|| {
         net::sendmsg(socket, bytes, &mut control, QUIET)
     })?)
+}
+
+/// From the file's position on. A file that cannot be mapped, and a process that a signal would kill, get `None`.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+pub(crate) fn send_file(socket: &Socket, file: &File, count: usize) -> io::Result<Option<usize>> {
+    use rustix::io::Errno;
+    if !ignores_sigpipe() {
+        return Ok(None);
+    }
+    loop {
+        match rustix::fs::sendfile(socket, file, None, count) {
+            Ok(sent) => return Ok(Some(sent)),
+            Err(Errno::INTR) => {}
+            Err(Errno::INVAL | Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// `sendfile` has no flag against SIGPIPE. Rust programs ignore that signal, but a host in another language may not.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(unsafe_code)]
+fn ignores_sigpipe() -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with no new action the call only fills the structure, which lives for as long; all of its fields may
+    // be zero.
+    let now = unsafe {
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), now.as_mut_ptr());
+        now.assume_init()
+    };
+    now.sa_sigaction == libc::SIG_IGN
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+pub(crate) fn send_file(_: &Socket, _: &File, _: usize) -> io::Result<Option<usize>> {
+    Ok(None)
 }
 
 /// Sets what only some systems have: `defer_accept` in seconds, `fast_open` as the length of its queue.

@@ -1,5 +1,6 @@
 //! Windows: sockets, waits and signals.
 
+use std::fs::File;
 use std::io::{self, IoSlice, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::windows::io::AsRawSocket;
@@ -45,6 +46,10 @@ pub(crate) fn wait_ready(
     })
 }
 
+pub(crate) fn keep_from_children(socket: &Socket) -> io::Result<()> {
+    socket.set_no_inherit(true)
+}
+
 /// Whether a connection inherits its listener's options.
 pub(crate) const ACCEPT_INHERITS: bool = false;
 
@@ -80,6 +85,11 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
 
 pub(crate) fn send_vectored(socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
     socket.send_vectored(bytes)
+}
+
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+pub(crate) fn send_file(_: &Socket, _: &File, _: usize) -> io::Result<Option<usize>> {
+    Ok(None)
 }
 
 pub(crate) fn prepare_listener(

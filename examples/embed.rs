@@ -1,0 +1,142 @@
+//! A server inside a program that was there before it: one with threads and signal handling of its own.
+//!
+//! The program counts something on a thread, and watches its signals itself. The server is the program's console:
+//! it is started and stopped by a handle, and touches no signal. Its handler is of the old kind, a loop over blocking
+//! reads until the end of the stream; it works as it always did, and holds a worker for as long as its client stays.
+//!
+//! ```sh
+//! cargo run --release --example embed -- --listen 127.0.0.1:7002
+//! ```
+//!
+//! Then, in another terminal, `nc 127.0.0.1 7002`, and type `status`, `reset`, or `quit`. In the first one: SIGUSR1
+//! has the program print what it is doing, SIGHUP has it pause its console, and again resume it; Ctrl-C or SIGTERM
+//! stop the console within five seconds, then the counting, and the last line says how that went. A console whose
+//! client is idle is cut off after the five seconds: a loop that waits in a read does not see the stop coming.
+//! (On Windows the program ends with its standard input.)
+
+mod common;
+
+use std::io::{self, BufRead, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use handover::{Connection, Handle, Next};
+
+/// What the program does: it has done so for years.
+#[derive(Default)]
+struct Program {
+    counted: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Program {
+    fn work(&self) {
+        while !self.stopping.load(Relaxed) {
+            self.counted.fetch_add(1, Relaxed);
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// The console's loop, as it was written for a thread per connection.
+    fn console(&self, client: &mut (impl BufRead + Write)) -> io::Result<()> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if client.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            match line.trim() {
+                "status" => writeln!(client, "counted to {}", self.counted.load(Relaxed))?,
+                "reset" => {
+                    self.counted.store(0, Relaxed);
+                    writeln!(client, "ok")?;
+                }
+                "quit" => return writeln!(client, "bye"),
+                other => writeln!(client, "{other:?}? There are: status, reset, quit")?,
+            }
+            client.flush()?;
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = common::Options::parse("127.0.0.1:7002")?;
+    // Before there is a thread, so that no signal finds the program unprepared.
+    let mut events = Events::watch()?;
+    let program = Arc::new(Program::default());
+    let worker = Arc::clone(&program);
+    let worker = thread::spawn(move || worker.work());
+
+    let console = Arc::clone(&program);
+    let server = options.builder().build(move |conn: &mut Connection| {
+        console.console(conn)?;
+        Ok(Next::Close)
+    })?;
+    let handle = server.start()?;
+    common::announce(&handle.local_addrs());
+
+    events.handle(&program, &handle);
+    handle.stop(Duration::from_secs(5));
+    let report = handle.join();
+
+    program.stopping.store(true, Relaxed);
+    worker.thread().unpark();
+    worker.join().map_err(|_| "the program's thread panicked")?;
+    println!("counted to {}; {report}", program.counted.load(Relaxed));
+    Ok(())
+}
+
+/// What the program reacts to, until it is to stop.
+#[cfg(unix)]
+struct Events(signal_hook::iterator::Signals);
+
+#[cfg(unix)]
+impl Events {
+    fn watch() -> io::Result<Self> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+        signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1]).map(Self)
+    }
+
+    fn handle(&mut self, program: &Program, handle: &Handle) {
+        let mut paused = false;
+        for signal in self.0.forever() {
+            match signal {
+                signal_hook::consts::SIGUSR1 => {
+                    let counted = program.counted.load(Relaxed);
+                    println!("counted to {counted}; {:?}", handle.stats());
+                }
+                signal_hook::consts::SIGHUP => {
+                    paused = !paused;
+                    if paused {
+                        handle.pause();
+                    } else {
+                        handle.resume();
+                    }
+                    println!("paused: {paused}");
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// What the program reacts to, until it is to stop.
+#[cfg(not(unix))]
+struct Events;
+
+#[cfg(not(unix))]
+impl Events {
+    fn watch() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    fn handle(&mut self, _: &Program, _: &Handle) {
+        for line in io::stdin().lines() {
+            if line.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Serves Git repositories for reading, by running `git upload-pack` for each connection.
+//!
+//! ```sh
+//! cargo run --release --example git_daemon -- --base-path /srv/git --listen 127.0.0.1:9418
+//! git clone git://127.0.0.1:9418/repo
+//! ```
+//!
+//! Send the server SIGTERM while a clone is in progress: new clients are refused at once, the clone is finished,
+//! and the server ends and says so. A second server may listen on the port meanwhile, for the subprocess has the
+//! client's socket and nothing else of the server's. Past `--drain`, or on SIGQUIT, the client's socket is
+//! shut down, which ends the subprocess.
+//!
+//! Every repository below `--base-path` (by default the working directory) is served, and nothing above it: paths
+//! with `..` are refused, and so are symbolic links that lead outside. The other options:
+//!
+//! - `--strict`: the path must be that of the repository itself; nothing is appended to it (`.git`, `/.git`).
+//! - `--timeout SECONDS`: how long a client may stay silent; by default 30 for its request, and for ever while its
+//!   subprocess waits for it.
+//! - `--drain SECONDS`: how long a stop waits for clones in progress; 3600 by default.
+//! - `--workers N`: how many clones at the same time; 16 by default, since each of them holds a worker.
+
+#[cfg(unix)]
+mod common;
+
+#[cfg(not(unix))]
+fn main() {
+    eprintln!("this example hands its sockets to subprocesses, which it can do on Unix only");
+    std::process::exit(1);
+}
+
+#[cfg(unix)]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    unix::main()
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::ffi::OsStr;
+    use std::io::{self, BufRead, Read, Write};
+    use std::net::Shutdown;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::process::CommandExt;
+    use std::path::{Component, Path, PathBuf};
+    use std::process::{Child, Command, Stdio};
+    use std::thread;
+    use std::time::Duration;
+
+    use handover::{Connection, Detached, Next};
+
+    use crate::common::{Options, announce};
+
+    /// The longest request that is taken; its path and its host's name are in it.
+    const REQUEST_LIMIT: usize = 8 * 1024;
+
+    struct Daemon {
+        /// Without symbolic links.
+        base_path: PathBuf,
+        strict: bool,
+        /// In seconds, for `git upload-pack`; 0 is for ever.
+        timeout: u64,
+    }
+
+    pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
+        let mut daemon = Daemon {
+            base_path: PathBuf::from("."),
+            strict: false,
+            timeout: 0,
+        };
+        let mut options = Options::parse_with("127.0.0.1:9418", |name, parser| {
+            match name {
+                "base-path" => daemon.base_path = parser.value()?.into(),
+                "strict" => daemon.strict = true,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        options.workers.get_or_insert(16);
+        options.drain.get_or_insert(Duration::from_secs(3600));
+        let timeout = options.timeout.unwrap_or_default();
+        daemon.timeout = timeout.as_secs_f64().ceil() as u64;
+        daemon.base_path = daemon
+            .base_path
+            .canonicalize()
+            .map_err(|error| format!("{}: {error}", daemon.base_path.display()))?;
+
+        let server = options
+            .builder()
+            .build(move |conn: &mut Connection| daemon.serve(conn))?;
+        announce(&server.local_addrs());
+        let report = server.run()?;
+        println!("{report}");
+        Ok(())
+    }
+
+    impl Daemon {
+        fn serve(&self, conn: &mut Connection) -> io::Result<Next> {
+            let request = match Request::take(conn) {
+                Ok(Some(request)) => request,
+                Ok(None) if conn.at_eof() => return Ok(Next::Close),
+                Ok(None) => return Ok(Next::More),
+                Err(why) => return refuse(conn, why),
+            };
+            if request.service != "git-upload-pack" {
+                return refuse(conn, "only git-upload-pack is served here");
+            }
+            let Some(repository) = self.repository(&request.path) else {
+                // Whether it is missing or forbidden is nobody's business.
+                return refuse(conn, "no such repository is served here");
+            };
+            let detached = conn.detach()?;
+            // Until this returns the connection counts as in progress, and a stop waits for it.
+            let status = self.upload_pack(&request, &repository, detached)?;
+            if !status.success() {
+                eprintln!("git upload-pack {}: {status}", repository.display());
+            }
+            Ok(Next::Detach)
+        }
+
+        /// The directory that a path stands for; `None` if it is not a repository below the base.
+        fn repository(&self, path: &Path) -> Option<PathBuf> {
+            let mut full = self.base_path.clone();
+            for part in path.strip_prefix("/").ok()?.components() {
+                match part {
+                    Component::Normal(name) => full.push(name),
+                    Component::CurDir => {}
+                    Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                        return None;
+                    }
+                }
+            }
+            let endings: &[&str] = match self.strict {
+                true => &[""],
+                false => &["/.git", "", ".git/.git", ".git"],
+            };
+            endings.iter().find_map(|ending| {
+                let mut name = full.clone().into_os_string();
+                name.push(ending);
+                // Links are followed first and judged by where they lead. So is the directory that git is given.
+                let found = Path::new(&name).canonicalize().ok()?;
+                let is_repository = found.join("HEAD").exists() && found.join("objects").is_dir();
+                (found.starts_with(&self.base_path) && is_repository).then_some(found)
+            })
+        }
+
+        fn upload_pack(
+            &self,
+            request: &Request,
+            repository: &Path,
+            client: Detached,
+        ) -> io::Result<std::process::ExitStatus> {
+            let mut command = Command::new("git");
+            command
+                .arg("upload-pack")
+                .arg("--strict")
+                .arg(format!("--timeout={}", self.timeout))
+                .arg(repository)
+                .env_remove("GIT_PROTOCOL")
+                // In a group of its own, so that Ctrl-C in a terminal reaches the server alone.
+                .process_group(0);
+            if !request.protocol.is_empty() {
+                command.env("GIT_PROTOCOL", OsStr::from_bytes(&request.protocol));
+            }
+            let socket = OwnedFd::from(client.stream);
+            command.stdout(socket.try_clone()?);
+            if client.unread.is_empty() {
+                // A client waits for what the server has to say before it says more, so this is the way it goes.
+                command.stdin(socket);
+                let child = command.spawn();
+                // It holds the socket as well, and the client is to see the end when the child ends.
+                drop(command);
+                return child?.wait();
+            }
+            command.stdin(Stdio::piped());
+            let child = command.spawn();
+            drop(command);
+            relay(child?, &client.unread, socket)
+        }
+    }
+
+    /// Gives a subprocess what the client sent too early, and what it sends from then on, until the subprocess ends.
+    fn relay(
+        mut child: Child,
+        unread: &[u8],
+        socket: OwnedFd,
+    ) -> io::Result<std::process::ExitStatus> {
+        let stdin = child.stdin.take();
+        let mut client = std::fs::File::from(socket.try_clone()?);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let Some(mut stdin) = stdin else { return };
+                // Either side may go at any time, and then the other one notices.
+                let _ = stdin
+                    .write_all(unread)
+                    .and_then(|()| pump(&mut client, &mut stdin));
+            });
+            let status = child.wait();
+            // Nobody reads on from here, and this ends a read that waits.
+            let _ = socket2::SockRef::from(&socket.as_fd()).shutdown(Shutdown::Read);
+            status
+        })
+    }
+
+    /// Copies until the end. Not by `io::copy`: on Linux that is splice(2), which keeps the pipe locked while it waits
+    /// for the socket, so that the subprocess could not read what is in the pipe already.
+    fn pump(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => to.write_all(&buffer[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Tells the client why it is not served, as gitprotocol-pack(5) has it.
+    fn refuse(conn: &mut Connection, why: &str) -> io::Result<Next> {
+        let line = format!("ERR {why}");
+        write!(conn, "{:04x}{line}", line.len() + 4)?;
+        Ok(Next::Close)
+    }
+
+    /// What a client asks for, see gitprotocol-pack(5), "Git Transport":
+    /// `git-upload-pack /path\0host=name\0\0version=2\0`, all but the path optional, as one pkt-line.
+    struct Request {
+        service: String,
+        path: PathBuf,
+        /// The extra parameters, joined by `:` as `GIT_PROTOCOL` has them.
+        protocol: Vec<u8>,
+    }
+
+    impl Request {
+        /// Takes a request out of what has arrived. `None` if it is not all there.
+        fn take(conn: &mut Connection) -> Result<Option<Self>, &'static str> {
+            let Some(digits) = conn.buffer().first_chunk::<4>() else {
+                return Ok(None);
+            };
+            if !digits.iter().all(u8::is_ascii_hexdigit) {
+                return Err("not a pkt-line");
+            }
+            let digits = std::str::from_utf8(digits).map_err(|_| "not a pkt-line")?;
+            let length = usize::from_str_radix(digits, 16).map_err(|_| "not a pkt-line")?;
+            if !(5..=REQUEST_LIMIT).contains(&length) {
+                return Err("the request is too long, or empty");
+            }
+            let Some(line) = conn.buffer().get(4..length) else {
+                return Ok(None);
+            };
+            let request = Self::parse(line);
+            conn.consume(length);
+            request.map(Some)
+        }
+
+        fn parse(line: &[u8]) -> Result<Self, &'static str> {
+            let mut parts = line.split(|&byte| byte == 0);
+            let command = parts.next().unwrap_or_default();
+            let command = command.strip_suffix(b"\n").unwrap_or(command);
+            let space = command.iter().position(|&byte| byte == b' ');
+            let (service, path) = command.split_at(space.ok_or("a path is missing")?);
+            // The host, which is of no interest here, and what an empty part sets off from it.
+            let extra: Vec<&[u8]> = parts
+                .skip_while(|part| !part.is_empty())
+                .filter(|part| !part.is_empty())
+                .collect();
+            Ok(Self {
+                service: String::from_utf8_lossy(service).into_owned(),
+                path: PathBuf::from(OsStr::from_bytes(&path[1..])),
+                protocol: extra.join(&b':'),
+            })
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Accepting: who gets in and when, what silent clients cost, and what happens when the system runs out of something.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handover::{Bind, Connection, Handle, Next, Server};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use support::{
+    Child, LIMIT, Parent, QUIET, addr, answer, as_child, ask, assert_silent, connect, cpu_time,
+    descriptors, is_timeout, keep_log, lines, logged, reset, server, start, stop, until,
+    wait_logged,
+};
+
+// ---- silent clients ----
+
+#[test]
+fn a_silent_client_holds_no_worker() {
+    let handle = start(server().workers(1), lines);
+    let silent = connect(addr(&handle));
+    until(&handle, "the silent one is there", |stats| stats.live == 1);
+    for _ in 0..10 {
+        ask(&mut connect(addr(&handle)), "hello");
+    }
+    drop(silent);
+    stop(&handle);
+}
+
+#[test]
+fn a_loop_style_handler_is_not_called_for_a_silent_client() {
+    let looping = |conn: &mut Connection| {
+        let mut line = String::new();
+        while conn.read_line_limited(100, &mut line)? > 0 {
+            conn.write_all(line.as_bytes())?;
+            line.clear();
+        }
+        Ok(Next::Close)
+    };
+    let handle = start(server().workers(1), looping);
+    let mut first = connect(addr(&handle));
+    let mut second = connect(addr(&handle));
+    ask(&mut second, "second");
+    drop(second);
+    ask(&mut first, "first");
+    drop(first);
+    stop(&handle);
+}
+
+#[test]
+fn slow_first_bytes_cost_no_worker() {
+    // As the first record of a handshake comes from a client far away.
+    let handle = start(server().workers(1), lines);
+    let mut slow: Vec<TcpStream> = (0..20).map(|_| connect(addr(&handle))).collect();
+    let mut quick = connect(addr(&handle));
+    for letter in "hello\n".chars() {
+        for client in &mut slow {
+            client.write_all(&[letter as u8]).unwrap();
+        }
+        ask(&mut quick, "quick");
+    }
+    for client in &mut slow {
+        assert_eq!(answer(client), "hello");
+    }
+    drop((slow, quick));
+    stop(&handle);
+}
+
+#[test]
+fn a_client_that_comes_and_goes_without_a_word_is_nobodys_business() {
+    let handle = start(server().workers(1), lines);
+    for index in 0..100 {
+        let client = connect(addr(&handle));
+        if index % 2 == 0 {
+            reset(client);
+        }
+    }
+    ask(&mut connect(addr(&handle)), "hello");
+    let stats = until(&handle, "they are gone", |stats| stats.live == 0);
+    assert_eq!((stats.accepted, stats.served), (101, 1));
+    assert_eq!(stats.accept_errors, 0);
+    stop(&handle);
+}
+
+// ---- who speaks first ----
+
+fn greet(conn: &mut Connection) -> io::Result<Next> {
+    if conn.buffer().is_empty() {
+        conn.write_all(b"welcome\n")?;
+        return Ok(Next::Park);
+    }
+    lines(conn)
+}
+
+#[test]
+fn a_server_may_speak_first() {
+    let builder = Server::builder()
+        .listen(Bind::new("127.0.0.1:0").speaks_first(true))
+        .listen("127.0.0.1:0")
+        .workers(1);
+    let handle = start(builder, greet);
+    let addrs = handle.local_addrs();
+    let mut client = connect(addrs[0].as_ip().unwrap());
+    assert_eq!(answer(&mut client), "welcome");
+    ask(&mut client, "thanks");
+
+    // On the other listener, the first word is the client's.
+    let mut silent = connect(addrs[1].as_ip().unwrap());
+    assert_silent(&mut silent);
+    ask(&mut silent, "me first");
+    drop((client, silent));
+    stop(&handle);
+}
+
+#[test]
+fn a_given_listener_may_speak_first() {
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = handover::Listener::from_std(own, "given").unwrap();
+    let listener = listener.speaks_first(true);
+    assert_eq!(listener.name(), "given");
+    let handle = start(Server::builder().listener(listener), greet);
+    assert_eq!(answer(&mut connect(addr(&handle))), "welcome");
+    stop(&handle);
+}
+
+// ---- pause and resume ----
+
+/// Has the server pause, and returns the clients that came after it did.
+fn pause(handle: &Handle) -> Vec<TcpStream> {
+    handle.pause();
+    // The pause is not there with the return of the call. When it is, a client is not answered.
+    for _ in 0..100 {
+        let accepted = handle.stats().accepted;
+        let mut client = connect(addr(handle));
+        client.write_all(b"knock\n").unwrap();
+        client.set_read_timeout(Some(QUIET)).unwrap();
+        match client.read(&mut [0; 16]) {
+            Ok(_) => continue,
+            Err(error) => assert!(is_timeout(&error), "{error}"),
+        }
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        if handle.stats().accepted == accepted {
+            return vec![client];
+        }
+    }
+    panic!("the server does not pause");
+}
+
+#[test]
+fn a_pause_keeps_clients_waiting_and_loses_none() {
+    let handle = start(server().workers(1), lines);
+    let mut old = connect(addr(&handle));
+    ask(&mut old, "before");
+    let mut waiting = pause(&handle);
+    for _ in 0..20 {
+        let mut client = connect(addr(&handle));
+        client.write_all(b"knock\n").unwrap();
+        waiting.push(client);
+    }
+    // Who is in already is served on.
+    ask(&mut old, "meanwhile");
+    let accepted = handle.stats().accepted;
+    handle.resume();
+    for client in &mut waiting {
+        assert_eq!(answer(client), "knock");
+    }
+    assert_eq!(
+        handle.stats().accepted - accepted,
+        21,
+        "somebody got in meanwhile"
+    );
+    drop((old, waiting));
+    stop(&handle);
+}
+
+#[test]
+fn a_paused_server_stops() {
+    let handle = start(server(), lines);
+    let waiting = pause(&handle);
+    // Those that the kernel has queued are served before the end.
+    handle.stop(LIMIT);
+    for mut client in waiting {
+        assert_eq!(answer(&mut client), "knock");
+    }
+    assert!(handle.join().is_clean());
+}
+
+#[test]
+fn clients_that_reset_before_they_are_accepted_do_not_end_the_server() {
+    let handle = start(server().workers(1), lines);
+    let waiting = pause(&handle);
+    for _ in 0..100 {
+        reset(connect(addr(&handle)));
+    }
+    handle.resume();
+    for mut client in waiting {
+        assert_eq!(answer(&mut client), "knock");
+    }
+    ask(&mut connect(addr(&handle)), "still there");
+    until(&handle, "they are gone", |stats| stats.live == 0);
+    stop(&handle);
+}
+
+#[test]
+fn all_listeners_are_accepted_from() {
+    let mut builder = server().workers(1);
+    for _ in 0..20 {
+        builder = builder.listen("127.0.0.1:0");
+    }
+    let handle = start(builder, lines);
+    let addrs = handle.local_addrs();
+    let mut clients: Vec<TcpStream> = (0..3)
+        .flat_map(|_| &addrs)
+        .map(|at| connect(at.as_ip().unwrap()))
+        .collect();
+    for client in &mut clients {
+        ask(client, "hello");
+    }
+    drop(clients);
+    stop(&handle);
+}
+
+// ---- out of descriptors ----
+
+/// The server's side of a test in which it has 64 descriptors; its parent has the clients.
+struct Starving {
+    parent: Parent,
+    handle: Handle,
+    hoard: Vec<File>,
+}
+
+impl Starving {
+    fn run(parent: Parent) {
+        keep_log();
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = Some(64);
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+        let handle = start(server().workers(2), lines);
+        parent.say(addr(&handle));
+        let mut child = Self {
+            parent,
+            handle,
+            hoard: Vec::new(),
+        };
+        while let Some(wish) = child.parent.hear() {
+            let answer = child.fulfil(&wish);
+            child.parent.say(answer);
+        }
+        stop(&child.handle);
+    }
+
+    fn fulfil(&mut self, wish: &str) -> String {
+        match wish {
+            "descriptors" => {
+                until(&self.handle, "all have gone", |stats| stats.live == 0);
+                descriptors().to_string()
+            }
+            // All descriptors are taken by something else than connections.
+            "hoard" => {
+                self.hoard
+                    .extend((0..64).map_while(|_| File::open("/dev/null").ok()));
+                self.hoard.len().to_string()
+            }
+            "share" => {
+                self.hoard.clear();
+                String::new()
+            }
+            "wait for famine" => wait_logged("cannot accept").text,
+            "famines" => logged("cannot accept").len().to_string(),
+            "warnings" => {
+                let all = logged("");
+                let loud = all.iter().filter(|record| record.level <= log::Level::Warn);
+                loud.count().to_string()
+            }
+            // How much of a core the process uses, in percent.
+            "load" => {
+                let (start, before) = (Instant::now(), cpu_time());
+                while start.elapsed() < Duration::from_secs(2) {
+                    thread::park_timeout(Duration::from_secs(2));
+                }
+                let used = cpu_time() - before;
+                let percent = used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+                format!("{percent:.1}")
+            }
+            "recoveries" => logged("accepting again").len().to_string(),
+            "accept errors" => self.handle.stats().accept_errors.to_string(),
+            "shed" => self.handle.stats().shed.to_string(),
+            other => panic!("what is {other}?"),
+        }
+    }
+}
+
+#[test]
+fn without_descriptors_the_server_waits_quietly_and_recovers() {
+    const TEST: &str = "without_descriptors_the_server_waits_quietly_and_recovers";
+    if let Some(parent) = as_child(TEST) {
+        return Starving::run(parent);
+    }
+    let mut child = Child::of(TEST);
+    let at = child.hear().parse().unwrap();
+    ask(&mut connect(at), "before");
+    let before = child.ask("descriptors");
+
+    for episode in 1..=2 {
+        // Nothing can be closed to make room: it is the rest of the program that has the descriptors.
+        assert_ne!(child.ask("hoard"), "0");
+        let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(at)).collect();
+        for client in &mut clients {
+            client.write_all(b"hello\n").unwrap();
+        }
+        child.ask("wait for famine");
+        let load: f64 = child.ask("load").parse().unwrap();
+        assert!(load < 5.0, "{load} % of a core while starved");
+        assert_ne!(child.ask("accept errors"), "0");
+        assert_eq!(child.ask("famines"), episode.to_string());
+        assert_eq!(child.ask("warnings"), episode.to_string());
+        child.ask("share");
+        // Those whom there is no room for yet come when others have gone.
+        for mut client in clients {
+            assert_eq!(answer(&mut client), "hello");
+        }
+        // It is over when nothing has been lacking for a while, so that one that flickers is told once.
+        let recovered = episode.to_string();
+        let deadline = Instant::now() + LIMIT;
+        while child.ask("recoveries") != recovered {
+            assert!(Instant::now() < deadline, "the famine is never over");
+            ask(&mut connect(at), "after");
+        }
+        assert_eq!(child.ask("descriptors"), before, "of so many descriptors");
+    }
+    child.end();
+}
+
+#[test]
+fn idle_clients_are_closed_when_descriptors_run_out() {
+    const TEST: &str = "idle_clients_are_closed_when_descriptors_run_out";
+    if let Some(parent) = as_child(TEST) {
+        return Starving::run(parent);
+    }
+    let mut child = Child::of(TEST);
+    let at = child.hear().parse().unwrap();
+    ask(&mut connect(at), "before");
+    let before = child.ask("descriptors");
+
+    // They would keep all descriptors for as long as they like.
+    let silent: Vec<TcpStream> = (0..200).map(|_| connect(at)).collect();
+    for _ in 0..20 {
+        ask(&mut connect(at), "hello");
+    }
+    assert_ne!(child.ask("shed"), "0");
+    let load: f64 = child.ask("load").parse().unwrap();
+    assert!(load < 5.0, "{load} % of a core with all that are left idle");
+    let famines: usize = child.ask("famines").parse().unwrap();
+    let warnings: usize = child.ask("warnings").parse().unwrap();
+    assert_eq!(warnings, famines);
+    // It comes and goes with each of the clients, and is one all the same.
+    assert!((1..=5).contains(&famines), "{famines} famines");
+    drop(silent);
+    ask(&mut connect(at), "after");
+    assert_eq!(child.ask("descriptors"), before, "of so many descriptors");
+    child.end();
+}
+
+#[test]
+fn a_famine_ends_as_soon_as_a_connection_does() {
+    const TEST: &str = "a_famine_ends_as_soon_as_a_connection_does";
+    if let Some(parent) = as_child(TEST) {
+        return Starving::run(parent);
+    }
+    let mut child = Child::of(TEST);
+    let at = child.hear().parse().unwrap();
+    // One connection at a time for each of these, for there is one descriptor left.
+    let mut only = connect(at);
+    ask(&mut only, "before");
+    child.ask("hoard");
+    let mut next = connect(at);
+    next.write_all(b"hello\n").unwrap();
+    // Its connection is the longest parked one, so it goes for the next.
+    assert_eq!(answer(&mut next), "hello");
+    support::assert_closed(&mut only);
+    child.ask("share");
+    drop((only, next));
+    child.end();
+}

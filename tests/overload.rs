@@ -1,0 +1,507 @@
+//! Overload: what happens to clients that are too many, and that nobody is lost who is not.
+
+mod support;
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use handover::{Builder, Connection, Handle, Next, Overload, Service};
+
+use support::{
+    Door, addr, answer, ask, assert_closed, assert_silent, connect, connect_from, door, echo,
+    lines, server, start, stop, tick, until,
+};
+
+const BUSY: &[u8] = b"sorry, too many of you\n";
+
+fn refuse() -> Overload {
+    Overload::Refuse(BUSY.to_vec())
+}
+
+/// Answers lines; at the line `wait` only once the door has been passed.
+fn guarded(door: Door) -> impl Fn(&mut Connection) -> io::Result<Next> {
+    move |conn| {
+        let Some(line) = conn.take_line(4096)? else {
+            return Ok(if conn.at_eof() {
+                Next::Close
+            } else {
+                Next::More
+            });
+        };
+        if line == "wait" {
+            door.pass();
+        }
+        writeln!(conn, "{line}")?;
+        Ok(Next::Park)
+    }
+}
+
+fn send(client: &mut TcpStream, line: &str) {
+    client.write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// All that comes until the end.
+#[track_caller]
+fn rest(client: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Err(error) = client.read_to_end(&mut bytes) {
+        panic!("{error} after {} bytes", bytes.len());
+    }
+    bytes
+}
+
+/// A client whose connection is parked, after an exchange.
+#[track_caller]
+fn parked(handle: &Handle) -> TcpStream {
+    let mut client = connect(addr(handle));
+    ask(&mut client, "hello");
+    // The answer is sent before the connection is parked.
+    until(handle, "all are parked", |stats| {
+        stats.parked == stats.live && stats.active == 0
+    });
+    client
+}
+
+// ---- too many connections ----
+
+#[test]
+fn wait_serves_the_next_client_as_soon_as_one_leaves() {
+    let handle = start(server().workers(2).max_connections(2), lines);
+    let mut inside = vec![parked(&handle), parked(&handle)];
+    let mut outside: Vec<TcpStream> = (0..10)
+        .map(|index| {
+            let mut client = connect(addr(&handle));
+            send(&mut client, &index.to_string());
+            client
+        })
+        .collect();
+    assert_silent(&mut outside[0]);
+    assert_eq!(handle.stats().accepted, 2);
+    for (index, mut next) in outside.into_iter().enumerate() {
+        ask(&mut inside[0], "still served");
+        drop(inside.remove(0));
+        assert_eq!(answer(&mut next), index.to_string());
+        inside.push(next);
+    }
+    assert_eq!(handle.stats().accepted, 12);
+    drop(inside);
+    stop(&handle);
+}
+
+#[test]
+fn every_way_to_end_makes_room() {
+    let (keeper, at_door) = door();
+    drop(keeper);
+    let service = move |conn: &mut Connection| match &*conn.buffer().to_vec() {
+        b"panic" => panic!("as the test wants"),
+        b"error" => Err(io::Error::other("as the test wants")),
+        b"close" => Ok(Next::Close),
+        b"detach" => {
+            conn.detach()?;
+            Ok(Next::Detach)
+        }
+        _ => guarded(at_door.clone())(conn),
+    };
+    let handle = start(server().workers(1).max_connections(1), service);
+    for round in 0..100 {
+        let end = ["panic", "error", "close", "detach", "vanish", "finish"][round % 6];
+        let mut client = connect(addr(&handle));
+        match end {
+            "vanish" => support::reset(client),
+            "finish" => {
+                support::finish(&client);
+                assert_closed(&mut client);
+            }
+            end => {
+                client.write_all(end.as_bytes()).unwrap();
+                assert_closed(&mut client);
+                // What is closed with unread input lingers for a while, if its client does.
+                drop(client);
+            }
+        }
+        // The one and only place is free again.
+        ask(&mut connect(addr(&handle)), end);
+    }
+    stop(&handle);
+}
+
+#[test]
+fn refuse_tells_the_client_and_closes() {
+    let builder = server().workers(1).max_connections(1).overload(refuse());
+    let handle = start(builder, lines);
+    let mut inside = parked(&handle);
+    // Clients that have sent nothing, a request, and a long one.
+    for sent in [0, 10, 60_000] {
+        let mut client = connect(addr(&handle));
+        if let Err(error) = client.write_all(&vec![b'x'; sent]) {
+            // It may have been refused and closed in the middle of it.
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+        let mut told = Vec::new();
+        let ended = client.read_to_end(&mut told);
+        assert_eq!(told, BUSY, "{ended:?}, {sent} bytes sent");
+        if sent < 4096 {
+            ended.unwrap();
+        }
+    }
+    assert_eq!(handle.stats().refused.max_connections, 3);
+    ask(&mut inside, "still served");
+    drop(inside);
+    until(&handle, "there is room", |stats| stats.live == 0);
+    ask(&mut connect(addr(&handle)), "let in");
+    stop(&handle);
+}
+
+#[test]
+fn a_long_refusal_arrives_complete() {
+    let long: Vec<u8> = support::bytes_at(0, 60_000);
+    let builder = server()
+        .workers(1)
+        .max_connections(1)
+        .overload(Overload::Refuse(long.clone()));
+    let handle = start(builder, lines);
+    let inside = parked(&handle);
+    for _ in 0..20 {
+        let mut client = connect(addr(&handle));
+        send(&mut client, "GET /");
+        assert!(rest(&mut client) == long);
+    }
+    drop(inside);
+    stop(&handle);
+}
+
+#[test]
+fn shed_idle_closes_the_longest_parked() {
+    let builder = server()
+        .workers(2)
+        .max_connections(3)
+        .overload(Overload::ShedIdle);
+    let handle = start(builder, lines);
+    let mut clients: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            tick();
+            parked(&handle)
+        })
+        .collect();
+    tick();
+    // So the second has been idle for longest.
+    ask(&mut clients[0], "not idle");
+    until(&handle, "all are parked", |stats| stats.active == 0);
+    tick();
+    let mut fourth = parked(&handle);
+    assert_closed(&mut clients[1]);
+    ask(&mut fourth, "hello");
+    ask(&mut clients[0], "still there");
+    ask(&mut clients[2], "still there");
+    let stats = until(&handle, "one is gone", |stats| stats.live == 3);
+    assert_eq!((stats.shed, stats.accepted), (1, 4));
+    // Many more than are looked up at a time.
+    for _ in 0..100 {
+        ask(&mut connect(addr(&handle)), "hello");
+    }
+    drop((clients, fourth));
+    stop(&handle);
+}
+
+#[test]
+fn shed_idle_waits_until_somebody_is_idle() {
+    let (keeper, at_door) = door();
+    let builder = server()
+        .workers(2)
+        .max_connections(1)
+        .overload(Overload::ShedIdle);
+    let handle = start(builder, guarded(at_door));
+    let mut first = connect(addr(&handle));
+    send(&mut first, "wait");
+    keeper.wait();
+    // Nobody can be shed for this one now.
+    let mut second = connect(addr(&handle));
+    send(&mut second, "hello");
+    assert_silent(&mut second);
+    // When the first is parked, it has to go.
+    keeper.let_one_in();
+    assert_eq!(answer(&mut first), "wait");
+    assert_eq!(answer(&mut second), "hello");
+    assert_closed(&mut first);
+    assert_eq!(handle.stats().shed, 1);
+    drop((first, second));
+    stop(&handle);
+}
+
+// ---- too many of one client ----
+
+#[test]
+fn one_client_has_so_many_connections_and_others_are_not_held_up() {
+    let handle = start(server().workers(1).max_per_client(2), lines);
+    let mut first = vec![parked(&handle), parked(&handle)];
+    let mut third = connect(addr(&handle));
+    assert_closed(&mut third);
+    assert_eq!(handle.stats().refused.max_per_client, 1);
+    ask(&mut connect_from(2, addr(&handle)), "another client");
+    ask(&mut first[0], "still served");
+    drop(first.pop());
+    until(&handle, "one has gone", |stats| stats.live == 1);
+    ask(&mut connect(addr(&handle)), "let in");
+    drop(first);
+    stop(&handle);
+}
+
+#[test]
+fn one_client_too_many_is_told_why() {
+    let builder = server().workers(1).max_per_client(1).overload(refuse());
+    let handle = start(builder, lines);
+    let inside = parked(&handle);
+    assert_eq!(rest(&mut connect(addr(&handle))), BUSY);
+    drop(inside);
+    stop(&handle);
+}
+
+#[test]
+fn panics_give_a_clients_places_back() {
+    let service = |conn: &mut Connection| match conn.buffer() {
+        b"panic" => panic!("as the test wants"),
+        _ => lines(conn),
+    };
+    let handle = start(server().workers(1).max_per_client(1), service);
+    for _ in 0..50 {
+        let mut client = connect(addr(&handle));
+        client.write_all(b"panic").unwrap();
+        assert_closed(&mut client);
+        until(&handle, "it has gone", |stats| stats.live == 0);
+    }
+    assert_eq!(handle.stats().refused.max_per_client, 0);
+    ask(&mut connect(addr(&handle)), "hello");
+    stop(&handle);
+}
+
+#[test]
+fn a_client_with_too_many_connections_sheds_nobody() {
+    let builder = server()
+        .workers(1)
+        .max_connections(2)
+        .max_per_client(1)
+        .overload(Overload::ShedIdle);
+    let handle = start(builder, lines);
+    let mut other = connect_from(2, addr(&handle));
+    ask(&mut other, "hello");
+    until(&handle, "it is parked", |stats| stats.active == 0);
+    tick();
+    let mut own = parked(&handle);
+    assert_closed(&mut connect(addr(&handle)));
+    let stats = handle.stats();
+    assert_eq!((stats.shed, stats.refused.max_per_client), (0, 1));
+    ask(&mut other, "still there");
+    ask(&mut own, "still there");
+    drop((other, own));
+    stop(&handle);
+}
+
+// ---- too many in the queue ----
+
+/// A server with one worker, which is busy, and a queue that is full.
+fn full(builder: Builder, door: Door, keeper: &support::Keeper) -> (Handle, Vec<TcpStream>) {
+    let handle = start(builder.workers(1).queue(1), guarded(door));
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait");
+    keeper.wait();
+    let mut queued = connect(addr(&handle));
+    send(&mut queued, "queued");
+    until(&handle, "one is queued", |stats| stats.queued == 1);
+    (handle, vec![busy, queued])
+}
+
+#[test]
+fn refuse_turns_clients_away_when_the_queue_is_full() {
+    let (keeper, at_door) = door();
+    let (handle, mut inside) = full(server().overload(refuse()), at_door, &keeper);
+    let mut third = connect(addr(&handle));
+    send(&mut third, "third");
+    assert_eq!(rest(&mut third), BUSY);
+    assert_eq!(handle.stats().refused.queue_full, 1);
+    keeper.let_one_in();
+    assert_eq!(answer(&mut inside[0]), "wait");
+    assert_eq!(answer(&mut inside[1]), "queued");
+    ask(&mut connect(addr(&handle)), "let in");
+    drop(inside);
+    stop(&handle);
+}
+
+#[test]
+fn the_other_policies_wait_when_the_queue_is_full() {
+    for policy in [Overload::Wait, Overload::ShedIdle] {
+        let (keeper, at_door) = door();
+        let (handle, mut inside) = full(server().overload(policy), at_door, &keeper);
+        let mut others: Vec<TcpStream> = (0..20)
+            .map(|index| {
+                let mut client = connect(addr(&handle));
+                send(&mut client, &index.to_string());
+                client
+            })
+            .collect();
+        assert_silent(&mut others[0]);
+        assert_eq!(handle.stats().accepted, 2);
+        keeper.let_one_in();
+        assert_eq!(answer(&mut inside[0]), "wait");
+        assert_eq!(answer(&mut inside[1]), "queued");
+        for (index, client) in others.iter_mut().enumerate() {
+            assert_eq!(answer(client), index.to_string());
+        }
+        assert_eq!(handle.stats().shed, 0);
+        drop((inside, others));
+        stop(&handle);
+    }
+}
+
+/// Needs a hundred turns for each message, and keeps its count in its session.
+struct Laborious(Door);
+
+impl Service for Laborious {
+    type Session = usize;
+    type Worker = ();
+
+    fn worker(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn session(&self, _: &Connection) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn serve(&self, conn: &mut Connection, turns: &mut usize, (): &mut ()) -> io::Result<Next> {
+        *turns += 1;
+        if conn.buffer() == b"wait" {
+            self.0.pass();
+        } else if *turns < 100 {
+            return Ok(Next::Again);
+        }
+        *turns = 0;
+        echo(conn)
+    }
+}
+
+#[test]
+fn nobody_is_lost_when_more_are_ready_than_the_queue_holds() {
+    let (keeper, at_door) = door();
+    let handle = start(server().workers(1).queue(1), Laborious(at_door));
+    let mut clients: Vec<TcpStream> = (0..400).map(|_| connect(addr(&handle))).collect();
+    until(&handle, "all are parked", |stats| {
+        (stats.accepted, stats.parked) == (400, 400)
+    });
+    let mut busy = connect(addr(&handle));
+    busy.write_all(b"wait").unwrap();
+    keeper.wait();
+    for client in &mut clients {
+        client.write_all(b"x").unwrap();
+    }
+    drop(keeper);
+    for client in &mut clients {
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+    }
+    drop((clients, busy));
+    stop(&handle);
+}
+
+// ---- too long in the queue ----
+
+#[test]
+fn who_has_waited_for_a_worker_too_long_is_refused() {
+    for policy in [refuse(), Overload::Wait] {
+        let told: &[u8] = match policy {
+            Overload::Refuse(_) => BUSY,
+            _ => b"",
+        };
+        let (keeper, at_door) = door();
+        let builder = server()
+            .workers(1)
+            .queue_timeout(Duration::from_millis(200))
+            .overload(policy);
+        let handle = start(builder, guarded(at_door));
+        let mut old = parked(&handle);
+        let mut busy = connect(addr(&handle));
+        send(&mut busy, "wait");
+        keeper.wait();
+        // One that is new, and one that was parked.
+        let mut new = connect(addr(&handle));
+        send(&mut new, "new");
+        let mut old_and_new = [&mut new, &mut old];
+        send(old_and_new[1], "old");
+        for client in &mut old_and_new {
+            match told {
+                b"" => assert_closed(client),
+                told => assert_eq!(rest(client), told),
+            }
+        }
+        let stats = handle.stats();
+        assert_eq!(stats.refused.queue_timeout, 2);
+        assert_eq!(stats.served, 2, "one of them was served");
+        drop(keeper);
+        assert_eq!(answer(&mut busy), "wait");
+        ask(&mut connect(addr(&handle)), "served in time");
+        drop(busy);
+        stop(&handle);
+    }
+}
+
+#[test]
+fn those_that_were_refused_leave_the_queue() {
+    let (keeper, at_door) = door();
+    let builder = server()
+        .workers(1)
+        .queue(2)
+        .queue_timeout(Duration::from_millis(100));
+    let handle = start(builder, guarded(at_door));
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait");
+    keeper.wait();
+    // More than fit at once: those who are refused make room for the others.
+    for index in 0..6 {
+        let mut client = connect(addr(&handle));
+        send(&mut client, &index.to_string());
+        assert_closed(&mut client);
+    }
+    let stats = until(&handle, "nobody is queued", |stats| stats.queued == 0);
+    assert_eq!(stats.refused.queue_timeout, 6);
+    assert_eq!((stats.live, stats.active, stats.parked), (1, 1, 0));
+    drop(keeper);
+    assert_eq!(answer(&mut busy), "wait");
+    drop(busy);
+    stop(&handle);
+}
+
+#[test]
+fn a_silent_client_does_not_wait_for_a_worker() {
+    // It has a place in the queue when it is new, but what it waits for is itself.
+    let builder = server()
+        .workers(1)
+        .queue_timeout(Duration::from_millis(100));
+    let handle = start(builder, lines);
+    let mut silent = connect(addr(&handle));
+    assert_silent(&mut silent);
+    ask(&mut silent, "hello");
+    assert_silent(&mut silent);
+    ask(&mut silent, "hello again");
+    assert_eq!(handle.stats().refused.queue_timeout, 0);
+    drop(silent);
+    stop(&handle);
+}
+
+#[test]
+fn a_refused_client_that_never_reads_holds_nobody_up() {
+    let builder = server()
+        .workers(1)
+        .max_connections(1)
+        .overload(Overload::Refuse(vec![b'x'; 16 << 20]));
+    let handle = start(builder, lines);
+    let mut inside = parked(&handle);
+    let deaf: Vec<TcpStream> = (0..20).map(|_| connect(addr(&handle))).collect();
+    until(&handle, "all are refused", |stats| {
+        stats.refused.max_connections == 20
+    });
+    ask(&mut inside, "still served");
+    inside.shutdown(Shutdown::Both).unwrap();
+    until(&handle, "all have gone", |stats| stats.live == 0);
+    drop(deaf);
+    stop(&handle);
+}
