@@ -254,7 +254,9 @@ impl<S> Acceptor<'_, S> {
         match self.admission.overload {
             Overload::Refuse(_) => true,
             Overload::Wait => !self.is_full() && self.lot.queue_has_room(),
-            Overload::ShedIdle => self.lot.queue_has_room() && (!self.is_full() || self.may_shed()),
+            Overload::ShedIdle => {
+                self.lot.queue_has_room() && (!self.is_full() || self.may_shed(false))
+            }
         }
     }
 
@@ -262,21 +264,21 @@ impl<S> Acceptor<'_, S> {
         self.lot.drain.live() >= self.admission.max_connections
     }
 
-    /// Is there, as far as is known, an idle connection to close?
-    fn may_shed(&mut self) -> bool {
+    /// Is there, as far as is known, an idle connection to close? Or, at the worst, a parked one that is busy.
+    fn may_shed(&mut self, busy_too: bool) -> bool {
         let lot = self.lot;
         while self.to_shed.front().is_some_and(|idle| !lot.is_idle(idle)) {
             self.to_shed.pop_front();
         }
         if self.to_shed.is_empty() {
-            self.to_shed = lot.longest_idle(SHED_AHEAD).into();
+            self.to_shed = lot.longest_idle(SHED_AHEAD, busy_too).into();
         }
         !self.to_shed.is_empty()
     }
 
     /// Closes the connection that has been idle for longest, if there is one.
-    fn shed(&mut self) -> bool {
-        while self.may_shed() {
+    fn shed(&mut self, busy_too: bool) -> bool {
+        while self.may_shed(busy_too) {
             let idle = self.to_shed.pop_front();
             if idle.is_some_and(|idle| self.lot.shed(&idle)) {
                 return true;
@@ -303,7 +305,7 @@ impl<S> Acceptor<'_, S> {
             return Outcome::Accepted;
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
-        if sheds && self.is_full() && !self.shed() {
+        if sheds && self.is_full() && !self.shed(false) {
             log::debug!("{peer}: one too many, but nobody is idle any more");
         }
         let refused = if !sheds && self.is_full() {
@@ -352,7 +354,9 @@ impl<S> Acceptor<'_, S> {
     /// Makes room, and says how long to wait before the next attempt: 5 ms, and twice as long after each failure in
     /// a row, up to 1 s.
     fn starve(&mut self) -> Duration {
-        self.shed();
+        self.shed(true);
+        // What is left of the candidates may be busy ones.
+        self.to_shed.clear();
         // A connection that ends brings the next attempt forward; not the one that was closed just now, or a server
         // whose clients all come back would spin.
         self.lot.want_room();

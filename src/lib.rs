@@ -58,13 +58,14 @@
 //!   [`Report`] names it.
 //! - Where the platform has no poller that threads can share (anything but Linux and Android), the keeper brings ready connections to
 //!   the workers, which costs a thread switch per message. Windows has no Unix sockets here.
-//! - TLS, HTTP and restarts are not here yet.
+//! - TLS and restarts are not here yet.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `signals` | yes | [`Server::run`] reacts to SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and Ctrl-C |
+//! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
 
 mod sys;
 
@@ -83,6 +84,8 @@ mod parking;
 mod service;
 
 mod acceptor;
+#[cfg(feature = "http")]
+pub mod http;
 mod worker;
 
 mod server;

@@ -71,6 +71,10 @@ impl Actor {
         Ok(Self { child, output })
     }
 
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line that the child prints.
     pub(super) fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
@@ -101,7 +105,7 @@ impl Actor {
     /// the scheduler's last tick.
     pub(super) fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+        for task in fs::read_dir(format!("/proc/{}/task", self.id()))? {
             // "on the CPU, waiting for it, time slices" are the fields; both times are in nanoseconds.
             let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
             let mut fields = schedstat
@@ -138,7 +142,7 @@ impl Strace {
     /// Returns once every thread of the server is traced; `None` if strace is not installed.
     pub(super) fn attach(server: &Actor) -> Result<Option<Self>> {
         let spawned = Command::new("strace")
-            .args(["-c", "-f", "-p", &server.child.id().to_string()])
+            .args(["-c", "-f", "-p", &server.id().to_string()])
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn();

@@ -42,7 +42,7 @@ use keeper::Nap;
 pub(crate) use keeper::keep;
 use ownership::{News, Ownership};
 use slab::Slab;
-use wheel::Wheel;
+use wheel::{Reminder, Wheel};
 
 /// How many ready connections a worker takes at once when no other worker is idle.
 pub(crate) const BATCH: usize = 64;
@@ -219,7 +219,7 @@ struct Slot<S> {
     info: Mutex<Option<Arc<Info>>>,
     /// When a parked connection expires, in the clock's milliseconds; set by the owner before it parks.
     deadline: AtomicU64,
-    /// Since when it is parked, or queued.
+    /// Since when it is parked, or queued; see also [`BUSY`].
     since: AtomicU64,
     /// The wheel has an entry for this slot, at this time or before; `u64::MAX` if it has none.
     reminder: AtomicU64,
@@ -264,6 +264,9 @@ pub(crate) struct Lot<S> {
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
 }
+
+/// Marks a time in `since` as that of a connection that is parked in the middle of something.
+const BUSY: u64 = 1 << 63;
 
 /// A connection that was parked when somebody looked, and since when.
 pub(crate) struct Idle {
@@ -362,20 +365,22 @@ impl<S> Lot<S> {
     fn push(&self, tokens: impl IntoIterator<Item = Token>) {
         let queue = self.queue.read();
         let mut pushed = false;
+        let mut refused = Vec::new();
         for token in tokens {
             self.note_queued(token);
             match queue.as_ref().map(|queue| queue.try_send(token)) {
                 Some(Ok(())) => pushed = true,
-                // The queue is gone, at the end of a drain that was forced; it is never full, see its capacity.
-                refused => {
-                    log::debug!("a connection found no worker any more: {refused:?}");
-                    drop(self.start(token));
-                }
+                Some(Err(_)) | None => refused.push(token),
             }
         }
         drop(queue);
         if pushed {
             self.wake_one();
+        }
+        // The queue is gone, at the end of a drain that was forced; it is never full, see its capacity.
+        for token in refused {
+            log::debug!("a connection found no worker any more");
+            drop(self.start(token));
         }
     }
 
@@ -510,10 +515,14 @@ impl<S> Lot<S> {
 
     /// Makes sure that the keeper looks at the slot at that time, or before.
     fn remind(&self, index: u32, slot: &Slot<S>, due: u64) {
+        if slot.reminder.load(SeqCst) <= due {
+            return;
+        }
+        let mut wheel = self.wheel.lock();
+        // Once more under the lock: a later reminder must not take the place of an earlier one.
         if slot.reminder.load(SeqCst) > due {
-            let mut wheel = self.wheel.lock();
             slot.reminder.store(due, SeqCst);
-            wheel.insert(u64::from(index), due);
+            wheel.insert(index, due);
             drop(wheel);
             self.wake_keeper_by(due);
         }
@@ -528,12 +537,17 @@ impl<S> Lot<S> {
     /// Closes whatever has waited for too long.
     fn expire(&self, now: u64) {
         let due = self.wheel.lock().expired(now);
-        for entry in due {
-            let index = entry as u32;
+        for Reminder { index, due } in due {
             let Some(slot) = self.slots.get(index) else {
                 continue;
             };
-            slot.reminder.store(u64::MAX, SeqCst);
+            // An earlier reminder may have taken this one's place; then it is the one that counts.
+            let cleared = slot
+                .reminder
+                .compare_exchange(due, u64::MAX, SeqCst, SeqCst);
+            if cleared.is_err() {
+                continue;
+            }
             let generation = slot.owner.generation();
             let token = Token { index, generation };
             if slot.owner.is_parked(generation) {
@@ -575,15 +589,17 @@ impl<S> Lot<S> {
             .is_some_and(|limit| turn.slot.since.load(SeqCst) + limit < clock::millis())
     }
 
-    /// The parked connections that have been idle for longest, at most `count` of them.
-    pub(crate) fn longest_idle(&self, count: usize) -> Vec<Idle> {
+    /// The parked connections that have been idle for longest, at most `count` of them. Those in the middle of
+    /// something come last, if they are wanted at all.
+    pub(crate) fn longest_idle(&self, count: usize, busy_too: bool) -> Vec<Idle> {
         let slots = self.slots.iter();
         let mut idle: Vec<Idle> = slots
             .filter_map(|(index, slot)| {
                 let generation = slot.owner.generation();
                 let token = Token { index, generation };
                 let since = slot.since.load(SeqCst);
-                let parked = slot.owner.is_parked(generation);
+                let wanted = busy_too || since < BUSY;
+                let parked = wanted && slot.owner.is_parked(generation);
                 parked.then_some(Idle { since, token })
             })
             .collect();
@@ -744,7 +760,8 @@ impl<S> Turn<'_, S> {
         let idle = held.is_between_messages();
         // Parking publishes both.
         self.slot.deadline.store(due, Relaxed);
-        self.slot.since.store(now, Relaxed);
+        let since = if idle { now } else { now | BUSY };
+        self.slot.since.store(since, Relaxed);
         if waits == Waits::Output && lot.unwritten.fetch_add(1, SeqCst) == 0 {
             lot.wake_keeper_by(now + 1);
         }

@@ -8,9 +8,16 @@
 const TICK: u64 = 32;
 const BUCKETS: u64 = 1024;
 
+/// An entry: the slot to look at, and the time that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reminder {
+    pub(crate) index: u32,
+    pub(crate) due: u64,
+}
+
 /// The wheel. Times are the clock's milliseconds.
 pub(crate) struct Wheel {
-    buckets: Vec<Vec<u64>>,
+    buckets: Vec<Vec<Reminder>>,
     /// Every bucket before this tick is empty.
     tick: u64,
     entries: usize,
@@ -25,15 +32,15 @@ impl Wheel {
         }
     }
 
-    /// Has `token` come up at `due` or soon after; or earlier, when that is further away than the wheel reaches.
-    pub(crate) fn insert(&mut self, token: u64, due: u64) {
+    /// Has the slot come up at `due` or soon after; or earlier, when that is further away than the wheel reaches.
+    pub(crate) fn insert(&mut self, index: u32, due: u64) {
         let tick = (due / TICK + 1).clamp(self.tick, self.tick + BUCKETS - 1);
-        self.bucket(tick).push(token);
+        self.bucket(tick).push(Reminder { index, due });
         self.entries += 1;
     }
 
     /// Takes out what has come up.
-    pub(crate) fn expired(&mut self, now: u64) -> Vec<u64> {
+    pub(crate) fn expired(&mut self, now: u64) -> Vec<Reminder> {
         let mut out = Vec::new();
         let end = now / TICK + 1;
         let first = self.tick.max(end.saturating_sub(BUCKETS));
@@ -60,7 +67,7 @@ impl Wheel {
             .map(|tick| tick * TICK)
     }
 
-    fn bucket(&mut self, tick: u64) -> &mut Vec<u64> {
+    fn bucket(&mut self, tick: u64) -> &mut Vec<Reminder> {
         &mut self.buckets[(tick % BUCKETS) as usize]
     }
 }
@@ -74,14 +81,14 @@ mod tests {
         let mut wheel = Wheel::new(1000);
         assert_eq!(wheel.next(), None);
         for due in [1000, 1500, 1010, 5000, 1500] {
-            wheel.insert(due, due);
+            wheel.insert(0, due);
         }
         let mut now = 1000;
         let mut seen = Vec::new();
         while let Some(next) = wheel.next() {
             assert!(next >= now || next + TICK > now);
             now = next.max(now);
-            for due in wheel.expired(now) {
+            for Reminder { due, .. } in wheel.expired(now) {
                 assert!(due <= now, "{due} came up early, at {now}");
                 assert!(now <= due + 2 * TICK, "{due} came up late, at {now}");
                 seen.push(due);
@@ -98,17 +105,18 @@ mod tests {
         wheel.insert(1, far);
         let next = wheel.next().unwrap();
         assert!(next < far);
-        assert_eq!(wheel.expired(next), [1]);
+        assert_eq!(wheel.expired(next), [Reminder { index: 1, due: far }]);
     }
 
     #[test]
     fn a_long_sleep_loses_nothing() {
         let mut wheel = Wheel::new(0);
         for token in 0..100 {
-            wheel.insert(token, token * 300);
+            wheel.insert(token, u64::from(token) * 300);
         }
         assert_eq!(wheel.expired(100 * BUCKETS * TICK).len(), 100);
         wheel.insert(7, 0);
-        assert_eq!(wheel.expired(100 * BUCKETS * TICK + 2 * TICK), [7]);
+        let late = wheel.expired(100 * BUCKETS * TICK + 2 * TICK);
+        assert_eq!(late, [Reminder { index: 7, due: 0 }]);
     }
 }

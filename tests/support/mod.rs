@@ -290,6 +290,7 @@ pub(crate) fn descriptors() -> usize {
 }
 
 /// The CPU time that this process has used. It takes no descriptor to know.
+#[cfg(unix)]
 pub(crate) fn cpu_time() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(used.tv_sec as u64, used.tv_nsec as u32)

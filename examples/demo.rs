@@ -1,0 +1,243 @@
+//! The HTTP server that everything else is shown and measured with.
+//!
+//! ```sh
+//! cargo run --release --example demo --features http -- --listen 127.0.0.1:8080
+//! ```
+//!
+//! Then `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/stream`, `/sleep?ms=N`, `/big?n=BYTES`, `/panic`,
+//! `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`, `/hdr?name=N`, `/target/…`.
+
+mod common;
+
+use std::io::{self, Read};
+use std::thread;
+use std::time::Duration;
+
+use handover::http::{
+    self, Body, HeaderName, HeaderValue, Method, Reply, Request, Response, StatusCode, header,
+};
+
+/// How long a request's body may be to be echoed.
+const MOST: usize = 64 * 1024 * 1024;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = common::Options::parse("127.0.0.1:8080")?;
+    let server = options.builder().build(http::service(answer))?;
+    common::announce_http(&server.local_addrs());
+    let report = server.run()?;
+    println!("{report}");
+    Ok(())
+}
+
+/// Finds the route, and refuses methods that it does not have.
+fn answer(request: Request<Body<'_>>) -> Response<Reply> {
+    let route: (Route, &[Method]) = match request.uri().path() {
+        "/" => (hello, GET),
+        "/echo" => (echo, &[Method::POST]),
+        "/stream" => (stream, GET),
+        "/sleep" => (sleep, GET),
+        "/big" => (big, GET),
+        "/panic" => (panics, GET),
+        "/whoami" => (whoami, GET),
+        "/noread" => (no_read, &[Method::POST]),
+        "/status" => (status, GET),
+        "/header" => (header, GET),
+        "/hdr" => (hdr, GET),
+        path if path.starts_with("/target/") => (target, GET),
+        _ => (not_found, ALL),
+    };
+    let (route, methods) = route;
+    let method = request.method();
+    if methods.contains(method) {
+        return route(request);
+    }
+    if !ALL.contains(method) {
+        return plain(StatusCode::NOT_IMPLEMENTED, "not implemented\n");
+    }
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+    let allowed = if methods == GET { "GET, HEAD" } else { "POST" };
+    let allowed = HeaderValue::from_static(allowed);
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
+}
+
+type Route = fn(Request<Body<'_>>) -> Response<Reply>;
+
+const GET: &[Method] = &[Method::GET, Method::HEAD];
+
+/// The methods that are known at all.
+const ALL: &[Method] = &[
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::DELETE,
+    Method::PATCH,
+    Method::OPTIONS,
+    Method::TRACE,
+    Method::CONNECT,
+];
+
+fn hello(_: Request<Body<'_>>) -> Response<Reply> {
+    Response::new("Hello, World!".into())
+}
+
+fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
+    let kind = request.headers_mut().remove(header::CONTENT_TYPE);
+    let body = match request.body_mut().read_all(MOST) {
+        Ok(body) => body,
+        // A client that failed to send it is answered by the service.
+        Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to echo\n"),
+    };
+    let mut response = Response::new(Reply::from(body));
+    if let Some(kind) = kind {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    response
+}
+
+fn stream(_: Request<Body<'_>>) -> Response<Reply> {
+    Response::new(Reply::stream(Chunks { next: 1 }))
+}
+
+/// Gives a line with each read.
+struct Chunks {
+    next: u8,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.next > 5 {
+            return Ok(0);
+        }
+        let line = format!("chunk {}\n", self.next);
+        self.next += 1;
+        line.as_bytes().read(into)
+    }
+}
+
+fn sleep(request: Request<Body<'_>>) -> Response<Reply> {
+    let Some(millis) = number(&request, "ms", 5) else {
+        return bad_request();
+    };
+    thread::sleep(Duration::from_millis(millis));
+    Response::new(format!("slept {millis}").into())
+}
+
+fn big(request: Request<Body<'_>>) -> Response<Reply> {
+    /// What is sent without reading it from anywhere.
+    static BYTES: [u8; 1 << 20] = [b'x'; 1 << 20];
+    let Some(count) = number(&request, "n", 102_400) else {
+        return bad_request();
+    };
+    Response::new(match usize::try_from(count) {
+        Ok(count) if count <= BYTES.len() => Reply::from(&BYTES[..count]),
+        _ => Reply::sized(io::repeat(b'x'), count),
+    })
+}
+
+fn panics(_: Request<Body<'_>>) -> Response<Reply> {
+    panic!("as it was asked to");
+}
+
+fn whoami(_: Request<Body<'_>>) -> Response<Reply> {
+    let (pid, generation) = (std::process::id(), 1);
+    let version = option_env!("DEMO_VERSION").unwrap_or(env!("CARGO_PKG_VERSION"));
+    let json = format!(r#"{{"pid":{pid},"generation":{generation},"version":"{version}"}}"#);
+    let mut response = Response::new(json.into());
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn no_read(_: Request<Body<'_>>) -> Response<Reply> {
+    Response::new("not read\n".into())
+}
+
+fn status(request: Request<Body<'_>>) -> Response<Reply> {
+    let code = number(&request, "code", 200).and_then(|code| u16::try_from(code).ok());
+    match code.map(StatusCode::from_u16) {
+        Some(Ok(code)) => plain(code, "status body"),
+        _ => bad_request(),
+    }
+}
+
+fn header(request: Request<Body<'_>>) -> Response<Reply> {
+    let value = query(&request, "v").unwrap_or_default();
+    let Ok(value) = HeaderValue::from_bytes(&percent_decoded(value)) else {
+        return plain(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "there is no such header\n",
+        );
+    };
+    let mut response = Response::new(Reply::from("see X-Echo\n"));
+    let name = HeaderName::from_static("x-echo");
+    response.headers_mut().insert(name, value);
+    response
+}
+
+fn hdr(request: Request<Body<'_>>) -> Response<Reply> {
+    let name = percent_decoded(query(&request, "name").unwrap_or_default());
+    let Ok(name) = HeaderName::from_bytes(&name) else {
+        return bad_request();
+    };
+    let mut lines = Vec::new();
+    for value in request.headers().get_all(name) {
+        lines.extend_from_slice(value.as_bytes());
+        lines.push(b'\n');
+    }
+    let mut response = Response::new(Reply::from(lines));
+    let kind = HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn target(request: Request<Body<'_>>) -> Response<Reply> {
+    Response::new(request.uri().to_string().into())
+}
+
+fn not_found(_: Request<Body<'_>>) -> Response<Reply> {
+    plain(StatusCode::NOT_FOUND, "not found\n")
+}
+
+fn bad_request() -> Response<Reply> {
+    plain(StatusCode::BAD_REQUEST, "a query makes no sense\n")
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Reply> {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    response
+}
+
+/// The value of `name` in the request's query, as it was sent.
+fn query<'a>(request: &'a Request<Body<'_>>, name: &str) -> Option<&'a str> {
+    let mut pairs = request.uri().query()?.split('&');
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The number that `name` is in the request's query; `None` if it is none.
+fn number(request: &Request<Body<'_>>, name: &str, default: u64) -> Option<u64> {
+    query(request, name).map_or(Some(default), |text| text.parse().ok())
+}
+
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        let code = behind
+            .get(..2)
+            .and_then(|code| std::str::from_utf8(code).ok());
+        let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
+        (bytes, rest) = match (byte, code) {
+            (b'%', Some(code)) => (pushed(bytes, code), &behind[2..]),
+            _ => (pushed(bytes, byte), behind),
+        };
+    }
+    bytes
+}
+
+fn pushed(mut bytes: Vec<u8>, byte: u8) -> Vec<u8> {
+    bytes.push(byte);
+    bytes
+}
