@@ -1,7 +1,5 @@
 //! Signals and Ctrl-C, as commands to the servers that asked for them.
 
-use crossbeam_channel::Sender;
-
 use crate::clock::Deadline;
 
 /// What a server can be told, by whomever: a handle, a signal, or its own threads.
@@ -14,6 +12,7 @@ pub(crate) enum Command {
     /// End now.
     StopNow,
     /// Call the application's hook.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Hook,
     /// Accept nothing until told otherwise.
     Pause,
@@ -31,9 +30,10 @@ mod watch {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+    use crossbeam_channel::Sender;
     use parking_lot::Mutex;
 
-    use super::{Command, Sender};
+    use super::Command;
     use crate::sys::{self, Signal};
 
     /// The servers that react to signals now. While there are none, signals do what they do by default.

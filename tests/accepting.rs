@@ -9,12 +9,12 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Bind, Connection, Handle, Next, Server};
+use handover::{Bind, Connection, Handle, Next};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use support::{
     Child, LIMIT, Parent, QUIET, addr, answer, as_child, ask, assert_silent, connect, cpu_time,
-    descriptors, is_timeout, keep_log, lines, logged, reset, server, start, stop, until,
+    descriptors, is_timeout, keep_log, lines, logged, reset, server, settings, start, stop, until,
     wait_logged,
 };
 
@@ -99,7 +99,7 @@ fn greet(conn: &mut Connection) -> io::Result<Next> {
 
 #[test]
 fn a_server_may_speak_first() {
-    let builder = Server::builder()
+    let builder = settings()
         .listen(Bind::new("127.0.0.1:0").speaks_first(true))
         .listen("127.0.0.1:0")
         .workers(1);
@@ -123,7 +123,7 @@ fn a_given_listener_may_speak_first() {
     let listener = handover::Listener::from_std(own, "given").unwrap();
     let listener = listener.speaks_first(true);
     assert_eq!(listener.name(), "given");
-    let handle = start(Server::builder().listener(listener), greet);
+    let handle = start(settings().listener(listener), greet);
     assert_eq!(answer(&mut connect(addr(&handle))), "welcome");
     stop(&handle);
 }

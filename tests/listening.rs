@@ -13,13 +13,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use handover::{Addr, Bind, Connection, Listener, Next, Server, Stream};
+use handover::{Addr, Bind, Connection, Listener, Next, Stream};
 use parking_lot::Mutex;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use support::{
-    LIMIT, addr, answer, as_child, ask, connect, door, keep_log, lines, server, socket_path, start,
-    stop, unix, wait_logged,
+    LIMIT, addr, answer, as_child, ask, connect, door, keep_log, lines, server, settings,
+    socket_path, start, stop, unix, wait_logged,
 };
 
 /// Says on which listener the client has come, and from where.
@@ -65,7 +65,7 @@ fn an_ipv6_listener_takes_ipv4_clients_unless_it_is_only_v6() {
         .bind()
         .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    let handle = start(Server::builder().listener(listener), lines);
+    let handle = start(settings().listener(listener), lines);
     ask(&mut connect((Ipv6Addr::LOCALHOST, port).into()), "six");
     ask(&mut connect((Ipv4Addr::LOCALHOST, port).into()), "four");
     stop(&handle);
@@ -76,10 +76,7 @@ fn an_ipv6_listener_takes_ipv4_clients_unless_it_is_only_v6() {
         let port = six.local_addr().as_ip().unwrap().port();
         let four = Bind::new(format!("0.0.0.0:{port}")).bind_attempts(1);
         let Ok(four) = four.bind() else { return false };
-        let builder = Server::builder()
-            .listener(four)
-            .listener(six)
-            .drain_timeout(Duration::from_secs(2));
+        let builder = settings().listener(four).listener(six);
         let handle = start(builder, whereabouts);
         for (host, name) in [
             (Ipv4Addr::LOCALHOST.into(), format!("0.0.0.0:{port}")),
@@ -149,7 +146,7 @@ fn a_stale_socket_is_replaced_and_the_file_goes_with_the_server() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(fs::metadata(&path).unwrap().file_type().is_socket());
 
-    let builder = Server::builder().listen(Bind::new(unix(&path)).unix_mode(0o620));
+    let builder = settings().listen(Bind::new(unix(&path)).unix_mode(0o620));
     let handle = start(builder, lines);
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o620);
@@ -164,7 +161,7 @@ fn a_stale_socket_is_replaced_and_the_file_goes_with_the_server() {
 #[test]
 fn a_server_that_is_never_started_removes_its_file() {
     let (_dir, path) = socket_path();
-    let server = Server::builder().listen(unix(&path)).build(lines).unwrap();
+    let server = settings().listen(unix(&path)).build(lines).unwrap();
     assert!(path.exists());
     drop(server);
     assert!(!path.exists());
@@ -173,7 +170,7 @@ fn a_server_that_is_never_started_removes_its_file() {
 #[test]
 fn a_live_servers_socket_is_refused_and_left_alone() {
     let (_dir, path) = socket_path();
-    let handle = start(Server::builder().listen(unix(&path)), lines);
+    let handle = start(settings().listen(unix(&path)), lines);
     let bind = Bind::new(unix(&path))
         .bind_attempts(2)
         .bind_interval(Duration::from_millis(1));
@@ -231,7 +228,7 @@ fn a_foreign_file_is_left_alone() {
 #[test]
 fn a_file_that_took_the_sockets_place_is_left_alone() {
     let (_dir, path) = socket_path();
-    let handle = start(Server::builder().listen(unix(&path)), lines);
+    let handle = start(settings().listen(unix(&path)), lines);
     fs::remove_file(&path).unwrap();
     fs::write(&path, "precious").unwrap();
     stop(&handle);
@@ -239,9 +236,9 @@ fn a_file_that_took_the_sockets_place_is_left_alone() {
 
     // The same with another server's socket.
     fs::remove_file(&path).unwrap();
-    let handle = start(Server::builder().listen(unix(&path)), lines);
+    let handle = start(settings().listen(unix(&path)), lines);
     fs::remove_file(&path).unwrap();
-    let successor = start(Server::builder().listen(unix(&path)), lines);
+    let successor = start(settings().listen(unix(&path)), lines);
     stop(&handle);
     let mut client = UnixStream::connect(&path).unwrap();
     client.set_read_timeout(Some(LIMIT)).unwrap();
@@ -260,7 +257,7 @@ fn a_listener_from_std_is_served() {
     let listener = Listener::from_std(own, "given").unwrap();
     assert_eq!(listener.name(), "given");
     assert_eq!(listener.local_addr().as_ip(), Some(at));
-    let handle = start(Server::builder().listener(listener), whereabouts);
+    let handle = start(settings().listener(listener), whereabouts);
     let mut client = connect(at);
     client.write_all(b"where?\n").unwrap();
     assert_eq!(answer(&mut client), format!("given at {at}"));
@@ -273,7 +270,7 @@ fn the_file_of_a_given_unix_listener_stays() {
     let own = UnixListener::bind(&path).unwrap();
     let listener = Listener::from_socket(own.into(), "given").unwrap();
     assert_eq!(listener.local_addr().as_path(), Some(&*path));
-    let handle = start(Server::builder().listener(listener), lines);
+    let handle = start(settings().listener(listener), lines);
     let mut client = UnixStream::connect(&path).unwrap();
     client.set_read_timeout(Some(LIMIT)).unwrap();
     ask(&mut client, "hello");
@@ -327,7 +324,7 @@ fn a_bind_error_says_where_how_often_and_why() {
     assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrInUse);
 
     // The builder passes it on, and a single attempt is not worth a word.
-    let error = Server::builder().listen(bind(1)).build(lines).unwrap_err();
+    let error = settings().listen(bind(1)).build(lines).unwrap_err();
     assert!(error.to_string().contains(&at.to_string()), "{error}");
     assert!(!error.to_string().contains("times"), "{error}");
 }
@@ -352,7 +349,7 @@ fn a_port_that_gets_free_meanwhile_is_taken() {
 #[test]
 fn a_bad_address_is_named() {
     for bad in ["localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
-        let error = Server::builder().listen(bad).build(lines).unwrap_err();
+        let error = settings().listen(bad).build(lines).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&format!("{bad:?}")), "{bad}: {text}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
@@ -367,7 +364,7 @@ fn a_failed_bind_leaves_none_of_the_listeners() {
     let first = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = first.local_addr().unwrap();
     drop(first);
-    let built = Server::builder()
+    let built = settings()
         .listen(at)
         .listen(unix(&path))
         .listen("nonsense")
@@ -411,7 +408,7 @@ fn the_options_reach_the_sockets() {
 #[test]
 fn accept_is_deferred_until_bytes_come() {
     let bind = Bind::new("127.0.0.1:0").defer_accept(true);
-    let handle = start(Server::builder().listen(bind), lines);
+    let handle = start(settings().listen(bind), lines);
     let silent = connect(addr(&handle));
     ask(&mut connect(addr(&handle)), "hello");
     // Had both been accepted, the first would have been the first.
@@ -444,7 +441,7 @@ fn a_restarted_server_gets_its_port_back_at_once() {
     stop(&handle);
     // A subprocess that another test is just starting may have the old listener until it calls exec, so that the
     // first attempt may fail; but TIME_WAIT would outlast them all.
-    let handle = start(Server::builder().listen(at), lines);
+    let handle = start(settings().listen(at), lines);
     ask(&mut connect(at), "again");
     stop(&handle);
 }

@@ -81,6 +81,8 @@ where
         if let State::Upgraded(protocol) = state {
             return protocol(conn);
         }
+        // A client that has gone may have left an answer behind.
+        scratch.writer.clear();
         scratch.writer.date.renew();
         let next = self.answer_all(conn, state, scratch)?;
         scratch.writer.flush(conn)?;
@@ -163,10 +165,12 @@ where
                 Skipped::TooMuch => Taken::Wait(Next::Close),
             });
         }
-        if conn.buffer().is_empty() || conn.buffer() == b"\r\n" {
-            // An empty line may follow a request (RFC 9112, section 2.2). Before the next one the parser skips it.
-            let count = conn.buffer().len();
-            conn.consume(count);
+        // Empty lines may stand before a request (RFC 9112, section 2.2).
+        while matches!(state, State::Head { .. }) && conn.buffer().starts_with(b"\r\n") {
+            conn.consume(2);
+            *state = State::START;
+        }
+        if conn.buffer().is_empty() {
             *state = State::START;
             return Ok(Taken::Wait(Next::Park));
         }
@@ -266,7 +270,7 @@ where
             framing: incoming.framing,
             left: SKIPPED,
         };
-        let skipped = match incoming.expects {
+        let skipped = match incoming.expects && !skip.framing.is_done() {
             // Whether the client sends it now, nobody knows.
             true => Skipped::TooMuch,
             false => skip.advance(conn),

@@ -218,7 +218,7 @@ fn uri(method: &Method, target: Bytes) -> Result<Uri, Refusal> {
         _ => Uri::from_maybe_shared(target).map_err(|_| WHY)?,
     };
     let fits = match (uri.scheme(), uri.authority()) {
-        (Some(_), Some(_)) => *method != Method::CONNECT,
+        (Some(scheme), Some(_)) => !scheme.as_str().is_empty() && *method != Method::CONNECT,
         (None, Some(authority)) => *method == Method::CONNECT && authority.port().is_some(),
         _ => *method == Method::OPTIONS && uri.path() == "*",
     };

@@ -68,6 +68,11 @@ enum Framed {
 }
 
 impl Writer {
+    /// Forgets what could not be written to a client that has gone.
+    pub(super) fn clear(&mut self) {
+        self.out.clear();
+    }
+
     /// How much waits to be written.
     pub(super) fn pending(&self) -> usize {
         self.out.len()

@@ -1,0 +1,156 @@
+//! A connection with its session, and what can be done for it without a service: writing out, closing, lingering.
+
+use std::time::{Duration, Instant};
+
+use crate::clock::{self, in_millis};
+use crate::connection::{Connection, Filled};
+
+/// How long a closing connection waits for its client to take note, and how much it throws away meanwhile.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u32 = 256 * 1024;
+
+/// What a parked connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// Its client to send something, see [`Wants`].
+    Input,
+    /// Its client to read what is buffered for it.
+    Output,
+    /// Its client to close, after we did.
+    Linger,
+}
+
+/// What the service wants before it is called. It decides which time-out applies and what a drain does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// Nothing: it has more to do.
+    Nothing,
+    /// The first byte of a new connection.
+    FirstByte,
+    /// A message: any byte will do, also one that is in the buffer already.
+    Message,
+    /// More of the message than is in the buffer.
+    More,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// It is closed as soon as its output is written.
+    Closing,
+    /// Its output is written and the client told; so many more bytes from it are ignored, until then.
+    Lingering {
+        left: u32,
+        until: u64,
+    },
+}
+
+/// A connection that has a place in the lot, with its session.
+// What is looked at first comes first, beside what every message touches of the connection; see there.
+#[repr(C, align(64))]
+pub(crate) struct Held<S> {
+    pub(crate) wants: Wants,
+    pub(crate) waits: Waits,
+    phase: Phase,
+    pub(crate) conn: Connection,
+    pub(crate) session: Option<S>,
+}
+
+/// What is to be done with a connection before, or instead of, serving it.
+pub(crate) enum Tended {
+    /// It can be served.
+    Ready,
+    /// It waits for its client.
+    Wait(Waits),
+    /// It is finished.
+    Done,
+}
+
+impl<S> Held<S> {
+    pub(super) fn new(conn: Connection, wants: Wants) -> Self {
+        Self {
+            wants,
+            waits: Waits::Input,
+            phase: Phase::Serving,
+            conn,
+            session: None,
+        }
+    }
+
+    /// Does what needs no service: writes buffered output, closes, lingers.
+    pub(crate) fn tend(&mut self) -> Tended {
+        match self.conn.flush_some() {
+            Ok(true) => {}
+            Ok(false) => return Tended::Wait(Waits::Output),
+            Err(error) => {
+                log::debug!("{}: cannot write: {error}", self.conn.peer());
+                return Tended::Done;
+            }
+        }
+        if self.phase == Phase::Serving {
+            return Tended::Ready;
+        }
+        if self.phase == Phase::Closing {
+            // A close with unread input resets the connection, and may take the answer with it.
+            if self.conn.at_eof() || (self.conn.buffer().is_empty() && self.conn.is_drained()) {
+                return Tended::Done;
+            }
+            self.conn.half_close();
+            self.phase = Phase::Lingering {
+                left: LINGER_BYTES,
+                until: clock::millis() + in_millis(LINGER),
+            };
+        }
+        self.linger()
+    }
+
+    fn linger(&mut self) -> Tended {
+        let mut scratch = [0; 4096];
+        while let Phase::Lingering { left, until } = self.phase {
+            match self.conn.discard(&mut scratch) {
+                Ok((_, Filled::Nothing)) => return Tended::Wait(Waits::Linger),
+                Ok((count, Filled::Bytes)) if count < left as usize => {
+                    let left = left - count as u32;
+                    self.phase = Phase::Lingering { left, until };
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Tended::Done
+    }
+
+    /// It waits for a message, and nothing of one has come as far as is known.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.phase == Phase::Serving
+            && !self.conn.has_output()
+            && matches!(self.wants, Wants::FirstByte | Wants::Message)
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    /// Ends the serving: what follows is writing out what is buffered, and the close.
+    pub(crate) fn close(&mut self) {
+        self.phase = Phase::Closing;
+    }
+
+    /// Until when it may wait, in the clock's milliseconds.
+    pub(super) fn due(&mut self, now: u64, first_byte: Duration) -> u64 {
+        if let Phase::Lingering { until, .. } = self.phase {
+            return until;
+        }
+        let deadline = match (self.waits, self.wants) {
+            (Waits::Linger, _) => return now,
+            (Waits::Input, Wants::FirstByte) => return now.saturating_add(in_millis(first_byte)),
+            (Waits::Input, Wants::Message | Wants::Nothing) => {
+                return now.saturating_add(in_millis(self.conn.idle_timeout()));
+            }
+            (Waits::Input, Wants::More) => self.conn.read_deadline(Instant::now()),
+            (Waits::Output, _) => self.conn.write_deadline(Instant::now()),
+        };
+        let left = deadline.left(Instant::now());
+        left.map_or(u64::MAX, |left| now.saturating_add(in_millis(left)))
+    }
+}

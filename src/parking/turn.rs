@@ -1,0 +1,181 @@
+//! A turn: a connection in somebody's hands, and the three ways in which it leaves them.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use super::expiry::BUSY;
+use super::held::{Held, Waits, Wants};
+use super::{Lot, Slot, Token, keeper};
+use crate::clock;
+use crate::connection::Filled;
+use crate::stats::{WorkerCounters, count};
+use crate::sys::Interest;
+
+/// A connection in hand. Dropping it closes the connection.
+pub(crate) struct Turn<'a, S> {
+    pub(super) lot: &'a Lot<S>,
+    pub(super) slot: &'a Slot<S>,
+    pub(crate) token: Token,
+    /// Whose counters what is moved in this turn goes to.
+    pub(crate) counters: &'a WorkerCounters,
+    /// What it had been parked for.
+    pub(super) waited: Waits,
+    /// There until the turn ends.
+    pub(super) held: Option<Box<Held<S>>>,
+}
+
+impl<S> Turn<'_, S> {
+    /// The connection. `None` never happens while the turn lasts.
+    pub(crate) fn held(&mut self) -> Option<&mut Held<S>> {
+        self.held.as_deref_mut()
+    }
+
+    /// Leaves the connection to the poller, or keeps it if something has come meanwhile.
+    pub(crate) fn park(mut self, waits: Waits) -> Option<Self> {
+        let lot = self.lot;
+        self.account();
+        let mut held = self.held.take()?;
+        held.waits = waits;
+        let interest = match waits {
+            Waits::Output => Interest::Write,
+            Waits::Input | Waits::Linger => Interest::Read,
+        };
+        if let Err(error) = held.conn.watch(&lot.poller, self.token.to_u64(), interest) {
+            log::warn!("{}: cannot watch the connection: {error}", held.conn.peer());
+            self.held = Some(held);
+            return None;
+        }
+        let now = clock::millis();
+        let due = held.due(now, lot.limits.first_byte_timeout);
+        let idle = held.is_between_messages();
+        // Parking publishes both.
+        self.slot.deadline.store(due, Relaxed);
+        let since = if idle { now } else { now | BUSY };
+        self.slot.since.store(since, Relaxed);
+        if waits == Waits::Output && lot.unwritten.fetch_add(1, SeqCst) == 0 {
+            lot.wake_keeper_by(now + 1);
+        }
+        self.slot.held.store(Some(held));
+        match self.slot.owner.park() {
+            Ok(()) => {
+                // From here on it may be anybody's. Its slot is still there to be looked at.
+                lot.remind(self.token.index, self.slot, due);
+                lot.made_room();
+                if idle && lot.drain.is_draining() {
+                    // The sweep of the drain may have passed while the connection was in hand.
+                    return lot.claim_parked(self.token);
+                }
+                None
+            }
+            Err(news) => Some(lot.turn(self.slot, self.token, news)),
+        }
+    }
+
+    /// Puts the connection on the queue.
+    pub(crate) fn requeue(mut self) {
+        self.account();
+        self.slot.held.store(self.held.take());
+        self.slot.owner.requeue();
+        self.lot.push([self.token]);
+    }
+
+    pub(super) fn park_again(self) {
+        let waits = self.waited;
+        if let Some(turn) = self.park(waits) {
+            turn.requeue();
+        }
+    }
+
+    /// Has the client sent something of a message that nobody has looked at?
+    pub(super) fn has_message(&mut self) -> bool {
+        let filled = self.held.as_mut().map(|held| held.conn.try_fill());
+        matches!(filled, Some(Ok(Filled::Bytes)))
+    }
+
+    pub(super) fn is_between_messages(&self) -> bool {
+        let held = self.held.as_ref();
+        held.is_some_and(|held| held.is_between_messages())
+    }
+
+    /// Adds what was moved to the thread's counters.
+    fn account(&mut self) {
+        if let Some(held) = &mut self.held {
+            // Threads without counters of their own move nothing.
+            match held.conn.take_moved() {
+                (0, 0) => {}
+                (bytes_in, bytes_out) => self.counters.moved(bytes_in, bytes_out),
+            }
+        }
+    }
+
+    /// Closes a parked connection whose time has come; it may have got a new one since that was seen.
+    pub(super) fn expire(mut self, now: u64) {
+        if self.slot.deadline.load(SeqCst) > now {
+            return self.park_again();
+        }
+        let Some(held) = &mut self.held else { return };
+        // The kernel reports room late, see `WRITE_SLICE`: whoever has read something meanwhile gets the time for it.
+        if self.waited == Waits::Output && matches!(held.conn.has_progressed(), Ok(true)) {
+            return keeper::tend(self);
+        }
+        let counters = &self.lot.counters;
+        let (counter, what) = match (self.waited, held.wants) {
+            (Waits::Linger, _) => return,
+            (Waits::Output, _) => (&counters.expired_write, "did not read its answer"),
+            (Waits::Input, Wants::FirstByte) => (&counters.expired_first_byte, "sent nothing"),
+            (Waits::Input, Wants::More) => (&counters.expired_read, "did not complete a message"),
+            (Waits::Input, Wants::Message | Wants::Nothing) => (&counters.expired_idle, "was idle"),
+        };
+        count(counter);
+        log::debug!("{}: closed, the client {what} in time", held.conn.peer());
+        if self.waited == Waits::Input && held.wants == Wants::More {
+            let farewell = held.conn.farewell();
+            self.close_with(farewell);
+        }
+    }
+
+    /// Closes a connection that waited for a worker for too long.
+    pub(crate) fn refuse_late(self) {
+        count(&self.lot.counters.refused_queue_timeout);
+        if let Some(held) = &self.held {
+            log::debug!("{}: refused, no worker had time for it", held.conn.peer());
+        }
+        let refusal = &self.lot.refusal;
+        self.close_with(refusal);
+    }
+
+    /// Tells the client something before the close; without waiting, as there is nothing else in the buffer.
+    fn close_with(mut self, bytes: &[u8]) {
+        let Some(held) = &mut self.held else { return };
+        if bytes.is_empty() || held.conn.has_output() {
+            return;
+        }
+        if let Err(error) = held.conn.write(bytes) {
+            log::debug!("{}: cannot write: {error}", held.conn.peer());
+            return;
+        }
+        held.close();
+        keeper::tend(self);
+    }
+}
+
+impl<S> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        self.account();
+        let Some(held) = self.held.take() else { return };
+        let Held { conn, session, .. } = *held;
+        let peer = conn.peer().clone();
+        // In this order: it leaves the poller, then the slot forgets it, and only then the slot is anybody's.
+        drop(conn);
+        drop(self.slot.info.lock().take());
+        self.slot.owner.free();
+        self.lot.slots.give(self.token.index);
+        self.lot.made_room();
+        // Last, since it is the user's code.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(session))) {
+            let why = crate::pool::message(&*panic);
+            log::error!("{peer}: dropping the session panicked: {why}");
+        }
+    }
+}

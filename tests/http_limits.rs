@@ -1,0 +1,342 @@
+//! What a client may not do: take too long, send too much, or put more into an answer than the handler did.
+
+#![cfg(feature = "http")]
+
+mod support;
+#[path = "support/http.rs"]
+mod web;
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use handover::Overload;
+use handover::http::{self, Body, HeaderName, HeaderValue, Reply, Request, Response};
+
+use support::{LIMIT, addr, connect_narrow, is_timeout, server, start, stop, until};
+use web::{Client, get, post, post_chunks, serve};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+/// Sends a request's body back, if it comes.
+fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
+    match request.body_mut().read_all(1 << 24) {
+        Ok(body) => Response::new(body.into()),
+        Err(_) => Response::new("the service answers this one".into()),
+    }
+}
+
+// ---- time ----
+
+/// A request that has begun and does not go on is answered with 408, whatever of it is missing.
+#[test]
+fn requests_that_stall_are_answered_and_closed() {
+    let handle = serve(server().read_timeout(SHORT), echo);
+    let parts = [
+        "G".to_owned(),
+        "GET / HTTP/1.1\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nHost: test\r\n".to_owned(),
+        post_head(10) + "five!",
+        post_head(100_000),
+        post_head(100_000) + &"x".repeat(50_000),
+        post_chunks("/") + "5\r\nhel",
+        post_chunks("/") + "5\r\nhello\r\n0\r\nA: b",
+        "POST / HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+            .to_owned(),
+    ];
+    for part in &parts {
+        for before in [0, 2] {
+            let mut client = Client::to(&handle);
+            client.send(get("/").repeat(before) + part);
+            for _ in 0..before {
+                assert_eq!(client.answer().status, 200);
+            }
+            if part.contains("Expect") {
+                assert_eq!(client.head().status, 100);
+            }
+            let shown = &part[..part.len().min(100)];
+            let answer = client.answer_or_error();
+            let answer = answer.unwrap_or_else(|error| panic!("{error} after {shown:?}"));
+            assert_eq!(answer.status, 408, "{shown:?}");
+            assert!(answer.closes());
+            client.ends();
+        }
+    }
+    stop(&handle);
+}
+
+fn post_head(length: usize) -> String {
+    format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// A time-out is one for the whole head, or the whole body: single bytes do not extend it.
+#[test]
+fn dripping_clients_are_cut_off() {
+    let handle = serve(server().read_timeout(SHORT).workers(1), echo);
+    for start in [
+        "GET / HTTP/1.1\r\nHost: ".to_owned(),
+        post_head(30_000),
+        post_head(100_000),
+    ] {
+        let mut client = Client::to(&handle);
+        client.send(&start);
+        client
+            .stream
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let since = Instant::now();
+        let answer = loop {
+            assert!(since.elapsed() < LIMIT, "a dripping client goes on and on");
+            match client.answer_or_error() {
+                Ok(answer) => break answer,
+                Err(error) => assert!(is_timeout(&error), "{error}"),
+            }
+            let _ = client.stream.write(b"x");
+        };
+        assert_eq!(answer.status, 408, "{start:?}");
+        assert!(since.elapsed() >= SHORT);
+        client.is_over();
+        Client::to(&handle).get("/").is(200, "");
+    }
+    stop(&handle);
+}
+
+/// Where no request has begun, there is nothing to answer.
+#[test]
+fn silent_clients_are_closed_without_a_word() {
+    let builder = server().first_byte_timeout(SHORT).idle_timeout(SHORT);
+    let handle = serve(builder, echo);
+    let mut silent = Client::to(&handle);
+    let mut idle = Client::to(&handle);
+    idle.get("/").is(200, "");
+    // Also one that had sent its request in parts, so that a 408 was at hand.
+    let mut parts = Client::to(&handle);
+    parts.send("GET / HT");
+    until(&handle, "its first part is read", |stats| stats.served >= 2);
+    parts.send("TP/1.1\r\nHost: test\r\n\r\n");
+    parts.answer().is(200, "");
+    for client in [&mut silent, &mut idle, &mut parts] {
+        client.ends();
+    }
+    let stats = until(&handle, "all are gone", |stats| stats.live == 0);
+    assert_eq!((stats.expired.first_byte, stats.expired.idle), (1, 2));
+    stop(&handle);
+}
+
+/// A worker waits for a client to read no longer than the write time-out.
+#[test]
+fn clients_that_do_not_read_lose_their_worker() {
+    let builder = server().write_timeout(SHORT).workers(1);
+    let handle = serve(builder, |request: Request<Body<'_>>| {
+        Response::new(match request.uri().path() {
+            "/stream" => Reply::stream(std::io::repeat(b'x')),
+            "/sized" => Reply::sized(std::io::repeat(b'x'), 1 << 40),
+            "/bytes" => vec![b'x'; 64 << 20].into(),
+            _ => "small".into(),
+        })
+    });
+    for target in ["/stream", "/sized", "/bytes"] {
+        let mut slow = Client::on(connect_narrow(addr(&handle)));
+        slow.send(get(target));
+        until(&handle, "the worker writes", |stats| stats.active == 1);
+        Client::to(&handle).get("/").is(200, "small");
+        // It can read what had left, and sees that it is not all.
+        let mut got = Vec::new();
+        if let Err(error) = slow.stream.read_to_end(&mut got) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+        assert!(!got.ends_with(b"0\r\n\r\n"));
+        until(&handle, "it is gone", |stats| stats.live == 0);
+    }
+    stop(&handle);
+}
+
+// ---- size ----
+
+#[test]
+fn bodies_have_a_limit_if_one_is_set() {
+    const MOST: usize = 100;
+    for small in [0, 50, 1000] {
+        let service = http::service(echo).max_body(MOST as u64).small_body(small);
+        let handle = start(server(), service);
+        let chunks = |sizes: &[usize]| {
+            let mut all = post_chunks("/");
+            for size in sizes {
+                all += &format!("{size:x}\r\n{}\r\n", "x".repeat(*size));
+            }
+            all + "0\r\n\r\n"
+        };
+        let mut client = Client::to(&handle);
+        client.send(post("/", "x".repeat(MOST)));
+        client.answer().is(200, &"x".repeat(MOST));
+        client.send(chunks(&[MOST - 1, 1]));
+        client.answer().is(200, &"x".repeat(MOST));
+        let expect = "Expect: 100-continue\r\nContent-Length: 101\r\n\r\n";
+        for request in [
+            post("/", "x".repeat(MOST + 1)),
+            post_head(usize::MAX >> 8).into_bytes(),
+            chunks(&[MOST + 1]).into_bytes(),
+            chunks(&[MOST, 1]).into_bytes(),
+            chunks(&[1; MOST + 1]).into_bytes(),
+            // No 100 comes before it.
+            format!("POST / HTTP/1.1\r\nHost: test\r\n{expect}").into_bytes(),
+        ] {
+            let mut client = Client::to(&handle);
+            client.send(&request);
+            client.send(get("/smuggled"));
+            let shown = String::from_utf8_lossy(&request).into_owned();
+            let answer = client.answer();
+            assert_eq!(answer.status, 413, "{small} {shown:?}");
+            assert!(answer.closes());
+            client.ends();
+        }
+        stop(&handle);
+    }
+}
+
+#[test]
+fn the_limits_of_heads_can_be_set() {
+    let service = http::service(echo)
+        .max_request_line(40)
+        .max_head(100)
+        .max_fields(3);
+    let handle = start(server(), service);
+    let host = "Host: test\r\n";
+    for (request, status) in [
+        (
+            format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(24)),
+            200,
+        ),
+        (
+            format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(25)),
+            414,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{host}X: {}\r\n\r\n", "a".repeat(65)),
+            200,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{host}X: {}\r\n\r\n", "a".repeat(66)),
+            431,
+        ),
+        (format!("GET / HTTP/1.1\r\n{host}A: b\r\nC: d\r\n\r\n"), 200),
+        (
+            format!("GET / HTTP/1.1\r\n{host}A: b\r\nC: d\r\nE: f\r\n\r\n"),
+            431,
+        ),
+    ] {
+        let mut client = Client::to(&handle);
+        client.send(&request);
+        assert_eq!(client.answer().status, status, "{request:?}");
+    }
+    stop(&handle);
+    // And be higher than by default, as far as there is an end to it.
+    let service = http::service(echo)
+        .max_request_line(60_000)
+        .max_head(100_000);
+    let handle = start(server(), service.max_fields(1000));
+    for (request, status) in [
+        (
+            format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(50_000)),
+            200,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{host}X: {}\r\n\r\n", "a".repeat(90_000)),
+            200,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{host}{}\r\n", "A: b\r\n".repeat(255)),
+            200,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{host}{}\r\n", "A: b\r\n".repeat(256)),
+            431,
+        ),
+    ] {
+        let mut client = Client::to(&handle);
+        client.send(&request);
+        assert_eq!(client.answer().status, status);
+    }
+    stop(&handle);
+}
+
+/// Whatever the limit of input is, what does not fit is streamed.
+#[test]
+fn bodies_that_do_not_fit_into_the_buffer_are_streamed() {
+    let handle = serve(server().input_limit(20_000), echo);
+    let mut client = Client::to(&handle);
+    for size in [19_000, 20_000, 21_000, 100_000] {
+        client.send(post("/", "x".repeat(size)));
+        assert_eq!(client.answer().body.len(), size);
+        let chunk = format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size));
+        client.send(post_chunks("/") + &chunk);
+        assert_eq!(client.answer().body.len(), size);
+    }
+    stop(&handle);
+}
+
+// ---- overload ----
+
+#[test]
+fn a_full_server_says_when_to_come_again() {
+    let overload = Overload::Refuse(http::OVERLOADED.to_vec());
+    let handle = serve(server().max_connections(1).overload(overload), echo);
+    let mut first = Client::to(&handle);
+    first.get("/").is(200, "");
+    for _ in 0..3 {
+        let mut second = Client::to(&handle);
+        let answer = second.answer();
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.field("retry-after"), Some("1"));
+        assert!(answer.closes());
+        second.is_over();
+    }
+    first.get("/").is(200, "");
+    drop(first);
+    until(&handle, "there is room again", |stats| stats.live == 0);
+    Client::to(&handle).get("/").is(200, "");
+    stop(&handle);
+}
+
+// ---- answers ----
+
+/// There is no byte with which a value or a name could end early, and begin something else.
+#[test]
+fn answers_cannot_be_split() {
+    let handle = serve(server(), |request: Request<Body<'_>>| {
+        let hex = request.uri().path().trim_start_matches('/').to_owned();
+        let bytes: Vec<u8> = hex
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect();
+        let mut response = Response::new(Reply::empty());
+        let fields = response.headers_mut();
+        if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+            fields.insert("x-value", value);
+        }
+        if let Ok(name) = HeaderName::from_bytes(&bytes) {
+            fields.insert(name, HeaderValue::from_static("x-name"));
+        }
+        response
+    });
+    let mut client = Client::to(&handle);
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    // Bytes beyond ASCII are allowed in values, but the client here takes only text.
+    for byte in 0..=127u8 {
+        let answer = client.get(&format!("/{}", hex(&[b'a', byte, b'b'])));
+        let is_value = byte == b'\t' || (b' '..127).contains(&byte);
+        assert_eq!(answer.field("x-value").is_some(), is_value, "{byte:#x}");
+        assert!(answer.fields.len() <= 4, "{answer:?}");
+    }
+    for bytes in [
+        &b"a\r\nX-Evil: 1"[..],
+        b"a\nX-Evil: 1",
+        b"a\rX-Evil: 1",
+        b"a\r\n\r\nHTTP/1.1 200 OK\r\n",
+    ] {
+        let answer = client.get(&format!("/{}", hex(bytes)));
+        assert_eq!((answer.status, answer.field("x-evil")), (200, None));
+        assert_eq!(answer.field("x-value"), None);
+    }
+    stop(&handle);
+}
