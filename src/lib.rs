@@ -98,3 +98,8 @@ pub use server::{BuildError, Builder, Forced, Handle, Report, Server};
 pub use service::{Next, Service};
 pub use stats::{Expired, Refused, Stats, WorkerState};
 pub use sys::Stream;
+
+/// The README's programs must compile.
+#[cfg(all(doctest, feature = "http"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

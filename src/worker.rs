@@ -74,17 +74,13 @@ impl<S: Service> Job for Workers<'_, S> {
     fn run(&self, state: &mut Self::State, token: Token) {
         self.lot.pass_on();
         self.lot.made_room();
-        if let Some(mut turn) = self.lot.start(token) {
-            turn.counters = &self.lot.counters.workers[state.index];
-            if self.lot.is_late(&turn) {
-                turn.refuse_late();
-            } else if !self.lot.drain.is_forced() {
-                self.turn(state, turn);
-            }
-        }
         state.taken += 1;
-        if state.taken % LOOK_EVERY == 0 {
-            self.lot.look(&mut state.events);
+        let had_share = self.serve(state, token);
+        if had_share || state.taken % LOOK_EVERY == 0 {
+            // Those in the poller wait as well, and for them the queue is not empty soon enough.
+            if let Some(token) = self.lot.look(&mut state.events) {
+                self.serve(state, token);
+            }
         }
     }
 
@@ -138,12 +134,27 @@ enum Step {
 }
 
 impl<S: Service> Workers<'_, S> {
+    /// Serves a connection that was QUEUED, if it still is. True if it had its share and is QUEUED again.
+    fn serve(&self, state: &mut State<S::Worker>, token: Token) -> bool {
+        let Some(mut turn) = self.lot.start(token) else {
+            return false;
+        };
+        turn.counters = &self.lot.counters.workers[state.index];
+        if self.lot.is_late(&turn) {
+            turn.refuse_late();
+            return false;
+        }
+        !self.lot.drain.is_forced() && self.turn(state, turn)
+    }
+
     /// Serves a connection until it waits for its client, is closed, or has had its share.
-    fn turn(&self, state: &mut State<S::Worker>, mut turn: Turn<'_, S::Session>) {
+    fn turn(&self, state: &mut State<S::Worker>, mut turn: Turn<'_, S::Session>) -> bool {
         let mut left = TURN;
         loop {
             let token = turn.token;
-            let Some(held) = turn.held() else { return };
+            let Some(held) = turn.held() else {
+                return false;
+            };
             let step = match held.tend() {
                 Tended::Ready => {
                     held.conn.lend(&mut state.spare);
@@ -160,20 +171,20 @@ impl<S: Service> Workers<'_, S> {
                 Step::Again => {
                     left -= 1;
                     if left == 0 || self.lot.queued() > 0 {
-                        self.lot.look(&mut state.events);
-                        return turn.requeue();
+                        turn.requeue();
+                        return true;
                     }
                 }
                 Step::Park(waits) => match turn.park(waits) {
                     Some(kept) => turn = kept,
-                    None => return,
+                    None => return false,
                 },
                 Step::Close => {
                     if let Some(held) = turn.held() {
                         held.close();
                     }
                 }
-                Step::Drop => return,
+                Step::Drop => return false,
             }
         }
     }

@@ -884,7 +884,7 @@ fn slow_readers_hold_no_worker() {
     for sizes in [&[100][..], &[2000], &[8000], &[8193], &[60_000], &mixed] {
         let size: usize = sizes.iter().sum();
         let mut slow = Client::on(connect_narrow(addr(&handle)));
-        let count = (16 << 20) / size;
+        let count = (8 << 20) / size;
         let mut sender = slow.stream.try_clone().unwrap();
         // It has to stop in the middle when the server takes no more requests, so it goes on beside.
         let requests: String = sizes.iter().map(|size| get(&format!("/{size}"))).collect();

@@ -381,7 +381,8 @@ fn until_refused(addr: SocketAddr) {
     while Instant::now() < until {
         match TcpStream::connect(addr) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return,
-            _ => thread::yield_now(),
+            // Not too often: each attempt is a connection that takes a place in the queue.
+            _ => thread::park_timeout(Duration::from_millis(1)),
         }
     }
     panic!("{addr} still accepts");

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use handover::{Addr, Builder, Connection, Handle, Next, Server, Service};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -340,7 +340,7 @@ fn buffered_output_is_delivered() {
         holder.send("hold\n");
         gate.reached();
         handle.stop(LONG);
-        until_refused(addr_of(&handle));
+        gate.draining();
         // All of it comes while no worker is free.
         let mut rest = vec![0; MUCH - 1];
         reader.0.read_exact(&mut rest).unwrap();
@@ -1013,6 +1013,7 @@ fn echo_line(conn: &mut Connection) -> io::Result<Next> {
 /// A service that sends each line back, but for "hold" waits until the gate is open.
 fn held_service() -> (impl Fn(&mut Connection) -> io::Result<Next>, Gate) {
     let (reached, arrivals) = unbounded();
+    let (drains, drain) = bounded(1);
     let (open, closed) = bounded::<()>(0);
     let service = move |conn: &mut Connection| {
         if conn.buffer() != b"hold\n" {
@@ -1020,15 +1021,26 @@ fn held_service() -> (impl Fn(&mut Connection) -> io::Result<Next>, Gate) {
         }
         conn.consume(5);
         reached.send(()).unwrap();
-        let _ = closed.recv();
+        let mut told = false;
+        while closed.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
+            if conn.is_draining() && !told {
+                told = drains.send(()).is_ok();
+            }
+        }
         writeln!(conn, "held")?;
         Ok(Next::Park)
     };
-    (service, Gate { arrivals, open })
+    let gate = Gate {
+        arrivals,
+        drain,
+        open,
+    };
+    (service, gate)
 }
 
 struct Gate {
     arrivals: Receiver<()>,
+    drain: Receiver<()>,
     open: Sender<()>,
 }
 
@@ -1036,6 +1048,11 @@ impl Gate {
     /// Waits until a handler waits.
     fn reached(&self) {
         self.arrivals.recv_timeout(LONG).unwrap();
+    }
+
+    /// Waits until a waiting handler sees that the server drains.
+    fn draining(&self) {
+        self.drain.recv_timeout(LONG).unwrap();
     }
 
     fn open(self) {
@@ -1060,7 +1077,8 @@ fn until_refused(addr: SocketAddr) {
     while Instant::now() < until {
         match TcpStream::connect(addr) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return,
-            _ => thread::yield_now(),
+            // Not too often: each attempt is a connection that takes a place in the queue.
+            _ => thread::park_timeout(Duration::from_millis(1)),
         }
     }
     panic!("{addr} still accepts");

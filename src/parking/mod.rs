@@ -279,13 +279,19 @@ impl<S> Lot<S> {
         Some(first)
     }
 
-    /// Looks for ready connections without waiting: for a worker whose queue never gets empty.
-    pub(crate) fn look(&self, events: &mut Events) {
-        if Poller::SHARED && self.queue_has_room() {
-            self.fetch(events, self.batch(), Some(Duration::ZERO));
-            self.push(self.ready(events));
-            self.return_wake(events);
+    /// Looks for ready connections without waiting, for a worker whose queue never gets empty. The first is for that
+    /// worker, so that it has its turn also when the queue is full. It may then need a place in the queue, for which
+    /// a batch's worth beyond the limit is left.
+    pub(crate) fn look(&self, events: &mut Events) -> Option<Token> {
+        if !Poller::SHARED || self.queued() >= self.queue_limit + BATCH {
+            return None;
         }
+        self.fetch(events, self.batch(), Some(Duration::ZERO));
+        let mut ready = self.ready(events);
+        let first = ready.next();
+        self.push(ready);
+        self.return_wake(events);
+        first
     }
 
     /// Somebody who did not sleep may have got a wake-up that was meant for a sleeper.
