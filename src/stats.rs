@@ -152,10 +152,10 @@ impl WorkerCounters {
 }
 
 impl Counters {
-    /// Counters for so many workers, and after them for the keeper and for the main thread.
+    /// Counters for so many workers, and after them for the acceptor, the keeper and the main thread.
     pub(crate) fn new(workers: usize) -> Self {
         Self {
-            workers: (0..workers + 2)
+            workers: (0..workers + 3)
                 .map(|_| WorkerCounters::default())
                 .collect(),
             ..Self::default()
@@ -163,7 +163,11 @@ impl Counters {
     }
 
     pub(crate) fn of_workers(&self) -> impl Iterator<Item = &WorkerCounters> {
-        self.workers.iter().take(self.workers.len() - 2)
+        self.workers.iter().take(self.workers.len() - 3)
+    }
+
+    pub(crate) fn acceptor(&self) -> &WorkerCounters {
+        &self.workers[self.workers.len() - 3]
     }
 
     pub(crate) fn keeper(&self) -> &WorkerCounters {

@@ -4,7 +4,10 @@ mod support;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use handover::{Builder, Connection, Handle, Next, Overload, Service};
 
@@ -226,6 +229,34 @@ fn shed_idle_waits_until_somebody_is_idle() {
     assert_closed(&mut first);
     assert_eq!(handle.stats().shed, 1);
     drop((first, second));
+    stop(&handle);
+}
+
+#[test]
+fn shed_idle_spares_those_who_have_asked_something() {
+    let (keeper, at_door) = door();
+    let builder = server()
+        .workers(1)
+        .max_connections(3)
+        .overload(Overload::ShedIdle);
+    let handle = start(builder, guarded(at_door));
+    let mut asking = parked(&handle);
+    tick();
+    let mut idle = parked(&handle);
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait");
+    keeper.wait();
+    // It is parked, and has been for longest; but it waits for a worker now.
+    send(&mut asking, "asked");
+    let mut fourth = connect(addr(&handle));
+    assert_closed(&mut idle);
+    send(&mut fourth, "hello");
+    drop(keeper);
+    assert_eq!(answer(&mut busy), "wait");
+    assert_eq!(answer(&mut asking), "asked");
+    assert_eq!(answer(&mut fourth), "hello");
+    assert_eq!(handle.stats().shed, 1);
+    drop((asking, idle, busy, fourth));
     stop(&handle);
 }
 
@@ -484,6 +515,34 @@ fn a_silent_client_does_not_wait_for_a_worker() {
     ask(&mut silent, "hello again");
     assert_eq!(handle.stats().refused.queue_timeout, 0);
     drop(silent);
+    stop(&handle);
+}
+
+#[test]
+fn the_time_before_a_client_asks_is_not_time_in_the_queue() {
+    const TIME: Duration = Duration::from_secs(2);
+    let done = Arc::new(AtomicBool::new(false));
+    let is_done = Arc::clone(&done);
+    let service = move |conn: &mut Connection| {
+        if conn.buffer() == b"long\n" && !is_done.load(SeqCst) {
+            return Ok(Next::Again);
+        }
+        lines(conn)
+    };
+    let handle = start(server().workers(1).queue_timeout(TIME), service);
+    let mut idle = parked(&handle);
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "long");
+    // A worker that always has something to do takes those who ask from the poller on its way.
+    let start = Instant::now();
+    while start.elapsed() < TIME * 5 / 4 {
+        thread::park_timeout(TIME);
+    }
+    ask(&mut idle, "hello");
+    done.store(true, SeqCst);
+    assert_eq!(answer(&mut busy), "long");
+    assert_eq!(handle.stats().refused.queue_timeout, 0);
+    drop((idle, busy));
     stop(&handle);
 }
 

@@ -16,6 +16,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
@@ -24,6 +25,7 @@ impl Input {
         self.end - self.start
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
@@ -33,6 +35,7 @@ impl Input {
     /// # Panics
     ///
     /// If there are not so many.
+    #[inline]
     pub(crate) fn consume(&mut self, count: usize) {
         assert!(
             count <= self.len(),
@@ -69,6 +72,7 @@ impl Input {
     }
 
     /// Takes a worker's spare buffer as room, if there is none.
+    #[inline]
     pub(crate) fn lend(&mut self, spare: &mut Vec<u8>) {
         if self.buffer.len() < spare.len() {
             let len = self.len();
@@ -79,6 +83,7 @@ impl Input {
     }
 
     /// Gives the room back, and keeps only the bytes.
+    #[inline]
     pub(crate) fn settle(&mut self, spare: &mut Vec<u8>) {
         let kept = self.bytes().to_vec();
         let buffer = std::mem::replace(&mut self.buffer, kept);

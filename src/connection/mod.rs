@@ -175,16 +175,19 @@ impl Connection {
     }
 
     /// The server is stopping: finish this message, tell the client if the protocol can, and expect no further one.
+    #[inline]
     pub fn is_draining(&self) -> bool {
         self.drain.is_draining()
     }
 
     /// The client has sent all that it will send; what is in the [`buffer`](Self::buffer) is the last of it.
+    #[inline]
     pub fn at_eof(&self) -> bool {
         self.eof
     }
 
     /// What has arrived and was not consumed. No system call; see [`consume`](BufRead::consume).
+    #[inline]
     pub fn buffer(&self) -> &[u8] {
         self.input.bytes()
     }
@@ -469,6 +472,7 @@ impl Connection {
     }
 
     /// Hands the socket what it takes; true when nothing is left.
+    #[inline]
     pub(crate) fn flush_some(&mut self) -> io::Result<bool> {
         if !self.output.is_empty() {
             let count = self.output.flush(&self.info.socket)?;
@@ -567,6 +571,7 @@ impl Connection {
     // What the rest of the crate needs of a connection that is not the service's business.
 
     /// Nothing has come that was not read, as far as is known.
+    #[inline]
     pub(crate) fn is_drained(&self) -> bool {
         !self.readable
     }
@@ -577,10 +582,12 @@ impl Connection {
         self.hangup |= hangup;
     }
 
+    #[inline]
     pub(crate) fn has_output(&self) -> bool {
         !self.output.is_empty()
     }
 
+    #[inline]
     pub(crate) fn is_detached(&self) -> bool {
         self.detached
     }
@@ -630,16 +637,19 @@ impl Connection {
     }
 
     /// A new message begins: the stretch of reading ends here.
+    #[inline]
     pub(crate) fn end_message(&mut self) {
         if self.paced {
             self.read.reset();
         }
     }
 
+    #[inline]
     pub(crate) fn lend(&mut self, spare: &mut Vec<u8>) {
         self.input.lend(spare);
     }
 
+    #[inline]
     pub(crate) fn settle(&mut self, spare: &mut Vec<u8>) {
         self.input.settle(spare);
     }
@@ -658,6 +668,7 @@ impl Connection {
     }
 
     /// What was received and sent since the last call.
+    #[inline]
     pub(crate) fn take_moved(&mut self) -> (u64, u64) {
         let before = std::mem::replace(&mut self.counted, (self.bytes_in, self.bytes_out));
         (self.bytes_in - before.0, self.bytes_out - before.1)
@@ -665,6 +676,7 @@ impl Connection {
 
     /// Has the poller watch the socket. Once is enough where the poller keeps its sockets and the interest is the
     /// same. What is there already will be reported.
+    #[inline]
     pub(crate) fn watch(
         &mut self,
         poller: &Arc<Poller>,
@@ -740,6 +752,7 @@ impl BufRead for Connection {
         Ok(self.input.bytes())
     }
 
+    #[inline]
     fn consume(&mut self, count: usize) {
         self.input.consume(count);
     }

@@ -127,9 +127,15 @@ impl<S> Lot<S> {
 
     /// Closes a parked connection to make room; false if it is not parked any more.
     pub(crate) fn shed(&self, idle: &Idle) -> bool {
-        let Some(turn) = self.claim_parked(idle.token) else {
+        let Some(mut turn) = self.claim_parked(idle.token) else {
             return false;
         };
+        turn.counters = self.counters.acceptor();
+        // It may have asked for something that no worker has seen yet.
+        if turn.waits_for_input() && turn.has_message() {
+            turn.requeue();
+            return false;
+        }
         count(&self.counters.shed);
         if let Some(held) = &turn.held {
             log::debug!("{}: closed to make room", held.conn.peer());

@@ -213,7 +213,7 @@ impl<S> Lot<S> {
         let mut pushed = false;
         let mut refused = Vec::new();
         for token in tokens {
-            self.note_queued(token);
+            self.limit_wait(token);
             match queue.as_ref().map(|queue| queue.try_send(token)) {
                 Some(Ok(())) => pushed = true,
                 Some(Err(_)) | None => refused.push(token),
@@ -230,13 +230,19 @@ impl<S> Lot<S> {
         }
     }
 
-    fn note_queued(&self, token: Token) {
-        let (Some(timeout), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) else {
-            return;
-        };
-        let now = clock::millis();
-        slot.since.store(now, SeqCst);
-        self.remind(token.index, slot, now + timeout);
+    /// Notes when a connection begins to wait for a worker. To be called before it is QUEUED: from then on the keeper
+    /// looks at the time.
+    fn stamp(&self, slot: &Slot<S>) {
+        if self.queue_timeout.is_some() {
+            slot.since.store(clock::millis(), SeqCst);
+        }
+    }
+
+    /// Has the keeper look at a QUEUED connection when it has waited for too long.
+    fn limit_wait(&self, token: Token) {
+        if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) {
+            self.remind(token.index, slot, clock::millis() + limit);
+        }
     }
 
     /// Wakes one worker that waits in the poller, unless one is being woken already: that one will pass it on.
@@ -274,7 +280,6 @@ impl<S> Lot<S> {
         }
         let mut ready = self.ready(events);
         let first = ready.next()?;
-        self.note_queued(first);
         self.push(ready);
         Some(first)
     }
@@ -319,8 +324,11 @@ impl<S> Lot<S> {
     fn ready<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
         events.iter().filter_map(|event| {
             let token = Token::from_u64(event.token);
-            let owner = &self.slots.get(token.index)?.owner;
-            let mine = owner.event(token.generation, event.hangup);
+            let slot = self.slots.get(token.index)?;
+            if slot.owner.is_parked(token.generation) {
+                self.stamp(slot);
+            }
+            let mine = slot.owner.event(token.generation, event.hangup);
             mine.then_some(token)
         })
     }

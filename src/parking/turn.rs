@@ -76,6 +76,7 @@ impl<S> Turn<'_, S> {
     pub(crate) fn requeue(mut self) {
         self.account();
         self.slot.held.store(self.held.take());
+        self.lot.stamp(self.slot);
         self.slot.owner.requeue();
         self.lot.push([self.token]);
     }
@@ -87,10 +88,21 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Has the client sent something of a message that nobody has looked at?
+    pub(super) fn waits_for_input(&self) -> bool {
+        self.waited == Waits::Input
+    }
+
+    /// Has the client sent something that nobody has looked at? It is in the buffer then, and all that the service
+    /// wants.
     pub(super) fn has_message(&mut self) -> bool {
-        let filled = self.held.as_mut().map(|held| held.conn.try_fill());
-        matches!(filled, Some(Ok(Filled::Bytes)))
+        let Some(held) = &mut self.held else {
+            return false;
+        };
+        let has_some = matches!(held.conn.try_fill(), Ok(Filled::Bytes));
+        if has_some {
+            held.wants = Wants::Message;
+        }
+        has_some
     }
 
     pub(super) fn is_between_messages(&self) -> bool {
@@ -113,6 +125,10 @@ impl<S> Turn<'_, S> {
     pub(super) fn expire(mut self, now: u64) {
         if self.slot.deadline.load(SeqCst) > now {
             return self.park_again();
+        }
+        // What came in time is served, however late a worker has time for it.
+        if self.waits_for_input() && self.has_message() {
+            return self.requeue();
         }
         let Some(held) = &mut self.held else { return };
         // The kernel reports room late, see `WRITE_SLICE`: whoever has read something meanwhile gets the time for it.
