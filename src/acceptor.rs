@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -308,14 +308,7 @@ impl<S> Acceptor<'_, S> {
         if sheds && self.is_full() && !self.shed(false) {
             log::debug!("{peer}: one too many, but nobody is idle any more");
         }
-        let refused = if !sheds && self.is_full() {
-            Some((&counters.refused_max_connections, "the server is full"))
-        } else if !self.lot.queue_has_room() {
-            Some((&counters.refused_queue_full, "the queue is full"))
-        } else {
-            None
-        };
-        if let Some((counter, why)) = refused {
+        if let Some((counter, why)) = self.refusal() {
             count(counter);
             log::debug!("{peer}: refused, {why}");
             self.refuse(&socket);
@@ -330,6 +323,21 @@ impl<S> Acceptor<'_, S> {
             _counted: (self.lot.drain.enter(), ticket),
         });
         Outcome::Accepted
+    }
+
+    /// Why a connection is turned away. With any other policy there was room before it was accepted; if others have
+    /// filled the queue since then, it has a place beyond its limit.
+    fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
+        let counters = &self.lot.counters;
+        match self.admission.overload {
+            Overload::Refuse(_) if self.is_full() => {
+                Some((&counters.refused_max_connections, "the server is full"))
+            }
+            Overload::Refuse(_) if !self.lot.queue_has_room() => {
+                Some((&counters.refused_queue_full, "the queue is full"))
+            }
+            _ => None,
+        }
     }
 
     /// An error of `accept` concerns one connection, or all; never the listener.

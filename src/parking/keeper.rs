@@ -52,11 +52,9 @@ pub(crate) fn keep<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
     while !lot.nap.state.lock().ended {
         lot.expire(clock::millis());
-        if Poller::SHARED || !lot.queue_has_room() {
-            sleep(lot, None);
-        } else {
-            sleep(lot, Some(&mut events));
-        }
+        // What the poller reports is for the queue, so nobody asks it while that is full.
+        let asks = !Poller::SHARED && lot.queue_has_room();
+        sleep(lot, asks.then_some(&mut events));
         if Poller::SHARED && is_needed(lot) {
             stand_in(lot, &mut events, Some(Duration::ZERO));
         }
@@ -67,7 +65,7 @@ pub(crate) fn keep<S>(lot: &Lot<S>) {
 fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
     // Whoever brings something forward from here on finds `until` at its highest, and lowers it.
     lot.nap.state.lock().until = u64::MAX;
-    let wake = next_wake(lot);
+    let wake = next_wake(lot, events.is_some());
     let mut state = lot.nap.state.lock();
     state.until = state.until.min(wake);
     if let Some(events) = events {
@@ -99,10 +97,12 @@ fn time_left(state: &State) -> Option<Duration> {
 }
 
 /// The time of the next thing to do, as far as is known now.
-fn next_wake<S>(lot: &Lot<S>) -> u64 {
+fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     let now = clock::millis();
     let mut wake = lot.wheel.lock().next().unwrap_or(u64::MAX);
-    if lot.unwritten.load(SeqCst) > 0 || !lot.queue_has_room() {
+    // Nobody else looks into the poller where only one thread may.
+    let is_missed = !Poller::SHARED && !in_poller;
+    if is_missed || lot.unwritten.load(SeqCst) > 0 {
         wake = wake.min(now + TICK);
     }
     if let Some(limit) = lot.queue_timeout {
