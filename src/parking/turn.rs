@@ -62,8 +62,10 @@ impl<S> Turn<'_, S> {
                 // From here on it may be anybody's. Its slot is still there to be looked at.
                 lot.remind(self.token.index, self.slot, due);
                 lot.made_room();
-                if idle && lot.drain.is_draining() {
-                    // The sweep of the drain may have passed while the connection was in hand.
+                // The sweep of the drain, or of its end, may have passed while the connection was in hand.
+                if lot.drain.is_forced() {
+                    drop(lot.claim_parked(self.token));
+                } else if idle && lot.drain.is_draining() {
                     return lot.claim_parked(self.token);
                 }
                 None
