@@ -20,8 +20,9 @@ use super::settings::Http;
 use crate::connection::{Connection, Filled};
 use crate::service::{Next, Service};
 
-/// Answers are written when they come to so many bytes, however many requests are left.
-const FLUSH_AT: usize = 64 * 1024;
+/// Answers are written when they come to so many bytes, however many requests are left. What waits here comes on top
+/// of the next answer, and both together should not have to wait for a slow client.
+const FLUSH_AT: usize = 16 * 1024;
 
 /// How much of a body that no handler wanted is thrown away, in bytes and with its framing.
 const SKIPPED: usize = 64 * 1024;
@@ -84,8 +85,11 @@ where
         // A client that has gone may have left an answer behind.
         scratch.writer.clear();
         scratch.writer.date.renew();
-        let next = self.answer_all(conn, state, scratch)?;
-        scratch.writer.flush(conn)?;
+        let next = self.answer_all(conn, state, scratch);
+        // The answers before one that failed are whole, and leave all the same.
+        let flushed = scratch.writer.flush(conn);
+        let next = next?;
+        flushed?;
         match state {
             State::Upgraded(protocol) => protocol(conn),
             State::Head { .. } | State::Body(_) if next == Next::More => {
@@ -258,8 +262,8 @@ where
             self.log(conn, entry.as_ref(), refusal.status, 0);
         }
         if let Err(panic) = panic {
-            scratch.writer.flush(conn)?;
-            leave(conn)?;
+            // A panic is one even if its client has gone meanwhile.
+            let _ = scratch.writer.flush(conn).and_then(|()| leave(conn));
             // The core counts it, and makes a new worker state.
             resume_unwind(panic);
         }

@@ -81,6 +81,10 @@ pub(super) fn parse(
     memory: &mut Memory,
     parts: &mut Parts,
 ) -> Result<Option<Head>, Refusal> {
+    if input.first() == Some(&b'\n') {
+        // `httparse` would take it for an empty line.
+        return Err(bad("a line ends without a carriage return"));
+    }
     if input.len() > limits.line && !input[..limits.line].contains(&b'\n') {
         // Of a line that is both too long and malformed, the part within the limit decides, as it does when no more
         // than that has come yet.
@@ -219,7 +223,9 @@ fn uri(method: &Method, target: Bytes) -> Result<Uri, Refusal> {
     };
     let fits = match (uri.scheme(), uri.authority()) {
         (Some(scheme), Some(_)) => !scheme.as_str().is_empty() && *method != Method::CONNECT,
-        (None, Some(authority)) => *method == Method::CONNECT && authority.port().is_some(),
+        (None, Some(authority)) => {
+            *method == Method::CONNECT && authority.port().is_some() && !authority.host().is_empty()
+        }
         _ => *method == Method::OPTIONS && uri.path() == "*",
     };
     if fits { Ok(uri) } else { Err(WHY) }

@@ -81,8 +81,10 @@ impl Writer {
     /// Writes what was put together.
     pub(super) fn flush(&mut self, conn: &mut Connection) -> io::Result<()> {
         if !self.out.is_empty() {
-            conn.write_all(&self.out)?;
+            let written = conn.write_all(&self.out);
+            // Also when only a part of it was written: nobody may go on with the beginning.
             self.out.clear();
+            return written;
         }
         Ok(())
     }
@@ -243,16 +245,9 @@ impl Writer {
         if bytes.len() <= COPIED {
             self.out.extend_from_slice(bytes);
         } else {
-            let mut parts = [IoSlice::new(&self.out), IoSlice::new(bytes)];
-            let mut left = &mut parts[..];
-            while !left.is_empty() {
-                let count = conn.write_vectored(left)?;
-                if count == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                IoSlice::advance_slices(&mut left, count);
-            }
+            let written = write_both(conn, &self.out, bytes);
             self.out.clear();
+            written?;
         }
         Ok(bytes.len() as u64)
     }
@@ -322,6 +317,20 @@ impl Writer {
         piece.resize(PIECE, 0);
         piece
     }
+}
+
+/// Writes the one and then the other, in as few calls as there can be.
+fn write_both(conn: &mut Connection, one: &[u8], two: &[u8]) -> io::Result<()> {
+    let mut parts = [IoSlice::new(one), IoSlice::new(two)];
+    let mut left = &mut parts[..];
+    while !left.is_empty() {
+        let count = conn.write_vectored(left)?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut left, count);
+    }
+    Ok(())
 }
 
 /// One read of a handler's reader.
