@@ -9,14 +9,14 @@
 
 mod common;
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, Read, Write};
 
 use handover::{Connection, Next};
 
 fn echo(conn: &mut Connection) -> io::Result<Next> {
-    let bytes = conn.buffer().to_vec();
-    conn.write_all(&bytes)?;
-    conn.consume(bytes.len());
+    let mut bytes = [0; 512];
+    let count = conn.read(&mut bytes)?;
+    conn.write_all(&bytes[..count])?;
     Ok(Next::Park)
 }
 

@@ -320,7 +320,8 @@ impl<S> Acceptor<'_, S> {
             socket,
             peer,
             about: Arc::clone(about),
-            _counted: (self.lot.drain.enter(), ticket),
+            in_flight: self.lot.drain.enter(),
+            _ticket: ticket,
         });
         Outcome::Accepted
     }

@@ -58,6 +58,12 @@ impl Drain {
 /// A connection in flight.
 pub(crate) struct InFlight(Arc<Drain>);
 
+impl InFlight {
+    pub(crate) fn drain(&self) -> &Drain {
+        &self.0
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, SeqCst);

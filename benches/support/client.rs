@@ -18,20 +18,20 @@ const WARM_UP: Duration = Duration::from_millis(200);
 /// A server that is silent for as long has lost a request.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Connects and warms up, says `ready`, waits for a line, and answers it with `ROUND_TRIPS NANOSECONDS`. It stays
-/// connected after that, so that the closing of its connections is no part of what its parent measures.
+/// Connects and warms up, says `ready`, and then answers each line with `ROUND_TRIPS NANOSECONDS` of another stretch of
+/// load. It stays connected in between and after that, so that the closing of its connections is no part of what its
+/// parent measures.
 pub(super) fn run(address: SocketAddr, connections: usize, duration: Duration) -> Result<()> {
     let mut client = Client::connect(address, connections)?;
     client.talk(WARM_UP)?;
     println!("ready");
 
     let mut line = String::new();
-    io::stdin().read_line(&mut line)?;
-    let started = Instant::now();
-    let round_trips = client.talk(duration)?;
-    println!("{round_trips} {}", started.elapsed().as_nanos());
-
-    io::stdin().read_line(&mut line)?;
+    while io::stdin().read_line(&mut line)? > 0 {
+        let started = Instant::now();
+        let round_trips = client.talk(duration)?;
+        println!("{round_trips} {}", started.elapsed().as_nanos());
+    }
     Ok(())
 }
 

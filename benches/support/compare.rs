@@ -10,41 +10,34 @@ use super::process::{Actor, Strace};
 const SERVERS: [&str; 2] = ["epoll", "handover"];
 
 pub(super) fn run(options: &Options) -> Result<()> {
-    let mut results: Vec<[Vec<Sample>; 2]> = options
-        .connections
-        .iter()
-        .map(|_| Default::default())
-        .collect();
-    for _ in 0..options.rounds {
-        for (&connections, results) in options.connections.iter().zip(&mut results) {
-            for (server, samples) in SERVERS.iter().zip(results) {
-                samples.push(Sample::take(server, connections, options.duration)?);
-            }
-        }
+    let mut results = Vec::new();
+    for &connections in &options.connections {
+        let rounds = (0..options.rounds).map(|_| round(options, connections));
+        results.push(rounds.collect::<Result<Vec<_>>>()?);
     }
 
     println!(
-        "server CPU µs per request: median of the rounds (lowest to highest); rounds: {}, of {:?}",
+        "server CPU µs per request: median of the rounds (lowest to highest); rounds: {}, of {:?} for each server",
         options.rounds, options.duration
     );
     println!(
-        "connections  limit                   handover                ratio  limit req/s  handover req/s"
+        "connections  limit                   handover                ratio                   limit req/s  handover req/s"
     );
-    for (connections, [limit, handover]) in options.connections.iter().zip(&results) {
-        let ratio = median(handover, Sample::cost) / median(limit, Sample::cost);
+    for (connections, rounds) in options.connections.iter().zip(&results) {
+        let [limit, handover] = [0, 1].map(|server| spread(rounds, |round| round[server].cost()));
+        // Within each round, since the machine is another one in the next.
+        let ratio = spread(rounds, |round| round[1].cost() / round[0].cost());
         println!(
-            "{connections:>11}  {:<22}  {:<22}  {ratio:>5.2}  {:>11.0}  {:>14.0}",
-            spread(limit),
-            spread(handover),
-            median(limit, Sample::rate),
-            median(handover, Sample::rate),
+            "{connections:>11}  {limit:<22}  {handover:<22}  {ratio:<22}  {:>11.0}  {:>14.0}",
+            median(rounds, |round| round[0].rate()),
+            median(rounds, |round| round[1].rate()),
         );
     }
 
     // The limit and the client have one thread each on a CPU of their own: only strangers make them wait for it.
     let disturbance = results
         .iter()
-        .map(|[limit, _]| median(limit, Sample::disturbance))
+        .map(|rounds| median(rounds, |round| round[0].disturbance()))
         .fold(0.0, f64::max);
     if disturbance > 0.01 {
         let percent = disturbance * 100.0;
@@ -59,7 +52,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
             for server in SERVERS {
                 println!(
                     "{connections:>11}  {server:<8}  {}",
-                    system_calls(server, connections, options.duration)?
+                    system_calls(options, server, connections)?
                 );
             }
         }
@@ -67,7 +60,71 @@ pub(super) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// One server's round.
+/// In how many stretches a round's load comes.
+const STRETCHES: u32 = 20;
+
+/// What each of the servers did in one round. They are started for this alone, so that no luck in their memory's layout
+/// lasts for all rounds, and take turns so often that the machine's moods, which can change within a second, are the
+/// same for both.
+fn round(options: &Options, connections: usize) -> Result<[Sample; 2]> {
+    let mut servers = SERVERS
+        .iter()
+        .map(|server| {
+            Bout::start(
+                server,
+                options.workers,
+                connections,
+                options.duration / STRETCHES,
+            )
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for _ in 0..STRETCHES {
+        for server in &mut servers {
+            server.stretch()?;
+        }
+    }
+    let samples = servers.into_iter().map(|server| server.sample);
+    Ok(samples.collect::<Vec<_>>().try_into().expect("two servers"))
+}
+
+/// A server and its client.
+struct Bout {
+    server: Actor,
+    client: Actor,
+    sample: Sample,
+}
+
+impl Bout {
+    fn start(
+        server: &str,
+        workers: Option<usize>,
+        connections: usize,
+        stretch: Duration,
+    ) -> Result<Self> {
+        let (server, address) = Actor::server(server, workers)?;
+        let client = Actor::client(&address, connections, stretch)?;
+        Ok(Self {
+            server,
+            client,
+            sample: Sample::default(),
+        })
+    }
+
+    fn stretch(&mut self) -> Result<()> {
+        let before = [self.server.usage()?, self.client.usage()?];
+        let (round_trips, took) = self.client.perform()?;
+        let after = [self.server.usage()?, self.client.usage()?];
+        let sample = &mut self.sample;
+        sample.round_trips += round_trips;
+        sample.took += took;
+        sample.server_cpu += after[0].on_cpu - before[0].on_cpu;
+        sample.waited += after[0].waited + after[1].waited - before[0].waited - before[1].waited;
+        Ok(())
+    }
+}
+
+/// What a server did in a round.
+#[derive(Debug, Default)]
 struct Sample {
     round_trips: u64,
     took: Duration,
@@ -77,21 +134,6 @@ struct Sample {
 }
 
 impl Sample {
-    /// Measures a server that is started for this alone, so that no luck in its memory's layout lasts for all rounds.
-    fn take(server: &str, connections: usize, duration: Duration) -> Result<Self> {
-        let (server, address) = Actor::server(server)?;
-        let mut client = Actor::client(&address, connections, duration)?;
-        let before = [server.usage()?, client.usage()?];
-        let (round_trips, took) = client.perform()?;
-        let after = [server.usage()?, client.usage()?];
-        Ok(Self {
-            round_trips,
-            took,
-            server_cpu: after[0].on_cpu - before[0].on_cpu,
-            waited: after[0].waited + after[1].waited - before[0].waited - before[1].waited,
-        })
-    }
-
     /// Server CPU, in µs per request.
     fn cost(&self) -> f64 {
         self.server_cpu.as_secs_f64() * 1e6 / self.round_trips as f64
@@ -108,31 +150,31 @@ impl Sample {
     }
 }
 
-fn sorted(samples: &[Sample], figure: fn(&Sample) -> f64) -> Vec<f64> {
-    let mut figures: Vec<f64> = samples.iter().map(figure).collect();
+fn sorted<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> Vec<f64> {
+    let mut figures: Vec<f64> = rounds.iter().map(figure).collect();
     figures.sort_by(f64::total_cmp);
     figures
 }
 
-fn median(samples: &[Sample], figure: fn(&Sample) -> f64) -> f64 {
-    let figures = sorted(samples, figure);
+fn median<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> f64 {
+    let figures = sorted(rounds, figure);
     (figures[(figures.len() - 1) / 2] + figures[figures.len() / 2]) / 2.0
 }
 
-fn spread(samples: &[Sample]) -> String {
-    let costs = sorted(samples, Sample::cost);
+fn spread<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> String {
+    let figures = sorted(rounds, &figure);
     format!(
         "{:.2} ({:.2} to {:.2})",
-        median(samples, Sample::cost),
-        costs[0],
-        costs[costs.len() - 1]
+        median(rounds, figure),
+        figures[0],
+        figures[figures.len() - 1]
     )
 }
 
 /// The total per request, and what it is made of.
-fn system_calls(server: &str, connections: usize, duration: Duration) -> Result<String> {
-    let (server, address) = Actor::server(server)?;
-    let mut client = Actor::client(&address, connections, duration)?;
+fn system_calls(options: &Options, server: &str, connections: usize) -> Result<String> {
+    let (server, address) = Actor::server(server, options.workers)?;
+    let mut client = Actor::client(&address, connections, options.duration)?;
     let Some(strace) = Strace::attach(&server)? else {
         return Ok("strace is not installed".to_owned());
     };

@@ -113,7 +113,7 @@ pub(super) fn run(idle: usize, requests: usize) -> Result<()> {
     if (limit as usize) < idle + SLOW + DEAF + 200 {
         return Err(format!("{idle} idle clients need more than the {limit} descriptors").into());
     }
-    let (server, address) = Actor::server("crowd")?;
+    let (server, address) = Actor::server("crowd", None)?;
     let address: SocketAddr = address.parse()?;
     let mut active = Client::connect(address)?;
 

@@ -53,7 +53,7 @@ impl Log for Complaints {
 
 pub(super) fn run() -> Result<()> {
     println!("{CLIENTS} clients of a server with {DESCRIPTORS} descriptors:");
-    let (server, address) = Actor::server("famine")?;
+    let (server, address) = Actor::server("famine", None)?;
     let address: SocketAddr = address.parse()?;
     let descriptors =
         || -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/fd", server.id()))?.count()) };

@@ -28,7 +28,7 @@ pub(crate) fn main() -> Result<()> {
         }
         Some(Role::Handover) => {
             process::settle(SERVER_CPU)?;
-            servers::handover()
+            servers::handover(options.workers)
         }
         Some(Role::Client(address)) => {
             process::settle(CLIENT_CPU)?;

@@ -23,6 +23,8 @@ pub(super) struct Options {
     pub(super) duration: Duration,
     /// Never empty, and no count in it is 0.
     pub(super) connections: Vec<usize>,
+    /// How many workers `handover` has; as many as it chooses, if nobody says.
+    pub(super) workers: Option<usize>,
     pub(super) strace: bool,
     /// `cargo bench NAME` hands the name to every benchmark; this one was not meant.
     pub(super) filtered_out: bool,
@@ -31,7 +33,7 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn from_args() -> Result<Self> {
         let (mut rounds, mut seconds, mut connections) = (None, None, vec![64, 512]);
-        let (mut role, mut address) = (None, None);
+        let (mut role, mut address, mut workers) = (None, None, None);
         let (mut bench, mut strace, mut filtered_out) = (false, false, false);
 
         let mut args = lexopt::Parser::from_env();
@@ -45,6 +47,7 @@ impl Options {
                     );
                 }
                 Long("connections") => connections = args.value()?.parse_with(counts)?,
+                Long("workers") => workers = Some(args.value()?.parse()?),
                 Long("strace") => strace = true,
                 Long("bench") => bench = true,
                 Long("role") => role = Some(args.value()?.string()?),
@@ -73,6 +76,7 @@ impl Options {
             rounds: rounds.unwrap_or(usual_rounds).max(1),
             duration: seconds.unwrap_or(usual_duration),
             connections,
+            workers,
             strace,
             filtered_out,
         })

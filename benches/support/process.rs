@@ -35,8 +35,10 @@ pub(super) struct Actor {
 
 impl Actor {
     /// Starts a server; returns it with its address.
-    pub(super) fn server(role: &str) -> Result<(Self, String)> {
-        let mut server = Self::start(&["--role", role])?;
+    pub(super) fn server(role: &str, workers: Option<usize>) -> Result<(Self, String)> {
+        let workers = workers.map(|count| format!("--workers={count}"));
+        let args = ["--role", role].into_iter().chain(workers.as_deref());
+        let mut server = Self::start(&args.collect::<Vec<_>>())?;
         let line = server.hear()?;
         match line.strip_prefix(LISTENING) {
             Some(address) => Ok((server, address.to_owned())),
@@ -44,7 +46,8 @@ impl Actor {
         }
     }
 
-    /// Starts a client, which is connected and warm when this returns.
+    /// Starts a client, which is connected and warm when this returns; `duration` is how long each stretch of its load
+    /// lasts.
     pub(super) fn client(address: &str, connections: usize, duration: Duration) -> Result<Self> {
         let (connections, seconds) = (connections.to_string(), duration.as_secs_f64().to_string());
         let mut client = Self::start(&[
@@ -84,7 +87,7 @@ impl Actor {
         }
     }
 
-    /// Lets a client begin; returns how many round trips it did, in which time.
+    /// Has a client make load for its duration; returns how many round trips that were, in which time.
     pub(super) fn perform(&mut self) -> Result<(u64, Duration)> {
         self.child
             .stdin

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::addr::Addr;
-use crate::clock::Deadline;
-use crate::drain::{Drain, InFlight};
+use crate::clock::{Deadline, in_millis};
+use crate::drain::InFlight;
 use crate::listener::About;
 use crate::sys::{self, Interest, Poller, Stream};
 
@@ -66,7 +66,8 @@ pub(crate) struct Info {
     pub(crate) peer: Addr,
     pub(crate) about: Arc<About>,
     /// What must end with the connection: its counts.
-    pub(crate) _counted: (InFlight, Option<Box<dyn Send + Sync>>),
+    pub(crate) in_flight: InFlight,
+    pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
 
 /// A client's connection, as a [`Service`](crate::Service) gets it.
@@ -91,15 +92,8 @@ pub(crate) struct Info {
 #[repr(C)]
 pub struct Connection {
     info: Arc<Info>,
-    drain: Arc<Drain>,
     input: Input,
     output: Output,
-    /// Where the socket is watched; it leaves the poller before it is closed.
-    watched: Option<Watched>,
-    /// Received and sent since the beginning, and how much of it was counted already.
-    bytes_in: u64,
-    bytes_out: u64,
-    counted: (u64, u64),
     /// A stretch of reading or writing may have begun.
     paced: bool,
     /// The socket may have something to read. False only after a read that emptied it.
@@ -108,20 +102,23 @@ pub struct Connection {
     hangup: bool,
     eof: bool,
     detached: bool,
+    /// What the poller watches the socket for, if it does; it leaves the poller before it is closed.
+    watched: Option<Interest>,
+    input_limit: usize,
+    /// In the clock's milliseconds.
+    idle_timeout: u64,
+    /// Received and sent since the beginning, and how much of it was counted already.
+    bytes_in: u64,
+    bytes_out: u64,
+    counted: (u64, u64),
     /// What the client is told when its message does not get complete in time.
     farewell: &'static [u8],
     /// The count of received bytes at which nothing more is read, once the server drains.
     last_byte: Option<u64>,
-    idle_timeout: Duration,
-    input_limit: usize,
     output_limit: usize,
     read: Pace,
     write: Pace,
-}
-
-struct Watched {
     poller: Arc<Poller>,
-    interest: Interest,
 }
 
 /// How a read that does not wait ended.
@@ -133,10 +130,9 @@ pub(crate) enum Filled {
 }
 
 impl Connection {
-    pub(crate) fn new(info: Arc<Info>, drain: Arc<Drain>, limits: &Limits) -> Self {
+    pub(crate) fn new(info: Arc<Info>, poller: Arc<Poller>, limits: &Limits) -> Self {
         Self {
             info,
-            drain,
             input: Input::default(),
             output: Output::default(),
             watched: None,
@@ -150,11 +146,12 @@ impl Connection {
             detached: false,
             farewell: &[],
             last_byte: None,
-            idle_timeout: limits.idle_timeout,
+            idle_timeout: in_millis(limits.idle_timeout),
             input_limit: limits.input_limit,
             output_limit: limits.output_limit,
             read: Pace::new(limits.read_timeout, limits.min_rate),
             write: Pace::new(limits.write_timeout, limits.min_rate),
+            poller,
         }
     }
 
@@ -177,7 +174,7 @@ impl Connection {
     /// The server is stopping: finish this message, tell the client if the protocol can, and expect no further one.
     #[inline]
     pub fn is_draining(&self) -> bool {
-        self.drain.is_draining()
+        self.info.in_flight.drain().is_draining()
     }
 
     /// The client has sent all that it will send; what is in the [`buffer`](Self::buffer) is the last of it.
@@ -319,7 +316,7 @@ impl Connection {
 
     /// How long this connection may wait for its client's next message.
     pub fn set_idle_timeout(&mut self, timeout: Duration) {
-        self.idle_timeout = timeout;
+        self.idle_timeout = in_millis(timeout);
     }
 
     /// The bytes per second that extend the read and the write time-out as they are moved. 0: nothing extends them.
@@ -377,7 +374,7 @@ impl Connection {
 
     fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
         loop {
-            if self.drain.is_forced() {
+            if self.info.in_flight.drain().is_forced() {
                 return Err(stopped());
             }
             let now = Instant::now();
@@ -443,7 +440,7 @@ impl Connection {
             None => self.input.room(self.input_limit)?,
         };
         match sys::recv(&self.info.socket, room) {
-            Ok(0) if self.drain.is_forced() => Err(stopped()),
+            Ok(0) if self.info.in_flight.drain().is_forced() => Err(stopped()),
             Ok(0) => {
                 self.eof = true;
                 Ok((Filled::Eof, 0))
@@ -505,7 +502,7 @@ impl Connection {
         if self.detached {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let total = parts.iter().map(|part| part.len()).sum();
+        let total: usize = parts.iter().map(|part| part.len()).sum();
         if total == 0 {
             return Ok(0);
         }
@@ -597,7 +594,8 @@ impl Connection {
         self.input_limit
     }
 
-    pub(crate) fn idle_timeout(&self) -> Duration {
+    /// In the clock's milliseconds.
+    pub(crate) fn idle_timeout(&self) -> u64 {
         self.idle_timeout
     }
 
@@ -662,9 +660,11 @@ impl Connection {
         Ok((held + count, filled))
     }
 
-    /// Shuts the writing side down, so that the client sees the end of the answer; no error matters any more.
-    pub(crate) fn half_close(&self) {
+    /// Shuts the writing side down, so that the client sees the end of the answer; no error matters any more. What it
+    /// still sends may take so long in total.
+    pub(crate) fn half_close(&mut self, linger: Duration) {
         let _ = self.info.socket.shutdown(Shutdown::Write);
+        self.read = Pace::new(linger, 0);
     }
 
     /// What was received and sent since the last call.
@@ -677,34 +677,26 @@ impl Connection {
     /// Has the poller watch the socket. Once is enough where the poller keeps its sockets and the interest is the
     /// same. What is there already will be reported.
     #[inline]
-    pub(crate) fn watch(
-        &mut self,
-        poller: &Arc<Poller>,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
-        let socket = &self.info.socket;
-        match &mut self.watched {
-            Some(watched) if Poller::SHARED && watched.interest == interest => {}
-            Some(watched) => {
-                poller.rearm(socket, token, interest)?;
-                watched.interest = interest;
-            }
+    pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
+        let (poller, socket) = (&self.poller, &self.info.socket);
+        match self.watched {
+            Some(watched) if Poller::SHARED && watched == interest => return Ok(()),
+            Some(_) => poller.rearm(socket, token, interest)?,
             None => {
                 poller.add(socket, token)?;
+                self.watched = Some(Interest::Read);
                 if interest != Interest::Read {
                     poller.rearm(socket, token, interest)?;
                 }
-                let poller = Arc::clone(poller);
-                self.watched = Some(Watched { poller, interest });
             }
         }
+        self.watched = Some(interest);
         Ok(())
     }
 
     pub(crate) fn unwatch(&mut self) {
-        if let Some(watched) = self.watched.take() {
-            if let Err(error) = watched.poller.remove(&self.info.socket) {
+        if self.watched.take().is_some() {
+            if let Err(error) = self.poller.remove(&self.info.socket) {
                 log::warn!("{}: cannot leave the poller: {error}", self.info.peer);
             }
         }

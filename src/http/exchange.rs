@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, BufRead};
+use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
@@ -443,8 +444,7 @@ fn is_worth_parsing(input: &[u8], seen: usize, limits: &Limits) -> bool {
 /// Says good-bye to a client whose connection is about to be dropped: input that nobody read would turn the close
 /// into a reset, which may take the answer with it.
 fn leave(conn: &mut Connection) -> io::Result<()> {
-    conn.flush_all()?;
-    conn.half_close();
+    conn.shutdown(Shutdown::Write)?;
     let mut scratch = [0; 4096];
     let mut left = SKIPPED;
     while let (count, Filled::Bytes) = conn.discard(&mut scratch)? {

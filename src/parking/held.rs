@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::clock::{self, in_millis};
+use crate::clock::in_millis;
 use crate::connection::{Connection, Filled};
 
 /// How long a closing connection waits for its client to take note, and how much it throws away meanwhile.
@@ -39,10 +39,9 @@ enum Phase {
     Serving,
     /// It is closed as soon as its output is written.
     Closing,
-    /// Its output is written and the client told; so many more bytes from it are ignored, until then.
+    /// Its output is written and the client told; so many more bytes from it are ignored.
     Lingering {
         left: u32,
-        until: u64,
     },
 }
 
@@ -53,8 +52,8 @@ pub(crate) struct Held<S> {
     pub(crate) wants: Wants,
     pub(crate) waits: Waits,
     phase: Phase,
-    pub(crate) conn: Connection,
     pub(crate) session: Option<S>,
+    pub(crate) conn: Connection,
 }
 
 /// What is to be done with a connection before, or instead of, serving it.
@@ -73,8 +72,8 @@ impl<S> Held<S> {
             wants,
             waits: Waits::Input,
             phase: Phase::Serving,
-            conn,
             session: None,
+            conn,
         }
     }
 
@@ -96,23 +95,20 @@ impl<S> Held<S> {
             if self.conn.at_eof() || (self.conn.buffer().is_empty() && self.conn.is_drained()) {
                 return Tended::Done;
             }
-            self.conn.half_close();
-            self.phase = Phase::Lingering {
-                left: LINGER_BYTES,
-                until: clock::millis() + in_millis(LINGER),
-            };
+            self.conn.half_close(LINGER);
+            self.phase = Phase::Lingering { left: LINGER_BYTES };
         }
         self.linger()
     }
 
     fn linger(&mut self) -> Tended {
         let mut scratch = [0; 4096];
-        while let Phase::Lingering { left, until } = self.phase {
+        while let Phase::Lingering { left } = self.phase {
             match self.conn.discard(&mut scratch) {
                 Ok((_, Filled::Nothing)) => return Tended::Wait(Waits::Linger),
                 Ok((count, Filled::Bytes)) if count < left as usize => {
                     let left = left - count as u32;
-                    self.phase = Phase::Lingering { left, until };
+                    self.phase = Phase::Lingering { left };
                 }
                 Ok(_) | Err(_) => break,
             }
@@ -138,16 +134,14 @@ impl<S> Held<S> {
 
     /// Until when it may wait, in the clock's milliseconds.
     pub(super) fn due(&mut self, now: u64, first_byte: Duration) -> u64 {
-        if let Phase::Lingering { until, .. } = self.phase {
-            return until;
-        }
         let deadline = match (self.waits, self.wants) {
-            (Waits::Linger, _) => return now,
             (Waits::Input, Wants::FirstByte) => return now.saturating_add(in_millis(first_byte)),
             (Waits::Input, Wants::Message | Wants::Nothing) => {
-                return now.saturating_add(in_millis(self.conn.idle_timeout()));
+                return now.saturating_add(self.conn.idle_timeout());
             }
-            (Waits::Input, Wants::More) => self.conn.read_deadline(Instant::now()),
+            (Waits::Input, Wants::More) | (Waits::Linger, _) => {
+                self.conn.read_deadline(Instant::now())
+            }
             (Waits::Output, _) => self.conn.write_deadline(Instant::now()),
         };
         let left = deadline.left(Instant::now());

@@ -46,7 +46,7 @@ pub(crate) use turn::Turn;
 use wheel::Wheel;
 
 /// How many ready connections a worker takes at once when no other worker is idle.
-pub(crate) const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 256;
 
 /// A connection's place and the generation of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +186,7 @@ impl<S> Lot<S> {
             return;
         };
         slot.owner.occupy();
-        let conn = Connection::new(Arc::clone(&info), Arc::clone(&self.drain), &self.limits);
+        let conn = Connection::new(Arc::clone(&info), Arc::clone(&self.poller), &self.limits);
         let wants = if info.about.speaks_first {
             Wants::Nothing
         } else {
@@ -325,7 +325,7 @@ impl<S> Lot<S> {
         events.iter().filter_map(|event| {
             let token = Token::from_u64(event.token);
             let slot = self.slots.get(token.index)?;
-            if slot.owner.is_parked(token.generation) {
+            if self.queue_timeout.is_some() && slot.owner.is_parked(token.generation) {
                 self.stamp(slot);
             }
             let mine = slot.owner.event(token.generation, event.hangup);

@@ -41,7 +41,7 @@ impl<S> Turn<'_, S> {
             Waits::Output => Interest::Write,
             Waits::Input | Waits::Linger => Interest::Read,
         };
-        if let Err(error) = held.conn.watch(&lot.poller, self.token.to_u64(), interest) {
+        if let Err(error) = held.conn.watch(self.token.to_u64(), interest) {
             log::warn!("{}: cannot watch the connection: {error}", held.conn.peer());
             self.held = Some(held);
             return None;
