@@ -101,6 +101,8 @@ pub struct Connection {
     /// The poller saw the end of the stream, perhaps behind data: a short read proves nothing any more.
     hangup: bool,
     eof: bool,
+    /// A read since the drain was noticed took all that had come by then.
+    emptied: bool,
     detached: bool,
     /// What the poller watches the socket for, if it does; it leaves the poller before it is closed.
     watched: Option<Interest>,
@@ -143,6 +145,7 @@ impl Connection {
             readable: true,
             hangup: false,
             eof: false,
+            emptied: false,
             detached: false,
             farewell: &[],
             last_byte: None,
@@ -447,6 +450,7 @@ impl Connection {
             }
             Ok(count) => {
                 // What did not fill the room has emptied the socket, so there is no need to ask again.
+                self.emptied |= count < room.len();
                 self.readable = count == room.len() || self.hangup;
                 if buffered {
                     self.input.filled(count);
@@ -457,6 +461,7 @@ impl Connection {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
+                self.emptied = true;
                 Ok((Filled::Nothing, 0))
             }
             Err(error) => Err(error),
@@ -621,16 +626,17 @@ impl Connection {
     }
 
     /// Asked before each reading while the server drains. What had come before is read, and a message that had begun
-    /// to come; so nothing more once the socket was found empty between two messages. A client that never pauses is
+    /// to come; so nothing more between two messages once the socket was empty, whatever came after that. A client that never pauses is
     /// not listened to for ever: what may be buffered, and so the longest message, is the measure.
     pub(crate) fn has_had_its_last(&mut self, between_messages: bool) -> bool {
         match self.last_byte {
             None => {
                 self.last_byte = Some(self.bytes_in + self.input_limit as u64);
                 self.readable = true;
+                self.emptied = false;
                 false
             }
-            Some(last) => self.bytes_in >= last || (between_messages && !self.readable),
+            Some(last) => self.bytes_in >= last || (between_messages && self.emptied),
         }
     }
 
