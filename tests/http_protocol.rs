@@ -12,12 +12,12 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use handover::http::{Body, Method, Reply, Request, Response, StatusCode, header};
+use handover::http::{self, Body, Method, Reply, Request, Response, StatusCode, header};
 use handover::{Handle, Next, Stats};
 
 use support::{
-    LIMIT, QUIET, addr, byte_at, bytes_at, connect_narrow, door, keep_log, reset, server, stop,
-    until,
+    LIMIT, QUIET, addr, byte_at, bytes_at, connect_narrow, door, keep_log, logged, reset, server,
+    start, stop, until,
 };
 use web::{Answer, Client, Seen, get, post, post_chunks, serve, status};
 
@@ -989,6 +989,42 @@ fn a_panic_costs_one_connection() {
         other.get("/other").is(200, "/other");
     }
     stop(&handle);
+}
+
+/// One line for each answer, also for those that no handler gave; and none without having been asked for.
+#[test]
+fn the_access_log_has_a_line_for_each_answer() {
+    keep_log();
+    for (name, asked_for) in [("on", true), ("off", false)] {
+        let service = http::service(answer).access_log(asked_for);
+        let handle = start(server(), service);
+        let mut client = Client::to(&handle);
+        let peer = client.stream.local_addr().unwrap();
+        client
+            .get(&format!("/logged-{name}?a=b"))
+            .is(200, &format!("/logged-{name}"));
+        client.send("nonsense\r\n\r\n");
+        assert_eq!(client.answer().status, 400);
+        stop(&handle);
+
+        let lines = logged(&format!("{peer} \""));
+        let lines: Vec<_> = lines
+            .iter()
+            .filter(|line| line.target == "handover::access")
+            .collect();
+        if !asked_for {
+            assert!(lines.is_empty(), "{lines:?}");
+            continue;
+        }
+        let [good, bad] = lines[..] else {
+            panic!("{lines:?}");
+        };
+        // Behind it are the milliseconds that the handler took.
+        let wanted = format!("{peer} \"GET /logged-on?a=b HTTP/1.1\" 200 10 ");
+        let millis = good.text.strip_prefix(&wanted).map(str::parse::<u64>);
+        assert!(matches!(millis, Some(Ok(_))), "{good:?}");
+        assert_eq!(bad.text, format!("{peer} \"-\" 400 0 0"));
+    }
 }
 
 /// It is counted even if there is nobody any more who could be told.

@@ -323,6 +323,7 @@ pub(crate) fn unix(path: &std::path::Path) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct Logged {
     pub(crate) level: log::Level,
+    pub(crate) target: String,
     pub(crate) text: String,
 }
 
@@ -345,6 +346,7 @@ impl log::Log for &Log {
     fn log(&self, record: &log::Record<'_>) {
         self.records.lock().push(Logged {
             level: record.level(),
+            target: record.target().to_owned(),
             text: record.args().to_string(),
         });
         self.more.notify_all();

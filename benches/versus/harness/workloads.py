@@ -55,6 +55,7 @@ WORKLOADS = [
         "sleep-5ms-64w",
         "A handler that blocks for 5 ms; 64 connections, and 64 threads to block.",
         path="/sleep?ms=5",
+        body_bytes=len(b"slept 5"),
         workers=64,
         only_blocking_workers=True,
     ),

@@ -18,7 +18,7 @@ pub const HELLO: &str = "Hello, World!";
 pub enum Page {
     /// `/`: thirteen bytes at once.
     Hello,
-    /// `/sleep?ms=5`: the same bytes from a handler that blocks for so long.
+    /// `/sleep?ms=5`: what [`slept`] says, from a handler that blocks for so long.
     Sleep(Duration),
     /// `/big?n=102400`: a body of so many bytes.
     Big(usize),
@@ -51,12 +51,17 @@ impl Page {
             Page::Hello => Some(HELLO.into()),
             Page::Sleep(time) => {
                 thread::sleep(time);
-                Some(HELLO.into())
+                Some(slept(time).into())
             }
             Page::Big(bytes) => Some(big_body(bytes).into()),
             Page::Missing => None,
         }
     }
+}
+
+/// The body of `GET /sleep`.
+pub fn slept(time: Duration) -> String {
+    format!("slept {}", time.as_millis())
 }
 
 /// The body of `GET /big`, built anew for every request as an application would.

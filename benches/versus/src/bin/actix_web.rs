@@ -45,7 +45,7 @@ async fn sleep(Query(Sleep { ms }): Query<Sleep>) -> HttpResponse {
     web::block(move || thread::sleep(time))
         .await
         .expect("the sleeper panicked");
-    plain(versus::HELLO.into())
+    plain(versus::slept(time).into())
 }
 
 async fn big(Query(Big { n }): Query<Big>) -> HttpResponse {

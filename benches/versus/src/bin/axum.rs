@@ -56,7 +56,7 @@ async fn sleep(Query(Sleep { ms }): Query<Sleep>) -> Response {
     let time = Duration::from_millis(ms.into());
     let sleep = tokio::task::spawn_blocking(move || thread::sleep(time));
     sleep.await.expect("the sleeper panicked");
-    plain(versus::HELLO)
+    plain(versus::slept(time))
 }
 
 async fn big(Query(Big { n }): Query<Big>) -> Response {

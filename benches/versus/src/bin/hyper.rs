@@ -51,7 +51,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         Page::Sleep(time) => {
             let sleep = tokio::task::spawn_blocking(move || thread::sleep(time));
             sleep.await.expect("the sleeper panicked");
-            Bytes::from_static(versus::HELLO.as_bytes())
+            Bytes::from(versus::slept(time))
         }
         Page::Big(bytes) => Bytes::from(versus::big_body(bytes)),
         Page::Missing => {

@@ -19,7 +19,7 @@ impl HttpService for Pages {
             Page::Hello => response.body(versus::HELLO),
             Page::Sleep(time) => {
                 may::coroutine::sleep(time);
-                response.body(versus::HELLO);
+                response.body_vec(versus::slept(time).into_bytes());
             }
             Page::Big(bytes) => response.body_vec(versus::big_body(bytes).into_bytes()),
             Page::Missing => {
