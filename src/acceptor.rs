@@ -182,6 +182,8 @@ impl<S> Acceptor<'_, S> {
     fn run(&mut self) {
         let mut events = Events::with_capacity(16);
         let mut told = false;
+        // The system is to be left alone until then, unless there is room again.
+        let mut not_before = None;
         while !self.gate.is(CLOSED) {
             let closing = self.gate.is(CLOSING);
             if closing && !told {
@@ -192,9 +194,13 @@ impl<S> Acceptor<'_, S> {
             if closing && !self.ready.contains(&true) {
                 break;
             }
-            let mut pause = None;
-            if self.gate.is(PAUSED) || !self.ready.contains(&true) {
-                // Nothing to do until an event.
+            if !self.lot.wants_room() {
+                not_before = None;
+            }
+            let pause = not_before.map(|at: Instant| at.saturating_duration_since(Instant::now()));
+            let pause = pause.filter(|pause| !pause.is_zero());
+            if pause.is_some() || self.gate.is(PAUSED) || !self.ready.contains(&true) {
+                // Nothing to do until then, or until an event.
             } else if !self.has_room() {
                 self.lot.want_room();
                 // It may just have been made, before anybody knew that it is wanted.
@@ -203,9 +209,10 @@ impl<S> Acceptor<'_, S> {
                 }
             } else {
                 match self.accept_round() {
-                    None => continue,
-                    starved => pause = starved,
+                    None => {}
+                    Some(pause) => not_before = Some(Instant::now() + pause),
                 }
+                continue;
             }
             if let Err(error) = self.gate.poller.wait(&mut events, 16, pause) {
                 log::error!("the acceptor cannot wait: {error}");
@@ -278,7 +285,8 @@ impl<S> Acceptor<'_, S> {
 
     /// Closes the connection that has been idle for longest, if there is one.
     fn shed(&mut self, busy_too: bool) -> bool {
-        while self.may_shed(busy_too) {
+        // A candidate that turns out to have asked for something goes there instead.
+        while self.lot.queue_has_room() && self.may_shed(busy_too) {
             let idle = self.to_shed.pop_front();
             if idle.is_some_and(|idle| self.lot.shed(&idle)) {
                 return true;

@@ -18,7 +18,7 @@ use crate::sys::Events;
 const TURN: usize = 64;
 
 /// After so many connections from the queue a worker looks into the poller, even if the queue is never empty.
-const LOOK_EVERY: usize = BATCH;
+const LOOK_EVERY: usize = 64;
 
 /// A hook of the user's that is given a worker's index.
 pub(crate) type Hook = Box<dyn Fn(usize) + Send + Sync>;
@@ -86,6 +86,7 @@ impl<S: Service> Job for Workers<'_, S> {
 
     fn lost(&self, token: Token) {
         drop(self.lot.start(token));
+        self.lot.made_room();
     }
 
     fn failed(&self, worker: usize, why: &str) {

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use handover::{Addr, Bind, Connection, Listener, Next, Stream};
@@ -495,13 +496,14 @@ fn listed_by_a_subprocess() -> io::Result<String> {
 #[test]
 fn a_subprocess_that_outlives_the_server_does_not_keep_the_port() {
     let (keeper, at_door) = door();
-    let left: &'static Mutex<Vec<std::process::Child>> = Box::leak(Box::default());
+    let left = Arc::new(Mutex::new(Vec::new()));
+    let spawned = Arc::clone(&left);
     let spawn = move |_: &mut Connection| {
         let child = Command::new("cat")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()?;
-        left.lock().push(child);
+        spawned.lock().push(child);
         at_door.pass();
         Ok(Next::Close)
     };
@@ -517,7 +519,7 @@ fn a_subprocess_that_outlives_the_server_does_not_keep_the_port() {
 
     Bind::from(at).bind().unwrap();
     // `cat` ends with its input.
-    let mut child = left.lock().pop().unwrap();
+    let mut child: std::process::Child = left.lock().pop().unwrap();
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
 }

@@ -194,6 +194,28 @@ fn what_waits_for_a_worker_is_served() {
 }
 
 #[test]
+fn all_that_one_client_has_sent_is_answered() {
+    // Much more than may be buffered at a time.
+    let (service, gate) = held_service();
+    let builder = builder(1).input_limit(4096);
+    let handle = builder.build(service).unwrap().start().unwrap();
+    let addr = addr_of(&handle);
+    let mut holder = Client::new(addr);
+    holder.send("hold\n");
+    gate.reached();
+    let mut client = Client::new(addr);
+    let requests: Vec<String> = (0..5000).map(|n| format!("request {n}\n")).collect();
+    client.send(&requests.concat());
+    handle.stop(LONG);
+    gate.open();
+    for request in &requests {
+        assert_eq!(client.line(), *request);
+    }
+    assert_eq!(client.rest(), "");
+    assert!(handle.join().is_clean());
+}
+
+#[test]
 fn the_backlog_is_drained_and_then_the_listener_refuses() {
     let (service, gate) = held_service();
     let server = builder(1).max_connections(1).build(service).unwrap();

@@ -740,6 +740,32 @@ fn a_dripping_client_cannot_keep_a_loop_style_handler() {
     stop(&handle);
 }
 
+/// Neither by not reading what was written before: an attempt to write it is no progress.
+#[test]
+fn a_dripping_client_that_does_not_read_cannot_either() {
+    let (tell, told) = crossbeam_channel::unbounded();
+    let service = move |conn: &mut Connection| {
+        conn.write_all(&bytes_at(0, BIG))?;
+        let result = looping(conn);
+        tell.send(result.as_ref().map_err(io::Error::kind).copied())
+            .unwrap();
+        result
+    };
+    let builder = server().workers(1).output_limit(BIG);
+    let builder = builder.read_timeout(SHORT).min_rate(1000);
+    let handle = start(builder, service);
+    let mut slow = connect_narrow(addr(&handle));
+    let dripping = thread::spawn(move || {
+        while slow.write_all(b"x").is_ok() {
+            pause(Duration::from_millis(10));
+        }
+    });
+    let kind = told.recv_timeout(LIMIT).unwrap().unwrap_err();
+    assert_eq!(kind, io::ErrorKind::TimedOut);
+    dripping.join().unwrap();
+    stop(&handle);
+}
+
 #[test]
 fn a_steady_client_may_take_longer_than_the_read_time_out() {
     let take = |conn: &mut Connection| match conn.take_until(b'\n', 16 << 20)? {
@@ -819,6 +845,44 @@ fn what_came_in_time_is_served_however_late_a_worker_is() {
         assert_eq!(answer(silent), "hello");
         assert_eq!(answer(idle), "hello again");
         assert_eq!(answer(halting), "halting");
+        drop((clients, busy));
+        stop(&handle);
+        true
+    });
+    assert!(in_time, "this machine stands still all the time");
+}
+
+/// Also when more of them come due at once than there are places in the queue.
+#[cfg(unix)]
+#[test]
+fn many_that_came_in_time_are_served_however_late_a_worker_is() {
+    const TIME: Duration = Duration::from_secs(4);
+    const MANY: usize = 900;
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).unwrap();
+    let in_time = (0..5).any(|_| {
+        let (keeper, at_door) = door();
+        let builder = server().workers(1).queue(1);
+        let handle = start(builder.first_byte_timeout(TIME), guarded(at_door));
+        let start = Instant::now();
+        let mut clients: Vec<_> = (0..MANY).map(|_| connect(addr(&handle))).collect();
+        all_parked(&handle, MANY as u64);
+        let mut busy = connect(addr(&handle));
+        send(&mut busy, "wait\n");
+        keeper.wait();
+        for client in &mut clients {
+            send(client, "hello\n");
+        }
+        if start.elapsed() > TIME / 2 {
+            return false;
+        }
+        pause(TIME + TIME / 4);
+        drop(keeper);
+        for client in &mut clients {
+            assert_eq!(answer(client), "hello");
+        }
+        assert_eq!(answer(&mut busy), "wait");
         drop((clients, busy));
         stop(&handle);
         true

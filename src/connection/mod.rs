@@ -491,8 +491,11 @@ impl Connection {
     }
 
     fn sent(&mut self, count: usize) {
-        self.bytes_out += count as u64;
-        self.end_message();
+        // A stretch of reading ends with something written, not with an attempt.
+        if count > 0 {
+            self.bytes_out += count as u64;
+            self.end_message();
+        }
     }
 
     fn end_writing(&mut self) {
@@ -545,6 +548,16 @@ impl Connection {
             }
             self.wait(Interest::Write)?;
         }
+    }
+
+    /// Sends what the socket takes of it at once, past the buffer.
+    pub(crate) fn offer(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match sys::send(&self.info.socket, bytes) {
+            Ok(count) => self.sent(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Hands the kernel up to `length` bytes of a file, from its position on, waiting for the client to read; fewer
@@ -627,11 +640,12 @@ impl Connection {
 
     /// Asked before each reading while the server drains. What had come before is read, and a message that had begun
     /// to come; so nothing more between two messages once the socket was empty, whatever came after that. A client that never pauses is
-    /// not listened to for ever: what may be buffered, and so the longest message, is the measure.
+    /// not listened to for ever: what has come, and behind it the longest message that may be buffered.
     pub(crate) fn has_had_its_last(&mut self, between_messages: bool) -> bool {
         match self.last_byte {
             None => {
-                self.last_byte = Some(self.bytes_in + self.input_limit as u64);
+                let unread = sys::unread(&self.info.socket).unwrap_or(0);
+                self.last_byte = Some(self.bytes_in + unread + self.input_limit as u64);
                 self.readable = true;
                 self.emptied = false;
                 false

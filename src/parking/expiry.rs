@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::keeper::TICK;
 use super::wheel::Reminder;
 use super::{Lot, Slot, Token, Turn};
 use crate::clock;
@@ -59,6 +60,9 @@ impl<S> Lot<S> {
                 let deadline = slot.deadline.load(SeqCst);
                 if deadline > now {
                     self.remind(index, slot, deadline);
+                } else if !self.queue_has_room() {
+                    // What came in time needs a place there, and whether something came nobody knows yet.
+                    self.remind(index, slot, now + TICK);
                 } else if let Some(turn) = self.claim_parked(token) {
                     turn.expire(now);
                 }

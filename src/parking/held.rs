@@ -92,8 +92,12 @@ impl<S> Held<S> {
         }
         if self.phase == Phase::Closing {
             // A close with unread input resets the connection, and may take the answer with it.
-            if self.conn.at_eof() || (self.conn.buffer().is_empty() && self.conn.is_drained()) {
+            if self.conn.at_eof() {
                 return Tended::Done;
+            }
+            match self.conn.discard(&mut [0; 512]) {
+                Ok((1.., Filled::Nothing | Filled::Bytes)) => {}
+                _ => return Tended::Done,
             }
             self.conn.half_close(LINGER);
             self.phase = Phase::Lingering { left: LINGER_BYTES };

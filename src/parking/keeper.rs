@@ -12,8 +12,8 @@ use super::{BATCH, Lot, Tended, Turn};
 use crate::clock;
 use crate::sys::{Events, Poller};
 
-/// How often, in milliseconds, the keeper looks around while it stands in for busy workers.
-const TICK: u64 = 10;
+/// How often, in milliseconds, the keeper looks around while it stands in for busy workers, or waits for room.
+pub(super) const TICK: u64 = 10;
 
 /// The keeper's sleep, which others can shorten or end.
 #[derive(Default)]

@@ -215,7 +215,13 @@ impl<S> Lot<S> {
         for token in tokens {
             self.limit_wait(token);
             match queue.as_ref().map(|queue| queue.try_send(token)) {
-                Some(Ok(())) => pushed = true,
+                Some(Ok(())) => {
+                    pushed = true;
+                    // The sweep at the end of a stop may have passed, and every worker be stuck.
+                    if self.drain.is_forced() {
+                        drop(self.start(token));
+                    }
+                }
                 Some(Err(_)) | None => refused.push(token),
             }
         }
@@ -406,6 +412,11 @@ impl<S> Lot<S> {
     /// afterwards, since that may have happened just before.
     pub(crate) fn want_room(&self) {
         self.room_wanted.store(true, SeqCst);
+    }
+
+    /// Nobody has been told of room since it was wanted.
+    pub(crate) fn wants_room(&self) -> bool {
+        self.room_wanted.load(SeqCst)
     }
 
     pub(crate) fn made_room(&self) {

@@ -1,6 +1,5 @@
 //! A turn: a connection in somebody's hands, and the three ways in which it leaves them.
 
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -169,7 +168,7 @@ impl<S> Turn<'_, S> {
         if bytes.is_empty() || held.conn.has_output() {
             return;
         }
-        if let Err(error) = held.conn.write(bytes) {
+        if let Err(error) = held.conn.offer(bytes) {
             log::debug!("{}: cannot write: {error}", held.conn.peer());
             return;
         }
@@ -186,7 +185,8 @@ impl<S> Drop for Turn<'_, S> {
         let peer = conn.peer().clone();
         // In this order: it leaves the poller, then the slot forgets it, and only then the slot is anybody's.
         drop(conn);
-        drop(self.slot.info.lock().take());
+        let info = self.slot.info.lock().take();
+        drop(info);
         self.slot.owner.free();
         self.lot.slots.give(self.token.index);
         self.lot.made_room();

@@ -157,7 +157,11 @@ impl<S: Service> Parts<S> {
                 recv(ended) -> thread => match thread {
                     Ok(Ended::Acceptor) => {
                         accepting = false;
-                        Command::Look
+                        match stop {
+                            Some(_) => Command::Look,
+                            // A server that accepts nobody is better ended, and started anew.
+                            None => Command::StopNow,
+                        }
                     }
                     // No other thread ends by itself.
                     _ => Command::StopNow,
@@ -214,6 +218,7 @@ impl<S: Service> Parts<S> {
             let left = lot.drain.live();
             report.forced = self.stragglers();
             report.dropped = left.saturating_sub(report.forced.len());
+            self.gate.close_now();
             lot.force();
         }
         self.gate.close_now();

@@ -112,6 +112,11 @@ pub(crate) fn recv(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(count)
 }
 
+/// How many bytes have come and were not received.
+pub(crate) fn unread(socket: &Socket) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(socket)?)
+}
+
 /// A peer that has gone is an error of the call, never a SIGPIPE: the host program may not ignore that signal.
 #[cfg(not(target_vendor = "apple"))]
 const QUIET: SendFlags = SendFlags::NOSIGNAL;

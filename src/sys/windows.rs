@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
 use windows_sys::Win32::Networking::WinSock::{
-    POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, POLLWRNORM, SO_EXCLUSIVEADDRUSE, SOCKET_ERROR,
-    SOL_SOCKET, WSAPOLLFD, WSAPoll, setsockopt,
+    FIONREAD, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, POLLWRNORM, SO_EXCLUSIVEADDRUSE,
+    SOCKET_ERROR, SOL_SOCKET, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
 };
 
 use super::{Interest, PathState, Ready};
@@ -77,6 +77,17 @@ pub(crate) fn is_of_one_connection(_error: &io::Error) -> bool {
 
 pub(crate) fn recv(mut socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
     socket.read(buffer)
+}
+
+/// How many bytes have come and were not received.
+#[allow(unsafe_code)]
+pub(crate) fn unread(socket: &Socket) -> io::Result<u64> {
+    let mut count = 0;
+    // SAFETY: the socket is open as long as it is borrowed, and `count` outlives the call.
+    match unsafe { ioctlsocket(socket.as_raw_socket() as usize, FIONREAD, &mut count) } {
+        0 => Ok(count.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
