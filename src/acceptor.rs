@@ -305,29 +305,30 @@ impl<S> Acceptor<'_, S> {
         if let Some(famine) = &mut self.famine {
             famine.pause = FIRST_PAUSE;
         }
+        let about = Arc::clone(&self.listeners[index].about);
+        let name = &about.name;
         let counters = &self.lot.counters;
         let Some(ticket) = self.ticket(&peer) else {
             count(&counters.refused_max_per_client);
-            log::debug!("{peer}: refused, it has too many connections");
+            log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(&socket);
             return Outcome::Accepted;
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
         if sheds && self.is_full() && !self.shed(false) {
-            log::debug!("{peer}: one too many, but nobody is idle any more");
+            log::debug!("{peer} on {name}: one too many, but nobody is idle any more");
         }
         if let Some((counter, why)) = self.refusal() {
             count(counter);
-            log::debug!("{peer}: refused, {why}");
+            log::debug!("{peer} on {name}: refused, {why}");
             self.refuse(&socket);
             return Outcome::Accepted;
         }
-        let about = &self.listeners[index].about;
-        log::trace!("{peer}: accepted on {}", about.name);
+        log::trace!("{peer} on {name}: accepted");
         self.lot.enter(Info {
             socket,
             peer,
-            about: Arc::clone(about),
+            about,
             in_flight: self.lot.drain.enter(),
             _ticket: ticket,
         });

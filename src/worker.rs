@@ -117,8 +117,7 @@ impl Drop for Calling<'_> {
     fn drop(&mut self) {
         self.counters.end();
         if thread::panicking() {
-            let (peer, listener) = (self.conn.peer(), self.conn.listener());
-            WHOM.set(Some(format!("{peer} on {listener}")));
+            WHOM.set(Some(self.conn.info().to_string()));
         }
     }
 }
@@ -212,7 +211,7 @@ impl<S: Service> Workers<'_, S> {
                 Ok(Filled::Nothing) if self.is_over(held) => return Step::Close,
                 Ok(Filled::Nothing) => return Step::Park(Waits::Input),
                 Err(error) => {
-                    log::debug!("{}: cannot read: {error}", held.conn.peer());
+                    log::debug!("{}: cannot read: {error}", held.conn.info());
                     return Step::Drop;
                 }
             }
@@ -224,7 +223,7 @@ impl<S: Service> Workers<'_, S> {
         match self.call(held, state, token) {
             Ok(next) => self.after(held, next),
             Err(error) => {
-                log::debug!("{} on {}: {error}", held.conn.peer(), held.conn.listener());
+                log::debug!("{}: {error}", held.conn.info());
                 Step::Drop
             }
         }

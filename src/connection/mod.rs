@@ -70,6 +70,13 @@ pub(crate) struct Info {
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
 
+/// Client and listener, as every record of the log names a connection.
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.peer, self.about.name)
+    }
+}
+
 /// A client's connection, as a [`Service`](crate::Service) gets it.
 ///
 /// It reads and writes as a blocking socket does, but under total deadlines, and it is buffered for reading already:
@@ -156,6 +163,11 @@ impl Connection {
             write: Pace::new(limits.write_timeout, limits.min_rate),
             poller,
         }
+    }
+
+    /// Who it is, for a record in the log.
+    pub(crate) fn info(&self) -> &Info {
+        &self.info
     }
 
     /// Who the client is.
@@ -717,7 +729,7 @@ impl Connection {
     pub(crate) fn unwatch(&mut self) {
         if self.watched.take().is_some() {
             if let Err(error) = self.poller.remove(&self.info.socket) {
-                log::warn!("{}: cannot leave the poller: {error}", self.info.peer);
+                log::warn!("{}: cannot leave the poller: {error}", self.info);
             }
         }
     }

@@ -144,7 +144,7 @@ where
             Ok(Taken::Wait(next)) => Ok(Some(next)),
             Err(refusal) => {
                 scratch.writer.refuse(refusal);
-                log::debug!("{}: refused: {}", conn.peer(), refusal.why);
+                log::debug!("{}: refused: {}", conn.info(), refusal.why);
                 self.log(conn, None, refusal.status, 0);
                 Ok(Some(Next::Close))
             }
@@ -259,7 +259,7 @@ where
         };
         if let Some(refusal) = refusal {
             scratch.writer.refuse(refusal);
-            log::debug!("{}: {}", conn.peer(), refusal.why);
+            log::debug!("{}: {}", conn.info(), refusal.why);
             self.log(conn, entry.as_ref(), refusal.status, 0);
         }
         if let Err(panic) = panic {

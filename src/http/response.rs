@@ -264,7 +264,7 @@ impl Writer {
             let most = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
             let count = read(conn, &mut reader, &mut piece[..most])?;
             if count == 0 {
-                log::error!("{}: a response body ended {left} bytes early", conn.peer());
+                log::error!("{}: a response body ended {left} bytes early", conn.info());
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             self.bytes(conn, &piece[..count])?;
@@ -339,7 +339,7 @@ fn read(conn: &Connection, reader: &mut dyn Read, into: &mut [u8]) -> io::Result
         match reader.read(into) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                log::error!("{}: a response body failed: {error}", conn.peer());
+                log::error!("{}: a response body failed: {error}", conn.info());
                 return Err(error);
             }
             read => return read,

@@ -142,7 +142,7 @@ impl<S> Lot<S> {
         }
         count(&self.counters.shed);
         if let Some(held) = &turn.held {
-            log::debug!("{}: closed to make room", held.conn.peer());
+            log::debug!("{}: closed to make room", held.conn.info());
         }
         true
     }

@@ -83,7 +83,7 @@ impl<S> Held<S> {
             Ok(true) => {}
             Ok(false) => return Tended::Wait(Waits::Output),
             Err(error) => {
-                log::debug!("{}: cannot write: {error}", self.conn.peer());
+                log::debug!("{}: cannot write: {error}", self.conn.info());
                 return Tended::Done;
             }
         }

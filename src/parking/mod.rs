@@ -182,7 +182,7 @@ impl<S> Lot<S> {
     pub(crate) fn enter(&self, info: Info) {
         let info = Arc::new(info);
         let Some((index, slot)) = self.slots.take(Slot::new) else {
-            log::error!("{}: no slot is left", info.peer);
+            log::error!("{info}: no slot is left");
             return;
         };
         slot.owner.occupy();

@@ -41,7 +41,7 @@ impl<S> Turn<'_, S> {
             Waits::Input | Waits::Linger => Interest::Read,
         };
         if let Err(error) = held.conn.watch(self.token.to_u64(), interest) {
-            log::warn!("{}: cannot watch the connection: {error}", held.conn.peer());
+            log::warn!("{}: cannot watch the connection: {error}", held.conn.info());
             self.held = Some(held);
             return None;
         }
@@ -145,7 +145,7 @@ impl<S> Turn<'_, S> {
             (Waits::Input, Wants::Message | Wants::Nothing) => (&counters.expired_idle, "was idle"),
         };
         count(counter);
-        log::debug!("{}: closed, the client {what} in time", held.conn.peer());
+        log::debug!("{}: closed, the client {what} in time", held.conn.info());
         if self.waited == Waits::Input && held.wants == Wants::More {
             let farewell = held.conn.farewell();
             self.close_with(farewell);
@@ -156,7 +156,7 @@ impl<S> Turn<'_, S> {
     pub(crate) fn refuse_late(self) {
         count(&self.lot.counters.refused_queue_timeout);
         if let Some(held) = &self.held {
-            log::debug!("{}: refused, no worker had time for it", held.conn.peer());
+            log::debug!("{}: refused, no worker had time for it", held.conn.info());
         }
         let refusal = &self.lot.refusal;
         self.close_with(refusal);
@@ -169,7 +169,7 @@ impl<S> Turn<'_, S> {
             return;
         }
         if let Err(error) = held.conn.offer(bytes) {
-            log::debug!("{}: cannot write: {error}", held.conn.peer());
+            log::debug!("{}: cannot write: {error}", held.conn.info());
             return;
         }
         held.close();
