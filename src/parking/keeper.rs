@@ -52,8 +52,7 @@ pub(crate) fn keep<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
     while !lot.nap.state.lock().ended {
         lot.expire(clock::millis());
-        // What the poller reports is for the queue, so nobody asks it while that is full.
-        let asks = !Poller::SHARED && lot.queue_has_room();
+        let asks = !Poller::SHARED && lot.takes_a_batch();
         sleep(lot, asks.then_some(&mut events));
         if Poller::SHARED && is_needed(lot) {
             stand_in(lot, &mut events, Some(Duration::ZERO));

@@ -178,6 +178,12 @@ impl<S> Lot<S> {
         self.queued() < self.queue_limit
     }
 
+    /// Is there a place for what the poller reports? A batch has one beyond the limit, or connections that always have
+    /// more to do would fill the queue for ever.
+    fn takes_a_batch(&self) -> bool {
+        self.queued() < self.queue_limit + BATCH
+    }
+
     /// Gives a new connection its slot, and puts it on the queue.
     pub(crate) fn enter(&self, info: Info) {
         let info = Arc::new(info);
@@ -291,10 +297,9 @@ impl<S> Lot<S> {
     }
 
     /// Looks for ready connections without waiting, for a worker whose queue never gets empty. The first is for that
-    /// worker, so that it has its turn also when the queue is full. It may then need a place in the queue, for which
-    /// a batch's worth beyond the limit is left.
+    /// worker, so that it has its turn also when the queue is full.
     pub(crate) fn look(&self, events: &mut Events) -> Option<Token> {
-        if !Poller::SHARED || self.queued() >= self.queue_limit + BATCH {
+        if !Poller::SHARED || !self.takes_a_batch() {
             return None;
         }
         self.fetch(events, self.batch(), Some(Duration::ZERO));
