@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use support::{
     Child, Door, LIMIT, addr, answer, as_child, ask, assert_closed, assert_silent, byte_at,
-    bytes_at, connect, connect_narrow, door, echo, finish, is_timeout, keep_log, lines,
+    bytes_at, connect, connect_narrow, door, echo, finish, forever, is_timeout, keep_log, lines,
     read_pattern, reset, server, settings, socket_path, start, stop, threads, unix, until,
     wait_logged,
 };
@@ -267,7 +267,7 @@ impl Service for &'static Counting {
 }
 
 fn counting() -> &'static Counting {
-    Box::leak(Box::default())
+    forever(Counting::default())
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn a_server_whose_workers_cannot_be_built_does_not_start() {
 
 #[test]
 fn a_worker_that_cannot_be_rebuilt_costs_connections_until_it_can() {
-    let service: &'static Scarce = Box::leak(Box::new(Scarce(AtomicUsize::new(1))));
+    let service: &'static Scarce = forever(Scarce(AtomicUsize::new(1)));
     let handle = start(server().workers(1), service);
     for text in ["panic", "hello", "hello"] {
         let mut client = connect(addr(&handle));
@@ -1641,7 +1641,7 @@ fn sessions_survive_parking() {
 
 #[test]
 fn hooks_run_on_every_workers_thread() {
-    let calls: &'static Mutex<Vec<(&str, usize, String)>> = Box::leak(Box::default());
+    let calls: &'static Mutex<Vec<(&str, usize, String)>> = forever(Mutex::default());
     let note = move |what: &'static str| {
         move |index| {
             let name = thread::current().name().unwrap_or_default().to_owned();

@@ -4,6 +4,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+use std::any::Any;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -42,6 +43,14 @@ pub(crate) fn settings() -> Builder {
 /// The same, on a free port.
 pub(crate) fn server() -> Builder {
     settings().listen("127.0.0.1:0")
+}
+
+/// Keeps a value as long as the process lives, in a place where no one takes it for a leak.
+pub(crate) fn forever<T: Any + Send + Sync>(value: T) -> &'static T {
+    static KEPT: Mutex<Vec<&(dyn Any + Send + Sync)>> = Mutex::new(Vec::new());
+    let value: &'static T = Box::leak(Box::new(value));
+    KEPT.lock().push(value);
+    value
 }
 
 /// Starts a server.
