@@ -1258,6 +1258,33 @@ fn all_that_was_written_arrives_before_the_close() {
 
 // ---- the ends of streams ----
 
+/// Nor is it cut off by what the client sent meanwhile and nobody read.
+#[test]
+fn an_answer_arrives_though_more_was_sent_while_it_was_made() {
+    const SIZE: usize = 60_000;
+    let (keeper, at_door) = door();
+    let service = move |conn: &mut Connection| {
+        at_door.pass();
+        conn.write_all(&bytes_at(0, SIZE))?;
+        let held = conn.buffer().len();
+        conn.consume(held);
+        Ok(Next::Close)
+    };
+    let handle = start(server().workers(1), service);
+    let mut client = connect_narrow(addr(&handle));
+    send(&mut client, "first\n");
+    keeper.wait();
+    send(&mut client, "late\n");
+    keeper.let_one_in();
+    // All of the answer is with the kernel, and the client has read nothing of it.
+    until(&handle, "it is written", |stats| {
+        stats.bytes_out == SIZE as u64
+    });
+    read_pattern(&mut client, SIZE);
+    assert_closed(&mut client);
+    stop(&handle);
+}
+
 #[test]
 fn a_half_closed_client_gets_its_answer() {
     for service in [lines, looping] {

@@ -651,8 +651,8 @@ impl Connection {
     }
 
     /// Asked before each reading while the server drains. What had come before is read, and a message that had begun
-    /// to come; so nothing more between two messages once the socket was empty, whatever came after that. A client that never pauses is
-    /// not listened to for ever: what has come, and behind it the longest message that may be buffered.
+    /// to come; so nothing more between two messages once the socket was empty, whatever came after that. A client that
+    /// never pauses is not listened to for ever: what has come, and behind it the longest message that may be buffered.
     pub(crate) fn has_had_its_last(&mut self, between_messages: bool) -> bool {
         match self.last_byte {
             None => {
@@ -716,6 +716,7 @@ impl Connection {
             Some(_) => poller.rearm(socket, token, interest)?,
             None => {
                 poller.add(socket, token)?;
+                // It has to leave again, also if the next call fails.
                 self.watched = Some(Interest::Read);
                 if interest != Interest::Read {
                     poller.rearm(socket, token, interest)?;

@@ -60,7 +60,7 @@ impl<S> Lot<S> {
                 let deadline = slot.deadline.load(SeqCst);
                 if deadline > now {
                     self.remind(index, slot, deadline);
-                } else if !self.queue_has_room() {
+                } else if !self.takes_a_batch() {
                     // What came in time needs a place there, and whether something came nobody knows yet.
                     self.remind(index, slot, now + TICK);
                 } else if let Some(turn) = self.claim_parked(token) {

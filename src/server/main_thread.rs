@@ -213,15 +213,14 @@ impl<S: Service> Parts<S> {
             finished: stop.finished,
             ..Report::default()
         };
+        self.gate.close_now();
         if !stop.is_clean {
             lot.drain.force();
             let left = lot.drain.live();
             report.forced = self.stragglers();
             report.dropped = left.saturating_sub(report.forced.len());
-            self.gate.close_now();
             lot.force();
         }
-        self.gate.close_now();
         lot.end();
         let until = Instant::now() + GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
