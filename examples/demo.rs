@@ -6,10 +6,14 @@
 //!
 //! Then `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/stream`, `/sleep?ms=N`, `/big?n=BYTES`, `/panic`,
 //! `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`, `/hdr?name=N`, `/target/…`.
+//!
+//! `kill -HUP` of the process has another one take over, from the program that is on disk by then; `/whoami` tells
+//! them apart. `--ready-timeout SECONDS` says how long the new one may take.
 
 mod common;
 
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
@@ -20,9 +24,15 @@ use handover::http::{
 /// How long a request's body may be to be echoed.
 const MOST: usize = 64 * 1024 * 1024;
 
+/// How many processes have served before this one, and one more.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = common::Options::parse("127.0.0.1:8080")?;
-    let server = options.builder().build(http::service(answer))?;
+    let restart = options.restart();
+    GENERATION.store(restart.generation(), Relaxed);
+    let builder = options.builder().restart(restart);
+    let server = builder.build(http::service(answer))?;
     common::announce_http(&server.local_addrs());
     let report = server.run()?;
     println!("{report}");
@@ -141,7 +151,7 @@ fn panics(_: Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn whoami(_: Request<Body<'_>>) -> Response<Reply> {
-    let (pid, generation) = (std::process::id(), 1);
+    let (pid, generation) = (std::process::id(), GENERATION.load(Relaxed));
     let version = option_env!("DEMO_VERSION").unwrap_or(env!("CARGO_PKG_VERSION"));
     let json = format!(r#"{{"pid":{pid},"generation":{generation},"version":"{version}"}}"#);
     let mut response = Response::new(json.into());

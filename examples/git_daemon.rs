@@ -10,6 +10,8 @@
 //! client's socket and nothing else of the server's. Past `--drain`, or on SIGQUIT, the client's socket is
 //! shut down, which ends the subprocess.
 //!
+//! Send it SIGHUP, and a new process takes over at once, while this one finishes its clones.
+//!
 //! Every repository below `--base-path` (by default the working directory) is served, and nothing above it: paths
 //! with `..` are refused, and so are symbolic links that lead outside. The other options:
 //!
@@ -86,6 +88,7 @@ mod unix {
 
         let server = options
             .builder()
+            .restart(options.restart())
             .build(move |conn: &mut Connection| daemon.serve(conn))?;
         announce(&server.local_addrs());
         let report = server.run()?;

@@ -64,27 +64,36 @@ const OPEN: u8 = 0;
 const PAUSED: u8 = 1;
 const CLOSING: u8 = 2;
 const CLOSED: u8 = 3;
+/// It was not open yet.
+const WAITING: u8 = 4;
 
 impl Gate {
+    /// A gate that is to be opened.
     pub(crate) fn new() -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
-        let state = AtomicU8::new(OPEN);
+        let state = AtomicU8::new(WAITING);
         Ok(Self { poller, state })
     }
 
-    /// Connections stay in the kernel's queue until `resume`.
-    pub(crate) fn pause(&self) {
-        self.change(OPEN, PAUSED);
+    pub(crate) fn open(&self) {
+        self.change(WAITING, OPEN);
+    }
+
+    /// Connections stay in the kernel's queue until `resume`. False if that is so already.
+    pub(crate) fn pause(&self) -> bool {
+        self.change(OPEN, PAUSED)
     }
 
     pub(crate) fn resume(&self) {
         self.change(PAUSED, OPEN);
     }
 
-    /// Takes in what the kernel has queued already, then closes the listeners.
+    /// Takes in what the kernel has queued already, then closes the listeners. What is queued for a server that has
+    /// never accepted is not its own.
     pub(crate) fn close(&self) {
         self.change(OPEN, CLOSING);
         self.change(PAUSED, CLOSING);
+        self.change(WAITING, CLOSED);
     }
 
     /// Closes the listeners at once.
@@ -98,14 +107,17 @@ impl Gate {
         self.poller.wake();
     }
 
-    fn change(&self, from: u8, to: u8) {
-        if self
-            .state
-            .compare_exchange(from, to, SeqCst, SeqCst)
-            .is_ok()
-        {
+    fn change(&self, from: u8, to: u8) -> bool {
+        let changed = self.state.compare_exchange(from, to, SeqCst, SeqCst);
+        if changed.is_ok() {
             self.poller.wake();
         }
+        changed.is_ok()
+    }
+
+    /// Nobody is to be accepted for now.
+    fn is_shut(&self) -> bool {
+        self.is(PAUSED) || self.is(WAITING)
     }
 
     fn is(&self, state: u8) -> bool {
@@ -117,7 +129,7 @@ impl Gate {
 pub(crate) fn accept<S>(
     lot: &Lot<S>,
     gate: &Gate,
-    listeners: Vec<Listener>,
+    listeners: Vec<Arc<Listener>>,
     admission: Admission,
 ) -> io::Result<()> {
     for (index, listener) in listeners.iter().enumerate() {
@@ -144,7 +156,7 @@ pub(crate) fn accept<S>(
 struct Acceptor<'a, S> {
     lot: &'a Lot<S>,
     gate: &'a Gate,
-    listeners: Vec<Listener>,
+    listeners: Vec<Arc<Listener>>,
     /// Which of them may have something.
     ready: Vec<bool>,
     admission: Admission,
@@ -199,7 +211,7 @@ impl<S> Acceptor<'_, S> {
             }
             let pause = not_before.map(|at: Instant| at.saturating_duration_since(Instant::now()));
             let pause = pause.filter(|pause| !pause.is_zero());
-            if pause.is_some() || self.gate.is(PAUSED) || !self.ready.contains(&true) {
+            if pause.is_some() || self.gate.is_shut() || !self.ready.contains(&true) {
                 // Nothing to do until then, or until an event.
             } else if !self.has_room() {
                 self.lot.want_room();

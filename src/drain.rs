@@ -1,36 +1,64 @@
 //! What is in flight: whether the server is draining, how many connections live, and word of the last one's end.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-/// One server's drain. It begins once, and is never taken back.
+use crate::clock::in_millis;
+
+/// One server's drain. It gets from one stage to a later one, and never back.
 #[derive(Default)]
 pub(crate) struct Drain {
-    draining: AtomicBool,
-    forced: AtomicBool,
+    stage: AtomicU8,
+    /// While it is [`LEAVING`]: how long a connection may say nothing, in milliseconds.
+    grace: AtomicU64,
     live: AtomicUsize,
     ended: AtomicUsize,
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
+/// Clients are told, where their protocol has the words, to ask elsewhere; what they ask here is answered.
+const LEAVING: u8 = 1;
+/// Nothing more is listened to than what has come.
+const CLOSING: u8 = 2;
+/// Waits in handlers end with an error.
+const FORCED: u8 = 3;
+
 impl Drain {
+    /// Another process serves new connections. Those that are open end at their client's pleasure, or when they have
+    /// said nothing for so long.
+    pub(crate) fn leave(&self, grace: Duration) {
+        self.grace.store(in_millis(grace), SeqCst);
+        self.stage.fetch_max(LEAVING, SeqCst);
+    }
+
     /// No new work from now on; what is in progress goes on.
     pub(crate) fn begin(&self) {
-        self.draining.store(true, SeqCst);
+        self.stage.fetch_max(CLOSING, SeqCst);
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(SeqCst)
-    }
-
-    /// The time for finishing is over: waits in handlers end with an error from now on.
+    /// The time for finishing is over.
     pub(crate) fn force(&self) {
-        self.begin();
-        self.forced.store(true, SeqCst);
+        self.stage.fetch_max(FORCED, SeqCst);
+    }
+
+    /// Whether the server drains, in whatever stage.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.stage.load(SeqCst) >= LEAVING
+    }
+
+    /// Whether connections end after what has come, or at once if nothing has.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.stage.load(SeqCst) >= CLOSING
     }
 
     pub(crate) fn is_forced(&self) -> bool {
-        self.forced.load(SeqCst)
+        self.stage.load(SeqCst) >= FORCED
+    }
+
+    /// How long an idle connection may stay, in milliseconds, if that is shorter than usual.
+    pub(crate) fn grace(&self) -> Option<u64> {
+        (self.stage.load(SeqCst) == LEAVING).then(|| self.grace.load(SeqCst))
     }
 
     /// Sets what is called each time that the last connection has ended while the server drains. Only the first

@@ -75,12 +75,14 @@ mod pool;
 
 mod drain;
 mod listener;
+mod notify;
 mod signals;
 mod stats;
 
 mod connection;
 
 mod parking;
+mod restart;
 mod service;
 
 mod acceptor;
@@ -94,10 +96,11 @@ pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
 pub use connection::{Connection, Detached};
 pub use listener::{Bind, BindError, Listener};
-pub use server::{BuildError, Builder, Forced, Handle, Report, Server};
+pub use restart::{Restart, RestartError, RestartFailure};
+pub use server::{BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server};
 pub use service::{Next, Service};
 pub use stats::{Expired, Refused, Stats, WorkerState};
-pub use sys::Stream;
+pub use sys::{Descriptor, Stream};
 
 /// The README's programs must compile.
 #[cfg(all(doctest, feature = "http"))]

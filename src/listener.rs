@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -145,6 +146,39 @@ impl Bind {
         self
     }
 
+    /// The name that was asked for.
+    pub(crate) fn asked_name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// How well a listener that is there already is the one that this asks for, of whose name it is or not; `None` if
+    /// it is another. Where names are to be trusted, the address may be whatever it is.
+    pub(crate) fn fit(&self, is_named: bool, local: &Addr, trusts_names: bool) -> Option<Fit> {
+        let wanted = self.addr.as_ref().ok()?;
+        let fits_but_for_the_port = match (wanted, local) {
+            (Addr::Ip(wanted), Addr::Ip(local)) => wanted.port() == 0 && wanted.ip() == local.ip(),
+            _ => false,
+        };
+        match wanted == local {
+            _ if is_named && trusts_names => Some(Fit::Name),
+            true if is_named => Some(Fit::Name),
+            true => Some(Fit::Addr),
+            false if fits_but_for_the_port && is_named => Some(Fit::Name),
+            false if fits_but_for_the_port => Some(Fit::AnyPort),
+            false => None,
+        }
+    }
+
+    /// Makes an inherited socket the listener that this asks for. Another process listens on it as well, or has bound
+    /// it, so that its options are what they are.
+    pub(crate) fn adopt(self, socket: Socket) -> io::Result<Listener> {
+        let path = match &self.addr {
+            Ok(Addr::Unix(Some(path))) => Some(UnixPath::of(path, false)),
+            _ => None,
+        };
+        Listener::new(socket, path, &self)
+    }
+
     /// Binds and listens.
     ///
     /// A Unix socket's file that a dead server left behind is replaced; one with a live server behind it counts as
@@ -187,7 +221,7 @@ impl Bind {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
                 let path = path.as_deref().unwrap_or(Path::new(""));
-                (self.bind_unix(path)?, Some(UnixPath::of(path)))
+                (self.bind_unix(path)?, Some(UnixPath::of(path, true)))
             }
         };
         let backlog = i32::try_from(self.backlog).unwrap_or(i32::MAX);
@@ -267,8 +301,16 @@ impl From<Addr> for Bind {
 pub struct Listener {
     pub(crate) socket: Socket,
     pub(crate) about: Arc<About>,
-    /// The file to remove in the end; only where this process made it. Held for its drop.
-    _path: Option<UnixPath>,
+    path: Option<UnixPath>,
+}
+
+/// How well an inherited listener fits, from the worst to the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fit {
+    /// Any port would do.
+    AnyPort,
+    Addr,
+    Name,
 }
 
 /// What every connection of a listener shares.
@@ -335,7 +377,7 @@ impl Listener {
         Ok(Self {
             socket,
             about,
-            _path: path,
+            path,
         })
     }
 
@@ -359,6 +401,19 @@ impl Listener {
             ..*about
         });
         self
+    }
+
+    /// The file of its Unix socket, if it is to be removed in the end.
+    pub(crate) fn own_path(&self) -> Option<&Path> {
+        let path = self.path.as_ref()?;
+        path.is_own.load(SeqCst).then_some(&path.path)
+    }
+
+    /// Whether the file of its Unix socket is to be removed in the end.
+    pub(crate) fn set_own_path(&self, is_own: bool) {
+        if let Some(path) = &self.path {
+            path.is_own.store(is_own, SeqCst);
+        }
     }
 
     /// Accepts one connection.
@@ -385,18 +440,21 @@ impl About {
     }
 }
 
-/// The file of a Unix socket that this process bound.
+/// The file of a Unix socket.
 #[derive(Debug)]
 struct UnixPath {
     path: PathBuf,
     id: Option<(u64, u64)>,
+    /// It is to be removed in the end: this process has made it, or it was left to it.
+    is_own: AtomicBool,
 }
 
 impl UnixPath {
-    fn of(path: &Path) -> Self {
+    fn of(path: &Path, is_own: bool) -> Self {
         Self {
             path: path.to_owned(),
             id: sys::file_id(path),
+            is_own: AtomicBool::new(is_own),
         }
     }
 }
@@ -404,7 +462,8 @@ impl UnixPath {
 impl Drop for UnixPath {
     fn drop(&mut self) {
         // Somebody else's file may stand there by now.
-        if self.id.is_some() && self.id == sys::file_id(&self.path) {
+        let is_own = self.is_own.load(SeqCst);
+        if is_own && self.id.is_some() && self.id == sys::file_id(&self.path) {
             if let Err(error) = std::fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());
             }

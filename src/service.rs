@@ -101,6 +101,14 @@ pub trait Service: Send + Sync {
         session: &mut Self::Session,
         worker: &mut Self::Worker,
     ) -> io::Result<Next>;
+
+    /// What a process that is to take over needs to know, such as counts or sessions; it finds this in
+    /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process serves on: what
+    /// changes later is not in it. The application sees to it that its next version understands the bytes. Defaults to
+    /// nothing.
+    fn export(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 impl<F> Service for F

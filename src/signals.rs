@@ -11,6 +11,10 @@ pub(crate) enum Command {
     StopBy(Deadline),
     /// End now.
     StopNow,
+    /// Have another process take over.
+    Restart,
+    /// Another process has taken over: finish what is in progress, and end.
+    Leave,
     /// Call the application's hook.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Hook,
@@ -37,11 +41,20 @@ mod watch {
     use crate::sys::{self, Signal};
 
     /// The servers that react to signals now. While there are none, signals do what they do by default.
-    static SERVERS: Mutex<Vec<(u64, Sender<Command>)>> = Mutex::new(Vec::new());
+    static SERVERS: Mutex<Vec<Watching>> = Mutex::new(Vec::new());
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-    /// Sends the process's signals to a server until the subscription is dropped.
-    pub(crate) fn subscribe(server: Sender<Command>) -> io::Result<Subscription> {
+    /// A server that reacts to signals.
+    #[derive(Clone)]
+    struct Watching {
+        id: u64,
+        server: Sender<Command>,
+        restarts: bool,
+    }
+
+    /// Sends the process's signals to a server until the subscription is dropped; those that mean a restart only if it
+    /// `restarts`.
+    pub(crate) fn subscribe(server: Sender<Command>, restarts: bool) -> io::Result<Subscription> {
         static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
         // A handler, once there, stays: neither ctrlc nor the kernel has a way back that loses no signal.
         let watch = WATCH.get_or_init(|| {
@@ -57,8 +70,12 @@ mod watch {
         if servers.is_empty() {
             INTERRUPTED.store(false, SeqCst);
         }
-        let id = servers.last().map_or(0, |(id, _)| id + 1);
-        servers.push((id, server));
+        let id = servers.last().map_or(0, |last| last.id + 1);
+        servers.push(Watching {
+            id,
+            server,
+            restarts,
+        });
         Ok(Subscription(id))
     }
 
@@ -66,7 +83,7 @@ mod watch {
 
     impl Drop for Subscription {
         fn drop(&mut self) {
-            SERVERS.lock().retain(|(id, _)| *id != self.0);
+            SERVERS.lock().retain(|watching| watching.id != self.0);
         }
     }
 
@@ -79,12 +96,14 @@ mod watch {
             Signal::Interrupt => Command::Drain,
             Signal::Quit => Command::StopNow,
             Signal::User => Command::Hook,
+            Signal::Restart => Command::Restart,
         };
         log::info!("{signal:?}: {command:?}");
-        let servers = SERVERS.lock().clone();
-        for (_, server) in &servers {
+        let mut servers = SERVERS.lock().clone();
+        servers.retain(|watching| watching.restarts || command != Command::Restart);
+        for watching in &servers {
             // A server that has ended meanwhile does not listen any more, which is what was asked of it.
-            let _ = server.send(command);
+            let _ = watching.server.send(command);
         }
         !servers.is_empty()
     }

@@ -203,7 +203,7 @@ impl<S: Service> Workers<'_, S> {
         };
         if wanted && !held.conn.at_eof() {
             let between = held.wants != Wants::More;
-            if self.lot.drain.is_draining() && held.conn.has_had_its_last(between) {
+            if self.lot.drain.is_closing() && held.conn.has_had_its_last(between) {
                 return Step::Close;
             }
             match held.conn.try_fill() {
@@ -282,6 +282,6 @@ impl<S: Service> Workers<'_, S> {
 
     /// No further message is wanted from this connection.
     fn is_over(&self, held: &Held<S::Session>) -> bool {
-        held.wants != Wants::More && self.lot.drain.is_draining()
+        held.wants != Wants::More && self.lot.drain.is_closing()
     }
 }

@@ -13,9 +13,9 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const LAYERS: [&[&str]; 7] = [
     &["pool", "sys"],
     &["addr", "clock"],
-    &["drain", "listener", "signals", "stats"],
+    &["drain", "listener", "notify", "signals", "stats"],
     &["connection"],
-    &["notify", "parking", "restart", "service"],
+    &["parking", "restart", "service"],
     &["acceptor", "http", "supervisor", "worker"],
     &["server"],
 ];

@@ -407,6 +407,7 @@ fn a_detached_socket_counts_until_its_handler_returns() {
     let service = move |conn: &mut Connection| {
         let socket = conn.detach()?;
         detached.send(()).unwrap();
+        #[cfg_attr(windows, allow(irrefutable_let_patterns))]
         let handover::Stream::Tcp(mut stream) = socket.stream else {
             return Err(io::ErrorKind::Unsupported.into());
         };

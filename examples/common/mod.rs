@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use handover::{Addr, Builder, Server};
+use handover::{Addr, Builder, Restart, Server};
 
 /// The options that every example takes.
 pub(crate) struct Options {
@@ -14,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) drain: Option<Duration>,
     /// All time-outs for clients at once.
     pub(crate) timeout: Option<Duration>,
+    /// How long a successor may take to be ready.
+    pub(crate) ready_timeout: Option<Duration>,
     /// What is no option.
     pub(crate) rest: Vec<String>,
 }
@@ -36,6 +38,7 @@ impl Options {
             workers: None,
             drain: None,
             timeout: None,
+            ready_timeout: None,
             rest: Vec::new(),
         };
         let mut parser = lexopt::Parser::from_env();
@@ -45,6 +48,9 @@ impl Options {
                 Long("workers") => options.workers = Some(parser.value()?.parse()?),
                 Long("drain") => options.drain = Some(parser.value()?.parse_with(seconds)?),
                 Long("timeout") => options.timeout = Some(parser.value()?.parse_with(seconds)?),
+                Long("ready-timeout") => {
+                    options.ready_timeout = Some(parser.value()?.parse_with(seconds)?);
+                }
                 Value(value) => options.rest.push(value.string()?),
                 Long(name) => {
                     let name = name.to_owned();
@@ -81,6 +87,15 @@ impl Options {
                 .write_timeout(timeout);
         }
         builder
+    }
+
+    /// How the server is restarted.
+    pub(crate) fn restart(&self) -> Restart {
+        let mut restart = Restart::new();
+        if let Some(timeout) = self.ready_timeout {
+            restart = restart.ready_timeout(timeout);
+        }
+        restart
     }
 }
 

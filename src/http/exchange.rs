@@ -100,6 +100,10 @@ where
             _ => Ok(next),
         }
     }
+
+    fn export(&self) -> Option<Vec<u8>> {
+        self.export.as_ref().map(|export| export())
+    }
 }
 
 impl<H, R> Http<H>

@@ -1,6 +1,7 @@
 //! The service as its user makes it, and its settings.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ::http::{Request, Response};
 
@@ -41,8 +42,12 @@ where
         handler,
         limits: Limits::default(),
         access_log: false,
+        export: None,
     }
 }
+
+/// What a process that is to take over gets.
+type Export = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 /// A service that speaks HTTP/1.1, from [`service`].
 #[derive(Clone)]
@@ -50,6 +55,7 @@ pub struct Http<H> {
     pub(super) handler: H,
     pub(super) limits: Limits,
     pub(super) access_log: bool,
+    pub(super) export: Option<Export>,
 }
 
 impl<H> Http<H> {
@@ -90,6 +96,13 @@ impl<H> Http<H> {
     /// `handover::access`. Client, request line, status, bytes of body, milliseconds. Defaults to false.
     pub fn access_log(mut self, on: bool) -> Self {
         self.access_log = on;
+        self
+    }
+
+    /// What a process that is to take over gets of this one, see [`Service::export`](crate::Service::export). Defaults
+    /// to nothing.
+    pub fn export(mut self, export: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
+        self.export = Some(Arc::new(export));
         self
     }
 }

@@ -80,6 +80,27 @@ impl<S> Lot<S> {
         }
     }
 
+    /// Idle connections that are parked already get no more time than those that park from now on, see
+    /// [`Drain::leave`](crate::drain::Drain::leave). Called after that.
+    pub(crate) fn shorten_idle(&self) {
+        for (index, slot) in self.slots.iter() {
+            let generation = slot.owner.generation();
+            let token = Token { index, generation };
+            if slot.since.load(SeqCst) & BUSY != 0 || !slot.owner.is_parked(generation) {
+                continue;
+            }
+            if let Some(mut turn) = self.claim_parked(token) {
+                turn.counters = self.counters.main_thread();
+                turn.park_again();
+            }
+        }
+    }
+
+    /// A share of the grace, so that not all idle connections are closed at the same time.
+    pub(super) fn spread(&self, token: Token, grace: u64) -> u64 {
+        grace - grace / 4 * u64::from(token.index % 64) / 64
+    }
+
     /// Takes the entry of a connection that was refused off the queue, where it would take the place of others. It is
     /// the first, or comes after others that are as late.
     fn forget_queued(&self) {

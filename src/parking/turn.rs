@@ -46,8 +46,11 @@ impl<S> Turn<'_, S> {
             return None;
         }
         let now = clock::millis();
-        let due = held.due(now, lot.limits.first_byte_timeout);
+        let mut due = held.due(now, lot.limits.first_byte_timeout);
         let idle = held.is_between_messages();
+        if let (true, Some(grace)) = (idle, lot.drain.grace()) {
+            due = due.min(now.saturating_add(lot.spread(self.token, grace)));
+        }
         // Parking publishes both.
         self.slot.deadline.store(due, Relaxed);
         let since = if idle { now } else { now | BUSY };
@@ -64,7 +67,7 @@ impl<S> Turn<'_, S> {
                 // The sweep of the drain, or of its end, may have passed while the connection was in hand.
                 if lot.drain.is_forced() {
                     drop(lot.claim_parked(self.token));
-                } else if idle && lot.drain.is_draining() {
+                } else if idle && lot.drain.is_closing() {
                     return lot.claim_parked(self.token);
                 }
                 None

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::acceptor::{Admission, Overload};
 use crate::connection::Limits;
 use crate::listener::{Bind, BindError, Listener};
+use crate::restart::Restart;
 use crate::server::Server;
 use crate::service::Service;
 use crate::worker::Hook;
@@ -30,6 +31,7 @@ pub struct Builder {
     pub(super) on_start: Option<Hook>,
     pub(super) on_exit: Option<Hook>,
     pub(super) on_hook: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(super) restart: Option<Restart>,
 }
 
 /// A listener that is there, or is to be made.
@@ -58,6 +60,7 @@ impl Builder {
             on_start: None,
             on_exit: None,
             on_hook: None,
+            restart: None,
         }
     }
 
@@ -196,6 +199,13 @@ impl Builder {
         self
     }
 
+    /// Lets a new process take over on SIGHUP and SIGUSR2 (by [`Server::run`], with the feature `signals`), or when
+    /// [`Handle::restart`](crate::Handle::restart) says so. Defaults to off.
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = Some(restart);
+        self
+    }
+
     /// Called on each worker thread with its index before it does anything else.
     pub fn on_worker_start(mut self, hook: impl Fn(usize) + Send + Sync + 'static) -> Self {
         self.on_start = Some(Box::new(hook));
@@ -228,10 +238,24 @@ impl Builder {
         if let Some((_, name)) = positive.into_iter().find(|(value, _)| *value == 0) {
             return Err(BuildError::Zero(name));
         }
+        let mut inherited = Vec::new();
+        if let Some(restart) = &mut self.restart {
+            restart.check().map_err(BuildError::Restart)?;
+            let binds = self.listeners.iter().filter_map(|source| match source {
+                Source::Bind(bind) => Some(bind),
+                Source::Bound(_) => None,
+            });
+            inherited = restart.listeners(&binds.collect::<Vec<_>>());
+            restart.close_rest();
+        }
+        let mut inherited = inherited.into_iter();
         let bound: Result<Vec<_>, _> = std::mem::take(&mut self.listeners)
             .into_iter()
             .map(|source| match source {
-                Source::Bind(bind) => bind.bind(),
+                Source::Bind(bind) => match inherited.next().flatten() {
+                    Some(listener) => Ok(listener),
+                    None => bind.bind(),
+                },
                 Source::Bound(listener) => Ok(listener),
             })
             .collect();
@@ -253,6 +277,7 @@ impl fmt::Debug for Builder {
             .field("queue_timeout", &self.queue_timeout)
             .field("limits", &self.limits)
             .field("drain_timeout", &self.drain_timeout)
+            .field("restart", &self.restart)
             .finish_non_exhaustive()
     }
 }
@@ -265,6 +290,8 @@ pub enum BuildError {
     Zero(&'static str),
     /// An address cannot be listened on.
     Bind(BindError),
+    /// There can be no restarts: not on this system, or because nobody can tell what program this is.
+    Restart(io::Error),
 }
 
 impl fmt::Display for BuildError {
@@ -272,6 +299,7 @@ impl fmt::Display for BuildError {
         match self {
             Self::Zero(name) => write!(f, "{name} must be at least 1"),
             Self::Bind(error) => error.fmt(f),
+            Self::Restart(error) => error.fmt(f),
         }
     }
 }
@@ -281,6 +309,7 @@ impl std::error::Error for BuildError {
         match self {
             Self::Zero(_) => None,
             Self::Bind(error) => error.source(),
+            Self::Restart(error) => Some(error),
         }
     }
 }
@@ -290,6 +319,7 @@ impl From<BuildError> for io::Error {
         match error {
             BuildError::Zero(_) => Self::new(io::ErrorKind::InvalidInput, error),
             BuildError::Bind(error) => error.into(),
+            BuildError::Restart(error) => error,
         }
     }
 }

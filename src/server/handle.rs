@@ -11,7 +11,8 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::addr::Addr;
 use crate::clock::Deadline;
-use crate::server::report::Report;
+use crate::restart::{Remote, RestartError, RestartFailure};
+use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::Command;
 use crate::stats::Stats;
 
@@ -46,6 +47,8 @@ pub(super) struct Control {
     pub(super) server: usize,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
     pub(super) outcome: Outcome,
+    /// There if the server can be restarted.
+    pub(super) restart: Option<Remote>,
 }
 
 /// Where the report is left.
@@ -111,6 +114,44 @@ impl Handle {
     /// Accepts again after [`pause`](Self::pause).
     pub fn resume(&self) {
         self.0.send(Command::Resume);
+    }
+
+    /// Has a new process take over, see [`Restart`](crate::Restart), and waits until this one has served all that it
+    /// had. Calls at the same time have one restart in common.
+    ///
+    /// # Errors
+    ///
+    /// [`RestartError`] says why this process was not replaced; it serves on.
+    pub fn restart(&self) -> Result<RestartReport, RestartError> {
+        let control = &self.0.control;
+        let Some(remote) = &control.restart else {
+            let why = "the server was built without restarts";
+            return Err(RestartError::new(RestartFailure::Off, why));
+        };
+        if is_thread_of(control.server) {
+            let why = "a service cannot wait for the end of its own server";
+            return Err(RestartError::new(RestartFailure::OwnThread, why));
+        }
+        let done = remote.wait_restart()?;
+        let (drained, _) = control.outcome.wait();
+        Ok(RestartReport {
+            ready_after: done.ready_after,
+            accept_gap: done.accept_gap,
+            drained,
+            old: Generation {
+                number: done.generation,
+                pid: std::process::id(),
+            },
+            new: Generation {
+                number: done.generation + 1,
+                pid: done.pid,
+            },
+        })
+    }
+
+    /// As [`restart`](Self::restart), without waiting: what comes of it is logged. A service may call it.
+    pub fn request_restart(&self) {
+        self.0.send(Command::Restart);
     }
 
     /// What the server has done and does now. Still there after it has stopped.

@@ -12,6 +12,7 @@ use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::parking::{self, Lot, Token};
 use crate::pool;
+use crate::restart::{Host, Remote, Upgrader};
 use crate::server::builder::Builder;
 use crate::server::handle::{Control, belong_to};
 use crate::server::no_start;
@@ -29,7 +30,10 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Everything that a server's main thread needs.
 pub(super) struct Parts<S: Service> {
     pub(super) service: S,
-    pub(super) listeners: Vec<Listener>,
+    pub(super) listeners: Vec<Arc<Listener>>,
+    /// There until it has a thread, if the server can be restarted.
+    pub(super) upgrader: Option<Upgrader>,
+    pub(super) idle_grace: Duration,
     pub(super) settings: Builder,
     pub(super) lot: Arc<Lot<S::Session>>,
     pub(super) gate: Arc<Gate>,
@@ -44,6 +48,7 @@ enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
+    Upgrader,
 }
 
 /// Tells that a thread has ended, however it does.
@@ -61,26 +66,37 @@ impl<S: Service> Parts<S> {
     pub(super) fn serve(mut self, control: &Control, ready: &Sender<io::Result<()>>) {
         belong_to(self.server);
         let listeners = std::mem::take(&mut self.listeners);
+        let upgrader = self.upgrader.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
         let workers = self.settings.workers.unwrap_or(1);
-        let (tell, ended) = crossbeam_channel::bounded(workers + 2);
+        let (tell, ended) = crossbeam_channel::bounded(workers + 3);
         let jobs = Workers {
             service: &self.service,
             lot: &*self.lot,
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
         };
+        let host = Serving {
+            parts: &self,
+            commands: &control.commands,
+        };
         thread::scope(|scope| {
-            let started = self.start_threads(scope, &jobs, listeners, tell);
+            let started = self
+                .start_threads(scope, &jobs, listeners, &tell)
+                .and_then(|()| match upgrader {
+                    Some(upgrader) => self.start_upgrader(scope, &host, upgrader, tell.clone()),
+                    None => Ok(()),
+                });
+            drop(tell);
             let failed = started.is_err();
             // Whoever started the server waits for this.
             let _ = ready.send(started);
             let stop = if failed {
                 Stop::at_once()
             } else {
-                self.obey(&commands, &ended)
+                self.obey(&commands, &ended, control.restart.as_ref())
             };
-            let (report, all_ended) = self.finish(stop, &ended);
+            let (report, all_ended) = self.finish(stop, &ended, control.restart.as_ref());
             log::info!("{report}");
             // Nobody is obeyed any more, so that nobody need wait to be heard.
             drop(commands);
@@ -92,8 +108,8 @@ impl<S: Service> Parts<S> {
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
         jobs: &'scope Workers<'scope, S>,
-        listeners: Vec<Listener>,
-        tell: Sender<Ended>,
+        listeners: Vec<Arc<Listener>>,
+        tell: &Sender<Ended>,
     ) -> io::Result<()> {
         let workers = self.settings.workers.unwrap_or(1);
         let (ready, built) = crossbeam_channel::bounded(workers);
@@ -123,19 +139,46 @@ impl<S: Service> Parts<S> {
             })?;
         thread::Builder::new()
             .name(self.thread_name("accept"))
-            .spawn_scoped(scope, move || {
-                let _tell = Tell(tell, Ended::Acceptor);
-                belong_to(self.server);
-                let admission = self.settings.admission.clone();
-                if let Err(error) = acceptor::accept(&self.lot, &self.gate, listeners, admission) {
-                    log::error!("the acceptor has failed: {error}");
+            .spawn_scoped(scope, {
+                let tell = tell.clone();
+                move || {
+                    let _tell = Tell(tell, Ended::Acceptor);
+                    belong_to(self.server);
+                    let admission = self.settings.admission.clone();
+                    if let Err(error) =
+                        acceptor::accept(&self.lot, &self.gate, listeners, admission)
+                    {
+                        log::error!("the acceptor has failed: {error}");
+                    }
                 }
             })?;
         Ok(())
     }
 
+    fn start_upgrader<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        host: &'scope Serving<'scope, S>,
+        upgrader: Upgrader,
+        tell: Sender<Ended>,
+    ) -> io::Result<()> {
+        thread::Builder::new()
+            .name(self.thread_name("upgrade"))
+            .spawn_scoped(scope, move || {
+                let _tell = Tell(tell, Ended::Upgrader);
+                belong_to(self.server);
+                upgrader.run(host);
+            })?;
+        Ok(())
+    }
+
     /// The main thread's loop: obeys commands until a drain is over, or its time is.
-    fn obey(&self, commands: &Receiver<Command>, ended: &Receiver<Ended>) -> Stop {
+    fn obey(
+        &self,
+        commands: &Receiver<Command>,
+        ended: &Receiver<Ended>,
+        restart: Option<&Remote>,
+    ) -> Stop {
         let (lot, gate) = (&self.lot, &self.gate);
         let mut stop: Option<Stop> = None;
         let mut accepting = true;
@@ -147,8 +190,10 @@ impl<S: Service> Parts<S> {
                 if stop.is_clean || stop.deadline.passed(Instant::now()) {
                     return *stop;
                 }
-                stop.is_cleared = stop.is_cleared || lot.clear();
-                let retry = (!stop.is_cleared).then(|| Instant::now() + CLEAR_AGAIN);
+                // Who leaves lets its clients end by themselves.
+                let clears = lot.drain.is_closing() && !stop.is_cleared;
+                stop.is_cleared = stop.is_cleared || clears && lot.clear();
+                let retry = (clears && !stop.is_cleared).then(|| Instant::now() + CLEAR_AGAIN);
                 let next = stop.deadline.earlier(Deadline::at(retry));
                 timer = next.instant().map_or(timer, crossbeam_channel::at);
             }
@@ -162,6 +207,10 @@ impl<S: Service> Parts<S> {
                             // A server that accepts nobody is better ended, and started anew.
                             None => Command::StopNow,
                         }
+                    }
+                    Ok(Ended::Upgrader) => {
+                        log::error!("the upgrader has failed: there are no restarts any more");
+                        continue;
                     }
                     // No other thread ends by itself.
                     _ => Command::StopNow,
@@ -182,7 +231,17 @@ impl<S: Service> Parts<S> {
                     self.call_hook();
                     continue;
                 }
-                Command::Drain => Deadline::after(Instant::now(), self.settings.drain_timeout),
+                Command::Restart => {
+                    match restart {
+                        Some(restart) => restart.restart(),
+                        None => log::warn!("the server was built without restarts"),
+                    }
+                    continue;
+                }
+                Command::Leave if stop.is_some() => continue,
+                Command::Drain | Command::Leave => {
+                    Deadline::after(Instant::now(), self.settings.drain_timeout)
+                }
                 Command::StopBy(deadline) => deadline,
                 Command::StopNow => Deadline::at(Some(Instant::now())),
             };
@@ -190,9 +249,19 @@ impl<S: Service> Parts<S> {
                 log::info!("stopping, {} connections are open", lot.drain.live());
                 Stop::begin(lot.drain.ended())
             });
-            // From here on no worker parks an idle connection, so that `clear` meets them all.
-            lot.drain.begin();
-            gate.close();
+            if command == Command::Leave {
+                lot.drain.leave(self.idle_grace);
+                // What the kernel has queued is the successor's.
+                gate.close_now();
+                lot.shorten_idle();
+            } else {
+                if let Some(restart) = restart {
+                    restart.stopping();
+                }
+                // From here on no worker parks an idle connection, so that `clear` meets them all.
+                lot.drain.begin();
+                gate.close();
+            }
             stop.deadline = stop.deadline.earlier(deadline);
         }
     }
@@ -207,7 +276,12 @@ impl<S: Service> Parts<S> {
     }
 
     /// Ends what is left, and the threads. Also says whether all of them have ended.
-    fn finish(&self, stop: Stop, ended: &Receiver<Ended>) -> (Report, bool) {
+    fn finish(
+        &self,
+        stop: Stop,
+        ended: &Receiver<Ended>,
+        restart: Option<&Remote>,
+    ) -> (Report, bool) {
         let lot = &self.lot;
         let mut report = Report {
             finished: stop.finished,
@@ -215,6 +289,10 @@ impl<S: Service> Parts<S> {
         };
         self.gate.close_now();
         if !stop.is_clean {
+            // Who left has kept the idle ones until now; they lose nothing.
+            lot.drain.begin();
+            lot.clear();
+            report.finished = lot.drain.ended() - stop.ended_before;
             lot.drain.force();
             let left = lot.drain.live();
             report.forced = self.stragglers();
@@ -222,6 +300,10 @@ impl<S: Service> Parts<S> {
             lot.force();
         }
         lot.end();
+        report.took = stop.since.elapsed();
+        if let Some(restart) = restart {
+            restart.end(report.to_string());
+        }
         let until = Instant::now() + GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
         let all_ended = loop {
@@ -230,7 +312,7 @@ impl<S: Service> Parts<S> {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
                 }
-                Ok(Ended::Acceptor | Ended::Keeper) => {}
+                Ok(Ended::Acceptor | Ended::Keeper | Ended::Upgrader) => {}
                 Err(RecvTimeoutError::Timeout) => break false,
                 Err(RecvTimeoutError::Disconnected) => break true,
             }
@@ -258,6 +340,53 @@ impl<S: Service> Parts<S> {
 
     pub(super) fn thread_name(&self, what: &str) -> String {
         format!("{}-{what}", self.settings.name)
+    }
+}
+
+/// A server, as its upgrader sees it.
+struct Serving<'a, S: Service> {
+    parts: &'a Parts<S>,
+    commands: &'a Sender<Command>,
+}
+
+impl<S: Service> Serving<'_, S> {
+    fn command(&self, command: Command) {
+        // A server that has ended does not listen any more, and needs not.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl<S: Service> Host for Serving<'_, S> {
+    fn export(&self) -> Option<Vec<u8>> {
+        let service = std::panic::AssertUnwindSafe(&self.parts.service);
+        std::panic::catch_unwind(|| service.export()).unwrap_or_else(|panic| {
+            log::error!("the export panicked: {}", pool::message(&*panic));
+            None
+        })
+    }
+
+    fn open(&self) {
+        self.parts.gate.open();
+    }
+
+    fn pause(&self) -> bool {
+        self.parts.gate.pause()
+    }
+
+    fn resume(&self) {
+        self.parts.gate.resume();
+    }
+
+    fn leave(&self) {
+        self.command(Command::Leave);
+    }
+
+    fn drain(&self) {
+        self.command(Command::Drain);
+    }
+
+    fn end(&self) {
+        self.command(Command::StopNow);
     }
 }
 

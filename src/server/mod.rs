@@ -17,6 +17,7 @@ use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
 use crate::parking::{Lot, LotOptions};
+use crate::restart::{HeldSignals, ReadyWhen, Remote, Restart, Upgrader};
 use crate::service::Service;
 use crate::signals::Command;
 use crate::stats::{Counters, Stats, WorkerState};
@@ -25,7 +26,7 @@ pub use builder::{BuildError, Builder};
 pub use handle::Handle;
 use handle::{Control, Outcome};
 use main_thread::Parts;
-pub use report::{Forced, Report};
+pub use report::{Forced, Generation, Report, RestartReport};
 
 /// A server that is bound, and waits to be started.
 ///
@@ -96,7 +97,8 @@ impl<S: Service> Server<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        let (parts, control) = self.prepare()?;
+        let (parts, control, mut opening) = self.prepare()?;
+        opening.release_signals();
         let drain_timeout = parts.settings.drain_timeout;
         thread::scope(|scope| {
             let (ready, started) = crossbeam_channel::bounded(1);
@@ -107,6 +109,7 @@ impl<S: Service> Server<S> {
             started.recv().unwrap_or_else(|_| Err(no_start()))?;
             let handle = Handle::new(control, None);
             let stop = StopOnDrop(&handle, drain_timeout);
+            opening.open()?;
             let result = body(&handle);
             drop(stop);
             Ok((result, handle.join()))
@@ -114,10 +117,12 @@ impl<S: Service> Server<S> {
     }
 
     /// Puts the parts together; nothing runs yet.
-    fn prepare(self) -> io::Result<(Parts<S>, Arc<Control>)> {
+    fn prepare(self) -> io::Result<(Parts<S>, Arc<Control>, Opening)> {
         static SERVERS: AtomicUsize = AtomicUsize::new(1);
         let addrs = self.local_addrs();
-        let settings = self.settings;
+        let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
+        let mut settings = self.settings;
+        let idle_grace = settings.restart.as_ref().map(Restart::grace);
         let workers = settings.workers.unwrap_or(1);
         let (lot, queue) = Lot::new(LotOptions {
             workers,
@@ -140,6 +145,24 @@ impl<S: Service> Server<S> {
         let room = Arc::clone(&gate);
         lot.on_room(move || room.wake());
 
+        let mut opening = Opening {
+            gate: Arc::clone(&gate),
+            remote: None,
+            ready_when: None,
+            held: None,
+            obeys_signals: false,
+            is_to_stop: false,
+        };
+        let mut upgrader = None;
+        if let Some(mut restart) = settings.restart.take() {
+            opening.ready_when = restart.take_ready_when();
+            opening.held = Some(restart.take_held());
+            let shared = listeners.iter().map(Arc::downgrade).collect();
+            let (own, remote) = Upgrader::new(restart, shared, settings.drain_timeout)?;
+            upgrader = Some(own);
+            opening.remote = Some(remote);
+        }
+
         let watched = Arc::clone(&lot);
         let control = Arc::new(Control {
             commands: sender,
@@ -147,10 +170,13 @@ impl<S: Service> Server<S> {
             server: SERVERS.fetch_add(1, SeqCst),
             stats: Box::new(move || stats(&watched)),
             outcome: Outcome::default(),
+            restart: opening.remote.clone(),
         });
         let parts = Parts {
             service: self.service,
-            listeners: self.listeners,
+            listeners,
+            upgrader,
+            idle_grace: idle_grace.unwrap_or_default(),
             settings,
             lot,
             gate,
@@ -158,7 +184,7 @@ impl<S: Service> Server<S> {
             commands,
             server: control.server,
         };
-        Ok((parts, control))
+        Ok((parts, control, opening))
     }
 }
 
@@ -170,14 +196,18 @@ impl<S: Service + 'static> Server<S> {
     /// When a thread cannot be started, the service cannot build a worker's state, or the process's signals cannot be
     /// watched: another part of the program may have installed a Ctrl-C handler.
     pub fn run(self) -> io::Result<Report> {
-        let (parts, control) = self.prepare()?;
+        let (parts, control, mut opening) = self.prepare()?;
+        opening.obeys_signals = parts.settings.signals;
         // Before anything is served, so that no signal that comes once there is a server is missed.
         #[cfg(feature = "signals")]
         let _watched = match parts.settings.signals {
-            true => Some(crate::signals::subscribe(control.commands.clone())?),
+            true => {
+                let (server, restarts) = (control.commands.clone(), control.restart.is_some());
+                Some(crate::signals::subscribe(server, restarts)?)
+            }
             false => None,
         };
-        Ok(launch(parts, control)?.join())
+        Ok(launch(parts, control, opening)?.join())
     }
 
     /// Starts the server on threads of its own. It touches no signal: how it is stopped is the caller's affair.
@@ -186,8 +216,8 @@ impl<S: Service + 'static> Server<S> {
     ///
     /// When a thread cannot be started, or the service cannot build a worker's state.
     pub fn start(self) -> io::Result<Handle> {
-        let (parts, control) = self.prepare()?;
-        launch(parts, control)
+        let (parts, control, opening) = self.prepare()?;
+        launch(parts, control, opening)
     }
 }
 
@@ -200,15 +230,58 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
+/// What is to be done before the first connection is accepted, once everything else is there.
+struct Opening {
+    gate: Arc<Gate>,
+    remote: Option<Remote>,
+    ready_when: Option<ReadyWhen>,
+    held: Option<HeldSignals>,
+    obeys_signals: bool,
+    /// A signal has come already that stops the server as soon as it looks.
+    is_to_stop: bool,
+}
+
+impl Opening {
+    /// Lets signals through that were held back until they are handled, if they are to be.
+    fn release_signals(&mut self) {
+        if let Some(mut held) = self.held.take() {
+            self.is_to_stop = held.release() && self.obeys_signals;
+        }
+    }
+
+    fn open(self) -> io::Result<()> {
+        if self.is_to_stop {
+            return Ok(());
+        }
+        if let Some(ready_when) = self.ready_when {
+            ready_when().map_err(io::Error::other)?;
+        }
+        match self.remote {
+            Some(remote) => remote.open().map_err(io::Error::other),
+            None => {
+                self.gate.open();
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Starts the main thread, and waits until it serves.
-fn launch<S: Service + 'static>(parts: Parts<S>, control: Arc<Control>) -> io::Result<Handle> {
+fn launch<S: Service + 'static>(
+    parts: Parts<S>,
+    control: Arc<Control>,
+    mut opening: Opening,
+) -> io::Result<Handle> {
+    opening.release_signals();
     let (ready, started) = crossbeam_channel::bounded(1);
     let shared = Arc::clone(&control);
     let thread = thread::Builder::new()
         .name(parts.thread_name("main"))
         .spawn(move || parts.serve(&shared, &ready))?;
     started.recv().unwrap_or_else(|_| Err(no_start()))?;
-    Ok(Handle::new(control, Some(thread)))
+    let handle = Handle::new(control, Some(thread));
+    opening.open()?;
+    Ok(handle)
 }
 
 fn no_start() -> io::Error {

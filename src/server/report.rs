@@ -43,6 +43,47 @@ impl fmt::Display for Report {
     }
 }
 
+/// What a restart came to, from [`Handle::restart`](crate::Handle::restart) in the process that was replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestartReport {
+    /// From the start of the new process until it could serve.
+    pub ready_after: Duration,
+    /// How long neither process accepted connections; those that came meanwhile waited in the kernel's queue.
+    pub accept_gap: Duration,
+    /// What became of the connections of the old process.
+    pub drained: Report,
+    /// The process that was replaced.
+    pub old: Generation,
+    /// The process that serves.
+    pub new: Generation,
+}
+
+/// One of the processes that serve one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Generation {
+    /// 1 for the first one.
+    pub number: u64,
+    /// Its process id.
+    pub pid: u32,
+}
+
+impl fmt::Display for RestartReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "generation {} (process {}) was ready after {:.3} s, generation {} (process {}) {}",
+            self.new.number,
+            self.new.pid,
+            self.ready_after.as_secs_f32(),
+            self.old.number,
+            self.old.pid,
+            self.drained
+        )
+    }
+}
+
 /// A connection that a handler had in hand when the time was over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

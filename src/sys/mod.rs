@@ -16,7 +16,11 @@
 //! | [`send_file`] | a file's next bytes without a copy; `None` where the system does not do it, or not for this file |
 //! | [`unix_socket`] and the `unix_path` functions | Unix stream sockets, or a clear error where there are none |
 //! | [`into_stream`] | the std socket inside |
-//! | [`watch_signals`] | the process's stop and hook signals |
+//! | [`watch_signals`] | the process's signals |
+//! | [`start`], [`Process`] | a child process with exactly the descriptors that it is given, and its end |
+//! | [`adopt`], [`release_signals`], [`set_stderr`] | what such a child does with what it finds |
+//! | [`message_pair`], [`receive_message`], [`notify`] | messages between processes |
+//! | [`RESTARTS`] | whether there is any of that; elsewhere all of it is a clear error |
 //!
 //! # The poller
 //!
@@ -55,16 +59,16 @@ pub(crate) use one_waiter::{Events, Poller};
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
-pub use unix::Stream;
-#[cfg(unix)]
 pub(crate) use unix::*;
+#[cfg(unix)]
+pub use unix::{Descriptor, Stream};
 
 #[cfg(windows)]
 mod windows;
 #[cfg(windows)]
-pub use windows::Stream;
-#[cfg(windows)]
 pub(crate) use windows::*;
+#[cfg(windows)]
+pub use windows::{Descriptor, Stream};
 
 /// What a wait is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,8 @@ pub(crate) enum Signal {
     Quit,
     /// SIGUSR1: the application's own affair, such as reopening a log file.
     User,
+    /// SIGHUP or SIGUSR2: a new process is to take over.
+    Restart,
 }
 
 /// What stands at the path of a Unix socket that is to be bound.

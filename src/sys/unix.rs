@@ -16,6 +16,12 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Interest, PathState, Ready, millis_up};
 
+mod message;
+mod process;
+
+pub use process::Descriptor;
+pub(crate) use {message::*, process::*};
+
 /// A closed or shut down socket ends a wait by itself here, so a wait may last as long as it likes.
 pub(crate) const WAIT_SLICE: Option<Duration> = None;
 
@@ -72,6 +78,12 @@ pub(crate) fn coarse_millis() -> u64 {
 pub(crate) fn coarse_millis() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// The system's monotonic clock, in nanoseconds; the same for all processes.
+pub(crate) fn monotonic_nanos() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -314,7 +326,7 @@ pub(crate) fn into_stream(socket: &Socket) -> io::Result<Stream> {
 pub(crate) fn watch_signals(
     on: impl Fn(super::Signal) -> bool + Clone + Send + 'static,
 ) -> io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
     use signal_hook::low_level::emulate_default_handler;
 
     fn deliver(on: impl Fn(super::Signal) -> bool, signal: super::Signal, number: i32) {
@@ -328,7 +340,8 @@ pub(crate) fn watch_signals(
     let ctrl_c = on.clone();
     ctrlc::set_handler(move || deliver(&ctrl_c, super::Signal::Interrupt, SIGINT))
         .map_err(io::Error::other)?;
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGQUIT, SIGUSR1])?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGQUIT, SIGUSR1, SIGHUP, SIGUSR2])?;
     std::thread::Builder::new()
         .name("handover-signal".to_owned())
         .spawn(move || {
@@ -336,6 +349,7 @@ pub(crate) fn watch_signals(
                 let signal = match number {
                     SIGTERM => super::Signal::Terminate,
                     SIGQUIT => super::Signal::Quit,
+                    SIGHUP | SIGUSR2 => super::Signal::Restart,
                     _ => super::Signal::User,
                 };
                 deliver(&on, signal, number);

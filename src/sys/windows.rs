@@ -15,6 +15,11 @@ use windows_sys::Win32::Networking::WinSock::{
 
 use super::{Interest, PathState, Ready};
 
+mod process;
+
+pub use process::Descriptor;
+pub(crate) use process::*;
+
 /// Shutting a socket down does not wake a thread that waits for it here, so no wait is longer than this.
 pub(crate) const WAIT_SLICE: Option<Duration> = Some(Duration::from_millis(100));
 
@@ -62,6 +67,11 @@ pub(crate) fn is_listening_stream(socket: &Socket) -> io::Result<bool> {
 pub(crate) fn coarse_millis() -> u64 {
     // SAFETY: takes nothing and gives a number.
     unsafe { windows_sys::Win32::System::SystemInformation::GetTickCount64() }
+}
+
+/// The system's monotonic clock, in nanoseconds; the same for all processes.
+pub(crate) fn monotonic_nanos() -> u64 {
+    coarse_millis() * 1_000_000
 }
 
 pub(crate) fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {

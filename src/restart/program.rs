@@ -1,0 +1,196 @@
+//! The program that this process runs, as it is started again for a successor.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use socket2::Socket;
+
+use super::inherit::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, fd_name};
+use super::message::VERSION;
+use crate::sys::{self, Descriptor, Process, Start};
+
+/// What was recorded at the start.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    pub(super) path: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<OsString>,
+    dir: PathBuf,
+}
+
+/// What a successor gets beside what it gets from everybody.
+pub(super) struct Legacy<'a> {
+    /// With their names.
+    pub(super) descriptors: Vec<(String, Descriptor)>,
+    pub(super) control: &'a Socket,
+    pub(super) state: Option<Vec<u8>>,
+    pub(super) generation: u64,
+}
+
+impl Program {
+    /// The program of this process: by the name that it was started with, so that what stands there later is found.
+    pub(super) fn of_this_process() -> io::Result<Self> {
+        let args: Vec<OsString> = env::args_os().collect();
+        let dir = env::current_dir()?;
+        let name = args.first().map(PathBuf::from).unwrap_or_default();
+        let path = if name.components().count() > 1 || name.is_absolute() {
+            Some(dir.join(&name))
+        } else {
+            let path = env::var_os("PATH").unwrap_or_default();
+            let mut places = env::split_paths(&path).map(|place| dir.join(place).join(&name));
+            places.find(|place| sys::is_program(place))
+        };
+        // A name that leads nowhere is one that somebody made up.
+        let path = match path.filter(|path| sys::is_program(path)) {
+            Some(path) => path,
+            None => env::current_exe()?,
+        };
+        let own = [LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, HANDOVER];
+        let env = env::vars_os()
+            .filter(|(name, _)| !own.iter().any(|own| name == own))
+            .map(|(name, value)| sys::env_entry(&name, &value))
+            .collect();
+        Ok(Self {
+            path,
+            args,
+            env,
+            dir,
+        })
+    }
+
+    /// Starts it once more.
+    pub(super) fn start(&self, legacy: Legacy<'_>) -> io::Result<(Process, LastWords)> {
+        let (names, mut descriptors): (Vec<_>, Vec<_>) = legacy.descriptors.into_iter().unzip();
+        let listeners = descriptors.len();
+        let mut place = |descriptor: Descriptor| {
+            descriptors.push(descriptor);
+            (sys::FIRST_PASSED as usize + descriptors.len() - 1).to_string()
+        };
+        let control = place(sys::descriptor_of(legacy.control)?);
+        // Where there is no standard error, there is none to listen to.
+        let pipe = match sys::stderr_copy() {
+            Ok(stderr) => Some((place(stderr), sys::pipe()?)),
+            Err(_) => None,
+        };
+        let (stderr, pipe) = pipe.unzip();
+        let (reader, writer) = pipe.unzip();
+        let none = || "-".to_owned();
+        let state = match &legacy.state {
+            Some(state) => place(sys::anonymous_file(state)?.into()),
+            None => none(),
+        };
+        let names: Vec<String> = names.iter().map(|name| fd_name(name)).collect();
+        let mut env = self.env.clone();
+        env.push(format!("{LISTEN_FDS}={listeners}").into());
+        env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
+        let (generation, stderr) = (legacy.generation, stderr.unwrap_or_else(none));
+        let env_with_pid = [
+            format!("{LISTEN_PID}=").into(),
+            format!("{HANDOVER}={VERSION},{generation},{control},{stderr},{state},").into(),
+        ];
+        let process = sys::start(&Start {
+            program: &self.path,
+            args: &self.args,
+            env: &env,
+            env_with_pid: &env_with_pid,
+            dir: &self.dir,
+            descriptors: &descriptors,
+            stderr: writer.as_ref(),
+        })?;
+        drop(writer);
+        Ok((process, LastWords::of(reader)?))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// How many lines of a successor's standard error are remembered, and how many bytes at most.
+const LINES: usize = 20;
+const TAIL: usize = 8 * 1024;
+
+/// What a successor says on standard error before it is ready. It is passed on, and the last lines are remembered.
+pub(super) struct LastWords(Receiver<Vec<String>>);
+
+impl LastWords {
+    fn of(reader: Option<Descriptor>) -> io::Result<Self> {
+        let (done, said) = crossbeam_channel::bounded(1);
+        if let Some(reader) = reader {
+            // It ends when the successor has put its own standard error in the pipe's place, or is gone. A child of
+            // the successor's may keep it longer, so that nobody waits for it.
+            thread::Builder::new()
+                .name("handover-stderr".to_owned())
+                .spawn(move || relay(reader, &done))?;
+        }
+        Ok(Self(said))
+    }
+
+    /// The last lines, of a process that has ended.
+    pub(super) fn take(&self) -> Vec<String> {
+        self.0
+            .recv_timeout(Duration::from_secs(1))
+            .unwrap_or_default()
+    }
+}
+
+fn relay(reader: Descriptor, done: &Sender<Vec<String>>) {
+    let mut reader = sys::into_file(reader);
+    let mut piece = [0; 4096];
+    let mut tail = Vec::new();
+    loop {
+        match reader.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => {
+                // Nobody can be told that standard error is gone.
+                let _ = io::stderr().write_all(&piece[..count]);
+                tail.extend_from_slice(&piece[..count]);
+                tail.drain(..tail.len().saturating_sub(TAIL));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                log::warn!("cannot read the successor's standard error: {error}");
+                break;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&tail);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LINES)..];
+    // Nobody may want to know.
+    let _ = done.send(last.iter().map(|&line| line.to_owned()).collect());
+}
+
+/// Waits until a process has ended that is about to. The status is unknown if somebody else has waited for it.
+pub(super) fn wait_for_end(process: &mut Process, within: Duration) -> Option<Option<ExitStatus>> {
+    let deadline = Instant::now() + within;
+    loop {
+        match process.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            Ok(None) => return None,
+            Err(error) => {
+                log::error!("cannot wait for process {}: {error}", process.id());
+                return None;
+            }
+        }
+    }
+}
+
+/// The same, and ends it if it does not end in time by itself.
+pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStatus> {
+    if let Some(status) = wait_for_end(process, within) {
+        return status;
+    }
+    if let Err(error) = process.kill() {
+        log::error!("cannot end process {}: {error}", process.id());
+    }
+    // Nothing holds back this signal, but the end takes its time.
+    wait_for_end(process, Duration::from_secs(5)).flatten()
+}
