@@ -168,7 +168,7 @@ fn relay(reader: Descriptor, done: &Sender<Vec<String>>) {
 }
 
 /// Waits until a process has ended that is about to. The status is unknown if somebody else has waited for it.
-pub(super) fn wait_for_end(process: &mut Process, within: Duration) -> Option<Option<ExitStatus>> {
+fn wait_for_end(process: &mut Process, within: Duration) -> Option<Option<ExitStatus>> {
     let deadline = Instant::now() + within;
     loop {
         match process.try_wait() {

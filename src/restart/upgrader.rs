@@ -14,7 +14,7 @@ use super::error::{RestartError, RestartFailure};
 use super::inherit::Predecessor;
 use super::message::{Incoming, Link, Message};
 use super::pid_file::PidFile;
-use super::program::{LastWords, Legacy, Program, end_of, wait_for_end};
+use super::program::{LastWords, Legacy, Program, end_of};
 use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::notify;
@@ -523,6 +523,7 @@ impl Upgrader {
             (Step::Accepting { after, gap, .. }, Message::Ack) => {
                 successor.step = Step::Serving;
                 successor.deadline = Deadline::NEVER;
+                successor.process.let_go();
                 let replacement = Replacement {
                     ready_after: after,
                     accept_gap: gap,
@@ -565,13 +566,10 @@ impl Upgrader {
             return;
         };
         if successor.step == Step::Serving {
-            // This process is no more than its parent, and has to take note of its end.
-            if let Some(status) = wait_for_end(&mut successor.process, END_TIMEOUT) {
-                let status = status
-                    .map(|status| format!(" ({status})"))
-                    .unwrap_or_default();
-                log::warn!("the successor has ended{status}");
-            }
+            log::warn!(
+                "the successor, process {}, has ended",
+                successor.process.id()
+            );
             return;
         }
         let status = end_of(&mut successor.process, END_TIMEOUT);

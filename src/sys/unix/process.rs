@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::Socket;
 
@@ -49,73 +50,123 @@ const HELD: [libc::c_int; 6] = [
     libc::SIGUSR2,
 ];
 
-/// A child process. It is not ended by a drop.
+/// A process that was started. A drop leaves it alone.
+///
+/// Its parent is a process that does nothing but wait for it, and keeps its id from being another's. When that one is
+/// gone, it is init's child, or the service manager's: a manager notices the end of its own children only.
 #[derive(Debug)]
 pub(crate) struct Process {
-    pid: Pid,
-    /// Once it was waited for, its id may be another's.
+    pid: u32,
+    parent: Option<Parent>,
     ended: Option<Option<ExitStatus>>,
+}
+
+/// The process that waits. Dropping this ends it.
+#[derive(Debug)]
+struct Parent {
+    pid: Pid,
+    /// It writes the id of its child there, and in the end the status; then it waits for this to be closed.
+    news: Option<UnixStream>,
+    child_has_ended: bool,
 }
 
 impl Process {
     pub(crate) fn id(&self) -> u32 {
-        self.pid.as_raw_nonzero().get().unsigned_abs()
+        self.pid
     }
 
-    /// Whether it has ended. Its status is unknown if somebody else in this process has waited for it.
+    /// Whether it has ended, unless it was let go.
     pub(crate) fn try_wait(&mut self) -> io::Result<Option<Option<ExitStatus>>> {
-        if self.ended.is_none() {
-            match waitpid(Some(self.pid), WaitOptions::NOHANG) {
-                Ok(None) | Err(Errno::INTR) => {}
-                Ok(Some((_, status))) => {
-                    self.ended = Some(Some(ExitStatus::from_raw(status.as_raw())));
+        if let (None, Some(parent)) = (self.ended, &mut self.parent) {
+            match parent.read() {
+                Ok(raw) => {
+                    parent.child_has_ended = true;
+                    self.ended = Some(Some(ExitStatus::from_raw(raw as i32)));
                 }
-                Err(Errno::CHILD) => self.ended = Some(None),
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Somebody has ended the process that waits, and nobody will ever know.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.ended = Some(None);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(self.ended)
     }
 
-    /// Ends it at once.
+    /// Ends it at once, unless it was let go.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
-        match self.ended {
-            Some(_) => Ok(()),
-            None => Ok(kill_process(self.pid, Signal::KILL)?),
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        match (&self.parent, self.ended, pid) {
+            (Some(_), None, Some(pid)) => Ok(kill_process(pid, Signal::KILL)?),
+            _ => Ok(()),
         }
+    }
+
+    /// From now on it is nobody's here.
+    pub(crate) fn let_go(&mut self) {
+        self.parent = None;
+    }
+}
+
+impl Parent {
+    fn read(&mut self) -> io::Result<u32> {
+        let mut word = [0; 4];
+        let mut news = self.news.as_ref().ok_or(io::ErrorKind::UnexpectedEof)?;
+        news.read_exact(&mut word)?;
+        Ok(u32::from_ne_bytes(word))
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        drop(self.news.take());
+        if !self.child_has_ended {
+            // It is there until it is waited for, so that this reaches nobody else.
+            let _ = kill_process(self.pid, Signal::KILL);
+        }
+        // Somebody else in this process may have waited for it.
+        let _ = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
     }
 }
 
 /// Starts a program in a process of its own. [`HELD`] signals are blocked in it.
 ///
-/// An error is that of the process that was to become the program: no descriptors, no such directory or program.
+/// An error is that of the process that was to become the program: no descriptors, no such directory or program. To be
+/// called from a thread that lives as long as the process is of interest.
 pub(crate) fn start(start: &Start<'_>) -> io::Result<Process> {
     // Nothing may be allocated between fork and exec, so that all is made here.
     let mut plan = Plan::new(start)?;
-    let (report, write_end) = pipe()?;
-    plan.report = write_end.as_raw_fd();
-    let pid = plan.fork()?;
-    drop(write_end);
-    let mut process = Process { pid, ended: None };
+    let (report, report_end) = pipe()?;
+    let (news, news_end) = UnixStream::pair()?;
+    plan.report = report_end.as_raw_fd();
+    plan.news = news_end.as_raw_fd();
+    let mut parent = Parent {
+        pid: plan.fork()?,
+        news: Some(news),
+        child_has_ended: false,
+    };
+    drop((report_end, news_end));
     let mut failure = Vec::new();
-    let read = File::from(report).read_to_end(&mut failure);
-    if failure.is_empty() && read.is_ok() {
-        return Ok(process);
+    // Until the program runs, whose descriptors are others.
+    File::from(report).read_to_end(&mut failure)?;
+    if let Some(number) = failure.first_chunk() {
+        // It says who it is, and how it ends, unless there was no memory for it.
+        parent.child_has_ended = parent.read().and_then(|_| parent.read()).is_ok();
+        return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*number)));
     }
-    while process.ended.is_none() {
-        match waitpid(Some(pid), WaitOptions::empty()) {
-            Err(Errno::INTR) => {}
-            _ => process.ended = Some(None),
-        }
+    let pid = parent.read()?;
+    if let Some(news) = &parent.news {
+        news.set_nonblocking(true)?;
     }
-    read?;
-    let number = failure
-        .first_chunk()
-        .map_or(0, |raw| i32::from_ne_bytes(*raw));
-    Err(io::Error::from_raw_os_error(number))
+    Ok(Process {
+        pid,
+        parent: Some(parent),
+        ended: None,
+    })
 }
 
-/// What the new process needs until it is the program.
+/// What the new processes need until one of them is the program.
 struct Plan {
     program: CString,
     dir: CString,
@@ -127,6 +178,7 @@ struct Plan {
     sources: Vec<RawFd>,
     stderr: RawFd,
     report: RawFd,
+    news: RawFd,
 }
 
 /// A process's id has so many digits at most.
@@ -165,32 +217,69 @@ impl Plan {
             sources: start.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
             stderr: start.stderr.map_or(2, |stderr| stderr.as_raw_fd()),
             report: -1,
+            news: -1,
         })
     }
 
+    /// Forks the process that waits, and that one the program.
     #[allow(unsafe_code)]
     fn fork(&mut self) -> io::Result<Pid> {
-        // A handler that ran in the new process would write to what it shares with this one.
+        let own = rustix::process::getpid();
+        // A handler that ran in a new process would write to what it shares with this one.
         let before = block_all();
-        // SAFETY: the new process calls only what is async-signal-safe until it is another program, or ends.
+        // SAFETY: the new processes call only what is async-signal-safe until they are another program, or end.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            let number = self.become_program();
-            // SAFETY: the call reads four bytes from a live array; `_exit` ends the process.
-            unsafe {
-                libc::write(self.report, number.to_ne_bytes().as_ptr().cast(), 4);
-                libc::_exit(127);
-            }
+            self.wait_for_program(own);
         }
         let error = io::Error::last_os_error();
         set_mask(libc::SIG_SETMASK, &before);
         Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
     }
 
+    /// The life of the process that waits. It may not allocate.
+    #[allow(unsafe_code)]
+    fn wait_for_program(&mut self, parent: Pid) -> ! {
+        // SAFETY: all calls are async-signal-safe, with live arguments; `_exit` ends the process.
+        unsafe {
+            end_with_parent(parent);
+            let program = libc::fork();
+            if program <= 0 {
+                let number = match program {
+                    0 => self.become_program(),
+                    _ => errno(),
+                };
+                write_word(self.report, number as u32);
+                libc::_exit(127);
+            }
+            // What is open here would stay open when the others close it, clients' connections above all.
+            libc::dup2(self.news, 0);
+            close_from_1();
+            write_word(0, program as u32);
+            let mut info = std::mem::zeroed::<libc::siginfo_t>();
+            // It is not reaped yet, so that nobody else gets its id as long as somebody here may signal it.
+            let flags = libc::WEXITED | libc::WNOWAIT;
+            while libc::waitid(libc::P_PID, program as libc::id_t, &mut info, flags) < 0
+                && errno() == libc::EINTR
+            {}
+            let status = info.si_status() as u32;
+            write_word(
+                0,
+                match info.si_code {
+                    libc::CLD_EXITED => (status & 0xff) << 8,
+                    libc::CLD_DUMPED => status | 0x80,
+                    _ => status,
+                },
+            );
+            while libc::read(0, (&raw mut info).cast(), 1) < 0 && errno() == libc::EINTR {}
+            libc::waitpid(program, std::ptr::null_mut(), 0);
+            libc::_exit(0);
+        }
+    }
+
     /// Returns only the number of an error. Runs in the new process, which may not allocate.
     #[allow(unsafe_code)]
     fn become_program(&mut self) -> i32 {
-        let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(0);
         let above = FIRST_PASSED + self.sources.len() as i32;
         // SAFETY: calls with numbers of descriptors and pointers to what `self` owns; all are async-signal-safe. The
         // arrays of pointers end with null, and so do the strings, also those that the id is written to.
@@ -234,6 +323,52 @@ impl Plan {
             );
         }
         errno()
+    }
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// Has this process ended when its parent does, however that happens.
+#[allow(unsafe_code)]
+fn end_with_parent(parent: Pid) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: only numbers go in.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    // SAFETY: takes nothing; `_exit` ends the process.
+    unsafe {
+        if libc::getppid() != parent.as_raw_nonzero().get() {
+            libc::_exit(0);
+        }
+    }
+}
+
+/// Closes every descriptor but 0.
+#[allow(unsafe_code)]
+fn close_from_1() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: whoever owns them is another process, of which this one is a copy that uses none of them.
+    if unsafe { libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) } == 0 {
+        return;
+    }
+    // SAFETY: as above; the call takes and gives numbers.
+    unsafe {
+        for number in 1..libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) {
+            libc::close(number as RawFd);
+        }
+    }
+}
+
+/// Four bytes are taken whole, or nobody is there to read them any more.
+#[allow(unsafe_code)]
+fn write_word(to: RawFd, word: u32) {
+    let bytes = word.to_ne_bytes();
+    // SAFETY: reads four bytes of a live array.
+    unsafe {
+        libc::write(to, bytes.as_ptr().cast(), bytes.len());
     }
 }
 
