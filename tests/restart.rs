@@ -695,7 +695,7 @@ fn whoever_survives_a_kill_serves() {
     // The stage that the successor waits in, and how long after that, in microseconds, one of the two is killed.
     let stages = [("early pause", None), ("pause", None), ("late pause", None)];
     // From there on it goes from hand to hand within a millisecond or two.
-    let steps = (0..16).map(|step| ("late pause", Some(step * 150)));
+    let steps = (0..10).map(|step| ("late pause", Some(step * 200)));
     let (mut olds, mut news, mut late) = (0, 0, 0);
     for (stage, micros) in stages.into_iter().chain(steps) {
         for kills_old in [true, false] {
@@ -1103,4 +1103,177 @@ fn activate(command: &mut Command, descriptors: Vec<std::os::fd::OwnedFd>, for_i
     shell.stdin(descriptors.next().map_or(Stdio::null(), Stdio::from));
     shell.stderr(descriptors.next().map_or(Stdio::null(), Stdio::from));
     *command = shell;
+}
+
+// ---- the service manager ----
+
+/// A service manager that listens.
+struct Manager {
+    socket: std::os::unix::net::UnixDatagram,
+    _dir: TempDir,
+}
+
+impl Manager {
+    fn of(command: &mut Command) -> Self {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("notify");
+        let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        rustix::net::sockopt::set_socket_passcred(&socket, true).unwrap();
+        socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+        command.env("NOTIFY_SOCKET", path);
+        Self { socket, _dir: dir }
+    }
+
+    /// The next message: who sent it, and its lines. A descriptor that comes with it is closed.
+    #[track_caller]
+    fn hear(&self) -> (i32, Vec<String>) {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        let mut space = [std::mem::MaybeUninit::uninit(); 256];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut text = [0; 4096];
+        let slices = &mut [std::io::IoSliceMut::new(&mut text)];
+        let got = recvmsg(&self.socket, slices, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+        let mut sender = None;
+        for message in control.drain() {
+            match message {
+                RecvAncillaryMessage::ScmCredentials(from) => sender = Some(from.pid),
+                RecvAncillaryMessage::ScmRights(descriptors) => {
+                    drop(descriptors.collect::<Vec<_>>())
+                }
+                _ => {}
+            }
+        }
+        let text = String::from_utf8(text[..got.bytes].to_vec()).unwrap();
+        let lines = text.lines().map(str::to_owned).collect();
+        (sender.unwrap().as_raw_nonzero().get(), lines)
+    }
+
+    /// The next message must be from this process and begin with these lines.
+    #[track_caller]
+    fn expect(&self, from: i32, expected: &[&str]) {
+        let (sender, lines) = self.hear();
+        assert_eq!(sender, from, "{lines:?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.starts_with(expected), "{expected:?}: {lines:?}");
+        }
+        assert!(lines.len() >= expected.len(), "{lines:?}");
+    }
+}
+
+#[test]
+fn the_service_manager_hears_all_in_order_and_from_the_main_process_only() {
+    let mut manager = None;
+    let mut generations = Generations::start_with(&[], |command| {
+        manager = Some(Manager::of(command));
+    });
+    let manager = manager.unwrap();
+    let first = generations.who().pid;
+    manager.expect(first, &["READY=1", "STATUS=generation 1 serves"]);
+
+    // One that works.
+    let before = monotonic_micros();
+    let second = generations.restart().pid;
+    let (sender, lines) = manager.hear();
+    assert_eq!((sender, &*lines[0]), (first, "RELOADING=1"));
+    let stamp: u64 = lines[1]
+        .strip_prefix("MONOTONIC_USEC=")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((before..=monotonic_micros()).contains(&stamp));
+    let main = format!("MAINPID={second}");
+    manager.expect(first, &["READY=1", &main, "STATUS=generation 2 serves"]);
+    manager.expect(first, &["BARRIER=1"]);
+
+    // One that fails: READY has to come all the same, or systemd waits for ever.
+    generations.mode("exit 3");
+    signal(second, Signal::HUP);
+    manager.expect(second, &["RELOADING=1", "MONOTONIC_USEC="]);
+    let (sender, lines) = manager.hear();
+    assert_eq!((sender, &*lines[0]), (second, "READY=1"));
+    assert!(lines[1].contains("the last restart failed") && lines[1].contains("no configuration"));
+
+    // One that takes a while: the manager is asked for patience.
+    generations.mode("late pause");
+    signal(second, Signal::HUP);
+    manager.expect(second, &["RELOADING=1"]);
+    manager.expect(second, &["EXTEND_TIMEOUT_USEC=20000000"]);
+    fs::write(generations.dir.path().join("go"), "").unwrap();
+    let third = generations.until_generation(3).pid;
+    let main = format!("MAINPID={third}");
+    manager.expect(second, &["READY=1", &main]);
+    manager.expect(second, &["BARRIER=1"]);
+
+    signal(third, Signal::TERM);
+    generations.wait();
+    manager.expect(third, &["STOPPING=1"]);
+}
+
+fn monotonic_micros() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+}
+
+/// The example, as a user has it: replaced by another build of it.
+#[test]
+fn the_demo_is_replaced_by_what_is_on_disk() {
+    let test = std::env::current_exe().unwrap();
+    let demo = test
+        .parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .join("examples/demo");
+    if !demo.exists() {
+        let path = demo.display();
+        eprintln!("SKIPPED: {path} is not there; `cargo build --examples --all-features` makes it");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("demo");
+    fs::copy(&demo, &program).unwrap();
+    let mut first = Command::new(&program)
+        .args(["--listen", "127.0.0.1:0", "--ready-timeout", "50"])
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut output = BufReader::new(first.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    let addr: SocketAddr = line.trim().rsplit_once('/').unwrap().1.parse().unwrap();
+    let whoami = || get(&mut support::connect(addr), "/whoami");
+    let said = whoami();
+    let version = |version: &str| format!(r#""version":"{version}"}}"#);
+    assert!(
+        said.contains(r#""generation":1,"#) && said.ends_with(&version(env!("CARGO_PKG_VERSION"))),
+        "{said}"
+    );
+    // Another build is one with another version in it.
+    let mut bytes = fs::read(&demo).unwrap();
+    let (own, other) = (env!("CARGO_PKG_VERSION").as_bytes(), b"9.8.7");
+    assert_eq!(own.len(), other.len());
+    let places: Vec<usize> = (0..bytes.len() - own.len())
+        .filter(|&at| bytes[at..].starts_with(own))
+        .collect();
+    for at in places {
+        bytes[at..at + other.len()].copy_from_slice(other);
+    }
+    let new = dir.path().join("demo.new");
+    put(&new, &bytes, 0o755);
+    fs::rename(new, &program).unwrap();
+    signal(Pid::from_child(&first).as_raw_nonzero().get(), Signal::HUP);
+    eventually("the next generation", || {
+        whoami().contains(r#""generation":2,"#)
+    });
+    let said = whoami();
+    assert!(said.ends_with(&version("9.8.7")), "{said}");
+    let pid = said
+        .trim_start_matches(r#"{"pid":"#)
+        .split(',')
+        .next()
+        .unwrap();
+    signal(pid.parse().unwrap(), Signal::TERM);
+    first.wait().unwrap();
+    output.read_to_string(&mut line).unwrap();
+    assert_eq!(line.matches("0 forced, 0 dropped").count(), 2, "{line}");
 }
