@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = builder.build(http::service(answer))?;
     common::announce_http(&server.local_addrs());
     let report = server.run()?;
-    println!("{report}");
+    common::say(report);
     Ok(())
 }
 

@@ -50,7 +50,7 @@ mod unix {
 
     use handover::{Connection, Detached, Next};
 
-    use crate::common::{Options, announce};
+    use crate::common::{Options, announce, say};
 
     /// The longest request that is taken; its path and its host's name are in it.
     const REQUEST_LIMIT: usize = 8 * 1024;
@@ -92,7 +92,7 @@ mod unix {
             .build(move |conn: &mut Connection| daemon.serve(conn))?;
         announce(&server.local_addrs());
         let report = server.run()?;
-        println!("{report}");
+        say(report);
         Ok(())
     }
 

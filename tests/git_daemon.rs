@@ -54,6 +54,67 @@ fn a_clone_in_flight_is_finished_when_term_comes() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_clone_in_flight_survives_a_restart() {
+    let Some(binary) = example() else { return };
+    let base = TempDir::new().unwrap();
+    make_repository(&base.path().join("repo"), 32);
+    let mut daemon = Daemon::start(&binary, base.path(), &[]);
+    let relay = Relay::to(daemon.addr);
+    let mut clone = clone(&base, relay.addr);
+    relay.in_flight.recv_timeout(LONG).unwrap();
+    daemon.assert_that_children_have_no_listener();
+
+    let listener = listening_inode(daemon.addr.port());
+    daemon.signal(Signal::HUP);
+    let until = Instant::now() + LONG;
+    // The old process has none of the listener any more, nor has anybody else but the new one.
+    let successor = loop {
+        let holders = holders(&listener);
+        match holders[..] {
+            [holder] if holder != daemon.child.id() => break holder,
+            _ => assert!(Instant::now() < until, "{holders:?}"),
+        }
+    };
+    let mut remote = git(&base);
+    let url = format!("git://{}/repo", daemon.addr);
+    let served = remote.args(["ls-remote", &url]).output().unwrap();
+    assert!(served.status.success(), "{served:?}");
+
+    drop(relay.release);
+    let output = end_of(&mut clone);
+    assert!(output.status.success(), "{output:?}");
+    let successor = Pid::from_raw(successor.try_into().unwrap()).unwrap();
+    let mut line = String::new();
+    while !line.contains("stopped in") {
+        line.clear();
+        assert!(daemon.output.read_line(&mut line).unwrap() > 0);
+    }
+    assert!(line.contains("1 finished, 0 forced, 0 dropped"), "{line}");
+    kill_process(successor, Signal::TERM).unwrap();
+    let (status, report) = daemon.end();
+    assert!(status.success(), "{status}: {report}");
+    assert!(report.contains("0 forced, 0 dropped"), "{report}");
+}
+
+/// The processes that have this open.
+#[cfg(target_os = "linux")]
+fn holders(open: &str) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let holds = |pid: &u32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"));
+        let mut links = fds
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.any(|link| link.to_string_lossy() == open)
+    };
+    pids.filter(holds).collect()
+}
+
+#[test]
 fn past_the_deadline_the_subprocess_is_ended() {
     let Some(binary) = example() else { return };
     for (options, signal) in [(&["--drain", "1"][..], Signal::TERM), (&[], Signal::QUIT)] {

@@ -3,6 +3,8 @@
 // Each example uses a part of it.
 #![allow(dead_code)]
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use handover::{Addr, Builder, Restart, Server};
@@ -108,7 +110,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// Says that the server is ready: scripts wait for these lines.
 pub(crate) fn announce(addrs: &[Addr]) {
     for addr in addrs {
-        println!("listening on {addr}");
+        say(format_args!("listening on {addr}"));
     }
 }
 
@@ -116,8 +118,13 @@ pub(crate) fn announce(addrs: &[Addr]) {
 pub(crate) fn announce_http(addrs: &[Addr]) {
     for addr in addrs {
         match addr {
-            Addr::Ip(ip) => println!("listening on http://{ip}"),
-            Addr::Unix(_) => println!("listening on {addr}"),
+            Addr::Ip(ip) => say(format_args!("listening on http://{ip}")),
+            Addr::Unix(_) => say(format_args!("listening on {addr}")),
         }
     }
+}
+
+/// Prints a line, if anybody reads: whoever has started the first of several generations may have gone.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
