@@ -58,6 +58,8 @@ pub(crate) struct Admission {
 pub(crate) struct Gate {
     poller: Arc<Poller>,
     state: AtomicU8,
+    /// What is queued for these listeners is another process's.
+    kept: Mutex<Vec<u32>>,
 }
 
 const OPEN: u8 = 0;
@@ -72,7 +74,12 @@ impl Gate {
     pub(crate) fn new() -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
         let state = AtomicU8::new(WAITING);
-        Ok(Self { poller, state })
+        let kept = Mutex::default();
+        Ok(Self {
+            poller,
+            state,
+            kept,
+        })
     }
 
     pub(crate) fn open(&self) {
@@ -94,6 +101,11 @@ impl Gate {
         self.change(OPEN, CLOSING);
         self.change(PAUSED, CLOSING);
         self.change(WAITING, CLOSED);
+    }
+
+    /// What is queued for these listeners is not to be taken in by `close`: another process serves them.
+    pub(crate) fn leave_to_others(&self, kept: &[u32]) {
+        *self.kept.lock() = kept.to_vec();
     }
 
     /// Closes the listeners at once.
@@ -200,7 +212,10 @@ impl<S> Acceptor<'_, S> {
             let closing = self.gate.is(CLOSING);
             if closing && !told {
                 // What came last may not have been reported yet.
-                self.ready.fill(true);
+                let kept = self.gate.kept.lock().clone();
+                for (ready, index) in self.ready.iter_mut().zip(0..) {
+                    *ready = !kept.contains(&index);
+                }
                 told = true;
             }
             if closing && !self.ready.contains(&true) {

@@ -171,12 +171,14 @@ impl Bind {
 
     /// Makes an inherited socket the listener that this asks for. Another process listens on it as well, or has bound
     /// it, so that its options are what they are.
-    pub(crate) fn adopt(self, socket: Socket) -> io::Result<Listener> {
+    pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
         let path = match &self.addr {
             Ok(Addr::Unix(Some(path))) => Some(UnixPath::of(path, false)),
             _ => None,
         };
-        Listener::new(socket, path, &self)
+        let mut listener = Listener::new(socket, path, &self)?;
+        listener.by_name = by_name;
+        Ok(listener)
     }
 
     /// Binds and listens.
@@ -302,6 +304,8 @@ pub struct Listener {
     pub(crate) socket: Socket,
     pub(crate) about: Arc<About>,
     path: Option<UnixPath>,
+    /// It was inherited for its name, wherever it listens.
+    pub(crate) by_name: bool,
 }
 
 /// How well an inherited listener fits, from the worst to the best.
@@ -378,6 +382,7 @@ impl Listener {
             socket,
             about,
             path,
+            by_name: false,
         })
     }
 

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::http::{self, Body, Reply, Request, Response};
-use handover::{Handle, Restart, Server};
+use handover::{Bind, Handle, Restart, Server};
 use load::{Kind, Load, To};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use support::eventually;
@@ -82,7 +82,10 @@ fn child() {
         .restart(restart);
     let listen = option(&dir, "listen").unwrap_or_default();
     for addr in listen.split_whitespace() {
-        builder = builder.listen(addr);
+        builder = match addr.split_once('=') {
+            Some((name, addr)) => builder.listen(Bind::new(addr).name(name)),
+            None => builder.listen(addr),
+        };
     }
     let server = builder
         .build(service.export(move || export.clone().into_bytes()))
@@ -812,21 +815,117 @@ fn many_triggers_are_one_restart() {
 #[test]
 fn a_stop_ends_a_restart_in_progress() {
     for way in ["early hang", "hang", "late hang"] {
-        let mut generations = Generations::start(&[]);
-        generations.mode(way);
-        let first = generations.who().pid;
-        let mut client = support::connect(generations.addr());
-        client
-            .write_all(b"GET /slow?300 HTTP/1.1\r\nHost: test\r\n\r\n")
-            .unwrap();
-        signal(first, Signal::HUP);
-        wait_for_child(first);
-        signal(first, Signal::TERM);
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{way}: {answer}");
-        generations.wait();
+        // With a request in hand, with nothing, and without waiting for anything.
+        for (stop, slow) in [
+            (Signal::TERM, true),
+            (Signal::TERM, false),
+            (Signal::QUIT, true),
+        ] {
+            let mut generations = Generations::start(&[]);
+            generations.mode(way);
+            let first = generations.who().pid;
+            let mut client = support::connect(generations.addr());
+            if slow {
+                let request = b"GET /slow?300 HTTP/1.1\r\nHost: test\r\n\r\n";
+                client.write_all(request).unwrap();
+            }
+            signal(first, Signal::HUP);
+            let child = wait_for_child(first);
+            signal(first, stop);
+            let mut answer = String::new();
+            let read = client.read_to_string(&mut answer);
+            if stop == Signal::TERM && slow {
+                assert!(
+                    answer.starts_with("HTTP/1.1 200 OK"),
+                    "{way}: {answer} {read:?}"
+                );
+            }
+            generations.wait();
+            assert!(stat(child).is_none(), "{way}, {stop:?}, {slow}");
+        }
     }
+}
+
+/// Whether the signals reach the upgrader one by one or at once.
+#[test]
+fn a_stop_right_behind_a_restart_leaves_nobody_who_serves() {
+    for stop in [Signal::TERM, Signal::QUIT] {
+        for _ in 0..8 {
+            let mut generations = Generations::start(&[]);
+            let first = generations.who().pid;
+            signal(first, Signal::HUP);
+            signal(first, stop);
+            let status = generations.wait_for_first();
+            assert!(status.success(), "{status}");
+            // Either it has been replaced before it was stopped, or there is nobody.
+            match generations.processes().0[..] {
+                [] => {}
+                [pid] => {
+                    signal(pid, Signal::TERM);
+                    eventually("the end", || generations.processes().0.is_empty());
+                }
+                ref more => panic!("{more:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_what_is_not_ready() {
+    let mut generations = Generations::start(&[]);
+    generations.mode("late hang");
+    let first = generations.who().pid;
+    signal(first, Signal::HUP);
+    let child = wait_for_child(first);
+    // It is in the hands of `ready_when`, and hangs there.
+    eventually("it has come so far", || {
+        threads(child).contains("handover-ready")
+    });
+    signal(child, Signal::TERM);
+    eventually("the successor ends", || stat(child).is_none());
+    assert_eq!(generations.who().pid, first);
+    generations.mode("");
+    generations.restart();
+    signal(generations.who().pid, Signal::TERM);
+    generations.wait();
+}
+
+fn threads(pid: i32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .collect()
+}
+
+impl Generations {
+    fn wait_for_first(&mut self) -> std::process::ExitStatus {
+        self.first.wait().unwrap()
+    }
+}
+
+/// One that a new version does not listen on any more.
+#[test]
+fn what_is_queued_for_a_listener_that_is_given_up_is_served() {
+    let mut generations = Generations::start(&[("listen", "127.0.0.1:0 127.0.0.1:0")]);
+    let first = generations.who();
+    let kept = generations.addrs[0].clone();
+    let given_up: SocketAddr = generations.addrs[1].parse().unwrap();
+    generations.option("listen", &kept);
+    let load = Load::start(&[(To::Tcp(given_up), Kind::PerRequest)], 8);
+    load.wait_for(100);
+    signal(first.pid, Signal::HUP);
+    generations.until_generation(2);
+    eventually("nobody listens there", || {
+        TcpStream::connect(given_up).is_err()
+    });
+    let (_, failures) = load.finish();
+    let reset = failures.iter().find(|failure| !failure.contains("refused"));
+    assert!(reset.is_none(), "{reset:?}");
+    signal(generations.who().pid, Signal::TERM);
+    generations.wait();
 }
 
 #[test]
@@ -1067,6 +1166,23 @@ fn listeners_of_an_activator_are_taken_and_others_closed() {
     generations.wait();
 }
 
+/// An activator's configuration says where to listen, the program only how that is called; also in later generations.
+#[test]
+fn a_listener_of_an_activator_is_known_by_its_name() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut generations = Generations::start_with(&[("listen", "web=127.0.0.9:1")], |command| {
+        activate(command, vec![listener.into()], true);
+    });
+    for _ in 0..3 {
+        assert_eq!(generations.addr(), addr);
+        let next = generations.restart();
+        assert_eq!(listening(next.pid), 1);
+    }
+    signal(generations.who().pid, Signal::TERM);
+    generations.wait();
+}
+
 #[test]
 fn descriptors_for_another_process_are_left_alone() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -1089,7 +1205,7 @@ fn activate(command: &mut Command, descriptors: Vec<std::os::fd::OwnedFd>, for_i
     let pid = if for_it { "$$" } else { "1" };
     let script = format!(
         "exec 3<&0 4<&2 0</dev/null 2>/dev/null; \
-        LISTEN_PID={pid} LISTEN_FDS={count} exec \"$0\" \"$@\""
+        LISTEN_PID={pid} LISTEN_FDS={count} LISTEN_FDNAMES=web exec \"$0\" \"$@\""
     );
     shell
         .args(["-c", &script])

@@ -98,7 +98,7 @@ impl<S> Lot<S> {
 
     /// A share of the grace, so that not all idle connections are closed at the same time.
     pub(super) fn spread(&self, token: Token, grace: u64) -> u64 {
-        grace - grace / 4 * u64::from(token.index % 64) / 64
+        grace - grace / 256 * u64::from(token.index % 64)
     }
 
     /// Takes the entry of a connection that was refused off the queue, where it would take the place of others. It is

@@ -19,8 +19,9 @@ pub(super) const LISTEN_PID: &str = "LISTEN_PID";
 pub(super) const LISTEN_FDS: &str = "LISTEN_FDS";
 pub(super) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 
-/// The version of the protocol, the generation, the descriptors of the control socket, of standard error and of the
-/// state (`-` if there is none), and the process that all this is for; separated by commas.
+/// Separated by commas: the version of the protocol, the generation, the descriptors of the control socket, of standard
+/// error, of the end of the pipe that is there instead, and of the state (`-` where there is none), the places of those
+/// listeners that are known by their names only (separated by `+`), and the process that all this is for.
 pub(super) const HANDOVER: &str = "HANDOVER_PREDECESSOR";
 
 /// More descriptors than anybody passes.
@@ -29,18 +30,38 @@ const MOST: i32 = 4096;
 /// What this process was started with.
 #[derive(Default)]
 pub(super) struct Inherited {
-    /// With their names.
-    descriptors: Vec<(String, Descriptor)>,
+    passed: Vec<Passed>,
+    /// Where those that were taken stood.
+    pub(super) taken: Vec<u32>,
     pub(super) predecessor: Option<Predecessor>,
+    /// There is a predecessor, but no way to talk to it.
+    pub(super) broken: Option<String>,
+}
+
+/// A descriptor that was passed.
+struct Passed {
+    place: u32,
+    name: String,
+    descriptor: Descriptor,
+    /// Its name says what it is for, whatever its address.
+    by_name: bool,
 }
 
 /// What a predecessor left beside its listeners.
 pub(super) struct Predecessor {
     pub(super) control: Socket,
-    pub(super) stderr: Option<Descriptor>,
+    pub(super) stderr: Option<Stderr>,
     pub(super) state: Option<Vec<u8>>,
     /// Of this process.
     pub(super) generation: u64,
+    by_name: Vec<u32>,
+}
+
+/// The standard error that is to come back.
+pub(super) struct Stderr {
+    pub(super) own: Descriptor,
+    /// As long as this is there, writing to the pipe is no error, even if the predecessor has died.
+    _pipe: Option<Descriptor>,
 }
 
 impl Inherited {
@@ -51,68 +72,83 @@ impl Inherited {
             return Self::default();
         }
         let variable = |name| env::var(name).unwrap_or_default();
-        let passed = Passed::read(
+        let (predecessor, broken) = match Predecessor::read(&variable(HANDOVER)) {
+            Ok(predecessor) => (predecessor, None),
+            Err(why) => (None, Some(why)),
+        };
+        let names = names(
             &variable(LISTEN_PID),
             &variable(LISTEN_FDS),
             &variable(LISTEN_FDNAMES),
         );
-        let mut descriptors = Vec::new();
-        for (number, name) in (sys::FIRST_PASSED..).zip(passed.names) {
+        let mut passed = Vec::new();
+        for ((place, number), name) in (0..).zip(sys::FIRST_PASSED..).zip(names) {
+            // Whoever started a process that is nobody's successor knows by name what it gives.
+            let by_name = predecessor
+                .as_ref()
+                .is_none_or(|from| from.by_name.contains(&place));
             match sys::adopt(number) {
-                Ok(descriptor) => descriptors.push((name, descriptor)),
+                Ok(descriptor) => passed.push(Passed {
+                    place,
+                    name,
+                    descriptor,
+                    by_name,
+                }),
                 Err(error) => log::error!("descriptor {number}, {name:?}, was not passed: {error}"),
             }
         }
         Self {
-            descriptors,
-            predecessor: Predecessor::read(&variable(HANDOVER)),
+            passed,
+            taken: Vec::new(),
+            predecessor,
+            broken,
         }
     }
 
     /// Takes a descriptor by its name.
     pub(super) fn remove(&mut self, name: &str) -> Option<Descriptor> {
-        let place = self
-            .descriptors
-            .iter()
-            .position(|(other, _)| *other == fd_name(name))?;
-        Some(self.descriptors.remove(place).1)
+        let name = fd_name(name);
+        let index = self.passed.iter().position(|passed| passed.name == name)?;
+        Some(self.take_at(index).descriptor)
+    }
+
+    fn take_at(&mut self, index: usize) -> Passed {
+        let passed = self.passed.remove(index);
+        self.taken.push(passed.place);
+        passed
     }
 
     /// The inherited listeners for these, in their order; `None` where there is none.
     pub(super) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
-        // Whoever started a process that is nobody's successor knows by name what it gives.
-        let trusts_names = self.predecessor.is_none();
         let mut found: Vec<Option<Listener>> = binds.iter().map(|_| None).collect();
         // The best fits first: a listener on any port must not take what another one asks for by its port.
         for least in [Fit::Name, Fit::Addr, Fit::AnyPort] {
             for (bind, found) in binds.iter().zip(&mut found) {
                 if found.is_none() {
-                    *found = self.listener(bind, least, trusts_names);
+                    *found = self.listener(bind, least);
                 }
             }
         }
         found
     }
 
-    fn listener(&mut self, bind: &Bind, least: Fit, trusts_names: bool) -> Option<Listener> {
-        let (place, socket) =
-            self.descriptors
-                .iter()
-                .enumerate()
-                .find_map(|(place, (name, descriptor))| {
-                    let socket = sys::into_socket(descriptor.try_clone().ok()?).ok()?;
-                    if !sys::is_listening_stream(&socket).unwrap_or(false) {
-                        return None;
-                    }
-                    let local = Addr::from_kernel(&socket.local_addr().ok()?);
-                    let is_named = bind
-                        .asked_name()
-                        .is_some_and(|asked| fd_name(asked) == *name);
-                    let fit = bind.fit(is_named, &local, trusts_names)?;
-                    (fit >= least).then_some((place, socket))
-                })?;
-        let (name, _) = self.descriptors.remove(place);
-        match bind.clone().adopt(socket) {
+    fn listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
+        let asked = bind.asked_name().map(fd_name);
+        let fits = |passed: &Passed| {
+            let socket = sys::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
+            if !sys::is_listening_stream(&socket).unwrap_or(false) {
+                return None;
+            }
+            let local = Addr::from_kernel(&socket.local_addr().ok()?);
+            let is_named = asked.as_ref() == Some(&passed.name);
+            let fit = bind.fit(is_named, &local, passed.by_name)?;
+            (fit >= least).then_some((socket, is_named && passed.by_name))
+        };
+        let mut all = self.passed.iter().enumerate();
+        let (index, (socket, by_name)) =
+            all.find_map(|(index, passed)| Some((index, fits(passed)?)))?;
+        let name = self.take_at(index).name;
+        match bind.clone().adopt(socket, by_name) {
             Ok(listener) => {
                 log::info!("inherited the listener {}", listener.local_addr());
                 Some(listener)
@@ -126,7 +162,7 @@ impl Inherited {
 
     /// Closes what nobody asked for.
     pub(super) fn close_rest(&mut self) {
-        for (name, _) in self.descriptors.drain(..) {
+        for Passed { name, .. } in self.passed.drain(..) {
             log::warn!("closing the inherited descriptor {name:?}: nothing here asks for it");
         }
     }
@@ -142,51 +178,45 @@ pub(super) fn fd_name(name: &str) -> String {
 }
 
 /// The names of the descriptors that are passed to this process.
-struct Passed {
-    names: Vec<String>,
-}
-
-impl Passed {
-    fn read(pid: &str, count: &str, names: &str) -> Self {
-        let none = Self { names: Vec::new() };
-        // Meant for another process, such as our parent: the descriptors there are others.
-        if pid.parse() != Ok(std::process::id()) {
-            return none;
-        }
-        let count = match count.parse() {
-            Ok(count @ 0..=MOST) => count,
-            _ => {
-                log::error!("{LISTEN_FDS} makes no sense: {count:?}");
-                return none;
-            }
-        };
-        let mut given = names.split(':').filter(|_| !names.is_empty());
-        let names = (0..count).map(|_| given.next().unwrap_or("unknown").to_owned());
-        Self {
-            names: names.collect(),
-        }
+fn names(pid: &str, count: &str, names: &str) -> Vec<String> {
+    // Meant for another process, such as our parent: the descriptors there are others.
+    if pid.parse() != Ok(std::process::id()) {
+        return Vec::new();
     }
+    let Ok(count @ 0..=MOST) = count.parse() else {
+        log::error!("{LISTEN_FDS} makes no sense: {count:?}");
+        return Vec::new();
+    };
+    let mut given = names.split(':').filter(|_| !names.is_empty());
+    let names = (0..count).map(|_| given.next().unwrap_or("unknown").to_owned());
+    names.collect()
 }
 
 impl Predecessor {
-    fn read(text: &str) -> Option<Self> {
-        if text.is_empty() {
-            return None;
-        }
-        let parts: Vec<&str> = text.split(',').collect();
-        let [version, generation, control, stderr, state, pid] = parts[..] else {
-            log::error!("{HANDOVER} makes no sense: {text:?}");
-            return None;
+    /// `None` if this process is nobody's successor.
+    fn read(text: &str) -> Result<Option<Self>, String> {
+        let (Some((version, _)), Some((_, pid))) = (text.split_once(','), text.rsplit_once(','))
+        else {
+            return Ok(None);
         };
         if pid.parse() != Ok(std::process::id()) {
-            return None;
+            return Ok(None);
         }
         if version.parse() != Ok(VERSION) {
-            log::error!("the predecessor speaks version {version} of the protocol, not {VERSION}");
-            return None;
+            return Err(format!(
+                "the predecessor speaks version {version} of the protocol, this process {VERSION}"
+            ));
         }
+        let nonsense = || format!("{HANDOVER} makes no sense: {text:?}");
+        let parts: Vec<&str> = text.split(',').collect();
+        let [_, generation, control, stderr, pipe, state, by_name, _] = parts[..] else {
+            return Err(nonsense());
+        };
         let adopt = |number: &str| sys::adopt(number.parse().ok()?).ok();
-        let control = sys::into_socket(adopt(control)?).ok()?;
+        let control = adopt(control).and_then(|control| sys::into_socket(control).ok());
+        let (Some(control), Ok(generation)) = (control, generation.parse()) else {
+            return Err(nonsense());
+        };
         let mut read = Vec::new();
         let state = adopt(state).and_then(|state| {
             let result = sys::into_file(state).read_to_end(&mut read);
@@ -195,12 +225,15 @@ impl Predecessor {
                 .ok()?;
             Some(read)
         });
-        Some(Self {
+        let _pipe = adopt(pipe);
+        let stderr = adopt(stderr).map(|own| Stderr { own, _pipe });
+        Ok(Some(Self {
             control,
-            stderr: adopt(stderr),
+            stderr,
             state,
-            generation: generation.parse().ok()?,
-        })
+            generation,
+            by_name: by_name.split('+').flat_map(str::parse).collect(),
+        }))
     }
 }
 
@@ -212,16 +245,25 @@ mod tests {
     fn what_is_meant_for_another_process_is_not_adopted() {
         let own = std::process::id().to_string();
         for pid in ["", "1", "x", "-1"] {
-            assert!(Passed::read(pid, "1", "a").names.is_empty(), "{pid}");
+            assert!(names(pid, "1", "a").is_empty(), "{pid}");
         }
         for count in ["", "-1", "x", "100000"] {
-            assert!(Passed::read(&own, count, "").names.is_empty(), "{count}");
+            assert!(names(&own, count, "").is_empty(), "{count}");
         }
-        assert_eq!(Passed::read(&own, "2", "a").names, ["a", "unknown"]);
-        assert_eq!(Passed::read(&own, "2", "a:b:c").names, ["a", "b"]);
-        assert_eq!(Passed::read(&own, "1", "").names, ["unknown"]);
+        assert_eq!(names(&own, "2", "a"), ["a", "unknown"]);
+        assert_eq!(names(&own, "2", "a:b:c"), ["a", "b"]);
+        assert_eq!(names(&own, "1", ""), ["unknown"]);
         for text in ["", "1", "1,2,3,4,-,1", "9,2,3,4,-,", "a,b,c,d,e,f"] {
-            assert!(Predecessor::read(text).is_none(), "{text}");
+            assert!(matches!(Predecessor::read(text), Ok(None)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_predecessor_that_is_not_understood_is_one_all_the_same() {
+        let own = std::process::id();
+        for text in [",", "2,a,", "x,", "1,", "1,2,x,-,-,-,,", "1,2,-,-,-,-,,"] {
+            let text = format!("{text}{own}");
+            assert!(Predecessor::read(&text).is_err(), "{text}");
         }
     }
 

@@ -26,13 +26,14 @@ pub(super) enum Message {
     Ready,
     /// The predecessor: start to accept.
     Cutover,
-    /// The successor: it accepts, since this time of the system's monotonic clock in nanoseconds.
-    Accepting(u64),
+    /// The successor: it accepts, since this time of the system's monotonic clock in nanoseconds, on these of the
+    /// descriptors that were passed to it.
+    Accepting { since: u64, kept: Vec<u32> },
     /// The predecessor: it accepts no more, and the files of these Unix sockets are the successor's now.
     Commit(Vec<PathBuf>),
     /// The successor: it has taken over. What follows is no matter of the restart.
     Ack,
-    /// The predecessor: it serves on itself, for this reason; the successor is to end.
+    /// The predecessor: it serves on itself, for this reason; the successor is to end. Or the successor: it was stopped.
     Abort(String),
     /// The successor: it drains as well, as the third generation serves.
     Superseded,
@@ -48,7 +49,10 @@ impl Message {
             Self::Hello => (0, Vec::new()),
             Self::Ready => (1, Vec::new()),
             Self::Cutover => (2, Vec::new()),
-            Self::Accepting(since) => (3, since.to_be_bytes().to_vec()),
+            Self::Accepting { since, kept } => {
+                let kept = kept.iter().flat_map(|place| place.to_be_bytes());
+                (3, since.to_be_bytes().into_iter().chain(kept).collect())
+            }
             Self::Commit(paths) => {
                 let paths = paths.iter().map(|path| path.as_os_str().as_encoded_bytes());
                 (4, paths.collect::<Vec<_>>().join(&0))
@@ -74,7 +78,14 @@ impl Message {
             0 => Self::Hello,
             1 => Self::Ready,
             2 => Self::Cutover,
-            3 => Self::Accepting(u64::from_be_bytes(rest.try_into().ok()?)),
+            3 => {
+                let (since, kept) = rest.split_first_chunk()?;
+                let kept = kept.chunks_exact(4).filter_map(|word| word.try_into().ok());
+                Self::Accepting {
+                    since: u64::from_be_bytes(*since),
+                    kept: kept.map(u32::from_be_bytes).collect(),
+                }
+            }
             4 => Self::Commit(paths(rest)),
             5 => Self::Ack,
             6 => Self::Abort(text()),
@@ -157,6 +168,8 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     log::warn!("ignoring {error}");
                 }
+                // The other side has not read all; what it had said before is there still.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => {
                     log::debug!("the control socket is gone: {error}");
                     return Incoming::End;
@@ -186,7 +199,10 @@ mod tests {
             Message::Hello,
             Message::Ready,
             Message::Cutover,
-            Message::Accepting(u64::MAX - 7),
+            Message::Accepting {
+                since: u64::MAX - 7,
+                kept: vec![0, 70_000],
+            },
             Message::Commit(Vec::new()),
             Message::Commit(vec!["/run/a".into(), "b c".into()]),
             Message::Ack,

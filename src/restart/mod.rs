@@ -53,14 +53,18 @@ pub(crate) type ReadyWhen =
 /// process gets the listeners, and takes over when it is ready; this one goes on accepting until then, finishes what
 /// it has, and ends. If the new process does not come up, nothing has happened, and whoever asked hears why.
 ///
-/// Make it early in `main`, before there are threads, other files, or subprocesses: it takes what the process was started with, be it
-/// from its predecessor or from a socket activator such as systemd. Listeners that [`Builder::listen`](crate::Builder::listen)
+/// Make it early in `main`, before there are other threads, files, or subprocesses: it takes what the process was
+/// started with, be it from its predecessor or from a socket activator such as systemd. Listeners that [`Builder::listen`](crate::Builder::listen)
 /// asks for are found among these by name and address, and bound only where there is none; those that nobody asks for are closed.
 ///
 /// If systemd has started the process, it is kept informed (`Type=notify-reload`, or `notify` with an `ExecReload`
 /// that sends SIGHUP): see sd_notify(3).
 ///
-/// Only one server of a process can be restarted. Unix only.
+/// A new process has SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 held back until its server runs, so that none
+/// of them kills it before there are handlers; threads and subprocesses that it makes before that inherit this. Until
+/// it is ready its standard error is a pipe to the old process, which passes on what it reads there.
+///
+/// Only one server of a process can be restarted at a time. Unix only.
 ///
 /// # Examples
 ///
@@ -117,7 +121,7 @@ impl Restart {
             upgrader::greet(predecessor);
         }
         Self {
-            held: HeldSignals(inherited.predecessor.is_some()),
+            held: HeldSignals(inherited.predecessor.is_some() || inherited.broken.is_some()),
             program: Program::of_this_process(),
             inherited,
             ready_timeout: Duration::from_secs(60),
@@ -145,7 +149,8 @@ impl Restart {
     }
 
     /// Called when everything else is ready: nobody is accepted before it has returned, so that it may warm caches, or
-    /// see whether what the service needs is there. An error is that of the start; a predecessor serves on, then.
+    /// see whether what the service needs is there. An error is that of the start; a predecessor serves on, then. It runs
+    /// on a thread of its own, for which a stop does not wait.
     pub fn ready_when<E>(
         mut self,
         ready: impl FnOnce() -> Result<(), E> + Send + Sync + 'static,
@@ -158,14 +163,15 @@ impl Restart {
     }
 
     /// Passes something on to each successor under a name, such as a UDP socket. The successor gets it by
-    /// [`inherited`](Self::inherited).
+    /// [`inherited`](Self::inherited). Listeners of the server are passed on by themselves.
     pub fn pass(mut self, name: impl Into<String>, descriptor: impl Into<Descriptor>) -> Self {
         self.passed.push((name.into(), descriptor.into()));
         self
     }
 
     /// What was passed to this process under a name, by its predecessor's [`pass`](Self::pass) or by a socket
-    /// activator; `None` the second time.
+    /// activator; `None` the second time. A listener for [`Builder::listener`](crate::Builder::listener) has to be taken
+    /// so, by its name, before another one is bound.
     pub fn inherited(&mut self, name: &str) -> Option<Descriptor> {
         self.inherited.remove(name)
     }
@@ -216,6 +222,9 @@ impl Restart {
         if !sys::RESTARTS {
             let text = "restarts are not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        if let Some(why) = &self.inherited.broken {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()));
         }
         match &self.program {
             Ok(_) => Ok(()),

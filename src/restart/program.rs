@@ -28,6 +28,8 @@ pub(super) struct Program {
 pub(super) struct Legacy<'a> {
     /// With their names.
     pub(super) descriptors: Vec<(String, Descriptor)>,
+    /// Which of them are known by their names only.
+    pub(super) by_name: Vec<usize>,
     pub(super) control: &'a Socket,
     pub(super) state: Option<Vec<u8>>,
     pub(super) generation: u64,
@@ -73,13 +75,15 @@ impl Program {
             (sys::FIRST_PASSED as usize + descriptors.len() - 1).to_string()
         };
         let control = place(sys::descriptor_of(legacy.control)?);
+        let (mut stderr, mut pipe_end, mut writer, mut reader) = (None, None, None, None);
         // Where there is no standard error, there is none to listen to.
-        let pipe = match sys::stderr_copy() {
-            Ok(stderr) => Some((place(stderr), sys::pipe()?)),
-            Err(_) => None,
-        };
-        let (stderr, pipe) = pipe.unzip();
-        let (reader, writer) = pipe.unzip();
+        if let Ok(own) = sys::stderr_copy() {
+            let (reading, writing) = sys::pipe()?;
+            stderr = Some(place(own));
+            pipe_end = Some(place(reading.try_clone()?));
+            (reader, writer) = (Some(reading), Some(writing));
+        }
+        let last_words = LastWords::of(reader)?;
         let none = || "-".to_owned();
         let state = match &legacy.state {
             Some(state) => place(sys::anonymous_file(state)?.into()),
@@ -89,10 +93,15 @@ impl Program {
         let mut env = self.env.clone();
         env.push(format!("{LISTEN_FDS}={listeners}").into());
         env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
-        let (generation, stderr) = (legacy.generation, stderr.unwrap_or_else(none));
+        let generation = legacy.generation;
+        let (stderr, pipe_end) = (stderr.unwrap_or_else(none), pipe_end.unwrap_or_else(none));
+        let by_name = legacy.by_name.iter().map(usize::to_string);
+        let by_name = by_name.collect::<Vec<_>>().join("+");
+        let left =
+            format!("{VERSION},{generation},{control},{stderr},{pipe_end},{state},{by_name}");
         let env_with_pid = [
             format!("{LISTEN_PID}=").into(),
-            format!("{HANDOVER}={VERSION},{generation},{control},{stderr},{state},").into(),
+            format!("{HANDOVER}={left},").into(),
         ];
         let process = sys::start(&Start {
             program: &self.path,
@@ -103,8 +112,7 @@ impl Program {
             descriptors: &descriptors,
             stderr: writer.as_ref(),
         })?;
-        drop(writer);
-        Ok((process, LastWords::of(reader)?))
+        Ok((process, last_words))
     }
 
     pub(super) fn path(&self) -> &Path {

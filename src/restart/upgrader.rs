@@ -4,6 +4,7 @@
 //! starts successors itself, so that they are children of a thread that stays.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Restart;
 use super::error::{RestartError, RestartFailure};
-use super::inherit::Predecessor;
+use super::inherit::{Predecessor, Stderr};
 use super::message::{Incoming, Link, Message};
 use super::pid_file::PidFile;
 use super::program::{LastWords, Legacy, Program, end_of};
@@ -34,8 +35,9 @@ pub(crate) trait Host: Sync {
     /// Accepts again.
     fn resume(&self);
 
-    /// Another process serves from now on: closes the listeners, and lets what is here come to its end.
-    fn leave(&self);
+    /// Another process serves from now on, on these of the listeners: closes all of them, and lets what is here come to
+    /// its end.
+    fn leave(&self, kept: &[u32]);
 
     /// Stops: finishes what is here, with the time that the server has for that.
     fn drain(&self);
@@ -147,6 +149,18 @@ struct Successor {
     /// When it is too late for the next step.
     deadline: Deadline,
     step: Step,
+    /// There from the moment when this process has stopped accepting.
+    handing: Option<Handing>,
+}
+
+/// What is to be undone if the successor does not take over in the end.
+struct Handing {
+    /// The places of the descriptors that the successor has taken.
+    kept: Vec<u32>,
+    /// This process did accept before.
+    paused: bool,
+    /// The files that are the successor's now.
+    own_paths: Vec<PathBuf>,
 }
 
 /// The last step of a successor.
@@ -159,11 +173,10 @@ enum Step {
     Ready {
         after: Duration,
     },
-    /// This process does not accept any more; `paused` if it did before.
+    /// This process does not accept any more, see [`Handing`].
     Accepting {
         after: Duration,
         gap: Duration,
-        paused: bool,
     },
     /// It has taken over.
     Serving,
@@ -173,6 +186,7 @@ enum Step {
 
 /// See the module `restart`.
 pub(crate) struct Upgrader {
+    _active: Active,
     program: Program,
     requests: Receiver<Request>,
     poller: Arc<Poller>,
@@ -186,7 +200,9 @@ pub(crate) struct Upgrader {
     phase: Phase,
     predecessor: Option<Link>,
     /// The standard error that the predecessor has put a pipe in the place of.
-    stderr: Option<Descriptor>,
+    stderr: Option<Stderr>,
+    /// What of what was passed to this process it has taken.
+    kept: Vec<u32>,
     /// Why the predecessor does not want this process any more.
     aborted: Option<String>,
     successor: Option<Successor>,
@@ -198,6 +214,18 @@ pub(crate) struct Upgrader {
     extended: Instant,
     /// When this process was made.
     since: Instant,
+}
+
+/// A server of this process can be restarted.
+static ACTIVE: AtomicBool = AtomicBool::new(false);
+
+/// The right to be that server.
+struct Active;
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE.store(false, SeqCst);
+    }
 }
 
 /// The tokens of the two links.
@@ -221,6 +249,11 @@ impl Upgrader {
         listeners: Vec<Weak<Listener>>,
         drain_timeout: Duration,
     ) -> std::io::Result<(Self, Remote)> {
+        if ACTIVE.swap(true, SeqCst) {
+            let text = "another server of this process can be restarted already";
+            return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
+        }
+        let active = Active;
         let generation = restart.generation();
         let (sender, requests) = crossbeam_channel::unbounded();
         let poller = Arc::new(Poller::new()?);
@@ -236,6 +269,7 @@ impl Upgrader {
             stderr = left.stderr;
         }
         let upgrader = Self {
+            _active: active,
             program: restart.program?,
             requests,
             poller,
@@ -249,6 +283,7 @@ impl Upgrader {
             phase: Phase::Building,
             predecessor,
             stderr,
+            kept: restart.inherited.taken,
             aborted: None,
             successor: None,
             wanted: false,
@@ -271,7 +306,7 @@ impl Upgrader {
                         self.waiters.extend(waiter);
                     }
                     Request::Stopping => self.stopping(),
-                    Request::End(report) => return self.end(report),
+                    Request::End(report) => return self.end(host, report),
                 }
             }
             self.hear_predecessor(host);
@@ -288,11 +323,7 @@ impl Upgrader {
     // ---- taking over ----
 
     fn ready(&mut self, host: &dyn Host, reply: Sender<Result<(), String>>) {
-        if let Some(stderr) = self.stderr.take() {
-            if let Err(error) = sys::set_stderr(stderr) {
-                log::error!("cannot get standard error back: {error}");
-            }
-        }
+        self.restore_stderr();
         if let Some(why) = self.aborted.take() {
             answer(&reply, Err(why));
             return;
@@ -310,6 +341,14 @@ impl Upgrader {
             None => {
                 let result = self.serve(host);
                 answer(&reply, result);
+            }
+        }
+    }
+
+    fn restore_stderr(&mut self) {
+        if let Some(stderr) = self.stderr.take() {
+            if let Err(error) = sys::set_stderr(&stderr.own) {
+                log::error!("cannot get standard error back: {error}");
             }
         }
     }
@@ -345,7 +384,10 @@ impl Upgrader {
         self.phase = match (phase, message) {
             (Phase::Asking(reply), Message::Cutover) => {
                 host.open();
-                self.tell_predecessor(&Message::Accepting(sys::monotonic_nanos()));
+                self.tell_predecessor(&Message::Accepting {
+                    since: sys::monotonic_nanos(),
+                    kept: self.kept.clone(),
+                });
                 answer(&reply, Ok(()));
                 Phase::Opened
             }
@@ -362,10 +404,13 @@ impl Upgrader {
                 self.aborted = Some(why);
                 Phase::Building
             }
-            (Phase::Opened, Message::Abort(why)) => {
+            (phase @ (Phase::Opened | Phase::Serving), Message::Abort(why)) => {
                 log::error!("the predecessor serves on: {why}");
+                for listener in self.listeners.iter().filter_map(Weak::upgrade) {
+                    listener.set_own_path(false);
+                }
                 host.drain();
-                Phase::Opened
+                phase
             }
             (phase, Message::Drained(how)) => {
                 log::info!("generation {}: {how}", self.generation.saturating_sub(1));
@@ -380,6 +425,7 @@ impl Upgrader {
 
     /// The predecessor has ended. If it had not handed over yet, this process is all that there is.
     fn lose_predecessor(&mut self, host: &dyn Host) {
+        self.restore_stderr();
         match std::mem::replace(&mut self.phase, Phase::Stopping) {
             Phase::Asking(reply) => {
                 log::warn!("the predecessor has died; serving in its place");
@@ -429,7 +475,11 @@ impl Upgrader {
             Phase::Building | Phase::Asking(_) | Phase::Opened => {}
             Phase::Serving => match &self.successor {
                 // The one that is under way is what is wanted.
-                Some(successor) if successor.step != Step::Aborted => self.wanted = false,
+                Some(successor) if successor.step != Step::Aborted => {
+                    self.wanted = false;
+                    // Who asks now may not take what was said before for an answer.
+                    notify::reloading(format_args!("starting generation {}", self.generation + 1));
+                }
                 Some(_) => {}
                 None => self.start(host),
             },
@@ -463,9 +513,12 @@ impl Upgrader {
 
     fn try_start(&self, host: &dyn Host) -> std::io::Result<Successor> {
         let (ours, theirs) = sys::message_pair()?;
-        let mut descriptors = Vec::new();
+        let (mut descriptors, mut by_name) = (Vec::new(), Vec::new());
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
             let name = listener.name().to_owned();
+            if listener.by_name {
+                by_name.push(descriptors.len());
+            }
             descriptors.push((name, sys::descriptor_of(&listener.socket)?));
         }
         for (name, descriptor) in &self.passed {
@@ -476,6 +529,7 @@ impl Upgrader {
         link.watch(&self.poller, SUCCESSOR)?;
         let (process, last_words) = self.program.start(Legacy {
             descriptors,
+            by_name,
             control: &theirs,
             state: host.export(),
             generation: self.generation + 1,
@@ -487,6 +541,7 @@ impl Upgrader {
             started,
             deadline: Deadline::after(started, self.ready_timeout),
             step: Step::Started,
+            handing: None,
         })
     }
 
@@ -511,16 +566,23 @@ impl Upgrader {
                 successor.step = Step::Ready { after };
                 successor.link.send(&Message::Cutover);
             }
-            (Step::Ready { after }, Message::Accepting(since)) => {
+            (Step::Ready { after }, Message::Accepting { since, kept }) => {
                 let paused = host.pause();
                 let gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
-                successor.step = Step::Accepting { after, gap, paused };
+                let own_paths = disown_paths(&self.listeners);
                 successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
-                successor
-                    .link
-                    .send(&Message::Commit(own_paths(&self.listeners)));
+                successor.link.send(&Message::Commit(own_paths.clone()));
+                successor.handing = Some(Handing {
+                    kept,
+                    paused,
+                    own_paths,
+                });
+                successor.step = Step::Accepting { after, gap };
             }
-            (Step::Accepting { after, gap, .. }, Message::Ack) => {
+            (Step::Ready { .. } | Step::Accepting { .. }, Message::Abort(why)) => {
+                self.give_up(host, RestartError::new(RestartFailure::Ended, why));
+            }
+            (Step::Accepting { after, gap }, Message::Ack) => {
                 successor.step = Step::Serving;
                 successor.deadline = Deadline::NEVER;
                 successor.process.let_go();
@@ -543,16 +605,15 @@ impl Upgrader {
 
     /// The successor serves.
     fn leave(&mut self, host: &dyn Host, replacement: Replacement) {
-        for listener in self.listeners.iter().filter_map(Weak::upgrade) {
-            listener.set_own_path(false);
-        }
         let (pid, next) = (replacement.pid, self.generation + 1);
         let millis = replacement.ready_after.as_millis();
         log::info!("generation {next}, process {pid}, serves; it was ready after {millis} ms");
         if !matches!(self.phase, Phase::Stopping) {
             self.phase = Phase::Left;
         }
-        host.leave();
+        let kept = self.successor.as_mut().and_then(|s| s.handing.take());
+        let kept = kept.map(|handing| handing.kept).unwrap_or_default();
+        host.leave(&kept);
         self.tell_predecessor(&Message::Superseded);
         notify::replaced_by(pid, format_args!("generation {next} serves"));
         for waiter in self.waiters.drain(..) {
@@ -572,10 +633,8 @@ impl Upgrader {
             );
             return;
         }
+        self.take_back(host, successor.handing.take());
         let status = end_of(&mut successor.process, END_TIMEOUT);
-        if let Step::Accepting { paused: true, .. } = successor.step {
-            host.resume();
-        }
         if successor.step == Step::Aborted {
             return;
         }
@@ -590,7 +649,7 @@ impl Upgrader {
 
     /// Gives a successor up that is there still.
     fn abort(&mut self, host: &dyn Host, kind: RestartFailure, why: String) {
-        let Some(mut successor) = self.successor.take() else {
+        let Some(successor) = &mut self.successor else {
             return;
         };
         successor.link.send(&Message::Abort(why.clone()));
@@ -599,17 +658,34 @@ impl Upgrader {
             Step::Started | Step::Greeted => {
                 // It has no clients, so that nothing is lost by its end.
                 let status = end_of(&mut successor.process, Duration::ZERO);
-                self.fail(&error.with(status, successor.last_words.take()));
+                let last_words = successor.last_words.take();
+                self.successor = None;
+                self.fail(&error.with(status, last_words));
             }
-            step => {
-                if let Step::Accepting { paused: true, .. } = step {
-                    host.resume();
-                }
-                successor.step = Step::Aborted;
-                successor.deadline = Deadline::after(Instant::now(), self.drain_timeout);
-                self.successor = Some(successor);
-                self.fail(&error);
-            }
+            _ => self.give_up(host, error),
+        }
+    }
+
+    /// Serves on beside a successor that may have clients, and ends by itself.
+    fn give_up(&mut self, host: &dyn Host, error: RestartError) {
+        let Some(successor) = &mut self.successor else {
+            return;
+        };
+        successor.step = Step::Aborted;
+        successor.deadline = Deadline::after(Instant::now(), self.drain_timeout);
+        let handing = successor.handing.take();
+        self.take_back(host, handing);
+        self.fail(&error);
+    }
+
+    /// What was handed over is this process's again.
+    fn take_back(&mut self, host: &dyn Host, handing: Option<Handing>) {
+        let Some(handing) = handing else { return };
+        if handing.paused {
+            host.resume();
+        }
+        if matches!(self.phase, Phase::Serving) {
+            self.take_over(&handing.own_paths);
         }
     }
 
@@ -640,15 +716,24 @@ impl Upgrader {
             notify::stopping(format_args!("generation {} is stopping", self.generation));
             self.extended = Instant::now();
         }
-        if let Phase::Asking(reply) = &self.phase {
-            answer(reply, Ok(()));
+        match &self.phase {
+            Phase::Asking(reply) => answer(reply, Ok(())),
+            // It is not to wait for this process.
+            Phase::Opened => {
+                self.tell_predecessor(&Message::Abort("the successor was stopped".to_owned()));
+            }
+            _ => {}
         }
         if !matches!(self.phase, Phase::Left) {
             self.phase = Phase::Stopping;
         }
     }
 
-    fn end(self, report: String) {
+    fn end(mut self, host: &dyn Host, report: String) {
+        self.stopping();
+        // It may have got further than is known here.
+        self.hear_successor(host);
+        self.look_at_clock(host);
         if let Some(successor) = &self.successor {
             if successor.step == Step::Serving {
                 successor.link.send(&Message::Drained(report));
@@ -717,12 +802,15 @@ impl Upgrader {
     }
 }
 
-/// The files of Unix sockets that are to be removed in the end.
-fn own_paths(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
+/// The files of Unix sockets that this process would have removed in the end, and does not any more.
+fn disown_paths(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
     let listeners = listeners.iter().filter_map(Weak::upgrade);
-    listeners
-        .filter_map(|listener| Some(listener.own_path()?.to_owned()))
-        .collect()
+    let paths = listeners.filter_map(|listener| {
+        let path = listener.own_path()?.to_owned();
+        listener.set_own_path(false);
+        Some(path)
+    });
+    paths.collect()
 }
 
 fn answer<T>(to: &Sender<T>, with: T) {

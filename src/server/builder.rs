@@ -71,7 +71,8 @@ impl Builder {
         self
     }
 
-    /// Serves a listener that is bound already. May be called several times.
+    /// Serves a listener that is bound already. May be called several times. A successor finds it by
+    /// [`Restart::inherited`].
     pub fn listener(mut self, listener: Listener) -> Self {
         self.listeners.push(Source::Bound(listener));
         self

@@ -34,6 +34,8 @@ pub(super) struct Parts<S: Service> {
     /// There until it has a thread, if the server can be restarted.
     pub(super) upgrader: Option<Upgrader>,
     pub(super) idle_grace: Duration,
+    /// There until the server stops.
+    pub(super) goes_on: Option<Sender<()>>,
     pub(super) settings: Builder,
     pub(super) lot: Arc<Lot<S::Session>>,
     pub(super) gate: Arc<Gate>,
@@ -67,6 +69,7 @@ impl<S: Service> Parts<S> {
         belong_to(self.server);
         let listeners = std::mem::take(&mut self.listeners);
         let upgrader = self.upgrader.take();
+        let goes_on = self.goes_on.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
         let workers = self.settings.workers.unwrap_or(1);
         let (tell, ended) = crossbeam_channel::bounded(workers + 3);
@@ -96,6 +99,7 @@ impl<S: Service> Parts<S> {
             } else {
                 self.obey(&commands, &ended, control.restart.as_ref())
             };
+            drop(goes_on);
             let (report, all_ended) = self.finish(stop, &ended, control.restart.as_ref());
             log::info!("{report}");
             // Nobody is obeyed any more, so that nobody need wait to be heard.
@@ -251,8 +255,7 @@ impl<S: Service> Parts<S> {
             });
             if command == Command::Leave {
                 lot.drain.leave(self.idle_grace);
-                // What the kernel has queued is the successor's.
-                gate.close_now();
+                gate.close();
                 lot.shorten_idle();
             } else {
                 if let Some(restart) = restart {
@@ -377,7 +380,8 @@ impl<S: Service> Host for Serving<'_, S> {
         self.parts.gate.resume();
     }
 
-    fn leave(&self) {
+    fn leave(&self, kept: &[u32]) {
+        self.parts.gate.leave_to_others(kept);
         self.command(Command::Leave);
     }
 

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
 use crate::acceptor::Gate;
 use crate::addr::Addr;
 use crate::clock;
@@ -145,7 +147,10 @@ impl<S: Service> Server<S> {
         let room = Arc::clone(&gate);
         lot.on_room(move || room.wake());
 
+        let (goes_on, stopped) = crossbeam_channel::bounded(0);
         let mut opening = Opening {
+            stopped,
+            ready_thread: format!("{}-ready", settings.name),
             gate: Arc::clone(&gate),
             remote: None,
             ready_when: None,
@@ -177,6 +182,7 @@ impl<S: Service> Server<S> {
             listeners,
             upgrader,
             idle_grace: idle_grace.unwrap_or_default(),
+            goes_on: Some(goes_on),
             settings,
             lot,
             gate,
@@ -232,6 +238,9 @@ impl<S> fmt::Debug for Server<S> {
 
 /// What is to be done before the first connection is accepted, once everything else is there.
 struct Opening {
+    /// Closed when the server has stopped.
+    stopped: Receiver<()>,
+    ready_thread: String,
     gate: Arc<Gate>,
     remote: Option<Remote>,
     ready_when: Option<ReadyWhen>,
@@ -254,7 +263,18 @@ impl Opening {
             return Ok(());
         }
         if let Some(ready_when) = self.ready_when {
-            ready_when().map_err(io::Error::other)?;
+            let (done, ready) = crossbeam_channel::bounded(1);
+            // It may take its time, and a stop does not wait for it.
+            thread::Builder::new()
+                .name(self.ready_thread)
+                .spawn(move || drop(done.send(ready_when())))?;
+            let panicked = || Err("ready_when panicked".into());
+            crossbeam_channel::select! {
+                recv(ready) -> result => {
+                    result.unwrap_or_else(|_| panicked()).map_err(io::Error::other)?;
+                }
+                recv(self.stopped) -> _ => return Ok(()),
+            }
         }
         match self.remote {
             Some(remote) => remote.open().map_err(io::Error::other),

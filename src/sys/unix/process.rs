@@ -305,6 +305,13 @@ impl Plan {
             if self.stderr >= 0 && libc::dup2(self.stderr, 2) < 0 {
                 return errno();
             }
+            #[cfg(target_os = "linux")]
+            {
+                // Not all that is open here need be closed by the exec: others in this process may not care. Where
+                // there is no such call yet, nothing can be done about that.
+                let flag = libc::CLOSE_RANGE_CLOEXEC;
+                libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, flag);
+            }
             if libc::chdir(self.dir.as_ptr()) < 0 {
                 return errno();
             }
@@ -476,7 +483,7 @@ pub(crate) fn stderr_copy() -> io::Result<Descriptor> {
 
 /// Makes this the standard error.
 #[allow(unsafe_code)]
-pub(crate) fn set_stderr(to: Descriptor) -> io::Result<()> {
+pub(crate) fn set_stderr(to: &Descriptor) -> io::Result<()> {
     // SAFETY: numbers of open descriptors.
     if unsafe { libc::dup2(to.as_raw_fd(), 2) } < 0 {
         return Err(io::Error::last_os_error());

@@ -91,7 +91,7 @@ pub(crate) fn stderr_copy() -> io::Result<Descriptor> {
     Err(unsupported())
 }
 
-pub(crate) fn set_stderr(_to: Descriptor) -> io::Result<()> {
+pub(crate) fn set_stderr(_to: &Descriptor) -> io::Result<()> {
     Err(unsupported())
 }
 
