@@ -805,6 +805,53 @@ fn the_last_answer_arrives_though_input_is_unread() {
     stop(&handle);
 }
 
+/// Nor does the answer get lost when the input comes only after it, however much it is.
+#[test]
+fn the_last_answer_arrives_though_input_comes_after_it() {
+    const BODY: usize = 10 << 20;
+    let service = http::service(answer).max_body(BODY as u64);
+    let handle = start(server().read_timeout(Duration::from_millis(50)), service);
+    for (head, code) in [
+        (post_head("/noread", BODY), 200),
+        (post_head("/noread", BODY + 1), 413),
+        ("POST /bad HTTP/1.1\r\n\r\n".to_owned(), 400),
+        (
+            "POST /noread HTTP/1.1\r\nHost: test\r\nConnection: close\r\nExpect: 100-continue\r\n\
+             Content-Length: 10\r\n\r\n"
+                .to_owned(),
+            200,
+        ),
+        (post_chunks("/echo") + "what is no chunk", 400),
+        (post_head("/echo", BODY), 408),
+        ("POST /late HTTP/1.1\r\nHost: te".to_owned(), 408),
+    ] {
+        let in_time = (0..10).any(|_| {
+            let before = handle.stats().bytes_out;
+            let mut client = Client::to(&handle);
+            client.send(&head);
+            until(&handle, "it is answered and parked, or gone", |stats| {
+                stats.bytes_out > before && (stats.parked == 1 || stats.live == 0)
+            });
+            let start = Instant::now();
+            let sent = client.stream.write_all(&vec![b'x'; BODY]);
+            // The server puts up with it for two seconds.
+            if start.elapsed() > Duration::from_secs(1) {
+                return false;
+            }
+            sent.unwrap_or_else(|error| panic!("{error} while sending after {head:?}"));
+            client.finish();
+            let answer = client.answer();
+            assert_eq!(answer.status, code, "{head}");
+            assert!(answer.closes());
+            client.ends();
+            until(&handle, "it is gone", |stats| stats.live == 0);
+            true
+        });
+        assert!(in_time, "this machine stands still all the time");
+    }
+    stop(&handle);
+}
+
 // ---- other protocols ----
 
 #[test]

@@ -111,6 +111,8 @@ pub struct Connection {
     /// A read since the drain was noticed took all that had come by then.
     emptied: bool,
     detached: bool,
+    /// Its client may be sending still what nobody will read.
+    lingers: bool,
     /// What the poller watches the socket for, if it does; it leaves the poller before it is closed.
     watched: Option<Interest>,
     input_limit: usize,
@@ -154,6 +156,7 @@ impl Connection {
             eof: false,
             emptied: false,
             detached: false,
+            lingers: false,
             farewell: &[],
             last_byte: None,
             idle_timeout: in_millis(limits.idle_timeout),
@@ -648,6 +651,16 @@ impl Connection {
 
     pub(crate) fn farewell(&self) -> &'static [u8] {
         self.farewell
+    }
+
+    /// Has the close wait for the client to take note: it may be sending still what nobody will read, and whatever comes
+    /// after a close resets the connection, and may take the answer with it.
+    pub(crate) fn linger(&mut self) {
+        self.lingers = true;
+    }
+
+    pub(crate) fn lingers(&self) -> bool {
+        self.lingers
     }
 
     /// Asked before each reading while the server drains. What had come before is read, and a message that had begun

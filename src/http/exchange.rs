@@ -147,6 +147,7 @@ where
             Ok(Taken::Skipped) => Ok(None),
             Ok(Taken::Wait(next)) => Ok(Some(next)),
             Err(refusal) => {
+                conn.linger();
                 scratch.writer.refuse(refusal);
                 log::debug!("{}: refused: {}", conn.info(), refusal.why);
                 self.log(conn, None, refusal.status, 0);
@@ -171,7 +172,10 @@ where
                     Taken::Skipped
                 }
                 Skipped::Part => Taken::Wait(Next::More),
-                Skipped::TooMuch => Taken::Wait(Next::Close),
+                Skipped::TooMuch => {
+                    conn.linger();
+                    Taken::Wait(Next::Close)
+                }
             });
         }
         // Empty lines may stand before a request (RFC 9112, section 2.2).
@@ -262,6 +266,7 @@ where
             Some(_) => None,
         };
         if let Some(refusal) = refusal {
+            conn.linger();
             scratch.writer.refuse(refusal);
             log::debug!("{}: {}", conn.info(), refusal.why);
             self.log(conn, entry.as_ref(), refusal.status, 0);
@@ -290,7 +295,12 @@ where
         let answered = scratch.writer.respond(conn, &asked, &fields, reply)?;
         self.log(conn, entry.as_ref(), answered.status, answered.length);
         Ok(match answered.then {
-            Then::Close => Some(Next::Close),
+            Then::Close => {
+                if !asked.is_whole {
+                    conn.linger();
+                }
+                Some(Next::Close)
+            }
             Then::Upgrade(protocol) => {
                 conn.set_farewell(b"");
                 *state = State::Upgraded(protocol);

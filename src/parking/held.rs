@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use crate::clock::in_millis;
-use crate::connection::{Connection, Filled};
+use crate::connection::{Connection, Filled, READ_SIZE};
 
-/// How long a closing connection waits for its client to take note, and how much it throws away meanwhile.
+/// How long a closing connection waits for its client to take note, and how much it throws away meanwhile: so much as a
+/// client may send that looks for an answer only when all of its request has left.
 const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: u32 = 256 * 1024;
+const LINGER_BYTES: u32 = 64 * 1024 * 1024;
 
 /// What a parked connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,7 @@ impl<S> Held<S> {
             }
             match self.conn.discard(&mut [0; 512]) {
                 Ok((1.., Filled::Nothing | Filled::Bytes)) => {}
+                Ok((0, Filled::Nothing)) if self.conn.lingers() => {}
                 _ => return Tended::Done,
             }
             self.conn.half_close(LINGER);
@@ -106,7 +108,7 @@ impl<S> Held<S> {
     }
 
     fn linger(&mut self) -> Tended {
-        let mut scratch = [0; 4096];
+        let mut scratch = [0; READ_SIZE];
         while let Phase::Lingering { left } = self.phase {
             match self.conn.discard(&mut scratch) {
                 Ok((_, Filled::Nothing)) => return Tended::Wait(Waits::Linger),

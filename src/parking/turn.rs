@@ -175,6 +175,7 @@ impl<S> Turn<'_, S> {
             log::debug!("{}: cannot write: {error}", held.conn.info());
             return;
         }
+        held.conn.linger();
         held.close();
         keeper::tend(self);
     }
