@@ -7,12 +7,13 @@ mod support;
 mod web;
 
 use std::io::{ErrorKind, Read, Write};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::Overload;
 use handover::http::{self, Body, HeaderName, HeaderValue, Reply, Request, Response};
 
-use support::{LIMIT, addr, connect_narrow, is_timeout, server, start, stop, until};
+use support::{LIMIT, addr, connect_narrow, door, is_timeout, server, start, stop, until};
 use web::{Client, get, post, post_chunks, serve};
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -98,6 +99,44 @@ fn dripping_clients_are_cut_off() {
         Client::to(&handle).get("/").is(200, "");
     }
     stop(&handle);
+}
+
+/// A body that came in time is read, however late the handler asks for it.
+#[test]
+fn punctual_clients_are_not_told_that_they_are_late() {
+    const TIME: Duration = Duration::from_secs(2);
+    let in_time = (0..10).any(|_| {
+        let (keeper, at_door) = door();
+        let handle = serve(server().read_timeout(TIME), move |request| {
+            at_door.pass();
+            echo(request)
+        });
+        let start = Instant::now();
+        let mut client = Client::to(&handle);
+        let (first, rest) = (
+            "POST / HT",
+            "TP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n",
+        );
+        client.send(first);
+        until(&handle, "its first part is read", |stats| {
+            stats.parked == 1 && stats.served == 1
+        });
+        client.send(rest);
+        client.send("x".repeat(100_000));
+        if start.elapsed() > TIME / 2 {
+            return false;
+        }
+        keeper.wait();
+        while start.elapsed() < TIME * 5 / 4 {
+            thread::park_timeout(TIME);
+        }
+        keeper.let_one_in();
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.body.len()), (200, 100_000));
+        stop(&handle);
+        true
+    });
+    assert!(in_time, "this machine stands still all the time");
 }
 
 /// Where no request has begun, there is nothing to answer.

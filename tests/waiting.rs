@@ -890,6 +890,48 @@ fn many_that_came_in_time_are_served_however_late_a_worker_is() {
     assert!(in_time, "this machine stands still all the time");
 }
 
+/// However long a handler is busy otherwise, its client has all of its time left.
+#[test]
+fn the_time_that_a_handler_takes_is_not_its_clients() {
+    const TIME: Duration = Duration::from_secs(2);
+    let (keeper, at_door) = door();
+    let service = move |conn: &mut Connection| {
+        let mut lines = String::new();
+        conn.read_line_limited(100, &mut lines)?;
+        at_door.pass();
+        conn.read_line_limited(100, &mut lines)?;
+        for _ in 0..2 {
+            conn.write_all(&bytes_at(0, BIG))?;
+            at_door.pass();
+        }
+        Ok(Next::Close)
+    };
+    let builder = server()
+        .workers(1)
+        .read_timeout(TIME)
+        .write_timeout(TIME)
+        .min_rate(0)
+        .output_limit(1000);
+    let handle = start(builder, service);
+    let mut client = connect(addr(&handle));
+    send(&mut client, "fi");
+    until(&handle, "it is waited for", |stats| stats.active == 1);
+    send(&mut client, "rst\n");
+    let busy_otherwise = || {
+        keeper.wait();
+        pause(TIME + TIME / 4);
+        keeper.let_one_in();
+    };
+    busy_otherwise();
+    send(&mut client, "second\n");
+    read_pattern(&mut client, BIG);
+    busy_otherwise();
+    read_pattern(&mut client, BIG);
+    drop(keeper);
+    assert_closed(&mut client);
+    stop(&handle);
+}
+
 #[test]
 fn a_deaf_client_is_closed() {
     const BIG: usize = 8 << 20;

@@ -86,8 +86,9 @@ impl fmt::Display for Info {
 ///
 /// A stretch of reading, from its first wait to the next write or the next parking, must end within the read
 /// time-out ([`Builder::read_timeout`](crate::Builder::read_timeout)), and likewise for writing. What is moved extends
-/// the time, but only as far as the minimum rate ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past it, calls fail with
-/// `TimedOut`. When a stop runs out of time they fail with `ConnectionAborted`.
+/// the time, but only as far as the minimum rate ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past it, calls
+/// fail with `TimedOut`, except that reading still gives what has come by then. The time that passes while nobody waits
+/// for the client, since a handler is busy otherwise, does not count. When a stop runs out of time they fail with `ConnectionAborted`.
 ///
 /// # Output
 ///
@@ -401,12 +402,10 @@ impl Connection {
                 Interest::Write => self.write_deadline(now),
                 Interest::Both => self.read_deadline(now).earlier(self.write_deadline(now)),
             };
-            if deadline.passed(now) {
-                let text = match interest {
-                    Interest::Write => "the client did not read in time",
-                    Interest::Read | Interest::Both => "the client did not send in time",
-                };
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            // What has come by now has come in time, however late it is asked for.
+            let late = deadline.passed(now);
+            if late && (interest == Interest::Write || self.read.hard.passed(now)) {
+                return Err(too_slow(interest));
             }
             let slice = match interest {
                 Interest::Read => sys::WAIT_SLICE,
@@ -417,8 +416,14 @@ impl Connection {
                 (left, slice) => left.or(slice),
             };
             let ready = sys::wait_ready(&self.info.socket, interest, slice)?;
+            let now = Instant::now();
+            self.read.pause(now);
+            self.write.pause(now);
             if ready.readable || ready.writable {
                 return Ok(ready);
+            }
+            if late {
+                return Err(too_slow(interest));
             }
             if interest != Interest::Read {
                 return Ok(sys::Ready {
@@ -494,6 +499,9 @@ impl Connection {
         if !self.output.is_empty() {
             let count = self.output.flush(&self.info.socket)?;
             self.sent(count);
+            if self.paced && self.output.is_empty() {
+                self.write.pause(Instant::now());
+            }
         }
         Ok(self.output.is_empty())
     }
@@ -841,6 +849,14 @@ fn too_long(limit: usize) -> io::Error {
 
 fn not_utf8(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn too_slow(interest: Interest) -> io::Error {
+    let text = match interest {
+        Interest::Write => "the client did not read in time",
+        Interest::Read | Interest::Both => "the client did not send in time",
+    };
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 fn stopped() -> io::Error {

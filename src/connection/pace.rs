@@ -8,7 +8,8 @@ use crate::clock::Deadline;
 ///
 /// It starts with the stretch's first wait, `timeout` away. With a minimum rate, each byte moves it on by what the
 /// byte may take at that rate, yet never further than `timeout` from now. So a peer that stalls has `timeout`, a peer
-/// that drips is cut off when its credit is used up, and a peer that is merely slow goes on for as long as it takes.
+/// that drips is cut off when its credit is used up, and a peer that is merely slow goes on for as long as it takes. The
+/// time in which nobody waits for it is not the peer's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) timeout: Duration,
@@ -19,6 +20,8 @@ pub(crate) struct Pace {
     /// The deadline as it was found last, and the connection's count of moved bytes at that time. `None` until a wait
     /// starts the stretch, so that a message that needs no wait touches none of this.
     soft: Option<(Deadline, u64)>,
+    /// Since when the peer is not waited for, within the stretch.
+    paused: Option<Instant>,
 }
 
 impl Pace {
@@ -28,6 +31,7 @@ impl Pace {
             min_rate,
             hard: Deadline::NEVER,
             soft: None,
+            paused: None,
         }
     }
 
@@ -36,25 +40,35 @@ impl Pace {
         self.soft = None;
     }
 
-    /// Starts the stretch now, if it has not started. `moved` is how many bytes the connection has moved since ever.
+    /// Nobody waits for the peer from now on, until the deadline is asked for again.
+    pub(crate) fn pause(&mut self, now: Instant) {
+        self.paused.get_or_insert(now);
+    }
+
+    /// Starts the stretch now, if it has not started, or goes on with it. `moved` is how many bytes the connection has moved since ever.
     pub(crate) fn deadline(&mut self, now: Instant, moved: u64) -> Deadline {
         let most = Deadline::after(now, self.timeout);
+        let pause = self.paused.take();
         let soft = match self.soft {
             None => most,
-            Some((soft, before)) => self.extended(soft, moved - before).earlier(most),
+            Some((soft, before)) => {
+                let pause = pause.map_or(Duration::ZERO, |since| now - since);
+                self.extended(soft, pause, moved - before).earlier(most)
+            }
         };
         self.soft = Some((soft, moved));
         soft.earlier(self.hard)
     }
 
-    fn extended(&self, soft: Deadline, bytes: u64) -> Deadline {
-        match (soft.instant(), self.min_rate) {
-            (Some(at), rate @ 1..) => {
-                let millis = bytes.saturating_mul(1000) / u64::from(rate);
-                Deadline::after(at, Duration::from_millis(millis))
-            }
-            _ => soft,
-        }
+    fn extended(&self, soft: Deadline, pause: Duration, bytes: u64) -> Deadline {
+        let Some(at) = soft.instant() else {
+            return soft;
+        };
+        let millis = match self.min_rate {
+            0 => 0,
+            rate => bytes.saturating_mul(1000) / u64::from(rate),
+        };
+        Deadline::after(at, pause.saturating_add(Duration::from_millis(millis)))
     }
 }
 
@@ -95,6 +109,23 @@ mod tests {
         }
         let after = Deadline::after(now, 10 * SECOND);
         assert_eq!(pace.deadline(now, moved + (1 << 30)), after);
+    }
+
+    #[test]
+    fn a_pause_is_not_the_peers() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10 * SECOND, 0);
+        pace.deadline(start, 0);
+        pace.pause(start + 4 * SECOND);
+        pace.pause(start + 5 * SECOND);
+        let until = Deadline::after(start, 70 * SECOND);
+        assert_eq!(pace.deadline(start + 64 * SECOND, 1), until);
+        assert_eq!(pace.deadline(start + 65 * SECOND, 1), until);
+        // One that was before the stretch is none of it.
+        pace.pause(start + 66 * SECOND);
+        pace.reset();
+        let until = Deadline::after(start, 80 * SECOND);
+        assert_eq!(pace.deadline(start + 70 * SECOND, 1), until);
     }
 
     #[test]
