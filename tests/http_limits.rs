@@ -14,7 +14,7 @@ use handover::Overload;
 use handover::http::{self, Body, HeaderName, HeaderValue, Reply, Request, Response};
 
 use support::{LIMIT, addr, connect_narrow, door, is_timeout, server, start, stop, until};
-use web::{Client, get, post, post_chunks, serve};
+use web::{Client, get, post, post_chunks, serve, status};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -333,6 +333,53 @@ fn a_full_server_says_when_to_come_again() {
     drop(first);
     until(&handle, "there is room again", |stats| stats.live == 0);
     Client::to(&handle).get("/").is(200, "");
+    stop(&handle);
+}
+
+/// The server says that it is full only where that can be taken for an answer.
+#[test]
+fn a_refusal_is_no_part_of_another_protocol_or_answer() {
+    const LENGTH: usize = 65 * 1024;
+    let (keeper, at_door) = door();
+    let builder = server()
+        .workers(1)
+        .queue_timeout(Duration::from_secs(1))
+        .overload(Overload::Refuse(http::OVERLOADED.to_vec()));
+    let handle = serve(builder, move |mut request: Request<Body<'_>>| {
+        match request.uri().path() {
+            "/upgrade" => return status(101, Reply::upgrade(support::lines)),
+            "/part" => {
+                let mut begin = [0; 2000];
+                request.body_mut().read_exact(&mut begin).unwrap();
+            }
+            "/wait" => at_door.pass(),
+            _ => {}
+        }
+        Response::new("served".into())
+    });
+    let mut upgraded = Client::to(&handle);
+    upgraded.send(get("/upgrade"));
+    assert_eq!(upgraded.head().status, 101);
+    let mut skipped = Client::to(&handle);
+    skipped.send(format!(
+        "POST /part HTTP/1.1\r\nHost: test\r\nContent-Length: {LENGTH}\r\n\r\n"
+    ));
+    skipped.send("x".repeat(3000));
+    assert!(!skipped.answer().closes());
+    let mut idle = Client::to(&handle);
+    idle.get("/").is(200, "served");
+    until(&handle, "all are parked", |stats| stats.parked == 3);
+    let mut busy = Client::to(&handle);
+    busy.send(get("/wait"));
+    keeper.wait();
+    upgraded.send("late\n");
+    skipped.send("xxx");
+    idle.send(get("/"));
+    assert_eq!(idle.answer().status, 503);
+    upgraded.is_over();
+    skipped.is_over();
+    drop(keeper);
+    busy.answer().is(200, "served");
     stop(&handle);
 }
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use handover::{Builder, Connection, Handle, Next, Overload, Service};
 
 use support::{
-    Door, addr, answer, ask, assert_closed, assert_silent, connect, connect_from, door, echo,
-    lines, server, start, stop, tick, until,
+    Door, addr, answer, ask, assert_closed, assert_silent, bytes_at, connect, connect_from,
+    connect_narrow, door, echo, lines, read_pattern, read_pattern_from, server, start, stop, tick,
+    until,
 };
 
 const BUSY: &[u8] = b"sorry, too many of you\n";
@@ -498,6 +499,54 @@ fn those_that_were_refused_leave_the_queue() {
     drop(keeper);
     assert_eq!(answer(&mut busy), "wait");
     drop(busy);
+    stop(&handle);
+}
+
+/// Who waits for the rest of its answer waits for no worker, though a worker may have put it on the queue.
+#[test]
+fn an_answer_is_not_cut_off_because_no_worker_has_time() {
+    const BIG: usize = 8 << 20;
+    let (keeper, at_door) = door();
+    let others = guarded(at_door);
+    let service = move |conn: &mut Connection| {
+        if conn.buffer() == b"big\n" {
+            conn.consume(4);
+            conn.write_all(&bytes_at(0, BIG))?;
+            return Ok(Next::Park);
+        }
+        others(conn)
+    };
+    let builder = server()
+        .workers(1)
+        .queue(2)
+        .queue_timeout(Duration::from_secs(1))
+        .output_limit(BIG)
+        .overload(refuse());
+    let handle = start(builder, service);
+    let mut big = connect_narrow(addr(&handle));
+    send(&mut big, "big");
+    let sent = until(&handle, "the rest of it waits", |stats| {
+        stats.bytes_out > 0 && stats.parked == 1
+    });
+    let mut old = parked(&handle);
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait");
+    keeper.wait();
+    // With these the queue is full, so that it is the worker who will find the other two in the poller.
+    let mut new = [(); 2].map(|()| connect(addr(&handle)));
+    for client in &mut new {
+        send(client, "new");
+    }
+    until(&handle, "they are queued", |stats| stats.queued == 2);
+    send(&mut old, "wait");
+    let place = sent.bytes_out as usize;
+    read_pattern(&mut big, place);
+    keeper.let_one_in();
+    keeper.wait();
+    read_pattern_from(&mut big, place, BIG);
+    drop(keeper);
+    assert_eq!(answer(&mut old), "wait");
+    drop((big, old, busy, new));
     stop(&handle);
 }
 

@@ -123,8 +123,9 @@ pub struct Connection {
     bytes_in: u64,
     bytes_out: u64,
     counted: (u64, u64),
-    /// What the client is told when its message does not get complete in time.
-    farewell: &'static [u8],
+    /// What the client is told when its message does not get complete in time; `None` while it waits for no answer, and
+    /// would take whatever it is told for something else.
+    farewell: Option<&'static [u8]>,
     /// The count of received bytes at which nothing more is read, once the server drains.
     last_byte: Option<u64>,
     output_limit: usize,
@@ -158,7 +159,7 @@ impl Connection {
             emptied: false,
             detached: false,
             lingers: false,
-            farewell: &[],
+            farewell: Some(&[]),
             last_byte: None,
             idle_timeout: in_millis(limits.idle_timeout),
             input_limit: limits.input_limit,
@@ -651,13 +652,13 @@ impl Connection {
     }
 
     /// Sets what the client is told, as far as the socket takes it, when the rest of its message does not come in
-    /// time while the connection is parked.
+    /// time while the connection is parked. With `None` it is not told either that no worker has time for it.
     #[cfg_attr(not(feature = "http"), allow(dead_code))]
-    pub(crate) fn set_farewell(&mut self, bytes: &'static [u8]) {
+    pub(crate) fn set_farewell(&mut self, bytes: Option<&'static [u8]>) {
         self.farewell = bytes;
     }
 
-    pub(crate) fn farewell(&self) -> &'static [u8] {
+    pub(crate) fn farewell(&self) -> Option<&'static [u8]> {
         self.farewell
     }
 

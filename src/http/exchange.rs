@@ -94,7 +94,7 @@ where
         match state {
             State::Upgraded(protocol) => protocol(conn),
             State::Head { .. } | State::Body(_) if next == Next::More => {
-                conn.set_farewell(TIMED_OUT);
+                conn.set_farewell(Some(TIMED_OUT));
                 Ok(next)
             }
             _ => Ok(next),
@@ -168,6 +168,7 @@ where
         if let State::Skip(skip) = state {
             return Ok(match skip.advance(conn) {
                 Skipped::All => {
+                    conn.set_farewell(Some(&[]));
                     *state = State::START;
                     Taken::Skipped
                 }
@@ -302,13 +303,13 @@ where
                 Some(Next::Close)
             }
             Then::Upgrade(protocol) => {
-                conn.set_farewell(b"");
+                conn.set_farewell(None);
                 *state = State::Upgraded(protocol);
                 Some(Next::Again)
             }
             Then::Continue => {
                 if skipped == Skipped::Part {
-                    conn.set_farewell(b"");
+                    conn.set_farewell(None);
                     *state = State::Skip(skip);
                 }
                 None

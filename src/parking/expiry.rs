@@ -74,7 +74,7 @@ impl<S> Lot<S> {
                     self.remind(index, slot, due);
                 } else if let Some(turn) = self.start(token) {
                     turn.refuse_late();
-                    self.forget_queued();
+                    self.forget_queued(token);
                 }
             }
         }
@@ -101,11 +101,12 @@ impl<S> Lot<S> {
         grace - grace / 256 * u64::from(token.index % 64)
     }
 
-    /// Takes the entry of a connection that was refused off the queue, where it would take the place of others. It is
-    /// the first, or comes after others that are as late.
-    fn forget_queued(&self) {
+    /// Takes the entry of a connection that was refused off the queue, where it would take the place of others; if it
+    /// was not refused after all, it has a new one. It is the first, or comes after others that are as late.
+    fn forget_queued(&self, refused: Token) {
         while let Ok(token) = self.waiting.try_recv() {
-            match self.start(token) {
+            let turn = (token != refused).then(|| self.start(token));
+            match turn.flatten() {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
                 Some(turn) => return turn.requeue(),
                 None => return self.made_room(),

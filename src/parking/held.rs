@@ -129,6 +129,12 @@ impl<S> Held<S> {
             && matches!(self.wants, Wants::FirstByte | Wants::Message)
     }
 
+    /// Would its client take what it is told now for the answer to what it asked? Not in the middle of one.
+    pub(super) fn waits_for_an_answer(&self) -> bool {
+        let has_begun = self.wants == Wants::Nothing && self.session.is_some();
+        !has_begun && self.conn.farewell().is_some()
+    }
+
     pub(super) fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
     }

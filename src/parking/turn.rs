@@ -151,17 +151,22 @@ impl<S> Turn<'_, S> {
         log::debug!("{}: closed, the client {what} in time", held.conn.info());
         if self.waited == Waits::Input && held.wants == Wants::More {
             let farewell = held.conn.farewell();
-            self.close_with(farewell);
+            self.close_with(farewell.unwrap_or_default());
         }
     }
 
-    /// Closes a connection that waited for a worker for too long.
+    /// Closes a connection that waited for a worker for too long, unless what it waited for was not a worker.
     pub(crate) fn refuse_late(self) {
-        count(&self.lot.counters.refused_queue_timeout);
-        if let Some(held) = &self.held {
-            log::debug!("{}: refused, no worker had time for it", held.conn.info());
+        let Some(held) = &self.held else { return };
+        if held.conn.has_output() || !held.is_serving() {
+            return keeper::tend(self);
         }
-        let refusal = &self.lot.refusal;
+        count(&self.lot.counters.refused_queue_timeout);
+        log::debug!("{}: refused, no worker had time for it", held.conn.info());
+        let refusal: &[u8] = match held.waits_for_an_answer() {
+            true => &self.lot.refusal,
+            false => &[],
+        };
         self.close_with(refusal);
     }
 

@@ -277,7 +277,12 @@ pub(crate) fn bytes_at(from: usize, count: usize) -> Vec<u8> {
 /// Reads so many bytes and checks each.
 #[track_caller]
 pub(crate) fn read_pattern(client: &mut impl Read, count: usize) {
-    let mut place = 0;
+    read_pattern_from(client, 0, count);
+}
+
+/// The same, after so many bytes that were read before.
+#[track_caller]
+pub(crate) fn read_pattern_from(client: &mut impl Read, mut place: usize, count: usize) {
     let mut room = vec![0; 64 * 1024];
     while place < count {
         let most = room.len().min(count - place);
