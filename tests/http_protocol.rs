@@ -971,6 +971,33 @@ fn slow_readers_hold_no_worker() {
     stop(&handle);
 }
 
+/// Nor does one that sends a file, as far as the buffer takes it.
+#[test]
+fn files_for_slow_readers_hold_no_worker() {
+    const SIZE: usize = 8 << 20;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes_at(0, SIZE)).unwrap();
+    let builder = server().workers(1).output_limit(SIZE);
+    let handle = serve(builder, move |request: Request<Body<'_>>| {
+        if request.uri().path() == "/small" {
+            return Response::new("small".into());
+        }
+        let mut copy = file.try_clone().unwrap();
+        copy.seek(SeekFrom::Start(0)).unwrap();
+        Response::new(Reply::from(copy))
+    });
+    let mut slow = Client::on(connect_narrow(addr(&handle)));
+    slow.send(get("/file"));
+    until(&handle, "it is being answered", |stats| stats.served > 0);
+    let mut good = Client::to(&handle);
+    let soon = Some(Duration::from_secs(10));
+    good.stream.set_read_timeout(soon).unwrap();
+    good.get("/small").is(200, "small");
+    assert!(slow.answer().body == bytes_at(0, SIZE));
+    slow.get("/small").is(200, "small");
+    stop(&handle);
+}
+
 /// Is nothing moved for a moment?
 fn stays(handle: &Handle, before: &Stats) -> bool {
     let start = Instant::now();

@@ -584,21 +584,27 @@ impl Connection {
         Ok(())
     }
 
-    /// Hands the kernel up to `length` bytes of a file, from its position on, waiting for the client to read; fewer
-    /// where the system does not do that, or the file ends.
+    /// Hands the kernel up to `length` bytes of a file, from its position on, waiting for the client to read as long as
+    /// there is more than the buffer takes; fewer where the system does not do that, or the file ends.
     #[cfg(feature = "http")]
     pub(crate) fn send_file(&mut self, file: &File, length: u64) -> io::Result<u64> {
-        self.flush_all()?;
         let mut sent = 0;
         while sent < length {
-            let most = usize::try_from(length - sent).unwrap_or(usize::MAX);
-            match sys::send_file(&self.info.socket, file, most) {
+            let left = usize::try_from(length - sent).unwrap_or(usize::MAX);
+            let moved = match self.flush_some()? {
+                true => sys::send_file(&self.info.socket, file, left),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            };
+            match moved {
                 Ok(None | Some(0)) => break,
                 Ok(Some(count)) => {
                     sent += count as u64;
                     self.sent(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if left <= self.output_limit.saturating_sub(self.output.len()) {
+                        break;
+                    }
                     self.wait(Interest::Write)?;
                 }
                 Err(error) => return Err(error),

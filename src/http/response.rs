@@ -234,7 +234,8 @@ impl Writer {
             (Kind::File(file), Framed::Length(length)) => {
                 self.flush(conn)?;
                 let sent = conn.send_file(&file, length)?;
-                // What the system did not do by itself is copied, from where the file stands now.
+                // What the system did not do by itself is copied, from where the file stands now. So is what fits into
+                // the buffer of a client that does not read: no worker waits for that.
                 Ok(sent + self.sized(conn, Box::new(file), length - sent)?)
             }
             (Kind::File(_) | Kind::Upgrade(_), _) => Ok(0),
