@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
 use crossbeam_channel::Receiver;
@@ -158,11 +159,17 @@ impl<S: Service> Workers<'_, S> {
             let step = match held.tend() {
                 Tended::Ready => {
                     held.conn.lend(&mut state.spare);
-                    let step = self.step(held, state, token);
+                    let step = catch_unwind(AssertUnwindSafe(|| self.step(held, state, token)));
                     if let Some(held) = turn.held() {
                         held.conn.settle(&mut state.spare);
                     }
-                    step
+                    match step {
+                        Ok(step) => step,
+                        Err(panic) => {
+                            turn.abandon();
+                            resume_unwind(panic)
+                        }
+                    }
                 }
                 Tended::Wait(waits) => Step::Park(waits),
                 Tended::Done => Step::Drop,

@@ -814,6 +814,7 @@ fn the_last_answer_arrives_though_input_comes_after_it() {
     for (head, code) in [
         (post_head("/noread", BODY), 200),
         (post_head("/noread", BODY + 1), 413),
+        (post_head("/panic", BODY), 500),
         ("POST /bad HTTP/1.1\r\n\r\n".to_owned(), 400),
         (
             "POST /noread HTTP/1.1\r\nHost: test\r\nConnection: close\r\nExpect: 100-continue\r\n\
@@ -1062,6 +1063,36 @@ fn a_panic_costs_one_connection() {
         let mut other = Client::to(&handle);
         other.get("/other").is(200, "/other");
     }
+    stop(&handle);
+}
+
+/// A client that does not read has no worker for itself after a panic either. Somewhere among these the panic meets a
+/// socket that takes no more: one of the system's, for it takes little, and always the same.
+#[cfg(unix)]
+#[test]
+fn a_panic_waits_for_no_client() {
+    let (_dir, path) = support::socket_path();
+    let handle = serve(
+        server().listen(support::unix(&path)).workers(1),
+        |request: Request<Body<'_>>| match request.uri().path() {
+            "/long" => Response::new(Reply::from(vec![b'x'; 8000])),
+            _ => answer(request),
+        },
+    );
+    let deaf: Vec<_> = (0..80)
+        .map(|count| {
+            let mut deaf = std::os::unix::net::UnixStream::connect(&path).unwrap();
+            let requests = get("/long").repeat(count) + &get("/panic");
+            deaf.write_all(requests.as_bytes()).unwrap();
+            let mut other = Client::to(&handle);
+            let soon = Some(Duration::from_secs(10));
+            other.stream.set_read_timeout(soon).unwrap();
+            other.get("/other").is(200, "/other");
+            deaf
+        })
+        .collect();
+    assert!((1..80).contains(&handle.stats().panics));
+    drop(deaf);
     stop(&handle);
 }
 

@@ -3,9 +3,9 @@
 //! What a connection is in the middle of is its [`Session`]. It survives parking, so that heads, small bodies, and
 //! what no handler wanted of a body are waited for without a thread.
 
+use std::any::Any;
 use std::fmt;
 use std::io::{self, BufRead};
-use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use super::head::{self, Head, Limits, Memory, Refusal, bad};
 use super::reply::{Protocol, Reply};
 use super::response::{Asked, Then, Writer};
 use super::settings::Http;
-use crate::connection::{Connection, Filled};
+use crate::connection::Connection;
 use crate::service::{Next, Service};
 
 /// Answers are written when they come to so many bytes, however many requests are left. What waits here comes on top
@@ -273,10 +273,7 @@ where
             self.log(conn, entry.as_ref(), refusal.status, 0);
         }
         if let Err(panic) = panic {
-            // A panic is one even if its client has gone meanwhile.
-            let _ = scratch.writer.flush(conn).and_then(|()| leave(conn));
-            // The core counts it, and makes a new worker state.
-            resume_unwind(panic);
+            leave(conn, &mut scratch.writer, panic);
         }
         let Some((fields, reply)) = answer.filter(|_| refusal.is_none()) else {
             return Ok(Some(Next::Close));
@@ -456,19 +453,15 @@ fn is_worth_parsing(input: &[u8], seen: usize, limits: &Limits) -> bool {
     input.len() >= limits.head || (input.len() > limits.line && seen <= limits.line) || ends()
 }
 
-/// Says good-bye to a client whose connection is about to be dropped: input that nobody read would turn the close
-/// into a reset, which may take the answer with it.
-fn leave(conn: &mut Connection) -> io::Result<()> {
-    conn.shutdown(Shutdown::Write)?;
-    let mut scratch = [0; 4096];
-    let mut left = SKIPPED;
-    while let (count, Filled::Bytes) = conn.discard(&mut scratch)? {
-        left = left.saturating_sub(count);
-        if left == 0 {
-            break;
-        }
-    }
-    Ok(())
+/// Goes on with a panic, which the core counts, and makes a new worker state for. What was answered is left to be
+/// written as the client reads, and nothing waits for that here.
+fn leave(conn: &mut Connection, writer: &mut Writer, panic: Box<dyn Any + Send>) -> ! {
+    conn.linger();
+    // There is not much of it, and nothing can be added any more.
+    conn.set_output_limit(usize::MAX);
+    // A panic is one even if its client has gone meanwhile.
+    let _ = writer.flush(conn);
+    resume_unwind(panic)
 }
 
 impl fmt::Debug for Session {

@@ -170,6 +170,15 @@ impl<S> Turn<'_, S> {
         self.close_with(refusal);
     }
 
+    /// Closes a connection whose service panicked: at once, unless its client was told before.
+    pub(crate) fn abandon(mut self) {
+        let Some(held) = &mut self.held else { return };
+        if held.conn.lingers() {
+            held.close();
+            keeper::tend(self);
+        }
+    }
+
     /// Tells the client something before the close; without waiting, as there is nothing else in the buffer.
     fn close_with(mut self, bytes: &[u8]) {
         let Some(held) = &mut self.held else { return };
