@@ -290,7 +290,12 @@ where
         asked.is_whole = skipped == Skipped::All;
         let is_last = conn.buffer().is_empty() && (conn.at_eof() || conn.is_draining());
         asked.persists &= skipped != Skipped::TooMuch && !is_last;
-        let answered = scratch.writer.respond(conn, &asked, &fields, reply)?;
+        // A reader of the handler's may panic as well; what it has not given is cut off.
+        let respond = || scratch.writer.respond(conn, &asked, &fields, reply);
+        let answered = match catch_unwind(AssertUnwindSafe(respond)) {
+            Ok(answered) => answered?,
+            Err(panic) => leave(conn, &mut scratch.writer, panic),
+        };
         self.log(conn, entry.as_ref(), answered.status, answered.length);
         Ok(match answered.then {
             Then::Close => {

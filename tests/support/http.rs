@@ -287,6 +287,13 @@ impl Client {
         std::mem::take(&mut self.held)
     }
 
+    /// All that comes until the end.
+    #[track_caller]
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        while self.more() {}
+        std::mem::take(&mut self.held)
+    }
+
     /// Asserts that nothing has come that was not looked at, and that nothing comes for a moment.
     #[track_caller]
     pub(crate) fn is_silent(&mut self) {
