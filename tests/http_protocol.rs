@@ -465,6 +465,39 @@ fn head_is_get_without_the_body() {
     stop(&handle);
 }
 
+/// Also where the service itself answers.
+#[test]
+fn what_is_answered_to_head_has_no_body() {
+    let handle = serve(server(), |request: Request<Body<'_>>| {
+        match request.uri().path() {
+            "/fault" => status(101, "an answer that cannot be"),
+            _ => answer(request),
+        }
+    });
+    let host = "Host: test\r\n";
+    for (rest, code) in [
+        (format!("/panic HTTP/1.1\r\n{host}\r\n"), 500),
+        (format!("/fault HTTP/1.1\r\n{host}\r\n"), 500),
+        ("/no-host HTTP/1.1\r\n\r\n".to_owned(), 400),
+        (format!("/bad HTTP/1.1\r\n{host}B@d : x\r\n\r\n"), 400),
+        (format!("/ HTTP/3.0\r\n{host}\r\n"), 505),
+        (format!("/{} HTTP/1.1\r\n{host}\r\n", "x".repeat(9000)), 414),
+        (
+            format!("/echo HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\nx\r\n"),
+            400,
+        ),
+    ] {
+        let mut client = Client::to(&handle);
+        client.send(format!("\r\nHEAD {rest}"));
+        let answer = client.answer_to_head();
+        assert_eq!(answer.status, code, "{rest:.50}");
+        assert_ne!(answer.field("content-length"), Some("0"), "{rest:.50}");
+        assert!(answer.closes());
+        client.ends();
+    }
+    stop(&handle);
+}
+
 /// Some responses have no body, whatever the handler gave them.
 #[test]
 fn some_statuses_have_no_body() {

@@ -148,7 +148,8 @@ where
             Ok(Taken::Wait(next)) => Ok(Some(next)),
             Err(refusal) => {
                 conn.linger();
-                scratch.writer.refuse(refusal);
+                let is_head = conn.buffer().starts_with(b"HEAD ");
+                scratch.writer.refuse(refusal, is_head);
                 log::debug!("{}: refused: {}", conn.info(), refusal.why);
                 self.log(conn, None, refusal.status, 0);
                 Ok(Some(Next::Close))
@@ -268,7 +269,7 @@ where
         };
         if let Some(refusal) = refusal {
             conn.linger();
-            scratch.writer.refuse(refusal);
+            scratch.writer.refuse(refusal, asked.is_head);
             log::debug!("{}: {}", conn.info(), refusal.why);
             self.log(conn, entry.as_ref(), refusal.status, 0);
         }

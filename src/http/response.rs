@@ -89,15 +89,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Answers a request that the service itself turns down; the connection is closed after it.
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
+    /// Answers a request that the service itself turns down; the connection is closed after it. To HEAD it only says how
+    /// long the text would be.
+    pub(super) fn refuse(&mut self, refusal: Refusal, is_head: bool) {
         let text = refusal.status.canonical_reason().unwrap_or_default();
         self.status_line(refusal.status);
         self.out
             .extend_from_slice(b"Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\n");
         self.length_line((text.len() + refusal.why.len() + 3) as u64);
-        for part in ["\r\n", text, ": ", refusal.why, "\n"] {
-            self.out.extend_from_slice(part.as_bytes());
+        self.out.extend_from_slice(b"\r\n");
+        if !is_head {
+            for part in [text, ": ", refusal.why, "\n"] {
+                self.out.extend_from_slice(part.as_bytes());
+            }
         }
     }
 
@@ -117,11 +121,11 @@ impl Writer {
         let may_upgrade =
             asked.is_whole && (tunnels || (switches && asked.version == Version::HTTP_11));
         if upgrades && !may_upgrade || status.is_informational() && !upgrades {
-            return Ok(self.fault(conn, &format!("status {status} of such a response")));
+            return Ok(self.fault(conn, asked, &format!("status {status} of such a response")));
         }
         let length = match reply.kind.length() {
             Ok(length) => length,
-            Err(error) => return Ok(self.fault(conn, &error.to_string())),
+            Err(error) => return Ok(self.fault(conn, asked, &error.to_string())),
         };
         let framed = match (status, length) {
             (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Framed::Bare,
@@ -173,16 +177,14 @@ impl Writer {
     }
 
     /// The handler returned what cannot be sent: it is answered for with a 500.
-    fn fault(&mut self, conn: &Connection, what: &str) -> Answered {
+    fn fault(&mut self, conn: &Connection, asked: &Asked, what: &str) -> Answered {
         log::error!(
             "{}: the answer to a request is impossible: {what}",
             conn.peer()
         );
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        self.refuse(Refusal {
-            status,
-            why: "the answer was impossible",
-        });
+        let why = "the answer was impossible";
+        self.refuse(Refusal { status, why }, asked.is_head);
         Answered {
             status,
             length: 0,
