@@ -939,6 +939,43 @@ fn an_upgrade_gives_the_connection_away() {
     stop(&handle);
 }
 
+/// A response that is no upgrade may say what can be upgraded to (RFC 9110, section 15.5.22).
+#[test]
+fn an_upgrade_can_be_offered() {
+    let handle = serve(server(), |request: Request<Body<'_>>| {
+        let mut response = status(426, "not without an upgrade");
+        let fields = response.headers_mut();
+        fields.insert(header::UPGRADE, header::HeaderValue::from_static("lines"));
+        if request.uri().path() == "/last" {
+            let close = header::HeaderValue::from_static("close");
+            fields.insert(header::CONNECTION, close);
+        }
+        response
+    });
+    for (request, said) in [
+        ("GET / HTTP/1.1\r\nHost: test", "Upgrade"),
+        ("GET /last HTTP/1.1\r\nHost: test", "Upgrade, close"),
+        (
+            "GET / HTTP/1.0\r\nConnection: keep-alive",
+            "Upgrade, keep-alive",
+        ),
+        ("GET / HTTP/1.0", "Upgrade, close"),
+    ] {
+        let mut client = Client::to(&handle);
+        client.send(format!("{request}\r\n\r\n"));
+        let answer = client.answer();
+        answer.is(426, "not without an upgrade");
+        assert_eq!(answer.field("upgrade"), Some("lines"));
+        assert_eq!(answer.field("connection"), Some(said), "{request}");
+        if said.ends_with("close") {
+            client.ends();
+        } else {
+            client.get("/next").is(426, "not without an upgrade");
+        }
+    }
+    stop(&handle);
+}
+
 /// A protocol of lines.
 fn lines(conn: &mut handover::Connection) -> io::Result<Next> {
     support::lines(conn)

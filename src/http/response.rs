@@ -139,15 +139,20 @@ impl Writer {
         let closes = !asked.persists || framed == Framed::Close || tunnels || asks_to_close(fields);
         self.status_line(status);
         self.fields(fields, reply.is_text && framed != Framed::Bare);
-        if upgrades {
-            if !tunnels {
-                self.out.extend_from_slice(b"Connection: Upgrade\r\n");
-            }
-        } else if closes {
-            self.out.extend_from_slice(b"Connection: close\r\n");
-        } else if asked.version == Version::HTTP_10 {
-            self.out.extend_from_slice(b"Connection: keep-alive\r\n");
-        }
+        // An Upgrade field is always named there, also by a response that only says what could be upgraded to (RFC
+        // 9110, section 7.8).
+        let offers = upgrades || fields.contains_key(header::UPGRADE);
+        let closes_after = closes && !upgrades;
+        let connection: &[u8] = match (offers, closes_after, asked.version) {
+            _ if upgrades && tunnels => b"",
+            (true, true, _) => b"Connection: Upgrade, close\r\n",
+            (true, false, Version::HTTP_10) => b"Connection: Upgrade, keep-alive\r\n",
+            (true, false, _) => b"Connection: Upgrade\r\n",
+            (false, true, _) => b"Connection: close\r\n",
+            (false, false, Version::HTTP_10) => b"Connection: keep-alive\r\n",
+            (false, false, _) => b"",
+        };
+        self.out.extend_from_slice(connection);
         match framed {
             Framed::Length(length) => self.length_line(length),
             Framed::Chunks => self
