@@ -166,7 +166,7 @@ fn is_text(byte: u8) -> bool {
 }
 
 /// What may be in a field's name (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -11,7 +11,7 @@ use ::http::uri::PathAndQuery;
 use ::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use bytes::{Bytes, BytesMut};
 
-use super::framing::Framing;
+use super::framing::{Framing, is_token};
 
 /// The most fields that a head can be allowed to have.
 pub(super) const MOST_FIELDS: usize = 256;
@@ -314,15 +314,21 @@ fn length(value: &[u8]) -> Result<u64, Refusal> {
         .map_err(|_| bad("a malformed Content-Length field"))
 }
 
-/// Nothing but `chunked` is decoded here; a list that ends with it at least says where the body ends.
+/// Nothing but `chunked` is decoded here; a list that ends with it at least says where the body ends (RFC 9112, section
+/// 6.1). `identity` is reserved and means nothing, so it makes no such list.
 fn transfer_encoding(value: &[u8]) -> Result<(), Refusal> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(());
     }
     let mut codings = value.rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    let known = |coding: &[u8]| [&b"gzip"[..], b"deflate", b"compress"].contains(&coding);
-    if codings.next().is_some_and(is_chunked) && codings.all(known) {
+    let is_other = |coding: &[u8]| {
+        let name = coding.split(|&byte| byte == b';').next();
+        let name = name.unwrap_or_default().trim_ascii_end();
+        let is_token = !name.is_empty() && name.iter().all(|&byte| is_token(byte));
+        is_token && !is_chunked(name) && !name.eq_ignore_ascii_case(b"identity")
+    };
+    if codings.next().is_some_and(is_chunked) && codings.all(is_other) {
         return Err(Refusal {
             status: StatusCode::NOT_IMPLEMENTED,
             why: "of the transfer codings only chunked is implemented",
@@ -438,6 +444,13 @@ mod tests {
             "Transfer-Encoding: chunked, identity",
             "Transfer-Encoding: chunked, chunked",
             "Transfer-Encoding: xchunked",
+            "Transfer-Encoding: identity, chunked",
+            "Transfer-Encoding: Chunked;a=b, chunked",
+            "Transfer-Encoding: g zip, chunked",
+            "Transfer-Encoding: gzip,, chunked",
+            "Transfer-Encoding: gzip",
+            "Transfer-Encoding: x;a=\"b, chunked\"",
+            "Transfer-Encoding: x;a=\"b,c\", chunked",
             "Transfer-Encoding: \x0bchunked",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
             "Transfer-Encoding : chunked",
@@ -456,7 +469,18 @@ mod tests {
         ] {
             assert_eq!(post(fields), 400, "{fields:?}");
         }
-        assert_eq!(post("Transfer-Encoding: gzip, chunked"), 501);
+        for coding in [
+            "gzip",
+            "GZIP",
+            "x-gzip",
+            "X-Compress",
+            "gzip , br",
+            "made-up",
+            "x;a=b",
+        ] {
+            let field = format!("Transfer-Encoding: {coding}, CHUNKED");
+            assert_eq!(post(&field), 501, "{field:?}");
+        }
         assert_eq!(post("Transfer-Encoding: Chunked"), 200);
         let old = "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(status(old), 400);
