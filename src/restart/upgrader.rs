@@ -643,8 +643,11 @@ impl Upgrader {
             Step::Greeted => "the successor ended before it was ready",
             _ => "the successor ended before it had taken over",
         };
+        let last_words = successor.last_words.take();
+        // Whoever hears of it finds nothing left of it.
+        drop(successor);
         let error = RestartError::new(RestartFailure::Ended, why);
-        self.fail(&error.with(status, successor.last_words.take()));
+        self.fail(&error.with(status, last_words));
     }
 
     /// Gives a successor up that is there still.
