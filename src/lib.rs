@@ -3,7 +3,8 @@
 //! Blocking code keeps its shape: a handler reads from and writes to a [`Connection`] as from a socket, on one of a
 //! fixed number of threads. What is different from a thread per connection is everything around it: a client that
 //! waits, is slow, or says nothing occupies no thread; every wait has a total deadline; a panic costs one
-//! connection; and a stop answers what was asked before it ends. There is no async runtime.
+//! connection; a stop answers what was asked before it ends; and a restart hands over to a new process without losing a
+//! request. There is no async runtime.
 //!
 //! ```no_run
 //! use std::io::{self, BufRead, Write};
@@ -43,6 +44,8 @@
 //! - The **parking lot** holds connections that wait for their client. The **keeper** thread closes those whose
 //!   time is over, and writes buffered answers while every worker is busy.
 //! - The **main** thread starts the others, and obeys the [`Handle`] and signals until a drain is over.
+//! - The **upgrader** thread, where there is a [`Restart`], has a new process take over, and took over itself from the
+//!   one before.
 //!
 //! A service comes in two shapes. The better one is called for each message, takes it from
 //! [`Connection::buffer`] or one of the `take` methods, and returns [`Next::Park`] or [`Next::More`]: its waiting
@@ -58,13 +61,13 @@
 //!   [`Report`] names it.
 //! - Where the platform has no poller that threads can share (anything but Linux and Android), the keeper brings ready connections to
 //!   the workers, which costs a thread switch per message. Windows has no Unix sockets here.
-//! - TLS and restarts are not here yet.
+//! - Restarts need Unix. TLS is not here yet.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `signals` | yes | [`Server::run`] reacts to SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and Ctrl-C |
+//! | `signals` | yes | [`Server::run`] reacts to SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C |
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
 
 mod sys;

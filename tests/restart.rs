@@ -454,7 +454,9 @@ fn no_request_is_lost_by_restarts_under_load() {
     let delayed = load::delayed(generations.addr(), Duration::from_millis(2));
     let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(12, |n| n.parse().unwrap());
     let first = resources(generations.restart().pid);
-    let load = Load::start(&every_kind(generations.addr(), &path, Some(delayed)), 2);
+    let clients = std::env::var("HANDOVER_TEST_CLIENTS").map_or(2, |n| n.parse().unwrap());
+    let kinds = every_kind(generations.addr(), &path, Some(delayed));
+    let load = Load::start(&kinds, clients);
     let mut times = Vec::new();
     for _ in 1..restarts {
         load.wait_for(200);
@@ -1203,6 +1205,45 @@ fn listeners_of_an_activator_are_taken_and_others_closed() {
     generations.restart();
     signal(generations.who().pid, Signal::TERM);
     generations.wait();
+}
+
+/// The real one, of systemd: it listens, and becomes the server when the first client comes.
+#[test]
+fn systemd_socket_activate_starts_the_first_generation() {
+    const ACTIVATE: &str = "systemd-socket-activate";
+    if Command::new(ACTIVATE).arg("--version").output().is_err() {
+        eprintln!("SKIPPED: {ACTIVATE} is not there; it is in Debian's package systemd");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("socket");
+    let listen = format!("unix:{}", path.display());
+    let mut command = Command::new(ACTIVATE);
+    let state = TempDir::new().unwrap();
+    fs::write(state.path().join("listen"), &listen).unwrap();
+    let mut activator = command
+        .arg(format!("--listen={}", path.display()))
+        .arg(format!("--setenv={DIR}={}", state.path().display()))
+        .arg("--")
+        .arg(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_child(&activator).as_raw_nonzero().get();
+    eventually("it listens", || path.exists());
+    let who = || Who::parse(&get(&mut UnixStream::connect(&path).unwrap(), "/who"));
+    let first = who();
+    assert_eq!((first.pid, first.generation), (pid, 1));
+    signal(pid, Signal::HUP);
+    eventually("the next generation", || who().generation == 2);
+    let second = who().pid;
+    activator.wait().unwrap();
+    signal(second, Signal::TERM);
+    eventually("the end", || stat(second).is_none());
+    assert!(path.exists(), "it is not the server's");
 }
 
 /// An activator's configuration says where to listen, the program only how that is called; also in later generations.

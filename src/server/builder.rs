@@ -185,8 +185,8 @@ impl Builder {
     /// Whether [`Server::run`] reacts to signals; [`Server::start`] never does. Defaults to true. A program that handles signals by itself says
     /// false, and calls the handle. Needs the feature `signals`.
     ///
-    /// SIGTERM and the first SIGINT (Ctrl-C) drain, SIGQUIT and the second SIGINT stop at once, and SIGUSR1 calls
-    /// [`on_user_signal`](Self::on_user_signal). When no server runs any more they do what they do by default.
+    /// SIGTERM and the first SIGINT (Ctrl-C) drain, SIGQUIT and the second SIGINT stop at once, SIGUSR1 calls
+    /// [`on_user_signal`](Self::on_user_signal), and SIGHUP and SIGUSR2 restart if [`restart`](Self::restart) is on. When no server runs any more they do what they do by default.
     #[cfg(feature = "signals")]
     pub fn signals(mut self, on: bool) -> Self {
         self.signals = on;
