@@ -1,0 +1,165 @@
+//! Taking over: what the process does that is to replace its predecessor.
+
+use std::path::PathBuf;
+use std::sync::Weak;
+
+use crossbeam_channel::Sender;
+
+use super::{Host, Phase, Upgrader, answer};
+use crate::notify;
+use crate::restart::inherit::Predecessor;
+use crate::restart::message::{Incoming, Link, Message};
+use crate::restart::pid_file::PidFile;
+use crate::sys;
+
+/// Tells a predecessor that its successor runs.
+pub(in crate::restart) fn greet(predecessor: &Predecessor) {
+    match predecessor.control.try_clone() {
+        Ok(control) => Link::new(control).send(&Message::Hello),
+        Err(error) => log::error!("cannot greet the predecessor: {error}"),
+    }
+}
+
+impl Upgrader {
+    pub(super) fn ready(&mut self, host: &dyn Host, reply: Sender<Result<(), String>>) {
+        self.restore_stderr();
+        if let Some(why) = self.aborted.take() {
+            answer(&reply, Err(why));
+            return;
+        }
+        if matches!(self.phase, Phase::Stopping) {
+            // Somebody was faster. It never serves, and whoever runs it hears of the stop.
+            answer(&reply, Ok(()));
+            return;
+        }
+        match &self.predecessor {
+            Some(link) => {
+                link.send(&Message::Ready);
+                self.phase = Phase::Asking(reply);
+            }
+            None => {
+                let result = self.serve(host);
+                answer(&reply, result);
+            }
+        }
+    }
+
+    pub(super) fn restore_stderr(&mut self) {
+        if let Some(stderr) = self.stderr.take() {
+            if let Err(error) = sys::set_stderr(&stderr.own) {
+                log::error!("cannot get standard error back: {error}");
+            }
+        }
+    }
+
+    /// Serves without a predecessor that would have to agree.
+    pub(super) fn serve(&mut self, host: &dyn Host) -> Result<(), String> {
+        if let Some(path) = &self.pid_path {
+            let claimed = PidFile::claim(path);
+            let claimed = claimed.map_err(|error| format!("cannot write the pid file: {error}"));
+            self.pid_file = Some(claimed?);
+        }
+        host.open();
+        self.phase = Phase::Serving;
+        notify::ready(self.status());
+        Ok(())
+    }
+
+    pub(super) fn hear_predecessor(&mut self, host: &dyn Host) {
+        while let Some(link) = &self.predecessor {
+            match link.receive() {
+                Incoming::Nothing => return link.rearm(),
+                Incoming::Message(message) => self.obey_predecessor(host, message),
+                Incoming::End => {
+                    self.predecessor = None;
+                    self.lose_predecessor(host);
+                }
+            }
+        }
+    }
+
+    fn obey_predecessor(&mut self, host: &dyn Host, message: Message) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Stopping);
+        self.phase = match (phase, message) {
+            (Phase::Asking(reply), Message::Cutover) => {
+                host.open();
+                self.tell_predecessor(&Message::Accepting {
+                    since: sys::monotonic_nanos(),
+                    kept: self.kept.clone(),
+                });
+                answer(&reply, Ok(()));
+                Phase::Opened
+            }
+            (Phase::Opened, Message::Commit(paths)) => {
+                self.take_over(&paths);
+                self.tell_predecessor(&Message::Ack);
+                Phase::Serving
+            }
+            (Phase::Asking(reply), Message::Abort(why)) => {
+                answer(&reply, Err(why));
+                Phase::Building
+            }
+            (Phase::Building, Message::Abort(why)) => {
+                self.aborted = Some(why);
+                Phase::Building
+            }
+            (phase @ (Phase::Opened | Phase::Serving), Message::Abort(why)) => {
+                log::error!("the predecessor serves on: {why}");
+                for listener in self.listeners.iter().filter_map(Weak::upgrade) {
+                    listener.set_own_path(false);
+                }
+                host.drain();
+                phase
+            }
+            (phase, Message::Drained(how)) => {
+                log::info!("generation {}: {how}", self.generation.saturating_sub(1));
+                phase
+            }
+            (phase, other) => {
+                log::debug!("the predecessor says {other:?} at a strange time");
+                phase
+            }
+        };
+    }
+
+    /// The predecessor has ended. If it had not handed over yet, this process is all that there is.
+    fn lose_predecessor(&mut self, host: &dyn Host) {
+        self.restore_stderr();
+        match std::mem::replace(&mut self.phase, Phase::Stopping) {
+            Phase::Asking(reply) => {
+                log::warn!("the predecessor has died; serving in its place");
+                self.phase = Phase::Building;
+                let result = self.serve(host);
+                answer(&reply, result);
+            }
+            Phase::Opened => {
+                log::warn!("the predecessor has died; serving in its place");
+                self.take_over(&[]);
+                self.phase = Phase::Serving;
+                notify::ready(self.status());
+            }
+            phase => self.phase = phase,
+        }
+    }
+
+    /// What belongs to the serving process belongs to this one from now on.
+    pub(super) fn take_over(&mut self, paths: &[PathBuf]) {
+        for listener in self.listeners.iter().filter_map(Weak::upgrade) {
+            let path = listener.local_addr().as_path();
+            listener.set_own_path(path.is_some_and(|path| paths.iter().any(|own| own == path)));
+        }
+        if let Some(path) = &self.pid_path {
+            match PidFile::replace(path) {
+                Ok(file) => self.pid_file = Some(file),
+                Err(error) => log::error!("cannot write {}: {error}", path.display()),
+            }
+        }
+        log::info!("generation {} serves", self.generation);
+    }
+
+    pub(super) fn tell_predecessor(&self, message: &Message) {
+        if let Some(link) = &self.predecessor {
+            link.send(message);
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! Servers that are replaced, for the tests of restarts: a test binary is run again as a server, which is replaced by
+//! itself, or by something that fails in one of the ways in which a new version can.
+//!
+//! The server speaks HTTP, and its successors do what the file `mode` in its directory says. Each test binary has a test
+//! `child` that calls [`serve_if_child`].
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handover::http::{self, Body, Reply, Request, Response};
+use handover::{Bind, Handle, Restart, Server};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tempfile::TempDir;
+
+use super::support;
+
+pub(crate) const DIR: &str = "HANDOVER_TEST_DIR";
+
+/// The server that the tests start, if this process is to be one.
+pub(crate) fn serve_if_child() {
+    let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else {
+        return;
+    };
+    let mode = fs::read_to_string(dir.join("mode")).unwrap_or_default();
+    misbehave(&dir, &mode, "early ");
+    let mut restart = Restart::new();
+    misbehave(&dir, &mode, "");
+    let generation = restart.generation();
+    let state = restart.state().map(String::from_utf8_lossy);
+    let state = state.map(std::borrow::Cow::into_owned).unwrap_or_default();
+    if let Some(timeout) = option(&dir, "ready-timeout") {
+        restart = restart.ready_timeout(Duration::from_millis(timeout.parse().unwrap()));
+    }
+    if let Some(grace) = option(&dir, "grace") {
+        restart = restart.idle_grace(Duration::from_millis(grace.parse().unwrap()));
+    }
+    if option(&dir, "pid-file").is_some() {
+        restart = restart.pid_file(dir.join("pid"));
+    }
+    let passed = restart
+        .inherited("datagrams")
+        .map(std::net::UdpSocket::from);
+    let datagrams = passed.unwrap_or_else(|| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let udp = datagrams.local_addr().unwrap().port();
+    let own = dir.clone();
+    restart = restart
+        .pass("datagrams", datagrams)
+        .ready_when(move || -> Result<(), String> {
+            misbehave(&own, &mode, "late ");
+            match mode.as_str() {
+                "late error" => Err("the cache is cold".to_owned()),
+                _ => Ok(()),
+            }
+        });
+    let export = format!("{state}{generation},");
+    let service = http::service(move |request: Request<Body<'_>>| {
+        let who = format!("{} {generation} {udp} {state}", std::process::id());
+        respond(request, who)
+    });
+    let mut builder = Server::builder()
+        .workers(4)
+        .drain_timeout(Duration::from_millis(
+            option(&dir, "drain").map_or(20_000, |drain| drain.parse().unwrap()),
+        ))
+        .restart(restart);
+    let listen = option(&dir, "listen").unwrap_or_default();
+    for addr in listen.split_whitespace() {
+        builder = match addr.split_once('=') {
+            Some((name, addr)) => builder.listen(Bind::new(addr).name(name)),
+            None => builder.listen(addr),
+        };
+    }
+    let server = builder
+        .build(service.export(move || export.clone().into_bytes()))
+        .unwrap();
+    // The test may listen, or not.
+    let addrs: Vec<String> = server
+        .local_addrs()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let _ = writeln!(std::io::stdout(), "\nlistening on {}", addrs.join(" "));
+    let report = if option(&dir, "by-handle").is_some() {
+        let handle = server.start().unwrap_or_else(|error| {
+            eprintln!("{error}");
+            std::process::exit(1);
+        });
+        HANDLE.get_or_init(|| handle.clone());
+        handle.join()
+    } else {
+        server.run().unwrap()
+    };
+    let _ = writeln!(std::io::stdout(), "\ngeneration {generation}: {report}");
+    std::process::exit(0);
+}
+
+pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();
+
+pub(crate) fn option(dir: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(dir.join(name)).ok()
+}
+
+/// What a new version may do instead of serving.
+pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
+    match mode.strip_prefix(prefix).unwrap_or_default() {
+        "exit 0" => std::process::exit(0),
+        "exit 3" => {
+            eprintln!("first line\nno configuration");
+            std::process::exit(3);
+        }
+        "panic" => {
+            eprintln!("it is all wrong");
+            // As from `main`.
+            std::process::exit(101);
+        }
+        "segv" => {
+            // The first one is for the runtime's handler, which thinks that the fault comes again.
+            let own = rustix::process::getpid();
+            loop {
+                kill_process(own, Signal::SEGV).unwrap();
+            }
+        }
+        "hang" => loop {
+            thread::park();
+        },
+        // Until the test says so.
+        "pause" => {
+            fs::write(dir.join("at"), "").unwrap();
+            while !dir.join("go").exists() {
+                thread::yield_now();
+            }
+        }
+        // What is not inherited by the new program is closed; the process lives on.
+        "sleep" => panic!("{}", Command::new("sleep").arg("1000").exec()),
+        _ => {}
+    }
+}
+
+pub(crate) fn respond(mut request: Request<Body<'_>>, who: String) -> Response<Reply> {
+    Response::new(match request.uri().path() {
+        "/" => "Hello, World!".into(),
+        "/echo" => request
+            .body_mut()
+            .read_all(4 << 20)
+            .unwrap_or_default()
+            .into(),
+        "/who" => who.into(),
+        "/slow" => {
+            let millis = request.uri().query().and_then(|millis| millis.parse().ok());
+            thread::sleep(Duration::from_millis(millis.unwrap_or(1000)));
+            who.into()
+        }
+        // Nobody waits for it, as it ends when all have been served.
+        "/restart-later" => {
+            thread::spawn(|| match HANDLE.wait_for().restart() {
+                Ok(report) => println!("\nreport: {report:?}"),
+                Err(error) => println!("\nno report: {error}"),
+            });
+            "".into()
+        }
+        "/restart" => {
+            let restart = || HANDLE.wait_for().restart();
+            let outcome = thread::spawn(restart).join().unwrap();
+            match outcome {
+                Ok(report) => format!("{report}").into(),
+                Err(error) => {
+                    let (kind, status) = (error.kind(), error.status());
+                    format!("{kind:?}|{status:?}|{:?}|{error}", error.stderr()).into()
+                }
+            }
+        }
+        _ => "?".into(),
+    })
+}
+
+/// `start` returns the handle a moment after it serves.
+pub(crate) trait WaitFor {
+    fn wait_for(&self) -> &Handle;
+}
+
+impl WaitFor for OnceLock<Handle> {
+    fn wait_for(&self) -> &Handle {
+        eventually("the handle", || self.get().is_some());
+        self.get().unwrap()
+    }
+}
+
+/// The generations of one server: a group of processes.
+pub(crate) struct Generations {
+    pub(crate) dir: TempDir,
+    pub(crate) first: Child,
+    pub(crate) output: BufReader<std::process::ChildStdout>,
+    pub(crate) addrs: Vec<String>,
+    pub(crate) program: PathBuf,
+}
+
+/// What a process says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Who {
+    pub(crate) pid: i32,
+    pub(crate) generation: u64,
+    pub(crate) udp: u16,
+    pub(crate) state: String,
+}
+
+impl Generations {
+    pub(crate) fn start(options: &[(&str, &str)]) -> Self {
+        Self::start_with(options, |_| {})
+    }
+
+    pub(crate) fn start_with(options: &[(&str, &str)], prepare: impl FnOnce(&mut Command)) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("listen"), "127.0.0.1:0").unwrap();
+        for (name, value) in options {
+            fs::write(dir.path().join(name), value).unwrap();
+        }
+        let program = dir.path().join("server");
+        // A link, so that what it leads to can be another one later.
+        std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &program).unwrap();
+        let mut command = Command::new(&program);
+        command
+            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .env(DIR, dir.path())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        prepare(&mut command);
+        let mut first = command.spawn().unwrap();
+        let output = BufReader::new(first.stdout.take().unwrap());
+        let mut generations = Self {
+            dir,
+            first,
+            output,
+            addrs: Vec::new(),
+            program,
+        };
+        let line = generations.until("listening on ");
+        let addrs = line
+            .trim()
+            .strip_prefix("listening on ")
+            .unwrap()
+            .split(' ');
+        generations.addrs = addrs.map(str::to_owned).collect();
+        generations
+    }
+
+    /// Reads the processes' output up to a line that contains a text.
+    pub(crate) fn until(&mut self, text: &str) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let count = self.output.read_line(&mut line).unwrap();
+            assert!(
+                count > 0,
+                "the processes ended without having said {text:?}"
+            );
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addrs[0].parse().unwrap()
+    }
+
+    /// What successors are to do from now on.
+    pub(crate) fn mode(&self, mode: &str) {
+        self.option("mode", mode);
+    }
+
+    pub(crate) fn option(&self, name: &str, value: &str) {
+        // In one step, so that nobody reads half of it.
+        let new = self.dir.path().join("new");
+        fs::write(&new, value).unwrap();
+        fs::rename(new, self.dir.path().join(name)).unwrap();
+    }
+
+    pub(crate) fn get(&self, path: &str) -> String {
+        get(&mut support::connect(self.addr()), path)
+    }
+
+    pub(crate) fn who(&self) -> Who {
+        Who::parse(&self.get("/who"))
+    }
+
+    /// Has the serving process replaced, and waits until it is.
+    pub(crate) fn restart(&self) -> Who {
+        let old = self.who();
+        signal(old.pid, Signal::HUP);
+        self.until_generation(old.generation + 1)
+    }
+
+    /// Waits until this generation serves, and no other one any more: a process that is stopped before it has taken over
+    /// leaves the service to its predecessor.
+    pub(crate) fn until_generation(&self, generation: u64) -> Who {
+        eventually("the next generation", || {
+            self.who().generation >= generation
+        });
+        eventually("the old one has left", || {
+            let (live, _) = self.processes();
+            let accepts = |pid: &i32| threads(*pid).contains("handover-accept");
+            live.iter().filter(|pid| accepts(pid)).count() == 1
+        });
+        let who = self.who();
+        assert_eq!(who.generation, generation);
+        who
+    }
+
+    /// The processes of the group that have not ended, and those that nobody has waited for.
+    pub(crate) fn processes(&self) -> (Vec<i32>, usize) {
+        processes_of(self.first.id())
+    }
+
+    /// Stops the serving process, and waits until all have ended.
+    pub(crate) fn end(mut self) {
+        signal(self.who().pid, Signal::TERM);
+        self.wait();
+    }
+
+    pub(crate) fn wait(&mut self) {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        self.first.wait().unwrap();
+        eventually("the end of all processes", || self.processes().0.is_empty());
+    }
+}
+
+impl Drop for Generations {
+    fn drop(&mut self) {
+        // For tests that failed; otherwise there is nobody any more.
+        let group = Pid::from_child(&self.first);
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.first.wait();
+    }
+}
+
+impl Who {
+    #[track_caller]
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut words = text.split(' ');
+        let mut next = || words.next().unwrap_or_else(|| panic!("{text:?}"));
+        Self {
+            pid: next().parse().unwrap(),
+            generation: next().parse().unwrap(),
+            udp: next().parse().unwrap(),
+            state: next().to_owned(),
+        }
+    }
+}
+
+/// Waits until something holds. Other processes need the time more than this one.
+#[track_caller]
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+    support::eventually(what, || {
+        let holds = holds();
+        if !holds {
+            thread::park_timeout(Duration::from_millis(2));
+        }
+        holds
+    });
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// The state and the group of a process, and whether it is there at all.
+pub(crate) fn stat(pid: i32) -> Option<(char, u32, i32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    Some((state, fields.next()?.parse().ok()?, parent))
+}
+
+pub(crate) fn all_pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").unwrap();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+pub(crate) fn processes_of(group: u32) -> (Vec<i32>, usize) {
+    let (mut live, mut zombies) = (Vec::new(), 0);
+    for pid in all_pids() {
+        match stat(pid) {
+            Some(('Z' | 'X', own, _)) if own == group => zombies += 1,
+            Some((_, own, _)) if own == group => live.push(pid),
+            _ => {}
+        }
+    }
+    (live, zombies)
+}
+
+/// Sends a GET that ends the connection, and returns the answer's body.
+#[track_caller]
+pub(crate) fn get(stream: &mut (impl Read + Write), path: &str) -> String {
+    exchange(stream, path).unwrap()
+}
+
+pub(crate) fn try_get(from: SocketAddr, path: &str) -> io::Result<String> {
+    exchange(&mut TcpStream::connect(from)?, path)
+}
+
+pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    match body.filter(|_| answer.starts_with("HTTP/1.1 200 OK\r\n")) {
+        Some(body) => Ok(body.to_owned()),
+        None => Err(io::Error::other(answer)),
+    }
+}
+
+/// What a process holds.
+#[derive(Debug)]
+pub(crate) struct Resources {
+    pub(crate) descriptors: usize,
+    pub(crate) listening: usize,
+    pub(crate) environment: usize,
+    pub(crate) threads: usize,
+    pub(crate) rss_kib: usize,
+}
+
+pub(crate) fn resources(pid: i32) -> Resources {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let number = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    Resources {
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
+        listening: listening(pid),
+        environment: fs::read(format!("/proc/{pid}/environ")).unwrap().len(),
+        threads: number("Threads:"),
+        rss_kib: number("VmRSS:"),
+    }
+}
+
+/// How many listening TCP and Unix sockets a process holds.
+pub(crate) fn listening(pid: i32) -> usize {
+    let tcp = fs::read_to_string("/proc/net/tcp").unwrap();
+    let tcp = tcp
+        .lines()
+        .filter(|line| line.split_whitespace().nth(3) == Some("0A"));
+    let mut inodes: Vec<String> = tcp
+        .filter_map(|line| line.split_whitespace().nth(9).map(str::to_owned))
+        .collect();
+    let unix = fs::read_to_string("/proc/net/unix").unwrap();
+    // SO_ACCEPTCON
+    let unix = unix
+        .lines()
+        .filter(|line| line.split_whitespace().nth(3) == Some("00010000"));
+    inodes.extend(unix.filter_map(|line| line.split_whitespace().nth(6).map(str::to_owned)));
+    // It may have ended.
+    let links = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    let links = links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links
+        .filter(|link| {
+            let link = link.to_string_lossy();
+            inodes
+                .iter()
+                .any(|inode| *link == format!("socket:[{inode}]"))
+        })
+        .count()
+}
+
+/// The restart itself has the process end that answers, so that nobody waits for the answer.
+pub(crate) fn signal_by_handle(generations: &Generations) {
+    let mut client = support::connect(generations.addr());
+    write!(client, "GET /restart HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    thread::spawn(move || client.read_to_end(&mut Vec::new()));
+}
+
+pub(crate) fn put(path: &Path, bytes: &[u8], mode: u32) -> bool {
+    fs::write(path, bytes).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    true
+}
+
+/// The one child of a process that waits for it.
+#[track_caller]
+pub(crate) fn wait_for_child(parent: i32) -> i32 {
+    child_of(parent).expect("it has ended without a child")
+}
+
+/// The same; `None` if the process ends meanwhile.
+pub(crate) fn child_of(parent: i32) -> Option<i32> {
+    let deadline = Instant::now() + support::LIMIT;
+    while stat(parent).is_some_and(|s| s.0 != 'Z') {
+        // Between the two is one that only waits.
+        let is_child = |pid: i32| {
+            stat(pid)
+                .and_then(|s| stat(s.2))
+                .is_some_and(|s| s.2 == parent)
+        };
+        if let Some(child) = all_pids().find(|pid| is_child(*pid)) {
+            return Some(child);
+        }
+        assert!(Instant::now() < deadline, "there is no child");
+    }
+    None
+}
+
+pub(crate) fn threads(pid: i32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .collect()
+}
+
+impl Generations {
+    pub(crate) fn wait_for_first(&mut self) -> std::process::ExitStatus {
+        self.first.wait().unwrap()
+    }
+}
