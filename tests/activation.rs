@@ -6,6 +6,7 @@ mod generations;
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -231,9 +232,15 @@ fn the_service_manager_hears_all_in_order_and_from_the_main_process_only() {
     manager.expect(second, &["READY=1", &main]);
     manager.expect(second, &["BARRIER=1"]);
 
+    // And so it is while a stop takes a while.
+    let mut slow = support::connect(generations.addr());
+    let request = b"GET /slow?6000 HTTP/1.1\r\nHost: test\r\n\r\n";
+    slow.write_all(request).unwrap();
+    generations.who();
     signal(third, Signal::TERM);
-    generations.wait();
     manager.expect(third, &["STOPPING=1"]);
+    manager.expect(third, &["EXTEND_TIMEOUT_USEC=20000000"]);
+    generations.wait();
 }
 
 fn monotonic_micros() -> u64 {
