@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use handover::http::{self, Body, Reply, Request, Response};
 use handover::{Bind, Handle, Restart, Server};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
@@ -97,7 +98,11 @@ pub(crate) fn serve_if_child() {
             std::process::exit(1);
         });
         HANDLE.get_or_init(|| handle.clone());
-        handle.join()
+        let report = handle.join();
+        if let Some(reporter) = REPORTER.lock().take() {
+            reporter.join().unwrap();
+        }
+        report
     } else {
         server.run().unwrap()
     };
@@ -106,6 +111,9 @@ pub(crate) fn serve_if_child() {
 }
 
 pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();
+
+/// Who waits for a restart, and says what it came to.
+static REPORTER: Mutex<Option<thread::JoinHandle<()>>> = Mutex::new(None);
 
 pub(crate) fn option(dir: &Path, name: &str) -> Option<String> {
     fs::read_to_string(dir.join(name)).ok()
@@ -163,10 +171,11 @@ pub(crate) fn respond(mut request: Request<Body<'_>>, who: String) -> Response<R
         }
         // Nobody waits for it, as it ends when all have been served.
         "/restart-later" => {
-            thread::spawn(|| match HANDLE.wait_for().restart() {
+            let reporter = thread::spawn(|| match HANDLE.wait_for().restart() {
                 Ok(report) => println!("\nreport: {report:?}"),
                 Err(error) => println!("\nno report: {error}"),
             });
+            *REPORTER.lock() = Some(reporter);
             "".into()
         }
         "/restart" => {

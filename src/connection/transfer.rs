@@ -1,0 +1,314 @@
+//! Moving bytes: between the socket and the buffers, at once or waiting under a deadline.
+
+#[cfg(feature = "http")]
+use std::fs::File;
+use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::time::{Duration, Instant};
+
+use super::{Connection, Filled, READ_SIZE};
+use crate::sys::{self, Interest};
+
+/// How long a wait for writing lasts at most before the socket is tried. A kernel may say that there is room only when a
+/// third of the buffer is free, and a slow client can take longer over that than its time-out.
+const WRITE_SLICE: Duration = Duration::from_millis(100);
+
+impl Connection {
+    pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
+        loop {
+            if self.info.in_flight.drain().is_forced() {
+                return Err(stopped());
+            }
+            let now = Instant::now();
+            let deadline = match interest {
+                Interest::Read => self.read_deadline(now),
+                Interest::Write => self.write_deadline(now),
+                Interest::Both => self.read_deadline(now).earlier(self.write_deadline(now)),
+            };
+            // What has come by now has come in time, however late it is asked for.
+            let late = deadline.passed(now);
+            if late && (interest == Interest::Write || self.read.hard.passed(now)) {
+                return Err(too_slow(interest));
+            }
+            let slice = match interest {
+                Interest::Read => sys::WAIT_SLICE,
+                Interest::Write | Interest::Both => Some(WRITE_SLICE),
+            };
+            let slice = match (deadline.left(now), slice) {
+                (Some(left), Some(slice)) => Some(left.min(slice)),
+                (left, slice) => left.or(slice),
+            };
+            let ready = sys::wait_ready(&self.info.socket, interest, slice)?;
+            let now = Instant::now();
+            self.read.pause(now);
+            self.write.pause(now);
+            if ready.readable || ready.writable {
+                return Ok(ready);
+            }
+            if late {
+                return Err(too_slow(interest));
+            }
+            if interest != Interest::Read {
+                return Ok(sys::Ready {
+                    readable: false,
+                    writable: true,
+                });
+            }
+        }
+    }
+
+    /// Waits until there may be something to read, and writes buffered output meanwhile: the client may well wait
+    /// for that before it sends more.
+    fn wait_readable(&mut self) -> io::Result<()> {
+        loop {
+            if self.output.is_empty() {
+                self.wait(Interest::Read)?;
+                return Ok(());
+            }
+            let ready = self.wait(Interest::Both)?;
+            if ready.writable {
+                self.flush_some()?;
+            }
+            if ready.readable {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One read from the socket: into `into`, or into the buffer.
+    fn receive(&mut self, into: Option<&mut [u8]>) -> io::Result<(Filled, usize)> {
+        if self.eof {
+            return Ok((Filled::Eof, 0));
+        }
+        let buffered = into.is_none();
+        let room = match into {
+            Some(into) => into,
+            None => self.input.room(self.input_limit)?,
+        };
+        match sys::recv(&self.info.socket, room) {
+            Ok(0) if self.info.in_flight.drain().is_forced() => Err(stopped()),
+            Ok(0) => {
+                self.eof = true;
+                Ok((Filled::Eof, 0))
+            }
+            Ok(count) => {
+                // What did not fill the room has emptied the socket, so there is no need to ask again.
+                self.emptied |= count < room.len();
+                self.readable = count == room.len() || self.hangup;
+                if buffered {
+                    self.input.filled(count);
+                }
+                self.bytes_in += count as u64;
+                self.end_writing();
+                Ok((Filled::Bytes, count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                self.emptied = true;
+                Ok((Filled::Nothing, 0))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads more into the buffer without waiting.
+    pub(crate) fn try_fill(&mut self) -> io::Result<Filled> {
+        Ok(self.receive(None)?.0)
+    }
+
+    /// Reads and forgets, without waiting: how much it was, and whether that was the end.
+    pub(crate) fn discard(&mut self, scratch: &mut [u8]) -> io::Result<(usize, Filled)> {
+        let held = self.input.len();
+        self.input.consume(held);
+        let (filled, count) = self.receive(Some(scratch))?;
+        Ok((held + count, filled))
+    }
+
+    /// Hands the socket what it takes; true when nothing is left.
+    #[inline]
+    pub(crate) fn flush_some(&mut self) -> io::Result<bool> {
+        if !self.output.is_empty() {
+            let count = self.output.flush(&self.info.socket)?;
+            self.sent(count);
+            if self.paced && self.output.is_empty() {
+                self.write.pause(Instant::now());
+            }
+        }
+        Ok(self.output.is_empty())
+    }
+
+    /// Writes, and says whether anything could be written.
+    pub(crate) fn has_progressed(&mut self) -> io::Result<bool> {
+        let before = self.bytes_out;
+        self.flush_some()?;
+        Ok(self.bytes_out > before)
+    }
+
+    fn sent(&mut self, count: usize) {
+        // A stretch of reading ends with something written, not with an attempt.
+        if count > 0 {
+            self.bytes_out += count as u64;
+            self.end_message();
+        }
+    }
+
+    fn end_writing(&mut self) {
+        if self.paced {
+            self.write.reset();
+        }
+    }
+
+    /// Sends the parts in one call and buffers what the socket left of them; returns how much of it was accepted, and
+    /// waits only if that is nothing.
+    fn write_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.detached {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        if total == 0 {
+            return Ok(0);
+        }
+        loop {
+            let mut count = 0;
+            if self.flush_some()? {
+                let sent = match parts {
+                    [part] => sys::send(&self.info.socket, part),
+                    parts => sys::send_vectored(&self.info.socket, parts),
+                };
+                count = match sent {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                    sent => sent?,
+                };
+                self.sent(count);
+                if count == total {
+                    return Ok(count);
+                }
+            }
+            let mut skip = count;
+            for part in parts {
+                let Some(rest) = part.get(skip..) else {
+                    skip -= part.len();
+                    continue;
+                };
+                skip = 0;
+                let kept = self.output.keep(rest, self.output_limit);
+                count += kept;
+                if kept < rest.len() {
+                    break;
+                }
+            }
+            if count > 0 {
+                return Ok(count);
+            }
+            self.wait(Interest::Write)?;
+        }
+    }
+
+    /// Sends what the socket takes of it at once, past the buffer.
+    pub(crate) fn offer(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match sys::send(&self.info.socket, bytes) {
+            Ok(count) => self.sent(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Hands the kernel up to `length` bytes of a file, from its position on, waiting for the client to read as long as
+    /// there is more than the buffer takes; fewer where the system does not do that, or the file ends.
+    #[cfg(feature = "http")]
+    pub(crate) fn send_file(&mut self, file: &File, length: u64) -> io::Result<u64> {
+        let mut sent = 0;
+        while sent < length {
+            let left = usize::try_from(length - sent).unwrap_or(usize::MAX);
+            let moved = match self.flush_some()? {
+                true => sys::send_file(&self.info.socket, file, left),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            };
+            match moved {
+                Ok(None | Some(0)) => break,
+                Ok(Some(count)) => {
+                    sent += count as u64;
+                    self.sent(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if left <= self.output_limit.saturating_sub(self.output.len()) {
+                        break;
+                    }
+                    self.wait(Interest::Write)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent)
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        // A large read goes past the buffer, unless there is something in it.
+        if self.input.is_empty() && into.len() >= READ_SIZE {
+            loop {
+                if self.readable || self.eof {
+                    let (filled, count) = self.receive(Some(into))?;
+                    if filled != Filled::Nothing {
+                        return Ok(count);
+                    }
+                }
+                self.wait_readable()?;
+                self.readable = true;
+            }
+        }
+        let bytes = self.fill_buf()?;
+        let count = bytes.len().min(into.len());
+        into[..count].copy_from_slice(&bytes[..count]);
+        self.input.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Connection {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.input.is_empty() && !self.eof {
+            if self.readable && self.try_fill()? != Filled::Nothing {
+                break;
+            }
+            self.wait_readable()?;
+            self.readable = true;
+        }
+        Ok(self.input.bytes())
+    }
+
+    #[inline]
+    fn consume(&mut self, count: usize) {
+        self.input.consume(count);
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_parts(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_parts(parts)
+    }
+
+    /// Hands the kernel what it takes now, without waiting: the rest is written as the client reads. See
+    /// [`flush_all`](Connection::flush_all).
+    fn flush(&mut self) -> io::Result<()> {
+        self.flush_some().map(drop)
+    }
+}
+
+fn too_slow(interest: Interest) -> io::Error {
+    let text = match interest {
+        Interest::Write => "the client did not read in time",
+        Interest::Read | Interest::Both => "the client did not send in time",
+    };
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+fn stopped() -> io::Error {
+    let text = "the server stopped, and the time for finishing is over";
+    io::Error::new(io::ErrorKind::ConnectionAborted, text)
+}
