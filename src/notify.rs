@@ -16,7 +16,23 @@ pub(crate) fn is_wanted() -> bool {
 
 /// The process serves.
 pub(crate) fn ready(status: impl Display) {
-    tell(&format!("READY=1\nSTATUS={status}\n"));
+    tell(&format!("READY=1\nSTATUS={}\n", one_line(status)));
+}
+
+/// The most of a status, in bytes. A message of more than 4096 bytes is thrown away, with all that is in it.
+const STATUS: usize = 1024;
+
+/// What a process has said may be anything.
+fn one_line(status: impl Display) -> String {
+    let text = status.to_string();
+    let mut line = String::new();
+    for char in text.chars() {
+        if line.len() + char.len_utf8() > STATUS {
+            break;
+        }
+        line.push(if char.is_control() { ' ' } else { char });
+    }
+    line
 }
 
 /// Another process serves from now on. Returns when the manager knows, so that this one may end.
@@ -79,5 +95,17 @@ fn barrier() -> io::Result<()> {
     match read.recv_timeout(BARRIER) {
         Ok(end) => end.map(drop),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_one_line_of_bounded_length() {
+        assert_eq!(one_line("a\nb\r\0c"), "a b  c");
+        let long = one_line("ä".repeat(5000));
+        assert_eq!((long.len(), long.chars().count()), (STATUS, STATUS / 2));
     }
 }

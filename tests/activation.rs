@@ -67,7 +67,8 @@ fn systemd_socket_activate_starts_the_first_generation() {
         .spawn()
         .unwrap();
     let pid = Pid::from_child(&activator).as_raw_nonzero().get();
-    eventually("it listens", || path.exists());
+    // The file is there a moment before that.
+    eventually("it listens", || UnixStream::connect(&path).is_ok());
     let who = || Who::parse(&get(&mut UnixStream::connect(&path).unwrap(), "/who"));
     let first = who();
     assert_eq!((first.pid, first.generation), (pid, 1));

@@ -29,6 +29,19 @@ fn child() {
     generations::serve_if_child();
 }
 
+/// What a process holds when the last clients and the predecessor have gone.
+fn settled(pid: i32) -> Resources {
+    let mut before = resources(pid);
+    loop {
+        std::thread::park_timeout(Duration::from_millis(100));
+        let now = resources(pid);
+        if now.descriptors == before.descriptors {
+            return now;
+        }
+        before = now;
+    }
+}
+
 /// Clients of every kind, for a TCP and a Unix listener.
 fn every_kind(tcp: SocketAddr, unix: &Path, delayed: Option<SocketAddr>) -> Vec<(To, Kind)> {
     let kinds = [
@@ -57,7 +70,7 @@ fn no_request_is_lost_by_restarts_under_load() {
     let mut generations = Generations::start(&[("listen", &listen)]);
     let delayed = load::delayed(generations.addr(), Duration::from_millis(2));
     let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(12, |n| n.parse().unwrap());
-    let first = resources(generations.restart().pid);
+    let first = settled(generations.restart().pid);
     let clients = std::env::var("HANDOVER_TEST_CLIENTS").map_or(2, |n| n.parse().unwrap());
     let kinds = every_kind(generations.addr(), &path, Some(delayed));
     let load = Load::start(&kinds, clients);
@@ -85,7 +98,7 @@ fn no_request_is_lost_by_restarts_under_load() {
     // One more that has had no clients, as the first one.
     let who = generations.restart();
     assert_eq!(who.generation, restarts + 2);
-    let last = resources(who.pid);
+    let last = settled(who.pid);
     println!("after the first restart {first:?}, after the last one {last:?}");
     assert_eq!(first.descriptors, last.descriptors);
     assert_eq!(first.listening, last.listening);
@@ -127,7 +140,10 @@ fn many_triggers_are_one_restart() {
 /// One that a new version does not listen on any more.
 #[test]
 fn what_is_queued_for_a_listener_that_is_given_up_is_served() {
-    let mut generations = Generations::start(&[("listen", "127.0.0.1:0 127.0.0.1:0")]);
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("socket");
+    let listen = format!("127.0.0.1:0 127.0.0.1:0 unix:{}", path.display());
+    let mut generations = Generations::start(&[("listen", &listen)]);
     let first = generations.who();
     let kept = generations.addrs[0].clone();
     let given_up: SocketAddr = generations.addrs[1].parse().unwrap();
@@ -140,6 +156,7 @@ fn what_is_queued_for_a_listener_that_is_given_up_is_served() {
         TcpStream::connect(given_up).is_err()
     });
     let (_, failures) = load.finish();
+    eventually("nobody needs the file any more", || !path.exists());
     let reset = failures.iter().find(|failure| !failure.contains("refused"));
     assert!(reset.is_none(), "{reset:?}");
     signal(generations.who().pid, Signal::TERM);

@@ -211,7 +211,7 @@ fn whoever_survives_a_kill_serves() {
 fn survive(stage: &str, micros: Option<u64>, kills_old: bool) -> Option<()> {
     let what = format!("{stage}, {micros:?}, the old one: {kills_old}");
     println!("{what}");
-    let mut generations = Generations::start(&[("drain", "3000")]);
+    let mut generations = Generations::start(&[("drain", "3000"), ("pid-file", "")]);
     generations.mode(stage);
     let first = generations.who().pid;
     let addr = generations.addr();
@@ -250,6 +250,10 @@ fn survive(stage: &str, micros: Option<u64>, kills_old: bool) -> Option<()> {
     // A restart that is asked for before it knows would be the one that has failed.
     eventually("the survivor knows", || {
         generations.processes().0 == [survivor.pid]
+    });
+    let pid_file = generations.dir.path().join("pid");
+    eventually("the pid file is the survivor's", || {
+        fs::read_to_string(&pid_file).is_ok_and(|pid| pid.trim() == survivor.pid.to_string())
     });
     let (_, failures) = load.finish();
     // At worst what the killed process had in hand.

@@ -48,7 +48,8 @@ impl<S> Turn<'_, S> {
         let now = clock::millis();
         let mut due = held.due(now, lot.limits.first_byte_timeout);
         let idle = held.is_between_messages();
-        if let (true, Some(grace)) = (idle, lot.drain.grace()) {
+        let grace = lot.drain.grace();
+        if let (true, Some(grace)) = (idle, grace) {
             due = due.min(now.saturating_add(lot.spread(self.token, grace)));
         }
         // Parking publishes both.
@@ -67,7 +68,7 @@ impl<S> Turn<'_, S> {
                 // The sweep of the drain, or of its end, may have passed while the connection was in hand.
                 if lot.drain.is_forced() {
                     drop(lot.claim_parked(self.token));
-                } else if idle && lot.drain.is_closing() {
+                } else if idle && (lot.drain.is_closing() || lot.drain.grace() != grace) {
                     return lot.claim_parked(self.token);
                 }
                 None

@@ -49,7 +49,8 @@ pub(crate) type ReadyWhen =
 /// Restarts without losing a request, for [`Builder::restart`](crate::Builder::restart).
 ///
 /// SIGHUP, SIGUSR2 or [`Handle::restart`](crate::Handle::restart) starts the program that is on disk by then, by the
-/// name, with the arguments, in the directory and with the environment that this process was started with. The new
+/// name and with the arguments that this process was started with, in the directory and with the environment that it had when
+/// this was made. The new
 /// process gets the listeners, and takes over when it is ready; this one goes on accepting until then, finishes what
 /// it has, and ends. If the new process does not come up, nothing has happened, and whoever asked hears why.
 ///
@@ -62,9 +63,13 @@ pub(crate) type ReadyWhen =
 ///
 /// A new process has SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 held back until its server runs, so that none
 /// of them kills it before there are handlers; threads and subprocesses that it makes before that inherit this. Until
-/// it is ready its standard error is a pipe to the old process, which passes on what it reads there.
+/// it is ready its standard error is a pipe to the old process, which passes on what it reads there (if that one is
+/// killed meanwhile, 64 KiB are kept, and more has to wait until the server is built). One that does not come up is
+/// killed half a second after its server has ended.
 ///
-/// Only one server of a process can be restarted at a time. Unix only.
+/// While a new process starts, a copy of the old one waits for it, which shares its memory as long as neither writes.
+///
+/// Only one server of a process can be restarted at a time. Unix only, without Apple's systems.
 ///
 /// # Examples
 ///

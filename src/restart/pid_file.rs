@@ -11,6 +11,8 @@ use crate::sys;
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
+    /// What tells it from another one that takes its place.
+    id: Option<(u64, u64)>,
     /// Locked as long as it is open.
     _file: File,
 }
@@ -45,6 +47,7 @@ impl PidFile {
         match written {
             Ok(file) => Ok(Self {
                 path: path.to_owned(),
+                id: sys::file_id(path),
                 _file: file,
             }),
             Err(error) => {
@@ -58,9 +61,8 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let is_own = fs::read_to_string(&self.path)
-            .is_ok_and(|text| text.trim() == process::id().to_string());
-        if is_own {
+        // It is a successor's by now, or this process's next one.
+        if self.id.is_some() && self.id == sys::file_id(&self.path) {
             if let Err(error) = fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());
             }

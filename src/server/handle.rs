@@ -121,7 +121,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`RestartError`] says why this process was not replaced; it serves on.
+    /// [`RestartError`] says why this process was not replaced now; it serves on, unless it is being stopped or has been
+    /// replaced before.
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
         let control = &self.0.control;
         let Some(remote) = &control.restart else {

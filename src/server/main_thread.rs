@@ -84,12 +84,12 @@ impl<S: Service> Parts<S> {
             commands: &control.commands,
         };
         thread::scope(|scope| {
-            let started = self
-                .start_threads(scope, &jobs, listeners, &tell)
-                .and_then(|()| match upgrader {
-                    Some(upgrader) => self.start_upgrader(scope, &host, upgrader, tell.clone()),
-                    None => Ok(()),
-                });
+            // It is there first: a predecessor may have something to say while the workers are built.
+            let started = match upgrader {
+                Some(upgrader) => self.start_upgrader(scope, &host, upgrader, tell.clone()),
+                None => Ok(()),
+            };
+            let started = started.and_then(|()| self.start_threads(scope, &jobs, listeners, &tell));
             drop(tell);
             let failed = started.is_err();
             // Whoever started the server waits for this.

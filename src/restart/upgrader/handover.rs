@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use super::takeover::is_among;
 use super::{Host, Phase, Replacement, SUCCESSOR, Upgrader, answer, stopping};
 use crate::clock::Deadline;
 use crate::listener::Listener;
@@ -82,8 +83,7 @@ impl Upgrader {
                 None => self.start(host),
             },
             Phase::Left => {
-                let pid = self.successor.as_ref().map_or(0, |s| s.process.id());
-                let why = format!("process {pid} has taken over already");
+                let why = "another process has taken over already";
                 self.refuse(&RestartError::new(RestartFailure::Replaced, why));
             }
             Phase::Stopping => self.refuse(&stopping()),
@@ -209,9 +209,17 @@ impl Upgrader {
         if !matches!(self.phase, Phase::Stopping) {
             self.phase = Phase::Left;
         }
-        let kept = self.successor.as_mut().and_then(|s| s.handing.take());
-        let kept = kept.map(|handing| handing.kept).unwrap_or_default();
-        host.leave(&kept);
+        let handing = self.successor.as_mut().and_then(|s| s.handing.take());
+        if let Some(handing) = handing {
+            // Nobody else removes the files of listeners that the successor does not want.
+            let abandoned = self.listeners.iter().zip(0..);
+            let abandoned = abandoned.filter(|(_, place)| !handing.kept.contains(place));
+            for listener in abandoned.filter_map(|(listener, _)| listener.upgrade()) {
+                let path = listener.local_addr().as_path();
+                listener.set_own_path(path.is_some_and(|path| is_among(path, &handing.own_paths)));
+            }
+            host.leave(&handing.kept);
+        }
         self.tell_predecessor(&Message::Superseded);
         notify::replaced_by(pid, format_args!("generation {next} serves"));
         for waiter in self.waiters.drain(..) {
@@ -285,8 +293,9 @@ impl Upgrader {
         if handing.paused {
             host.resume();
         }
-        if matches!(self.phase, Phase::Serving) {
-            self.take_over(&handing.own_paths);
+        match self.phase {
+            Phase::Serving => self.take_over(&handing.own_paths),
+            _ => self.own_paths(&handing.own_paths),
         }
     }
 
@@ -330,7 +339,12 @@ impl Upgrader {
                     let why = format!("the successor has not greeted within {seconds} s");
                     self.abort(host, RestartFailure::TimedOut, why);
                 }
-                Step::Greeted | Step::Ready { .. } | Step::Accepting { .. } if is_late => {
+                Step::Accepting { .. } if is_late => {
+                    let seconds = ACK_TIMEOUT.as_secs();
+                    let why = format!("the successor has not taken over within {seconds} s");
+                    self.abort(host, RestartFailure::TimedOut, why);
+                }
+                Step::Greeted | Step::Ready { .. } if is_late => {
                     let seconds = self.ready_timeout.as_secs_f32();
                     let why = format!("the successor was not ready within {seconds} s");
                     self.abort(host, RestartFailure::TimedOut, why);

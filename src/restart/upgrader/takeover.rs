@@ -1,6 +1,6 @@
 //! Taking over: what the process does that is to replace its predecessor.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
 use crossbeam_channel::Sender;
@@ -55,7 +55,11 @@ impl Upgrader {
     /// Serves without a predecessor that would have to agree.
     pub(super) fn serve(&mut self, host: &dyn Host) -> Result<(), String> {
         if let Some(path) = &self.pid_path {
-            let claimed = PidFile::claim(path);
+            // The predecessor has just died, and the system may not have taken note of all of it.
+            let claimed = match self.generation {
+                1 => PidFile::claim(path),
+                _ => PidFile::replace(path),
+            };
             let claimed = claimed.map_err(|error| format!("cannot write the pid file: {error}"));
             self.pid_file = Some(claimed?);
         }
@@ -109,7 +113,8 @@ impl Upgrader {
                     listener.set_own_path(false);
                 }
                 host.drain();
-                phase
+                drop(phase);
+                Phase::Stopping
             }
             (phase, Message::Drained(how)) => {
                 log::info!("generation {}: {how}", self.generation.saturating_sub(1));
@@ -144,10 +149,7 @@ impl Upgrader {
 
     /// What belongs to the serving process belongs to this one from now on.
     pub(super) fn take_over(&mut self, paths: &[PathBuf]) {
-        for listener in self.listeners.iter().filter_map(Weak::upgrade) {
-            let path = listener.local_addr().as_path();
-            listener.set_own_path(path.is_some_and(|path| paths.iter().any(|own| own == path)));
-        }
+        self.own_paths(paths);
         if let Some(path) = &self.pid_path {
             match PidFile::replace(path) {
                 Ok(file) => self.pid_file = Some(file),
@@ -157,9 +159,23 @@ impl Upgrader {
         log::info!("generation {} serves", self.generation);
     }
 
+    /// The files of these Unix sockets are to be removed in the end.
+    pub(super) fn own_paths(&self, paths: &[PathBuf]) {
+        for listener in self.listeners.iter().filter_map(Weak::upgrade) {
+            let path = listener.local_addr().as_path();
+            if path.is_some_and(|path| is_among(path, paths)) {
+                listener.set_own_path(true);
+            }
+        }
+    }
+
     pub(super) fn tell_predecessor(&self, message: &Message) {
         if let Some(link) = &self.predecessor {
             link.send(message);
         }
     }
+}
+
+pub(super) fn is_among(path: &Path, paths: &[PathBuf]) -> bool {
+    paths.iter().any(|own| own == path)
 }

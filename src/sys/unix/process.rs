@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
@@ -18,8 +19,8 @@ use socket2::Socket;
 /// What a process can pass on: a socket, a pipe, a file.
 pub type Descriptor = OwnedFd;
 
-/// Whether a process can be replaced by a successor here.
-pub(crate) const RESTARTS: bool = true;
+/// Whether a process can be replaced by a successor here. Apple's systems have no sockets that keep messages apart.
+pub(crate) const RESTARTS: bool = cfg!(not(target_vendor = "apple"));
 
 /// How a program is to be started.
 pub(crate) struct Start<'a> {
@@ -120,7 +121,10 @@ impl Parent {
 
 impl Drop for Parent {
     fn drop(&mut self) {
-        drop(self.news.take());
+        // Others may have a copy of it.
+        if let Some(news) = self.news.take() {
+            let _ = news.shutdown(Shutdown::Both);
+        }
         if !self.child_has_ended {
             // It is there until it is waited for, so that this reaches nobody else.
             let _ = kill_process(self.pid, Signal::KILL);
