@@ -199,13 +199,13 @@ impl Connection {
         self.eof
     }
 
-    /// What has arrived and was not consumed. No system call; see [`consume`](BufRead::consume).
+    /// What has arrived and was not consumed. No system call; see [`consume`](std::io::BufRead::consume).
     #[inline]
     pub fn buffer(&self) -> &[u8] {
         self.input.bytes()
     }
 
-    /// Waits until all that was written is in the kernel's hands; [`flush`](Write::flush) does not wait.
+    /// Waits until all that was written is in the kernel's hands; [`flush`](std::io::Write::flush) does not wait.
     ///
     /// # Errors
     ///
