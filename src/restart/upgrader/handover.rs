@@ -164,6 +164,9 @@ impl Upgrader {
                 successor.step = Step::Ready { after };
                 successor.link.send(&Message::Cutover);
             }
+            // A stop is faster; see `watch_successor`.
+            (Step::Ready { .. }, Message::Accepting { .. })
+                if matches!(self.phase, Phase::Stopping) => {}
             (Step::Ready { after }, Message::Accepting { since, kept }) => {
                 let paused = host.pause();
                 let gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
