@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
@@ -175,30 +175,27 @@ fn relay(reader: Descriptor, done: &Sender<Vec<String>>) {
     let _ = done.send(last.iter().map(|&line| line.to_owned()).collect());
 }
 
-/// Waits until a process has ended that is about to. The status is unknown if somebody else has waited for it.
-fn wait_for_end(process: &mut Process, within: Duration) -> Option<Option<ExitStatus>> {
-    let deadline = Instant::now() + within;
-    loop {
-        match process.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-            Ok(None) => return None,
-            Err(error) => {
-                log::error!("cannot wait for process {}: {error}", process.id());
-                return None;
-            }
+/// Waits until a process has ended that is about to, and ends it if it does not in time. `None` if it is not known how.
+pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStatus> {
+    let id = process.id();
+    let failed = |error| log::error!("cannot wait for the end of process {id}: {error}");
+    match process.wait(within) {
+        Ok(Some(status)) => return status,
+        Ok(None) => {}
+        Err(error) => failed(error),
+    }
+    if let Err(error) = process.kill() {
+        log::error!("cannot end process {id}: {error}");
+    }
+    // Nothing holds back this signal, but the end takes its time.
+    match process.wait(KILL_TIMEOUT) {
+        Ok(status) => status.flatten(),
+        Err(error) => {
+            failed(error);
+            None
         }
     }
 }
 
-/// The same, and ends it if it does not end in time by itself.
-pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStatus> {
-    if let Some(status) = wait_for_end(process, within) {
-        return status;
-    }
-    if let Err(error) = process.kill() {
-        log::error!("cannot end process {}: {error}", process.id());
-    }
-    // Nothing holds back this signal, but the end takes its time.
-    wait_for_end(process, Duration::from_secs(5)).flatten()
-}
+/// How long a process may take to end that was killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);

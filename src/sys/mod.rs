@@ -32,6 +32,8 @@
 //! wait, now or the next one; wake-ups before a wait may merge into one. Closing a socket without `remove` is
 //! an error of the caller: another process may hold the same open file description.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 #[cfg(all(
@@ -121,6 +123,26 @@ pub(crate) enum PathState {
     /// Something that is no socket; it is somebody's, and not ours to remove.
     Foreign,
 }
+
+/// How a program is to be started.
+#[cfg_attr(windows, allow(dead_code))]
+pub(crate) struct Start<'a> {
+    pub(crate) program: &'a Path,
+    /// The first one is the program's name.
+    pub(crate) args: &'a [OsString],
+    /// `NAME=value`.
+    pub(crate) env: &'a [OsString],
+    /// The same; the new process's id is appended to each.
+    pub(crate) env_with_pid: &'a [OsString],
+    pub(crate) dir: &'a Path,
+    /// They become its descriptors 3, 4, and so on; it gets no others but standard input and output.
+    pub(crate) descriptors: &'a [Descriptor],
+    /// Its standard error; the present one if there is none.
+    pub(crate) stderr: Option<&'a Descriptor>,
+}
+
+/// The first descriptor that is passed on, as systemd has it (sd_listen_fds(3)).
+pub(crate) const FIRST_PASSED: i32 = 3;
 
 /// A duration as the milliseconds that `poll`-like calls take: rounded up, so that a wait never ends early.
 #[cfg_attr(not(unix), allow(dead_code))]

@@ -132,7 +132,7 @@ fn connection(to: &To, kind: Kind, seen: &Seen, stop: &AtomicBool) -> Result<(),
             stream.set_read_timeout(limit)?;
             Ok(Box::new(stream) as _)
         }),
-        To::Unix(path) => connect_unix(path).and_then(|stream| {
+        To::Unix(path) => UnixStream::connect(path).and_then(|stream| {
             stream.set_read_timeout(limit)?;
             Ok(Box::new(stream) as _)
         }),
@@ -153,11 +153,6 @@ fn connection(to: &To, kind: Kind, seen: &Seen, stop: &AtomicBool) -> Result<(),
         }
     }
     Ok(())
-}
-
-/// A full queue of a Unix listener is `EAGAIN` to a client that does not wait, and a wait to one that does.
-fn connect_unix(path: &PathBuf) -> io::Result<UnixStream> {
-    UnixStream::connect(path)
 }
 
 struct Client {

@@ -93,7 +93,10 @@ impl Remote {
 
     /// Begins a restart, unless one is in progress.
     pub(crate) fn restart(&self) {
-        self.send(Request::Restart(None));
+        // Where so many ask already, one more makes no difference.
+        if self.requests.try_send(Request::Restart(None)).is_ok() {
+            self.poller.wake();
+        }
     }
 
     /// Waits until this process is replaced, or not to be.
@@ -186,6 +189,9 @@ impl Drop for Active {
 const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
 
+/// How many requests may wait for the upgrader; a thread that asks for more has to wait itself.
+const REQUESTS: usize = 1024;
+
 /// How often the service manager is told that something takes a while, and for how long that is said.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY: Duration = Duration::from_secs(20);
@@ -203,7 +209,7 @@ impl Upgrader {
         }
         let active = Active;
         let generation = restart.generation();
-        let (sender, requests) = crossbeam_channel::unbounded();
+        let (sender, requests) = crossbeam_channel::bounded(REQUESTS);
         let poller = Arc::new(Poller::new()?);
         let remote = Remote {
             requests: sender,

@@ -107,13 +107,12 @@ impl Upgrader {
                 self.aborted = Some(why);
                 Phase::Building
             }
-            (phase @ (Phase::Opened | Phase::Serving), Message::Abort(why)) => {
+            (Phase::Opened | Phase::Serving, Message::Abort(why)) => {
                 log::error!("the predecessor serves on: {why}");
                 for listener in self.listeners.iter().filter_map(Weak::upgrade) {
                     listener.set_own_path(false);
                 }
                 host.drain();
-                drop(phase);
                 Phase::Stopping
             }
             (phase, Message::Drained(how)) => {

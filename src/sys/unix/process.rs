@@ -11,35 +11,19 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
+use std::time::Duration;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::Socket;
+
+use crate::sys::{FIRST_PASSED, Start};
 
 /// What a process can pass on: a socket, a pipe, a file.
 pub type Descriptor = OwnedFd;
 
 /// Whether a process can be replaced by a successor here. Apple's systems have no sockets that keep messages apart.
 pub(crate) const RESTARTS: bool = cfg!(not(target_vendor = "apple"));
-
-/// How a program is to be started.
-pub(crate) struct Start<'a> {
-    pub(crate) program: &'a Path,
-    /// The first one is the program's name.
-    pub(crate) args: &'a [OsString],
-    /// `NAME=value`.
-    pub(crate) env: &'a [OsString],
-    /// The same; the new process's id is appended to each.
-    pub(crate) env_with_pid: &'a [OsString],
-    pub(crate) dir: &'a Path,
-    /// They become its descriptors 3, 4, and so on; it gets no others but standard input and output.
-    pub(crate) descriptors: &'a [Descriptor],
-    /// Its standard error; the present one if there is none.
-    pub(crate) stderr: Option<&'a Descriptor>,
-}
-
-/// The first descriptor that is passed on, as systemd has it (sd_listen_fds(3)).
-pub(crate) const FIRST_PASSED: i32 = 3;
 
 /// The signals that are held back while a program starts that will handle them, so that none of them ends it.
 const HELD: [libc::c_int; 6] = [
@@ -76,16 +60,16 @@ impl Process {
         self.pid
     }
 
-    /// Whether it has ended, unless it was let go.
-    pub(crate) fn try_wait(&mut self) -> io::Result<Option<Option<ExitStatus>>> {
+    /// Waits for its end, unless it was let go, for so long at most. The status is unknown if nobody is left who knows.
+    pub(crate) fn wait(&mut self, within: Duration) -> io::Result<Option<Option<ExitStatus>>> {
         if let (None, Some(parent)) = (self.ended, &mut self.parent) {
-            match parent.read() {
+            match parent.read(Some(within)) {
                 Ok(raw) => {
                     parent.child_has_ended = true;
                     self.ended = Some(Some(ExitStatus::from_raw(raw as i32)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // Somebody has ended the process that waits, and nobody will ever know.
+                // Somebody has ended the process that waits.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     self.ended = Some(None);
                 }
@@ -111,9 +95,11 @@ impl Process {
 }
 
 impl Parent {
-    fn read(&mut self) -> io::Result<u32> {
+    fn read(&self, within: Option<Duration>) -> io::Result<u32> {
         let mut word = [0; 4];
         let mut news = self.news.as_ref().ok_or(io::ErrorKind::UnexpectedEof)?;
+        // No time at all would mean for ever.
+        news.set_read_timeout(within.map(|within| within.max(Duration::from_millis(1))))?;
         news.read_exact(&mut word)?;
         Ok(u32::from_ne_bytes(word))
     }
@@ -156,13 +142,10 @@ pub(crate) fn start(start: &Start<'_>) -> io::Result<Process> {
     File::from(report).read_to_end(&mut failure)?;
     if let Some(number) = failure.first_chunk() {
         // It says who it is, and how it ends, unless there was no memory for it.
-        parent.child_has_ended = parent.read().and_then(|_| parent.read()).is_ok();
+        parent.child_has_ended = parent.read(None).and_then(|_| parent.read(None)).is_ok();
         return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*number)));
     }
-    let pid = parent.read()?;
-    if let Some(news) = &parent.news {
-        news.set_nonblocking(true)?;
-    }
+    let pid = parent.read(None)?;
     Ok(Process {
         pid,
         parent: Some(parent),

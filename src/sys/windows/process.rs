@@ -6,29 +6,17 @@ use std::io;
 use std::os::windows::io::OwnedHandle;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use socket2::Socket;
+
+use crate::sys::Start;
 
 /// What a process can pass on.
 pub type Descriptor = OwnedHandle;
 
 /// Whether a process can be replaced by a successor here.
 pub(crate) const RESTARTS: bool = false;
-
-/// How a program is to be started.
-#[allow(dead_code)]
-pub(crate) struct Start<'a> {
-    pub(crate) program: &'a Path,
-    pub(crate) args: &'a [OsString],
-    pub(crate) env: &'a [OsString],
-    pub(crate) env_with_pid: &'a [OsString],
-    pub(crate) dir: &'a Path,
-    pub(crate) descriptors: &'a [Descriptor],
-    pub(crate) stderr: Option<&'a Descriptor>,
-}
-
-/// The first descriptor that is passed on.
-pub(crate) const FIRST_PASSED: i32 = 3;
 
 /// A child process; there is none here.
 #[derive(Debug)]
@@ -39,7 +27,7 @@ impl Process {
         match *self {}
     }
 
-    pub(crate) fn try_wait(&mut self) -> io::Result<Option<Option<ExitStatus>>> {
+    pub(crate) fn wait(&mut self, _within: Duration) -> io::Result<Option<Option<ExitStatus>>> {
         match *self {}
     }
 
