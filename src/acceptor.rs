@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::addr::Addr;
-use crate::connection::Info;
+use crate::connection::{Activity, Info};
 use crate::listener::Listener;
 use crate::parking::{Idle, Lot};
 use crate::stats::count;
@@ -60,6 +60,8 @@ pub(crate) struct Gate {
     state: AtomicU8,
     /// What is queued for these listeners is another process's.
     kept: Mutex<Vec<u32>>,
+    /// How often the acceptor has looked around.
+    turns: AtomicU64,
 }
 
 const OPEN: u8 = 0;
@@ -79,6 +81,7 @@ impl Gate {
             poller,
             state,
             kept,
+            turns: AtomicU64::new(0),
         })
     }
 
@@ -117,6 +120,11 @@ impl Gate {
     /// Has the acceptor look around.
     pub(crate) fn wake(&self) {
         self.poller.wake();
+    }
+
+    /// How often the acceptor has looked around.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.load(SeqCst)
     }
 
     fn change(&self, from: u8, to: u8) -> bool {
@@ -209,6 +217,7 @@ impl<S> Acceptor<'_, S> {
         // The system is to be left alone until then, unless there is room again.
         let mut not_before = None;
         while !self.gate.is(CLOSED) {
+            count(&self.gate.turns);
             let closing = self.gate.is(CLOSING);
             if closing && !told {
                 // What came last may not have been reported yet.
@@ -357,6 +366,7 @@ impl<S> Acceptor<'_, S> {
             peer,
             about,
             in_flight: self.lot.drain.enter(),
+            activity: Activity::default(),
             _ticket: ticket,
         });
         Outcome::Accepted

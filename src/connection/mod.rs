@@ -14,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -63,7 +64,30 @@ pub(crate) struct Info {
     pub(crate) about: Arc<About>,
     /// What must end with the connection: its counts.
     pub(crate) in_flight: InFlight,
+    pub(crate) activity: Activity,
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
+}
+
+/// What others can see of what whoever has the connection in hand does with it.
+#[derive(Default)]
+pub(crate) struct Activity {
+    /// How often something was moved.
+    moves: AtomicU64,
+    /// It waits for the client, for as long as its time-outs allow.
+    waits: AtomicBool,
+}
+
+impl Activity {
+    #[inline]
+    fn moved(&self) {
+        // Only whoever has the connection in hand writes it.
+        self.moves.store(self.moves.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// How often something was moved; `None` while it waits for the client.
+    pub(crate) fn moves(&self) -> Option<u64> {
+        (!self.waits.load(Relaxed)).then(|| self.moves.load(Relaxed))
+    }
 }
 
 /// Client and listener, as every record of the log names a connection.

@@ -3,6 +3,7 @@
 #[cfg(feature = "http")]
 use std::fs::File;
 use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::{Connection, Filled, READ_SIZE};
@@ -37,7 +38,10 @@ impl Connection {
                 (Some(left), Some(slice)) => Some(left.min(slice)),
                 (left, slice) => left.or(slice),
             };
-            let ready = sys::wait_ready(&self.info.socket, interest, slice)?;
+            self.info.activity.waits.store(true, Relaxed);
+            let ready = sys::wait_ready(&self.info.socket, interest, slice);
+            self.info.activity.waits.store(false, Relaxed);
+            let ready = ready?;
             let now = Instant::now();
             self.read.pause(now);
             self.write.pause(now);
@@ -98,6 +102,7 @@ impl Connection {
                     self.input.filled(count);
                 }
                 self.bytes_in += count as u64;
+                self.info.activity.moved();
                 self.end_writing();
                 Ok((Filled::Bytes, count))
             }
@@ -147,6 +152,7 @@ impl Connection {
         // A stretch of reading ends with something written, not with an attempt.
         if count > 0 {
             self.bytes_out += count as u64;
+            self.info.activity.moved();
             self.end_message();
         }
     }

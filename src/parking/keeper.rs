@@ -3,13 +3,14 @@
 //! It closes what has waited for too long and writes out buffered output. Where only one thread may wait in the
 //! poller, it is that thread, and brings ready connections to the queue. It never calls a service.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::{BATCH, Lot, Tended, Turn};
 use crate::clock;
+use crate::stats::count;
 use crate::sys::{Events, Poller};
 
 /// How often, in milliseconds, the keeper looks around while it stands in for busy workers, or waits for room.
@@ -20,6 +21,8 @@ pub(super) const TICK: u64 = 10;
 pub(super) struct Nap {
     state: Mutex<State>,
     changed: Condvar,
+    /// How often the keeper has looked around.
+    pub(super) turns: AtomicU64,
 }
 
 #[derive(Default)]
@@ -51,6 +54,7 @@ impl Nap {
 pub(crate) fn keep<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
     while !lot.nap.state.lock().ended {
+        count(&lot.nap.turns);
         lot.expire(clock::millis());
         let asks = !Poller::SHARED && lot.takes_a_batch();
         sleep(lot, asks.then_some(&mut events));

@@ -466,6 +466,18 @@ impl<S> Lot<S> {
         }
     }
 
+    /// Has the keeper look around.
+    pub(crate) fn wake_keeper(&self) {
+        if self.nap.no_longer_than(0) && !Poller::SHARED {
+            self.poller.wake();
+        }
+    }
+
+    /// How often the keeper has looked around.
+    pub(crate) fn keeper_turns(&self) -> u64 {
+        self.nap.turns.load(SeqCst)
+    }
+
     /// What `ask` finds out about a connection, if it still is the one of that token.
     pub(crate) fn about<T>(&self, token: u64, ask: impl FnOnce(&Info) -> T) -> Option<T> {
         let token = Token::from_u64(token);

@@ -32,6 +32,7 @@ pub struct Builder {
     pub(super) on_exit: Option<Hook>,
     pub(super) on_hook: Option<Box<dyn Fn() + Send + Sync>>,
     pub(super) restart: Option<Restart>,
+    pub(super) stuck_after: Option<Duration>,
 }
 
 /// A listener that is there, or is to be made.
@@ -61,6 +62,7 @@ impl Builder {
             on_exit: None,
             on_hook: None,
             restart: None,
+            stuck_after: None,
         }
     }
 
@@ -204,6 +206,15 @@ impl Builder {
     /// [`Handle::restart`](crate::Handle::restart) says so. Defaults to off.
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = Some(restart);
+        self
+    }
+
+    /// How long every worker may be in the same call of the service, without moving a byte for its client or waiting for
+    /// it, until the process counts as wedged. Where somebody watches over it (a [`Supervisor`](crate::Supervisor), or
+    /// systemd with `WatchdogSec=`), it is ended then, and started anew; elsewhere this means nothing. Longer than the longest calls take.
+    /// Defaults to the limit of whoever watches.
+    pub fn stuck_after(mut self, limit: Duration) -> Self {
+        self.stuck_after = Some(limit);
         self
     }
 

@@ -17,6 +17,7 @@ use crate::server::builder::Builder;
 use crate::server::handle::{Control, belong_to};
 use crate::server::no_start;
 use crate::server::report::{Forced, Report};
+use crate::server::watchdog::Watchdog;
 use crate::service::Service;
 use crate::signals::Command;
 use crate::worker::Workers;
@@ -186,8 +187,13 @@ impl<S: Service> Parts<S> {
         let (lot, gate) = (&self.lot, &self.gate);
         let mut stop: Option<Stop> = None;
         let mut accepting = true;
+        let mut watchdog = Watchdog::new(lot, gate, self.settings.stuck_after);
         loop {
-            let mut timer = crossbeam_channel::never();
+            let mut next = Deadline::NEVER;
+            if let Some(watchdog) = &mut watchdog {
+                watchdog.look(stop.is_some());
+                next = Deadline::at(Some(watchdog.next()));
+            }
             if let Some(stop) = &mut stop {
                 stop.finished = lot.drain.ended() - stop.ended_before;
                 stop.is_clean = !accepting && lot.drain.live() == 0;
@@ -198,9 +204,10 @@ impl<S: Service> Parts<S> {
                 let clears = lot.drain.is_closing() && !stop.is_cleared;
                 stop.is_cleared = stop.is_cleared || clears && lot.clear();
                 let retry = (clears && !stop.is_cleared).then(|| Instant::now() + CLEAR_AGAIN);
-                let next = stop.deadline.earlier(Deadline::at(retry));
-                timer = next.instant().map_or(timer, crossbeam_channel::at);
+                next = next.earlier(stop.deadline).earlier(Deadline::at(retry));
             }
+            let never = crossbeam_channel::never();
+            let timer = next.instant().map_or(never, crossbeam_channel::at);
             let command = crossbeam_channel::select! {
                 recv(commands) -> command => command.unwrap_or(Command::StopNow),
                 recv(ended) -> thread => match thread {

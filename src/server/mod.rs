@@ -4,6 +4,7 @@ mod builder;
 mod handle;
 mod main_thread;
 mod report;
+mod watchdog;
 
 use std::fmt;
 use std::io;
