@@ -9,6 +9,9 @@
 //!
 //! `kill -HUP` of the process has another one take over, from the program that is on disk by then; `/whoami` tells
 //! them apart. `--ready-timeout SECONDS` says how long the new one may take.
+//!
+//! With `--supervised`, a supervisor looks after it: `POST /crash`, `/wedge` and `/exit?code=N` are for trying that.
+//! `--processes N`, `--control PATH`, `--watchdog SECONDS` and `--healthy-after SECONDS` are its settings.
 
 mod common;
 
@@ -28,8 +31,8 @@ const MOST: usize = 64 * 1024 * 1024;
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = common::Options::parse("127.0.0.1:8080")?;
-    let restart = options.restart();
+    let mut options = common::Options::parse("127.0.0.1:8080")?;
+    let restart = options.restart()?;
     GENERATION.store(restart.generation(), Relaxed);
     let builder = options.builder().restart(restart);
     let server = builder.build(http::service(answer))?;
@@ -43,14 +46,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn answer(request: Request<Body<'_>>) -> Response<Reply> {
     let route: (Route, &[Method]) = match request.uri().path() {
         "/" => (hello, GET),
-        "/echo" => (echo, &[Method::POST]),
+        "/echo" => (echo, POST),
         "/stream" => (stream, GET),
         "/sleep" => (sleep, GET),
         "/big" => (big, GET),
         "/panic" => (panics, GET),
         "/whoami" => (whoami, GET),
-        "/noread" => (no_read, &[Method::POST]),
+        "/noread" => (no_read, POST),
         "/status" => (status, GET),
+        "/crash" => (crash, POST),
+        "/wedge" => (wedge, POST),
+        "/exit" => (exit, POST),
         "/header" => (header, GET),
         "/hdr" => (hdr, GET),
         path if path.starts_with("/target/") => (target, GET),
@@ -74,6 +80,8 @@ fn answer(request: Request<Body<'_>>) -> Response<Reply> {
 type Route = fn(Request<Body<'_>>) -> Response<Reply>;
 
 const GET: &[Method] = &[Method::GET, Method::HEAD];
+
+const POST: &[Method] = &[Method::POST];
 
 /// The methods that are known at all.
 const ALL: &[Method] = &[
@@ -158,6 +166,23 @@ fn whoami(_: Request<Body<'_>>) -> Response<Reply> {
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+fn crash(_: Request<Body<'_>>) -> Response<Reply> {
+    std::process::abort();
+}
+
+fn wedge(_: Request<Body<'_>>) -> Response<Reply> {
+    loop {
+        thread::park();
+    }
+}
+
+fn exit(request: Request<Body<'_>>) -> Response<Reply> {
+    match number(&request, "code", 0).map(i32::try_from) {
+        Some(Ok(code)) => std::process::exit(code),
+        _ => bad_request(),
+    }
 }
 
 fn no_read(_: Request<Body<'_>>) -> Response<Reply> {

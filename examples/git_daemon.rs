@@ -88,7 +88,7 @@ mod unix {
 
         let server = options
             .builder()
-            .restart(options.restart())
+            .restart(options.restart()?)
             .build(move |conn: &mut Connection| daemon.serve(conn))?;
         announce(&server.local_addrs());
         let report = server.run()?;

@@ -91,6 +91,7 @@ mod service;
 mod acceptor;
 #[cfg(feature = "http")]
 pub mod http;
+mod supervisor;
 mod worker;
 
 mod server;
@@ -103,6 +104,7 @@ pub use restart::{Restart, RestartError, RestartFailure};
 pub use server::{BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server};
 pub use service::{Next, Service};
 pub use stats::{Expired, Refused, Stats, WorkerState};
+pub use supervisor::{Supervisor, supervise};
 pub use sys::{Descriptor, Stream};
 
 /// The README's programs must compile.

@@ -1,9 +1,11 @@
 //! What the service manager is told, in systemd's protocol (sd_notify(3)). Where nobody wants to know, nothing is done.
+//!
+//! A supervisor of ours hears some more, in variables that systemd does not know and ignores.
 
 use std::env;
-use std::fmt::Display;
-use std::io;
-use std::io::Read;
+use std::fmt::{self, Display};
+use std::io::{self, Read};
+use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
@@ -14,9 +16,125 @@ pub(crate) fn is_wanted() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some_and(|manager| !manager.is_empty())
 }
 
-/// The process serves.
-pub(crate) fn ready(status: impl Display) {
-    tell(&format!("READY=1\nSTATUS={}\n", one_line(status)));
+/// How the variables begin that are ours, behind the `X_` of all that are nobody's else.
+pub(crate) const GENERATION: &str = "X_HANDOVER_GENERATION";
+pub(crate) const LISTENERS: &str = "X_HANDOVER_LISTENERS";
+pub(crate) const SUCCESSOR: &str = "X_HANDOVER_SUCCESSOR";
+pub(crate) const FAILED: &str = "X_HANDOVER_FAILED";
+
+/// The process serves, as this generation.
+pub(crate) fn ready(generation: u64, status: impl Display) {
+    let status = one_line(status);
+    tell(&format!(
+        "READY=1\nSTATUS={status}\n{GENERATION}={generation}\n"
+    ));
+}
+
+/// A listener that somebody else is to hold as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// As descriptors are named when they are passed on.
+    pub(crate) name: String,
+    /// It is known by its name, wherever it listens.
+    pub(crate) by_name: bool,
+    /// It is a Unix socket whose file is to be removed in the end.
+    pub(crate) own_path: bool,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags = u8::from(self.by_name) + 2 * u8::from(self.own_path);
+        write!(f, "{flags}{}", self.name)
+    }
+}
+
+impl FromStr for Held {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (flags, name) = text.split_at_checked(1).ok_or(())?;
+        let flags: u8 = flags.parse().map_err(drop)?;
+        Ok(Self {
+            name: name.to_owned(),
+            by_name: flags & 1 != 0,
+            own_path: flags & 2 != 0,
+        })
+    }
+}
+
+/// How many listeners go with a message: their names are not to make it too long.
+const IN_A_MESSAGE: usize = 60;
+
+/// These are the listeners of this process.
+pub(crate) fn listeners(about: &[Held], descriptors: &[Descriptor]) {
+    let pieces = about.chunks(IN_A_MESSAGE);
+    for (about, descriptors) in pieces.zip(descriptors.chunks(IN_A_MESSAGE)) {
+        let about: Vec<String> = about.iter().map(Held::to_string).collect();
+        let text = format!("{LISTENERS}={}\n", about.join(":"));
+        let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
+        if let Err(error) = send(&text, &descriptors) {
+            log::error!("cannot leave the listeners with the supervisor: {error}");
+        }
+    }
+}
+
+/// Leaves a descriptor with the manager, which gives it to the next process of the service (FileDescriptorStoreMax= in
+/// systemd.service(5)).
+pub(crate) fn store(name: impl Display, descriptor: &Descriptor) {
+    let text = format!("FDSTORE=1\nFDNAME={name}\n");
+    if let Err(error) = send(&text, &[descriptor]) {
+        log::warn!("cannot leave the listener {name} with the service manager: {error}");
+    }
+}
+
+/// Whether the manager keeps what is left with it.
+pub(crate) fn has_store() -> bool {
+    let most = env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
+    is_wanted() && most.is_some_and(|most: u64| most > 0)
+}
+
+/// Has the manager forget what was left with it by this name.
+pub(crate) fn forget(name: impl Display) {
+    tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"));
+}
+
+/// What this process does now.
+pub(crate) fn status(status: impl Display) {
+    tell(&format!("STATUS={}\n", one_line(status)));
+}
+
+/// A process has been started that is to take over.
+pub(crate) fn successor(pid: u32) {
+    tell(&format!("{SUCCESSOR}={pid}\n"));
+}
+
+/// The restart came to nothing.
+pub(crate) fn failed(generation: u64, why: impl Display) {
+    let why = one_line(why);
+    tell(&format!(
+        "READY=1\nSTATUS=generation {generation} serves; the last restart failed: {why}\n\
+         {GENERATION}={generation}\n{FAILED}={why}\n"
+    ));
+}
+
+/// The process makes progress.
+pub(crate) fn beat() {
+    tell("WATCHDOG=1\n");
+}
+
+/// The process makes no progress, and is to be ended.
+pub(crate) fn wedged() {
+    tell("WATCHDOG=trigger\n");
+}
+
+/// How long the process may say nothing of its progress, if somebody wants to know (sd_watchdog_enabled(3)).
+pub(crate) fn watchdog_limit() -> Option<Duration> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0);
+    micros
+        .filter(|_| is_ours && is_wanted())
+        .map(Duration::from_micros)
 }
 
 /// The most of a status, in bytes. A message of more than 4096 bytes is thrown away, with all that is in it.
@@ -36,8 +154,10 @@ fn one_line(status: impl Display) -> String {
 }
 
 /// Another process serves from now on. Returns when the manager knows, so that this one may end.
-pub(crate) fn replaced_by(pid: u32, status: impl Display) {
-    tell(&format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n"));
+pub(crate) fn replaced_by(pid: u32, generation: u64, status: impl Display) {
+    tell(&format!(
+        "READY=1\nMAINPID={pid}\nSTATUS={status}\n{GENERATION}={generation}\n"
+    ));
     if is_wanted() {
         if let Err(error) = barrier() {
             log::warn!("cannot tell whether the service manager knows of process {pid}: {error}");
@@ -64,14 +184,14 @@ pub(crate) fn extend(by: Duration) {
 }
 
 fn tell(text: &str) {
-    if let Err(error) = send(text, None) {
+    if let Err(error) = send(text, &[]) {
         log::warn!("cannot tell the service manager {text:?}: {error}");
     }
 }
 
-fn send(text: &str, descriptor: Option<&Descriptor>) -> io::Result<()> {
+fn send(text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
     match env::var_os("NOTIFY_SOCKET") {
-        Some(manager) if !manager.is_empty() => sys::notify(&manager, text, descriptor),
+        Some(manager) if !manager.is_empty() => sys::notify(&manager, text, descriptors),
         _ => Ok(()),
     }
 }
@@ -82,7 +202,7 @@ const BARRIER: Duration = Duration::from_secs(5);
 /// Waits until the manager has read all that it was told: it then closes its copy of a pipe's end.
 fn barrier() -> io::Result<()> {
     let (reader, writer) = sys::pipe()?;
-    send("BARRIER=1", Some(&writer))?;
+    send("BARRIER=1", &[&writer])?;
     drop(writer);
     let (done, read) = crossbeam_channel::bounded(1);
     thread::Builder::new()

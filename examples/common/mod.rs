@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use handover::{Addr, Builder, Restart, Server};
+use handover::{Addr, Builder, Restart, Server, Supervisor};
 
 /// The options that every example takes.
 pub(crate) struct Options {
@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     /// How long a successor may take to be ready.
     pub(crate) ready_timeout: Option<Duration>,
+    /// There with `--supervised`.
+    pub(crate) supervisor: Option<Supervisor>,
     /// What is no option.
     pub(crate) rest: Vec<String>,
 }
@@ -41,6 +43,7 @@ impl Options {
             drain: None,
             timeout: None,
             ready_timeout: None,
+            supervisor: None,
             rest: Vec::new(),
         };
         let mut parser = lexopt::Parser::from_env();
@@ -52,6 +55,26 @@ impl Options {
                 Long("timeout") => options.timeout = Some(parser.value()?.parse_with(seconds)?),
                 Long("ready-timeout") => {
                     options.ready_timeout = Some(parser.value()?.parse_with(seconds)?);
+                }
+                Long("supervised") => {
+                    options.supervisor.get_or_insert_default();
+                }
+                // The rest is the supervisor's, and means that there is one.
+                Long("processes") => {
+                    let count = parser.value()?.parse()?;
+                    options.set(|supervisor| supervisor.processes(count));
+                }
+                Long("control") => {
+                    let path = parser.value()?;
+                    options.set(|supervisor| supervisor.control_socket(path));
+                }
+                Long("watchdog") => {
+                    let limit = parser.value()?.parse_with(seconds)?;
+                    options.set(|supervisor| supervisor.watchdog(limit));
+                }
+                Long("healthy-after") => {
+                    let served = parser.value()?.parse_with(seconds)?;
+                    options.set(|supervisor| supervisor.healthy_after(served));
                 }
                 Value(value) => options.rest.push(value.string()?),
                 Long(name) => {
@@ -91,13 +114,21 @@ impl Options {
         builder
     }
 
-    /// How the server is restarted.
-    pub(crate) fn restart(&self) -> Restart {
-        let mut restart = Restart::new();
+    fn set(&mut self, change: impl FnOnce(Supervisor) -> Supervisor) {
+        let supervisor = self.supervisor.take().unwrap_or_default();
+        self.supervisor = Some(change(supervisor));
+    }
+
+    /// How the server is restarted. With a supervisor, this returns in the processes that serve.
+    pub(crate) fn restart(&mut self) -> io::Result<Restart> {
+        let mut restart = match self.supervisor.take() {
+            Some(supervisor) => supervisor.supervise()?,
+            None => Restart::new(),
+        };
         if let Some(timeout) = self.ready_timeout {
             restart = restart.ready_timeout(timeout);
         }
-        restart
+        Ok(restart)
     }
 }
 

@@ -15,25 +15,35 @@ use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
 use crate::sys::{self, Descriptor};
 
-pub(super) const LISTEN_PID: &str = "LISTEN_PID";
-pub(super) const LISTEN_FDS: &str = "LISTEN_FDS";
-pub(super) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
+pub(crate) const LISTEN_PID: &str = "LISTEN_PID";
+pub(crate) const LISTEN_FDS: &str = "LISTEN_FDS";
+pub(crate) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 
 /// Separated by commas: the version of the protocol, the generation, the descriptors of the control socket, of standard
 /// error, of the end of the pipe that is there instead, and of the state (`-` where there is none), the places of those
 /// listeners that are known by their names only (separated by `+`), and the process that all this is for.
-pub(super) const HANDOVER: &str = "HANDOVER_PREDECESSOR";
+pub(crate) const HANDOVER: &str = "HANDOVER_PREDECESSOR";
+
+/// Separated by commas: the version of the protocol, what the process is to be, and what belongs to that. For one that is
+/// to serve, [`SERVE`]: its generation, the descriptor that ends when the supervisor does, the places of those listeners that are known by their
+/// names only (separated by `+`). Always last, the process that all this is for.
+pub(crate) const SUPERVISOR: &str = "HANDOVER_SUPERVISOR";
+pub(crate) const SERVE: &str = "serve";
+
+/// The name by which a predecessor passes on the descriptor that ends when the supervisor does.
+pub(super) const LIFELINE: &str = "handover-supervisor";
 
 /// More descriptors than anybody passes.
 const MOST: i32 = 4096;
 
 /// What this process was started with.
 #[derive(Default)]
-pub(super) struct Inherited {
+pub(crate) struct Inherited {
     passed: Vec<Passed>,
     /// Where those that were taken stood.
     pub(super) taken: Vec<u32>,
     pub(super) predecessor: Option<Predecessor>,
+    pub(super) supervised: Option<Supervised>,
     /// There is a predecessor, but no way to talk to it.
     pub(super) broken: Option<String>,
 }
@@ -45,6 +55,15 @@ struct Passed {
     descriptor: Descriptor,
     /// Its name says what it is for, whatever its address.
     by_name: bool,
+}
+
+/// What a supervisor leaves beside listeners.
+pub(super) struct Supervised {
+    /// Its end is that of the supervisor.
+    pub(super) lifeline: Socket,
+    /// Of this process.
+    generation: u64,
+    by_name: Vec<u32>,
 }
 
 /// What a predecessor left beside its listeners.
@@ -66,7 +85,7 @@ pub(super) struct Stderr {
 
 impl Inherited {
     /// Takes what there is. The second time there is nothing any more.
-    pub(super) fn take() -> Self {
+    pub(crate) fn take() -> Self {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         if TAKEN.swap(true, SeqCst) {
             return Self::default();
@@ -76,6 +95,7 @@ impl Inherited {
             Ok(predecessor) => (predecessor, None),
             Err(why) => (None, Some(why)),
         };
+        let mut supervised = Supervised::read(&variable(SUPERVISOR));
         let names = names(
             &variable(LISTEN_PID),
             &variable(LISTEN_FDS),
@@ -83,10 +103,12 @@ impl Inherited {
         );
         let mut passed = Vec::new();
         for ((place, number), name) in (0..).zip(sys::FIRST_PASSED..).zip(names) {
-            // Whoever started a process that is nobody's successor knows by name what it gives.
-            let by_name = predecessor
-                .as_ref()
-                .is_none_or(|from| from.by_name.contains(&place));
+            // A service manager knows by name what it gives.
+            let by_name = match (&predecessor, &supervised) {
+                (Some(from), _) => from.by_name.contains(&place),
+                (None, Some(from)) => from.by_name.contains(&place),
+                (None, None) => true,
+            };
             match sys::adopt(number) {
                 Ok(descriptor) => passed.push(Passed {
                     place,
@@ -97,12 +119,39 @@ impl Inherited {
                 Err(error) => log::error!("descriptor {number}, {name:?}, was not passed: {error}"),
             }
         }
-        Self {
+        let mut inherited = Self {
             passed,
             taken: Vec::new(),
             predecessor,
+            supervised: None,
             broken,
+        };
+        if let Some(predecessor) = &inherited.predecessor {
+            let generation = predecessor.generation;
+            let lifeline = inherited.remove(LIFELINE);
+            let lifeline = lifeline.and_then(|lifeline| sys::into_socket(lifeline).ok());
+            supervised = lifeline.map(|lifeline| Supervised {
+                lifeline,
+                generation,
+                by_name: Vec::new(),
+            });
         }
+        inherited.supervised = supervised;
+        inherited
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        match (&self.predecessor, &self.supervised) {
+            (Some(predecessor), _) => predecessor.generation,
+            (None, Some(supervised)) => supervised.generation,
+            (None, None) => 1,
+        }
+    }
+
+    /// Everything that was passed, with its name.
+    pub(crate) fn take_all(&mut self) -> Vec<(String, Descriptor)> {
+        let passed = self.passed.drain(..);
+        passed.map(|one| (one.name, one.descriptor)).collect()
     }
 
     /// Takes a descriptor by its name.
@@ -169,7 +218,7 @@ impl Inherited {
 }
 
 /// A name as it is passed on: colons separate names there, and systemd takes no control characters.
-pub(super) fn fd_name(name: &str) -> String {
+pub(crate) fn fd_name(name: &str) -> String {
     let is_fine = |char: char| char.is_ascii_graphic() && char != ':';
     let name = name
         .chars()
@@ -190,6 +239,52 @@ fn names(pid: &str, count: &str, names: &str) -> Vec<String> {
     let mut given = names.split(':').filter(|_| !names.is_empty());
     let names = (0..count).map(|_| given.next().unwrap_or("unknown").to_owned());
     names.collect()
+}
+
+/// Whether a predecessor has started this process.
+pub(crate) fn is_successor() -> bool {
+    let text = env::var(HANDOVER).unwrap_or_default();
+    let pid = text.rsplit_once(',').and_then(|(_, pid)| pid.parse().ok());
+    pid == Some(std::process::id())
+}
+
+/// What a supervisor wants this process to be, if it has one: the words of [`SUPERVISOR`] between the version and the
+/// process. An error if they are of another version.
+pub(crate) fn role(text: &str) -> Result<Option<Vec<&str>>, String> {
+    let mut words: Vec<&str> = text.split(',').collect();
+    if words.len() < 3 || words.pop().and_then(|pid| pid.parse().ok()) != Some(std::process::id()) {
+        return Ok(None);
+    }
+    match words.remove(0) {
+        version if version.parse() == Ok(VERSION) => Ok(Some(words)),
+        version => Err(format!(
+            "the supervisor speaks version {version} of the protocol, this process {VERSION}"
+        )),
+    }
+}
+
+impl Supervised {
+    fn read(text: &str) -> Option<Self> {
+        let words = match role(text) {
+            Ok(words) => words?,
+            // The supervisor finds out.
+            Err(why) => {
+                log::error!("{why}");
+                return None;
+            }
+        };
+        let [SERVE, generation, lifeline, by_name] = words[..] else {
+            return None;
+        };
+        let lifeline = sys::adopt(lifeline.parse().ok()?).and_then(sys::into_socket);
+        Some(Self {
+            lifeline: lifeline
+                .inspect_err(|error| log::error!("the supervisor cannot be watched: {error}"))
+                .ok()?,
+            generation: generation.parse().ok()?,
+            by_name: by_name.split('+').flat_map(str::parse).collect(),
+        })
+    }
 }
 
 impl Predecessor {

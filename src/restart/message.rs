@@ -12,7 +12,7 @@ use socket2::Socket;
 use crate::sys::{self, Poller};
 
 /// The version of this protocol.
-pub(super) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// No message is longer.
 const MOST: usize = 16 * 1024;
@@ -125,6 +125,10 @@ impl Link {
             socket,
             watched: None,
         }
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
     pub(super) fn watch(&mut self, poller: &Arc<Poller>, token: u64) -> io::Result<()> {

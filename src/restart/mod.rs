@@ -37,10 +37,14 @@ use crate::listener::{Bind, Listener};
 use crate::sys::{self, Descriptor};
 
 pub use error::{RestartError, RestartFailure};
-use inherit::Inherited;
+pub(crate) use inherit::{
+    Inherited, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SERVE, SUPERVISOR, fd_name, is_successor,
+    role,
+};
+pub(crate) use message::VERSION;
+pub(crate) use pid_file::PidFile;
+pub(crate) use program::Program;
 pub(crate) use upgrader::{Host, Remote, Upgrader};
-
-use program::Program;
 
 /// Says when the application is ready.
 pub(crate) type ReadyWhen =
@@ -188,10 +192,10 @@ impl Restart {
         self
     }
 
-    /// How many processes have served before this one, and one more: 1, if it is nobody's successor.
+    /// How many processes have served before this one, and one more: 1, if it is nobody's successor. A supervisor
+    /// counts those as well that it has started anew.
     pub fn generation(&self) -> u64 {
-        let predecessor = self.inherited.predecessor.as_ref();
-        predecessor.map_or(1, |predecessor| predecessor.generation)
+        self.inherited.generation()
     }
 
     /// What the predecessor's [`Service::export`](crate::Service::export) has left for this process.

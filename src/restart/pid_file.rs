@@ -9,7 +9,7 @@ use crate::sys;
 
 /// A file that holds this process's id. Dropping it removes the file, unless it is another process's by now.
 #[derive(Debug)]
-pub(super) struct PidFile {
+pub(crate) struct PidFile {
     path: PathBuf,
     /// What tells it from another one that takes its place.
     id: Option<(u64, u64)>,
@@ -19,7 +19,7 @@ pub(super) struct PidFile {
 
 impl PidFile {
     /// Writes it, if no other process that lives has.
-    pub(super) fn claim(path: &Path) -> io::Result<Self> {
+    pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         match File::open(path) {
             // What a dead process has left is not locked. The lock lasts until the new file has taken its place.
             Ok(found) if !sys::try_lock(&found)? => {
@@ -34,7 +34,7 @@ impl PidFile {
     }
 
     /// Writes it in the place of the predecessor's.
-    pub(super) fn replace(path: &Path) -> io::Result<Self> {
+    pub(crate) fn replace(path: &Path) -> io::Result<Self> {
         let mut temporary = path.to_owned().into_os_string();
         temporary.push(format!(".{}", process::id()));
         let temporary = PathBuf::from(temporary);

@@ -4,24 +4,29 @@ use std::env;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{self, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
-use super::inherit::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, fd_name};
+use super::inherit::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
 use super::message::VERSION;
 use crate::sys::{self, Descriptor, Process, Start};
 
+/// Which process a service manager's watchdog is for (sd_watchdog_enabled(3)).
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
+
 /// What was recorded at the start.
 #[derive(Clone, Debug)]
-pub(super) struct Program {
-    pub(super) path: PathBuf,
-    args: Vec<OsString>,
-    env: Vec<OsString>,
-    dir: PathBuf,
+pub(crate) struct Program {
+    path: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) env: Vec<OsString>,
+    pub(crate) dir: PathBuf,
+    /// Somebody watches over this process, and its successor.
+    is_watched: bool,
 }
 
 /// What a successor gets beside what it gets from everybody.
@@ -37,23 +42,29 @@ pub(super) struct Legacy<'a> {
 
 impl Program {
     /// The program of this process: by the name that it was started with, so that what stands there later is found.
-    pub(super) fn of_this_process() -> io::Result<Self> {
+    pub(crate) fn of_this_process() -> io::Result<Self> {
         let args: Vec<OsString> = env::args_os().collect();
         let dir = env::current_dir()?;
         let name = args.first().map(PathBuf::from).unwrap_or_default();
         let path = if name.components().count() > 1 || name.is_absolute() {
             Some(dir.join(&name))
         } else {
-            let path = env::var_os("PATH").unwrap_or_default();
-            let mut places = env::split_paths(&path).map(|place| dir.join(place).join(&name));
-            places.find(|place| sys::is_program(place))
+            on_path(&dir, &name)
         };
         // A name that leads nowhere is one that somebody made up.
         let path = match path.filter(|path| sys::is_program(path)) {
             Some(path) => path,
             None => env::current_exe()?,
         };
-        let own = [LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, HANDOVER];
+        let own = [
+            LISTEN_PID,
+            LISTEN_FDS,
+            LISTEN_FDNAMES,
+            HANDOVER,
+            SUPERVISOR,
+            WATCHDOG_PID,
+        ];
+        let watched = env::var(WATCHDOG_PID).is_ok_and(|pid| pid.parse() == Ok(process::id()));
         let env = env::vars_os()
             .filter(|(name, _)| !own.iter().any(|own| name == own))
             .map(|(name, value)| sys::env_entry(&name, &value))
@@ -63,7 +74,20 @@ impl Program {
             args,
             env,
             dir,
+            is_watched: watched,
         })
+    }
+
+    /// Another program, as this process could start it: by its path, or its name on the search path.
+    pub(crate) fn other(args: Vec<OsString>) -> io::Result<Self> {
+        let own = Self::of_this_process()?;
+        let name = PathBuf::from(args.first().ok_or(io::ErrorKind::InvalidInput)?);
+        let path = if name.components().count() > 1 || name.is_absolute() {
+            own.dir.join(&name)
+        } else {
+            on_path(&own.dir, &name).unwrap_or(name)
+        };
+        Ok(Self { path, args, ..own })
     }
 
     /// Starts it once more.
@@ -99,10 +123,13 @@ impl Program {
         let by_name = by_name.collect::<Vec<_>>().join("+");
         let left =
             format!("{VERSION},{generation},{control},{stderr},{pipe_end},{state},{by_name}");
-        let env_with_pid = [
+        let mut env_with_pid = vec![
             format!("{LISTEN_PID}=").into(),
             format!("{HANDOVER}={left},").into(),
         ];
+        if self.is_watched {
+            env_with_pid.push(format!("{WATCHDOG_PID}=").into());
+        }
         let process = sys::start(&Start {
             program: &self.path,
             args: &self.args,
@@ -115,9 +142,15 @@ impl Program {
         Ok((process, last_words))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn on_path(dir: &Path, name: &Path) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places = env::split_paths(&path).map(|place| dir.join(place).join(name));
+    places.find(|place| sys::is_program(place))
 }
 
 /// How many lines of a successor's standard error are remembered, and how many bytes at most.

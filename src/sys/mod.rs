@@ -20,7 +20,8 @@
 //! | [`start`], [`Process`] | a child process with exactly the descriptors that it is given, and its end |
 //! | [`adopt`], [`release_signals`], [`set_stderr`] | what such a child does with what it finds |
 //! | [`message_pair`], [`receive_message`], [`notify`] | messages between processes |
-//! | [`RESTARTS`] | whether there is any of that; elsewhere all of it is a clear error |
+//! | [`start_child`], [`reap`], [`Signals`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
+//! | [`RESTARTS`], [`SUPERVISES`] | whether there is any of that; elsewhere all of it is a clear error |
 //!
 //! # The poller
 //!
@@ -64,6 +65,16 @@ mod unix;
 pub(crate) use unix::*;
 #[cfg(unix)]
 pub use unix::{Descriptor, Stream};
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod supervision;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) use supervision::*;
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod no_supervision;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use no_supervision::*;
 
 #[cfg(windows)]
 mod windows;
@@ -109,6 +120,29 @@ pub(crate) enum Signal {
     User,
     /// SIGHUP or SIGUSR2: a new process is to take over.
     Restart,
+}
+
+/// A signal between a supervisor and others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Posix {
+    Abort,
+    Hangup,
+    Interrupt,
+    Kill,
+    Quit,
+    Terminate,
+    User1,
+    User2,
+}
+
+/// What a process has said to its supervisor (sd_notify(3)).
+#[derive(Debug)]
+pub(crate) struct Notification {
+    /// Who said it, as the kernel knows.
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) text: String,
+    pub(crate) descriptors: Vec<Descriptor>,
 }
 
 /// What stands at the path of a Unix socket that is to be bound.

@@ -10,6 +10,7 @@ use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::notify;
 use crate::restart::error::{RestartError, RestartFailure};
+use crate::restart::inherit::LIFELINE;
 use crate::restart::message::{Incoming, Link, Message};
 use crate::restart::program::{LastWords, Legacy, end_of};
 use crate::sys::{self, Process};
@@ -100,7 +101,12 @@ impl Upgrader {
         notify::reloading(format_args!("starting generation {next}"));
         self.extended = Instant::now();
         match self.try_start(host) {
-            Ok(successor) => self.successor = Some(successor),
+            Ok(successor) => {
+                if self.supervisor.is_some() {
+                    notify::successor(successor.process.id());
+                }
+                self.successor = Some(successor);
+            }
             Err(error) => {
                 let program = self.program.path().display();
                 let why = format!("cannot start {program}: {error}");
@@ -118,6 +124,9 @@ impl Upgrader {
                 by_name.push(descriptors.len());
             }
             descriptors.push((name, sys::descriptor_of(&listener.socket)?));
+        }
+        if let Some(link) = &self.supervisor {
+            descriptors.push((LIFELINE.to_owned(), sys::descriptor_of(link.socket())?));
         }
         for (name, descriptor) in &self.passed {
             descriptors.push((name.clone(), descriptor.try_clone()?));
@@ -224,7 +233,7 @@ impl Upgrader {
             host.leave(&handing.kept);
         }
         self.tell_predecessor(&Message::Superseded);
-        notify::replaced_by(pid, format_args!("generation {next} serves"));
+        notify::replaced_by(pid, next, format_args!("generation {next} serves"));
         for waiter in self.waiters.drain(..) {
             answer(&waiter, Ok(replacement));
         }
@@ -306,10 +315,7 @@ impl Upgrader {
     fn fail(&mut self, error: &RestartError) {
         log::error!("no restart: {error}");
         if matches!(self.phase, Phase::Serving) {
-            notify::ready(format_args!(
-                "{}; the last restart failed: {error}",
-                self.status()
-            ));
+            notify::failed(self.generation, error);
         }
         self.refuse(error);
     }

@@ -18,11 +18,11 @@ use crate::listener::Listener;
 use crate::notify;
 use crate::restart::Restart;
 use crate::restart::error::{RestartError, RestartFailure};
-use crate::restart::inherit::Stderr;
+use crate::restart::inherit::{Stderr, fd_name};
 use crate::restart::message::{Link, Message};
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
-use crate::sys::{Descriptor, Events, Poller};
+use crate::sys::{self, Descriptor, Events, Poller};
 
 use handover::{Step, Successor};
 pub(super) use takeover::greet;
@@ -156,6 +156,7 @@ pub(crate) struct Upgrader {
     generation: u64,
     phase: Phase,
     predecessor: Option<Link>,
+    supervisor: Option<Link>,
     /// The standard error that the predecessor has put a pipe in the place of.
     stderr: Option<Stderr>,
     /// What of what was passed to this process it has taken.
@@ -185,9 +186,10 @@ impl Drop for Active {
     }
 }
 
-/// The tokens of the two links.
+/// The tokens of the links.
 const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
+const SUPERVISOR: u64 = 2;
 
 /// How many requests may wait for the upgrader; a thread that asks for more has to wait itself.
 const REQUESTS: usize = 1024;
@@ -222,6 +224,13 @@ impl Upgrader {
             predecessor = Some(link);
             stderr = left.stderr;
         }
+        let mut supervisor = None;
+        if let Some(supervised) = restart.inherited.supervised {
+            leave_copies(&listeners)?;
+            let mut link = Link::new(supervised.lifeline);
+            link.watch(&poller, SUPERVISOR)?;
+            supervisor = Some(link);
+        }
         let upgrader = Self {
             _active: active,
             program: restart.program?,
@@ -236,6 +245,7 @@ impl Upgrader {
             generation,
             phase: Phase::Building,
             predecessor,
+            supervisor,
             stderr,
             kept: restart.inherited.taken,
             aborted: None,
@@ -263,6 +273,7 @@ impl Upgrader {
                     Request::End(report) => return self.end(host, report),
                 }
             }
+            self.hear_supervisor(host);
             self.hear_predecessor(host);
             self.hear_successor(host);
             self.look_at_clock(host);
@@ -340,6 +351,24 @@ impl Upgrader {
     fn status(&self) -> String {
         format!("generation {} serves", self.generation)
     }
+}
+
+/// Leaves the listeners with the supervisor, which holds them while nobody serves, and removes the files of Unix sockets in
+/// the end.
+fn leave_copies(listeners: &[Weak<Listener>]) -> std::io::Result<()> {
+    let (mut about, mut copies) = (Vec::new(), Vec::new());
+    for listener in listeners.iter().filter_map(Weak::upgrade) {
+        let copy = notify::Held {
+            name: fd_name(listener.name()),
+            by_name: listener.by_name,
+            own_path: listener.own_path().is_some(),
+        };
+        about.push(copy);
+        copies.push(sys::descriptor_of(&listener.socket)?);
+        listener.set_own_path(false);
+    }
+    notify::listeners(&about, &copies);
+    Ok(())
 }
 
 fn answer<T>(to: &Sender<T>, with: T) {

@@ -65,7 +65,7 @@ impl Upgrader {
         }
         host.open();
         self.phase = Phase::Serving;
-        notify::ready(self.status());
+        notify::ready(self.generation, self.status());
         Ok(())
     }
 
@@ -140,9 +140,30 @@ impl Upgrader {
                 log::warn!("the predecessor has died; serving in its place");
                 self.take_over(&[]);
                 self.phase = Phase::Serving;
-                notify::ready(self.status());
+                notify::ready(self.generation, self.status());
             }
             phase => self.phase = phase,
+        }
+    }
+
+    /// A process without its supervisor would be restarted by nobody, and stopped by nobody.
+    pub(super) fn hear_supervisor(&mut self, host: &dyn Host) {
+        while let Some(link) = &self.supervisor {
+            match link.receive() {
+                Incoming::Nothing => return link.rearm(),
+                Incoming::Message(_) => {}
+                Incoming::End => {
+                    self.supervisor = None;
+                    self.lose_supervisor(host);
+                }
+            }
+        }
+    }
+
+    fn lose_supervisor(&mut self, host: &dyn Host) {
+        if !matches!(self.phase, Phase::Left | Phase::Stopping) {
+            log::error!("the supervisor has died: finishing what is in progress, and ending");
+            host.drain();
         }
     }
 

@@ -34,12 +34,11 @@ pub(crate) fn receive_message(socket: &Socket, buffer: &mut [u8]) -> io::Result<
     Ok(size)
 }
 
-/// Sends the service manager a message, with a descriptor if there is one (sd_notify(3)).
-pub(crate) fn notify(
-    manager: &OsStr,
-    text: &str,
-    descriptor: Option<&Descriptor>,
-) -> io::Result<()> {
+/// So many descriptors go with a message at most (unix(7), SCM_MAX_FD).
+pub(crate) const MOST_DESCRIPTORS: usize = 253;
+
+/// Sends the service manager a message, with descriptors if there are some (sd_notify(3)).
+pub(crate) fn notify(manager: &OsStr, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
     let path = manager.as_bytes();
     let addr = match path.strip_prefix(b"@") {
         #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -47,12 +46,11 @@ pub(crate) fn notify(
         _ => SocketAddrUnix::new(path)?,
     };
     let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(AsFd::as_fd);
-    let descriptors = descriptors.as_slice();
-    if descriptor.is_some() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("no room for a descriptor"));
+    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("too many descriptors"));
     }
     let text = [IoSlice::new(text.as_bytes())];
     retry_on_intr(|| {

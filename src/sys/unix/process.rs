@@ -153,6 +153,62 @@ pub(crate) fn start(start: &Start<'_>) -> io::Result<Process> {
     })
 }
 
+/// Starts a program as a child of this process, which is to wait for it ([`reap`](super::reap)). No signal is blocked in
+/// it; it gets SIGTERM when this thread ends. Errors are those of [`start`].
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn start_child(start: &Start<'_>) -> io::Result<u32> {
+    let mut plan = Plan::new(start)?;
+    plan.mask = no_signals();
+    let (report, report_end) = pipe()?;
+    plan.report = report_end.as_raw_fd();
+    let pid = plan.fork_child()?;
+    drop(report_end);
+    let mut failure = Vec::new();
+    File::from(report).read_to_end(&mut failure)?;
+    if let Some(number) = failure.first_chunk() {
+        retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;
+        return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*number)));
+    }
+    Ok(pid.as_raw_nonzero().get().unsigned_abs())
+}
+
+/// Has this process run another program, which keeps its id, its children, its blocked signals, and these descriptors by
+/// their numbers. Returns only if that fails, and then all is as it was.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(unsafe_code)]
+pub(crate) fn replace_program(start: &Start<'_>) -> io::Error {
+    let mut plan = match Plan::new(start) {
+        Ok(plan) => plan,
+        Err(error) => return error,
+    };
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    for text in &mut plan.with_pid {
+        let at = text.len() - DIGITS - 1;
+        write_number(own.unsigned_abs(), &mut text[at..]);
+    }
+    let inherit = |flags: libc::c_int| {
+        for number in &plan.sources {
+            // SAFETY: numbers of open descriptors.
+            unsafe { libc::fcntl(*number, libc::F_SETFD, flags) };
+        }
+    };
+    inherit(0);
+    // SAFETY: the strings, and the arrays of pointers to them, end with null, and live until the call is over.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::execve(
+            plan.program.as_ptr(),
+            plan.argv.as_ptr(),
+            plan.envp.as_ptr(),
+        );
+    }
+    let error = io::Error::last_os_error();
+    inherit(libc::FD_CLOEXEC);
+    // SAFETY: as it was, for every Rust program.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    error
+}
+
 /// What the new processes need until one of them is the program.
 struct Plan {
     program: CString,
@@ -166,6 +222,8 @@ struct Plan {
     stderr: RawFd,
     report: RawFd,
     news: RawFd,
+    /// The signals that the program starts with blocked.
+    mask: libc::sigset_t,
 }
 
 /// A process's id has so many digits at most.
@@ -205,6 +263,7 @@ impl Plan {
             stderr: start.stderr.map_or(2, |stderr| stderr.as_raw_fd()),
             report: -1,
             news: -1,
+            mask: held(),
         })
     }
 
@@ -224,12 +283,32 @@ impl Plan {
         Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
     }
 
+    /// Forks the program.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[allow(unsafe_code)]
+    fn fork_child(&mut self) -> io::Result<Pid> {
+        let own = rustix::process::getpid();
+        let before = block_all();
+        // SAFETY: as in `fork`.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            end_with_parent(own, libc::SIGTERM);
+            let number = self.become_program();
+            write_word(self.report, number as u32);
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(127) }
+        }
+        let error = io::Error::last_os_error();
+        set_mask(libc::SIG_SETMASK, &before);
+        Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
+    }
+
     /// The life of the process that waits. It may not allocate.
     #[allow(unsafe_code)]
     fn wait_for_program(&mut self, parent: Pid) -> ! {
         // SAFETY: all calls are async-signal-safe, with live arguments; `_exit` ends the process.
         unsafe {
-            end_with_parent(parent);
+            end_with_parent(parent, libc::SIGKILL);
             let program = libc::fork();
             if program <= 0 {
                 let number = match program {
@@ -304,7 +383,7 @@ impl Plan {
             }
             // Rust programs ignore it, and so would this one's children.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            set_mask(libc::SIG_SETMASK, &held());
+            set_mask(libc::SIG_SETMASK, &self.mask);
             let pid = libc::getpid();
             for text in &mut self.with_pid {
                 let at = text.len() - DIGITS - 1;
@@ -324,13 +403,13 @@ fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// Has this process ended when its parent does, however that happens.
+/// Has this process get a signal when its parent ends, however that happens.
 #[allow(unsafe_code)]
-fn end_with_parent(parent: Pid) {
+fn end_with_parent(parent: Pid, signal: libc::c_int) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     // SAFETY: only numbers go in.
     unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::prctl(libc::PR_SET_PDEATHSIG, signal);
     }
     // SAFETY: takes nothing; `_exit` ends the process.
     unsafe {
@@ -388,6 +467,17 @@ fn held() -> libc::sigset_t {
         for signal in HELD {
             libc::sigaddset(set.as_mut_ptr(), signal);
         }
+        set.assume_init()
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(unsafe_code)]
+fn no_signals() -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: the set is initialised by the call.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
         set.assume_init()
     }
 }

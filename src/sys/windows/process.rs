@@ -114,10 +114,12 @@ pub(crate) fn receive_message(_socket: &Socket, _buffer: &mut [u8]) -> io::Resul
     Err(unsupported())
 }
 
+pub(crate) const MOST_DESCRIPTORS: usize = 1;
+
 pub(crate) fn notify(
     _manager: &OsStr,
     _text: &str,
-    _descriptor: Option<&Descriptor>,
+    _descriptors: &[&Descriptor],
 ) -> io::Result<()> {
     Err(unsupported())
 }

@@ -1,0 +1,225 @@
+//! The control socket: who may send signals to the supervisor may ask it for more here.
+//!
+//! A request is a line, the answer is one of JSON, and ends the connection.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use crate::clock::Deadline;
+use crate::listener::{Bind, Listener};
+use crate::sys;
+
+/// The control socket, and who is connected to it.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) listener: Listener,
+    clients: Vec<Client>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    id: u64,
+    socket: Socket,
+    input: Vec<u8>,
+    /// When it is too late to ask; never, once it has.
+    deadline: Deadline,
+    /// It says no more.
+    ended: bool,
+}
+
+/// What somebody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Status,
+    Restart { waits: bool },
+    Stop,
+    Upgrade { waits: bool },
+}
+
+impl Request {
+    fn parse(line: &str) -> Option<Self> {
+        Some(match line.trim_end() {
+            "status" => Self::Status,
+            "restart" => Self::Restart { waits: false },
+            "restart wait" => Self::Restart { waits: true },
+            "stop" => Self::Stop,
+            "upgrade" => Self::Upgrade { waits: false },
+            "upgrade wait" => Self::Upgrade { waits: true },
+            _ => return None,
+        })
+    }
+}
+
+/// How many may be connected; others wait.
+const CLIENTS: usize = 16;
+
+/// How long a request may be, and take.
+const LINE: usize = 256;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Control {
+    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+        let bind = Bind::new(format!("unix:{}", path.display()));
+        let listener = bind
+            .name("control")
+            .unix_mode(0o600)
+            .bind_attempts(1)
+            .bind()?;
+        Ok(Self::new(listener))
+    }
+
+    pub(super) fn new(listener: Listener) -> Self {
+        Self {
+            listener,
+            clients: Vec::new(),
+            next_id: 1,
+        }
+    }
+
+    /// All that something may come from.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        let has_room = self.clients.len() < CLIENTS;
+        let clients = self.clients.iter().filter(|client| !client.ended);
+        let clients = clients.map(|client| &client.socket);
+        has_room
+            .then_some(&self.listener.socket)
+            .into_iter()
+            .chain(clients)
+    }
+
+    /// Takes one in that is connected already, and has asked. Returns its number.
+    pub(super) fn adopt(&mut self, socket: Socket, deadline: Deadline) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.clients.push(Client {
+            id,
+            socket,
+            input: Vec::new(),
+            deadline,
+            ended: false,
+        });
+        id
+    }
+
+    pub(super) fn socket_of(&self, id: u64) -> Option<&Socket> {
+        let client = self.clients.iter().find(|client| client.id == id);
+        client.map(|client| &client.socket)
+    }
+
+    /// What has been asked since the last time, and by whom.
+    pub(super) fn requests(&mut self) -> Vec<(u64, Request)> {
+        self.accept();
+        let (mut requests, mut refused) = (Vec::new(), Vec::new());
+        for client in self.clients.iter_mut().filter(|client| !client.ended) {
+            match client.read() {
+                None => {}
+                Some(line) => match Request::parse(&line) {
+                    Some(request) => requests.push((client.id, request)),
+                    None => refused.push(client.id),
+                },
+            }
+        }
+        for id in refused {
+            self.reply(id, r#"{"ok":false,"error":"there is no such request"}"#);
+        }
+        // Who has gone without having asked.
+        self.clients
+            .retain(|client| !(client.ended && client.deadline != Deadline::NEVER));
+        requests
+    }
+
+    fn accept(&mut self) {
+        while self.clients.len() < CLIENTS {
+            let socket = match self.listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return log::warn!("cannot accept on the control socket: {error}"),
+            };
+            let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
+            // The file's mode says so already, but not where somebody has changed it.
+            match sys::peer_uid(&socket) {
+                Ok(uid) if uid == 0 || uid == sys::own_uid() => {
+                    self.adopt(socket, deadline);
+                }
+                other => {
+                    log::warn!("refused a control connection of user {other:?}");
+                    let id = self.adopt(socket, deadline);
+                    self.reply(id, r#"{"ok":false,"error":"permission denied"}"#);
+                }
+            }
+        }
+    }
+
+    /// Answers, and is done with whoever it was.
+    pub(super) fn reply(&mut self, id: u64, json: &str) {
+        let Some(at) = self.clients.iter().position(|client| client.id == id) else {
+            return;
+        };
+        let client = self.clients.remove(at);
+        // It fits into the socket's buffer, or the client has not read for long.
+        match sys::send(&client.socket, format!("{json}\n").as_bytes()) {
+            Ok(sent) if sent == json.len() + 1 => {}
+            other => log::debug!("a control client has not got its answer: {other:?}"),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Deadline {
+        let deadlines = self.clients.iter().map(|client| client.deadline);
+        deadlines.fold(Deadline::NEVER, Deadline::earlier)
+    }
+
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.clients.retain(|client| !client.deadline.passed(now));
+    }
+}
+
+impl Client {
+    /// A line, if it is there.
+    fn read(&mut self) -> Option<String> {
+        let mut piece = [0; LINE];
+        loop {
+            match sys::recv(&self.socket, &mut piece) {
+                Ok(0) => {
+                    self.ended = true;
+                    return None;
+                }
+                // It has asked already.
+                Ok(_) if self.deadline == Deadline::NEVER => {}
+                Ok(count) => {
+                    self.input.extend_from_slice(&piece[..count]);
+                    let end = self.input.iter().position(|&byte| byte == b'\n');
+                    if end.is_some() || self.input.len() > LINE {
+                        self.deadline = Deadline::NEVER;
+                        let line = &self.input[..end.unwrap_or(0)];
+                        return Some(String::from_utf8_lossy(line).into_owned());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(_) => {
+                    self.ended = true;
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_exact() {
+        assert_eq!(
+            Request::parse("restart wait\r\n"),
+            Some(Request::Restart { waits: true })
+        );
+        for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
+            assert_eq!(Request::parse(line), None, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The listeners that the supervisor holds: while nobody serves, the kernel goes on queueing clients for them.
+
+use std::io;
+
+use crate::addr::Addr;
+use crate::listener::{Bind, Listener};
+use crate::notify;
+use crate::restart::fd_name;
+use crate::sys::{self, Descriptor};
+
+/// All that are held.
+#[derive(Debug, Default)]
+pub(super) struct Held(Vec<One>);
+
+#[derive(Debug)]
+pub(super) struct One {
+    /// It removes the file of a Unix socket in the end that a serving process has bound.
+    pub(super) listener: Listener,
+    pub(super) about: notify::Held,
+    /// It was there before any process asked for it, and stays whether one does or not.
+    pub(super) pinned: bool,
+    pub(super) id: Id,
+}
+
+/// What tells one socket from another.
+pub(super) type Id = (u64, u64);
+
+/// How the names begin under which the service manager keeps what processes have left here.
+const STORED: &str = "handover-";
+
+impl Held {
+    /// Takes what this process was started with: from a socket activator, or what an earlier supervisor has left with the
+    /// service manager.
+    pub(super) fn inherit(&mut self, passed: Vec<(String, Descriptor)>) {
+        for (name, descriptor) in passed {
+            let stored = name
+                .strip_prefix(STORED)
+                .and_then(|about| about.parse().ok());
+            let pinned = stored.is_none();
+            let about = stored.unwrap_or(notify::Held {
+                name: name.clone(),
+                by_name: true,
+                own_path: false,
+            });
+            match self.insert(about, descriptor, pinned) {
+                Ok(_) => log::info!("inherited the listener {name:?}"),
+                Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
+            }
+        }
+    }
+
+    /// Holds one that was bound here.
+    pub(super) fn pin(&mut self, listener: Listener) -> io::Result<()> {
+        let descriptor = sys::descriptor_of(&listener.socket)?;
+        self.0.push(One {
+            id: sys::socket_id(&descriptor)?,
+            about: notify::Held {
+                name: fd_name(listener.name()),
+                by_name: true,
+                own_path: false,
+            },
+            listener,
+            pinned: true,
+        });
+        Ok(())
+    }
+
+    /// Holds what a process has left here, and says what it is. Nothing changes if it is here already.
+    pub(super) fn hold(&mut self, about: notify::Held, descriptor: Descriptor) -> io::Result<Id> {
+        let before = self.0.len();
+        let id = self.insert(about, descriptor, false)?;
+        if let Some(new) = self.0.get(before) {
+            log::info!("holding the listener {}", new.listener.local_addr());
+            let copy = sys::descriptor_of(&new.listener.socket)?;
+            notify::store(format_args!("{STORED}{}", new.about), &copy);
+        }
+        Ok(id)
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        about: notify::Held,
+        descriptor: Descriptor,
+        pinned: bool,
+    ) -> io::Result<Id> {
+        let id = sys::socket_id(&descriptor)?;
+        if self.0.iter().any(|one| one.id == id) {
+            return Ok(id);
+        }
+        let socket = sys::into_socket(descriptor)?;
+        if !sys::is_listening_stream(&socket)? {
+            let text = "not a listening stream socket";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let addr = Addr::from_kernel(&socket.local_addr()?);
+        // Its options are those that it has.
+        let bind = Bind::from(addr).name(about.name.clone()).nodelay(false);
+        let listener = bind.adopt(socket, about.by_name)?;
+        listener.set_own_path(about.own_path);
+        self.0.push(One {
+            listener,
+            about,
+            pinned,
+            id,
+        });
+        Ok(id)
+    }
+
+    /// Closes those that are in nobody's list, and were not there from the beginning.
+    pub(super) fn keep_only(&mut self, wanted: &[Id]) {
+        self.0.retain(|one| {
+            let stays = one.pinned || wanted.contains(&one.id);
+            if !stays {
+                log::info!("closing the listener {}", one.listener.local_addr());
+                notify::forget(format_args!("{STORED}{}", one.about));
+            }
+            stays
+        });
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &One> {
+        self.0.iter()
+    }
+
+    /// Their files are not to be removed: the service manager keeps them for the next supervisor.
+    pub(super) fn leave_files(&self) {
+        for one in &self.0 {
+            one.listener.set_own_path(false);
+        }
+    }
+}

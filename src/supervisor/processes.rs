@@ -1,0 +1,475 @@
+//! What becomes of the processes: they are started, are ready, say how they are, and end.
+
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use super::autopsy;
+use super::backoff::{self, BREAKER};
+use super::run::{Run, send};
+use super::said::{Beat, Said};
+use super::slot::Running;
+use super::start::{self, Legacy};
+use crate::clock::Deadline;
+use crate::notify;
+use crate::sys::{self, Notification, Posix};
+
+/// No more processes than these are listened to that nobody has spoken of.
+const STRANGERS: usize = 16;
+
+/// Who a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Main(usize),
+    Next(usize),
+    Draining(usize),
+    Stranger(usize),
+}
+
+impl Run {
+    // ---- starting ----
+
+    /// Starts a process; an error is the reason why there is none.
+    pub(super) fn start(&mut self, index: usize) -> Result<Running, String> {
+        self.slots[index].generation += 1;
+        let generation = self.slots[index].generation;
+        let started = start::start(
+            &self.program,
+            &Legacy {
+                held: &self.held,
+                notify: self.notify.name(),
+                lifeline: &self.lifeline.1,
+                watchdog: self.settings.watchdog,
+                generation,
+            },
+        );
+        let path = self.program.path().display();
+        match started {
+            Ok(pid) => {
+                log::info!("started process {pid}, generation {generation}: {path}");
+                let within = self.settings.settle.unwrap_or(self.settings.ready_timeout);
+                let deadline = Deadline::after(Instant::now(), within);
+                Ok(Running::new(pid, generation, deadline))
+            }
+            Err(error) => Err(format!("cannot start {path}: {error}")),
+        }
+    }
+
+    fn start_in(&mut self, index: usize) {
+        self.slots[index].due = Deadline::NEVER;
+        match self.start(index) {
+            Ok(process) => self.slots[index].main = Some(process),
+            Err(why) => {
+                self.slots[index].last_end = Some(why.clone());
+                self.start_later(index, None, &why);
+            }
+        }
+    }
+
+    /// A process is gone, for this reason.
+    fn start_later(&mut self, index: usize, served: Option<Duration>, why: &str) {
+        let slot = &mut self.slots[index];
+        let delay = slot
+            .backoff
+            .died(&self.settings.pace, served, backoff::luck());
+        slot.due = Deadline::after(Instant::now(), delay);
+        slot.restarts += 1;
+        let seconds = delay.as_secs_f32();
+        if slot.backoff.is_open() {
+            log::error!(
+                "{why}; it has died {} times in a row before it was ready (the limit is {BREAKER}): the \
+                 next start is in {seconds:.1} s, and no sooner from now on until one is",
+                slot.backoff.before_ready
+            );
+        } else {
+            log::warn!("{why}; starting it anew in {seconds:.2} s");
+        }
+        notify::status(format_args!("{why}; starting it anew in {seconds:.1} s"));
+        self.fail_roll(index, why);
+    }
+
+    // ---- being ready ----
+
+    fn became_ready(&mut self, index: usize) {
+        let Some(main) = &mut self.slots[index].main else {
+            return;
+        };
+        let now = Instant::now();
+        main.ready = Some(now);
+        main.heard = now;
+        if !main.aborted {
+            main.deadline = Deadline::NEVER;
+        }
+        let (pid, generation) = (main.pid, main.generation);
+        let slot = &mut self.slots[index];
+        slot.generation = slot.generation.max(generation);
+        log::info!("process {pid}, generation {generation}, serves");
+        self.close_unwanted();
+        if !self.opened {
+            self.opened = true;
+            for slot in self.slots.iter_mut().filter(|slot| slot.is_given_up()) {
+                slot.due = Deadline::at(Some(now));
+            }
+        }
+        if self.slots.iter().all(|slot| slot.is_ready()) && self.rolling.is_none() {
+            self.announced = true;
+            notify::ready(self.generation(), self.summary());
+        }
+    }
+
+    /// The latest of those that were started.
+    pub(super) fn generation(&self) -> u64 {
+        let generations = self.slots.iter().map(|slot| slot.generation);
+        generations.max().unwrap_or_default()
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let ready = self.slots.iter().filter(|slot| slot.is_ready()).count();
+        match self.slots.len() {
+            1 if ready == 1 => format!("generation {} serves", self.generation()),
+            all => format!("{ready} of {all} processes serve"),
+        }
+    }
+
+    /// Closes the listeners that no process wants any more, if there is a process that would say so.
+    fn close_unwanted(&mut self) {
+        let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
+        if mains().any(|main| main.ready.is_some() && main.restarts_itself) {
+            let nexts = self.slots.iter().filter_map(|slot| slot.next.as_ref());
+            let all = mains().chain(nexts).chain(&self.strangers);
+            let wanted: Vec<_> = all.flat_map(|process| process.listeners.clone()).collect();
+            self.held.keep_only(&wanted);
+        }
+    }
+
+    // ---- what they say ----
+
+    fn place(&self, pid: u32) -> Option<Place> {
+        let is = |process: &Option<Running>| process.as_ref().is_some_and(|p| p.pid == pid);
+        for (index, slot) in self.slots.iter().enumerate() {
+            match slot {
+                _ if is(&slot.main) => return Some(Place::Main(index)),
+                _ if is(&slot.next) => return Some(Place::Next(index)),
+                _ => {}
+            }
+        }
+        let among = |all: &[Running]| all.iter().position(|process| process.pid == pid);
+        let draining = among(&self.draining).map(Place::Draining);
+        draining.or_else(|| among(&self.strangers).map(Place::Stranger))
+    }
+
+    fn process(&mut self, place: Place) -> Option<&mut Running> {
+        match place {
+            Place::Main(index) => self.slots[index].main.as_mut(),
+            Place::Next(index) => self.slots[index].next.as_mut(),
+            Place::Draining(index) => self.draining.get_mut(index),
+            Place::Stranger(index) => self.strangers.get_mut(index),
+        }
+    }
+
+    /// Takes note of what a process has said.
+    pub(super) fn heed(&mut self, notification: Notification) {
+        let Notification {
+            pid,
+            uid,
+            text,
+            descriptors,
+        } = notification;
+        // Anybody may write to the socket.
+        if uid != sys::own_uid() && uid != 0 && self.place(pid).is_none() {
+            log::debug!("ignoring what process {pid} of user {uid} says");
+            return;
+        }
+        log::debug!("process {pid}: {text:?}");
+        let said = Said::parse(&text);
+        let place = match self.place(pid) {
+            Some(place) => place,
+            None if said.generation.is_some() || !said.listeners.is_empty() => {
+                if self.strangers.len() >= STRANGERS {
+                    return;
+                }
+                let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
+                self.strangers.push(Running::new(pid, 0, deadline));
+                Place::Stranger(self.strangers.len() - 1)
+            }
+            None => return,
+        };
+        for (about, descriptor) in said.listeners.iter().zip(descriptors) {
+            match self.held.hold(about.clone(), descriptor) {
+                Ok(id) => {
+                    if let Some(process) = self.process(place) {
+                        process.listeners.push(id);
+                    }
+                }
+                Err(error) => log::error!("cannot hold the listener {}: {error}", about.name),
+            }
+        }
+        let Some(process) = self.process(place) else {
+            return;
+        };
+        if let Some(generation) = said.generation.filter(|_| said.main_pid.is_none()) {
+            process.restarts_itself = true;
+            process.generation = generation;
+        }
+        if let Some(status) = &said.status {
+            process.status.clone_from(status);
+        }
+        let now = Instant::now();
+        let wants = said
+            .extend
+            .filter(|_| process.ready.is_none() || process.stopping);
+        let ends = said.stopping && !process.stopping && !process.aborted;
+        process.stopping |= said.stopping;
+        if let Some(more) = wants.filter(|_| !process.aborted) {
+            process.deadline = Deadline::after(now, more);
+            notify::extend(more);
+        } else if ends && self.stop.is_none() {
+            let within = self.settings.stop_timeout;
+            if let Some(process) = self.process(place) {
+                process.deadline = Deadline::after(now, within);
+            }
+        }
+        match place {
+            Place::Main(index) => self.heed_main(index, said),
+            Place::Next(index) if said.ready => {
+                if let Some(old) = self.slots[index].main.take() {
+                    send(old.pid, Posix::Terminate);
+                    self.drain(old);
+                }
+                self.slots[index].main = self.slots[index].next.take();
+                self.became_ready(index);
+            }
+            Place::Stranger(stranger) if said.ready => self.settle_stranger(stranger),
+            _ => {}
+        }
+    }
+
+    fn heed_main(&mut self, index: usize, said: Said) {
+        if let Some(pid) = said.successor {
+            let next = self.stranger(index, pid);
+            if let Some(former) = self.slots[index].next.replace(next) {
+                self.drain(former);
+            }
+        }
+        if let Some(why) = said.failed {
+            if let Some(next) = self.slots[index].next.take() {
+                // Its predecessor ends it, or has.
+                self.drain(next);
+            }
+            self.close_unwanted();
+            self.fail_roll(index, &why);
+        }
+        if let Some(pid) = said.main_pid {
+            let next = self.slots[index].next.take();
+            let mut next = match next {
+                Some(next) if next.pid == pid => next,
+                _ => self.stranger(index, pid),
+            };
+            next.generation = said.generation.unwrap_or(next.generation);
+            if let Some(old) = self.slots[index].main.replace(next) {
+                self.drain(old);
+            }
+            return self.became_ready(index);
+        }
+        let limit = self.settings.abort_timeout;
+        let Some(main) = &mut self.slots[index].main else {
+            return;
+        };
+        match said.watchdog {
+            Some(Beat::Alive) => main.heard = Instant::now(),
+            Some(Beat::Wedged) if !main.stopping => {
+                abort(main, "makes no progress, as it says itself", limit);
+            }
+            _ => {}
+        }
+        if said.ready && main.ready.is_none() {
+            self.became_ready(index);
+        }
+    }
+
+    /// A process that may have spoken already, before it was spoken of.
+    fn stranger(&mut self, index: usize, pid: u32) -> Running {
+        let generation = self.slots[index].generation + 1;
+        let known = self.strangers.iter().position(|known| known.pid == pid);
+        let mut process = match known {
+            Some(at) => self.strangers.remove(at),
+            None => Running::new(pid, generation, Deadline::NEVER),
+        };
+        // Its predecessor sees to it that it is ready in time.
+        process.deadline = Deadline::NEVER;
+        process.restarts_itself = true;
+        process
+    }
+
+    /// A process serves that nobody has spoken of: its predecessor has died. Its place may not be free any more.
+    fn settle_stranger(&mut self, stranger: usize) {
+        let process = self.strangers.remove(stranger);
+        let place = self.slots.iter().position(|slot| !slot.is_ready());
+        match place.filter(|_| self.stop.is_none()) {
+            Some(index) => {
+                if let Some(other) = self.slots[index].main.replace(process) {
+                    send(other.pid, Posix::Terminate);
+                    self.drain(other);
+                }
+                self.slots[index].due = Deadline::NEVER;
+                self.became_ready(index);
+            }
+            None => {
+                send(process.pid, Posix::Terminate);
+                self.drain(process);
+            }
+        }
+    }
+
+    /// Lets a process come to its end by itself.
+    pub(super) fn drain(&mut self, mut process: Running) {
+        if !process.aborted {
+            process.deadline = Deadline::NEVER;
+        }
+        self.draining.push(process);
+    }
+
+    // ---- ends ----
+
+    pub(super) fn ended(&mut self, pid: u32, status: ExitStatus) {
+        if self
+            .rehearsal
+            .as_ref()
+            .is_some_and(|rehearsal| rehearsal.pid == pid)
+        {
+            return self.rehearsed(status);
+        }
+        match self.place(pid) {
+            Some(Place::Main(index)) => {
+                let main = self.slots[index].main.take();
+                let served = main
+                    .and_then(|main| main.ready)
+                    .map(|ready| ready.elapsed());
+                self.main_ended(index, pid, served, status);
+            }
+            Some(Place::Next(index)) => {
+                let next = self.slots[index].next.take();
+                let why = format!("process {pid} ended before it was ready ({status})");
+                if self.slots[index].main.is_none() {
+                    self.main_ended(index, pid, None, status);
+                } else if next.is_some_and(|next| !next.restarts_itself) {
+                    self.fail_roll(index, &why);
+                }
+            }
+            Some(Place::Draining(index)) => {
+                self.draining.remove(index);
+                log::info!("process {pid} has ended ({status})");
+            }
+            Some(Place::Stranger(index)) => {
+                self.strangers.remove(index);
+            }
+            None => log::debug!("process {pid}, which nobody waited for, has ended ({status})"),
+        }
+    }
+
+    fn main_ended(&mut self, index: usize, pid: u32, served: Option<Duration>, status: ExitStatus) {
+        let served_for = match served {
+            Some(served) => format!("after it had served for {:.1} s", served.as_secs_f32()),
+            None => "before it was ready".to_owned(),
+        };
+        let why = format!("process {pid} ended {served_for} ({status})");
+        let slot = &mut self.slots[index];
+        slot.last_end = Some(why.clone());
+        let is_final = status.code().is_some_and(|code| match code {
+            0 => !self.settings.restart_after_success,
+            code => self.settings.no_restart == Some(code),
+        });
+        if self.stop.is_some() {
+            log::info!("{why}");
+        } else if let Some(next) = &mut slot.next {
+            log::warn!("{why}; the one that it has started may serve");
+            next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
+            self.fail_roll(index, &why);
+        } else if is_final {
+            let code = status.code().unwrap_or_default();
+            log::error!("{why}: by this it says that it is not to be started again");
+            self.exit_code = code;
+            self.fail_roll(index, &why);
+        } else {
+            self.start_later(index, served, &why);
+        }
+    }
+
+    // ---- time ----
+
+    /// When it is too late for a serving process to say that it makes progress.
+    pub(super) fn beat_deadline(&self, main: &Running) -> Deadline {
+        match self.settings.watchdog {
+            Some(limit) if main.ready.is_some() && !main.aborted && !main.stopping => {
+                Deadline::after(main.heard, limit)
+            }
+            _ => Deadline::NEVER,
+        }
+    }
+
+    pub(super) fn look_at_processes(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].due.passed(now) && self.stop.is_none() {
+                self.start_in(index);
+            }
+            let settles = self.settings.settle.is_some() && self.stop.is_none();
+            let is_late = |process: &Option<Running>| {
+                process
+                    .as_ref()
+                    .is_some_and(|p| p.deadline.passed(now) && !p.aborted && p.ready.is_none())
+            };
+            if settles && is_late(&self.slots[index].next) {
+                // It has lived for as long as it was asked to.
+                if let Some(old) = self.slots[index].main.take() {
+                    send(old.pid, Posix::Terminate);
+                    self.drain(old);
+                }
+                self.slots[index].main = self.slots[index].next.take();
+                self.became_ready(index);
+            } else if settles && is_late(&self.slots[index].main) {
+                self.became_ready(index);
+            }
+            let wedged = self.slots[index].main.as_ref();
+            let wedged = wedged.is_some_and(|main| self.beat_deadline(main).passed(now));
+            let limit = self.settings.abort_timeout;
+            if let (true, Some(main)) = (wedged, &mut self.slots[index].main) {
+                abort(main, "has not said in time that it makes progress", limit);
+            }
+        }
+        let limit = self.settings.abort_timeout;
+        let slots = self
+            .slots
+            .iter_mut()
+            .flat_map(|slot| [&mut slot.main, &mut slot.next]);
+        let all = slots
+            .flatten()
+            .chain(&mut self.draining)
+            .chain(&mut self.strangers);
+        for process in all.filter(|process| process.deadline.passed(now)) {
+            if process.aborted {
+                log::error!("process {} does not end: killing it", process.pid);
+                send(process.pid, Posix::Kill);
+                process.deadline = Deadline::after(now, limit);
+            } else {
+                let what = match process.stopping {
+                    true => "has not ended in time",
+                    false => "was not ready in time",
+                };
+                abort(process, what, limit);
+            }
+        }
+    }
+}
+
+/// Ends a process such that something is left to learn from: its core, and what its threads do.
+fn abort(process: &mut Running, why: &str, limit: Duration) {
+    if process.aborted {
+        return;
+    }
+    log::error!("process {} {why}: aborting it", process.pid);
+    for line in autopsy::threads(process.pid) {
+        log::error!("process {}: {line}", process.pid);
+    }
+    send(process.pid, Posix::Abort);
+    process.aborted = true;
+    process.deadline = Deadline::after(Instant::now(), limit);
+}

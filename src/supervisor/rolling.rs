@@ -1,0 +1,143 @@
+//! A graceful restart: the processes are replaced one after another, and one that cannot be leaves all as it is.
+
+use std::time::{Duration, Instant};
+
+use super::run::{Run, send};
+use crate::clock::Deadline;
+use crate::notify;
+use crate::sys::Posix;
+
+/// A restart in progress.
+#[derive(Debug)]
+pub(super) struct Rolling {
+    /// Which place is next, and the process there that is to be replaced, once that was asked for.
+    at: usize,
+    asked: Option<Option<u32>>,
+    pub(super) deadline: Deadline,
+    since: Instant,
+    failed: Option<String>,
+    /// Who wants to hear the outcome, by the numbers of their connections.
+    waiters: Vec<u64>,
+}
+
+/// What a restart came to.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub(super) took: Duration,
+    pub(super) error: Option<String>,
+}
+
+/// How much longer than a new process may take to be ready the old one may take to say how it went.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Run {
+    /// Begins a restart. One that is under way is what is wanted.
+    pub(super) fn restart(&mut self, waiter: Option<u64>) {
+        if self.stop.is_some() {
+            let outcome = Outcome {
+                took: Duration::ZERO,
+                error: Some("the supervisor is being stopped".to_owned()),
+            };
+            return waiter
+                .into_iter()
+                .for_each(|waiter| self.tell(waiter, &outcome));
+        }
+        notify::reloading("restarting");
+        let rolling = self.rolling.get_or_insert_with(|| Rolling {
+            at: 0,
+            asked: None,
+            deadline: Deadline::NEVER,
+            since: Instant::now(),
+            failed: None,
+            waiters: Vec::new(),
+        });
+        rolling.waiters.extend(waiter);
+    }
+
+    /// Takes the restart as far as it goes now.
+    pub(super) fn roll(&mut self) {
+        while let Some(rolling) = &mut self.rolling {
+            let (at, now) = (rolling.at, Instant::now());
+            if rolling.failed.is_none() && rolling.deadline.passed(now) {
+                rolling.failed = Some("nobody has said in time how the restart went".to_owned());
+            }
+            let Some(slot) = self.slots.get(at).filter(|_| rolling.failed.is_none()) else {
+                let failed = rolling.failed.take();
+                return self.end_roll(failed);
+            };
+            match rolling.asked {
+                None => self.ask_to_replace(at),
+                Some(old) if slot.is_ready() && slot.main.as_ref().map(|main| main.pid) != old => {
+                    rolling.at += 1;
+                    rolling.asked = None;
+                    rolling.deadline = Deadline::NEVER;
+                }
+                Some(_) => return,
+            }
+        }
+    }
+
+    fn ask_to_replace(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        let mut old = slot.main.as_ref().map(|main| main.pid);
+        let mut failed = None;
+        match &slot.main {
+            // The process finds the program, and says how it went.
+            Some(main) if main.ready.is_some() && main.restarts_itself => {
+                send(main.pid, Posix::Hangup);
+            }
+            Some(main) if main.ready.is_some() => match self.start(at) {
+                Ok(next) => self.slots[at].next = Some(next),
+                Err(why) => failed = Some(why),
+            },
+            // It is new already.
+            Some(_) => old = None,
+            None if slot.next.is_some() => {}
+            None => slot.due = Deadline::at(Some(Instant::now())),
+        }
+        let within = self.settings.ready_timeout + PATIENCE;
+        if let Some(rolling) = &mut self.rolling {
+            rolling.asked = Some(old);
+            rolling.failed = failed;
+            rolling.deadline = Deadline::after(Instant::now(), within);
+        }
+    }
+
+    /// The process in this place was not replaced.
+    pub(super) fn fail_roll(&mut self, at: usize, why: &str) {
+        match &mut self.rolling {
+            Some(rolling) if rolling.at == at && rolling.asked.is_some() => {
+                rolling.failed.get_or_insert_with(|| why.to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn end_roll(&mut self, error: Option<String>) {
+        let Some(rolling) = self.rolling.take() else {
+            return;
+        };
+        let took = rolling.since.elapsed();
+        match &error {
+            None => log::info!("restarted within {:.3} s", took.as_secs_f32()),
+            Some(why) => log::error!("no restart: {why}"),
+        }
+        if self.stop.is_none() {
+            let summary = self.summary();
+            match &error {
+                None => notify::ready(self.generation(), summary),
+                Some(why) => {
+                    notify::ready(
+                        self.generation(),
+                        format_args!("{summary}; the last restart failed: {why}"),
+                    );
+                }
+            }
+        }
+        let outcome = Outcome { took, error };
+        for waiter in rolling.waiters {
+            self.tell(waiter, &outcome);
+        }
+        self.last_restart = Some(outcome);
+    }
+}

@@ -1,0 +1,336 @@
+//! The supervisor's life: one loop over signals, what processes say, how they end, what the control socket asks for, and
+//! the time.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::Settings;
+use super::control::Control;
+use super::held::Held;
+use super::rolling::{Outcome, Rolling};
+use super::slot::{Running, Slot};
+use super::upgrade::Rehearsal;
+use crate::clock::Deadline;
+use crate::notify;
+use crate::restart::{Inherited, PidFile, Program};
+use crate::sys::{self, NotifySocket, Posix, Signals};
+
+/// See the module `supervisor`.
+pub(super) struct Run {
+    pub(super) settings: Settings,
+    /// The one that serves.
+    pub(super) program: Program,
+    /// The one that this process runs.
+    pub(super) own: Program,
+    pub(super) signals: Signals,
+    pub(super) notify: NotifySocket,
+    /// Its end tells serving processes of the supervisor's: this one's end, and theirs.
+    pub(super) lifeline: (Socket, Socket),
+    pub(super) control: Option<Control>,
+    pub(super) held: Held,
+    pub(super) slots: Vec<Slot>,
+    /// Those that come to their end by themselves.
+    pub(super) draining: Vec<Running>,
+    /// Those that speak, and that nobody has spoken of: a process died as it started a successor.
+    pub(super) strangers: Vec<Running>,
+    pub(super) rolling: Option<Rolling>,
+    pub(super) last_restart: Option<Outcome>,
+    pub(super) rehearsal: Option<Rehearsal>,
+    /// Who wants the supervisor itself to be replaced, as soon as nothing else is under way.
+    pub(super) upgrade_wanted: bool,
+    pub(super) upgrade_waiters: Vec<u64>,
+    pub(super) stop: Option<Stop>,
+    pub(super) since: Instant,
+    /// All processes have been ready once.
+    pub(super) announced: bool,
+    /// Some process has been: the others may start.
+    pub(super) opened: bool,
+    interrupted: bool,
+    /// If nobody is left to serve.
+    pub(super) exit_code: i32,
+    _pid_file: Option<PidFile>,
+    own_beat: OwnBeat,
+}
+
+/// A stop in progress.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stop {
+    deadline: Deadline,
+    /// Those that were there have been killed.
+    killed: bool,
+}
+
+/// How long what was killed may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many notifications are read before anything else is looked at again.
+const AT_ONCE: usize = 256;
+
+/// The beat that the service manager wants from the supervisor itself.
+struct OwnBeat {
+    every: Option<Duration>,
+    next: Instant,
+}
+
+impl Run {
+    /// Everything that is there before the first process: listeners, sockets, files.
+    pub(super) fn new(settings: Settings, program: Program, signals: Signals) -> io::Result<Self> {
+        let mut held = Held::default();
+        held.inherit(Inherited::take().take_all());
+        for bind in &settings.listen {
+            let listener = bind.clone().bind()?;
+            log::info!("listening on {}", listener.local_addr());
+            held.pin(listener)?;
+        }
+        let control = settings.control.as_deref().map(Control::bind).transpose()?;
+        let notify = NotifySocket::bind()?;
+        let lifeline = sys::message_pair()?;
+        Self::with(settings, program, signals, notify, lifeline, control, held)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn with(
+        settings: Settings,
+        program: Program,
+        signals: Signals,
+        notify: NotifySocket,
+        lifeline: (Socket, Socket),
+        control: Option<Control>,
+        held: Held,
+    ) -> io::Result<Self> {
+        sys::adopt_orphans()?;
+        let pid_file = settings
+            .pid_file
+            .as_deref()
+            .map(PidFile::claim)
+            .transpose()?;
+        let now = Instant::now();
+        let first = Slot::new(Deadline::at(Some(now)));
+        let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
+        Ok(Self {
+            slots: std::iter::once(first).chain(others).collect(),
+            settings,
+            program,
+            own: Program::of_this_process()?,
+            signals,
+            notify,
+            lifeline,
+            control,
+            held,
+            draining: Vec::new(),
+            strangers: Vec::new(),
+            rolling: None,
+            last_restart: None,
+            rehearsal: None,
+            upgrade_wanted: false,
+            upgrade_waiters: Vec::new(),
+            stop: None,
+            since: now,
+            announced: false,
+            opened: false,
+            interrupted: false,
+            exit_code: 0,
+            _pid_file: pid_file,
+            own_beat: OwnBeat {
+                every: notify::watchdog_limit().map(|limit| limit / 2),
+                next: now,
+            },
+        })
+    }
+
+    /// Until nobody is left to look after. Returns the exit code.
+    pub(super) fn run(mut self) -> i32 {
+        loop {
+            // First why, then what came of it: a process that was told to end is not started again.
+            self.obey_signals();
+            self.obey_control();
+            self.hear();
+            self.bury();
+            self.look_at_clock();
+            self.roll();
+            self.upgrade_if_wanted();
+            if self.is_over() {
+                return self.end();
+            }
+            let timeout = self.next().left(Instant::now());
+            let mut sockets = vec![self.notify.socket()];
+            if let Some(control) = &self.control {
+                sockets.extend(control.sockets());
+            }
+            if let Err(error) = sys::wait_for_any(&self.signals, &sockets, timeout) {
+                log::error!("cannot wait: {error}");
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let live = self.live().count() + usize::from(self.rehearsal.is_some());
+        let is_late = self
+            .stop
+            .is_some_and(|stop| stop.killed && stop.deadline.passed(Instant::now()));
+        is_late || live == 0 && self.slots.iter().all(Slot::is_given_up)
+    }
+
+    fn end(self) -> i32 {
+        if notify::has_store() {
+            self.held.leave_files();
+        }
+        log::info!("ending");
+        match self.stop {
+            Some(stop) if stop.killed => 1,
+            _ => self.exit_code,
+        }
+    }
+
+    /// All processes that serve, or have or are to.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Running> {
+        let slots = self.slots.iter().flat_map(|slot| [&slot.main, &slot.next]);
+        slots.flatten().chain(&self.draining).chain(&self.strangers)
+    }
+
+    // ---- signals ----
+
+    fn obey_signals(&mut self) {
+        loop {
+            let signal = match self.signals.next() {
+                Ok(Some(signal)) => signal,
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!("cannot read signals: {error}");
+                    return;
+                }
+            };
+            log::info!("{signal:?}");
+            match signal {
+                Posix::Hangup => self.restart(None),
+                Posix::User2 => self.upgrade(None),
+                Posix::User1 => self.signal_all(Posix::User1),
+                Posix::Interrupt if self.interrupted => self.stop_now(),
+                Posix::Interrupt => {
+                    self.interrupted = true;
+                    self.stop();
+                }
+                Posix::Terminate => self.stop(),
+                Posix::Quit => self.stop_now(),
+                Posix::Abort | Posix::Kill => {}
+            }
+        }
+    }
+
+    pub(super) fn signal_all(&self, signal: Posix) {
+        self.live().for_each(|process| send(process.pid, signal));
+    }
+
+    /// Has all processes finish what they have, and ends.
+    pub(super) fn stop(&mut self) {
+        if self.stop.is_some() {
+            return;
+        }
+        let within = self.settings.stop_timeout;
+        notify::stopping("stopping");
+        notify::extend(within + KILL_TIMEOUT);
+        self.begin_stop(within);
+        self.signal_all(Posix::Terminate);
+    }
+
+    fn stop_now(&mut self) {
+        notify::stopping("stopping at once");
+        self.begin_stop(KILL_TIMEOUT);
+        self.signal_all(Posix::Quit);
+    }
+
+    fn begin_stop(&mut self, within: Duration) {
+        let deadline = Deadline::after(Instant::now(), within);
+        let before = self.stop.map_or(Deadline::NEVER, |stop| stop.deadline);
+        self.stop = Some(Stop {
+            deadline: deadline.earlier(before),
+            killed: false,
+        });
+        for slot in &mut self.slots {
+            slot.due = Deadline::NEVER;
+        }
+        self.end_roll(Some("the supervisor is being stopped".to_owned()));
+        self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
+    }
+
+    // ---- ends ----
+
+    fn bury(&mut self) {
+        loop {
+            match sys::reap() {
+                Ok(Some((pid, status))) => self.ended(pid, status),
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!("cannot wait for processes: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    // ---- what is said ----
+
+    fn hear(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.notify.next() {
+                Ok(Some(notification)) => self.heed(notification),
+                Ok(None) => return,
+                Err(error) => log::error!("cannot read what processes say: {error}"),
+            }
+        }
+    }
+
+    // ---- time ----
+
+    fn look_at_clock(&mut self) {
+        let now = Instant::now();
+        if let Some(every) = self.own_beat.every.filter(|_| now >= self.own_beat.next) {
+            self.own_beat.next = now + every;
+            notify::beat();
+        }
+        self.look_at_processes(now);
+        if let Some(stop) = &mut self.stop {
+            if stop.deadline.passed(now) && !stop.killed {
+                log::error!("ending what has not ended by itself");
+                *stop = Stop {
+                    deadline: Deadline::after(now, KILL_TIMEOUT),
+                    killed: true,
+                };
+                self.signal_all(Posix::Kill);
+            }
+        }
+        if let Some(control) = &mut self.control {
+            control.expire(now);
+        }
+    }
+
+    fn next(&self) -> Deadline {
+        let mut next = self.stop.map_or(Deadline::NEVER, |stop| stop.deadline);
+        for slot in &self.slots {
+            next = next.earlier(slot.due);
+            if let Some(main) = &slot.main {
+                next = next.earlier(self.beat_deadline(main));
+            }
+        }
+        for process in self.live() {
+            next = next.earlier(process.deadline);
+        }
+        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| rehearsal.deadline);
+        let rolling = self.rolling.as_ref().map(|rolling| rolling.deadline);
+        let control = self.control.as_ref().map(Control::deadline);
+        let beat = self.own_beat.every.map(|_| self.own_beat.next);
+        [rehearsal, rolling, control, Some(Deadline::at(beat))]
+            .into_iter()
+            .flatten()
+            .fold(next, Deadline::earlier)
+    }
+}
+
+/// Sends a signal to a process that has not been buried.
+pub(super) fn send(pid: u32, signal: Posix) {
+    if let Err(error) = sys::send_signal(pid, signal) {
+        log::debug!("cannot send {signal:?} to process {pid}: {error}");
+    }
+}

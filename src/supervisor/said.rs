@@ -1,0 +1,86 @@
+//! What a process has said, of the variables that the supervisor understands (sd_notify(3)).
+
+use std::time::Duration;
+
+use crate::notify::{self, Held};
+
+/// The variables of one notification.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) ready: bool,
+    pub(super) stopping: bool,
+    pub(super) main_pid: Option<u32>,
+    pub(super) status: Option<String>,
+    pub(super) extend: Option<Duration>,
+    pub(super) watchdog: Option<Beat>,
+    pub(super) generation: Option<u64>,
+    pub(super) listeners: Vec<Held>,
+    pub(super) successor: Option<u32>,
+    pub(super) failed: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beat {
+    Alive,
+    Wedged,
+}
+
+impl Said {
+    /// Reads a notification. What is not understood is ignored.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut said = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.split_once('=') else {
+                continue;
+            };
+            match (name, value) {
+                ("READY", "1") => said.ready = true,
+                ("STOPPING", "1") => said.stopping = true,
+                ("MAINPID", pid) => said.main_pid = pid.parse().ok(),
+                ("STATUS", text) => said.status = Some(text.to_owned()),
+                ("EXTEND_TIMEOUT_USEC", micros) => {
+                    said.extend = micros.parse().ok().map(Duration::from_micros);
+                }
+                ("WATCHDOG", "1") => said.watchdog = Some(Beat::Alive),
+                ("WATCHDOG", "trigger") => said.watchdog = Some(Beat::Wedged),
+                (notify::GENERATION, number) => said.generation = number.parse().ok(),
+                (notify::LISTENERS, list) => {
+                    said.listeners = list.split(':').flat_map(str::parse).collect();
+                }
+                (notify::SUCCESSOR, pid) => said.successor = pid.parse().ok(),
+                (notify::FAILED, why) => said.failed = Some(why.to_owned()),
+                _ => {}
+            }
+        }
+        said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_understood_and_the_rest_ignored() {
+        let said = Said::parse("READY=1\nSTATUS=a=b c\nMAINPID=12\nERRNO=2\nnonsense\n=\n");
+        let expected = Said {
+            ready: true,
+            status: Some("a=b c".to_owned()),
+            main_pid: Some(12),
+            ..Said::default()
+        };
+        assert_eq!(said, expected);
+        for nothing in ["", "READY=0", "MAINPID=x", "WATCHDOG=2", "\n\n", "READY"] {
+            assert_eq!(Said::parse(nothing), Said::default(), "{nothing:?}");
+        }
+        let said = Said::parse("WATCHDOG=trigger\nX_HANDOVER_LISTENERS=1a:2b_c:x:");
+        assert_eq!(said.watchdog, Some(Beat::Wedged));
+        let names: Vec<_> = said
+            .listeners
+            .iter()
+            .map(|held| held.name.as_str())
+            .collect();
+        assert_eq!(names, ["a", "b_c"]);
+        assert!(said.listeners[0].by_name && said.listeners[1].own_path);
+    }
+}

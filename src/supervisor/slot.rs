@@ -1,0 +1,89 @@
+//! A place for a serving process, and the processes that have one.
+
+use std::time::Instant;
+
+use super::backoff::Backoff;
+use super::held::Id;
+use crate::clock::Deadline;
+
+/// A place for a serving process.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// The one that serves, or is to.
+    pub(super) main: Option<Running>,
+    /// The one that is to take over from it.
+    pub(super) next: Option<Running>,
+    /// When one is to be started.
+    pub(super) due: Deadline,
+    pub(super) backoff: Backoff,
+    /// Of the process that was started last.
+    pub(super) generation: u64,
+    /// How often one was started anew because the one before had ended.
+    pub(super) restarts: u64,
+    /// How the last one ended that was not asked to.
+    pub(super) last_end: Option<String>,
+}
+
+impl Slot {
+    pub(super) fn new(due: Deadline) -> Self {
+        Self {
+            main: None,
+            next: None,
+            due,
+            backoff: Backoff::default(),
+            generation: 0,
+            restarts: 0,
+            last_end: None,
+        }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.main.as_ref().is_some_and(|main| main.ready.is_some())
+    }
+
+    /// Nobody is there, or will be.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.main.is_none() && self.next.is_none() && self.due == Deadline::NEVER
+    }
+}
+
+/// A process.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) pid: u32,
+    pub(super) generation: u64,
+    pub(super) since: Instant,
+    pub(super) ready: Option<Instant>,
+    /// It starts its successors itself: SIGHUP is enough.
+    pub(super) restarts_itself: bool,
+    /// When it was heard of for the last time.
+    pub(super) heard: Instant,
+    /// When it is late: to be ready at first, to end later.
+    pub(super) deadline: Deadline,
+    /// It has been told to end, for it was late or made no progress.
+    pub(super) aborted: bool,
+    /// It ends, and has said so.
+    pub(super) stopping: bool,
+    pub(super) status: String,
+    /// Those that it listens on, of those that are held here.
+    pub(super) listeners: Vec<Id>,
+}
+
+impl Running {
+    pub(super) fn new(pid: u32, generation: u64, deadline: Deadline) -> Self {
+        let now = Instant::now();
+        Self {
+            pid,
+            generation,
+            since: now,
+            ready: None,
+            restarts_itself: false,
+            heard: now,
+            deadline,
+            aborted: false,
+            stopping: false,
+            status: String::new(),
+            listeners: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The supervisor replaces itself: the process stays, with its number, its children and its sockets, and runs the program
+//! that is on disk by now.
+//!
+//! Before that, a child rehearses it: it runs the program as far as the supervisor's first step, and reads what it would
+//! take over. If that fails, nothing has happened.
+
+use std::io::{self, Read, Seek, Write};
+use std::process::{self, ExitStatus};
+use std::time::{Duration, Instant};
+
+use super::Settings;
+use super::run::{Run, send};
+use super::snapshot::Snapshot;
+use super::start::without_own;
+use crate::clock::Deadline;
+use crate::notify;
+use crate::restart::{Program, SUPERVISOR, VERSION};
+use crate::sys::{self, Descriptor, FIRST_PASSED, Posix, Signals, Start};
+
+/// What the process is to be, in [`SUPERVISOR`].
+pub(super) const REHEARSE: &str = "rehearse";
+pub(super) const RESUME: &str = "resume";
+
+/// How long a rehearsal may take.
+const REHEARSAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a rehearsal leaves that went well.
+const WELL: &[u8] = b"well";
+
+/// A rehearsal in progress.
+#[derive(Debug)]
+pub(super) struct Rehearsal {
+    pub(super) pid: u32,
+    pub(super) deadline: Deadline,
+    report: std::fs::File,
+}
+
+impl Run {
+    /// Has the supervisor replaced, as soon as nothing else is under way.
+    pub(super) fn upgrade(&mut self, waiter: Option<u64>) {
+        self.upgrade_wanted = true;
+        self.upgrade_waiters.extend(waiter);
+        if self.stop.is_some() {
+            self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
+        }
+    }
+
+    pub(super) fn upgrade_if_wanted(&mut self) {
+        let now = Instant::now();
+        if let Some(rehearsal) = &mut self.rehearsal {
+            if rehearsal.deadline.passed(now) {
+                log::error!(
+                    "the rehearsal takes too long: killing process {}",
+                    rehearsal.pid
+                );
+                send(rehearsal.pid, Posix::Kill);
+                rehearsal.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
+            }
+        }
+        let is_idle = self.rehearsal.is_none()
+            && self.rolling.is_none()
+            && self.slots.iter().all(|slot| slot.next.is_none());
+        if self.upgrade_wanted && is_idle {
+            log::info!("rehearsing: {}", self.own.path().display());
+            match self.rehearse() {
+                Ok(rehearsal) => self.rehearsal = Some(rehearsal),
+                Err(error) => {
+                    let path = self.own.path().display();
+                    self.end_upgrade(Err(format!("cannot start {path}: {error}")));
+                }
+            }
+        }
+    }
+
+    fn rehearse(&self) -> io::Result<Rehearsal> {
+        let state = Snapshot::of(self, &mut Vec::new())?.to_string();
+        let state = sys::anonymous_file(state.as_bytes())?;
+        let report = sys::anonymous_file(b"")?;
+        let descriptors: [Descriptor; 2] = [state.into(), report.try_clone()?.into()];
+        let pid = self.start_as(REHEARSE, &descriptors)?;
+        Ok(Rehearsal {
+            pid,
+            deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
+            report,
+        })
+    }
+
+    fn start_as(&self, role: &str, descriptors: &[Descriptor]) -> io::Result<u32> {
+        let (state, report) = (FIRST_PASSED, FIRST_PASSED + 1);
+        sys::start_child(&Start {
+            program: self.own.path(),
+            args: &self.own.args,
+            env: &without_own(&self.own),
+            env_with_pid: &[format!("{SUPERVISOR}={VERSION},{role},{state},{report},").into()],
+            dir: &self.own.dir,
+            descriptors,
+            stderr: None,
+        })
+    }
+
+    /// The rehearsal is over.
+    pub(super) fn rehearsed(&mut self, status: ExitStatus) {
+        let Some(mut rehearsal) = self.rehearsal.take() else {
+            return;
+        };
+        let mut report = Vec::new();
+        let read = rehearsal
+            .report
+            .rewind()
+            .and_then(|()| rehearsal.report.read_to_end(&mut report));
+        if read.is_err() || report != WELL {
+            return self.end_upgrade(Err(format!("the rehearsal failed ({status})")));
+        }
+        if self.rolling.is_some() || self.slots.iter().any(|slot| slot.next.is_some()) {
+            // Something has begun meanwhile. Afterwards once more.
+            return;
+        }
+        if self.upgrade_wanted {
+            let error = match self.replace() {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            let path = self.own.path().display();
+            self.end_upgrade(Err(format!("cannot become {path}: {error}")));
+        }
+    }
+
+    /// Becomes the program. Returns only if that fails.
+    fn replace(&self) -> io::Result<std::convert::Infallible> {
+        let mut kept = Vec::new();
+        let state = Snapshot::of(self, &mut kept)?.to_string();
+        let state: Descriptor = sys::anonymous_file(state.as_bytes())?.into();
+        let number = sys::number_of(&state);
+        kept.push(state);
+        log::info!("becoming {}", self.own.path().display());
+        notify::status("replacing the supervisor");
+        Err(sys::replace_program(&Start {
+            program: self.own.path(),
+            args: &self.own.args,
+            env: &self.own.env,
+            env_with_pid: &[format!("{SUPERVISOR}={VERSION},{RESUME},{number},").into()],
+            dir: &self.own.dir,
+            descriptors: &kept,
+            stderr: None,
+        }))
+    }
+
+    pub(super) fn end_upgrade(&mut self, result: Result<(), String>) {
+        self.upgrade_wanted = false;
+        let json = match &result {
+            Ok(()) => r#"{"ok":true}"#.to_owned(),
+            Err(why) => {
+                let why = format!("the supervisor is not replaced: {why}");
+                if !self.upgrade_waiters.is_empty() || self.stop.is_none() {
+                    log::error!("{why}");
+                }
+                format!(r#"{{"ok":false,"error":{}}}"#, super::status::quoted(&why))
+            }
+        };
+        for waiter in std::mem::take(&mut self.upgrade_waiters) {
+            self.reply(waiter, &json);
+        }
+    }
+}
+
+/// The rehearsal's part: reads the state, says that it could go on from there, and ends.
+pub(super) fn rehearse(words: &[&str]) -> io::Result<std::convert::Infallible> {
+    let [state, report] = words[..] else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    Snapshot::parse(&read(state)?).map_err(io::Error::other)?;
+    let mut report = sys::into_file(sys::adopt(number(report)?)?);
+    report.write_all(WELL)?;
+    process::exit(0);
+}
+
+/// Goes on where the program stopped that this process ran before.
+pub(super) fn resume(
+    settings: Settings,
+    program: Program,
+    signals: Signals,
+    words: &[&str],
+) -> io::Result<Run> {
+    let [state] = words[..] else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let state = Snapshot::parse(&read(state)?).map_err(io::Error::other)?;
+    let mut run = state.restore(settings, program, signals)?;
+    log::info!("replaced; version {}", env!("CARGO_PKG_VERSION"));
+    run.end_upgrade(Ok(()));
+    Ok(run)
+}
+
+fn number(text: &str) -> io::Result<i32> {
+    text.parse().map_err(io::Error::other)
+}
+
+fn read(descriptor: &str) -> io::Result<String> {
+    let mut file = sys::into_file(sys::adopt(number(descriptor)?)?);
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
