@@ -40,6 +40,11 @@ impl Deadline {
         }
     }
 
+    /// The later of the two; never is the latest.
+    pub(crate) fn later(self, other: Self) -> Self {
+        Self(self.0.and_then(|at| Some(at.max(other.0?))))
+    }
+
     pub(crate) fn passed(self, now: Instant) -> bool {
         self.0.is_some_and(|at| at <= now)
     }

@@ -365,6 +365,27 @@ impl Listener {
         Self::new(socket, None, &bind)
     }
 
+    /// One that this process only holds for others: its options, which they share, stay as they are.
+    pub(crate) fn held(socket: Socket, name: String, by_name: bool) -> io::Result<Self> {
+        let local = Addr::from_kernel(&socket.local_addr()?);
+        let path = match &local {
+            Addr::Unix(Some(path)) => Some(UnixPath::of(path, false)),
+            _ => None,
+        };
+        Ok(Self {
+            socket,
+            about: Arc::new(About {
+                name,
+                local,
+                speaks_first: false,
+                nodelay: false,
+                keepalive: None,
+            }),
+            path,
+            by_name,
+        })
+    }
+
     fn new(socket: Socket, path: Option<UnixPath>, bind: &Bind) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let local = Addr::from_kernel(&socket.local_addr()?);

@@ -22,12 +22,16 @@ pub(crate) const LISTENERS: &str = "X_HANDOVER_LISTENERS";
 pub(crate) const SUCCESSOR: &str = "X_HANDOVER_SUCCESSOR";
 pub(crate) const FAILED: &str = "X_HANDOVER_FAILED";
 
-/// The process serves, as this generation.
-pub(crate) fn ready(generation: u64, status: impl Display) {
-    let status = one_line(status);
-    tell(&format!(
-        "READY=1\nSTATUS={status}\n{GENERATION}={generation}\n"
-    ));
+/// The process serves. A supervisor of its own is told as which generation.
+pub(crate) fn ready(generation: Option<u64>, status: impl Display) {
+    let (status, generation) = (one_line(status), own(generation));
+    tell(&format!("READY=1\nSTATUS={status}\n{generation}"));
+}
+
+/// The line by which a process shows to its supervisor that it is one of its own, and not a subprocess of theirs.
+fn own(generation: Option<u64>) -> String {
+    let line = |generation| format!("{GENERATION}={generation}\n");
+    generation.map(line).unwrap_or_default()
 }
 
 /// A listener that somebody else is to hold as well.
@@ -65,12 +69,13 @@ impl FromStr for Held {
 /// How many listeners go with a message: their names are not to make it too long.
 const IN_A_MESSAGE: usize = 60;
 
-/// These are the listeners of this process.
-pub(crate) fn listeners(about: &[Held], descriptors: &[Descriptor]) {
+/// These are the listeners of this process, which is of this generation.
+pub(crate) fn listeners(generation: u64, about: &[Held], descriptors: &[Descriptor]) {
+    let own = own(Some(generation));
     let pieces = about.chunks(IN_A_MESSAGE);
     for (about, descriptors) in pieces.zip(descriptors.chunks(IN_A_MESSAGE)) {
         let about: Vec<String> = about.iter().map(Held::to_string).collect();
-        let text = format!("{LISTENERS}={}\n", about.join(":"));
+        let text = format!("{LISTENERS}={}\n{own}", about.join(":"));
         let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
         if let Err(error) = send(&text, &descriptors) {
             log::error!("cannot leave the listeners with the supervisor: {error}");
@@ -108,13 +113,20 @@ pub(crate) fn successor(pid: u32) {
     tell(&format!("{SUCCESSOR}={pid}\n"));
 }
 
-/// The restart came to nothing.
-pub(crate) fn failed(generation: u64, why: impl Display) {
-    let why = one_line(why);
-    tell(&format!(
-        "READY=1\nSTATUS=generation {generation} serves; the last restart failed: {why}\n\
-         {GENERATION}={generation}\n{FAILED}={why}\n"
-    ));
+/// The restart came to nothing; the process serves on, or stops.
+pub(crate) fn failed(
+    generation: Option<u64>,
+    serves: bool,
+    status: impl Display,
+    why: impl Display,
+) {
+    let (status, why, own) = (one_line(status), one_line(why), own(generation));
+    let ready = if serves { "READY=1\n" } else { "" };
+    let failed = match generation {
+        Some(_) => format!("{FAILED}={why}\n"),
+        None => String::new(),
+    };
+    tell(&format!("{ready}STATUS={status}\n{own}{failed}"));
 }
 
 /// The process makes progress.
@@ -141,7 +153,7 @@ pub(crate) fn watchdog_limit() -> Option<Duration> {
 const STATUS: usize = 1024;
 
 /// What a process has said may be anything.
-fn one_line(status: impl Display) -> String {
+pub(crate) fn one_line(status: impl Display) -> String {
     let text = status.to_string();
     let mut line = String::new();
     for char in text.chars() {
@@ -154,9 +166,10 @@ fn one_line(status: impl Display) -> String {
 }
 
 /// Another process serves from now on. Returns when the manager knows, so that this one may end.
-pub(crate) fn replaced_by(pid: u32, generation: u64, status: impl Display) {
+pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Display) {
+    let generation = own(generation);
     tell(&format!(
-        "READY=1\nMAINPID={pid}\nSTATUS={status}\n{GENERATION}={generation}\n"
+        "READY=1\nMAINPID={pid}\nSTATUS={status}\n{generation}"
     ));
     if is_wanted() {
         if let Err(error) = barrier() {

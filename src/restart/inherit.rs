@@ -168,7 +168,7 @@ impl Inherited {
     }
 
     /// The inherited listeners for these, in their order; `None` where there is none.
-    pub(super) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
+    pub(crate) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
         let mut found: Vec<Option<Listener>> = binds.iter().map(|_| None).collect();
         // The best fits first: a listener on any port must not take what another one asks for by its port.
         for least in [Fit::Name, Fit::Addr, Fit::AnyPort] {

@@ -186,7 +186,8 @@ impl Restart {
     }
 
     /// A file that holds the serving process's id. It is another error of the start if another process that lives
-    /// holds it. It changes hands before the process that was replaced ends. Defaults to none.
+    /// holds it. It changes hands before the process that was replaced ends. Where several processes serve, it is the
+    /// [supervisor's](crate::Supervisor::pid_file) that makes sense. Defaults to none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.pid_file = Some(path.into());
         self

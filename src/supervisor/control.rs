@@ -18,6 +18,8 @@ pub(super) struct Control {
     pub(super) listener: Listener,
     clients: Vec<Client>,
     next_id: u64,
+    /// After an error, the system is left alone until then.
+    not_before: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,9 @@ const CLIENTS: usize = 16;
 const LINE: usize = 256;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long to wait after an error of `accept`.
+const PAUSE: Duration = Duration::from_secs(1);
+
 impl Control {
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
         let bind = Bind::new(format!("unix:{}", path.display()));
@@ -77,12 +82,13 @@ impl Control {
             listener,
             clients: Vec::new(),
             next_id: 1,
+            not_before: None,
         }
     }
 
     /// All that something may come from.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
-        let has_room = self.clients.len() < CLIENTS;
+        let has_room = self.clients.len() < CLIENTS && self.not_before.is_none();
         let clients = self.clients.iter().filter(|client| !client.ended);
         let clients = clients.map(|client| &client.socket);
         has_room
@@ -133,11 +139,19 @@ impl Control {
     }
 
     fn accept(&mut self) {
+        if self.not_before.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.not_before = None;
         while self.clients.len() < CLIENTS {
             let socket = match self.listener.accept() {
                 Ok((socket, _)) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => return log::warn!("cannot accept on the control socket: {error}"),
+                Err(error) => {
+                    log::warn!("cannot accept on the control socket: {error}");
+                    self.not_before = Some(Instant::now() + PAUSE);
+                    return;
+                }
             };
             let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
             // The file's mode says so already, but not where somebody has changed it.
@@ -169,7 +183,7 @@ impl Control {
 
     pub(super) fn deadline(&self) -> Deadline {
         let deadlines = self.clients.iter().map(|client| client.deadline);
-        deadlines.fold(Deadline::NEVER, Deadline::earlier)
+        deadlines.fold(Deadline::at(self.not_before), Deadline::earlier)
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
@@ -181,11 +195,13 @@ impl Client {
     /// A line, if it is there.
     fn read(&mut self) -> Option<String> {
         let mut piece = [0; LINE];
-        loop {
+        // Whoever goes on saying things holds up nobody.
+        for _ in 0..4 {
             match sys::recv(&self.socket, &mut piece) {
                 Ok(0) => {
                     self.ended = true;
-                    return None;
+                    let asks = self.deadline != Deadline::NEVER && !self.input.is_empty();
+                    return asks.then(|| self.line(self.input.len()));
                 }
                 // It has asked already.
                 Ok(_) if self.deadline == Deadline::NEVER => {}
@@ -193,9 +209,7 @@ impl Client {
                     self.input.extend_from_slice(&piece[..count]);
                     let end = self.input.iter().position(|&byte| byte == b'\n');
                     if end.is_some() || self.input.len() > LINE {
-                        self.deadline = Deadline::NEVER;
-                        let line = &self.input[..end.unwrap_or(0)];
-                        return Some(String::from_utf8_lossy(line).into_owned());
+                        return Some(self.line(end.unwrap_or(0)));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
@@ -205,6 +219,12 @@ impl Client {
                 }
             }
         }
+        None
+    }
+
+    fn line(&mut self, end: usize) -> String {
+        self.deadline = Deadline::NEVER;
+        String::from_utf8_lossy(&self.input[..end]).into_owned()
     }
 }
 

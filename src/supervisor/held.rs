@@ -2,10 +2,9 @@
 
 use std::io;
 
-use crate::addr::Addr;
 use crate::listener::{Bind, Listener};
 use crate::notify;
-use crate::restart::fd_name;
+use crate::restart::{Inherited, fd_name};
 use crate::sys::{self, Descriptor};
 
 /// All that are held.
@@ -25,20 +24,29 @@ pub(super) struct One {
 /// What tells one socket from another.
 pub(super) type Id = (u64, u64);
 
+/// No name is longer there.
+const STORED_NAME: usize = 255;
+
+fn stored_name(about: &notify::Held) -> String {
+    let mut name = format!("{STORED}{about}");
+    name.truncate(STORED_NAME);
+    name
+}
+
 /// How the names begin under which the service manager keeps what processes have left here.
 const STORED: &str = "handover-";
 
 impl Held {
     /// Takes what this process was started with: from a socket activator, or what an earlier supervisor has left with the
     /// service manager.
-    pub(super) fn inherit(&mut self, passed: Vec<(String, Descriptor)>) {
+    fn inherit(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
             let stored = name
                 .strip_prefix(STORED)
                 .and_then(|about| about.parse().ok());
             let pinned = stored.is_none();
             let about = stored.unwrap_or(notify::Held {
-                name: name.clone(),
+                name: fd_name(&name),
                 by_name: true,
                 own_path: false,
             });
@@ -49,15 +57,49 @@ impl Held {
         }
     }
 
-    /// Holds one that was bound here.
-    pub(super) fn pin(&mut self, listener: Listener) -> io::Result<()> {
+    /// Takes what this process was started with, and binds what is asked for and not among that.
+    pub(super) fn open(
+        mut inherited: Inherited,
+        binds: &[Bind],
+        foreign: bool,
+    ) -> io::Result<Self> {
+        let mut held = Self::default();
+        let found = inherited.listeners(&binds.iter().collect::<Vec<_>>());
+        for (bind, found) in binds.iter().zip(found) {
+            held.pin(found.map_or_else(|| bind.clone().bind(), Ok)?, foreign)?;
+        }
+        held.inherit(inherited.take_all());
+        Ok(held)
+    }
+
+    /// Binds what is not there already.
+    pub(super) fn bind_missing(&mut self, binds: &[Bind], foreign: bool) {
+        for bind in binds {
+            let fits = |one: &One| {
+                let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&one.about.name);
+                bind.fit(is_named, one.listener.local_addr(), true)
+                    .is_some()
+            };
+            if !self.0.iter().any(fits) {
+                let bound = bind.clone().bind().map_err(io::Error::from);
+                if let Err(error) = bound.and_then(|listener| self.pin(listener, foreign)) {
+                    log::error!("{error}");
+                }
+            }
+        }
+    }
+
+    /// Holds one for whoever wants it. A foreign program expects that accepting waits, and says so if not.
+    fn pin(&mut self, listener: Listener, foreign: bool) -> io::Result<()> {
+        listener.socket.set_nonblocking(!foreign)?;
+        log::info!("listening on {}", listener.local_addr());
         let descriptor = sys::descriptor_of(&listener.socket)?;
         self.0.push(One {
             id: sys::socket_id(&descriptor)?,
             about: notify::Held {
                 name: fd_name(listener.name()),
                 by_name: true,
-                own_path: false,
+                own_path: listener.own_path().is_some(),
             },
             listener,
             pinned: true,
@@ -72,7 +114,7 @@ impl Held {
         if let Some(new) = self.0.get(before) {
             log::info!("holding the listener {}", new.listener.local_addr());
             let copy = sys::descriptor_of(&new.listener.socket)?;
-            notify::store(format_args!("{STORED}{}", new.about), &copy);
+            notify::store(stored_name(&new.about), &copy);
         }
         Ok(id)
     }
@@ -92,10 +134,7 @@ impl Held {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let addr = Addr::from_kernel(&socket.local_addr()?);
-        // Its options are those that it has.
-        let bind = Bind::from(addr).name(about.name.clone()).nodelay(false);
-        let listener = bind.adopt(socket, about.by_name)?;
+        let listener = Listener::held(socket, about.name.clone(), about.by_name)?;
         listener.set_own_path(about.own_path);
         self.0.push(One {
             listener,
@@ -112,7 +151,7 @@ impl Held {
             let stays = one.pinned || wanted.contains(&one.id);
             if !stays {
                 log::info!("closing the listener {}", one.listener.local_addr());
-                notify::forget(format_args!("{STORED}{}", one.about));
+                notify::forget(stored_name(&one.about));
             }
             stays
         });

@@ -11,6 +11,7 @@ mod autopsy;
 mod backoff;
 mod control;
 mod held;
+mod kin;
 mod processes;
 mod rolling;
 mod run;
@@ -105,6 +106,8 @@ struct Settings {
     control: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     listen: Vec<Bind>,
+    /// The program is another one, which may expect its listeners as other activators pass them.
+    foreign: bool,
 }
 
 /// The exit code of a program whose configuration is wrong (EX_CONFIG in sysexits.h(3head)).
@@ -130,6 +133,7 @@ impl Supervisor {
             control: None,
             pid_file: None,
             listen: Vec::new(),
+            foreign: false,
         })
     }
 
@@ -169,7 +173,8 @@ impl Supervisor {
 
     /// How long a process may take to end that was aborted, until it is killed. Defaults to 5 s.
     pub fn abort_timeout(mut self, timeout: Duration) -> Self {
-        self.0.abort_timeout = timeout;
+        // At once would leave no time to note that it has ended.
+        self.0.abort_timeout = timeout.max(Duration::from_millis(10));
         self
     }
 
@@ -252,8 +257,9 @@ impl Supervisor {
     /// # Errors
     ///
     /// As [`supervise`](Self::supervise).
-    pub fn run(self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
+    pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
         let program = Program::other(args.into_iter().map(Into::into).collect())?;
+        self.0.foreign = true;
         let text = env::var(SUPERVISOR).unwrap_or_default();
         let words = role(&text).map_err(io::Error::other)?;
         // It may be supervised itself, as any other program.

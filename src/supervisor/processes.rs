@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::autopsy;
 use super::backoff::{self, BREAKER};
-use super::run::{Run, send};
+use super::kin;
+use super::run::Run;
 use super::said::{Beat, Said};
 use super::slot::Running;
 use super::start::{self, Legacy};
@@ -48,7 +49,10 @@ impl Run {
                 log::info!("started process {pid}, generation {generation}: {path}");
                 let within = self.settings.settle.unwrap_or(self.settings.ready_timeout);
                 let deadline = Deadline::after(Instant::now(), within);
-                Ok(Running::new(pid, generation, deadline))
+                Ok(Running {
+                    is_own: true,
+                    ..Running::new(pid, generation, deadline)
+                })
             }
             Err(error) => Err(format!("cannot start {path}: {error}")),
         }
@@ -95,7 +99,7 @@ impl Run {
         };
         let now = Instant::now();
         main.ready = Some(now);
-        main.heard = now;
+        main.heard = main.heard.map(|_| now);
         if !main.aborted {
             main.deadline = Deadline::NEVER;
         }
@@ -104,7 +108,7 @@ impl Run {
         slot.generation = slot.generation.max(generation);
         log::info!("process {pid}, generation {generation}, serves");
         self.close_unwanted();
-        if !self.opened {
+        if !self.opened && self.stop.is_none() {
             self.opened = true;
             for slot in self.slots.iter_mut().filter(|slot| slot.is_given_up()) {
                 slot.due = Deadline::at(Some(now));
@@ -112,7 +116,7 @@ impl Run {
         }
         if self.slots.iter().all(|slot| slot.is_ready()) && self.rolling.is_none() {
             self.announced = true;
-            notify::ready(self.generation(), self.summary());
+            notify::ready(None, self.summary());
         }
     }
 
@@ -133,7 +137,9 @@ impl Run {
     /// Closes the listeners that no process wants any more, if there is a process that would say so.
     fn close_unwanted(&mut self) {
         let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
-        if mains().any(|main| main.ready.is_some() && main.restarts_itself) {
+        let mut ready = mains().filter(|main| main.ready.is_some());
+        let says = |main: &Running| !main.listeners.is_empty();
+        if ready.next().is_some_and(says) && ready.all(says) {
             let nexts = self.slots.iter().filter_map(|slot| slot.next.as_ref());
             let all = mains().chain(nexts).chain(&self.strangers);
             let wanted: Vec<_> = all.flat_map(|process| process.listeners.clone()).collect();
@@ -183,12 +189,14 @@ impl Run {
         let said = Said::parse(&text);
         let place = match self.place(pid) {
             Some(place) => place,
-            None if said.generation.is_some() || !said.listeners.is_empty() => {
-                if self.strangers.len() >= STRANGERS {
+            // Nobody has spoken of it yet, but by this it is one of ours.
+            None if said.generation.is_some() && self.strangers.len() < STRANGERS => {
+                let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
+                let stranger = Running::new(pid, 0, deadline);
+                if !kin::descends(pid) || stranger.handle.has_ended() {
                     return;
                 }
-                let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-                self.strangers.push(Running::new(pid, 0, deadline));
+                self.strangers.push(stranger);
                 Place::Stranger(self.strangers.len() - 1)
             }
             None => return,
@@ -211,40 +219,57 @@ impl Run {
             process.generation = generation;
         }
         if let Some(status) = &said.status {
-            process.status.clone_from(status);
+            process.status = notify::one_line(status);
         }
-        let now = Instant::now();
-        let wants = said
-            .extend
-            .filter(|_| process.ready.is_none() || process.stopping);
-        let ends = said.stopping && !process.stopping && !process.aborted;
         process.stopping |= said.stopping;
-        if let Some(more) = wants.filter(|_| !process.aborted) {
-            process.deadline = Deadline::after(now, more);
-            notify::extend(more);
-        } else if ends && self.stop.is_none() {
-            let within = self.settings.stop_timeout;
-            if let Some(process) = self.process(place) {
-                process.deadline = Deadline::after(now, within);
-            }
+        if let Some(more) = said.extend {
+            self.extend(place, more);
         }
         match place {
             Place::Main(index) => self.heed_main(index, said),
             Place::Next(index) if said.ready => {
-                if let Some(old) = self.slots[index].main.take() {
-                    send(old.pid, Posix::Terminate);
-                    self.drain(old);
-                }
-                self.slots[index].main = self.slots[index].next.take();
-                self.became_ready(index);
+                self.promote_next(index);
             }
             Place::Stranger(stranger) if said.ready => self.settle_stranger(stranger),
             _ => {}
         }
     }
 
+    /// Something takes longer, as a process says.
+    fn extend(&mut self, place: Place, more: Duration) {
+        let until = Deadline::after(Instant::now(), more);
+        if let Some(process) = self.process(place).filter(|process| !process.aborted) {
+            process.extend(until);
+        }
+        if let Some(rolling) = &mut self.rolling {
+            rolling.extend(until);
+        }
+        if let Some(stop) = self.stop.as_mut().filter(|stop| !stop.killed) {
+            stop.deadline = stop.deadline.later(until);
+        }
+        let is_awaited = self.stop.is_some() || self.rolling.is_some() || !self.announced;
+        if is_awaited {
+            notify::extend(more);
+        }
+    }
+
+    /// The next process serves; the one before comes to its end.
+    fn promote_next(&mut self, index: usize) {
+        if let Some(old) = self.slots[index].main.take() {
+            old.send(Posix::Terminate);
+            self.drain(old);
+        }
+        self.slots[index].main = self.slots[index].next.take();
+        self.slots[index].due = Deadline::NEVER;
+        self.became_ready(index);
+    }
+
     fn heed_main(&mut self, index: usize, said: Said) {
-        if let Some(pid) = said.successor {
+        let own = self.slots[index].main.as_ref().map(|main| main.pid);
+        if let Some(pid) = said
+            .successor
+            .filter(|pid| Some(*pid) != own && kin::descends(*pid))
+        {
             let next = self.stranger(index, pid);
             if let Some(former) = self.slots[index].next.replace(next) {
                 self.drain(former);
@@ -258,7 +283,11 @@ impl Run {
             self.close_unwanted();
             self.fail_roll(index, &why);
         }
-        if let Some(pid) = said.main_pid {
+        // Some say their own number; others may name their own only.
+        if let Some(pid) = said
+            .main_pid
+            .filter(|pid| Some(*pid) != own && kin::descends(*pid))
+        {
             let next = self.slots[index].next.take();
             let mut next = match next {
                 Some(next) if next.pid == pid => next,
@@ -270,12 +299,15 @@ impl Run {
             }
             return self.became_ready(index);
         }
+        if said.stopping && self.stop.is_none() && self.settings.restart_after_success {
+            return self.replace_stopping(index);
+        }
         let limit = self.settings.abort_timeout;
         let Some(main) = &mut self.slots[index].main else {
             return;
         };
         match said.watchdog {
-            Some(Beat::Alive) => main.heard = Instant::now(),
+            Some(Beat::Alive) => main.heard = Some(Instant::now()),
             Some(Beat::Wedged) if !main.stopping => {
                 abort(main, "makes no progress, as it says itself", limit);
             }
@@ -284,6 +316,21 @@ impl Run {
         if said.ready && main.ready.is_none() {
             self.became_ready(index);
         }
+    }
+
+    /// A process stops that nobody here has asked to: another one serves while it finishes what it has.
+    fn replace_stopping(&mut self, index: usize) {
+        let Some(main) = self.slots[index].main.take() else {
+            return;
+        };
+        // It ends the one that it has started, if that does not serve already.
+        let next = self.slots[index].next.take();
+        self.strangers.extend(next);
+        let served = main.ready.map(|ready| ready.elapsed());
+        let why = format!("process {} stops, and was not asked to", main.pid);
+        self.drain(main);
+        self.slots[index].last_end = Some(why.clone());
+        self.start_later(index, served, &why);
     }
 
     /// A process that may have spoken already, before it was spoken of.
@@ -307,36 +354,47 @@ impl Run {
         match place.filter(|_| self.stop.is_none()) {
             Some(index) => {
                 if let Some(other) = self.slots[index].main.replace(process) {
-                    send(other.pid, Posix::Terminate);
+                    other.send(Posix::Terminate);
                     self.drain(other);
                 }
                 self.slots[index].due = Deadline::NEVER;
                 self.became_ready(index);
             }
             None => {
-                send(process.pid, Posix::Terminate);
+                process.send(Posix::Terminate);
                 self.drain(process);
             }
         }
     }
 
-    /// Lets a process come to its end by itself.
+    /// Lets a process come to its end by itself. It has its own limit for that; one that says nothing has the supervisor's.
     pub(super) fn drain(&mut self, mut process: Running) {
         if !process.aborted {
-            process.deadline = Deadline::NEVER;
+            process.stopping = true;
+            let within = Deadline::after(Instant::now(), self.settings.stop_timeout);
+            process.deadline = if self.stop.is_some() {
+                Deadline::NEVER
+            } else {
+                within
+            };
         }
         self.draining.push(process);
     }
 
     // ---- ends ----
 
-    pub(super) fn ended(&mut self, pid: u32, status: ExitStatus) {
+    /// A process has ended; how is not always known.
+    pub(super) fn ended(&mut self, pid: u32, status: Option<ExitStatus>) {
+        let how = status.map_or_else(
+            || "nobody knows how".to_owned(),
+            |status| status.to_string(),
+        );
         if self
             .rehearsal
             .as_ref()
-            .is_some_and(|rehearsal| rehearsal.pid == pid)
+            .is_some_and(|rehearsal| rehearsal.process.pid == pid)
         {
-            return self.rehearsed(status);
+            return self.rehearsed(&how);
         }
         match self.place(pid) {
             Some(Place::Main(index)) => {
@@ -344,37 +402,45 @@ impl Run {
                 let served = main
                     .and_then(|main| main.ready)
                     .map(|ready| ready.elapsed());
-                self.main_ended(index, pid, served, status);
+                self.main_ended(index, pid, served, status, &how);
             }
             Some(Place::Next(index)) => {
                 let next = self.slots[index].next.take();
-                let why = format!("process {pid} ended before it was ready ({status})");
+                let why = format!("process {pid} ended before it was ready ({how})");
                 if self.slots[index].main.is_none() {
-                    self.main_ended(index, pid, None, status);
+                    self.main_ended(index, pid, None, status, &how);
                 } else if next.is_some_and(|next| !next.restarts_itself) {
                     self.fail_roll(index, &why);
                 }
             }
             Some(Place::Draining(index)) => {
                 self.draining.remove(index);
-                log::info!("process {pid} has ended ({status})");
+                log::info!("process {pid} has ended ({how})");
             }
             Some(Place::Stranger(index)) => {
                 self.strangers.remove(index);
             }
-            None => log::debug!("process {pid}, which nobody waited for, has ended ({status})"),
+            None => log::debug!("process {pid}, which nobody waited for, has ended ({how})"),
         }
     }
 
-    fn main_ended(&mut self, index: usize, pid: u32, served: Option<Duration>, status: ExitStatus) {
+    fn main_ended(
+        &mut self,
+        index: usize,
+        pid: u32,
+        served: Option<Duration>,
+        status: Option<ExitStatus>,
+        how: &str,
+    ) {
         let served_for = match served {
             Some(served) => format!("after it had served for {:.1} s", served.as_secs_f32()),
             None => "before it was ready".to_owned(),
         };
-        let why = format!("process {pid} ended {served_for} ({status})");
+        let why = format!("process {pid} ended {served_for} ({how})");
         let slot = &mut self.slots[index];
         slot.last_end = Some(why.clone());
-        let is_final = status.code().is_some_and(|code| match code {
+        let code = status.and_then(|status| status.code());
+        let is_final = code.is_some_and(|code| match code {
             0 => !self.settings.restart_after_success,
             code => self.settings.no_restart == Some(code),
         });
@@ -385,7 +451,7 @@ impl Run {
             next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
             self.fail_roll(index, &why);
         } else if is_final {
-            let code = status.code().unwrap_or_default();
+            let code = code.unwrap_or_default();
             log::error!("{why}: by this it says that it is not to be started again");
             self.exit_code = code;
             self.fail_roll(index, &why);
@@ -399,8 +465,9 @@ impl Run {
     /// When it is too late for a serving process to say that it makes progress.
     pub(super) fn beat_deadline(&self, main: &Running) -> Deadline {
         match self.settings.watchdog {
-            Some(limit) if main.ready.is_some() && !main.aborted && !main.stopping => {
-                Deadline::after(main.heard, limit)
+            Some(limit) if main.is_fine() && self.stop.is_none() => {
+                let late = |heard| Deadline::after(heard, limit);
+                main.heard.map_or(Deadline::NEVER, late)
             }
             _ => Deadline::NEVER,
         }
@@ -419,12 +486,7 @@ impl Run {
             };
             if settles && is_late(&self.slots[index].next) {
                 // It has lived for as long as it was asked to.
-                if let Some(old) = self.slots[index].main.take() {
-                    send(old.pid, Posix::Terminate);
-                    self.drain(old);
-                }
-                self.slots[index].main = self.slots[index].next.take();
-                self.became_ready(index);
+                self.promote_next(index);
             } else if settles && is_late(&self.slots[index].main) {
                 self.became_ready(index);
             }
@@ -447,7 +509,7 @@ impl Run {
         for process in all.filter(|process| process.deadline.passed(now)) {
             if process.aborted {
                 log::error!("process {} does not end: killing it", process.pid);
-                send(process.pid, Posix::Kill);
+                process.send(Posix::Kill);
                 process.deadline = Deadline::after(now, limit);
             } else {
                 let what = match process.stopping {
@@ -469,7 +531,7 @@ fn abort(process: &mut Running, why: &str, limit: Duration) {
     for line in autopsy::threads(process.pid) {
         log::error!("process {}: {line}", process.pid);
     }
-    send(process.pid, Posix::Abort);
+    process.send(Posix::Abort);
     process.aborted = true;
     process.deadline = Deadline::after(Instant::now(), limit);
 }

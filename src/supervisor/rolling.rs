@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::run::{Run, send};
+use super::run::Run;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Posix;
@@ -29,6 +29,13 @@ pub(super) struct Outcome {
 
 /// How much longer than a new process may take to be ready the old one may take to say how it went.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Rolling {
+    /// It takes longer.
+    pub(super) fn extend(&mut self, until: Deadline) {
+        self.deadline = self.deadline.later(until);
+    }
+}
 
 impl Run {
     /// Begins a restart. One that is under way is what is wanted.
@@ -83,15 +90,14 @@ impl Run {
         let mut failed = None;
         match &slot.main {
             // The process finds the program, and says how it went.
-            Some(main) if main.ready.is_some() && main.restarts_itself => {
-                send(main.pid, Posix::Hangup);
-            }
-            Some(main) if main.ready.is_some() => match self.start(at) {
+            Some(main) if main.is_fine() && main.restarts_itself => main.send(Posix::Hangup),
+            Some(main) if main.is_fine() => match self.start(at) {
                 Ok(next) => self.slots[at].next = Some(next),
                 Err(why) => failed = Some(why),
             },
-            // It is new already.
-            Some(_) => old = None,
+            // It is new already, or another one follows anyway.
+            Some(main) if main.ready.is_none() => old = None,
+            Some(_) => {}
             None if slot.next.is_some() => {}
             None => slot.due = Deadline::at(Some(Instant::now())),
         }
@@ -125,10 +131,11 @@ impl Run {
         if self.stop.is_none() {
             let summary = self.summary();
             match &error {
-                None => notify::ready(self.generation(), summary),
+                _ if !self.announced => notify::status(summary),
+                None => notify::ready(None, summary),
                 Some(why) => {
                     notify::ready(
-                        self.generation(),
+                        None,
                         format_args!("{summary}; the last restart failed: {why}"),
                     );
                 }

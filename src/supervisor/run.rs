@@ -50,23 +50,26 @@ pub(super) struct Run {
     interrupted: bool,
     /// If nobody is left to serve.
     pub(super) exit_code: i32,
-    _pid_file: Option<PidFile>,
+    pub(super) pid_file: Option<PidFile>,
     own_beat: OwnBeat,
 }
 
 /// A stop in progress.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stop {
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
     /// Those that were there have been killed.
-    killed: bool,
+    pub(super) killed: bool,
 }
 
 /// How long what was killed may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How many notifications are read before anything else is looked at again.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 1024;
+
+/// How long the system is left alone that does not even let the supervisor wait.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// The beat that the service manager wants from the supervisor itself.
 struct OwnBeat {
@@ -77,17 +80,14 @@ struct OwnBeat {
 impl Run {
     /// Everything that is there before the first process: listeners, sockets, files.
     pub(super) fn new(settings: Settings, program: Program, signals: Signals) -> io::Result<Self> {
-        let mut held = Held::default();
-        held.inherit(Inherited::take().take_all());
-        for bind in &settings.listen {
-            let listener = bind.clone().bind()?;
-            log::info!("listening on {}", listener.local_addr());
-            held.pin(listener)?;
-        }
+        let held = Held::open(Inherited::take(), &settings.listen, settings.foreign)?;
         let control = settings.control.as_deref().map(Control::bind).transpose()?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message_pair()?;
-        Self::with(settings, program, signals, notify, lifeline, control, held)
+        let mut run = Self::with(settings, program, signals, notify, lifeline, control, held)?;
+        let pid_file = run.settings.pid_file.as_deref();
+        run.pid_file = pid_file.map(PidFile::claim).transpose()?;
+        Ok(run)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -101,11 +101,6 @@ impl Run {
         held: Held,
     ) -> io::Result<Self> {
         sys::adopt_orphans()?;
-        let pid_file = settings
-            .pid_file
-            .as_deref()
-            .map(PidFile::claim)
-            .transpose()?;
         let now = Instant::now();
         let first = Slot::new(Deadline::at(Some(now)));
         let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
@@ -132,7 +127,7 @@ impl Run {
             opened: false,
             interrupted: false,
             exit_code: 0,
-            _pid_file: pid_file,
+            pid_file: None,
             own_beat: OwnBeat {
                 every: notify::watchdog_limit().map(|limit| limit / 2),
                 next: now,
@@ -146,7 +141,6 @@ impl Run {
             // First why, then what came of it: a process that was told to end is not started again.
             self.obey_signals();
             self.obey_control();
-            self.hear();
             self.bury();
             self.look_at_clock();
             self.roll();
@@ -159,8 +153,10 @@ impl Run {
             if let Some(control) = &self.control {
                 sockets.extend(control.sockets());
             }
-            if let Err(error) = sys::wait_for_any(&self.signals, &sockets, timeout) {
+            let processes = self.live().map(|process| &process.handle);
+            if let Err(error) = sys::wait_for_any(&self.signals, &sockets, processes, timeout) {
                 log::error!("cannot wait: {error}");
+                std::thread::sleep(AFTER_ERROR);
             }
         }
     }
@@ -180,8 +176,19 @@ impl Run {
         log::info!("ending");
         match self.stop {
             Some(stop) if stop.killed => 1,
-            _ => self.exit_code,
+            Some(_) => 0,
+            None => self.exit_code,
         }
+    }
+
+    /// See [`live`](Self::live).
+    pub(super) fn live_mut(&mut self) -> impl Iterator<Item = &mut Running> {
+        let slots = self.slots.iter_mut();
+        let slots = slots.flat_map(|slot| [&mut slot.main, &mut slot.next]);
+        slots
+            .flatten()
+            .chain(&mut self.draining)
+            .chain(&mut self.strangers)
     }
 
     /// All processes that serve, or have or are to.
@@ -206,7 +213,11 @@ impl Run {
             match signal {
                 Posix::Hangup => self.restart(None),
                 Posix::User2 => self.upgrade(None),
-                Posix::User1 => self.signal_all(Posix::User1),
+                Posix::User1 => {
+                    // It would end a process that does not handle it yet.
+                    let ready = self.live().filter(|process| process.ready.is_some());
+                    ready.for_each(|process| process.send(Posix::User1));
+                }
                 Posix::Interrupt if self.interrupted => self.stop_now(),
                 Posix::Interrupt => {
                     self.interrupted = true;
@@ -219,8 +230,8 @@ impl Run {
         }
     }
 
-    pub(super) fn signal_all(&self, signal: Posix) {
-        self.live().for_each(|process| send(process.pid, signal));
+    fn signal_all(&self, signal: Posix) {
+        self.live().for_each(|process| process.send(signal));
     }
 
     /// Has all processes finish what they have, and ends.
@@ -251,22 +262,40 @@ impl Run {
         for slot in &mut self.slots {
             slot.due = Deadline::NEVER;
         }
+        // They have this one deadline now.
+        for process in self.live_mut().filter(|process| !process.aborted) {
+            process.deadline = Deadline::NEVER;
+        }
         self.end_roll(Some("the supervisor is being stopped".to_owned()));
         self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
     }
 
     // ---- ends ----
 
+    /// Takes note of what processes have said, and of their ends: what one has said before its end comes first.
     fn bury(&mut self) {
+        let mut ends = Vec::new();
         loop {
             match sys::reap() {
-                Ok(Some((pid, status))) => self.ended(pid, status),
-                Ok(None) => return,
+                Ok(Some(end)) => ends.push(end),
+                Ok(None) => break,
                 Err(error) => {
                     log::error!("cannot wait for processes: {error}");
-                    return;
+                    break;
                 }
             }
+        }
+        self.hear();
+        for (pid, status) in ends {
+            self.ended(pid, Some(status));
+        }
+        // The others are their predecessors' to bury as long as these live, and nobody says how they have ended.
+        let others = self
+            .live()
+            .filter(|process| !process.is_own && process.handle.has_ended());
+        let others: Vec<u32> = others.map(|process| process.pid).collect();
+        for pid in others.into_iter().filter(|pid| !sys::is_child(*pid)) {
+            self.ended(pid, None);
         }
     }
 
@@ -277,7 +306,7 @@ impl Run {
             match self.notify.next() {
                 Ok(Some(notification)) => self.heed(notification),
                 Ok(None) => return,
-                Err(error) => log::error!("cannot read what processes say: {error}"),
+                Err(error) => return log::error!("cannot read what processes say: {error}"),
             }
         }
     }
@@ -325,12 +354,5 @@ impl Run {
             .into_iter()
             .flatten()
             .fold(next, Deadline::earlier)
-    }
-}
-
-/// Sends a signal to a process that has not been buried.
-pub(super) fn send(pid: u32, signal: Posix) {
-    if let Err(error) = sys::send_signal(pid, signal) {
-        log::debug!("cannot send {signal:?} to process {pid}: {error}");
     }
 }

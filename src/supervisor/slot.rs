@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::backoff::Backoff;
 use super::held::Id;
 use crate::clock::Deadline;
+use crate::sys::{Handle, Posix};
 
 /// A place for a serving process.
 #[derive(Debug)]
@@ -51,13 +52,16 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) pid: u32,
+    pub(super) handle: Handle,
+    /// The supervisor has started it; else it was another process, which hears of its end as long as it lives.
+    pub(super) is_own: bool,
     pub(super) generation: u64,
     pub(super) since: Instant,
     pub(super) ready: Option<Instant>,
     /// It starts its successors itself: SIGHUP is enough.
     pub(super) restarts_itself: bool,
-    /// When it was heard of for the last time.
-    pub(super) heard: Instant,
+    /// When it has said for the last time that it makes progress; who never does is not watched.
+    pub(super) heard: Option<Instant>,
     /// When it is late: to be ready at first, to end later.
     pub(super) deadline: Deadline,
     /// It has been told to end, for it was late or made no progress.
@@ -70,15 +74,33 @@ pub(super) struct Running {
 }
 
 impl Running {
+    pub(super) fn send(&self, signal: Posix) {
+        if let Err(error) = self.handle.send(signal) {
+            log::debug!("cannot send {signal:?} to process {}: {error}", self.pid);
+        }
+    }
+
+    /// It serves, and nothing says that it will not go on to.
+    pub(super) fn is_fine(&self) -> bool {
+        self.ready.is_some() && !self.aborted && !self.stopping
+    }
+
+    /// Gives it more time, if it has less.
+    pub(super) fn extend(&mut self, until: Deadline) {
+        self.deadline = self.deadline.later(until);
+    }
+
     pub(super) fn new(pid: u32, generation: u64, deadline: Deadline) -> Self {
         let now = Instant::now();
         Self {
             pid,
+            handle: Handle::open(pid),
+            is_own: false,
             generation,
             since: now,
             ready: None,
             restarts_itself: false,
-            heard: now,
+            heard: None,
             deadline,
             aborted: false,
             stopping: false,

@@ -12,11 +12,10 @@ use super::control::Control;
 use super::held::{Held, Id};
 use super::run::Run;
 use super::slot::{Running, Slot};
-use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
-use crate::listener::Bind;
+use crate::listener::Listener;
 use crate::notify;
-use crate::restart::Program;
+use crate::restart::{PidFile, Program};
 use crate::sys::{self, Descriptor, NotifySocket, Posix, Signals};
 
 /// The version of these lines.
@@ -64,7 +63,8 @@ struct ProcessLine {
     generation: u64,
     age: u64,
     ready: Option<u64>,
-    heard: u64,
+    heard: Option<u64>,
+    is_own: bool,
     restarts_itself: bool,
     stopping: bool,
     /// In how long it is late.
@@ -133,7 +133,7 @@ impl Snapshot {
                 deaths: slot.backoff.deaths,
                 before_ready: slot.backoff.before_ready,
                 due: left(slot.due),
-                last_end: slot.last_end.clone(),
+                last_end: slot.last_end.as_ref().map(notify::one_line),
             });
             let main = slot
                 .main
@@ -192,7 +192,8 @@ impl Snapshot {
                 generation: words.next()?,
                 age: words.next()?,
                 ready: words.maybe()?,
-                heard: words.next()?,
+                heard: words.maybe()?,
+                is_own: words.next()?,
                 restarts_itself: words.next()?,
                 stopping: words.next()?,
                 deadline: words.maybe()?,
@@ -219,8 +220,7 @@ impl Snapshot {
         let mut waiters = Vec::new();
         if let Some(number) = self.control {
             let socket = socket(number)?;
-            let addr = Addr::from_kernel(&socket.local_addr()?);
-            let listener = Bind::from(addr).name("control").adopt(socket, true)?;
+            let listener = Listener::held(socket, "control".to_owned(), true)?;
             listener.set_own_path(true);
             control = Some(Control::new(listener));
         }
@@ -236,8 +236,24 @@ impl Snapshot {
         for line in self.listeners {
             ids.push(held.insert(line.about, sys::adopt(line.number)?, line.pinned)?);
         }
+        // From here on, nothing of what was asked for may end a service that works.
+        held.bind_missing(&settings.listen, settings.foreign);
+        if let (None, Some(path)) = (&control, &settings.control) {
+            match Control::bind(path) {
+                Ok(bound) => control = Some(bound),
+                Err(error) => log::error!("{error}"),
+            }
+        }
+        let mut pid_file = None;
+        if let Some(path) = &settings.pid_file {
+            match PidFile::replace(path) {
+                Ok(file) => pid_file = Some(file),
+                Err(error) => log::error!("cannot write {}: {error}", path.display()),
+            }
+        }
         let wanted = settings.processes;
         let mut run = Run::with(settings, program, signals, notify, lifeline, control, held)?;
+        run.pid_file = pid_file;
         run.since = ago(self.age);
         run.announced = self.announced;
         run.opened = self.opened;
@@ -257,7 +273,7 @@ impl Snapshot {
         }
         for surplus in run.slots.split_off(wanted) {
             if let Some(main) = surplus.main {
-                super::run::send(main.pid, Posix::Terminate);
+                main.send(Posix::Terminate);
                 run.drain(main);
             }
         }
@@ -289,7 +305,8 @@ impl ProcessLine {
             generation: process.generation,
             age: age(process.since),
             ready: process.ready.map(age),
-            heard: age(process.heard),
+            heard: process.heard.map(age),
+            is_own: process.is_own,
             restarts_itself: process.restarts_itself,
             stopping: process.stopping,
             deadline: left(process.deadline),
@@ -305,7 +322,8 @@ impl ProcessLine {
         Running {
             since: ago(self.age),
             ready: self.ready.map(ago),
-            heard: ago(self.heard),
+            heard: self.heard.map(ago),
+            is_own: self.is_own,
             restarts_itself: self.restarts_itself,
             stopping: self.stopping,
             aborted: self.aborted,
@@ -383,13 +401,14 @@ impl fmt::Display for Snapshot {
             let listeners = line.listeners.iter().map(usize::to_string);
             writeln!(
                 f,
-                "process {} {} {} {} {} {} {} {} {} {} {} {}",
+                "process {} {} {} {} {} {} {} {} {} {} {} {} {}",
                 Maybe(line.slot),
                 line.pid,
                 line.generation,
                 line.age,
                 Maybe(line.ready),
-                line.heard,
+                Maybe(line.heard),
+                line.is_own,
                 line.restarts_itself,
                 line.stopping,
                 Maybe(line.deadline),
@@ -444,7 +463,8 @@ mod tests {
                 generation: 2,
                 age: 1000,
                 ready: Some(900),
-                heard: 10,
+                heard: Some(10),
+                is_own: false,
                 restarts_itself: true,
                 stopping: false,
                 deadline: None,

@@ -5,11 +5,12 @@
 //! take over. If that fails, nothing has happened.
 
 use std::io::{self, Read, Seek, Write};
-use std::process::{self, ExitStatus};
+use std::process;
 use std::time::{Duration, Instant};
 
 use super::Settings;
-use super::run::{Run, send};
+use super::run::Run;
+use super::slot::{Running, Slot};
 use super::snapshot::Snapshot;
 use super::start::without_own;
 use crate::clock::Deadline;
@@ -30,7 +31,7 @@ const WELL: &[u8] = b"well";
 /// A rehearsal in progress.
 #[derive(Debug)]
 pub(super) struct Rehearsal {
-    pub(super) pid: u32,
+    pub(super) process: Running,
     pub(super) deadline: Deadline,
     report: std::fs::File,
 }
@@ -51,15 +52,13 @@ impl Run {
             if rehearsal.deadline.passed(now) {
                 log::error!(
                     "the rehearsal takes too long: killing process {}",
-                    rehearsal.pid
+                    rehearsal.process.pid
                 );
-                send(rehearsal.pid, Posix::Kill);
+                rehearsal.process.send(Posix::Kill);
                 rehearsal.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
             }
         }
-        let is_idle = self.rehearsal.is_none()
-            && self.rolling.is_none()
-            && self.slots.iter().all(|slot| slot.next.is_none());
+        let is_idle = self.rehearsal.is_none() && self.is_settled();
         if self.upgrade_wanted && is_idle {
             log::info!("rehearsing: {}", self.own.path().display());
             match self.rehearse() {
@@ -72,6 +71,12 @@ impl Run {
         }
     }
 
+    /// No process is about to take another one's place.
+    fn is_settled(&self) -> bool {
+        let is_settled = |slot: &Slot| slot.next.is_none();
+        self.rolling.is_none() && self.strangers.is_empty() && self.slots.iter().all(is_settled)
+    }
+
     fn rehearse(&self) -> io::Result<Rehearsal> {
         let state = Snapshot::of(self, &mut Vec::new())?.to_string();
         let state = sys::anonymous_file(state.as_bytes())?;
@@ -79,7 +84,7 @@ impl Run {
         let descriptors: [Descriptor; 2] = [state.into(), report.try_clone()?.into()];
         let pid = self.start_as(REHEARSE, &descriptors)?;
         Ok(Rehearsal {
-            pid,
+            process: Running::new(pid, 0, Deadline::NEVER),
             deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
             report,
         })
@@ -99,7 +104,7 @@ impl Run {
     }
 
     /// The rehearsal is over.
-    pub(super) fn rehearsed(&mut self, status: ExitStatus) {
+    pub(super) fn rehearsed(&mut self, how: &str) {
         let Some(mut rehearsal) = self.rehearsal.take() else {
             return;
         };
@@ -109,9 +114,9 @@ impl Run {
             .rewind()
             .and_then(|()| rehearsal.report.read_to_end(&mut report));
         if read.is_err() || report != WELL {
-            return self.end_upgrade(Err(format!("the rehearsal failed ({status})")));
+            return self.end_upgrade(Err(format!("the rehearsal failed ({how})")));
         }
-        if self.rolling.is_some() || self.slots.iter().any(|slot| slot.next.is_some()) {
+        if !self.is_settled() {
             // Something has begun meanwhile. Afterwards once more.
             return;
         }

@@ -20,7 +20,7 @@
 //! | [`start`], [`Process`] | a child process with exactly the descriptors that it is given, and its end |
 //! | [`adopt`], [`release_signals`], [`set_stderr`] | what such a child does with what it finds |
 //! | [`message_pair`], [`receive_message`], [`notify`] | messages between processes |
-//! | [`start_child`], [`reap`], [`Signals`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
+//! | [`start_child`], [`reap`], [`Handle`], [`Signals`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
 //! | [`RESTARTS`], [`SUPERVISES`] | whether there is any of that; elsewhere all of it is a clear error |
 //!
 //! # The poller

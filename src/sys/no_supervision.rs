@@ -36,9 +36,10 @@ impl Signals {
     }
 }
 
-pub(crate) fn wait_for_any(
+pub(crate) fn wait_for_any<'a>(
     signals: &Signals,
     _sockets: &[&Socket],
+    _processes: impl Iterator<Item = &'a Handle>,
     _timeout: Option<Duration>,
 ) -> io::Result<()> {
     match *signals {}
@@ -56,8 +57,25 @@ pub(crate) fn reap() -> io::Result<Option<(u32, ExitStatus)>> {
     Err(unsupported())
 }
 
-pub(crate) fn send_signal(_pid: u32, _signal: Posix) -> io::Result<()> {
-    Err(unsupported())
+pub(crate) fn is_child(_pid: u32) -> bool {
+    false
+}
+
+#[derive(Debug)]
+pub(crate) struct Handle;
+
+impl Handle {
+    pub(crate) fn open(_pid: u32) -> Self {
+        Self
+    }
+
+    pub(crate) fn send(&self, _signal: Posix) -> io::Result<()> {
+        Err(unsupported())
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::SocketAddrUnix;
 use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketAddrUnix, recvmsg,
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
+    pidfd_send_signal, set_child_subreaper, test_kill_process, wait, waitid,
 };
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, wait};
 use socket2::{Domain, Socket, Type};
 
-use super::unix::MOST_DESCRIPTORS;
 use super::{Descriptor, Notification, Posix};
 
 /// Whether a process can look after others here.
@@ -46,9 +46,14 @@ const CAUGHT: [(libc::c_int, Option<Posix>); 7] = [
 ];
 
 impl Signals {
-    /// Holds them back on this thread, which must be the only one, so that they can be asked for.
+    /// Holds them back on this thread, which must be the main one and should be the only one, so that they can be asked
+    /// for.
     #[allow(unsafe_code)]
     pub(crate) fn hold() -> io::Result<Self> {
+        if rustix::thread::gettid() != rustix::process::getpid() {
+            let text = "a supervisor has to be on the process's main thread";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         // SAFETY: the set is initialised before it is used, all numbers are valid, and the descriptor is new.
         unsafe {
             let mut set = MaybeUninit::uninit();
@@ -95,10 +100,12 @@ impl Signals {
     }
 }
 
-/// Waits until there is a signal, or something to read or accept on one of the sockets, or the time is over.
-pub(crate) fn wait_for_any(
+/// Waits until there is a signal, something to read or accept on one of the sockets, one of the processes has ended, or
+/// the time is over.
+pub(crate) fn wait_for_any<'a>(
     signals: &Signals,
     sockets: &[&Socket],
+    processes: impl Iterator<Item = &'a Handle>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let mut fds = vec![PollFd::new(&signals.0, PollFlags::IN)];
@@ -107,6 +114,8 @@ pub(crate) fn wait_for_any(
             .iter()
             .map(|socket| PollFd::new(*socket, PollFlags::IN)),
     );
+    let processes = processes.filter_map(|process| process.fd.as_ref());
+    fds.extend(processes.map(|fd| PollFd::new(fd, PollFlags::IN)));
     let timeout = timeout.map(|timeout| Timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
@@ -129,20 +138,58 @@ pub(crate) fn reap() -> io::Result<Option<(u32, ExitStatus)>> {
     }
 }
 
-/// Sends a signal to a child of this process, which is there until it is reaped.
-pub(crate) fn send_signal(pid: u32, signal: Posix) -> io::Result<()> {
-    let signal = match signal {
-        Posix::Abort => Signal::ABORT,
-        Posix::Hangup => Signal::HUP,
-        Posix::Interrupt => Signal::INT,
-        Posix::Kill => Signal::KILL,
-        Posix::Quit => Signal::QUIT,
-        Posix::Terminate => Signal::TERM,
-        Posix::User1 => Signal::USR1,
-        Posix::User2 => Signal::USR2,
-    };
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    Ok(kill_process(pid.ok_or(io::ErrorKind::NotFound)?, signal)?)
+/// Whether it is this process that hears of the end of another one.
+pub(crate) fn is_child(pid: u32) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    raw(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
+}
+
+/// A process, even if its number is another one's by now (pidfd_open(2)).
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pid: u32,
+    /// Missing on systems before Linux 5.3.
+    fd: Option<OwnedFd>,
+}
+
+impl Handle {
+    /// Of a process that has not been buried.
+    pub(crate) fn open(pid: u32) -> Self {
+        let fd = raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        Self { pid, fd }
+    }
+
+    pub(crate) fn send(&self, signal: Posix) -> io::Result<()> {
+        let signal = match signal {
+            Posix::Abort => Signal::ABORT,
+            Posix::Hangup => Signal::HUP,
+            Posix::Interrupt => Signal::INT,
+            Posix::Kill => Signal::KILL,
+            Posix::Quit => Signal::QUIT,
+            Posix::Terminate => Signal::TERM,
+            Posix::User1 => Signal::USR1,
+            Posix::User2 => Signal::USR2,
+        };
+        match (&self.fd, raw(self.pid)) {
+            (Some(fd), _) => Ok(pidfd_send_signal(fd, signal)?),
+            (None, Some(pid)) => Ok(kill_process(pid, signal)?),
+            (None, None) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        match &self.fd {
+            Some(fd) => {
+                let mut fds = [PollFd::new(fd, PollFlags::IN)];
+                matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
+            }
+            None => raw(self.pid).is_none_or(|pid| test_kill_process(pid).is_err()),
+        }
+    }
+}
+
+fn raw(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
 }
 
 /// The socket to which other processes say how they are (sd_notify(3)). Its name is in the abstract namespace, so that
@@ -155,6 +202,9 @@ pub(crate) struct NotifySocket {
 
 /// No notification is longer: names of listeners take the most.
 const MOST: usize = 32 * 1024;
+
+/// Room for as many descriptors as there can be, and for who it was.
+const CONTROL: usize = 2048;
 
 impl NotifySocket {
     pub(crate) fn bind() -> io::Result<Self> {
@@ -189,52 +239,63 @@ impl NotifySocket {
     }
 
     /// What has been said next, if there is something.
+    #[allow(unsafe_code)]
     pub(crate) fn next(&self) -> io::Result<Option<Notification>> {
-        let mut buffer = [0; MOST];
-        let mut space = [MaybeUninit::uninit();
-            rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS), ScmCredentials(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = retry_on_intr(|| {
-            let mut buffer = [IoSliceMut::new(&mut buffer)];
-            recvmsg(
-                &self.socket,
-                &mut buffer,
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        });
-        let received = match received {
-            Ok(received) => received,
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let mut buffer = [0u8; MOST];
+        let mut control = [0u64; CONTROL / size_of::<u64>()];
+        let mut slice = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
         };
-        let cut = received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-        let text = if cut {
-            &[][..]
-        } else {
-            &buffer[..received.bytes]
-        };
-        let mut notification = Notification {
-            pid: 0,
-            uid: u32::MAX,
-            text: String::from_utf8_lossy(text).into_owned(),
-            descriptors: Vec::new(),
-        };
-        for message in control.drain() {
-            match message {
-                RecvAncillaryMessage::ScmRights(descriptors) => {
-                    notification.descriptors.extend(descriptors);
+        // SAFETY: any bits are a header; its pointers are to live buffers of the lengths that it names, aligned as control
+        // messages are. The kernel fills them, and gives away descriptors that are this process's alone.
+        unsafe {
+            let mut header: libc::msghdr = std::mem::zeroed();
+            header.msg_iov = &raw mut slice;
+            header.msg_iovlen = 1;
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL;
+            let fd = self.socket.as_raw_fd();
+            let size = loop {
+                match libc::recvmsg(fd, &raw mut header, libc::MSG_CMSG_CLOEXEC) {
+                    -1 => match io::Error::last_os_error() {
+                        error if error.kind() == io::ErrorKind::Interrupted => {}
+                        error if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                        error => return Err(error),
+                    },
+                    size => break size.unsigned_abs(),
                 }
-                RecvAncillaryMessage::ScmCredentials(who) => {
-                    notification.pid = who.pid.as_raw_nonzero().get().unsigned_abs();
-                    notification.uid = who.uid.as_raw();
+            };
+            let (mut pid, mut uid, mut descriptors) = (0, u32::MAX, Vec::new());
+            let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+            while let Some(one) = message.as_ref() {
+                let data = libc::CMSG_DATA(message);
+                let length = one.cmsg_len - libc::CMSG_LEN(0) as usize;
+                match (one.cmsg_level, one.cmsg_type) {
+                    (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                        for at in 0..length / size_of::<libc::c_int>() {
+                            let number = data.cast::<libc::c_int>().add(at).read_unaligned();
+                            descriptors.push(OwnedFd::from_raw_fd(number));
+                        }
+                    }
+                    (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                        // By hand: who is in another namespace of processes has the number 0 here.
+                        let who = data.cast::<libc::ucred>().read_unaligned();
+                        (pid, uid) = (who.pid.unsigned_abs(), who.uid);
+                    }
+                    _ => {}
                 }
-                _ => {}
+                message = libc::CMSG_NXTHDR(&raw const header, message);
             }
+            let cut = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+            let text = if cut { &[][..] } else { &buffer[..size] };
+            Ok(Some(Notification {
+                pid,
+                uid,
+                text: String::from_utf8_lossy(text).into_owned(),
+                descriptors,
+            }))
         }
-        Ok(Some(notification))
     }
 }
 

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::http::{self, Body, Reply, Request, Response};
-use handover::{Bind, Handle, Restart, Server};
+use handover::{Bind, Handle, Restart, Server, Supervisor};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
@@ -35,7 +35,15 @@ pub(crate) fn serve_if_child() {
     };
     let mode = fs::read_to_string(dir.join("mode")).unwrap_or_default();
     misbehave(&dir, &mode, "early ");
-    let mut restart = Restart::new();
+    let mut restart = match option(&dir, "supervised") {
+        Some(settings) => supervisor(&dir, &settings)
+            .supervise()
+            .unwrap_or_else(|error| {
+                eprintln!("{error}");
+                std::process::exit(1);
+            }),
+        None => Restart::new(),
+    };
     misbehave(&dir, &mode, "");
     let generation = restart.generation();
     let state = restart.state().map(String::from_utf8_lossy);
@@ -110,6 +118,31 @@ pub(crate) fn serve_if_child() {
     std::process::exit(0);
 }
 
+/// The supervisor with the settings that stand in a file: words with a number behind, of milliseconds where it is a time.
+fn supervisor(dir: &Path, settings: &str) -> Supervisor {
+    let mut supervisor = Supervisor::new().control_socket(dir.join("control"));
+    if option(dir, "supervisor-pid-file").is_some() {
+        supervisor = supervisor.pid_file(dir.join("pid"));
+    }
+    for setting in settings.split_whitespace() {
+        let (name, number) = setting.split_once('=').unwrap();
+        let number: u64 = number.parse().unwrap();
+        let time = Duration::from_millis(number);
+        supervisor = match name {
+            "processes" => supervisor.processes(number as usize),
+            "watchdog" => supervisor.watchdog(time),
+            "abort" => supervisor.abort_timeout(time),
+            "ready" => supervisor.ready_timeout(time),
+            "stop" => supervisor.stop_timeout(time),
+            "healthy" => supervisor.healthy_after(time),
+            "longest" => supervisor.backoff(Duration::from_millis(100), time),
+            "success" => supervisor.restart_after_success(number != 0),
+            other => panic!("there is no setting {other:?}"),
+        };
+    }
+    supervisor
+}
+
 pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();
 
 /// Who waits for a restart, and says what it came to.
@@ -164,6 +197,19 @@ pub(crate) fn respond(mut request: Request<Body<'_>>, who: String) -> Response<R
             .unwrap_or_default()
             .into(),
         "/who" => who.into(),
+        "/crash" => std::process::abort(),
+        "/wedge" => loop {
+            thread::park();
+        },
+        "/exit" => std::process::exit(request.uri().query().unwrap_or_default().parse().unwrap()),
+        // A process that loses its parent at once, and ends a little later.
+        "/orphan" => {
+            let mut shell = Command::new("sh");
+            let shell = shell
+                .args(["-c", "sleep 0.2 >/dev/null & echo $!"])
+                .output();
+            String::from_utf8(shell.unwrap().stdout).unwrap().into()
+        }
         "/slow" => {
             let millis = request.uri().query().and_then(|millis| millis.parse().ok());
             thread::sleep(Duration::from_millis(millis.unwrap_or(1000)));

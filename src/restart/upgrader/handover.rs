@@ -233,7 +233,8 @@ impl Upgrader {
             host.leave(&handing.kept);
         }
         self.tell_predecessor(&Message::Superseded);
-        notify::replaced_by(pid, next, format_args!("generation {next} serves"));
+        let own = self.supervisor.as_ref().map(|_| next);
+        notify::replaced_by(pid, own, format_args!("generation {next} serves"));
         for waiter in self.waiters.drain(..) {
             answer(&waiter, Ok(replacement));
         }
@@ -314,8 +315,15 @@ impl Upgrader {
     /// There was no restart.
     fn fail(&mut self, error: &RestartError) {
         log::error!("no restart: {error}");
-        if matches!(self.phase, Phase::Serving) {
-            notify::failed(self.generation, error);
+        let own = self.supervised_as();
+        match self.phase {
+            Phase::Serving => {
+                let status = format!("{}; the last restart failed: {error}", self.status());
+                notify::failed(own, true, status, error);
+            }
+            // Systemd does not wait for it then.
+            Phase::Stopping if own.is_some() => notify::failed(own, false, "stopping", error),
+            _ => {}
         }
         self.refuse(error);
     }

@@ -226,7 +226,7 @@ impl Upgrader {
         }
         let mut supervisor = None;
         if let Some(supervised) = restart.inherited.supervised {
-            leave_copies(&listeners)?;
+            leave_copies(generation, &listeners)?;
             let mut link = Link::new(supervised.lifeline);
             link.watch(&poller, SUPERVISOR)?;
             supervisor = Some(link);
@@ -331,13 +331,17 @@ impl Upgrader {
 
     /// Is something under way that the service manager should have patience with?
     fn takes_a_while(&self) -> bool {
-        let builds = self.predecessor.is_none() && self.since.elapsed() < self.ready_timeout;
+        // A supervisor knows how long that may take.
+        let manager = self.predecessor.is_none() && self.supervisor.is_none();
+        let builds = manager && self.since.elapsed() < self.ready_timeout;
         notify::is_wanted()
             && match self.phase {
                 Phase::Building => builds,
                 Phase::Serving => self.successor.is_some(),
                 Phase::Stopping => true,
-                Phase::Asking(_) | Phase::Opened | Phase::Left => false,
+                // Systemd hears the main process only.
+                Phase::Left => self.supervisor.is_some(),
+                Phase::Asking(_) | Phase::Opened => false,
             }
     }
 
@@ -348,6 +352,11 @@ impl Upgrader {
         deadline.earlier(Deadline::at(extend))
     }
 
+    /// The generation, if there is a supervisor that wants to hear of it.
+    fn supervised_as(&self) -> Option<u64> {
+        self.supervisor.as_ref().map(|_| self.generation)
+    }
+
     fn status(&self) -> String {
         format!("generation {} serves", self.generation)
     }
@@ -355,7 +364,7 @@ impl Upgrader {
 
 /// Leaves the listeners with the supervisor, which holds them while nobody serves, and removes the files of Unix sockets in
 /// the end.
-fn leave_copies(listeners: &[Weak<Listener>]) -> std::io::Result<()> {
+fn leave_copies(generation: u64, listeners: &[Weak<Listener>]) -> std::io::Result<()> {
     let (mut about, mut copies) = (Vec::new(), Vec::new());
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         let copy = notify::Held {
@@ -367,7 +376,7 @@ fn leave_copies(listeners: &[Weak<Listener>]) -> std::io::Result<()> {
         copies.push(sys::descriptor_of(&listener.socket)?);
         listener.set_own_path(false);
     }
-    notify::listeners(&about, &copies);
+    notify::listeners(generation, &about, &copies);
     Ok(())
 }
 

@@ -65,7 +65,7 @@ impl Upgrader {
         }
         host.open();
         self.phase = Phase::Serving;
-        notify::ready(self.generation, self.status());
+        notify::ready(self.supervised_as(), self.status());
         Ok(())
     }
 
@@ -140,7 +140,14 @@ impl Upgrader {
                 log::warn!("the predecessor has died; serving in its place");
                 self.take_over(&[]);
                 self.phase = Phase::Serving;
-                notify::ready(self.generation, self.status());
+                notify::ready(self.supervised_as(), self.status());
+            }
+            Phase::Serving => {
+                self.phase = Phase::Serving;
+                // It may have died before it has said so.
+                if let Some(generation) = self.supervised_as() {
+                    notify::ready(Some(generation), self.status());
+                }
             }
             phase => self.phase = phase,
         }

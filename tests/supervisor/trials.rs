@@ -1,0 +1,996 @@
+//! What the supervisor is tried with.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::generations::*;
+use super::load::{self, Kind, Load, To};
+use super::support;
+
+macro_rules! trials {
+    ($($test:ident,)*) => {
+        vec![$(Trial::test(stringify!($test), || { $test(); Ok(()) })),*]
+    };
+}
+
+pub(crate) fn all() -> Vec<Trial> {
+    trials![
+        a_crash_costs_what_was_in_flight_and_nobody_is_refused,
+        however_a_process_ends_another_one_is_started,
+        clients_wait_while_nobody_serves,
+        an_exit_code_says_that_it_is_of_no_use,
+        success_may_mean_the_end,
+        a_program_that_does_not_come_up_is_tried_ever_more_seldom,
+        a_process_that_does_not_become_ready_is_ended,
+        a_wedged_pool_is_ended_and_its_neighbours_serve_on,
+        a_pool_that_waits_for_its_clients_is_not_wedged,
+        a_process_that_stands_still_is_killed,
+        no_request_is_lost_by_restarts_and_upgrades,
+        upgrades_lose_nothing_and_a_bad_one_changes_nothing,
+        a_bad_version_costs_nothing_and_says_why,
+        several_processes_are_replaced_one_after_another,
+        a_listener_that_a_new_version_does_not_want_is_closed,
+        a_stop_finishes_what_is_in_progress,
+        a_stop_at_any_other_time_leaves_nobody,
+        a_process_that_is_stopped_during_its_restart_is_replaced_all_the_same,
+        a_process_that_stops_by_itself_is_replaced_before_it_has_finished,
+        a_kill_at_any_time_leaves_no_orphan,
+        strangers_are_buried,
+        what_the_supervisor_was_told_is_not_for_those_that_serve,
+        the_control_socket_is_for_its_owner,
+        the_pid_file_is_the_supervisors,
+        many_signals_at_once_are_one_restart_and_one_upgrade,
+    ]
+}
+
+/// A supervised server.
+struct Supervised {
+    generations: Generations,
+}
+
+impl Supervised {
+    fn start(settings: &str) -> Self {
+        Self::start_with(settings, &[])
+    }
+
+    fn start_with(settings: &str, options: &[(&str, &str)]) -> Self {
+        let mut options = options.to_vec();
+        options.push(("supervised", settings));
+        let mut log = None;
+        let generations = Generations::start_with(&options, |command| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            command.stderr(file.reopen().unwrap());
+            log = Some(file);
+        });
+        let path = generations.dir.path().join("log");
+        log.unwrap().persist(path).unwrap();
+        let supervised = Self { generations };
+        supervised.until_state("serving");
+        supervised
+    }
+
+    fn pid(&self) -> i32 {
+        self.generations.first.id() as i32
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.generations.addr()
+    }
+
+    fn who(&self) -> Who {
+        self.generations.who()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.generations.dir.path().join("log")).unwrap()
+    }
+
+    fn signal(&self, what: Signal) {
+        signal(self.pid(), what);
+    }
+
+    /// Asks over the control socket; nothing if the supervisor does not answer.
+    fn ask(&self, line: &str) -> Option<String> {
+        let path = self.generations.dir.path().join("control");
+        let mut socket = UnixStream::connect(path).ok()?;
+        socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+        socket.write_all(format!("{line}\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn until_status(&self, what: &str) -> String {
+        let seen = Mutex::new(String::new());
+        eventually(what, || {
+            let status = self.ask("status").unwrap_or_default();
+            let holds = status.contains(what);
+            *seen.lock() = status;
+            holds
+        });
+        seen.into_inner()
+    }
+
+    fn until_state(&self, state: &str) -> String {
+        self.until_status(&format!(r#""state":"{state}","uptime"#))
+    }
+
+    /// The processes that serve, as the supervisor has them.
+    fn pids(&self) -> Vec<i32> {
+        let status = self.ask("status").unwrap();
+        let processes = status.split_once(r#""processes""#).unwrap().1;
+        let pids = processes.split(r#""pid":"#).skip(1);
+        pids.map(|rest| rest.split(',').next().unwrap().parse().unwrap())
+            .collect()
+    }
+
+    /// Stops it, and looks whether anybody is left.
+    fn end(mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(
+            self.generations.wait_for_first().code(),
+            Some(0),
+            "{}",
+            self.log()
+        );
+        self.generations.wait();
+        assert!(!self.generations.dir.path().join("control").exists());
+    }
+
+    /// Waits until a process other than this one serves.
+    fn until_other(&self, than: i32) -> Who {
+        let other = Mutex::new(None);
+        eventually("another process serves", || {
+            let text = try_get(self.addr(), "/who");
+            let who = text.ok().map(|text| Who::parse(&text));
+            *other.lock() = who.filter(|who| who.pid != than);
+            other.lock().is_some()
+        });
+        other.into_inner().unwrap()
+    }
+}
+
+/// Ends what other threads go on with, also when a test fails.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// CPU time of a process so far.
+fn cpu(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+fn refused(supervised: &Supervised) -> bool {
+    std::net::TcpStream::connect(supervised.addr()).is_err()
+}
+
+/// Says the signal, and waits until the process has ended.
+fn kill(pid: i32, what: Signal) {
+    signal(pid, what);
+    eventually("the end of a process", || {
+        stat(pid).is_none_or(|s| s.0 == 'Z')
+    });
+}
+
+fn a_crash_costs_what_was_in_flight_and_nobody_is_refused() {
+    let crashes = std::env::var("HANDOVER_TEST_CRASHES").map_or(5, |n| n.parse().unwrap());
+    let supervised = Supervised::start("healthy=500");
+    let (first, addr) = (supervised.pid(), supervised.addr());
+    let ends = AtomicBool::new(false);
+    let (answers, connections) = (AtomicU64::new(0), AtomicU64::new(0));
+    // When the processes died: what was asked for before, and is not answered after.
+    let (crashed, failed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let mut times = Vec::new();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !ends.load(SeqCst) {
+                    let mut client = std::net::TcpStream::connect(addr).expect("nobody is refused");
+                    connections.fetch_add(1, SeqCst);
+                    let start = Instant::now();
+                    match exchange(&mut client, "/") {
+                        Ok(_) => drop(answers.fetch_add(1, SeqCst)),
+                        Err(_) => failed.lock().push((start, Instant::now())),
+                    }
+                }
+            });
+        }
+        let _ends = EndOnDrop(&ends);
+        for crash in 0..crashes {
+            // Once a second, and so that the process has been healthy.
+            thread::sleep(Duration::from_millis(1000));
+            let old = supervised.who().pid;
+            let before = Instant::now();
+            let _ = try_get(addr, "/crash");
+            let dead = Instant::now();
+            crashed.lock().push((before, dead));
+            let new = supervised.until_other(old);
+            times.push(dead.elapsed());
+            assert_eq!(new.generation, crash + 2);
+        }
+    });
+    times.sort_unstable();
+    let (crashed, failed) = (crashed.into_inner(), failed.into_inner());
+    println!(
+        "{crashes} crashes: {} answers on {} connections, {} failed, from death to an answer {:?}, {:?} at most",
+        answers.load(SeqCst),
+        connections.load(SeqCst),
+        failed.len(),
+        times[times.len() / 2],
+        times[times.len() - 1],
+    );
+    for (start, end) in failed {
+        let in_flight = |(before, dead): &(Instant, Instant)| start <= *dead && *before <= end;
+        assert!(
+            crashed.iter().any(in_flight),
+            "a request failed at another time"
+        );
+    }
+    assert_eq!(supervised.pid(), first);
+    eventually("no zombies", || supervised.generations.processes().1 == 0);
+    supervised.end();
+}
+
+fn however_a_process_ends_another_one_is_started() {
+    let supervised = Supervised::start("");
+    let mut old = supervised.who().pid;
+    for what in [Signal::KILL, Signal::ABORT, Signal::TERM] {
+        signal(old, what);
+        old = supervised.until_other(old).pid;
+    }
+    for path in ["/exit?0", "/exit?3", "/crash"] {
+        assert!(try_get(supervised.addr(), path).is_err());
+        old = supervised.until_other(old).pid;
+    }
+    let log = supervised.log();
+    for why in ["signal: 9", "exit status: 0", "exit status: 3", "signal: 6"] {
+        assert!(log.contains(why), "{why}: {log}");
+    }
+    supervised.end();
+}
+
+fn clients_wait_while_nobody_serves() {
+    let supervised = Supervised::start("");
+    let old = supervised.who().pid;
+    supervised.generations.mode("early pause");
+    signal(old, Signal::KILL);
+    supervised.until_state("starting");
+    let mut waiting = support::connect(supervised.addr());
+    assert!(!refused(&supervised));
+    fs::write(supervised.generations.dir.path().join("go"), "").unwrap();
+    let who = Who::parse(&get(&mut waiting, "/who"));
+    assert_ne!(who.pid, old);
+    supervised.end();
+}
+
+fn an_exit_code_says_that_it_is_of_no_use() {
+    let mut supervised = Supervised::start("");
+    assert!(try_get(supervised.addr(), "/exit?78").is_err());
+    let status = supervised.generations.wait_for_first();
+    assert_eq!(status.code(), Some(78));
+    supervised.generations.wait();
+    assert!(refused(&supervised));
+}
+
+fn success_may_mean_the_end() {
+    let mut supervised = Supervised::start("success=0");
+    let old = supervised.who().pid;
+    assert!(try_get(supervised.addr(), "/exit?3").is_err());
+    supervised.until_other(old);
+    assert!(try_get(supervised.addr(), "/exit?0").is_err());
+    assert!(supervised.generations.wait_for_first().success());
+}
+
+fn a_program_that_does_not_come_up_is_tried_ever_more_seldom() {
+    let supervised = Supervised::start("longest=1000");
+    supervised.generations.mode("early exit 3");
+    let (start, before) = (Instant::now(), cpu(supervised.pid()));
+    signal(supervised.who().pid, Signal::KILL);
+    eventually("the breaker opens", || {
+        supervised.log().matches("in a row").count() >= 3
+    });
+    let share = (cpu(supervised.pid()) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    println!(
+        "CPU of the supervisor in a crash loop: {:.2} %",
+        share * 100.0
+    );
+    assert!(!refused(&supervised));
+    let status = supervised.ask("status").unwrap();
+    assert!(status.contains(r#""state":"down","uptime"#), "{status}");
+    assert!(status.contains("starts_in_seconds"), "{status}");
+    // It comes back by itself as soon as it can.
+    supervised.generations.mode("");
+    let good = Instant::now();
+    supervised.until_state("serving");
+    assert!(good.elapsed() < Duration::from_secs(5));
+    let log = supervised.log();
+    assert!(log.contains("(the limit is 5)"), "{log}");
+    let pauses = log.split("anew in ").skip(1);
+    let pauses = pauses.map(|rest| rest.split(' ').next().unwrap().parse::<f64>().unwrap());
+    let pauses: Vec<f64> = pauses.collect();
+    assert_eq!(pauses[0], 0.0);
+    assert!((0.08..=0.1).contains(&pauses[1]), "{pauses:?}");
+    assert!(pauses.windows(2).all(|two| two[0] < two[1]), "{pauses:?}");
+    // Whoever asks does not have to wait.
+    supervised.generations.mode("early exit 3");
+    signal(supervised.who().pid, Signal::KILL);
+    eventually("it waits", || {
+        supervised.log().matches("in a row").count() >= 4
+    });
+    supervised.generations.mode("");
+    let outcome = supervised.ask("restart wait").unwrap();
+    assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+    supervised.end();
+}
+
+fn a_process_that_does_not_become_ready_is_ended() {
+    let supervised = Supervised::start("ready=300 abort=300");
+    supervised.generations.mode("late pause");
+    signal(supervised.who().pid, Signal::KILL);
+    eventually("it was late", || {
+        supervised.log().contains("was not ready in time")
+    });
+    supervised.generations.mode("");
+    supervised.until_state("serving");
+    supervised.end();
+}
+
+/// Connections to each of two processes.
+fn connections_to(supervised: &Supervised, pid: i32, count: usize) -> Vec<std::net::TcpStream> {
+    let mut found = Vec::new();
+    while found.len() < count {
+        let mut client = support::connect(supervised.addr());
+        write!(client, "GET /who HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        let mut answer = [0; 4096];
+        let size = client.read(&mut answer).unwrap();
+        let text = String::from_utf8_lossy(&answer[..size]).into_owned();
+        let body = text.split_once("\r\n\r\n").unwrap().1;
+        if Who::parse(body).pid == pid {
+            found.push(client);
+        }
+    }
+    found
+}
+
+fn a_wedged_pool_is_ended_and_its_neighbours_serve_on() {
+    let supervised = Supervised::start("processes=2 watchdog=1000");
+    let pids = supervised.pids();
+    assert_eq!(pids.len(), 2);
+    // Four workers each.
+    let wedged = connections_to(&supervised, pids[0], 4);
+    let start = Instant::now();
+    for mut client in &wedged {
+        write!(client, "GET /wedge HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    }
+    eventually("it is aborted", || stat(pids[0]).is_none());
+    supervised.until_state("serving");
+    let took = start.elapsed();
+    println!("a wedged pool serves again after {took:?}");
+    assert!(
+        took >= Duration::from_secs(1),
+        "not before the limit: {took:?}"
+    );
+    let after = supervised.pids();
+    assert!(
+        !after.contains(&pids[0]) && after.contains(&pids[1]),
+        "{pids:?} {after:?}"
+    );
+    let log = supervised.log();
+    assert!(log.contains("makes no progress"), "{log}");
+    assert!(log.contains("thread handover-0"), "{log}");
+    assert!(log.contains("signal: 6"), "{log}");
+    supervised.end();
+}
+
+fn a_pool_that_waits_for_its_clients_is_not_wedged() {
+    let supervised = Supervised::start("watchdog=2000");
+    let pid = supervised.who().pid;
+    // Bodies that come slowly, to every worker.
+    let mut clients: Vec<_> = (0..4)
+        .map(|_| support::connect(supervised.addr()))
+        .collect();
+    for client in &mut clients {
+        write!(
+            client,
+            "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 300000\r\n\r\n"
+        )
+        .unwrap();
+    }
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(4500) {
+        for client in &mut clients {
+            client.write_all(&[b'x'; 1024]).unwrap();
+        }
+        thread::park_timeout(Duration::from_millis(50));
+    }
+    drop(clients);
+    assert_eq!(supervised.who().pid, pid);
+    supervised.end();
+}
+
+fn a_process_that_stands_still_is_killed() {
+    let supervised = Supervised::start("watchdog=500 abort=300");
+    let old = supervised.who().pid;
+    signal(old, Signal::STOP);
+    supervised.until_other(old);
+    let log = supervised.log();
+    assert!(log.contains("has not said in time"), "{log}");
+    assert!(log.contains("killing it"), "{log}");
+    supervised.end();
+}
+
+fn no_request_is_lost_by_restarts_and_upgrades() {
+    let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(8, |n| n.parse().unwrap());
+    let clients = std::env::var("HANDOVER_TEST_CLIENTS").map_or(2, |n| n.parse().unwrap());
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("socket");
+    let listen = format!("127.0.0.1:0 unix:{}", path.display());
+    let supervised = Supervised::start_with("", &[("listen", &listen)]);
+    let restart = |name: &str| {
+        let outcome = supervised.ask(&format!("{name} wait")).unwrap();
+        assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+    };
+    restart("restart");
+    restart("upgrade");
+    let settled = || {
+        eventually("only two are left", || {
+            supervised.generations.processes().0.len() == 2
+        });
+        supervised.until_status(r#""draining":[]"#);
+        (resources(supervised.pid()), resources(supervised.who().pid))
+    };
+    let before = settled();
+    let tcp = To::Tcp(supervised.addr());
+    let delayed = To::Tcp(load::delayed(supervised.addr(), Duration::from_millis(2)));
+    let mut kinds = Vec::new();
+    for to in [tcp, delayed, To::Unix(path.clone())] {
+        for kind in [
+            Kind::KeepAlive,
+            Kind::Idle(Duration::from_millis(20)),
+            Kind::PerRequest,
+            Kind::Echo(16 << 10),
+            Kind::Pipelined(8),
+        ] {
+            kinds.push((to.clone(), kind));
+        }
+    }
+    let load = Load::start(&kinds, clients);
+    for round in 0..restarts {
+        load.wait_for(200);
+        let old = supervised.who();
+        match round % 2 {
+            0 => restart("restart"),
+            _ => {
+                supervised.signal(Signal::HUP);
+                supervised.generations.until_generation(old.generation + 1);
+            }
+        }
+        assert_eq!(supervised.who().generation, old.generation + 1);
+        if round % 5 == 4 {
+            let who = supervised.who();
+            restart("upgrade");
+            assert_eq!(supervised.who(), who);
+        }
+    }
+    load.wait_for(200);
+    let answers = load.end();
+    restart("restart");
+    let after = settled();
+    println!("{answers} answers, {restarts} restarts; before {before:?}, after {after:?}");
+    for (who, before, after) in [
+        ("supervisor", &before.0, &after.0),
+        ("serving", &before.1, &after.1),
+    ] {
+        assert_eq!(before.descriptors, after.descriptors, "{who}");
+        assert_eq!(before.listening, after.listening, "{who}");
+        assert_eq!(before.threads, after.threads, "{who}");
+        assert!(before.environment.abs_diff(after.environment) < 16);
+    }
+    assert!(
+        after.0.rss_kib <= 4096 || cfg!(debug_assertions),
+        "{after:?}"
+    );
+    assert_eq!(supervised.generations.processes().1, 0);
+    assert!(path.exists());
+    supervised.end();
+    assert!(!path.exists(), "the supervisor removes the file");
+}
+
+fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
+    let upgrades = std::env::var("HANDOVER_TEST_UPGRADES").map_or(4, |n| n.parse().unwrap());
+    let supervised = Supervised::start("");
+    let to = To::Tcp(supervised.addr());
+    let load = Load::start(&[(to.clone(), Kind::KeepAlive), (to, Kind::PerRequest)], 4);
+    let who = supervised.who();
+    let upgrade = || supervised.ask("upgrade wait").unwrap();
+    let outcome = upgrade();
+    assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+    let before = resources(supervised.pid());
+    for mode in ["early exit 3", "early hang", "early segv"] {
+        // No more than a rehearsal may take.
+        if mode != "early hang" {
+            supervised.generations.mode(mode);
+            let outcome = upgrade();
+            assert!(
+                outcome.contains(r#""ok":false"#) && outcome.contains("rehearsal"),
+                "{outcome}"
+            );
+        }
+    }
+    let good = supervised.generations.program.clone();
+    let aside = good.with_extension("aside");
+    fs::rename(&good, &aside).unwrap();
+    let outcome = upgrade();
+    assert!(outcome.contains("cannot start"), "{outcome}");
+    // One that knows nothing of supervisors.
+    std::os::unix::fs::symlink("/bin/true", &good).unwrap();
+    let outcome = upgrade();
+    assert!(
+        outcome.contains("the rehearsal failed (exit status: 0)"),
+        "{outcome}"
+    );
+    fs::rename(&aside, &good).unwrap();
+    supervised.generations.mode("");
+    for _ in 0..upgrades {
+        load.wait_for(50);
+        assert!(upgrade().contains(r#""ok":true"#));
+        supervised.signal(Signal::USR2);
+    }
+    eventually("the last one", || {
+        supervised.log().matches("replaced; version").count() > upgrades
+    });
+    load.end();
+    assert_eq!(supervised.who(), who);
+    // It is supervised as before.
+    signal(who.pid, Signal::KILL);
+    supervised.until_other(who.pid);
+    supervised.until_state("serving");
+    eventually("no more descriptors", || {
+        resources(supervised.pid()).descriptors == before.descriptors
+    });
+    supervised.end();
+}
+
+fn a_bad_version_costs_nothing_and_says_why() {
+    let supervised = Supervised::start("");
+    let old = supervised.who();
+    for (mode, why) in [
+        ("early exit 3", "no configuration"),
+        ("panic", "it is all wrong"),
+        ("late error", "ended before it was ready"),
+        ("segv", "signal: 11"),
+        ("exit 0", "before"),
+    ] {
+        supervised.generations.mode(mode);
+        let outcome = supervised.ask("restart wait").unwrap();
+        assert!(
+            outcome.contains(r#""ok":false"#) && outcome.contains(why),
+            "{mode}: {outcome}"
+        );
+        assert_eq!(supervised.who(), old);
+        supervised.until_status(r#""draining":[]"#);
+    }
+    supervised.generations.mode("");
+    assert!(
+        supervised
+            .ask("restart wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    let status = supervised.ask("status").unwrap();
+    assert!(status.contains(r#""restarts":0"#), "{status}");
+    supervised.end();
+}
+
+fn several_processes_are_replaced_one_after_another() {
+    let supervised = Supervised::start("processes=3");
+    let before = supervised.pids();
+    assert_eq!(before.len(), 3);
+    let to = To::Tcp(supervised.addr());
+    let load = Load::start(&[(to.clone(), Kind::KeepAlive), (to, Kind::PerRequest)], 4);
+    load.wait_for(50);
+    let accepting = || {
+        let (live, _) = supervised.generations.processes();
+        live.iter()
+            .filter(|pid| threads(**pid).contains("handover-accept"))
+            .count()
+    };
+    let done = AtomicBool::new(false);
+    let most = thread::scope(|scope| {
+        let most = scope.spawn(|| {
+            let mut most = 0;
+            while !done.load(SeqCst) {
+                most = most.max(accepting());
+            }
+            most
+        });
+        let done = EndOnDrop(&done);
+        let outcome = supervised.ask("restart wait").unwrap();
+        assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+        drop(done);
+        most.join().unwrap()
+    });
+    // One more, and those that have not taken note yet that they are replaced.
+    assert!(most <= 5, "{most} at once");
+    let after = supervised.pids();
+    assert!(after.len() == 3 && before.iter().all(|pid| !after.contains(pid)));
+    load.end();
+    // A crash costs one of them.
+    signal(after[1], Signal::KILL);
+    eventually("it is back", || {
+        let pids = supervised.pids();
+        pids.len() == 3 && pids[0] == after[0] && pids[2] == after[2] && pids[1] != after[1]
+    });
+    supervised.end();
+}
+
+fn a_listener_that_a_new_version_does_not_want_is_closed() {
+    let listen = "127.0.0.1:0 web=127.0.0.1:0";
+    let supervised = Supervised::start_with("", &[("listen", listen)]);
+    let web: SocketAddr = supervised.generations.addrs[1].parse().unwrap();
+    supervised.generations.option("listen", "127.0.0.1:0");
+    assert!(
+        supervised
+            .ask("restart wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    eventually("it is closed", || {
+        std::net::TcpStream::connect(web).is_err()
+    });
+    assert_eq!(supervised.who().generation, 2);
+    // And one that comes later is held.
+    supervised.generations.option("listen", listen);
+    assert!(
+        supervised
+            .ask("restart wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    let status = supervised.ask("status").unwrap();
+    assert!(status.contains(r#""name":"web""#), "{status}");
+    supervised.end();
+}
+
+fn a_stop_finishes_what_is_in_progress() {
+    let mut supervised = Supervised::start("");
+    let mut slow = support::connect(supervised.addr());
+    write!(slow, "GET /slow?500 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    supervised.who();
+    supervised.signal(Signal::TERM);
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(supervised.generations.wait_for_first().success());
+    supervised.generations.wait();
+
+    // Whoever does not end in time is killed.
+    let mut supervised = Supervised::start("stop=300");
+    let mut slow = support::connect(supervised.addr());
+    write!(slow, "GET /wedge HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    supervised.who();
+    supervised.signal(Signal::TERM);
+    assert_eq!(supervised.generations.wait_for_first().code(), Some(1));
+    supervised.generations.wait();
+
+    // A second Ctrl-C does not wait.
+    let mut supervised = Supervised::start("");
+    let mut slow = support::connect(supervised.addr());
+    write!(slow, "GET /slow?20000 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    supervised.who();
+    supervised.signal(Signal::INT);
+    supervised.until_status("stopping");
+    let start = Instant::now();
+    supervised.signal(Signal::INT);
+    supervised.generations.wait();
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+fn a_stop_at_any_other_time_leaves_nobody() {
+    for mode in ["early pause", "pause", "late pause"] {
+        for restarts in [true, false] {
+            let mut supervised = Supervised::start("stop=2000 abort=500");
+            supervised.generations.mode(mode);
+            match restarts {
+                true => supervised.signal(Signal::HUP),
+                false => signal(supervised.who().pid, Signal::KILL),
+            }
+            let at = supervised.generations.dir.path().join("at");
+            eventually("it is under way", || at.exists());
+            supervised.signal(Signal::TERM);
+            let status = supervised.generations.wait_for_first();
+            assert!(status.success(), "{mode}, {restarts}: {}", supervised.log());
+            supervised.generations.wait();
+            assert!(refused(&supervised), "{mode}, {restarts}");
+        }
+    }
+    // While it waits for the next attempt.
+    let mut supervised = Supervised::start("");
+    supervised.generations.mode("early exit 3");
+    signal(supervised.who().pid, Signal::KILL);
+    eventually("the breaker opens", || {
+        supervised.log().contains("in a row")
+    });
+    let start = Instant::now();
+    supervised.signal(Signal::TERM);
+    assert!(supervised.generations.wait_for_first().success());
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+fn a_process_that_is_stopped_during_its_restart_is_replaced_all_the_same() {
+    for mode in ["early pause", "pause", "late pause"] {
+        let supervised = Supervised::start("");
+        let old = supervised.who().pid;
+        let at = supervised.generations.dir.path().join("at");
+        supervised.generations.mode(mode);
+        supervised.signal(Signal::HUP);
+        eventually("it is under way", || at.exists());
+        supervised.generations.mode("");
+        signal(old, Signal::TERM);
+        supervised.until_other(old);
+        supervised.until_state("serving");
+        eventually("only two are left", || {
+            supervised.generations.processes().0.len() == 2
+        });
+        supervised.until_status(r#""draining":[]"#);
+        assert!(
+            supervised
+                .ask("upgrade wait")
+                .unwrap()
+                .contains(r#""ok":true"#)
+        );
+        supervised.end();
+    }
+}
+
+fn a_process_that_stops_by_itself_is_replaced_before_it_has_finished() {
+    let supervised = Supervised::start("");
+    let mut slow = support::connect(supervised.addr());
+    write!(slow, "GET /slow?1500 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let old = supervised.who().pid;
+    signal(old, Signal::TERM);
+    supervised.until_other(old);
+    supervised.until_status(&format!(r#""draining":[{old}]"#));
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    supervised.end();
+}
+
+/// Whom to kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Supervisor,
+    Serving,
+    Both,
+}
+
+fn a_kill_at_any_time_leaves_no_orphan() {
+    for mode in ["", "early pause", "pause", "late pause"] {
+        for victim in [Victim::Supervisor, Victim::Serving, Victim::Both] {
+            for restarts in [true, false] {
+                // There is nobody else to be killed who starts.
+                if mode.is_empty() && restarts
+                    || !restarts && !mode.is_empty() && victim != Victim::Supervisor
+                {
+                    continue;
+                }
+                println!("{mode:?}, {victim:?}, {restarts}");
+                survive(mode, victim, restarts);
+            }
+        }
+    }
+}
+
+fn survive(mode: &str, victim: Victim, restarts: bool) {
+    let mut supervised = Supervised::start_with("abort=500", &[("drain", "2000")]);
+    let serving = supervised.who().pid;
+    if !mode.is_empty() {
+        supervised.generations.mode(mode);
+        match restarts {
+            true => supervised.signal(Signal::HUP),
+            false => signal(serving, Signal::KILL),
+        }
+        let at = supervised.generations.dir.path().join("at");
+        eventually("it is under way", || at.exists());
+    }
+    if victim != Victim::Serving {
+        supervised.signal(Signal::KILL);
+    }
+    if victim != Victim::Supervisor {
+        signal(serving, Signal::KILL);
+    }
+    // Not before the killed ones are dead: whoever goes on finds out by itself.
+    fs::write(supervised.generations.dir.path().join("go"), "").unwrap();
+    if victim == Victim::Serving {
+        let new = supervised.until_other(serving);
+        supervised.until_state("serving");
+        assert_eq!(supervised.pids(), [new.pid]);
+        eventually("only two are left", || {
+            supervised.generations.processes().0.len() == 2
+        });
+        return supervised.end();
+    }
+    supervised.generations.wait_for_first();
+    supervised.generations.wait();
+    assert!(refused(&supervised), "the port is free");
+}
+
+fn strangers_are_buried() {
+    let supervised = Supervised::start("");
+    let orphan: i32 = supervised
+        .generations
+        .get("/orphan")
+        .trim()
+        .parse()
+        .unwrap();
+    let is_ours = || stat(orphan).is_some_and(|s| s.2 == supervised.pid());
+    assert!(is_ours() || stat(orphan).is_none());
+    eventually("it is buried", || stat(orphan).is_none());
+    supervised.end();
+}
+
+fn what_the_supervisor_was_told_is_not_for_those_that_serve() {
+    let manager = tempfile::TempDir::new().unwrap();
+    let path = manager.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+    let mut generations = Generations::start_with(&[("supervised", "")], |command| {
+        command
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "200000")
+            .env("FDSTORE", "10");
+    });
+    let who = generations.who();
+    let environment = fs::read(format!("/proc/{}/environ", who.pid)).unwrap();
+    let environment = String::from_utf8_lossy(&environment);
+    assert!(
+        environment.contains("NOTIFY_SOCKET=@handover/"),
+        "{environment}"
+    );
+    assert!(
+        environment.contains("WATCHDOG_USEC=60000000"),
+        "{environment}"
+    );
+    assert!(!environment.contains("FDSTORE="), "{environment}");
+    let mut heard = Vec::new();
+    let mut until = |what: &str| {
+        let mut text = [0; 4096];
+        loop {
+            let size = socket.recv(&mut text).unwrap();
+            let said = String::from_utf8_lossy(&text[..size]).into_owned();
+            heard.push(said.clone());
+            if said.contains(what) {
+                return heard.join("---");
+            }
+        }
+    };
+    let heard = until("READY=1");
+    assert!(
+        heard.contains("FDSTORE=1\nFDNAME=handover-0127.0.0.1_"),
+        "{heard}"
+    );
+    until("WATCHDOG=1");
+    until("WATCHDOG=1");
+    signal(generations.first.id() as i32, Signal::HUP);
+    until("RELOADING=1\nMONOTONIC_USEC=");
+    until("READY=1");
+    signal(generations.first.id() as i32, Signal::TERM);
+    until("STOPPING=1");
+    generations.wait();
+}
+
+fn the_control_socket_is_for_its_owner() {
+    let supervised = Supervised::start("");
+    let path = supervised.generations.dir.path().join("control");
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    for line in ["", "status status", &"x".repeat(300), "\u{1}"] {
+        let answer = supervised.ask(line).unwrap();
+        assert!(answer.contains("no such request"), "{answer}");
+    }
+    // Those that say nothing hold up nobody.
+    let silent: Vec<_> = (0..8)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
+    supervised.until_state("serving");
+    drop(silent);
+    if rustix::process::geteuid().is_root() {
+        // Whatever the file's mode is.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        let dir = path.parent().unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        // It is refused before it has asked.
+        let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
+                      print(s.recv(1000).decode())";
+        let output = Command::new("python3")
+            .args(["-c", script, path.to_str().unwrap()])
+            .uid(65534)
+            .output()
+            .unwrap();
+        let answer = String::from_utf8_lossy(&output.stdout);
+        assert!(answer.contains("permission denied"), "{output:?}");
+        assert_eq!(supervised.who().generation, 1);
+    }
+    supervised.end();
+}
+
+fn the_pid_file_is_the_supervisors() {
+    let supervised = Supervised::start_with("", &[("supervisor-pid-file", "")]);
+    let path = supervised.generations.dir.path().join("pid");
+    let pid = || {
+        fs::read_to_string(&path)
+            .unwrap()
+            .trim()
+            .parse::<i32>()
+            .unwrap()
+    };
+    assert_eq!(pid(), supervised.pid());
+    assert!(
+        supervised
+            .ask("upgrade wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    assert_eq!(pid(), supervised.pid());
+    let second = Command::new(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+        .env(DIR, supervised.generations.dir.path())
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    supervised.end();
+    assert!(!path.exists());
+}
+
+/// Everything that a signal storm can do wrong.
+fn many_signals_at_once_are_one_restart_and_one_upgrade() {
+    let supervised = Supervised::start("");
+    let to = To::Tcp(supervised.addr());
+    let load = Load::start(&[(to.clone(), Kind::KeepAlive), (to, Kind::PerRequest)], 2);
+    let generation = Arc::new(AtomicU64::new(1));
+    for _ in 0..20 {
+        for what in [Signal::HUP, Signal::USR2, Signal::USR1, Signal::HUP] {
+            let _ = kill_process(Pid::from_raw(supervised.pid()).unwrap(), what);
+        }
+        generation.store(supervised.who().generation, SeqCst);
+    }
+    assert!(
+        supervised
+            .ask("restart wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    assert!(
+        supervised
+            .ask("upgrade wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    load.end();
+    kill(supervised.who().pid, Signal::KILL);
+    supervised.until_state("serving");
+    supervised.end();
+}
