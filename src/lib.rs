@@ -69,6 +69,7 @@
 //! |---|---|---|
 //! | `signals` | yes | [`Server::run`] reacts to SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C |
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
+//! | `cli` | no | the command `handover`, which supervises programs, and speaks to a [`Supervisor`] |
 
 mod sys;
 

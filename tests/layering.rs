@@ -20,6 +20,9 @@ const LAYERS: [&[&str]; 7] = [
     &["server"],
 ];
 
+/// Where programs are. Each is a crate of its own above all layers, and knows the library by its public interface only.
+const PROGRAMS: &str = "bin";
+
 /// The words by which a `cfg` asks for the platform.
 const PLATFORM: [&str; 4] = ["target_family", "target_os", "unix", "windows"];
 
@@ -71,7 +74,7 @@ fn check(path: &str, source: &str) -> Vec<(usize, String)> {
             "the first line is not a `//!` one: say there what the file's one job is",
         );
     }
-    if let Some(top) = top.filter(|top| layer(top).is_none()) {
+    if let Some(top) = top.filter(|&top| top != PROGRAMS && layer(top).is_none()) {
         let what = format!("`{top}` has no layer: give it its place in tests/layering.rs");
         file.fault(1, what);
     }
@@ -101,6 +104,7 @@ impl File<'_> {
     fn walk(&mut self, tokens: TokenStream, depth: usize) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let in_sys = self.top == Some("sys");
+        let in_program = self.top == Some(PROGRAMS);
         let mut body_of_mod = false;
         for (at, token) in tokens.iter().enumerate() {
             let (line, rest) = (line_of(token), &tokens[at + 1..]);
@@ -115,7 +119,21 @@ impl File<'_> {
                 _ => continue,
             };
             match word.as_str() {
-                "mod" => body_of_mod = matches!(rest, [_, TokenTree::Group(_), ..]),
+                "mod" => {
+                    body_of_mod = matches!(rest, [_, TokenTree::Group(_), ..]);
+                    if in_program && !body_of_mod {
+                        self.fault(
+                            line,
+                            "a program is one file: what it shares is the library's",
+                        );
+                    }
+                }
+                "crate" if in_program => {
+                    self.fault(
+                        line,
+                        "a program takes what is public: write the path from `handover`",
+                    );
+                }
                 "crate" => self.check_root(line, rest),
                 "super" => {
                     if heads_behind(rest).iter().any(|(head, _)| head == "super") {
@@ -373,6 +391,24 @@ fn platform_code_is_in_sys_only() {
     probe("src/signals.rs", code);
     probe("src/lib.rs", code);
     probe("src/sys/mod.rs", &code.replace("//~", ""));
+}
+
+#[test]
+fn a_program_knows_the_public_interface_only() {
+    let code = "
+        use handover::{Bind, Supervisor};
+        use crate::supervisor::Supervisor; //~
+        #[path = \"../clock.rs\"]
+        mod clock; //~
+        #[cfg(unix)] //~
+        fn f() {
+            unsafe { g() } //~
+        }
+        mod tests {
+            use super::*;
+        }
+    ";
+    probe("src/bin/handover.rs", code);
 }
 
 #[test]

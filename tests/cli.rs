@@ -1,0 +1,422 @@
+//! The command `handover`, with real processes: a server in Python is supervised, and the other commands are sent.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tempfile::TempDir;
+
+/// A server that takes its listener as systemd passes it, and answers with its process id. Told to end, it accepts no
+/// more, and has answered all that it has accepted. It knows nothing of this crate.
+const SERVER: &str = r#"
+import os, select, signal, socket, sys
+
+assert os.environ["LISTEN_PID"] == str(os.getpid()) and os.environ["LISTEN_FDS"] == "1"
+name = os.environ["LISTEN_FDNAMES"]
+listener = socket.socket(fileno=3)
+listener.setblocking(False)
+woken, waker = socket.socketpair()
+waker.setblocking(False)
+signal.set_wakeup_fd(waker.fileno())
+stopping = False
+
+def stop(*_):
+    global stopping
+    stopping = True
+
+signal.signal(signal.SIGTERM, stop)
+
+if "notify" in sys.argv:
+    gate = sys.argv[2]
+    open(gate + ".at", "w").close()
+    while not os.path.exists(gate):
+        select.select([woken], [], [], 0.005)
+    to = os.environ["NOTIFY_SOCKET"]
+    if to[0] == "@":
+        to = "\0" + to[1:]
+    speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    speaker.sendto(b"READY=1\nSTATUS=open for all", to)
+
+while not stopping:
+    select.select([listener, woken], [], [])
+    if stopping:
+        break
+    try:
+        client, _ = listener.accept()
+    except BlockingIOError:
+        continue
+    client.settimeout(60)
+    request = b""
+    while not request.endswith(b"\r\n\r\n"):
+        piece = client.recv(4096)
+        if not piece:
+            break
+        request += piece
+    body = f"{os.getpid()} {name}"
+    client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+    client.close()
+"#;
+
+/// `handover run`, and a directory of its own.
+struct Supervised {
+    dir: TempDir,
+    supervisor: Child,
+}
+
+impl Supervised {
+    /// Supervises the server.
+    fn start(options: &[&str], args: &[&str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("server.py"), SERVER).unwrap();
+        let python = Command::new("python3").arg("--version").output();
+        assert!(python.is_ok(), "python3 is not there: {python:?}");
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let supervisor = handover()
+            .args(["run", "--listen", "web=127.0.0.1:0", "--control", "control"])
+            .args(options)
+            .args(["--", "python3", "server.py"])
+            .args(args)
+            .current_dir(dir.path())
+            .process_group(0)
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { dir, supervisor }
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// Runs another command for this supervisor.
+    fn ask(&self, args: &[&str]) -> Output {
+        let mut command = handover();
+        let output = command.args(args).arg("--socket").arg(self.control());
+        output.output().unwrap()
+    }
+
+    /// The same, which must go well. Returns what it has printed.
+    #[track_caller]
+    fn must(&self, args: &[&str]) -> String {
+        let output = self.ask(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let output = self.ask(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn until_serving(&self) {
+        eventually("it serves", || self.ask(&["status"]).status.success());
+    }
+
+    fn addr(&self) -> SocketAddr {
+        let status = self.status();
+        let listener = &status["listeners"][0];
+        assert_eq!(listener["name"], "web", "{status}");
+        listener["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The process that serves, as the supervisor says.
+    fn pid(&self) -> i32 {
+        let pid = self.status()["processes"][0]["pid"].as_i64();
+        i32::try_from(pid.unwrap()).unwrap()
+    }
+
+    /// Ends it all, and asserts that nothing is left.
+    #[track_caller]
+    fn stop(mut self) {
+        assert_eq!(self.must(&["stop", "--wait"]), "stopped\n");
+        assert!(!self.control().exists());
+        assert_eq!(self.supervisor.wait().unwrap().code(), Some(0));
+        let output = self.ask(&["status"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!(
+                "{}",
+                fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+            );
+        }
+        // For tests that failed; otherwise there is nobody any more. The group goes with the number.
+        if let Ok(None) = self.supervisor.try_wait() {
+            let _ = kill_process_group(Pid::from_child(&self.supervisor), Signal::KILL);
+            let _ = self.supervisor.wait();
+        }
+    }
+}
+
+fn handover() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
+    command.env_remove("HANDOVER_SOCKET").stdin(Stdio::null());
+    command
+}
+
+/// Waits until something holds. Other processes need the time more than this one.
+#[track_caller]
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    support::eventually(what, || {
+        let holds = holds();
+        if !holds {
+            thread::park_timeout(Duration::from_millis(5));
+        }
+        holds
+    });
+}
+
+/// Asks the server who answers.
+fn ask_server(addr: SocketAddr) -> io::Result<i32> {
+    let mut client = TcpStream::connect(addr)?;
+    client.set_read_timeout(Some(support::LIMIT))?;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    let mut answer = String::new();
+    client.read_to_string(&mut answer)?;
+    let pid = answer
+        .rsplit_once("\r\n\r\n")
+        .and_then(|(_, body)| body.strip_suffix(" web"))
+        .and_then(|pid| pid.parse().ok());
+    pid.ok_or_else(|| io::Error::other(answer))
+}
+
+fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_program_comes_back_is_restarted_and_stopped() {
+    let service = Supervised::start(&["--ready-after", "0.05"], &[]);
+    service.until_serving();
+    let addr = service.addr();
+    let first = ask_server(addr).unwrap();
+    assert_eq!(first, service.pid());
+
+    // Nobody is refused while there is no process: the next one answers.
+    kill(first);
+    let second = ask_server(addr).unwrap();
+    assert_ne!(second, first);
+    service.until_serving();
+    let table = service.must(&["status"]);
+    assert!(table.contains("SIGKILL"), "{table}");
+    assert!(table.contains(&format!("\n{second} ")), "{table}");
+
+    // Nobody is lost by a restart either.
+    let (done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    ask_server(addr).expect("a request was lost");
+                    answers.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        eventually("some answers", || answers.load(SeqCst) > 50);
+        let said = service.must(&["restart", "--wait"]);
+        assert!(said.starts_with("restarted within "), "{said}");
+        eventually("the old one has ended", || {
+            service.status()["draining"] == serde_json::json!([])
+        });
+        let so_far = answers.load(SeqCst);
+        eventually("more answers", || answers.load(SeqCst) > so_far + 50);
+        done.store(true, SeqCst);
+    });
+    let third = ask_server(addr).unwrap();
+    assert_ne!(third, second);
+    assert_eq!(third, service.pid());
+
+    service.stop();
+    let error = ask_server(addr).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_program_may_say_itself_when_it_is_ready() {
+    let service = Supervised::start(&["--notify"], &["notify", "gate"]);
+    let at_gate = service.dir.path().join("gate.at");
+    eventually("it is nearly ready", || at_gate.exists());
+    let output = service.ask(&["status"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert_eq!(service.status()["state"], "starting");
+    fs::write(service.dir.path().join("gate"), "").unwrap();
+    service.until_serving();
+    let table = service.must(&["status"]);
+    assert!(table.contains("open for all"), "{table}");
+    let first = ask_server(service.addr()).unwrap();
+    service.must(&["restart", "--wait"]);
+    assert_ne!(service.pid(), first);
+    service.stop();
+}
+
+#[test]
+fn a_version_that_does_not_come_up_leaves_the_old_one_serving() {
+    // The gate is there already.
+    let service = Supervised::start(&["--notify"], &["notify", "server.py"]);
+    service.until_serving();
+    let addr = service.addr();
+    let first = ask_server(addr).unwrap();
+    fs::write(
+        service.dir.path().join("server.py"),
+        "import sys; sys.exit(3)",
+    )
+    .unwrap();
+    let output = service.ask(&["restart", "--wait"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("handover: the restart failed: "), "{said}");
+    assert!(said.contains("before it was ready"), "{said}");
+    assert!(said.contains("exit status: 3"), "{said}");
+    assert_eq!(ask_server(addr).unwrap(), first);
+    let table = service.must(&["status"]);
+    assert!(table.contains("last restart  failed after"), "{table}");
+    service.stop();
+}
+
+#[test]
+fn a_supervisor_replaces_itself_and_nothing_else() {
+    let options = [
+        "--processes",
+        "2",
+        "--pid-file",
+        "pid",
+        "--ready-after",
+        "0",
+    ];
+    let service = Supervised::start(&options, &[]);
+    eventually("both serve", || {
+        let status = service.status();
+        let slots = status["processes"].as_array();
+        status["state"] == "serving" && slots.is_some_and(|slots| slots.len() == 2)
+    });
+    let pids = || {
+        let status = service.status();
+        let pid = |place: usize| status["processes"][place]["pid"].clone();
+        [status["pid"].clone(), pid(0), pid(1)]
+    };
+    let (before, addr) = (pids(), service.addr());
+    assert_eq!(before[0], service.supervisor.id());
+    let file = service.dir.path().join("pid");
+    let said = fs::read_to_string(&file).unwrap();
+    assert_eq!(said.trim(), service.supervisor.id().to_string());
+    let said = service.must(&["upgrade", "--wait"]);
+    assert_eq!(said, "the supervisor has been replaced\n");
+    assert_eq!(pids(), before);
+    let answer = i64::from(ask_server(addr).unwrap());
+    assert!(before[1..].contains(&answer.into()));
+    service.stop();
+    assert!(!file.exists());
+}
+
+#[test]
+fn a_stop_and_a_restart_need_not_be_waited_for() {
+    let mut service = Supervised::start(&["--ready-after", "0.05"], &[]);
+    service.until_serving();
+    let first = service.pid();
+    assert_eq!(service.must(&["restart"]), "");
+    eventually("another one serves", || {
+        let status = service.status();
+        let pid = &status["processes"][0]["pid"];
+        status["state"] == "serving" && pid.is_i64() && *pid != first
+    });
+    assert_eq!(service.must(&["stop"]), "");
+    assert_eq!(service.supervisor.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_program_that_must_not_be_started_again_is_not() {
+    let mut run = handover();
+    let output = run
+        .args(["run", "--", "sh", "-c", "exit 78"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+}
+
+#[test]
+fn a_supervisor_that_is_not_there_is_named() {
+    let (_dir, path) = support::socket_path();
+    for command in ["status", "restart", "stop", "upgrade"] {
+        for wait in [&[][..], &["--wait"]] {
+            let wait = if command == "status" {
+                &["--json"]
+            } else {
+                wait
+            };
+            let mut handover = handover();
+            let output = handover
+                .arg(command)
+                .args(wait)
+                .env("HANDOVER_SOCKET", &path);
+            let output = output.output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{command}: {output:?}");
+            assert!(output.stdout.is_empty(), "{output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            let start = format!(
+                "handover: cannot reach a supervisor at {}: ",
+                path.display()
+            );
+            assert!(said.starts_with(&start), "{said}");
+            assert!(said.contains("No such file"), "{said}");
+        }
+    }
+}
+
+/// Whoever listens there, it is no supervisor.
+#[test]
+fn one_that_does_not_answer_is_not_waited_for_forever() {
+    let (_dir, path) = support::socket_path();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let status = || {
+        let mut command = handover();
+        command
+            .args(["status", "--timeout", "0.1", "--socket"])
+            .arg(&path);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(status().ends_with("has not answered in time\n"));
+    drop(listener);
+    let said = status();
+    assert!(said.contains("Connection refused"), "{said}");
+}
+
+#[test]
+fn bad_arguments_are_told_apart() {
+    let runs = ["--", "true"];
+    for args in [
+        &["status"][..],
+        &["restart", "--socket", "x", "--timeout", "-1"],
+        &["run"],
+        &["run", "true"],
+        &[&["run", "--processes", "0"][..], &runs].concat(),
+        &[&["run", "--listen", "localhost:80"][..], &runs].concat(),
+        &[&["run", "--notify", "--ready-after", "2"][..], &runs].concat(),
+        &["nonsense"],
+        &[],
+    ] {
+        let output = handover().args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
+    }
+    for args in [&["--help"][..], &["--version"], &["run", "--help"]] {
+        let output = handover().args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+}
