@@ -4,19 +4,30 @@
 set -eu
 units=/etc/systemd/system
 install -D "$1/demo" /usr/local/bin/demo
-cp "$1/demo.service" "$1/demo.socket" $units/
-systemd-analyze verify $units/demo.service $units/demo.socket
+cp "$1"/demo*.service "$1/demo.socket" $units/
+systemd-analyze verify $units/demo.service $units/demo.socket $units/demo-supervised.service
 systemctl daemon-reload
 
-get() {
-    exec 9<>/dev/tcp/127.0.0.1/8080
-    printf 'GET %s HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n' "$1" >&9
-    tail -1 <&9
+unit=demo.service
+
+# send METHOD TARGET: fails if nobody listens; a process that ends meanwhile gives no answer.
+send() {
+    exec 9<>/dev/tcp/127.0.0.1/8080 || return 1
+    printf '%s %s HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$1" "$2" >&9
+    tail -1 <&9 2>/dev/null || true
     exec 9<&-
 }
 
+get() {
+    send GET "$1"
+}
+
 property() {
-    systemctl show --value -p "$1" demo.service
+    systemctl show --value -p "$1" "$unit"
+}
+
+serving() {
+    get /whoami | sed 's/.*"pid":\([0-9]*\).*/\1/'
 }
 
 # expect WHAT PATTERN TEXT
@@ -25,7 +36,7 @@ expect() {
     $2) printf 'ok: %s: %s\n' "$1" "$3" ;;
     *)
         printf 'FAILED: %s: %s\n' "$1" "$3"
-        journalctl -u demo --no-pager -o cat
+        journalctl -u "$unit" --no-pager -o cat
         exit 1
         ;;
     esac
@@ -62,3 +73,57 @@ systemctl reload demo.service
 expect 'the socket stays' '*"generation":2,*' "$(get /whoami)"
 systemctl stop demo.service
 expect 'another client starts it again' '*"generation":1,*' "$(get /whoami)"
+systemctl stop demo.socket demo.service
+
+unit=demo-supervised.service
+# Sooner than a service would want it.
+sed -i 's/--watchdog 30/--watchdog 3/; s/^WatchdogSec=10/WatchdogSec=4/' $units/$unit
+systemctl daemon-reload
+systemctl start $unit
+main=$(property MainPID)
+first=$(serving)
+expect 'the supervisor is the main process' 'different' "$([ "$main" != "$first" ] && echo different)"
+expect 'the store has the listener' 1 "$(property NFileDescriptorStore)"
+
+send POST /crash
+expect 'a crash' '*"generation":2,*' "$(get /whoami)"
+expect 'is none of systemd'"'"'s business' "$main 0" "$(property MainPID) $(property NRestarts)"
+
+systemctl reload $unit
+expect 'reload replaces what serves' '*"generation":3,*' "$(get /whoami)"
+expect 'and not the supervisor' "$main" "$(property MainPID)"
+
+mv /usr/local/bin/demo /usr/local/bin/demo.good
+timeout 20 systemctl reload $unit
+expect 'a bad version' '*"generation":3,*' "$(get /whoami)"
+expect 'the status says why' '*the last restart failed: cannot start *' "$(property StatusText)"
+mv /usr/local/bin/demo.good /usr/local/bin/demo
+
+# In the queue until another one serves.
+old=$(serving)
+kill -STOP "$old"
+expect 'the supervisor'"'"'s watchdog' 'another' "$([ "$(serving)" != "$old" ] && echo another)"
+expect 'is none of systemd'"'"'s business either' "$main 0" "$(property MainPID) $(property NRestarts)"
+
+# Nobody is refused at any time: systemd has kept the listener. `get` fails where it cannot connect.
+kill -KILL "$main"
+while [ "$(property NRestarts)" != 1 ]; do get /whoami >/dev/null; done
+expect 'a killed supervisor is started anew' '*"generation":1,*' "$(get /whoami)"
+expect 'and the store still has the listener' 1 "$(property NFileDescriptorStore)"
+
+kill -STOP "$(property MainPID)"
+while [ "$(property NRestarts)" != 2 ]; do get /whoami >/dev/null; done
+expect 'systemd'"'"'s own watchdog starts it anew' '*"generation":1,*' "$(get /whoami)"
+
+systemctl restart $unit
+expect 'a restart of the unit' '*"pid":*' "$(get /whoami)"
+
+systemctl kill --signal=SIGUSR2 --kill-whom=main $unit
+main=$(property MainPID)
+send POST /crash
+expect 'a supervisor that has replaced itself' '*"generation":2,*' "$(get /whoami)"
+expect 'is the same process' "$main" "$(property MainPID)"
+
+send POST '/exit?code=78'
+while [ "$(property ActiveState)" = active ]; do sleep 0.1; done
+expect 'a wrong configuration' 'exit-code 78' "$(property Result) $(property ExecMainStatus)"

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::sys;
@@ -68,7 +69,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 impl Control {
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        let bind = Bind::new(format!("unix:{}", path.display()));
+        let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
         let listener = bind
             .name("control")
             .unix_mode(0o600)

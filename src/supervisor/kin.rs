@@ -12,6 +12,14 @@ pub(super) fn descends(pid: u32) -> bool {
     parent(own).is_none() || pid != own && ancestors.any(|ancestor| ancestor == own)
 }
 
+/// The children of this process.
+pub(super) fn children() -> Vec<u32> {
+    let own = std::process::id();
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid| parent(*pid) == Some(own)).collect()
+}
+
 fn parent(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may contain anything.

@@ -259,6 +259,10 @@ impl Supervisor {
     /// As [`supervise`](Self::supervise).
     pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
         let program = Program::other(args.into_iter().map(Into::into).collect())?;
+        if !sys::is_program(program.path()) {
+            let text = format!("there is no program {}", program.path().display());
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
         self.0.foreign = true;
         let text = env::var(SUPERVISOR).unwrap_or_default();
         let words = role(&text).map_err(io::Error::other)?;

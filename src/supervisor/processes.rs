@@ -99,7 +99,8 @@ impl Run {
         };
         let now = Instant::now();
         main.ready = Some(now);
-        main.heard = main.heard.map(|_| now);
+        // A server of ours tells how it is whenever it is asked to; another program may never.
+        main.heard = (main.restarts_itself || main.heard.is_some()).then_some(now);
         if !main.aborted {
             main.deadline = Deadline::NEVER;
         }

@@ -9,6 +9,7 @@ use socket2::Socket;
 use super::Settings;
 use super::control::Control;
 use super::held::Held;
+use super::kin;
 use super::rolling::{Outcome, Rolling};
 use super::slot::{Running, Slot};
 use super::upgrade::Rehearsal;
@@ -172,6 +173,13 @@ impl Run {
     fn end(self) -> i32 {
         if notify::has_store() {
             self.held.leave_files();
+        }
+        if self.stop.is_some_and(|stop| stop.killed) {
+            // What those have left that were killed.
+            for orphan in kin::children() {
+                log::warn!("killing process {orphan}, which a process has left that was killed");
+                Running::new(orphan, 0, Deadline::NEVER).send(Posix::Kill);
+            }
         }
         log::info!("ending");
         match self.stop {

@@ -35,8 +35,15 @@ impl Run {
     }
 
     fn done_unless(&mut self, waits: bool, id: u64) {
-        if !waits {
-            self.reply(id, r#"{"ok":true}"#);
+        match waits {
+            true => {}
+            false if self.stop.is_some() => {
+                self.reply(
+                    id,
+                    r#"{"ok":false,"error":"the supervisor is being stopped"}"#,
+                );
+            }
+            false => self.reply(id, r#"{"ok":true}"#),
         }
     }
 
