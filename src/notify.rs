@@ -58,6 +58,11 @@ impl FromStr for Held {
     fn from_str(text: &str) -> Result<Self, ()> {
         let (flags, name) = text.split_at_checked(1).ok_or(())?;
         let flags: u8 = flags.parse().map_err(drop)?;
+        // Whoever says it may be anybody.
+        let is_fine = |char: char| char.is_ascii_graphic() && char != ':';
+        if name.len() > NAME || !name.chars().all(is_fine) {
+            return Err(());
+        }
         Ok(Self {
             name: name.to_owned(),
             by_name: flags & 1 != 0,
@@ -66,21 +71,27 @@ impl FromStr for Held {
     }
 }
 
+/// No name of a descriptor is longer (sd_listen_fds(3)).
+const NAME: usize = 255;
+
 /// How many listeners go with a message: their names are not to make it too long.
 const IN_A_MESSAGE: usize = 60;
 
 /// These are the listeners of this process, which is of this generation.
-pub(crate) fn listeners(generation: u64, about: &[Held], descriptors: &[Descriptor]) {
+pub(crate) fn listeners(
+    generation: u64,
+    about: &[Held],
+    descriptors: &[Descriptor],
+) -> io::Result<()> {
     let own = own(Some(generation));
     let pieces = about.chunks(IN_A_MESSAGE);
     for (about, descriptors) in pieces.zip(descriptors.chunks(IN_A_MESSAGE)) {
         let about: Vec<String> = about.iter().map(Held::to_string).collect();
         let text = format!("{LISTENERS}={}\n{own}", about.join(":"));
         let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
-        if let Err(error) = send(&text, &descriptors) {
-            log::error!("cannot leave the listeners with the supervisor: {error}");
-        }
+        send(&text, &descriptors)?;
     }
+    Ok(())
 }
 
 /// Leaves a descriptor with the manager, which gives it to the next process of the service (FileDescriptorStoreMax= in

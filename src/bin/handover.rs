@@ -96,8 +96,8 @@ struct Run {
     /// A process is ready when it has lived for so long, if it has not said so before
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
     ready_after: Duration,
-    /// How long a process may take to be ready. Defaults to 60
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    /// With --notify: how long a process may take to say that it is ready. Defaults to 60
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "notify")]
     ready_timeout: Option<Duration>,
     /// How long all processes together may take to stop, until they are killed. Defaults to 60
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]

@@ -195,7 +195,8 @@ impl Builder {
         self
     }
 
-    /// What SIGUSR1 does, such as reopening a log file. It runs on the server's main thread. Defaults to nothing.
+    /// What SIGUSR1 does, such as reopening a log file. It runs on the server's main thread, which also says to a watchdog that
+    /// the server lives: so it must not take long. Defaults to nothing.
     #[cfg(feature = "signals")]
     pub fn on_user_signal(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_hook = Some(Box::new(hook));

@@ -20,6 +20,8 @@ pub(super) struct Watchdog<'a, T> {
     every: Duration,
     stuck_after: Duration,
     next: Instant,
+    /// When the others were asked to look around.
+    asked: Instant,
     acceptor: u64,
     keeper: u64,
     workers: Vec<Seen>,
@@ -51,6 +53,7 @@ impl<'a, T> Watchdog<'a, T> {
             every: limit / BEATS,
             stuck_after: stuck_after.unwrap_or(limit),
             next: Instant::now(),
+            asked: Instant::now(),
             acceptor: u64::MAX,
             keeper: u64::MAX,
             workers: vec![Seen::default(); workers],
@@ -74,14 +77,18 @@ impl<'a, T> Watchdog<'a, T> {
             ("keeper", &mut self.keeper, self.lot.keeper_turns()),
         ];
         let mut progress = true;
-        for (who, seen, turns) in turns {
-            if std::mem::replace(seen, turns) == turns && !stops {
-                log::error!("the {who} does not react");
-                progress = false;
+        // Sooner would be too soon for a thread that has to be woken.
+        if now >= self.asked + self.every {
+            self.asked = now;
+            for (who, seen, turns) in turns {
+                if std::mem::replace(seen, turns) == turns && !stops {
+                    log::error!("the {who} does not react");
+                    progress = false;
+                }
             }
+            self.gate.wake();
+            self.lot.wake_keeper();
         }
-        self.gate.wake();
-        self.lot.wake_keeper();
         match self.stuck() {
             Some(Duration::ZERO) if !stops => {
                 log::error!("no worker makes progress: {}", self.calls());

@@ -89,7 +89,7 @@ impl Control {
 
     /// All that something may come from.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
-        let has_room = self.clients.len() < CLIENTS && self.not_before.is_none();
+        let has_room = self.has_room() && self.not_before.is_none();
         let clients = self.clients.iter().filter(|client| !client.ended);
         let clients = clients.map(|client| &client.socket);
         has_room
@@ -139,12 +139,18 @@ impl Control {
         requests
     }
 
+    /// Those who say no more only wait for what they have asked for.
+    fn has_room(&self) -> bool {
+        let speaking = self.clients.iter().filter(|client| !client.ended).count();
+        speaking < CLIENTS && self.clients.len() < 4 * CLIENTS
+    }
+
     fn accept(&mut self) {
         if self.not_before.is_some_and(|at| at > Instant::now()) {
             return;
         }
         self.not_before = None;
-        while self.clients.len() < CLIENTS {
+        while self.has_room() {
             let socket = match self.listener.accept() {
                 Ok((socket, _)) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -18,6 +18,8 @@ pub(super) struct One {
     pub(super) about: notify::Held,
     /// It was there before any process asked for it, and stays whether one does or not.
     pub(super) pinned: bool,
+    /// The service manager listens on it by itself.
+    pub(super) is_managers: bool,
     pub(super) id: Id,
 }
 
@@ -35,6 +37,16 @@ fn stored_name(about: &notify::Held) -> String {
 
 /// How the names begin under which the service manager keeps what processes have left here.
 const STORED: &str = "handover-";
+
+impl One {
+    /// Leaves it with the service manager, for the next supervisor.
+    fn store(&self) {
+        match sys::descriptor_of(&self.listener.socket) {
+            Ok(copy) => notify::store(stored_name(&self.about), &copy),
+            Err(error) => log::error!("cannot copy the listener {}: {error}", self.about.name),
+        }
+    }
+}
 
 impl Held {
     /// Takes what this process was started with: from a socket activator, or what an earlier supervisor has left with the
@@ -66,7 +78,9 @@ impl Held {
         let mut held = Self::default();
         let found = inherited.listeners(&binds.iter().collect::<Vec<_>>());
         for (bind, found) in binds.iter().zip(found) {
-            held.pin(found.map_or_else(|| bind.clone().bind(), Ok)?, foreign)?;
+            let is_managers = found.is_some();
+            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
+            held.pin(listener, is_managers, foreign)?;
         }
         held.inherit(inherited.take_all());
         Ok(held)
@@ -82,7 +96,7 @@ impl Held {
             };
             if !self.0.iter().any(fits) {
                 let bound = bind.clone().bind().map_err(io::Error::from);
-                if let Err(error) = bound.and_then(|listener| self.pin(listener, foreign)) {
+                if let Err(error) = bound.and_then(|listener| self.pin(listener, false, foreign)) {
                     log::error!("{error}");
                 }
             }
@@ -90,12 +104,11 @@ impl Held {
     }
 
     /// Holds one for whoever wants it. A foreign program expects that accepting waits, and says so if not.
-    fn pin(&mut self, listener: Listener, foreign: bool) -> io::Result<()> {
+    fn pin(&mut self, listener: Listener, is_managers: bool, foreign: bool) -> io::Result<()> {
         listener.socket.set_nonblocking(!foreign)?;
         log::info!("listening on {}", listener.local_addr());
-        let descriptor = sys::descriptor_of(&listener.socket)?;
-        self.0.push(One {
-            id: sys::socket_id(&descriptor)?,
+        let one = One {
+            id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
             about: notify::Held {
                 name: fd_name(listener.name()),
                 by_name: true,
@@ -103,7 +116,12 @@ impl Held {
             },
             listener,
             pinned: true,
-        });
+            is_managers,
+        };
+        if !is_managers {
+            one.store();
+        }
+        self.0.push(one);
         Ok(())
     }
 
@@ -113,8 +131,7 @@ impl Held {
         let id = self.insert(about, descriptor, false)?;
         if let Some(new) = self.0.get(before) {
             log::info!("holding the listener {}", new.listener.local_addr());
-            let copy = sys::descriptor_of(&new.listener.socket)?;
-            notify::store(stored_name(&new.about), &copy);
+            new.store();
         }
         Ok(id)
     }
@@ -140,6 +157,8 @@ impl Held {
             listener,
             about,
             pinned,
+            // What was there at the beginning, and was not stored here.
+            is_managers: pinned,
             id,
         });
         Ok(id)
@@ -147,6 +166,7 @@ impl Held {
 
     /// Closes those that are in nobody's list, and were not there from the beginning.
     pub(super) fn keep_only(&mut self, wanted: &[Id]) {
+        let before = self.0.len();
         self.0.retain(|one| {
             let stays = one.pinned || wanted.contains(&one.id);
             if !stays {
@@ -155,6 +175,13 @@ impl Held {
             }
             stays
         });
+        if self.0.len() < before {
+            // The manager forgets by name, and another one may have the same.
+            self.0
+                .iter()
+                .filter(|one| !one.is_managers)
+                .for_each(One::store);
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &One> {

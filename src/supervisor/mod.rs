@@ -63,6 +63,9 @@ pub fn supervise() -> io::Result<Restart> {
 ///   SIGUSR1 is passed on; SIGTERM and the first SIGINT stop everything when it has finished what it has, SIGQUIT and the second SIGINT at once.
 /// - **It is a good init**: as process 1 of a container it buries the processes that nobody waits for.
 ///
+/// A supervisor that replaces itself goes by the settings of its new program. Only what is there already stays: the control
+/// socket and listeners where they are, and the watchdog's limit for the processes that serve and their successors.
+///
 /// The supervisor logs by the logger that is set by then, or to standard error. When it dies itself, the processes that serve
 /// finish what they have, and end.
 ///
@@ -157,8 +160,8 @@ impl Supervisor {
         self
     }
 
-    /// How long all processes together may take to stop; then they are killed. Longer than
-    /// [`Builder::drain_timeout`](crate::Builder::drain_timeout). Defaults to 60 s.
+    /// How long processes may take to stop; then they are killed. A server says, by EXTEND_TIMEOUT_USEC (sd_notify(3)), that
+    /// it still has its own [`drain_timeout`](crate::Builder::drain_timeout), and is given that. Defaults to 60 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.0.stop_timeout = timeout;
         self

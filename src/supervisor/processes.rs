@@ -51,6 +51,7 @@ impl Run {
                 let deadline = Deadline::after(Instant::now(), within);
                 Ok(Running {
                     is_own: true,
+                    watchdog: self.settings.watchdog,
                     ..Running::new(pid, generation, deadline)
                 })
             }
@@ -115,7 +116,8 @@ impl Run {
                 slot.due = Deadline::at(Some(now));
             }
         }
-        if self.slots.iter().all(|slot| slot.is_ready()) && self.rolling.is_none() {
+        let is_whole = self.slots.iter().all(|slot| slot.is_ready());
+        if is_whole && self.rolling.is_none() && self.stop.is_none() {
             self.announced = true;
             notify::ready(None, self.summary());
         }
@@ -242,13 +244,23 @@ impl Run {
         if let Some(process) = self.process(place).filter(|process| !process.aborted) {
             process.extend(until);
         }
-        if let Some(rolling) = &mut self.rolling {
+        let index = match place {
+            Place::Main(index) | Place::Next(index) => Some(index),
+            Place::Draining(_) | Place::Stranger(_) => None,
+        };
+        let mut is_awaited = index.is_some() && !self.announced;
+        if let Some(rolling) = self
+            .rolling
+            .as_mut()
+            .filter(|rolling| Some(rolling.at) == index)
+        {
             rolling.extend(until);
+            is_awaited = true;
         }
-        if let Some(stop) = self.stop.as_mut().filter(|stop| !stop.killed) {
+        if let Some(stop) = self.stop.as_mut().filter(|stop| !stop.at_once) {
             stop.deadline = stop.deadline.later(until);
+            is_awaited = true;
         }
-        let is_awaited = self.stop.is_some() || self.rolling.is_some() || !self.announced;
         if is_awaited {
             notify::extend(more);
         }
@@ -292,7 +304,13 @@ impl Run {
             let next = self.slots[index].next.take();
             let mut next = match next {
                 Some(next) if next.pid == pid => next,
-                _ => self.stranger(index, pid),
+                other => {
+                    if let Some(other) = other {
+                        other.send(Posix::Terminate);
+                        self.drain(other);
+                    }
+                    self.stranger(index, pid)
+                }
             };
             next.generation = said.generation.unwrap_or(next.generation);
             if let Some(old) = self.slots[index].main.replace(next) {
@@ -300,8 +318,14 @@ impl Run {
             }
             return self.became_ready(index);
         }
-        if said.stopping && self.stop.is_none() && self.settings.restart_after_success {
-            return self.replace_stopping(index);
+        if said.stopping && self.stop.is_none() {
+            if self.settings.restart_after_success {
+                return self.replace_stopping(index);
+            }
+            let within = Deadline::after(Instant::now(), self.settings.stop_timeout);
+            if let Some(main) = self.slots[index].main.as_mut().filter(|main| !main.aborted) {
+                main.deadline = within;
+            }
         }
         let limit = self.settings.abort_timeout;
         let Some(main) = &mut self.slots[index].main else {
@@ -321,12 +345,15 @@ impl Run {
 
     /// A process stops that nobody here has asked to: another one serves while it finishes what it has.
     fn replace_stopping(&mut self, index: usize) {
-        let Some(main) = self.slots[index].main.take() else {
+        let Some(mut main) = self.slots[index].main.take() else {
             return;
         };
+        main.replaced_in = Some(index);
         // It ends the one that it has started, if that does not serve already.
-        let next = self.slots[index].next.take();
-        self.strangers.extend(next);
+        if let Some(mut next) = self.slots[index].next.take() {
+            next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
+            self.strangers.push(next);
+        }
         let served = main.ready.map(|ready| ready.elapsed());
         let why = format!("process {} stops, and was not asked to", main.pid);
         self.drain(main);
@@ -337,6 +364,8 @@ impl Run {
     /// A process that may have spoken already, before it was spoken of.
     fn stranger(&mut self, index: usize, pid: u32) -> Running {
         let generation = self.slots[index].generation + 1;
+        let main = self.slots[index].main.as_ref();
+        let watchdog = main.and_then(|main| main.watchdog);
         let known = self.strangers.iter().position(|known| known.pid == pid);
         let mut process = match known {
             Some(at) => self.strangers.remove(at),
@@ -345,6 +374,10 @@ impl Run {
         // Its predecessor sees to it that it is ready in time.
         process.deadline = Deadline::NEVER;
         process.restarts_itself = true;
+        process.watchdog = watchdog;
+        if self.stop.is_some() {
+            process.send(Posix::Terminate);
+        }
         process
     }
 
@@ -415,8 +448,11 @@ impl Run {
                 }
             }
             Some(Place::Draining(index)) => {
-                self.draining.remove(index);
+                let process = self.draining.remove(index);
                 log::info!("process {pid} has ended ({how})");
+                if let (Some(index), Some(code)) = (process.replaced_in, self.final_code(status)) {
+                    self.give_up(index, code, &format!("process {pid} has ended ({how})"));
+                }
             }
             Some(Place::Stranger(index)) => {
                 self.strangers.remove(index);
@@ -440,32 +476,46 @@ impl Run {
         let why = format!("process {pid} ended {served_for} ({how})");
         let slot = &mut self.slots[index];
         slot.last_end = Some(why.clone());
-        let code = status.and_then(|status| status.code());
-        let is_final = code.is_some_and(|code| match code {
-            0 => !self.settings.restart_after_success,
-            code => self.settings.no_restart == Some(code),
-        });
         if self.stop.is_some() {
             log::info!("{why}");
         } else if let Some(next) = &mut slot.next {
             log::warn!("{why}; the one that it has started may serve");
-            next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
+            let latest = Deadline::after(Instant::now(), self.settings.ready_timeout);
+            next.deadline = next.deadline.earlier(latest);
             self.fail_roll(index, &why);
-        } else if is_final {
-            let code = code.unwrap_or_default();
-            log::error!("{why}: by this it says that it is not to be started again");
-            self.exit_code = code;
-            self.fail_roll(index, &why);
+        } else if let Some(code) = self.final_code(status) {
+            self.give_up(index, code, &why);
         } else {
             self.start_later(index, served, &why);
         }
+    }
+
+    /// The code by which a process says that it is not to be started again, if it does.
+    fn final_code(&self, status: Option<ExitStatus>) -> Option<i32> {
+        let code = status?.code()?;
+        let is_final = match code {
+            0 => !self.settings.restart_after_success,
+            code => self.settings.no_restart == Some(code),
+        };
+        is_final.then_some(code)
+    }
+
+    fn give_up(&mut self, index: usize, code: i32, why: &str) {
+        log::error!("{why}: by this it says that it is not to be started again");
+        self.exit_code = code;
+        self.slots[index].due = Deadline::NEVER;
+        if let Some(other) = self.slots[index].main.take() {
+            other.send(Posix::Terminate);
+            self.drain(other);
+        }
+        self.fail_roll(index, why);
     }
 
     // ---- time ----
 
     /// When it is too late for a serving process to say that it makes progress.
     pub(super) fn beat_deadline(&self, main: &Running) -> Deadline {
-        match self.settings.watchdog {
+        match main.watchdog {
             Some(limit) if main.is_fine() && self.stop.is_none() => {
                 let late = |heard| Deadline::after(heard, limit);
                 main.heard.map_or(Deadline::NEVER, late)

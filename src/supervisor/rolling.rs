@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::run::Run;
+use super::slot::Slot;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Posix;
@@ -11,8 +12,10 @@ use crate::sys::Posix;
 #[derive(Debug)]
 pub(super) struct Rolling {
     /// Which place is next, and the process there that is to be replaced, once that was asked for.
-    at: usize,
+    pub(super) at: usize,
     asked: Option<Option<u32>>,
+    /// The process there ends by itself, and another one follows.
+    ends_anyway: bool,
     pub(super) deadline: Deadline,
     since: Instant,
     failed: Option<String>,
@@ -49,10 +52,13 @@ impl Run {
                 .into_iter()
                 .for_each(|waiter| self.tell(waiter, &outcome));
         }
-        notify::reloading("restarting");
+        if self.announced {
+            notify::reloading("restarting");
+        }
         let rolling = self.rolling.get_or_insert_with(|| Rolling {
             at: 0,
             asked: None,
+            ends_anyway: false,
             deadline: Deadline::NEVER,
             since: Instant::now(),
             failed: None,
@@ -87,7 +93,7 @@ impl Run {
     fn ask_to_replace(&mut self, at: usize) {
         let slot = &mut self.slots[at];
         let mut old = slot.main.as_ref().map(|main| main.pid);
-        let mut failed = None;
+        let (mut failed, mut ends_anyway) = (None, false);
         match &slot.main {
             // The process finds the program, and says how it went.
             Some(main) if main.is_fine() && main.restarts_itself => main.send(Posix::Hangup),
@@ -97,7 +103,7 @@ impl Run {
             },
             // It is new already, or another one follows anyway.
             Some(main) if main.ready.is_none() => old = None,
-            Some(_) => {}
+            Some(_) => ends_anyway = true,
             None if slot.next.is_some() => {}
             None => slot.due = Deadline::at(Some(Instant::now())),
         }
@@ -105,6 +111,7 @@ impl Run {
         if let Some(rolling) = &mut self.rolling {
             rolling.asked = Some(old);
             rolling.failed = failed;
+            rolling.ends_anyway = ends_anyway;
             rolling.deadline = Deadline::after(Instant::now(), within);
         }
     }
@@ -112,6 +119,7 @@ impl Run {
     /// The process in this place was not replaced.
     pub(super) fn fail_roll(&mut self, at: usize, why: &str) {
         match &mut self.rolling {
+            Some(rolling) if rolling.at == at && rolling.ends_anyway => rolling.ends_anyway = false,
             Some(rolling) if rolling.at == at && rolling.asked.is_some() => {
                 rolling.failed.get_or_insert_with(|| why.to_owned());
             }
@@ -130,6 +138,7 @@ impl Run {
         }
         if self.stop.is_none() {
             let summary = self.summary();
+            self.announced |= self.slots.iter().all(Slot::is_ready);
             match &error {
                 _ if !self.announced => notify::status(summary),
                 None => notify::ready(None, summary),

@@ -59,6 +59,8 @@ pub(super) struct Run {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stop {
     pub(super) deadline: Deadline,
+    /// Nobody gets more time.
+    pub(super) at_once: bool,
     /// Those that were there have been killed.
     pub(super) killed: bool,
 }
@@ -217,7 +219,7 @@ impl Run {
                     return;
                 }
             };
-            log::info!("{signal:?}");
+            log::info!("{signal}");
             match signal {
                 Posix::Hangup => self.restart(None),
                 Posix::User2 => self.upgrade(None),
@@ -250,23 +252,27 @@ impl Run {
         let within = self.settings.stop_timeout;
         notify::stopping("stopping");
         notify::extend(within + KILL_TIMEOUT);
-        self.begin_stop(within);
+        self.begin_stop(within, false);
         self.signal_all(Posix::Terminate);
     }
 
     fn stop_now(&mut self) {
         notify::stopping("stopping at once");
-        self.begin_stop(KILL_TIMEOUT);
+        self.begin_stop(KILL_TIMEOUT, true);
         self.signal_all(Posix::Quit);
     }
 
-    fn begin_stop(&mut self, within: Duration) {
+    fn begin_stop(&mut self, within: Duration, at_once: bool) {
         let deadline = Deadline::after(Instant::now(), within);
         let before = self.stop.map_or(Deadline::NEVER, |stop| stop.deadline);
         self.stop = Some(Stop {
             deadline: deadline.earlier(before),
-            killed: false,
+            at_once,
+            killed: self.stop.is_some_and(|stop| stop.killed),
         });
+        if let Some(rehearsal) = &self.rehearsal {
+            rehearsal.process.send(Posix::Kill);
+        }
         for slot in &mut self.slots {
             slot.due = Deadline::NEVER;
         }
@@ -333,6 +339,7 @@ impl Run {
                 log::error!("ending what has not ended by itself");
                 *stop = Stop {
                     deadline: Deadline::after(now, KILL_TIMEOUT),
+                    at_once: true,
                     killed: true,
                 };
                 self.signal_all(Posix::Kill);

@@ -1,6 +1,6 @@
 //! A place for a serving process, and the processes that have one.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::held::Id;
@@ -60,6 +60,8 @@ pub(super) struct Running {
     pub(super) ready: Option<Instant>,
     /// It starts its successors itself: SIGHUP is enough.
     pub(super) restarts_itself: bool,
+    /// How long it may say nothing of its progress, as it was told when it was started.
+    pub(super) watchdog: Option<Duration>,
     /// When it has said for the last time that it makes progress; who never does is not watched.
     pub(super) heard: Option<Instant>,
     /// When it is late: to be ready at first, to end later.
@@ -68,6 +70,8 @@ pub(super) struct Running {
     pub(super) aborted: bool,
     /// It ends, and has said so.
     pub(super) stopping: bool,
+    /// The place in which another one was started when it stopped by itself.
+    pub(super) replaced_in: Option<usize>,
     pub(super) status: String,
     /// Those that it listens on, of those that are held here.
     pub(super) listeners: Vec<Id>,
@@ -76,7 +80,7 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn send(&self, signal: Posix) {
         if let Err(error) = self.handle.send(signal) {
-            log::debug!("cannot send {signal:?} to process {}: {error}", self.pid);
+            log::debug!("cannot send {signal} to process {}: {error}", self.pid);
         }
     }
 
@@ -100,10 +104,12 @@ impl Running {
             since: now,
             ready: None,
             restarts_itself: false,
+            watchdog: None,
             heard: None,
             deadline,
             aborted: false,
             stopping: false,
+            replaced_in: None,
             status: String::new(),
             listeners: Vec::new(),
         }

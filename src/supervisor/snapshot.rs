@@ -30,6 +30,7 @@ pub(super) struct Snapshot {
     notify: i32,
     lifeline: (i32, i32),
     control: Option<i32>,
+    exit_code: i32,
     /// Those who wait to hear how the upgrade went.
     waiters: Vec<i32>,
     listeners: Vec<ListenerLine>,
@@ -65,6 +66,8 @@ struct ProcessLine {
     ready: Option<u64>,
     heard: Option<u64>,
     is_own: bool,
+    watchdog: Option<u64>,
+    replaced_in: Option<usize>,
     restarts_itself: bool,
     stopping: bool,
     /// In how long it is late.
@@ -106,6 +109,7 @@ impl Snapshot {
             age: age(run.since),
             announced: run.announced,
             opened: run.opened,
+            exit_code: run.exit_code,
             notify: keep(run.notify.socket())?,
             lifeline: (keep(&run.lifeline.0)?, keep(&run.lifeline.1)?),
             ..Self::default()
@@ -171,6 +175,7 @@ impl Snapshot {
                 self.notify = words.next()?;
                 self.lifeline = (words.next()?, words.next()?);
                 self.control = words.maybe()?;
+                self.exit_code = words.next()?;
             }
             "waiter" => self.waiters.push(words.next()?),
             "listener" => self.listeners.push(ListenerLine {
@@ -194,6 +199,8 @@ impl Snapshot {
                 ready: words.maybe()?,
                 heard: words.maybe()?,
                 is_own: words.next()?,
+                watchdog: words.maybe()?,
+                replaced_in: words.maybe()?,
                 restarts_itself: words.next()?,
                 stopping: words.next()?,
                 deadline: words.maybe()?,
@@ -257,6 +264,7 @@ impl Snapshot {
         run.since = ago(self.age);
         run.announced = self.announced;
         run.opened = self.opened;
+        run.exit_code = self.exit_code;
         run.upgrade_waiters = waiters;
         run.slots = self.slots.into_iter().map(SlotLine::restore).collect();
         for line in self.processes {
@@ -307,6 +315,8 @@ impl ProcessLine {
             ready: process.ready.map(age),
             heard: process.heard.map(age),
             is_own: process.is_own,
+            watchdog: process.watchdog.map(in_millis),
+            replaced_in: process.replaced_in,
             restarts_itself: process.restarts_itself,
             stopping: process.stopping,
             deadline: left(process.deadline),
@@ -323,7 +333,9 @@ impl ProcessLine {
             since: ago(self.age),
             ready: self.ready.map(ago),
             heard: self.heard.map(ago),
-            is_own: self.is_own,
+            watchdog: self.watchdog.map(Duration::from_millis),
+            replaced_in: self.replaced_in,
+            is_own: self.is_own && sys::is_child(self.pid),
             restarts_itself: self.restarts_itself,
             stopping: self.stopping,
             aborted: self.aborted,
@@ -376,8 +388,8 @@ impl fmt::Display for Snapshot {
         writeln!(f, "format {FORMAT}")?;
         writeln!(
             f,
-            "supervisor {age} {announced} {opened} {notify} {} {} {control}",
-            lifeline.0, lifeline.1
+            "supervisor {age} {announced} {opened} {notify} {} {} {control} {}",
+            lifeline.0, lifeline.1, self.exit_code
         )?;
         for waiter in &self.waiters {
             writeln!(f, "waiter {waiter}")?;
@@ -401,7 +413,7 @@ impl fmt::Display for Snapshot {
             let listeners = line.listeners.iter().map(usize::to_string);
             writeln!(
                 f,
-                "process {} {} {} {} {} {} {} {} {} {} {} {} {}",
+                "process {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}",
                 Maybe(line.slot),
                 line.pid,
                 line.generation,
@@ -409,6 +421,8 @@ impl fmt::Display for Snapshot {
                 Maybe(line.ready),
                 Maybe(line.heard),
                 line.is_own,
+                Maybe(line.watchdog),
+                Maybe(line.replaced_in),
                 line.restarts_itself,
                 line.stopping,
                 Maybe(line.deadline),
@@ -433,6 +447,7 @@ mod tests {
             notify: 4,
             lifeline: (5, 6),
             control: Some(7),
+            exit_code: 78,
             waiters: vec![8, 9],
             listeners: vec![ListenerLine {
                 number: 10,
@@ -465,6 +480,8 @@ mod tests {
                 ready: Some(900),
                 heard: Some(10),
                 is_own: false,
+                watchdog: Some(60_000),
+                replaced_in: None,
                 restarts_itself: true,
                 stopping: false,
                 deadline: None,

@@ -32,6 +32,8 @@ const WELL: &[u8] = b"well";
 #[derive(Debug)]
 pub(super) struct Rehearsal {
     pub(super) process: Running,
+    /// It went well: the rest is done when nothing else is.
+    went_well: bool,
     pub(super) deadline: Deadline,
     report: std::fs::File,
 }
@@ -49,11 +51,17 @@ impl Run {
     pub(super) fn upgrade_if_wanted(&mut self) {
         let now = Instant::now();
         if let Some(rehearsal) = &mut self.rehearsal {
-            if rehearsal.deadline.passed(now) {
-                log::error!(
-                    "the rehearsal takes too long: killing process {}",
-                    rehearsal.process.pid
-                );
+            if rehearsal.went_well {
+                self.rehearsal = None;
+                // If something has begun meanwhile, afterwards once more.
+                if self.upgrade_wanted && self.is_settled() {
+                    let Err(error) = self.replace();
+                    let path = self.own.path().display();
+                    self.end_upgrade(Err(format!("cannot become {path}: {error}")));
+                }
+            } else if rehearsal.deadline.passed(now) {
+                let pid = rehearsal.process.pid;
+                log::error!("the rehearsal takes too long: killing process {pid}");
                 rehearsal.process.send(Posix::Kill);
                 rehearsal.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
             }
@@ -85,6 +93,7 @@ impl Run {
         let pid = self.start_as(REHEARSE, &descriptors)?;
         Ok(Rehearsal {
             process: Running::new(pid, 0, Deadline::NEVER),
+            went_well: false,
             deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
             report,
         })
@@ -116,18 +125,9 @@ impl Run {
         if read.is_err() || report != WELL {
             return self.end_upgrade(Err(format!("the rehearsal failed ({how})")));
         }
-        if !self.is_settled() {
-            // Something has begun meanwhile. Afterwards once more.
-            return;
-        }
-        if self.upgrade_wanted {
-            let error = match self.replace() {
-                Ok(never) => match never {},
-                Err(error) => error,
-            };
-            let path = self.own.path().display();
-            self.end_upgrade(Err(format!("cannot become {path}: {error}")));
-        }
+        rehearsal.went_well = true;
+        rehearsal.deadline = Deadline::NEVER;
+        self.rehearsal = Some(rehearsal);
     }
 
     /// Becomes the program. Returns only if that fails.

@@ -34,6 +34,7 @@
 //! an error of the caller: another process may hold the same open file description.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -133,6 +134,21 @@ pub(crate) enum Posix {
     Terminate,
     User1,
     User2,
+}
+
+impl fmt::Display for Posix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Abort => "SIGABRT",
+            Self::Hangup => "SIGHUP",
+            Self::Interrupt => "SIGINT",
+            Self::Kill => "SIGKILL",
+            Self::Quit => "SIGQUIT",
+            Self::Terminate => "SIGTERM",
+            Self::User1 => "SIGUSR1",
+            Self::User2 => "SIGUSR2",
+        })
+    }
 }
 
 /// What a process has said to its supervisor (sd_notify(3)).

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::SocketAddrUnix;
-use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
     pidfd_send_signal, set_child_subreaper, test_kill_process, wait, waitid,
@@ -239,7 +239,8 @@ impl NotifySocket {
     }
 
     /// What has been said next, if there is something.
-    #[allow(unsafe_code)]
+    // With musl, lengths are of another type.
+    #[allow(unsafe_code, clippy::unnecessary_cast)]
     pub(crate) fn next(&self) -> io::Result<Option<Notification>> {
         let mut buffer = [0u8; MOST];
         let mut control = [0u64; CONTROL / size_of::<u64>()];
@@ -254,7 +255,7 @@ impl NotifySocket {
             header.msg_iov = &raw mut slice;
             header.msg_iovlen = 1;
             header.msg_control = control.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL;
+            header.msg_controllen = CONTROL as _;
             let fd = self.socket.as_raw_fd();
             let size = loop {
                 match libc::recvmsg(fd, &raw mut header, libc::MSG_CMSG_CLOEXEC) {
@@ -270,7 +271,7 @@ impl NotifySocket {
             let mut message = libc::CMSG_FIRSTHDR(&raw const header);
             while let Some(one) = message.as_ref() {
                 let data = libc::CMSG_DATA(message);
-                let length = one.cmsg_len - libc::CMSG_LEN(0) as usize;
+                let length = (one.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
                 match (one.cmsg_level, one.cmsg_type) {
                     (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                         for at in 0..length / size_of::<libc::c_int>() {
@@ -300,8 +301,20 @@ impl NotifySocket {
 }
 
 /// Whose process is at the other end of a Unix socket's connection.
+#[allow(unsafe_code)]
 pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
-    Ok(socket_peercred(socket)?.uid.as_raw())
+    let mut who = MaybeUninit::<libc::ucred>::zeroed();
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    // By hand, as above: somebody from outside a container has no number here.
+    // SAFETY: the buffer has the size that is given, and any bits are credentials.
+    unsafe {
+        let fd = socket.as_raw_fd();
+        let (buffer, size) = (who.as_mut_ptr().cast(), &raw mut size);
+        match libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, buffer, size) {
+            0 => Ok(who.assume_init().uid),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
 /// Who this process acts as.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -40,6 +40,10 @@ pub(crate) fn all() -> Vec<Trial> {
         a_process_that_stands_still_is_killed,
         no_request_is_lost_by_restarts_and_upgrades,
         upgrades_lose_nothing_and_a_bad_one_changes_nothing,
+        a_process_that_dies_during_an_upgrade_is_replaced,
+        an_upgrade_goes_by_the_new_settings,
+        a_restart_during_the_start_ends_with_ready,
+        an_exit_code_counts_also_behind_a_stop,
         a_bad_version_costs_nothing_and_says_why,
         several_processes_are_replaced_one_after_another,
         a_listener_that_a_new_version_does_not_want_is_closed,
@@ -49,6 +53,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_process_that_stops_by_itself_is_replaced_before_it_has_finished,
         a_kill_at_any_time_leaves_no_orphan,
         strangers_are_buried,
+        process_1_of_a_container_is_a_good_init,
         what_the_supervisor_was_told_is_not_for_those_that_serve,
         the_control_socket_is_for_its_owner,
         the_pid_file_is_the_supervisors,
@@ -67,10 +72,19 @@ impl Supervised {
     }
 
     fn start_with(settings: &str, options: &[(&str, &str)]) -> Self {
+        Self::start_by(settings, options, |_| {})
+    }
+
+    fn start_by(
+        settings: &str,
+        options: &[(&str, &str)],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let mut options = options.to_vec();
         options.push(("supervised", settings));
         let mut log = None;
         let generations = Generations::start_with(&options, |command| {
+            prepare(command);
             let file = tempfile::NamedTempFile::new().unwrap();
             command.stderr(file.reopen().unwrap());
             log = Some(file);
@@ -526,16 +540,13 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
     let outcome = upgrade();
     assert!(outcome.contains(r#""ok":true"#), "{outcome}");
     let before = resources(supervised.pid());
-    for mode in ["early exit 3", "early hang", "early segv"] {
-        // No more than a rehearsal may take.
-        if mode != "early hang" {
-            supervised.generations.mode(mode);
-            let outcome = upgrade();
-            assert!(
-                outcome.contains(r#""ok":false"#) && outcome.contains("rehearsal"),
-                "{outcome}"
-            );
-        }
+    for mode in ["early exit 3", "early segv", "early hang"] {
+        supervised.generations.mode(mode);
+        let outcome = upgrade();
+        assert!(
+            outcome.contains(r#""ok":false"#) && outcome.contains("rehearsal"),
+            "{outcome}"
+        );
     }
     let good = supervised.generations.program.clone();
     let aside = good.with_extension("aside");
@@ -569,6 +580,120 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
         resources(supervised.pid()).descriptors == before.descriptors
     });
     supervised.end();
+}
+
+fn a_process_that_dies_during_an_upgrade_is_replaced() {
+    let supervised = Supervised::start("processes=2 healthy=0");
+    for round in 0..20 {
+        let old = supervised.pids()[round % 2];
+        let done = supervised.log().matches("becoming").count();
+        thread::scope(|scope| {
+            let upgrade = scope.spawn(|| supervised.ask("upgrade wait"));
+            // Before the rehearsal, during it, or about the exec.
+            match round % 3 {
+                0 => {}
+                1 => eventually("the rehearsal", || {
+                    supervised.log().matches("rehearsing").count() > done
+                }),
+                _ => eventually("the exec", || {
+                    supervised.log().matches("becoming").count() > done
+                }),
+            }
+            signal(old, Signal::KILL);
+            let outcome = upgrade.join().unwrap().unwrap();
+            assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+        });
+        eventually("two others serve", || {
+            let pids = supervised.pids();
+            pids.len() == 2 && !pids.contains(&old)
+        });
+        supervised.until_state("serving");
+    }
+    supervised.end();
+}
+
+fn an_upgrade_goes_by_the_new_settings() {
+    let supervised = Supervised::start("watchdog=60000");
+    let old = supervised.who();
+    // Those that serve do not know of the new limit, and are not ended by it.
+    supervised
+        .generations
+        .option("supervised", "processes=3 watchdog=1000 abort=300");
+    assert!(
+        supervised
+            .ask("upgrade wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    eventually("three processes", || supervised.pids().len() == 3);
+    supervised.until_state("serving");
+    let pids = supervised.pids();
+    assert_eq!(pids[0], old.pid);
+    let since = Instant::now();
+    eventually("the limit has passed", || {
+        since.elapsed() > Duration::from_millis(1500)
+    });
+    assert_eq!(supervised.pids(), pids);
+    signal(pids[1], Signal::STOP);
+    eventually("it is ended by it", || {
+        !supervised.pids().contains(&pids[1])
+    });
+    supervised.generations.option("supervised", "processes=1");
+    assert!(
+        supervised
+            .ask("upgrade wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    eventually("one process", || {
+        supervised.generations.processes().0.len() == 2
+    });
+    assert_eq!(supervised.who(), old);
+    supervised.end();
+}
+
+fn a_restart_during_the_start_ends_with_ready() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (path, at) = (dir.path().join("notify"), dir.path().join("at"));
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+    for (name, text) in [
+        ("listen", "127.0.0.1:0"),
+        ("mode", "late pause"),
+        ("supervised", ""),
+    ] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let mut supervisor = Command::new(std::env::current_exe().unwrap())
+        .env(DIR, dir.path())
+        .env("NOTIFY_SOCKET", &path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("it is starting", || at.exists());
+    let mut control = UnixStream::connect(dir.path().join("control")).unwrap();
+    control.write_all(b"restart\n").unwrap();
+    control.read_to_string(&mut String::new()).unwrap();
+    fs::write(dir.path().join("go"), "").unwrap();
+    let mut text = [0; 4096];
+    loop {
+        let size = socket.recv(&mut text).unwrap();
+        let said = String::from_utf8_lossy(&text[..size]);
+        assert!(!said.contains("RELOADING"), "{said}");
+        if said.contains("READY=1") {
+            break;
+        }
+    }
+    signal(supervisor.id() as i32, Signal::TERM);
+    assert!(supervisor.wait().unwrap().success());
+}
+
+fn an_exit_code_counts_also_behind_a_stop() {
+    let mut supervised = Supervised::start_with("", &[("exit-code", "78")]);
+    signal(supervised.who().pid, Signal::TERM);
+    assert_eq!(supervised.generations.wait_for_first().code(), Some(78));
+    supervised.generations.wait();
 }
 
 fn a_bad_version_costs_nothing_and_says_why() {
@@ -848,6 +973,57 @@ fn strangers_are_buried() {
     assert!(is_ours() || stat(orphan).is_none());
     eventually("it is buried", || stat(orphan).is_none());
     supervised.end();
+}
+
+fn process_1_of_a_container_is_a_good_init() {
+    let may = Command::new("unshare")
+        .args(["-fp", "--mount-proc", "true"])
+        .output();
+    if !may.is_ok_and(|output| output.status.success()) {
+        return println!("skipped: no namespace of processes can be made here");
+    }
+    let supervised = Supervised::start_by("", &[], |command| {
+        let mut unshare = Command::new("unshare");
+        unshare
+            .args(["-fp", "--mount-proc", "--kill-child"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        for (name, value) in command.get_envs() {
+            unshare.env(name, value.unwrap());
+        }
+        *command = unshare;
+    });
+    let status = supervised.ask("status").unwrap();
+    assert!(status.contains(r#""pid":1,"#), "{status}");
+    // As others see it.
+    let init = all_pids()
+        .find(|pid| stat(*pid).is_some_and(|s| s.2 == supervised.pid()))
+        .unwrap();
+    let first = supervised.who().pid;
+    assert!(try_get(supervised.addr(), "/crash").is_err());
+    let second = supervised.until_other(first);
+    supervised.generations.get("/orphan");
+    let children = || {
+        all_pids()
+            .filter(|pid| stat(*pid).is_some_and(|s| s.2 == init))
+            .count()
+    };
+    eventually("the orphan is buried", || children() == 1);
+    signal(init, Signal::HUP);
+    supervised.until_other(second.pid);
+    eventually("the old one is buried", || children() == 1);
+    assert!(
+        supervised
+            .ask("upgrade wait")
+            .unwrap()
+            .contains(r#""ok":true"#)
+    );
+    signal(init, Signal::TERM);
+    let mut supervised = supervised;
+    assert_eq!(supervised.generations.wait_for_first().code(), Some(0));
 }
 
 fn what_the_supervisor_was_told_is_not_for_those_that_serve() {

@@ -115,7 +115,8 @@ pub(crate) fn serve_if_child() {
         server.run().unwrap()
     };
     let _ = writeln!(std::io::stdout(), "\ngeneration {generation}: {report}");
-    std::process::exit(0);
+    let code = option(&dir, "exit-code").map_or(0, |code| code.parse().unwrap());
+    std::process::exit(code);
 }
 
 /// The supervisor with the settings that stand in a file: words with a number behind, of milliseconds where it is a time.

@@ -374,9 +374,11 @@ fn leave_copies(generation: u64, listeners: &[Weak<Listener>]) -> std::io::Resul
         };
         about.push(copy);
         copies.push(sys::descriptor_of(&listener.socket)?);
+    }
+    notify::listeners(generation, &about, &copies)?;
+    for listener in listeners.iter().filter_map(Weak::upgrade) {
         listener.set_own_path(false);
     }
-    notify::listeners(generation, &about, &copies);
     Ok(())
 }
 
