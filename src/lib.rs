@@ -3,8 +3,8 @@
 //! Blocking code keeps its shape: a handler reads from and writes to a [`Connection`] as from a socket, on one of a
 //! fixed number of threads. What is different from a thread per connection is everything around it: a client that
 //! waits, is slow, or says nothing occupies no thread; every wait has a total deadline; a panic costs one
-//! connection; a stop answers what was asked before it ends; and a restart hands over to a new process without losing a
-//! request. There is no async runtime.
+//! connection; a stop answers what was asked before it ends; a restart hands over to a new process without losing a
+//! request; and a process that crashes or hangs is replaced while its clients wait. There is no async runtime.
 //!
 //! ```no_run
 //! use std::io::{self, BufRead, Write};
@@ -47,6 +47,9 @@
 //! - The **upgrader** thread, where there is a [`Restart`], has a new process take over, and took over itself from the
 //!   one before.
 //!
+//! With [`supervise`], all of this is in processes that a first one starts, and starts anew when they end or hang: the
+//! **supervisor**, which holds the listeners, and runs no code of the service. See [`Supervisor`].
+//!
 //! A service comes in two shapes. The better one is called for each message, takes it from
 //! [`Connection::buffer`] or one of the `take` methods, and returns [`Next::Park`] or [`Next::More`]: its waiting
 //! clients are free. The other one loops over blocking reads until the end of the stream, as legacy code does; it
@@ -61,7 +64,7 @@
 //!   [`Report`] names it.
 //! - Where the platform has no poller that threads can share (anything but Linux and Android), the keeper brings ready connections to
 //!   the workers, which costs a thread switch per message. Windows has no Unix sockets here.
-//! - Restarts need Unix. TLS is not here yet.
+//! - Restarts need Unix, and the supervisor Linux. TLS is not here yet.
 //!
 //! # Features
 //!
