@@ -169,6 +169,54 @@ impl Bind {
         }
     }
 
+    /// What another process has to know to bind it, as words; the address is the last one. `None` if it has no words.
+    pub(crate) fn to_words(&self) -> Option<String> {
+        let addr = match self.addr.as_ref().ok()? {
+            Addr::Unix(path) if path.as_ref().is_none_or(|path| path.to_str().is_none()) => {
+                return None;
+            }
+            // Not where that is from there.
+            Addr::Unix(Some(path)) => Addr::Unix(Some(std::path::absolute(path).ok()?)),
+            addr => addr.clone(),
+        };
+        let number = |number: Option<u32>| number.map_or(-1, i64::from);
+        let (fast_open, mode) = (number(self.fast_open), number(self.unix_mode));
+        let name = self.name.as_deref().unwrap_or_default();
+        let flags = [self.defer_accept, self.reuse_port, self.only_v6];
+        let words = format!(
+            "{} {fast_open} {mode} {} {} {}\t{name}\t{addr}",
+            self.backlog, flags[0], flags[1], flags[2]
+        );
+        (words.split('\t').count() == 3 && !words.contains('\n')).then_some(words)
+    }
+
+    /// The other way round.
+    pub(crate) fn from_words(words: &str) -> Option<Self> {
+        let mut parts = words.splitn(3, '\t');
+        let (options, name, addr) = (parts.next()?, parts.next()?, parts.next()?);
+        let options: Vec<&str> = options.split(' ').collect();
+        let [backlog, fast_open, mode, defer_accept, reuse_port, only_v6] = options[..] else {
+            return None;
+        };
+        let number = |text: &str| {
+            let number: i64 = text.parse().ok()?;
+            Some(u32::try_from(number).ok())
+        };
+        Some(Self {
+            name: Some(name.to_owned()).filter(|name| !name.is_empty()),
+            backlog: backlog.parse().ok()?,
+            fast_open: number(fast_open)?,
+            unix_mode: number(mode)?,
+            defer_accept: defer_accept.parse().ok()?,
+            reuse_port: reuse_port.parse().ok()?,
+            only_v6: only_v6.parse().ok()?,
+            attempts: 1,
+            // These are for whoever accepts.
+            nodelay: false,
+            ..Self::new(addr)
+        })
+    }
+
     /// Makes an inherited socket the listener that this asks for. Another process listens on it as well, or has bound
     /// it, so that its options are what they are.
     pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
@@ -190,6 +238,14 @@ impl Bind {
     ///
     /// [`BindError`] names the address, how often it was tried, and the cause.
     pub fn bind(self) -> Result<Listener, BindError> {
+        self.bind_by(Self::try_bind)
+    }
+
+    /// Has somebody bind and listen, with the retries that are asked for.
+    pub(crate) fn bind_by(
+        self,
+        try_bind: impl Fn(&Self, &Addr) -> io::Result<Listener>,
+    ) -> Result<Listener, BindError> {
         let addr = self.addr.clone().map_err(|error| BindError {
             addr: None,
             attempts: 0,
@@ -198,7 +254,7 @@ impl Bind {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            match self.try_bind(&addr) {
+            match try_bind(&self, &addr) {
                 Ok(listener) => return Ok(listener),
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse && attempts < self.attempts =>
@@ -218,7 +274,7 @@ impl Bind {
         }
     }
 
-    fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+    pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
@@ -509,6 +565,10 @@ impl BindError {
     /// How often it was tried.
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    pub(crate) fn into_cause(self) -> io::Error {
+        self.cause
     }
 
     /// What went wrong the last time.

@@ -19,6 +19,7 @@ pub(crate) fn is_wanted() -> bool {
 /// How the variables begin that are ours, behind the `X_` of all that are nobody's else.
 pub(crate) const GENERATION: &str = "X_HANDOVER_GENERATION";
 pub(crate) const LISTENERS: &str = "X_HANDOVER_LISTENERS";
+pub(crate) const BIND: &str = "X_HANDOVER_BIND";
 pub(crate) const SUCCESSOR: &str = "X_HANDOVER_SUCCESSOR";
 pub(crate) const FAILED: &str = "X_HANDOVER_FAILED";
 
@@ -117,6 +118,12 @@ pub(crate) fn forget(name: impl Display) {
 /// What this process does now.
 pub(crate) fn status(status: impl Display) {
     tell(&format!("STATUS={}\n", one_line(status)));
+}
+
+/// Asks for a listener: the answer comes over the other end of what goes with the question.
+pub(crate) fn bind(generation: u64, words: &str, answer: &Descriptor) -> io::Result<()> {
+    let own = own(Some(generation));
+    send(&format!("{BIND}={words}\n{own}"), &[answer])
 }
 
 /// A process has been started that is to take over.

@@ -20,6 +20,7 @@
 //! [`program`] starts the new process, [`inherit`] is what it finds, [`message`] what the two say to each other, and
 //! the [`upgrader`] is the thread that does it, in both.
 
+mod asking;
 mod error;
 mod inherit;
 mod message;
@@ -33,9 +34,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::listener::{Bind, Listener};
+use crate::listener::{Bind, BindError, Listener};
 use crate::sys::{self, Descriptor};
 
+pub(crate) use asking::text_of;
 pub use error::{RestartError, RestartFailure};
 pub(crate) use inherit::{
     Inherited, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SERVE, SUPERVISOR, fd_name, is_successor,
@@ -207,6 +209,14 @@ impl Restart {
     /// The inherited listeners for these.
     pub(crate) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
         self.inherited.listeners(binds)
+    }
+
+    /// Binds a listener that was not inherited.
+    pub(crate) fn bind(&self, bind: Bind) -> Result<Listener, BindError> {
+        match self.inherited.supervised {
+            Some(_) => asking::bind(self.generation(), bind),
+            None => bind.bind(),
+        }
     }
 
     /// Closes what was inherited and nobody wants.

@@ -267,7 +267,10 @@ impl Builder {
             .map(|source| match source {
                 Source::Bind(bind) => match inherited.next().flatten() {
                     Some(listener) => Ok(listener),
-                    None => bind.bind(),
+                    None => match &self.restart {
+                        Some(restart) => restart.bind(bind),
+                        None => bind.bind(),
+                    },
                 },
                 Source::Bound(listener) => Ok(listener),
             })

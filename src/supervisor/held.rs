@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::listener::{Bind, Listener};
+use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::notify;
 use crate::restart::{Inherited, fd_name};
 use crate::sys::{self, Descriptor};
@@ -118,11 +118,45 @@ impl Held {
             pinned: true,
             is_managers,
         };
-        if !is_managers {
+        self.add(one);
+        Ok(())
+    }
+
+    /// The listener that a process asks for: one that is here, or that is bound for it. No process gets another one's only
+    /// because any port would do.
+    pub(super) fn give(&mut self, bind: Bind) -> io::Result<(Id, Descriptor)> {
+        let fits = |one: &&One| {
+            let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&one.about.name);
+            let fit = bind.fit(is_named, one.listener.local_addr(), one.about.by_name);
+            fit.is_some_and(|fit| fit > Fit::AnyPort)
+        };
+        if let Some(one) = self.0.iter().find(fits) {
+            return Ok((one.id, sys::descriptor_of(&one.listener.socket)?));
+        }
+        let listener = bind.bind().map_err(BindError::into_cause)?;
+        let descriptor = sys::descriptor_of(&listener.socket)?;
+        let about = notify::Held {
+            name: fd_name(listener.name()),
+            by_name: false,
+            own_path: listener.own_path().is_some(),
+        };
+        let id = sys::socket_id(&descriptor)?;
+        log::info!("listening on {}", listener.local_addr());
+        self.add(One {
+            listener,
+            about,
+            pinned: false,
+            is_managers: false,
+            id,
+        });
+        Ok((id, descriptor))
+    }
+
+    fn add(&mut self, one: One) {
+        if !one.is_managers {
             one.store();
         }
         self.0.push(one);
-        Ok(())
     }
 
     /// Holds what a process has left here, and says what it is. Nothing changes if it is here already.

@@ -56,7 +56,8 @@ pub fn supervise() -> io::Result<Restart> {
 ///
 /// - **A process that ends is started anew**: whether it crashed, was killed, or ended with success without having been
 ///   asked to. At once the first time, then after 0.1 s, and each time twice as long, up to 30 s; one that has served for a minute is
-///   healthy again. The supervisor holds the listeners, so that clients wait in the kernel's queue meanwhile, and nobody is refused.
+///   healthy again. The supervisor binds and holds the listeners, so that clients wait in the kernel's queue meanwhile, and nobody is
+///   refused; the processes that serve need no privileges for them.
 /// - **One that hangs is ended and started anew**: the watchdog wants to hear that the acceptor and the keeper
 ///   react, and that the workers make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **SIGHUP restarts gracefully**, as it does without a supervisor; SIGUSR2 has the supervisor replace itself, in place;
@@ -223,8 +224,8 @@ impl Supervisor {
         self
     }
 
-    /// A listener that the supervisor itself binds, for programs that only take what they are given. A server's own listeners need not be
-    /// named here: each is held as soon as a process has bound it. May be called several times.
+    /// A listener for programs that only take what they are given. A server's own need not be named here: the supervisor
+    /// binds and holds what a process asks for by [`Builder::listen`](crate::Builder::listen). May be called several times.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.0.listen.push(addr.into());
         self

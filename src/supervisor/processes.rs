@@ -11,8 +11,10 @@ use super::said::{Beat, Said};
 use super::slot::Running;
 use super::start::{self, Legacy};
 use crate::clock::Deadline;
+use crate::listener::Bind;
 use crate::notify;
-use crate::sys::{self, Notification, Posix};
+use crate::restart::text_of;
+use crate::sys::{self, Descriptor, Notification, Posix};
 
 /// No more processes than these are listened to that nobody has spoken of.
 const STRANGERS: usize = 16;
@@ -204,6 +206,9 @@ impl Run {
             }
             None => return,
         };
+        if let (Some(bind), [answer, ..]) = (said.bind.clone(), &descriptors[..]) {
+            self.give(place, bind, answer);
+        }
         for (about, descriptor) in said.listeners.iter().zip(descriptors) {
             match self.held.hold(about.clone(), descriptor) {
                 Ok(id) => {
@@ -235,6 +240,24 @@ impl Run {
             }
             Place::Stranger(stranger) if said.ready => self.settle_stranger(stranger),
             _ => {}
+        }
+    }
+
+    /// Gives a process the listener that it asks for.
+    fn give(&mut self, place: Place, bind: Bind, answer: &Descriptor) {
+        let given = self.held.give(bind);
+        let sent = answer
+            .try_clone()
+            .and_then(sys::into_socket)
+            .and_then(|answer| match &given {
+                Ok((_, descriptor)) => sys::send_message(&answer, "given", Some(descriptor)),
+                Err(error) => sys::send_message(&answer, &text_of(error), None),
+            });
+        if let Err(error) = sent {
+            log::warn!("a process has not got the listener that it asked for: {error}");
+        }
+        if let (Ok((id, _)), Some(process)) = (given, self.process(place)) {
+            process.listeners.push(id);
         }
     }
 

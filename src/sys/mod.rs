@@ -19,7 +19,7 @@
 //! | [`watch_signals`] | the process's signals |
 //! | [`start`], [`Process`] | a child process with exactly the descriptors that it is given, and its end |
 //! | [`adopt`], [`release_signals`], [`set_stderr`] | what such a child does with what it finds |
-//! | [`message_pair`], [`receive_message`], [`notify`] | messages between processes |
+//! | [`message_pair`], [`receive_message`], [`send_message`], [`receive_descriptor`], [`notify`] | messages between processes |
 //! | [`start_child`], [`reap`], [`Handle`], [`Signals`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
 //! | [`RESTARTS`], [`SUPERVISES`] | whether there is any of that; elsewhere all of it is a clear error |
 //!

@@ -784,7 +784,7 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
         std::net::TcpStream::connect(web).is_err()
     });
     assert_eq!(supervised.who().generation, 2);
-    // And one that comes later is held.
+    // And one that comes later is held, and the same for all processes.
     supervised.generations.option("listen", listen);
     assert!(
         supervised
@@ -793,7 +793,32 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
             .contains(r#""ok":true"#)
     );
     let status = supervised.ask("status").unwrap();
-    assert!(status.contains(r#""name":"web""#), "{status}");
+    assert_eq!(status.matches(r#""name":"web""#).count(), 1, "{status}");
+    supervised.end();
+
+    let supervised = Supervised::start("processes=2");
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let listen = format!("127.0.0.1:0 {free} late=127.0.0.1:0");
+    supervised.generations.option("listen", &listen);
+    let outcome = supervised.ask("restart wait").unwrap();
+    assert!(
+        outcome.contains(r#""ok":true"#),
+        "{outcome}: {}",
+        supervised.log()
+    );
+    let status = supervised.ask("status").unwrap();
+    assert_eq!(status.matches(r#""address""#).count(), 3, "{status}");
+    // The supervisor says why it cannot.
+    supervised
+        .generations
+        .option("listen", "127.0.0.1:0 203.0.113.1:1");
+    let outcome = supervised.ask("restart wait").unwrap();
+    assert!(outcome.contains(r#""ok":false"#), "{outcome}");
+    let log = supervised.log();
+    assert!(log.contains("Cannot assign requested address"), "{log}");
     supervised.end();
 }
 

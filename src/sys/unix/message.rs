@@ -1,15 +1,15 @@
 //! Unix: sockets that keep messages apart, between a process and its successor, or its service manager.
 
 use std::ffi::OsStr;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, recv,
-    sendmsg_addr,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, recv, recvmsg, sendmsg, sendmsg_addr,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -32,6 +32,45 @@ pub(crate) fn receive_message(socket: &Socket, buffer: &mut [u8]) -> io::Result<
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(size)
+}
+
+/// Sends a message over a connection, with a descriptor if there is one.
+pub(crate) fn send_message(
+    socket: &Socket,
+    text: &str,
+    descriptor: Option<&Descriptor>,
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = descriptor.map(AsFd::as_fd);
+    if descriptor.is_some()
+        && !control.push(SendAncillaryMessage::ScmRights(descriptors.as_slice()))
+    {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let text = [IoSlice::new(text.as_bytes())];
+    retry_on_intr(|| sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL))?;
+    Ok(())
+}
+
+/// The next message of a connection that carries a descriptor, or none; `None` at the end.
+pub(crate) fn receive_descriptor(
+    socket: &Socket,
+) -> io::Result<Option<(String, Option<Descriptor>)>> {
+    let mut buffer = [0; 1024];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let size = retry_on_intr(|| {
+        let mut buffer = [IoSliceMut::new(&mut buffer)];
+        recvmsg(socket, &mut buffer, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptor = descriptors.flatten().next();
+    let text = String::from_utf8_lossy(&buffer[..size.bytes]).into_owned();
+    Ok((size.bytes > 0).then_some((text, descriptor)))
 }
 
 /// So many descriptors go with a message at most (unix(7), SCM_MAX_FD).

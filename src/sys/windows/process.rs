@@ -114,7 +114,19 @@ pub(crate) fn receive_message(_socket: &Socket, _buffer: &mut [u8]) -> io::Resul
     Err(unsupported())
 }
 
-pub(crate) const MOST_DESCRIPTORS: usize = 1;
+pub(crate) fn send_message(
+    _socket: &Socket,
+    _text: &str,
+    _descriptor: Option<&Descriptor>,
+) -> io::Result<()> {
+    Err(unsupported())
+}
+
+pub(crate) fn receive_descriptor(
+    _socket: &Socket,
+) -> io::Result<Option<(String, Option<Descriptor>)>> {
+    Err(unsupported())
+}
 
 pub(crate) fn notify(
     _manager: &OsStr,
