@@ -4,12 +4,13 @@
 //! and starts them anew when they end, hang, or do not come up. To them it is what systemd is: it passes listeners on
 //! (sd_listen_fds(3)) and hears how they are (sd_notify(3)), so that any program that speaks these can be supervised.
 //!
-//! [`run`] is its one loop; the other modules are what this loop does: [`processes`] and their [`slot`]s, the [`rolling`]
-//! restart, its own [`upgrade`], and the [`control`] socket.
+//! [`run`] is its one loop; the other modules are what this loop does: [`processes`] and their [`slot`]s, [`hearing`] what they
+//! say, the [`rolling`] restart, its own [`upgrade`], and the [`control`] socket.
 
 mod autopsy;
 mod backoff;
 mod control;
+mod hearing;
 mod held;
 mod kin;
 mod processes;

@@ -1,32 +1,17 @@
-//! What becomes of the processes: they are started, are ready, say how they are, and end.
+//! What becomes of the processes: they are started, are ready, are watched, and end.
 
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::autopsy;
 use super::backoff::{self, BREAKER};
-use super::kin;
+use super::hearing::Place;
 use super::run::Run;
-use super::said::{Beat, Said};
 use super::slot::Running;
 use super::start::{self, Legacy};
 use crate::clock::Deadline;
-use crate::listener::Bind;
 use crate::notify;
-use crate::restart::text_of;
-use crate::sys::{self, Descriptor, Notification, Posix};
-
-/// No more processes than these are listened to that nobody has spoken of.
-const STRANGERS: usize = 16;
-
-/// Who a process is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Main(usize),
-    Next(usize),
-    Draining(usize),
-    Stranger(usize),
-}
+use crate::sys::Posix;
 
 impl Run {
     // ---- starting ----
@@ -73,7 +58,7 @@ impl Run {
     }
 
     /// A process is gone, for this reason.
-    fn start_later(&mut self, index: usize, served: Option<Duration>, why: &str) {
+    pub(super) fn start_later(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let slot = &mut self.slots[index];
         let delay = slot
             .backoff
@@ -96,7 +81,7 @@ impl Run {
 
     // ---- being ready ----
 
-    fn became_ready(&mut self, index: usize) {
+    pub(super) fn became_ready(&mut self, index: usize) {
         let Some(main) = &mut self.slots[index].main else {
             return;
         };
@@ -140,7 +125,7 @@ impl Run {
     }
 
     /// Closes the listeners that no process wants any more, if there is a process that would say so.
-    fn close_unwanted(&mut self) {
+    pub(super) fn close_unwanted(&mut self) {
         let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
         let mut ready = mains().filter(|main| main.ready.is_some());
         let says = |main: &Running| !main.listeners.is_empty();
@@ -149,278 +134,6 @@ impl Run {
             let all = mains().chain(nexts).chain(&self.strangers);
             let wanted: Vec<_> = all.flat_map(|process| process.listeners.clone()).collect();
             self.held.keep_only(&wanted);
-        }
-    }
-
-    // ---- what they say ----
-
-    fn place(&self, pid: u32) -> Option<Place> {
-        let is = |process: &Option<Running>| process.as_ref().is_some_and(|p| p.pid == pid);
-        for (index, slot) in self.slots.iter().enumerate() {
-            match slot {
-                _ if is(&slot.main) => return Some(Place::Main(index)),
-                _ if is(&slot.next) => return Some(Place::Next(index)),
-                _ => {}
-            }
-        }
-        let among = |all: &[Running]| all.iter().position(|process| process.pid == pid);
-        let draining = among(&self.draining).map(Place::Draining);
-        draining.or_else(|| among(&self.strangers).map(Place::Stranger))
-    }
-
-    fn process(&mut self, place: Place) -> Option<&mut Running> {
-        match place {
-            Place::Main(index) => self.slots[index].main.as_mut(),
-            Place::Next(index) => self.slots[index].next.as_mut(),
-            Place::Draining(index) => self.draining.get_mut(index),
-            Place::Stranger(index) => self.strangers.get_mut(index),
-        }
-    }
-
-    /// Takes note of what a process has said.
-    pub(super) fn heed(&mut self, notification: Notification) {
-        let Notification {
-            pid,
-            uid,
-            text,
-            descriptors,
-        } = notification;
-        // Anybody may write to the socket.
-        if uid != sys::own_uid() && uid != 0 && self.place(pid).is_none() {
-            log::debug!("ignoring what process {pid} of user {uid} says");
-            return;
-        }
-        log::debug!("process {pid}: {text:?}");
-        let said = Said::parse(&text);
-        let place = match self.place(pid) {
-            Some(place) => place,
-            // Nobody has spoken of it yet, but by this it is one of ours.
-            None if said.generation.is_some() && self.strangers.len() < STRANGERS => {
-                let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-                let stranger = Running::new(pid, 0, deadline);
-                if !kin::descends(pid) || stranger.handle.has_ended() {
-                    return;
-                }
-                self.strangers.push(stranger);
-                Place::Stranger(self.strangers.len() - 1)
-            }
-            None => return,
-        };
-        if let (Some(bind), [answer, ..]) = (said.bind.clone(), &descriptors[..]) {
-            self.give(place, bind, answer);
-        }
-        for (about, descriptor) in said.listeners.iter().zip(descriptors) {
-            match self.held.hold(about.clone(), descriptor) {
-                Ok(id) => {
-                    if let Some(process) = self.process(place) {
-                        process.listeners.push(id);
-                    }
-                }
-                Err(error) => log::error!("cannot hold the listener {}: {error}", about.name),
-            }
-        }
-        let Some(process) = self.process(place) else {
-            return;
-        };
-        if let Some(generation) = said.generation.filter(|_| said.main_pid.is_none()) {
-            process.restarts_itself = true;
-            process.generation = generation;
-        }
-        if let Some(status) = &said.status {
-            process.status = notify::one_line(status);
-        }
-        process.stopping |= said.stopping;
-        if let Some(more) = said.extend {
-            self.extend(place, more);
-        }
-        match place {
-            Place::Main(index) => self.heed_main(index, said),
-            Place::Next(index) if said.ready => {
-                self.promote_next(index);
-            }
-            Place::Stranger(stranger) if said.ready => self.settle_stranger(stranger),
-            _ => {}
-        }
-    }
-
-    /// Gives a process the listener that it asks for.
-    fn give(&mut self, place: Place, bind: Bind, answer: &Descriptor) {
-        let given = self.held.give(bind);
-        let sent = answer
-            .try_clone()
-            .and_then(sys::into_socket)
-            .and_then(|answer| match &given {
-                Ok((_, descriptor)) => sys::send_message(&answer, "given", Some(descriptor)),
-                Err(error) => sys::send_message(&answer, &text_of(error), None),
-            });
-        if let Err(error) = sent {
-            log::warn!("a process has not got the listener that it asked for: {error}");
-        }
-        if let (Ok((id, _)), Some(process)) = (given, self.process(place)) {
-            process.listeners.push(id);
-        }
-    }
-
-    /// Something takes longer, as a process says.
-    fn extend(&mut self, place: Place, more: Duration) {
-        let until = Deadline::after(Instant::now(), more);
-        if let Some(process) = self.process(place).filter(|process| !process.aborted) {
-            process.extend(until);
-        }
-        let index = match place {
-            Place::Main(index) | Place::Next(index) => Some(index),
-            Place::Draining(_) | Place::Stranger(_) => None,
-        };
-        let mut is_awaited = index.is_some() && !self.announced;
-        if let Some(rolling) = self
-            .rolling
-            .as_mut()
-            .filter(|rolling| Some(rolling.at) == index)
-        {
-            rolling.extend(until);
-            is_awaited = true;
-        }
-        if let Some(stop) = self.stop.as_mut().filter(|stop| !stop.at_once) {
-            stop.deadline = stop.deadline.later(until);
-            is_awaited = true;
-        }
-        if is_awaited {
-            notify::extend(more);
-        }
-    }
-
-    /// The next process serves; the one before comes to its end.
-    fn promote_next(&mut self, index: usize) {
-        if let Some(old) = self.slots[index].main.take() {
-            old.send(Posix::Terminate);
-            self.drain(old);
-        }
-        self.slots[index].main = self.slots[index].next.take();
-        self.slots[index].due = Deadline::NEVER;
-        self.became_ready(index);
-    }
-
-    fn heed_main(&mut self, index: usize, said: Said) {
-        let own = self.slots[index].main.as_ref().map(|main| main.pid);
-        if let Some(pid) = said
-            .successor
-            .filter(|pid| Some(*pid) != own && kin::descends(*pid))
-        {
-            let next = self.stranger(index, pid);
-            if let Some(former) = self.slots[index].next.replace(next) {
-                self.drain(former);
-            }
-        }
-        if let Some(why) = said.failed {
-            if let Some(next) = self.slots[index].next.take() {
-                // Its predecessor ends it, or has.
-                self.drain(next);
-            }
-            self.close_unwanted();
-            self.fail_roll(index, &why);
-        }
-        // Some say their own number; others may name their own only.
-        if let Some(pid) = said
-            .main_pid
-            .filter(|pid| Some(*pid) != own && kin::descends(*pid))
-        {
-            let next = self.slots[index].next.take();
-            let mut next = match next {
-                Some(next) if next.pid == pid => next,
-                other => {
-                    if let Some(other) = other {
-                        other.send(Posix::Terminate);
-                        self.drain(other);
-                    }
-                    self.stranger(index, pid)
-                }
-            };
-            next.generation = said.generation.unwrap_or(next.generation);
-            if let Some(old) = self.slots[index].main.replace(next) {
-                self.drain(old);
-            }
-            return self.became_ready(index);
-        }
-        if said.stopping && self.stop.is_none() {
-            if self.settings.restart_after_success {
-                return self.replace_stopping(index);
-            }
-            let within = Deadline::after(Instant::now(), self.settings.stop_timeout);
-            if let Some(main) = self.slots[index].main.as_mut().filter(|main| !main.aborted) {
-                main.deadline = within;
-            }
-        }
-        let limit = self.settings.abort_timeout;
-        let Some(main) = &mut self.slots[index].main else {
-            return;
-        };
-        match said.watchdog {
-            Some(Beat::Alive) => main.heard = Some(Instant::now()),
-            Some(Beat::Wedged) if !main.stopping => {
-                abort(main, "makes no progress, as it says itself", limit);
-            }
-            _ => {}
-        }
-        if said.ready && main.ready.is_none() {
-            self.became_ready(index);
-        }
-    }
-
-    /// A process stops that nobody here has asked to: another one serves while it finishes what it has.
-    fn replace_stopping(&mut self, index: usize) {
-        let Some(mut main) = self.slots[index].main.take() else {
-            return;
-        };
-        main.replaced_in = Some(index);
-        // It ends the one that it has started, if that does not serve already.
-        if let Some(mut next) = self.slots[index].next.take() {
-            next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-            self.strangers.push(next);
-        }
-        let served = main.ready.map(|ready| ready.elapsed());
-        let why = format!("process {} stops, and was not asked to", main.pid);
-        self.drain(main);
-        self.slots[index].last_end = Some(why.clone());
-        self.start_later(index, served, &why);
-    }
-
-    /// A process that may have spoken already, before it was spoken of.
-    fn stranger(&mut self, index: usize, pid: u32) -> Running {
-        let generation = self.slots[index].generation + 1;
-        let main = self.slots[index].main.as_ref();
-        let watchdog = main.and_then(|main| main.watchdog);
-        let known = self.strangers.iter().position(|known| known.pid == pid);
-        let mut process = match known {
-            Some(at) => self.strangers.remove(at),
-            None => Running::new(pid, generation, Deadline::NEVER),
-        };
-        // Its predecessor sees to it that it is ready in time.
-        process.deadline = Deadline::NEVER;
-        process.restarts_itself = true;
-        process.watchdog = watchdog;
-        if self.stop.is_some() {
-            process.send(Posix::Terminate);
-        }
-        process
-    }
-
-    /// A process serves that nobody has spoken of: its predecessor has died. Its place may not be free any more.
-    fn settle_stranger(&mut self, stranger: usize) {
-        let process = self.strangers.remove(stranger);
-        let place = self.slots.iter().position(|slot| !slot.is_ready());
-        match place.filter(|_| self.stop.is_none()) {
-            Some(index) => {
-                if let Some(other) = self.slots[index].main.replace(process) {
-                    other.send(Posix::Terminate);
-                    self.drain(other);
-                }
-                self.slots[index].due = Deadline::NEVER;
-                self.became_ready(index);
-            }
-            None => {
-                process.send(Posix::Terminate);
-                self.drain(process);
-            }
         }
     }
 
@@ -597,7 +310,7 @@ impl Run {
 }
 
 /// Ends a process such that something is left to learn from: its core, and what its threads do.
-fn abort(process: &mut Running, why: &str, limit: Duration) {
+pub(super) fn abort(process: &mut Running, why: &str, limit: Duration) {
     if process.aborted {
         return;
     }

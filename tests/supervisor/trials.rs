@@ -127,6 +127,17 @@ impl Supervised {
         Some(answer)
     }
 
+    /// Asks for something that is to go well.
+    #[track_caller]
+    fn succeed(&self, line: &str) {
+        let outcome = self.ask(line).unwrap();
+        assert!(
+            outcome.contains(r#""ok":true"#),
+            "{outcome}: {}",
+            self.log()
+        );
+    }
+
     fn until_status(&self, what: &str) -> String {
         let seen = Mutex::new(String::new());
         eventually(what, || {
@@ -352,8 +363,7 @@ fn a_program_that_does_not_come_up_is_tried_ever_more_seldom() {
         supervised.log().matches("in a row").count() >= 4
     });
     supervised.generations.mode("");
-    let outcome = supervised.ask("restart wait").unwrap();
-    assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+    supervised.succeed("restart wait");
     supervised.end();
 }
 
@@ -460,10 +470,7 @@ fn no_request_is_lost_by_restarts_and_upgrades() {
     let path = dir.path().join("socket");
     let listen = format!("127.0.0.1:0 unix:{}", path.display());
     let supervised = Supervised::start_with("", &[("listen", &listen)]);
-    let restart = |name: &str| {
-        let outcome = supervised.ask(&format!("{name} wait")).unwrap();
-        assert!(outcome.contains(r#""ok":true"#), "{outcome}");
-    };
+    let restart = |name: &str| supervised.succeed(&format!("{name} wait"));
     restart("restart");
     restart("upgrade");
     let settled = || {
@@ -619,12 +626,7 @@ fn an_upgrade_goes_by_the_new_settings() {
     supervised
         .generations
         .option("supervised", "processes=3 watchdog=1000 abort=300");
-    assert!(
-        supervised
-            .ask("upgrade wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("upgrade wait");
     eventually("three processes", || supervised.pids().len() == 3);
     supervised.until_state("serving");
     let pids = supervised.pids();
@@ -639,12 +641,7 @@ fn an_upgrade_goes_by_the_new_settings() {
         !supervised.pids().contains(&pids[1])
     });
     supervised.generations.option("supervised", "processes=1");
-    assert!(
-        supervised
-            .ask("upgrade wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("upgrade wait");
     eventually("one process", || {
         supervised.generations.processes().0.len() == 2
     });
@@ -716,12 +713,7 @@ fn a_bad_version_costs_nothing_and_says_why() {
         supervised.until_status(r#""draining":[]"#);
     }
     supervised.generations.mode("");
-    assert!(
-        supervised
-            .ask("restart wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("restart wait");
     let status = supervised.ask("status").unwrap();
     assert!(status.contains(r#""restarts":0"#), "{status}");
     supervised.end();
@@ -750,8 +742,7 @@ fn several_processes_are_replaced_one_after_another() {
             most
         });
         let done = EndOnDrop(&done);
-        let outcome = supervised.ask("restart wait").unwrap();
-        assert!(outcome.contains(r#""ok":true"#), "{outcome}");
+        supervised.succeed("restart wait");
         drop(done);
         most.join().unwrap()
     });
@@ -774,24 +765,14 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
     let supervised = Supervised::start_with("", &[("listen", listen)]);
     let web: SocketAddr = supervised.generations.addrs[1].parse().unwrap();
     supervised.generations.option("listen", "127.0.0.1:0");
-    assert!(
-        supervised
-            .ask("restart wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("restart wait");
     eventually("it is closed", || {
         std::net::TcpStream::connect(web).is_err()
     });
     assert_eq!(supervised.who().generation, 2);
     // And one that comes later is held, and the same for all processes.
     supervised.generations.option("listen", listen);
-    assert!(
-        supervised
-            .ask("restart wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("restart wait");
     let status = supervised.ask("status").unwrap();
     assert_eq!(status.matches(r#""name":"web""#).count(), 1, "{status}");
     supervised.end();
@@ -803,12 +784,7 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
         .unwrap();
     let listen = format!("127.0.0.1:0 {free} late=127.0.0.1:0");
     supervised.generations.option("listen", &listen);
-    let outcome = supervised.ask("restart wait").unwrap();
-    assert!(
-        outcome.contains(r#""ok":true"#),
-        "{outcome}: {}",
-        supervised.log()
-    );
+    supervised.succeed("restart wait");
     let status = supervised.ask("status").unwrap();
     assert_eq!(status.matches(r#""address""#).count(), 3, "{status}");
     // The supervisor says why it cannot.
@@ -903,12 +879,7 @@ fn a_process_that_is_stopped_during_its_restart_is_replaced_all_the_same() {
             supervised.generations.processes().0.len() == 2
         });
         supervised.until_status(r#""draining":[]"#);
-        assert!(
-            supervised
-                .ask("upgrade wait")
-                .unwrap()
-                .contains(r#""ok":true"#)
-        );
+        supervised.succeed("upgrade wait");
         supervised.end();
     }
 }
@@ -1040,12 +1011,7 @@ fn process_1_of_a_container_is_a_good_init() {
     signal(init, Signal::HUP);
     supervised.until_other(second.pid);
     eventually("the old one is buried", || children() == 1);
-    assert!(
-        supervised
-            .ask("upgrade wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("upgrade wait");
     signal(init, Signal::TERM);
     let mut supervised = supervised;
     assert_eq!(supervised.generations.wait_for_first().code(), Some(0));
@@ -1149,12 +1115,7 @@ fn the_pid_file_is_the_supervisors() {
             .unwrap()
     };
     assert_eq!(pid(), supervised.pid());
-    assert!(
-        supervised
-            .ask("upgrade wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("upgrade wait");
     assert_eq!(pid(), supervised.pid());
     let second = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--nocapture", "--test-threads=1"])
@@ -1178,18 +1139,8 @@ fn many_signals_at_once_are_one_restart_and_one_upgrade() {
         }
         generation.store(supervised.who().generation, SeqCst);
     }
-    assert!(
-        supervised
-            .ask("restart wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
-    assert!(
-        supervised
-            .ask("upgrade wait")
-            .unwrap()
-            .contains(r#""ok":true"#)
-    );
+    supervised.succeed("restart wait");
+    supervised.succeed("upgrade wait");
     load.end();
     kill(supervised.who().pid, Signal::KILL);
     supervised.until_state("serving");
