@@ -79,6 +79,8 @@ pub(crate) struct Replacement {
 #[derive(Clone)]
 pub(crate) struct Remote {
     requests: Sender<Request>,
+    /// Closed when the upgrader has ended: what waits among the requests then is neither read nor dropped.
+    ended: Receiver<()>,
     poller: Arc<Poller>,
 }
 
@@ -88,7 +90,7 @@ impl Remote {
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.send(Request::Open(reply));
         // A server that was stopped meanwhile is no failure.
-        answer.recv().unwrap_or(Ok(()))
+        self.wait_for(&answer).unwrap_or(Ok(()))
     }
 
     /// Begins a restart, unless one is in progress.
@@ -103,7 +105,7 @@ impl Remote {
     pub(crate) fn wait_restart(&self) -> Result<Replacement, RestartError> {
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.send(Request::Restart(Some(reply)));
-        answer.recv().unwrap_or_else(|_| Err(stopping()))
+        self.wait_for(&answer).unwrap_or_else(|| Err(stopping()))
     }
 
     pub(crate) fn stopping(&self) {
@@ -112,6 +114,14 @@ impl Remote {
 
     pub(crate) fn end(&self, report: String) {
         self.send(Request::End(report));
+    }
+
+    /// The answer, unless the upgrader ends without one.
+    fn wait_for<T>(&self, answer: &Receiver<T>) -> Option<T> {
+        crossbeam_channel::select! {
+            recv(answer) -> answer => answer.ok(),
+            recv(self.ended) -> _ => answer.try_recv().ok(),
+        }
     }
 
     fn send(&self, request: Request) {
@@ -144,6 +154,8 @@ enum Phase {
 /// See the module `restart`.
 pub(crate) struct Upgrader {
     _active: Active,
+    /// Dropped when this ends.
+    _ends: Sender<()>,
     program: Program,
     requests: Receiver<Request>,
     poller: Arc<Poller>,
@@ -213,8 +225,10 @@ impl Upgrader {
         let generation = restart.generation();
         let (sender, requests) = crossbeam_channel::bounded(REQUESTS);
         let poller = Arc::new(Poller::new()?);
+        let (ends, ended) = crossbeam_channel::bounded(0);
         let remote = Remote {
             requests: sender,
+            ended,
             poller: Arc::clone(&poller),
         };
         let (mut predecessor, mut stderr) = (None, None);
@@ -233,6 +247,7 @@ impl Upgrader {
         }
         let upgrader = Self {
             _active: active,
+            _ends: ends,
             program: restart.program?,
             requests,
             poller,
@@ -385,4 +400,27 @@ fn leave_copies(generation: u64, listeners: &[Weak<Listener>]) -> std::io::Resul
 fn answer<T>(to: &Sender<T>, with: T) {
     // Whoever asked may not wait any more.
     let _ = to.send(with);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_an_upgrader_that_has_ended() {
+        let (requests, unread) = crossbeam_channel::bounded(REQUESTS);
+        let (ends, ended) = crossbeam_channel::bounded(0);
+        let poller = Arc::new(Poller::new().unwrap());
+        let remote = Remote {
+            requests,
+            ended,
+            poller,
+        };
+        // What nobody reads any more stays in the channel as long as there are senders.
+        drop(ends);
+        assert_eq!(remote.open(), Ok(()));
+        let error = remote.wait_restart().unwrap_err();
+        assert_eq!(error.kind(), RestartFailure::Stopping);
+        assert_eq!(unread.len(), 2);
+    }
 }
