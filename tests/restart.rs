@@ -29,19 +29,6 @@ fn child() {
     generations::serve_if_child();
 }
 
-/// What a process holds when the last clients and the predecessor have gone.
-fn settled(pid: i32) -> Resources {
-    let mut before = resources(pid);
-    loop {
-        std::thread::park_timeout(Duration::from_millis(100));
-        let now = resources(pid);
-        if now.descriptors == before.descriptors {
-            return now;
-        }
-        before = now;
-    }
-}
-
 /// Clients of every kind, for a TCP and a Unix listener.
 fn every_kind(tcp: SocketAddr, unix: &Path, delayed: Option<SocketAddr>) -> Vec<(To, Kind)> {
     let kinds = [

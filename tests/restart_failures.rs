@@ -161,7 +161,7 @@ fn a_successor_that_hangs_is_ended_in_time() {
     let options = [("by-handle", ""), ("ready-timeout", "700")];
     let generations = Generations::start(&options);
     let first = generations.who();
-    let before = resources(first.pid);
+    let before = settled(first.pid);
     // Before it greets, while it builds the server, and after that.
     for way in ["early hang", "hang", "late hang", "early sleep"] {
         generations.mode(way);

@@ -473,14 +473,14 @@ fn no_request_is_lost_by_restarts_and_upgrades() {
     let restart = |name: &str| supervised.succeed(&format!("{name} wait"));
     restart("restart");
     restart("upgrade");
-    let settled = || {
+    let both = || {
         eventually("only two are left", || {
             supervised.generations.processes().0.len() == 2
         });
         supervised.until_status(r#""draining":[]"#);
-        (resources(supervised.pid()), resources(supervised.who().pid))
+        (settled(supervised.pid()), settled(supervised.who().pid))
     };
-    let before = settled();
+    let before = both();
     let tcp = To::Tcp(supervised.addr());
     let delayed = To::Tcp(load::delayed(supervised.addr(), Duration::from_millis(2)));
     let mut kinds = Vec::new();
@@ -516,7 +516,7 @@ fn no_request_is_lost_by_restarts_and_upgrades() {
     load.wait_for(200);
     let answers = load.end();
     restart("restart");
-    let after = settled();
+    let after = both();
     println!("{answers} answers, {restarts} restarts; before {before:?}, after {after:?}");
     for (who, before, after) in [
         ("supervisor", &before.0, &after.0),
@@ -546,7 +546,7 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
     let upgrade = || supervised.ask("upgrade wait").unwrap();
     let outcome = upgrade();
     assert!(outcome.contains(r#""ok":true"#), "{outcome}");
-    let before = resources(supervised.pid());
+    let before = settled(supervised.pid());
     for mode in ["early exit 3", "early segv", "early hang"] {
         supervised.generations.mode(mode);
         let outcome = upgrade();

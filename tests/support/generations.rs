@@ -507,6 +507,19 @@ pub(crate) fn resources(pid: i32) -> Resources {
     }
 }
 
+/// What a process holds when the last clients and the predecessor have gone.
+pub(crate) fn settled(pid: i32) -> Resources {
+    let mut before = resources(pid);
+    loop {
+        thread::park_timeout(Duration::from_millis(100));
+        let now = resources(pid);
+        if now.descriptors == before.descriptors {
+            return now;
+        }
+        before = now;
+    }
+}
+
 /// How many listening TCP and Unix sockets a process holds.
 pub(crate) fn listening(pid: i32) -> usize {
     let tcp = fs::read_to_string("/proc/net/tcp").unwrap();
