@@ -22,6 +22,8 @@ pub(super) struct Watchdog<'a, T> {
     next: Instant,
     /// When the others were asked to look around.
     asked: Instant,
+    /// They have, since they were asked for the last time but one.
+    react: bool,
     acceptor: u64,
     keeper: u64,
     workers: Vec<Seen>,
@@ -54,6 +56,7 @@ impl<'a, T> Watchdog<'a, T> {
             stuck_after: stuck_after.unwrap_or(limit),
             next: Instant::now(),
             asked: Instant::now(),
+            react: true,
             acceptor: u64::MAX,
             keeper: u64::MAX,
             workers: vec![Seen::default(); workers],
@@ -76,14 +79,14 @@ impl<'a, T> Watchdog<'a, T> {
             ("acceptor", &mut self.acceptor, self.gate.turns()),
             ("keeper", &mut self.keeper, self.lot.keeper_turns()),
         ];
-        let mut progress = true;
         // Sooner would be too soon for a thread that has to be woken.
         if now >= self.asked + self.every {
             self.asked = now;
+            self.react = true;
             for (who, seen, turns) in turns {
                 if std::mem::replace(seen, turns) == turns && !stops {
                     log::error!("the {who} does not react");
-                    progress = false;
+                    self.react = false;
                 }
             }
             self.gate.wake();
@@ -98,7 +101,7 @@ impl<'a, T> Watchdog<'a, T> {
             Some(left) => self.next = self.next.min(now + left),
             None => {}
         }
-        if progress {
+        if self.react {
             notify::beat();
         }
     }

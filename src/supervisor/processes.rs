@@ -285,15 +285,10 @@ impl Run {
             }
         }
         let limit = self.settings.abort_timeout;
-        let slots = self
-            .slots
-            .iter_mut()
-            .flat_map(|slot| [&mut slot.main, &mut slot.next]);
-        let all = slots
-            .flatten()
-            .chain(&mut self.draining)
-            .chain(&mut self.strangers);
-        for process in all.filter(|process| process.deadline.passed(now)) {
+        let late = self
+            .live_mut()
+            .filter(|process| process.deadline.passed(now));
+        for process in late {
             if process.aborted {
                 log::error!("process {} does not end: killing it", process.pid);
                 process.send(Posix::Kill);

@@ -90,25 +90,22 @@ impl Run {
         let state = sys::anonymous_file(state.as_bytes())?;
         let report = sys::anonymous_file(b"")?;
         let descriptors: [Descriptor; 2] = [state.into(), report.try_clone()?.into()];
-        let pid = self.start_as(REHEARSE, &descriptors)?;
+        let (state, report_number) = (FIRST_PASSED, FIRST_PASSED + 1);
+        let role = format!("{SUPERVISOR}={VERSION},{REHEARSE},{state},{report_number},");
+        let pid = sys::start_child(&Start {
+            program: self.own.path(),
+            args: &self.own.args,
+            env: &without_own(&self.own),
+            env_with_pid: &[role.into()],
+            dir: &self.own.dir,
+            descriptors: &descriptors,
+            stderr: None,
+        })?;
         Ok(Rehearsal {
             process: Running::new(pid, 0, Deadline::NEVER),
             went_well: false,
             deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
             report,
-        })
-    }
-
-    fn start_as(&self, role: &str, descriptors: &[Descriptor]) -> io::Result<u32> {
-        let (state, report) = (FIRST_PASSED, FIRST_PASSED + 1);
-        sys::start_child(&Start {
-            program: self.own.path(),
-            args: &self.own.args,
-            env: &without_own(&self.own),
-            env_with_pid: &[format!("{SUPERVISOR}={VERSION},{role},{state},{report},").into()],
-            dir: &self.own.dir,
-            descriptors,
-            stderr: None,
         })
     }
 
