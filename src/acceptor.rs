@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::addr::Addr;
-use crate::connection::{Activity, Info};
+use crate::connection::{Activity, ConnectionInfo};
 use crate::listener::Listener;
 use crate::parking::{Idle, Lot};
 use crate::stats::count;
@@ -55,7 +55,7 @@ pub(crate) struct Admission {
 }
 
 /// What the acceptor is told from outside.
-pub(crate) struct Gate {
+pub(crate) struct AcceptGate {
     poller: Arc<Poller>,
     state: AtomicU8,
     /// What is queued for these listeners is another process's.
@@ -71,7 +71,7 @@ const CLOSED: u8 = 3;
 /// It was not open yet.
 const WAITING: u8 = 4;
 
-impl Gate {
+impl AcceptGate {
     /// A gate that is to be opened.
     pub(crate) fn new() -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
@@ -148,7 +148,7 @@ impl Gate {
 /// The acceptor's life: until the gate closes. Dropping the listeners closes them.
 pub(crate) fn accept<S>(
     lot: &Lot<S>,
-    gate: &Gate,
+    gate: &AcceptGate,
     listeners: Vec<Arc<Listener>>,
     admission: Admission,
 ) -> io::Result<()> {
@@ -175,7 +175,7 @@ pub(crate) fn accept<S>(
 
 struct Acceptor<'a, S> {
     lot: &'a Lot<S>,
-    gate: &'a Gate,
+    gate: &'a AcceptGate,
     listeners: Vec<Arc<Listener>>,
     /// Which of them may have something.
     ready: Vec<bool>,
@@ -202,7 +202,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// What one attempt to accept came to.
-enum Outcome {
+enum AcceptOutcome {
     Accepted,
     /// Nobody is waiting.
     Empty,
@@ -271,13 +271,13 @@ impl<S> Acceptor<'_, S> {
                 return None;
             }
             match self.accept_one(index) {
-                Outcome::Accepted => {}
-                Outcome::Empty => {
+                AcceptOutcome::Accepted => {}
+                AcceptOutcome::Empty => {
                     self.ready[index] = false;
                     self.end_famine();
                     self.rearm(index);
                 }
-                Outcome::Starved => return Some(self.starve()),
+                AcceptOutcome::Starved => return Some(self.starve()),
             }
         }
         None
@@ -331,7 +331,7 @@ impl<S> Acceptor<'_, S> {
         false
     }
 
-    fn accept_one(&mut self, index: usize) -> Outcome {
+    fn accept_one(&mut self, index: usize) -> AcceptOutcome {
         let listener = &self.listeners[index];
         let (socket, peer) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -341,14 +341,14 @@ impl<S> Acceptor<'_, S> {
         if let Some(famine) = &mut self.famine {
             famine.pause = FIRST_PAUSE;
         }
-        let about = Arc::clone(&self.listeners[index].about);
-        let name = &about.name;
+        let listener = Arc::clone(&self.listeners[index].info);
+        let name = &listener.name;
         let counters = &self.lot.counters;
         let Some(ticket) = self.ticket(&peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(&socket);
-            return Outcome::Accepted;
+            return AcceptOutcome::Accepted;
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
         if sheds && self.is_full() && !self.shed(false) {
@@ -358,18 +358,18 @@ impl<S> Acceptor<'_, S> {
             count(counter);
             log::debug!("{peer} on {name}: refused, {why}");
             self.refuse(&socket);
-            return Outcome::Accepted;
+            return AcceptOutcome::Accepted;
         }
         log::trace!("{peer} on {name}: accepted");
-        self.lot.enter(Info {
+        self.lot.enter(ConnectionInfo {
             socket,
             peer,
-            about,
+            listener,
             in_flight: self.lot.drain.enter(),
             activity: Activity::default(),
             _ticket: ticket,
         });
-        Outcome::Accepted
+        AcceptOutcome::Accepted
     }
 
     /// Why a connection is turned away. With any other policy there was room before it was accepted; if others have
@@ -388,20 +388,20 @@ impl<S> Acceptor<'_, S> {
     }
 
     /// An error of `accept` concerns one connection, or all; never the listener.
-    fn accept_error(&mut self, error: &io::Error, index: usize) -> Outcome {
+    fn accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
         match error.kind() {
-            WouldBlock => Outcome::Empty,
+            WouldBlock => AcceptOutcome::Empty,
             // The client has gone already.
-            Interrupted | ConnectionAborted | ConnectionReset => Outcome::Accepted,
-            _ if sys::is_of_one_connection(error) => Outcome::Accepted,
+            Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
+            _ if sys::is_of_one_connection(error) => AcceptOutcome::Accepted,
             _ => {
                 count(&self.lot.counters.accept_errors);
                 if self.famine.is_none() {
-                    let name = &self.listeners[index].about.name;
+                    let name = &self.listeners[index].info.name;
                     log::warn!("{name}: cannot accept: {error}; making room and trying again");
                 }
-                Outcome::Starved
+                AcceptOutcome::Starved
             }
         }
     }

@@ -104,7 +104,7 @@ pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
 pub use connection::{Connection, Detached};
 pub use listener::{Bind, BindError, Listener};
-pub use restart::{Restart, RestartError, RestartFailure};
+pub use restart::{Restart, RestartError, RestartErrorKind};
 pub use server::{BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server};
 pub use service::{Next, Service};
 pub use stats::{Expired, Refused, Stats, WorkerState};

@@ -67,7 +67,7 @@ impl Bind {
         }
     }
 
-    /// A name, for logs and for [`Connection::listener`](crate::Connection::listener). Defaults to the address.
+    /// A name, for logs and for [`Connection::listener_name`](crate::Connection::listener_name). Defaults to the address.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -358,7 +358,7 @@ impl From<Addr> for Bind {
 #[derive(Debug)]
 pub struct Listener {
     pub(crate) socket: Socket,
-    pub(crate) about: Arc<About>,
+    pub(crate) info: Arc<ListenerInfo>,
     path: Option<UnixPath>,
     /// It was inherited for its name, wherever it listens.
     pub(crate) by_name: bool,
@@ -375,7 +375,7 @@ pub(crate) enum Fit {
 
 /// What every connection of a listener shares.
 #[derive(Debug)]
-pub(crate) struct About {
+pub(crate) struct ListenerInfo {
     pub(crate) name: String,
     pub(crate) local: Addr,
     pub(crate) speaks_first: bool,
@@ -422,7 +422,7 @@ impl Listener {
     }
 
     /// One that this process only holds for others: its options, which they share, stay as they are.
-    pub(crate) fn held(socket: Socket, name: String, by_name: bool) -> io::Result<Self> {
+    pub(crate) fn for_others(socket: Socket, name: String, by_name: bool) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let path = match &local {
             Addr::Unix(Some(path)) => Some(UnixPath::of(path, false)),
@@ -430,7 +430,7 @@ impl Listener {
         };
         Ok(Self {
             socket,
-            about: Arc::new(About {
+            info: Arc::new(ListenerInfo {
                 name,
                 local,
                 speaks_first: false,
@@ -445,7 +445,7 @@ impl Listener {
     fn new(socket: Socket, path: Option<UnixPath>, bind: &Bind) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let local = Addr::from_kernel(&socket.local_addr()?);
-        let about = About {
+        let info = ListenerInfo {
             name: bind.name.clone().unwrap_or_else(|| local.to_string()),
             speaks_first: bind.speaks_first,
             nodelay: bind.nodelay && local.as_ip().is_some(),
@@ -453,11 +453,11 @@ impl Listener {
             local,
         };
         // Where connections inherit these from their listener, as on Linux, this is the only time that they cost.
-        about.equip(&socket)?;
-        let about = Arc::new(about);
+        info.equip(&socket)?;
+        let info = Arc::new(info);
         Ok(Self {
             socket,
-            about,
+            info,
             path,
             by_name: false,
         })
@@ -465,22 +465,22 @@ impl Listener {
 
     /// Where it listens; with the real port where 0 was asked for.
     pub fn local_addr(&self) -> &Addr {
-        &self.about.local
+        &self.info.local
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.about.name
+        &self.info.name
     }
 
     /// As [`Bind::speaks_first`], for a listener that was not bound here.
     pub fn speaks_first(mut self, on: bool) -> Self {
-        let about = &*self.about;
-        self.about = Arc::new(About {
-            name: about.name.clone(),
-            local: about.local.clone(),
+        let info = &*self.info;
+        self.info = Arc::new(ListenerInfo {
+            name: info.name.clone(),
+            local: info.local.clone(),
             speaks_first: on,
-            ..*about
+            ..*info
         });
         self
     }
@@ -504,13 +504,13 @@ impl Listener {
         // The clients of a Unix socket have no name worth asking for.
         let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
         if !sys::ACCEPT_INHERITS {
-            self.about.equip(&socket)?;
+            self.info.equip(&socket)?;
         }
         Ok((socket, peer))
     }
 }
 
-impl About {
+impl ListenerInfo {
     fn equip(&self, socket: &Socket) -> io::Result<()> {
         if self.nodelay {
             socket.set_tcp_nodelay(true)?;

@@ -95,10 +95,12 @@ mod watch {
             Signal::Interrupt if INTERRUPTED.swap(true, SeqCst) => Command::StopNow,
             Signal::Interrupt => Command::Drain,
             Signal::Quit => Command::StopNow,
-            Signal::User => Command::Hook,
-            Signal::Restart => Command::Restart,
+            Signal::User1 => Command::Hook,
+            Signal::Hangup | Signal::User2 => Command::Restart,
+            // The process can neither catch nor ask for these.
+            Signal::Abort | Signal::Kill => return false,
         };
-        log::info!("{signal:?}: {command:?}");
+        log::info!("{signal}: {command:?}");
         let mut servers = SERVERS.lock().clone();
         servers.retain(|watching| watching.restarts || command != Command::Restart);
         for watching in &servers {

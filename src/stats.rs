@@ -82,7 +82,7 @@ pub enum WorkerState {
         /// Whom it serves.
         peer: Addr,
         /// For how long the present call has lasted, to some milliseconds.
-        since: Duration,
+        served_for: Duration,
     },
 }
 
@@ -90,8 +90,8 @@ impl fmt::Display for WorkerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle => f.write_str("idle"),
-            Self::Serving { peer, since } => {
-                write!(f, "serving {peer} since {:.1} s", since.as_secs_f64())
+            Self::Serving { peer, served_for } => {
+                write!(f, "serving {peer} for {:.1} s", served_for.as_secs_f64())
             }
         }
     }

@@ -9,7 +9,7 @@ use crossbeam_channel::Receiver;
 
 use crate::clock;
 use crate::connection::{Connection, Filled, READ_SIZE};
-use crate::parking::{BATCH, Held, Lot, Tended, Token, Turn, Waits, Wants};
+use crate::parking::{BATCH, Lot, Occupant, Tended, Token, Turn, Waits, Wants};
 use crate::pool::Job;
 use crate::service::{Next, Service};
 use crate::stats::{WorkerCounters, count};
@@ -153,15 +153,15 @@ impl<S: Service> Workers<'_, S> {
         let mut left = TURN;
         loop {
             let token = turn.token;
-            let Some(held) = turn.held() else {
+            let Some(occupant) = turn.occupant() else {
                 return false;
             };
-            let step = match held.tend() {
+            let step = match occupant.tend() {
                 Tended::Ready => {
-                    held.conn.lend(&mut state.spare);
-                    let step = catch_unwind(AssertUnwindSafe(|| self.step(held, state, token)));
-                    if let Some(held) = turn.held() {
-                        held.conn.settle(&mut state.spare);
+                    occupant.conn.lend(&mut state.spare);
+                    let step = catch_unwind(AssertUnwindSafe(|| self.step(occupant, state, token)));
+                    if let Some(occupant) = turn.occupant() {
+                        occupant.conn.settle(&mut state.spare);
                     }
                     match step {
                         Ok(step) => step,
@@ -187,8 +187,8 @@ impl<S: Service> Workers<'_, S> {
                     None => return false,
                 },
                 Step::Close => {
-                    if let Some(held) = turn.held() {
-                        held.close();
+                    if let Some(occupant) = turn.occupant() {
+                        occupant.close();
                     }
                 }
                 Step::Drop => return false,
@@ -199,38 +199,38 @@ impl<S: Service> Workers<'_, S> {
     /// Reads, if the service wants something to be there, and calls it.
     fn step(
         &self,
-        held: &mut Held<S::Session>,
+        occupant: &mut Occupant<S::Session>,
         state: &mut State<S::Worker>,
         token: Token,
     ) -> Step {
-        let wanted = match held.wants {
+        let wanted = match occupant.wants {
             Wants::Nothing => false,
-            Wants::FirstByte | Wants::Message => held.conn.buffer().is_empty(),
+            Wants::FirstByte | Wants::Message => occupant.conn.buffer().is_empty(),
             Wants::More => true,
         };
-        if wanted && !held.conn.at_eof() {
-            let between = held.wants != Wants::More;
-            if self.lot.drain.is_closing() && held.conn.has_had_its_last(between) {
+        if wanted && !occupant.conn.at_eof() {
+            let between = occupant.wants != Wants::More;
+            if self.lot.drain.is_closing() && occupant.conn.has_had_its_last(between) {
                 return Step::Close;
             }
-            match held.conn.try_fill() {
+            match occupant.conn.try_fill() {
                 Ok(Filled::Bytes | Filled::Eof) => {}
-                Ok(Filled::Nothing) if self.is_over(held) => return Step::Close,
+                Ok(Filled::Nothing) if self.is_over(occupant) => return Step::Close,
                 Ok(Filled::Nothing) => return Step::Park(Waits::Input),
                 Err(error) => {
-                    log::debug!("{}: cannot read: {error}", held.conn.info());
+                    log::debug!("{}: cannot read: {error}", occupant.conn.info());
                     return Step::Drop;
                 }
             }
         }
-        if wanted && held.wants != Wants::More && held.conn.buffer().is_empty() {
+        if wanted && occupant.wants != Wants::More && occupant.conn.buffer().is_empty() {
             // The end of the stream, where a message might have begun.
             return Step::Close;
         }
-        match self.call(held, state, token) {
-            Ok(next) => self.after(held, next),
+        match self.call(occupant, state, token) {
+            Ok(next) => self.after(occupant, next),
             Err(error) => {
-                log::debug!("{}: {error}", held.conn.info());
+                log::debug!("{}: {error}", occupant.conn.info());
                 Step::Drop
             }
         }
@@ -238,29 +238,29 @@ impl<S: Service> Workers<'_, S> {
 
     fn call(
         &self,
-        held: &mut Held<S::Session>,
+        occupant: &mut Occupant<S::Session>,
         state: &mut State<S::Worker>,
         token: Token,
     ) -> io::Result<Next> {
-        let session = match &mut held.session {
+        let session = match &mut occupant.session {
             Some(session) => session,
-            none => none.insert(self.service.session(&held.conn)?),
+            none => none.insert(self.service.session(&occupant.conn)?),
         };
         let counters = &self.lot.counters.workers[state.index];
         counters.begin(token.to_u64(), clock::millis());
         let calling = Calling {
             counters,
-            conn: &mut held.conn,
+            conn: &mut occupant.conn,
         };
         self.service.serve(calling.conn, session, &mut state.own)
     }
 
-    fn after(&self, held: &mut Held<S::Session>, next: Next) -> Step {
-        if held.conn.is_detached() {
+    fn after(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Step {
+        if occupant.conn.is_detached() {
             return Step::Drop;
         }
-        let conn = &mut held.conn;
-        held.wants = match next {
+        let conn = &mut occupant.conn;
+        occupant.wants = match next {
             Next::Park => {
                 conn.end_message();
                 Wants::Message
@@ -274,12 +274,12 @@ impl<S: Service> Workers<'_, S> {
             // The socket has just refused to take more.
             return Step::Park(Waits::Output);
         }
-        let more_at_hand = match held.wants {
+        let more_at_hand = match occupant.wants {
             Wants::Nothing => true,
             Wants::More => !conn.is_drained(),
             Wants::FirstByte | Wants::Message => !conn.buffer().is_empty() || !conn.is_drained(),
         };
-        if more_at_hand || self.is_over(held) {
+        if more_at_hand || self.is_over(occupant) {
             // A drain ends the connection only after one more look for a message that has come already.
             Step::Again
         } else {
@@ -288,7 +288,7 @@ impl<S: Service> Workers<'_, S> {
     }
 
     /// No further message is wanted from this connection.
-    fn is_over(&self, held: &Held<S::Session>) -> bool {
-        held.wants != Wants::More && self.lot.drain.is_closing()
+    fn is_over(&self, occupant: &Occupant<S::Session>) -> bool {
+        occupant.wants != Wants::More && self.lot.drain.is_closing()
     }
 }

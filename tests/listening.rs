@@ -28,7 +28,10 @@ fn whereabouts(conn: &mut Connection) -> io::Result<Next> {
     if conn.take_line(64)?.is_none() {
         return Ok(Next::More);
     }
-    let (name, local) = (conn.listener().to_owned(), conn.local().to_string());
+    let (name, local) = (
+        conn.listener_name().to_owned(),
+        conn.local_addr().to_string(),
+    );
     writeln!(conn, "{name} at {local}")?;
     Ok(Next::Park)
 }
@@ -121,7 +124,7 @@ fn every_connection_knows_its_listener() {
 #[test]
 fn peers_are_known_by_their_address() {
     let peer = |conn: &mut Connection| {
-        let peer = conn.peer().to_string();
+        let peer = conn.peer_addr().to_string();
         conn.consume(conn.buffer().len());
         writeln!(conn, "{peer}")?;
         Ok(Next::Close)

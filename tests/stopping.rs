@@ -474,10 +474,10 @@ fn stuck_handlers_are_forced_and_named() {
         assert!(forced.worker < 4);
         // By a clock that is coarse by some milliseconds.
         assert!(
-            forced.since + Duration::from_millis(50) >= within,
+            forced.served_for + Duration::from_millis(50) >= within,
             "{report}"
         );
-        assert!(forced.since < within + LONG, "{report}");
+        assert!(forced.served_for < within + LONG, "{report}");
         let text = format!("worker {} had served {}", forced.worker, forced.peer);
         assert!(report.to_string().contains(&text), "{report}");
     }

@@ -110,7 +110,7 @@ fn idle_clients_need_no_threads() {
         drop(clients);
         return child.end();
     };
-    let handle = start(server().workers(2).name("few"), lines);
+    let handle = start(server().workers(2).thread_name_prefix("few"), lines);
     let mut client = connect(addr(&handle));
     ask(&mut client, "hello");
     drop(client);
@@ -273,7 +273,7 @@ fn counting() -> &'static Counting {
 #[test]
 fn a_thousand_panics_cost_a_thousand_connections() {
     let counting = counting();
-    let handle = start(server().workers(2).name("panics"), counting);
+    let handle = start(server().workers(2).thread_name_prefix("panics"), counting);
     let before = threads("panics");
     let mut bystander = connect(addr(&handle));
     send(&mut bystander, "one\n");
@@ -434,7 +434,11 @@ impl Service for &'static Scarce {
 #[test]
 fn a_server_whose_workers_cannot_be_built_does_not_start() {
     let service = Scarce(AtomicUsize::new(1));
-    let built = server().workers(2).name("scarce").build(service).unwrap();
+    let built = server()
+        .workers(2)
+        .thread_name_prefix("scarce")
+        .build(service)
+        .unwrap();
     let error = built.start().unwrap_err();
     assert!(error.to_string().contains("no more of these"), "{error}");
     support::eventually("its threads have ended", || threads("scarce") == 0);
@@ -1082,7 +1086,7 @@ fn the_keeper_sleeps_when_nothing_is_to_be_written() {
         .workers(1)
         .output_limit(BIG)
         .first_byte_timeout(SHORT)
-        .name("sleepy");
+        .thread_name_prefix("sleepy");
     let handle = start(builder, service);
     let mut deaf = connect_narrow(addr(&handle));
     send(&mut deaf, &format!("{BIG}\n"));
@@ -1719,7 +1723,7 @@ fn hooks_run_on_every_workers_thread() {
     };
     let builder = server()
         .workers(3)
-        .name("hooked")
+        .thread_name_prefix("hooked")
         .on_worker_start(note("start"))
         .on_worker_exit(note("exit"));
     let handle = start(builder, lines);
@@ -1812,7 +1816,11 @@ fn a_scoped_server_borrows_from_its_caller() {
         writeln!(conn, "{greeting}")?;
         Ok(Next::Close)
     };
-    let server = server().workers(2).name("scoped").build(service).unwrap();
+    let server = server()
+        .workers(2)
+        .thread_name_prefix("scoped")
+        .build(service)
+        .unwrap();
     let (value, report) = server
         .run_scoped(|handle| {
             for _ in 0..10 {

@@ -22,7 +22,7 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
 use crate::drain::InFlight;
-use crate::listener::About;
+use crate::listener::ListenerInfo;
 use crate::sys::{self, Interest, Poller, Stream};
 
 use input::Input;
@@ -58,10 +58,10 @@ impl Default for Limits {
 
 /// What is known of a connection without having it in hand. It owns the socket, so that a stop can shut down the
 /// socket of a connection that a handler holds.
-pub(crate) struct Info {
+pub(crate) struct ConnectionInfo {
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
-    pub(crate) about: Arc<About>,
+    pub(crate) listener: Arc<ListenerInfo>,
     /// What must end with the connection: its counts.
     pub(crate) in_flight: InFlight,
     pub(crate) activity: Activity,
@@ -91,9 +91,9 @@ impl Activity {
 }
 
 /// Client and listener, as every record of the log names a connection.
-impl fmt::Display for Info {
+impl fmt::Display for ConnectionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {}", self.peer, self.about.name)
+        write!(f, "{} on {}", self.peer, self.listener.name)
     }
 }
 
@@ -119,7 +119,7 @@ impl fmt::Display for Info {
 // memory that a message waits for.
 #[repr(C)]
 pub struct Connection {
-    info: Arc<Info>,
+    info: Arc<ConnectionInfo>,
     input: Input,
     output: Output,
     /// A stretch of reading or writing may have begun.
@@ -163,7 +163,7 @@ pub(crate) enum Filled {
 }
 
 impl Connection {
-    pub(crate) fn new(info: Arc<Info>, poller: Arc<Poller>, limits: &Limits) -> Self {
+    pub(crate) fn new(info: Arc<ConnectionInfo>, poller: Arc<Poller>, limits: &Limits) -> Self {
         Self {
             info,
             input: Input::default(),
@@ -191,24 +191,24 @@ impl Connection {
     }
 
     /// Who it is, for a record in the log.
-    pub(crate) fn info(&self) -> &Info {
+    pub(crate) fn info(&self) -> &ConnectionInfo {
         &self.info
     }
 
     /// Who the client is.
-    pub fn peer(&self) -> &Addr {
+    pub fn peer_addr(&self) -> &Addr {
         &self.info.peer
     }
 
     /// The listener's address, which the client connected to. For a listener on a wildcard address this is the
     /// wildcard.
-    pub fn local(&self) -> &Addr {
-        &self.info.about.local
+    pub fn local_addr(&self) -> &Addr {
+        &self.info.listener.local
     }
 
     /// The name of the listener that the client connected to.
-    pub fn listener(&self) -> &str {
-        &self.info.about.name
+    pub fn listener_name(&self) -> &str {
+        &self.info.listener.name
     }
 
     /// The server is stopping: finish this message, tell the client if the protocol can, and expect no further one.
@@ -464,7 +464,7 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
             .field("peer", &self.info.peer)
-            .field("listener", &self.info.about.name)
+            .field("listener", &self.info.listener.name)
             .field("buffered", &self.input.len())
             .field("unwritten", &self.output.len())
             .field("eof", &self.eof)

@@ -325,7 +325,7 @@ where
             let (line, millis) = entry.map_or(("-", 0), |entry| {
                 (entry.line.as_str(), entry.since.elapsed().as_millis())
             });
-            let (peer, status) = (conn.peer(), status.as_u16());
+            let (peer, status) = (conn.peer_addr(), status.as_u16());
             log::info!(target: "handover::access", "{peer} \"{line}\" {status} {length} {millis}");
         }
     }

@@ -185,7 +185,7 @@ impl Writer {
     fn fault(&mut self, conn: &Connection, asked: &Asked, what: &str) -> Answered {
         log::error!(
             "{}: the answer to a request is impossible: {what}",
-            conn.peer()
+            conn.peer_addr()
         );
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let why = "the answer was impossible";

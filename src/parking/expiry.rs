@@ -163,8 +163,8 @@ impl<S> Lot<S> {
             return false;
         }
         count(&self.counters.shed);
-        if let Some(held) = &turn.held {
-            log::debug!("{}: closed to make room", held.conn.info());
+        if let Some(occupant) = &turn.occupant {
+            log::debug!("{}: closed to make room", occupant.conn.info());
         }
         true
     }

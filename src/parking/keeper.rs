@@ -135,11 +135,13 @@ fn stand_in<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
 /// Does what needs no service; a connection that does is put on the queue.
 pub(super) fn tend<S>(mut turn: Turn<'_, S>) {
     loop {
-        let Some(held) = turn.held() else { return };
-        if held.is_serving() && !held.conn.has_output() {
+        let Some(occupant) = turn.occupant() else {
+            return;
+        };
+        if occupant.is_serving() && !occupant.conn.has_output() {
             return turn.requeue();
         }
-        let waits = match held.tend() {
+        let waits = match occupant.tend() {
             Tended::Ready => return turn.requeue(),
             Tended::Done => return,
             Tended::Wait(waits) => waits,

@@ -10,8 +10,8 @@
 //! does what must happen while every worker is busy.
 
 mod expiry;
-mod held;
 mod keeper;
+mod occupant;
 mod ownership;
 mod slab;
 mod turn;
@@ -31,15 +31,15 @@ use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{self, in_millis};
-use crate::connection::{Connection, Info, Limits};
+use crate::connection::{Connection, ConnectionInfo, Limits};
 use crate::drain::Drain;
 use crate::stats::Counters;
 use crate::sys::{Events, Poller};
 
 pub(crate) use expiry::Idle;
-pub(crate) use held::{Held, Tended, Waits, Wants};
 use keeper::Nap;
 pub(crate) use keeper::keep;
+pub(crate) use occupant::{Occupant, Tended, Waits, Wants};
 use ownership::{News, Ownership};
 use slab::Slab;
 pub(crate) use turn::Turn;
@@ -69,15 +69,15 @@ impl Token {
 }
 
 // What passes a connection on must cost one instruction, not a lock that spins.
-const _: () = assert!(AtomicCell::<Option<Box<Held<()>>>>::is_lock_free());
+const _: () = assert!(AtomicCell::<Option<Box<Occupant<()>>>>::is_lock_free());
 
 #[repr(align(64))]
 struct Slot<S> {
     owner: Ownership,
     /// What the owner leaves here for the next one.
-    held: AtomicCell<Option<Box<Held<S>>>>,
+    occupant: AtomicCell<Option<Box<Occupant<S>>>>,
     /// What is known of the connection by others than its owner.
-    info: Mutex<Option<Arc<Info>>>,
+    info: Mutex<Option<Arc<ConnectionInfo>>>,
     /// When a parked connection expires, in the clock's milliseconds; set by the owner before it parks.
     deadline: AtomicU64,
     /// Since when it is parked, or queued; see also [`BUSY`].
@@ -90,7 +90,7 @@ impl<S> Slot<S> {
     fn new() -> Self {
         Self {
             owner: Ownership::new(),
-            held: AtomicCell::new(None),
+            occupant: AtomicCell::new(None),
             info: Mutex::new(None),
             deadline: AtomicU64::new(u64::MAX),
             since: AtomicU64::new(0),
@@ -185,7 +185,7 @@ impl<S> Lot<S> {
     }
 
     /// Gives a new connection its slot, and puts it on the queue.
-    pub(crate) fn enter(&self, info: Info) {
+    pub(crate) fn enter(&self, info: ConnectionInfo) {
         let info = Arc::new(info);
         let Some((index, slot)) = self.slots.take(Slot::new) else {
             log::error!("{info}: no slot is left");
@@ -193,12 +193,12 @@ impl<S> Lot<S> {
         };
         slot.owner.occupy();
         let conn = Connection::new(Arc::clone(&info), Arc::clone(&self.poller), &self.limits);
-        let wants = if info.about.speaks_first {
+        let wants = if info.listener.speaks_first {
             Wants::Nothing
         } else {
             Wants::FirstByte
         };
-        let held = Box::new(Held::new(conn, wants));
+        let occupant = Box::new(Occupant::new(conn, wants));
         *slot.info.lock() = Some(info);
         let generation = slot.owner.generation();
         let token = Token { index, generation };
@@ -208,7 +208,7 @@ impl<S> Lot<S> {
             token,
             counters: self.counters.keeper(),
             waited: Waits::Input,
-            held: Some(held),
+            occupant: Some(occupant),
         };
         turn.requeue();
     }
@@ -358,18 +358,18 @@ impl<S> Lot<S> {
     }
 
     fn turn<'a>(&'a self, slot: &'a Slot<S>, token: Token, news: News) -> Turn<'a, S> {
-        let mut held = slot.held.take();
+        let mut occupant = slot.occupant.take();
         let mut waited = Waits::Input;
-        if let Some(held) = &mut held {
-            waited = held.waits;
+        if let Some(occupant) = &mut occupant {
+            waited = occupant.waits;
             if waited == Waits::Output {
                 self.unwritten.fetch_sub(1, SeqCst);
-                held.waits = Waits::Input;
+                occupant.waits = Waits::Input;
                 // It was not watched for reading meanwhile, so that nothing is known of it.
-                held.conn.note_readable(false);
+                occupant.conn.note_readable(false);
             }
             if news.readable {
-                held.conn.note_readable(news.hangup);
+                occupant.conn.note_readable(news.hangup);
             }
         }
         Turn {
@@ -378,7 +378,7 @@ impl<S> Lot<S> {
             token,
             counters: self.counters.keeper(),
             waited,
-            held,
+            occupant,
         }
     }
 
@@ -479,7 +479,11 @@ impl<S> Lot<S> {
     }
 
     /// What `ask` finds out about a connection, if it still is the one of that token.
-    pub(crate) fn about<T>(&self, token: u64, ask: impl FnOnce(&Info) -> T) -> Option<T> {
+    pub(crate) fn with_info<T>(
+        &self,
+        token: u64,
+        ask: impl FnOnce(&ConnectionInfo) -> T,
+    ) -> Option<T> {
         let token = Token::from_u64(token);
         let slot = self.slots.get(token.index)?;
         let info = slot.info.lock();

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::expiry::BUSY;
-use super::held::{Held, Waits, Wants};
+use super::occupant::{Occupant, Waits, Wants};
 use super::{Lot, Slot, Token, keeper};
 use crate::clock;
 use crate::connection::Filled;
@@ -21,33 +21,36 @@ pub(crate) struct Turn<'a, S> {
     /// What it had been parked for.
     pub(super) waited: Waits,
     /// There until the turn ends.
-    pub(super) held: Option<Box<Held<S>>>,
+    pub(super) occupant: Option<Box<Occupant<S>>>,
 }
 
 impl<S> Turn<'_, S> {
     /// The connection. `None` never happens while the turn lasts.
-    pub(crate) fn held(&mut self) -> Option<&mut Held<S>> {
-        self.held.as_deref_mut()
+    pub(crate) fn occupant(&mut self) -> Option<&mut Occupant<S>> {
+        self.occupant.as_deref_mut()
     }
 
     /// Leaves the connection to the poller, or keeps it if something has come meanwhile.
     pub(crate) fn park(mut self, waits: Waits) -> Option<Self> {
         let lot = self.lot;
         self.account();
-        let mut held = self.held.take()?;
-        held.waits = waits;
+        let mut occupant = self.occupant.take()?;
+        occupant.waits = waits;
         let interest = match waits {
             Waits::Output => Interest::Write,
             Waits::Input | Waits::Linger => Interest::Read,
         };
-        if let Err(error) = held.conn.watch(self.token.to_u64(), interest) {
-            log::warn!("{}: cannot watch the connection: {error}", held.conn.info());
-            self.held = Some(held);
+        if let Err(error) = occupant.conn.watch(self.token.to_u64(), interest) {
+            log::warn!(
+                "{}: cannot watch the connection: {error}",
+                occupant.conn.info()
+            );
+            self.occupant = Some(occupant);
             return None;
         }
         let now = clock::millis();
-        let mut due = held.due(now, lot.limits.first_byte_timeout);
-        let idle = held.is_between_messages();
+        let mut due = occupant.due(now, lot.limits.first_byte_timeout);
+        let idle = occupant.is_between_messages();
         let grace = lot.drain.grace();
         if let (true, Some(grace)) = (idle, grace) {
             due = due.min(now.saturating_add(lot.spread(self.token, grace)));
@@ -59,7 +62,7 @@ impl<S> Turn<'_, S> {
         if waits == Waits::Output && lot.unwritten.fetch_add(1, SeqCst) == 0 {
             lot.wake_keeper_by(now + 1);
         }
-        self.slot.held.store(Some(held));
+        self.slot.occupant.store(Some(occupant));
         match self.slot.owner.park() {
             Ok(()) => {
                 // From here on it may be anybody's. Its slot is still there to be looked at.
@@ -80,7 +83,7 @@ impl<S> Turn<'_, S> {
     /// Puts the connection on the queue.
     pub(crate) fn requeue(mut self) {
         self.account();
-        self.slot.held.store(self.held.take());
+        self.slot.occupant.store(self.occupant.take());
         self.lot.stamp(self.slot);
         self.slot.owner.requeue();
         self.lot.push([self.token]);
@@ -100,26 +103,26 @@ impl<S> Turn<'_, S> {
     /// Has the client sent something that nobody has looked at? It is in the buffer then, and all that the service
     /// wants.
     pub(super) fn has_message(&mut self) -> bool {
-        let Some(held) = &mut self.held else {
+        let Some(occupant) = &mut self.occupant else {
             return false;
         };
-        let has_some = matches!(held.conn.try_fill(), Ok(Filled::Bytes));
+        let has_some = matches!(occupant.conn.try_fill(), Ok(Filled::Bytes));
         if has_some {
-            held.wants = Wants::Message;
+            occupant.wants = Wants::Message;
         }
         has_some
     }
 
     pub(super) fn is_between_messages(&self) -> bool {
-        let held = self.held.as_ref();
-        held.is_some_and(|held| held.is_between_messages())
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|occupant| occupant.is_between_messages())
     }
 
     /// Adds what was moved to the thread's counters.
     fn account(&mut self) {
-        if let Some(held) = &mut self.held {
+        if let Some(occupant) = &mut self.occupant {
             // Threads without counters of their own move nothing.
-            match held.conn.take_moved() {
+            match occupant.conn.take_moved() {
                 (0, 0) => {}
                 (bytes_in, bytes_out) => self.counters.moved(bytes_in, bytes_out),
             }
@@ -135,13 +138,15 @@ impl<S> Turn<'_, S> {
         if self.waits_for_input() && self.has_message() {
             return self.requeue();
         }
-        let Some(held) = &mut self.held else { return };
+        let Some(occupant) = &mut self.occupant else {
+            return;
+        };
         // The kernel reports room late, see `WRITE_SLICE`: whoever has read something meanwhile gets the time for it.
-        if self.waited == Waits::Output && matches!(held.conn.has_progressed(), Ok(true)) {
+        if self.waited == Waits::Output && matches!(occupant.conn.has_progressed(), Ok(true)) {
             return keeper::tend(self);
         }
         let counters = &self.lot.counters;
-        let (counter, what) = match (self.waited, held.wants) {
+        let (counter, what) = match (self.waited, occupant.wants) {
             (Waits::Linger, _) => return,
             (Waits::Output, _) => (&counters.expired_write, "did not read its answer"),
             (Waits::Input, Wants::FirstByte) => (&counters.expired_first_byte, "sent nothing"),
@@ -149,22 +154,30 @@ impl<S> Turn<'_, S> {
             (Waits::Input, Wants::Message | Wants::Nothing) => (&counters.expired_idle, "was idle"),
         };
         count(counter);
-        log::debug!("{}: closed, the client {what} in time", held.conn.info());
-        if self.waited == Waits::Input && held.wants == Wants::More {
-            let farewell = held.conn.farewell();
+        log::debug!(
+            "{}: closed, the client {what} in time",
+            occupant.conn.info()
+        );
+        if self.waited == Waits::Input && occupant.wants == Wants::More {
+            let farewell = occupant.conn.farewell();
             self.close_with(farewell.unwrap_or_default());
         }
     }
 
     /// Closes a connection that waited for a worker for too long, unless what it waited for was not a worker.
     pub(crate) fn refuse_late(self) {
-        let Some(held) = &self.held else { return };
-        if held.conn.has_output() || !held.is_serving() {
+        let Some(occupant) = &self.occupant else {
+            return;
+        };
+        if occupant.conn.has_output() || !occupant.is_serving() {
             return keeper::tend(self);
         }
         count(&self.lot.counters.refused_queue_timeout);
-        log::debug!("{}: refused, no worker had time for it", held.conn.info());
-        let refusal: &[u8] = match held.waits_for_an_answer() {
+        log::debug!(
+            "{}: refused, no worker had time for it",
+            occupant.conn.info()
+        );
+        let refusal: &[u8] = match occupant.waits_for_an_answer() {
             true => &self.lot.refusal,
             false => &[],
         };
@@ -173,25 +186,29 @@ impl<S> Turn<'_, S> {
 
     /// Closes a connection whose service panicked: at once, unless its client was told before.
     pub(crate) fn abandon(mut self) {
-        let Some(held) = &mut self.held else { return };
-        if held.conn.lingers() {
-            held.close();
+        let Some(occupant) = &mut self.occupant else {
+            return;
+        };
+        if occupant.conn.lingers() {
+            occupant.close();
             keeper::tend(self);
         }
     }
 
     /// Tells the client something before the close; without waiting, as there is nothing else in the buffer.
     fn close_with(mut self, bytes: &[u8]) {
-        let Some(held) = &mut self.held else { return };
-        if bytes.is_empty() || held.conn.has_output() {
+        let Some(occupant) = &mut self.occupant else {
+            return;
+        };
+        if bytes.is_empty() || occupant.conn.has_output() {
             return;
         }
-        if let Err(error) = held.conn.offer(bytes) {
-            log::debug!("{}: cannot write: {error}", held.conn.info());
+        if let Err(error) = occupant.conn.offer(bytes) {
+            log::debug!("{}: cannot write: {error}", occupant.conn.info());
             return;
         }
-        held.conn.linger();
-        held.close();
+        occupant.conn.linger();
+        occupant.close();
         keeper::tend(self);
     }
 }
@@ -199,9 +216,11 @@ impl<S> Turn<'_, S> {
 impl<S> Drop for Turn<'_, S> {
     fn drop(&mut self) {
         self.account();
-        let Some(held) = self.held.take() else { return };
-        let Held { conn, session, .. } = *held;
-        let peer = conn.peer().clone();
+        let Some(occupant) = self.occupant.take() else {
+            return;
+        };
+        let Occupant { conn, session, .. } = *occupant;
+        let peer = conn.peer_addr().clone();
         // In this order: it leaves the poller, then the slot forgets it, and only then the slot is anybody's.
         drop(conn);
         let info = self.slot.info.lock().take();

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 /// Why this process was not replaced. It serves on, unless [`kind`](Self::kind) says otherwise.
 #[derive(Clone, Debug)]
 pub struct RestartError {
-    kind: RestartFailure,
+    kind: RestartErrorKind,
     why: String,
     status: Option<ExitStatus>,
     stderr: Vec<String>,
@@ -15,7 +15,7 @@ pub struct RestartError {
 /// The kinds of [`RestartError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum RestartFailure {
+pub enum RestartErrorKind {
     /// The server was built without [`Builder::restart`](crate::Builder::restart).
     Off,
     /// No process could be started: the program is missing, or cannot be run.
@@ -33,7 +33,7 @@ pub enum RestartFailure {
 }
 
 impl RestartError {
-    pub(crate) fn new(kind: RestartFailure, why: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: RestartErrorKind, why: impl Into<String>) -> Self {
         Self {
             kind,
             why: why.into(),
@@ -49,7 +49,7 @@ impl RestartError {
     }
 
     /// What kind of failure it is.
-    pub fn kind(&self) -> RestartFailure {
+    pub fn kind(&self) -> RestartErrorKind {
         self.kind
     }
 

@@ -20,10 +20,10 @@
 //! [`program`] starts the new process, [`inherit`] is what it finds, [`message`] what the two say to each other, and
 //! the [`upgrader`] is the thread that does it, in both.
 
-mod asking;
+mod bind_request;
 mod error;
-mod inherit;
-mod message;
+mod inherited;
+mod link;
 mod pid_file;
 mod program;
 mod upgrader;
@@ -37,16 +37,16 @@ use std::time::Duration;
 use crate::listener::{Bind, BindError, Listener};
 use crate::sys::{self, Descriptor};
 
-pub(crate) use asking::text_of;
-pub use error::{RestartError, RestartFailure};
-pub(crate) use inherit::{
+pub(crate) use bind_request::text_of;
+pub use error::{RestartError, RestartErrorKind};
+pub(crate) use inherited::{
     Inherited, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SERVE, SUPERVISOR, fd_name, is_successor,
     role,
 };
-pub(crate) use message::VERSION;
+pub(crate) use link::VERSION;
 pub(crate) use pid_file::PidFile;
 pub(crate) use program::Program;
-pub(crate) use upgrader::{Host, Remote, Upgrader};
+pub(crate) use upgrader::{Host, Upgrader, UpgraderHandle};
 
 /// Says when the application is ready.
 pub(crate) type ReadyWhen =
@@ -82,7 +82,7 @@ pub(crate) type ReadyWhen =
 /// ```no_run
 /// use std::time::Duration;
 ///
-/// use handover::{Connection, Next, Restart, Server};
+/// use successor::{Connection, Next, Restart, Server};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let restart = Restart::new()
@@ -105,20 +105,20 @@ pub struct Restart {
     ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
     pid_file: Option<PathBuf>,
-    held: HeldSignals,
+    held: BlockedSignals,
 }
 
 /// A successor starts with its signals held back. Whatever comes of it, they come through in the end.
-pub(crate) struct HeldSignals(bool);
+pub(crate) struct BlockedSignals(bool);
 
-impl HeldSignals {
+impl BlockedSignals {
     /// Lets them through. True if one that means a stop has come already.
     pub(crate) fn release(&mut self) -> bool {
         std::mem::take(&mut self.0) && sys::release_signals()
     }
 }
 
-impl Drop for HeldSignals {
+impl Drop for BlockedSignals {
     fn drop(&mut self) {
         self.release();
     }
@@ -132,7 +132,7 @@ impl Restart {
             upgrader::greet(predecessor);
         }
         Self {
-            held: HeldSignals(inherited.predecessor.is_some() || inherited.broken.is_some()),
+            held: BlockedSignals(inherited.predecessor.is_some() || inherited.broken.is_some()),
             program: Program::of_this_process(),
             inherited,
             ready_timeout: Duration::from_secs(60),
@@ -214,7 +214,7 @@ impl Restart {
     /// Binds a listener that was not inherited.
     pub(crate) fn bind(&self, bind: Bind) -> Result<Listener, BindError> {
         match self.inherited.supervised {
-            Some(_) => asking::bind(self.generation(), bind),
+            Some(_) => bind_request::bind(self.generation(), bind),
             None => bind.bind(),
         }
     }
@@ -225,8 +225,8 @@ impl Restart {
     }
 
     /// What holds signals back until they have handlers, or are not to be handled here.
-    pub(crate) fn take_held(&mut self) -> HeldSignals {
-        std::mem::replace(&mut self.held, HeldSignals(false))
+    pub(crate) fn take_held(&mut self) -> BlockedSignals {
+        std::mem::replace(&mut self.held, BlockedSignals(false))
     }
 
     pub(crate) fn take_ready_when(&mut self) -> Option<ReadyWhen> {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
-use super::inherit::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
-use super::message::VERSION;
+use super::inherited::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
+use super::link::VERSION;
 use crate::sys::{self, Descriptor, Process, Start};
 
 /// Which process a service manager's watchdog is for (sd_watchdog_enabled(3)).
@@ -30,7 +30,7 @@ pub(crate) struct Program {
 }
 
 /// What a successor gets beside what it gets from everybody.
-pub(super) struct Legacy<'a> {
+pub(super) struct SuccessorInputs<'a> {
     /// With their names.
     pub(super) descriptors: Vec<(String, Descriptor)>,
     /// Which of them are known by their names only.
@@ -91,14 +91,14 @@ impl Program {
     }
 
     /// Starts it once more.
-    pub(super) fn start(&self, legacy: Legacy<'_>) -> io::Result<(Process, LastWords)> {
-        let (names, mut descriptors): (Vec<_>, Vec<_>) = legacy.descriptors.into_iter().unzip();
+    pub(super) fn start(&self, inputs: SuccessorInputs<'_>) -> io::Result<(Process, StderrTail)> {
+        let (names, mut descriptors): (Vec<_>, Vec<_>) = inputs.descriptors.into_iter().unzip();
         let listeners = descriptors.len();
         let mut place = |descriptor: Descriptor| {
             descriptors.push(descriptor);
             (sys::FIRST_PASSED as usize + descriptors.len() - 1).to_string()
         };
-        let control = place(sys::descriptor_of(legacy.control)?);
+        let control = place(sys::descriptor_of(inputs.control)?);
         let (mut stderr, mut pipe_end, mut writer, mut reader) = (None, None, None, None);
         // Where there is no standard error, there is none to listen to.
         if let Ok(own) = sys::stderr_copy() {
@@ -107,9 +107,9 @@ impl Program {
             pipe_end = Some(place(reading.try_clone()?));
             (reader, writer) = (Some(reading), Some(writing));
         }
-        let last_words = LastWords::of(reader)?;
+        let stderr_tail = StderrTail::of(reader)?;
         let none = || "-".to_owned();
-        let state = match &legacy.state {
+        let state = match &inputs.state {
             Some(state) => place(sys::anonymous_file(state)?.into()),
             None => none(),
         };
@@ -117,9 +117,9 @@ impl Program {
         let mut env = self.env.clone();
         env.push(format!("{LISTEN_FDS}={listeners}").into());
         env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
-        let generation = legacy.generation;
+        let generation = inputs.generation;
         let (stderr, pipe_end) = (stderr.unwrap_or_else(none), pipe_end.unwrap_or_else(none));
-        let by_name = legacy.by_name.iter().map(usize::to_string);
+        let by_name = inputs.by_name.iter().map(usize::to_string);
         let by_name = by_name.collect::<Vec<_>>().join("+");
         let left =
             format!("{VERSION},{generation},{control},{stderr},{pipe_end},{state},{by_name}");
@@ -139,7 +139,7 @@ impl Program {
             descriptors: &descriptors,
             stderr: writer.as_ref(),
         })?;
-        Ok((process, last_words))
+        Ok((process, stderr_tail))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -158,9 +158,9 @@ const LINES: usize = 20;
 const TAIL: usize = 8 * 1024;
 
 /// What a successor says on standard error before it is ready. It is passed on, and the last lines are remembered.
-pub(super) struct LastWords(Receiver<Vec<String>>);
+pub(super) struct StderrTail(Receiver<Vec<String>>);
 
-impl LastWords {
+impl StderrTail {
     fn of(reader: Option<Descriptor>) -> io::Result<Self> {
         let (done, said) = crossbeam_channel::bounded(1);
         if let Some(reader) = reader {

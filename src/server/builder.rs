@@ -21,7 +21,7 @@ pub struct Builder {
     pub(super) workers: Option<usize>,
     pub(super) queue: usize,
     pub(super) stack_size: Option<usize>,
-    pub(super) name: String,
+    pub(super) thread_name_prefix: String,
     pub(super) admission: Admission,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) limits: Limits,
@@ -48,7 +48,7 @@ impl Builder {
             workers: None,
             queue: 1024,
             stack_size: None,
-            name: "handover".to_owned(),
+            thread_name_prefix: "handover".to_owned(),
             admission: Admission {
                 max_connections: 65_536,
                 max_per_client: None,
@@ -101,8 +101,8 @@ impl Builder {
     }
 
     /// What the names of the server's threads begin with. Defaults to `handover`.
-    pub fn name(mut self, prefix: impl Into<String>) -> Self {
-        self.name = prefix.into();
+    pub fn thread_name_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.thread_name_prefix = prefix.into();
         self
     }
 

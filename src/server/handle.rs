@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::addr::Addr;
 use crate::clock::Deadline;
-use crate::restart::{Remote, RestartError, RestartFailure};
+use crate::restart::{RestartError, RestartErrorKind, UpgraderHandle};
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::Command;
 use crate::stats::Stats;
@@ -40,26 +40,26 @@ fn is_thread_of(server: usize) -> bool {
 pub struct Handle(Arc<Owner>);
 
 /// What handles and the server's main thread share.
-pub(super) struct Control {
+pub(super) struct ServerShared {
     pub(super) commands: Sender<Command>,
     pub(super) addrs: Vec<Addr>,
     /// What tells the server from others in the process.
     pub(super) server: usize,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: ReportCell,
     /// There if the server can be restarted.
-    pub(super) restart: Option<Remote>,
+    pub(super) restart: Option<UpgraderHandle>,
 }
 
 /// Where the report is left.
 #[derive(Default)]
-pub(super) struct Outcome {
+pub(super) struct ReportCell {
     /// With it: whether all threads have ended.
     report: Mutex<Option<(Report, bool)>>,
     there: Condvar,
 }
 
-impl Outcome {
+impl ReportCell {
     pub(super) fn set(&self, report: Report, all_ended: bool) {
         *self.report.lock() = Some((report, all_ended));
         self.there.notify_all();
@@ -77,13 +77,13 @@ impl Outcome {
 }
 
 struct Owner {
-    control: Arc<Control>,
+    control: Arc<ServerShared>,
     /// The server's main thread, until somebody has joined it; none where it is joined by a scope.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Handle {
-    pub(super) fn new(control: Arc<Control>, thread: Option<JoinHandle<()>>) -> Self {
+    pub(super) fn new(control: Arc<ServerShared>, thread: Option<JoinHandle<()>>) -> Self {
         let thread = Mutex::new(thread);
         Self(Arc::new(Owner { control, thread }))
     }
@@ -127,11 +127,11 @@ impl Handle {
         let control = &self.0.control;
         let Some(remote) = &control.restart else {
             let why = "the server was built without restarts";
-            return Err(RestartError::new(RestartFailure::Off, why));
+            return Err(RestartError::new(RestartErrorKind::Off, why));
         };
         if is_thread_of(control.server) {
             let why = "a service cannot wait for the end of its own server";
-            return Err(RestartError::new(RestartFailure::OwnThread, why));
+            return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
         let done = remote.wait_restart()?;
         let (drained, _) = control.outcome.wait();

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use crate::acceptor::{self, Gate};
+use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::parking::{self, Lot, Token};
 use crate::pool;
-use crate::restart::{Host, Remote, Upgrader};
+use crate::restart::{Host, Upgrader, UpgraderHandle};
 use crate::server::builder::Builder;
-use crate::server::handle::{Control, belong_to};
+use crate::server::handle::{ServerShared, belong_to};
 use crate::server::no_start;
 use crate::server::report::{Forced, Report};
 use crate::server::watchdog::Watchdog;
@@ -29,7 +29,7 @@ const CLEAR_AGAIN: Duration = Duration::from_millis(10);
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Everything that a server's main thread needs.
-pub(super) struct Parts<S: Service> {
+pub(super) struct MainThread<S: Service> {
     pub(super) service: S,
     pub(super) listeners: Vec<Arc<Listener>>,
     /// There until it has a thread, if the server can be restarted.
@@ -39,7 +39,7 @@ pub(super) struct Parts<S: Service> {
     pub(super) goes_on: Option<Sender<()>>,
     pub(super) settings: Builder,
     pub(super) lot: Arc<Lot<S::Session>>,
-    pub(super) gate: Arc<Gate>,
+    pub(super) gate: Arc<AcceptGate>,
     pub(super) queue: Receiver<Token>,
     pub(super) commands: Receiver<Command>,
     pub(super) server: usize,
@@ -64,9 +64,9 @@ impl Drop for Tell {
     }
 }
 
-impl<S: Service> Parts<S> {
+impl<S: Service> MainThread<S> {
     /// The main thread's life. Says through `ready` whether the server serves, and leaves the report in the end.
-    pub(super) fn serve(mut self, control: &Control, ready: &Sender<io::Result<()>>) {
+    pub(super) fn serve(mut self, control: &ServerShared, ready: &Sender<io::Result<()>>) {
         belong_to(self.server);
         let listeners = std::mem::take(&mut self.listeners);
         let upgrader = self.upgrader.take();
@@ -80,7 +80,7 @@ impl<S: Service> Parts<S> {
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
         };
-        let host = Serving {
+        let host = ServerHost {
             parts: &self,
             commands: &control.commands,
         };
@@ -96,7 +96,7 @@ impl<S: Service> Parts<S> {
             // Whoever started the server waits for this.
             let _ = ready.send(started);
             let stop = if failed {
-                Stop::at_once()
+                StopProgress::at_once()
             } else {
                 self.obey(&commands, &ended, control.restart.as_ref())
             };
@@ -163,7 +163,7 @@ impl<S: Service> Parts<S> {
     fn start_upgrader<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
-        host: &'scope Serving<'scope, S>,
+        host: &'scope ServerHost<'scope, S>,
         upgrader: Upgrader,
         tell: Sender<Ended>,
     ) -> io::Result<()> {
@@ -182,10 +182,10 @@ impl<S: Service> Parts<S> {
         &self,
         commands: &Receiver<Command>,
         ended: &Receiver<Ended>,
-        restart: Option<&Remote>,
-    ) -> Stop {
+        restart: Option<&UpgraderHandle>,
+    ) -> StopProgress {
         let (lot, gate) = (&self.lot, &self.gate);
-        let mut stop: Option<Stop> = None;
+        let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
         let mut watchdog = Watchdog::new(lot, gate, self.settings.stuck_after);
         loop {
@@ -258,7 +258,7 @@ impl<S: Service> Parts<S> {
             };
             let stop = stop.get_or_insert_with(|| {
                 log::info!("stopping, {} connections are open", lot.drain.live());
-                Stop::begin(lot.drain.ended())
+                StopProgress::begin(lot.drain.ended())
             });
             if command == Command::Leave {
                 lot.drain.leave(self.idle_grace);
@@ -288,9 +288,9 @@ impl<S: Service> Parts<S> {
     /// Ends what is left, and the threads. Also says whether all of them have ended.
     fn finish(
         &self,
-        stop: Stop,
+        stop: StopProgress,
         ended: &Receiver<Ended>,
-        restart: Option<&Remote>,
+        restart: Option<&UpgraderHandle>,
     ) -> (Report, bool) {
         let lot = &self.lot;
         let mut report = Report {
@@ -337,11 +337,11 @@ impl<S: Service> Parts<S> {
         let workers = self.lot.counters.of_workers().enumerate();
         let forced = workers.filter_map(|(worker, counters)| {
             let (token, since) = counters.serving()?;
-            self.lot.about(token, |info| Forced {
+            self.lot.with_info(token, |info| Forced {
                 worker,
                 peer: info.peer.clone(),
-                listener: info.about.name.clone(),
-                since: Duration::from_millis(now.saturating_sub(since)),
+                listener: info.listener.name.clone(),
+                served_for: Duration::from_millis(now.saturating_sub(since)),
                 ended: false,
             })
         });
@@ -349,24 +349,24 @@ impl<S: Service> Parts<S> {
     }
 
     pub(super) fn thread_name(&self, what: &str) -> String {
-        format!("{}-{what}", self.settings.name)
+        format!("{}-{what}", self.settings.thread_name_prefix)
     }
 }
 
 /// A server, as its upgrader sees it.
-struct Serving<'a, S: Service> {
-    parts: &'a Parts<S>,
+struct ServerHost<'a, S: Service> {
+    parts: &'a MainThread<S>,
     commands: &'a Sender<Command>,
 }
 
-impl<S: Service> Serving<'_, S> {
+impl<S: Service> ServerHost<'_, S> {
     fn command(&self, command: Command) {
         // A server that has ended does not listen any more, and needs not.
         let _ = self.commands.send(command);
     }
 }
 
-impl<S: Service> Host for Serving<'_, S> {
+impl<S: Service> Host for ServerHost<'_, S> {
     fn export(&self) -> Option<Vec<u8>> {
         let service = std::panic::AssertUnwindSafe(&self.parts.service);
         std::panic::catch_unwind(|| service.export()).unwrap_or_else(|panic| {
@@ -403,7 +403,7 @@ impl<S: Service> Host for Serving<'_, S> {
 
 /// A stop in progress.
 #[derive(Clone, Copy)]
-struct Stop {
+struct StopProgress {
     since: Instant,
     deadline: Deadline,
     /// How many connections had ended before, and have ended since.
@@ -415,7 +415,7 @@ struct Stop {
     is_clean: bool,
 }
 
-impl Stop {
+impl StopProgress {
     fn begin(ended_before: usize) -> Self {
         Self {
             since: Instant::now(),

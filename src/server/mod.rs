@@ -15,20 +15,20 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use crate::acceptor::Gate;
+use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
 use crate::parking::{Lot, LotOptions};
-use crate::restart::{HeldSignals, ReadyWhen, Remote, Restart, Upgrader};
+use crate::restart::{BlockedSignals, ReadyWhen, Restart, Upgrader, UpgraderHandle};
 use crate::service::Service;
 use crate::signals::Command;
 use crate::stats::{Counters, Stats, WorkerState};
 
 pub use builder::{BuildError, Builder};
 pub use handle::Handle;
-use handle::{Control, Outcome};
-use main_thread::Parts;
+use handle::{ReportCell, ServerShared};
+use main_thread::MainThread;
 pub use report::{Forced, Generation, Report, RestartReport};
 
 /// A server that is bound, and waits to be started.
@@ -100,8 +100,8 @@ impl<S: Service> Server<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        let (parts, control, mut opening) = self.prepare()?;
-        opening.release_signals();
+        let (parts, control, mut startup) = self.prepare()?;
+        startup.release_signals();
         let drain_timeout = parts.settings.drain_timeout;
         thread::scope(|scope| {
             let (ready, started) = crossbeam_channel::bounded(1);
@@ -112,7 +112,7 @@ impl<S: Service> Server<S> {
             started.recv().unwrap_or_else(|_| Err(no_start()))?;
             let handle = Handle::new(control, None);
             let stop = StopOnDrop(&handle, drain_timeout);
-            opening.open()?;
+            startup.open()?;
             let result = body(&handle);
             drop(stop);
             Ok((result, handle.join()))
@@ -120,7 +120,7 @@ impl<S: Service> Server<S> {
     }
 
     /// Puts the parts together; nothing runs yet.
-    fn prepare(self) -> io::Result<(Parts<S>, Arc<Control>, Opening)> {
+    fn prepare(self) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
         static SERVERS: AtomicUsize = AtomicUsize::new(1);
         let addrs = self.local_addrs();
         let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
@@ -137,7 +137,7 @@ impl<S: Service> Server<S> {
             counters: Arc::new(Counters::new(workers)),
         })?;
         let lot = Arc::new(lot);
-        let gate = Arc::new(Gate::new()?);
+        let gate = Arc::new(AcceptGate::new()?);
         let (sender, commands) = crossbeam_channel::bounded(64);
 
         let look = sender.clone();
@@ -149,9 +149,9 @@ impl<S: Service> Server<S> {
         lot.on_room(move || room.wake());
 
         let (goes_on, stopped) = crossbeam_channel::bounded(0);
-        let mut opening = Opening {
+        let mut startup = Startup {
             stopped,
-            ready_thread: format!("{}-ready", settings.name),
+            ready_thread: format!("{}-ready", settings.thread_name_prefix),
             gate: Arc::clone(&gate),
             remote: None,
             ready_when: None,
@@ -161,24 +161,24 @@ impl<S: Service> Server<S> {
         };
         let mut upgrader = None;
         if let Some(mut restart) = settings.restart.take() {
-            opening.ready_when = restart.take_ready_when();
-            opening.held = Some(restart.take_held());
+            startup.ready_when = restart.take_ready_when();
+            startup.held = Some(restart.take_held());
             let shared = listeners.iter().map(Arc::downgrade).collect();
             let (own, remote) = Upgrader::new(restart, shared, settings.drain_timeout)?;
             upgrader = Some(own);
-            opening.remote = Some(remote);
+            startup.remote = Some(remote);
         }
 
         let watched = Arc::clone(&lot);
-        let control = Arc::new(Control {
+        let control = Arc::new(ServerShared {
             commands: sender,
             addrs,
             server: SERVERS.fetch_add(1, SeqCst),
             stats: Box::new(move || stats(&watched)),
-            outcome: Outcome::default(),
-            restart: opening.remote.clone(),
+            outcome: ReportCell::default(),
+            restart: startup.remote.clone(),
         });
-        let parts = Parts {
+        let parts = MainThread {
             service: self.service,
             listeners,
             upgrader,
@@ -191,7 +191,7 @@ impl<S: Service> Server<S> {
             commands,
             server: control.server,
         };
-        Ok((parts, control, opening))
+        Ok((parts, control, startup))
     }
 }
 
@@ -203,8 +203,8 @@ impl<S: Service + 'static> Server<S> {
     /// When a thread cannot be started, the service cannot build a worker's state, or the process's signals cannot be
     /// watched: another part of the program may have installed a Ctrl-C handler.
     pub fn run(self) -> io::Result<Report> {
-        let (parts, control, mut opening) = self.prepare()?;
-        opening.obeys_signals = parts.settings.signals;
+        let (parts, control, mut startup) = self.prepare()?;
+        startup.obeys_signals = parts.settings.signals;
         // Before anything is served, so that no signal that comes once there is a server is missed.
         #[cfg(feature = "signals")]
         let _watched = match parts.settings.signals {
@@ -214,7 +214,7 @@ impl<S: Service + 'static> Server<S> {
             }
             false => None,
         };
-        Ok(launch(parts, control, opening)?.join())
+        Ok(launch(parts, control, startup)?.join())
     }
 
     /// Starts the server on threads of its own. It touches no signal: how it is stopped is the caller's affair.
@@ -223,8 +223,8 @@ impl<S: Service + 'static> Server<S> {
     ///
     /// When a thread cannot be started, or the service cannot build a worker's state.
     pub fn start(self) -> io::Result<Handle> {
-        let (parts, control, opening) = self.prepare()?;
-        launch(parts, control, opening)
+        let (parts, control, startup) = self.prepare()?;
+        launch(parts, control, startup)
     }
 }
 
@@ -238,20 +238,20 @@ impl<S> fmt::Debug for Server<S> {
 }
 
 /// What is to be done before the first connection is accepted, once everything else is there.
-struct Opening {
+struct Startup {
     /// Closed when the server has stopped.
     stopped: Receiver<()>,
     ready_thread: String,
-    gate: Arc<Gate>,
-    remote: Option<Remote>,
+    gate: Arc<AcceptGate>,
+    remote: Option<UpgraderHandle>,
     ready_when: Option<ReadyWhen>,
-    held: Option<HeldSignals>,
+    held: Option<BlockedSignals>,
     obeys_signals: bool,
     /// A signal has come already that stops the server as soon as it looks.
     is_to_stop: bool,
 }
 
-impl Opening {
+impl Startup {
     /// Lets signals through that were held back until they are handled, if they are to be.
     fn release_signals(&mut self) {
         if let Some(mut held) = self.held.take() {
@@ -289,11 +289,11 @@ impl Opening {
 
 /// Starts the main thread, and waits until it serves.
 fn launch<S: Service + 'static>(
-    parts: Parts<S>,
-    control: Arc<Control>,
-    mut opening: Opening,
+    parts: MainThread<S>,
+    control: Arc<ServerShared>,
+    mut startup: Startup,
 ) -> io::Result<Handle> {
-    opening.release_signals();
+    startup.release_signals();
     let (ready, started) = crossbeam_channel::bounded(1);
     let shared = Arc::clone(&control);
     let thread = thread::Builder::new()
@@ -301,7 +301,7 @@ fn launch<S: Service + 'static>(
         .spawn(move || parts.serve(&shared, &ready))?;
     started.recv().unwrap_or_else(|_| Err(no_start()))?;
     let handle = Handle::new(control, Some(thread));
-    opening.open()?;
+    startup.open()?;
     Ok(handle)
 }
 
@@ -322,9 +322,9 @@ fn stats<T>(lot: &Lot<T>) -> Stats {
     let now = clock::millis();
     let workers = lot.counters.of_workers().map(|worker| {
         let serving = worker.serving().and_then(|(token, since)| {
-            let peer = lot.about(token, |info| info.peer.clone())?;
-            let since = Duration::from_millis(now.saturating_sub(since));
-            Some(WorkerState::Serving { peer, since })
+            let peer = lot.with_info(token, |info| info.peer.clone())?;
+            let served_for = Duration::from_millis(now.saturating_sub(since));
+            Some(WorkerState::Serving { peer, served_for })
         });
         serving.unwrap_or(WorkerState::Idle)
     });

@@ -95,7 +95,7 @@ pub struct Forced {
     /// The name of the listener.
     pub listener: String,
     /// How long the call of the service had lasted.
-    pub since: Duration,
+    pub served_for: Duration,
     /// Whether the call ended once the socket was shut down. If not, its thread is still there: threads are never
     /// killed.
     pub ended: bool,
@@ -109,7 +109,7 @@ impl fmt::Display for Forced {
             self.worker,
             self.peer,
             self.listener,
-            self.since.as_secs_f32()
+            self.served_for.as_secs_f32()
         )?;
         if !self.ended {
             f.write_str(" and is still at it")?;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::acceptor::Gate;
+use crate::acceptor::AcceptGate;
 use crate::clock;
 use crate::notify;
 use crate::parking::Lot;
@@ -16,7 +16,7 @@ const BEATS: u32 = 4;
 /// Looks whether a server makes progress.
 pub(super) struct Watchdog<'a, T> {
     lot: &'a Lot<T>,
-    gate: &'a Gate,
+    gate: &'a AcceptGate,
     every: Duration,
     stuck_after: Duration,
     next: Instant,
@@ -43,7 +43,7 @@ impl<'a, T> Watchdog<'a, T> {
     /// `None` if nobody watches.
     pub(super) fn new(
         lot: &'a Lot<T>,
-        gate: &'a Gate,
+        gate: &'a AcceptGate,
         stuck_after: Option<Duration>,
     ) -> Option<Self> {
         let limit = notify::watchdog_limit()?;
@@ -113,7 +113,7 @@ impl<'a, T> Watchdog<'a, T> {
         for (worker, seen) in self.lot.counters.of_workers().zip(&mut self.workers) {
             let call = worker.serving();
             let moves = call.and_then(|(token, _)| {
-                let moves = self.lot.about(token, |info| info.activity.moves());
+                let moves = self.lot.with_info(token, |info| info.activity.moves());
                 moves.flatten()
             });
             // A wait for the client has an end, and is no standstill.
@@ -140,11 +140,11 @@ impl<'a, T> Watchdog<'a, T> {
             .enumerate()
             .filter_map(|(worker, seen)| {
                 let (token, since) = seen.call?;
-                let whom = self.lot.about(token, ToString::to_string);
+                let client = self.lot.with_info(token, ToString::to_string);
                 let seconds = now.saturating_sub(since) as f64 / 1000.0;
-                let whom = whom.unwrap_or_else(|| "a client that has gone".to_owned());
+                let client = client.unwrap_or_else(|| "a client that has gone".to_owned());
                 Some(format!(
-                    "worker {worker} serves {whom} since {seconds:.1} s"
+                    "worker {worker} has served {client} for {seconds:.1} s"
                 ))
             });
         calls.collect::<Vec<_>>().join(", ")

@@ -15,16 +15,16 @@ use crate::sys;
 
 /// The control socket, and who is connected to it.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(super) struct ControlSocket {
     pub(super) listener: Listener,
-    clients: Vec<Client>,
+    clients: Vec<ControlClient>,
     next_id: u64,
     /// After an error, the system is left alone until then.
     not_before: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Client {
+struct ControlClient {
     id: u64,
     socket: Socket,
     input: Vec<u8>,
@@ -67,7 +67,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait after an error of `accept`.
 const PAUSE: Duration = Duration::from_secs(1);
 
-impl Control {
+impl ControlSocket {
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
         let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
         let listener = bind
@@ -102,7 +102,7 @@ impl Control {
     pub(super) fn adopt(&mut self, socket: Socket, deadline: Deadline) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.clients.push(Client {
+        self.clients.push(ControlClient {
             id,
             socket,
             input: Vec::new(),
@@ -198,7 +198,7 @@ impl Control {
     }
 }
 
-impl Client {
+impl ControlClient {
     /// A line, if it is there.
     fn read(&mut self) -> Option<String> {
         let mut piece = [0; LINE];

@@ -7,21 +7,21 @@
 //! [`run`] is its one loop; the other modules are what this loop does: [`processes`] and their [`slot`]s, [`hearing`] what they
 //! say, the [`rolling`] restart, its own [`upgrade`], and the [`control`] socket.
 
-mod autopsy;
+mod ancestry;
 mod backoff;
 mod control;
-mod hearing;
-mod held;
-mod kin;
+mod crash_report;
+mod listeners;
+mod logger;
+mod notification;
+mod notifications;
 mod processes;
-mod rolling;
+mod rolling_restart;
 mod run;
-mod said;
 mod slot;
 mod snapshot;
-mod start;
+mod spawn;
 mod status;
-mod stderr_log;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -34,9 +34,9 @@ use std::time::Duration;
 
 use crate::listener::Bind;
 use crate::restart::{Program, Restart, SERVE, SUPERVISOR, is_successor, role};
-use crate::sys::{self, Signals};
+use crate::sys::{self, SignalFd};
 
-use backoff::Pace;
+use backoff::BackoffSettings;
 use run::Run;
 use upgrade::{REHEARSE, RESUME, rehearse, resume};
 
@@ -59,7 +59,7 @@ pub fn supervise() -> io::Result<Restart> {
 ///   asked to. At once the first time, then after 0.1 s, and each time twice as long, up to 30 s; one that has served for a minute is
 ///   healthy again. The supervisor binds and holds the listeners, so that clients wait in the kernel's queue meanwhile, and nobody is
 ///   refused; the processes that serve need no privileges for them.
-/// - **One that hangs is ended and started anew**: the watchdog wants to hear that the acceptor and the keeper
+/// - **HeldListener that hangs is ended and started anew**: the watchdog wants to hear that the acceptor and the keeper
 ///   react, and that the workers make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **SIGHUP restarts gracefully**, as it does without a supervisor; SIGUSR2 has the supervisor replace itself, in place;
 ///   SIGUSR1 is passed on; SIGTERM and the first SIGINT stop everything when it has finished what it has, SIGQUIT and the second SIGINT at once.
@@ -105,7 +105,7 @@ struct Settings {
     stop_timeout: Duration,
     watchdog: Option<Duration>,
     abort_timeout: Duration,
-    pace: Pace,
+    backoff: BackoffSettings,
     restart_after_success: bool,
     no_restart: Option<i32>,
     control: Option<PathBuf>,
@@ -128,7 +128,7 @@ impl Supervisor {
             stop_timeout: Duration::from_secs(60),
             watchdog: Some(Duration::from_secs(60)),
             abort_timeout: Duration::from_secs(5),
-            pace: Pace {
+            backoff: BackoffSettings {
                 first: Duration::from_millis(100),
                 longest: Duration::from_secs(30),
                 healthy_after: Duration::from_secs(60),
@@ -187,14 +187,14 @@ impl Supervisor {
     /// up to `longest`, less up to a fifth by chance. When five in a row have died before they were ready, it is `longest`. Defaults to 0.1 s
     /// and 30 s.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
-        self.0.pace.first = first;
-        self.0.pace.longest = longest;
+        self.0.backoff.first = first;
+        self.0.backoff.longest = longest;
         self
     }
 
     /// A process that has served for so long was healthy: if it ends, the next one is started at once. Defaults to 60 s.
     pub fn healthy_after(mut self, served: Duration) -> Self {
-        self.0.pace.healthy_after = served;
+        self.0.backoff.healthy_after = served;
         self
     }
 
@@ -281,10 +281,10 @@ impl Supervisor {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        stderr_log::install();
+        logger::install();
         let run = match words {
-            None => Run::new(self.0, program, Signals::hold()?)?,
-            Some([RESUME, words @ ..]) => resume(self.0, program, Signals::hold()?, words)?,
+            None => Run::new(self.0, program, SignalFd::hold()?)?,
+            Some([RESUME, words @ ..]) => resume(self.0, program, SignalFd::hold()?, words)?,
             Some([REHEARSE, words @ ..]) => {
                 let never: Infallible = rehearse(words)?;
                 match never {}

@@ -3,27 +3,27 @@
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::autopsy;
 use super::backoff::{self, BREAKER};
-use super::hearing::Place;
+use super::crash_report;
+use super::notifications::Position;
 use super::run::Run;
-use super::slot::Running;
-use super::start::{self, Legacy};
+use super::slot::SupervisedProcess;
+use super::spawn::{self, ProcessInputs};
 use crate::clock::Deadline;
 use crate::notify;
-use crate::sys::Posix;
+use crate::sys::Signal;
 
 impl Run {
     // ---- starting ----
 
     /// Starts a process; an error is the reason why there is none.
-    pub(super) fn start(&mut self, index: usize) -> Result<Running, String> {
+    pub(super) fn start(&mut self, index: usize) -> Result<SupervisedProcess, String> {
         self.slots[index].generation += 1;
         let generation = self.slots[index].generation;
-        let started = start::start(
+        let started = spawn::spawn_process(
             &self.program,
-            &Legacy {
-                held: &self.held,
+            &ProcessInputs {
+                listeners: &self.listeners,
                 notify: self.notify.name(),
                 lifeline: &self.lifeline.1,
                 watchdog: self.settings.watchdog,
@@ -36,10 +36,10 @@ impl Run {
                 log::info!("started process {pid}, generation {generation}: {path}");
                 let within = self.settings.settle.unwrap_or(self.settings.ready_timeout);
                 let deadline = Deadline::after(Instant::now(), within);
-                Ok(Running {
+                Ok(SupervisedProcess {
                     is_own: true,
                     watchdog: self.settings.watchdog,
-                    ..Running::new(pid, generation, deadline)
+                    ..SupervisedProcess::new(pid, generation, deadline)
                 })
             }
             Err(error) => Err(format!("cannot start {path}: {error}")),
@@ -62,7 +62,7 @@ impl Run {
         let slot = &mut self.slots[index];
         let delay = slot
             .backoff
-            .died(&self.settings.pace, served, backoff::luck());
+            .died(&self.settings.backoff, served, backoff::jitter());
         slot.due = Deadline::after(Instant::now(), delay);
         slot.restarts += 1;
         let seconds = delay.as_secs_f32();
@@ -128,17 +128,17 @@ impl Run {
     pub(super) fn close_unwanted(&mut self) {
         let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
         let mut ready = mains().filter(|main| main.ready.is_some());
-        let says = |main: &Running| !main.listeners.is_empty();
+        let says = |main: &SupervisedProcess| !main.listeners.is_empty();
         if ready.next().is_some_and(says) && ready.all(says) {
             let nexts = self.slots.iter().filter_map(|slot| slot.next.as_ref());
-            let all = mains().chain(nexts).chain(&self.strangers);
+            let all = mains().chain(nexts).chain(&self.unannounced);
             let wanted: Vec<_> = all.flat_map(|process| process.listeners.clone()).collect();
-            self.held.keep_only(&wanted);
+            self.listeners.keep_only(&wanted);
         }
     }
 
     /// Lets a process come to its end by itself. It has its own limit for that; one that says nothing has the supervisor's.
-    pub(super) fn drain(&mut self, mut process: Running) {
+    pub(super) fn drain(&mut self, mut process: SupervisedProcess) {
         if !process.aborted {
             process.stopping = true;
             let within = Deadline::after(Instant::now(), self.settings.stop_timeout);
@@ -167,14 +167,14 @@ impl Run {
             return self.rehearsed(&how);
         }
         match self.place(pid) {
-            Some(Place::Main(index)) => {
+            Some(Position::Main(index)) => {
                 let main = self.slots[index].main.take();
                 let served = main
                     .and_then(|main| main.ready)
                     .map(|ready| ready.elapsed());
                 self.main_ended(index, pid, served, status, &how);
             }
-            Some(Place::Next(index)) => {
+            Some(Position::Next(index)) => {
                 let next = self.slots[index].next.take();
                 let why = format!("process {pid} ended before it was ready ({how})");
                 if self.slots[index].main.is_none() {
@@ -183,15 +183,15 @@ impl Run {
                     self.fail_roll(index, &why);
                 }
             }
-            Some(Place::Draining(index)) => {
+            Some(Position::Draining(index)) => {
                 let process = self.draining.remove(index);
                 log::info!("process {pid} has ended ({how})");
                 if let (Some(index), Some(code)) = (process.replaced_in, self.final_code(status)) {
                     self.give_up(index, code, &format!("process {pid} has ended ({how})"));
                 }
             }
-            Some(Place::Stranger(index)) => {
-                self.strangers.remove(index);
+            Some(Position::Unannounced(index)) => {
+                self.unannounced.remove(index);
             }
             None => log::debug!("process {pid}, which nobody waited for, has ended ({how})"),
         }
@@ -241,7 +241,7 @@ impl Run {
         self.exit_code = code;
         self.slots[index].due = Deadline::NEVER;
         if let Some(other) = self.slots[index].main.take() {
-            other.send(Posix::Terminate);
+            other.send(Signal::Terminate);
             self.drain(other);
         }
         self.fail_roll(index, why);
@@ -250,7 +250,7 @@ impl Run {
     // ---- time ----
 
     /// When it is too late for a serving process to say that it makes progress.
-    pub(super) fn beat_deadline(&self, main: &Running) -> Deadline {
+    pub(super) fn beat_deadline(&self, main: &SupervisedProcess) -> Deadline {
         match main.watchdog {
             Some(limit) if main.is_fine() && self.stop.is_none() => {
                 let late = |heard| Deadline::after(heard, limit);
@@ -266,7 +266,7 @@ impl Run {
                 self.start_in(index);
             }
             let settles = self.settings.settle.is_some() && self.stop.is_none();
-            let is_late = |process: &Option<Running>| {
+            let is_late = |process: &Option<SupervisedProcess>| {
                 process
                     .as_ref()
                     .is_some_and(|p| p.deadline.passed(now) && !p.aborted && p.ready.is_none())
@@ -291,7 +291,7 @@ impl Run {
         for process in late {
             if process.aborted {
                 log::error!("process {} does not end: killing it", process.pid);
-                process.send(Posix::Kill);
+                process.send(Signal::Kill);
                 process.deadline = Deadline::after(now, limit);
             } else {
                 let what = match process.stopping {
@@ -305,15 +305,15 @@ impl Run {
 }
 
 /// Ends a process such that something is left to learn from: its core, and what its threads do.
-pub(super) fn abort(process: &mut Running, why: &str, limit: Duration) {
+pub(super) fn abort(process: &mut SupervisedProcess, why: &str, limit: Duration) {
     if process.aborted {
         return;
     }
     log::error!("process {} {why}: aborting it", process.pid);
-    for line in autopsy::threads(process.pid) {
+    for line in crash_report::threads(process.pid) {
         log::error!("process {}: {line}", process.pid);
     }
-    process.send(Posix::Abort);
+    process.send(Signal::Abort);
     process.aborted = true;
     process.deadline = Deadline::after(Instant::now(), limit);
 }

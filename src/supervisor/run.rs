@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::Settings;
-use super::control::Control;
-use super::held::Held;
-use super::kin;
-use super::rolling::{Outcome, Rolling};
-use super::slot::{Running, Slot};
+use super::ancestry;
+use super::control::ControlSocket;
+use super::listeners::HeldListeners;
+use super::rolling_restart::{RestartResult, RollingRestart};
+use super::slot::{Slot, SupervisedProcess};
 use super::upgrade::Rehearsal;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
-use crate::sys::{self, NotifySocket, Posix, Signals};
+use crate::sys::{self, NotifySocket, Signal, SignalFd};
 
 /// See the module `supervisor`.
 pub(super) struct Run {
@@ -25,24 +25,24 @@ pub(super) struct Run {
     pub(super) program: Program,
     /// The one that this process runs.
     pub(super) own: Program,
-    pub(super) signals: Signals,
+    pub(super) signals: SignalFd,
     pub(super) notify: NotifySocket,
     /// Its end tells serving processes of the supervisor's: this one's end, and theirs.
     pub(super) lifeline: (Socket, Socket),
-    pub(super) control: Option<Control>,
-    pub(super) held: Held,
+    pub(super) control: Option<ControlSocket>,
+    pub(super) listeners: HeldListeners,
     pub(super) slots: Vec<Slot>,
     /// Those that come to their end by themselves.
-    pub(super) draining: Vec<Running>,
+    pub(super) draining: Vec<SupervisedProcess>,
     /// Those that speak, and that nobody has spoken of: a process died as it started a successor.
-    pub(super) strangers: Vec<Running>,
-    pub(super) rolling: Option<Rolling>,
-    pub(super) last_restart: Option<Outcome>,
+    pub(super) unannounced: Vec<SupervisedProcess>,
+    pub(super) rolling: Option<RollingRestart>,
+    pub(super) last_restart: Option<RestartResult>,
     pub(super) rehearsal: Option<Rehearsal>,
     /// Who wants the supervisor itself to be replaced, as soon as nothing else is under way.
     pub(super) upgrade_wanted: bool,
     pub(super) upgrade_waiters: Vec<u64>,
-    pub(super) stop: Option<Stop>,
+    pub(super) stop: Option<Shutdown>,
     pub(super) since: Instant,
     /// All processes have been ready once.
     pub(super) announced: bool,
@@ -57,7 +57,7 @@ pub(super) struct Run {
 
 /// A stop in progress.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stop {
+pub(super) struct Shutdown {
     pub(super) deadline: Deadline,
     /// Nobody gets more time.
     pub(super) at_once: bool,
@@ -82,12 +82,18 @@ struct OwnBeat {
 
 impl Run {
     /// Everything that is there before the first process: listeners, sockets, files.
-    pub(super) fn new(settings: Settings, program: Program, signals: Signals) -> io::Result<Self> {
-        let held = Held::open(Inherited::take(), &settings.listen, settings.foreign)?;
-        let control = settings.control.as_deref().map(Control::bind).transpose()?;
+    pub(super) fn new(settings: Settings, program: Program, signals: SignalFd) -> io::Result<Self> {
+        let listeners = HeldListeners::open(Inherited::take(), &settings.listen, settings.foreign)?;
+        let control = settings
+            .control
+            .as_deref()
+            .map(ControlSocket::bind)
+            .transpose()?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message_pair()?;
-        let mut run = Self::with(settings, program, signals, notify, lifeline, control, held)?;
+        let mut run = Self::with(
+            settings, program, signals, notify, lifeline, control, listeners,
+        )?;
         let pid_file = run.settings.pid_file.as_deref();
         run.pid_file = pid_file.map(PidFile::claim).transpose()?;
         Ok(run)
@@ -97,11 +103,11 @@ impl Run {
     pub(super) fn with(
         settings: Settings,
         program: Program,
-        signals: Signals,
+        signals: SignalFd,
         notify: NotifySocket,
         lifeline: (Socket, Socket),
-        control: Option<Control>,
-        held: Held,
+        control: Option<ControlSocket>,
+        listeners: HeldListeners,
     ) -> io::Result<Self> {
         sys::adopt_orphans()?;
         let now = Instant::now();
@@ -116,9 +122,9 @@ impl Run {
             notify,
             lifeline,
             control,
-            held,
+            listeners,
             draining: Vec::new(),
-            strangers: Vec::new(),
+            unannounced: Vec::new(),
             rolling: None,
             last_restart: None,
             rehearsal: None,
@@ -144,7 +150,7 @@ impl Run {
             // First why, then what came of it: a process that was told to end is not started again.
             self.obey_signals();
             self.obey_control();
-            self.bury();
+            self.reap_children();
             self.look_at_clock();
             self.roll();
             self.upgrade_if_wanted();
@@ -174,13 +180,13 @@ impl Run {
 
     fn end(self) -> i32 {
         if notify::has_store() {
-            self.held.leave_files();
+            self.listeners.leave_files();
         }
         if self.stop.is_some_and(|stop| stop.killed) {
             // What those have left that were killed.
-            for orphan in kin::children() {
+            for orphan in ancestry::children() {
                 log::warn!("killing process {orphan}, which a process has left that was killed");
-                Running::new(orphan, 0, Deadline::NEVER).send(Posix::Kill);
+                SupervisedProcess::new(orphan, 0, Deadline::NEVER).send(Signal::Kill);
             }
         }
         log::info!("ending");
@@ -192,19 +198,22 @@ impl Run {
     }
 
     /// See [`live`](Self::live).
-    pub(super) fn live_mut(&mut self) -> impl Iterator<Item = &mut Running> {
+    pub(super) fn live_mut(&mut self) -> impl Iterator<Item = &mut SupervisedProcess> {
         let slots = self.slots.iter_mut();
         let slots = slots.flat_map(|slot| [&mut slot.main, &mut slot.next]);
         slots
             .flatten()
             .chain(&mut self.draining)
-            .chain(&mut self.strangers)
+            .chain(&mut self.unannounced)
     }
 
     /// All processes that serve, or have or are to.
-    pub(super) fn live(&self) -> impl Iterator<Item = &Running> {
+    pub(super) fn live(&self) -> impl Iterator<Item = &SupervisedProcess> {
         let slots = self.slots.iter().flat_map(|slot| [&slot.main, &slot.next]);
-        slots.flatten().chain(&self.draining).chain(&self.strangers)
+        slots
+            .flatten()
+            .chain(&self.draining)
+            .chain(&self.unannounced)
     }
 
     // ---- signals ----
@@ -221,26 +230,26 @@ impl Run {
             };
             log::info!("{signal}");
             match signal {
-                Posix::Hangup => self.restart(None),
-                Posix::User2 => self.upgrade(None),
-                Posix::User1 => {
+                Signal::Hangup => self.restart(None),
+                Signal::User2 => self.upgrade(None),
+                Signal::User1 => {
                     // It would end a process that does not handle it yet.
                     let ready = self.live().filter(|process| process.ready.is_some());
-                    ready.for_each(|process| process.send(Posix::User1));
+                    ready.for_each(|process| process.send(Signal::User1));
                 }
-                Posix::Interrupt if self.interrupted => self.stop_now(),
-                Posix::Interrupt => {
+                Signal::Interrupt if self.interrupted => self.stop_now(),
+                Signal::Interrupt => {
                     self.interrupted = true;
                     self.stop();
                 }
-                Posix::Terminate => self.stop(),
-                Posix::Quit => self.stop_now(),
-                Posix::Abort | Posix::Kill => {}
+                Signal::Terminate => self.stop(),
+                Signal::Quit => self.stop_now(),
+                Signal::Abort | Signal::Kill => {}
             }
         }
     }
 
-    fn signal_all(&self, signal: Posix) {
+    fn signal_all(&self, signal: Signal) {
         self.live().for_each(|process| process.send(signal));
     }
 
@@ -253,25 +262,25 @@ impl Run {
         notify::stopping("stopping");
         notify::extend(within + KILL_TIMEOUT);
         self.begin_stop(within, false);
-        self.signal_all(Posix::Terminate);
+        self.signal_all(Signal::Terminate);
     }
 
     fn stop_now(&mut self) {
         notify::stopping("stopping at once");
         self.begin_stop(KILL_TIMEOUT, true);
-        self.signal_all(Posix::Quit);
+        self.signal_all(Signal::Quit);
     }
 
     fn begin_stop(&mut self, within: Duration, at_once: bool) {
         let deadline = Deadline::after(Instant::now(), within);
         let before = self.stop.map_or(Deadline::NEVER, |stop| stop.deadline);
-        self.stop = Some(Stop {
+        self.stop = Some(Shutdown {
             deadline: deadline.earlier(before),
             at_once,
             killed: self.stop.is_some_and(|stop| stop.killed),
         });
         if let Some(rehearsal) = &self.rehearsal {
-            rehearsal.process.send(Posix::Kill);
+            rehearsal.process.send(Signal::Kill);
         }
         for slot in &mut self.slots {
             slot.due = Deadline::NEVER;
@@ -287,7 +296,7 @@ impl Run {
     // ---- ends ----
 
     /// Takes note of what processes have said, and of their ends: what one has said before its end comes first.
-    fn bury(&mut self) {
+    fn reap_children(&mut self) {
         let mut ends = Vec::new();
         loop {
             match sys::reap() {
@@ -303,7 +312,7 @@ impl Run {
         for (pid, status) in ends {
             self.ended(pid, Some(status));
         }
-        // The others are their predecessors' to bury as long as these live, and nobody says how they have ended.
+        // The others are their predecessors' to reap_children as long as these live, and nobody says how they have ended.
         let others = self
             .live()
             .filter(|process| !process.is_own && process.handle.has_ended());
@@ -318,7 +327,7 @@ impl Run {
     fn hear(&mut self) {
         for _ in 0..AT_ONCE {
             match self.notify.next() {
-                Ok(Some(notification)) => self.heed(notification),
+                Ok(Some(notification)) => self.handle_notification(notification),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read what processes say: {error}"),
             }
@@ -337,12 +346,12 @@ impl Run {
         if let Some(stop) = &mut self.stop {
             if stop.deadline.passed(now) && !stop.killed {
                 log::error!("ending what has not ended by itself");
-                *stop = Stop {
+                *stop = Shutdown {
                     deadline: Deadline::after(now, KILL_TIMEOUT),
                     at_once: true,
                     killed: true,
                 };
-                self.signal_all(Posix::Kill);
+                self.signal_all(Signal::Kill);
             }
         }
         if let Some(control) = &mut self.control {
@@ -363,7 +372,7 @@ impl Run {
         }
         let rehearsal = self.rehearsal.as_ref().map(|rehearsal| rehearsal.deadline);
         let rolling = self.rolling.as_ref().map(|rolling| rolling.deadline);
-        let control = self.control.as_ref().map(Control::deadline);
+        let control = self.control.as_ref().map(ControlSocket::deadline);
         let beat = self.own_beat.every.map(|_| self.own_beat.next);
         [rehearsal, rolling, control, Some(Deadline::at(beat))]
             .into_iter()

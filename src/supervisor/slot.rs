@@ -3,17 +3,17 @@
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-use super::held::Id;
+use super::listeners::Id;
 use crate::clock::Deadline;
-use crate::sys::{Handle, Posix};
+use crate::sys::{PidFd, Signal};
 
 /// A place for a serving process.
 #[derive(Debug)]
 pub(super) struct Slot {
     /// The one that serves, or is to.
-    pub(super) main: Option<Running>,
+    pub(super) main: Option<SupervisedProcess>,
     /// The one that is to take over from it.
-    pub(super) next: Option<Running>,
+    pub(super) next: Option<SupervisedProcess>,
     /// When one is to be started.
     pub(super) due: Deadline,
     pub(super) backoff: Backoff,
@@ -50,9 +50,9 @@ impl Slot {
 
 /// A process.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct SupervisedProcess {
     pub(super) pid: u32,
-    pub(super) handle: Handle,
+    pub(super) handle: PidFd,
     /// The supervisor has started it; else it was another process, which hears of its end as long as it lives.
     pub(super) is_own: bool,
     pub(super) generation: u64,
@@ -77,8 +77,8 @@ pub(super) struct Running {
     pub(super) listeners: Vec<Id>,
 }
 
-impl Running {
-    pub(super) fn send(&self, signal: Posix) {
+impl SupervisedProcess {
+    pub(super) fn send(&self, signal: Signal) {
         if let Err(error) = self.handle.send(signal) {
             log::debug!("cannot send {signal} to process {}: {error}", self.pid);
         }
@@ -98,7 +98,7 @@ impl Running {
         let now = Instant::now();
         Self {
             pid,
-            handle: Handle::open(pid),
+            handle: PidFd::open(pid),
             is_own: false,
             generation,
             since: now,

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::backoff::Backoff;
-use super::control::Control;
-use super::held::{Held, Id};
+use super::control::ControlSocket;
+use super::listeners::{HeldListeners, Id};
 use super::run::Run;
-use super::slot::{Running, Slot};
+use super::slot::{Slot, SupervisedProcess};
 use crate::clock::{Deadline, in_millis};
 use crate::listener::Listener;
 use crate::notify;
 use crate::restart::{PidFile, Program};
-use crate::sys::{self, Descriptor, NotifySocket, Posix, Signals};
+use crate::sys::{self, Descriptor, NotifySocket, Signal, SignalFd};
 
 /// The version of these lines.
 const FORMAT: u32 = 1;
@@ -122,14 +122,14 @@ impl Snapshot {
                 }
             }
         }
-        for one in run.held.iter() {
+        for one in run.listeners.iter() {
             snapshot.listeners.push(ListenerLine {
                 number: keep(&one.listener.socket)?,
                 pinned: one.pinned,
                 about: one.about.clone(),
             });
         }
-        let ids: Vec<Id> = run.held.iter().map(|one| one.id).collect();
+        let ids: Vec<Id> = run.listeners.iter().map(|one| one.id).collect();
         for (index, slot) in run.slots.iter().enumerate() {
             snapshot.slots.push(SlotLine {
                 generation: slot.generation,
@@ -145,7 +145,7 @@ impl Snapshot {
                 .map(|main| ProcessLine::of(main, Some(index), &ids));
             snapshot.processes.extend(main);
         }
-        let others = run.draining.iter().chain(&run.strangers);
+        let others = run.draining.iter().chain(&run.unannounced);
         let others = others.map(|process| ProcessLine::of(process, None, &ids));
         snapshot.processes.extend(others);
         Ok(snapshot)
@@ -218,7 +218,7 @@ impl Snapshot {
         self,
         settings: Settings,
         program: Program,
-        signals: Signals,
+        signals: SignalFd,
     ) -> io::Result<Run> {
         let socket = |number| sys::adopt(number).and_then(sys::into_socket);
         let notify = NotifySocket::listen(socket(self.notify)?)?;
@@ -227,9 +227,9 @@ impl Snapshot {
         let mut waiters = Vec::new();
         if let Some(number) = self.control {
             let socket = socket(number)?;
-            let listener = Listener::held(socket, "control".to_owned(), true)?;
+            let listener = Listener::for_others(socket, "control".to_owned(), true)?;
             listener.set_own_path(true);
-            control = Some(Control::new(listener));
+            control = Some(ControlSocket::new(listener));
         }
         for number in self.waiters {
             let socket = socket(number)?;
@@ -239,14 +239,14 @@ impl Snapshot {
                     .map(|control| control.adopt(socket, Deadline::NEVER)),
             );
         }
-        let (mut held, mut ids) = (Held::default(), Vec::new());
+        let (mut listeners, mut ids) = (HeldListeners::default(), Vec::new());
         for line in self.listeners {
-            ids.push(held.insert(line.about, sys::adopt(line.number)?, line.pinned)?);
+            ids.push(listeners.insert(line.about, sys::adopt(line.number)?, line.pinned)?);
         }
         // From here on, nothing of what was asked for may end a service that works.
-        held.bind_missing(&settings.listen, settings.foreign);
+        listeners.bind_missing(&settings.listen, settings.foreign);
         if let (None, Some(path)) = (&control, &settings.control) {
-            match Control::bind(path) {
+            match ControlSocket::bind(path) {
                 Ok(bound) => control = Some(bound),
                 Err(error) => log::error!("{error}"),
             }
@@ -259,7 +259,9 @@ impl Snapshot {
             }
         }
         let wanted = settings.processes;
-        let mut run = Run::with(settings, program, signals, notify, lifeline, control, held)?;
+        let mut run = Run::with(
+            settings, program, signals, notify, lifeline, control, listeners,
+        )?;
         run.pid_file = pid_file;
         run.since = ago(self.age);
         run.announced = self.announced;
@@ -281,7 +283,7 @@ impl Snapshot {
         }
         for surplus in run.slots.split_off(wanted) {
             if let Some(main) = surplus.main {
-                main.send(Posix::Terminate);
+                main.send(Signal::Terminate);
                 run.drain(main);
             }
         }
@@ -305,7 +307,7 @@ impl SlotLine {
 }
 
 impl ProcessLine {
-    fn of(process: &Running, slot: Option<usize>, ids: &[Id]) -> Self {
+    fn of(process: &SupervisedProcess, slot: Option<usize>, ids: &[Id]) -> Self {
         let listeners = process.listeners.iter();
         Self {
             slot,
@@ -328,8 +330,8 @@ impl ProcessLine {
         }
     }
 
-    fn restore(self, ids: &[Id]) -> Running {
-        Running {
+    fn restore(self, ids: &[Id]) -> SupervisedProcess {
+        SupervisedProcess {
             since: ago(self.age),
             ready: self.ready.map(ago),
             heard: self.heard.map(ago),
@@ -345,7 +347,7 @@ impl ProcessLine {
                 .iter()
                 .filter_map(|at| ids.get(*at).copied())
                 .collect(),
-            ..Running::new(self.pid, self.generation, in_future(self.deadline))
+            ..SupervisedProcess::new(self.pid, self.generation, in_future(self.deadline))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use super::control::Request;
-use super::rolling::Outcome;
+use super::rolling_restart::RestartResult;
 use super::run::Run;
 use super::slot::Slot;
 
@@ -53,7 +53,7 @@ impl Run {
         }
     }
 
-    pub(super) fn tell(&mut self, waiter: u64, outcome: &Outcome) {
+    pub(super) fn tell(&mut self, waiter: u64, outcome: &RestartResult) {
         let json = outcome.to_json();
         self.reply(waiter, &json);
     }
@@ -71,7 +71,7 @@ impl Run {
         let processes: Vec<String> = self.slots.iter().map(of_slot).collect();
         let draining = self.draining.iter().map(|process| process.pid.to_string());
         let draining: Vec<String> = draining.collect();
-        let listeners = self.held.iter().map(|one| {
+        let listeners = self.listeners.iter().map(|one| {
             let (name, addr) = (
                 quoted(&one.about.name),
                 one.listener.local_addr().to_string(),
@@ -79,7 +79,7 @@ impl Run {
             format!(r#"{{"name":{name},"address":{}}}"#, quoted(&addr))
         });
         let listeners: Vec<String> = listeners.collect();
-        let last = self.last_restart.as_ref().map(Outcome::to_json);
+        let last = self.last_restart.as_ref().map(RestartResult::to_json);
         format!(
             r#"{{"ok":true,"pid":{},"version":{},"program":{},"state":"{state}","uptime_seconds":{:.3},"processes":[{}],"draining":[{}],"listeners":[{}],"last_restart":{}}}"#,
             std::process::id(),
@@ -126,7 +126,7 @@ fn of_slot(slot: &Slot) -> String {
     json + "}"
 }
 
-impl Outcome {
+impl RestartResult {
     fn to_json(&self) -> String {
         let took = self.took.as_secs_f64();
         match &self.error {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::run::Run;
-use super::slot::{Running, Slot};
+use super::slot::{Slot, SupervisedProcess};
 use super::snapshot::Snapshot;
-use super::start::without_own;
+use super::spawn::without_own;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, SUPERVISOR, VERSION};
-use crate::sys::{self, Descriptor, FIRST_PASSED, Posix, Signals, Start};
+use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, Start};
 
 /// What the process is to be, in [`SUPERVISOR`].
 pub(super) const REHEARSE: &str = "rehearse";
@@ -31,7 +31,7 @@ const WELL: &[u8] = b"well";
 /// A rehearsal in progress.
 #[derive(Debug)]
 pub(super) struct Rehearsal {
-    pub(super) process: Running,
+    pub(super) process: SupervisedProcess,
     /// It went well: the rest is done when nothing else is.
     went_well: bool,
     pub(super) deadline: Deadline,
@@ -62,7 +62,7 @@ impl Run {
             } else if rehearsal.deadline.passed(now) {
                 let pid = rehearsal.process.pid;
                 log::error!("the rehearsal takes too long: killing process {pid}");
-                rehearsal.process.send(Posix::Kill);
+                rehearsal.process.send(Signal::Kill);
                 rehearsal.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
             }
         }
@@ -82,7 +82,7 @@ impl Run {
     /// No process is about to take another one's place.
     fn is_settled(&self) -> bool {
         let is_settled = |slot: &Slot| slot.next.is_none();
-        self.rolling.is_none() && self.strangers.is_empty() && self.slots.iter().all(is_settled)
+        self.rolling.is_none() && self.unannounced.is_empty() && self.slots.iter().all(is_settled)
     }
 
     fn rehearse(&self) -> io::Result<Rehearsal> {
@@ -102,7 +102,7 @@ impl Run {
             stderr: None,
         })?;
         Ok(Rehearsal {
-            process: Running::new(pid, 0, Deadline::NEVER),
+            process: SupervisedProcess::new(pid, 0, Deadline::NEVER),
             went_well: false,
             deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
             report,
@@ -180,7 +180,7 @@ pub(super) fn rehearse(words: &[&str]) -> io::Result<std::convert::Infallible> {
 pub(super) fn resume(
     settings: Settings,
     program: Program,
-    signals: Signals,
+    signals: SignalFd,
     words: &[&str],
 ) -> io::Result<Run> {
     let [state] = words[..] else {

@@ -20,7 +20,7 @@
 //! | [`start`], [`Process`] | a child process with exactly the descriptors that it is given, and its end |
 //! | [`adopt`], [`release_signals`], [`set_stderr`] | what such a child does with what it finds |
 //! | [`message_pair`], [`receive_message`], [`send_message`], [`receive_descriptor`], [`notify`] | messages between processes |
-//! | [`start_child`], [`reap`], [`Handle`], [`Signals`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
+//! | [`start_child`], [`reap`], [`PidFd`], [`SignalFd`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
 //! | [`RESTARTS`], [`SUPERVISES`] | whether there is any of that; elsewhere all of it is a clear error |
 //!
 //! # The poller
@@ -107,25 +107,10 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
 }
 
-/// What the process was sent.
-#[cfg_attr(any(windows, not(feature = "signals")), allow(dead_code))]
+/// A signal that this crate sends or handles. On Windows only [`Interrupt`](Self::Interrupt) occurs: Ctrl-C.
+#[cfg_attr(windows, allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// Ctrl-C: SIGINT, or the console's event.
-    Interrupt,
-    /// SIGTERM.
-    Terminate,
-    /// SIGQUIT.
-    Quit,
-    /// SIGUSR1: the application's own affair, such as reopening a log file.
-    User,
-    /// SIGHUP or SIGUSR2: a new process is to take over.
-    Restart,
-}
-
-/// A signal between a supervisor and others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Posix {
     Abort,
     Hangup,
     Interrupt,
@@ -136,7 +121,7 @@ pub(crate) enum Posix {
     User2,
 }
 
-impl fmt::Display for Posix {
+impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Abort => "SIGABRT",
@@ -153,7 +138,7 @@ impl fmt::Display for Posix {
 
 /// What a process has said to its supervisor (sd_notify(3)).
 #[derive(Debug)]
-pub(crate) struct Notification {
+pub(crate) struct Datagram {
     /// Who said it, as the kernel knows.
     pub(crate) pid: u32,
     pub(crate) uid: u32,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::{Descriptor, Notification, Posix, Start};
+use super::{Datagram, Descriptor, Signal, Start};
 
 /// Whether a process can look after others here.
 pub(crate) const SUPERVISES: bool = false;
@@ -24,22 +24,22 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
 }
 
 #[derive(Debug)]
-pub(crate) enum Signals {}
+pub(crate) enum SignalFd {}
 
-impl Signals {
+impl SignalFd {
     pub(crate) fn hold() -> io::Result<Self> {
         Err(unsupported())
     }
 
-    pub(crate) fn next(&self) -> io::Result<Option<Posix>> {
+    pub(crate) fn next(&self) -> io::Result<Option<Signal>> {
         match *self {}
     }
 }
 
 pub(crate) fn wait_for_any<'a>(
-    signals: &Signals,
+    signals: &SignalFd,
     _sockets: &[&Socket],
-    _processes: impl Iterator<Item = &'a Handle>,
+    _processes: impl Iterator<Item = &'a PidFd>,
     _timeout: Option<Duration>,
 ) -> io::Result<()> {
     match *signals {}
@@ -62,14 +62,14 @@ pub(crate) fn is_child(_pid: u32) -> bool {
 }
 
 #[derive(Debug)]
-pub(crate) struct Handle;
+pub(crate) struct PidFd;
 
-impl Handle {
+impl PidFd {
     pub(crate) fn open(_pid: u32) -> Self {
         Self
     }
 
-    pub(crate) fn send(&self, _signal: Posix) -> io::Result<()> {
+    pub(crate) fn send(&self, _signal: Signal) -> io::Result<()> {
         Err(unsupported())
     }
 
@@ -98,7 +98,7 @@ impl NotifySocket {
         match *self {}
     }
 
-    pub(crate) fn next(&self) -> io::Result<Option<Notification>> {
+    pub(crate) fn next(&self) -> io::Result<Option<Datagram>> {
         match *self {}
     }
 }

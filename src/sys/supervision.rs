@@ -16,12 +16,12 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::SocketAddrUnix;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
-    pidfd_send_signal, set_child_subreaper, test_kill_process, wait, waitid,
+    Pid, PidfdFlags, Signal as KernelSignal, WaitId, WaitIdOptions, WaitOptions, kill_process,
+    pidfd_open, pidfd_send_signal, set_child_subreaper, test_kill_process, wait, waitid,
 };
 use socket2::{Domain, Socket, Type};
 
-use super::{Descriptor, Notification, Posix};
+use super::{Datagram, Descriptor, Signal};
 
 /// Whether a process can look after others here.
 pub(crate) const SUPERVISES: bool = true;
@@ -33,19 +33,19 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
 
 /// The signals of this process, to be asked for.
 #[derive(Debug)]
-pub(crate) struct Signals(OwnedFd);
+pub(crate) struct SignalFd(OwnedFd);
 
-const CAUGHT: [(libc::c_int, Option<Posix>); 7] = [
-    (libc::SIGHUP, Some(Posix::Hangup)),
-    (libc::SIGINT, Some(Posix::Interrupt)),
-    (libc::SIGQUIT, Some(Posix::Quit)),
-    (libc::SIGTERM, Some(Posix::Terminate)),
-    (libc::SIGUSR1, Some(Posix::User1)),
-    (libc::SIGUSR2, Some(Posix::User2)),
+const CAUGHT: [(libc::c_int, Option<Signal>); 7] = [
+    (libc::SIGHUP, Some(Signal::Hangup)),
+    (libc::SIGINT, Some(Signal::Interrupt)),
+    (libc::SIGQUIT, Some(Signal::Quit)),
+    (libc::SIGTERM, Some(Signal::Terminate)),
+    (libc::SIGUSR1, Some(Signal::User1)),
+    (libc::SIGUSR2, Some(Signal::User2)),
     (libc::SIGCHLD, None),
 ];
 
-impl Signals {
+impl SignalFd {
     /// Holds them back on this thread, which must be the main one and should be the only one, so that they can be asked
     /// for.
     #[allow(unsafe_code)]
@@ -76,7 +76,7 @@ impl Signals {
 
     /// The next one that has come. That of a child's end is not told apart from a moment when there is none.
     #[allow(unsafe_code)]
-    pub(crate) fn next(&self) -> io::Result<Option<Posix>> {
+    pub(crate) fn next(&self) -> io::Result<Option<Signal>> {
         loop {
             let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
             let size = size_of::<libc::signalfd_siginfo>();
@@ -103,9 +103,9 @@ impl Signals {
 /// Waits until there is a signal, something to read or accept on one of the sockets, one of the processes has ended, or
 /// the time is over.
 pub(crate) fn wait_for_any<'a>(
-    signals: &Signals,
+    signals: &SignalFd,
     sockets: &[&Socket],
-    processes: impl Iterator<Item = &'a Handle>,
+    processes: impl Iterator<Item = &'a PidFd>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let mut fds = vec![PollFd::new(&signals.0, PollFlags::IN)];
@@ -146,29 +146,29 @@ pub(crate) fn is_child(pid: u32) -> bool {
 
 /// A process, even if its number is another one's by now (pidfd_open(2)).
 #[derive(Debug)]
-pub(crate) struct Handle {
+pub(crate) struct PidFd {
     pid: u32,
     /// Missing on systems before Linux 5.3.
     fd: Option<OwnedFd>,
 }
 
-impl Handle {
+impl PidFd {
     /// Of a process that has not been buried.
     pub(crate) fn open(pid: u32) -> Self {
         let fd = raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         Self { pid, fd }
     }
 
-    pub(crate) fn send(&self, signal: Posix) -> io::Result<()> {
+    pub(crate) fn send(&self, signal: Signal) -> io::Result<()> {
         let signal = match signal {
-            Posix::Abort => Signal::ABORT,
-            Posix::Hangup => Signal::HUP,
-            Posix::Interrupt => Signal::INT,
-            Posix::Kill => Signal::KILL,
-            Posix::Quit => Signal::QUIT,
-            Posix::Terminate => Signal::TERM,
-            Posix::User1 => Signal::USR1,
-            Posix::User2 => Signal::USR2,
+            Signal::Abort => KernelSignal::ABORT,
+            Signal::Hangup => KernelSignal::HUP,
+            Signal::Interrupt => KernelSignal::INT,
+            Signal::Kill => KernelSignal::KILL,
+            Signal::Quit => KernelSignal::QUIT,
+            Signal::Terminate => KernelSignal::TERM,
+            Signal::User1 => KernelSignal::USR1,
+            Signal::User2 => KernelSignal::USR2,
         };
         match (&self.fd, raw(self.pid)) {
             (Some(fd), _) => Ok(pidfd_send_signal(fd, signal)?),
@@ -241,7 +241,7 @@ impl NotifySocket {
     /// What has been said next, if there is something.
     // With musl, lengths are of another type.
     #[allow(unsafe_code, clippy::unnecessary_cast)]
-    pub(crate) fn next(&self) -> io::Result<Option<Notification>> {
+    pub(crate) fn next(&self) -> io::Result<Option<Datagram>> {
         let mut buffer = [0u8; MOST];
         let mut control = [0u64; CONTROL / size_of::<u64>()];
         let mut slice = libc::iovec {
@@ -290,7 +290,7 @@ impl NotifySocket {
             }
             let cut = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
             let text = if cut { &[][..] } else { &buffer[..size] };
-            Ok(Some(Notification {
+            Ok(Some(Datagram {
                 pid,
                 uid,
                 text: String::from_utf8_lossy(text).into_owned(),

@@ -3,8 +3,8 @@
 //! It is one loop over what it is asked for, what the predecessor says, what the successor says, and the time. It
 //! starts successors itself, so that they are children of a thread that stays.
 
-mod handover;
-mod takeover;
+mod predecessor;
+mod successor;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -17,15 +17,15 @@ use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::notify;
 use crate::restart::Restart;
-use crate::restart::error::{RestartError, RestartFailure};
-use crate::restart::inherit::{Stderr, fd_name};
-use crate::restart::message::{Link, Message};
+use crate::restart::error::{RestartError, RestartErrorKind};
+use crate::restart::inherited::{Stderr, fd_name};
+use crate::restart::link::{Link, Message};
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
 
-use handover::{Step, Successor};
-pub(super) use takeover::greet;
+pub(super) use predecessor::greet;
+use successor::{Successor, SuccessorStage};
 
 /// What the upgrader asks of the server that it belongs to.
 pub(crate) trait Host: Sync {
@@ -77,14 +77,14 @@ pub(crate) struct Replacement {
 
 /// The server's side of the upgrader.
 #[derive(Clone)]
-pub(crate) struct Remote {
+pub(crate) struct UpgraderHandle {
     requests: Sender<Request>,
     /// Closed when the upgrader has ended: what waits among the requests then is neither read nor dropped.
     ended: Receiver<()>,
     poller: Arc<Poller>,
 }
 
-impl Remote {
+impl UpgraderHandle {
     /// Waits until the server may serve: at once, or when the predecessor lets it.
     pub(crate) fn open(&self) -> Result<(), String> {
         let (reply, answer) = crossbeam_channel::bounded(1);
@@ -133,7 +133,7 @@ impl Remote {
 }
 
 fn stopping() -> RestartError {
-    RestartError::new(RestartFailure::Stopping, "the server is being stopped")
+    RestartError::new(RestartErrorKind::Stopping, "the server is being stopped")
 }
 
 /// How far this process is.
@@ -216,7 +216,7 @@ impl Upgrader {
         restart: Restart,
         listeners: Vec<Weak<Listener>>,
         drain_timeout: Duration,
-    ) -> std::io::Result<(Self, Remote)> {
+    ) -> std::io::Result<(Self, UpgraderHandle)> {
         if ACTIVE.swap(true, SeqCst) {
             let text = "another server of this process can be restarted already";
             return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
@@ -226,7 +226,7 @@ impl Upgrader {
         let (sender, requests) = crossbeam_channel::bounded(REQUESTS);
         let poller = Arc::new(Poller::new()?);
         let (ends, ended) = crossbeam_channel::bounded(0);
-        let remote = Remote {
+        let remote = UpgraderHandle {
             requests: sender,
             ended,
             poller: Arc::clone(&poller),
@@ -327,7 +327,7 @@ impl Upgrader {
         self.hear_successor(host);
         self.look_at_clock(host);
         if let Some(successor) = &self.successor {
-            if successor.step == Step::Serving {
+            if successor.step == SuccessorStage::Serving {
                 successor.link.send(&Message::Drained(report));
             }
         }
@@ -411,7 +411,7 @@ mod tests {
         let (requests, unread) = crossbeam_channel::bounded(REQUESTS);
         let (ends, ended) = crossbeam_channel::bounded(0);
         let poller = Arc::new(Poller::new().unwrap());
-        let remote = Remote {
+        let remote = UpgraderHandle {
             requests,
             ended,
             poller,
@@ -420,7 +420,7 @@ mod tests {
         drop(ends);
         assert_eq!(remote.open(), Ok(()));
         let error = remote.wait_restart().unwrap_err();
-        assert_eq!(error.kind(), RestartFailure::Stopping);
+        assert_eq!(error.kind(), RestartErrorKind::Stopping);
         assert_eq!(unread.len(), 2);
     }
 }

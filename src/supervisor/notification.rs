@@ -7,13 +7,13 @@ use crate::notify::{self, Held};
 
 /// The variables of one notification.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct Notification {
     pub(super) ready: bool,
     pub(super) stopping: bool,
     pub(super) main_pid: Option<u32>,
     pub(super) status: Option<String>,
     pub(super) extend: Option<Duration>,
-    pub(super) watchdog: Option<Beat>,
+    pub(super) watchdog: Option<WatchdogMessage>,
     pub(super) generation: Option<u64>,
     pub(super) listeners: Vec<Held>,
     /// A listener that the process wants, see [`Bind::to_words`].
@@ -23,12 +23,12 @@ pub(super) struct Said {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beat {
+pub(super) enum WatchdogMessage {
     Alive,
     Wedged,
 }
 
-impl Said {
+impl Notification {
     /// Reads a notification. What is not understood is ignored.
     pub(super) fn parse(text: &str) -> Self {
         let mut said = Self::default();
@@ -44,8 +44,8 @@ impl Said {
                 ("EXTEND_TIMEOUT_USEC", micros) => {
                     said.extend = micros.parse().ok().map(Duration::from_micros);
                 }
-                ("WATCHDOG", "1") => said.watchdog = Some(Beat::Alive),
-                ("WATCHDOG", "trigger") => said.watchdog = Some(Beat::Wedged),
+                ("WATCHDOG", "1") => said.watchdog = Some(WatchdogMessage::Alive),
+                ("WATCHDOG", "trigger") => said.watchdog = Some(WatchdogMessage::Wedged),
                 (notify::GENERATION, number) => said.generation = number.parse().ok(),
                 (notify::LISTENERS, list) => {
                     said.listeners = list.split(':').flat_map(str::parse).collect();
@@ -66,18 +66,18 @@ mod tests {
 
     #[test]
     fn what_is_said_is_understood_and_the_rest_ignored() {
-        let said = Said::parse("READY=1\nSTATUS=a=b c\nMAINPID=12\nERRNO=2\nnonsense\n=\n");
+        let said = Notification::parse("READY=1\nSTATUS=a=b c\nMAINPID=12\nERRNO=2\nnonsense\n=\n");
         assert!(said.ready && !said.stopping);
         assert_eq!(
             (said.status.as_deref(), said.main_pid),
             (Some("a=b c"), Some(12))
         );
         for nothing in ["", "READY=0", "MAINPID=x", "WATCHDOG=2", "\n\n", "READY"] {
-            let (said, none) = (Said::parse(nothing), Said::default());
+            let (said, none) = (Notification::parse(nothing), Notification::default());
             assert_eq!(format!("{said:?}"), format!("{none:?}"), "{nothing:?}");
         }
-        let said = Said::parse("WATCHDOG=trigger\nX_HANDOVER_LISTENERS=1a:2b_c:x:");
-        assert_eq!(said.watchdog, Some(Beat::Wedged));
+        let said = Notification::parse("WATCHDOG=trigger\nX_HANDOVER_LISTENERS=1a:2b_c:x:");
+        assert_eq!(said.watchdog, Some(WatchdogMessage::Wedged));
         let names: Vec<_> = said
             .listeners
             .iter()

@@ -349,8 +349,9 @@ pub(crate) fn watch_signals(
                 let signal = match number {
                     SIGTERM => super::Signal::Terminate,
                     SIGQUIT => super::Signal::Quit,
-                    SIGHUP | SIGUSR2 => super::Signal::Restart,
-                    _ => super::Signal::User,
+                    SIGHUP => super::Signal::Hangup,
+                    SIGUSR2 => super::Signal::User2,
+                    _ => super::Signal::User1,
                 };
                 deliver(&on, signal, number);
             }

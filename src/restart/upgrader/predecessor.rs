@@ -7,8 +7,8 @@ use crossbeam_channel::Sender;
 
 use super::{Host, Phase, Upgrader, answer};
 use crate::notify;
-use crate::restart::inherit::Predecessor;
-use crate::restart::message::{Incoming, Link, Message};
+use crate::restart::inherited::Predecessor;
+use crate::restart::link::{Incoming, Link, Message};
 use crate::restart::pid_file::PidFile;
 use crate::sys;
 

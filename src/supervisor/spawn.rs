@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::held::Held;
+use super::listeners::HeldListeners;
 use crate::restart::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, Program, SERVE, SUPERVISOR, VERSION};
 use crate::sys::{self, FIRST_PASSED, Start};
 
@@ -14,8 +14,8 @@ use crate::sys::{self, FIRST_PASSED, Start};
 const OWN: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
 
 /// What a serving process gets.
-pub(super) struct Legacy<'a> {
-    pub(super) held: &'a Held,
+pub(super) struct ProcessInputs<'a> {
+    pub(super) listeners: &'a HeldListeners,
     pub(super) notify: &'a std::ffi::OsStr,
     /// The process's end of what ends with the supervisor.
     pub(super) lifeline: &'a Socket,
@@ -24,9 +24,9 @@ pub(super) struct Legacy<'a> {
 }
 
 /// Starts the program as a serving process.
-pub(super) fn start(program: &Program, legacy: &Legacy<'_>) -> io::Result<u32> {
+pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io::Result<u32> {
     let (mut names, mut by_name, mut descriptors) = (Vec::new(), Vec::new(), Vec::new());
-    for (place, one) in legacy.held.iter().enumerate() {
+    for (place, one) in inputs.listeners.iter().enumerate() {
         names.push(one.about.name.as_str());
         if one.about.by_name {
             by_name.push(place.to_string());
@@ -37,15 +37,15 @@ pub(super) fn start(program: &Program, legacy: &Legacy<'_>) -> io::Result<u32> {
     let mut env = without_own(program);
     env.push(format!("{LISTEN_FDS}={}", descriptors.len()).into());
     env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
-    descriptors.push(sys::descriptor_of(legacy.lifeline)?);
+    descriptors.push(sys::descriptor_of(inputs.lifeline)?);
     env.push(sys::env_entry(
         &"NOTIFY_SOCKET".into(),
-        &legacy.notify.into(),
+        &inputs.notify.into(),
     ));
-    if let Some(limit) = legacy.watchdog {
+    if let Some(limit) = inputs.watchdog {
         env.push(format!("WATCHDOG_USEC={}", limit.as_micros()).into());
     }
-    let (generation, by_name) = (legacy.generation, by_name.join("+"));
+    let (generation, by_name) = (inputs.generation, by_name.join("+"));
     let role = format!("{VERSION},{SERVE},{generation},{lifeline},{by_name}");
     sys::start_child(&Start {
         program: program.path(),

@@ -2,79 +2,80 @@
 
 use std::time::{Duration, Instant};
 
-use super::kin;
+use super::ancestry;
+use super::notification::{Notification, WatchdogMessage};
 use super::processes::abort;
 use super::run::Run;
-use super::said::{Beat, Said};
-use super::slot::Running;
+use super::slot::SupervisedProcess;
 use crate::clock::Deadline;
 use crate::listener::Bind;
 use crate::notify;
 use crate::restart::text_of;
-use crate::sys::{self, Descriptor, Notification, Posix};
+use crate::sys::{self, Datagram, Descriptor, Signal};
 
 /// No more processes than these are listened to that nobody has spoken of.
-const STRANGERS: usize = 16;
+const MAX_UNANNOUNCED: usize = 16;
 
 /// Who a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Position {
     Main(usize),
     Next(usize),
     Draining(usize),
-    Stranger(usize),
+    Unannounced(usize),
 }
 
 impl Run {
-    pub(super) fn place(&self, pid: u32) -> Option<Place> {
-        let is = |process: &Option<Running>| process.as_ref().is_some_and(|p| p.pid == pid);
+    pub(super) fn place(&self, pid: u32) -> Option<Position> {
+        let is =
+            |process: &Option<SupervisedProcess>| process.as_ref().is_some_and(|p| p.pid == pid);
         for (index, slot) in self.slots.iter().enumerate() {
             match slot {
-                _ if is(&slot.main) => return Some(Place::Main(index)),
-                _ if is(&slot.next) => return Some(Place::Next(index)),
+                _ if is(&slot.main) => return Some(Position::Main(index)),
+                _ if is(&slot.next) => return Some(Position::Next(index)),
                 _ => {}
             }
         }
-        let among = |all: &[Running]| all.iter().position(|process| process.pid == pid);
-        let draining = among(&self.draining).map(Place::Draining);
-        draining.or_else(|| among(&self.strangers).map(Place::Stranger))
+        let among = |all: &[SupervisedProcess]| all.iter().position(|process| process.pid == pid);
+        let draining = among(&self.draining).map(Position::Draining);
+        draining.or_else(|| among(&self.unannounced).map(Position::Unannounced))
     }
 
-    fn process(&mut self, place: Place) -> Option<&mut Running> {
+    fn process(&mut self, place: Position) -> Option<&mut SupervisedProcess> {
         match place {
-            Place::Main(index) => self.slots[index].main.as_mut(),
-            Place::Next(index) => self.slots[index].next.as_mut(),
-            Place::Draining(index) => self.draining.get_mut(index),
-            Place::Stranger(index) => self.strangers.get_mut(index),
+            Position::Main(index) => self.slots[index].main.as_mut(),
+            Position::Next(index) => self.slots[index].next.as_mut(),
+            Position::Draining(index) => self.draining.get_mut(index),
+            Position::Unannounced(index) => self.unannounced.get_mut(index),
         }
     }
 
     /// Takes note of what a process has said.
-    pub(super) fn heed(&mut self, notification: Notification) {
-        let Notification {
+    pub(super) fn handle_notification(&mut self, datagram: Datagram) {
+        let Datagram {
             pid,
             uid,
             text,
             descriptors,
-        } = notification;
+        } = datagram;
         // Anybody may write to the socket.
         if uid != sys::own_uid() && uid != 0 && self.place(pid).is_none() {
             log::debug!("ignoring what process {pid} of user {uid} says");
             return;
         }
         log::debug!("process {pid}: {text:?}");
-        let said = Said::parse(&text);
+        let said = Notification::parse(&text);
         let place = match self.place(pid) {
             Some(place) => place,
             // Nobody has spoken of it yet, but by this it is one of ours.
-            None if said.generation.is_some() && self.strangers.len() < STRANGERS => {
+            None if said.generation.is_some() && self.unannounced.len() < MAX_UNANNOUNCED => {
                 let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-                let stranger = Running::new(pid, 0, deadline);
-                if !kin::descends(pid) || stranger.handle.has_ended() {
+                let stranger = SupervisedProcess::new(pid, 0, deadline);
+                if !ancestry::descends(pid) || stranger.handle.has_ended() {
                     return;
                 }
-                self.strangers.push(stranger);
-                Place::Stranger(self.strangers.len() - 1)
+                self.unannounced.push(stranger);
+                Position::Unannounced(self.unannounced.len() - 1)
             }
             None => return,
         };
@@ -82,7 +83,7 @@ impl Run {
             self.give(place, bind, answer);
         }
         for (about, descriptor) in said.listeners.iter().zip(descriptors) {
-            match self.held.hold(about.clone(), descriptor) {
+            match self.listeners.hold(about.clone(), descriptor) {
                 Ok(id) => {
                     if let Some(process) = self.process(place) {
                         process.listeners.push(id);
@@ -106,18 +107,18 @@ impl Run {
             self.extend(place, more);
         }
         match place {
-            Place::Main(index) => self.heed_main(index, said),
-            Place::Next(index) if said.ready => {
+            Position::Main(index) => self.handle_main(index, said),
+            Position::Next(index) if said.ready => {
                 self.promote_next(index);
             }
-            Place::Stranger(stranger) if said.ready => self.settle_stranger(stranger),
+            Position::Unannounced(stranger) if said.ready => self.settle_stranger(stranger),
             _ => {}
         }
     }
 
     /// Gives a process the listener that it asks for.
-    fn give(&mut self, place: Place, bind: Bind, answer: &Descriptor) {
-        let given = self.held.give(bind);
+    fn give(&mut self, place: Position, bind: Bind, answer: &Descriptor) {
+        let given = self.listeners.give(bind);
         let sent = answer
             .try_clone()
             .and_then(sys::into_socket)
@@ -134,14 +135,14 @@ impl Run {
     }
 
     /// Something takes longer, as a process says.
-    fn extend(&mut self, place: Place, more: Duration) {
+    fn extend(&mut self, place: Position, more: Duration) {
         let until = Deadline::after(Instant::now(), more);
         if let Some(process) = self.process(place).filter(|process| !process.aborted) {
             process.extend(until);
         }
         let index = match place {
-            Place::Main(index) | Place::Next(index) => Some(index),
-            Place::Draining(_) | Place::Stranger(_) => None,
+            Position::Main(index) | Position::Next(index) => Some(index),
+            Position::Draining(_) | Position::Unannounced(_) => None,
         };
         let mut is_awaited = index.is_some() && !self.announced;
         if let Some(rolling) = self
@@ -164,7 +165,7 @@ impl Run {
     /// The next process serves; the one before comes to its end.
     pub(super) fn promote_next(&mut self, index: usize) {
         if let Some(old) = self.slots[index].main.take() {
-            old.send(Posix::Terminate);
+            old.send(Signal::Terminate);
             self.drain(old);
         }
         self.slots[index].main = self.slots[index].next.take();
@@ -172,11 +173,11 @@ impl Run {
         self.became_ready(index);
     }
 
-    fn heed_main(&mut self, index: usize, said: Said) {
+    fn handle_main(&mut self, index: usize, said: Notification) {
         let own = self.slots[index].main.as_ref().map(|main| main.pid);
         if let Some(pid) = said
             .successor
-            .filter(|pid| Some(*pid) != own && kin::descends(*pid))
+            .filter(|pid| Some(*pid) != own && ancestry::descends(*pid))
         {
             let next = self.stranger(index, pid);
             if let Some(former) = self.slots[index].next.replace(next) {
@@ -194,14 +195,14 @@ impl Run {
         // Some say their own number; others may name their own only.
         if let Some(pid) = said
             .main_pid
-            .filter(|pid| Some(*pid) != own && kin::descends(*pid))
+            .filter(|pid| Some(*pid) != own && ancestry::descends(*pid))
         {
             let next = self.slots[index].next.take();
             let mut next = match next {
                 Some(next) if next.pid == pid => next,
                 other => {
                     if let Some(other) = other {
-                        other.send(Posix::Terminate);
+                        other.send(Signal::Terminate);
                         self.drain(other);
                     }
                     self.stranger(index, pid)
@@ -227,8 +228,8 @@ impl Run {
             return;
         };
         match said.watchdog {
-            Some(Beat::Alive) => main.heard = Some(Instant::now()),
-            Some(Beat::Wedged) if !main.stopping => {
+            Some(WatchdogMessage::Alive) => main.heard = Some(Instant::now()),
+            Some(WatchdogMessage::Wedged) if !main.stopping => {
                 abort(main, "makes no progress, as it says itself", limit);
             }
             _ => {}
@@ -247,7 +248,7 @@ impl Run {
         // It ends the one that it has started, if that does not serve already.
         if let Some(mut next) = self.slots[index].next.take() {
             next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-            self.strangers.push(next);
+            self.unannounced.push(next);
         }
         let served = main.ready.map(|ready| ready.elapsed());
         let why = format!("process {} stops, and was not asked to", main.pid);
@@ -257,40 +258,40 @@ impl Run {
     }
 
     /// A process that may have spoken already, before it was spoken of.
-    fn stranger(&mut self, index: usize, pid: u32) -> Running {
+    fn stranger(&mut self, index: usize, pid: u32) -> SupervisedProcess {
         let generation = self.slots[index].generation + 1;
         let main = self.slots[index].main.as_ref();
         let watchdog = main.and_then(|main| main.watchdog);
-        let known = self.strangers.iter().position(|known| known.pid == pid);
+        let known = self.unannounced.iter().position(|known| known.pid == pid);
         let mut process = match known {
-            Some(at) => self.strangers.remove(at),
-            None => Running::new(pid, generation, Deadline::NEVER),
+            Some(at) => self.unannounced.remove(at),
+            None => SupervisedProcess::new(pid, generation, Deadline::NEVER),
         };
         // Its predecessor sees to it that it is ready in time.
         process.deadline = Deadline::NEVER;
         process.restarts_itself = true;
         process.watchdog = watchdog;
         if self.stop.is_some() {
-            process.send(Posix::Terminate);
+            process.send(Signal::Terminate);
         }
         process
     }
 
     /// A process serves that nobody has spoken of: its predecessor has died. Its place may not be free any more.
     fn settle_stranger(&mut self, stranger: usize) {
-        let process = self.strangers.remove(stranger);
+        let process = self.unannounced.remove(stranger);
         let place = self.slots.iter().position(|slot| !slot.is_ready());
         match place.filter(|_| self.stop.is_none()) {
             Some(index) => {
                 if let Some(other) = self.slots[index].main.replace(process) {
-                    other.send(Posix::Terminate);
+                    other.send(Signal::Terminate);
                     self.drain(other);
                 }
                 self.slots[index].due = Deadline::NEVER;
                 self.became_ready(index);
             }
             None => {
-                process.send(Posix::Terminate);
+                process.send(Signal::Terminate);
                 self.drain(process);
             }
         }

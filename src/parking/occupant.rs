@@ -49,7 +49,7 @@ enum Phase {
 /// A connection that has a place in the lot, with its session.
 // What is looked at first comes first, beside what every message touches of the connection; see there.
 #[repr(C, align(64))]
-pub(crate) struct Held<S> {
+pub(crate) struct Occupant<S> {
     pub(crate) wants: Wants,
     pub(crate) waits: Waits,
     phase: Phase,
@@ -67,7 +67,7 @@ pub(crate) enum Tended {
     Done,
 }
 
-impl<S> Held<S> {
+impl<S> Occupant<S> {
     pub(super) fn new(conn: Connection, wants: Wants) -> Self {
         Self {
             wants,

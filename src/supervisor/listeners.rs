@@ -9,10 +9,10 @@ use crate::sys::{self, Descriptor};
 
 /// All that are held.
 #[derive(Debug, Default)]
-pub(super) struct Held(Vec<One>);
+pub(super) struct HeldListeners(Vec<HeldListener>);
 
 #[derive(Debug)]
-pub(super) struct One {
+pub(super) struct HeldListener {
     /// It removes the file of a Unix socket in the end that a serving process has bound.
     pub(super) listener: Listener,
     pub(super) about: notify::Held,
@@ -38,7 +38,7 @@ fn stored_name(about: &notify::Held) -> String {
 /// How the names begin under which the service manager keeps what processes have left here.
 const STORED: &str = "handover-";
 
-impl One {
+impl HeldListener {
     /// Leaves it with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor_of(&self.listener.socket) {
@@ -48,7 +48,7 @@ impl One {
     }
 }
 
-impl Held {
+impl HeldListeners {
     /// Takes what this process was started with: from a socket activator, or what an earlier supervisor has left with the
     /// service manager.
     fn inherit(&mut self, passed: Vec<(String, Descriptor)>) {
@@ -89,7 +89,7 @@ impl Held {
     /// Binds what is not there already.
     pub(super) fn bind_missing(&mut self, binds: &[Bind], foreign: bool) {
         for bind in binds {
-            let fits = |one: &One| {
+            let fits = |one: &HeldListener| {
                 let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&one.about.name);
                 bind.fit(is_named, one.listener.local_addr(), true)
                     .is_some()
@@ -107,7 +107,7 @@ impl Held {
     fn pin(&mut self, listener: Listener, is_managers: bool, foreign: bool) -> io::Result<()> {
         listener.socket.set_nonblocking(!foreign)?;
         log::info!("listening on {}", listener.local_addr());
-        let one = One {
+        let one = HeldListener {
             id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
             about: notify::Held {
                 name: fd_name(listener.name()),
@@ -125,7 +125,7 @@ impl Held {
     /// The listener that a process asks for: one that is here, or that is bound for it. No process gets another one's only
     /// because any port would do.
     pub(super) fn give(&mut self, bind: Bind) -> io::Result<(Id, Descriptor)> {
-        let fits = |one: &&One| {
+        let fits = |one: &&HeldListener| {
             let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&one.about.name);
             let fit = bind.fit(is_named, one.listener.local_addr(), one.about.by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
@@ -142,7 +142,7 @@ impl Held {
         };
         let id = sys::socket_id(&descriptor)?;
         log::info!("listening on {}", listener.local_addr());
-        self.add(One {
+        self.add(HeldListener {
             listener,
             about,
             pinned: false,
@@ -152,7 +152,7 @@ impl Held {
         Ok((id, descriptor))
     }
 
-    fn add(&mut self, one: One) {
+    fn add(&mut self, one: HeldListener) {
         if !one.is_managers {
             one.store();
         }
@@ -185,9 +185,9 @@ impl Held {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let listener = Listener::held(socket, about.name.clone(), about.by_name)?;
+        let listener = Listener::for_others(socket, about.name.clone(), about.by_name)?;
         listener.set_own_path(about.own_path);
-        self.0.push(One {
+        self.0.push(HeldListener {
             listener,
             about,
             pinned,
@@ -214,11 +214,11 @@ impl Held {
             self.0
                 .iter()
                 .filter(|one| !one.is_managers)
-                .for_each(One::store);
+                .for_each(HeldListener::store);
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &One> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &HeldListener> {
         self.0.iter()
     }
 

@@ -6,11 +6,11 @@ use super::run::Run;
 use super::slot::Slot;
 use crate::clock::Deadline;
 use crate::notify;
-use crate::sys::Posix;
+use crate::sys::Signal;
 
 /// A restart in progress.
 #[derive(Debug)]
-pub(super) struct Rolling {
+pub(super) struct RollingRestart {
     /// Which place is next, and the process there that is to be replaced, once that was asked for.
     pub(super) at: usize,
     asked: Option<Option<u32>>,
@@ -25,7 +25,7 @@ pub(super) struct Rolling {
 
 /// What a restart came to.
 #[derive(Clone, Debug)]
-pub(super) struct Outcome {
+pub(super) struct RestartResult {
     pub(super) took: Duration,
     pub(super) error: Option<String>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Outcome {
 /// How much longer than a new process may take to be ready the old one may take to say how it went.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-impl Rolling {
+impl RollingRestart {
     /// It takes longer.
     pub(super) fn extend(&mut self, until: Deadline) {
         self.deadline = self.deadline.later(until);
@@ -41,10 +41,10 @@ impl Rolling {
 }
 
 impl Run {
-    /// Begins a restart. One that is under way is what is wanted.
+    /// Begins a restart. HeldListener that is under way is what is wanted.
     pub(super) fn restart(&mut self, waiter: Option<u64>) {
         if self.stop.is_some() {
-            let outcome = Outcome {
+            let outcome = RestartResult {
                 took: Duration::ZERO,
                 error: Some("the supervisor is being stopped".to_owned()),
             };
@@ -55,7 +55,7 @@ impl Run {
         if self.announced {
             notify::reloading("restarting");
         }
-        let rolling = self.rolling.get_or_insert_with(|| Rolling {
+        let rolling = self.rolling.get_or_insert_with(|| RollingRestart {
             at: 0,
             asked: None,
             ends_anyway: false,
@@ -96,7 +96,7 @@ impl Run {
         let (mut failed, mut ends_anyway) = (None, false);
         match &slot.main {
             // The process finds the program, and says how it went.
-            Some(main) if main.is_fine() && main.restarts_itself => main.send(Posix::Hangup),
+            Some(main) if main.is_fine() && main.restarts_itself => main.send(Signal::Hangup),
             Some(main) if main.is_fine() => match self.start(at) {
                 Ok(next) => self.slots[at].next = Some(next),
                 Err(why) => failed = Some(why),
@@ -150,7 +150,7 @@ impl Run {
                 }
             }
         }
-        let outcome = Outcome { took, error };
+        let outcome = RestartResult { took, error };
         for waiter in rolling.waiters {
             self.tell(waiter, &outcome);
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use socket2::Socket;
 
-use super::message::VERSION;
+use super::link::VERSION;
 use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
 use crate::sys::{self, Descriptor};

@@ -1,35 +1,35 @@
-//! Handing over: what the process does that is to be replaced by its successor.
+//! Handed over: what the process does that is to be replaced by its successor.
 
 use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use super::takeover::is_among;
+use super::predecessor::is_among;
 use super::{Host, Phase, Replacement, SUCCESSOR, Upgrader, answer, stopping};
 use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::notify;
-use crate::restart::error::{RestartError, RestartFailure};
-use crate::restart::inherit::LIFELINE;
-use crate::restart::message::{Incoming, Link, Message};
-use crate::restart::program::{LastWords, Legacy, end_of};
+use crate::restart::error::{RestartError, RestartErrorKind};
+use crate::restart::inherited::LIFELINE;
+use crate::restart::link::{Incoming, Link, Message};
+use crate::restart::program::{StderrTail, SuccessorInputs, end_of};
 use crate::sys::{self, Process};
 
 /// A process that is to take over, or has.
 pub(super) struct Successor {
     pub(super) process: Process,
     pub(super) link: Link,
-    last_words: LastWords,
+    stderr_tail: StderrTail,
     started: Instant,
     /// When it is too late for the next step.
     pub(super) deadline: Deadline,
-    pub(super) step: Step,
+    pub(super) step: SuccessorStage,
     /// There from the moment when this process has stopped accepting.
-    handing: Option<Handing>,
+    handing: Option<Handed>,
 }
 
 /// What is to be undone if the successor does not take over in the end.
-pub(super) struct Handing {
+pub(super) struct Handed {
     /// The places of the descriptors that the successor has taken.
     kept: Vec<u32>,
     /// This process did accept before.
@@ -40,7 +40,7 @@ pub(super) struct Handing {
 
 /// The last step of a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum SuccessorStage {
     Started,
     /// It runs, and speaks this protocol.
     Greeted,
@@ -48,7 +48,7 @@ pub(super) enum Step {
     Ready {
         after: Duration,
     },
-    /// This process does not accept any more, see [`Handing`].
+    /// This process does not accept any more, see [`Handed`].
     Accepting {
         after: Duration,
         gap: Duration,
@@ -75,7 +75,7 @@ impl Upgrader {
             Phase::Building | Phase::Asking(_) | Phase::Opened => {}
             Phase::Serving => match &self.successor {
                 // The one that is under way is what is wanted.
-                Some(successor) if successor.step != Step::Aborted => {
+                Some(successor) if successor.step != SuccessorStage::Aborted => {
                     self.wanted = false;
                     // Who asks now may not take what was said before for an answer.
                     notify::reloading(format_args!("starting generation {}", self.generation + 1));
@@ -85,7 +85,7 @@ impl Upgrader {
             },
             Phase::Left => {
                 let why = "another process has taken over already";
-                self.refuse(&RestartError::new(RestartFailure::Replaced, why));
+                self.refuse(&RestartError::new(RestartErrorKind::Replaced, why));
             }
             Phase::Stopping => self.refuse(&stopping()),
         }
@@ -110,7 +110,7 @@ impl Upgrader {
             Err(error) => {
                 let program = self.program.path().display();
                 let why = format!("cannot start {program}: {error}");
-                self.fail(&RestartError::new(RestartFailure::Start, why));
+                self.fail(&RestartError::new(RestartErrorKind::Start, why));
             }
         }
     }
@@ -134,7 +134,7 @@ impl Upgrader {
         let started = Instant::now();
         let mut link = Link::new(ours);
         link.watch(&self.poller, SUCCESSOR)?;
-        let (process, last_words) = self.program.start(Legacy {
+        let (process, stderr_tail) = self.program.start(SuccessorInputs {
             descriptors,
             by_name,
             control: &theirs,
@@ -144,10 +144,10 @@ impl Upgrader {
         Ok(Successor {
             process,
             link,
-            last_words,
+            stderr_tail,
             started,
             deadline: Deadline::after(started, self.ready_timeout),
-            step: Step::Started,
+            step: SuccessorStage::Started,
             handing: None,
         })
     }
@@ -167,33 +167,36 @@ impl Upgrader {
             return;
         };
         match (successor.step, message) {
-            (Step::Started, Message::Hello) => successor.step = Step::Greeted,
-            (Step::Greeted, Message::Ready) => {
+            (SuccessorStage::Started, Message::Hello) => successor.step = SuccessorStage::Greeted,
+            (SuccessorStage::Greeted, Message::Ready) => {
                 let after = successor.started.elapsed();
-                successor.step = Step::Ready { after };
+                successor.step = SuccessorStage::Ready { after };
                 successor.link.send(&Message::Cutover);
             }
             // A stop is faster; see `watch_successor`.
-            (Step::Ready { .. }, Message::Accepting { .. })
+            (SuccessorStage::Ready { .. }, Message::Accepting { .. })
                 if matches!(self.phase, Phase::Stopping) => {}
-            (Step::Ready { after }, Message::Accepting { since, kept }) => {
+            (SuccessorStage::Ready { after }, Message::Accepting { since, kept }) => {
                 let paused = host.pause();
                 let gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
                 let own_paths = disown_paths(&self.listeners);
                 successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
                 successor.link.send(&Message::Commit(own_paths.clone()));
-                successor.handing = Some(Handing {
+                successor.handing = Some(Handed {
                     kept,
                     paused,
                     own_paths,
                 });
-                successor.step = Step::Accepting { after, gap };
+                successor.step = SuccessorStage::Accepting { after, gap };
             }
-            (Step::Ready { .. } | Step::Accepting { .. }, Message::Abort(why)) => {
-                self.give_up(host, RestartError::new(RestartFailure::Ended, why));
+            (
+                SuccessorStage::Ready { .. } | SuccessorStage::Accepting { .. },
+                Message::Abort(why),
+            ) => {
+                self.give_up(host, RestartError::new(RestartErrorKind::Ended, why));
             }
-            (Step::Accepting { after, gap }, Message::Ack) => {
-                successor.step = Step::Serving;
+            (SuccessorStage::Accepting { after, gap }, Message::Ack) => {
+                successor.step = SuccessorStage::Serving;
                 successor.deadline = Deadline::NEVER;
                 successor.process.let_go();
                 let replacement = Replacement {
@@ -204,8 +207,10 @@ impl Upgrader {
                 };
                 self.leave(host, replacement);
             }
-            (Step::Serving, Message::Superseded) => self.tell_predecessor(&Message::Force),
-            (Step::Serving, Message::Force) => {
+            (SuccessorStage::Serving, Message::Superseded) => {
+                self.tell_predecessor(&Message::Force)
+            }
+            (SuccessorStage::Serving, Message::Force) => {
                 log::warn!("two later generations drain already: stopping now");
                 host.end();
             }
@@ -245,7 +250,7 @@ impl Upgrader {
         let Some(mut successor) = self.successor.take() else {
             return;
         };
-        if successor.step == Step::Serving {
+        if successor.step == SuccessorStage::Serving {
             log::warn!(
                 "the successor, process {}, has ended",
                 successor.process.id()
@@ -254,35 +259,35 @@ impl Upgrader {
         }
         self.take_back(host, successor.handing.take());
         let status = end_of(&mut successor.process, END_TIMEOUT);
-        if successor.step == Step::Aborted {
+        if successor.step == SuccessorStage::Aborted {
             return;
         }
         let why = match successor.step {
-            Step::Started => "the successor ended before it had begun",
-            Step::Greeted => "the successor ended before it was ready",
+            SuccessorStage::Started => "the successor ended before it had begun",
+            SuccessorStage::Greeted => "the successor ended before it was ready",
             _ => "the successor ended before it had taken over",
         };
-        let last_words = successor.last_words.take();
+        let stderr_tail = successor.stderr_tail.take();
         // Whoever hears of it finds nothing left of it.
         drop(successor);
-        let error = RestartError::new(RestartFailure::Ended, why);
-        self.fail(&error.with(status, last_words));
+        let error = RestartError::new(RestartErrorKind::Ended, why);
+        self.fail(&error.with(status, stderr_tail));
     }
 
     /// Gives a successor up that is there still.
-    fn abort(&mut self, host: &dyn Host, kind: RestartFailure, why: String) {
+    fn abort(&mut self, host: &dyn Host, kind: RestartErrorKind, why: String) {
         let Some(successor) = &mut self.successor else {
             return;
         };
         successor.link.send(&Message::Abort(why.clone()));
         let error = RestartError::new(kind, why);
         match successor.step {
-            Step::Started | Step::Greeted => {
+            SuccessorStage::Started | SuccessorStage::Greeted => {
                 // It has no clients, so that nothing is lost by its end.
                 let status = end_of(&mut successor.process, Duration::ZERO);
-                let last_words = successor.last_words.take();
+                let stderr_tail = successor.stderr_tail.take();
                 self.successor = None;
-                self.fail(&error.with(status, last_words));
+                self.fail(&error.with(status, stderr_tail));
             }
             _ => self.give_up(host, error),
         }
@@ -293,7 +298,7 @@ impl Upgrader {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        successor.step = Step::Aborted;
+        successor.step = SuccessorStage::Aborted;
         successor.deadline = Deadline::after(Instant::now(), self.drain_timeout);
         let handing = successor.handing.take();
         self.take_back(host, handing);
@@ -301,7 +306,7 @@ impl Upgrader {
     }
 
     /// What was handed over is this process's again.
-    fn take_back(&mut self, host: &dyn Host, handing: Option<Handing>) {
+    fn take_back(&mut self, host: &dyn Host, handing: Option<Handed>) {
         let Some(handing) = handing else { return };
         if handing.paused {
             host.resume();
@@ -341,30 +346,34 @@ impl Upgrader {
         if let Some(successor) = &mut self.successor {
             let is_late = successor.deadline.passed(now);
             match successor.step {
-                Step::Serving => {}
-                Step::Aborted if is_late => {
+                SuccessorStage::Serving => {}
+                SuccessorStage::Aborted if is_late => {
                     log::error!("ending the successor, which has not ended by itself");
                     end_of(&mut successor.process, Duration::ZERO);
                     self.successor = None;
                 }
-                Step::Started | Step::Greeted | Step::Ready { .. } if stops => {
+                SuccessorStage::Started
+                | SuccessorStage::Greeted
+                | SuccessorStage::Ready { .. }
+                    if stops =>
+                {
                     let why = "the server is being stopped".to_owned();
-                    self.abort(host, RestartFailure::Stopping, why);
+                    self.abort(host, RestartErrorKind::Stopping, why);
                 }
-                Step::Started if is_late => {
+                SuccessorStage::Started if is_late => {
                     let seconds = self.ready_timeout.as_secs_f32();
                     let why = format!("the successor has not greeted within {seconds} s");
-                    self.abort(host, RestartFailure::TimedOut, why);
+                    self.abort(host, RestartErrorKind::TimedOut, why);
                 }
-                Step::Accepting { .. } if is_late => {
+                SuccessorStage::Accepting { .. } if is_late => {
                     let seconds = ACK_TIMEOUT.as_secs();
                     let why = format!("the successor has not taken over within {seconds} s");
-                    self.abort(host, RestartFailure::TimedOut, why);
+                    self.abort(host, RestartErrorKind::TimedOut, why);
                 }
-                Step::Greeted | Step::Ready { .. } if is_late => {
+                SuccessorStage::Greeted | SuccessorStage::Ready { .. } if is_late => {
                     let seconds = self.ready_timeout.as_secs_f32();
                     let why = format!("the successor was not ready within {seconds} s");
-                    self.abort(host, RestartFailure::TimedOut, why);
+                    self.abort(host, RestartErrorKind::TimedOut, why);
                 }
                 _ => {}
             }
