@@ -1,7 +1,15 @@
-//! The acceptor: one thread that takes connections in, or keeps them out.
+//! The acceptor: one thread that accepts connections, or turns them away.
 //!
-//! It waits in a poller of its own, never in `accept`, and no error of `accept` ends it. Whether a connection may come
-//! in is decided here, by the limits and the [`Overload`] policy.
+//! The thread waits in a poller of its own, never in `accept(2)`, and no error of `accept` ends it. The limits
+//! and the [`Overload`] policy decide here whether a connection may enter.
+//!
+//! ```text
+//! AcceptGate:  STARTING ──► OPEN ◄──► PAUSED
+//!                 │           └────┬────┘
+//!                 │ close          │ close: what the kernel has queued is accepted
+//!                 ▼                ▼
+//!               CLOSED ◄─────── CLOSING
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -16,28 +24,28 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo};
 use crate::listener::Listener;
-use crate::parking::{Idle, Lot};
+use crate::parking::{IdleConnection, Lot};
 use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 
 /// What happens to new connections when the server is full: when it has
-/// [`max_connections`](crate::Builder::max_connections), or its queue is full.
+/// [`max_connections`](crate::Builder::max_connections) open, or when its queue is full.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overload {
-    /// They wait in the kernel's queue until there is room. The default: nobody is turned away, and clients see a
-    /// slow server.
+    /// They wait in the kernel's queue until there is room. The default: no client is turned away, and clients
+    /// see a slow server.
     #[default]
     Wait,
-    /// They are sent these bytes, as far as the socket takes them at once, and closed.
+    /// They are sent these bytes, as many as the socket takes at once, and closed.
     Refuse(Vec<u8>),
-    /// The connection that has waited for its client for longest is closed for each new one. Where none waits, or
-    /// it is the queue that is full, as [`Wait`](Self::Wait).
+    /// For each new connection, the one that has been idle for longest is closed. Where none is idle, or where
+    /// the queue is full, new connections wait as with [`Wait`](Self::Wait).
     ShedIdle,
 }
 
 impl Overload {
-    /// What a client is told that is refused.
+    /// What a refused client is sent.
     pub(crate) fn refusal(&self) -> &[u8] {
         match self {
             Self::Refuse(bytes) => bytes,
@@ -46,7 +54,7 @@ impl Overload {
     }
 }
 
-/// What the limits are.
+/// The limits of what may enter.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
     pub(crate) max_connections: usize,
@@ -54,42 +62,40 @@ pub(crate) struct Admission {
     pub(crate) overload: Overload,
 }
 
-/// What the acceptor is told from outside.
+/// How other threads control the acceptor.
 pub(crate) struct AcceptGate {
     poller: Arc<Poller>,
     state: AtomicU8,
-    /// What is queued for these listeners is another process's.
-    kept: Mutex<Vec<u32>>,
-    /// How often the acceptor has looked around.
-    turns: AtomicU64,
+    /// The listeners that another process serves as well, by their index.
+    shared: Mutex<Vec<u32>>,
+    /// How often the acceptor has run its loop.
+    loops: AtomicU64,
 }
 
-const OPEN: u8 = 0;
-const PAUSED: u8 = 1;
-const CLOSING: u8 = 2;
-const CLOSED: u8 = 3;
-/// It was not open yet.
-const WAITING: u8 = 4;
+/// The server is starting: it has never accepted.
+const STARTING: u8 = 0;
+const OPEN: u8 = 1;
+const PAUSED: u8 = 2;
+/// Accepts what the kernel has queued already, then closes the listeners.
+const CLOSING: u8 = 3;
+const CLOSED: u8 = 4;
 
 impl AcceptGate {
-    /// A gate that is to be opened.
     pub(crate) fn new() -> io::Result<Self> {
-        let poller = Arc::new(Poller::new()?);
-        let state = AtomicU8::new(WAITING);
-        let kept = Mutex::default();
         Ok(Self {
-            poller,
-            state,
-            kept,
-            turns: AtomicU64::new(0),
+            poller: Arc::new(Poller::new()?),
+            state: AtomicU8::new(STARTING),
+            shared: Mutex::default(),
+            loops: AtomicU64::new(0),
         })
     }
 
+    /// Begins to accept.
     pub(crate) fn open(&self) {
-        self.change(WAITING, OPEN);
+        self.change(STARTING, OPEN);
     }
 
-    /// Connections stay in the kernel's queue until `resume`. False if that is so already.
+    /// Leaves connections in the kernel's queue until `resume`. False if the gate was not open.
     pub(crate) fn pause(&self) -> bool {
         self.change(OPEN, PAUSED)
     }
@@ -98,17 +104,17 @@ impl AcceptGate {
         self.change(PAUSED, OPEN);
     }
 
-    /// Takes in what the kernel has queued already, then closes the listeners. What is queued for a server that has
-    /// never accepted is not its own.
+    /// Accepts what the kernel has queued already, then closes the listeners. A server that has never accepted
+    /// closes them at once: what is queued there is not its own.
     pub(crate) fn close(&self) {
         self.change(OPEN, CLOSING);
         self.change(PAUSED, CLOSING);
-        self.change(WAITING, CLOSED);
+        self.change(STARTING, CLOSED);
     }
 
-    /// What is queued for these listeners is not to be taken in by `close`: another process serves them.
-    pub(crate) fn leave_to_others(&self, kept: &[u32]) {
-        *self.kept.lock() = kept.to_vec();
+    /// Has `close` leave alone what is queued for these listeners: another process serves them.
+    pub(crate) fn set_shared(&self, listeners: &[u32]) {
+        *self.shared.lock() = listeners.to_vec();
     }
 
     /// Closes the listeners at once.
@@ -117,14 +123,14 @@ impl AcceptGate {
         self.poller.wake();
     }
 
-    /// Has the acceptor look around.
+    /// Has the acceptor run its loop once.
     pub(crate) fn wake(&self) {
         self.poller.wake();
     }
 
-    /// How often the acceptor has looked around.
-    pub(crate) fn turns(&self) -> u64 {
-        self.turns.load(SeqCst)
+    /// How often the acceptor has run its loop.
+    pub(crate) fn loops(&self) -> u64 {
+        self.loops.load(SeqCst)
     }
 
     fn change(&self, from: u8, to: u8) -> bool {
@@ -135,9 +141,9 @@ impl AcceptGate {
         changed.is_ok()
     }
 
-    /// Nobody is to be accepted for now.
+    /// Whether connections stay in the kernel's queue for now.
     fn is_shut(&self) -> bool {
-        self.is(PAUSED) || self.is(WAITING)
+        self.is(PAUSED) || self.is(STARTING)
     }
 
     fn is(&self, state: u8) -> bool {
@@ -145,8 +151,8 @@ impl AcceptGate {
     }
 }
 
-/// The acceptor's life: until the gate closes. Dropping the listeners closes them.
-pub(crate) fn accept<S>(
+/// The acceptor's loop, until the gate is closed. Dropping the listeners closes them.
+pub(crate) fn run_acceptor<S>(
     lot: &Lot<S>,
     gate: &AcceptGate,
     listeners: Vec<Arc<Listener>>,
@@ -164,10 +170,11 @@ pub(crate) fn accept<S>(
         per_client: Arc::default(),
         to_shed: VecDeque::new(),
         famine: None,
+        backoff_until: None,
     };
     acceptor.run();
     for listener in &acceptor.listeners {
-        // Other processes may share it, and then it would be reported for ever.
+        // Another process may share the listener, and the poller would go on reporting it.
         gate.poller.remove(&listener.socket)?;
     }
     Ok(())
@@ -177,98 +184,110 @@ struct Acceptor<'a, S> {
     lot: &'a Lot<S>,
     gate: &'a AcceptGate,
     listeners: Vec<Arc<Listener>>,
-    /// Which of them may have something.
+    /// The listeners that may have a connection to accept.
     ready: Vec<bool>,
     admission: Admission,
     per_client: Arc<PerClient>,
-    /// Candidates for being closed, the longest idle first; found a few at a time.
-    to_shed: VecDeque<Idle>,
+    /// Candidates for shedding, the longest idle first. They are searched for a few at a time.
+    to_shed: VecDeque<IdleConnection>,
     famine: Option<Famine>,
+    /// After an error no attempt is made before this time, unless there is room again.
+    backoff_until: Option<Instant>,
 }
 
-/// A time without descriptors or memory.
+/// An episode in which the system lacks descriptors or memory.
 struct Famine {
     since: Instant,
-    /// When something was lacking for the last time.
+    /// The last error.
     last: Instant,
-    pause: Duration,
+    backoff: Duration,
 }
 
-/// How long the system is left alone after an error, at first; and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// How long no attempt is made after an error: at first, and at most.
+const FIRST_BACKOFF: Duration = Duration::from_millis(5);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// A famine is over when nothing was lacking for so long. One that comes back before is the same one.
+/// A famine is over this long after its last error. Errors before that belong to the same famine.
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// What one attempt to accept came to.
+/// The outcome of one call of `accept`.
 enum AcceptOutcome {
     Accepted,
-    /// Nobody is waiting.
+    /// The kernel's queue is empty.
     Empty,
-    /// The system is out of something; not now.
+    /// The system lacks descriptors or memory.
     Starved,
 }
 
 impl<S> Acceptor<'_, S> {
     fn run(&mut self) {
         let mut events = Events::with_capacity(16);
-        let mut told = false;
-        // The system is to be left alone until then, unless there is room again.
-        let mut not_before = None;
+        let mut closing = false;
         while !self.gate.is(CLOSED) {
-            count(&self.gate.turns);
-            let closing = self.gate.is(CLOSING);
-            if closing && !told {
-                // What came last may not have been reported yet.
-                let kept = self.gate.kept.lock().clone();
-                for (ready, index) in self.ready.iter_mut().zip(0..) {
-                    *ready = !kept.contains(&index);
+            count(&self.gate.loops);
+            if self.gate.is(CLOSING) {
+                if !closing {
+                    closing = true;
+                    self.expect_queued();
                 }
-                told = true;
+                if !self.ready.contains(&true) {
+                    break;
+                }
             }
-            if closing && !self.ready.contains(&true) {
-                break;
-            }
-            if !self.lot.wants_room() {
-                not_before = None;
-            }
-            let pause = not_before.map(|at: Instant| at.saturating_duration_since(Instant::now()));
-            let pause = pause.filter(|pause| !pause.is_zero());
-            if pause.is_some() || self.gate.is_shut() || !self.ready.contains(&true) {
-                // Nothing to do until then, or until an event.
-            } else if !self.has_room() {
-                self.lot.want_room();
-                // It may just have been made, before anybody knew that it is wanted.
+            let backoff = self.backoff();
+            let can_accept = backoff.is_none() && !self.gate.is_shut();
+            if can_accept && self.ready.contains(&true) {
+                if self.has_room() {
+                    self.accept_round();
+                    continue;
+                }
+                self.lot.request_room();
+                // Room may have been made just before the request.
                 if self.has_room() {
                     continue;
                 }
-            } else {
-                match self.accept_round() {
-                    None => {}
-                    Some(pause) => not_before = Some(Instant::now() + pause),
-                }
-                continue;
             }
-            if let Err(error) = self.gate.poller.wait(&mut events, 16, pause) {
-                log::error!("the acceptor cannot wait: {error}");
-            }
-            for event in events.iter() {
-                if let Some(ready) = self.ready.get_mut(event.token as usize) {
-                    *ready = true;
-                }
+            self.wait(&mut events, backoff);
+        }
+    }
+
+    /// Expects connections on each listener that is not shared: the poller may not have reported the last ones yet.
+    fn expect_queued(&mut self) {
+        let shared = self.gate.shared.lock();
+        for (ready, index) in self.ready.iter_mut().zip(0..) {
+            *ready = !shared.contains(&index);
+        }
+    }
+
+    /// How much longer no attempt is made. Room that was made since the error ends the back-off.
+    fn backoff(&mut self) -> Option<Duration> {
+        if !self.lot.is_room_requested() {
+            self.backoff_until = None;
+        }
+        let until = self.backoff_until?;
+        let left = until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) {
+        if let Err(error) = self.gate.poller.wait(events, 16, timeout) {
+            log::error!("the acceptor cannot wait: {error}");
+        }
+        for event in events.iter() {
+            if let Some(ready) = self.ready.get_mut(event.token as usize) {
+                *ready = true;
             }
         }
     }
 
-    /// Accepts one connection from each listener that may have one. `Some` says how long to leave the system alone.
-    fn accept_round(&mut self) -> Option<Duration> {
+    /// Accepts one connection from each listener that may have one.
+    fn accept_round(&mut self) {
         for index in 0..self.listeners.len() {
             if !self.ready[index] {
                 continue;
             }
             if !self.has_room() {
-                return None;
+                return;
             }
             match self.accept_one(index) {
                 AcceptOutcome::Accepted => {}
@@ -277,10 +296,13 @@ impl<S> Acceptor<'_, S> {
                     self.end_famine();
                     self.rearm(index);
                 }
-                AcceptOutcome::Starved => return Some(self.starve()),
+                AcceptOutcome::Starved => {
+                    let backoff = self.make_room();
+                    self.backoff_until = Some(Instant::now() + backoff);
+                    return;
+                }
             }
         }
-        None
     }
 
     fn rearm(&self, index: usize) {
@@ -292,37 +314,39 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// May a connection be taken in now? One that is to be refused may.
+    /// Whether a connection may be accepted now. With the policy `Refuse` it always may, to be refused.
     fn has_room(&mut self) -> bool {
         match self.admission.overload {
             Overload::Refuse(_) => true,
             Overload::Wait => !self.is_full() && self.lot.queue_has_room(),
             Overload::ShedIdle => {
-                self.lot.queue_has_room() && (!self.is_full() || self.may_shed(false))
+                self.lot.queue_has_room() && (!self.is_full() || self.find_idle(false))
             }
         }
     }
 
     fn is_full(&self) -> bool {
-        self.lot.drain.live() >= self.admission.max_connections
+        self.lot.drain.open() >= self.admission.max_connections
     }
 
-    /// Is there, as far as is known, an idle connection to close? Or, at the worst, a parked one that is busy.
-    fn may_shed(&mut self, busy_too: bool) -> bool {
+    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`, a parked
+    /// connection in the middle of a message will do.
+    fn find_idle(&mut self, mid_message_too: bool) -> bool {
         let lot = self.lot;
-        while self.to_shed.front().is_some_and(|idle| !lot.is_idle(idle)) {
+        let is_stale = |idle: &IdleConnection| !lot.is_still_idle(idle);
+        while self.to_shed.front().is_some_and(is_stale) {
             self.to_shed.pop_front();
         }
         if self.to_shed.is_empty() {
-            self.to_shed = lot.longest_idle(SHED_AHEAD, busy_too).into();
+            self.to_shed = lot.longest_idle(SHED_AHEAD, mid_message_too).into();
         }
         !self.to_shed.is_empty()
     }
 
-    /// Closes the connection that has been idle for longest, if there is one.
-    fn shed(&mut self, busy_too: bool) -> bool {
-        // A candidate that turns out to have asked for something goes there instead.
-        while self.lot.queue_has_room() && self.may_shed(busy_too) {
+    /// Closes the connection that has been idle for longest. False if there is none.
+    fn shed(&mut self, mid_message_too: bool) -> bool {
+        // A candidate whose client has sent something goes on the queue instead.
+        while self.lot.queue_has_room() && self.find_idle(mid_message_too) {
             let idle = self.to_shed.pop_front();
             if idle.is_some_and(|idle| self.lot.shed(&idle)) {
                 return true;
@@ -339,12 +363,12 @@ impl<S> Acceptor<'_, S> {
         };
         count(&self.lot.counters.accepted);
         if let Some(famine) = &mut self.famine {
-            famine.pause = FIRST_PAUSE;
+            famine.backoff = FIRST_BACKOFF;
         }
         let listener = Arc::clone(&self.listeners[index].info);
         let name = &listener.name;
         let counters = &self.lot.counters;
-        let Some(ticket) = self.ticket(&peer) else {
+        let Ok(ticket) = self.ticket(&peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(&socket);
@@ -352,7 +376,9 @@ impl<S> Acceptor<'_, S> {
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
         if sheds && self.is_full() && !self.shed(false) {
-            log::debug!("{peer} on {name}: one too many, but nobody is idle any more");
+            log::debug!(
+                "{peer} on {name}: accepted beyond the limit, no connection is idle any more"
+            );
         }
         if let Some((counter, why)) = self.refusal() {
             count(counter);
@@ -372,8 +398,8 @@ impl<S> Acceptor<'_, S> {
         AcceptOutcome::Accepted
     }
 
-    /// Why a connection is turned away. With any other policy there was room before it was accepted; if others have
-    /// filled the queue since then, it has a place beyond its limit.
+    /// Why a connection is refused. With the other policies there was room before the accept. If other threads have
+    /// filled the queue since then, the connection has a place beyond the queue's limit.
     fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
         let counters = &self.lot.counters;
         match self.admission.overload {
@@ -387,12 +413,12 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// An error of `accept` concerns one connection, or all; never the listener.
+    /// Sorts an error of `accept`: it concerns one connection, or the whole system, never the listener.
     fn accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
         match error.kind() {
             WouldBlock => AcceptOutcome::Empty,
-            // The client has gone already.
+            // The client has left already.
             Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
             _ if sys::is_of_one_connection(error) => AcceptOutcome::Accepted,
             _ => {
@@ -406,86 +432,85 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Makes room, and says how long to wait before the next attempt: 5 ms, and twice as long after each failure in
-    /// a row, up to 1 s.
-    fn starve(&mut self) -> Duration {
+    /// Closes a parked connection to make room. Returns how long to wait before the next attempt: 5 ms, then twice
+    /// as long after each failure in a row, up to 1 s.
+    fn make_room(&mut self) -> Duration {
         self.shed(true);
-        // What is left of the candidates may be busy ones.
+        // The candidates that are left may be in the middle of a message.
         self.to_shed.clear();
-        // A connection that ends brings the next attempt forward; not the one that was closed just now, or a server
-        // whose clients all come back would spin.
-        self.lot.want_room();
+        // A connection that ends from now on brings the next attempt forward. The one that was shed does not: a server
+        // whose clients all reconnect would spin.
+        self.lot.request_room();
         let now = Instant::now();
         let famine = self.famine.get_or_insert(Famine {
             since: now,
             last: now,
-            pause: FIRST_PAUSE,
+            backoff: FIRST_BACKOFF,
         });
         famine.last = now;
-        let pause = famine.pause;
-        famine.pause = (pause * 2).min(LAST_PAUSE);
-        pause
+        let backoff = famine.backoff;
+        famine.backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        backoff
     }
 
-    /// All who waited were accepted.
+    /// Called when every waiting connection was accepted.
     fn end_famine(&mut self) {
-        if self
-            .famine
-            .as_ref()
-            .is_some_and(|famine| famine.last.elapsed() > RECOVERY)
-        {
-            if let Some(famine) = self.famine.take() {
-                let seconds = (famine.last - famine.since).as_secs_f32();
-                log::info!("accepting again, after {seconds:.1} s");
-            }
+        let is_over = |famine: &mut Famine| famine.last.elapsed() > RECOVERY;
+        if let Some(famine) = self.famine.take_if(is_over) {
+            let seconds = (famine.last - famine.since).as_secs_f32();
+            log::info!("accepting again, after {seconds:.1} s");
         }
     }
 
-    /// Tells a client that it is not welcome, as far as that costs no time.
+    /// Sends the refusal, as far as that takes no time.
     fn refuse(&self, socket: &Socket) {
-        let answer = self.admission.overload.refusal();
-        if !answer.is_empty() {
-            let told = sys::send(socket, answer).and_then(|_| socket.shutdown(Shutdown::Write));
-            // A close with unread input would reset the connection, and take the answer with it.
-            let read = told.and_then(|()| sys::recv(socket, &mut [0; 4096]));
+        let refusal = self.admission.overload.refusal();
+        if !refusal.is_empty() {
+            let sent = sys::send(socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
+            // Closing a socket with unread input resets the connection, and the reset may overtake the refusal.
+            let read = sent.and_then(|()| sys::recv(socket, &mut [0; 4096]));
             if let Err(error) = read {
-                log::trace!("a refused client has gone: {error}");
+                log::trace!("a refused client has left: {error}");
             }
         }
     }
 
-    fn ticket(&self, peer: &Addr) -> Option<Option<Box<dyn Send + Sync>>> {
-        let (Some(most), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
-            return Some(None);
+    /// Counts the connection for its client, if clients are counted. An error: the client has too many.
+    fn ticket(&self, peer: &Addr) -> Result<Option<Box<dyn Send + Sync>>, TooMany> {
+        let (Some(limit), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
+            return Ok(None);
         };
-        let ticket = PerClient::enter(&self.per_client, ip.ip(), most)?;
-        Some(Some(Box::new(ticket)))
+        let ticket = PerClient::enter(&self.per_client, ip.ip(), limit)?;
+        Ok(Some(Box::new(ticket)))
     }
 }
 
-/// How many candidates for being closed are looked up at a time.
+/// How many candidates for shedding are searched for at a time.
 const SHED_AHEAD: usize = 32;
 
-/// How many connections each client has.
+/// How many connections each client has open, by its IP address.
 #[derive(Default)]
 struct PerClient(Mutex<HashMap<IpAddr, usize>>);
 
 impl PerClient {
-    fn enter(counts: &Arc<Self>, client: IpAddr, most: usize) -> Option<Ticket> {
+    fn enter(counts: &Arc<Self>, client: IpAddr, limit: usize) -> Result<Ticket, TooMany> {
         let mut map = counts.0.lock();
         let count = map.entry(client).or_default();
-        if *count >= most {
-            return None;
+        if *count >= limit {
+            return Err(TooMany);
         }
         *count += 1;
-        Some(Ticket {
+        Ok(Ticket {
             counts: Arc::clone(counts),
             client,
         })
     }
 }
 
-/// Counts a connection for its client until it is dropped.
+/// The client has as many connections as it may have.
+struct TooMany;
+
+/// Counts a connection for its client until the ticket is dropped.
 struct Ticket {
     counts: Arc<PerClient>,
     client: IpAddr,
@@ -508,18 +533,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_so_many_and_gets_them_back() {
+    fn a_client_has_a_limit_and_gets_its_places_back() {
         let counts = Arc::new(PerClient::default());
         let (a, b) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
         let first = PerClient::enter(&counts, a, 2);
         let second = PerClient::enter(&counts, a, 2);
-        assert!(first.is_some() && second.is_some());
-        assert!(PerClient::enter(&counts, a, 2).is_none());
+        assert!(first.is_ok() && second.is_ok());
+        assert!(PerClient::enter(&counts, a, 2).is_err());
         let other = PerClient::enter(&counts, b, 2);
-        assert!(other.is_some());
+        assert!(other.is_ok());
         drop(first);
         let third = PerClient::enter(&counts, a, 2);
-        assert!(third.is_some());
+        assert!(third.is_ok());
         drop((second, third, other));
         assert!(counts.0.lock().is_empty());
     }

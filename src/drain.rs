@@ -1,4 +1,13 @@
-//! What is in flight: whether the server is draining, how many connections live, and word of the last one's end.
+//! The drain: its stage, the count of open connections, and a call when the last one has ended.
+//!
+//! | stage | begins when | idle connections | connections in progress |
+//! |---|---|---|---|
+//! | (none) | | kept | served |
+//! | REPLACED | a successor serves | closed after a grace | served; the answer says that it is the last |
+//! | CLOSING | a stop | closed | what has arrived is answered, then closed |
+//! | FORCED | the deadline has passed | closed | their waits end with an error |
+//!
+//! A stage only gives way to a later one.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -6,48 +15,44 @@ use std::time::Duration;
 
 use crate::clock::in_millis;
 
-/// One server's drain. It gets from one stage to a later one, and never back.
+/// One server's drain.
 #[derive(Default)]
 pub(crate) struct Drain {
     stage: AtomicU8,
-    /// While it is [`LEAVING`]: how long a connection may say nothing, in milliseconds.
-    grace: AtomicU64,
-    live: AtomicUsize,
+    /// In the stage [`REPLACED`]: how long an idle connection is kept, in milliseconds.
+    idle_grace: AtomicU64,
+    open: AtomicUsize,
     ended: AtomicUsize,
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// Clients are told, where their protocol has the words, to ask elsewhere; what they ask here is answered.
-const LEAVING: u8 = 1;
-/// Nothing more is listened to than what has come.
+const REPLACED: u8 = 1;
 const CLOSING: u8 = 2;
-/// Waits in handlers end with an error.
 const FORCED: u8 = 3;
 
 impl Drain {
-    /// Another process serves new connections. Those that are open end at their client's pleasure, or when they have
-    /// said nothing for so long.
-    pub(crate) fn leave(&self, grace: Duration) {
-        self.grace.store(in_millis(grace), SeqCst);
-        self.stage.fetch_max(LEAVING, SeqCst);
+    /// A successor serves new connections. Those that are open end when their clients close them, or when they
+    /// have been idle for `idle_grace`.
+    pub(crate) fn replace(&self, idle_grace: Duration) {
+        self.idle_grace.store(in_millis(idle_grace), SeqCst);
+        self.stage.fetch_max(REPLACED, SeqCst);
     }
 
-    /// No new work from now on; what is in progress goes on.
-    pub(crate) fn begin(&self) {
+    /// Only what has arrived is served from now on.
+    pub(crate) fn close(&self) {
         self.stage.fetch_max(CLOSING, SeqCst);
     }
 
-    /// The time for finishing is over.
+    /// The deadline has passed.
     pub(crate) fn force(&self) {
         self.stage.fetch_max(FORCED, SeqCst);
     }
 
-    /// Whether the server drains, in whatever stage.
+    /// Whether the server drains, in any stage.
     pub(crate) fn is_draining(&self) -> bool {
-        self.stage.load(SeqCst) >= LEAVING
+        self.stage.load(SeqCst) >= REPLACED
     }
 
-    /// Whether connections end after what has come, or at once if nothing has.
     pub(crate) fn is_closing(&self) -> bool {
         self.stage.load(SeqCst) >= CLOSING
     }
@@ -56,34 +61,35 @@ impl Drain {
         self.stage.load(SeqCst) >= FORCED
     }
 
-    /// How long an idle connection may stay, in milliseconds, if that is shorter than usual.
-    pub(crate) fn grace(&self) -> Option<u64> {
-        (self.stage.load(SeqCst) == LEAVING).then(|| self.grace.load(SeqCst))
+    /// How long an idle connection is kept, in milliseconds, if the drain limits that.
+    pub(crate) fn idle_grace(&self) -> Option<u64> {
+        (self.stage.load(SeqCst) == REPLACED).then(|| self.idle_grace.load(SeqCst))
     }
 
-    /// Sets what is called each time that the last connection has ended while the server drains. Only the first
-    /// call of this has an effect.
+    /// Sets what is called each time the last open connection ends while the server drains. Only the first call
+    /// has an effect.
     pub(crate) fn on_empty(&self, call: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_empty.set(Box::new(call));
     }
 
-    /// Counts a connection until the guard is dropped, wherever and however that happens.
+    /// Counts a connection as open until the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
-        self.live.fetch_add(1, SeqCst);
+        self.open.fetch_add(1, SeqCst);
         InFlight(Arc::clone(self))
     }
 
-    pub(crate) fn live(&self) -> usize {
-        self.live.load(SeqCst)
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(SeqCst)
     }
 
-    /// How many connections have come and gone.
+    /// How many connections have ended.
     pub(crate) fn ended(&self) -> usize {
         self.ended.load(SeqCst)
     }
 }
 
-/// A connection in flight.
+/// An open connection.
 pub(crate) struct InFlight(Arc<Drain>);
 
 impl InFlight {
@@ -95,8 +101,8 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, SeqCst);
-        let was = self.0.live.fetch_sub(1, SeqCst);
-        if was == 1 && self.0.is_draining() {
+        let before = self.0.open.fetch_sub(1, SeqCst);
+        if before == 1 && self.0.is_draining() {
             if let Some(call) = self.0.on_empty.get() {
                 call();
             }
@@ -116,7 +122,7 @@ mod tests {
         drop(drain.enter());
         assert!(receiver.is_empty(), "told although nothing drains");
         let (first, second) = (drain.enter(), drain.enter());
-        drain.begin();
+        drain.close();
         drop(first);
         assert!(receiver.is_empty(), "told although one is left");
         let thread = std::thread::spawn(move || {
@@ -125,6 +131,6 @@ mod tests {
         });
         assert!(thread.join().is_err());
         receiver.recv().unwrap();
-        assert_eq!(drain.live(), 0);
+        assert_eq!(drain.open(), 0);
     }
 }

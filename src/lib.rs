@@ -74,11 +74,11 @@
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
 //! | `cli` | no | the command `handover`, which supervises programs, and speaks to a [`Supervisor`] |
 
+mod panic;
 mod sys;
 
 mod addr;
 mod clock;
-mod pool;
 
 mod drain;
 mod listener;
@@ -105,7 +105,9 @@ pub use addr::{Addr, AddrError};
 pub use connection::{Connection, Detached};
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
-pub use server::{BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server};
+pub use server::{
+    BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Setting,
+};
 pub use service::{Next, Service};
 pub use stats::{Expired, Refused, Stats, WorkerState};
 pub use supervisor::{Supervisor, supervise};

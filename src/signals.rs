@@ -1,28 +1,28 @@
-//! Signals and Ctrl-C, as commands to the servers that asked for them.
+//! Commands to a server, and the signals of the process as such commands.
 
 use crate::clock::Deadline;
 
-/// What a server can be told, by whomever: a handle, a signal, or its own threads.
+/// A command to a server's main thread, from a handle, a signal, or one of the server's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Finish what is in progress within the server's drain time-out, then end.
     Drain,
-    /// Finish by then, and end.
+    /// Finish what is in progress before this deadline, then end.
     StopBy(Deadline),
     /// End now.
     StopNow,
-    /// Have another process take over.
+    /// Start a successor.
     Restart,
-    /// Another process has taken over: finish what is in progress, and end.
-    Leave,
-    /// Call the application's hook.
+    /// A successor has taken over: finish what is in progress, then end.
+    Replaced,
+    /// Call the application's hook for SIGUSR1.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Hook,
-    /// Accept nothing until told otherwise.
+    /// Accept no connection until `Resume`.
     Pause,
     Resume,
-    /// Something has changed that may be the end of the drain.
-    Look,
+    /// Check whether the drain is over.
+    Check,
 }
 
 #[cfg(feature = "signals")]
@@ -40,23 +40,26 @@ mod watch {
     use super::Command;
     use crate::sys::{self, Signal};
 
-    /// The servers that react to signals now. While there are none, signals do what they do by default.
-    static SERVERS: Mutex<Vec<Watching>> = Mutex::new(Vec::new());
+    /// The servers that handle signals. While there are none, signals have their default action.
+    static SERVERS: Mutex<Vec<Subscriber>> = Mutex::new(Vec::new());
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-    /// A server that reacts to signals.
+    /// A server that handles signals.
     #[derive(Clone)]
-    struct Watching {
+    struct Subscriber {
         id: u64,
         server: Sender<Command>,
-        restarts: bool,
+        can_restart: bool,
     }
 
-    /// Sends the process's signals to a server until the subscription is dropped; those that mean a restart only if it
-    /// `restarts`.
-    pub(crate) fn subscribe(server: Sender<Command>, restarts: bool) -> io::Result<Subscription> {
+    /// Sends the process's signals to a server until the subscription is dropped. Those that ask for a restart
+    /// are sent only if the server `can_restart`.
+    pub(crate) fn subscribe(
+        server: Sender<Command>,
+        can_restart: bool,
+    ) -> io::Result<Subscription> {
         static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
-        // A handler, once there, stays: neither ctrlc nor the kernel has a way back that loses no signal.
+        // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without losing a signal.
         let watch = WATCH.get_or_init(|| {
             sys::watch_signals(deliver).map_err(|error| (error.kind(), error.to_string()))
         });
@@ -71,10 +74,10 @@ mod watch {
             INTERRUPTED.store(false, SeqCst);
         }
         let id = servers.last().map_or(0, |last| last.id + 1);
-        servers.push(Watching {
+        servers.push(Subscriber {
             id,
             server,
-            restarts,
+            can_restart,
         });
         Ok(Subscription(id))
     }
@@ -83,15 +86,15 @@ mod watch {
 
     impl Drop for Subscription {
         fn drop(&mut self) {
-            SERVERS.lock().retain(|watching| watching.id != self.0);
+            SERVERS.lock().retain(|subscriber| subscriber.id != self.0);
         }
     }
 
-    /// False if nobody is there to take it.
+    /// Sends a signal to the servers. False if there is none.
     fn deliver(signal: Signal) -> bool {
         let command = match signal {
             Signal::Terminate => Command::Drain,
-            // Whoever presses Ctrl-C twice does not want to wait.
+            // The second Ctrl-C: the user does not want to wait.
             Signal::Interrupt if INTERRUPTED.swap(true, SeqCst) => Command::StopNow,
             Signal::Interrupt => Command::Drain,
             Signal::Quit => Command::StopNow,
@@ -102,10 +105,10 @@ mod watch {
         };
         log::info!("{signal}: {command:?}");
         let mut servers = SERVERS.lock().clone();
-        servers.retain(|watching| watching.restarts || command != Command::Restart);
-        for watching in &servers {
-            // A server that has ended meanwhile does not listen any more, which is what was asked of it.
-            let _ = watching.server.send(command);
+        servers.retain(|subscriber| subscriber.can_restart || command != Command::Restart);
+        for subscriber in &servers {
+            // A server that has ended meanwhile needs no command.
+            let _ = subscriber.server.send(command);
         }
         !servers.is_empty()
     }

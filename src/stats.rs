@@ -8,36 +8,36 @@ use crate::addr::Addr;
 
 /// A snapshot of a server's counters and gauges, from [`Handle::stats`](crate::Handle::stats).
 ///
-/// Counters only grow; gauges are of one moment. They are read one after another while the server runs, so that
-/// sums may be off by what happened in between.
+/// Counters only grow; a gauge is a value at one moment. They are read one after another while the server
+/// runs, so sums may be off by what happens in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections accepted so far.
+    /// Connections accepted.
     pub accepted: u64,
-    /// Connections that live now (gauge): `active + queued + parked`.
+    /// Connections that are open now (gauge): `active + queued + parked`.
     pub live: u64,
-    /// Connections that a worker has in hand now (gauge).
+    /// Connections that a worker serves now (gauge).
     pub active: u64,
     /// Connections that wait for a worker now (gauge).
     pub queued: u64,
-    /// Connections that wait for their client now, and cost no thread (gauge).
+    /// Connections that wait for their client now, on no thread (gauge).
     pub parked: u64,
-    /// Calls of the service so far.
+    /// Calls of the service.
     pub served: u64,
-    /// Connections refused so far, by reason.
+    /// Connections refused, by reason.
     pub refused: Refused,
-    /// Connections closed because a time ran out, by which.
+    /// Connections closed because a time-out expired, by time-out.
     pub expired: Expired,
     /// Parked connections closed to make room.
     pub shed: u64,
     /// Calls of the service that panicked.
     pub panics: u64,
-    /// Errors of `accept`, those of connections that had gone already not counted.
+    /// Errors of `accept(2)`, except those of connections whose client had left already.
     pub accept_errors: u64,
     /// Bytes received from clients.
     pub bytes_in: u64,
-    /// Bytes handed to the kernel for clients.
+    /// Bytes that the kernel took for clients.
     pub bytes_out: u64,
     /// What each worker does now.
     pub workers: Vec<WorkerState>,
@@ -75,13 +75,13 @@ pub struct Expired {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WorkerState {
-    /// It waits for a connection.
+    /// The worker waits for a connection.
     Idle,
-    /// It serves this peer, for so long.
+    /// The worker is in a call of the service.
     Serving {
-        /// Whom it serves.
+        /// The client's address.
         peer: Addr,
-        /// For how long the present call has lasted, to some milliseconds.
+        /// How long the call has lasted, to a few milliseconds.
         served_for: Duration,
     },
 }
@@ -97,7 +97,7 @@ impl fmt::Display for WorkerState {
     }
 }
 
-/// The live counters. What every request touches is per worker, on cache lines of its own.
+/// The live counters. What every message touches is per thread, on cache lines of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) accepted: AtomicU64,
@@ -112,85 +112,71 @@ pub(crate) struct Counters {
     pub(crate) expired_idle: AtomicU64,
     pub(crate) expired_read: AtomicU64,
     pub(crate) expired_write: AtomicU64,
-    pub(crate) workers: Box<[WorkerCounters]>,
+    pub(crate) workers: Box<[ThreadCounters]>,
+    pub(crate) acceptor: ThreadCounters,
+    pub(crate) keeper: ThreadCounters,
+    pub(crate) main_thread: ThreadCounters,
 }
 
-/// One thread's counters. Only that thread writes them, so that an addition is a load and a store.
+/// One thread's counters. Only that thread writes them, so an addition is a load and a store.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct WorkerCounters {
+pub(crate) struct ThreadCounters {
     served: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
-    /// The token of the connection in hand plus one; 0 when idle.
+    /// The token of the connection that is served, plus one; 0 between calls.
     serving: AtomicU64,
-    /// When that began, in the clock's milliseconds.
-    since: AtomicU64,
+    /// When that call began, in the clock's milliseconds.
+    call_began: AtomicU64,
 }
 
-impl WorkerCounters {
-    pub(crate) fn begin(&self, token: u64, now: u64) {
-        self.since.store(now, Relaxed);
+impl ThreadCounters {
+    pub(crate) fn begin_call(&self, token: u64, now: u64) {
+        self.call_began.store(now, Relaxed);
         self.serving.store(token + 1, Relaxed);
         add(&self.served, 1);
     }
 
-    pub(crate) fn end(&self) {
+    pub(crate) fn end_call(&self) {
         self.serving.store(0, Relaxed);
     }
 
-    pub(crate) fn moved(&self, bytes_in: u64, bytes_out: u64) {
+    pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
         add(&self.bytes_in, bytes_in);
         add(&self.bytes_out, bytes_out);
     }
 
-    /// The token of the connection in hand, and since when.
-    pub(crate) fn serving(&self) -> Option<(u64, u64)> {
+    /// The token of the connection that is served, and when the call began.
+    pub(crate) fn call(&self) -> Option<(u64, u64)> {
         let token = self.serving.load(Relaxed).checked_sub(1)?;
-        Some((token, self.since.load(Relaxed)))
+        Some((token, self.call_began.load(Relaxed)))
     }
 }
 
 impl Counters {
-    /// Counters for so many workers, and after them for the acceptor, the keeper and the main thread.
     pub(crate) fn new(workers: usize) -> Self {
         Self {
-            workers: (0..workers + 3)
-                .map(|_| WorkerCounters::default())
-                .collect(),
+            workers: (0..workers).map(|_| ThreadCounters::default()).collect(),
             ..Self::default()
         }
     }
 
-    pub(crate) fn of_workers(&self) -> impl Iterator<Item = &WorkerCounters> {
-        self.workers.iter().take(self.workers.len() - 3)
-    }
-
-    pub(crate) fn acceptor(&self) -> &WorkerCounters {
-        &self.workers[self.workers.len() - 3]
-    }
-
-    pub(crate) fn keeper(&self) -> &WorkerCounters {
-        &self.workers[self.workers.len() - 2]
-    }
-
-    pub(crate) fn main_thread(&self) -> &WorkerCounters {
-        &self.workers[self.workers.len() - 1]
-    }
-
-    /// The counters' part of a snapshot; the gauges and the workers' peers are known elsewhere.
+    /// The counters' part of a snapshot. The caller adds the gauges and what the workers do.
     pub(crate) fn snapshot(&self) -> Stats {
-        let sum = |counter: fn(&WorkerCounters) -> &AtomicU64| {
-            self.workers.iter().map(|w| counter(w).load(Relaxed)).sum()
+        let sum = |counter: fn(&ThreadCounters) -> &AtomicU64| {
+            let others = [&self.acceptor, &self.keeper, &self.main_thread];
+            let threads = self.workers.iter().chain(others);
+            threads.map(|thread| counter(thread).load(Relaxed)).sum()
         };
         Stats {
             accepted: self.accepted.load(Relaxed),
             accept_errors: self.accept_errors.load(Relaxed),
             shed: self.shed.load(Relaxed),
             panics: self.panics.load(Relaxed),
-            served: sum(|w| &w.served),
-            bytes_in: sum(|w| &w.bytes_in),
-            bytes_out: sum(|w| &w.bytes_out),
+            served: sum(|thread| &thread.served),
+            bytes_in: sum(|thread| &thread.bytes_in),
+            bytes_out: sum(|thread| &thread.bytes_out),
             refused: Refused {
                 max_connections: self.refused_max_connections.load(Relaxed),
                 max_per_client: self.refused_max_per_client.load(Relaxed),
@@ -212,7 +198,7 @@ fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed) + more, Relaxed);
 }
 
-/// Counts one more, from any thread.
+/// Adds 1 to a counter that many threads write.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }

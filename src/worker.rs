@@ -1,294 +1,359 @@
-//! A worker's turn with a connection: read what is there, call the service, and do what it says comes next.
+//! The workers: a fixed number of threads that serve connections, each in a loop.
+//!
+//! ```text
+//! queue entry, or a ready connection ──► turn ──► parked, queued again, or closed
+//!          ▲                                                  │
+//!          └──────────── queue empty: wait in the poller ◄────┘
+//! ```
+//!
+//! A turn ends when the connection waits for its client, is closed, or has had its share. A panic of the service costs
+//! the connection, never the worker: only the worker's own state is built again. The workers end when the queue's
+//! last sender is dropped.
 
-use std::cell::Cell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::thread;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::clock;
-use crate::connection::{Connection, Filled, READ_SIZE};
-use crate::parking::{BATCH, Lot, Occupant, Tended, Token, Turn, Waits, Wants};
-use crate::pool::Job;
+use crate::connection::{Filled, READ_SIZE};
+use crate::panic;
+use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
-use crate::stats::{WorkerCounters, count};
+use crate::stats::{ThreadCounters, count};
 use crate::sys::Events;
 
-/// How many calls a connection gets in one turn, while nobody else waits in the queue.
-const TURN: usize = 64;
+/// How many calls of the service a connection gets in one turn, while the queue is empty.
+const CALLS_PER_TURN: usize = 64;
 
-/// After so many connections from the queue a worker looks into the poller, even if the queue is never empty.
-const LOOK_EVERY: usize = 64;
+/// After this many queue entries in a row a worker asks the poller, even if the queue is never empty.
+const POLL_EVERY: usize = 64;
 
-/// A hook of the user's that is given a worker's index.
+/// A hook of the application. Its argument is the worker's index.
 pub(crate) type Hook = Box<dyn Fn(usize) + Send + Sync>;
 
 /// What all workers of a server share.
 pub(crate) struct Workers<'a, S: Service> {
     pub(crate) service: &'a S,
     pub(crate) lot: &'a Lot<S::Session>,
+    pub(crate) queue: &'a Receiver<Token>,
     pub(crate) on_start: Option<&'a Hook>,
     pub(crate) on_exit: Option<&'a Hook>,
 }
 
-/// What one worker has of its own.
-pub(crate) struct State<W> {
-    own: W,
+/// What one worker has of its own. Built, used and dropped on its thread.
+struct Worker<'a, W> {
     index: usize,
+    /// The service's state for this worker.
+    own: W,
+    counters: &'a ThreadCounters,
     events: Events,
-    /// Room to read into, lent to the connection in hand.
+    /// Room to read into, lent to the connection in the turn.
     spare: Vec<u8>,
-    taken: usize,
+    /// Queue entries since the last wait.
+    entries: usize,
 }
 
-thread_local! {
-    /// Whom the service was called for when it panicked on this thread.
-    static WHOM: Cell<Option<String>> = const { Cell::new(None) };
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TurnEnd {
+    /// The connection is parked or closed.
+    Over,
+    /// The connection has had its share, and is on the queue again.
+    Requeued,
+    /// The service panicked.
+    Panicked,
 }
 
-impl<S: Service> Job for Workers<'_, S> {
-    type Item = Token;
-    type State = State<S::Worker>;
-
-    fn started(&self, worker: usize) {
-        if let Some(hook) = self.on_start {
-            hook(worker);
-        }
-    }
-
-    fn prepare(&self, worker: usize) -> io::Result<Self::State> {
-        Ok(State {
-            own: self.service.worker(worker)?,
-            index: worker,
-            events: Events::with_capacity(BATCH),
-            spare: vec![0; READ_SIZE],
-            taken: 0,
-        })
-    }
-
-    fn wait(&self, state: &mut Self::State, queue: &Receiver<Token>) -> Option<Token> {
-        state.taken = 0;
-        self.lot.wait(&mut state.events, queue)
-    }
-
-    fn run(&self, state: &mut Self::State, token: Token) {
-        self.lot.pass_on();
-        self.lot.made_room();
-        state.taken += 1;
-        let had_share = self.serve(state, token);
-        if had_share || state.taken % LOOK_EVERY == 0 {
-            // Those in the poller wait as well, and for them the queue is not empty soon enough.
-            if let Some(token) = self.lot.look(&mut state.events) {
-                self.serve(state, token);
-            }
-        }
-    }
-
-    fn lost(&self, token: Token) {
-        drop(self.lot.start(token));
-        self.lot.made_room();
-    }
-
-    fn failed(&self, worker: usize, why: &str) {
-        match WHOM.take() {
-            Some(whom) => {
-                count(&self.lot.counters.panics);
-                log::error!("{whom}: the service panicked on worker {worker}: {why}");
-            }
-            None => log::error!("worker {worker}: {why}"),
-        }
-    }
-
-    fn ended(&self, worker: usize) {
-        self.lot.worker_ended();
-        if let Some(hook) = self.on_exit {
-            hook(worker);
-        }
-    }
-}
-
-/// A call of the service; when it ends in a panic, notes for whom it was.
-struct Calling<'a> {
-    counters: &'a WorkerCounters,
-    conn: &'a mut Connection,
-}
-
-impl Drop for Calling<'_> {
-    fn drop(&mut self) {
-        self.counters.end();
-        if thread::panicking() {
-            WHOM.set(Some(self.conn.info().to_string()));
-        }
-    }
-}
-
-/// What a step of a turn came to.
-enum Step {
+/// What becomes of the connection after one step of a turn.
+enum Disposition {
     /// Another step, if the connection has not had its share.
-    Again,
-    Park(Waits),
-    /// The service is done with it; what is buffered is written before it is closed.
+    Continue,
+    Park,
+    /// The service is done: the output is written before the close.
     Close,
-    /// It is done for: close it at once.
+    /// The connection is broken, or no longer ours: it is closed at once.
     Drop,
 }
 
-impl<S: Service> Workers<'_, S> {
-    /// Serves a connection that was QUEUED, if it still is. True if it had its share and is QUEUED again.
-    fn serve(&self, state: &mut State<S::Worker>, token: Token) -> bool {
-        let Some(mut turn) = self.lot.start(token) else {
-            return false;
+impl<'a, S: Service> Workers<'a, S> {
+    /// One worker's loop. `started` is called once with whether the worker could be built. If not, it ends.
+    pub(crate) fn run(&'a self, index: usize, started: impl FnOnce(io::Result<()>)) {
+        let mut worker = match self.start(index) {
+            Ok(worker) => Some(worker),
+            Err(error) => return started(Err(error)),
         };
-        turn.counters = &self.lot.counters.workers[state.index];
-        if self.lot.is_late(&turn) {
-            turn.refuse_late();
-            return false;
-        }
-        !self.lot.drain.is_forced() && self.turn(state, turn)
-    }
-
-    /// Serves a connection until it waits for its client, is closed, or has had its share.
-    fn turn(&self, state: &mut State<S::Worker>, mut turn: Turn<'_, S::Session>) -> bool {
-        let mut left = TURN;
+        started(Ok(()));
         loop {
-            let token = turn.token;
-            let Some(occupant) = turn.occupant() else {
-                return false;
-            };
-            let step = match occupant.tend() {
-                Tended::Ready => {
-                    occupant.conn.lend(&mut state.spare);
-                    let step = catch_unwind(AssertUnwindSafe(|| self.step(occupant, state, token)));
-                    if let Some(occupant) = turn.occupant() {
-                        occupant.conn.settle(&mut state.spare);
-                    }
-                    match step {
-                        Ok(step) => step,
-                        Err(panic) => {
-                            turn.abandon();
-                            resume_unwind(panic)
+            let Some(current) = &mut worker else {
+                match self.build(index) {
+                    Ok(built) => worker = Some(built),
+                    Err(error) => {
+                        log::error!("worker {index}: cannot build its state: {error}");
+                        // Each failure costs one connection, or the worker would spin.
+                        match self.queue.recv() {
+                            Ok(token) => self.close_queued(index, token),
+                            Err(_) => break,
                         }
                     }
                 }
-                Tended::Wait(waits) => Step::Park(waits),
-                Tended::Done => Step::Drop,
+                continue;
             };
-            match step {
-                Step::Again => {
-                    left -= 1;
-                    if left == 0 || self.lot.queued() > 0 {
-                        turn.requeue();
-                        return true;
+            let token = match self.queue.try_recv() {
+                Ok(token) => Some(token),
+                Err(TryRecvError::Empty) => {
+                    current.entries = 0;
+                    self.lot
+                        .wait(&mut current.events, self.queue, current.counters)
+                }
+                Err(TryRecvError::Disconnected) => break,
+            };
+            let Some(token) = token else { continue };
+            let end = panic::contain(|| self.serve_entry(current, token));
+            if let Err(why) = &end {
+                log::error!("worker {index}: {why}");
+            }
+            if matches!(end, Err(_) | Ok(TurnEnd::Panicked)) {
+                self.discard(index, worker.take());
+            }
+        }
+        self.discard(index, worker);
+        self.end(index);
+    }
+
+    fn start(&'a self, index: usize) -> io::Result<Worker<'a, S::Worker>> {
+        if let Some(hook) = self.on_start {
+            panic::contain(|| hook(index)).map_err(panicked)?;
+        }
+        self.build(index)
+    }
+
+    fn build(&'a self, index: usize) -> io::Result<Worker<'a, S::Worker>> {
+        let own = panic::contain(|| self.service.worker(index));
+        Ok(Worker {
+            index,
+            own: own.map_err(panicked)??,
+            counters: &self.lot.counters.workers[index],
+            events: Events::with_capacity(BATCH),
+            spare: vec![0; READ_SIZE],
+            entries: 0,
+        })
+    }
+
+    /// Drops a worker's state. The drop is the application's code.
+    fn discard(&self, index: usize, worker: Option<Worker<'a, S::Worker>>) {
+        if let Err(why) = panic::contain(|| drop(worker)) {
+            log::error!("worker {index}: dropping its state panicked: {why}");
+        }
+    }
+
+    fn close_queued(&self, index: usize, token: Token) {
+        drop(self.lot.start(token, &self.lot.counters.workers[index]));
+        self.lot.notify_room();
+    }
+
+    fn end(&self, index: usize) {
+        self.lot.worker_ended();
+        if let Some(hook) = self.on_exit {
+            if let Err(why) = panic::contain(|| hook(index)) {
+                log::error!("worker {index}: the exit hook panicked: {why}");
+            }
+        }
+    }
+
+    /// Serves a connection from the queue or the poller. From time to time also one that waits in the poller, for which
+    /// the queue is not empty soon enough.
+    fn serve_entry(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
+        self.lot.wake_next();
+        self.lot.notify_room();
+        worker.entries += 1;
+        let end = self.serve(worker, token);
+        let polls = end == TurnEnd::Requeued || worker.entries % POLL_EVERY == 0;
+        if polls && end != TurnEnd::Panicked {
+            if let Some(token) = self.lot.poll_now(&mut worker.events, worker.counters) {
+                return self.serve(worker, token);
+            }
+        }
+        end
+    }
+
+    /// Serves a connection that was QUEUED, if it still is.
+    fn serve(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
+        let Some(turn) = self.lot.start(token, worker.counters) else {
+            return TurnEnd::Over;
+        };
+        if self.lot.is_late(&turn) {
+            turn.refuse_late();
+            return TurnEnd::Over;
+        }
+        match self.lot.drain.is_forced() {
+            true => TurnEnd::Over,
+            false => self.run_turn(worker, turn),
+        }
+    }
+
+    /// Serves a connection until it waits for its client, is closed, or has had its share.
+    fn run_turn(
+        &self,
+        worker: &mut Worker<'a, S::Worker>,
+        mut turn: Turn<'_, S::Session>,
+    ) -> TurnEnd {
+        let mut calls_left = CALLS_PER_TURN;
+        loop {
+            let token = turn.token;
+            let Some(occupant) = turn.occupant() else {
+                return TurnEnd::Over;
+            };
+            let disposition = match occupant.advance() {
+                Needs::Service => {
+                    occupant.conn.lend_buffer(&mut worker.spare);
+                    let step = panic::contain(|| self.step(occupant, worker, token));
+                    occupant.conn.return_buffer(&mut worker.spare);
+                    match step {
+                        Ok(disposition) => disposition,
+                        Err(why) => {
+                            self.note_panic(worker, occupant, &why);
+                            turn.close_after_panic();
+                            return TurnEnd::Panicked;
+                        }
                     }
                 }
-                Step::Park(waits) => match turn.park(waits) {
+                Needs::Client => Disposition::Park,
+                Needs::Close => Disposition::Drop,
+            };
+            match disposition {
+                Disposition::Continue => {
+                    calls_left -= 1;
+                    if calls_left == 0 || self.lot.queue_len() > 0 {
+                        turn.requeue();
+                        return TurnEnd::Requeued;
+                    }
+                }
+                Disposition::Park => match turn.park() {
                     Some(kept) => turn = kept,
-                    None => return false,
+                    None => return TurnEnd::Over,
                 },
-                Step::Close => {
+                Disposition::Close => {
                     if let Some(occupant) = turn.occupant() {
                         occupant.close();
                     }
                 }
-                Step::Drop => return false,
+                Disposition::Drop => return TurnEnd::Over,
             }
         }
     }
 
-    /// Reads, if the service wants something to be there, and calls it.
+    fn note_panic(
+        &self,
+        worker: &Worker<'a, S::Worker>,
+        occupant: &Occupant<S::Session>,
+        why: &str,
+    ) {
+        worker.counters.end_call();
+        count(&self.lot.counters.panics);
+        let (client, index) = (occupant.conn.info(), worker.index);
+        log::error!("{client}: the service panicked on worker {index}: {why}");
+    }
+
+    /// Reads, if the stage asks for input, and calls the service.
     fn step(
         &self,
         occupant: &mut Occupant<S::Session>,
-        state: &mut State<S::Worker>,
+        worker: &mut Worker<'a, S::Worker>,
         token: Token,
-    ) -> Step {
-        let wanted = match occupant.wants {
-            Wants::Nothing => false,
-            Wants::FirstByte | Wants::Message => occupant.conn.buffer().is_empty(),
-            Wants::More => true,
+    ) -> Disposition {
+        let (stage, conn) = (occupant.stage, &mut occupant.conn);
+        let reads = match stage {
+            Stage::New | Stage::Idle => conn.buffer().is_empty(),
+            Stage::Partial => true,
+            Stage::Runnable | Stage::Closing | Stage::Lingering { .. } => false,
         };
-        if wanted && !occupant.conn.at_eof() {
-            let between = occupant.wants != Wants::More;
-            if self.lot.drain.is_closing() && occupant.conn.has_had_its_last(between) {
-                return Step::Close;
+        let mid_message = stage == Stage::Partial;
+        if reads && !conn.at_eof() {
+            if self.lot.drain.is_closing() && conn.has_reached_drain_limit(!mid_message) {
+                return Disposition::Close;
             }
-            match occupant.conn.try_fill() {
+            match conn.try_fill() {
                 Ok(Filled::Bytes | Filled::Eof) => {}
-                Ok(Filled::Nothing) if self.is_over(occupant) => return Step::Close,
-                Ok(Filled::Nothing) => return Step::Park(Waits::Input),
+                Ok(Filled::Nothing) if self.ends_after(stage) => return Disposition::Close,
+                Ok(Filled::Nothing) => return Disposition::Park,
                 Err(error) => {
-                    log::debug!("{}: cannot read: {error}", occupant.conn.info());
-                    return Step::Drop;
+                    log::debug!("{}: cannot read: {error}", conn.info());
+                    return Disposition::Drop;
                 }
             }
         }
-        if wanted && occupant.wants != Wants::More && occupant.conn.buffer().is_empty() {
-            // The end of the stream, where a message might have begun.
-            return Step::Close;
+        if reads && !mid_message && conn.buffer().is_empty() {
+            // The stream has ended where a message might have begun.
+            return Disposition::Close;
         }
-        match self.call(occupant, state, token) {
-            Ok(next) => self.after(occupant, next),
+        match self.call(occupant, worker, token) {
+            Ok(next) => self.follow(occupant, next),
             Err(error) => {
                 log::debug!("{}: {error}", occupant.conn.info());
-                Step::Drop
+                Disposition::Drop
             }
         }
     }
 
+    /// Calls the service.
     fn call(
         &self,
         occupant: &mut Occupant<S::Session>,
-        state: &mut State<S::Worker>,
+        worker: &mut Worker<'a, S::Worker>,
         token: Token,
     ) -> io::Result<Next> {
         let session = match &mut occupant.session {
             Some(session) => session,
             none => none.insert(self.service.session(&occupant.conn)?),
         };
-        let counters = &self.lot.counters.workers[state.index];
-        counters.begin(token.to_u64(), clock::millis());
-        let calling = Calling {
-            counters,
-            conn: &mut occupant.conn,
-        };
-        self.service.serve(calling.conn, session, &mut state.own)
+        let counters = worker.counters;
+        counters.begin_call(token.to_u64(), clock::millis());
+        let next = self
+            .service
+            .serve(&mut occupant.conn, session, &mut worker.own);
+        counters.end_call();
+        next
     }
 
-    fn after(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Step {
-        if occupant.conn.is_detached() {
-            return Step::Drop;
-        }
+    /// Follows the service's answer.
+    fn follow(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Disposition {
         let conn = &mut occupant.conn;
-        occupant.wants = match next {
+        if conn.is_detached() {
+            return Disposition::Drop;
+        }
+        let stage = match next {
             Next::Park => {
                 conn.end_message();
-                Wants::Message
+                Stage::Idle
             }
-            Next::More if conn.at_eof() => return Step::Close,
-            Next::More => Wants::More,
-            Next::Again => Wants::Nothing,
-            Next::Close | Next::Detach => return Step::Close,
+            Next::More if conn.at_eof() => return Disposition::Close,
+            Next::More => Stage::Partial,
+            Next::Again => Stage::Runnable,
+            Next::Close | Next::Detach => return Disposition::Close,
         };
+        occupant.stage = stage;
         if conn.has_output() {
             // The socket has just refused to take more.
-            return Step::Park(Waits::Output);
+            return Disposition::Park;
         }
-        let more_at_hand = match occupant.wants {
-            Wants::Nothing => true,
-            Wants::More => !conn.is_drained(),
-            Wants::FirstByte | Wants::Message => !conn.buffer().is_empty() || !conn.is_drained(),
+        let has_more = match stage {
+            Stage::Runnable => true,
+            Stage::Partial => !conn.is_drained(),
+            _ => !conn.buffer().is_empty() || !conn.is_drained(),
         };
-        if more_at_hand || self.is_over(occupant) {
-            // A drain ends the connection only after one more look for a message that has come already.
-            Step::Again
-        } else {
-            Step::Park(Waits::Input)
+        // A drain closes the connection after one more look for a message that has arrived already.
+        match has_more || self.ends_after(stage) {
+            true => Disposition::Continue,
+            false => Disposition::Park,
         }
     }
 
-    /// No further message is wanted from this connection.
-    fn is_over(&self, occupant: &Occupant<S::Session>) -> bool {
-        occupant.wants != Wants::More && self.lot.drain.is_closing()
+    /// Whether the drain wants no further message from a connection at this stage.
+    fn ends_after(&self, stage: Stage) -> bool {
+        stage != Stage::Partial && self.lot.drain.is_closing()
     }
+}
+
+fn panicked(why: String) -> io::Error {
+    io::Error::other(format!("panicked: {why}"))
 }

@@ -11,7 +11,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// The modules of `src`, bottom-up: each may import only from the rows above its own. A change of
 /// shape changes this table in the same commit.
 const LAYERS: [&[&str]; 7] = [
-    &["pool", "sys"],
+    &["panic", "sys"],
     &["addr", "clock"],
     &["drain", "listener", "notify", "signals", "stats"],
     &["connection"],
@@ -266,11 +266,11 @@ fn imports_point_to_strictly_lower_layers() {
 
 #[test]
 fn a_fault_says_what_to_do() {
-    let faults = check("src/pool.rs", "//! Threads.\n\nuse crate::worker::Turn;\n");
+    let faults = check("src/panic.rs", "//! Threads.\n\nuse crate::worker::Turn;\n");
     let what = format!(
-        "`pool` (layer {}) imports `worker` (layer {}): move what both need further down, or let \
-         `pool` be given a closure or a `Sender`",
-        layer("pool").unwrap(),
+        "`panic` (layer {}) imports `worker` (layer {}): move what both need further down, or let \
+         `panic` be given a closure or a `Sender`",
+        layer("panic").unwrap(),
         layer("worker").unwrap()
     );
     assert_eq!(faults, [(3, what)]);
@@ -305,7 +305,7 @@ fn inline_paths_and_tests_and_macros_count() {
             use crate::server::Server; //~
         }
     "#;
-    probe("src/pool.rs", code);
+    probe("src/panic.rs", code);
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn comments_and_strings_do_not_count() {
         fn f<'a>(_: &'a str) -> char { '"' }
         use crate::server; //~
     "###;
-    probe("src/pool.rs", code);
+    probe("src/panic.rs", code);
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn unsafe_is_in_sys_only() {
             unsafe { g() } //~
         }
     ";
-    probe("src/pool.rs", code);
+    probe("src/panic.rs", code);
     probe("src/lib.rs", code);
     probe("src/sys/unix.rs", &code.replace("//~", ""));
 }
@@ -417,8 +417,8 @@ fn a_module_has_its_layer_and_a_file_its_job() {
         ("src/http/head.rs", "//! Heads.", 0),
         ("src/helpers.rs", "//! This and that.", 1),
         ("src/helpers/mod.rs", "//! This and that.", 1),
-        ("src/pool.rs", "use std::fmt;", 1),
-        ("src/pool.rs", "//! Threads.\nfn f( {", 1),
+        ("src/panic.rs", "use std::fmt;", 1),
+        ("src/panic.rs", "//! Threads.\nfn f( {", 1),
     ] {
         assert_eq!(check(path, source).len(), faults, "{path}");
     }

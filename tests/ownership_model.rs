@@ -2,15 +2,16 @@
 //!
 //! What is modelled, each with the fewest threads that can disagree:
 //!
-//! * **ownership**: the state machine itself, `src/parking/ownership.rs`, included here over loom's atomics. Against
-//!   an edge-triggered socket no byte is lost, two threads never have the connection at once, and whoever comes for a
-//!   former connection of the slot gets nothing.
+//! * **ownership**: the state machine itself, `src/parking/ownership.rs`, included here over loom's atomics, together
+//!   with what the owner knows of its input, `src/connection/receive_state.rs`. Against an edge-triggered socket no byte
+//!   and no end of the stream is lost, two threads never have the connection at once, and an event or entry of a former
+//!   connection of the slot changes nothing.
 //! * **drain**: "parked, then looked whether the server drains" against "drains, then looked who is parked".
-//! * **reminders**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::remind`,
-//!   `Lot::expire`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
+//! * **timers**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::set_timer`,
+//!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
 //!   deadline moves.
-//! * **waking**: the count of sleepers and the one wake-up under way (`Lot::wait`, `push`, `pass_on`, `look`,
-//!   `return_wake`, `end`). Nothing stays on the queue while a worker sleeps, whoever else looks into the poller.
+//! * **waking**: the count of sleepers and the one wake-up under way (`Lot::wait`, `push`, `wake_next`, `poll_now`,
+//!   `pass_wake_on`, `shut`). Nothing stays on the queue while a worker sleeps, whoever else looks into the poller.
 //!
 //! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
 //! methods changes its transcript here. Not modelled are the sockets and the poller (a counter of bytes; a list of
@@ -29,10 +30,14 @@ use loom::sync::{Arc, Condvar, Mutex, Notify};
 use loom::thread;
 
 use atomic::AtomicU64;
-use ownership::{News, Ownership};
+use ownership::{Ownership, Readiness};
+use receive_state::ReceiveState;
 
 #[path = "../src/parking/ownership.rs"]
 mod ownership;
+#[path = "../src/connection/receive_state.rs"]
+#[allow(dead_code)] // The model takes no socket out.
+mod receive_state;
 
 /// What `ownership` builds on.
 mod atomic {
@@ -93,14 +98,15 @@ fn play(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 /// A connection in its slot, with a socket whose client only sends.
 struct Slot {
     owner: Ownership,
-    /// How many bytes have come.
+    /// How many bytes have arrived, and whether the end of the stream is behind them.
     arrived: AtomicU64,
+    has_ended: AtomicU64,
     /// Stands for all that only the owner may touch: loom reports two threads in it at once.
     exclusive: UnsafeCell<()>,
-    /// What the owner knows. Atomic only so that safe code can change it.
+    /// How many bytes the owner has read. Atomic only so that safe code can change it.
     read: AtomicU64,
-    readable: AtomicU64,
-    hangup: AtomicU64,
+    /// What the owner knows of its input. Only the owner locks it.
+    receive: std::sync::Mutex<ReceiveState>,
 }
 
 impl Slot {
@@ -109,10 +115,10 @@ impl Slot {
         let slot = Self {
             owner: Ownership::new(),
             arrived: AtomicU64::new(0),
+            has_ended: AtomicU64::new(0),
             exclusive: UnsafeCell::new(()),
             read: AtomicU64::new(0),
-            readable: AtomicU64::new(0),
-            hangup: AtomicU64::new(0),
+            receive: std::sync::Mutex::new(ReceiveState::Drained),
         };
         slot.owner.occupy();
         slot
@@ -129,22 +135,29 @@ impl Slot {
         self.exclusive.with_mut(|_| ());
     }
 
-    /// `Lot::turn`: whoever takes the connection in hand learns the news.
-    fn take(&self, news: News) {
+    /// `Lot::begin_turn`: the thread that begins a turn learns of the events.
+    fn take(&self, readiness: Readiness) {
         self.touch();
-        if news.readable {
-            self.readable.store(1, SeqCst);
-        }
-        if news.hangup {
-            self.hangup.store(1, SeqCst);
+        if readiness.readable {
+            self.receive.lock().unwrap().on_event(readiness.hangup);
         }
     }
 
-    /// Reads what is there, if there may be something: a read that came up short is not followed by another.
+    /// `Connection::receive`, again and again: a read that does not fill its room is not followed by another, unless the
+    /// end of the stream may be behind it.
     fn read(&self) {
         self.touch();
-        if self.readable.swap(0, SeqCst) == 1 {
-            self.read.store(self.arrived.load(SeqCst), SeqCst);
+        let mut receive = self.receive.lock().unwrap();
+        while !receive.is_drained() && !receive.is_ended() {
+            let ended = self.has_ended.load(SeqCst) == 1;
+            let arrived = self.arrived.load(SeqCst);
+            if self.read.swap(arrived, SeqCst) < arrived {
+                receive.on_bytes(false);
+            } else if ended {
+                *receive = ReceiveState::Ended;
+            } else {
+                *receive = ReceiveState::Drained;
+            }
         }
     }
 
@@ -154,14 +167,25 @@ impl Slot {
             self.read();
             match self.owner.park() {
                 Ok(()) => return,
-                Err(news) => self.take(news),
+                Err(readiness) => self.take(readiness),
             }
         }
     }
 
-    /// A byte comes in, and somebody who waits in the poller sees its edge.
-    fn receive(&self, generation: u32, hangup: bool) {
+    /// A byte arrives, perhaps with the end of the stream, and a thread that waits in the poller sees the edge.
+    fn arrive(&self, generation: u32, hangup: bool) {
+        self.put(hangup);
+        self.report(generation, hangup);
+    }
+
+    fn put(&self, ends: bool) {
         self.arrived.fetch_add(1, SeqCst);
+        if ends {
+            self.has_ended.store(1, SeqCst);
+        }
+    }
+
+    fn report(&self, generation: u32, hangup: bool) {
         if self.owner.event(generation, hangup) {
             self.start(generation);
         }
@@ -169,8 +193,8 @@ impl Slot {
 
     /// A worker takes the connection from the queue.
     fn start(&self, generation: u32) {
-        let news = self.owner.start(generation);
-        self.take(news.expect("what is on the queue has no other owner"));
+        let readiness = self.owner.start(generation);
+        self.take(readiness.expect("what is on the queue has no other owner"));
         self.serve();
     }
 
@@ -179,6 +203,8 @@ impl Slot {
         self.touch();
         let (read, arrived) = (self.read.load(SeqCst), self.arrived.load(SeqCst));
         assert_eq!(read, arrived, "an event was lost");
+        let ended = self.receive.lock().unwrap().is_ended();
+        assert_eq!(ended, self.has_ended.load(SeqCst) == 1, "the end was lost");
     }
 }
 
@@ -192,45 +218,49 @@ fn no_event_is_lost() {
         let poller = thread::spawn({
             let slot = Arc::clone(&slot);
             move || {
-                slot.receive(generation, false);
-                slot.receive(generation, true);
+                slot.arrive(generation, false);
+                slot.arrive(generation, true);
             }
         });
         slot.serve();
         poller.join().unwrap();
         slot.assert_all_read();
-        assert_eq!(slot.hangup.load(SeqCst), 1, "the end was forgotten");
     });
 }
 
-/// As above, with two workers in the poller that see one edge each.
+/// As above, with two workers in the poller that see one edge each, in any order.
 #[test]
 fn no_event_is_lost_by_two_leaders() {
     play(3, || {
         let slot = Arc::new(Slot::running());
         let generation = slot.owner.generation();
-        let pollers = [false, true].map(|hangup| {
+        let first = thread::spawn({
             let slot = Arc::clone(&slot);
-            thread::spawn(move || slot.receive(generation, hangup))
+            move || {
+                slot.put(false);
+                let second = thread::spawn({
+                    let slot = Arc::clone(&slot);
+                    move || slot.arrive(generation, true)
+                });
+                slot.report(generation, false);
+                second.join().unwrap();
+            }
         });
         slot.serve();
-        for poller in pollers {
-            poller.join().unwrap();
-        }
+        first.join().unwrap();
         slot.assert_all_read();
-        assert_eq!(slot.hangup.load(SeqCst), 1, "the end was forgotten");
     });
 }
 
 /// The connection goes to the back of the queue while a byte comes.
 #[test]
-fn news_are_kept_in_the_queue() {
+fn events_are_kept_in_the_queue() {
     play(4, || {
         let slot = Arc::new(Slot::running());
         let generation = slot.owner.generation();
         let poller = thread::spawn({
             let slot = Arc::clone(&slot);
-            move || slot.receive(generation, false)
+            move || slot.arrive(generation, false)
         });
         slot.read();
         slot.owner.requeue();
@@ -257,7 +287,7 @@ fn expiry_and_an_event_exclude_each_other() {
                 claimed.is_some()
             }
         });
-        slot.receive(generation, false);
+        slot.arrive(generation, false);
         let expired = keeper.join().unwrap();
         let closed = slot.owner.generation() != generation;
         // Closed when it was parked before the byte came, or again after that.
@@ -277,18 +307,18 @@ fn no_event_is_lost_to_the_keeper() {
         let keeper = thread::spawn({
             let slot = Arc::clone(&slot);
             move || {
-                let Some(news) = slot.owner.claim_parked(generation) else {
+                let Some(readiness) = slot.owner.claim_parked(generation) else {
                     return;
                 };
-                slot.take(news);
-                if let Err(news) = slot.owner.park() {
-                    slot.take(news);
+                slot.take(readiness);
+                if let Err(readiness) = slot.owner.park() {
+                    slot.take(readiness);
                     slot.owner.requeue();
                     slot.start(generation);
                 }
             }
         });
-        slot.receive(generation, false);
+        slot.arrive(generation, false);
         keeper.join().unwrap();
         slot.assert_all_read();
     });
@@ -308,7 +338,7 @@ fn an_event_of_a_former_generation_does_nothing() {
         slot.owner.free();
         slot.owner.occupy();
         slot.touch();
-        assert_eq!(slot.owner.park(), Ok(()), "news from another connection");
+        assert_eq!(slot.owner.park(), Ok(()), "an event of another connection");
         poller.join().unwrap();
         assert!(slot.owner.is_parked(slot.owner.generation()));
     });
@@ -348,7 +378,7 @@ fn an_entry_of_a_former_generation_does_nothing() {
 
 // ---- drain ----
 
-/// `Turn::park` against `Drain::begin` and `Lot::clear`, while a byte comes in: nobody is left in the lot.
+/// `Turn::park` against `Drain::begin` and `Lot::close_idle`, while a byte comes in: nobody is left in the lot.
 #[test]
 fn a_drain_overlooks_nobody() {
     play(3, || {
@@ -363,7 +393,7 @@ fn a_drain_overlooks_nobody() {
                 match slot.owner.park() {
                     Ok(()) if draining.load(SeqCst) == 0 => return,
                     Ok(()) => return close(slot),
-                    Err(news) => slot.take(news),
+                    Err(readiness) => slot.take(readiness),
                 }
             }
         }
@@ -400,7 +430,7 @@ fn a_drain_overlooks_nobody() {
     });
 }
 
-// ---- reminders ----
+// ---- timers ----
 
 const NEVER: u64 = u64::MAX;
 
@@ -409,7 +439,7 @@ struct Expiry {
     owner: Ownership,
     deadline: AtomicU64,
     /// When the one entry that counts comes up.
-    reminder: AtomicU64,
+    timer: AtomicU64,
     wheel: Mutex<Vec<u64>>,
 }
 
@@ -419,7 +449,7 @@ impl Expiry {
         let expiry = Self {
             owner: Ownership::new(),
             deadline: AtomicU64::new(NEVER),
-            reminder: AtomicU64::new(entry),
+            timer: AtomicU64::new(entry),
             wheel: Mutex::new(vec![entry]),
         };
         expiry.owner.occupy();
@@ -430,21 +460,21 @@ impl Expiry {
     fn park(&self, due: u64) {
         self.deadline.store(due, SeqCst);
         assert_eq!(self.owner.park(), Ok(()));
-        self.remind(due);
+        self.set_timer(due);
     }
 
-    /// `Lot::remind`.
-    fn remind(&self, due: u64) {
-        if self.reminder.load(SeqCst) > due {
+    /// `Lot::set_timer`.
+    fn set_timer(&self, due: u64) {
+        if self.timer.load(SeqCst) > due {
             let mut wheel = self.wheel.lock().unwrap();
-            if self.reminder.load(SeqCst) > due {
-                self.reminder.store(due, SeqCst);
+            if self.timer.load(SeqCst) > due {
+                self.timer.store(due, SeqCst);
                 wheel.push(due);
             }
         }
     }
 
-    /// `Lot::expire`.
+    /// `Lot::expire_slot`.
     fn expire(&self, now: u64) {
         let mut wheel = self.wheel.lock().unwrap();
         let (due, later): (Vec<u64>, Vec<u64>) = wheel.iter().partition(|&&entry| entry <= now);
@@ -453,7 +483,7 @@ impl Expiry {
         for entry in due {
             // An entry that another one has replaced since is none.
             if self
-                .reminder
+                .timer
                 .compare_exchange(entry, NEVER, SeqCst, SeqCst)
                 .is_err()
             {
@@ -465,7 +495,7 @@ impl Expiry {
             }
             let deadline = self.deadline.load(SeqCst);
             if deadline > now {
-                self.remind(deadline);
+                self.set_timer(deadline);
             } else if self.owner.claim_parked(generation).is_some() {
                 // It may have got more time since that was seen.
                 let deadline = self.deadline.load(SeqCst);
@@ -483,23 +513,17 @@ impl Expiry {
             return;
         }
         let deadline = self.deadline.load(SeqCst);
-        let reminder = self.reminder.load(SeqCst);
-        assert!(
-            reminder <= deadline,
-            "{reminder} is too late for {deadline}"
-        );
+        let timer = self.timer.load(SeqCst);
+        assert!(timer <= deadline, "{timer} is too late for {deadline}");
         let wheel = self.wheel.lock().unwrap();
-        let counting = wheel.iter().filter(|&&entry| entry == reminder).count();
-        assert_eq!(
-            counting, 1,
-            "a reminder at {reminder}, in the wheel {wheel:?}"
-        );
+        let counting = wheel.iter().filter(|&&entry| entry == timer).count();
+        assert_eq!(counting, 1, "a timer at {timer}, in the wheel {wheel:?}");
     }
 }
 
 /// A worker parks a connection while the keeper has just taken out the slot's entry.
 #[test]
-fn a_parked_connection_has_a_reminder() {
+fn a_parked_connection_has_a_timer() {
     play(4, || {
         let expiry = Arc::new(Expiry::running(10));
         let keeper = thread::spawn({
@@ -514,9 +538,9 @@ fn a_parked_connection_has_a_reminder() {
 }
 
 /// As above, and the connection is taken, and parked with a shorter deadline, before the first worker has set the
-/// reminder for its longer one.
+/// timer for its longer one.
 #[test]
-fn a_late_reminder_hides_no_earlier_one() {
+fn a_late_timer_hides_no_earlier_one() {
     play(3, || {
         let expiry = Arc::new(Expiry::running(10));
         let generation = expiry.owner.generation();
@@ -535,7 +559,7 @@ fn a_late_reminder_hides_no_earlier_one() {
         });
         expiry.deadline.store(30, SeqCst);
         if expiry.owner.park().is_ok() {
-            expiry.remind(30);
+            expiry.set_timer(30);
         } else {
             expiry.park(20);
         }
@@ -637,7 +661,7 @@ impl Lot {
         }
     }
 
-    fn pass_on(&self) {
+    fn wake_next(&self) {
         if !self.queue_is_empty() {
             self.wake_one();
         }
@@ -659,22 +683,22 @@ impl Lot {
     }
 
     /// Whoever looks into the poller without waiting, a worker or the keeper.
-    fn look(&self) {
+    fn poll_now(&self) {
         let events: Vec<Event> = self.events.lock().unwrap().drain(..).collect();
         self.push(count_ready(&events));
         if events.contains(&Event::Wake) {
-            self.return_wake();
+            self.pass_wake_on();
         }
     }
 
-    fn return_wake(&self) {
+    fn pass_wake_on(&self) {
         self.waking.store(0, SeqCst);
         if self.sleepers.load(SeqCst) > 0 {
             self.report(Event::Wake);
         }
     }
 
-    fn end(&self) {
+    fn shut(&self) {
         *self.queue.lock().unwrap() = None;
         self.report(Event::Wake);
     }
@@ -695,7 +719,7 @@ impl Lot {
                 break;
             }
         }
-        self.pass_on();
+        self.wake_next();
         if self.taken.fetch_add(1, SeqCst) + 1 == total {
             self.all_taken.notify();
         }
@@ -761,7 +785,7 @@ fn no_batch_is_kept_from_a_worker_that_sleeps() {
 /// A busy worker looks into the poller, between two connections that it puts on the queue, and may take the wake-up out
 /// that was meant for the sleeping one. Then it goes on with a handler that lasts until the other has served both.
 #[test]
-fn a_look_swallows_no_wake_up() {
+fn a_poll_swallows_no_wake_up() {
     play(5, || {
         let lot = Arc::new(Lot::new());
         let worker = thread::spawn({
@@ -774,7 +798,7 @@ fn a_look_swallows_no_wake_up() {
             }
         });
         lot.push(1);
-        lot.look();
+        lot.poll_now();
         lot.push(1);
         lot.all_taken.wait();
         worker.join().unwrap();
@@ -792,9 +816,9 @@ fn the_end_wakes_every_worker() {
         });
         let keeper = thread::spawn({
             let lot = Arc::clone(&lot);
-            move || lot.look()
+            move || lot.poll_now()
         });
-        lot.end();
+        lot.shut();
         for worker in workers {
             worker.join().unwrap();
         }

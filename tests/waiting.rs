@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{BuildError, Connection, Handle, Next, Service, Stats, Stream, WorkerState};
+use handover::{
+    BuildError, Connection, Handle, Next, Service, Setting, Stats, Stream, WorkerState,
+};
 use parking_lot::Mutex;
 
 use support::{
@@ -1766,15 +1768,19 @@ fn workers_have_the_stack_that_they_are_given() {
 
 #[test]
 fn nothing_of_nothing_is_an_error_and_not_a_panic() {
-    let zero = |builder: handover::Builder, name: &str| match builder.build(lines) {
-        Err(error @ BuildError::Zero(_)) => assert!(error.to_string().contains(name), "{error}"),
-        other => panic!("{other:?}"),
+    let zero = |builder: handover::Builder, setting: Setting, name: &str| {
+        let error = builder.build(lines).unwrap_err();
+        assert!(matches!(error, BuildError::Zero(found) if found == setting));
+        assert_eq!(error.to_string(), format!("{name} must be at least 1"));
     };
-    zero(server().workers(0), "workers");
-    zero(server().queue(0), "queue");
-    zero(server().max_connections(0), "max_connections");
-    zero(server().max_per_client(0), "max_per_client");
-    zero(settings(), "listeners");
+    zero(server().workers(0), Setting::Workers, "workers");
+    zero(server().queue(0), Setting::Queue, "queue");
+    let (connections, per_client) = (Setting::MaxConnections, Setting::MaxPerClient);
+    zero(server().max_connections(0), connections, "max_connections");
+    zero(server().max_per_client(0), per_client, "max_per_client");
+    zero(server().input_limit(0), Setting::InputLimit, "input_limit");
+    let error = settings().build(lines).unwrap_err();
+    assert!(matches!(error, BuildError::NoListener), "{error}");
 }
 
 #[test]

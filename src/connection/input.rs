@@ -1,15 +1,15 @@
-//! The bytes that have arrived and were not consumed.
+//! Input: the bytes that have arrived and were not consumed.
 
 use std::io;
 
-/// What a connection reads at a time while a worker has it.
+/// How many bytes a connection reads at a time, and the size of a worker's spare buffer.
 pub(crate) const READ_SIZE: usize = 16 * 1024;
 
-/// A buffer that is there only while there is something to hold: a parked connection keeps just its bytes, and the
-/// room to read into is lent by the worker.
+/// The input buffer. A parked connection keeps just its unconsumed bytes. The room to read into is a buffer that the
+/// worker lends.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
-    /// All of it is initialised; the bytes are those from `start` to `end`.
+    /// Initialised throughout. The unconsumed bytes are those from `start` to `end`.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -34,7 +34,7 @@ impl Input {
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If there are fewer bytes.
     #[inline]
     pub(crate) fn consume(&mut self, count: usize) {
         assert!(
@@ -48,7 +48,7 @@ impl Input {
         }
     }
 
-    /// Room to read into; never empty. `limit` bounds the bytes that are there together with it.
+    /// Room to read into; never empty. `limit` bounds the unconsumed bytes and the room together.
     pub(crate) fn room(&mut self, limit: usize) -> io::Result<&mut [u8]> {
         if self.end == self.buffer.len() && self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -65,15 +65,15 @@ impl Input {
         Ok(&mut self.buffer[self.end..])
     }
 
-    /// Says that `count` bytes were read into the room.
+    /// Adds the `count` bytes that were read into the room.
     pub(crate) fn filled(&mut self, count: usize) {
         self.end += count;
         debug_assert!(self.end <= self.buffer.len());
     }
 
-    /// Takes a worker's spare buffer as room, if there is none.
+    /// Swaps the worker's spare buffer in, if it is larger.
     #[inline]
-    pub(crate) fn lend(&mut self, spare: &mut Vec<u8>) {
+    pub(crate) fn lend_buffer(&mut self, spare: &mut Vec<u8>) {
         if self.buffer.len() < spare.len() {
             let len = self.len();
             spare[..len].copy_from_slice(&self.buffer[self.start..self.end]);
@@ -82,19 +82,19 @@ impl Input {
         }
     }
 
-    /// Gives the room back, and keeps only the bytes.
+    /// Gives the buffer back, and keeps only the unconsumed bytes.
     #[inline]
-    pub(crate) fn settle(&mut self, spare: &mut Vec<u8>) {
+    pub(crate) fn return_buffer(&mut self, spare: &mut Vec<u8>) {
         let kept = self.bytes().to_vec();
         let buffer = std::mem::replace(&mut self.buffer, kept);
         (self.start, self.end) = (0, self.buffer.len());
-        // A buffer that one long message made grow is not worth keeping.
+        // A buffer that has grown for one long message is freed.
         if buffer.len() == READ_SIZE {
             *spare = buffer;
         }
     }
 
-    /// Takes all that is there.
+    /// Takes all bytes out.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         let bytes = self.bytes().to_vec();
         *self = Self::default();
@@ -115,18 +115,18 @@ mod tests {
     fn bytes_survive_parking_and_take_only_their_own_room() {
         let mut spare = vec![0; READ_SIZE];
         let mut input = Input::default();
-        input.lend(&mut spare);
+        input.lend_buffer(&mut spare);
         put(&mut input, b"one\ntwo");
         input.consume(4);
-        input.settle(&mut spare);
+        input.return_buffer(&mut spare);
         assert_eq!(input.bytes(), b"two");
         assert_eq!(input.buffer.capacity(), 3);
         assert_eq!(spare.len(), READ_SIZE);
-        input.lend(&mut spare);
+        input.lend_buffer(&mut spare);
         put(&mut input, b"!");
         assert_eq!(input.bytes(), b"two!");
         input.consume(4);
-        input.settle(&mut spare);
+        input.return_buffer(&mut spare);
         assert_eq!(input.buffer.capacity(), 0);
     }
 

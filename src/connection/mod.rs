@@ -1,13 +1,15 @@
 //! A connection: `Read`, `BufRead` and `Write` with total deadlines over a socket that never blocks.
 //!
-//! Every call tries the socket first, and waits with `poll` for what is left of a deadline only when the socket has
-//! nothing to give. What the client sent too early stays in one buffer that survives parking, and what it does not
-//! read in time stays in a bounded one, so that neither costs a thread.
+//! Every call tries the socket first. Only when the socket has nothing to give does the call wait, with
+//! `poll(2)`, for what is left of a deadline. Input that arrives early stays in a buffer that survives
+//! parking. Output that the client does not read in time stays in a bounded buffer. So neither costs a
+//! thread.
 
 mod input;
 mod messages;
 mod output;
 mod pace;
+mod receive_state;
 mod transfer;
 
 use std::fmt;
@@ -29,6 +31,7 @@ use input::Input;
 pub(crate) use input::READ_SIZE;
 use output::Output;
 use pace::Pace;
+use receive_state::ReceiveState;
 
 /// The limits that every connection of a server starts with.
 #[derive(Clone, Debug)]
@@ -56,98 +59,112 @@ impl Default for Limits {
     }
 }
 
-/// What is known of a connection without having it in hand. It owns the socket, so that a stop can shut down the
-/// socket of a connection that a handler holds.
+/// What threads that do not hold the connection may know of it. It owns the socket, so that a stop can shut
+/// down the socket of a connection that a handler holds.
 pub(crate) struct ConnectionInfo {
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
     pub(crate) listener: Arc<ListenerInfo>,
-    /// What must end with the connection: its counts.
+    /// Counts the connection as open until it is dropped.
     pub(crate) in_flight: InFlight,
     pub(crate) activity: Activity,
+    /// Counts the connection for its client until it is dropped.
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
 
-/// What others can see of what whoever has the connection in hand does with it.
+/// What the watchdog sees of a call: whether it moves bytes, or waits for the client.
 #[derive(Default)]
 pub(crate) struct Activity {
-    /// How often something was moved.
+    /// How many reads and writes have moved bytes.
     moves: AtomicU64,
-    /// It waits for the client, for as long as its time-outs allow.
-    waits: AtomicBool,
+    /// The call waits for the client, for at most its time-out.
+    is_waiting: AtomicBool,
 }
 
 impl Activity {
     #[inline]
-    fn moved(&self) {
-        // Only whoever has the connection in hand writes it.
+    fn count_move(&self) {
+        // Only the thread that holds the connection writes it.
         self.moves.store(self.moves.load(Relaxed) + 1, Relaxed);
     }
 
-    /// How often something was moved; `None` while it waits for the client.
+    /// How many reads and writes have moved bytes. `None` while the call waits for the client.
     pub(crate) fn moves(&self) -> Option<u64> {
-        (!self.waits.load(Relaxed)).then(|| self.moves.load(Relaxed))
+        (!self.is_waiting.load(Relaxed)).then(|| self.moves.load(Relaxed))
     }
 }
 
-/// Client and listener, as every record of the log names a connection.
+/// Client and listener, as every log record names a connection.
 impl fmt::Display for ConnectionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on {}", self.peer, self.listener.name)
     }
 }
 
+/// What may be sent to a client that has sent a part of a message, or all of it, and is not served: its
+/// time-out has expired, or no worker had time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClosingNotice {
+    /// Nothing: the client waits for no answer, and would take it for something else.
+    Forbidden,
+    /// The server's refusal, when no worker had time.
+    Refusal,
+    /// As `Refusal`; and these bytes when the message is not complete in time.
+    #[cfg_attr(not(feature = "http"), allow(dead_code))]
+    RefusalOrTimeout(&'static [u8]),
+}
+
+/// The limit of what is read once the server drains.
+struct DrainLimit {
+    /// The count of received bytes at which nothing more is read.
+    last_byte: u64,
+    /// A read since the drain was noticed has emptied the socket.
+    emptied: bool,
+}
+
 /// A client's connection, as a [`Service`](crate::Service) gets it.
 ///
-/// It reads and writes as a blocking socket does, but under total deadlines, and it is buffered for reading already:
-/// never wrap it in a `BufReader`, which would keep the client's next message to itself.
+/// It reads and writes as a blocking socket does, but under total deadlines. Reading is buffered already:
+/// never wrap a connection in a `BufReader`, which would keep the client's next message to itself.
 ///
 /// # Deadlines
 ///
-/// A stretch of reading, from its first wait to the next write or the next parking, must end within the read
-/// time-out ([`Builder::read_timeout`](crate::Builder::read_timeout)), and likewise for writing. What is moved extends
-/// the time, but only as far as the minimum rate ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past it, calls
-/// fail with `TimedOut`, except that reading still gives what has come by then. The time that passes while nobody waits
-/// for the client, since a handler is busy otherwise, does not count. When a stop runs out of time they fail with `ConnectionAborted`.
+/// A stretch of reading lasts from its first wait to the next write or the next parking. It must end within
+/// the read time-out ([`Builder::read_timeout`](crate::Builder::read_timeout)). Writing has the same rule
+/// and the [write time-out](crate::Builder::write_timeout). Bytes that are moved extend the deadline, as far
+/// as the minimum rate ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past the deadline, calls
+/// fail with `TimedOut`; a read still gives what has arrived by then. Time in which the handler does not
+/// wait for the client does not count. When a stop runs out of time, calls fail with `ConnectionAborted`.
 ///
 /// # Output
 ///
-/// A write hands the socket what it takes at once. The rest, up to the output limit (64 KiB unless set), stays with
-/// the connection and is written as the client reads: while parked, by later calls, and before the close. Only past
-/// that limit does a write wait.
-// In the order of use: what every message touches comes first and close together, since with many connections it is
-// memory that a message waits for.
+/// A write gives the socket what it takes at once. The rest, up to the output limit (64 KiB unless set),
+/// stays with the connection and is written as the client reads: while parked, by later calls, and before
+/// the close. Only past that limit does a write wait.
+// In the order of use: the fields that every message touches come first and close together. With many
+// connections, a message waits for memory.
 #[repr(C)]
 pub struct Connection {
     info: Arc<ConnectionInfo>,
     input: Input,
     output: Output,
-    /// A stretch of reading or writing may have begun.
-    paced: bool,
-    /// The socket may have something to read. False only after a read that emptied it.
-    readable: bool,
-    /// The poller saw the end of the stream, perhaps behind data: a short read proves nothing any more.
-    hangup: bool,
-    eof: bool,
-    /// A read since the drain was noticed took all that had come by then.
-    emptied: bool,
-    detached: bool,
-    /// Its client may be sending still what nobody will read.
-    lingers: bool,
-    /// What the poller watches the socket for, if it does; it leaves the poller before it is closed.
+    /// A stretch of reading or writing may have begun; false saves the clock.
+    is_timed: bool,
+    receive: ReceiveState,
+    /// The client may still be sending what will not be read: the close waits for it.
+    lingers_on_close: bool,
+    /// What the poller watches the socket for. The socket leaves the poller before it is closed.
     watched: Option<Interest>,
     input_limit: usize,
     /// In the clock's milliseconds.
     idle_timeout: u64,
-    /// Received and sent since the beginning, and how much of it was counted already.
+    /// Bytes received and sent since the beginning, and how many of them are in the counters already.
     bytes_in: u64,
     bytes_out: u64,
     counted: (u64, u64),
-    /// What the client is told when its message does not get complete in time; `None` while it waits for no answer, and
-    /// would take whatever it is told for something else.
-    farewell: Option<&'static [u8]>,
-    /// The count of received bytes at which nothing more is read, once the server drains.
-    last_byte: Option<u64>,
+    closing_notice: ClosingNotice,
+    /// Set when the connection notices that the server drains.
+    drain_limit: Option<DrainLimit>,
     output_limit: usize,
     read: Pace,
     write: Pace,
@@ -172,15 +189,11 @@ impl Connection {
             bytes_in: 0,
             bytes_out: 0,
             counted: (0, 0),
-            paced: false,
-            readable: true,
-            hangup: false,
-            eof: false,
-            emptied: false,
-            detached: false,
-            lingers: false,
-            farewell: Some(&[]),
-            last_byte: None,
+            is_timed: false,
+            receive: ReceiveState::Ready,
+            lingers_on_close: false,
+            closing_notice: ClosingNotice::Refusal,
+            drain_limit: None,
             idle_timeout: in_millis(limits.idle_timeout),
             input_limit: limits.input_limit,
             output_limit: limits.output_limit,
@@ -190,18 +203,18 @@ impl Connection {
         }
     }
 
-    /// Who it is, for a record in the log.
+    /// Client and listener, for log records.
     pub(crate) fn info(&self) -> &ConnectionInfo {
         &self.info
     }
 
-    /// Who the client is.
+    /// The client's address.
     pub fn peer_addr(&self) -> &Addr {
         &self.info.peer
     }
 
-    /// The listener's address, which the client connected to. For a listener on a wildcard address this is the
-    /// wildcard.
+    /// The address of the listener that the client connected to. For a listener on a wildcard address this
+    /// is the wildcard.
     pub fn local_addr(&self) -> &Addr {
         &self.info.listener.local
     }
@@ -211,29 +224,31 @@ impl Connection {
         &self.info.listener.name
     }
 
-    /// The server is stopping: finish this message, tell the client if the protocol can, and expect no further one.
+    /// Whether the server is stopping: finish this message, tell the client if the protocol can, and expect
+    /// no further message.
     #[inline]
     pub fn is_draining(&self) -> bool {
         self.info.in_flight.drain().is_draining()
     }
 
-    /// The client has sent all that it will send; what is in the [`buffer`](Self::buffer) is the last of it.
+    /// Whether the client has sent all that it will send. What is in the [`buffer`](Self::buffer) is the last.
     #[inline]
     pub fn at_eof(&self) -> bool {
-        self.eof
+        self.receive.is_ended()
     }
 
-    /// What has arrived and was not consumed. No system call; see [`consume`](std::io::BufRead::consume).
+    /// The bytes that have arrived and were not consumed. No system call. See
+    /// [`consume`](std::io::BufRead::consume).
     #[inline]
     pub fn buffer(&self) -> &[u8] {
         self.input.bytes()
     }
 
-    /// Waits until all that was written is in the kernel's hands; [`flush`](std::io::Write::flush) does not wait.
+    /// Waits until the kernel has taken all that was written. [`flush`](std::io::Write::flush) does not wait.
     ///
     /// # Errors
     ///
-    /// Errors of writing; `TimedOut` when the write time-out has passed.
+    /// Errors of writing; `TimedOut` when the write time-out expires.
     pub fn flush_all(&mut self) -> io::Result<()> {
         while !self.flush_some()? {
             self.wait(Interest::Write)?;
@@ -241,49 +256,52 @@ impl Connection {
         Ok(())
     }
 
-    /// How long the present stretch of reading, from now on, and each later one may take in total.
+    /// Sets how long the present stretch of reading, counted from now, and each later one may take in total.
     pub fn set_read_timeout(&mut self, timeout: Duration) {
         self.read.timeout = timeout;
         self.read.reset();
     }
 
-    /// How long the present stretch of writing, from now on, and each later one may take in total.
+    /// Sets how long the present stretch of writing, counted from now, and each later one may take in total.
     pub fn set_write_timeout(&mut self, timeout: Duration) {
         self.write.timeout = timeout;
         self.write.reset();
     }
 
-    /// How long this connection may wait for its client's next message.
+    /// Sets how long this connection may wait for its client's next message.
     pub fn set_idle_timeout(&mut self, timeout: Duration) {
         self.idle_timeout = in_millis(timeout);
     }
 
-    /// The bytes per second that extend the read and the write time-out as they are moved. 0: nothing extends them.
+    /// Sets the minimum rate, in bytes per second, at which moved bytes extend the read and the write time-out.
+    /// With 0, nothing extends them.
     pub fn set_min_rate(&mut self, bytes_per_second: u32) {
         self.read.min_rate = bytes_per_second;
         self.write.min_rate = bytes_per_second;
     }
 
-    /// A point in time after which reading fails with `TimedOut`, whatever else is set. It stays until it is changed.
+    /// Sets a point in time after which reading fails with `TimedOut`, whatever else is set. It stays until it
+    /// is changed.
     pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
         self.read.hard = Deadline::at(deadline);
     }
 
-    /// A point in time after which writing fails with `TimedOut`, whatever else is set. It stays until it is changed.
+    /// Sets a point in time after which writing fails with `TimedOut`, whatever else is set. It stays until it
+    /// is changed.
     pub fn set_write_deadline(&mut self, deadline: Option<Instant>) {
         self.write.hard = Deadline::at(deadline);
     }
 
-    /// How many bytes the output buffer may hold. 0 makes every write wait until the kernel has it all.
+    /// Sets how many bytes of output may be buffered. With 0, every write waits until the kernel has taken it.
     pub fn set_output_limit(&mut self, bytes: usize) {
         self.output_limit = bytes;
     }
 
-    /// Shuts down one or both directions, after what was written is in the kernel's hands.
+    /// Shuts down one or both directions, after the kernel has taken all that was written.
     ///
     /// # Errors
     ///
-    /// Errors of writing, and what the system says to the shutdown.
+    /// Errors of writing, and those of `shutdown(2)`.
     pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
         if how != Shutdown::Read {
             self.flush_all()?;
@@ -291,38 +309,37 @@ impl Connection {
         self.info.socket.shutdown(how)
     }
 
-    /// Takes the standard library's socket out, in blocking mode, with the bytes that had been read ahead; what was
-    /// written is handed to the kernel first. Afterwards this connection gives the end of the stream, and the service
-    /// returns [`Next::Detach`](crate::Next::Detach) when it is done with the socket, or at once if somebody else
-    /// goes on with it. Until it returns, a stop counts the connection as in progress.
+    /// Takes the socket out, as a socket of the standard library in blocking mode, together with the bytes
+    /// that had been read ahead. The kernel gets all that was written first. Afterwards this connection gives
+    /// the end of the stream. The service returns [`Next::Detach`](crate::Next::Detach) when it is done with
+    /// the socket, or at once if another thread goes on with it. Until then, a stop counts the connection as
+    /// in progress.
     ///
     /// # Errors
     ///
-    /// Errors of writing, and what the system says to the duplication of the descriptor.
+    /// Errors of writing, and those of duplicating the descriptor.
     pub fn detach(&mut self) -> io::Result<Detached> {
         self.flush_all()?;
         self.unwatch();
         let stream = sys::into_stream(&self.info.socket)?;
-        self.detached = true;
-        self.eof = true;
+        self.receive = ReceiveState::Detached;
         Ok(Detached {
             stream,
             unread: self.input.take(),
         })
     }
 
-    // What the rest of the crate needs of a connection that is not the service's business.
+    // ---- for the rest of the crate ----
 
-    /// Nothing has come that was not read, as far as is known.
+    /// Whether nothing has arrived that was not read, as far as is known.
     #[inline]
     pub(crate) fn is_drained(&self) -> bool {
-        !self.readable
+        self.receive.is_drained()
     }
 
-    /// The socket has news: there may be something to read, and behind it perhaps the end.
+    /// Notes an event: there may be something to read, and with `hangup` the end of the stream behind it.
     pub(crate) fn note_readable(&mut self, hangup: bool) {
-        self.readable = true;
-        self.hangup |= hangup;
+        self.receive.on_event(hangup);
     }
 
     #[inline]
@@ -332,7 +349,7 @@ impl Connection {
 
     #[inline]
     pub(crate) fn is_detached(&self) -> bool {
-        self.detached
+        self.receive == ReceiveState::Detached
     }
 
     #[cfg(feature = "http")]
@@ -346,86 +363,92 @@ impl Connection {
     }
 
     pub(crate) fn read_deadline(&mut self, now: Instant) -> Deadline {
-        self.paced = true;
+        self.is_timed = true;
         self.read.deadline(now, self.bytes_in)
     }
 
     pub(crate) fn write_deadline(&mut self, now: Instant) -> Deadline {
-        self.paced = true;
+        self.is_timed = true;
         self.write.deadline(now, self.bytes_out)
     }
 
-    /// Sets what the client is told, as far as the socket takes it, when the rest of its message does not come in
-    /// time while the connection is parked. With `None` it is not told either that no worker has time for it.
-    #[cfg_attr(not(feature = "http"), allow(dead_code))]
-    pub(crate) fn set_farewell(&mut self, bytes: Option<&'static [u8]>) {
-        self.farewell = bytes;
+    /// Sets what the client may be sent if it is not served.
+    #[cfg(feature = "http")]
+    pub(crate) fn set_closing_notice(&mut self, notice: ClosingNotice) {
+        self.closing_notice = notice;
     }
 
-    pub(crate) fn farewell(&self) -> Option<&'static [u8]> {
-        self.farewell
+    pub(crate) fn closing_notice(&self) -> ClosingNotice {
+        self.closing_notice
     }
 
-    /// Has the close wait for the client to take note: it may be sending still what nobody will read, and whatever comes
-    /// after a close resets the connection, and may take the answer with it.
-    pub(crate) fn linger(&mut self) {
-        self.lingers = true;
+    /// Has the close wait until the client has read the answer. The client may still be sending: bytes that
+    /// arrive after a close reset the connection, and the reset may overtake the answer.
+    pub(crate) fn linger_on_close(&mut self) {
+        self.lingers_on_close = true;
     }
 
-    pub(crate) fn lingers(&self) -> bool {
-        self.lingers
+    pub(crate) fn lingers_on_close(&self) -> bool {
+        self.lingers_on_close
     }
 
-    /// Asked before each reading while the server drains. What had come before is read, and a message that had begun
-    /// to come; so nothing more between two messages once the socket was empty, whatever came after that. A client that
-    /// never pauses is not listened to for ever: what has come, and behind it the longest message that may be buffered.
-    pub(crate) fn has_had_its_last(&mut self, between_messages: bool) -> bool {
-        match self.last_byte {
+    /// Whether no more input is read, since the server drains. Asked before each read of a drain.
+    ///
+    /// Input that had arrived when the drain was noticed is read, and so is a message that had begun to
+    /// arrive. Between two messages nothing more is read once the socket was empty. A client that never
+    /// pauses is read up to the longest message that may be buffered.
+    pub(crate) fn has_reached_drain_limit(&mut self, between_messages: bool) -> bool {
+        match &self.drain_limit {
             None => {
                 let unread = sys::unread(&self.info.socket).unwrap_or(0);
-                self.last_byte = Some(self.bytes_in + unread + self.input_limit as u64);
-                self.readable = true;
-                self.emptied = false;
+                self.drain_limit = Some(DrainLimit {
+                    last_byte: self.bytes_in + unread + self.input_limit as u64,
+                    emptied: false,
+                });
+                self.receive.on_event(false);
                 false
             }
-            Some(last) => self.bytes_in >= last || (between_messages && self.emptied),
+            Some(limit) => self.bytes_in >= limit.last_byte || (between_messages && limit.emptied),
         }
     }
 
-    /// A new message begins: the stretch of reading ends here.
+    /// Ends the stretch of reading: a new message begins.
     #[inline]
     pub(crate) fn end_message(&mut self) {
-        if self.paced {
+        if self.is_timed {
             self.read.reset();
         }
     }
 
+    /// Lends the worker's spare buffer to the input, as room to read into.
     #[inline]
-    pub(crate) fn lend(&mut self, spare: &mut Vec<u8>) {
-        self.input.lend(spare);
+    pub(crate) fn lend_buffer(&mut self, spare: &mut Vec<u8>) {
+        self.input.lend_buffer(spare);
     }
 
+    /// Takes the spare buffer back. The connection keeps only the bytes that were not consumed.
     #[inline]
-    pub(crate) fn settle(&mut self, spare: &mut Vec<u8>) {
-        self.input.settle(spare);
+    pub(crate) fn return_buffer(&mut self, spare: &mut Vec<u8>) {
+        self.input.return_buffer(spare);
     }
 
-    /// Shuts the writing side down, so that the client sees the end of the answer; no error matters any more. What it
-    /// still sends may take so long in total.
+    /// Shuts our side down, so that the client sees the end of the answer. The client has `linger` in total to
+    /// close its own side.
     pub(crate) fn half_close(&mut self, linger: Duration) {
+        // If this fails, the client has left, which the next read reports.
         let _ = self.info.socket.shutdown(Shutdown::Write);
         self.read = Pace::new(linger, 0);
     }
 
-    /// What was received and sent since the last call.
+    /// The bytes received and sent since the last call.
     #[inline]
     pub(crate) fn take_moved(&mut self) -> (u64, u64) {
         let before = std::mem::replace(&mut self.counted, (self.bytes_in, self.bytes_out));
         (self.bytes_in - before.0, self.bytes_out - before.1)
     }
 
-    /// Has the poller watch the socket. Once is enough where the poller keeps its sockets and the interest is the
-    /// same. What is there already will be reported.
+    /// Has the poller watch the socket. What is readable already is reported. One call is enough where the
+    /// poller keeps its sockets and the interest is the same.
     #[inline]
     pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
         let (poller, socket) = (&self.poller, &self.info.socket);
@@ -434,7 +457,7 @@ impl Connection {
             Some(_) => poller.rearm(socket, token, interest)?,
             None => {
                 poller.add(socket, token)?;
-                // It has to leave again, also if the next call fails.
+                // The socket has to leave the poller even if the next call fails.
                 self.watched = Some(Interest::Read);
                 if interest != Interest::Read {
                     poller.rearm(socket, token, interest)?;
@@ -448,7 +471,10 @@ impl Connection {
     pub(crate) fn unwatch(&mut self) {
         if self.watched.take().is_some() {
             if let Err(error) = self.poller.remove(&self.info.socket) {
-                log::warn!("{}: cannot leave the poller: {error}", self.info);
+                log::warn!(
+                    "{}: cannot remove the connection from the poller: {error}",
+                    self.info
+                );
             }
         }
     }
@@ -467,7 +493,7 @@ impl fmt::Debug for Connection {
             .field("listener", &self.info.listener.name)
             .field("buffered", &self.input.len())
             .field("unwritten", &self.output.len())
-            .field("eof", &self.eof)
+            .field("receive", &self.receive)
             .finish_non_exhaustive()
     }
 }
@@ -478,6 +504,6 @@ impl fmt::Debug for Connection {
 pub struct Detached {
     /// The socket.
     pub stream: Stream,
-    /// What had been received and not consumed; it comes before what the socket gives.
+    /// The bytes that had been received and not consumed. They come before what the socket gives.
     pub unread: Vec<u8>,
 }

@@ -1,4 +1,4 @@
-//! The bytes that are written but that the socket has not taken yet.
+//! Output: the bytes that the service has written and the socket has not taken yet.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use socket2::Socket;
 
 use crate::sys;
 
-/// A bounded buffer behind a non-blocking socket; nearly always there is none.
+/// A bounded buffer in front of a non-blocking socket. It is nearly always absent.
 #[derive(Debug, Default)]
 pub(crate) struct Output(Option<Box<Pending>>);
 
@@ -26,7 +26,7 @@ impl Output {
         self.0.is_none()
     }
 
-    /// Keeps as much of `bytes` as fits under the limit, and says how much.
+    /// Buffers as many of the `bytes` as fit under the limit. Returns how many.
     pub(crate) fn keep(&mut self, bytes: &[u8], limit: usize) -> usize {
         let count = bytes.len().min(limit.saturating_sub(self.len()));
         if count > 0 {
@@ -38,7 +38,7 @@ impl Output {
         count
     }
 
-    /// Hands the socket what it takes now; says how much that was.
+    /// Writes what the socket takes now. Returns how many bytes.
     pub(crate) fn flush(&mut self, socket: &Socket) -> io::Result<usize> {
         let Some(pending) = &mut self.0 else {
             return Ok(0);

@@ -1,4 +1,4 @@
-//! How long a peer may take: a total deadline that progress extends, but only at a minimum rate.
+//! How long a client may take: a total deadline that moved bytes extend, at a minimum rate.
 
 use std::time::{Duration, Instant};
 
@@ -6,21 +6,22 @@ use crate::clock::Deadline;
 
 /// The deadline of one stretch of reading or writing.
 ///
-/// It starts with the stretch's first wait, `timeout` away. With a minimum rate, each byte moves it on by what the
-/// byte may take at that rate, yet never further than `timeout` from now. So a peer that stalls has `timeout`, a peer
-/// that drips is cut off when its credit is used up, and a peer that is merely slow goes on for as long as it takes. The
-/// time in which nobody waits for it is not the peer's.
+/// The stretch starts with its first wait, and the deadline is `timeout` later. With a minimum rate, each
+/// moved byte adds the time that it may take at that rate, but the deadline is never more than `timeout`
+/// from now. So a client that stalls has `timeout`; a client that drips is cut off when its credit is used
+/// up; a client that is merely slow takes as long as it needs. Pauses, in which no thread waits for the
+/// client, do not count.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) timeout: Duration,
-    /// Bytes per second; 0 makes the time-out total, however much is moved.
+    /// Bytes per second. With 0 the time-out is total, however many bytes are moved.
     pub(crate) min_rate: u32,
-    /// Set by the user for this stretch and all after it; nothing extends it.
+    /// The application's own deadline for this stretch and all later ones. Nothing extends it.
     pub(crate) hard: Deadline,
-    /// The deadline as it was found last, and the connection's count of moved bytes at that time. `None` until a wait
-    /// starts the stretch, so that a message that needs no wait touches none of this.
+    /// The deadline at the last wait, and the connection's count of moved bytes at that time. `None` until a wait
+    /// starts the stretch, so that a message that needs no wait costs nothing here.
     soft: Option<(Deadline, u64)>,
-    /// Since when the peer is not waited for, within the stretch.
+    /// Since when no thread waits for the client, within the stretch.
     paused: Option<Instant>,
 }
 
@@ -40,12 +41,13 @@ impl Pace {
         self.soft = None;
     }
 
-    /// Nobody waits for the peer from now on, until the deadline is asked for again.
+    /// Begins a pause, which lasts until the deadline is asked for again.
     pub(crate) fn pause(&mut self, now: Instant) {
         self.paused.get_or_insert(now);
     }
 
-    /// Starts the stretch now, if it has not started, or goes on with it. `moved` is how many bytes the connection has moved since ever.
+    /// The deadline of the stretch, which starts now if it has not started. `moved` is the connection's count of moved
+    /// bytes.
     pub(crate) fn deadline(&mut self, now: Instant, moved: u64) -> Deadline {
         let most = Deadline::after(now, self.timeout);
         let pause = self.paused.take();

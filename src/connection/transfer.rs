@@ -1,4 +1,4 @@
-//! Moving bytes: between the socket and the buffers, at once or waiting under a deadline.
+//! Moving bytes between the socket and the buffers: at once, or waiting under a deadline.
 
 #[cfg(feature = "http")]
 use std::fs::File;
@@ -6,18 +6,18 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{Connection, Filled, READ_SIZE};
+use super::{Connection, Filled, READ_SIZE, ReceiveState};
 use crate::sys::{self, Interest};
 
-/// How long a wait for writing lasts at most before the socket is tried. A kernel may say that there is room only when a
-/// third of the buffer is free, and a slow client can take longer over that than its time-out.
+/// How long a wait for writing lasts at most before the socket is tried. A kernel may report room only when a third of
+/// its buffer is free, and a slow client can need longer for that than its time-out.
 const WRITE_SLICE: Duration = Duration::from_millis(100);
 
 impl Connection {
     pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
         loop {
             if self.info.in_flight.drain().is_forced() {
-                return Err(stopped());
+                return Err(server_stopped());
             }
             let now = Instant::now();
             let deadline = match interest {
@@ -25,10 +25,10 @@ impl Connection {
                 Interest::Write => self.write_deadline(now),
                 Interest::Both => self.read_deadline(now).earlier(self.write_deadline(now)),
             };
-            // What has come by now has come in time, however late it is asked for.
+            // Input that has arrived by now is in time, however late the service asks for it.
             let late = deadline.passed(now);
             if late && (interest == Interest::Write || self.read.hard.passed(now)) {
-                return Err(too_slow(interest));
+                return Err(client_too_slow(interest));
             }
             let slice = match interest {
                 Interest::Read => sys::WAIT_SLICE,
@@ -38,9 +38,9 @@ impl Connection {
                 (Some(left), Some(slice)) => Some(left.min(slice)),
                 (left, slice) => left.or(slice),
             };
-            self.info.activity.waits.store(true, Relaxed);
+            self.info.activity.is_waiting.store(true, Relaxed);
             let ready = sys::wait_ready(&self.info.socket, interest, slice);
-            self.info.activity.waits.store(false, Relaxed);
+            self.info.activity.is_waiting.store(false, Relaxed);
             let ready = ready?;
             let now = Instant::now();
             self.read.pause(now);
@@ -49,7 +49,7 @@ impl Connection {
                 return Ok(ready);
             }
             if late {
-                return Err(too_slow(interest));
+                return Err(client_too_slow(interest));
             }
             if interest != Interest::Read {
                 return Ok(sys::Ready {
@@ -60,8 +60,8 @@ impl Connection {
         }
     }
 
-    /// Waits until there may be something to read, and writes buffered output meanwhile: the client may well wait
-    /// for that before it sends more.
+    /// Waits until there may be something to read. Writes buffered output meanwhile: the client may wait for that before
+    /// it sends more.
     fn wait_readable(&mut self) -> io::Result<()> {
         loop {
             if self.output.is_empty() {
@@ -80,7 +80,7 @@ impl Connection {
 
     /// One read from the socket: into `into`, or into the buffer.
     fn receive(&mut self, into: Option<&mut [u8]>) -> io::Result<(Filled, usize)> {
-        if self.eof {
+        if self.receive.is_ended() {
             return Ok((Filled::Eof, 0));
         }
         let buffered = into.is_none();
@@ -89,29 +89,38 @@ impl Connection {
             None => self.input.room(self.input_limit)?,
         };
         match sys::recv(&self.info.socket, room) {
-            Ok(0) if self.info.in_flight.drain().is_forced() => Err(stopped()),
+            Ok(0) if self.info.in_flight.drain().is_forced() => Err(server_stopped()),
             Ok(0) => {
-                self.eof = true;
+                self.receive = ReceiveState::Ended;
                 Ok((Filled::Eof, 0))
             }
             Ok(count) => {
-                // What did not fill the room has emptied the socket, so there is no need to ask again.
-                self.emptied |= count < room.len();
-                self.readable = count == room.len() || self.hangup;
+                // A read that does not fill the room has emptied the socket: a second one would be for nothing.
+                let filled_room = count == room.len();
+                self.receive.on_bytes(filled_room);
+                if !filled_room {
+                    self.note_emptied();
+                }
                 if buffered {
                     self.input.filled(count);
                 }
                 self.bytes_in += count as u64;
-                self.info.activity.moved();
-                self.end_writing();
+                self.info.activity.count_move();
+                self.end_write_stretch();
                 Ok((Filled::Bytes, count))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.readable = false;
-                self.emptied = true;
+                self.receive = ReceiveState::Drained;
+                self.note_emptied();
                 Ok((Filled::Nothing, 0))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    fn note_emptied(&mut self) {
+        if let Some(limit) = &mut self.drain_limit {
+            limit.emptied = true;
         }
     }
 
@@ -120,53 +129,53 @@ impl Connection {
         Ok(self.receive(None)?.0)
     }
 
-    /// Reads and forgets, without waiting: how much it was, and whether that was the end.
+    /// Reads and discards, without waiting. Returns how many bytes, and how the read ended.
     pub(crate) fn discard(&mut self, scratch: &mut [u8]) -> io::Result<(usize, Filled)> {
-        let held = self.input.len();
-        self.input.consume(held);
+        let buffered = self.input.len();
+        self.input.consume(buffered);
         let (filled, count) = self.receive(Some(scratch))?;
-        Ok((held + count, filled))
+        Ok((buffered + count, filled))
     }
 
-    /// Hands the socket what it takes; true when nothing is left.
+    /// Writes what the socket takes now. True when no output is left.
     #[inline]
     pub(crate) fn flush_some(&mut self) -> io::Result<bool> {
         if !self.output.is_empty() {
             let count = self.output.flush(&self.info.socket)?;
-            self.sent(count);
-            if self.paced && self.output.is_empty() {
+            self.note_sent(count);
+            if self.is_timed && self.output.is_empty() {
                 self.write.pause(Instant::now());
             }
         }
         Ok(self.output.is_empty())
     }
 
-    /// Writes, and says whether anything could be written.
+    /// Writes what the socket takes now. True if that was anything.
     pub(crate) fn has_progressed(&mut self) -> io::Result<bool> {
         let before = self.bytes_out;
         self.flush_some()?;
         Ok(self.bytes_out > before)
     }
 
-    fn sent(&mut self, count: usize) {
-        // A stretch of reading ends with something written, not with an attempt.
+    fn note_sent(&mut self, count: usize) {
+        // Bytes that were written end a stretch of reading. An attempt does not.
         if count > 0 {
             self.bytes_out += count as u64;
-            self.info.activity.moved();
+            self.info.activity.count_move();
             self.end_message();
         }
     }
 
-    fn end_writing(&mut self) {
-        if self.paced {
+    fn end_write_stretch(&mut self) {
+        if self.is_timed {
             self.write.reset();
         }
     }
 
-    /// Sends the parts in one call and buffers what the socket left of them; returns how much of it was accepted, and
-    /// waits only if that is nothing.
+    /// Sends the parts in one call, and buffers what the socket does not take. Returns how many bytes were sent or
+    /// buffered. Waits only if that would be 0.
     fn write_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        if self.detached {
+        if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let total: usize = parts.iter().map(|part| part.len()).sum();
@@ -184,7 +193,7 @@ impl Connection {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                     sent => sent?,
                 };
-                self.sent(count);
+                self.note_sent(count);
                 if count == total {
                     return Ok(count);
                 }
@@ -209,18 +218,19 @@ impl Connection {
         }
     }
 
-    /// Sends what the socket takes of it at once, past the buffer.
-    pub(crate) fn offer(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Sends what the socket takes at once, and forgets the rest.
+    pub(crate) fn send_unbuffered(&mut self, bytes: &[u8]) -> io::Result<()> {
         match sys::send(&self.info.socket, bytes) {
-            Ok(count) => self.sent(count),
+            Ok(count) => self.note_sent(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    /// Hands the kernel up to `length` bytes of a file, from its position on, waiting for the client to read as long as
-    /// there is more than the buffer takes; fewer where the system does not do that, or the file ends.
+    /// Sends up to `length` bytes of a file, from its position on, without copying them. Waits for the client to read as
+    /// long as more is left than the output buffer takes. Returns fewer bytes where the system cannot do this, or where
+    /// the file ends.
     #[cfg(feature = "http")]
     pub(crate) fn send_file(&mut self, file: &File, length: u64) -> io::Result<u64> {
         let mut sent = 0;
@@ -234,7 +244,7 @@ impl Connection {
                 Ok(None | Some(0)) => break,
                 Ok(Some(count)) => {
                     sent += count as u64;
-                    self.sent(count);
+                    self.note_sent(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if left <= self.output_limit.saturating_sub(self.output.len()) {
@@ -254,14 +264,14 @@ impl Read for Connection {
         // A large read goes past the buffer, unless there is something in it.
         if self.input.is_empty() && into.len() >= READ_SIZE {
             loop {
-                if self.readable || self.eof {
+                if !self.receive.is_drained() {
                     let (filled, count) = self.receive(Some(into))?;
                     if filled != Filled::Nothing {
                         return Ok(count);
                     }
                 }
                 self.wait_readable()?;
-                self.readable = true;
+                self.receive.on_event(false);
             }
         }
         let bytes = self.fill_buf()?;
@@ -274,12 +284,12 @@ impl Read for Connection {
 
 impl BufRead for Connection {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.input.is_empty() && !self.eof {
-            if self.readable && self.try_fill()? != Filled::Nothing {
+        while self.input.is_empty() && !self.receive.is_ended() {
+            if !self.receive.is_drained() && self.try_fill()? != Filled::Nothing {
                 break;
             }
             self.wait_readable()?;
-            self.readable = true;
+            self.receive.on_event(false);
         }
         Ok(self.input.bytes())
     }
@@ -299,14 +309,14 @@ impl Write for Connection {
         self.write_parts(parts)
     }
 
-    /// Hands the kernel what it takes now, without waiting: the rest is written as the client reads. See
+    /// Writes what the kernel takes now, without waiting. The rest is written as the client reads. See
     /// [`flush_all`](Connection::flush_all).
     fn flush(&mut self) -> io::Result<()> {
         self.flush_some().map(drop)
     }
 }
 
-fn too_slow(interest: Interest) -> io::Error {
+fn client_too_slow(interest: Interest) -> io::Error {
     let text = match interest {
         Interest::Write => "the client did not read in time",
         Interest::Read | Interest::Both => "the client did not send in time",
@@ -314,7 +324,7 @@ fn too_slow(interest: Interest) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
-fn stopped() -> io::Error {
-    let text = "the server stopped, and the time for finishing is over";
+fn server_stopped() -> io::Error {
+    let text = "the server is stopped: the drain time-out has passed";
     io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }

@@ -18,7 +18,7 @@ use super::head::{self, Head, Limits, Memory, Refusal, bad};
 use super::reply::{Protocol, Reply};
 use super::response::{Asked, Then, Writer};
 use super::settings::Http;
-use crate::connection::Connection;
+use crate::connection::{ClosingNotice, Connection};
 use crate::service::{Next, Service};
 
 /// Answers are written when they come to so many bytes, however many requests are left. What waits here comes on top
@@ -94,7 +94,7 @@ where
         match state {
             State::Upgraded(protocol) => protocol(conn),
             State::Head { .. } | State::Body(_) if next == Next::More => {
-                conn.set_farewell(Some(TIMED_OUT));
+                conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(TIMED_OUT));
                 Ok(next)
             }
             _ => Ok(next),
@@ -147,7 +147,7 @@ where
             Ok(Taken::Skipped) => Ok(None),
             Ok(Taken::Wait(next)) => Ok(Some(next)),
             Err(refusal) => {
-                conn.linger();
+                conn.linger_on_close();
                 let is_head = conn.buffer().starts_with(b"HEAD ");
                 scratch.writer.refuse(refusal, is_head);
                 log::debug!("{}: refused: {}", conn.info(), refusal.why);
@@ -169,13 +169,13 @@ where
         if let State::Skip(skip) = state {
             return Ok(match skip.advance(conn) {
                 Skipped::All => {
-                    conn.set_farewell(Some(&[]));
+                    conn.set_closing_notice(ClosingNotice::Refusal);
                     *state = State::START;
                     Taken::Skipped
                 }
                 Skipped::Part => Taken::Wait(Next::More),
                 Skipped::TooMuch => {
-                    conn.linger();
+                    conn.linger_on_close();
                     Taken::Wait(Next::Close)
                 }
             });
@@ -268,7 +268,7 @@ where
             Some(_) => None,
         };
         if let Some(refusal) = refusal {
-            conn.linger();
+            conn.linger_on_close();
             scratch.writer.refuse(refusal, asked.is_head);
             log::debug!("{}: {}", conn.info(), refusal.why);
             self.log(conn, entry.as_ref(), refusal.status, 0);
@@ -301,18 +301,18 @@ where
         Ok(match answered.then {
             Then::Close => {
                 if !asked.is_whole {
-                    conn.linger();
+                    conn.linger_on_close();
                 }
                 Some(Next::Close)
             }
             Then::Upgrade(protocol) => {
-                conn.set_farewell(None);
+                conn.set_closing_notice(ClosingNotice::Forbidden);
                 *state = State::Upgraded(protocol);
                 Some(Next::Again)
             }
             Then::Continue => {
                 if skipped == Skipped::Part {
-                    conn.set_farewell(None);
+                    conn.set_closing_notice(ClosingNotice::Forbidden);
                     *state = State::Skip(skip);
                 }
                 None
@@ -462,7 +462,7 @@ fn is_worth_parsing(input: &[u8], seen: usize, limits: &Limits) -> bool {
 /// Goes on with a panic, which the core counts, and makes a new worker state for. What was answered is left to be
 /// written as the client reads, and nothing waits for that here.
 fn leave(conn: &mut Connection, writer: &mut Writer, panic: Box<dyn Any + Send>) -> ! {
-    conn.linger();
+    conn.linger_on_close();
     // There is not much of it, and nothing can be added any more.
     conn.set_output_limit(usize::MAX);
     // A panic is one even if its client has gone meanwhile.

@@ -1,23 +1,54 @@
-//! The parking lot: connections that wait for their client, or for a worker, and cost no thread.
+//! The parking lot: connections that wait for their client, or for a worker, on no thread.
 //!
-//! Every connection has a slot from its accept to its end. Who may touch it is said by the slot's [`Ownership`]; the
-//! rest of the slot is data that the owner leaves there. A worker that owns a connection holds a [`Turn`], and ends
-//! it in one of three ways: it parks the connection, it puts it (back) on the queue, or it drops the turn, which
-//! closes the connection, also when that happens because a handler panicked.
+//! Every connection has a slot from its accept to its end. Idle workers wait in the lot's poller
+//! themselves, where the platform lets many threads do so. The [`keeper`] does what must happen while
+//! every worker is busy. It never calls the service.
 //!
-//! Idle workers wait on the lot's poller themselves, where the platform lets many threads do so. An event then turns
-//! PARKED into QUEUED in the hands of the worker that saw it, and nobody else is involved. The [`keeper`] thread
-//! does what must happen while every worker is busy.
+//! # The state of a connection
+//!
+//! The state has two parts. [`Ownership`] is one atomic word in the slot and says which thread may touch
+//! the connection. [`Stage`] is plain data of the owner and says how far the exchange with the client has
+//! come. Everything else follows from these two and from whether output is left to write.
+//!
+//! | ownership | owner | who ends it, and how |
+//! |---|---|---|
+//! | FREE | nobody: the slot has no connection | the acceptor: `occupy` → RUNNING |
+//! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `requeue` → QUEUED, a drop → FREE |
+//! | PARKED | the lot | a poller event → QUEUED; `claim_parked` (expiry, shedding, drain) → RUNNING |
+//! | QUEUED | the queue entry | the thread that takes the entry: `start` → RUNNING |
+//!
+//! An event for a connection that is not PARKED is kept beside the word, and then `park` fails: the owner
+//! reads again. See [`ownership`] for the proof obligations; `tests/ownership_model.rs` checks them.
+//!
+//! | stage | parked until | time-out (closes) | at a drain | next stage |
+//! |---|---|---|---|---|
+//! | New | the first byte | `first_byte_timeout` | closed | a call: Idle, Partial, Runnable, Closing |
+//! | Idle | the first byte of a message | `idle_timeout` | closed | a call: as above |
+//! | Partial | more bytes | `read_timeout`, `min_rate` | goes on | a call: as above |
+//! | Runnable | (never for input) | | goes on | a call: as above |
+//! | Closing | (never for input) | | goes on | the output is written: Lingering, or closed |
+//! | Lingering | the client's end | 2 s | goes on | closed |
+//!
+//! In every stage output comes first: a connection with output is parked until its client reads, under
+//! `write_timeout` and `min_rate`, and only then goes on as the table says. Parked with output it counts as
+//! in progress, whatever its stage.
+//!
+//! # Who wakes whom
+//!
+//! A thread that puts a connection on the queue wakes one worker in the poller, if one waits there and no
+//! wake-up is under way ([`Lot::push`]). A worker that takes an entry and sees more of them wakes the next
+//! ([`Lot::wake_next`]). `sleepers` is counted up before a worker looks at the queue for the last time, and
+//! read after an entry is on the queue, so that no entry waits for a worker that sleeps.
 
 mod expiry;
 mod keeper;
 mod occupant;
 mod ownership;
 mod slab;
+mod timer_wheel;
 mod turn;
-mod wheel;
 
-/// What [`ownership`] builds on; its model test has another one of this name.
+/// The atomics of [`ownership`]. Its model test puts loom's in this place.
 mod atomic {
     pub(super) use std::sync::atomic::AtomicU64;
 }
@@ -33,22 +64,22 @@ use parking_lot::{Mutex, RwLock};
 use crate::clock::{self, in_millis};
 use crate::connection::{Connection, ConnectionInfo, Limits};
 use crate::drain::Drain;
-use crate::stats::Counters;
+use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 
-pub(crate) use expiry::Idle;
-use keeper::Nap;
-pub(crate) use keeper::keep;
-pub(crate) use occupant::{Occupant, Tended, Waits, Wants};
-use ownership::{News, Ownership};
+pub(crate) use expiry::IdleConnection;
+use keeper::KeeperSleep;
+pub(crate) use keeper::run_keeper;
+pub(crate) use occupant::{Needs, Occupant, Stage};
+use ownership::{Ownership, Readiness};
 use slab::Slab;
+use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
-use wheel::Wheel;
 
-/// How many ready connections a worker takes at once when no other worker is idle.
+/// The most ready connections that a worker takes from the poller at once, when no other worker is idle.
 pub(crate) const BATCH: usize = 256;
 
-/// A connection's place and the generation of it.
+/// A slot, and the generation of the slot's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     index: u32,
@@ -68,22 +99,22 @@ impl Token {
     }
 }
 
-// What passes a connection on must cost one instruction, not a lock that spins.
+// A connection must change hands in one instruction, not under a lock that spins.
 const _: () = assert!(AtomicCell::<Option<Box<Occupant<()>>>>::is_lock_free());
 
 #[repr(align(64))]
 struct Slot<S> {
     owner: Ownership,
-    /// What the owner leaves here for the next one.
+    /// The connection, left here by one owner for the next.
     occupant: AtomicCell<Option<Box<Occupant<S>>>>,
-    /// What is known of the connection by others than its owner.
+    /// What threads other than the owner may know of the connection.
     info: Mutex<Option<Arc<ConnectionInfo>>>,
-    /// When a parked connection expires, in the clock's milliseconds; set by the owner before it parks.
-    deadline: AtomicU64,
-    /// Since when it is parked, or queued; see also [`BUSY`].
+    /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it parks.
+    expires_at: AtomicU64,
+    /// Since when the connection is parked or queued, in the clock's milliseconds. See also `MID_MESSAGE`.
     since: AtomicU64,
-    /// The wheel has an entry for this slot, at this time or before; `u64::MAX` if it has none.
-    reminder: AtomicU64,
+    /// The wheel has a timer for this slot at this time or earlier; `u64::MAX` if it has none.
+    timer: AtomicU64,
 }
 
 impl<S> Slot<S> {
@@ -92,9 +123,9 @@ impl<S> Slot<S> {
             owner: Ownership::new(),
             occupant: AtomicCell::new(None),
             info: Mutex::new(None),
-            deadline: AtomicU64::new(u64::MAX),
+            expires_at: AtomicU64::new(u64::MAX),
             since: AtomicU64::new(0),
-            reminder: AtomicU64::new(u64::MAX),
+            timer: AtomicU64::new(u64::MAX),
         }
     }
 }
@@ -104,29 +135,29 @@ pub(crate) struct Lot<S> {
     slots: Slab<Slot<S>>,
     poller: Arc<Poller>,
     queue: RwLock<Option<Sender<Token>>>,
-    /// A second end of the queue, to look at its length and to empty it in the end.
-    waiting: Receiver<Token>,
+    /// A second receiver of the queue, to see its length and to empty it.
+    queued: Receiver<Token>,
     queue_limit: usize,
     queue_timeout: Option<u64>,
     /// Workers that wait in the poller.
     sleepers: AtomicUsize,
-    /// A wake-up is under way to one of them.
+    /// A wake-up of one of them is under way.
     waking: AtomicBool,
-    /// Parked connections with output to write.
+    /// Connections with output that are parked or queued.
     unwritten: AtomicUsize,
-    wheel: Mutex<Wheel>,
-    nap: Nap,
-    /// Somebody waits for a connection to end or to leave the queue, and how to tell.
-    room_wanted: AtomicBool,
+    wheel: Mutex<TimerWheel>,
+    keeper: KeeperSleep,
+    /// A thread has asked to be called when there may be room, see [`request_room`](Self::request_room).
+    room_requested: AtomicBool,
     on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     limits: Limits,
-    /// What a client is told that no worker has time for.
+    /// What a client is sent that no worker has time for.
     refusal: Vec<u8>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
 }
 
-/// What a lot is made with.
+/// The settings of a lot.
 pub(crate) struct LotOptions {
     pub(crate) workers: usize,
     pub(crate) queue_limit: usize,
@@ -138,26 +169,26 @@ pub(crate) struct LotOptions {
 }
 
 impl<S> Lot<S> {
-    /// Makes a lot, and the end of its queue that workers receive from.
+    /// Makes a lot, and the receiver of its queue for the workers.
     pub(crate) fn new(options: LotOptions) -> std::io::Result<(Self, Receiver<Token>)> {
         let now = clock::millis();
-        // Whoever puts something on the queue has seen it below its limit before. Each of them may at that moment
-        // have had a batch in hand, so with this capacity no `send` ever finds it full.
+        // A thread that sends has seen the queue below its limit before, and each may have had a batch then.
+        // With this capacity no `send` ever finds the channel full.
         let capacity = options.queue_limit + (options.workers + 2) * (BATCH + 1);
         let (sender, receiver) = crossbeam_channel::bounded(capacity);
         let lot = Self {
             slots: Slab::new(),
             poller: Arc::new(Poller::new()?),
             queue: RwLock::new(Some(sender)),
-            waiting: receiver.clone(),
+            queued: receiver.clone(),
             queue_limit: options.queue_limit,
             queue_timeout: options.queue_timeout.map(in_millis),
             sleepers: AtomicUsize::new(0),
             waking: AtomicBool::new(false),
             unwritten: AtomicUsize::new(0),
-            wheel: Mutex::new(Wheel::new(now)),
-            nap: Nap::default(),
-            room_wanted: AtomicBool::new(false),
+            wheel: Mutex::new(TimerWheel::new(now)),
+            keeper: KeeperSleep::default(),
+            room_requested: AtomicBool::new(false),
             on_room: OnceLock::new(),
             limits: options.limits,
             refusal: options.refusal,
@@ -167,24 +198,24 @@ impl<S> Lot<S> {
         Ok((lot, receiver))
     }
 
-    // ---- the way in ----
+    // ---- entering, and the queue ----
 
     /// How many connections wait for a worker.
-    pub(crate) fn queued(&self) -> usize {
-        self.waiting.len()
+    pub(crate) fn queue_len(&self) -> usize {
+        self.queued.len()
     }
 
     pub(crate) fn queue_has_room(&self) -> bool {
-        self.queued() < self.queue_limit
+        self.queue_len() < self.queue_limit
     }
 
-    /// Is there a place for what the poller reports? A batch has one beyond the limit, or connections that always have
-    /// more to do would fill the queue for ever.
-    fn takes_a_batch(&self) -> bool {
-        self.queued() < self.queue_limit + BATCH
+    /// Whether there is room for what the poller reports. A batch has room beyond the queue's limit: otherwise
+    /// connections that always have more to do could fill the queue for ever.
+    fn has_room_for_batch(&self) -> bool {
+        self.queue_len() < self.queue_limit + BATCH
     }
 
-    /// Gives a new connection its slot, and puts it on the queue.
+    /// Gives a new connection its slot, and puts it on the queue. Called by the acceptor.
     pub(crate) fn enter(&self, info: ConnectionInfo) {
         let info = Arc::new(info);
         let Some((index, slot)) = self.slots.take(Slot::new) else {
@@ -193,71 +224,70 @@ impl<S> Lot<S> {
         };
         slot.owner.occupy();
         let conn = Connection::new(Arc::clone(&info), Arc::clone(&self.poller), &self.limits);
-        let wants = if info.listener.speaks_first {
-            Wants::Nothing
+        let stage = if info.listener.speaks_first {
+            Stage::Runnable
         } else {
-            Wants::FirstByte
+            Stage::New
         };
-        let occupant = Box::new(Occupant::new(conn, wants));
+        let occupant = Box::new(Occupant::new(conn, stage));
         *slot.info.lock() = Some(info);
         let generation = slot.owner.generation();
-        let token = Token { index, generation };
         let turn = Turn {
             lot: self,
             slot,
-            token,
-            counters: self.counters.keeper(),
-            waited: Waits::Input,
+            token: Token { index, generation },
+            counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
         turn.requeue();
     }
 
-    /// Puts QUEUED connections on the queue, and sees to it that a worker looks there.
-    fn push(&self, tokens: impl IntoIterator<Item = Token>) {
+    /// Puts QUEUED connections on the queue, and wakes a worker for them.
+    fn push(&self, tokens: impl IntoIterator<Item = Token>, counters: &ThreadCounters) {
         let queue = self.queue.read();
         let mut pushed = false;
-        let mut refused = Vec::new();
+        let mut unsent = Vec::new();
         for token in tokens {
-            self.limit_wait(token);
+            self.limit_queue_time(token);
             match queue.as_ref().map(|queue| queue.try_send(token)) {
                 Some(Ok(())) => {
                     pushed = true;
-                    // The sweep at the end of a stop may have passed, and every worker be stuck.
+                    // The sweep at the end of a stop may have passed, and every worker may be stuck.
                     if self.drain.is_forced() {
-                        drop(self.start(token));
+                        drop(self.start(token, counters));
                     }
                 }
-                Some(Err(_)) | None => refused.push(token),
+                Some(Err(_)) | None => unsent.push(token),
             }
         }
         drop(queue);
         if pushed {
             self.wake_one();
         }
-        // The queue is gone, at the end of a drain that was forced; it is never full, see its capacity.
-        for token in refused {
-            log::debug!("a connection found no worker any more");
-            drop(self.start(token));
+        // The queue is gone: a drain was forced and is over. It is never full, see its capacity.
+        for token in unsent {
+            log::debug!("closing a connection: no worker is left");
+            drop(self.start(token, counters));
         }
     }
 
-    /// Notes when a connection begins to wait for a worker. To be called before it is QUEUED: from then on the keeper
-    /// looks at the time.
+    /// Notes when a connection begins to wait for a worker. Called before it is QUEUED, since the keeper looks
+    /// at the time from then on.
     fn stamp(&self, slot: &Slot<S>) {
         if self.queue_timeout.is_some() {
             slot.since.store(clock::millis(), SeqCst);
         }
     }
 
-    /// Has the keeper look at a QUEUED connection when it has waited for too long.
-    fn limit_wait(&self, token: Token) {
+    /// Sets the timer of a QUEUED connection to the queue's time-out.
+    fn limit_queue_time(&self, token: Token) {
         if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) {
-            self.remind(token.index, slot, clock::millis() + limit);
+            self.set_timer(token.index, slot, clock::millis() + limit);
         }
     }
 
-    /// Wakes one worker that waits in the poller, unless one is being woken already: that one will pass it on.
+    /// Wakes one worker that waits in the poller. While a wake-up is under way there is none: the worker that
+    /// it reaches wakes the next.
     fn wake_one(&self) {
         if Poller::SHARED && self.sleepers.load(SeqCst) > 0 && !self.waking.swap(true, SeqCst) {
             self.poller.wake();
@@ -266,24 +296,30 @@ impl<S> Lot<S> {
 
     // ---- the workers' side ----
 
-    /// A worker has taken something off the queue: if there is more, another worker may help.
-    pub(crate) fn pass_on(&self) {
-        if !self.waiting.is_empty() {
+    /// Called by a worker that has taken an entry off the queue: wakes another worker if there are more.
+    pub(crate) fn wake_next(&self) {
+        if !self.queued.is_empty() {
             self.wake_one();
         }
     }
 
-    /// Waits until there is something to do, as an idle worker: with luck, returns a connection to serve.
-    pub(crate) fn wait(&self, events: &mut Events, queue: &Receiver<Token>) -> Option<Token> {
+    /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve, or `None` if the
+    /// worker is to look at the queue again.
+    pub(crate) fn wait(
+        &self,
+        events: &mut Events,
+        queue: &Receiver<Token>,
+        counters: &ThreadCounters,
+    ) -> Option<Token> {
         if !Poller::SHARED {
             return queue.recv().ok();
         }
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
-        // The count is up before the queue is looked at, and whoever fills the queue looks at the count after that.
-        let slept = self.waiting.is_empty() && self.is_open();
+        // The count goes up before this look at the queue. A thread that sends reads the count after that.
+        let slept = self.queued.is_empty() && self.is_open();
         if slept {
-            let most = if sleepers == 1 { self.batch() } else { 1 };
-            self.fetch(events, most, None);
+            let limit = if sleepers == 1 { self.batch() } else { 1 };
+            self.poll(events, limit, None);
         }
         self.sleepers.fetch_sub(1, SeqCst);
         self.waking.store(false, SeqCst);
@@ -292,26 +328,26 @@ impl<S> Lot<S> {
         }
         let mut ready = self.ready(events);
         let first = ready.next()?;
-        self.push(ready);
+        self.push(ready, counters);
         Some(first)
     }
 
-    /// Looks for ready connections without waiting, for a worker whose queue never gets empty. The first is for that
-    /// worker, so that it has its turn also when the queue is full.
-    pub(crate) fn look(&self, events: &mut Events) -> Option<Token> {
-        if !Poller::SHARED || !self.takes_a_batch() {
+    /// Asks the poller for ready connections without waiting, for a worker whose queue is never empty. The
+    /// first one is returned, so that it has its turn even when the queue is full.
+    pub(crate) fn poll_now(&self, events: &mut Events, counters: &ThreadCounters) -> Option<Token> {
+        if !Poller::SHARED || !self.has_room_for_batch() {
             return None;
         }
-        self.fetch(events, self.batch(), Some(Duration::ZERO));
+        self.poll(events, self.batch(), Some(Duration::ZERO));
         let mut ready = self.ready(events);
         let first = ready.next();
-        self.push(ready);
-        self.return_wake(events);
+        self.push(ready, counters);
+        self.pass_wake_on(events);
         first
     }
 
-    /// Somebody who did not sleep may have got a wake-up that was meant for a sleeper.
-    fn return_wake(&self, events: &Events) {
+    /// Repeats a wake-up that was meant for a sleeping worker and reached a thread that did not sleep.
+    fn pass_wake_on(&self, events: &Events) {
         if Poller::SHARED && events.was_woken() {
             self.waking.store(false, SeqCst);
             if self.sleepers.load(SeqCst) > 0 {
@@ -321,17 +357,17 @@ impl<S> Lot<S> {
     }
 
     fn batch(&self) -> usize {
-        let room = self.queue_limit.saturating_sub(self.queued());
+        let room = self.queue_limit.saturating_sub(self.queue_len());
         room.clamp(1, BATCH)
     }
 
-    fn fetch(&self, events: &mut Events, most: usize, timeout: Option<Duration>) {
-        if let Err(error) = self.poller.wait(events, most, timeout) {
+    fn poll(&self, events: &mut Events, limit: usize, timeout: Option<Duration>) {
+        if let Err(error) = self.poller.wait(events, limit, timeout) {
             log::error!("cannot wait in the poller: {error}");
         }
     }
 
-    /// The connections that the events bring from PARKED to QUEUED, for the caller to take care of.
+    /// The connections that the events turn from PARKED to QUEUED. The caller brings them to a worker.
     fn ready<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
         events.iter().filter_map(|event| {
             let token = Token::from_u64(event.token);
@@ -339,97 +375,96 @@ impl<S> Lot<S> {
             if self.queue_timeout.is_some() && slot.owner.is_parked(token.generation) {
                 self.stamp(slot);
             }
-            let mine = slot.owner.event(token.generation, event.hangup);
-            mine.then_some(token)
+            let is_queued = slot.owner.event(token.generation, event.hangup);
+            is_queued.then_some(token)
         })
     }
 
-    /// Takes a QUEUED connection in hand; `None` if it is gone by now.
-    pub(crate) fn start(&self, token: Token) -> Option<Turn<'_, S>> {
+    /// Begins a turn with a QUEUED connection. `None` if it is not QUEUED any more.
+    pub(crate) fn start<'a>(
+        &'a self,
+        token: Token,
+        counters: &'a ThreadCounters,
+    ) -> Option<Turn<'a, S>> {
         let slot = self.slots.get(token.index)?;
-        let news = slot.owner.start(token.generation)?;
-        Some(self.turn(slot, token, news))
+        let readiness = slot.owner.start(token.generation)?;
+        Some(self.begin_turn(slot, token, readiness, counters))
     }
 
-    fn claim_parked(&self, token: Token) -> Option<Turn<'_, S>> {
+    /// Begins a turn with a PARKED connection. `None` if it is not PARKED any more.
+    fn claim_parked<'a>(
+        &'a self,
+        token: Token,
+        counters: &'a ThreadCounters,
+    ) -> Option<Turn<'a, S>> {
         let slot = self.slots.get(token.index)?;
-        let news = slot.owner.claim_parked(token.generation)?;
-        Some(self.turn(slot, token, news))
+        let readiness = slot.owner.claim_parked(token.generation)?;
+        Some(self.begin_turn(slot, token, readiness, counters))
     }
 
-    fn turn<'a>(&'a self, slot: &'a Slot<S>, token: Token, news: News) -> Turn<'a, S> {
+    fn begin_turn<'a>(
+        &'a self,
+        slot: &'a Slot<S>,
+        token: Token,
+        readiness: Readiness,
+        counters: &'a ThreadCounters,
+    ) -> Turn<'a, S> {
         let mut occupant = slot.occupant.take();
-        let mut waited = Waits::Input;
-        if let Some(occupant) = &mut occupant {
-            waited = occupant.waits;
-            if waited == Waits::Output {
+        if let Some(Occupant { conn, .. }) = occupant.as_deref_mut() {
+            if conn.has_output() {
                 self.unwritten.fetch_sub(1, SeqCst);
-                occupant.waits = Waits::Input;
-                // It was not watched for reading meanwhile, so that nothing is known of it.
-                occupant.conn.note_readable(false);
+                // The poller watched for writing, so nothing is known of the input.
+                conn.note_readable(false);
             }
-            if news.readable {
-                occupant.conn.note_readable(news.hangup);
+            if readiness.readable {
+                conn.note_readable(readiness.hangup);
             }
         }
         Turn {
             lot: self,
             slot,
             token,
-            counters: self.counters.keeper(),
-            waited,
+            counters,
             occupant,
         }
     }
 
-    // ---- the end ----
+    /// Counts a connection with output that is about to be parked or queued. The keeper writes the output if no
+    /// worker does.
+    fn count_unwritten(&self, now: u64) {
+        if self.unwritten.fetch_add(1, SeqCst) == 0 {
+            self.wake_keeper_by(now + 1);
+        }
+    }
 
-    /// Closes the connections that wait for a message, once the drain has begun; those whose message is there already
-    /// are put on the queue. What is in the middle of something stays. False if the queue had no room for all.
-    pub(crate) fn clear(&self) -> bool {
-        for (index, slot) in self.slots.iter() {
+    /// The tokens of all slots in use.
+    fn tokens(&self) -> impl Iterator<Item = (Token, &Slot<S>)> {
+        self.slots.iter().map(|(index, slot)| {
+            let generation = slot.owner.generation();
+            (Token { index, generation }, slot)
+        })
+    }
+
+    // ---- the drain ----
+
+    /// Closes the connections that wait for a message, once the drain has begun. Those whose message has
+    /// arrived are queued; those in the middle of a message stay. False if the queue had no room for all.
+    pub(crate) fn close_idle(&self) -> bool {
+        let counters = &self.counters.main_thread;
+        for (token, _) in self.tokens() {
             if !self.queue_has_room() {
                 return false;
             }
-            let generation = slot.owner.generation();
-            let token = Token { index, generation };
-            let Some(mut turn) = self.claim_parked(token) else {
+            let Some(mut turn) = self.claim_parked(token, counters) else {
                 continue;
             };
-            turn.counters = self.counters.main_thread();
             if !turn.is_between_messages() {
                 turn.park_again();
-            } else if turn.has_message() {
+            } else if turn.has_input() {
                 turn.requeue();
             }
         }
         true
-    }
-
-    // ---- word of room ----
-
-    /// Sets what is called when there may be room, after [`want_room`](Self::want_room).
-    pub(crate) fn on_room(&self, call: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_room.set(Box::new(call));
-    }
-
-    /// Asks to be called once when a connection has ended, was parked, or left the queue. Whoever asks looks for room once more
-    /// afterwards, since that may have happened just before.
-    pub(crate) fn want_room(&self) {
-        self.room_wanted.store(true, SeqCst);
-    }
-
-    /// Nobody has been told of room since it was wanted.
-    pub(crate) fn wants_room(&self) -> bool {
-        self.room_wanted.load(SeqCst)
-    }
-
-    pub(crate) fn made_room(&self) {
-        if self.room_wanted.load(SeqCst) && self.room_wanted.swap(false, SeqCst) {
-            if let Some(call) = self.on_room.get() {
-                call();
-            }
-        }
     }
 
     fn is_open(&self) -> bool {
@@ -437,48 +472,74 @@ impl<S> Lot<S> {
     }
 
     /// Drops the queue's sender, which ends the workers, and ends the keeper.
-    pub(crate) fn end(&self) {
+    pub(crate) fn shut(&self) {
         drop(self.queue.write().take());
-        self.nap.end();
+        self.keeper.end();
         self.poller.wake();
     }
 
-    /// A worker has ended: the next one may still wait in the poller.
+    /// Called by a worker that ends: wakes the next worker that waits in the poller, so that it ends as well.
     pub(crate) fn worker_ended(&self) {
         self.poller.wake();
     }
 
-    /// What is still there: shuts down the sockets of the connections that somebody holds, and closes the others.
+    /// Closes every connection that is left. The socket of a connection in a turn is shut down.
     pub(crate) fn force(&self) {
-        for (index, slot) in self.slots.iter() {
-            let generation = slot.owner.generation();
-            let token = Token { index, generation };
-            if self.claim_parked(token).is_some() || self.start(token).is_some() {
+        let counters = &self.counters.main_thread;
+        for (token, slot) in self.tokens() {
+            let claimed = self.claim_parked(token, counters).is_some();
+            if claimed || self.start(token, counters).is_some() {
                 continue;
             }
-            if slot.owner.is_running(generation) {
+            if slot.owner.is_running(token.generation) {
                 let info = slot.info.lock().clone();
                 if let Some(info) = info {
-                    // It may be closed by now; then there is nothing to do.
+                    // An error means that the connection is closed by now.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
                 }
             }
         }
     }
 
-    /// Has the keeper look around.
-    pub(crate) fn wake_keeper(&self) {
-        if self.nap.no_longer_than(0) && !Poller::SHARED {
-            self.poller.wake();
+    // ---- room for the acceptor ----
+
+    /// Sets what is called when there may be room, after [`request_room`](Self::request_room).
+    pub(crate) fn on_room(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_room.set(Box::new(call));
+    }
+
+    /// Asks for one call of `on_room` when a connection has ended, was parked, or left the queue. The caller
+    /// checks for room once more afterwards, since that may have happened just before.
+    pub(crate) fn request_room(&self) {
+        self.room_requested.store(true, SeqCst);
+    }
+
+    /// Whether a requested call of `on_room` is still to come.
+    pub(crate) fn is_room_requested(&self) -> bool {
+        self.room_requested.load(SeqCst)
+    }
+
+    pub(crate) fn notify_room(&self) {
+        if self.is_room_requested() && self.room_requested.swap(false, SeqCst) {
+            if let Some(call) = self.on_room.get() {
+                call();
+            }
         }
     }
 
-    /// How often the keeper has looked around.
-    pub(crate) fn keeper_turns(&self) -> u64 {
-        self.nap.turns.load(SeqCst)
+    // ---- what others ask ----
+
+    /// Has the keeper run its loop once.
+    pub(crate) fn wake_keeper(&self) {
+        self.wake_keeper_by(0);
     }
 
-    /// What `ask` finds out about a connection, if it still is the one of that token.
+    /// How often the keeper has run its loop.
+    pub(crate) fn keeper_loops(&self) -> u64 {
+        self.keeper.loops.load(SeqCst)
+    }
+
+    /// Calls `ask` with what is known of the connection with this token, if the connection is still there.
     pub(crate) fn with_info<T>(
         &self,
         token: u64,

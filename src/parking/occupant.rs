@@ -1,160 +1,149 @@
-//! A connection with its session, and what can be done for it without a service: writing out, closing, lingering.
+//! What a slot holds: a connection, its session, and its stage. Here is what can be done without the service: writing
+//! output, closing, lingering.
 
 use std::time::{Duration, Instant};
 
 use crate::clock::in_millis;
-use crate::connection::{Connection, Filled, READ_SIZE};
+use crate::connection::{ClosingNotice, Connection, Filled, READ_SIZE};
+use crate::sys::Interest;
 
-/// How long a closing connection waits for its client to take note, and how much it throws away meanwhile: so much as a
-/// client may send that looks for an answer only when all of its request has left.
+/// How long a connection lingers, and how many bytes it discards meanwhile. A client may send that much before it
+/// looks for an answer.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u32 = 64 * 1024 * 1024;
 
-/// What a parked connection waits for.
+/// How far the exchange with the client has come. See the table in the parent module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    /// Its client to send something, see [`Wants`].
-    Input,
-    /// Its client to read what is buffered for it.
-    Output,
-    /// Its client to close, after we did.
-    Linger,
-}
-
-/// What the service wants before it is called. It decides which time-out applies and what a drain does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wants {
-    /// Nothing: it has more to do.
-    Nothing,
-    /// The first byte of a new connection.
-    FirstByte,
-    /// A message: any byte will do, also one that is in the buffer already.
-    Message,
-    /// More of the message than is in the buffer.
-    More,
-}
-
-/// How far a connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    /// It is closed as soon as its output is written.
+pub(crate) enum Stage {
+    /// A new connection: the client has to send its first byte.
+    New,
+    /// Between two messages: the client has to begin the next one.
+    Idle,
+    /// In a message: the service needs more bytes than are in the buffer.
+    Partial,
+    /// The service has more to do without the client.
+    Runnable,
+    /// The service is done. The output is written, then the connection is closed.
     Closing,
-    /// Its output is written and the client told; so many more bytes from it are ignored.
-    Lingering {
-        left: u32,
-    },
+    /// The output is written and our side is shut down. The client's bytes are discarded, up to this many more.
+    Lingering { left: u32 },
 }
 
-/// A connection that has a place in the lot, with its session.
-// What is looked at first comes first, beside what every message touches of the connection; see there.
+/// A connection that has a slot, with its session.
+// The first fields share a cache line with the fields of the connection that every message touches.
 #[repr(C, align(64))]
 pub(crate) struct Occupant<S> {
-    pub(crate) wants: Wants,
-    pub(crate) waits: Waits,
-    phase: Phase,
+    pub(crate) stage: Stage,
     pub(crate) session: Option<S>,
     pub(crate) conn: Connection,
 }
 
-/// What is to be done with a connection before, or instead of, serving it.
-pub(crate) enum Tended {
-    /// It can be served.
-    Ready,
-    /// It waits for its client.
-    Wait(Waits),
-    /// It is finished.
-    Done,
+/// What a connection needs next.
+pub(crate) enum Needs {
+    /// A call of the service.
+    Service,
+    /// Its client: it is to be parked.
+    Client,
+    /// Nothing any more: it is to be closed.
+    Close,
 }
 
 impl<S> Occupant<S> {
-    pub(super) fn new(conn: Connection, wants: Wants) -> Self {
+    pub(super) fn new(conn: Connection, stage: Stage) -> Self {
         Self {
-            wants,
-            waits: Waits::Input,
-            phase: Phase::Serving,
+            stage,
             session: None,
             conn,
         }
     }
 
-    /// Does what needs no service: writes buffered output, closes, lingers.
-    pub(crate) fn tend(&mut self) -> Tended {
+    /// Does what needs no service: writes output, shuts down, lingers.
+    pub(crate) fn advance(&mut self) -> Needs {
         match self.conn.flush_some() {
             Ok(true) => {}
-            Ok(false) => return Tended::Wait(Waits::Output),
+            Ok(false) => return Needs::Client,
             Err(error) => {
                 log::debug!("{}: cannot write: {error}", self.conn.info());
-                return Tended::Done;
+                return Needs::Close;
             }
         }
-        if self.phase == Phase::Serving {
-            return Tended::Ready;
+        if self.is_open() {
+            return Needs::Service;
         }
-        if self.phase == Phase::Closing {
-            // A close with unread input resets the connection, and may take the answer with it.
+        if self.stage == Stage::Closing {
+            // Closing a socket with unread input resets the connection, and the reset may overtake the answer.
             if self.conn.at_eof() {
-                return Tended::Done;
+                return Needs::Close;
             }
             match self.conn.discard(&mut [0; 512]) {
                 Ok((1.., Filled::Nothing | Filled::Bytes)) => {}
-                Ok((0, Filled::Nothing)) if self.conn.lingers() => {}
-                _ => return Tended::Done,
+                Ok((0, Filled::Nothing)) if self.conn.lingers_on_close() => {}
+                _ => return Needs::Close,
             }
             self.conn.half_close(LINGER);
-            self.phase = Phase::Lingering { left: LINGER_BYTES };
+            self.stage = Stage::Lingering { left: LINGER_BYTES };
         }
         self.linger()
     }
 
-    fn linger(&mut self) -> Tended {
+    fn linger(&mut self) -> Needs {
         let mut scratch = [0; READ_SIZE];
-        while let Phase::Lingering { left } = self.phase {
+        while let Stage::Lingering { left } = self.stage {
             match self.conn.discard(&mut scratch) {
-                Ok((_, Filled::Nothing)) => return Tended::Wait(Waits::Linger),
+                Ok((_, Filled::Nothing)) => return Needs::Client,
                 Ok((count, Filled::Bytes)) if count < left as usize => {
                     let left = left - count as u32;
-                    self.phase = Phase::Lingering { left };
+                    self.stage = Stage::Lingering { left };
                 }
                 Ok(_) | Err(_) => break,
             }
         }
-        Tended::Done
+        Needs::Close
     }
 
-    /// It waits for a message, and nothing of one has come as far as is known.
+    /// Whether the service may still be called.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.stage, Stage::Closing | Stage::Lingering { .. })
+    }
+
+    /// Whether the service is called when the client has sent something.
+    pub(super) fn waits_for_input(&self) -> bool {
+        self.is_open() && !self.conn.has_output()
+    }
+
+    /// Whether the next message has not begun, as far as is known.
     pub(super) fn is_between_messages(&self) -> bool {
-        self.phase == Phase::Serving
-            && !self.conn.has_output()
-            && matches!(self.wants, Wants::FirstByte | Wants::Message)
+        matches!(self.stage, Stage::New | Stage::Idle) && !self.conn.has_output()
     }
 
-    /// Would its client take what it is told now for the answer to what it asked? Not in the middle of one.
-    pub(super) fn waits_for_an_answer(&self) -> bool {
-        let has_begun = self.wants == Wants::Nothing && self.session.is_some();
-        !has_begun && self.conn.farewell().is_some()
+    /// Whether the client would take a refusal for the answer to its request. In the middle of an answer it would not.
+    pub(super) fn may_be_refused(&self) -> bool {
+        let in_answer = self.stage == Stage::Runnable && self.session.is_some();
+        !in_answer && self.conn.closing_notice() != ClosingNotice::Forbidden
     }
 
-    pub(super) fn is_serving(&self) -> bool {
-        self.phase == Phase::Serving
-    }
-
-    /// Ends the serving: what follows is writing out what is buffered, and the close.
+    /// Ends the calls of the service. [`advance`](Self::advance) does the rest.
     pub(crate) fn close(&mut self) {
-        self.phase = Phase::Closing;
+        self.stage = Stage::Closing;
     }
 
-    /// Until when it may wait, in the clock's milliseconds.
-    pub(super) fn due(&mut self, now: u64, first_byte: Duration) -> u64 {
-        let deadline = match (self.waits, self.wants) {
-            (Waits::Input, Wants::FirstByte) => return now.saturating_add(in_millis(first_byte)),
-            (Waits::Input, Wants::Message | Wants::Nothing) => {
-                return now.saturating_add(self.conn.idle_timeout());
-            }
-            (Waits::Input, Wants::More) | (Waits::Linger, _) => {
+    /// What the poller has to report while the connection is parked.
+    pub(super) fn interest(&self) -> Interest {
+        match self.conn.has_output() {
+            true => Interest::Write,
+            false => Interest::Read,
+        }
+    }
+
+    /// When a connection that is parked now expires, in the clock's milliseconds.
+    pub(super) fn expiry(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
+        let deadline = match self.stage {
+            _ if self.conn.has_output() => self.conn.write_deadline(Instant::now()),
+            Stage::New => return now.saturating_add(in_millis(first_byte_timeout)),
+            Stage::Idle | Stage::Runnable => return now.saturating_add(self.conn.idle_timeout()),
+            Stage::Partial | Stage::Closing | Stage::Lingering { .. } => {
                 self.conn.read_deadline(Instant::now())
             }
-            (Waits::Output, _) => self.conn.write_deadline(Instant::now()),
         };
         let left = deadline.left(Instant::now());
         left.map_or(u64::MAX, |left| now.saturating_add(in_millis(left)))

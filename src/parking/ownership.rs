@@ -1,4 +1,4 @@
-//! Who owns a connection: one atomic word, and the few ways in which it may change.
+//! Who owns a connection: one atomic word, and the ways in which it may change.
 //!
 //! ```text
 //!   FREE ──── occupy ────► RUNNING ────── park ─────► PARKED
@@ -9,14 +9,17 @@
 //!                            QUEUED ◄────────────────────┘
 //! ```
 //!
-//! An event for a connection that is QUEUED or RUNNING sets NOTIFIED beside the state, and parking fails while it is
-//! set: its owner reads again. So no event is lost, wherever it falls. The generation in the word grows each time the
-//! slot is freed, so that an event or a queue entry of a former connection does nothing.
+//! Invariants:
 //!
-//! All of it is sequentially consistent, for the word takes part in two more agreements: "parked, then looked whether
-//! the server drains" against "drains, then looked who is parked", and the same with the wheel's reminders.
+//! - No event is lost. An event for a QUEUED or RUNNING connection sets NOTIFIED beside the state, and `park` fails
+//!   while NOTIFIED is set: the owner reads again.
+//! - A former connection of the slot is out of reach. The word carries a generation, which grows each time the slot is
+//!   freed, so a stale event or queue entry changes nothing.
+//! - A drain overlooks no connection. "Park, then check whether the server drains" is paired with "drain, then check
+//!   which connections are parked"; the same holds for the timers of the wheel. Both need one order of all operations,
+//!   so every operation is sequentially consistent.
 //!
-//! The model test in `tests/` includes this file over loom's atomics; that is why it names its atomic by `super`.
+//! `tests/ownership_model.rs` includes this file over loom's atomics, so the atomic is named by `super`.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -32,18 +35,18 @@ const HANGUP: u64 = 8;
 const FLAGS: u64 = NOTIFIED | HANGUP;
 const GENERATION: u64 = 1 << 32;
 
-/// A slot's owner and generation.
+/// The owner and the generation of a slot.
 pub(crate) struct Ownership(AtomicU64);
 
-/// What had happened on the socket while the connection had another owner than the lot.
+/// What the poller has reported while the connection was not PARKED, or when it became QUEUED.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct Readiness {
     pub(crate) readable: bool,
     pub(crate) hangup: bool,
 }
 
-impl News {
-    fn of(word: u64) -> Self {
+impl Readiness {
+    fn from_word(word: u64) -> Self {
         Self {
             readable: word & NOTIFIED != 0,
             hangup: word & HANGUP != 0,
@@ -56,21 +59,22 @@ impl Ownership {
         Self(AtomicU64::new(FREE))
     }
 
-    /// The generation that the slot is in now.
+    /// The slot's present generation.
     pub(crate) fn generation(&self) -> u32 {
         generation(self.0.load(SeqCst))
     }
 
-    /// FREE → RUNNING, by the one who took the slot from the free list.
+    /// FREE → RUNNING, by the thread that took the slot from the free list.
     pub(crate) fn occupy(&self) {
         let changed = self.change(|word| (word & STATE == FREE).then_some(word | RUNNING));
         debug_assert!(changed.is_ok(), "a free slot has no owner");
     }
 
-    /// The poller reports something. True: it was PARKED, is QUEUED, and the caller brings it to a worker.
+    /// Handles an event of the poller. True: the connection was PARKED and is QUEUED, and the caller brings it to a
+    /// worker.
     pub(crate) fn event(&self, generation: u32, hangup: bool) -> bool {
         let flags = if hangup { FLAGS } else { NOTIFIED };
-        let changed = self.of(generation, |word| match word & STATE {
+        let changed = self.change_in(generation, |word| match word & STATE {
             PARKED => Some(with_state(word, QUEUED) | flags),
             QUEUED | RUNNING if word & flags != flags => Some(word | flags),
             _ => None,
@@ -78,25 +82,25 @@ impl Ownership {
         changed.is_ok_and(|word| word & STATE == PARKED)
     }
 
-    /// QUEUED → RUNNING, with the news so far; `None` if it is somebody else's by now.
-    pub(crate) fn start(&self, generation: u32) -> Option<News> {
+    /// QUEUED → RUNNING, with the events so far. `None` if the connection is not QUEUED any more.
+    pub(crate) fn start(&self, generation: u32) -> Option<Readiness> {
         self.take(generation, QUEUED)
     }
 
-    /// PARKED → RUNNING without an event: to close it, to hand it over, or to write to it.
-    pub(crate) fn claim_parked(&self, generation: u32) -> Option<News> {
+    /// PARKED → RUNNING without an event: to close the connection or to write to it. `None` if it is not PARKED any more.
+    pub(crate) fn claim_parked(&self, generation: u32) -> Option<Readiness> {
         self.take(generation, PARKED)
     }
 
-    fn take(&self, generation: u32, from: u64) -> Option<News> {
-        let changed = self.of(generation, |word| {
+    fn take(&self, generation: u32, from: u64) -> Option<Readiness> {
+        let changed = self.change_in(generation, |word| {
             (word & STATE == from).then_some(with_state(word, RUNNING) & !FLAGS)
         });
-        changed.ok().map(News::of)
+        changed.ok().map(Readiness::from_word)
     }
 
-    /// RUNNING → PARKED, or the news that came meanwhile, and then the caller still owns it.
-    pub(crate) fn park(&self) -> Result<(), News> {
+    /// RUNNING → PARKED. An error: the poller has reported something, and the caller still owns the connection.
+    pub(crate) fn park(&self) -> Result<(), Readiness> {
         let changed = self.change(|word| {
             debug_assert_eq!(word & STATE, RUNNING);
             (word & FLAGS == 0).then_some(with_state(word, PARKED))
@@ -104,14 +108,14 @@ impl Ownership {
         match changed {
             Ok(_) => Ok(()),
             Err(_) => {
-                // More may have come since; what is taken away and what is told must be the same.
+                // Another event may follow. The flags that are cleared and those that are returned must be the same.
                 let (Ok(word) | Err(word)) = self.change(|word| Some(word & !FLAGS));
-                Err(News::of(word))
+                Err(Readiness::from_word(word))
             }
         }
     }
 
-    /// RUNNING → QUEUED. News stay for whoever starts it.
+    /// RUNNING → QUEUED. Events are kept for the thread that starts the connection.
     pub(crate) fn requeue(&self) {
         let _ = self.change(|word| {
             debug_assert_eq!(word & STATE, RUNNING);
@@ -119,7 +123,7 @@ impl Ownership {
         });
     }
 
-    /// RUNNING → FREE, and to the next generation.
+    /// RUNNING → FREE, and the next generation.
     pub(crate) fn free(&self) {
         let _ = self.change(|word| {
             debug_assert_eq!(word & STATE, RUNNING);
@@ -144,12 +148,12 @@ impl Ownership {
         generation(word) == of && word & STATE == state
     }
 
-    /// As `change`, but only for that generation.
-    fn of(&self, of: u32, next: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
+    /// As `change`, for one generation only.
+    fn change_in(&self, of: u32, next: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
         self.change(|word| (generation(word) == of).then(|| next(word)).flatten())
     }
 
-    /// Replaces the word by what `next` makes of it, if it makes something of it. Either way: the word before.
+    /// Replaces the word by `next` of it, unless that is `None`. Returns the word before in either case.
     fn change(&self, next: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
         let mut word = self.0.load(SeqCst);
         loop {

@@ -1,45 +1,40 @@
-//! A turn: a connection in somebody's hands, and the three ways in which it leaves them.
+//! A turn: one thread's exclusive hold of a connection. It ends in one of three ways: the thread parks the connection,
+//! puts it on the queue, or drops the turn, which closes the connection.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use super::expiry::BUSY;
-use super::occupant::{Occupant, Waits, Wants};
-use super::{Lot, Slot, Token, keeper};
+use super::expiry::MID_MESSAGE;
+use super::occupant::{Needs, Occupant, Stage};
+use super::{Lot, Slot, Token};
 use crate::clock;
-use crate::connection::Filled;
-use crate::stats::{WorkerCounters, count};
+use crate::connection::{ClosingNotice, Filled};
+use crate::panic;
+use crate::stats::{ThreadCounters, count};
 use crate::sys::Interest;
 
-/// A connection in hand. Dropping it closes the connection.
+/// A connection that this thread holds. Dropping the turn closes the connection.
 pub(crate) struct Turn<'a, S> {
     pub(super) lot: &'a Lot<S>,
     pub(super) slot: &'a Slot<S>,
     pub(crate) token: Token,
-    /// Whose counters what is moved in this turn goes to.
-    pub(crate) counters: &'a WorkerCounters,
-    /// What it had been parked for.
-    pub(super) waited: Waits,
-    /// There until the turn ends.
+    /// The counters of the thread that holds the connection.
+    pub(super) counters: &'a ThreadCounters,
+    /// `Some` until the turn ends.
     pub(super) occupant: Option<Box<Occupant<S>>>,
 }
 
 impl<S> Turn<'_, S> {
-    /// The connection. `None` never happens while the turn lasts.
+    /// The connection. It is `Some` as long as the turn lasts.
     pub(crate) fn occupant(&mut self) -> Option<&mut Occupant<S>> {
         self.occupant.as_deref_mut()
     }
 
-    /// Leaves the connection to the poller, or keeps it if something has come meanwhile.
-    pub(crate) fn park(mut self, waits: Waits) -> Option<Self> {
+    /// Parks the connection. Returns the turn if the poller has reported something meanwhile.
+    pub(crate) fn park(mut self) -> Option<Self> {
         let lot = self.lot;
-        self.account();
+        self.count_bytes();
         let mut occupant = self.occupant.take()?;
-        occupant.waits = waits;
-        let interest = match waits {
-            Waits::Output => Interest::Write,
-            Waits::Input | Waits::Linger => Interest::Read,
-        };
+        let interest = occupant.interest();
         if let Err(error) = occupant.conn.watch(self.token.to_u64(), interest) {
             log::warn!(
                 "{}: cannot watch the connection: {error}",
@@ -49,68 +44,63 @@ impl<S> Turn<'_, S> {
             return None;
         }
         let now = clock::millis();
-        let mut due = occupant.due(now, lot.limits.first_byte_timeout);
+        let mut expiry = occupant.expiry(now, lot.limits.first_byte_timeout);
         let idle = occupant.is_between_messages();
-        let grace = lot.drain.grace();
+        let grace = lot.drain.idle_grace();
         if let (true, Some(grace)) = (idle, grace) {
-            due = due.min(now.saturating_add(lot.spread(self.token, grace)));
+            expiry = expiry.min(now.saturating_add(lot.stagger(self.token, grace)));
         }
-        // Parking publishes both.
-        self.slot.deadline.store(due, Relaxed);
-        let since = if idle { now } else { now | BUSY };
+        // The compare-and-swap in `Ownership::park` publishes both.
+        self.slot.expires_at.store(expiry, Relaxed);
+        let since = if idle { now } else { now | MID_MESSAGE };
         self.slot.since.store(since, Relaxed);
-        if waits == Waits::Output && lot.unwritten.fetch_add(1, SeqCst) == 0 {
-            lot.wake_keeper_by(now + 1);
+        if interest == Interest::Write {
+            lot.count_unwritten(now);
         }
         self.slot.occupant.store(Some(occupant));
         match self.slot.owner.park() {
             Ok(()) => {
-                // From here on it may be anybody's. Its slot is still there to be looked at.
-                lot.remind(self.token.index, self.slot, due);
-                lot.made_room();
-                // The sweep of the drain, or of its end, may have passed while the connection was in hand.
+                // Another thread may own the connection from here on. The slot itself stays.
+                lot.set_timer(self.token.index, self.slot, expiry);
+                lot.notify_room();
+                // The drain's sweep over parked connections may have passed during this turn.
                 if lot.drain.is_forced() {
-                    drop(lot.claim_parked(self.token));
-                } else if idle && (lot.drain.is_closing() || lot.drain.grace() != grace) {
-                    return lot.claim_parked(self.token);
+                    drop(lot.claim_parked(self.token, self.counters));
+                } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
+                    return lot.claim_parked(self.token, self.counters);
                 }
                 None
             }
-            Err(news) => Some(lot.turn(self.slot, self.token, news)),
+            Err(events) => Some(lot.begin_turn(self.slot, self.token, events, self.counters)),
         }
     }
 
     /// Puts the connection on the queue.
     pub(crate) fn requeue(mut self) {
-        self.account();
-        self.slot.occupant.store(self.occupant.take());
+        self.count_bytes();
+        let occupant = self.occupant.take();
+        if occupant
+            .as_ref()
+            .is_some_and(|occupant| occupant.conn.has_output())
+        {
+            self.lot.count_unwritten(clock::millis());
+        }
+        self.slot.occupant.store(occupant);
         self.lot.stamp(self.slot);
         self.slot.owner.requeue();
-        self.lot.push([self.token]);
+        self.lot.push([self.token], self.counters);
     }
 
+    /// Parks a connection that was parked before, or queues it if the poller has reported something meanwhile.
     pub(super) fn park_again(self) {
-        let waits = self.waited;
-        if let Some(turn) = self.park(waits) {
+        if let Some(turn) = self.park() {
             turn.requeue();
         }
     }
 
     pub(super) fn waits_for_input(&self) -> bool {
-        self.waited == Waits::Input
-    }
-
-    /// Has the client sent something that nobody has looked at? It is in the buffer then, and all that the service
-    /// wants.
-    pub(super) fn has_message(&mut self) -> bool {
-        let Some(occupant) = &mut self.occupant else {
-            return false;
-        };
-        let has_some = matches!(occupant.conn.try_fill(), Ok(Filled::Bytes));
-        if has_some {
-            occupant.wants = Wants::Message;
-        }
-        has_some
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|occupant| occupant.waits_for_input())
     }
 
     pub(super) fn is_between_messages(&self) -> bool {
@@ -118,119 +108,154 @@ impl<S> Turn<'_, S> {
         occupant.is_some_and(|occupant| occupant.is_between_messages())
     }
 
-    /// Adds what was moved to the thread's counters.
-    fn account(&mut self) {
+    /// Reads what the client has sent and no thread has seen. If there is something, the service is to be called.
+    pub(super) fn has_input(&mut self) -> bool {
+        let Some(occupant) = &mut self.occupant else {
+            return false;
+        };
+        let has_input = matches!(occupant.conn.try_fill(), Ok(Filled::Bytes));
+        if has_input {
+            occupant.stage = Stage::Idle;
+        }
+        has_input
+    }
+
+    /// Adds the bytes that this turn moved to the thread's counters.
+    fn count_bytes(&mut self) {
         if let Some(occupant) = &mut self.occupant {
-            // Threads without counters of their own move nothing.
+            // A thread without counters of its own moves no bytes.
             match occupant.conn.take_moved() {
                 (0, 0) => {}
-                (bytes_in, bytes_out) => self.counters.moved(bytes_in, bytes_out),
+                (bytes_in, bytes_out) => self.counters.add_bytes(bytes_in, bytes_out),
             }
         }
     }
 
-    /// Closes a parked connection whose time has come; it may have got a new one since that was seen.
+    /// Does what needs no service. Queues a connection that needs a worker.
+    pub(super) fn advance(mut self) {
+        loop {
+            let Some(occupant) = self.occupant() else {
+                return;
+            };
+            if occupant.waits_for_input() {
+                return self.requeue();
+            }
+            match occupant.advance() {
+                Needs::Service => return self.requeue(),
+                Needs::Close => return,
+                Needs::Client => {}
+            }
+            match self.park() {
+                Some(kept) => self = kept,
+                None => return,
+            }
+        }
+    }
+
+    /// Closes a parked connection whose time-out has expired, unless it has got more time since that was seen.
     pub(super) fn expire(mut self, now: u64) {
-        if self.slot.deadline.load(SeqCst) > now {
+        if self.slot.expires_at.load(SeqCst) > now {
             return self.park_again();
         }
-        // What came in time is served, however late a worker has time for it.
-        if self.waits_for_input() && self.has_message() {
+        // Input that came in time is served, however late a worker has time for it.
+        if self.waits_for_input() && self.has_input() {
             return self.requeue();
         }
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        // The kernel reports room late, see `WRITE_SLICE`: whoever has read something meanwhile gets the time for it.
-        if self.waited == Waits::Output && matches!(occupant.conn.has_progressed(), Ok(true)) {
-            return keeper::tend(self);
+        // The kernel reports room late, see `WRITE_SLICE`. A client that has read since then gets more time.
+        let has_output = occupant.conn.has_output();
+        if has_output && matches!(occupant.conn.has_progressed(), Ok(true)) {
+            return self.advance();
         }
         let counters = &self.lot.counters;
-        let (counter, what) = match (self.waited, occupant.wants) {
-            (Waits::Linger, _) => return,
-            (Waits::Output, _) => (&counters.expired_write, "did not read its answer"),
-            (Waits::Input, Wants::FirstByte) => (&counters.expired_first_byte, "sent nothing"),
-            (Waits::Input, Wants::More) => (&counters.expired_read, "did not complete a message"),
-            (Waits::Input, Wants::Message | Wants::Nothing) => (&counters.expired_idle, "was idle"),
+        let (counter, what) = match occupant.stage {
+            _ if has_output => (&counters.expired_write, "did not read its answer"),
+            Stage::New => (&counters.expired_first_byte, "sent nothing"),
+            Stage::Partial => (&counters.expired_read, "did not complete a message"),
+            Stage::Idle | Stage::Runnable => (&counters.expired_idle, "was idle"),
+            Stage::Closing | Stage::Lingering { .. } => return,
         };
         count(counter);
         log::debug!(
             "{}: closed, the client {what} in time",
             occupant.conn.info()
         );
-        if self.waited == Waits::Input && occupant.wants == Wants::More {
-            let farewell = occupant.conn.farewell();
-            self.close_with(farewell.unwrap_or_default());
+        if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(answer)) =
+            (has_output, occupant.stage, occupant.conn.closing_notice())
+        {
+            self.close_with(answer);
         }
     }
 
-    /// Closes a connection that waited for a worker for too long, unless what it waited for was not a worker.
+    /// Closes a connection that has waited for a worker for longer than the queue's time-out. One that waited for its
+    /// client to read, or to close, goes on.
     pub(crate) fn refuse_late(self) {
         let Some(occupant) = &self.occupant else {
             return;
         };
-        if occupant.conn.has_output() || !occupant.is_serving() {
-            return keeper::tend(self);
+        if !occupant.waits_for_input() {
+            return self.advance();
         }
         count(&self.lot.counters.refused_queue_timeout);
         log::debug!(
             "{}: refused, no worker had time for it",
             occupant.conn.info()
         );
-        let refusal: &[u8] = match occupant.waits_for_an_answer() {
+        let refusal: &[u8] = match occupant.may_be_refused() {
             true => &self.lot.refusal,
             false => &[],
         };
         self.close_with(refusal);
     }
 
-    /// Closes a connection whose service panicked: at once, unless its client was told before.
-    pub(crate) fn abandon(mut self) {
+    /// Closes a connection whose service panicked. Output that is to reach the client is written before.
+    pub(crate) fn close_after_panic(mut self) {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        if occupant.conn.lingers() {
+        if occupant.conn.lingers_on_close() {
             occupant.close();
-            keeper::tend(self);
+            self.advance();
         }
     }
 
-    /// Tells the client something before the close; without waiting, as there is nothing else in the buffer.
-    fn close_with(mut self, bytes: &[u8]) {
+    /// Sends `answer` before the close, without waiting: only as much as the socket takes at once.
+    fn close_with(mut self, answer: &[u8]) {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        if bytes.is_empty() || occupant.conn.has_output() {
+        if answer.is_empty() || occupant.conn.has_output() {
             return;
         }
-        if let Err(error) = occupant.conn.offer(bytes) {
+        if let Err(error) = occupant.conn.send_unbuffered(answer) {
             log::debug!("{}: cannot write: {error}", occupant.conn.info());
             return;
         }
-        occupant.conn.linger();
+        occupant.conn.linger_on_close();
         occupant.close();
-        keeper::tend(self);
+        self.advance();
     }
 }
 
 impl<S> Drop for Turn<'_, S> {
     fn drop(&mut self) {
-        self.account();
+        self.count_bytes();
         let Some(occupant) = self.occupant.take() else {
             return;
         };
         let Occupant { conn, session, .. } = *occupant;
         let peer = conn.peer_addr().clone();
-        // In this order: it leaves the poller, then the slot forgets it, and only then the slot is anybody's.
+        // The order matters: the connection leaves the poller, the slot forgets it, then the slot is free.
         drop(conn);
         let info = self.slot.info.lock().take();
         drop(info);
         self.slot.owner.free();
         self.lot.slots.give(self.token.index);
-        self.lot.made_room();
-        // Last, since it is the user's code.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(session))) {
-            let why = crate::pool::message(&*panic);
+        self.lot.notify_room();
+        // The session comes last: its drop is the application's code.
+        if let Err(why) = panic::contain(|| drop(session)) {
             log::error!("{peer}: dropping the session panicked: {why}");
         }
     }

@@ -225,7 +225,7 @@ impl Restart {
     }
 
     /// What holds signals back until they have handlers, or are not to be handled here.
-    pub(crate) fn take_held(&mut self) -> BlockedSignals {
+    pub(crate) fn take_blocked_signals(&mut self) -> BlockedSignals {
         std::mem::replace(&mut self.held, BlockedSignals(false))
     }
 

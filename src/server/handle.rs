@@ -1,4 +1,4 @@
-//! The handle: a running server's remote control.
+//! The handle: controls a running server from other threads.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,24 +17,24 @@ use crate::signals::Command;
 use crate::stats::Stats;
 
 thread_local! {
-    /// Whose thread this is; 0 for nobody's.
-    static SERVER: Cell<usize> = const { Cell::new(0) };
+    /// The id of the server that this thread belongs to; 0 for no server.
+    static SERVER_ID: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Says that this thread is one of that server's.
-pub(super) fn belong_to(server: usize) {
-    SERVER.set(server);
+/// Marks this thread as one of the server's.
+pub(super) fn mark_thread(server_id: usize) {
+    SERVER_ID.set(server_id);
 }
 
-/// Waiting for the server would be waiting for this thread.
-fn is_thread_of(server: usize) -> bool {
-    SERVER.get() == server
+/// Whether this thread is one of the server's: it cannot wait for the server's end.
+fn is_thread_of(server_id: usize) -> bool {
+    SERVER_ID.get() == server_id
 }
 
-/// Controls a running server. Clones control the same one.
+/// Controls a running server. Clones control the same server.
 ///
-/// Dropping the last handle stops the server as [`Builder::drain_timeout`](crate::Builder::drain_timeout) says, and
-/// waits for it. So a service that keeps a handle of its own server runs until somebody stops it.
+/// Dropping the last handle stops the server within [`Builder::drain_timeout`](crate::Builder::drain_timeout), and waits for
+/// the stop. So the server of a service that keeps a handle of it runs until another stop.
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the server"]
 pub struct Handle(Arc<Owner>);
@@ -43,26 +43,25 @@ pub struct Handle(Arc<Owner>);
 pub(super) struct ServerShared {
     pub(super) commands: Sender<Command>,
     pub(super) addrs: Vec<Addr>,
-    /// What tells the server from others in the process.
-    pub(super) server: usize,
+    /// Tells this server from others in the process.
+    pub(super) server_id: usize,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
-    pub(super) outcome: ReportCell,
-    /// There if the server can be restarted.
+    pub(super) report: ReportCell,
+    /// `Some` if the server can be restarted.
     pub(super) restart: Option<UpgraderHandle>,
 }
 
-/// Where the report is left.
+/// The report, once there is one, and whether all threads have ended.
 #[derive(Default)]
 pub(super) struct ReportCell {
-    /// With it: whether all threads have ended.
     report: Mutex<Option<(Report, bool)>>,
-    there: Condvar,
+    is_set: Condvar,
 }
 
 impl ReportCell {
     pub(super) fn set(&self, report: Report, all_ended: bool) {
         *self.report.lock() = Some((report, all_ended));
-        self.there.notify_all();
+        self.is_set.notify_all();
     }
 
     fn wait(&self) -> (Report, bool) {
@@ -71,14 +70,14 @@ impl ReportCell {
             if let Some(report) = &*report {
                 return report.clone();
             }
-            self.there.wait(&mut report);
+            self.is_set.wait(&mut report);
         }
     }
 }
 
 struct Owner {
     control: Arc<ServerShared>,
-    /// The server's main thread, until somebody has joined it; none where it is joined by a scope.
+    /// The server's main thread, until it is joined. `None` where a scope joins it.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -88,25 +87,25 @@ impl Handle {
         Self(Arc::new(Owner { control, thread }))
     }
 
-    /// Where the server listens, in the order of the builder, with real ports.
+    /// The addresses that the server listens on, in the order of the builder, with real ports.
     pub fn local_addrs(&self) -> Vec<Addr> {
         self.0.control.addrs.clone()
     }
 
-    /// Stops the server: nothing new is accepted, what is in progress may go on for at most so long, and then sockets
-    /// are shut down. Returns at once; [`join`](Self::join) waits. A later call can bring the end forward, never put
-    /// it off.
+    /// Stops the server: no new connection is accepted, what is in progress may go on for `within`, and then
+    /// sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call can make the deadline earlier, never
+    /// later.
     pub fn stop(&self, within: Duration) {
         self.0
             .send(Command::StopBy(Deadline::after(Instant::now(), within)));
     }
 
-    /// Stops the server without letting anything finish. Returns at once.
+    /// Stops the server at once: nothing may finish. Returns at once.
     pub fn stop_now(&self) {
         self.0.send(Command::StopNow);
     }
 
-    /// Stops accepting: new connections wait in the kernel's queue, those that are open are served on.
+    /// Stops accepting: new connections wait in the kernel's queue. Open connections are served as before.
     pub fn pause(&self) {
         self.0.send(Command::Pause);
     }
@@ -116,25 +115,25 @@ impl Handle {
         self.0.send(Command::Resume);
     }
 
-    /// Has a new process take over, see [`Restart`](crate::Restart), and waits until this one has served all that it
-    /// had. Calls at the same time have one restart in common.
+    /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has drained. Calls at the same time
+    /// share one restart.
     ///
     /// # Errors
     ///
-    /// [`RestartError`] says why this process was not replaced now; it serves on, unless it is being stopped or has been
-    /// replaced before.
+    /// [`RestartError`] says why this process was not replaced. The process goes on serving, unless it is being stopped or
+    /// has been replaced before.
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
         let control = &self.0.control;
         let Some(remote) = &control.restart else {
             let why = "the server was built without restarts";
             return Err(RestartError::new(RestartErrorKind::Off, why));
         };
-        if is_thread_of(control.server) {
-            let why = "a service cannot wait for the end of its own server";
+        if is_thread_of(control.server_id) {
+            let why = "a thread of the server cannot wait for the end of the server";
             return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
         let done = remote.wait_restart()?;
-        let (drained, _) = control.outcome.wait();
+        let (drained, _) = control.report.wait();
         Ok(RestartReport {
             ready_after: done.ready_after,
             accept_gap: done.accept_gap,
@@ -150,25 +149,25 @@ impl Handle {
         })
     }
 
-    /// As [`restart`](Self::restart), without waiting: what comes of it is logged. A service may call it.
+    /// As [`restart`](Self::restart), without waiting. The outcome is logged. A service may call this.
     pub fn request_restart(&self) {
         self.0.send(Command::Restart);
     }
 
-    /// What the server has done and does now. Still there after it has stopped.
+    /// The server's counters and gauges. They can be read after the stop as well.
     pub fn stats(&self) -> Stats {
         (self.0.control.stats)()
     }
 
-    /// Waits until the server has stopped, and says how it went. May be called by several, and again.
+    /// Waits until the server has stopped, and returns the report. May be called by several threads, and again.
     ///
     /// # Panics
     ///
-    /// On a thread of this server, which would wait for itself.
+    /// On a thread of this server, which would wait for its own end.
     pub fn join(&self) -> Report {
         assert!(
-            !is_thread_of(self.0.control.server),
-            "a service cannot wait for its own server to stop"
+            !is_thread_of(self.0.control.server_id),
+            "a thread of the server cannot wait for the server to stop"
         );
         self.0.join()
     }
@@ -176,13 +175,13 @@ impl Handle {
 
 impl Owner {
     fn send(&self, command: Command) {
-        // A server that has ended does not listen any more, and needs not.
+        // A server that has ended needs no command.
         let _ = self.control.commands.send(command);
     }
 
     fn join(&self) -> Report {
-        let (report, all_ended) = self.control.outcome.wait();
-        // A thread that a stuck handler keeps is not worth waiting for.
+        let (report, all_ended) = self.control.report.wait();
+        // A thread that a stuck handler holds may never end.
         if all_ended {
             let thread = self.thread.lock().take();
             if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -196,7 +195,7 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.send(Command::Drain);
-        if !is_thread_of(self.control.server) {
+        if !is_thread_of(self.control.server_id) {
             self.join();
         }
     }

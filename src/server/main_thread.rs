@@ -1,4 +1,12 @@
-//! The main thread: starts the others, obeys commands until a drain is over, and ends what is left.
+//! The main thread: starts the other threads, handles commands until a drain is over, and ends what is left.
+//!
+//! ```text
+//! start threads ──► loop: commands, ends of threads, the watchdog, the drain ──► finish: force, join, report
+//! ```
+//!
+//! A stop goes through these steps: stop accepting, close the drain ([`Drain`](crate::drain::Drain)), close idle
+//! connections, wait until no connection is open or the deadline has passed, force what is left, drop the queue's
+//! sender, and wait for the threads, all under one deadline.
 
 use std::io;
 use std::sync::Arc;
@@ -10,11 +18,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
+use crate::panic;
 use crate::parking::{self, Lot, Token};
-use crate::pool;
 use crate::restart::{Host, Upgrader, UpgraderHandle};
 use crate::server::builder::Builder;
-use crate::server::handle::{ServerShared, belong_to};
+use crate::server::handle::{ServerShared, mark_thread};
 use crate::server::no_start;
 use crate::server::report::{Forced, Report};
 use crate::server::watchdog::Watchdog;
@@ -22,30 +30,31 @@ use crate::service::Service;
 use crate::signals::Command;
 use crate::worker::Workers;
 
-/// How soon a drain tries again to queue parked connections whose message has come, when the queue was full.
-const CLEAR_AGAIN: Duration = Duration::from_millis(10);
+/// How soon a drain tries again to close idle connections, after the queue had no room for those whose message has
+/// arrived.
+const CLOSE_IDLE_AGAIN: Duration = Duration::from_millis(10);
 
-/// How long a stop waits, once the time is over and sockets are shut down, for handlers to take note.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long a stop waits for handlers to end, once their sockets are shut down.
+const FORCED_GRACE: Duration = Duration::from_millis(500);
 
-/// Everything that a server's main thread needs.
+/// What a server's main thread needs.
 pub(super) struct MainThread<S: Service> {
     pub(super) service: S,
     pub(super) listeners: Vec<Arc<Listener>>,
-    /// There until it has a thread, if the server can be restarted.
+    /// `Some` if the server can be restarted, until the upgrader has its thread.
     pub(super) upgrader: Option<Upgrader>,
     pub(super) idle_grace: Duration,
-    /// There until the server stops.
-    pub(super) goes_on: Option<Sender<()>>,
+    /// Dropped when the server stops.
+    pub(super) runs: Option<Sender<()>>,
     pub(super) settings: Builder,
     pub(super) lot: Arc<Lot<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) queue: Receiver<Token>,
     pub(super) commands: Receiver<Command>,
-    pub(super) server: usize,
+    pub(super) server_id: usize,
 }
 
-/// Which thread has ended.
+/// A thread of the server, when it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Acceptor,
@@ -54,10 +63,10 @@ enum Ended {
     Upgrader,
 }
 
-/// Tells that a thread has ended, however it does.
-struct Tell(Sender<Ended>, Ended);
+/// Reports the end of its thread when it is dropped, also after a panic.
+struct EndGuard(Sender<Ended>, Ended);
 
-impl Drop for Tell {
+impl Drop for EndGuard {
     fn drop(&mut self) {
         // The channel has room for every thread, and is closed by the last one.
         let _ = self.0.try_send(self.1);
@@ -65,227 +74,242 @@ impl Drop for Tell {
 }
 
 impl<S: Service> MainThread<S> {
-    /// The main thread's life. Says through `ready` whether the server serves, and leaves the report in the end.
-    pub(super) fn serve(mut self, control: &ServerShared, ready: &Sender<io::Result<()>>) {
-        belong_to(self.server);
+    /// Runs the server. `started` is sent once whether it could be started. The report is left in `shared`.
+    pub(super) fn run(mut self, shared: &ServerShared, started: &Sender<io::Result<()>>) {
+        mark_thread(self.server_id);
         let listeners = std::mem::take(&mut self.listeners);
         let upgrader = self.upgrader.take();
-        let goes_on = self.goes_on.take();
+        let runs = self.runs.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
-        let workers = self.settings.workers.unwrap_or(1);
-        let (tell, ended) = crossbeam_channel::bounded(workers + 3);
-        let jobs = Workers {
+        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + 3);
+        let workers = Workers {
             service: &self.service,
-            lot: &*self.lot,
+            lot: &self.lot,
+            queue: &self.queue,
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
         };
         let host = ServerHost {
-            parts: &self,
-            commands: &control.commands,
+            main: &self,
+            commands: &shared.commands,
         };
+        let restart = shared.restart.as_ref();
         thread::scope(|scope| {
-            // It is there first: a predecessor may have something to say while the workers are built.
-            let started = match upgrader {
-                Some(upgrader) => self.start_upgrader(scope, &host, upgrader, tell.clone()),
+            // The upgrader comes first: a predecessor may send messages while the workers are built.
+            let result = match upgrader {
+                Some(upgrader) => self.spawn(scope, "upgrade", Ended::Upgrader, &ends, || {
+                    upgrader.run(&host);
+                }),
                 None => Ok(()),
             };
-            let started = started.and_then(|()| self.start_threads(scope, &jobs, listeners, &tell));
-            drop(tell);
-            let failed = started.is_err();
-            // Whoever started the server waits for this.
-            let _ = ready.send(started);
-            let stop = if failed {
-                StopProgress::at_once()
-            } else {
-                self.obey(&commands, &ended, control.restart.as_ref())
+            let result =
+                result.and_then(|()| self.start_threads(scope, &workers, listeners, &ends));
+            drop(ends);
+            let failed = result.is_err();
+            // The receiver waits for this.
+            let _ = started.send(result);
+            let stop = match failed {
+                true => StopProgress::failed_start(),
+                false => self.handle_commands(&commands, &ended, restart),
             };
-            drop(goes_on);
-            let (report, all_ended) = self.finish(stop, &ended, control.restart.as_ref());
+            drop(runs);
+            let (report, all_ended) = self.finish(stop, &ended, restart);
             log::info!("{report}");
-            // Nobody is obeyed any more, so that nobody need wait to be heard.
+            // A handle that sends a command from now on must not block.
             drop(commands);
-            control.outcome.set(report, all_ended);
+            shared.report.set(report, all_ended);
         });
     }
 
-    fn start_threads<'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        jobs: &'scope Workers<'scope, S>,
+    /// Starts a thread of this server, whose end is reported.
+    fn spawn<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        name: &str,
+        ended: Ended,
+        ends: &Sender<Ended>,
+        run: impl FnOnce() + Send + 'scope,
+    ) -> io::Result<()> {
+        let mut thread = thread::Builder::new().name(self.thread_name(name));
+        if let (Ended::Worker(_), Some(bytes)) = (ended, self.settings.stack_size) {
+            thread = thread.stack_size(bytes);
+        }
+        let guard = EndGuard(ends.clone(), ended);
+        let server_id = self.server_id;
+        thread.spawn_scoped(scope, move || {
+            let _guard = guard;
+            mark_thread(server_id);
+            run();
+        })?;
+        Ok(())
+    }
+
+    fn start_threads<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        workers: &'env Workers<'env, S>,
         listeners: Vec<Arc<Listener>>,
-        tell: &Sender<Ended>,
+        ends: &Sender<Ended>,
     ) -> io::Result<()> {
-        let workers = self.settings.workers.unwrap_or(1);
-        let (ready, built) = crossbeam_channel::bounded(workers);
-        for index in 0..workers {
-            let mut thread = thread::Builder::new().name(self.thread_name(&index.to_string()));
-            if let Some(bytes) = self.settings.stack_size {
-                thread = thread.stack_size(bytes);
-            }
-            let (tell, ready) = (tell.clone(), ready.clone());
-            thread.spawn_scoped(scope, move || {
-                let _tell = Tell(tell, Ended::Worker(index));
-                belong_to(self.server);
-                pool::work(jobs, index, &self.queue, |result| drop(ready.send(result)));
-            })?;
-        }
-        for _ in 0..workers {
-            built.recv().unwrap_or_else(|_| Err(no_start()))?;
-        }
-
-        let keeper = tell.clone();
-        thread::Builder::new()
-            .name(self.thread_name("keeper"))
-            .spawn_scoped(scope, move || {
-                let _tell = Tell(keeper, Ended::Keeper);
-                belong_to(self.server);
-                parking::keep(&self.lot);
-            })?;
-        thread::Builder::new()
-            .name(self.thread_name("accept"))
-            .spawn_scoped(scope, {
-                let tell = tell.clone();
+        let count = self.settings.workers;
+        let (built, results) = crossbeam_channel::bounded(count);
+        for index in 0..count {
+            let built = built.clone();
+            self.spawn(
+                scope,
+                &index.to_string(),
+                Ended::Worker(index),
+                ends,
                 move || {
-                    let _tell = Tell(tell, Ended::Acceptor);
-                    belong_to(self.server);
-                    let admission = self.settings.admission.clone();
-                    if let Err(error) =
-                        acceptor::accept(&self.lot, &self.gate, listeners, admission)
-                    {
-                        log::error!("the acceptor has failed: {error}");
-                    }
-                }
-            })?;
-        Ok(())
+                    workers.run(index, |result| drop(built.send(result)));
+                },
+            )?;
+        }
+        for _ in 0..count {
+            results.recv().unwrap_or_else(|_| Err(no_start()))?;
+        }
+        self.spawn(scope, "keeper", Ended::Keeper, ends, || {
+            parking::run_keeper(&self.lot)
+        })?;
+        self.spawn(scope, "accept", Ended::Acceptor, ends, || {
+            let admission = self.settings.admission.clone();
+            if let Err(error) = acceptor::run_acceptor(&self.lot, &self.gate, listeners, admission)
+            {
+                log::error!("the acceptor has failed: {error}");
+            }
+        })
     }
 
-    fn start_upgrader<'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        host: &'scope ServerHost<'scope, S>,
-        upgrader: Upgrader,
-        tell: Sender<Ended>,
-    ) -> io::Result<()> {
-        thread::Builder::new()
-            .name(self.thread_name("upgrade"))
-            .spawn_scoped(scope, move || {
-                let _tell = Tell(tell, Ended::Upgrader);
-                belong_to(self.server);
-                upgrader.run(host);
-            })?;
-        Ok(())
-    }
-
-    /// The main thread's loop: obeys commands until a drain is over, or its time is.
-    fn obey(
+    /// The main thread's loop: handles commands until a drain is over, or its deadline has passed.
+    fn handle_commands(
         &self,
         commands: &Receiver<Command>,
         ended: &Receiver<Ended>,
         restart: Option<&UpgraderHandle>,
     ) -> StopProgress {
-        let (lot, gate) = (&self.lot, &self.gate);
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
-        let mut watchdog = Watchdog::new(lot, gate, self.settings.stuck_after);
+        let mut watchdog = Watchdog::new(&self.lot, &self.gate, self.settings.stuck_after);
         loop {
-            let mut next = Deadline::NEVER;
+            let mut wake_at = Deadline::NEVER;
             if let Some(watchdog) = &mut watchdog {
-                watchdog.look(stop.is_some());
-                next = Deadline::at(Some(watchdog.next()));
+                watchdog.check(stop.is_some());
+                wake_at = Deadline::at(Some(watchdog.next_check()));
             }
             if let Some(stop) = &mut stop {
-                stop.finished = lot.drain.ended() - stop.ended_before;
-                stop.is_clean = !accepting && lot.drain.live() == 0;
-                if stop.is_clean || stop.deadline.passed(Instant::now()) {
+                if self.is_over(stop, accepting) {
                     return *stop;
                 }
-                // Who leaves lets its clients end by themselves.
-                let clears = lot.drain.is_closing() && !stop.is_cleared;
-                stop.is_cleared = stop.is_cleared || clears && lot.clear();
-                let retry = (clears && !stop.is_cleared).then(|| Instant::now() + CLEAR_AGAIN);
-                next = next.earlier(stop.deadline).earlier(Deadline::at(retry));
+                wake_at = wake_at
+                    .earlier(self.close_idle(stop))
+                    .earlier(stop.deadline);
             }
-            let never = crossbeam_channel::never();
-            let timer = next.instant().map_or(never, crossbeam_channel::at);
+            let timer = wake_at.instant();
+            let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
             let command = crossbeam_channel::select! {
                 recv(commands) -> command => command.unwrap_or(Command::StopNow),
                 recv(ended) -> thread => match thread {
                     Ok(Ended::Acceptor) => {
                         accepting = false;
                         match stop {
-                            Some(_) => Command::Look,
-                            // A server that accepts nobody is better ended, and started anew.
+                            Some(_) => Command::Check,
+                            // A server that accepts no connection is better ended, and restarted.
                             None => Command::StopNow,
                         }
                     }
                     Ok(Ended::Upgrader) => {
-                        log::error!("the upgrader has failed: there are no restarts any more");
-                        continue;
+                        log::error!("the upgrader has failed: this server cannot be restarted any more");
+                        Command::Check
                     }
-                    // No other thread ends by itself.
+                    // No other thread ends before the queue's sender is dropped.
                     _ => Command::StopNow,
                 },
-                recv(timer) -> _ => Command::Look,
+                recv(timer) -> _ => Command::Check,
             };
-            let deadline = match command {
-                Command::Look => continue,
-                Command::Pause => {
-                    gate.pause();
-                    continue;
-                }
-                Command::Resume => {
-                    gate.resume();
-                    continue;
-                }
-                Command::Hook => {
-                    self.call_hook();
-                    continue;
-                }
-                Command::Restart => {
-                    match restart {
-                        Some(restart) => restart.restart(),
-                        None => log::warn!("the server was built without restarts"),
+            match command {
+                Command::Check => {}
+                Command::Pause => drop(self.gate.pause()),
+                Command::Resume => self.gate.resume(),
+                Command::Hook => self.call_hook(),
+                Command::Restart => match restart {
+                    Some(restart) => restart.restart(),
+                    None => log::warn!("the server was built without restarts"),
+                },
+                Command::Replaced => {
+                    if stop.is_none() {
+                        stop = Some(self.begin_stop(self.drain_deadline()));
+                        self.leave_to_successor();
                     }
-                    continue;
                 }
-                Command::Leave if stop.is_some() => continue,
-                Command::Drain | Command::Leave => {
-                    Deadline::after(Instant::now(), self.settings.drain_timeout)
+                Command::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
+                Command::StopBy(deadline) => self.stop_by(deadline, &mut stop, restart),
+                Command::StopNow => {
+                    self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restart);
                 }
-                Command::StopBy(deadline) => deadline,
-                Command::StopNow => Deadline::at(Some(Instant::now())),
-            };
-            let stop = stop.get_or_insert_with(|| {
-                log::info!("stopping, {} connections are open", lot.drain.live());
-                StopProgress::begin(lot.drain.ended())
-            });
-            if command == Command::Leave {
-                lot.drain.leave(self.idle_grace);
-                gate.close();
-                lot.shorten_idle();
-            } else {
-                if let Some(restart) = restart {
-                    restart.stopping();
-                }
-                // From here on no worker parks an idle connection, so that `clear` meets them all.
-                lot.drain.begin();
-                gate.close();
             }
-            stop.deadline = stop.deadline.earlier(deadline);
         }
+    }
+
+    fn drain_deadline(&self) -> Deadline {
+        Deadline::after(Instant::now(), self.settings.drain_timeout)
+    }
+
+    fn begin_stop(&self, deadline: Deadline) -> StopProgress {
+        log::info!("stopping, {} connections are open", self.lot.drain.open());
+        StopProgress::begin(self.lot.drain.ended(), deadline)
+    }
+
+    /// Begins a stop, or gives the one in progress an earlier deadline.
+    fn stop_by(
+        &self,
+        deadline: Deadline,
+        stop: &mut Option<StopProgress>,
+        restart: Option<&UpgraderHandle>,
+    ) {
+        let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
+        stop.deadline = stop.deadline.earlier(deadline);
+        if let Some(restart) = restart {
+            restart.stopping();
+        }
+        // No worker parks an idle connection from here on, so that `close_idle` meets them all.
+        self.lot.drain.close();
+        self.gate.close();
+    }
+
+    /// A successor serves: clients end their connections in their own time.
+    fn leave_to_successor(&self) {
+        self.lot.drain.replace(self.idle_grace);
+        self.gate.close();
+        self.lot.shorten_idle();
+    }
+
+    /// Whether the drain is over, or its deadline has passed.
+    fn is_over(&self, stop: &mut StopProgress, accepting: bool) -> bool {
+        stop.finished = self.lot.drain.ended() - stop.ended_before;
+        stop.is_clean = !accepting && self.lot.drain.open() == 0;
+        stop.is_clean || stop.deadline.passed(Instant::now())
+    }
+
+    /// Closes idle connections, unless a successor serves. Returns when to try again.
+    fn close_idle(&self, stop: &mut StopProgress) -> Deadline {
+        if !stop.idle_closed && self.lot.drain.is_closing() {
+            stop.idle_closed = self.lot.close_idle();
+            if !stop.idle_closed {
+                return Deadline::after(Instant::now(), CLOSE_IDLE_AGAIN);
+            }
+        }
+        Deadline::NEVER
     }
 
     fn call_hook(&self) {
         if let Some(hook) = &self.settings.on_hook {
-            let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook));
-            if let Err(panic) = called {
-                log::error!("the signal hook panicked: {}", pool::message(&*panic));
+            if let Err(why) = panic::contain(hook) {
+                log::error!("the signal hook panicked: {why}");
             }
         }
     }
 
-    /// Ends what is left, and the threads. Also says whether all of them have ended.
+    /// Ends the connections that are left, and the threads. Returns also whether all threads have ended.
     fn finish(
         &self,
         stop: StopProgress,
@@ -299,22 +323,22 @@ impl<S: Service> MainThread<S> {
         };
         self.gate.close_now();
         if !stop.is_clean {
-            // Who left has kept the idle ones until now; they lose nothing.
-            lot.drain.begin();
-            lot.clear();
+            // A server that was replaced has kept its idle connections until now. Closing them loses nothing.
+            lot.drain.close();
+            lot.close_idle();
             report.finished = lot.drain.ended() - stop.ended_before;
             lot.drain.force();
-            let left = lot.drain.live();
-            report.forced = self.stragglers();
+            let left = lot.drain.open();
+            report.forced = self.calls_in_progress();
             report.dropped = left.saturating_sub(report.forced.len());
             lot.force();
         }
-        lot.end();
+        lot.shut();
         report.took = stop.since.elapsed();
         if let Some(restart) = restart {
             restart.end(report.to_string());
         }
-        let until = Instant::now() + GRACE;
+        let until = Instant::now() + FORCED_GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
         let all_ended = loop {
             match ended.recv_deadline(until) {
@@ -331,17 +355,16 @@ impl<S: Service> MainThread<S> {
         (report, all_ended)
     }
 
-    /// Who is still served.
-    fn stragglers(&self) -> Vec<Forced> {
+    fn calls_in_progress(&self) -> Vec<Forced> {
         let now = clock::millis();
-        let workers = self.lot.counters.of_workers().enumerate();
+        let workers = self.lot.counters.workers.iter().enumerate();
         let forced = workers.filter_map(|(worker, counters)| {
-            let (token, since) = counters.serving()?;
+            let (token, began) = counters.call()?;
             self.lot.with_info(token, |info| Forced {
                 worker,
                 peer: info.peer.clone(),
                 listener: info.listener.name.clone(),
-                served_for: Duration::from_millis(now.saturating_sub(since)),
+                served_for: Duration::from_millis(now.saturating_sub(began)),
                 ended: false,
             })
         });
@@ -353,43 +376,42 @@ impl<S: Service> MainThread<S> {
     }
 }
 
-/// A server, as its upgrader sees it.
+/// The server, as its upgrader sees it.
 struct ServerHost<'a, S: Service> {
-    parts: &'a MainThread<S>,
+    main: &'a MainThread<S>,
     commands: &'a Sender<Command>,
 }
 
 impl<S: Service> ServerHost<'_, S> {
     fn command(&self, command: Command) {
-        // A server that has ended does not listen any more, and needs not.
+        // A server that has ended needs no command.
         let _ = self.commands.send(command);
     }
 }
 
 impl<S: Service> Host for ServerHost<'_, S> {
     fn export(&self) -> Option<Vec<u8>> {
-        let service = std::panic::AssertUnwindSafe(&self.parts.service);
-        std::panic::catch_unwind(|| service.export()).unwrap_or_else(|panic| {
-            log::error!("the export panicked: {}", pool::message(&*panic));
+        panic::contain(|| self.main.service.export()).unwrap_or_else(|why| {
+            log::error!("the export panicked: {why}");
             None
         })
     }
 
     fn open(&self) {
-        self.parts.gate.open();
+        self.main.gate.open();
     }
 
     fn pause(&self) -> bool {
-        self.parts.gate.pause()
+        self.main.gate.pause()
     }
 
     fn resume(&self) {
-        self.parts.gate.resume();
+        self.main.gate.resume();
     }
 
     fn leave(&self, kept: &[u32]) {
-        self.parts.gate.leave_to_others(kept);
-        self.command(Command::Leave);
+        self.main.gate.set_shared(kept);
+        self.command(Command::Replaced);
     }
 
     fn drain(&self) {
@@ -406,31 +428,29 @@ impl<S: Service> Host for ServerHost<'_, S> {
 struct StopProgress {
     since: Instant,
     deadline: Deadline,
-    /// How many connections had ended before, and have ended since.
+    /// How many connections had ended before the stop, and have ended since.
     ended_before: usize,
     finished: usize,
-    /// The connections that wait for a message have been closed, or put on the queue.
-    is_cleared: bool,
-    /// Nothing is left, and nothing comes.
+    /// The connections that waited for a message are closed, or on the queue.
+    idle_closed: bool,
+    /// No connection is open, and none can be accepted.
     is_clean: bool,
 }
 
 impl StopProgress {
-    fn begin(ended_before: usize) -> Self {
+    fn begin(ended_before: usize, deadline: Deadline) -> Self {
         Self {
             since: Instant::now(),
-            deadline: Deadline::NEVER,
+            deadline,
             ended_before,
             finished: 0,
-            is_cleared: false,
+            idle_closed: false,
             is_clean: false,
         }
     }
 
-    /// For a server that never served.
-    fn at_once() -> Self {
-        let mut stop = Self::begin(0);
-        stop.deadline = Deadline::at(Some(stop.since));
-        stop
+    /// For a server that could not be started.
+    fn failed_start() -> Self {
+        Self::begin(0, Deadline::at(Some(Instant::now())))
     }
 }

@@ -1,4 +1,4 @@
-//! The server: the only place where the parts are put together.
+//! The server: the only place where the modules are put together.
 
 mod builder;
 mod handle;
@@ -13,25 +13,25 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
-use crate::parking::{Lot, LotOptions};
+use crate::parking::{Lot, LotOptions, Token};
 use crate::restart::{BlockedSignals, ReadyWhen, Restart, Upgrader, UpgraderHandle};
 use crate::service::Service;
 use crate::signals::Command;
 use crate::stats::{Counters, Stats, WorkerState};
 
-pub use builder::{BuildError, Builder};
+pub use builder::{BuildError, Builder, Setting};
 pub use handle::Handle;
 use handle::{ReportCell, ServerShared};
 use main_thread::MainThread;
 pub use report::{Forced, Generation, Report, RestartReport};
 
-/// A server that is bound, and waits to be started.
+/// A server that is bound and not started yet.
 ///
 /// # Examples
 ///
@@ -68,16 +68,16 @@ impl Server<()> {
 }
 
 impl<S: Service> Server<S> {
-    /// Where it listens, in the order of the builder, with real ports.
+    /// The addresses that the server listens on, in the order of the builder, with real ports.
     pub fn local_addrs(&self) -> Vec<Addr> {
         let addrs = self.listeners.iter().map(Listener::local_addr);
         addrs.cloned().collect()
     }
 
-    /// Runs the server for as long as the closure does, then drains it. The service may borrow from the caller.
+    /// Runs the server as long as the closure runs, then drains it. The service may borrow from the caller.
     ///
-    /// Since threads that borrow cannot be left behind, this returns only when every call of the service has ended,
-    /// also those that a deadline could not end.
+    /// Threads that borrow cannot be left behind. So this returns only when every call of the service has ended, also
+    /// the calls that the deadline could not end.
     ///
     /// # Errors
     ///
@@ -100,131 +100,139 @@ impl<S: Service> Server<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        let (parts, control, mut startup) = self.prepare()?;
+        let (main, shared, mut startup) = self.prepare()?;
         startup.release_signals();
-        let drain_timeout = parts.settings.drain_timeout;
+        let drain_timeout = main.settings.drain_timeout;
         thread::scope(|scope| {
-            let (ready, started) = crossbeam_channel::bounded(1);
-            let shared = Arc::clone(&control);
+            let (sender, started) = crossbeam_channel::bounded(1);
+            let for_main = Arc::clone(&shared);
             thread::Builder::new()
-                .name(parts.thread_name("main"))
-                .spawn_scoped(scope, move || parts.serve(&shared, &ready))?;
+                .name(main.thread_name("main"))
+                .spawn_scoped(scope, move || main.run(&for_main, &sender))?;
             started.recv().unwrap_or_else(|_| Err(no_start()))?;
-            let handle = Handle::new(control, None);
+            let handle = Handle::new(shared, None);
             let stop = StopOnDrop(&handle, drain_timeout);
-            startup.open()?;
+            startup.finish()?;
             let result = body(&handle);
             drop(stop);
             Ok((result, handle.join()))
         })
     }
 
-    /// Puts the parts together; nothing runs yet.
-    fn prepare(self) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
+    /// Puts the modules together. No thread runs yet.
+    fn prepare(mut self) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
         static SERVERS: AtomicUsize = AtomicUsize::new(1);
+        let server_id = SERVERS.fetch_add(1, SeqCst);
+        let restart = self.settings.restart.take();
+        let idle_grace = restart.as_ref().map(Restart::grace).unwrap_or_default();
         let addrs = self.local_addrs();
         let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
-        let mut settings = self.settings;
-        let idle_grace = settings.restart.as_ref().map(Restart::grace);
-        let workers = settings.workers.unwrap_or(1);
-        let (lot, queue) = Lot::new(LotOptions {
-            workers,
-            queue_limit: settings.queue,
-            queue_timeout: settings.queue_timeout,
-            limits: settings.limits.clone(),
-            refusal: settings.admission.overload.refusal().to_vec(),
-            drain: Arc::default(),
-            counters: Arc::new(Counters::new(workers)),
-        })?;
-        let lot = Arc::new(lot);
+        let (lot, queue) = new_lot(&self.settings)?;
         let gate = Arc::new(AcceptGate::new()?);
         let (sender, commands) = crossbeam_channel::bounded(64);
+        connect_calls(&lot, &gate, &sender);
 
-        let look = sender.clone();
-        lot.drain.on_empty(move || {
-            // If the channel is full, the main thread looks around anyway.
-            let _ = look.try_send(Command::Look);
-        });
-        let room = Arc::clone(&gate);
-        lot.on_room(move || room.wake());
-
-        let (goes_on, stopped) = crossbeam_channel::bounded(0);
+        let (runs, stopped) = crossbeam_channel::bounded(0);
         let mut startup = Startup {
             stopped,
-            ready_thread: format!("{}-ready", settings.thread_name_prefix),
+            ready_thread: format!("{}-ready", self.settings.thread_name_prefix),
             gate: Arc::clone(&gate),
-            remote: None,
+            upgrader: None,
             ready_when: None,
-            held: None,
-            obeys_signals: false,
-            is_to_stop: false,
+            blocked_signals: None,
+            handles_signals: false,
+            is_stopped: false,
         };
         let mut upgrader = None;
-        if let Some(mut restart) = settings.restart.take() {
+        if let Some(mut restart) = restart {
             startup.ready_when = restart.take_ready_when();
-            startup.held = Some(restart.take_held());
-            let shared = listeners.iter().map(Arc::downgrade).collect();
-            let (own, remote) = Upgrader::new(restart, shared, settings.drain_timeout)?;
-            upgrader = Some(own);
-            startup.remote = Some(remote);
+            startup.blocked_signals = Some(restart.take_blocked_signals());
+            let listeners = listeners.iter().map(Arc::downgrade).collect();
+            let drain_timeout = self.settings.drain_timeout;
+            let (thread, handle) = Upgrader::new(restart, listeners, drain_timeout)?;
+            upgrader = Some(thread);
+            startup.upgrader = Some(handle);
         }
-
-        let watched = Arc::clone(&lot);
-        let control = Arc::new(ServerShared {
+        let lot_of_stats = Arc::clone(&lot);
+        let shared = Arc::new(ServerShared {
             commands: sender,
             addrs,
-            server: SERVERS.fetch_add(1, SeqCst),
-            stats: Box::new(move || stats(&watched)),
-            outcome: ReportCell::default(),
-            restart: startup.remote.clone(),
+            server_id,
+            stats: Box::new(move || stats(&lot_of_stats)),
+            report: ReportCell::default(),
+            restart: startup.upgrader.clone(),
         });
-        let parts = MainThread {
+        let main = MainThread {
             service: self.service,
             listeners,
             upgrader,
-            idle_grace: idle_grace.unwrap_or_default(),
-            goes_on: Some(goes_on),
-            settings,
+            idle_grace,
+            runs: Some(runs),
+            settings: self.settings,
             lot,
             gate,
             queue,
             commands,
-            server: control.server,
+            server_id,
         };
-        Ok((parts, control, startup))
+        Ok((main, shared, startup))
     }
 }
 
+fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> {
+    let (lot, queue) = Lot::new(LotOptions {
+        workers: settings.workers,
+        queue_limit: settings.queue,
+        queue_timeout: settings.queue_timeout,
+        limits: settings.limits.clone(),
+        refusal: settings.admission.overload.refusal().to_vec(),
+        drain: Arc::default(),
+        counters: Arc::new(Counters::new(settings.workers)),
+    })?;
+    Ok((Arc::new(lot), queue))
+}
+
+/// Gives lower layers the calls by which they reach the main thread and the acceptor.
+fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<Command>) {
+    let commands = commands.clone();
+    lot.drain.on_empty(move || {
+        // If the channel is full, the main thread checks anyway.
+        let _ = commands.try_send(Command::Check);
+    });
+    let gate = Arc::clone(gate);
+    lot.on_room(move || gate.wake());
+}
+
 impl<S: Service + 'static> Server<S> {
-    /// Runs the server until it is stopped by a signal, see [`Builder::signals`], and says how the stop went.
+    /// Runs the server until a signal stops it, see [`Builder::signals`], and returns the report.
     ///
     /// # Errors
     ///
-    /// When a thread cannot be started, the service cannot build a worker's state, or the process's signals cannot be
-    /// watched: another part of the program may have installed a Ctrl-C handler.
+    /// When a thread cannot be started, when the service cannot build a worker's state, or when the process's signals
+    /// cannot be handled: another part of the program may have installed a Ctrl-C handler.
     pub fn run(self) -> io::Result<Report> {
-        let (parts, control, mut startup) = self.prepare()?;
-        startup.obeys_signals = parts.settings.signals;
-        // Before anything is served, so that no signal that comes once there is a server is missed.
+        let (main, shared, mut startup) = self.prepare()?;
+        startup.handles_signals = main.settings.signals;
+        // Subscribed before the server serves, so that no signal to a serving process is missed.
         #[cfg(feature = "signals")]
-        let _watched = match parts.settings.signals {
+        let _subscription = match main.settings.signals {
             true => {
-                let (server, restarts) = (control.commands.clone(), control.restart.is_some());
-                Some(crate::signals::subscribe(server, restarts)?)
+                let (commands, can_restart) = (shared.commands.clone(), shared.restart.is_some());
+                Some(crate::signals::subscribe(commands, can_restart)?)
             }
             false => None,
         };
-        Ok(launch(parts, control, startup)?.join())
+        Ok(launch(main, shared, startup)?.join())
     }
 
-    /// Starts the server on threads of its own. It touches no signal: how it is stopped is the caller's affair.
+    /// Starts the server on threads of its own, and handles no signals: the caller stops the server by the handle.
     ///
     /// # Errors
     ///
     /// When a thread cannot be started, or the service cannot build a worker's state.
     pub fn start(self) -> io::Result<Handle> {
-        let (parts, control, startup) = self.prepare()?;
-        launch(parts, control, startup)
+        let (main, shared, startup) = self.prepare()?;
+        launch(main, shared, startup)
     }
 }
 
@@ -237,35 +245,36 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// What is to be done before the first connection is accepted, once everything else is there.
+/// The last steps of a start, once all threads run: signals are let through, the application is asked whether it is
+/// ready, and the acceptor begins.
 struct Startup {
-    /// Closed when the server has stopped.
+    /// Disconnected when the server has stopped.
     stopped: Receiver<()>,
     ready_thread: String,
     gate: Arc<AcceptGate>,
-    remote: Option<UpgraderHandle>,
+    upgrader: Option<UpgraderHandle>,
     ready_when: Option<ReadyWhen>,
-    held: Option<BlockedSignals>,
-    obeys_signals: bool,
-    /// A signal has come already that stops the server as soon as it looks.
-    is_to_stop: bool,
+    blocked_signals: Option<BlockedSignals>,
+    handles_signals: bool,
+    /// A signal that stops the server has arrived already.
+    is_stopped: bool,
 }
 
 impl Startup {
-    /// Lets signals through that were held back until they are handled, if they are to be.
+    /// Unblocks the signals that were blocked until there are handlers for them.
     fn release_signals(&mut self) {
-        if let Some(mut held) = self.held.take() {
-            self.is_to_stop = held.release() && self.obeys_signals;
+        if let Some(mut blocked) = self.blocked_signals.take() {
+            self.is_stopped = blocked.release() && self.handles_signals;
         }
     }
 
-    fn open(self) -> io::Result<()> {
-        if self.is_to_stop {
+    fn finish(self) -> io::Result<()> {
+        if self.is_stopped {
             return Ok(());
         }
         if let Some(ready_when) = self.ready_when {
             let (done, ready) = crossbeam_channel::bounded(1);
-            // It may take its time, and a stop does not wait for it.
+            // A thread of its own, since a stop does not wait for it.
             thread::Builder::new()
                 .name(self.ready_thread)
                 .spawn(move || drop(done.send(ready_when())))?;
@@ -277,8 +286,8 @@ impl Startup {
                 recv(self.stopped) -> _ => return Ok(()),
             }
         }
-        match self.remote {
-            Some(remote) => remote.open().map_err(io::Error::other),
+        match self.upgrader {
+            Some(upgrader) => upgrader.open().map_err(io::Error::other),
             None => {
                 self.gate.open();
                 Ok(())
@@ -287,21 +296,21 @@ impl Startup {
     }
 }
 
-/// Starts the main thread, and waits until it serves.
+/// Starts the main thread, and waits until the server serves.
 fn launch<S: Service + 'static>(
-    parts: MainThread<S>,
-    control: Arc<ServerShared>,
+    main: MainThread<S>,
+    shared: Arc<ServerShared>,
     mut startup: Startup,
 ) -> io::Result<Handle> {
     startup.release_signals();
-    let (ready, started) = crossbeam_channel::bounded(1);
-    let shared = Arc::clone(&control);
+    let (sender, started) = crossbeam_channel::bounded(1);
+    let for_main = Arc::clone(&shared);
     let thread = thread::Builder::new()
-        .name(parts.thread_name("main"))
-        .spawn(move || parts.serve(&shared, &ready))?;
+        .name(main.thread_name("main"))
+        .spawn(move || main.run(&for_main, &sender))?;
     started.recv().unwrap_or_else(|_| Err(no_start()))?;
-    let handle = Handle::new(control, Some(thread));
-    startup.open()?;
+    let handle = Handle::new(shared, Some(thread));
+    startup.finish()?;
     Ok(handle)
 }
 
@@ -309,7 +318,7 @@ fn no_start() -> io::Error {
     io::Error::other("the server's main thread ended before it served")
 }
 
-/// Stops a scoped server when its body is over, and also when that panics.
+/// Stops a scoped server when its closure returns or panics.
 struct StopOnDrop<'a>(&'a Handle, Duration);
 
 impl Drop for StopOnDrop<'_> {
@@ -320,21 +329,19 @@ impl Drop for StopOnDrop<'_> {
 
 fn stats<T>(lot: &Lot<T>) -> Stats {
     let now = clock::millis();
-    let workers = lot.counters.of_workers().map(|worker| {
-        let serving = worker.serving().and_then(|(token, since)| {
+    let workers = lot.counters.workers.iter().map(|worker| {
+        let serving = worker.call().and_then(|(token, began)| {
             let peer = lot.with_info(token, |info| info.peer.clone())?;
-            let served_for = Duration::from_millis(now.saturating_sub(since));
+            let served_for = Duration::from_millis(now.saturating_sub(began));
             Some(WorkerState::Serving { peer, served_for })
         });
         serving.unwrap_or(WorkerState::Idle)
     });
     let workers: Vec<_> = workers.collect();
-    let idle = workers
-        .iter()
-        .filter(|worker| **worker == WorkerState::Idle);
-    let active = (workers.len() - idle.count()) as u64;
-    let live = lot.drain.live() as u64;
-    let queued = lot.queued() as u64;
+    let is_active = |worker: &&WorkerState| **worker != WorkerState::Idle;
+    let active = workers.iter().filter(is_active).count() as u64;
+    let live = lot.drain.open() as u64;
+    let queued = lot.queue_len() as u64;
     Stats {
         live,
         active,

@@ -1,28 +1,28 @@
-//! What a stop came to.
+//! Reports: the outcome of a stop, and of a restart.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::addr::Addr;
 
-/// What became of the connections that were there when a stop began, from [`Handle::join`](crate::Handle::join).
+/// What became of the connections that were open when a stop began, from [`Handle::join`](crate::Handle::join).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Connections that came to their end in time: those with work in progress, and those that waited idly.
+    /// Connections that ended in time: those that finished what was in progress, and those that were idle.
     pub finished: usize,
-    /// Connections that a handler still had in hand at the deadline; their sockets were shut down.
+    /// Connections that a handler was still serving at the deadline. Their sockets were shut down.
     pub forced: Vec<Forced>,
-    /// Connections that no handler had in hand at the deadline, but that were in the middle of something: they
-    /// waited for a worker, for the rest of a message, or for their client to read.
+    /// Connections that were in progress at the deadline, but not in a handler: they waited for a worker, for the rest
+    /// of a message, or for their client to read.
     pub dropped: usize,
-    /// How long it took, from the request to stop to the end of the last thread (or to the time when those that
-    /// would not end were given up).
+    /// How long the stop took, from the request to the end of the last thread. Threads that do not end are waited for
+    /// until half a second after the deadline.
     pub took: Duration,
 }
 
 impl Report {
-    /// Nothing was cut off.
+    /// Whether no connection was cut off.
     pub fn is_clean(&self) -> bool {
         self.forced.is_empty() && self.dropped == 0
     }
@@ -43,13 +43,13 @@ impl fmt::Display for Report {
     }
 }
 
-/// What a restart came to, from [`Handle::restart`](crate::Handle::restart) in the process that was replaced.
+/// The outcome of a restart, from [`Handle::restart`](crate::Handle::restart) in the process that was replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RestartReport {
-    /// From the start of the new process until it could serve.
+    /// How long the new process took from its start until it could serve.
     pub ready_after: Duration,
-    /// How long neither process accepted connections; those that came meanwhile waited in the kernel's queue.
+    /// How long neither process accepted connections. New ones waited in the kernel's queue meanwhile.
     pub accept_gap: Duration,
     /// What became of the connections of the old process.
     pub drained: Report,
@@ -59,11 +59,11 @@ pub struct RestartReport {
     pub new: Generation,
 }
 
-/// One of the processes that serve one after the other.
+/// One of the processes that serve one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Generation {
-    /// 1 for the first one.
+    /// 1 for the first process.
     pub number: u64,
     /// Its process id.
     pub pid: u32,
@@ -84,7 +84,7 @@ impl fmt::Display for RestartReport {
     }
 }
 
-/// A connection that a handler had in hand when the time was over.
+/// A connection that a handler was still serving at the deadline of a stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forced {
@@ -96,7 +96,7 @@ pub struct Forced {
     pub listener: String,
     /// How long the call of the service had lasted.
     pub served_for: Duration,
-    /// Whether the call ended once the socket was shut down. If not, its thread is still there: threads are never
+    /// Whether the call ended once the socket was shut down. If not, its thread is still running: threads are never
     /// killed.
     pub ended: bool,
 }
@@ -112,7 +112,7 @@ impl fmt::Display for Forced {
             self.served_for.as_secs_f32()
         )?;
         if !self.ended {
-            f.write_str(" and is still at it")?;
+            f.write_str(" and is still running")?;
         }
         Ok(())
     }

@@ -1,7 +1,11 @@
-//! The watchdog's beat: whoever watches over the process is told that it makes progress, as long as it does.
+//! The watchdog: tells a supervisor or systemd that the server makes progress (WATCHDOG=1, sd_notify(3)).
 //!
-//! Progress is that the acceptor and the keeper look around when they are asked to, and that some worker is idle, or has
-//! done something since the last time.
+//! The server makes progress if
+//!
+//! - the acceptor and the keeper have run their loops since they were woken for that, and
+//! - some worker is idle, or has moved bytes, waited for its client, or begun another call within `stuck_after`.
+//!
+//! Otherwise nothing is sent, and when every worker is stuck, WATCHDOG=trigger is.
 
 use std::time::{Duration, Instant};
 
@@ -10,143 +14,150 @@ use crate::clock;
 use crate::notify;
 use crate::parking::Lot;
 
-/// How often the beat is, in a limit. A late one or two do no harm.
-const BEATS: u32 = 4;
+/// How many notifications are sent within the limit. One or two may be late.
+const NOTIFICATIONS: u32 = 4;
 
-/// Looks whether a server makes progress.
+/// Checks whether a server makes progress.
 pub(super) struct Watchdog<'a, T> {
     lot: &'a Lot<T>,
     gate: &'a AcceptGate,
     every: Duration,
     stuck_after: Duration,
-    next: Instant,
-    /// When the others were asked to look around.
-    asked: Instant,
-    /// They have, since they were asked for the last time but one.
-    react: bool,
-    acceptor: u64,
-    keeper: u64,
-    workers: Vec<Seen>,
+    next_check: Instant,
+    /// When the acceptor and the keeper were woken.
+    woken_at: Instant,
+    /// Both have run their loops after the wake-up before the last one.
+    threads_react: bool,
+    acceptor_loops: u64,
+    keeper_loops: u64,
+    workers: Vec<WorkerProgress>,
 }
 
-/// What a worker was seen at.
+/// What a worker did when it was last checked.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Seen {
-    /// The connection and the beginning of the call, if there is one.
+struct WorkerProgress {
+    /// The connection and the beginning of the call, if there is a call.
     call: Option<(u64, u64)>,
     moves: Option<u64>,
-    /// When that was something new, by the clock.
-    since: u64,
+    /// When this last changed, in the clock's milliseconds.
+    changed_at: u64,
 }
 
 impl<'a, T> Watchdog<'a, T> {
-    /// `None` if nobody watches.
+    /// `None` if no supervisor and no systemd watches this process.
     pub(super) fn new(
         lot: &'a Lot<T>,
         gate: &'a AcceptGate,
         stuck_after: Option<Duration>,
     ) -> Option<Self> {
         let limit = notify::watchdog_limit()?;
-        let workers = lot.counters.of_workers().count();
-        log::debug!("the watchdog wants to hear of progress every {limit:?}");
+        let workers = lot.counters.workers.len();
+        log::debug!("the watchdog expects a notification every {limit:?}");
         Some(Self {
             lot,
             gate,
-            every: limit / BEATS,
+            every: limit / NOTIFICATIONS,
             stuck_after: stuck_after.unwrap_or(limit),
-            next: Instant::now(),
-            asked: Instant::now(),
-            react: true,
-            acceptor: u64::MAX,
-            keeper: u64::MAX,
-            workers: vec![Seen::default(); workers],
+            next_check: Instant::now(),
+            woken_at: Instant::now(),
+            threads_react: true,
+            acceptor_loops: u64::MAX,
+            keeper_loops: u64::MAX,
+            workers: vec![WorkerProgress::default(); workers],
         })
     }
 
-    /// When to look again.
-    pub(super) fn next(&self) -> Instant {
-        self.next
+    pub(super) fn next_check(&self) -> Instant {
+        self.next_check
     }
 
-    /// Looks, if it is time to, and tells. A server that stops has its own deadline for that.
-    pub(super) fn look(&mut self, stops: bool) {
+    /// Checks, if it is time to, and notifies. A server that is stopping has the stop's deadline instead.
+    pub(super) fn check(&mut self, stopping: bool) {
         let now = Instant::now();
-        if now < self.next {
+        if now < self.next_check {
             return;
         }
-        self.next = now + self.every;
-        let turns = [
-            ("acceptor", &mut self.acceptor, self.gate.turns()),
-            ("keeper", &mut self.keeper, self.lot.keeper_turns()),
-        ];
-        // Sooner would be too soon for a thread that has to be woken.
-        if now >= self.asked + self.every {
-            self.asked = now;
-            self.react = true;
-            for (who, seen, turns) in turns {
-                if std::mem::replace(seen, turns) == turns && !stops {
-                    log::error!("the {who} does not react");
-                    self.react = false;
-                }
-            }
-            self.gate.wake();
-            self.lot.wake_keeper();
+        self.next_check = now + self.every;
+        // A thread that has just been woken needs time to run its loop.
+        if now >= self.woken_at + self.every {
+            self.woken_at = now;
+            self.check_threads(stopping);
         }
-        match self.stuck() {
-            Some(Duration::ZERO) if !stops => {
+        match self.stuck_in() {
+            Some(Duration::ZERO) if !stopping => {
                 log::error!("no worker makes progress: {}", self.calls());
                 notify::wedged();
                 return;
             }
-            Some(left) => self.next = self.next.min(now + left),
+            Some(left) => self.next_check = self.next_check.min(now + left),
             None => {}
         }
-        if self.react {
+        if self.threads_react {
             notify::beat();
         }
     }
 
-    /// In how long the whole pool is stuck if nothing happens; `None` if some worker is idle.
-    fn stuck(&mut self) -> Option<Duration> {
+    /// Checks that the acceptor and the keeper have run their loops since they were woken, and wakes them again.
+    fn check_threads(&mut self, stopping: bool) {
+        let (acceptor, keeper) = (self.gate.loops(), self.lot.keeper_loops());
+        let acceptor_before = std::mem::replace(&mut self.acceptor_loops, acceptor);
+        let keeper_before = std::mem::replace(&mut self.keeper_loops, keeper);
+        self.threads_react = true;
+        for (name, before, loops) in [
+            ("acceptor", acceptor_before, acceptor),
+            ("keeper", keeper_before, keeper),
+        ] {
+            if before == loops && !stopping {
+                log::error!("the {name} does not react");
+                self.threads_react = false;
+            }
+        }
+        self.gate.wake();
+        self.lot.wake_keeper();
+    }
+
+    /// In how long every worker counts as stuck if nothing happens. `None` if a worker is idle.
+    fn stuck_in(&mut self) -> Option<Duration> {
         let now = clock::millis();
-        let mut last = Some(0);
-        for (worker, seen) in self.lot.counters.of_workers().zip(&mut self.workers) {
-            let call = worker.serving();
+        let mut last_change = Some(0);
+        for (worker, seen) in self.lot.counters.workers.iter().zip(&mut self.workers) {
+            let call = worker.call();
             let moves = call.and_then(|(token, _)| {
                 let moves = self.lot.with_info(token, |info| info.activity.moves());
                 moves.flatten()
             });
-            // A wait for the client has an end, and is no standstill.
-            let is_new = moves.is_none() || (seen.call, seen.moves) != (call, moves);
-            if is_new {
-                let begun = call.map_or(now, |(_, since)| since);
-                let same = seen.call == call;
-                let since = if same { now } else { begun };
-                *seen = Seen { call, moves, since };
+            // A wait for the client has a deadline of its own, so it is progress.
+            let has_changed = moves.is_none() || (seen.call, seen.moves) != (call, moves);
+            if has_changed {
+                let began = call.map_or(now, |(_, began)| began);
+                let changed_at = if seen.call == call { now } else { began };
+                *seen = WorkerProgress {
+                    call,
+                    moves,
+                    changed_at,
+                };
             }
-            last = last
+            last_change = last_change
                 .filter(|_| call.is_some())
-                .map(|last: u64| last.max(seen.since));
+                .map(|last: u64| last.max(seen.changed_at));
         }
-        let at = last?.saturating_add(clock::in_millis(self.stuck_after));
-        Some(Duration::from_millis(at.saturating_sub(now)))
+        let stuck_at = last_change?.saturating_add(clock::in_millis(self.stuck_after));
+        Some(Duration::from_millis(stuck_at.saturating_sub(now)))
     }
 
+    /// The calls that the workers are stuck in, for the log.
     fn calls(&self) -> String {
         let now = clock::millis();
-        let calls = self
-            .workers
-            .iter()
-            .enumerate()
-            .filter_map(|(worker, seen)| {
-                let (token, since) = seen.call?;
-                let client = self.lot.with_info(token, ToString::to_string);
-                let seconds = now.saturating_sub(since) as f64 / 1000.0;
-                let client = client.unwrap_or_else(|| "a client that has gone".to_owned());
-                Some(format!(
-                    "worker {worker} has served {client} for {seconds:.1} s"
-                ))
-            });
+        let calls = self.workers.iter().enumerate();
+        let calls = calls.filter_map(|(worker, seen)| {
+            let (token, began) = seen.call?;
+            let client = self.lot.with_info(token, ToString::to_string);
+            let client = client.unwrap_or_else(|| "a client that has left".to_owned());
+            let seconds = now.saturating_sub(began) as f64 / 1000.0;
+            Some(format!(
+                "worker {worker} has served {client} for {seconds:.1} s"
+            ))
+        });
         calls.collect::<Vec<_>>().join(", ")
     }
 }

@@ -1,0 +1,61 @@
+//! What is known of a connection's incoming side, and so whether a read is worth a system call.
+//!
+//! ```text
+//!               event            short read, would block
+//!   Drained ───────────► Ready ─────────────────────────► Drained
+//!      │  event: hang-up   │ event: hang-up
+//!      └────────► Ending ◄─┘           end of the stream, in any state ──► Ended
+//! ```
+//!
+//! The poller reports edges, so a connection may only be parked after a read has emptied the socket. A read that does
+//! not fill its room has emptied it, except in `Ending`: there the end of the stream may follow without another event.
+//!
+//! `tests/ownership_model.rs` includes this file.
+
+/// The state of the incoming side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReceiveState {
+    /// The socket may have something to read.
+    Ready,
+    /// As `Ready`, and the poller saw the end of the stream, perhaps behind data.
+    Ending,
+    /// The last read emptied the socket. The poller reports what comes next.
+    Drained,
+    /// The client has sent all that it will send.
+    Ended,
+    /// The application has taken the socket out.
+    Detached,
+}
+
+impl ReceiveState {
+    /// The poller or a wait has reported the socket as readable.
+    #[inline]
+    pub(crate) fn on_event(&mut self, hangup: bool) {
+        match (*self, hangup) {
+            (Self::Ready | Self::Drained, true) => *self = Self::Ending,
+            (Self::Drained, false) => *self = Self::Ready,
+            (Self::Ready | Self::Ending | Self::Ended | Self::Detached, _) => {}
+        }
+    }
+
+    /// A read gave bytes, and did or did not fill its room.
+    #[inline]
+    pub(crate) fn on_bytes(&mut self, filled_room: bool) {
+        match (*self, filled_room) {
+            (Self::Ending, _) => {}
+            (_, true) => *self = Self::Ready,
+            (_, false) => *self = Self::Drained,
+        }
+    }
+
+    /// Whether no read is worth while before the next event.
+    #[inline]
+    pub(crate) fn is_drained(self) -> bool {
+        self == Self::Drained
+    }
+
+    #[inline]
+    pub(crate) fn is_ended(self) -> bool {
+        matches!(self, Self::Ended | Self::Detached)
+    }
+}
