@@ -4,13 +4,10 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::keeper::TICK;
 use super::timer_wheel::Timer;
-use super::{Lot, Slot, Token, Turn};
+use super::{Lot, MID_MESSAGE, Slot, Token, Turn};
 use crate::clock;
 use crate::stats::count;
 use crate::sys::Poller;
-
-/// Marks a time in `Slot::since` as that of a connection that is parked in the middle of a message or answer.
-pub(super) const MID_MESSAGE: u64 = 1 << 63;
 
 /// A connection that was parked when the lot was searched, and since when.
 pub(crate) struct IdleConnection {

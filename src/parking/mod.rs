@@ -79,6 +79,9 @@ pub(crate) use turn::Turn;
 /// The most ready connections that a worker takes from the poller at once, when no other worker is idle.
 pub(crate) const BATCH: usize = 256;
 
+/// Marks a time in `Slot::since` as that of a connection that is parked in the middle of a message or answer.
+const MID_MESSAGE: u64 = 1 << 63;
+
 /// A slot, and the generation of the slot's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {

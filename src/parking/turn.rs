@@ -3,9 +3,8 @@
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use super::expiry::MID_MESSAGE;
 use super::occupant::{Needs, Occupant, Stage};
-use super::{Lot, Slot, Token};
+use super::{Lot, MID_MESSAGE, Slot, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::panic;
