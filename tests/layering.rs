@@ -65,7 +65,7 @@ fn files_of_a_module_do_not_import_each_other_in_a_cycle() {
     let is_left = |module: &str| CYCLES_LEFT.iter().any(|(left, _)| *left == module);
     let mut report = String::new();
     for cycle in found.iter().filter(|cycle| !is_left(&cycle.module)) {
-        report += &format!("\nsrc/{}: {}", cycle.module, cycle.what);
+        report += &format!("\n{}", cycle.what);
     }
     for (module, _) in CYCLES_LEFT {
         if found.iter().all(|cycle| cycle.module != module) {

@@ -1,9 +1,7 @@
 //! Import cycles between the files of one module.
 //!
-//! The rule: among the children of one `mod.rs` (its files and its directories), imports form no
-//! cycle. A directory is one child: an import by any file below it is an import by the directory.
-//!
-//! What counts as an import of a sibling:
+//! The rule: the files below one top-level module of `src` do not import each other in a cycle.
+//! What counts as an import of another file:
 //!
 //! | in `src/m/a.rs` | counts as an import of |
 //! |---|---|
@@ -12,13 +10,13 @@
 //! | `super::M`, where `src/m/mod.rs` defines `M` | nothing |
 //! | anything under `#[cfg(test)]` | nothing |
 //!
-//! Imports between a parent and its children do not count in either direction: in Rust a parent
-//! declares, assembles and re-exports its children, and a child uses the types that its parent
-//! defines. A name that the parent only re-exports is not the parent's, so it counts as imported
-//! from the sibling that defines it. The table of layers excludes cycles between modules.
+//! Imports between a `mod.rs` and the files below it do not count in either direction: in Rust a
+//! parent declares, assembles and re-exports its children, and a child uses the types that its
+//! parent defines. A name that the parent only re-exports is not the parent's, so it counts as
+//! imported from the file that defines it. The table of layers excludes cycles between modules.
 //!
 //! Not seen: calls of methods. Two files that each add methods to one type, and call each other's,
-//! have no cycle here.
+//! have no cycle here. Nor have two directories, if no files of theirs form one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::slice;
@@ -30,10 +28,10 @@ use super::{is_punct, is_word, line_of, module_of};
 /// The words of a path from the crate's root, without `crate`.
 type Path = Vec<String>;
 
-/// An import cycle among the children of one module.
+/// An import cycle.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cycle {
-    /// Below `src`, with slashes.
+    /// The top-level module that the files are in.
     pub(super) module: String,
     /// Each import in the cycle with its file and line, and the remedy.
     pub(super) what: String,
@@ -42,26 +40,26 @@ pub(super) struct Cycle {
 /// Finds the cycles in all modules. `files` are paths from the crate's directory, and texts.
 pub(super) fn find(files: &[(String, String)]) -> Vec<Cycle> {
     let tree = Tree::parse(files);
-    let mut cycles = Vec::new();
-    for (module, imports) in tree.sibling_imports() {
-        for cycle in shortest_cycles(&imports) {
-            let steps = cycle.iter().zip(cycle.iter().cycle().skip(1));
-            let steps = steps.map(|(from, to)| format!("{} imports `{to}`", imports[from][to]));
-            let what = format!(
-                "import cycle: {}: move what they share into a file that imports neither, or let \
-                 one of them be given a value or a closure",
-                steps.collect::<Vec<_>>().join(", ")
-            );
-            let module = module.join("/");
-            cycles.push(Cycle { module, what });
-        }
-    }
-    cycles
+    let imports = tree.imports();
+    let cycles = shortest_cycles(&imports).into_iter().map(|cycle| {
+        let steps = cycle.iter().zip(cycle.iter().cycle().skip(1));
+        let steps = steps.map(|(from, to)| {
+            let line = imports[from][to];
+            format!("{}:{line} imports {}", tree.0[from].path, tree.0[to].path)
+        });
+        let what = format!(
+            "import cycle: {}: move what they share into a file that imports neither, or let one \
+             of them be given a value or a closure",
+            steps.collect::<Vec<_>>().join(", ")
+        );
+        let module = cycle[0][0].clone();
+        Cycle { module, what }
+    });
+    cycles.collect()
 }
 
-/// Which children of one module import which: importer, imported, and the first place of the
-/// import as `file:line`.
-type Imports = BTreeMap<String, BTreeMap<String, String>>;
+/// Which file imports which, by their modules, and the first line that does so.
+type Imports = BTreeMap<Path, BTreeMap<Path, usize>>;
 
 /// All files by their modules.
 struct Tree(BTreeMap<Path, File>);
@@ -102,28 +100,21 @@ impl Tree {
         Self(tree)
     }
 
-    /// For each module, the imports between its children.
-    fn sibling_imports(&self) -> BTreeMap<&[String], Imports> {
-        let mut all: BTreeMap<&[String], Imports> = BTreeMap::new();
+    /// The imports between files of the same top-level module that count.
+    fn imports(&self) -> Imports {
+        let mut imports = Imports::new();
         for (module, file) in &self.0 {
             for (path, line) in &file.references {
                 for target in self.resolve(&[], path, 0) {
-                    let shared = module.iter().zip(&target).take_while(|(a, b)| a == b);
-                    let shared = shared.count();
-                    let (Some(from), Some(to)) = (module.get(shared), target.get(shared)) else {
-                        // The same module, or a parent and its child.
-                        continue;
-                    };
-                    if shared > 0 {
-                        let imports = all.entry(&module[..shared]).or_default();
-                        let imports = imports.entry(from.clone()).or_default();
-                        let place = || format!("{}:{line}", file.path);
-                        imports.entry(to.clone()).or_insert_with(place);
+                    let is_related = module.starts_with(&target) || target.starts_with(module);
+                    if !is_related && module.first() == target.first() {
+                        let imports = imports.entry(module.clone()).or_default();
+                        imports.entry(target).or_insert(*line);
                     }
                 }
             }
         }
-        all
+        imports
     }
 
     /// The modules that define what `words` name in the scope of `module`. There are several for a
@@ -343,27 +334,24 @@ fn branches(group: &Group, before: &[String]) -> Vec<WrittenPath> {
     written.collect()
 }
 
-/// A shortest cycle through each child that is in one; each cycle once.
-fn shortest_cycles(imports: &Imports) -> Vec<Vec<String>> {
+/// A shortest cycle through each file that is in one; each cycle once.
+fn shortest_cycles(imports: &Imports) -> Vec<Vec<Path>> {
     let mut seen = BTreeSet::new();
     let cycles = imports.keys().filter_map(|start| {
         let cycle = cycle_through(start, imports)?;
-        let members: BTreeSet<String> = cycle.iter().cloned().collect();
+        let members: BTreeSet<Path> = cycle.iter().cloned().collect();
         seen.insert(members).then_some(cycle)
     });
     cycles.collect()
 }
 
-/// The shortest way along imports from a child back to itself, by breadth-first search.
-fn cycle_through(start: &String, imports: &Imports) -> Option<Vec<String>> {
+/// The shortest way along imports from a file back to itself, by breadth-first search.
+fn cycle_through(start: &Path, imports: &Imports) -> Option<Vec<Path>> {
     let mut ways = VecDeque::from([vec![start.clone()]]);
     let mut seen = BTreeSet::new();
     while let Some(way) = ways.pop_front() {
-        for next in imports
-            .get(way.last()?)
-            .into_iter()
-            .flat_map(|to| to.keys())
-        {
+        let targets = imports.get(way.last()?);
+        for next in targets.into_iter().flat_map(BTreeMap::keys) {
             if next == start {
                 return Some(way);
             }
@@ -394,9 +382,9 @@ fn two_files_that_import_each_other_are_named_with_the_remedy() {
         ("a", "use super::b::B;\npub(super) struct A;"),
         ("b", "//! B.\nuse std::fmt;\nuse crate::m::a::A;"),
     ]);
-    let what = "import cycle: src/m/a.rs:1 imports `b`, src/m/b.rs:3 imports `a`: move what they \
-                share into a file that imports neither, or let one of them be given a value or a \
-                closure";
+    let what = "import cycle: src/m/a.rs:1 imports src/m/b.rs, src/m/b.rs:3 imports src/m/a.rs: \
+                move what they share into a file that imports neither, or let one of them be given \
+                a value or a closure";
     assert_eq!(cycles, [what]);
 }
 
@@ -410,9 +398,9 @@ fn a_cycle_of_three_files_is_found_in_groups_inline_paths_and_macros() {
     ]);
     assert_eq!(cycles.len(), 1, "{cycles:?}");
     for step in [
-        "a.rs:1 imports `b`",
-        "b.rs:1 imports `c`",
-        "c.rs:1 imports `a`",
+        "a.rs:1 imports src/m/b",
+        "b.rs:1 imports src/m/c",
+        "c.rs:1 imports src/m/a",
     ] {
         assert!(cycles[0].contains(step), "{cycles:?}");
     }
@@ -460,19 +448,24 @@ fn parent_and_child_are_no_cycle_unless_the_parent_only_passes_a_name_on() {
 }
 
 #[test]
-fn a_directory_is_one_child() {
-    let cycles = cycles_of(&[
-        ("mod", "mod a; mod b;"),
-        ("a", "use super::b::Y;"),
-        ("b/mod", "mod x; mod y; use y::Y;"),
-        ("b/x", "use super::y::Y; use crate::m::a::A;"),
-        ("b/y", "struct Y;"),
-    ]);
-    assert_eq!(cycles.len(), 1, "{cycles:?}");
+fn files_in_directories_form_cycles_and_directories_do_not() {
+    let cycles = |a, x| {
+        cycles_of(&[
+            ("mod", "mod a; mod b;"),
+            ("a", a),
+            ("b/mod", "mod x; mod y; use y::Y;"),
+            ("b/x", x),
+            ("b/y", "struct Y;"),
+        ])
+    };
+    let x = "use super::Y; use crate::m::a::A;";
+    let found = cycles("use super::b::x::X;", x);
+    assert_eq!(found.len(), 1, "{found:?}");
     assert!(
-        cycles[0].contains("src/m/b/x.rs:1 imports `a`"),
-        "{cycles:?}"
+        found[0].contains("src/m/b/x.rs:1 imports src/m/a.rs"),
+        "{found:?}"
     );
+    assert_eq!(cycles("use super::b::Y;", x), [] as [&str; 0]);
 }
 
 #[test]
