@@ -1,17 +1,19 @@
-//! The HTTP server that everything else is shown and measured with.
+//! The HTTP server of the tests, the benchmarks and the README.
 //!
 //! ```sh
 //! cargo run --release --example demo --features http -- --listen 127.0.0.1:8080
 //! ```
 //!
-//! Then `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/stream`, `/sleep?ms=N`, `/big?n=BYTES`, `/panic`,
-//! `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`, `/hdr?name=N`, `/target/…`.
+//! Then run `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/stream`, `/sleep?ms=N`,
+//! `/big?n=BYTES`, `/panic`, `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`,
+//! `/hdr?name=N`, `/target/…`.
 //!
-//! `kill -HUP` of the process has another one take over, from the program that is on disk by then; `/whoami` tells
-//! them apart. `--ready-timeout SECONDS` says how long the new one may take.
+//! After `kill -HUP`, a new process of the program that is on disk then takes over. `/whoami` says
+//! which process answers. `--ready-timeout SECONDS` limits the start of the new process.
 //!
-//! With `--supervised`, a supervisor looks after it: `POST /crash`, `/wedge` and `/exit?code=N` are for trying that.
-//! `--processes N`, `--control PATH`, `--watchdog SECONDS` and `--healthy-after SECONDS` are its settings.
+//! `--supervised` starts a supervisor. `POST /crash`, `/wedge` and `/exit?code=N` test it, and
+//! `--processes N`, `--control PATH`, `--watchdog SECONDS` and `--healthy-after SECONDS` are its
+//! settings.
 
 mod common;
 
@@ -24,10 +26,10 @@ use handover::http::{
     self, Body, HeaderName, HeaderValue, Method, Reply, Request, Response, StatusCode, header,
 };
 
-/// How long a request's body may be to be echoed.
+/// The longest body that is echoed, in bytes.
 const MOST: usize = 64 * 1024 * 1024;
 
-/// How many processes have served before this one, and one more.
+/// The generation of this process: 1 for the first process, and one more for each later one.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Finds the route, and refuses methods that it does not have.
+/// Calls the handler of the route, or refuses a method that the route does not have.
 fn answer(request: Request<Body<'_>>) -> Response<Reply> {
     let route: (Route, &[Method]) = match request.uri().path() {
         "/" => (hello, GET),
@@ -83,7 +85,7 @@ const GET: &[Method] = &[Method::GET, Method::HEAD];
 
 const POST: &[Method] = &[Method::POST];
 
-/// The methods that are known at all.
+/// The methods that the server knows: any other is answered with 501.
 const ALL: &[Method] = &[
     Method::GET,
     Method::HEAD,
@@ -104,7 +106,7 @@ fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
     let kind = request.headers_mut().remove(header::CONTENT_TYPE);
     let body = match request.body_mut().read_all(MOST) {
         Ok(body) => body,
-        // A client that failed to send it is answered by the service.
+        // If the client failed to send the body, the service answers, and ignores this response.
         Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to echo\n"),
     };
     let mut response = Response::new(Reply::from(body));
@@ -118,7 +120,7 @@ fn stream(_: Request<Body<'_>>) -> Response<Reply> {
     Response::new(Reply::stream(Chunks { next: 1 }))
 }
 
-/// Gives a line with each read.
+/// Returns one line for each read.
 struct Chunks {
     next: u8,
 }
@@ -143,7 +145,7 @@ fn sleep(request: Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn big(request: Request<Body<'_>>) -> Response<Reply> {
-    /// What is sent without reading it from anywhere.
+    /// A body up to this size is sent from memory.
     static BYTES: [u8; 1 << 20] = [b'x'; 1 << 20];
     let Some(count) = number(&request, "n", 102_400) else {
         return bad_request();
@@ -251,7 +253,8 @@ fn query<'a>(request: &'a Request<Body<'_>>, name: &str) -> Option<&'a str> {
     pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The number that `name` is in the request's query; `None` if it is none.
+/// The value of `name` in the request's query as a number, or `default` if there is no such name.
+/// `None` if the value is not a number.
 fn number(request: &Request<Body<'_>>, name: &str, default: u64) -> Option<u64> {
     query(request, name).map_or(Some(default), |text| text.parse().ok())
 }

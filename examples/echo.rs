@@ -1,11 +1,11 @@
-//! Sends everything back.
+//! A server that sends back what it receives.
 //!
 //! ```sh
 //! cargo run --release --example echo -- --listen 127.0.0.1:7000
 //! ```
 //!
-//! Then, in another terminal, `nc 127.0.0.1 7000` and type: each line comes back. Open as many of these as you like;
-//! while they are silent none of them occupies a thread. Ctrl-C ends the server, and says what became of them.
+//! Then run `nc 127.0.0.1 7000` in another terminal and type: each line comes back. Open several
+//! of these: a silent client occupies no thread. Ctrl-C stops the server, which prints a report.
 
 mod common;
 

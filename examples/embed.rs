@@ -1,18 +1,20 @@
-//! A server inside a program that was there before it: one with threads and signal handling of its own.
+//! A server inside a program that has threads and signal handling of its own.
 //!
-//! The program counts something on a thread, and watches its signals itself. The server is the program's console:
-//! it is started and stopped by a handle, and touches no signal. Its handler is of the old kind, a loop over blocking
-//! reads until the end of the stream; it works as it always did, and holds a worker for as long as its client stays.
+//! The program counts on a thread, and handles its signals itself. The server is the program's
+//! console: it is started and stopped by a handle, and handles no signal. Its handler loops over
+//! blocking reads until the end of the stream, as a handler for one thread per connection does. It
+//! holds a worker until its client disconnects.
 //!
 //! ```sh
 //! cargo run --release --example embed -- --listen 127.0.0.1:7002
 //! ```
 //!
-//! Then, in another terminal, `nc 127.0.0.1 7002`, and type `status`, `reset`, or `quit`. In the first one: SIGUSR1
-//! has the program print what it is doing, SIGHUP has it pause its console, and again resume it; Ctrl-C or SIGTERM
-//! stop the console within five seconds, then the counting, and the last line says how that went. A console whose
-//! client is idle is cut off after the five seconds: a loop that waits in a read does not see the stop coming.
-//! (On Windows the program ends with its standard input.)
+//! Then run `nc 127.0.0.1 7002` in another terminal, and type `status`, `reset` or `quit`. On
+//! SIGUSR1 the program prints its state. On SIGHUP it pauses the console, and on the next SIGHUP it
+//! resumes it. Ctrl-C or SIGTERM stop the console within five seconds, then the counting; the last
+//! line is the report. A console with an idle client is cut off after five seconds, because a loop
+//! that waits in a read does not notice the stop. On Windows, the end of standard input stops the
+//! program.
 
 mod common;
 
@@ -24,7 +26,7 @@ use std::time::Duration;
 
 use handover::{Connection, Handle, Next};
 
-/// What the program does: it has done so for years.
+/// The program without the server.
 #[derive(Default)]
 struct Program {
     counted: AtomicU64,
@@ -39,7 +41,7 @@ impl Program {
         }
     }
 
-    /// The console's loop, as it was written for a thread per connection.
+    /// Serves one client of the console, as on a thread of its own.
     fn console(&self, client: &mut (impl BufRead + Write)) -> io::Result<()> {
         let mut line = String::new();
         loop {
@@ -63,7 +65,7 @@ impl Program {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = common::Options::parse("127.0.0.1:7002")?;
-    // Before there is a thread, so that no signal finds the program unprepared.
+    // Before the first thread starts, so that no signal takes its default action.
     let mut events = Events::watch()?;
     let program = Arc::new(Program::default());
     let worker = Arc::clone(&program);
@@ -88,7 +90,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// What the program reacts to, until it is to stop.
+/// The signals that the program handles.
 #[cfg(unix)]
 struct Events(signal_hook::iterator::Signals);
 
@@ -122,7 +124,7 @@ impl Events {
     }
 }
 
-/// What the program reacts to, until it is to stop.
+/// The end of standard input, which stops the program.
 #[cfg(not(unix))]
 struct Events;
 

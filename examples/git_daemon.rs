@@ -1,25 +1,27 @@
-//! Serves Git repositories for reading, by running `git upload-pack` for each connection.
+//! Serves Git repositories for reading: it runs `git upload-pack` for each connection.
 //!
 //! ```sh
 //! cargo run --release --example git_daemon -- --base-path /srv/git --listen 127.0.0.1:9418
 //! git clone git://127.0.0.1:9418/repo
 //! ```
 //!
-//! Send the server SIGTERM while a clone is in progress: new clients are refused at once, the clone is finished,
-//! and the server ends and says so. A second server may listen on the port meanwhile, for the subprocess has the
-//! client's socket and nothing else of the server's. Past `--drain`, or on SIGQUIT, the client's socket is
-//! shut down, which ends the subprocess.
+//! On SIGTERM during a clone, the server refuses new clients at once, finishes the clone, prints a
+//! report and ends. A second server can listen on the port meanwhile, because the subprocess
+//! inherits only the client's socket. After `--drain`, or on SIGQUIT, the client's socket is shut
+//! down, which ends the subprocess.
 //!
-//! Send it SIGHUP, and a new process takes over at once, while this one finishes its clones.
+//! On SIGHUP, a new process takes over at once, while this one finishes its clones.
 //!
-//! Every repository below `--base-path` (by default the working directory) is served, and nothing above it: paths
-//! with `..` are refused, and so are symbolic links that lead outside. The other options:
+//! Every repository below `--base-path` (by default the working directory) is served, and nothing
+//! above it: paths with `..` and symbolic links that lead outside are refused. The other options:
 //!
-//! - `--strict`: the path must be that of the repository itself; nothing is appended to it (`.git`, `/.git`).
-//! - `--timeout SECONDS`: how long a client may stay silent; by default 30 for its request, and for ever while its
-//!   subprocess waits for it.
-//! - `--drain SECONDS`: how long a stop waits for clones in progress; 3600 by default.
-//! - `--workers N`: how many clones at the same time; 16 by default, since each of them holds a worker.
+//! - `--strict`: the path has to be the path of the repository itself; `.git` and `/.git` are not
+//!   appended to it.
+//! - `--timeout SECONDS`: how long a client may send nothing. Defaults to 30 for its request, and
+//!   to no limit while its subprocess waits for it.
+//! - `--drain SECONDS`: how long a stop waits for clones in progress. Defaults to 3600.
+//! - `--workers N`: the number of clones at the same time, since each of them holds a worker.
+//!   Defaults to 16.
 
 #[cfg(unix)]
 mod common;
@@ -52,14 +54,14 @@ mod unix {
 
     use crate::common::{Options, announce, say};
 
-    /// The longest request that is taken; its path and its host's name are in it.
+    /// The longest request in bytes, with the path and the host name.
     const REQUEST_LIMIT: usize = 8 * 1024;
 
     struct Daemon {
-        /// Without symbolic links.
+        /// An absolute path without symbolic links.
         base_path: PathBuf,
         strict: bool,
-        /// In seconds, for `git upload-pack`; 0 is for ever.
+        /// The `--timeout` of `git upload-pack` in seconds; 0 means no limit.
         timeout: u64,
     }
 
@@ -108,11 +110,11 @@ mod unix {
                 return refuse(conn, "only git-upload-pack is served here");
             }
             let Some(repository) = self.repository(&request.path) else {
-                // Whether it is missing or forbidden is nobody's business.
+                // The client is not told whether the repository is missing or forbidden.
                 return refuse(conn, "no such repository is served here");
             };
             let detached = conn.detach()?;
-            // Until this returns the connection counts as in progress, and a stop waits for it.
+            // The connection counts as in progress, and a stop waits for it, until this returns.
             let status = self.upload_pack(&request, &repository, detached)?;
             if !status.success() {
                 eprintln!("git upload-pack {}: {status}", repository.display());
@@ -120,7 +122,7 @@ mod unix {
             Ok(Next::Detach)
         }
 
-        /// The directory that a path stands for; `None` if it is not a repository below the base.
+        /// The directory of a repository; `None` if `path` is not a repository below the base path.
         fn repository(&self, path: &Path) -> Option<PathBuf> {
             let mut full = self.base_path.clone();
             for part in path.strip_prefix("/").ok()?.components() {
@@ -139,7 +141,7 @@ mod unix {
             endings.iter().find_map(|ending| {
                 let mut name = full.clone().into_os_string();
                 name.push(ending);
-                // Links are followed first and judged by where they lead. So is the directory that git is given.
+                // Symbolic links are resolved before the check, and git gets the resolved path.
                 let found = Path::new(&name).canonicalize().ok()?;
                 let is_repository = found.join("HEAD").exists() && found.join("objects").is_dir();
                 (found.starts_with(&self.base_path) && is_repository).then_some(found)
@@ -159,7 +161,7 @@ mod unix {
                 .arg(format!("--timeout={}", self.timeout))
                 .arg(repository)
                 .env_remove("GIT_PROTOCOL")
-                // In a group of its own, so that Ctrl-C in a terminal reaches the server alone.
+                // A process group of its own: Ctrl-C in a terminal signals only the server.
                 .process_group(0);
             if !request.protocol.is_empty() {
                 command.env("GIT_PROTOCOL", OsStr::from_bytes(&request.protocol));
@@ -167,10 +169,11 @@ mod unix {
             let socket = OwnedFd::from(client.stream);
             command.stdout(socket.try_clone()?);
             if client.unread.is_empty() {
-                // A client waits for what the server has to say before it says more, so this is the way it goes.
+                // The usual case: a Git client waits for the first answer before it sends more.
                 command.stdin(socket);
                 let child = command.spawn();
-                // It holds the socket as well, and the client is to see the end when the child ends.
+                // `command` holds the socket too. The client has to see end-of-file when the child
+                // ends.
                 drop(command);
                 return child?.wait();
             }
@@ -181,7 +184,8 @@ mod unix {
         }
     }
 
-    /// Gives a subprocess what the client sent too early, and what it sends from then on, until the subprocess ends.
+    /// Copies to a subprocess what was read from its client already, and what the client sends from
+    /// then on, until the subprocess ends.
     fn relay(
         mut child: Child,
         unread: &[u8],
@@ -192,20 +196,20 @@ mod unix {
         thread::scope(|scope| {
             scope.spawn(move || {
                 let Some(mut stdin) = stdin else { return };
-                // Either side may go at any time, and then the other one notices.
+                // Either side may close at any time. The other side then sees it.
                 let _ = stdin
                     .write_all(unread)
                     .and_then(|()| pump(&mut client, &mut stdin));
             });
             let status = child.wait();
-            // Nobody reads on from here, and this ends a read that waits.
+            // The subprocess reads no more. This ends the read in which the other thread waits.
             let _ = socket2::SockRef::from(&socket.as_fd()).shutdown(Shutdown::Read);
             status
         })
     }
 
-    /// Copies until the end. Not by `io::copy`: on Linux that is splice(2), which keeps the pipe locked while it waits
-    /// for the socket, so that the subprocess could not read what is in the pipe already.
+    /// Copies until end-of-file. Not with `io::copy`: on Linux it uses splice(2), which keeps the
+    /// pipe locked while it waits for the socket, so the subprocess could not read from the pipe.
     fn pump(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -218,24 +222,24 @@ mod unix {
         }
     }
 
-    /// Tells the client why it is not served, as gitprotocol-pack(5) has it.
+    /// Sends the client an error packet (gitprotocol-pack(5)).
     fn refuse(conn: &mut Connection, why: &str) -> io::Result<Next> {
         let line = format!("ERR {why}");
         write!(conn, "{:04x}{line}", line.len() + 4)?;
         Ok(Next::Close)
     }
 
-    /// What a client asks for, see gitprotocol-pack(5), "Git Transport":
-    /// `git-upload-pack /path\0host=name\0\0version=2\0`, all but the path optional, as one pkt-line.
+    /// A request (gitprotocol-pack(5), "Git Transport"): the pkt-line
+    /// `git-upload-pack /path\0host=name\0\0version=2\0`. All parts after the path are optional.
     struct Request {
         service: String,
         path: PathBuf,
-        /// The extra parameters, joined by `:` as `GIT_PROTOCOL` has them.
+        /// The extra parameters, joined by `:` as in the variable `GIT_PROTOCOL`.
         protocol: Vec<u8>,
     }
 
     impl Request {
-        /// Takes a request out of what has arrived. `None` if it is not all there.
+        /// Takes a request out of the buffer. `None` if it is incomplete.
         fn take(conn: &mut Connection) -> Result<Option<Self>, &'static str> {
             let Some(digits) = conn.buffer().first_chunk::<4>() else {
                 return Ok(None);
@@ -262,7 +266,7 @@ mod unix {
             let command = command.strip_suffix(b"\n").unwrap_or(command);
             let space = command.iter().position(|&byte| byte == b' ');
             let (service, path) = command.split_at(space.ok_or("a path is missing")?);
-            // The host, which is of no interest here, and what an empty part sets off from it.
+            // Skip the host. The extra parameters follow after an empty part.
             let extra: Vec<&[u8]> = parts
                 .skip_while(|part| !part.is_empty())
                 .filter(|part| !part.is_empty())

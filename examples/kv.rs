@@ -1,10 +1,10 @@
-//! Keeps keys and values, and speaks a protocol of lines: one request, one answer.
+//! A key-value store with a line protocol: one request, one answer.
 //!
 //! ```sh
 //! cargo run --release --example kv -- --listen 127.0.0.1:7001 --workers 2
 //! ```
 //!
-//! Then, in another terminal, `nc 127.0.0.1 7001`:
+//! Then run `nc 127.0.0.1 7001` in another terminal:
 //!
 //! ```text
 //! SET colour dark green       OK
@@ -12,14 +12,15 @@
 //! KEYS                        KEYS 1 colour
 //! DEL colour                  OK
 //! GET colour                  NONE
-//! USE other                   OK          this connection's keys are those of another namespace from now on
+//! USE other                   OK          this connection uses the keys of another namespace
 //! STATS                       STATS namespace=other requests=7
 //! QUIT                        BYE
 //! ```
 //!
-//! What is wrong with a request is said in an answer that begins with `ERROR`. Requests may be sent in pieces and
-//! several at once. The namespace and the number of requests are the connection's session: they survive while it is
-//! parked, and a parked connection costs no thread, so that with two workers two hundred clients may be connected.
+//! An answer to a wrong request begins with `ERROR` and says what is wrong. A client may send a
+//! request in pieces, and several requests at once. The namespace and the number of requests are
+//! the session of a connection. They survive while the connection is parked and occupies no thread,
+//! so two workers can serve two hundred connected clients.
 
 mod common;
 
@@ -29,7 +30,7 @@ use std::io::{self, Write};
 use handover::{Connection, Next, Service};
 use parking_lot::RwLock;
 
-/// The longest request, with its line ending.
+/// The longest request in bytes, with its line ending.
 const LINE_LIMIT: usize = 64 * 1024;
 
 type Namespace = BTreeMap<String, String>;
@@ -58,13 +59,13 @@ impl Service for Store {
         })
     }
 
-    /// Serves one request. Others that are in the buffer already bring another call.
+    /// Serves one request. If the buffer contains more requests, this is called again.
     fn serve(&self, conn: &mut Connection, session: &mut Session, _: &mut ()) -> io::Result<Next> {
         let line = match conn.take_line(LINE_LIMIT) {
             Ok(Some(line)) => line,
             Ok(None) if conn.at_eof() => return Ok(Next::Close),
             Ok(None) => return Ok(Next::More),
-            // Where the next request would begin is anybody's guess.
+            // The beginning of the next request is not known.
             Err(error) => {
                 writeln!(conn, "ERROR {error}")?;
                 return Ok(Next::Close);

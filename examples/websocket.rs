@@ -1,11 +1,16 @@
-//! A WebSocket that sends everything back, with `tungstenite` on an upgraded connection.
+//! A WebSocket echo server, with `tungstenite` on an upgraded connection.
 //!
 //! ```sh
 //! cargo run --release --example websocket --features http -- --listen 127.0.0.1:8081
 //! ```
 //!
-//! Then, in a browser's console: `ws = new WebSocket("ws://127.0.0.1:8081/"); ws.onmessage = e => console.log(e.data);
-//! ws.onopen = () => ws.send("hello")`.
+//! Then type in a browser's console:
+//!
+//! ```text
+//! ws = new WebSocket("ws://127.0.0.1:8081/");
+//! ws.onmessage = e => console.log(e.data);
+//! ws.onopen = () => ws.send("hello");
+//! ```
 
 mod common;
 
@@ -58,7 +63,7 @@ fn answer(request: Request<Body<'_>>) -> Response<Reply> {
     response
 }
 
-/// One conversation, in blocking style: it holds a worker until the client is gone.
+/// Serves one client with blocking reads: this holds a worker until the client disconnects.
 fn echo(conn: &mut Connection) -> io::Result<Next> {
     let mut socket = WebSocket::from_raw_socket(conn, Role::Server, None);
     loop {

@@ -1,10 +1,18 @@
-//! A synchronous, thread-pool server framework that never drops a connection.
+//! A synchronous, thread-pool server framework: a stop or a restart drops no connection within its
+//! deadline.
 //!
-//! Blocking code keeps its shape: a handler reads from and writes to a [`Connection`] as from a socket, on one of a
-//! fixed number of threads. What is different from a thread per connection is everything around it: a client that
-//! waits, is slow, or says nothing occupies no thread; every wait has a total deadline; a panic costs one
-//! connection; a stop answers what was asked before it ends; a restart hands over to a new process without losing a
-//! request; and a process that crashes or hangs is replaced while its clients wait. There is no async runtime.
+//! Handlers are blocking code: a handler reads from and writes to a [`Connection`] as if it were a
+//! socket, on one of a fixed number of threads. This crate adds what one thread per connection does
+//! not have:
+//!
+//! - A connection that waits for its client occupies no thread.
+//! - Every wait for a client has a total deadline.
+//! - A panic closes one connection.
+//! - A stop answers the requests that the server has received.
+//! - A restart hands the listening sockets to a new process, and refuses no client.
+//! - A process that crashes or hangs is replaced while its new clients wait.
+//!
+//! There is no async runtime.
 //!
 //! ```no_run
 //! use std::io::{self, BufRead, Write};
@@ -36,43 +44,94 @@
 //!            └────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! - The **acceptor** thread waits on all listeners, applies the limits and the [`Overload`] policy, and puts new
-//!   connections on the queue.
-//! - A **worker** takes a connection from the queue, calls the [`Service`] if the client has sent something, and does
-//!   what [`Next`] says. When the queue is empty, it waits in the parking lot's poller itself, so that nobody stands
-//!   between a waiting client and its worker.
-//! - The **parking lot** holds connections that wait for their client. The **keeper** thread closes those whose
-//!   time is over, and writes buffered answers while every worker is busy.
-//! - The **main** thread starts the others, and obeys the [`Handle`] and signals until a drain is over.
-//! - The **upgrader** thread, where there is a [`Restart`], has a new process take over, and took over itself from the
-//!   one before.
+//! - The **acceptor** thread waits on all listeners, applies the limits and the [`Overload`]
+//!   policy, and puts new connections on the queue.
+//! - A **worker** thread takes a connection from the queue, calls the [`Service`] if the client has
+//!   sent something, and does what [`Next`] says. When the queue is empty, the worker waits in the
+//!   poller of the parking lot itself, so no other thread stands between a client and its worker.
+//! - The **parking lot** holds the connections that wait for their client. The **keeper** thread
+//!   closes them at their deadlines, and writes buffered output while all workers are busy.
+//! - The **main** thread starts the other threads. It executes the commands of the [`Handle`] and
+//!   of signals, and a drain until its end.
+//! - The **upgrader** thread exists with a [`Restart`]. It takes over from the predecessor process,
+//!   and later starts the successor process and hands over to it.
+//! - With the feature `signals`, [`Server::run`] adds threads that turn signals into commands.
 //!
-//! With [`supervise`], all of this is in processes that a first one starts, and starts anew when they end or hang: the
-//! **supervisor**, which holds the listeners, and runs no code of the service. See [`Supervisor`].
+//! With [`supervise`], the first process is the **supervisor**. It holds the listeners, runs no
+//! code of the service, and starts processes that contain all of the above. It starts another one
+//! when one ends or hangs, see [`Supervisor`].
 //!
-//! A service comes in two shapes. The better one is called for each message, takes it from
-//! [`Connection::buffer`] or one of the `take` methods, and returns [`Next::Park`] or [`Next::More`]: its waiting
-//! clients are free. The other one loops over blocking reads until the end of the stream, as legacy code does; it
-//! works as well, and holds a worker meanwhile.
+//! A service has one of two forms. In the first form it is called for each message, takes the
+//! message from [`Connection::buffer`] or by one of the `take` methods, and returns [`Next::Park`]
+//! or [`Next::More`]. Its waiting clients occupy no thread. In the second form it loops over
+//! blocking reads until the end of the stream, as code for one thread per connection does. It then
+//! holds a worker until its client disconnects.
+//!
+//! # Where next
+//!
+//! | to … | read |
+//! |---|---|
+//! | set limits, time-outs and the number of workers | [`Builder`] |
+//! | start, run and embed a server | [`Server`] |
+//! | stop it, restart it, read its counters | [`Handle`], [`Report`], [`Stats`] |
+//! | write a service with state per connection or per worker | [`Service`], [`Next`] |
+//! | read and write, under deadlines | [`Connection`] |
+//! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |
+//! | say what happens when the server is full | [`Overload`] |
+//! | restart without refusing a client, pass state on | [`Restart`], [`Service::export`] |
+//! | restart after crashes and hangs | [`supervise`], [`Supervisor`] |
+//! | take a socket out of the server | [`Connection::detach`], [`Detached`] |
+//! | speak HTTP/1.1 | the module `http` (feature `http`) |
+//!
+//! # Logs
+//!
+//! The crate logs through the `log` crate. The targets are module paths, so a filter such as
+//! `handover::restart=debug` selects one part. Those with the most records are:
+//!
+//! | target | records |
+//! |---|---|
+//! | `handover::access` | HTTP requests, with `Http::access_log` (info) |
+//! | `handover::acceptor` | refused clients (debug), errors of `accept` (warn, error) |
+//! | `handover::parking` | connections closed at a deadline (debug) |
+//! | `handover::http` | refused requests (debug), response bodies that fail (error) |
+//! | `handover::listener` | attempts to bind an address in use (info) |
+//! | `handover::notify` | a service manager that cannot be reached (warn) |
+//! | `handover::restart` | the steps of a restart (info), and why one failed (error) |
+//! | `handover::server` | stops and their reports (info), threads that failed (error) |
+//! | `handover::signals` | signals received (info) |
+//! | `handover::supervisor` | processes started, ready and ended (info), crashes (warn, error) |
+//! | `handover::worker` | errors that a service returned (debug), panics (error) |
+//!
+//! A supervisor without a logger writes its records to standard error, from level info on.
 //!
 //! # Limitations
 //!
-//! - As many calls of the service run at the same time as there are workers: a handler that waits for something else
-//!   than its client holds one. Give such a service more workers.
-//! - With `panic = "abort"` a panic ends the process; nothing can be done about that here.
-//! - Threads are never killed. A handler that neither returns nor touches its connection outlives a stop; the
-//!   [`Report`] names it.
-//! - Where the platform has no poller that threads can share (anything but Linux and Android), the keeper brings ready connections to
-//!   the workers, which costs a thread switch per message. Windows has no Unix sockets here.
-//! - Restarts need Unix, and the supervisor Linux. TLS is not here yet.
+//! - The server makes as many calls of the service at the same time as it has workers. A handler
+//!   that waits for something else than its client holds a worker: give such a service more
+//!   workers than cores.
+//! - A handler that writes more than the output limit (64 KiB) to a client that reads slowly, or
+//!   reads a large message from a client that sends slowly, holds a worker meanwhile. Such a wait
+//!   ends at the write or read time-out, which progress at the minimum rate extends.
+//! - The server cannot send to a parked connection before its client has sent something.
+//! - [`Service::export`] is a snapshot: what changes after a restart has begun is not in it.
+//! - Open connections stay with the process that accepted them, also across a restart. They are
+//!   shut down at the end of the drain time-out, or earlier when two later generations drain too.
+//! - With `panic = "abort"`, a panic ends the process.
+//! - Threads are never killed. A handler that neither returns nor touches its connection outlives a
+//!   stop; the [`Report`] names it.
+//! - Without epoll (on other systems than Linux and Android) the keeper waits in the poller, and
+//!   brings ready connections to the workers, which costs a thread switch per message. Windows has
+//!   no Unix sockets here.
+//! - Restarts need Unix, other than Apple's systems. The supervisor needs Linux.
+//! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `signals` | yes | [`Server::run`] reacts to SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C |
+//! | `signals` | yes | [`Server::run`] reacts to signals and Ctrl-C, see `Builder::signals` |
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
-//! | `cli` | no | the command `handover`, which supervises programs, and speaks to a [`Supervisor`] |
+//! | `cli` | no | the command `handover`: supervises programs, and controls a [`Supervisor`] |
 
 mod panic;
 mod sys;
@@ -113,7 +172,7 @@ pub use stats::{Expired, Refused, Stats, WorkerState};
 pub use supervisor::{Supervisor, supervise};
 pub use sys::{Descriptor, Stream};
 
-/// The README's programs must compile.
+/// Compiles the programs in README.md as tests.
 #[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

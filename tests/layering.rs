@@ -1,15 +1,24 @@
-//! The layers of `src`, and the check that it keeps to them: imports point down, `unsafe` and
-//! platform code stay in `sys`.
+//! The layers of `src`, and the checks that the code keeps to them:
 //!
-//! Files are read as tokens: comments and strings do not count, macros and `#[cfg(test)]` code do.
+//! - a module imports only from lower layers;
+//! - the files of one module do not import each other in a cycle, see [`cycles`];
+//! - `unsafe` and platform code stay in `sys`;
+//! - each file begins with a line that says its job.
+//!
+//! Files are read as tokens, so comments and strings do not count, and macros do. Code under
+//! `#[cfg(test)]` counts for the layers, and does not count for the cycles: the tests of a file
+//! may import a file that imports it.
 
 use std::fs;
 use std::path::Path;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The modules of `src`, bottom-up: each may import only from the rows above its own. A change of
-/// shape changes this table in the same commit.
+#[path = "layering/cycles.rs"]
+mod cycles;
+
+/// The modules of `src`, from the bottom up: each may import only from the rows above its own. A
+/// change of the structure changes this table in the same commit.
 const LAYERS: [&[&str]; 7] = [
     &["panic", "sys"],
     &["addr", "clock"],
@@ -20,25 +29,53 @@ const LAYERS: [&[&str]; 7] = [
     &["server"],
 ];
 
-/// Where programs are. Each is a crate of its own above all layers, and knows the library by its public interface only.
+/// The modules whose files still import each other in cycles, and why.
+const CYCLES_LEFT: [(&str, &str); 1] = [(
+    "supervisor",
+    "its files share the type `Run` until the policy is a value of its own",
+)];
+
+/// The directory of the programs. Each program is a crate of its own above all layers, and uses
+/// only the public interface of the library.
 const PROGRAMS: &str = "bin";
 
-/// The words by which a `cfg` asks for the platform.
+/// The words in a `cfg` that make code depend on the platform.
 const PLATFORM: [&str; 4] = ["target_family", "target_os", "unix", "windows"];
 
 #[test]
 fn src_keeps_to_the_layers() {
-    let mut files = Vec::new();
-    list(Path::new(env!("CARGO_MANIFEST_DIR")), "src", &mut files);
-    assert!(!files.is_empty(), "there is no .rs file in src");
-    files.sort();
     let mut report = String::new();
-    for (path, source) in &files {
+    for (path, source) in &sources() {
         for (line, what) in check(path, source) {
             report += &format!("\n{path}:{line}: {what}");
         }
     }
     assert!(report.is_empty(), "src breaks the layers:{report}");
+}
+
+#[test]
+fn files_of_a_module_do_not_import_each_other_in_a_cycle() {
+    let found = cycles::find(&sources());
+    let is_left = |module: &str| CYCLES_LEFT.iter().any(|(left, _)| *left == module);
+    let mut report = String::new();
+    for cycle in found.iter().filter(|cycle| !is_left(&cycle.module)) {
+        report += &format!("\n{}", cycle.what);
+    }
+    for (module, _) in CYCLES_LEFT {
+        if found.iter().all(|cycle| cycle.module != module) {
+            report += &format!("\nsrc/{module} has no cycle: remove it from CYCLES_LEFT");
+        }
+    }
+    assert!(report.is_empty(), "src has import cycles:{report}");
+}
+
+/// The path and the text of every .rs file in `src`.
+fn sources() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    list(Path::new(env!("CARGO_MANIFEST_DIR")), "src", &mut files);
+    assert!(!files.is_empty(), "there is no .rs file in src");
+    files.sort();
+    files
 }
 
 /// Adds the path and the text of every .rs file under `dir` to `files`.
@@ -54,15 +91,20 @@ fn list(root: &Path, dir: &str, files: &mut Vec<(String, String)>) {
     }
 }
 
-/// The faults of one file: the line, and what is wrong there and what to do.
-fn check(path: &str, source: &str) -> Vec<(usize, String)> {
+/// The path of the module that a file contains, from the crate's root.
+fn module_of(path: &str) -> Vec<&str> {
     let parts = path
         .strip_prefix("src/")
         .and_then(|path| path.strip_suffix(".rs"));
     let parts = parts.unwrap_or(path).split('/');
-    let module: Vec<&str> = parts
+    parts
         .filter(|part| !["lib", "mod"].contains(part))
-        .collect();
+        .collect()
+}
+
+/// The faults of one file: the line, and what is wrong with the remedy.
+fn check(path: &str, source: &str) -> Vec<(usize, String)> {
+    let module = module_of(path);
     let top = module.first().copied();
     let mut file = File {
         top,
@@ -71,16 +113,16 @@ fn check(path: &str, source: &str) -> Vec<(usize, String)> {
     if !source.starts_with("//!") {
         file.fault(
             1,
-            "the first line is not a `//!` one: say there what the file's one job is",
+            "the first line is no `//!` line: write one that says the file's one job",
         );
     }
     if let Some(top) = top.filter(|&top| top != PROGRAMS && layer(top).is_none()) {
-        let what = format!("`{top}` has no layer: give it its place in tests/layering.rs");
+        let what = format!("`{top}` has no layer: add it to the table in tests/layering.rs");
         file.fault(1, what);
     }
     match source.parse::<TokenStream>() {
         Ok(tokens) => file.walk(tokens, module.len()),
-        Err(e) => file.fault(e.span().start().line, "this is not Rust: mend it"),
+        Err(e) => file.fault(e.span().start().line, "this is not valid Rust: fix it"),
     }
     file.faults
 }
@@ -90,7 +132,7 @@ fn layer(module: &str) -> Option<usize> {
 }
 
 struct File<'a> {
-    /// The module of the table that the file is in; `lib.rs`, which may import all, is in none.
+    /// The top-level module that the file is in. `None` for `lib.rs`, which may import all.
     top: Option<&'a str>,
     faults: Vec<(usize, String)>,
 }
@@ -100,7 +142,7 @@ impl File<'_> {
         self.faults.push((line, what.into()));
     }
 
-    /// Checks code that stands `depth` modules below the crate's root.
+    /// Checks code in a module that is `depth` levels below the crate's root.
     fn walk(&mut self, tokens: TokenStream, depth: usize) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let in_sys = self.top == Some("sys");
@@ -124,14 +166,14 @@ impl File<'_> {
                     if in_program && !body_of_mod {
                         self.fault(
                             line,
-                            "a program is one file: what it shares is the library's",
+                            "a program is one file: put what it shares with others into the library",
                         );
                     }
                 }
                 "crate" if in_program => {
                     self.fault(
                         line,
-                        "a program takes what is public: write the path from `handover`",
+                        "a program uses only what is public: write the path from `handover`",
                     );
                 }
                 "crate" => self.check_root(line, rest),
@@ -146,13 +188,13 @@ impl File<'_> {
                 "unsafe" if !in_sys => {
                     self.fault(
                         line,
-                        "`unsafe` outside `sys`: put a safe function there, call that",
+                        "`unsafe` outside `sys`: call a safe function in `sys` instead",
                     );
                 }
                 "cfg" | "cfg_attr" if !in_sys && asks_for_platform(rest) => {
                     self.fault(
                         line,
-                        "platform code outside `sys`: put one function for all there",
+                        "platform code outside `sys`: call one function in `sys` instead",
                     );
                 }
                 _ => {}
@@ -160,13 +202,13 @@ impl File<'_> {
         }
     }
 
-    /// Checks the path that begins with a word for the crate's root, given what follows that word.
+    /// Checks a path from the crate's root. `rest` follows its first word, `crate` or `super`.
     fn check_root(&mut self, line: usize, rest: &[TokenTree]) {
         let Some(top) = self.top else { return };
         if rest.first().is_some_and(|token| is_word(token, "as")) {
             self.fault(
                 line,
-                "another name for the root hides what is imported: name the module",
+                "an alias for the crate's root hides what is imported: name the module",
             );
         }
         for (head, line) in heads_behind(rest) {
@@ -175,7 +217,7 @@ impl File<'_> {
                 (Some(own), Some(other)) if other >= own => {
                     let what = format!(
                         "`{top}` (layer {own}) imports `{head}` (layer {other}): move what both \
-                         need further down, or let `{top}` be given a closure or a `Sender`"
+                         need to a lower layer, or pass `{top}` a closure or a `Sender`"
                     );
                     self.fault(line, what);
                 }
@@ -189,7 +231,7 @@ impl File<'_> {
     }
 }
 
-/// If a path or use tree goes on here: the next word of each of its branches, and its line.
+/// The next word of each branch of a path or use tree that goes on at `rest`, and its line.
 fn heads_behind(rest: &[TokenTree]) -> Vec<(String, usize)> {
     match rest {
         [colon, second, tree, ..] if is_punct(colon, ':') && is_punct(second, ':') => heads(tree),
@@ -209,7 +251,7 @@ fn heads(tree: &TokenTree) -> Vec<(String, usize)> {
         .collect()
 }
 
-/// Whether what follows `cfg`, `cfg!` or `cfg_attr` begins with a condition on the platform.
+/// Whether the condition that follows `cfg`, `cfg!` or `cfg_attr` depends on the platform.
 fn asks_for_platform(rest: &[TokenTree]) -> bool {
     fn any(tokens: TokenStream) -> bool {
         tokens.into_iter().any(|token| match token {
@@ -236,7 +278,7 @@ fn line_of(token: &TokenTree) -> usize {
     token.span().start().line
 }
 
-/// Checks a file of a `//!` line and `code`: the faulty lines must be the ones that end in `//~`.
+/// Asserts that in a file of a `//!` line and `code` the faulty lines are those that end in `//~`.
 #[track_caller]
 fn probe(path: &str, code: &str) {
     let source = format!("//! A file.{code}");
@@ -268,8 +310,8 @@ fn imports_point_to_strictly_lower_layers() {
 fn a_fault_says_what_to_do() {
     let faults = check("src/panic.rs", "//! Threads.\n\nuse crate::worker::Turn;\n");
     let what = format!(
-        "`panic` (layer {}) imports `worker` (layer {}): move what both need further down, or let \
-         `panic` be given a closure or a `Sender`",
+        "`panic` (layer {}) imports `worker` (layer {}): move what both need to a lower layer, or \
+         pass `panic` a closure or a `Sender`",
         layer("panic").unwrap(),
         layer("worker").unwrap()
     );

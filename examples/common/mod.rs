@@ -1,6 +1,6 @@
-//! What the examples share: their command line, and the lines that say that they are ready.
+//! The command line of the examples, and the lines that they print when they are ready.
 
-// Each example uses a part of it.
+// Each example uses only a part of this module.
 #![allow(dead_code)]
 
 use std::fmt::Display;
@@ -14,24 +14,24 @@ pub(crate) struct Options {
     pub(crate) listen: Vec<String>,
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Option<Duration>,
-    /// All time-outs for clients at once.
+    /// For the first byte, idle connections, reading and writing.
     pub(crate) timeout: Option<Duration>,
-    /// How long a successor may take to be ready.
+    /// The time in which a successor process has to be ready.
     pub(crate) ready_timeout: Option<Duration>,
-    /// There with `--supervised`.
+    /// Set by `--supervised` and by the options of a supervisor.
     pub(crate) supervisor: Option<Supervisor>,
-    /// What is no option.
+    /// The arguments that are not options.
     pub(crate) rest: Vec<String>,
 }
 
 impl Options {
-    /// Reads the command line; without `--listen` it is `default`.
+    /// Parses the command line. `default` is the address without `--listen`.
     pub(crate) fn parse(default: &str) -> Result<Self, lexopt::Error> {
         Self::parse_with(default, |_, _| Ok(false))
     }
 
-    /// As `parse`, for an example with options of its own: `own` is given the name of each, and says whether it knows
-    /// it. It takes the option's value from the parser.
+    /// As `parse`, for an example with options of its own. `own` is called with the name of an
+    /// option, takes the value from the parser, and returns whether it knows the option.
     pub(crate) fn parse_with(
         default: &str,
         mut own: impl FnMut(&str, &mut lexopt::Parser) -> Result<bool, lexopt::Error>,
@@ -59,7 +59,7 @@ impl Options {
                 Long("supervised") => {
                     options.supervisor.get_or_insert_default();
                 }
-                // The rest is the supervisor's, and means that there is one.
+                // The options of a supervisor, each of which implies `--supervised`.
                 Long("processes") => {
                     let count = parser.value()?.parse()?;
                     options.set(|supervisor| supervisor.processes(count));
@@ -92,7 +92,7 @@ impl Options {
         Ok(options)
     }
 
-    /// The settings that follow from them.
+    /// The settings of the server.
     pub(crate) fn builder(&self) -> Builder {
         let mut builder = Server::builder();
         for addr in &self.listen {
@@ -119,7 +119,7 @@ impl Options {
         self.supervisor = Some(change(supervisor));
     }
 
-    /// How the server is restarted. With a supervisor, this returns in the processes that serve.
+    /// The settings for restarts. With a supervisor, this returns only in the serving processes.
     pub(crate) fn restart(&mut self) -> io::Result<Restart> {
         let mut restart = match self.supervisor.take() {
             Some(supervisor) => supervisor.supervise()?,
@@ -132,13 +132,13 @@ impl Options {
     }
 }
 
-/// Seconds, with a fraction if need be.
+/// Parses a number of seconds, such as `2.5`.
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// Says that the server is ready: scripts wait for these lines.
+/// Prints a line for each address when the server is ready. Scripts wait for these lines.
 pub(crate) fn announce(addrs: &[Addr]) {
     for addr in addrs {
         say(format_args!("listening on {addr}"));
@@ -155,7 +155,8 @@ pub(crate) fn announce_http(addrs: &[Addr]) {
     }
 }
 
-/// Prints a line, if anybody reads: whoever has started the first of several generations may have gone.
+/// Prints a line. Errors are ignored: the reader of standard output may have exited before a later
+/// generation prints.
 pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
