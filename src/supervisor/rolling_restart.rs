@@ -30,10 +30,11 @@ pub(super) struct RollingRestart {
 #[derive(Clone, Copy, Debug)]
 enum Replacement {
     NotRequested,
-    /// Complete when the slot is ready with a process other than this one.
-    Of(u32),
-    /// Complete when the slot is ready: it had no process, or one that has just been started.
-    OfNone,
+    /// Complete when the slot is ready with a process other than `old`. `None`: the slot had no
+    /// process, or one that was still starting, so that every ready process is a new one.
+    Requested {
+        old: Option<u32>,
+    },
 }
 
 /// How a restart went.
@@ -45,16 +46,6 @@ pub(super) struct RestartResult {
 
 /// Added to `ready_timeout`: the time for the predecessor to report how the replacement went.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
-
-impl Replacement {
-    fn is_complete(self, slot: &Slot) -> bool {
-        match self {
-            Self::NotRequested => false,
-            Self::Of(old) => slot.is_ready() && slot.main_pid() != Some(old),
-            Self::OfNone => slot.is_ready(),
-        }
-    }
-}
 
 impl Run {
     /// Begins a restart, or joins the one in progress. The control client `waiter` gets the result.
@@ -96,19 +87,19 @@ impl Run {
             };
             match restart.replacement {
                 Replacement::NotRequested => self.request_replacement(index),
-                replacement if replacement.is_complete(slot) => {
+                Replacement::Requested { old } if slot.is_ready() && slot.main_pid() != old => {
                     restart.index += 1;
                     restart.replacement = Replacement::NotRequested;
                     restart.deadline = Deadline::NEVER;
                 }
-                _ => return,
+                Replacement::Requested { .. } => return,
             }
         }
     }
 
     fn request_replacement(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        let mut replacement = slot.main_pid().map_or(Replacement::OfNone, Replacement::Of);
+        let mut old = slot.main_pid();
         let (mut failure, mut expects_exit) = (None, false);
         match &slot.main {
             // The process starts its successor itself, and reports how that went.
@@ -117,7 +108,7 @@ impl Run {
                 Ok(successor) => self.slots[index].successor = Some(successor),
                 Err(why) => failure = Some(why),
             },
-            Some(main) if main.ready_since.is_none() => replacement = Replacement::OfNone,
+            Some(main) if main.ready_since.is_none() => old = None,
             // The process is stopping or aborted, and will be restarted when it has exited.
             Some(_) => expects_exit = true,
             None if slot.successor.is_some() => {}
@@ -126,7 +117,7 @@ impl Run {
         }
         let timeout = self.settings.ready_timeout + REPORT_TIMEOUT;
         if let Some(restart) = &mut self.rolling_restart {
-            restart.replacement = replacement;
+            restart.replacement = Replacement::Requested { old };
             restart.failure = failure;
             restart.expects_exit = expects_exit;
             restart.deadline = Deadline::after(Instant::now(), timeout);
@@ -142,7 +133,7 @@ impl Run {
         match restart.replacement {
             _ if restart.expects_exit => restart.expects_exit = false,
             Replacement::NotRequested => {}
-            _ => {
+            Replacement::Requested { .. } => {
                 restart.failure.get_or_insert_with(|| why.to_owned());
             }
         }
