@@ -1,4 +1,4 @@
-//! The command `handover`: it supervises a program, and speaks to a supervisor by its control socket.
+//! The command `handover`: supervises a program, or sends requests to a supervisor.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use handover::{Addr, Bind, Supervisor};
 
-/// Keeps a program running with its listeners open, and speaks to the supervisor that does so.
+/// Supervises a program and holds its listeners, and sends requests to a supervisor
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Options {
@@ -25,81 +25,86 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show how a supervised service is
+    /// Show the state of a supervised service
     ///
-    /// The exit code is 0 if all processes serve, or are being restarted; 3 if not; 1 if the supervisor cannot be
-    /// reached.
+    /// The exit code is 0 if all processes serve or a restart is in progress, 3 if not, and 1 if
+    /// the supervisor cannot be reached.
     Status {
         #[command(flatten)]
         supervisor: Target,
-        /// Print the supervisor's own answer, one line of JSON
+        /// Print the supervisor's answer itself, a line of JSON
         #[arg(long)]
         json: bool,
     },
-    /// Replace the processes that serve, one after another, without losing a request
+    /// Replace the serving processes, one after another, without losing a request
     ///
-    /// One that cannot be replaced serves on, and so do those after it. With --wait, the exit code is 1 then.
-    Restart(Wish),
-    /// End the service, when what has been asked for is answered
-    Stop(Wish),
-    /// Have the supervisor replace itself in place, by the program that is on disk by now
+    /// If a process cannot be replaced, this process and the remaining ones go on serving. With
+    /// --wait, the exit code is then 1.
+    Restart(Request),
+    /// Stop the service when all requests in progress are finished
+    Stop(Request),
+    /// Replace the supervisor itself, in the same process, by the program that is on disk now
     ///
-    /// The processes that serve are left alone. With --wait, the exit code is 1 if the supervisor stays what it was.
-    Upgrade(Wish),
+    /// The serving processes are not affected. With --wait, the exit code is 1 if the supervisor
+    /// could not be replaced.
+    Upgrade(Request),
     /// Supervise a program that takes its listeners as systemd passes them (LISTEN_FDS)
     ///
-    /// The exit code is 0 after a stop, 1 if something had to be killed for that, or 78 (EX_CONFIG) if the program ends
-    /// with that, by which it says that it is of no use to start it again. SIGTERM stops, SIGHUP restarts.
+    /// SIGTERM stops, SIGHUP restarts gracefully. The exit code is 0 after a stop, 1 if processes
+    /// had to be killed for it, and 78 (EX_CONFIG) if the program exits with 78: it is then not
+    /// restarted.
     Run(Run),
 }
 
-/// Which supervisor, and how long it may take.
+/// The supervisor that is to answer, and how long it may take.
 #[derive(Args, Debug)]
 struct Target {
-    /// The supervisor's control socket
+    /// The path of the supervisor's control socket
     #[arg(short, long, value_name = "PATH", env = "HANDOVER_SOCKET")]
     socket: PathBuf,
-    /// How long to wait for the supervisor. Defaults to 5, or to 300 with --wait
+    /// How long to wait for the supervisor's answer. Defaults to 5, or to 300 with --wait
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
-struct Wish {
+struct Request {
     #[command(flatten)]
     supervisor: Target,
-    /// Wait for the outcome
+    /// Wait until it is done, and report the result
     #[arg(long)]
     wait: bool,
 }
 
 #[derive(Args, Debug)]
 struct Run {
-    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock. May be given several times
+    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock. May be given
+    /// several times
     #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
     listen: Vec<Bind>,
-    /// How many processes serve
+    /// Number of serving processes
     #[arg(long, value_name = "N", default_value = "1")]
     processes: NonZeroUsize,
-    /// The control socket to be made, for the other commands
+    /// The path of the control socket to create, for the other commands
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// A file to be made, with the supervisor's process id
+    /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
-    /// How long a process may be silent that says that it makes progress (WATCHDOG=1). Defaults to for ever
+    /// Abort a process that sends no WATCHDOG=1 for this long. Applies after its first one.
+    /// Defaults to no limit
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     watchdog: Option<Duration>,
-    /// A process is ready only when it says so (READY=1, see sd_notify(3))
+    /// A process is ready only when it sends READY=1, see sd_notify(3)
     #[arg(long, conflicts_with = "ready_after")]
     notify: bool,
-    /// A process is ready when it has lived for so long, if it has not said so before
+    /// A process is ready when it has run for this long, or sends READY=1 before
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
     ready_after: Duration,
-    /// With --notify: how long a process may take to say that it is ready. Defaults to 60
+    /// With --notify: how long a process may take to send READY=1. Defaults to 60
     #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "notify")]
     ready_timeout: Option<Duration>,
-    /// How long all processes together may take to stop, until they are killed. Defaults to 60
+    /// How long the processes may take to exit in a stop before they are killed. Defaults to 60
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     stop_timeout: Option<Duration>,
     /// The program, a path or a name on the search path, and its arguments
@@ -107,41 +112,43 @@ struct Run {
     program: Vec<OsString>,
 }
 
-/// How long the supervisor may take to answer at once, and to do what takes a while.
+/// How long the supervisor may take to answer without --wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const OUTCOME_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How often it is looked whether the supervisor has ended.
+/// How long the supervisor may take to answer with --wait.
+const RESULT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The time between two checks whether the supervisor has exited.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The exit code for a service that does not serve.
+/// The exit code of `handover status` if not all processes serve.
 const NOT_SERVING: u8 = 3;
 
 fn main() -> ExitCode {
-    let outcome = match Options::parse().command {
+    let result = match Options::parse().command {
         Command::Status { supervisor, json } => status(&supervisor, json),
-        Command::Restart(wish) => restart(&wish),
-        Command::Stop(wish) => stop(&wish),
-        Command::Upgrade(wish) => upgrade(&wish),
+        Command::Restart(request) => restart(&request),
+        Command::Stop(request) => stop(&request),
+        Command::Upgrade(request) => upgrade(&request),
         Command::Run(run) => run.run(),
     };
-    outcome.unwrap_or_else(|error| {
-        // Nobody can be told that standard error is gone.
+    result.unwrap_or_else(|error| {
+        // A failure to write to standard error can be reported nowhere.
         let _ = writeln!(io::stderr(), "handover: {error}");
         ExitCode::FAILURE
     })
 }
 
-type Outcome = Result<ExitCode, Box<dyn Error>>;
+type CommandResult = Result<ExitCode, Box<dyn Error>>;
 
 // ---- the commands ----
 
-fn status(supervisor: &Target, json: bool) -> Outcome {
-    let line = supervisor.ask("status", supervisor.deadline(ANSWER_TIMEOUT))?;
-    let status = understood(&line)?;
+fn status(supervisor: &Target, json: bool) -> CommandResult {
+    let line = supervisor.send("status", supervisor.deadline(ANSWER_TIMEOUT))?;
+    let status = parse_answer(&line)?;
     match json {
         true => print(&line)?,
-        false => print(&table(&status))?,
+        false => print(&format_status(&status))?,
     }
     match status["state"].as_str() {
         Some("serving" | "restarting") => Ok(ExitCode::SUCCESS),
@@ -149,36 +156,33 @@ fn status(supervisor: &Target, json: bool) -> Outcome {
     }
 }
 
-fn restart(wish: &Wish) -> Outcome {
-    let answer = wish.make("restart", "the restart failed")?;
+fn restart(request: &Request) -> CommandResult {
+    let answer = request.send("restart")?;
     if let Some(seconds) = answer["took_seconds"].as_f64() {
         print(&format!("restarted within {seconds:.3} s\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn upgrade(wish: &Wish) -> Outcome {
-    wish.make("upgrade", "the upgrade failed")?;
-    if wish.wait {
+fn upgrade(request: &Request) -> CommandResult {
+    request.send("upgrade")?;
+    if request.wait {
         print("the supervisor has been replaced\n")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn stop(wish: &Wish) -> Outcome {
-    let supervisor = &wish.supervisor;
-    if !wish.wait {
-        understood(&supervisor.ask("stop", supervisor.deadline(ANSWER_TIMEOUT))?)?;
+fn stop(request: &Request) -> CommandResult {
+    let supervisor = &request.supervisor;
+    if !request.wait {
+        parse_answer(&supervisor.send("stop", supervisor.deadline(ANSWER_TIMEOUT))?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let deadline = supervisor.deadline(OUTCOME_TIMEOUT);
-    let pid = || -> Result<Value, Box<dyn Error>> {
-        Ok(understood(&supervisor.ask("status", deadline)?)?["pid"].take())
-    };
-    let own = pid()?;
-    understood(&supervisor.ask("stop", deadline)?)?;
-    while is_there(supervisor.try_ask("status", deadline), &own)
-        .map_err(|error| supervisor.unreachable(error))?
+    let deadline = supervisor.deadline(RESULT_TIMEOUT);
+    let pid = parse_answer(&supervisor.send("status", deadline)?)?["pid"].take();
+    parse_answer(&supervisor.send("stop", deadline)?)?;
+    while is_running(supervisor.try_send("status", deadline), &pid)
+        .map_err(|error| supervisor.describe_error(error))?
     {
         thread::sleep(STOP_INTERVAL);
     }
@@ -186,13 +190,14 @@ fn stop(wish: &Wish) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether a supervisor with this process id answers still; not if it is already another one.
-fn is_there(answer: io::Result<String>, pid: &Value) -> io::Result<bool> {
+/// Whether this answer comes from the supervisor with this process id. Another one may have taken
+/// the control socket meanwhile.
+fn is_running(answer: io::Result<String>, pid: &Value) -> io::Result<bool> {
     match answer {
-        Ok(line) => Ok(understood(&line).is_ok_and(|status| status["pid"] == *pid)),
+        Ok(line) => Ok(parse_answer(&line).is_ok_and(|status| status["pid"] == *pid)),
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(false),
-            // It has ended without having accepted, and the next attempt will say so.
+            // The supervisor exited before it accepted. The next attempt finds no socket.
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Ok(true),
             _ => Err(error),
         },
@@ -200,7 +205,7 @@ fn is_there(answer: io::Result<String>, pid: &Value) -> io::Result<bool> {
 }
 
 impl Run {
-    fn run(self) -> Outcome {
+    fn run(self) -> CommandResult {
         let mut supervisor = Supervisor::new()
             .processes(self.processes.get())
             .watchdog(self.watchdog)
@@ -232,7 +237,7 @@ fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
 }
 
 fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {
-    // The path of a Unix socket may have a = in it.
+    // The whole text is tried as an address first: the path of a Unix socket may contain "=".
     match (text.parse::<Addr>(), text.split_once('=')) {
         (Ok(addr), _) => Ok(addr.into()),
         (Err(_), Some((name, addr))) if !name.is_empty() => {
@@ -242,36 +247,37 @@ fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {
     }
 }
 
-// ---- the conversation with a supervisor ----
+// ---- requests to a supervisor ----
 
-/// No answer is longer.
-const MOST: u64 = 1 << 20;
+/// The longest answer, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
 
-impl Wish {
-    /// Asks for something, and returns the answer if it is a good one.
-    fn make(&self, request: &str, failure: &str) -> Result<Value, Box<dyn Error>> {
-        let (request, timeout) = match self.wait {
-            true => (format!("{request} wait"), OUTCOME_TIMEOUT),
-            false => (request.to_owned(), ANSWER_TIMEOUT),
+impl Request {
+    /// Sends a request, and returns the answer if the supervisor reports success.
+    fn send(&self, name: &str) -> Result<Value, Box<dyn Error>> {
+        let (line, timeout) = match self.wait {
+            true => (format!("{name} wait"), RESULT_TIMEOUT),
+            false => (name.to_owned(), ANSWER_TIMEOUT),
         };
         let deadline = self.supervisor.deadline(timeout);
-        let answer = self.supervisor.ask(&request, deadline)?;
-        understood(&answer).map_err(|error| format!("{failure}: {error}").into())
+        let answer = self.supervisor.send(&line, deadline)?;
+        parse_answer(&answer).map_err(|error| format!("the {name} failed: {error}").into())
     }
 }
 
 impl Target {
-    /// `None` is never: so long a time cannot be told.
+    /// `None` is never: the time-out is past the end of the clock.
     fn deadline(&self, default: Duration) -> Option<Instant> {
         Instant::now().checked_add(self.timeout.unwrap_or(default))
     }
 
-    fn ask(&self, request: &str, deadline: Option<Instant>) -> Result<String, String> {
-        let answer = self.try_ask(request, deadline);
-        answer.map_err(|error| self.unreachable(error))
+    /// Sends a request, and returns the answer.
+    fn send(&self, request: &str, deadline: Option<Instant>) -> Result<String, String> {
+        let answer = self.try_send(request, deadline);
+        answer.map_err(|error| self.describe_error(error))
     }
 
-    fn unreachable(&self, error: io::Error) -> String {
+    fn describe_error(&self, error: io::Error) -> String {
         let path = self.socket.display();
         match is_timeout(&error) {
             true => format!("the supervisor at {path} has not answered in time"),
@@ -279,27 +285,26 @@ impl Target {
         }
     }
 
-    /// Sends a request, and returns the answer: a line.
-    fn try_ask(&self, request: &str, deadline: Option<Instant>) -> io::Result<String> {
+    fn try_send(&self, request: &str, deadline: Option<Instant>) -> io::Result<String> {
         let mut socket = connect(&self.socket, deadline)?;
         socket.write_all(format!("{request}\n").as_bytes())?;
         let mut answer = Vec::new();
         loop {
-            socket.set_read_timeout(left(deadline)?)?;
-            let room = MOST - answer.len() as u64;
-            // One read at a time, as the time-out is for each.
-            let mut piece = [0; 4096];
-            match socket.read(&mut piece) {
+            socket.set_read_timeout(time_left(deadline)?)?;
+            let room = MAX_ANSWER - answer.len();
+            // The time-out of the socket is for one read, so that it is set before each.
+            let mut buffer = [0; 4096];
+            match socket.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(count) if count as u64 > room => return Err(io::ErrorKind::InvalidData.into()),
-                Ok(count) => answer.extend_from_slice(&piece[..count]),
+                Ok(size) if size > room => return Err(io::ErrorKind::InvalidData.into()),
+                Ok(size) => answer.extend_from_slice(&buffer[..size]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
         match answer.ends_with(b"\n") {
             true => String::from_utf8(answer).map_err(io::Error::other),
-            // It has ended meanwhile.
+            // The supervisor exited before it had answered.
             false => Err(io::ErrorKind::ConnectionReset.into()),
         }
     }
@@ -308,14 +313,14 @@ impl Target {
 fn connect(path: &Path, deadline: Option<Instant>) -> io::Result<Socket> {
     let addr = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Also for the connect, which waits while others do whom the supervisor has not accepted.
-    socket.set_write_timeout(left(deadline)?)?;
+    // This bounds the connect as well, which waits while the queue of the listener is full.
+    socket.set_write_timeout(time_left(deadline)?)?;
     socket.connect(&addr)?;
     Ok(socket)
 }
 
-/// How long it is until then. That it is too late is an error.
-fn left(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
+/// The time until the deadline, `None` if there is none. It is an error if the deadline has passed.
+fn time_left(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     match left {
         Some(Duration::ZERO) => Err(io::ErrorKind::TimedOut.into()),
@@ -330,18 +335,21 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-/// An answer, unless it says that something went wrong.
-fn understood(line: &str) -> Result<Value, String> {
+/// Parses an answer. The error is that of the supervisor, if it reports one.
+fn parse_answer(line: &str) -> Result<Value, String> {
     let answer: Value = serde_json::from_str(line)
-        .map_err(|error| format!("the supervisor's answer makes no sense: {error}"))?;
+        .map_err(|error| format!("cannot parse the supervisor's answer: {error}"))?;
     match (&answer["ok"], &answer["error"]) {
         (Value::Bool(true), _) => Ok(answer),
-        (_, Value::String(error)) => Err(plain(error)),
-        _ => Err(format!("the supervisor answers {}", plain(line.trim_end()))),
+        (_, Value::String(error)) => Err(escape_controls(error)),
+        _ => {
+            let line = escape_controls(line.trim_end());
+            Err(format!("unexpected answer of the supervisor: {line}"))
+        }
     }
 }
 
-// ---- what is printed ----
+// ---- output ----
 
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -349,34 +357,34 @@ fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// How everything is, for people: a line for each thing, then a table of the processes.
-fn table(status: &Value) -> String {
+/// The status for people: a line for each property of the service, then a table of the processes.
+fn format_status(status: &Value) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
-    line("state", word(&status["state"]));
-    line("pid", word(&status["pid"]));
-    line("version", word(&status["version"]));
-    line("program", word(&status["program"]));
-    line("uptime", age(&status["uptime_seconds"]));
-    for one in list(&status["listeners"]) {
-        let (name, address) = (word(&one["name"]), word(&one["address"]));
+    for name in ["state", "pid", "version", "program"] {
+        line(name, format_value(&status[name]));
+    }
+    line("uptime", format_duration(&status["uptime_seconds"]));
+    for listener in list(&status["listeners"]) {
+        let (name, address) = (&listener["name"], &listener["address"]);
+        let (name, address) = (format_value(name), format_value(address));
         line("listener", format!("{address} ({name})"));
     }
-    let draining: Vec<String> = list(&status["draining"]).map(word).collect();
+    let draining: Vec<String> = list(&status["draining"]).map(format_value).collect();
     if !draining.is_empty() {
         line("draining", draining.join(", "));
     }
     let last = &status["last_restart"];
     if let Some(took) = last["took_seconds"].as_f64() {
-        let outcome = match last["error"].as_str() {
+        let result = match last["error"].as_str() {
             None => format!("succeeded within {took:.3} s"),
-            Some(why) => format!("failed after {took:.3} s: {}", plain(why)),
+            Some(why) => format!("failed after {took:.3} s: {}", escape_controls(why)),
         };
-        line("last restart", outcome);
+        line("last restart", result);
     }
     let head = ["PID", "GENERATION", "STATE", "UPTIME", "RESTARTS", ""];
     let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(list(&status["processes"]).map(row));
+    rows.extend(list(&status["processes"]).map(process_row));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..head.len()).filter_map(width).collect();
     text += "\n";
@@ -391,24 +399,24 @@ fn table(status: &Value) -> String {
     text
 }
 
-fn row(process: &Value) -> [String; 6] {
+fn process_row(process: &Value) -> [String; 6] {
     let mut notes = Vec::new();
     if let Some(seconds) = process["starts_in_seconds"].as_f64() {
         notes.push(format!("starts in {seconds:.1} s"));
     }
     match process["status"].as_str() {
         None | Some("") => {}
-        Some(status) => notes.push(plain(status)),
+        Some(status) => notes.push(escape_controls(status)),
     }
     if let Some(end) = process["last_end"].as_str() {
-        notes.push(format!("last end: {}", plain(end)));
+        notes.push(format!("last end: {}", escape_controls(end)));
     }
     [
-        word(&process["pid"]),
-        word(&process["generation"]),
-        word(&process["state"]),
-        age(&process["uptime_seconds"]),
-        word(&process["restarts"]),
+        format_value(&process["pid"]),
+        format_value(&process["generation"]),
+        format_value(&process["state"]),
+        format_duration(&process["uptime_seconds"]),
+        format_value(&process["restarts"]),
         notes.join("; "),
     ]
 }
@@ -417,28 +425,29 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn word(value: &Value) -> String {
+/// A value for people; "-" if it is missing.
+fn format_value(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => plain(text),
+        Value::String(text) => escape_controls(text),
         other => other.to_string(),
     }
 }
 
-/// What comes from the supervised processes has no business to control a terminal.
-fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
+/// Escapes control characters, so that text of a supervised process cannot control the terminal.
+fn escape_controls(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
         match char.is_control() {
-            true => plain.extend(char.escape_default()),
-            false => plain.push(char),
+            true => escaped.extend(char.escape_default()),
+            false => escaped.push(char),
         }
     }
-    plain
+    escaped
 }
 
-/// A time in its two largest units.
-fn age(seconds: &Value) -> String {
+/// A duration in its two largest units; "-" if it is missing.
+fn format_duration(seconds: &Value) -> String {
     let Some(seconds) = seconds.as_f64() else {
         return "-".to_owned();
     };
@@ -462,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_may_have_a_name_and_a_path_a_sign_of_equality() {
+    fn a_listener_may_have_a_name_and_its_path_an_equals_sign() {
         for good in ["127.0.0.1:0", "web=[::1]:80", "unix:/a=b", "a=unix:/b=c"] {
             assert!(listener(good).is_ok(), "{good}");
         }
@@ -487,8 +496,8 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_shown_line_by_line() {
-        let status = understood(
+    fn a_status_is_formatted_line_by_line() {
+        let status = parse_answer(
             r#"{"ok":true,"pid":7,"version":"0.1.0","program":"/srv/app","state":"degraded",
             "uptime_seconds":3725.5,
             "processes":[{"state":"serving","restarts":0,"pid":8,"generation":12,"uptime_seconds":62.0,
@@ -511,13 +520,13 @@ PID  GENERATION  STATE    UPTIME     RESTARTS
 8    12          serving  1 min 2 s  0         fine\u{1b}[2J
 -    -           waiting  -          3         starts in 0.2 s; last end: process 9 ended
 ";
-        assert_eq!(table(&status.unwrap()), expected.trim_start());
+        assert_eq!(format_status(&status.unwrap()), expected.trim_start());
     }
 
     #[test]
-    fn what_is_missing_is_shown_as_such() {
-        assert!(table(&Value::Null).starts_with("state         -\n"));
-        assert!(understood("{}").is_err());
-        assert!(understood("").is_err());
+    fn a_missing_value_is_a_dash_and_a_bad_answer_an_error() {
+        assert!(format_status(&Value::Null).starts_with("state         -\n"));
+        assert!(parse_answer("{}").is_err());
+        assert!(parse_answer("").is_err());
     }
 }

@@ -1,28 +1,29 @@
-//! Who descends from whom: a process may speak of its own only.
+//! Ancestry of processes: a notification may name only processes that descend from the supervisor.
 
 use std::fs;
 
-/// How many generations are looked at: between a process and its successor is one that waits.
-const DEPTH: usize = 8;
+/// How many ancestors are looked at. Between a process and its successor is one helper process,
+/// which waits until the successor has executed its program.
+const MAX_DEPTH: usize = 8;
 
-/// Whether a process is a child of this one, or of one that is. Where the system does not tell (proc(5)), it may be.
-pub(super) fn descends(pid: u32) -> bool {
+/// Whether a process descends from this one. True as well where /proc (proc(5)) is not available.
+pub(super) fn is_descendant(pid: u32) -> bool {
     let own = std::process::id();
-    let mut ancestors = std::iter::successors(Some(pid), |pid| parent(*pid)).take(DEPTH);
+    let mut ancestors = std::iter::successors(Some(pid), |pid| parent(*pid)).take(MAX_DEPTH);
     parent(own).is_none() || pid != own && ancestors.any(|ancestor| ancestor == own)
 }
 
-/// The children of this process.
+/// The children of this process, in any state.
 pub(super) fn children() -> Vec<u32> {
     let own = std::process::id();
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    all.filter(|pid| parent(*pid) == Some(own)).collect()
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| parent(*pid) == Some(own)).collect()
 }
 
 fn parent(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may contain anything.
+    // The command's name stands before the last ")", and may itself contain any character.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
@@ -31,11 +32,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_descends_and_others_do_not() {
+    fn a_child_is_a_descendant_and_other_processes_are_not() {
         let own = std::process::id();
-        assert!(parent(own).is_none() || !descends(own) && !descends(1));
+        assert!(parent(own).is_none() || !is_descendant(own) && !is_descendant(1));
         if let Ok(mut child) = std::process::Command::new("sleep").arg("10").spawn() {
-            assert!(descends(child.id()));
+            assert!(is_descendant(child.id()));
             child
                 .kill()
                 .and_then(|()| child.wait())

@@ -1,64 +1,68 @@
-//! The back-off: when a process that has ended is started again.
+//! The back-off: how long to wait before a process that has exited is started again.
+//!
+//! The first restart is immediate. Each further one waits twice as long as the one before: `first`,
+//! `2 * first`, and so on up to `longest`. A process that has served for `healthy_after` resets
+//! this. [`BREAKER_LIMIT`] processes in a row that exit before they are ready open the circuit
+//! breaker: each restart then waits `longest`, until a process has been ready.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// How long to wait before a restart.
+/// The settings of the back-off, see the head of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BackoffSettings {
-    /// Before the second restart; each further one waits twice as long.
     pub(super) first: Duration,
     pub(super) longest: Duration,
-    /// What has served for so long was healthy: the count begins anew.
     pub(super) healthy_after: Duration,
 }
 
-/// After so many deaths in a row before it was ready, a program is not expected to come up.
-pub(super) const BREAKER: u32 = 5;
+/// This many deaths in a row before a process was ready open the circuit breaker.
+pub(super) const BREAKER_LIMIT: u32 = 5;
 
-/// What has gone wrong in one place.
+/// The deaths in one slot. A process dies when it exits or stops without having been asked to, or
+/// cannot be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backoff {
-    /// Deaths since it was healthy.
+    /// Deaths since a process was healthy.
     pub(super) deaths: u32,
-    /// Those of them, the last ones, before the process was ready.
-    pub(super) before_ready: u32,
+    /// Deaths since a process was ready.
+    pub(super) deaths_before_ready: u32,
 }
 
 impl Backoff {
-    /// Takes note of a death, of a process that had served for so long, or never. Returns how long to wait. `jitter` is
-    /// between 0 and 1: processes that died together do not come back together.
-    pub(super) fn died(
+    /// Counts a death, and returns how long to wait before the restart. `served` is how long the
+    /// process was ready, `None` if it never was. `jitter`, between 0 and 1, shortens the wait by
+    /// up to a fifth, so that processes that died together are not restarted together.
+    pub(super) fn record_death(
         &mut self,
-        backoff: &BackoffSettings,
+        settings: &BackoffSettings,
         served: Option<Duration>,
         jitter: f64,
     ) -> Duration {
         match served {
-            Some(served) if served >= backoff.healthy_after => *self = Self::default(),
-            Some(_) => self.before_ready = 0,
-            None => self.before_ready = self.before_ready.saturating_add(1),
+            Some(served) if served >= settings.healthy_after => *self = Self::default(),
+            Some(_) => self.deaths_before_ready = 0,
+            None => self.deaths_before_ready = self.deaths_before_ready.saturating_add(1),
         }
         let delay = match self.deaths {
             0 => Duration::ZERO,
-            _ if self.is_open() => backoff.longest,
+            _ if self.is_breaker_open() => settings.longest,
             deaths => {
                 let factor = 1u32.checked_shl(deaths - 1).unwrap_or(u32::MAX);
-                backoff.first.saturating_mul(factor).min(backoff.longest)
+                settings.first.saturating_mul(factor).min(settings.longest)
             }
         };
         self.deaths = self.deaths.saturating_add(1);
         delay.mul_f64(1.0 - 0.2 * jitter.clamp(0.0, 1.0))
     }
 
-    /// Whether the circuit breaker is open.
-    pub(super) fn is_open(&self) -> bool {
-        self.before_ready >= BREAKER
+    pub(super) fn is_breaker_open(&self) -> bool {
+        self.deaths_before_ready >= BREAKER_LIMIT
     }
 }
 
-/// A number between 0 and 1 that is another one each time.
-pub(super) fn jitter() -> f64 {
+/// A random number between 0 and 1.
+pub(super) fn random_jitter() -> f64 {
     RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 
@@ -73,10 +77,10 @@ mod tests {
     };
 
     #[test]
-    fn the_first_restart_is_at_once_and_each_further_one_waits_longer() {
+    fn the_first_restart_is_immediate_and_each_further_one_waits_longer() {
         let mut backoff = Backoff::default();
         let mut delay = || {
-            let delay = backoff.died(&SETTINGS, Some(Duration::from_secs(1)), 0.0);
+            let delay = backoff.record_death(&SETTINGS, Some(Duration::from_secs(1)), 0.0);
             delay.as_millis()
         };
         assert_eq!([delay(), delay(), delay(), delay()], [0, 100, 200, 400]);
@@ -87,38 +91,40 @@ mod tests {
     }
 
     #[test]
-    fn five_deaths_before_it_was_ready_open_the_breaker_and_serving_closes_it() {
+    fn five_deaths_before_ready_open_the_breaker_and_serving_closes_it() {
         let mut backoff = Backoff::default();
         for _ in 0..4 {
-            assert!(backoff.died(&SETTINGS, None, 0.0) < Duration::from_secs(1));
+            assert!(backoff.record_death(&SETTINGS, None, 0.0) < Duration::from_secs(1));
         }
-        assert!(!backoff.is_open());
-        assert_eq!(backoff.died(&SETTINGS, None, 0.0), SETTINGS.longest);
-        assert!(backoff.is_open());
-        assert!(backoff.died(&SETTINGS, Some(Duration::from_secs(1)), 0.0) < SETTINGS.longest);
-        assert!(!backoff.is_open());
+        assert!(!backoff.is_breaker_open());
+        assert_eq!(backoff.record_death(&SETTINGS, None, 0.0), SETTINGS.longest);
+        assert!(backoff.is_breaker_open());
+        assert!(
+            backoff.record_death(&SETTINGS, Some(Duration::from_secs(1)), 0.0) < SETTINGS.longest
+        );
+        assert!(!backoff.is_breaker_open());
     }
 
     #[test]
-    fn health_resets_it() {
+    fn a_healthy_process_resets_the_backoff() {
         let mut backoff = Backoff::default();
         for _ in 0..40 {
-            backoff.died(&SETTINGS, None, 0.5);
+            backoff.record_death(&SETTINGS, None, 0.5);
         }
         assert_eq!(
-            backoff.died(&SETTINGS, Some(SETTINGS.healthy_after), 0.5),
+            backoff.record_death(&SETTINGS, Some(SETTINGS.healthy_after), 0.5),
             Duration::ZERO
         );
     }
 
     #[test]
-    fn luck_shortens_a_wait_by_a_fifth_at_most() {
-        for jitter in [0.0, 0.5, 1.0, jitter()] {
+    fn jitter_shortens_a_wait_by_at_most_a_fifth() {
+        for jitter in [0.0, 0.5, 1.0, random_jitter()] {
             let mut backoff = Backoff {
                 deaths: 1,
-                before_ready: 0,
+                deaths_before_ready: 0,
             };
-            let delay = backoff.died(&SETTINGS, None, jitter);
+            let delay = backoff.record_death(&SETTINGS, None, jitter);
             assert!((80..=100).contains(&delay.as_millis()), "{delay:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! The listeners that the supervisor holds: while nobody serves, the kernel goes on queueing clients for them.
+//! The listeners that the supervisor holds. While no process serves, the kernel goes on queueing
+//! the connections of clients for them.
 
 use std::io;
 
@@ -7,24 +8,25 @@ use crate::notify;
 use crate::restart::{Inherited, fd_name};
 use crate::sys::{self, Descriptor};
 
-/// All that are held.
+/// All listeners that are held.
 #[derive(Debug, Default)]
 pub(super) struct HeldListeners(Vec<HeldListener>);
 
 #[derive(Debug)]
 pub(super) struct HeldListener {
-    /// It removes the file of a Unix socket in the end that a serving process has bound.
+    /// Its drop removes the file of a Unix socket, also of one that a serving process has bound.
     pub(super) listener: Listener,
     pub(super) about: notify::Held,
-    /// It was there before any process asked for it, and stays whether one does or not.
+    /// It is held even if no process uses it: the settings name it, or a socket activator passed
+    /// it.
     pub(super) pinned: bool,
-    /// The service manager listens on it by itself.
-    pub(super) is_managers: bool,
-    pub(super) id: Id,
+    /// The service manager holds this listener already, so that no copy is left with it.
+    pub(super) held_by_manager: bool,
+    pub(super) id: ListenerId,
 }
 
-/// What tells one socket from another.
-pub(super) type Id = (u64, u64);
+/// The device and inode numbers of a socket. Copies of its descriptor have the same.
+pub(super) type ListenerId = (u64, u64);
 
 /// No name is longer there.
 const STORED_NAME: usize = 255;
@@ -39,7 +41,27 @@ fn stored_name(about: &notify::Held) -> String {
 const STORED: &str = "handover-";
 
 impl HeldListener {
-    /// Leaves it with the service manager, for the next supervisor.
+    fn new(listener: Listener, pinned: bool, held_by_manager: bool) -> io::Result<Self> {
+        Ok(Self {
+            id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
+            about: notify::Held {
+                name: fd_name(listener.name()),
+                by_name: pinned,
+                own_path: listener.own_path().is_some(),
+            },
+            listener,
+            pinned,
+            held_by_manager,
+        })
+    }
+
+    /// How well this listener matches what is asked for, see [`Bind::fit`].
+    fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
+        let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&self.about.name);
+        bind.fit(is_named, self.listener.local_addr(), trusts_names)
+    }
+
+    /// Leaves a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor_of(&self.listener.socket) {
             Ok(copy) => notify::store(stored_name(&self.about), &copy),
@@ -49,9 +71,28 @@ impl HeldListener {
 }
 
 impl HeldListeners {
-    /// Takes what this process was started with: from a socket activator, or what an earlier supervisor has left with the
-    /// service manager.
-    fn inherit(&mut self, passed: Vec<(String, Descriptor)>) {
+    /// Takes the listeners that this process inherited, and binds those of `binds` that are
+    /// missing. For a `foreign` program they become blocking, as
+    /// [`hold_configured`](Self::hold_configured) says.
+    pub(super) fn inherit_or_bind(
+        mut inherited: Inherited,
+        binds: &[Bind],
+        foreign: bool,
+    ) -> io::Result<Self> {
+        let mut held = Self::default();
+        let found = inherited.listeners(&binds.iter().collect::<Vec<_>>());
+        for (bind, found) in binds.iter().zip(found) {
+            let held_by_manager = found.is_some();
+            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
+            held.hold_configured(listener, held_by_manager, foreign)?;
+        }
+        held.hold_inherited(inherited.take_all());
+        Ok(held)
+    }
+
+    /// Holds what the settings do not name: listeners of a socket activator, and those that an
+    /// earlier supervisor has left with the service manager.
+    fn hold_inherited(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
             let stored = name
                 .strip_prefix(STORED)
@@ -62,107 +103,75 @@ impl HeldListeners {
                 by_name: true,
                 own_path: false,
             });
-            match self.insert(about, descriptor, pinned) {
+            match self.add_descriptor(about, descriptor, pinned) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
                 Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
             }
         }
     }
 
-    /// Takes what this process was started with, and binds what is asked for and not among that.
-    pub(super) fn open(
-        mut inherited: Inherited,
-        binds: &[Bind],
-        foreign: bool,
-    ) -> io::Result<Self> {
-        let mut held = Self::default();
-        let found = inherited.listeners(&binds.iter().collect::<Vec<_>>());
-        for (bind, found) in binds.iter().zip(found) {
-            let is_managers = found.is_some();
-            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
-            held.pin(listener, is_managers, foreign)?;
-        }
-        held.inherit(inherited.take_all());
-        Ok(held)
-    }
-
-    /// Binds what is not there already.
+    /// Binds those of `binds` that are not held yet. Errors are only logged.
     pub(super) fn bind_missing(&mut self, binds: &[Bind], foreign: bool) {
         for bind in binds {
-            let fits = |one: &HeldListener| {
-                let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&one.about.name);
-                bind.fit(is_named, one.listener.local_addr(), true)
-                    .is_some()
-            };
-            if !self.0.iter().any(fits) {
+            if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
                 let bound = bind.clone().bind().map_err(io::Error::from);
-                if let Err(error) = bound.and_then(|listener| self.pin(listener, false, foreign)) {
+                let held =
+                    bound.and_then(|listener| self.hold_configured(listener, false, foreign));
+                if let Err(error) = held {
                     log::error!("{error}");
                 }
             }
         }
     }
 
-    /// Holds one for whoever wants it. A foreign program expects that accepting waits, and says so if not.
-    fn pin(&mut self, listener: Listener, is_managers: bool, foreign: bool) -> io::Result<()> {
+    /// Holds a listener that the settings name. A foreign program expects a blocking one; a program
+    /// that does not makes it non-blocking itself.
+    fn hold_configured(
+        &mut self,
+        listener: Listener,
+        held_by_manager: bool,
+        foreign: bool,
+    ) -> io::Result<()> {
         listener.socket.set_nonblocking(!foreign)?;
         log::info!("listening on {}", listener.local_addr());
-        let one = HeldListener {
-            id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
-            about: notify::Held {
-                name: fd_name(listener.name()),
-                by_name: true,
-                own_path: listener.own_path().is_some(),
-            },
-            listener,
-            pinned: true,
-            is_managers,
-        };
-        self.add(one);
+        self.add(HeldListener::new(listener, true, held_by_manager)?);
         Ok(())
     }
 
-    /// The listener that a process asks for: one that is here, or that is bound for it. No process gets another one's only
-    /// because any port would do.
-    pub(super) fn give(&mut self, bind: Bind) -> io::Result<(Id, Descriptor)> {
-        let fits = |one: &&HeldListener| {
-            let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&one.about.name);
-            let fit = bind.fit(is_named, one.listener.local_addr(), one.about.by_name);
+    /// The listener that a process asks for: one that is held, or a new one. A process that asks
+    /// for any free port does not get the port of another one.
+    pub(super) fn find_or_bind(&mut self, bind: Bind) -> io::Result<(ListenerId, Descriptor)> {
+        let fits = |held: &&HeldListener| {
+            let fit = held.fit(&bind, held.about.by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
-        if let Some(one) = self.0.iter().find(fits) {
-            return Ok((one.id, sys::descriptor_of(&one.listener.socket)?));
+        if let Some(held) = self.0.iter().find(fits) {
+            return Ok((held.id, sys::descriptor_of(&held.listener.socket)?));
         }
         let listener = bind.bind().map_err(BindError::into_cause)?;
         let descriptor = sys::descriptor_of(&listener.socket)?;
-        let about = notify::Held {
-            name: fd_name(listener.name()),
-            by_name: false,
-            own_path: listener.own_path().is_some(),
-        };
-        let id = sys::socket_id(&descriptor)?;
-        log::info!("listening on {}", listener.local_addr());
-        self.add(HeldListener {
-            listener,
-            about,
-            pinned: false,
-            is_managers: false,
-            id,
-        });
+        let held = HeldListener::new(listener, false, false)?;
+        let id = held.id;
+        log::info!("listening on {}", held.listener.local_addr());
+        self.add(held);
         Ok((id, descriptor))
     }
 
-    fn add(&mut self, one: HeldListener) {
-        if !one.is_managers {
-            one.store();
+    fn add(&mut self, held: HeldListener) {
+        if !held.held_by_manager {
+            held.store();
         }
-        self.0.push(one);
+        self.0.push(held);
     }
 
-    /// Holds what a process has left here, and says what it is. Nothing changes if it is here already.
-    pub(super) fn hold(&mut self, about: notify::Held, descriptor: Descriptor) -> io::Result<Id> {
+    /// Holds the copy of a listener that a process has sent, unless the listener is held already.
+    pub(super) fn hold_copy(
+        &mut self,
+        about: notify::Held,
+        descriptor: Descriptor,
+    ) -> io::Result<ListenerId> {
         let before = self.0.len();
-        let id = self.insert(about, descriptor, false)?;
+        let id = self.add_descriptor(about, descriptor, false)?;
         if let Some(new) = self.0.get(before) {
             log::info!("holding the listener {}", new.listener.local_addr());
             new.store();
@@ -170,14 +179,19 @@ impl HeldListeners {
         Ok(id)
     }
 
-    pub(super) fn insert(
+    /// Adds a listener of which only the descriptor is here, unless the listener is held already.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a listening stream socket.
+    pub(super) fn add_descriptor(
         &mut self,
         about: notify::Held,
         descriptor: Descriptor,
         pinned: bool,
-    ) -> io::Result<Id> {
+    ) -> io::Result<ListenerId> {
         let id = sys::socket_id(&descriptor)?;
-        if self.0.iter().any(|one| one.id == id) {
+        if self.0.iter().any(|held| held.id == id) {
             return Ok(id);
         }
         let socket = sys::into_socket(descriptor)?;
@@ -191,29 +205,29 @@ impl HeldListeners {
             listener,
             about,
             pinned,
-            // What was there at the beginning, and was not stored here.
-            is_managers: pinned,
+            // A pinned listener comes from the service manager, which has not got it from us.
+            held_by_manager: pinned,
             id,
         });
         Ok(id)
     }
 
-    /// Closes those that are in nobody's list, and were not there from the beginning.
-    pub(super) fn keep_only(&mut self, wanted: &[Id]) {
+    /// Closes the listeners that are neither pinned nor among those that processes use.
+    pub(super) fn close_unused(&mut self, used: &[ListenerId]) {
         let before = self.0.len();
-        self.0.retain(|one| {
-            let stays = one.pinned || wanted.contains(&one.id);
+        self.0.retain(|held| {
+            let stays = held.pinned || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", one.listener.local_addr());
-                notify::forget(stored_name(&one.about));
+                log::info!("closing the listener {}", held.listener.local_addr());
+                notify::forget(stored_name(&held.about));
             }
             stays
         });
         if self.0.len() < before {
-            // The manager forgets by name, and another one may have the same.
+            // The service manager forgets all listeners of a name, and another one may have it too.
             self.0
                 .iter()
-                .filter(|one| !one.is_managers)
+                .filter(|held| !held.held_by_manager)
                 .for_each(HeldListener::store);
         }
     }
@@ -222,10 +236,11 @@ impl HeldListeners {
         self.0.iter()
     }
 
-    /// Their files are not to be removed: the service manager keeps them for the next supervisor.
-    pub(super) fn leave_files(&self) {
-        for one in &self.0 {
-            one.listener.set_own_path(false);
+    /// Has the drop keep the files of Unix sockets: the next supervisor gets the listeners from the
+    /// service manager.
+    pub(super) fn keep_socket_files(&self) {
+        for held in &self.0 {
+            held.listener.set_own_path(false);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The supervisor's log, where the application has set up none by the time when it is asked to supervise: standard error.
+//! The supervisor's own logger, for programs that have set none before they call the supervisor.
 
 use std::io::{self, Write};
 
@@ -6,8 +6,8 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 struct Stderr;
 
-/// Writes the records to standard error, unless there is a logger. Only for a process that runs no code of the
-/// application's from now on.
+/// Logs to standard error, from level "info" on, unless the program has set a logger. Only for a
+/// process that runs no more code of the application, which could set its own logger later.
 pub(super) fn install() {
     if log::max_level() == LevelFilter::Off && log::set_logger(&Stderr).is_ok() {
         log::set_max_level(LevelFilter::Info);
@@ -21,7 +21,8 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         let line = format!("supervisor: {}: {}\n", record.level(), record.args());
-        // In one piece, as others write there too. Nobody can be told that it is gone.
+        // One write for a whole line, since the serving processes write to the same file. A failure
+        // to log can be reported nowhere.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 

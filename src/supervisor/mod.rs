@@ -1,11 +1,27 @@
-//! The supervisor: what faults comes back by itself.
+//! The supervisor restarts processes that crash or hang.
 //!
-//! The first process of a service stays, keeps its number, and holds the listeners; it starts the processes that serve,
-//! and starts them anew when they end, hang, or do not come up. To them it is what systemd is: it passes listeners on
-//! (sd_listen_fds(3)) and hears how they are (sd_notify(3)), so that any program that speaks these can be supervised.
+//! The first process of a service becomes the supervisor, and keeps its process id. It holds the
+//! listeners, starts the processes that serve, and starts them again when they exit, hang, or do
+//! not become ready. A serving process sees in the supervisor what it sees in systemd: a socket
+//! activator that passes listeners (sd_listen_fds(3)) and takes notifications (sd_notify(3)). So
+//! any program that speaks these two protocols can be supervised.
 //!
-//! [`run`] is its one loop; the other modules are what this loop does: [`processes`] and their [`slot`]s, [`hearing`] what they
-//! say, the [`rolling`] restart, its own [`upgrade`], and the [`control`] socket.
+//! | file | what it does |
+//! |---|---|
+//! | [`run`] | the loop, and the path of a crash, a restart and a stop through the code |
+//! | [`processes`] | starts processes, and handles readiness, exits and deadlines |
+//! | [`notifications`] | handles the notifications of processes |
+//! | [`rolling_restart`] | replaces the processes one after another |
+//! | [`slot`] | a slot for one serving process, and the state of a process |
+//! | [`backoff`] | the delay before a restart |
+//! | [`listeners`] | holds the listeners |
+//! | [`notification`] | parses a notification |
+//! | [`ancestry`] | whether a process descends from the supervisor |
+//! | [`crash_report`] | what the threads of a hung process wait for |
+//! | [`spawn`] | the environment and the descriptors of a new process |
+//! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
+//! | [`upgrade`], [`snapshot`] | the supervisor replaces itself, and the state that it passes on |
+//! | [`logger`] | logs to standard error if the program has set no logger |
 
 mod ancestry;
 mod backoff;
@@ -49,29 +65,50 @@ pub fn supervise() -> io::Result<Restart> {
     Supervisor::new().supervise()
 }
 
-/// Keeps a service running, whatever becomes of the process that serves.
+/// Keeps a service running: holds its listeners, and restarts processes that crash or hang.
 ///
-/// The process in which [`supervise`](Self::supervise) is called becomes the supervisor, runs no more of the program's code, and
-/// starts the program again for each process that is to serve; there the call returns, with the [`Restart`] that the server is to be built with.
-/// So make it the first thing in `main`.
+/// The process that calls [`supervise`](Self::supervise) becomes the supervisor. It runs no more
+/// code of the program, and starts the program again for each process that is to serve. In these,
+/// the call returns the [`Restart`] for the server. So make it the first call in `main`.
 ///
-/// - **A process that ends is started anew**: whether it crashed, was killed, or ended with success without having been
-///   asked to. At once the first time, then after 0.1 s, and each time twice as long, up to 30 s; one that has served for a minute is
-///   healthy again. The supervisor binds and holds the listeners, so that clients wait in the kernel's queue meanwhile, and nobody is
-///   refused; the processes that serve need no privileges for them.
-/// - **HeldListener that hangs is ended and started anew**: the watchdog wants to hear that the acceptor and the keeper
-///   react, and that the workers make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
-/// - **SIGHUP restarts gracefully**, as it does without a supervisor; SIGUSR2 has the supervisor replace itself, in place;
-///   SIGUSR1 is passed on; SIGTERM and the first SIGINT stop everything when it has finished what it has, SIGQUIT and the second SIGINT at once.
-/// - **It is a good init**: as process 1 of a container it buries the processes that nobody waits for.
+/// - **A process that exits is restarted**, whether it crashed, was killed, or exited with success
+///   without having been asked to: immediately the first time, then after 0.1 s, and each time
+///   twice as long, up to 30 s, see [`backoff`](Self::backoff). The supervisor holds the listeners:
+///   clients wait in the kernel's queue meanwhile, and none is refused. Serving processes need no
+///   privileges to listen.
+/// - **A process that hangs is aborted and restarted**, by default after 60 s, see
+///   [`watchdog`](Self::watchdog). The acceptor and the keeper have to react, and the workers have
+///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
+/// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// A supervisor that replaces itself goes by the settings of its new program. Only what is there already stays: the control
-/// socket and listeners where they are, and the watchdog's limit for the processes that serve and their successors.
+/// It logs with the logger that the program has set, or to standard error if there is none. If the
+/// supervisor dies, the serving processes finish their requests and exit. Linux only.
 ///
-/// The supervisor logs by the logger that is set by then, or to standard error. When it dies itself, the processes that serve
-/// finish what they have, and end.
+/// # Signals
 ///
-/// Linux only.
+/// | signal | effect |
+/// |---|---|
+/// | SIGTERM, SIGINT | stop when all requests are finished, at most after [`stop_timeout`] |
+/// | SIGQUIT, second SIGINT | stop at once: requests are cut off; processes are killed after 5 s |
+/// | SIGHUP | graceful restart of the serving processes, one after another |
+/// | SIGUSR1 | passed on to the serving processes |
+/// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
+///
+/// An upgrade leaves the serving processes alone. The supervisor then has the settings of the new
+/// program, with these exceptions: the control socket and the listeners stay where they are, and
+/// processes that serve already keep their watchdog limit, as do their successors.
+///
+/// # Exit codes
+///
+/// | code | the supervisor exits with it |
+/// |---|---|
+/// | 0 | after a stop, or when all processes have succeeded: see [`restart_after_success`] |
+/// | 1 | after a stop in which processes had to be killed |
+/// | 78 | when all processes have exited with this code: see [`no_restart`] |
+///
+/// [`no_restart`]: Self::no_restart
+/// [`restart_after_success`]: Self::restart_after_success
+/// [`stop_timeout`]: Self::stop_timeout
 ///
 /// # Examples
 ///
@@ -95,23 +132,23 @@ pub fn supervise() -> io::Result<Restart> {
 #[must_use = "nothing is supervised before `supervise` or `run` is called"]
 pub struct Supervisor(Settings);
 
-/// What can be set.
+/// The settings, each as the setter of the same name says if not said here.
 #[derive(Clone, Debug)]
 struct Settings {
     processes: usize,
     ready_timeout: Duration,
-    /// Programs that do not say when they are ready are when they have lived for so long.
-    settle: Option<Duration>,
+    ready_after: Option<Duration>,
     stop_timeout: Duration,
     watchdog: Option<Duration>,
     abort_timeout: Duration,
     backoff: BackoffSettings,
     restart_after_success: bool,
-    no_restart: Option<i32>,
+    no_restart_code: Option<i32>,
+    /// The path of the control socket.
     control: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     listen: Vec<Bind>,
-    /// The program is another one, which may expect its listeners as other activators pass them.
+    /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     foreign: bool,
 }
 
@@ -124,7 +161,7 @@ impl Supervisor {
         Self(Settings {
             processes: 1,
             ready_timeout: Duration::from_secs(60),
-            settle: None,
+            ready_after: None,
             stop_timeout: Duration::from_secs(60),
             watchdog: Some(Duration::from_secs(60)),
             abort_timeout: Duration::from_secs(5),
@@ -134,7 +171,7 @@ impl Supervisor {
                 healthy_after: Duration::from_secs(60),
             },
             restart_after_success: true,
-            no_restart: Some(EX_CONFIG),
+            no_restart_code: Some(EX_CONFIG),
             control: None,
             pid_file: None,
             listen: Vec::new(),
@@ -142,105 +179,118 @@ impl Supervisor {
         })
     }
 
-    /// How many processes serve, on the same listeners. A crash costs the clients of one of them; a graceful restart
-    /// replaces one after another. At least 1. Defaults to 1.
+    /// How many processes serve, on the same listeners. If one crashes, only its clients are
+    /// affected; a graceful restart replaces one after another. At least 1. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
         self.0.processes = count.max(1);
         self
     }
 
-    /// How long a process that was started anew may take until it is ready; then it is ended, and that counts as a
-    /// death. (For a graceful restart it is [`Restart::ready_timeout`] that counts.) Defaults to 60 s.
+    /// How long a new process may take until it is ready. It is then aborted and restarted. (In a
+    /// graceful restart of a server of this crate, [`Restart::ready_timeout`] applies.) Defaults to
+    /// 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.0.ready_timeout = timeout;
         self
     }
 
-    /// For programs that do not say when they are ready (sd_notify(3)): one that has lived for so long is. Defaults to off.
-    pub fn ready_after(mut self, lived: impl Into<Option<Duration>>) -> Self {
-        self.0.settle = lived.into();
+    /// For programs that do not notify READY=1 (sd_notify(3)): a process is ready when it has run
+    /// for this long. Replaces [`ready_timeout`](Self::ready_timeout). Defaults to `None`: a
+    /// process is ready when it notifies READY=1.
+    pub fn ready_after(mut self, running_for: impl Into<Option<Duration>>) -> Self {
+        self.0.ready_after = running_for.into();
         self
     }
 
-    /// How long processes may take to stop; then they are killed. A server says, by EXTEND_TIMEOUT_USEC (sd_notify(3)), that
-    /// it still has its own [`drain_timeout`](crate::Builder::drain_timeout), and is given that. Defaults to 60 s.
+    /// How long processes may take to exit when they are stopped; then they are killed. A process
+    /// can extend this by EXTEND_TIMEOUT_USEC (sd_notify(3)), as a server does for its own
+    /// [`drain_timeout`](crate::Builder::drain_timeout). Defaults to 60 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.0.stop_timeout = timeout;
         self
     }
 
-    /// How long a process that serves may make no progress until it is aborted (SIGABRT, which leaves a core where
-    /// cores are on; what its threads wait for is logged) and started anew. `None` is for ever. Defaults to 60 s.
+    /// How long a serving process may make no progress. Then what its threads wait for is logged,
+    /// and it is aborted (SIGABRT, which leaves a core dump where these are enabled) and restarted.
+    /// `None` or zero: for ever. Defaults to 60 s.
     pub fn watchdog(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.0.watchdog = limit.into().filter(|limit| !limit.is_zero());
         self
     }
 
-    /// How long a process may take to end that was aborted, until it is killed. Defaults to 5 s.
+    /// How long an aborted process may take to exit; then it is killed. At least 10 ms. Defaults to
+    /// 5 s.
     pub fn abort_timeout(mut self, timeout: Duration) -> Self {
-        // At once would leave no time to note that it has ended.
+        // Zero would leave no time to reap the process.
         self.0.abort_timeout = timeout.max(Duration::from_millis(10));
         self
     }
 
-    /// How long to wait before a process is started anew for the second time; each further time it is twice as long,
-    /// up to `longest`, less up to a fifth by chance. When five in a row have died before they were ready, it is `longest`. Defaults to 0.1 s
-    /// and 30 s.
+    /// The delay before the second restart, and the longest delay. The first restart is immediate,
+    /// each further delay is twice the one before, and each is shortened by a random part of up to
+    /// 20 %. After five processes in a row that exited before they were ready, it is `longest`.
+    /// Defaults to 0.1 s and 30 s.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.0.backoff.first = first;
         self.0.backoff.longest = longest;
         self
     }
 
-    /// A process that has served for so long was healthy: if it ends, the next one is started at once. Defaults to 60 s.
+    /// A process that has served for this long was healthy: if it exits, the restart is immediate,
+    /// and the [`backoff`](Self::backoff) begins again. Defaults to 60 s.
     pub fn healthy_after(mut self, served: Duration) -> Self {
         self.0.backoff.healthy_after = served;
         self
     }
 
-    /// Whether a process is started anew that has ended with exit code 0 without having been asked to. If not, and none is left, the
-    /// supervisor ends as well. Defaults to true.
+    /// Whether a process is restarted that exits with code 0 without having been asked to. If not,
+    /// the supervisor exits with code 0 when no process is left. Defaults to true.
     pub fn restart_after_success(mut self, on: bool) -> Self {
         self.0.restart_after_success = on;
         self
     }
 
-    /// The exit code by which a process says that it is of no use to start it again. When none is left, the supervisor ends with this
-    /// code. `None` if there is no such code. Defaults to 78, EX_CONFIG: the configuration is wrong.
+    /// The exit code of a process that must not be restarted. When no process is left, the
+    /// supervisor exits with this code. `None`: there is no such code. Defaults to 78, EX_CONFIG:
+    /// the configuration is wrong.
     pub fn no_restart(mut self, code: impl Into<Option<i32>>) -> Self {
-        self.0.no_restart = code.into();
+        self.0.no_restart_code = code.into();
         self
     }
 
-    /// Where the command `handover` and others reach the supervisor: a Unix socket for its own user and root only. It takes a line, `status`,
-    /// `restart`, `restart wait`, `stop`, `upgrade` or `upgrade wait`, and answers with a line of JSON. Defaults to none.
+    /// The path of the control socket, through which the command `handover` reaches the supervisor:
+    /// a Unix socket for the supervisor's user and root only. A request is one of the lines
+    /// `status`, `restart`, `restart wait`, `stop`, `upgrade` and `upgrade wait`; the answer is a
+    /// line of JSON. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
         self
     }
 
-    /// A file that holds the supervisor's process id, which stays the same. Defaults to none.
+    /// A file that holds the supervisor's process id, which an upgrade does not change. Defaults to
+    /// none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.pid_file = Some(path.into());
         self
     }
 
-    /// A listener for programs that only take what they are given. A server's own need not be named here: the supervisor
-    /// binds and holds what a process asks for by [`Builder::listen`](crate::Builder::listen). May be called several times.
+    /// Adds a listener for a program that binds none itself ([`run`](Self::run)). The listeners of
+    /// a server need not be named here: the supervisor binds and holds what a process asks for by
+    /// [`Builder::listen`](crate::Builder::listen). Defaults to none.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.0.listen.push(addr.into());
         self
     }
 
-    /// Supervises this program. Returns only in the processes that serve; in the supervisor it ends the process when it
-    /// is over, with code 0 after a stop, 1 if something had to be killed for that, or what the last process ended with if none is
-    /// to be started again.
+    /// Supervises this program. Returns only in the serving processes. In the supervisor, it ends
+    /// the process, see [Exit codes](Self#exit-codes).
     ///
-    /// To be called early in `main`, before there are other threads.
+    /// Call it early in `main`, on the main thread, before there are other threads.
     ///
     /// # Errors
     ///
-    /// When there can be no supervisor: its sockets or files cannot be made, or the system is not Linux.
+    /// When the supervisor cannot start: its sockets or files cannot be made, or the system is not
+    /// Linux.
     pub fn supervise(self) -> io::Result<Restart> {
         if !is_successor() {
             let text = env::var(SUPERVISOR).unwrap_or_default();
@@ -255,13 +305,13 @@ impl Supervisor {
         Ok(Restart::new())
     }
 
-    /// Supervises another program, one that takes its listeners as systemd passes them (sd_listen_fds(3)). The first argument is
-    /// the program: a path, or a name on the search path. Returns the exit code when it is over, as [`supervise`](Self::supervise)
-    /// has it.
+    /// Supervises another program, which takes its listeners as systemd passes them
+    /// (sd_listen_fds(3)). The first argument is the program: a path, or a name on the search path.
+    /// Returns the exit code, see [Exit codes](Self#exit-codes).
     ///
     /// # Errors
     ///
-    /// As [`supervise`](Self::supervise).
+    /// As [`supervise`](Self::supervise), and when there is no such program.
     pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
         let program = Program::other(args.into_iter().map(Into::into).collect())?;
         if !sys::is_program(program.path()) {
@@ -271,7 +321,7 @@ impl Supervisor {
         self.0.foreign = true;
         let text = env::var(SUPERVISOR).unwrap_or_default();
         let words = role(&text).map_err(io::Error::other)?;
-        // It may be supervised itself, as any other program.
+        // This process may itself be a serving process of another supervisor.
         let words = words.filter(|words| words.first() != Some(&SERVE));
         self.be_supervisor(program, words.as_deref())
     }

@@ -1,10 +1,18 @@
-//! What the supervisor makes of what processes say.
+//! What the supervisor does about the notifications of processes (sd_notify(3)).
+//!
+//! | notification | handled by |
+//! |---|---|
+//! | `X_HANDOVER_BIND` | `answer_bind_request` |
+//! | `X_HANDOVER_LISTENERS` | `hold_listeners` |
+//! | `EXTEND_TIMEOUT_USEC` | `extend_deadlines` |
+//! | `READY=1` | `mark_ready`, `promote_successor` or `promote_unannounced`, by the position |
+//! | the rest, of a main process only | `handle_main_notification` |
 
 use std::time::{Duration, Instant};
 
 use super::ancestry;
 use super::notification::{Notification, WatchdogMessage};
-use super::processes::abort;
+use super::processes::abort_process;
 use super::run::Run;
 use super::slot::SupervisedProcess;
 use crate::clock::Deadline;
@@ -13,44 +21,49 @@ use crate::notify;
 use crate::restart::text_of;
 use crate::sys::{self, Datagram, Descriptor, Signal};
 
-/// No more processes than these are listened to that nobody has spoken of.
+/// The supervisor knows at most this many unannounced processes.
 const MAX_UNANNOUNCED: usize = 16;
 
-/// Who a process is.
+/// Where the supervisor keeps a process, with its index there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
+    /// The main process of a slot.
     Main(usize),
-    Next(usize),
+    /// The successor in a slot.
+    Successor(usize),
     Draining(usize),
     Unannounced(usize),
 }
 
 impl Run {
-    pub(super) fn place(&self, pid: u32) -> Option<Position> {
-        let is =
-            |process: &Option<SupervisedProcess>| process.as_ref().is_some_and(|p| p.pid == pid);
+    pub(super) fn position_of(&self, pid: u32) -> Option<Position> {
+        let is_it = |process: &SupervisedProcess| process.pid == pid;
         for (index, slot) in self.slots.iter().enumerate() {
-            match slot {
-                _ if is(&slot.main) => return Some(Position::Main(index)),
-                _ if is(&slot.next) => return Some(Position::Next(index)),
-                _ => {}
+            if slot.main.as_ref().is_some_and(is_it) {
+                return Some(Position::Main(index));
+            }
+            if slot.successor.as_ref().is_some_and(is_it) {
+                return Some(Position::Successor(index));
             }
         }
-        let among = |all: &[SupervisedProcess]| all.iter().position(|process| process.pid == pid);
-        let draining = among(&self.draining).map(Position::Draining);
-        draining.or_else(|| among(&self.unannounced).map(Position::Unannounced))
+        let draining = self.draining.iter().position(is_it).map(Position::Draining);
+        draining.or_else(|| {
+            let unannounced = self.unannounced.iter().position(is_it);
+            unannounced.map(Position::Unannounced)
+        })
     }
 
-    fn process(&mut self, place: Position) -> Option<&mut SupervisedProcess> {
-        match place {
+    fn process_at(&mut self, position: Position) -> Option<&mut SupervisedProcess> {
+        match position {
             Position::Main(index) => self.slots[index].main.as_mut(),
-            Position::Next(index) => self.slots[index].next.as_mut(),
+            Position::Successor(index) => self.slots[index].successor.as_mut(),
             Position::Draining(index) => self.draining.get_mut(index),
             Position::Unannounced(index) => self.unannounced.get_mut(index),
         }
     }
 
-    /// Takes note of what a process has said.
+    // ---- notifications of any process ----
+
     pub(super) fn handle_notification(&mut self, datagram: Datagram) {
         let Datagram {
             pid,
@@ -58,242 +71,244 @@ impl Run {
             text,
             descriptors,
         } = datagram;
-        // Anybody may write to the socket.
-        if uid != sys::own_uid() && uid != 0 && self.place(pid).is_none() {
-            log::debug!("ignoring what process {pid} of user {uid} says");
+        // Every process of the system can write to the socket, whatever its user.
+        if uid != sys::own_uid() && uid != 0 && self.position_of(pid).is_none() {
+            log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
             return;
         }
-        log::debug!("process {pid}: {text:?}");
-        let said = Notification::parse(&text);
-        let place = match self.place(pid) {
-            Some(place) => place,
-            // Nobody has spoken of it yet, but by this it is one of ours.
-            None if said.generation.is_some() && self.unannounced.len() < MAX_UNANNOUNCED => {
-                let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-                let stranger = SupervisedProcess::new(pid, 0, deadline);
-                if !ancestry::descends(pid) || stranger.handle.has_ended() {
-                    return;
-                }
-                self.unannounced.push(stranger);
-                Position::Unannounced(self.unannounced.len() - 1)
-            }
-            None => return,
+        log::debug!("notification of process {pid}: {text:?}");
+        let notification = Notification::parse(&text);
+        let known = self.position_of(pid);
+        let Some(position) = known.or_else(|| self.add_unannounced(pid, &notification)) else {
+            return;
         };
-        if let (Some(bind), [answer, ..]) = (said.bind.clone(), &descriptors[..]) {
-            self.give(place, bind, answer);
+        if let (Some(bind), [reply_to, ..]) = (notification.bind.clone(), &descriptors[..]) {
+            self.answer_bind_request(position, bind, reply_to);
         }
-        for (about, descriptor) in said.listeners.iter().zip(descriptors) {
-            match self.listeners.hold(about.clone(), descriptor) {
+        self.hold_listeners(position, &notification.listeners, descriptors);
+        let Some(process) = self.process_at(position) else {
+            return;
+        };
+        // Beside MAINPID=, the generation is that of the successor.
+        if let (Some(generation), None) = (notification.generation, notification.main_pid) {
+            process.restarts_itself = true;
+            process.generation = generation;
+        }
+        if let Some(status) = &notification.status {
+            process.status = notify::one_line(status);
+        }
+        process.stopping |= notification.stopping;
+        if let Some(time) = notification.extend {
+            self.extend_deadlines(position, time);
+        }
+        match position {
+            Position::Main(index) => self.handle_main_notification(index, notification),
+            Position::Successor(index) if notification.ready => self.promote_successor(index),
+            Position::Unannounced(index) if notification.ready => self.promote_unannounced(index),
+            _ => {}
+        }
+    }
+
+    /// Adds the sender of a notification that no process has announced. The sender must descend
+    /// from the supervisor, and name its generation, which other subprocesses of a server do not.
+    fn add_unannounced(&mut self, pid: u32, notification: &Notification) -> Option<Position> {
+        if notification.generation.is_none() || self.unannounced.len() >= MAX_UNANNOUNCED {
+            return None;
+        }
+        let ready_by = Deadline::after(Instant::now(), self.settings.ready_timeout);
+        let process = SupervisedProcess::new(pid, 0, ready_by);
+        if !ancestry::is_descendant(pid) || process.pidfd.has_ended() {
+            return None;
+        }
+        self.unannounced.push(process);
+        Some(Position::Unannounced(self.unannounced.len() - 1))
+    }
+
+    /// Sends a process the listener that it asks for, or the reason why there is none.
+    fn answer_bind_request(&mut self, position: Position, bind: Bind, reply_to: &Descriptor) {
+        let found = self.listeners.find_or_bind(bind);
+        let sent =
+            reply_to
+                .try_clone()
+                .and_then(sys::into_socket)
+                .and_then(|socket| match &found {
+                    Ok((_, descriptor)) => sys::send_message(&socket, "given", Some(descriptor)),
+                    Err(error) => sys::send_message(&socket, &text_of(error), None),
+                });
+        if let Err(error) = sent {
+            log::warn!("cannot answer a process that asked for a listener: {error}");
+        }
+        if let (Ok((id, _)), Some(process)) = (found, self.process_at(position)) {
+            process.listeners.push(id);
+        }
+    }
+
+    /// Holds the listeners that a process has sent copies of.
+    fn hold_listeners(
+        &mut self,
+        position: Position,
+        about: &[notify::Held],
+        descriptors: Vec<Descriptor>,
+    ) {
+        for (about, descriptor) in about.iter().zip(descriptors) {
+            match self.listeners.hold_copy(about.clone(), descriptor) {
                 Ok(id) => {
-                    if let Some(process) = self.process(place) {
+                    if let Some(process) = self.process_at(position) {
                         process.listeners.push(id);
                     }
                 }
                 Err(error) => log::error!("cannot hold the listener {}: {error}", about.name),
             }
         }
-        let Some(process) = self.process(place) else {
-            return;
-        };
-        if let Some(generation) = said.generation.filter(|_| said.main_pid.is_none()) {
-            process.restarts_itself = true;
-            process.generation = generation;
-        }
-        if let Some(status) = &said.status {
-            process.status = notify::one_line(status);
-        }
-        process.stopping |= said.stopping;
-        if let Some(more) = said.extend {
-            self.extend(place, more);
-        }
-        match place {
-            Position::Main(index) => self.handle_main(index, said),
-            Position::Next(index) if said.ready => {
-                self.promote_next(index);
-            }
-            Position::Unannounced(stranger) if said.ready => self.settle_stranger(stranger),
-            _ => {}
-        }
     }
 
-    /// Gives a process the listener that it asks for.
-    fn give(&mut self, place: Position, bind: Bind, answer: &Descriptor) {
-        let given = self.listeners.give(bind);
-        let sent = answer
-            .try_clone()
-            .and_then(sys::into_socket)
-            .and_then(|answer| match &given {
-                Ok((_, descriptor)) => sys::send_message(&answer, "given", Some(descriptor)),
-                Err(error) => sys::send_message(&answer, &text_of(error), None),
-            });
-        if let Err(error) = sent {
-            log::warn!("a process has not got the listener that it asked for: {error}");
+    /// Gives a process more time (EXTEND_TIMEOUT_USEC), from now on, wherever something waits for
+    /// it: its own deadline, that of the restart, that of the stop, and the service manager's.
+    fn extend_deadlines(&mut self, position: Position, time: Duration) {
+        let until = Deadline::after(Instant::now(), time);
+        if let Some(process) = self.process_at(position).filter(|process| !process.aborted) {
+            process.deadline = process.deadline.later(until);
         }
-        if let (Ok((id, _)), Some(process)) = (given, self.process(place)) {
-            process.listeners.push(id);
-        }
-    }
-
-    /// Something takes longer, as a process says.
-    fn extend(&mut self, place: Position, more: Duration) {
-        let until = Deadline::after(Instant::now(), more);
-        if let Some(process) = self.process(place).filter(|process| !process.aborted) {
-            process.extend(until);
-        }
-        let index = match place {
-            Position::Main(index) | Position::Next(index) => Some(index),
+        let index = match position {
+            Position::Main(index) | Position::Successor(index) => Some(index),
             Position::Draining(_) | Position::Unannounced(_) => None,
         };
-        let mut is_awaited = index.is_some() && !self.announced;
-        if let Some(rolling) = self
-            .rolling
-            .as_mut()
-            .filter(|rolling| Some(rolling.at) == index)
-        {
-            rolling.extend(until);
-            is_awaited = true;
+        let mut manager_waits = index.is_some() && !self.sent_ready;
+        let restart = self.rolling_restart.as_mut();
+        if let Some(restart) = restart.filter(|restart| Some(restart.index) == index) {
+            restart.deadline = restart.deadline.later(until);
+            manager_waits = true;
         }
-        if let Some(stop) = self.stop.as_mut().filter(|stop| !stop.at_once) {
+        if let Some(stop) = self.shutdown.as_mut().filter(|stop| !stop.at_once) {
             stop.deadline = stop.deadline.later(until);
-            is_awaited = true;
+            manager_waits = true;
         }
-        if is_awaited {
-            notify::extend(more);
+        if manager_waits {
+            notify::extend(time);
         }
     }
 
-    /// The next process serves; the one before comes to its end.
-    pub(super) fn promote_next(&mut self, index: usize) {
-        if let Some(old) = self.slots[index].main.take() {
-            old.send(Signal::Terminate);
-            self.drain(old);
+    /// An unannounced process is ready, and its predecessor is gone. It takes the first slot that
+    /// is not ready; if there is none, or in a stop, it is terminated.
+    fn promote_unannounced(&mut self, index: usize) {
+        let process = self.unannounced.remove(index);
+        let slot = self.slots.iter().position(|slot| !slot.is_ready());
+        let Some(index) = slot.filter(|_| self.shutdown.is_none()) else {
+            return self.terminate(process);
+        };
+        if let Some(other) = self.slots[index].main.replace(process) {
+            self.terminate(other);
         }
-        self.slots[index].main = self.slots[index].next.take();
-        self.slots[index].due = Deadline::NEVER;
-        self.became_ready(index);
+        self.slots[index].start_at = Deadline::NEVER;
+        self.mark_ready(index);
     }
 
-    fn handle_main(&mut self, index: usize, said: Notification) {
-        let own = self.slots[index].main.as_ref().map(|main| main.pid);
-        if let Some(pid) = said
-            .successor
-            .filter(|pid| Some(*pid) != own && ancestry::descends(*pid))
-        {
-            let next = self.stranger(index, pid);
-            if let Some(former) = self.slots[index].next.replace(next) {
-                self.drain(former);
-            }
+    // ---- notifications of a slot's main process ----
+
+    fn handle_main_notification(&mut self, index: usize, notification: Notification) {
+        let own_pid = self.slots[index].main_pid();
+        // Some programs name themselves in MAINPID=. Other processes must be descendants.
+        let is_successor = |pid: &u32| Some(*pid) != own_pid && ancestry::is_descendant(*pid);
+        if let Some(pid) = notification.successor.filter(is_successor) {
+            self.announce_successor(index, pid);
         }
-        if let Some(why) = said.failed {
-            if let Some(next) = self.slots[index].next.take() {
-                // Its predecessor ends it, or has.
-                self.drain(next);
+        if let Some(why) = notification.failed {
+            if let Some(successor) = self.slots[index].successor.take() {
+                // Its predecessor ends it, or has done so.
+                self.drain(successor);
             }
-            self.close_unwanted();
-            self.fail_roll(index, &why);
+            self.close_unused_listeners();
+            self.fail_restart(index, &why);
         }
-        // Some say their own number; others may name their own only.
-        if let Some(pid) = said
-            .main_pid
-            .filter(|pid| Some(*pid) != own && ancestry::descends(*pid))
-        {
-            let next = self.slots[index].next.take();
-            let mut next = match next {
-                Some(next) if next.pid == pid => next,
-                other => {
-                    if let Some(other) = other {
-                        other.send(Signal::Terminate);
-                        self.drain(other);
-                    }
-                    self.stranger(index, pid)
-                }
-            };
-            next.generation = said.generation.unwrap_or(next.generation);
-            if let Some(old) = self.slots[index].main.replace(next) {
-                self.drain(old);
-            }
-            return self.became_ready(index);
+        if let Some(pid) = notification.main_pid.filter(is_successor) {
+            return self.replace_main(index, pid, notification.generation);
         }
-        if said.stopping && self.stop.is_none() {
+        if notification.stopping && self.shutdown.is_none() {
             if self.settings.restart_after_success {
-                return self.replace_stopping(index);
+                return self.replace_stopping_main(index);
             }
-            let within = Deadline::after(Instant::now(), self.settings.stop_timeout);
+            let exited_by = Deadline::after(Instant::now(), self.settings.stop_timeout);
             if let Some(main) = self.slots[index].main.as_mut().filter(|main| !main.aborted) {
-                main.deadline = within;
+                main.deadline = exited_by;
             }
         }
-        let limit = self.settings.abort_timeout;
+        let abort_timeout = self.settings.abort_timeout;
         let Some(main) = &mut self.slots[index].main else {
             return;
         };
-        match said.watchdog {
-            Some(WatchdogMessage::Alive) => main.heard = Some(Instant::now()),
+        match notification.watchdog {
+            Some(WatchdogMessage::Alive) => main.last_watchdog = Some(Instant::now()),
             Some(WatchdogMessage::Wedged) if !main.stopping => {
-                abort(main, "makes no progress, as it says itself", limit);
+                abort_process(main, "reports that it makes no progress", abort_timeout);
             }
             _ => {}
         }
-        if said.ready && main.ready.is_none() {
-            self.became_ready(index);
+        if notification.ready && main.ready_since.is_none() {
+            self.mark_ready(index);
         }
     }
 
-    /// A process stops that nobody here has asked to: another one serves while it finishes what it has.
-    fn replace_stopping(&mut self, index: usize) {
+    /// The main process has started a successor (X_HANDOVER_SUCCESSOR).
+    fn announce_successor(&mut self, index: usize, pid: u32) {
+        let successor = self.adopt_successor(index, pid);
+        if let Some(former) = self.slots[index].successor.replace(successor) {
+            self.drain(former);
+        }
+    }
+
+    /// The successor serves in place of the main process (MAINPID=), which drains.
+    fn replace_main(&mut self, index: usize, pid: u32, generation: Option<u64>) {
+        let mut successor = match self.slots[index].successor.take() {
+            Some(successor) if successor.pid == pid => successor,
+            other => {
+                if let Some(other) = other {
+                    self.terminate(other);
+                }
+                self.adopt_successor(index, pid)
+            }
+        };
+        successor.generation = generation.unwrap_or(successor.generation);
+        if let Some(old) = self.slots[index].main.replace(successor) {
+            self.drain(old);
+        }
+        self.mark_ready(index);
+    }
+
+    /// The main process stops by itself. Another process serves while it finishes its requests.
+    fn replace_stopping_main(&mut self, index: usize) {
         let Some(mut main) = self.slots[index].main.take() else {
             return;
         };
         main.replaced_in = Some(index);
-        // It ends the one that it has started, if that does not serve already.
-        if let Some(mut next) = self.slots[index].next.take() {
-            next.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
-            self.unannounced.push(next);
+        // The main process ends a successor that does not serve yet. One that serves notifies us.
+        if let Some(mut successor) = self.slots[index].successor.take() {
+            successor.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
+            self.unannounced.push(successor);
         }
-        let served = main.ready.map(|ready| ready.elapsed());
-        let why = format!("process {} stops, and was not asked to", main.pid);
+        let served = main.ready_since.map(|since| since.elapsed());
+        let why = format!("process {} stops without having been asked to", main.pid);
         self.drain(main);
         self.slots[index].last_end = Some(why.clone());
-        self.start_later(index, served, &why);
+        self.schedule_restart(index, served, &why);
     }
 
-    /// A process that may have spoken already, before it was spoken of.
-    fn stranger(&mut self, index: usize, pid: u32) -> SupervisedProcess {
-        let generation = self.slots[index].generation + 1;
-        let main = self.slots[index].main.as_ref();
-        let watchdog = main.and_then(|main| main.watchdog);
+    /// The process that the main process of this slot has started to succeed it. It may be among
+    /// the unannounced, if its own notifications came first.
+    fn adopt_successor(&mut self, index: usize, pid: u32) -> SupervisedProcess {
+        let slot = &self.slots[index];
+        let watchdog = slot.main.as_ref().and_then(|main| main.watchdog);
         let known = self.unannounced.iter().position(|known| known.pid == pid);
         let mut process = match known {
-            Some(at) => self.unannounced.remove(at),
-            None => SupervisedProcess::new(pid, generation, Deadline::NEVER),
+            Some(index) => self.unannounced.remove(index),
+            None => SupervisedProcess::new(pid, slot.generation + 1, Deadline::NEVER),
         };
-        // Its predecessor sees to it that it is ready in time.
+        // Its predecessor ends it if it is not ready in time.
         process.deadline = Deadline::NEVER;
         process.restarts_itself = true;
         process.watchdog = watchdog;
-        if self.stop.is_some() {
+        if self.shutdown.is_some() {
             process.send(Signal::Terminate);
         }
         process
-    }
-
-    /// A process serves that nobody has spoken of: its predecessor has died. Its place may not be free any more.
-    fn settle_stranger(&mut self, stranger: usize) {
-        let process = self.unannounced.remove(stranger);
-        let place = self.slots.iter().position(|slot| !slot.is_ready());
-        match place.filter(|_| self.stop.is_none()) {
-            Some(index) => {
-                if let Some(other) = self.slots[index].main.replace(process) {
-                    other.send(Signal::Terminate);
-                    self.drain(other);
-                }
-                self.slots[index].due = Deadline::NEVER;
-                self.became_ready(index);
-            }
-            None => {
-                process.send(Signal::Terminate);
-                self.drain(process);
-            }
-        }
     }
 }

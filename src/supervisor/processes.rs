@@ -1,13 +1,13 @@
-//! What becomes of the processes: they are started, are ready, are watched, and end.
+//! The processes: they are started, become ready, are watched, and exit.
 
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::backoff::{self, BREAKER};
+use super::backoff::{self, BREAKER_LIMIT};
 use super::crash_report;
 use super::notifications::Position;
 use super::run::Run;
-use super::slot::SupervisedProcess;
+use super::slot::{Slot, SupervisedProcess};
 use super::spawn::{self, ProcessInputs};
 use crate::clock::Deadline;
 use crate::notify;
@@ -16,15 +16,16 @@ use crate::sys::Signal;
 impl Run {
     // ---- starting ----
 
-    /// Starts a process; an error is the reason why there is none.
-    pub(super) fn start(&mut self, index: usize) -> Result<SupervisedProcess, String> {
+    /// Starts a process for the slot at `index`, but does not put it there. The error is the reason
+    /// in words.
+    pub(super) fn start_process(&mut self, index: usize) -> Result<SupervisedProcess, String> {
         self.slots[index].generation += 1;
         let generation = self.slots[index].generation;
         let started = spawn::spawn_process(
             &self.program,
             &ProcessInputs {
                 listeners: &self.listeners,
-                notify: self.notify.name(),
+                notify: self.notify_socket.name(),
                 lifeline: &self.lifeline.1,
                 watchdog: self.settings.watchdog,
                 generation,
@@ -34,61 +35,66 @@ impl Run {
         match started {
             Ok(pid) => {
                 log::info!("started process {pid}, generation {generation}: {path}");
-                let within = self.settings.settle.unwrap_or(self.settings.ready_timeout);
-                let deadline = Deadline::after(Instant::now(), within);
+                let ready_after = self.settings.ready_after;
+                let timeout = ready_after.unwrap_or(self.settings.ready_timeout);
+                let ready_by = Deadline::after(Instant::now(), timeout);
                 Ok(SupervisedProcess {
-                    is_own: true,
+                    started_here: true,
                     watchdog: self.settings.watchdog,
-                    ..SupervisedProcess::new(pid, generation, deadline)
+                    ..SupervisedProcess::new(pid, generation, ready_by)
                 })
             }
             Err(error) => Err(format!("cannot start {path}: {error}")),
         }
     }
 
-    fn start_in(&mut self, index: usize) {
-        self.slots[index].due = Deadline::NEVER;
-        match self.start(index) {
+    fn start_in_slot(&mut self, index: usize) {
+        self.slots[index].start_at = Deadline::NEVER;
+        match self.start_process(index) {
             Ok(process) => self.slots[index].main = Some(process),
             Err(why) => {
                 self.slots[index].last_end = Some(why.clone());
-                self.start_later(index, None, &why);
+                self.schedule_restart(index, None, &why);
             }
         }
     }
 
-    /// A process is gone, for this reason.
-    pub(super) fn start_later(&mut self, index: usize, served: Option<Duration>, why: &str) {
+    /// Has a process started in this slot after the back-off. `served` is how long the process
+    /// before was ready, and `why` is why there is none now.
+    pub(super) fn schedule_restart(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let slot = &mut self.slots[index];
+        let jitter = backoff::random_jitter();
         let delay = slot
             .backoff
-            .died(&self.settings.backoff, served, backoff::jitter());
-        slot.due = Deadline::after(Instant::now(), delay);
+            .record_death(&self.settings.backoff, served, jitter);
+        slot.start_at = Deadline::after(Instant::now(), delay);
         slot.restarts += 1;
         let seconds = delay.as_secs_f32();
-        if slot.backoff.is_open() {
+        if slot.backoff.is_breaker_open() {
             log::error!(
-                "{why}; it has died {} times in a row before it was ready (the limit is {BREAKER}): the \
-                 next start is in {seconds:.1} s, and no sooner from now on until one is",
-                slot.backoff.before_ready
+                "{why}; {} processes in a row have failed before they were ready (the limit is \
+                 {BREAKER_LIMIT}): the next start is in {seconds:.1} s, and each further start waits \
+                 as long until a process is ready",
+                slot.backoff.deaths_before_ready
             );
         } else {
-            log::warn!("{why}; starting it anew in {seconds:.2} s");
+            log::warn!("{why}; restarting it in {seconds:.2} s");
         }
-        notify::status(format_args!("{why}; starting it anew in {seconds:.1} s"));
-        self.fail_roll(index, why);
+        notify::status(format_args!("{why}; restarting it in {seconds:.1} s"));
+        self.fail_restart(index, why);
     }
 
     // ---- being ready ----
 
-    pub(super) fn became_ready(&mut self, index: usize) {
+    pub(super) fn mark_ready(&mut self, index: usize) {
         let Some(main) = &mut self.slots[index].main else {
             return;
         };
         let now = Instant::now();
-        main.ready = Some(now);
-        // A server of ours tells how it is whenever it is asked to; another program may never.
-        main.heard = (main.restarts_itself || main.heard.is_some()).then_some(now);
+        main.ready_since = Some(now);
+        // A server of this crate sends watchdog notifications from now on. Another program may send
+        // none, and is not watched before it has sent one.
+        main.last_watchdog = (main.restarts_itself || main.last_watchdog.is_some()).then_some(now);
         if !main.aborted {
             main.deadline = Deadline::NEVER;
         }
@@ -96,108 +102,119 @@ impl Run {
         let slot = &mut self.slots[index];
         slot.generation = slot.generation.max(generation);
         log::info!("process {pid}, generation {generation}, serves");
-        self.close_unwanted();
-        if !self.opened && self.stop.is_none() {
-            self.opened = true;
-            for slot in self.slots.iter_mut().filter(|slot| slot.is_given_up()) {
-                slot.due = Deadline::at(Some(now));
+        self.close_unused_listeners();
+        if !self.first_was_ready && self.shutdown.is_none() {
+            self.first_was_ready = true;
+            for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {
+                slot.start_at = Deadline::at(Some(now));
             }
         }
-        let is_whole = self.slots.iter().all(|slot| slot.is_ready());
-        if is_whole && self.rolling.is_none() && self.stop.is_none() {
-            self.announced = true;
+        let all_ready = self.slots.iter().all(Slot::is_ready);
+        if all_ready && self.rolling_restart.is_none() && self.shutdown.is_none() {
+            self.sent_ready = true;
             notify::ready(None, self.summary());
         }
     }
 
-    /// The latest of those that were started.
-    pub(super) fn generation(&self) -> u64 {
-        let generations = self.slots.iter().map(|slot| slot.generation);
-        generations.max().unwrap_or_default()
+    /// The successor in this slot serves from now on, and the process before it drains.
+    pub(super) fn promote_successor(&mut self, index: usize) {
+        if let Some(old) = self.slots[index].main.take() {
+            self.terminate(old);
+        }
+        self.slots[index].main = self.slots[index].successor.take();
+        self.slots[index].start_at = Deadline::NEVER;
+        self.mark_ready(index);
     }
 
     pub(super) fn summary(&self) -> String {
         let ready = self.slots.iter().filter(|slot| slot.is_ready()).count();
+        let generations = self.slots.iter().map(|slot| slot.generation);
         match self.slots.len() {
-            1 if ready == 1 => format!("generation {} serves", self.generation()),
+            1 if ready == 1 => format!("generation {} serves", generations.max().unwrap_or(0)),
             all => format!("{ready} of {all} processes serve"),
         }
     }
 
-    /// Closes the listeners that no process wants any more, if there is a process that would say so.
-    pub(super) fn close_unwanted(&mut self) {
+    /// Closes the held listeners that no process uses. Does nothing unless every ready process has
+    /// told which listeners it uses.
+    pub(super) fn close_unused_listeners(&mut self) {
         let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
-        let mut ready = mains().filter(|main| main.ready.is_some());
-        let says = |main: &SupervisedProcess| !main.listeners.is_empty();
-        if ready.next().is_some_and(says) && ready.all(says) {
-            let nexts = self.slots.iter().filter_map(|slot| slot.next.as_ref());
-            let all = mains().chain(nexts).chain(&self.unannounced);
-            let wanted: Vec<_> = all.flat_map(|process| process.listeners.clone()).collect();
-            self.listeners.keep_only(&wanted);
+        let mut ready = mains().filter(|main| main.ready_since.is_some());
+        let has_told = |main: &SupervisedProcess| !main.listeners.is_empty();
+        if ready.next().is_some_and(has_told) && ready.all(has_told) {
+            let successors = self.slots.iter().filter_map(|slot| slot.successor.as_ref());
+            let processes = mains().chain(successors).chain(&self.unannounced);
+            let used: Vec<_> = processes
+                .flat_map(|process| process.listeners.clone())
+                .collect();
+            self.listeners.close_unused(&used);
         }
     }
 
-    /// Lets a process come to its end by itself. It has its own limit for that; one that says nothing has the supervisor's.
+    // ---- exits ----
+
+    /// Has a process that is in no slot any more finish its requests and exit.
+    pub(super) fn terminate(&mut self, process: SupervisedProcess) {
+        process.send(Signal::Terminate);
+        self.drain(process);
+    }
+
+    /// As [`terminate`](Self::terminate), for a process that stops already. It may take
+    /// `stop_timeout`, or longer if it extends this (EXTEND_TIMEOUT_USEC).
     pub(super) fn drain(&mut self, mut process: SupervisedProcess) {
         if !process.aborted {
             process.stopping = true;
-            let within = Deadline::after(Instant::now(), self.settings.stop_timeout);
-            process.deadline = if self.stop.is_some() {
-                Deadline::NEVER
-            } else {
-                within
+            process.deadline = match self.shutdown {
+                Some(_) => Deadline::NEVER,
+                None => Deadline::after(Instant::now(), self.settings.stop_timeout),
             };
         }
         self.draining.push(process);
     }
 
-    // ---- ends ----
-
-    /// A process has ended; how is not always known.
-    pub(super) fn ended(&mut self, pid: u32, status: Option<ExitStatus>) {
-        let how = status.map_or_else(
-            || "nobody knows how".to_owned(),
-            |status| status.to_string(),
-        );
-        if self
-            .rehearsal
-            .as_ref()
-            .is_some_and(|rehearsal| rehearsal.process.pid == pid)
-        {
+    /// A process has exited. Its status is unknown if another process has reaped it.
+    pub(super) fn handle_exit(&mut self, pid: u32, status: Option<ExitStatus>) {
+        let how = status.map_or("exit status unknown".to_owned(), |status| {
+            status.to_string()
+        });
+        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| &rehearsal.process);
+        if rehearsal.is_some_and(|process| process.pid == pid) {
             return self.rehearsed(&how);
         }
-        match self.place(pid) {
+        match self.position_of(pid) {
             Some(Position::Main(index)) => {
                 let main = self.slots[index].main.take();
-                let served = main
-                    .and_then(|main| main.ready)
-                    .map(|ready| ready.elapsed());
-                self.main_ended(index, pid, served, status, &how);
+                let ready_since = main.and_then(|main| main.ready_since);
+                let served = ready_since.map(|since| since.elapsed());
+                self.handle_main_exit(index, pid, served, status, &how);
             }
-            Some(Position::Next(index)) => {
-                let next = self.slots[index].next.take();
-                let why = format!("process {pid} ended before it was ready ({how})");
+            Some(Position::Successor(index)) => {
+                let successor = self.slots[index].successor.take();
                 if self.slots[index].main.is_none() {
-                    self.main_ended(index, pid, None, status, &how);
-                } else if next.is_some_and(|next| !next.restarts_itself) {
-                    self.fail_roll(index, &why);
+                    self.handle_main_exit(index, pid, None, status, &how);
+                } else if successor.is_some_and(|successor| !successor.restarts_itself) {
+                    let why = format!("process {pid} exited before it was ready ({how})");
+                    self.fail_restart(index, &why);
                 }
             }
             Some(Position::Draining(index)) => {
                 let process = self.draining.remove(index);
-                log::info!("process {pid} has ended ({how})");
-                if let (Some(index), Some(code)) = (process.replaced_in, self.final_code(status)) {
-                    self.give_up(index, code, &format!("process {pid} has ended ({how})"));
+                let why = format!("process {pid} exited ({how})");
+                log::info!("{why}");
+                if let (Some(index), Some(code)) =
+                    (process.replaced_in, self.final_exit_code(status))
+                {
+                    self.give_up_slot(index, code, &why);
                 }
             }
             Some(Position::Unannounced(index)) => {
                 self.unannounced.remove(index);
             }
-            None => log::debug!("process {pid}, which nobody waited for, has ended ({how})"),
+            None => log::debug!("process {pid}, which is not supervised, exited ({how})"),
         }
     }
 
-    fn main_ended(
+    fn handle_main_exit(
         &mut self,
         index: usize,
         pid: u32,
@@ -205,115 +222,113 @@ impl Run {
         status: Option<ExitStatus>,
         how: &str,
     ) {
-        let served_for = match served {
-            Some(served) => format!("after it had served for {:.1} s", served.as_secs_f32()),
+        let when = match served {
+            Some(served) => format!("after serving for {:.1} s", served.as_secs_f32()),
             None => "before it was ready".to_owned(),
         };
-        let why = format!("process {pid} ended {served_for} ({how})");
+        let why = format!("process {pid} exited {when} ({how})");
         let slot = &mut self.slots[index];
         slot.last_end = Some(why.clone());
-        if self.stop.is_some() {
+        if self.shutdown.is_some() {
             log::info!("{why}");
-        } else if let Some(next) = &mut slot.next {
-            log::warn!("{why}; the one that it has started may serve");
-            let latest = Deadline::after(Instant::now(), self.settings.ready_timeout);
-            next.deadline = next.deadline.earlier(latest);
-            self.fail_roll(index, &why);
-        } else if let Some(code) = self.final_code(status) {
-            self.give_up(index, code, &why);
+        } else if let Some(successor) = &mut slot.successor {
+            log::warn!(
+                "{why}; waiting for its successor, process {}",
+                successor.pid
+            );
+            let ready_by = Deadline::after(Instant::now(), self.settings.ready_timeout);
+            successor.deadline = successor.deadline.earlier(ready_by);
+            self.fail_restart(index, &why);
+        } else if let Some(code) = self.final_exit_code(status) {
+            self.give_up_slot(index, code, &why);
         } else {
-            self.start_later(index, served, &why);
+            self.schedule_restart(index, served, &why);
         }
     }
 
-    /// The code by which a process says that it is not to be started again, if it does.
-    fn final_code(&self, status: Option<ExitStatus>) -> Option<i32> {
+    /// The exit code, if it means that the process must not be restarted.
+    fn final_exit_code(&self, status: Option<ExitStatus>) -> Option<i32> {
         let code = status?.code()?;
         let is_final = match code {
             0 => !self.settings.restart_after_success,
-            code => self.settings.no_restart == Some(code),
+            code => self.settings.no_restart_code == Some(code),
         };
         is_final.then_some(code)
     }
 
-    fn give_up(&mut self, index: usize, code: i32, why: &str) {
-        log::error!("{why}: by this it says that it is not to be started again");
+    /// Starts no more processes in this slot.
+    fn give_up_slot(&mut self, index: usize, code: i32, why: &str) {
+        log::error!("{why}; exit code {code} means that it must not be restarted");
         self.exit_code = code;
-        self.slots[index].due = Deadline::NEVER;
-        if let Some(other) = self.slots[index].main.take() {
-            other.send(Signal::Terminate);
-            self.drain(other);
+        self.slots[index].start_at = Deadline::NEVER;
+        if let Some(main) = self.slots[index].main.take() {
+            self.terminate(main);
         }
-        self.fail_roll(index, why);
+        self.fail_restart(index, why);
     }
 
-    // ---- time ----
+    // ---- deadlines ----
 
-    /// When it is too late for a serving process to say that it makes progress.
-    pub(super) fn beat_deadline(&self, main: &SupervisedProcess) -> Deadline {
-        match main.watchdog {
-            Some(limit) if main.is_fine() && self.stop.is_none() => {
-                let late = |heard| Deadline::after(heard, limit);
-                main.heard.map_or(Deadline::NEVER, late)
+    /// When the main process of this slot counts as hung, unless a watchdog notification comes.
+    pub(super) fn watchdog_deadline(&self, slot: &Slot) -> Deadline {
+        let main = slot.main.as_ref().filter(|main| main.is_serving());
+        match main.map(|main| (main.watchdog, main.last_watchdog)) {
+            Some((Some(limit), Some(last))) if self.shutdown.is_none() => {
+                Deadline::after(last, limit)
             }
             _ => Deadline::NEVER,
         }
     }
 
-    pub(super) fn look_at_processes(&mut self, now: Instant) {
+    pub(super) fn check_processes(&mut self, now: Instant) {
+        let abort_timeout = self.settings.abort_timeout;
         for index in 0..self.slots.len() {
-            if self.slots[index].due.passed(now) && self.stop.is_none() {
-                self.start_in(index);
+            if self.slots[index].start_at.passed(now) && self.shutdown.is_none() {
+                self.start_in_slot(index);
             }
-            let settles = self.settings.settle.is_some() && self.stop.is_none();
-            let is_late = |process: &Option<SupervisedProcess>| {
-                process
-                    .as_ref()
-                    .is_some_and(|p| p.deadline.passed(now) && !p.aborted && p.ready.is_none())
-            };
-            if settles && is_late(&self.slots[index].next) {
-                // It has lived for as long as it was asked to.
-                self.promote_next(index);
-            } else if settles && is_late(&self.slots[index].main) {
-                self.became_ready(index);
+            if self.settings.ready_after.is_some() && self.shutdown.is_none() {
+                let is_ready_now = |process: &Option<SupervisedProcess>| {
+                    let mut starting = process.iter().filter(|p| p.ready_since.is_none());
+                    starting.any(|p| !p.aborted && p.deadline.passed(now))
+                };
+                if is_ready_now(&self.slots[index].successor) {
+                    self.promote_successor(index);
+                } else if is_ready_now(&self.slots[index].main) {
+                    self.mark_ready(index);
+                }
             }
-            let wedged = self.slots[index].main.as_ref();
-            let wedged = wedged.is_some_and(|main| self.beat_deadline(main).passed(now));
-            let limit = self.settings.abort_timeout;
-            if let (true, Some(main)) = (wedged, &mut self.slots[index].main) {
-                abort(main, "has not said in time that it makes progress", limit);
+            let is_hung = self.watchdog_deadline(&self.slots[index]).passed(now);
+            if let (true, Some(main)) = (is_hung, &mut self.slots[index].main) {
+                abort_process(main, "has not sent WATCHDOG=1 in time", abort_timeout);
             }
         }
-        let limit = self.settings.abort_timeout;
-        let late = self
-            .live_mut()
-            .filter(|process| process.deadline.passed(now));
-        for process in late {
+        for process in self.processes_mut().filter(|p| p.deadline.passed(now)) {
             if process.aborted {
-                log::error!("process {} does not end: killing it", process.pid);
+                log::error!("process {} does not exit: killing it", process.pid);
                 process.send(Signal::Kill);
-                process.deadline = Deadline::after(now, limit);
+                process.deadline = Deadline::after(now, abort_timeout);
             } else {
-                let what = match process.stopping {
-                    true => "has not ended in time",
+                let why = match process.stopping {
+                    true => "has not exited in time",
                     false => "was not ready in time",
                 };
-                abort(process, what, limit);
+                abort_process(process, why, abort_timeout);
             }
         }
     }
 }
 
-/// Ends a process such that something is left to learn from: its core, and what its threads do.
-pub(super) fn abort(process: &mut SupervisedProcess, why: &str, limit: Duration) {
+/// Sends SIGABRT, which leaves a core dump where these are enabled, after the crash report was
+/// logged. The process is killed if it has not exited after `timeout`.
+pub(super) fn abort_process(process: &mut SupervisedProcess, why: &str, timeout: Duration) {
     if process.aborted {
         return;
     }
     log::error!("process {} {why}: aborting it", process.pid);
-    for line in crash_report::threads(process.pid) {
+    for line in crash_report::describe_threads(process.pid) {
         log::error!("process {}: {line}", process.pid);
     }
     process.send(Signal::Abort);
     process.aborted = true;
-    process.deadline = Deadline::after(Instant::now(), limit);
+    process.deadline = Deadline::after(Instant::now(), timeout);
 }

@@ -1,4 +1,5 @@
-//! A graceful restart: the processes are replaced one after another, and one that cannot be leaves all as it is.
+//! A graceful restart: the processes are replaced slot by slot. If one cannot be replaced, it
+//! serves on, and so do the processes of the slots that follow.
 
 use std::time::{Duration, Instant};
 
@@ -11,136 +12,147 @@ use crate::sys::Signal;
 /// A restart in progress.
 #[derive(Debug)]
 pub(super) struct RollingRestart {
-    /// Which place is next, and the process there that is to be replaced, once that was asked for.
-    pub(super) at: usize,
-    asked: Option<Option<u32>>,
-    /// The process there ends by itself, and another one follows.
-    ends_anyway: bool,
+    /// The index of the slot whose process is being replaced.
+    pub(super) index: usize,
+    replacement: Replacement,
+    /// The process in this slot was ending already when it was to be replaced. Its exit is not a
+    /// failure of the restart.
+    expects_exit: bool,
+    /// When the replacement in this slot must be complete.
     pub(super) deadline: Deadline,
-    since: Instant,
-    failed: Option<String>,
-    /// Who wants to hear the outcome, by the numbers of their connections.
+    started_at: Instant,
+    failure: Option<String>,
+    /// The control clients that wait for the result.
     waiters: Vec<u64>,
 }
 
-/// What a restart came to.
+/// How far the replacement in the current slot is.
+#[derive(Clone, Copy, Debug)]
+enum Replacement {
+    NotRequested,
+    /// Complete when the slot is ready with a process other than `old`. `None`: the slot had no
+    /// process, or one that was still starting, so that every ready process is a new one.
+    Requested {
+        old: Option<u32>,
+    },
+}
+
+/// How a restart went.
 #[derive(Clone, Debug)]
 pub(super) struct RestartResult {
     pub(super) took: Duration,
     pub(super) error: Option<String>,
 }
 
-/// How much longer than a new process may take to be ready the old one may take to say how it went.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-impl RollingRestart {
-    /// It takes longer.
-    pub(super) fn extend(&mut self, until: Deadline) {
-        self.deadline = self.deadline.later(until);
-    }
-}
+/// Added to `ready_timeout`: the time for the predecessor to report how the replacement went.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Run {
-    /// Begins a restart. HeldListener that is under way is what is wanted.
+    /// Begins a restart, or joins the one in progress. The control client `waiter` gets the result.
     pub(super) fn restart(&mut self, waiter: Option<u64>) {
-        if self.stop.is_some() {
-            let outcome = RestartResult {
+        if self.shutdown.is_some() {
+            let result = RestartResult {
                 took: Duration::ZERO,
                 error: Some("the supervisor is being stopped".to_owned()),
             };
             return waiter
                 .into_iter()
-                .for_each(|waiter| self.tell(waiter, &outcome));
+                .for_each(|waiter| self.tell(waiter, &result));
         }
-        if self.announced {
+        if self.sent_ready {
             notify::reloading("restarting");
         }
-        let rolling = self.rolling.get_or_insert_with(|| RollingRestart {
-            at: 0,
-            asked: None,
-            ends_anyway: false,
+        let restart = self.rolling_restart.get_or_insert_with(|| RollingRestart {
+            index: 0,
+            replacement: Replacement::NotRequested,
+            expects_exit: false,
             deadline: Deadline::NEVER,
-            since: Instant::now(),
-            failed: None,
+            started_at: Instant::now(),
+            failure: None,
             waiters: Vec::new(),
         });
-        rolling.waiters.extend(waiter);
+        restart.waiters.extend(waiter);
     }
 
-    /// Takes the restart as far as it goes now.
-    pub(super) fn roll(&mut self) {
-        while let Some(rolling) = &mut self.rolling {
-            let (at, now) = (rolling.at, Instant::now());
-            if rolling.failed.is_none() && rolling.deadline.passed(now) {
-                rolling.failed = Some("nobody has said in time how the restart went".to_owned());
+    /// Takes the restart as far as possible without waiting.
+    pub(super) fn advance_restart(&mut self) {
+        while let Some(restart) = &mut self.rolling_restart {
+            let index = restart.index;
+            if restart.failure.is_none() && restart.deadline.passed(Instant::now()) {
+                restart.failure = Some("the restart timed out".to_owned());
             }
-            let Some(slot) = self.slots.get(at).filter(|_| rolling.failed.is_none()) else {
-                let failed = rolling.failed.take();
-                return self.end_roll(failed);
+            let Some(slot) = self.slots.get(index).filter(|_| restart.failure.is_none()) else {
+                let failure = restart.failure.take();
+                return self.end_restart(failure);
             };
-            match rolling.asked {
-                None => self.ask_to_replace(at),
-                Some(old) if slot.is_ready() && slot.main.as_ref().map(|main| main.pid) != old => {
-                    rolling.at += 1;
-                    rolling.asked = None;
-                    rolling.deadline = Deadline::NEVER;
+            match restart.replacement {
+                Replacement::NotRequested => self.request_replacement(index),
+                Replacement::Requested { old } if slot.is_ready() && slot.main_pid() != old => {
+                    restart.index += 1;
+                    restart.replacement = Replacement::NotRequested;
+                    restart.deadline = Deadline::NEVER;
                 }
-                Some(_) => return,
+                Replacement::Requested { .. } => return,
             }
         }
     }
 
-    fn ask_to_replace(&mut self, at: usize) {
-        let slot = &mut self.slots[at];
-        let mut old = slot.main.as_ref().map(|main| main.pid);
-        let (mut failed, mut ends_anyway) = (None, false);
+    fn request_replacement(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let mut old = slot.main_pid();
+        let (mut failure, mut expects_exit) = (None, false);
         match &slot.main {
-            // The process finds the program, and says how it went.
-            Some(main) if main.is_fine() && main.restarts_itself => main.send(Signal::Hangup),
-            Some(main) if main.is_fine() => match self.start(at) {
-                Ok(next) => self.slots[at].next = Some(next),
-                Err(why) => failed = Some(why),
+            // The process starts its successor itself, and reports how that went.
+            Some(main) if main.is_serving() && main.restarts_itself => main.send(Signal::Hangup),
+            Some(main) if main.is_serving() => match self.start_process(index) {
+                Ok(successor) => self.slots[index].successor = Some(successor),
+                Err(why) => failure = Some(why),
             },
-            // It is new already, or another one follows anyway.
-            Some(main) if main.ready.is_none() => old = None,
-            Some(_) => ends_anyway = true,
-            None if slot.next.is_some() => {}
-            None => slot.due = Deadline::at(Some(Instant::now())),
+            Some(main) if main.ready_since.is_none() => old = None,
+            // The process is stopping or aborted, and will be restarted when it has exited.
+            Some(_) => expects_exit = true,
+            None if slot.successor.is_some() => {}
+            // The restart does not wait for the back-off.
+            None => slot.start_at = Deadline::at(Some(Instant::now())),
         }
-        let within = self.settings.ready_timeout + PATIENCE;
-        if let Some(rolling) = &mut self.rolling {
-            rolling.asked = Some(old);
-            rolling.failed = failed;
-            rolling.ends_anyway = ends_anyway;
-            rolling.deadline = Deadline::after(Instant::now(), within);
-        }
-    }
-
-    /// The process in this place was not replaced.
-    pub(super) fn fail_roll(&mut self, at: usize, why: &str) {
-        match &mut self.rolling {
-            Some(rolling) if rolling.at == at && rolling.ends_anyway => rolling.ends_anyway = false,
-            Some(rolling) if rolling.at == at && rolling.asked.is_some() => {
-                rolling.failed.get_or_insert_with(|| why.to_owned());
-            }
-            _ => {}
+        let timeout = self.settings.ready_timeout + REPORT_TIMEOUT;
+        if let Some(restart) = &mut self.rolling_restart {
+            restart.replacement = Replacement::Requested { old };
+            restart.failure = failure;
+            restart.expects_exit = expects_exit;
+            restart.deadline = Deadline::after(Instant::now(), timeout);
         }
     }
 
-    pub(super) fn end_roll(&mut self, error: Option<String>) {
-        let Some(rolling) = self.rolling.take() else {
+    /// The process in this slot was not replaced. Ends the restart, if it has got as far as there.
+    pub(super) fn fail_restart(&mut self, index: usize, why: &str) {
+        let restart = self.rolling_restart.as_mut();
+        let Some(restart) = restart.filter(|restart| restart.index == index) else {
             return;
         };
-        let took = rolling.since.elapsed();
+        match restart.replacement {
+            _ if restart.expects_exit => restart.expects_exit = false,
+            Replacement::NotRequested => {}
+            Replacement::Requested { .. } => {
+                restart.failure.get_or_insert_with(|| why.to_owned());
+            }
+        }
+    }
+
+    pub(super) fn end_restart(&mut self, error: Option<String>) {
+        let Some(restart) = self.rolling_restart.take() else {
+            return;
+        };
+        let took = restart.started_at.elapsed();
         match &error {
             None => log::info!("restarted within {:.3} s", took.as_secs_f32()),
-            Some(why) => log::error!("no restart: {why}"),
+            Some(why) => log::error!("the restart failed: {why}"),
         }
-        if self.stop.is_none() {
+        if self.shutdown.is_none() {
             let summary = self.summary();
-            self.announced |= self.slots.iter().all(Slot::is_ready);
+            self.sent_ready |= self.slots.iter().all(Slot::is_ready);
             match &error {
-                _ if !self.announced => notify::status(summary),
+                _ if !self.sent_ready => notify::status(summary),
                 None => notify::ready(None, summary),
                 Some(why) => {
                     notify::ready(
@@ -150,10 +162,10 @@ impl Run {
                 }
             }
         }
-        let outcome = RestartResult { took, error };
-        for waiter in rolling.waiters {
-            self.tell(waiter, &outcome);
+        let result = RestartResult { took, error };
+        for waiter in restart.waiters {
+            self.tell(waiter, &result);
         }
-        self.last_restart = Some(outcome);
+        self.last_restart = Some(result);
     }
 }

@@ -1,5 +1,49 @@
-//! The supervisor's life: one loop over signals, what processes say, how they end, what the control socket asks for, and
-//! the time.
+//! The supervisor's one loop, over signals, control requests, exits, notifications and deadlines.
+//!
+//! Each round of [`Run::run`] handles everything that has come, takes what is in progress one step
+//! further, and waits for the next event or deadline.
+//!
+//! # A crash, until another process serves
+//!
+//! 1. `wait_for_any` returns: the process's pidfd is readable, or SIGCHLD came.
+//! 2. `reap_children` collects the exit status, but first `read_notifications` handles what the
+//!    process sent before its exit. Then `handle_exit` finds the process's slot.
+//! 3. `handle_main_exit` takes the first of these that applies: in a stop, nothing is restarted; a
+//!    successor that is starting takes over; an exit code that forbids a restart gives up the slot
+//!    (`give_up_slot`); otherwise `schedule_restart` asks the back-off for the delay, and sets the
+//!    slot's `start_at`.
+//! 4. `check_deadlines` → `check_processes` → `start_in_slot` → `start_process` → `spawn_process`
+//!    starts the program when `start_at` has passed, mostly in the same round.
+//! 5. The new process asks for its listeners (`answer_bind_request`), then notifies READY=1:
+//!    `handle_notification` → `handle_main_notification` → `mark_ready`. Until then, clients wait
+//!    in the kernel's queues of the listeners, which the supervisor holds.
+//!
+//! A hang becomes a crash: `abort_process` sends SIGABRT when `check_processes` finds that the
+//! watchdog deadline or the deadline to become ready has passed, or when the process notifies
+//! WATCHDOG=trigger. After `abort_timeout`, `check_processes` sends SIGKILL. Step 1 follows.
+//!
+//! # A graceful restart
+//!
+//! 1. `handle_signals` (SIGHUP) or `obey_control` calls `restart`, which sets `rolling_restart`.
+//! 2. `advance_restart` calls `request_replacement` for the first slot. A process of this crate
+//!    gets SIGHUP and starts its successor itself; for any other program, `start_process` does.
+//! 3. The predecessor announces the successor (`announce_successor`), and names it in MAINPID= when
+//!    it serves (`replace_main`). For any other program, the successor notifies READY=1, or has run
+//!    for `ready_after` (`promote_successor`). Both call `mark_ready`, and the predecessor drains.
+//! 4. `advance_restart` sees a new ready process in the slot, and goes on with the next slot. After
+//!    the last one, `end_restart` tells the control clients that wait.
+//!
+//! If the successor fails, `fail_restart` notes the reason. `advance_restart` then ends the
+//! restart: the predecessor and all slots that follow stay as they are.
+//!
+//! # A stop
+//!
+//! 1. `handle_signals` or `obey_control` calls `stop`, which sends SIGTERM to all processes, or
+//!    `stop_now`, which sends SIGQUIT. `begin_stop` sets the one deadline in `shutdown`, cancels
+//!    the starts that are scheduled, and ends a restart or an upgrade.
+//! 2. The processes exit: `handle_main_exit` only logs this.
+//! 3. If the deadline passes, `check_deadlines` sends SIGKILL to all.
+//! 4. `is_finished` is true when no process is left: `finish` returns the exit code.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -18,72 +62,93 @@ use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::{self, NotifySocket, Signal, SignalFd};
 
-/// See the module `supervisor`.
+/// The state of a supervisor.
 pub(super) struct Run {
+    // What to run.
     pub(super) settings: Settings,
-    /// The one that serves.
+    /// The program of the serving processes.
     pub(super) program: Program,
-    /// The one that this process runs.
-    pub(super) own: Program,
+    /// The program of the supervisor, which an upgrade executes again.
+    pub(super) own_program: Program,
+
+    // Where events come from.
     pub(super) signals: SignalFd,
-    pub(super) notify: NotifySocket,
-    /// Its end tells serving processes of the supervisor's: this one's end, and theirs.
-    pub(super) lifeline: (Socket, Socket),
+    pub(super) notify_socket: NotifySocket,
     pub(super) control: Option<ControlSocket>,
+
+    // What serving processes get.
     pub(super) listeners: HeldListeners,
+    /// A socket pair. Serving processes inherit the second socket. They see end-of-file when the
+    /// supervisor dies, since no other process has the first.
+    pub(super) lifeline: (Socket, Socket),
+
+    // The processes.
     pub(super) slots: Vec<Slot>,
-    /// Those that come to their end by themselves.
+    /// Processes that have left their slot, and exit when they have finished their requests.
     pub(super) draining: Vec<SupervisedProcess>,
-    /// Those that speak, and that nobody has spoken of: a process died as it started a successor.
+    /// Processes that notified us before their predecessor announced them, because the predecessor
+    /// died or stopped while it started them.
     pub(super) unannounced: Vec<SupervisedProcess>,
-    pub(super) rolling: Option<RollingRestart>,
+
+    // What is in progress.
+    pub(super) rolling_restart: Option<RollingRestart>,
     pub(super) last_restart: Option<RestartResult>,
-    pub(super) rehearsal: Option<Rehearsal>,
-    /// Who wants the supervisor itself to be replaced, as soon as nothing else is under way.
+    /// An upgrade of the supervisor was requested, and begins when no restart is in progress.
     pub(super) upgrade_wanted: bool,
+    /// The control clients that wait for the result of the upgrade.
     pub(super) upgrade_waiters: Vec<u64>,
-    pub(super) stop: Option<Shutdown>,
-    pub(super) since: Instant,
-    /// All processes have been ready once.
-    pub(super) announced: bool,
-    /// Some process has been: the others may start.
-    pub(super) opened: bool,
-    interrupted: bool,
-    /// If nobody is left to serve.
+    pub(super) rehearsal: Option<Rehearsal>,
+    pub(super) shutdown: Option<Shutdown>,
+
+    // What has happened so far.
+    pub(super) started_at: Instant,
+    /// A process has been ready. Until then, only the first slot starts one.
+    pub(super) first_was_ready: bool,
+    /// All slots have been ready, and the service manager was sent READY=1.
+    pub(super) sent_ready: bool,
+    /// The first SIGINT has come; the second one stops at once.
+    sigint_received: bool,
+    /// The supervisor's exit code if every slot is given up.
     pub(super) exit_code: i32,
+
+    // What the supervisor itself is watched and found by.
+    own_watchdog: OwnWatchdog,
     pub(super) pid_file: Option<PidFile>,
-    own_beat: OwnBeat,
 }
 
 /// A stop in progress.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shutdown {
+    /// When processes that have not exited are killed. After that, when the supervisor exits
+    /// without waiting for them.
     pub(super) deadline: Deadline,
-    /// Nobody gets more time.
+    /// Processes cannot extend the deadline.
     pub(super) at_once: bool,
-    /// Those that were there have been killed.
+    /// SIGKILL was sent to all processes.
     pub(super) killed: bool,
 }
 
-/// How long what was killed may take to end.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How many notifications are read before anything else is looked at again.
-const AT_ONCE: usize = 1024;
-
-/// How long the system is left alone that does not even let the supervisor wait.
-const AFTER_ERROR: Duration = Duration::from_millis(100);
-
-/// The beat that the service manager wants from the supervisor itself.
-struct OwnBeat {
-    every: Option<Duration>,
+/// The watchdog of the service manager, which watches the supervisor itself.
+struct OwnWatchdog {
+    /// The time between two notifications: half of what the service manager allows.
+    interval: Option<Duration>,
     next: Instant,
 }
 
+/// How long processes may take to exit after SIGKILL, and after SIGQUIT before SIGKILL follows.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// At most this many notifications are handled in one round, so that other events get their turn.
+const MAX_NOTIFICATIONS: usize = 1024;
+
+/// The pause after an error of the wait itself, so that the loop does not spin.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
 impl Run {
-    /// Everything that is there before the first process: listeners, sockets, files.
+    /// Takes or makes what the first process needs: listeners, sockets, files.
     pub(super) fn new(settings: Settings, program: Program, signals: SignalFd) -> io::Result<Self> {
-        let listeners = HeldListeners::open(Inherited::take(), &settings.listen, settings.foreign)?;
+        let (binds, foreign) = (&settings.listen, settings.foreign);
+        let listeners = HeldListeners::inherit_or_bind(Inherited::take(), binds, foreign)?;
         let control = settings
             .control
             .as_deref()
@@ -91,7 +156,7 @@ impl Run {
             .transpose()?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message_pair()?;
-        let mut run = Self::with(
+        let mut run = Self::from_parts(
             settings, program, signals, notify, lifeline, control, listeners,
         )?;
         let pid_file = run.settings.pid_file.as_deref();
@@ -100,11 +165,11 @@ impl Run {
     }
 
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn with(
+    pub(super) fn from_parts(
         settings: Settings,
         program: Program,
         signals: SignalFd,
-        notify: NotifySocket,
+        notify_socket: NotifySocket,
         lifeline: (Socket, Socket),
         control: Option<ControlSocket>,
         listeners: HeldListeners,
@@ -117,129 +182,127 @@ impl Run {
             slots: std::iter::once(first).chain(others).collect(),
             settings,
             program,
-            own: Program::of_this_process()?,
+            own_program: Program::of_this_process()?,
             signals,
-            notify,
-            lifeline,
+            notify_socket,
             control,
             listeners,
+            lifeline,
             draining: Vec::new(),
             unannounced: Vec::new(),
-            rolling: None,
+            rolling_restart: None,
             last_restart: None,
-            rehearsal: None,
             upgrade_wanted: false,
             upgrade_waiters: Vec::new(),
-            stop: None,
-            since: now,
-            announced: false,
-            opened: false,
-            interrupted: false,
+            rehearsal: None,
+            shutdown: None,
+            started_at: now,
+            first_was_ready: false,
+            sent_ready: false,
+            sigint_received: false,
             exit_code: 0,
-            pid_file: None,
-            own_beat: OwnBeat {
-                every: notify::watchdog_limit().map(|limit| limit / 2),
+            own_watchdog: OwnWatchdog {
+                interval: notify::watchdog_limit().map(|limit| limit / 2),
                 next: now,
             },
+            pid_file: None,
         })
     }
 
-    /// Until nobody is left to look after. Returns the exit code.
+    /// Supervises until no process is left and none is to be started. Returns the exit code.
     pub(super) fn run(mut self) -> i32 {
         loop {
-            // First why, then what came of it: a process that was told to end is not started again.
-            self.obey_signals();
+            // Requests come before exits: a process that exits because of a stop is not restarted.
+            self.handle_signals();
             self.obey_control();
             self.reap_children();
-            self.look_at_clock();
-            self.roll();
+            self.check_deadlines();
+            self.advance_restart();
             self.upgrade_if_wanted();
-            if self.is_over() {
-                return self.end();
+            if self.is_finished() {
+                return self.finish();
             }
-            let timeout = self.next().left(Instant::now());
-            let mut sockets = vec![self.notify.socket()];
+            let timeout = self.next_deadline().left(Instant::now());
+            let mut sockets = vec![self.notify_socket.socket()];
             if let Some(control) = &self.control {
                 sockets.extend(control.sockets());
             }
-            let processes = self.live().map(|process| &process.handle);
+            let processes = self.processes().map(|process| &process.pidfd);
             if let Err(error) = sys::wait_for_any(&self.signals, &sockets, processes, timeout) {
-                log::error!("cannot wait: {error}");
-                std::thread::sleep(AFTER_ERROR);
+                log::error!("cannot wait for events: {error}");
+                std::thread::sleep(ERROR_PAUSE);
             }
         }
     }
 
-    fn is_over(&self) -> bool {
-        let live = self.live().count() + usize::from(self.rehearsal.is_some());
-        let is_late = self
-            .stop
+    fn is_finished(&self) -> bool {
+        let gives_up = self
+            .shutdown
             .is_some_and(|stop| stop.killed && stop.deadline.passed(Instant::now()));
-        is_late || live == 0 && self.slots.iter().all(Slot::is_given_up)
+        let has_process = self.processes().next().is_some() || self.rehearsal.is_some();
+        gives_up || !has_process && self.slots.iter().all(Slot::is_down)
     }
 
-    fn end(self) -> i32 {
+    fn finish(self) -> i32 {
         if notify::has_store() {
-            self.listeners.leave_files();
+            self.listeners.keep_socket_files();
         }
-        if self.stop.is_some_and(|stop| stop.killed) {
-            // What those have left that were killed.
+        if self.shutdown.is_some_and(|stop| stop.killed) {
+            // Processes that were killed may have left children behind.
             for orphan in ancestry::children() {
-                log::warn!("killing process {orphan}, which a process has left that was killed");
+                log::warn!("killing process {orphan}, which a killed process has left behind");
                 SupervisedProcess::new(orphan, 0, Deadline::NEVER).send(Signal::Kill);
             }
         }
-        log::info!("ending");
-        match self.stop {
+        log::info!("the supervisor exits");
+        match self.shutdown {
             Some(stop) if stop.killed => 1,
             Some(_) => 0,
             None => self.exit_code,
         }
     }
 
-    /// See [`live`](Self::live).
-    pub(super) fn live_mut(&mut self) -> impl Iterator<Item = &mut SupervisedProcess> {
-        let slots = self.slots.iter_mut();
-        let slots = slots.flat_map(|slot| [&mut slot.main, &mut slot.next]);
+    /// All processes that serve, are to serve, or have served.
+    pub(super) fn processes(&self) -> impl Iterator<Item = &SupervisedProcess> {
+        let slots = self.slots.iter();
         slots
-            .flatten()
-            .chain(&mut self.draining)
-            .chain(&mut self.unannounced)
-    }
-
-    /// All processes that serve, or have or are to.
-    pub(super) fn live(&self) -> impl Iterator<Item = &SupervisedProcess> {
-        let slots = self.slots.iter().flat_map(|slot| [&slot.main, &slot.next]);
-        slots
+            .flat_map(|slot| [&slot.main, &slot.successor])
             .flatten()
             .chain(&self.draining)
             .chain(&self.unannounced)
     }
 
-    // ---- signals ----
+    pub(super) fn processes_mut(&mut self) -> impl Iterator<Item = &mut SupervisedProcess> {
+        let slots = self.slots.iter_mut();
+        slots
+            .flat_map(|slot| [&mut slot.main, &mut slot.successor])
+            .flatten()
+            .chain(&mut self.draining)
+            .chain(&mut self.unannounced)
+    }
 
-    fn obey_signals(&mut self) {
+    // ---- signals and stops ----
+
+    fn handle_signals(&mut self) {
         loop {
             let signal = match self.signals.next() {
                 Ok(Some(signal)) => signal,
                 Ok(None) => return,
-                Err(error) => {
-                    log::error!("cannot read signals: {error}");
-                    return;
-                }
+                Err(error) => return log::error!("cannot read signals: {error}"),
             };
-            log::info!("{signal}");
+            log::info!("received {signal}");
             match signal {
                 Signal::Hangup => self.restart(None),
                 Signal::User2 => self.upgrade(None),
                 Signal::User1 => {
-                    // It would end a process that does not handle it yet.
-                    let ready = self.live().filter(|process| process.ready.is_some());
-                    ready.for_each(|process| process.send(Signal::User1));
+                    // SIGUSR1 kills a process that has not installed its handler yet.
+                    self.processes()
+                        .filter(|process| process.ready_since.is_some())
+                        .for_each(|process| process.send(Signal::User1));
                 }
-                Signal::Interrupt if self.interrupted => self.stop_now(),
+                Signal::Interrupt if self.sigint_received => self.stop_now(),
                 Signal::Interrupt => {
-                    self.interrupted = true;
+                    self.sigint_received = true;
                     self.stop();
                 }
                 Signal::Terminate => self.stop(),
@@ -250,102 +313,103 @@ impl Run {
     }
 
     fn signal_all(&self, signal: Signal) {
-        self.live().for_each(|process| process.send(signal));
+        self.processes().for_each(|process| process.send(signal));
     }
 
-    /// Has all processes finish what they have, and ends.
+    /// Has all processes finish their requests and exit.
     pub(super) fn stop(&mut self) {
-        if self.stop.is_some() {
+        if self.shutdown.is_some() {
             return;
         }
-        let within = self.settings.stop_timeout;
+        let timeout = self.settings.stop_timeout;
         notify::stopping("stopping");
-        notify::extend(within + KILL_TIMEOUT);
-        self.begin_stop(within, false);
+        notify::extend(timeout + KILL_TIMEOUT);
+        self.begin_stop(timeout, false);
         self.signal_all(Signal::Terminate);
     }
 
+    /// Has all processes exit without finishing their requests.
     fn stop_now(&mut self) {
         notify::stopping("stopping at once");
         self.begin_stop(KILL_TIMEOUT, true);
         self.signal_all(Signal::Quit);
     }
 
-    fn begin_stop(&mut self, within: Duration, at_once: bool) {
-        let deadline = Deadline::after(Instant::now(), within);
-        let before = self.stop.map_or(Deadline::NEVER, |stop| stop.deadline);
-        self.stop = Some(Shutdown {
+    fn begin_stop(&mut self, timeout: Duration, at_once: bool) {
+        let deadline = Deadline::after(Instant::now(), timeout);
+        let before = self.shutdown.map_or(Deadline::NEVER, |stop| stop.deadline);
+        self.shutdown = Some(Shutdown {
             deadline: deadline.earlier(before),
             at_once,
-            killed: self.stop.is_some_and(|stop| stop.killed),
+            killed: self.shutdown.is_some_and(|stop| stop.killed),
         });
         if let Some(rehearsal) = &self.rehearsal {
             rehearsal.process.send(Signal::Kill);
         }
         for slot in &mut self.slots {
-            slot.due = Deadline::NEVER;
+            slot.start_at = Deadline::NEVER;
         }
-        // They have this one deadline now.
-        for process in self.live_mut().filter(|process| !process.aborted) {
+        // The deadline of the stop replaces those of the processes.
+        for process in self.processes_mut().filter(|process| !process.aborted) {
             process.deadline = Deadline::NEVER;
         }
-        self.end_roll(Some("the supervisor is being stopped".to_owned()));
+        self.end_restart(Some("the supervisor is being stopped".to_owned()));
         self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
     }
 
-    // ---- ends ----
+    // ---- exits and notifications ----
 
-    /// Takes note of what processes have said, and of their ends: what one has said before its end comes first.
+    /// Handles exits, but first the notifications: a process may have sent some before its exit.
     fn reap_children(&mut self) {
-        let mut ends = Vec::new();
+        let mut exits = Vec::new();
         loop {
             match sys::reap() {
-                Ok(Some(end)) => ends.push(end),
+                Ok(Some(exit)) => exits.push(exit),
                 Ok(None) => break,
                 Err(error) => {
-                    log::error!("cannot wait for processes: {error}");
+                    log::error!("cannot reap child processes: {error}");
                     break;
                 }
             }
         }
-        self.hear();
-        for (pid, status) in ends {
-            self.ended(pid, Some(status));
+        self.read_notifications();
+        for (pid, status) in exits {
+            self.handle_exit(pid, Some(status));
         }
-        // The others are their predecessors' to reap_children as long as these live, and nobody says how they have ended.
-        let others = self
-            .live()
-            .filter(|process| !process.is_own && process.handle.has_ended());
-        let others: Vec<u32> = others.map(|process| process.pid).collect();
-        for pid in others.into_iter().filter(|pid| !sys::is_child(*pid)) {
-            self.ended(pid, None);
+        // Successors are reaped by their predecessors, so that their exit status is not known here.
+        // Once its predecessor has exited, a successor is a child of the supervisor.
+        let exited = self
+            .processes()
+            .filter(|process| !process.started_here && process.pidfd.has_ended());
+        let exited: Vec<u32> = exited.map(|process| process.pid).collect();
+        for pid in exited.into_iter().filter(|pid| !sys::is_child(*pid)) {
+            self.handle_exit(pid, None);
         }
     }
 
-    // ---- what is said ----
-
-    fn hear(&mut self) {
-        for _ in 0..AT_ONCE {
-            match self.notify.next() {
-                Ok(Some(notification)) => self.handle_notification(notification),
+    fn read_notifications(&mut self) {
+        for _ in 0..MAX_NOTIFICATIONS {
+            match self.notify_socket.next() {
+                Ok(Some(datagram)) => self.handle_notification(datagram),
                 Ok(None) => return,
-                Err(error) => return log::error!("cannot read what processes say: {error}"),
+                Err(error) => return log::error!("cannot read notifications: {error}"),
             }
         }
     }
 
-    // ---- time ----
+    // ---- deadlines ----
 
-    fn look_at_clock(&mut self) {
+    fn check_deadlines(&mut self) {
         let now = Instant::now();
-        if let Some(every) = self.own_beat.every.filter(|_| now >= self.own_beat.next) {
-            self.own_beat.next = now + every;
+        let watchdog = &mut self.own_watchdog;
+        if let Some(interval) = watchdog.interval.filter(|_| now >= watchdog.next) {
+            watchdog.next = now + interval;
             notify::beat();
         }
-        self.look_at_processes(now);
-        if let Some(stop) = &mut self.stop {
+        self.check_processes(now);
+        if let Some(stop) = &mut self.shutdown {
             if stop.deadline.passed(now) && !stop.killed {
-                log::error!("ending what has not ended by itself");
+                log::error!("the stop has timed out: killing the processes that are left");
                 *stop = Shutdown {
                     deadline: Deadline::after(now, KILL_TIMEOUT),
                     at_once: true,
@@ -359,24 +423,24 @@ impl Run {
         }
     }
 
-    fn next(&self) -> Deadline {
-        let mut next = self.stop.map_or(Deadline::NEVER, |stop| stop.deadline);
-        for slot in &self.slots {
-            next = next.earlier(slot.due);
-            if let Some(main) = &slot.main {
-                next = next.earlier(self.beat_deadline(main));
-            }
-        }
-        for process in self.live() {
-            next = next.earlier(process.deadline);
-        }
-        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| rehearsal.deadline);
-        let rolling = self.rolling.as_ref().map(|rolling| rolling.deadline);
-        let control = self.control.as_ref().map(ControlSocket::deadline);
-        let beat = self.own_beat.every.map(|_| self.own_beat.next);
-        [rehearsal, rolling, control, Some(Deadline::at(beat))]
-            .into_iter()
-            .flatten()
-            .fold(next, Deadline::earlier)
+    fn next_deadline(&self) -> Deadline {
+        let slots = self.slots.iter();
+        let slots = slots.flat_map(|slot| [slot.start_at, self.watchdog_deadline(slot)]);
+        let processes = self.processes().map(|process| process.deadline);
+        let others = [
+            self.shutdown.map(|stop| stop.deadline),
+            self.rehearsal.as_ref().map(|rehearsal| rehearsal.deadline),
+            self.rolling_restart
+                .as_ref()
+                .map(|restart| restart.deadline),
+            self.control.as_ref().map(ControlSocket::deadline),
+            self.own_watchdog
+                .interval
+                .map(|_| Deadline::at(Some(self.own_watchdog.next))),
+        ];
+        slots
+            .chain(processes)
+            .chain(others.into_iter().flatten())
+            .fold(Deadline::NEVER, Deadline::earlier)
     }
 }

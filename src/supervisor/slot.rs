@@ -1,36 +1,48 @@
-//! A place for a serving process, and the processes that have one.
+//! Slots, one for each process that is to serve, and the state of the processes in them.
+//!
+//! A process is in one of four stages. Its one `deadline` has another meaning in each of them:
+//!
+//! | stage | recognised by | `deadline` | when the deadline has passed |
+//! |---|---|---|---|
+//! | starting | no other row applies | ready by | abort; with `ready_after`: serving |
+//! | serving | `ready_since` | never | |
+//! | stopping | `stopping` | exited by | abort |
+//! | aborted | `aborted`, whatever else is set | exited by | kill |
+//!
+//! A starting successor whose predecessor watches over it has no deadline. While the supervisor
+//! stops, processes that are not aborted have none either: `Run::shutdown` has one for all.
 
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-use super::listeners::Id;
+use super::listeners::ListenerId;
 use crate::clock::Deadline;
 use crate::sys::{PidFd, Signal};
 
-/// A place for a serving process.
+/// A place for one serving process.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// The one that serves, or is to.
+    /// The process that serves, or that is being started to serve.
     pub(super) main: Option<SupervisedProcess>,
-    /// The one that is to take over from it.
-    pub(super) next: Option<SupervisedProcess>,
-    /// When one is to be started.
-    pub(super) due: Deadline,
+    /// The process that replaces `main` as soon as it is ready.
+    pub(super) successor: Option<SupervisedProcess>,
+    /// When a process is to be started here; never, if none is to be.
+    pub(super) start_at: Deadline,
     pub(super) backoff: Backoff,
-    /// Of the process that was started last.
+    /// The generation of the process that was started last.
     pub(super) generation: u64,
-    /// How often one was started anew because the one before had ended.
+    /// Number of starts because the process before had exited.
     pub(super) restarts: u64,
-    /// How the last one ended that was not asked to.
+    /// How the last process exited that was not asked to.
     pub(super) last_end: Option<String>,
 }
 
 impl Slot {
-    pub(super) fn new(due: Deadline) -> Self {
+    pub(super) fn new(start_at: Deadline) -> Self {
         Self {
             main: None,
-            next: None,
-            due,
+            successor: None,
+            start_at,
             backoff: Backoff::default(),
             generation: 0,
             restarts: 0,
@@ -39,73 +51,65 @@ impl Slot {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.main.as_ref().is_some_and(|main| main.ready.is_some())
+        self.main
+            .as_ref()
+            .is_some_and(|main| main.ready_since.is_some())
     }
 
-    /// Nobody is there, or will be.
-    pub(super) fn is_given_up(&self) -> bool {
-        self.main.is_none() && self.next.is_none() && self.due == Deadline::NEVER
+    /// No process is here, and none is to be started.
+    pub(super) fn is_down(&self) -> bool {
+        self.main.is_none() && self.successor.is_none() && self.start_at == Deadline::NEVER
+    }
+
+    pub(super) fn main_pid(&self) -> Option<u32> {
+        self.main.as_ref().map(|main| main.pid)
     }
 }
 
-/// A process.
+/// A process that the supervisor looks after.
 #[derive(Debug)]
 pub(super) struct SupervisedProcess {
     pub(super) pid: u32,
-    pub(super) handle: PidFd,
-    /// The supervisor has started it; else it was another process, which hears of its end as long as it lives.
-    pub(super) is_own: bool,
+    pub(super) pidfd: PidFd,
+    /// The supervisor started this process. Any other process was started by its predecessor, which
+    /// reaps it if it exits while the predecessor lives.
+    pub(super) started_here: bool,
     pub(super) generation: u64,
-    pub(super) since: Instant,
-    pub(super) ready: Option<Instant>,
-    /// It starts its successors itself: SIGHUP is enough.
+    /// When the supervisor started this process, or first heard of it.
+    pub(super) started_at: Instant,
+    pub(super) ready_since: Option<Instant>,
+    /// The process starts its successors itself: to restart it, the supervisor sends SIGHUP.
     pub(super) restarts_itself: bool,
-    /// How long it may say nothing of its progress, as it was told when it was started.
+    /// The longest time between two watchdog notifications, as the process was told at its start.
     pub(super) watchdog: Option<Duration>,
-    /// When it has said for the last time that it makes progress; who never does is not watched.
-    pub(super) heard: Option<Instant>,
-    /// When it is late: to be ready at first, to end later.
+    /// When the last watchdog notification came. There is no limit before the first one.
+    pub(super) last_watchdog: Option<Instant>,
+    /// See the table at the head of this file.
     pub(super) deadline: Deadline,
-    /// It has been told to end, for it was late or made no progress.
+    /// SIGABRT was sent: the process missed a deadline or made no progress.
     pub(super) aborted: bool,
-    /// It ends, and has said so.
+    /// SIGTERM was sent, or the process has notified us that it stops.
     pub(super) stopping: bool,
-    /// The place in which another one was started when it stopped by itself.
+    /// This process stopped by itself. In the slot of this index, another one is started instead.
     pub(super) replaced_in: Option<usize>,
+    /// The last `STATUS=` notification.
     pub(super) status: String,
-    /// Those that it listens on, of those that are held here.
-    pub(super) listeners: Vec<Id>,
+    /// The listeners that this process uses, of those that the supervisor holds.
+    pub(super) listeners: Vec<ListenerId>,
 }
 
 impl SupervisedProcess {
-    pub(super) fn send(&self, signal: Signal) {
-        if let Err(error) = self.handle.send(signal) {
-            log::debug!("cannot send {signal} to process {}: {error}", self.pid);
-        }
-    }
-
-    /// It serves, and nothing says that it will not go on to.
-    pub(super) fn is_fine(&self) -> bool {
-        self.ready.is_some() && !self.aborted && !self.stopping
-    }
-
-    /// Gives it more time, if it has less.
-    pub(super) fn extend(&mut self, until: Deadline) {
-        self.deadline = self.deadline.later(until);
-    }
-
     pub(super) fn new(pid: u32, generation: u64, deadline: Deadline) -> Self {
-        let now = Instant::now();
         Self {
             pid,
-            handle: PidFd::open(pid),
-            is_own: false,
+            pidfd: PidFd::open(pid),
+            started_here: false,
             generation,
-            since: now,
-            ready: None,
+            started_at: Instant::now(),
+            ready_since: None,
             restarts_itself: false,
             watchdog: None,
-            heard: None,
+            last_watchdog: None,
             deadline,
             aborted: false,
             stopping: false,
@@ -113,5 +117,16 @@ impl SupervisedProcess {
             status: String::new(),
             listeners: Vec::new(),
         }
+    }
+
+    pub(super) fn send(&self, signal: Signal) {
+        if let Err(error) = self.pidfd.send(signal) {
+            log::debug!("cannot send {signal} to process {}: {error}", self.pid);
+        }
+    }
+
+    /// The process is in the stage "serving".
+    pub(super) fn is_serving(&self) -> bool {
+        self.ready_since.is_some() && !self.aborted && !self.stopping
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Settings;
 use super::backoff::Backoff;
 use super::control::ControlSocket;
-use super::listeners::{HeldListeners, Id};
+use super::listeners::{HeldListeners, ListenerId};
 use super::run::Run;
 use super::slot::{Slot, SupervisedProcess};
 use crate::clock::{Deadline, in_millis};
@@ -106,11 +106,11 @@ impl Snapshot {
             Ok(number)
         };
         let mut snapshot = Self {
-            age: age(run.since),
-            announced: run.announced,
-            opened: run.opened,
+            age: age(run.started_at),
+            announced: run.sent_ready,
+            opened: run.first_was_ready,
             exit_code: run.exit_code,
-            notify: keep(run.notify.socket())?,
+            notify: keep(run.notify_socket.socket())?,
             lifeline: (keep(&run.lifeline.0)?, keep(&run.lifeline.1)?),
             ..Self::default()
         };
@@ -129,14 +129,14 @@ impl Snapshot {
                 about: one.about.clone(),
             });
         }
-        let ids: Vec<Id> = run.listeners.iter().map(|one| one.id).collect();
+        let ids: Vec<ListenerId> = run.listeners.iter().map(|one| one.id).collect();
         for (index, slot) in run.slots.iter().enumerate() {
             snapshot.slots.push(SlotLine {
                 generation: slot.generation,
                 restarts: slot.restarts,
                 deaths: slot.backoff.deaths,
-                before_ready: slot.backoff.before_ready,
-                due: left(slot.due),
+                before_ready: slot.backoff.deaths_before_ready,
+                due: left(slot.start_at),
                 last_end: slot.last_end.as_ref().map(notify::one_line),
             });
             let main = slot
@@ -241,7 +241,11 @@ impl Snapshot {
         }
         let (mut listeners, mut ids) = (HeldListeners::default(), Vec::new());
         for line in self.listeners {
-            ids.push(listeners.insert(line.about, sys::adopt(line.number)?, line.pinned)?);
+            ids.push(listeners.add_descriptor(
+                line.about,
+                sys::adopt(line.number)?,
+                line.pinned,
+            )?);
         }
         // From here on, nothing of what was asked for may end a service that works.
         listeners.bind_missing(&settings.listen, settings.foreign);
@@ -259,13 +263,13 @@ impl Snapshot {
             }
         }
         let wanted = settings.processes;
-        let mut run = Run::with(
+        let mut run = Run::from_parts(
             settings, program, signals, notify, lifeline, control, listeners,
         )?;
         run.pid_file = pid_file;
-        run.since = ago(self.age);
-        run.announced = self.announced;
-        run.opened = self.opened;
+        run.started_at = ago(self.age);
+        run.sent_ready = self.announced;
+        run.first_was_ready = self.opened;
         run.exit_code = self.exit_code;
         run.upgrade_waiters = waiters;
         run.slots = self.slots.into_iter().map(SlotLine::restore).collect();
@@ -298,7 +302,7 @@ impl SlotLine {
             restarts: self.restarts,
             backoff: Backoff {
                 deaths: self.deaths,
-                before_ready: self.before_ready,
+                deaths_before_ready: self.before_ready,
             },
             last_end: self.last_end,
             ..Slot::new(in_future(self.due))
@@ -307,16 +311,16 @@ impl SlotLine {
 }
 
 impl ProcessLine {
-    fn of(process: &SupervisedProcess, slot: Option<usize>, ids: &[Id]) -> Self {
+    fn of(process: &SupervisedProcess, slot: Option<usize>, ids: &[ListenerId]) -> Self {
         let listeners = process.listeners.iter();
         Self {
             slot,
             pid: process.pid,
             generation: process.generation,
-            age: age(process.since),
-            ready: process.ready.map(age),
-            heard: process.heard.map(age),
-            is_own: process.is_own,
+            age: age(process.started_at),
+            ready: process.ready_since.map(age),
+            heard: process.last_watchdog.map(age),
+            is_own: process.started_here,
             watchdog: process.watchdog.map(in_millis),
             replaced_in: process.replaced_in,
             restarts_itself: process.restarts_itself,
@@ -330,14 +334,14 @@ impl ProcessLine {
         }
     }
 
-    fn restore(self, ids: &[Id]) -> SupervisedProcess {
+    fn restore(self, ids: &[ListenerId]) -> SupervisedProcess {
         SupervisedProcess {
-            since: ago(self.age),
-            ready: self.ready.map(ago),
-            heard: self.heard.map(ago),
+            started_at: ago(self.age),
+            ready_since: self.ready.map(ago),
+            last_watchdog: self.heard.map(ago),
             watchdog: self.watchdog.map(Duration::from_millis),
             replaced_in: self.replaced_in,
-            is_own: self.is_own && sys::is_child(self.pid),
+            started_here: self.is_own && sys::is_child(self.pid),
             restarts_itself: self.restarts_itself,
             stopping: self.stopping,
             aborted: self.aborted,

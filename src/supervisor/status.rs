@@ -37,7 +37,7 @@ impl Run {
     fn done_unless(&mut self, waits: bool, id: u64) {
         match waits {
             true => {}
-            false if self.stop.is_some() => {
+            false if self.shutdown.is_some() => {
                 self.reply(
                     id,
                     r#"{"ok":false,"error":"the supervisor is being stopped"}"#,
@@ -61,8 +61,8 @@ impl Run {
     fn status(&self) -> String {
         let ready = self.slots.iter().filter(|slot| slot.is_ready()).count();
         let state = match () {
-            () if self.stop.is_some() => "stopping",
-            () if self.rolling.is_some() => "restarting",
+            () if self.shutdown.is_some() => "stopping",
+            () if self.rolling_restart.is_some() => "restarting",
             () if ready == self.slots.len() => "serving",
             () if ready > 0 => "degraded",
             () if self.slots.iter().any(|slot| slot.main.is_some()) => "starting",
@@ -85,7 +85,7 @@ impl Run {
             std::process::id(),
             quoted(env!("CARGO_PKG_VERSION")),
             quoted(&self.program.path().to_string_lossy()),
-            self.since.elapsed().as_secs_f64(),
+            self.started_at.elapsed().as_secs_f64(),
             processes.join(","),
             draining.join(","),
             listeners.join(","),
@@ -99,11 +99,11 @@ fn of_slot(slot: &Slot) -> String {
     let mut json = String::from("{");
     let state = match &slot.main {
         Some(main) if main.aborted => "aborting",
-        Some(main) if main.ready.is_some() && slot.next.is_some() => "restarting",
-        Some(main) if main.ready.is_some() => "serving",
+        Some(main) if main.ready_since.is_some() && slot.successor.is_some() => "restarting",
+        Some(main) if main.ready_since.is_some() => "serving",
         Some(_) => "starting",
-        None if slot.next.is_some() => "starting",
-        None if slot.due.instant().is_some() => "waiting",
+        None if slot.successor.is_some() => "starting",
+        None if slot.start_at.instant().is_some() => "waiting",
         None => "down",
     };
     // Writing to a string cannot fail.
@@ -114,10 +114,10 @@ fn of_slot(slot: &Slot) -> String {
             r#","pid":{},"generation":{},"uptime_seconds":{:.3},"status":{}"#,
             main.pid,
             main.generation,
-            main.since.elapsed().as_secs_f64(),
+            main.started_at.elapsed().as_secs_f64(),
             quoted(&main.status)
         );
-    } else if let Some(left) = slot.due.left(now) {
+    } else if let Some(left) = slot.start_at.left(now) {
         let _ = write!(json, r#","starts_in_seconds":{:.3}"#, left.as_secs_f64());
     }
     if let Some(end) = &slot.last_end {

@@ -43,7 +43,7 @@ impl Run {
     pub(super) fn upgrade(&mut self, waiter: Option<u64>) {
         self.upgrade_wanted = true;
         self.upgrade_waiters.extend(waiter);
-        if self.stop.is_some() {
+        if self.shutdown.is_some() {
             self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
         }
     }
@@ -56,7 +56,7 @@ impl Run {
                 // If something has begun meanwhile, afterwards once more.
                 if self.upgrade_wanted && self.is_settled() {
                     let Err(error) = self.replace();
-                    let path = self.own.path().display();
+                    let path = self.own_program.path().display();
                     self.end_upgrade(Err(format!("cannot become {path}: {error}")));
                 }
             } else if rehearsal.deadline.passed(now) {
@@ -68,11 +68,11 @@ impl Run {
         }
         let is_idle = self.rehearsal.is_none() && self.is_settled();
         if self.upgrade_wanted && is_idle {
-            log::info!("rehearsing: {}", self.own.path().display());
+            log::info!("rehearsing: {}", self.own_program.path().display());
             match self.rehearse() {
                 Ok(rehearsal) => self.rehearsal = Some(rehearsal),
                 Err(error) => {
-                    let path = self.own.path().display();
+                    let path = self.own_program.path().display();
                     self.end_upgrade(Err(format!("cannot start {path}: {error}")));
                 }
             }
@@ -81,8 +81,10 @@ impl Run {
 
     /// No process is about to take another one's place.
     fn is_settled(&self) -> bool {
-        let is_settled = |slot: &Slot| slot.next.is_none();
-        self.rolling.is_none() && self.unannounced.is_empty() && self.slots.iter().all(is_settled)
+        let is_settled = |slot: &Slot| slot.successor.is_none();
+        self.rolling_restart.is_none()
+            && self.unannounced.is_empty()
+            && self.slots.iter().all(is_settled)
     }
 
     fn rehearse(&self) -> io::Result<Rehearsal> {
@@ -93,11 +95,11 @@ impl Run {
         let (state, report_number) = (FIRST_PASSED, FIRST_PASSED + 1);
         let role = format!("{SUPERVISOR}={VERSION},{REHEARSE},{state},{report_number},");
         let pid = sys::start_child(&Start {
-            program: self.own.path(),
-            args: &self.own.args,
-            env: &without_own(&self.own),
+            program: self.own_program.path(),
+            args: &self.own_program.args,
+            env: &without_own(&self.own_program),
             env_with_pid: &[role.into()],
-            dir: &self.own.dir,
+            dir: &self.own_program.dir,
             descriptors: &descriptors,
             stderr: None,
         })?;
@@ -134,14 +136,14 @@ impl Run {
         let state: Descriptor = sys::anonymous_file(state.as_bytes())?.into();
         let number = sys::number_of(&state);
         kept.push(state);
-        log::info!("becoming {}", self.own.path().display());
+        log::info!("becoming {}", self.own_program.path().display());
         notify::status("replacing the supervisor");
         Err(sys::replace_program(&Start {
-            program: self.own.path(),
-            args: &self.own.args,
-            env: &self.own.env,
+            program: self.own_program.path(),
+            args: &self.own_program.args,
+            env: &self.own_program.env,
             env_with_pid: &[format!("{SUPERVISOR}={VERSION},{RESUME},{number},").into()],
-            dir: &self.own.dir,
+            dir: &self.own_program.dir,
             descriptors: &kept,
             stderr: None,
         }))
@@ -153,7 +155,7 @@ impl Run {
             Ok(()) => r#"{"ok":true}"#.to_owned(),
             Err(why) => {
                 let why = format!("the supervisor is not replaced: {why}");
-                if !self.upgrade_waiters.is_empty() || self.stop.is_none() {
+                if !self.upgrade_waiters.is_empty() || self.shutdown.is_none() {
                     log::error!("{why}");
                 }
                 format!(r#"{{"ok":false,"error":{}}}"#, super::status::quoted(&why))

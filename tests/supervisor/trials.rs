@@ -350,7 +350,7 @@ fn a_program_that_does_not_come_up_is_tried_ever_more_seldom() {
     assert!(good.elapsed() < Duration::from_secs(5));
     let log = supervised.log();
     assert!(log.contains("(the limit is 5)"), "{log}");
-    let pauses = log.split("anew in ").skip(1);
+    let pauses = log.split("restarting it in ").skip(1);
     let pauses = pauses.map(|rest| rest.split(' ').next().unwrap().parse::<f64>().unwrap());
     let pauses: Vec<f64> = pauses.collect();
     assert_eq!(pauses[0], 0.0);
@@ -458,7 +458,7 @@ fn a_process_that_stands_still_is_killed() {
     signal(old, Signal::STOP);
     supervised.until_other(old);
     let log = supervised.log();
-    assert!(log.contains("has not said in time"), "{log}");
+    assert!(log.contains("has not sent WATCHDOG=1 in time"), "{log}");
     assert!(log.contains("killing it"), "{log}");
     supervised.end();
 }
