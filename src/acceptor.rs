@@ -1,7 +1,7 @@
 //! The acceptor: one thread that accepts connections, or turns them away.
 //!
-//! The thread waits in a poller of its own, never in `accept(2)`, and no error of `accept` ends it. The limits
-//! and the [`Overload`] policy decide here whether a connection may enter.
+//! The thread waits in a poller of its own, never in `accept(2)`, and no error of `accept` ends it.
+//! The limits and the [`Overload`] policy decide here whether a connection may enter.
 //!
 //! ```text
 //! AcceptGate:  STARTING ──► OPEN ◄──► PAUSED
@@ -33,14 +33,14 @@ use crate::sys::{self, Events, Interest, Poller};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overload {
-    /// They wait in the kernel's queue until there is room. The default: no client is turned away, and clients
-    /// see a slow server.
+    /// They wait in the kernel's queue until there is room. The default: no client is turned away,
+    /// and clients see a slow server.
     #[default]
     Wait,
     /// They are sent these bytes, as many as the socket takes at once, and closed.
     Refuse(Vec<u8>),
-    /// For each new connection, the one that has been idle for longest is closed. Where none is idle, or where
-    /// the queue is full, new connections wait as with [`Wait`](Self::Wait).
+    /// For each new connection, the one that has been idle for longest is closed. Where none is
+    /// idle, or where the queue is full, new connections wait as with [`Wait`](Self::Wait).
     ShedIdle,
 }
 
@@ -104,8 +104,8 @@ impl AcceptGate {
         self.change(PAUSED, OPEN);
     }
 
-    /// Accepts what the kernel has queued already, then closes the listeners. A server that has never accepted
-    /// closes them at once: what is queued there is not its own.
+    /// Accepts what the kernel has queued already, then closes the listeners. A server that has
+    /// never accepted closes them at once: what is queued there is not its own.
     pub(crate) fn close(&self) {
         self.change(OPEN, CLOSING);
         self.change(PAUSED, CLOSING);
@@ -251,7 +251,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Expects connections on each listener that is not shared: the poller may not have reported the last ones yet.
+    /// Expects connections on each listener that is not shared: the poller may not have reported
+    /// the last ones yet.
     fn expect_queued(&mut self) {
         let shared = self.gate.shared.lock();
         for (ready, index) in self.ready.iter_mut().zip(0..) {
@@ -314,7 +315,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Whether a connection may be accepted now. With the policy `Refuse` it always may, to be refused.
+    /// Whether a connection may be accepted now. With the policy `Refuse` it always may, to be
+    /// refused.
     fn has_room(&mut self) -> bool {
         match self.admission.overload {
             Overload::Refuse(_) => true,
@@ -329,8 +331,8 @@ impl<S> Acceptor<'_, S> {
         self.lot.drain.open() >= self.admission.max_connections
     }
 
-    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`, a parked
-    /// connection in the middle of a message will do.
+    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`, a
+    /// parked connection in the middle of a message will do.
     fn find_idle(&mut self, mid_message_too: bool) -> bool {
         let lot = self.lot;
         let is_stale = |idle: &IdleConnection| !lot.is_still_idle(idle);
@@ -398,8 +400,9 @@ impl<S> Acceptor<'_, S> {
         AcceptOutcome::Accepted
     }
 
-    /// Why a connection is refused. With the other policies there was room before the accept. If other threads have
-    /// filled the queue since then, the connection has a place beyond the queue's limit.
+    /// Why a connection is refused. With the other policies there was room before the accept. If
+    /// other threads have filled the queue since then, the connection has a place beyond the
+    /// queue's limit.
     fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
         let counters = &self.lot.counters;
         match self.admission.overload {
@@ -413,7 +416,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Sorts an error of `accept`: it concerns one connection, or the whole system, never the listener.
+    /// Sorts an error of `accept`: it concerns one connection, or the whole system, never the
+    /// listener.
     fn accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
         match error.kind() {
@@ -432,14 +436,14 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Closes a parked connection to make room. Returns how long to wait before the next attempt: 5 ms, then twice
-    /// as long after each failure in a row, up to 1 s.
+    /// Closes a parked connection to make room. Returns how long to wait before the next attempt: 5
+    /// ms, then twice as long after each failure in a row, up to 1 s.
     fn make_room(&mut self) -> Duration {
         self.shed(true);
         // The candidates that are left may be in the middle of a message.
         self.to_shed.clear();
-        // A connection that ends from now on brings the next attempt forward. The one that was shed does not: a server
-        // whose clients all reconnect would spin.
+        // A connection that ends from now on brings the next attempt forward. The one that was shed
+        // does not: a server whose clients all reconnect would spin.
         self.lot.request_room();
         let now = Instant::now();
         let famine = self.famine.get_or_insert(Famine {
@@ -467,7 +471,8 @@ impl<S> Acceptor<'_, S> {
         let refusal = self.admission.overload.refusal();
         if !refusal.is_empty() {
             let sent = sys::send(socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
-            // Closing a socket with unread input resets the connection, and the reset may overtake the refusal.
+            // Closing a socket with unread input resets the connection, and the reset may overtake
+            // the refusal.
             let read = sent.and_then(|()| sys::recv(socket, &mut [0; 4096]));
             if let Err(error) = read {
                 log::trace!("a refused client has left: {error}");
@@ -475,7 +480,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Counts the connection for its client, if clients are counted. An error: the client has too many.
+    /// Counts the connection for its client, if clients are counted. An error: the client has too
+    /// many.
     fn ticket(&self, peer: &Addr) -> Result<Option<Box<dyn Send + Sync>>, TooMany> {
         let (Some(limit), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
             return Ok(None);

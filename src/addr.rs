@@ -1,4 +1,4 @@
-//! Addresses: of listeners, of peers, and as text.
+//! Addresses of listeners and clients, and their text form.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,10 +7,10 @@ use std::str::FromStr;
 
 use socket2::SockAddr;
 
-/// Where a server listens, or who its peer is.
+/// The address of a listener or of a client.
 ///
-/// As text: `127.0.0.1:8080`, `[::1]:8080`, or `unix:/run/app.sock`. Host names are not resolved: a server
-/// that listens on what a name happens to mean today is a server that listens elsewhere tomorrow.
+/// As text: `127.0.0.1:8080`, `[::1]:8080`, or `unix:/run/app.sock`. Host names are not resolved: a
+/// name may stand for another address tomorrow.
 ///
 /// # Examples
 ///
@@ -28,7 +28,7 @@ use socket2::SockAddr;
 pub enum Addr {
     /// A TCP address.
     Ip(SocketAddr),
-    /// A Unix socket's path; `None` for a peer that has none, as most clients of a Unix socket.
+    /// The path of a Unix socket. `None` if the socket has no path, as those of most clients.
     Unix(Option<PathBuf>),
 }
 
@@ -41,7 +41,7 @@ impl Addr {
         }
     }
 
-    /// The path, if this is the address of a Unix socket that has one.
+    /// The path, if this is the address of a Unix socket with a path.
     pub fn as_path(&self) -> Option<&Path> {
         match self {
             Self::Ip(_) => None,
@@ -49,7 +49,8 @@ impl Addr {
         }
     }
 
-    /// What the kernel says. An address of neither family is an unnamed one.
+    /// Converts the kernel's address. An address of another family becomes a Unix address without a
+    /// path.
     pub(crate) fn from_kernel(addr: &SockAddr) -> Self {
         match addr.as_socket() {
             Some(ip) => Self::Ip(ip),
@@ -103,7 +104,7 @@ impl FromStr for Addr {
     }
 }
 
-/// A text that is no address, and why.
+/// The error of parsing an [`Addr`]. It quotes the text and says what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddrError {
     text: String,
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_goes_there_and_back() {
+    fn text_survives_parsing_and_formatting() {
         for text in ["127.0.0.1:0", "[::1]:80", "0.0.0.0:65535", "unix:/a b/c"] {
             assert_eq!(text.parse::<Addr>().unwrap().to_string(), text);
         }

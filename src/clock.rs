@@ -1,19 +1,20 @@
-//! Time: a clock that costs next to nothing, and deadlines on the precise one.
+//! Time: a coarse clock that is cheap to read, and deadlines on the precise clock.
 
 use std::time::{Duration, Instant};
 
-/// Milliseconds since some fixed point, coarse by a few of them, and several times cheaper than `Instant::now`. What
-/// expires by this clock is told the time by its caller, so that a test can name any.
+/// Milliseconds since a fixed point. The clock is coarse by a few milliseconds, and several times
+/// cheaper to read than `Instant::now`. Code that expires things by this clock takes the time as an
+/// argument, so that a test can choose it.
 pub(crate) fn millis() -> u64 {
     crate::sys::coarse_millis()
 }
 
-/// So many milliseconds, of which there are never too many.
+/// A duration in milliseconds, at most `u64::MAX`.
 pub(crate) fn in_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A point in time that something must not outlast; or none.
+/// A point in time by which something must be over, or `NEVER`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Deadline(Option<Instant>);
 
@@ -24,7 +25,7 @@ impl Deadline {
         Self(instant)
     }
 
-    /// `duration` after `start`; never, where that is past the end of the clock.
+    /// `duration` after `start`. `NEVER` if the clock cannot express that.
     pub(crate) fn after(start: Instant, duration: Duration) -> Self {
         Self(start.checked_add(duration))
     }
@@ -40,7 +41,7 @@ impl Deadline {
         }
     }
 
-    /// The later of the two; never is the latest.
+    /// The later of the two. `NEVER` is the latest.
     pub(crate) fn later(self, other: Self) -> Self {
         Self(self.0.and_then(|at| Some(at.max(other.0?))))
     }
@@ -49,7 +50,7 @@ impl Deadline {
         self.0.is_some_and(|at| at <= now)
     }
 
-    /// What is left: `None` means for ever, zero means that it has passed.
+    /// The time that is left. Zero: the deadline has passed. `None`: there is no deadline.
     pub(crate) fn left(self, now: Instant) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(now))
     }

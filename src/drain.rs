@@ -31,8 +31,8 @@ const CLOSING: u8 = 2;
 const FORCED: u8 = 3;
 
 impl Drain {
-    /// A successor serves new connections. Those that are open end when their clients close them, or when they
-    /// have been idle for `idle_grace`.
+    /// A successor serves new connections. Those that are open end when their clients close them,
+    /// or when they have been idle for `idle_grace`.
     pub(crate) fn replace(&self, idle_grace: Duration) {
         self.idle_grace.store(in_millis(idle_grace), SeqCst);
         self.stage.fetch_max(REPLACED, SeqCst);
@@ -66,8 +66,8 @@ impl Drain {
         (self.stage.load(SeqCst) == REPLACED).then(|| self.idle_grace.load(SeqCst))
     }
 
-    /// Sets what is called each time the last open connection ends while the server drains. Only the first call
-    /// has an effect.
+    /// Sets what is called each time the last open connection ends while the server drains. Only
+    /// the first call has an effect.
     pub(crate) fn on_empty(&self, call: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_empty.set(Box::new(call));
     }

@@ -1,4 +1,5 @@
-//! Listening: what to bind and how, binding it, and listeners that the user already has.
+//! Listeners: the options of a bind, the bind, and listening sockets that the application already
+//! has.
 
 use std::fmt;
 use std::io;
@@ -13,9 +14,9 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use crate::addr::{Addr, AddrError};
 use crate::sys;
 
-/// An address to listen on, and how.
+/// An address to listen on, and the options for it.
 ///
-/// Text and socket addresses turn into one, so that most servers never name this type.
+/// Text and socket addresses convert into a `Bind`, so most servers never name this type.
 ///
 /// # Examples
 ///
@@ -27,6 +28,7 @@ use crate::sys;
 /// # Ok::<(), handover::BindError>(())
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a bind does nothing before it is bound"]
 pub struct Bind {
     addr: Result<Addr, AddrError>,
     name: Option<String>,
@@ -44,7 +46,7 @@ pub struct Bind {
 }
 
 impl Bind {
-    /// Listens on an address as text, see [`Addr`]. A bad one is reported by [`bind`](Self::bind).
+    /// Listens on an address as text, see [`Addr`]. [`bind`](Self::bind) reports a bad address.
     pub fn new(addr: impl AsRef<str>) -> Self {
         Self::with(addr.as_ref().parse())
     }
@@ -67,14 +69,15 @@ impl Bind {
         }
     }
 
-    /// A name, for logs and for [`Connection::listener_name`](crate::Connection::listener_name). Defaults to the address.
+    /// Sets a name, for logs and for
+    /// [`Connection::listener_name`](crate::Connection::listener_name). Defaults to the address.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// How many connections the kernel queues before they are accepted (`listen(2)`; the system may cap it).
-    /// Defaults to 1024.
+    /// How many connections the kernel queues before they are accepted (`listen(2)`; the system may
+    /// cap it). Defaults to 1024.
     pub fn backlog(mut self, connections: u32) -> Self {
         self.backlog = connections;
         self
@@ -86,73 +89,75 @@ impl Bind {
         self
     }
 
-    /// Probes silent TCP peers after so long (SO_KEEPALIVE, TCP_KEEPIDLE). Defaults to no probes.
+    /// Probes TCP clients that have been silent for `idle` (SO_KEEPALIVE, TCP_KEEPIDLE). Defaults
+    /// to no probes.
     pub fn keepalive(mut self, idle: Duration) -> Self {
         self.keepalive = Some(idle);
         self
     }
 
-    /// Lets the kernel hold a new connection back until its first bytes are there (Linux: TCP_DEFER_ACCEPT;
-    /// elsewhere without effect). Defaults to false.
+    /// Lets the kernel hold a new connection back until its first bytes have arrived (Linux:
+    /// TCP_DEFER_ACCEPT; elsewhere without effect). Defaults to false.
     pub fn defer_accept(mut self, on: bool) -> Self {
         self.defer_accept = on;
         self
     }
 
-    /// Accepts data in the opening packet, with so many such connections pending (Linux: TCP_FASTOPEN; elsewhere
-    /// without effect). Defaults to off.
+    /// Accepts data in the opening packet, with at most `queue` such connections pending (Linux:
+    /// TCP_FASTOPEN; elsewhere without effect). Defaults to off.
     pub fn fast_open(mut self, queue: u32) -> Self {
         self.fast_open = Some(queue);
         self
     }
 
-    /// Lets other sockets of the same user listen on the same address (SO_REUSEPORT; an error where there is no
-    /// such thing). Connections queued on a socket that closes are reset, so a restart that must lose nothing
-    /// passes its listeners on instead. Defaults to false.
+    /// Lets other sockets of the same user listen on the same address (SO_REUSEPORT; an error where
+    /// the system has no such option). Connections that are queued on a socket when it closes are
+    /// reset, so a restart passes its listeners on instead. Defaults to false.
     pub fn reuse_port(mut self, on: bool) -> Self {
         self.reuse_port = on;
         self
     }
 
-    /// An IPv6 listener takes no IPv4 clients (IPV6_V6ONLY). Defaults to false, also where the system's default
-    /// is another.
+    /// Has an IPv6 listener accept no IPv4 clients (IPV6_V6ONLY). Defaults to false, also where the
+    /// system's default is true.
     pub fn only_v6(mut self, on: bool) -> Self {
         self.only_v6 = on;
         self
     }
 
-    /// How often an address in use is tried, at least once. Defaults to 10.
+    /// Sets how often an address in use is tried, at least once. Defaults to 10.
     pub fn bind_attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts.max(1);
         self
     }
 
-    /// The time between two such attempts. Defaults to 100 ms.
+    /// Sets the time between two such attempts. Defaults to 100 ms.
     pub fn bind_interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// The server speaks first: its service is called for a new connection at once. Defaults to false, which means
-    /// that a client that says nothing occupies no worker.
+    /// Has the service called for a new connection at once: the server speaks first. Defaults to
+    /// false: a client that sends nothing occupies no worker.
     pub fn speaks_first(mut self, on: bool) -> Self {
         self.speaks_first = on;
         self
     }
 
-    /// The mode of a Unix socket's file, such as `0o660`. Defaults to what the umask leaves.
+    /// Sets the mode of a Unix socket's file, such as `0o660`. Defaults to what the umask leaves.
     pub fn unix_mode(mut self, mode: u32) -> Self {
         self.unix_mode = Some(mode);
         self
     }
 
-    /// The name that was asked for.
+    /// The name that was set.
     pub(crate) fn asked_name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// How well a listener that is there already is the one that this asks for, of whose name it is or not; `None` if
-    /// it is another. Where names are to be trusted, the address may be whatever it is.
+    /// Match quality between a listener and this bind request; `None` if they do not match.
+    /// `is_named`: the listener has the requested name. Where names are trusted, the name alone is
+    /// a match, at any address.
     pub(crate) fn fit(&self, is_named: bool, local: &Addr, trusts_names: bool) -> Option<Fit> {
         let wanted = self.addr.as_ref().ok()?;
         let fits_but_for_the_port = match (wanted, local) {
@@ -169,7 +174,8 @@ impl Bind {
         }
     }
 
-    /// What another process has to know to bind it, as words; the address is the last one. `None` if it has no words.
+    /// What another process has to know to bind it, as words; the address is the last one. `None`
+    /// if it has no words.
     pub(crate) fn to_words(&self) -> Option<String> {
         let addr = match self.addr.as_ref().ok()? {
             Addr::Unix(path) if path.as_ref().is_none_or(|path| path.to_str().is_none()) => {
@@ -217,8 +223,8 @@ impl Bind {
         })
     }
 
-    /// Makes an inherited socket the listener that this asks for. Another process listens on it as well, or has bound
-    /// it, so that its options are what they are.
+    /// Makes an inherited socket the listener for this bind request. The options of the socket stay
+    /// as they are: another process has bound it, and may be listening on it.
     pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
         let path = match &self.addr {
             Ok(Addr::Unix(Some(path))) => Some(UnixPath::of(path, false)),
@@ -231,8 +237,8 @@ impl Bind {
 
     /// Binds and listens.
     ///
-    /// A Unix socket's file that a dead server left behind is replaced; one with a live server behind it counts as
-    /// an address in use, and any other file is left alone and is an error.
+    /// The file of a Unix socket that no process listens on any more is replaced. If a process
+    /// listens, the address is in use. Any other file is left alone, and is an error.
     ///
     /// # Errors
     ///
@@ -241,7 +247,7 @@ impl Bind {
         self.bind_by(Self::try_bind)
     }
 
-    /// Has somebody bind and listen, with the retries that are asked for.
+    /// Binds and listens by calling `try_bind`, with the retries that are set.
     pub(crate) fn bind_by(
         self,
         try_bind: impl Fn(&Self, &Addr) -> io::Result<Listener>,
@@ -360,20 +366,22 @@ pub struct Listener {
     pub(crate) socket: Socket,
     pub(crate) info: Arc<ListenerInfo>,
     path: Option<UnixPath>,
-    /// It was inherited for its name, wherever it listens.
+    /// The listener was inherited by its name, at whatever address.
     pub(crate) by_name: bool,
 }
 
-/// How well an inherited listener fits, from the worst to the best.
+/// The match quality between a listener and a bind request, from the worst to the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fit {
-    /// Any port would do.
+    /// The request has port 0, and the rest of the address matches.
     AnyPort,
+    /// The address matches.
     Addr,
+    /// The name matches.
     Name,
 }
 
-/// What every connection of a listener shares.
+/// What every connection of a listener needs of it.
 #[derive(Debug)]
 pub(crate) struct ListenerInfo {
     pub(crate) name: String,
@@ -393,24 +401,25 @@ impl Listener {
         addr.into().bind()
     }
 
-    /// Takes a TCP listener that the program already has, under a name for logs.
+    /// Takes a TCP listener that the application already has, under a name for logs.
     ///
-    /// It becomes non-blocking, for every process that shares it. Its backlog and other options stay as they are.
+    /// The listener becomes non-blocking, for every process that shares it. Its backlog stays as it
+    /// is.
     ///
     /// # Errors
     ///
-    /// What the system says if the socket cannot be used.
+    /// The system's error if the socket cannot be used.
     pub fn from_std(listener: TcpListener, name: impl Into<String>) -> io::Result<Self> {
         Self::from_socket(listener.into(), name)
     }
 
-    /// Takes any listening stream socket that the program already has, under a name for logs. On Unix, `socket2`'s
-    /// type is made from a `UnixListener` or an `OwnedFd`, among others. The file of a Unix socket is not removed
-    /// in the end, for it is not ours.
+    /// Takes any listening stream socket that the application already has, under a name for logs.
+    /// On Unix, `socket2`'s type can be made from a `UnixListener` or an `OwnedFd`, among others.
+    /// The file of a Unix socket stays when the listener is dropped.
     ///
     /// # Errors
     ///
-    /// What the system says if the socket cannot be used, and `InvalidInput` if it does not listen.
+    /// The system's error if the socket cannot be used; `InvalidInput` if it does not listen.
     pub fn from_socket(socket: Socket, name: impl Into<String>) -> io::Result<Self> {
         if !sys::is_listening_stream(&socket)? {
             let text = "not a listening stream socket";
@@ -421,7 +430,8 @@ impl Listener {
         Self::new(socket, None, &bind)
     }
 
-    /// One that this process only holds for others: its options, which they share, stay as they are.
+    /// A listener that this process holds for other processes. Its options, which they share, stay
+    /// as they are.
     pub(crate) fn for_others(socket: Socket, name: String, by_name: bool) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let path = match &local {
@@ -452,7 +462,8 @@ impl Listener {
             keepalive: bind.keepalive.filter(|_| local.as_ip().is_some()),
             local,
         };
-        // Where connections inherit these from their listener, as on Linux, this is the only time that they cost.
+        // Where connections inherit the options of their listener, as on Linux, they are set only
+        // here.
         info.equip(&socket)?;
         let info = Arc::new(info);
         Ok(Self {
@@ -463,12 +474,12 @@ impl Listener {
         })
     }
 
-    /// Where it listens; with the real port where 0 was asked for.
+    /// The address that the listener is bound to, with the real port if port 0 was requested.
     pub fn local_addr(&self) -> &Addr {
         &self.info.local
     }
 
-    /// Its name.
+    /// The listener's name.
     pub fn name(&self) -> &str {
         &self.info.name
     }
@@ -485,13 +496,13 @@ impl Listener {
         self
     }
 
-    /// The file of its Unix socket, if it is to be removed in the end.
+    /// The file of the Unix socket, if this listener removes it when it is dropped.
     pub(crate) fn own_path(&self) -> Option<&Path> {
         let path = self.path.as_ref()?;
         path.is_own.load(SeqCst).then_some(&path.path)
     }
 
-    /// Whether the file of its Unix socket is to be removed in the end.
+    /// Sets whether this listener removes the file of its Unix socket when it is dropped.
     pub(crate) fn set_own_path(&self, is_own: bool) {
         if let Some(path) = &self.path {
             path.is_own.store(is_own, SeqCst);
@@ -501,7 +512,7 @@ impl Listener {
     /// Accepts one connection.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
         let (socket, peer) = sys::accept(&self.socket)?;
-        // The clients of a Unix socket have no name worth asking for.
+        // The clients of a Unix socket have no address.
         let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
         if !sys::ACCEPT_INHERITS {
             self.info.equip(&socket)?;
@@ -527,7 +538,7 @@ impl ListenerInfo {
 struct UnixPath {
     path: PathBuf,
     id: Option<(u64, u64)>,
-    /// It is to be removed in the end: this process has made it, or it was left to it.
+    /// The file is removed on drop: this process has made it, or has taken it over.
     is_own: AtomicBool,
 }
 
@@ -543,7 +554,7 @@ impl UnixPath {
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        // Somebody else's file may stand there by now.
+        // The file may be another listener's by now.
         let is_own = self.is_own.load(SeqCst);
         if is_own && self.id.is_some() && self.id == sys::file_id(&self.path) {
             if let Err(error) = std::fs::remove_file(&self.path) {
@@ -562,7 +573,7 @@ pub struct BindError {
 }
 
 impl BindError {
-    /// How often it was tried.
+    /// How often the bind was tried.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -571,7 +582,7 @@ impl BindError {
         self.cause
     }
 
-    /// What went wrong the last time.
+    /// The kind of the last error.
     pub fn kind(&self) -> io::ErrorKind {
         self.cause.kind()
     }

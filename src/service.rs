@@ -1,33 +1,36 @@
-//! What a user writes: the service that is called for connections, and what it says comes next.
+//! The service: the application's code that is called for connections, and its answer, what comes
+//! next.
 
 use std::io;
 
 use crate::connection::Connection;
 
-/// What a service wants to happen with a connection after a call.
+/// What becomes of a connection after a call of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The message is done: wait for the client's next one, costing no thread, for at most
-    /// [`idle_timeout`](crate::Builder::idle_timeout). Unread bytes in the buffer are taken as the next message:
-    /// the service is called again for them, in turn with other connections.
+    /// The message is done: wait for the client's next message, on no thread, for at most
+    /// [`idle_timeout`](crate::Builder::idle_timeout). Unread bytes in the buffer are taken as the
+    /// next message: the service is called again for them.
     Park,
-    /// The message is incomplete: wait until more bytes follow what is in the buffer, costing no thread, until the
-    /// message's [`read_timeout`](crate::Builder::read_timeout) ends. At the end of the stream the service is called
-    /// once more, with [`at_eof`](Connection::at_eof) true.
+    /// The message is incomplete: wait until more bytes follow those in the buffer, on no thread,
+    /// until the message's [`read_timeout`](crate::Builder::read_timeout) expires. At the end of
+    /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
-    /// There is more to do without the client: call again after those that wait in the queue.
+    /// There is more to do without the client: call again, after the connections on the queue.
     Again,
-    /// Write out what is buffered, then close.
+    /// Write the buffered output, then close.
     Close,
-    /// The socket was taken out with [`detach`](Connection::detach) and the service is done with it.
+    /// The socket was taken out with [`detach`](Connection::detach), and the service is done with
+    /// it.
     Detach,
 }
 
 /// A service: called with a connection whenever its client has sent something.
 ///
-/// One value serves all connections from all workers, so that shared state is `&self`; what belongs to a connection
-/// goes into its [`Session`](Self::Session), and what belongs to a thread, such as a database handle, into its
-/// [`Worker`](Self::Worker). Every `Fn(&mut Connection) -> io::Result<Next>` is a service without the two.
+/// One value serves all connections on all workers, so shared state is `&self`. The state of one
+/// connection goes into its [`Session`](Self::Session). The state of one thread, such as a database
+/// handle, goes into its [`Worker`](Self::Worker). Every `Fn(&mut Connection) -> io::Result<Next>`
+/// is a service without the two.
 ///
 /// # Examples
 ///
@@ -65,36 +68,39 @@ pub enum Next {
 /// # is_service(Count);
 /// ```
 pub trait Service: Send + Sync {
-    /// What belongs to one connection. It survives parking, and is dropped with the connection: by a worker, or by
-    /// the keeper thread when a time has run out, so its `drop` should not block.
+    /// The state of one connection. It survives parking, and is dropped with the connection: by a
+    /// worker, or by the keeper thread when a time-out has expired. So its `drop` should not block.
     type Session: Send + 'static;
 
-    /// What belongs to one worker. It is built, used and dropped on the worker's own thread, and built anew after a
-    /// panic.
+    /// The state of one worker. It is built, used and dropped on the worker's own thread, and built
+    /// again after a panic.
     type Worker;
 
-    /// Builds a worker's own state, at its start and after a panic.
+    /// Builds a worker's state, at its start and after a panic.
     ///
     /// # Errors
     ///
-    /// At the start, an error here is that of the server's start. Later it costs the next connection.
+    /// An error at the start is an error of the server's start. A later one costs a connection: it
+    /// is closed.
     fn worker(&self, index: usize) -> io::Result<Self::Worker>;
 
-    /// Builds a connection's session, before the first call of [`serve`](Self::serve) for it. Nothing has been read.
+    /// Builds a connection's session, before the first call of [`serve`](Self::serve) for it.
     ///
     /// # Errors
     ///
     /// An error closes the connection.
     fn session(&self, conn: &Connection) -> io::Result<Self::Session>;
 
-    /// Serves a connection that has something to read, or that is new on a listener whose server speaks first.
+    /// Serves a connection that has something to read, or that is new on a listener whose server
+    /// speaks first.
     ///
-    /// It may do one message and return, or loop until the end of the stream. An error closes the connection at
-    /// once; so does a panic, which costs nothing else.
+    /// A call may serve one message and return, or loop until the end of the stream. A panic closes
+    /// this connection and no other.
     ///
     /// # Errors
     ///
-    /// Whatever its reads and writes return may be passed on; it is logged at debug level.
+    /// An error closes the connection at once, and is logged at debug level. Errors of reading and
+    /// writing may be passed on.
     fn serve(
         &self,
         conn: &mut Connection,
@@ -102,10 +108,10 @@ pub trait Service: Send + Sync {
         worker: &mut Self::Worker,
     ) -> io::Result<Next>;
 
-    /// What a process that is to take over needs to know, such as counts or sessions; it finds this in
-    /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process serves on: what
-    /// changes later is not in it. The application sees to it that its next version understands the bytes. Defaults to
-    /// nothing.
+    /// State for a successor, such as counts or sessions. The successor reads it with
+    /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process
+    /// goes on serving: changes after that are not part of it. The application's next version must
+    /// understand the bytes. Defaults to `None`.
     fn export(&self) -> Option<Vec<u8>> {
         None
     }

@@ -52,14 +52,15 @@ mod watch {
         can_restart: bool,
     }
 
-    /// Sends the process's signals to a server until the subscription is dropped. Those that ask for a restart
-    /// are sent only if the server `can_restart`.
+    /// Sends the process's signals to a server until the subscription is dropped. Those that ask
+    /// for a restart are sent only if the server `can_restart`.
     pub(crate) fn subscribe(
         server: Sender<Command>,
         can_restart: bool,
     ) -> io::Result<Subscription> {
         static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
-        // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without losing a signal.
+        // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
+        // losing a signal.
         let watch = WATCH.get_or_init(|| {
             sys::watch_signals(deliver).map_err(|error| (error.kind(), error.to_string()))
         });

@@ -8,8 +8,8 @@ use crate::addr::Addr;
 
 /// A snapshot of a server's counters and gauges, from [`Handle::stats`](crate::Handle::stats).
 ///
-/// Counters only grow; a gauge is a value at one moment. They are read one after another while the server
-/// runs, so sums may be off by what happens in between.
+/// Counters only grow; a gauge is a value at one moment. They are read one after another while the
+/// server runs, so sums may be off by what happens in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -53,7 +53,8 @@ pub struct Refused {
     pub max_per_client: u64,
     /// The queue was full.
     pub queue_full: u64,
-    /// A connection waited longer than [`queue_timeout`](crate::Builder::queue_timeout) for a worker.
+    /// A connection waited longer than [`queue_timeout`](crate::Builder::queue_timeout) for a
+    /// worker.
     pub queue_timeout: u64,
 }
 

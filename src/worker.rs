@@ -6,9 +6,9 @@
 //!          └──────────── queue empty: wait in the poller ◄────┘
 //! ```
 //!
-//! A turn ends when the connection waits for its client, is closed, or has had its share. A panic of the service costs
-//! the connection, never the worker: only the worker's own state is built again. The workers end when the queue's
-//! last sender is dropped.
+//! A turn ends when the connection waits for its client, is closed, or has had its share. A panic
+//! of the service costs the connection, never the worker: only the worker's own state is built
+//! again. The workers end when the queue's last sender is dropped.
 
 use std::io;
 
@@ -25,7 +25,8 @@ use crate::sys::Events;
 /// How many calls of the service a connection gets in one turn, while the queue is empty.
 const CALLS_PER_TURN: usize = 64;
 
-/// After this many queue entries in a row a worker asks the poller, even if the queue is never empty.
+/// After this many queue entries in a row a worker asks the poller, even if the queue is never
+/// empty.
 const POLL_EVERY: usize = 64;
 
 /// A hook of the application. Its argument is the worker's index.
@@ -76,7 +77,8 @@ enum Disposition {
 }
 
 impl<'a, S: Service> Workers<'a, S> {
-    /// One worker's loop. `started` is called once with whether the worker could be built. If not, it ends.
+    /// One worker's loop. `started` is called once with whether the worker could be built. If not,
+    /// it ends.
     pub(crate) fn run(&'a self, index: usize, started: impl FnOnce(io::Result<()>)) {
         let mut worker = match self.start(index) {
             Ok(worker) => Some(worker),
@@ -160,8 +162,8 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Serves a connection from the queue or the poller. From time to time also one that waits in the poller, for which
-    /// the queue is not empty soon enough.
+    /// Serves a connection from the queue or the poller. From time to time also one that waits in
+    /// the poller, for which the queue is not empty soon enough.
     fn serve_entry(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
         self.lot.wake_next();
         self.lot.notify_room();

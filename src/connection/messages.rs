@@ -1,17 +1,17 @@
-//! Taking messages out of a connection: by their delimiter, as far as they have come, or waiting for the rest.
+//! Messages with a delimiter: taken from what has arrived, or read by waiting for the rest.
 
 use std::io::{self, BufRead};
 
 use super::Connection;
 
 impl Connection {
-    /// Takes everything up to and including `delimiter` out of what has arrived, without waiting. `None` means that
-    /// the delimiter is not there yet: return [`Next::More`](crate::Next::More), or, when [`at_eof`](Self::at_eof),
-    /// give up.
+    /// Takes the bytes up to and including `delimiter` from what has arrived, without waiting.
+    /// `None`: the delimiter has not arrived. Return [`Next::More`](crate::Next::More) then, or
+    /// close the connection when [`at_eof`](Self::at_eof).
     ///
     /// # Errors
     ///
-    /// `InvalidData` if there is no delimiter among the first `limit` bytes and more than those have come.
+    /// `InvalidData` if `limit` bytes have arrived and none of them is the delimiter.
     ///
     /// # Examples
     ///
@@ -43,8 +43,8 @@ impl Connection {
         Ok(Some(taken))
     }
 
-    /// Takes a line out of what has arrived, without waiting and without its line ending (`\n` or `\r\n`). As
-    /// [`take_until`](Self::take_until) otherwise; `limit` counts the line ending.
+    /// Takes a line from what has arrived, without waiting and without its line ending (`\n` or
+    /// `\r\n`). Otherwise as [`take_until`](Self::take_until). `limit` includes the line ending.
     ///
     /// # Errors
     ///
@@ -60,9 +60,9 @@ impl Connection {
         String::from_utf8(line).map(Some).map_err(not_utf8)
     }
 
-    /// Appends everything up to and including `delimiter` to `out`, waiting for it. Returns how many bytes that
-    /// were; fewer than a whole message, without the delimiter at their end, only at the end of the stream, and 0
-    /// for nothing at all.
+    /// Appends the bytes up to and including `delimiter` to `out`, and waits for them. Returns how
+    /// many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream
+    /// has ended without another byte.
     ///
     /// # Errors
     ///
@@ -94,7 +94,8 @@ impl Connection {
         }
     }
 
-    /// Appends a line with its line ending to `line`, waiting for it, as `BufRead::read_line` does but with a limit.
+    /// Appends a line with its line ending to `line`, and waits for it: `BufRead::read_line` with a
+    /// limit.
     ///
     /// # Errors
     ///

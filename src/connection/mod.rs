@@ -1,9 +1,10 @@
-//! A connection: `Read`, `BufRead` and `Write` with total deadlines over a socket that never blocks.
+//! A connection: `Read`, `BufRead` and `Write` with total deadlines over a socket that never
+//! blocks.
 //!
-//! Every call tries the socket first. Only when the socket has nothing to give does the call wait, with
-//! `poll(2)`, for what is left of a deadline. Input that arrives early stays in a buffer that survives
-//! parking. Output that the client does not read in time stays in a bounded buffer. So neither costs a
-//! thread.
+//! Every call tries the socket first. Only when the socket has nothing to give does the call wait,
+//! with `poll(2)`, for what is left of a deadline. Input that arrives early stays in a buffer that
+//! survives parking. Output that the client does not read in time stays in a bounded buffer. So
+//! neither costs a thread.
 
 mod input;
 mod messages;
@@ -59,8 +60,8 @@ impl Default for Limits {
     }
 }
 
-/// What threads that do not hold the connection may know of it. It owns the socket, so that a stop can shut
-/// down the socket of a connection that a handler holds.
+/// What threads that do not hold the connection may know of it. It owns the socket, so that a stop
+/// can shut down the socket of a connection that a handler holds.
 pub(crate) struct ConnectionInfo {
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
@@ -101,8 +102,8 @@ impl fmt::Display for ConnectionInfo {
     }
 }
 
-/// What may be sent to a client that has sent a part of a message, or all of it, and is not served: its
-/// time-out has expired, or no worker had time.
+/// What may be sent to a client that has sent a part of a message, or all of it, and is not served:
+/// its time-out has expired, or no worker had time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClosingNotice {
     /// Nothing: the client waits for no answer, and would take it for something else.
@@ -124,25 +125,28 @@ struct DrainLimit {
 
 /// A client's connection, as a [`Service`](crate::Service) gets it.
 ///
-/// It reads and writes as a blocking socket does, but under total deadlines. Reading is buffered already:
-/// never wrap a connection in a `BufReader`, which would keep the client's next message to itself.
+/// It reads and writes as a blocking socket does, but under total deadlines. Reading is buffered
+/// already: never wrap a connection in a `BufReader`, which would keep the client's next message to
+/// itself.
 ///
 /// # Deadlines
 ///
-/// A stretch of reading lasts from its first wait to the next write or the next parking. It must end within
-/// the read time-out ([`Builder::read_timeout`](crate::Builder::read_timeout)). Writing has the same rule
-/// and the [write time-out](crate::Builder::write_timeout). Bytes that are moved extend the deadline, as far
-/// as the minimum rate ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past the deadline, calls
-/// fail with `TimedOut`; a read still gives what has arrived by then. Time in which the handler does not
-/// wait for the client does not count. When a stop runs out of time, calls fail with `ConnectionAborted`.
+/// A stretch of reading lasts from its first wait to the next write or the next parking. It must
+/// end within the read time-out ([`Builder::read_timeout`](crate::Builder::read_timeout)). Writing
+/// has the same rule and the [write time-out](crate::Builder::write_timeout). Bytes that are moved
+/// extend the deadline, as far as the minimum rate
+/// ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past the deadline, calls fail with
+/// `TimedOut`; a read still gives what has arrived by then. Time in which the handler does not wait
+/// for the client does not count. When a stop runs out of time, calls fail with
+/// `ConnectionAborted`.
 ///
 /// # Output
 ///
-/// A write gives the socket what it takes at once. The rest, up to the output limit (64 KiB unless set),
-/// stays with the connection and is written as the client reads: while parked, by later calls, and before
-/// the close. Only past that limit does a write wait.
-// In the order of use: the fields that every message touches come first and close together. With many
-// connections, a message waits for memory.
+/// A write gives the socket what it takes at once. The rest, up to the output limit (64 KiB unless
+/// set), stays with the connection and is written as the client reads: while parked, by later
+/// calls, and before the close. Only past that limit does a write wait.
+// In the order of use: the fields that every message touches come first and close together. With
+// many connections, a message waits for memory.
 #[repr(C)]
 pub struct Connection {
     info: Arc<ConnectionInfo>,
@@ -158,7 +162,8 @@ pub struct Connection {
     input_limit: usize,
     /// In the clock's milliseconds.
     idle_timeout: u64,
-    /// Bytes received and sent since the beginning, and how many of them are in the counters already.
+    /// Bytes received and sent since the beginning, and how many of them are in the counters
+    /// already.
     bytes_in: u64,
     bytes_out: u64,
     counted: (u64, u64),
@@ -213,8 +218,8 @@ impl Connection {
         &self.info.peer
     }
 
-    /// The address of the listener that the client connected to. For a listener on a wildcard address this
-    /// is the wildcard.
+    /// The address of the listener that the client connected to. For a listener on a wildcard
+    /// address this is the wildcard.
     pub fn local_addr(&self) -> &Addr {
         &self.info.listener.local
     }
@@ -224,14 +229,15 @@ impl Connection {
         &self.info.listener.name
     }
 
-    /// Whether the server is stopping: finish this message, tell the client if the protocol can, and expect
-    /// no further message.
+    /// Whether the server is stopping: finish this message, tell the client if the protocol can,
+    /// and expect no further message.
     #[inline]
     pub fn is_draining(&self) -> bool {
         self.info.in_flight.drain().is_draining()
     }
 
-    /// Whether the client has sent all that it will send. What is in the [`buffer`](Self::buffer) is the last.
+    /// Whether the client has sent all that it will send. What is in the [`buffer`](Self::buffer)
+    /// is the last.
     #[inline]
     pub fn at_eof(&self) -> bool {
         self.receive.is_ended()
@@ -244,7 +250,8 @@ impl Connection {
         self.input.bytes()
     }
 
-    /// Waits until the kernel has taken all that was written. [`flush`](std::io::Write::flush) does not wait.
+    /// Waits until the kernel has taken all that was written. [`flush`](std::io::Write::flush) does
+    /// not wait.
     ///
     /// # Errors
     ///
@@ -256,13 +263,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Sets how long the present stretch of reading, counted from now, and each later one may take in total.
+    /// Sets how long the present stretch of reading, counted from now, and each later one may take
+    /// in total.
     pub fn set_read_timeout(&mut self, timeout: Duration) {
         self.read.timeout = timeout;
         self.read.reset();
     }
 
-    /// Sets how long the present stretch of writing, counted from now, and each later one may take in total.
+    /// Sets how long the present stretch of writing, counted from now, and each later one may take
+    /// in total.
     pub fn set_write_timeout(&mut self, timeout: Duration) {
         self.write.timeout = timeout;
         self.write.reset();
@@ -273,26 +282,27 @@ impl Connection {
         self.idle_timeout = in_millis(timeout);
     }
 
-    /// Sets the minimum rate, in bytes per second, at which moved bytes extend the read and the write time-out.
-    /// With 0, nothing extends them.
+    /// Sets the minimum rate, in bytes per second, at which moved bytes extend the read and the
+    /// write time-out. With 0, nothing extends them.
     pub fn set_min_rate(&mut self, bytes_per_second: u32) {
         self.read.min_rate = bytes_per_second;
         self.write.min_rate = bytes_per_second;
     }
 
-    /// Sets a point in time after which reading fails with `TimedOut`, whatever else is set. It stays until it
-    /// is changed.
+    /// Sets a point in time after which reading fails with `TimedOut`, whatever else is set. It
+    /// stays until it is changed.
     pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
         self.read.hard = Deadline::at(deadline);
     }
 
-    /// Sets a point in time after which writing fails with `TimedOut`, whatever else is set. It stays until it
-    /// is changed.
+    /// Sets a point in time after which writing fails with `TimedOut`, whatever else is set. It
+    /// stays until it is changed.
     pub fn set_write_deadline(&mut self, deadline: Option<Instant>) {
         self.write.hard = Deadline::at(deadline);
     }
 
-    /// Sets how many bytes of output may be buffered. With 0, every write waits until the kernel has taken it.
+    /// Sets how many bytes of output may be buffered. With 0, every write waits until the kernel
+    /// has taken it.
     pub fn set_output_limit(&mut self, bytes: usize) {
         self.output_limit = bytes;
     }
@@ -309,11 +319,11 @@ impl Connection {
         self.info.socket.shutdown(how)
     }
 
-    /// Takes the socket out, as a socket of the standard library in blocking mode, together with the bytes
-    /// that had been read ahead. The kernel gets all that was written first. Afterwards this connection gives
-    /// the end of the stream. The service returns [`Next::Detach`](crate::Next::Detach) when it is done with
-    /// the socket, or at once if another thread goes on with it. Until then, a stop counts the connection as
-    /// in progress.
+    /// Takes the socket out, as a socket of the standard library in blocking mode, together with
+    /// the bytes that had been read ahead. The kernel gets all that was written first. Afterwards
+    /// this connection gives the end of the stream. The service returns
+    /// [`Next::Detach`](crate::Next::Detach) when it is done with the socket, or at once if another
+    /// thread goes on with it. Until then, a stop counts the connection as in progress.
     ///
     /// # Errors
     ///
@@ -337,7 +347,8 @@ impl Connection {
         self.receive.is_drained()
     }
 
-    /// Notes an event: there may be something to read, and with `hangup` the end of the stream behind it.
+    /// Notes an event: there may be something to read, and with `hangup` the end of the stream
+    /// behind it.
     pub(crate) fn note_readable(&mut self, hangup: bool) {
         self.receive.on_event(hangup);
     }
@@ -382,8 +393,8 @@ impl Connection {
         self.closing_notice
     }
 
-    /// Has the close wait until the client has read the answer. The client may still be sending: bytes that
-    /// arrive after a close reset the connection, and the reset may overtake the answer.
+    /// Has the close wait until the client has read the answer. The client may still be sending:
+    /// bytes that arrive after a close reset the connection, and the reset may overtake the answer.
     pub(crate) fn linger_on_close(&mut self) {
         self.lingers_on_close = true;
     }
@@ -394,9 +405,9 @@ impl Connection {
 
     /// Whether no more input is read, since the server drains. Asked before each read of a drain.
     ///
-    /// Input that had arrived when the drain was noticed is read, and so is a message that had begun to
-    /// arrive. Between two messages nothing more is read once the socket was empty. A client that never
-    /// pauses is read up to the longest message that may be buffered.
+    /// Input that had arrived when the drain was noticed is read, and so is a message that had
+    /// begun to arrive. Between two messages nothing more is read once the socket was empty. A
+    /// client that never pauses is read up to the longest message that may be buffered.
     pub(crate) fn has_reached_drain_limit(&mut self, between_messages: bool) -> bool {
         match &self.drain_limit {
             None => {
@@ -432,8 +443,8 @@ impl Connection {
         self.input.return_buffer(spare);
     }
 
-    /// Shuts our side down, so that the client sees the end of the answer. The client has `linger` in total to
-    /// close its own side.
+    /// Shuts our side down, so that the client sees the end of the answer. The client has `linger`
+    /// in total to close its own side.
     pub(crate) fn half_close(&mut self, linger: Duration) {
         // If this fails, the client has left, which the next read reports.
         let _ = self.info.socket.shutdown(Shutdown::Write);
@@ -447,8 +458,8 @@ impl Connection {
         (self.bytes_in - before.0, self.bytes_out - before.1)
     }
 
-    /// Has the poller watch the socket. What is readable already is reported. One call is enough where the
-    /// poller keeps its sockets and the interest is the same.
+    /// Has the poller watch the socket. What is readable already is reported. One call is enough
+    /// where the poller keeps its sockets and the interest is the same.
     #[inline]
     pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
         let (poller, socket) = (&self.poller, &self.info.socket);

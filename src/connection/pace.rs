@@ -6,11 +6,11 @@ use crate::clock::Deadline;
 
 /// The deadline of one stretch of reading or writing.
 ///
-/// The stretch starts with its first wait, and the deadline is `timeout` later. With a minimum rate, each
-/// moved byte adds the time that it may take at that rate, but the deadline is never more than `timeout`
-/// from now. So a client that stalls has `timeout`; a client that drips is cut off when its credit is used
-/// up; a client that is merely slow takes as long as it needs. Pauses, in which no thread waits for the
-/// client, do not count.
+/// The stretch starts with its first wait, and the deadline is `timeout` later. With a minimum
+/// rate, each moved byte adds the time that it may take at that rate, but the deadline is never
+/// more than `timeout` from now. So a client that stalls has `timeout`; a client that drips is cut
+/// off when its credit is used up; a client that is merely slow takes as long as it needs. Pauses,
+/// in which no thread waits for the client, do not count.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) timeout: Duration,
@@ -18,8 +18,9 @@ pub(crate) struct Pace {
     pub(crate) min_rate: u32,
     /// The application's own deadline for this stretch and all later ones. Nothing extends it.
     pub(crate) hard: Deadline,
-    /// The deadline at the last wait, and the connection's count of moved bytes at that time. `None` until a wait
-    /// starts the stretch, so that a message that needs no wait costs nothing here.
+    /// The deadline at the last wait, and the connection's count of moved bytes at that time.
+    /// `None` until a wait starts the stretch, so that a message that needs no wait costs nothing
+    /// here.
     soft: Option<(Deadline, u64)>,
     /// Since when no thread waits for the client, within the stretch.
     paused: Option<Instant>,
@@ -46,8 +47,8 @@ impl Pace {
         self.paused.get_or_insert(now);
     }
 
-    /// The deadline of the stretch, which starts now if it has not started. `moved` is the connection's count of moved
-    /// bytes.
+    /// The deadline of the stretch, which starts now if it has not started. `moved` is the
+    /// connection's count of moved bytes.
     pub(crate) fn deadline(&mut self, now: Instant, moved: u64) -> Deadline {
         let most = Deadline::after(now, self.timeout);
         let pause = self.paused.take();

@@ -7,8 +7,9 @@
 //!      └────────► Ending ◄─┘           end of the stream, in any state ──► Ended
 //! ```
 //!
-//! The poller reports edges, so a connection may only be parked after a read has emptied the socket. A read that does
-//! not fill its room has emptied it, except in `Ending`: there the end of the stream may follow without another event.
+//! The poller reports edges, so a connection may only be parked after a read has emptied the
+//! socket. A read that does not fill its room has emptied it, except in `Ending`: there the end of
+//! the stream may follow without another event.
 //!
 //! `tests/ownership_model.rs` includes this file.
 

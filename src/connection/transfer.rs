@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::{Connection, Filled, READ_SIZE, ReceiveState};
 use crate::sys::{self, Interest};
 
-/// How long a wait for writing lasts at most before the socket is tried. A kernel may report room only when a third of
-/// its buffer is free, and a slow client can need longer for that than its time-out.
+/// How long a wait for writing lasts at most before the socket is tried. A kernel may report room
+/// only when a third of its buffer is free, and a slow client can need longer for that than its
+/// time-out.
 const WRITE_SLICE: Duration = Duration::from_millis(100);
 
 impl Connection {
@@ -60,8 +61,8 @@ impl Connection {
         }
     }
 
-    /// Waits until there may be something to read. Writes buffered output meanwhile: the client may wait for that before
-    /// it sends more.
+    /// Waits until there may be something to read. Writes buffered output meanwhile: the client may
+    /// wait for that before it sends more.
     fn wait_readable(&mut self) -> io::Result<()> {
         loop {
             if self.output.is_empty() {
@@ -95,7 +96,8 @@ impl Connection {
                 Ok((Filled::Eof, 0))
             }
             Ok(count) => {
-                // A read that does not fill the room has emptied the socket: a second one would be for nothing.
+                // A read that does not fill the room has emptied the socket: a second one would be
+                // for nothing.
                 let filled_room = count == room.len();
                 self.receive.on_bytes(filled_room);
                 if !filled_room {
@@ -172,8 +174,8 @@ impl Connection {
         }
     }
 
-    /// Sends the parts in one call, and buffers what the socket does not take. Returns how many bytes were sent or
-    /// buffered. Waits only if that would be 0.
+    /// Sends the parts in one call, and buffers what the socket does not take. Returns how many
+    /// bytes were sent or buffered. Waits only if that would be 0.
     fn write_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());
@@ -228,9 +230,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends up to `length` bytes of a file, from its position on, without copying them. Waits for the client to read as
-    /// long as more is left than the output buffer takes. Returns fewer bytes where the system cannot do this, or where
-    /// the file ends.
+    /// Sends up to `length` bytes of a file, from its position on, without copying them. Waits for
+    /// the client to read as long as more is left than the output buffer takes. Returns fewer bytes
+    /// where the system cannot do this, or where the file ends.
     #[cfg(feature = "http")]
     pub(crate) fn send_file(&mut self, file: &File, length: u64) -> io::Result<u64> {
         let mut sent = 0;
@@ -309,8 +311,8 @@ impl Write for Connection {
         self.write_parts(parts)
     }
 
-    /// Writes what the kernel takes now, without waiting. The rest is written as the client reads. See
-    /// [`flush_all`](Connection::flush_all).
+    /// Writes what the kernel takes now, without waiting. The rest is written as the client reads.
+    /// See [`flush_all`](Connection::flush_all).
     fn flush(&mut self) -> io::Result<()> {
         self.flush_some().map(drop)
     }

@@ -1,4 +1,5 @@
-//! Expiry and shedding: connections that have waited for too long, and those that are closed to make room.
+//! Expiry and shedding: connections that have waited for too long, and those that are closed to
+//! make room.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -77,8 +78,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Gives idle connections that are parked already no more time than those that park from now on. Called after
-    /// [`Drain::replace`](crate::drain::Drain::replace).
+    /// Gives idle connections that are parked already no more time than those that park from now
+    /// on. Called after [`Drain::replace`](crate::drain::Drain::replace).
     pub(crate) fn shorten_idle(&self) {
         for (token, slot) in self.tokens() {
             let mid_message = slot.since.load(SeqCst) & MID_MESSAGE != 0;
@@ -96,8 +97,9 @@ impl<S> Lot<S> {
         grace - grace / 256 * u64::from(token.index % 64)
     }
 
-    /// Takes the entry of a refused connection off the queue, where it would take another's place. The entry is the
-    /// first one, or is behind others that are late as well. A connection that was not refused after all has a new entry.
+    /// Takes the entry of a refused connection off the queue, where it would take another's place.
+    /// The entry is the first one, or is behind others that are late as well. A connection that was
+    /// not refused after all has a new entry.
     fn remove_queue_entry(&self, refused: Token) {
         while let Ok(token) = self.queued.try_recv() {
             let turn = (token != refused).then(|| self.start(token, &self.counters.keeper));
@@ -115,8 +117,8 @@ impl<S> Lot<S> {
             .is_some_and(|limit| turn.slot.since.load(SeqCst) + limit < clock::millis())
     }
 
-    /// The parked connections that have been idle for longest, at most `count` of them. Connections in the middle of a
-    /// message come last, and only with `mid_message_too`.
+    /// The parked connections that have been idle for longest, at most `count` of them. Connections
+    /// in the middle of a message come last, and only with `mid_message_too`.
     pub(crate) fn longest_idle(&self, count: usize, mid_message_too: bool) -> Vec<IdleConnection> {
         let parked = self.tokens().filter_map(|(token, slot)| {
             let since = slot.since.load(SeqCst);
@@ -142,8 +144,8 @@ impl<S> Lot<S> {
         })
     }
 
-    /// Closes a parked connection to make room. False if it is not parked any more, or if its client has sent
-    /// something that no worker has seen yet. Called by the acceptor.
+    /// Closes a parked connection to make room. False if it is not parked any more, or if its
+    /// client has sent something that no worker has seen yet. Called by the acceptor.
     pub(crate) fn shed(&self, idle: &IdleConnection) -> bool {
         let Some(mut turn) = self.claim_parked(idle.token, &self.counters.acceptor) else {
             return false;

@@ -1,7 +1,8 @@
 //! The keeper: the one thread that looks after parked connections while every worker is busy.
 //!
-//! It closes connections whose time-out has expired, and writes buffered output. Where only one thread may wait in the
-//! poller, the keeper is that thread, and puts ready connections on the queue. It never calls the service.
+//! It closes connections whose time-out has expired, and writes buffered output. Where only one
+//! thread may wait in the poller, the keeper is that thread, and puts ready connections on the
+//! queue. It never calls the service.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -114,14 +115,15 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     wake_at
 }
 
-/// Whether the keeper has to poll: no worker does, and there is output to write, or a connection may be waiting for a
-/// worker for too long.
+/// Whether the keeper has to poll: no worker does, and there is output to write, or a connection
+/// may be waiting for a worker for too long.
 fn must_poll<S>(lot: &Lot<S>) -> bool {
     let has_reason = lot.unwritten.load(SeqCst) > 0 || lot.queue_timeout.is_some();
     has_reason && lot.sleepers.load(SeqCst) == 0 && lot.queue_has_room()
 }
 
-/// Takes ready connections from the poller. Writes their output, and queues those that need the service.
+/// Takes ready connections from the poller. Writes their output, and queues those that need the
+/// service.
 fn poll_for_workers<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
     lot.poll(events, lot.batch(), timeout);
     for token in lot.ready(events) {

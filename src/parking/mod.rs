@@ -1,14 +1,15 @@
 //! The parking lot: connections that wait for their client, or for a worker, on no thread.
 //!
 //! Every connection has a slot from its accept to its end. Idle workers wait in the lot's poller
-//! themselves, where the platform lets many threads do so. The [`keeper`] does what must happen while
-//! every worker is busy. It never calls the service.
+//! themselves, where the platform lets many threads do so. The [`keeper`] does what must happen
+//! while every worker is busy. It never calls the service.
 //!
 //! # The state of a connection
 //!
-//! The state has two parts. [`Ownership`] is one atomic word in the slot and says which thread may touch
-//! the connection. [`Stage`] is plain data of the owner and says how far the exchange with the client has
-//! come. Everything else follows from these two and from whether output is left to write.
+//! The state has two parts. [`Ownership`] is one atomic word in the slot and says which thread may
+//! touch the connection. [`Stage`] is plain data of the owner and says how far the exchange with
+//! the client has come. Everything else follows from these two and from whether output is left to
+//! write.
 //!
 //! | ownership | owner | who ends it, and how |
 //! |---|---|---|
@@ -17,8 +18,9 @@
 //! | PARKED | the lot | a poller event → QUEUED; `claim_parked` (expiry, shedding, drain) → RUNNING |
 //! | QUEUED | the queue entry | the thread that takes the entry: `start` → RUNNING |
 //!
-//! An event for a connection that is not PARKED is kept beside the word, and then `park` fails: the owner
-//! reads again. See [`ownership`] for the proof obligations; `tests/ownership_model.rs` checks them.
+//! An event for a connection that is not PARKED is kept beside the word, and then `park` fails: the
+//! owner reads again. See [`ownership`] for the proof obligations; `tests/ownership_model.rs`
+//! checks them.
 //!
 //! | stage | parked until | time-out (closes) | at a drain | next stage |
 //! |---|---|---|---|---|
@@ -29,16 +31,17 @@
 //! | Closing | (never for input) | | goes on | the output is written: Lingering, or closed |
 //! | Lingering | the client's end | 2 s | goes on | closed |
 //!
-//! In every stage output comes first: a connection with output is parked until its client reads, under
-//! `write_timeout` and `min_rate`, and only then goes on as the table says. Parked with output it counts as
-//! in progress, whatever its stage.
+//! In every stage output comes first: a connection with output is parked until its client reads,
+//! under `write_timeout` and `min_rate`, and only then goes on as the table says. Parked with
+//! output it counts as in progress, whatever its stage.
 //!
 //! # Who wakes whom
 //!
-//! A thread that puts a connection on the queue wakes one worker in the poller, if one waits there and no
-//! wake-up is under way ([`Lot::push`]). A worker that takes an entry and sees more of them wakes the next
-//! ([`Lot::wake_next`]). `sleepers` is counted up before a worker looks at the queue for the last time, and
-//! read after an entry is on the queue, so that no entry waits for a worker that sleeps.
+//! A thread that puts a connection on the queue wakes one worker in the poller, if one waits there
+//! and no wake-up is under way ([`Lot::push`]). A worker that takes an entry and sees more of them
+//! wakes the next ([`Lot::wake_next`]). `sleepers` is counted up before a worker looks at the queue
+//! for the last time, and read after an entry is on the queue, so that no entry waits for a worker
+//! that sleeps.
 
 mod expiry;
 mod keeper;
@@ -76,10 +79,12 @@ use slab::Slab;
 use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
 
-/// The most ready connections that a worker takes from the poller at once, when no other worker is idle.
+/// The most ready connections that a worker takes from the poller at once, when no other worker is
+/// idle.
 pub(crate) const BATCH: usize = 256;
 
-/// Marks a time in `Slot::since` as that of a connection that is parked in the middle of a message or answer.
+/// Marks a time in `Slot::since` as that of a connection that is parked in the middle of a message
+/// or answer.
 const MID_MESSAGE: u64 = 1 << 63;
 
 /// A slot, and the generation of the slot's connection.
@@ -112,9 +117,11 @@ struct Slot<S> {
     occupant: AtomicCell<Option<Box<Occupant<S>>>>,
     /// What threads other than the owner may know of the connection.
     info: Mutex<Option<Arc<ConnectionInfo>>>,
-    /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it parks.
+    /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it
+    /// parks.
     expires_at: AtomicU64,
-    /// Since when the connection is parked or queued, in the clock's milliseconds. See also `MID_MESSAGE`.
+    /// Since when the connection is parked or queued, in the clock's milliseconds. See also
+    /// `MID_MESSAGE`.
     since: AtomicU64,
     /// The wheel has a timer for this slot at this time or earlier; `u64::MAX` if it has none.
     timer: AtomicU64,
@@ -150,7 +157,8 @@ pub(crate) struct Lot<S> {
     unwritten: AtomicUsize,
     wheel: Mutex<TimerWheel>,
     keeper: KeeperSleep,
-    /// A thread has asked to be called when there may be room, see [`request_room`](Self::request_room).
+    /// A thread has asked to be called when there may be room, see
+    /// [`request_room`](Self::request_room).
     room_requested: AtomicBool,
     on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     limits: Limits,
@@ -175,8 +183,8 @@ impl<S> Lot<S> {
     /// Makes a lot, and the receiver of its queue for the workers.
     pub(crate) fn new(options: LotOptions) -> std::io::Result<(Self, Receiver<Token>)> {
         let now = clock::millis();
-        // A thread that sends has seen the queue below its limit before, and each may have had a batch then.
-        // With this capacity no `send` ever finds the channel full.
+        // A thread that sends has seen the queue below its limit before, and each may have had a
+        // batch then. With this capacity no `send` ever finds the channel full.
         let capacity = options.queue_limit + (options.workers + 2) * (BATCH + 1);
         let (sender, receiver) = crossbeam_channel::bounded(capacity);
         let lot = Self {
@@ -212,8 +220,8 @@ impl<S> Lot<S> {
         self.queue_len() < self.queue_limit
     }
 
-    /// Whether there is room for what the poller reports. A batch has room beyond the queue's limit: otherwise
-    /// connections that always have more to do could fill the queue for ever.
+    /// Whether there is room for what the poller reports. A batch has room beyond the queue's
+    /// limit: otherwise connections that always have more to do could fill the queue for ever.
     fn has_room_for_batch(&self) -> bool {
         self.queue_len() < self.queue_limit + BATCH
     }
@@ -255,7 +263,8 @@ impl<S> Lot<S> {
             match queue.as_ref().map(|queue| queue.try_send(token)) {
                 Some(Ok(())) => {
                     pushed = true;
-                    // The sweep at the end of a stop may have passed, and every worker may be stuck.
+                    // The sweep at the end of a stop may have passed, and every worker may be
+                    // stuck.
                     if self.drain.is_forced() {
                         drop(self.start(token, counters));
                     }
@@ -274,8 +283,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Notes when a connection begins to wait for a worker. Called before it is QUEUED, since the keeper looks
-    /// at the time from then on.
+    /// Notes when a connection begins to wait for a worker. Called before it is QUEUED, since the
+    /// keeper looks at the time from then on.
     fn stamp(&self, slot: &Slot<S>) {
         if self.queue_timeout.is_some() {
             slot.since.store(clock::millis(), SeqCst);
@@ -289,8 +298,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Wakes one worker that waits in the poller. While a wake-up is under way there is none: the worker that
-    /// it reaches wakes the next.
+    /// Wakes one worker that waits in the poller. While a wake-up is under way there is none: the
+    /// worker that it reaches wakes the next.
     fn wake_one(&self) {
         if Poller::SHARED && self.sleepers.load(SeqCst) > 0 && !self.waking.swap(true, SeqCst) {
             self.poller.wake();
@@ -299,15 +308,16 @@ impl<S> Lot<S> {
 
     // ---- the workers' side ----
 
-    /// Called by a worker that has taken an entry off the queue: wakes another worker if there are more.
+    /// Called by a worker that has taken an entry off the queue: wakes another worker if there are
+    /// more.
     pub(crate) fn wake_next(&self) {
         if !self.queued.is_empty() {
             self.wake_one();
         }
     }
 
-    /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve, or `None` if the
-    /// worker is to look at the queue again.
+    /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve, or
+    /// `None` if the worker is to look at the queue again.
     pub(crate) fn wait(
         &self,
         events: &mut Events,
@@ -318,7 +328,8 @@ impl<S> Lot<S> {
             return queue.recv().ok();
         }
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
-        // The count goes up before this look at the queue. A thread that sends reads the count after that.
+        // The count goes up before this look at the queue. A thread that sends reads the count
+        // after that.
         let slept = self.queued.is_empty() && self.is_open();
         if slept {
             let limit = if sleepers == 1 { self.batch() } else { 1 };
@@ -335,8 +346,8 @@ impl<S> Lot<S> {
         Some(first)
     }
 
-    /// Asks the poller for ready connections without waiting, for a worker whose queue is never empty. The
-    /// first one is returned, so that it has its turn even when the queue is full.
+    /// Asks the poller for ready connections without waiting, for a worker whose queue is never
+    /// empty. The first one is returned, so that it has its turn even when the queue is full.
     pub(crate) fn poll_now(&self, events: &mut Events, counters: &ThreadCounters) -> Option<Token> {
         if !Poller::SHARED || !self.has_room_for_batch() {
             return None;
@@ -349,7 +360,8 @@ impl<S> Lot<S> {
         first
     }
 
-    /// Repeats a wake-up that was meant for a sleeping worker and reached a thread that did not sleep.
+    /// Repeats a wake-up that was meant for a sleeping worker and reached a thread that did not
+    /// sleep.
     fn pass_wake_on(&self, events: &Events) {
         if Poller::SHARED && events.was_woken() {
             self.waking.store(false, SeqCst);
@@ -370,7 +382,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// The connections that the events turn from PARKED to QUEUED. The caller brings them to a worker.
+    /// The connections that the events turn from PARKED to QUEUED. The caller brings them to a
+    /// worker.
     fn ready<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
         events.iter().filter_map(|event| {
             let token = Token::from_u64(event.token);
@@ -432,8 +445,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Counts a connection with output that is about to be parked or queued. The keeper writes the output if no
-    /// worker does.
+    /// Counts a connection with output that is about to be parked or queued. The keeper writes the
+    /// output if no worker does.
     fn count_unwritten(&self, now: u64) {
         if self.unwritten.fetch_add(1, SeqCst) == 0 {
             self.wake_keeper_by(now + 1);
@@ -450,8 +463,9 @@ impl<S> Lot<S> {
 
     // ---- the drain ----
 
-    /// Closes the connections that wait for a message, once the drain has begun. Those whose message has
-    /// arrived are queued; those in the middle of a message stay. False if the queue had no room for all.
+    /// Closes the connections that wait for a message, once the drain has begun. Those whose
+    /// message has arrived are queued; those in the middle of a message stay. False if the queue
+    /// had no room for all.
     pub(crate) fn close_idle(&self) -> bool {
         let counters = &self.counters.main_thread;
         for (token, _) in self.tokens() {
@@ -481,7 +495,8 @@ impl<S> Lot<S> {
         self.poller.wake();
     }
 
-    /// Called by a worker that ends: wakes the next worker that waits in the poller, so that it ends as well.
+    /// Called by a worker that ends: wakes the next worker that waits in the poller, so that it
+    /// ends as well.
     pub(crate) fn worker_ended(&self) {
         self.poller.wake();
     }
@@ -511,8 +526,8 @@ impl<S> Lot<S> {
         let _ = self.on_room.set(Box::new(call));
     }
 
-    /// Asks for one call of `on_room` when a connection has ended, was parked, or left the queue. The caller
-    /// checks for room once more afterwards, since that may have happened just before.
+    /// Asks for one call of `on_room` when a connection has ended, was parked, or left the queue.
+    /// The caller checks for room once more afterwards, since that may have happened just before.
     pub(crate) fn request_room(&self) {
         self.room_requested.store(true, SeqCst);
     }
@@ -542,7 +557,8 @@ impl<S> Lot<S> {
         self.keeper.loops.load(SeqCst)
     }
 
-    /// Calls `ask` with what is known of the connection with this token, if the connection is still there.
+    /// Calls `ask` with what is known of the connection with this token, if the connection is still
+    /// there.
     pub(crate) fn with_info<T>(
         &self,
         token: u64,

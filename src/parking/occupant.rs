@@ -1,5 +1,5 @@
-//! What a slot holds: a connection, its session, and its stage. Here is what can be done without the service: writing
-//! output, closing, lingering.
+//! What a slot holds: a connection, its session, and its stage. Here is what can be done without
+//! the service: writing output, closing, lingering.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ use crate::clock::in_millis;
 use crate::connection::{ClosingNotice, Connection, Filled, READ_SIZE};
 use crate::sys::Interest;
 
-/// How long a connection lingers, and how many bytes it discards meanwhile. A client may send that much before it
-/// looks for an answer.
+/// How long a connection lingers, and how many bytes it discards meanwhile. A client may send that
+/// much before it looks for an answer.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u32 = 64 * 1024 * 1024;
 
@@ -25,7 +25,8 @@ pub(crate) enum Stage {
     Runnable,
     /// The service is done. The output is written, then the connection is closed.
     Closing,
-    /// The output is written and our side is shut down. The client's bytes are discarded, up to this many more.
+    /// The output is written and our side is shut down. The client's bytes are discarded, up to
+    /// this many more.
     Lingering { left: u32 },
 }
 
@@ -71,7 +72,8 @@ impl<S> Occupant<S> {
             return Needs::Service;
         }
         if self.stage == Stage::Closing {
-            // Closing a socket with unread input resets the connection, and the reset may overtake the answer.
+            // Closing a socket with unread input resets the connection, and the reset may overtake
+            // the answer.
             if self.conn.at_eof() {
                 return Needs::Close;
             }
@@ -116,7 +118,8 @@ impl<S> Occupant<S> {
         matches!(self.stage, Stage::New | Stage::Idle) && !self.conn.has_output()
     }
 
-    /// Whether the client would take a refusal for the answer to its request. In the middle of an answer it would not.
+    /// Whether the client would take a refusal for the answer to its request. In the middle of an
+    /// answer it would not.
     pub(super) fn may_be_refused(&self) -> bool {
         let in_answer = self.stage == Stage::Runnable && self.session.is_some();
         !in_answer && self.conn.closing_notice() != ClosingNotice::Forbidden

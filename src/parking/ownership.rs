@@ -11,15 +11,16 @@
 //!
 //! Invariants:
 //!
-//! - No event is lost. An event for a QUEUED or RUNNING connection sets NOTIFIED beside the state, and `park` fails
-//!   while NOTIFIED is set: the owner reads again.
-//! - A former connection of the slot is out of reach. The word carries a generation, which grows each time the slot is
-//!   freed, so a stale event or queue entry changes nothing.
-//! - A drain overlooks no connection. "Park, then check whether the server drains" is paired with "drain, then check
-//!   which connections are parked"; the same holds for the timers of the wheel. Both need one order of all operations,
-//!   so every operation is sequentially consistent.
+//! - No event is lost. An event for a QUEUED or RUNNING connection sets NOTIFIED beside the state,
+//!   and `park` fails while NOTIFIED is set: the owner reads again.
+//! - A former connection of the slot is out of reach. The word carries a generation, which grows
+//!   each time the slot is freed, so a stale event or queue entry changes nothing.
+//! - A drain overlooks no connection. "Park, then check whether the server drains" is paired with
+//!   "drain, then check which connections are parked"; the same holds for the timers of the wheel.
+//!   Both need one order of all operations, so every operation is sequentially consistent.
 //!
-//! `tests/ownership_model.rs` includes this file over loom's atomics, so the atomic is named by `super`.
+//! `tests/ownership_model.rs` includes this file over loom's atomics, so the atomic is named by
+//! `super`.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -70,8 +71,8 @@ impl Ownership {
         debug_assert!(changed.is_ok(), "a free slot has no owner");
     }
 
-    /// Handles an event of the poller. True: the connection was PARKED and is QUEUED, and the caller brings it to a
-    /// worker.
+    /// Handles an event of the poller. True: the connection was PARKED and is QUEUED, and the
+    /// caller brings it to a worker.
     pub(crate) fn event(&self, generation: u32, hangup: bool) -> bool {
         let flags = if hangup { FLAGS } else { NOTIFIED };
         let changed = self.change_in(generation, |word| match word & STATE {
@@ -87,7 +88,8 @@ impl Ownership {
         self.take(generation, QUEUED)
     }
 
-    /// PARKED → RUNNING without an event: to close the connection or to write to it. `None` if it is not PARKED any more.
+    /// PARKED → RUNNING without an event: to close the connection or to write to it. `None` if it
+    /// is not PARKED any more.
     pub(crate) fn claim_parked(&self, generation: u32) -> Option<Readiness> {
         self.take(generation, PARKED)
     }
@@ -99,7 +101,8 @@ impl Ownership {
         changed.ok().map(Readiness::from_word)
     }
 
-    /// RUNNING → PARKED. An error: the poller has reported something, and the caller still owns the connection.
+    /// RUNNING → PARKED. An error: the poller has reported something, and the caller still owns the
+    /// connection.
     pub(crate) fn park(&self) -> Result<(), Readiness> {
         let changed = self.change(|word| {
             debug_assert_eq!(word & STATE, RUNNING);
@@ -108,7 +111,8 @@ impl Ownership {
         match changed {
             Ok(_) => Ok(()),
             Err(_) => {
-                // Another event may follow. The flags that are cleared and those that are returned must be the same.
+                // Another event may follow. The flags that are cleared and those that are returned
+                // must be the same.
                 let (Ok(word) | Err(word)) = self.change(|word| Some(word & !FLAGS));
                 Err(Readiness::from_word(word))
             }
@@ -153,7 +157,8 @@ impl Ownership {
         self.change(|word| (generation(word) == of).then(|| next(word)).flatten())
     }
 
-    /// Replaces the word by `next` of it, unless that is `None`. Returns the word before in either case.
+    /// Replaces the word by `next` of it, unless that is `None`. Returns the word before in either
+    /// case.
     fn change(&self, next: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
         let mut word = self.0.load(SeqCst);
         loop {

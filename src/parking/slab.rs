@@ -1,14 +1,14 @@
-//! Slots by index, found without a lock: chunks that double in size and never move.
+//! Slots by index, found without a lock, in chunks that double in size and never move.
 
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
-/// The first chunk holds 64 slots, each next one as many as all before it.
+/// The first chunk has 64 slots. Each later one has as many as all before it.
 const FIRST: usize = 64;
 const CHUNKS: usize = 26;
 
-/// A growing array of slots that are reused. It shrinks never: what a peak needed stays for the next one.
+/// A growing array of slots that are reused. It never shrinks.
 pub(crate) struct Slab<T> {
     chunks: [OnceLock<Box<[T]>>; CHUNKS],
     free: Mutex<Free>,
@@ -17,7 +17,7 @@ pub(crate) struct Slab<T> {
 #[derive(Default)]
 struct Free {
     returned: Vec<u32>,
-    /// Indexes from here on were never used.
+    /// Indexes from here on have never been used.
     fresh: u32,
 }
 
@@ -29,7 +29,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Takes a free slot; `make` builds what a new chunk is filled with. `None` after four billion.
+    /// Takes a free slot. `make` fills a new chunk. `None` if all four billion slots are taken.
     pub(crate) fn take(&self, make: impl Fn() -> T) -> Option<(u32, &T)> {
         let index = {
             let mut free = self.free.lock();
@@ -39,7 +39,8 @@ impl<T> Slab<T> {
                     let index = free.fresh;
                     let (chunk, _) = place(index);
                     let slots = self.chunks.get(chunk)?;
-                    // Built under the lock, so that nobody is given an index whose chunk is not there yet.
+                    // Built under the lock: no thread may get an index whose chunk does not exist
+                    // yet.
                     slots.get_or_init(|| (0..size(chunk)).map(|_| make()).collect());
                     free.fresh += 1;
                     index
@@ -59,7 +60,7 @@ impl<T> Slab<T> {
         self.chunks.get(chunk)?.get()?.get(offset)
     }
 
-    /// All slots that were ever used.
+    /// All slots that have been used, free ones included.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         let used = self.free.lock().fresh;
         (0..used).filter_map(|index| Some((index, self.get(index)?)))

@@ -1,26 +1,26 @@
-//! Expiry in O(1): a hashed timer wheel whose entries are reminders, not truths.
+//! A hashed timer wheel (Varghese and Lauck, scheme 6): inserting and expiring cost O(1) per timer.
 //!
-//! A connection's deadline changes with each message, its entry does not: when the entry comes up, its owner looks at
-//! the deadline as it is then, and puts the entry back if there is time left. So the path of a request never
-//! touches the wheel, and each connection has about one entry.
+//! A connection's deadline changes with each message, but its timer does not. When the timer
+//! expires, the keeper looks at the deadline as it is then, and inserts the timer again if time is
+//! left. So serving a message never touches the wheel, and each connection has about one timer.
 
-/// How coarse it is: an entry comes up at most so many milliseconds late.
+/// The resolution in milliseconds: a timer expires at most this late.
 const TICK: u64 = 32;
 const BUCKETS: u64 = 1024;
 
-/// An entry: the slot to look at, and the time that was asked for.
+/// A timer: the slot to check, and the time that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timer {
     pub(crate) index: u32,
     pub(crate) due: u64,
 }
 
-/// The wheel. Times are the clock's milliseconds.
+/// The wheel. Times are in the clock's milliseconds.
 pub(crate) struct TimerWheel {
     buckets: Vec<Vec<Timer>>,
     /// Every bucket before this tick is empty.
     tick: u64,
-    entries: usize,
+    timers: usize,
 }
 
 impl TimerWheel {
@@ -28,24 +28,25 @@ impl TimerWheel {
         Self {
             buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
             tick: now / TICK,
-            entries: 0,
+            timers: 0,
         }
     }
 
-    /// Has the slot come up at `due` or soon after; or earlier, when that is further away than the wheel reaches.
+    /// Inserts a timer for the slot. A timer beyond the reach of the wheel expires early, to be
+    /// inserted again.
     pub(crate) fn insert(&mut self, index: u32, due: u64) {
         let tick = (due / TICK + 1).clamp(self.tick, self.tick + BUCKETS - 1);
         self.bucket(tick).push(Timer { index, due });
-        self.entries += 1;
+        self.timers += 1;
     }
 
-    /// Takes out what has come up.
+    /// Takes out the timers that have expired.
     pub(crate) fn expired(&mut self, now: u64) -> Vec<Timer> {
         let mut out = Vec::new();
         let end = now / TICK + 1;
         let first = self.tick.max(end.saturating_sub(BUCKETS));
         for tick in first..end {
-            if self.entries == out.len() {
+            if self.timers == out.len() {
                 break;
             }
             let bucket = self.bucket(tick);
@@ -53,13 +54,13 @@ impl TimerWheel {
             bucket.shrink_to(64);
         }
         self.tick = self.tick.max(end);
-        self.entries -= out.len();
+        self.timers -= out.len();
         out
     }
 
-    /// When the next entry comes up.
+    /// When the next timer expires.
     pub(crate) fn next(&self) -> Option<u64> {
-        if self.entries == 0 {
+        if self.timers == 0 {
             return None;
         }
         (self.tick..self.tick + BUCKETS)
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_come_up_in_time_and_not_before() {
+    fn timers_expire_in_time_and_not_before() {
         let mut wheel = TimerWheel::new(1000);
         assert_eq!(wheel.next(), None);
         for due in [1000, 1500, 1010, 5000, 1500] {
@@ -89,8 +90,8 @@ mod tests {
             assert!(next >= now || next + TICK > now);
             now = next.max(now);
             for Timer { due, .. } in wheel.expired(now) {
-                assert!(due <= now, "{due} came up early, at {now}");
-                assert!(now <= due + 2 * TICK, "{due} came up late, at {now}");
+                assert!(due <= now, "{due} expired early, at {now}");
+                assert!(now <= due + 2 * TICK, "{due} expired late, at {now}");
                 seen.push(due);
             }
         }
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_reach_comes_up_early_to_be_put_back() {
+    fn a_timer_out_of_reach_expires_early_to_be_inserted_again() {
         let mut wheel = TimerWheel::new(0);
         let far = 10 * BUCKETS * TICK;
         wheel.insert(1, far);

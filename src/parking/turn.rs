@@ -1,5 +1,5 @@
-//! A turn: one thread's exclusive hold of a connection. It ends in one of three ways: the thread parks the connection,
-//! puts it on the queue, or drops the turn, which closes the connection.
+//! A turn: one thread's exclusive hold of a connection. It ends in one of three ways: the thread
+//! parks the connection, puts it on the queue, or drops the turn, which closes the connection.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -90,7 +90,8 @@ impl<S> Turn<'_, S> {
         self.lot.push([self.token], self.counters);
     }
 
-    /// Parks a connection that was parked before, or queues it if the poller has reported something meanwhile.
+    /// Parks a connection that was parked before, or queues it if the poller has reported something
+    /// meanwhile.
     pub(super) fn park_again(self) {
         if let Some(turn) = self.park() {
             turn.requeue();
@@ -107,7 +108,8 @@ impl<S> Turn<'_, S> {
         occupant.is_some_and(|occupant| occupant.is_between_messages())
     }
 
-    /// Reads what the client has sent and no thread has seen. If there is something, the service is to be called.
+    /// Reads what the client has sent and no thread has seen. If there is something, the service is
+    /// to be called.
     pub(super) fn has_input(&mut self) -> bool {
         let Some(occupant) = &mut self.occupant else {
             return false;
@@ -151,7 +153,8 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Closes a parked connection whose time-out has expired, unless it has got more time since that was seen.
+    /// Closes a parked connection whose time-out has expired, unless it has got more time since
+    /// that was seen.
     pub(super) fn expire(mut self, now: u64) {
         if self.slot.expires_at.load(SeqCst) > now {
             return self.park_again();
@@ -163,7 +166,8 @@ impl<S> Turn<'_, S> {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        // The kernel reports room late, see `WRITE_SLICE`. A client that has read since then gets more time.
+        // The kernel reports room late, see `WRITE_SLICE`. A client that has read since then gets
+        // more time.
         let has_output = occupant.conn.has_output();
         if has_output && matches!(occupant.conn.has_progressed(), Ok(true)) {
             return self.advance();
@@ -188,8 +192,8 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Closes a connection that has waited for a worker for longer than the queue's time-out. One that waited for its
-    /// client to read, or to close, goes on.
+    /// Closes a connection that has waited for a worker for longer than the queue's time-out. One
+    /// that waited for its client to read, or to close, goes on.
     pub(crate) fn refuse_late(self) {
         let Some(occupant) = &self.occupant else {
             return;
@@ -209,7 +213,8 @@ impl<S> Turn<'_, S> {
         self.close_with(refusal);
     }
 
-    /// Closes a connection whose service panicked. Output that is to reach the client is written before.
+    /// Closes a connection whose service panicked. Output that is to reach the client is written
+    /// before.
     pub(crate) fn close_after_panic(mut self) {
         let Some(occupant) = &mut self.occupant else {
             return;
@@ -246,7 +251,8 @@ impl<S> Drop for Turn<'_, S> {
         };
         let Occupant { conn, session, .. } = *occupant;
         let peer = conn.peer_addr().clone();
-        // The order matters: the connection leaves the poller, the slot forgets it, then the slot is free.
+        // The order matters: the connection leaves the poller, the slot forgets it, then the slot
+        // is free.
         drop(conn);
         let info = self.slot.info.lock().take();
         drop(info);

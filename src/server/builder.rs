@@ -67,29 +67,30 @@ impl Builder {
         }
     }
 
-    /// Listens on an address: text, a `SocketAddr`, or a [`Bind`] with options. May be called several times; the
-    /// addresses are bound by [`build`](Self::build), in this order.
+    /// Listens on an address: text, a `SocketAddr`, or a [`Bind`] with options. May be called
+    /// several times; the addresses are bound by [`build`](Self::build), in this order.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.listeners.push(Source::Bind(addr.into()));
         self
     }
 
-    /// Serves a listener that is bound already. May be called several times. A successor takes it by
-    /// [`Restart::inherited`].
+    /// Serves a listener that is bound already. May be called several times. A successor takes it
+    /// by [`Restart::inherited`].
     pub fn listener(mut self, listener: Listener) -> Self {
         self.listeners.push(Source::Bound(listener));
         self
     }
 
-    /// Sets the number of worker threads, which bounds the calls of the service at the same time. A service that waits
-    /// for disks or other servers needs more than the default. Defaults to `std::thread::available_parallelism()`.
+    /// Sets the number of worker threads, which bounds the calls of the service at the same time. A
+    /// service that waits for disks or other servers needs more than the default. Defaults to
+    /// `std::thread::available_parallelism()`.
     pub fn workers(mut self, threads: usize) -> Self {
         self.workers = threads;
         self
     }
 
-    /// Sets how many connections that are ready may wait for a worker. See [`overload`](Self::overload) for what happens
-    /// to more. Defaults to 1024.
+    /// Sets how many connections that are ready may wait for a worker. See
+    /// [`overload`](Self::overload) for what happens to more. Defaults to 1024.
     pub fn queue(mut self, connections: usize) -> Self {
         self.queue = connections;
         self
@@ -107,27 +108,29 @@ impl Builder {
         self
     }
 
-    /// Sets how many connections may be open at the same time, idle ones included. Defaults to 65,536.
+    /// Sets how many connections may be open at the same time, idle ones included. Defaults to
+    /// 65,536.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.admission.max_connections = connections;
         self
     }
 
-    /// Sets how many connections one client's IP address may have open. More are refused with every policy. Defaults to
-    /// no limit.
+    /// Sets how many connections one client's IP address may have open. More are refused with every
+    /// policy. Defaults to no limit.
     pub fn max_per_client(mut self, connections: usize) -> Self {
         self.admission.max_per_client = Some(connections);
         self
     }
 
-    /// Sets what happens to new connections when the server is full. Defaults to [`Overload::Wait`].
+    /// Sets what happens to new connections when the server is full. Defaults to
+    /// [`Overload::Wait`].
     pub fn overload(mut self, policy: Overload) -> Self {
         self.admission.overload = policy;
         self
     }
 
-    /// Sets how long a connection that is ready may wait for a worker. A connection that has waited longer is closed
-    /// instead of being served late. Defaults to no limit.
+    /// Sets how long a connection that is ready may wait for a worker. A connection that has waited
+    /// longer is closed instead of being served late. Defaults to no limit.
     pub fn queue_timeout(mut self, timeout: Duration) -> Self {
         self.queue_timeout = Some(timeout);
         self
@@ -145,48 +148,51 @@ impl Builder {
         self
     }
 
-    /// Sets how long a stretch of reading may take in total, see [`Connection`](crate::Connection). Defaults to 30 s.
+    /// Sets how long a stretch of reading may take in total, see [`Connection`](crate::Connection).
+    /// Defaults to 30 s.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.limits.read_timeout = timeout;
         self
     }
 
-    /// Sets how long a stretch of writing may take in total, see [`Connection`](crate::Connection). Defaults to 30 s.
+    /// Sets how long a stretch of writing may take in total, see [`Connection`](crate::Connection).
+    /// Defaults to 30 s.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.limits.write_timeout = timeout;
         self
     }
 
-    /// Sets the minimum rate, in bytes per second, at which moved bytes extend the read and the write time-out. With 0
-    /// nothing extends them. Defaults to 1024.
+    /// Sets the minimum rate, in bytes per second, at which moved bytes extend the read and the
+    /// write time-out. With 0 nothing extends them. Defaults to 1024.
     pub fn min_rate(mut self, bytes_per_second: u32) -> Self {
         self.limits.min_rate = bytes_per_second;
         self
     }
 
-    /// Sets how many bytes of input may be buffered for a connection: the longest message that a service can have whole
-    /// in the buffer. Defaults to 1 MiB.
+    /// Sets how many bytes of input may be buffered for a connection: the longest message that a
+    /// service can have whole in the buffer. Defaults to 1 MiB.
     pub fn input_limit(mut self, bytes: usize) -> Self {
         self.limits.input_limit = bytes;
         self
     }
 
-    /// Sets how many bytes of output may be buffered for a connection whose client does not read. With 0, writes wait.
-    /// Defaults to 64 KiB.
+    /// Sets how many bytes of output may be buffered for a connection whose client does not read.
+    /// With 0, writes wait. Defaults to 64 KiB.
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.limits.output_limit = bytes;
         self
     }
 
-    /// Sets how long a stop by a signal, or by dropping the last [`Handle`](crate::Handle), lets work in progress go on.
-    /// Defaults to 30 s.
+    /// Sets how long a stop by a signal, or by dropping the last [`Handle`](crate::Handle), lets
+    /// work in progress go on. Defaults to 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self
     }
 
-    /// Sets whether [`Server::run`] handles signals. [`Server::start`] never does. A program that handles signals itself
-    /// says false, and calls the [`Handle`](crate::Handle). Needs the feature `signals`. Defaults to true.
+    /// Sets whether [`Server::run`] handles signals. [`Server::start`] never does. A program that
+    /// handles signals itself says false, and calls the [`Handle`](crate::Handle). Needs the
+    /// feature `signals`. Defaults to true.
     ///
     /// | signal | action |
     /// |---|---|
@@ -202,24 +208,25 @@ impl Builder {
         self
     }
 
-    /// Sets what SIGUSR1 does, such as reopening a log file. The hook runs on the server's main thread, which also
-    /// notifies the watchdog, so it must not take long. Defaults to nothing.
+    /// Sets what SIGUSR1 does, such as reopening a log file. The hook runs on the server's main
+    /// thread, which also notifies the watchdog, so it must not take long. Defaults to nothing.
     #[cfg(feature = "signals")]
     pub fn on_user_signal(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_hook = Some(Box::new(hook));
         self
     }
 
-    /// Lets a successor take over on SIGHUP and SIGUSR2 (with [`Server::run`] and the feature `signals`), or on
-    /// [`Handle::restart`](crate::Handle::restart). Defaults to off.
+    /// Lets a successor take over on SIGHUP and SIGUSR2 (with [`Server::run`] and the feature
+    /// `signals`), or on [`Handle::restart`](crate::Handle::restart). Defaults to off.
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = Some(restart);
         self
     }
 
-    /// Sets how long every worker may be in the same call of the service, without moving bytes for its client or waiting
-    /// for it, until the process counts as wedged. A [`Supervisor`](crate::Supervisor), or systemd with `WatchdogSec=`, then
-    /// ends the process and starts it again. Without either, this has no effect. Longer than the longest calls take.
+    /// Sets how long every worker may be in the same call of the service, without moving bytes for
+    /// its client or waiting for it, until the process counts as wedged. A
+    /// [`Supervisor`](crate::Supervisor), or systemd with `WatchdogSec=`, then ends the process and
+    /// starts it again. Without either, this has no effect. Longer than the longest calls take.
     /// Defaults to the watchdog's limit.
     pub fn stuck_after(mut self, limit: Duration) -> Self {
         self.stuck_after = Some(limit);
@@ -238,11 +245,13 @@ impl Builder {
         self
     }
 
-    /// Binds the listeners and makes the server. No connection is accepted before the server is started.
+    /// Binds the listeners and makes the server. No connection is accepted before the server is
+    /// started.
     ///
     /// # Errors
     ///
-    /// [`BuildError`] names the setting that is not valid, or the address that cannot be listened on.
+    /// [`BuildError`] names the setting that is not valid, or the address that cannot be listened
+    /// on.
     pub fn build<S: Service>(mut self, service: S) -> Result<Server<S>, BuildError> {
         let positive = [
             (self.workers, Setting::Workers),
@@ -307,7 +316,8 @@ impl fmt::Debug for Builder {
     }
 }
 
-/// A setting of the [`Builder`] that [`BuildError`] names. Its text is the name of the builder's method.
+/// A setting of the [`Builder`] that [`BuildError`] names. Its text is the name of the builder's
+/// method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Setting {
@@ -345,7 +355,8 @@ pub enum BuildError {
     NoListener,
     /// An address cannot be listened on.
     Bind(BindError),
-    /// The server cannot be restarted: not on this system, or because the program of this process is unknown.
+    /// The server cannot be restarted: not on this system, or because the program of this process
+    /// is unknown.
     Restart(io::Error),
 }
 

@@ -33,8 +33,9 @@ fn is_thread_of(server_id: usize) -> bool {
 
 /// Controls a running server. Clones control the same server.
 ///
-/// Dropping the last handle stops the server within [`Builder::drain_timeout`](crate::Builder::drain_timeout), and waits for
-/// the stop. So the server of a service that keeps a handle of it runs until another stop.
+/// Dropping the last handle stops the server within
+/// [`Builder::drain_timeout`](crate::Builder::drain_timeout), and waits for the stop. So the server
+/// of a service that keeps a handle of it runs until another stop.
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the server"]
 pub struct Handle(Arc<Owner>);
@@ -92,9 +93,9 @@ impl Handle {
         self.0.control.addrs.clone()
     }
 
-    /// Stops the server: no new connection is accepted, what is in progress may go on for `within`, and then
-    /// sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call can make the deadline earlier, never
-    /// later.
+    /// Stops the server: no new connection is accepted, what is in progress may go on for `within`,
+    /// and then sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call
+    /// can make the deadline earlier, never later.
     pub fn stop(&self, within: Duration) {
         self.0
             .send(Command::StopBy(Deadline::after(Instant::now(), within)));
@@ -105,7 +106,8 @@ impl Handle {
         self.0.send(Command::StopNow);
     }
 
-    /// Stops accepting: new connections wait in the kernel's queue. Open connections are served as before.
+    /// Stops accepting: new connections wait in the kernel's queue. Open connections are served as
+    /// before.
     pub fn pause(&self) {
         self.0.send(Command::Pause);
     }
@@ -115,13 +117,13 @@ impl Handle {
         self.0.send(Command::Resume);
     }
 
-    /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has drained. Calls at the same time
-    /// share one restart.
+    /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has
+    /// drained. Calls at the same time share one restart.
     ///
     /// # Errors
     ///
-    /// [`RestartError`] says why this process was not replaced. The process goes on serving, unless it is being stopped or
-    /// has been replaced before.
+    /// [`RestartError`] says why this process was not replaced. The process goes on serving, unless
+    /// it is being stopped or has been replaced before.
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
         let control = &self.0.control;
         let Some(remote) = &control.restart else {
@@ -149,7 +151,8 @@ impl Handle {
         })
     }
 
-    /// As [`restart`](Self::restart), without waiting. The outcome is logged. A service may call this.
+    /// As [`restart`](Self::restart), without waiting. The outcome is logged. A service may call
+    /// this.
     pub fn request_restart(&self) {
         self.0.send(Command::Restart);
     }
@@ -159,7 +162,8 @@ impl Handle {
         (self.0.control.stats)()
     }
 
-    /// Waits until the server has stopped, and returns the report. May be called by several threads, and again.
+    /// Waits until the server has stopped, and returns the report. May be called by several
+    /// threads, and again.
     ///
     /// # Panics
     ///

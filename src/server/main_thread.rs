@@ -1,12 +1,14 @@
-//! The main thread: starts the other threads, handles commands until a drain is over, and ends what is left.
+//! The main thread: starts the other threads, handles commands until a drain is over, and ends what
+//! is left.
 //!
 //! ```text
 //! start threads ──► loop: commands, ends of threads, the watchdog, the drain ──► finish: force, join, report
 //! ```
 //!
-//! A stop goes through these steps: stop accepting, close the drain ([`Drain`](crate::drain::Drain)), close idle
-//! connections, wait until no connection is open or the deadline has passed, force what is left, drop the queue's
-//! sender, and wait for the threads, all under one deadline.
+//! A stop goes through these steps: stop accepting, close the drain
+//! ([`Drain`](crate::drain::Drain)), close idle connections, wait until no connection is open or
+//! the deadline has passed, force what is left, drop the queue's sender, and wait for the threads,
+//! all under one deadline.
 
 use std::io;
 use std::sync::Arc;
@@ -30,8 +32,8 @@ use crate::service::Service;
 use crate::signals::Command;
 use crate::worker::Workers;
 
-/// How soon a drain tries again to close idle connections, after the queue had no room for those whose message has
-/// arrived.
+/// How soon a drain tries again to close idle connections, after the queue had no room for those
+/// whose message has arrived.
 const CLOSE_IDLE_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long a stop waits for handlers to end, once their sockets are shut down.
@@ -74,7 +76,8 @@ impl Drop for EndGuard {
 }
 
 impl<S: Service> MainThread<S> {
-    /// Runs the server. `started` is sent once whether it could be started. The report is left in `shared`.
+    /// Runs the server. `started` is sent once whether it could be started. The report is left in
+    /// `shared`.
     pub(super) fn run(mut self, shared: &ServerShared, started: &Sender<io::Result<()>>) {
         mark_thread(self.server_id);
         let listeners = std::mem::take(&mut self.listeners);
@@ -95,7 +98,8 @@ impl<S: Service> MainThread<S> {
         };
         let restart = shared.restart.as_ref();
         thread::scope(|scope| {
-            // The upgrader comes first: a predecessor may send messages while the workers are built.
+            // The upgrader comes first: a predecessor may send messages while the workers are
+            // built.
             let result = match upgrader {
                 Some(upgrader) => self.spawn(scope, "upgrade", Ended::Upgrader, &ends, || {
                     upgrader.run(&host);
@@ -309,7 +313,8 @@ impl<S: Service> MainThread<S> {
         }
     }
 
-    /// Ends the connections that are left, and the threads. Returns also whether all threads have ended.
+    /// Ends the connections that are left, and the threads. Returns also whether all threads have
+    /// ended.
     fn finish(
         &self,
         stop: StopProgress,
@@ -323,7 +328,8 @@ impl<S: Service> MainThread<S> {
         };
         self.gate.close_now();
         if !stop.is_clean {
-            // A server that was replaced has kept its idle connections until now. Closing them loses nothing.
+            // A server that was replaced has kept its idle connections until now. Closing them
+            // loses nothing.
             lot.drain.close();
             lot.close_idle();
             report.finished = lot.drain.ended() - stop.ended_before;

@@ -74,14 +74,16 @@ impl<S: Service> Server<S> {
         addrs.cloned().collect()
     }
 
-    /// Runs the server as long as the closure runs, then drains it. The service may borrow from the caller.
+    /// Runs the server as long as the closure runs, then drains it. The service may borrow from the
+    /// caller.
     ///
-    /// Threads that borrow cannot be left behind. So this returns only when every call of the service has ended, also
-    /// the calls that the deadline could not end.
+    /// Threads that borrow cannot be left behind. So this returns only when every call of the
+    /// service has ended, also the calls that the deadline could not end.
     ///
     /// # Errors
     ///
-    /// When a thread cannot be started, or the service cannot build a worker's state. The closure is not called then.
+    /// When a thread cannot be started, or the service cannot build a worker's state. The closure
+    /// is not called then.
     ///
     /// # Examples
     ///
@@ -208,8 +210,9 @@ impl<S: Service + 'static> Server<S> {
     ///
     /// # Errors
     ///
-    /// When a thread cannot be started, when the service cannot build a worker's state, or when the process's signals
-    /// cannot be handled: another part of the program may have installed a Ctrl-C handler.
+    /// When a thread cannot be started, when the service cannot build a worker's state, or when the
+    /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
+    /// handler.
     pub fn run(self) -> io::Result<Report> {
         let (main, shared, mut startup) = self.prepare()?;
         startup.handles_signals = main.settings.signals;
@@ -225,7 +228,8 @@ impl<S: Service + 'static> Server<S> {
         Ok(launch(main, shared, startup)?.join())
     }
 
-    /// Starts the server on threads of its own, and handles no signals: the caller stops the server by the handle.
+    /// Starts the server on threads of its own, and handles no signals: the caller stops the server
+    /// by the handle.
     ///
     /// # Errors
     ///
@@ -245,8 +249,8 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// The last steps of a start, once all threads run: signals are let through, the application is asked whether it is
-/// ready, and the acceptor begins.
+/// The last steps of a start, once all threads run: signals are let through, the application is
+/// asked whether it is ready, and the acceptor begins.
 struct Startup {
     /// Disconnected when the server has stopped.
     stopped: Receiver<()>,

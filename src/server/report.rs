@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use crate::addr::Addr;
 
-/// What became of the connections that were open when a stop began, from [`Handle::join`](crate::Handle::join).
+/// What became of the connections that were open when a stop began, from
+/// [`Handle::join`](crate::Handle::join).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Connections that ended in time: those that finished what was in progress, and those that were idle.
+    /// Connections that ended in time: those that finished what was in progress, and those that
+    /// were idle.
     pub finished: usize,
     /// Connections that a handler was still serving at the deadline. Their sockets were shut down.
     pub forced: Vec<Forced>,
-    /// Connections that were in progress at the deadline, but not in a handler: they waited for a worker, for the rest
-    /// of a message, or for their client to read.
+    /// Connections that were in progress at the deadline, but not in a handler: they waited for a
+    /// worker, for the rest of a message, or for their client to read.
     pub dropped: usize,
-    /// How long the stop took, from the request to the end of the last thread. Threads that do not end are waited for
-    /// until half a second after the deadline.
+    /// How long the stop took, from the request to the end of the last thread. Threads that do not
+    /// end are waited for until half a second after the deadline.
     pub took: Duration,
 }
 
@@ -43,13 +45,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// The outcome of a restart, from [`Handle::restart`](crate::Handle::restart) in the process that was replaced.
+/// The outcome of a restart, from [`Handle::restart`](crate::Handle::restart) in the process that
+/// was replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RestartReport {
     /// How long the new process took from its start until it could serve.
     pub ready_after: Duration,
-    /// How long neither process accepted connections. New ones waited in the kernel's queue meanwhile.
+    /// How long neither process accepted connections. New ones waited in the kernel's queue
+    /// meanwhile.
     pub accept_gap: Duration,
     /// What became of the connections of the old process.
     pub drained: Report,
@@ -96,8 +100,8 @@ pub struct Forced {
     pub listener: String,
     /// How long the call of the service had lasted.
     pub served_for: Duration,
-    /// Whether the call ended once the socket was shut down. If not, its thread is still running: threads are never
-    /// killed.
+    /// Whether the call ended once the socket was shut down. If not, its thread is still running:
+    /// threads are never killed.
     pub ended: bool,
 }
 

@@ -1,9 +1,11 @@
-//! The watchdog: tells a supervisor or systemd that the server makes progress (WATCHDOG=1, sd_notify(3)).
+//! The watchdog: tells a supervisor or systemd that the server makes progress (WATCHDOG=1,
+//! sd_notify(3)).
 //!
 //! The server makes progress if
 //!
 //! - the acceptor and the keeper have run their loops since they were woken for that, and
-//! - some worker is idle, or has moved bytes, waited for its client, or begun another call within `stuck_after`.
+//! - some worker is idle, or has moved bytes, waited for its client, or begun another call within
+//!   `stuck_after`.
 //!
 //! Otherwise nothing is sent, and when every worker is stuck, WATCHDOG=trigger is.
 
@@ -71,7 +73,8 @@ impl<'a, T> Watchdog<'a, T> {
         self.next_check
     }
 
-    /// Checks, if it is time to, and notifies. A server that is stopping has the stop's deadline instead.
+    /// Checks, if it is time to, and notifies. A server that is stopping has the stop's deadline
+    /// instead.
     pub(super) fn check(&mut self, stopping: bool) {
         let now = Instant::now();
         if now < self.next_check {
@@ -97,7 +100,8 @@ impl<'a, T> Watchdog<'a, T> {
         }
     }
 
-    /// Checks that the acceptor and the keeper have run their loops since they were woken, and wakes them again.
+    /// Checks that the acceptor and the keeper have run their loops since they were woken, and
+    /// wakes them again.
     fn check_threads(&mut self, stopping: bool) {
         let (acceptor, keeper) = (self.gate.loops(), self.lot.keeper_loops());
         let acceptor_before = std::mem::replace(&mut self.acceptor_loops, acceptor);

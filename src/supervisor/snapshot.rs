@@ -1,5 +1,5 @@
-//! What a supervisor leaves to the program that replaces it: lines of words, with the numbers of descriptors that stay
-//! open. Times are ages in milliseconds; `-` is nothing.
+//! What a supervisor leaves to the program that replaces it: lines of words, with the numbers of
+//! descriptors that stay open. Times are ages in milliseconds; `-` is nothing.
 
 use std::fmt;
 use std::io;
@@ -97,7 +97,8 @@ fn in_future(left: Option<u64>) -> Deadline {
 }
 
 impl Snapshot {
-    /// Takes it, and copies of all descriptors in it, which must be open as long as it is to be of use.
+    /// Takes it, and copies of all descriptors in it, which must be open as long as it is to be of
+    /// use.
     pub(super) fn of(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result<Self> {
         let mut keep = |socket| -> io::Result<i32> {
             let copy = sys::descriptor_of(socket)?;

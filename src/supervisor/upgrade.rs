@@ -1,8 +1,8 @@
-//! The supervisor replaces itself: the process stays, with its number, its children and its sockets, and runs the program
-//! that is on disk by now.
+//! The supervisor replaces itself: the process stays, with its number, its children and its
+//! sockets, and runs the program that is on disk by now.
 //!
-//! Before that, a child rehearses it: it runs the program as far as the supervisor's first step, and reads what it would
-//! take over. If that fails, nothing has happened.
+//! Before that, a child rehearses it: it runs the program as far as the supervisor's first step,
+//! and reads what it would take over. If that fails, nothing has happened.
 
 use std::io::{self, Read, Seek, Write};
 use std::process;
