@@ -59,7 +59,7 @@ impl Run {
             descriptors,
         } = datagram;
         // Anybody may write to the socket.
-        if uid != sys::own_uid() && uid != 0 && self.place(pid).is_none() {
+        if uid != sys::process::effective_uid() && uid != 0 && self.place(pid).is_none() {
             log::debug!("ignoring what process {pid} of user {uid} says");
             return;
         }
@@ -121,10 +121,10 @@ impl Run {
         let given = self.listeners.give(bind);
         let sent = answer
             .try_clone()
-            .and_then(sys::into_socket)
+            .and_then(sys::descriptor::into_socket)
             .and_then(|answer| match &given {
-                Ok((_, descriptor)) => sys::send_message(&answer, "given", Some(descriptor)),
-                Err(error) => sys::send_message(&answer, &text_of(error), None),
+                Ok((_, descriptor)) => sys::message::send(&answer, "given", Some(descriptor)),
+                Err(error) => sys::message::send(&answer, &text_of(error), None),
             });
         if let Err(error) = sent {
             log::warn!("a process has not got the listener that it asked for: {error}");

@@ -100,8 +100,8 @@ impl Snapshot {
     /// Takes it, and copies of all descriptors in it, which must be open as long as it is to be of use.
     pub(super) fn of(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result<Self> {
         let mut keep = |socket| -> io::Result<i32> {
-            let copy = sys::descriptor_of(socket)?;
-            let number = sys::number_of(&copy);
+            let copy = sys::descriptor::duplicate(socket)?;
+            let number = sys::descriptor::number(&copy);
             kept.push(copy);
             Ok(number)
         };
@@ -220,8 +220,8 @@ impl Snapshot {
         program: Program,
         signals: SignalFd,
     ) -> io::Result<Run> {
-        let socket = |number| sys::adopt(number).and_then(sys::into_socket);
-        let notify = NotifySocket::listen(socket(self.notify)?)?;
+        let socket = |number| sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket);
+        let notify = NotifySocket::from_bound(socket(self.notify)?)?;
         let lifeline = (socket(self.lifeline.0)?, socket(self.lifeline.1)?);
         let mut control = None;
         let mut waiters = Vec::new();
@@ -241,7 +241,11 @@ impl Snapshot {
         }
         let (mut listeners, mut ids) = (HeldListeners::default(), Vec::new());
         for line in self.listeners {
-            ids.push(listeners.insert(line.about, sys::adopt(line.number)?, line.pinned)?);
+            ids.push(listeners.insert(
+                line.about,
+                sys::descriptor::adopt(line.number)?,
+                line.pinned,
+            )?);
         }
         // From here on, nothing of what was asked for may end a service that works.
         listeners.bind_missing(&settings.listen, settings.foreign);
@@ -337,7 +341,7 @@ impl ProcessLine {
             heard: self.heard.map(ago),
             watchdog: self.watchdog.map(Duration::from_millis),
             replaced_in: self.replaced_in,
-            is_own: self.is_own && sys::is_child(self.pid),
+            is_own: self.is_own && sys::supervision::is_child(self.pid),
             restarts_itself: self.restarts_itself,
             stopping: self.stopping,
             aborted: self.aborted,
