@@ -424,7 +424,7 @@ impl<S> Acceptor<'_, S> {
             WouldBlock => AcceptOutcome::Empty,
             // The client has left already.
             Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
-            _ if sys::is_of_one_connection(error) => AcceptOutcome::Accepted,
+            _ if sys::socket::is_connection_error(error) => AcceptOutcome::Accepted,
             _ => {
                 count(&self.lot.counters.accept_errors);
                 if self.famine.is_none() {
@@ -470,10 +470,11 @@ impl<S> Acceptor<'_, S> {
     fn refuse(&self, socket: &Socket) {
         let refusal = self.admission.overload.refusal();
         if !refusal.is_empty() {
-            let sent = sys::send(socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
+            let sent =
+                sys::socket::send(socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
             // Closing a socket with unread input resets the connection, and the reset may overtake
             // the refusal.
-            let read = sent.and_then(|()| sys::recv(socket, &mut [0; 4096]));
+            let read = sent.and_then(|()| sys::socket::recv(socket, &mut [0; 4096]));
             if let Err(error) = read {
                 log::trace!("a refused client has left: {error}");
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// cheaper to read than `Instant::now`. Code that expires things by this clock takes the time as an
 /// argument, so that a test can choose it.
 pub(crate) fn millis() -> u64 {
-    crate::sys::coarse_millis()
+    crate::sys::clock::coarse_millis()
 }
 
 /// A duration in milliseconds, at most `u64::MAX`.

@@ -198,7 +198,7 @@ pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Displa
 
 /// A restart has begun. [`ready`] or [`replaced_by`] follows.
 pub(crate) fn reloading(status: impl Display) {
-    let micros = sys::monotonic_nanos() / 1000;
+    let micros = sys::clock::monotonic_nanos() / 1000;
     tell(&format!(
         "RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}\n"
     ));
@@ -222,7 +222,9 @@ fn tell(text: &str) {
 
 fn send(text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
     match env::var_os("NOTIFY_SOCKET") {
-        Some(manager) if !manager.is_empty() => sys::notify(&manager, text, descriptors),
+        Some(manager) if !manager.is_empty() => {
+            sys::notification::send(&manager, text, descriptors)
+        }
         _ => Ok(()),
     }
 }
@@ -232,14 +234,14 @@ const BARRIER: Duration = Duration::from_secs(5);
 
 /// Waits until the manager has read all that it was told: it then closes its copy of a pipe's end.
 fn barrier() -> io::Result<()> {
-    let (reader, writer) = sys::pipe()?;
+    let (reader, writer) = sys::descriptor::create_pipe()?;
     send("BARRIER=1", &[&writer])?;
     drop(writer);
     let (done, read) = crossbeam_channel::bounded(1);
     thread::Builder::new()
         .name("handover-notify".to_owned())
         .spawn(move || {
-            let end = sys::into_file(reader).read(&mut [0]);
+            let end = std::fs::File::from(reader).read(&mut [0]);
             // Whoever waited may have lost patience.
             let _ = done.send(end);
         })?;

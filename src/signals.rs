@@ -62,7 +62,7 @@ mod watch {
         // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
         // losing a signal.
         let watch = WATCH.get_or_init(|| {
-            sys::watch_signals(deliver).map_err(|error| (error.kind(), error.to_string()))
+            sys::signal::watch(deliver).map_err(|error| (error.kind(), error.to_string()))
         });
         if let Err((kind, text)) = watch {
             return Err(io::Error::new(

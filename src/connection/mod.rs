@@ -331,7 +331,7 @@ impl Connection {
     pub fn detach(&mut self) -> io::Result<Detached> {
         self.flush_all()?;
         self.unwatch();
-        let stream = sys::into_stream(&self.info.socket)?;
+        let stream = sys::socket::duplicate_stream(&self.info.socket)?;
         self.receive = ReceiveState::Detached;
         Ok(Detached {
             stream,
@@ -411,7 +411,7 @@ impl Connection {
     pub(crate) fn has_reached_drain_limit(&mut self, between_messages: bool) -> bool {
         match &self.drain_limit {
             None => {
-                let unread = sys::unread(&self.info.socket).unwrap_or(0);
+                let unread = sys::socket::unread_len(&self.info.socket).unwrap_or(0);
                 self.drain_limit = Some(DrainLimit {
                     last_byte: self.bytes_in + unread + self.input_limit as u64,
                     emptied: false,

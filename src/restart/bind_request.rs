@@ -26,12 +26,12 @@ pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
 }
 
 fn ask(generation: u64, bind: &Bind, words: &str) -> io::Result<Listener> {
-    let (own, theirs) = sys::message_pair()?;
-    notify::bind(generation, words, &sys::descriptor_of(&theirs)?)?;
+    let (own, theirs) = sys::message::create_pair()?;
+    notify::bind(generation, words, &sys::descriptor::duplicate(&theirs)?)?;
     drop(theirs);
     let deadline = Deadline::after(Instant::now(), TIMEOUT);
     let (text, descriptor) = loop {
-        match sys::receive_descriptor(&own) {
+        match sys::message::receive_with_descriptor(&own) {
             Ok(Some(answer)) => break answer,
             Ok(None) => return Err(io::Error::other("the supervisor does not answer")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -39,13 +39,15 @@ fn ask(generation: u64, bind: &Bind, words: &str) -> io::Result<Listener> {
                 if deadline.passed(now) {
                     return Err(io::Error::other("the supervisor takes too long to answer"));
                 }
-                sys::wait_ready(&own, Interest::Read, deadline.left(now))?;
+                sys::socket::wait_ready(&own, Interest::Read, deadline.left(now))?;
             }
             Err(error) => return Err(error),
         }
     };
     match descriptor {
-        Some(descriptor) => bind.clone().adopt(sys::into_socket(descriptor)?, false),
+        Some(descriptor) => bind
+            .clone()
+            .adopt(sys::descriptor::into_socket(descriptor)?, false),
         None => Err(error_of(&text)),
     }
 }

@@ -109,7 +109,7 @@ impl Inherited {
                 (None, Some(from)) => from.by_name.contains(&place),
                 (None, None) => true,
             };
-            match sys::adopt(number) {
+            match sys::descriptor::adopt(number) {
                 Ok(descriptor) => passed.push(Passed {
                     place,
                     name,
@@ -129,7 +129,8 @@ impl Inherited {
         if let Some(predecessor) = &inherited.predecessor {
             let generation = predecessor.generation;
             let lifeline = inherited.remove(LIFELINE);
-            let lifeline = lifeline.and_then(|lifeline| sys::into_socket(lifeline).ok());
+            let lifeline =
+                lifeline.and_then(|lifeline| sys::descriptor::into_socket(lifeline).ok());
             supervised = lifeline.map(|lifeline| Supervised {
                 lifeline,
                 generation,
@@ -184,8 +185,8 @@ impl Inherited {
     fn listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
         let asked = bind.asked_name().map(fd_name);
         let fits = |passed: &Passed| {
-            let socket = sys::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
-            if !sys::is_listening_stream(&socket).unwrap_or(false) {
+            let socket = sys::descriptor::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
+            if !sys::socket::is_listening_stream(&socket).unwrap_or(false) {
                 return None;
             }
             let local = Addr::from_kernel(&socket.local_addr().ok()?);
@@ -276,7 +277,8 @@ impl Supervised {
         let [SERVE, generation, lifeline, by_name] = words[..] else {
             return None;
         };
-        let lifeline = sys::adopt(lifeline.parse().ok()?).and_then(sys::into_socket);
+        let lifeline =
+            sys::descriptor::adopt(lifeline.parse().ok()?).and_then(sys::descriptor::into_socket);
         Some(Self {
             lifeline: lifeline
                 .inspect_err(|error| log::error!("the supervisor cannot be watched: {error}"))
@@ -307,14 +309,14 @@ impl Predecessor {
         let [_, generation, control, stderr, pipe, state, by_name, _] = parts[..] else {
             return Err(nonsense());
         };
-        let adopt = |number: &str| sys::adopt(number.parse().ok()?).ok();
-        let control = adopt(control).and_then(|control| sys::into_socket(control).ok());
+        let adopt = |number: &str| sys::descriptor::adopt(number.parse().ok()?).ok();
+        let control = adopt(control).and_then(|control| sys::descriptor::into_socket(control).ok());
         let (Some(control), Ok(generation)) = (control, generation.parse()) else {
             return Err(nonsense());
         };
         let mut read = Vec::new();
         let state = adopt(state).and_then(|state| {
-            let result = sys::into_file(state).read_to_end(&mut read);
+            let result = std::fs::File::from(state).read_to_end(&mut read);
             result
                 .inspect_err(|error| log::error!("cannot read the predecessor's state: {error}"))
                 .ok()?;

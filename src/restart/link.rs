@@ -101,7 +101,7 @@ fn paths(joined: &[u8]) -> Vec<PathBuf> {
     let paths = joined.split(|&byte| byte == 0);
     paths
         .filter(|path| !path.is_empty())
-        .map(|path| PathBuf::from(sys::os_string(path)))
+        .map(|path| PathBuf::from(sys::file::os_string(path)))
         .collect()
 }
 
@@ -149,7 +149,7 @@ impl Link {
     /// Sends a message, without waiting. Whether the other side is gone shows at the next receive.
     pub(super) fn send(&self, message: &Message) {
         log::debug!("to the other generation: {message:?}");
-        if let Err(error) = sys::send(&self.socket, &message.encode()) {
+        if let Err(error) = sys::socket::send(&self.socket, &message.encode()) {
             log::debug!("cannot send {message:?}: {error}");
         }
     }
@@ -157,7 +157,7 @@ impl Link {
     pub(super) fn receive(&self) -> Incoming {
         let mut buffer = [0; MOST];
         loop {
-            match sys::receive_message(&self.socket, &mut buffer) {
+            match sys::message::receive(&self.socket, &mut buffer) {
                 Ok(0) => return Incoming::End,
                 Ok(size) => match Message::decode(&buffer[..size]) {
                     Some(message) => {

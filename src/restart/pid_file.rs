@@ -22,7 +22,7 @@ impl PidFile {
     pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         match File::open(path) {
             // What a dead process has left is not locked. The lock lasts until the new file has taken its place.
-            Ok(found) if !sys::try_lock(&found)? => {
+            Ok(found) if !sys::file::try_lock(&found)? => {
                 let pid = fs::read_to_string(path).unwrap_or_default();
                 let text = format!("{} is that of process {}", path.display(), pid.trim());
                 Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
@@ -39,7 +39,7 @@ impl PidFile {
         temporary.push(format!(".{}", process::id()));
         let temporary = PathBuf::from(temporary);
         let written = File::create(&temporary).and_then(|mut file| {
-            sys::try_lock(&file)?;
+            sys::file::try_lock(&file)?;
             writeln!(file, "{}", process::id())?;
             fs::rename(&temporary, path)?;
             Ok(file)
@@ -47,7 +47,7 @@ impl PidFile {
         match written {
             Ok(file) => Ok(Self {
                 path: path.to_owned(),
-                id: sys::file_id(path),
+                id: sys::file::inode(path),
                 _file: file,
             }),
             Err(error) => {
@@ -62,7 +62,7 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         // It is a successor's by now, or this process's next one.
-        if self.id.is_some() && self.id == sys::file_id(&self.path) {
+        if self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());
             }

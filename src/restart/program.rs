@@ -13,7 +13,7 @@ use socket2::Socket;
 
 use super::inherited::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
 use super::link::VERSION;
-use crate::sys::{self, Descriptor, Process, Start};
+use crate::sys::{self, Descriptor, PidVariable, Process, SpawnOptions};
 
 /// Which process a service manager's watchdog is for (sd_watchdog_enabled(3)).
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
@@ -52,7 +52,7 @@ impl Program {
             on_path(&dir, &name)
         };
         // A name that leads nowhere is one that somebody made up.
-        let path = match path.filter(|path| sys::is_program(path)) {
+        let path = match path.filter(|path| sys::file::is_executable(path)) {
             Some(path) => path,
             None => env::current_exe()?,
         };
@@ -98,11 +98,11 @@ impl Program {
             descriptors.push(descriptor);
             (sys::FIRST_PASSED as usize + descriptors.len() - 1).to_string()
         };
-        let control = place(sys::descriptor_of(inputs.control)?);
+        let control = place(sys::descriptor::duplicate(inputs.control)?);
         let (mut stderr, mut pipe_end, mut writer, mut reader) = (None, None, None, None);
         // Where there is no standard error, there is none to listen to.
-        if let Ok(own) = sys::stderr_copy() {
-            let (reading, writing) = sys::pipe()?;
+        if let Ok(own) = sys::descriptor::duplicate_stderr() {
+            let (reading, writing) = sys::descriptor::create_pipe()?;
             stderr = Some(place(own));
             pipe_end = Some(place(reading.try_clone()?));
             (reader, writer) = (Some(reading), Some(writing));
@@ -110,7 +110,7 @@ impl Program {
         let stderr_tail = StderrTail::of(reader)?;
         let none = || "-".to_owned();
         let state = match &inputs.state {
-            Some(state) => place(sys::anonymous_file(state)?.into()),
+            Some(state) => place(sys::file::create_anonymous(state)?.into()),
             None => none(),
         };
         let names: Vec<String> = names.iter().map(|name| fd_name(name)).collect();
@@ -124,13 +124,13 @@ impl Program {
         let left =
             format!("{VERSION},{generation},{control},{stderr},{pipe_end},{state},{by_name}");
         let mut env_with_pid = vec![
-            format!("{LISTEN_PID}=").into(),
-            format!("{HANDOVER}={left},").into(),
+            PidVariable::new(format!("{LISTEN_PID}="), ""),
+            PidVariable::new(format!("{HANDOVER}={left},"), ""),
         ];
         if self.is_watched {
-            env_with_pid.push(format!("{WATCHDOG_PID}=").into());
+            env_with_pid.push(PidVariable::new(format!("{WATCHDOG_PID}="), ""));
         }
-        let process = sys::start(&Start {
+        let process = sys::process::spawn(&SpawnOptions {
             program: &self.path,
             args: &self.args,
             env: &env,
@@ -150,7 +150,7 @@ impl Program {
 fn on_path(dir: &Path, name: &Path) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut places = env::split_paths(&path).map(|place| dir.join(place).join(name));
-    places.find(|place| sys::is_program(place))
+    places.find(|place| sys::file::is_executable(place))
 }
 
 /// How many lines of a successor's standard error are remembered, and how many bytes at most.
@@ -182,7 +182,7 @@ impl StderrTail {
 }
 
 fn relay(reader: Descriptor, done: &Sender<Vec<String>>) {
-    let mut reader = sys::into_file(reader);
+    let mut reader = std::fs::File::from(reader);
     let mut piece = [0; 4096];
     let mut tail = Vec::new();
     loop {
@@ -213,8 +213,8 @@ pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStat
     let id = process.id();
     let failed = |error| log::error!("cannot wait for the end of process {id}: {error}");
     match process.wait(within) {
-        Ok(Some(status)) => return status,
-        Ok(None) => {}
+        Ok(sys::ProcessState::Running) => {}
+        Ok(state) => return state.exit_status(),
         Err(error) => failed(error),
     }
     if let Err(error) = process.kill() {
@@ -222,7 +222,7 @@ pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStat
     }
     // Nothing holds back this signal, but the end takes its time.
     match process.wait(KILL_TIMEOUT) {
-        Ok(status) => status.flatten(),
+        Ok(state) => state.exit_status(),
         Err(error) => {
             failed(error);
             None

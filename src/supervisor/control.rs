@@ -162,8 +162,8 @@ impl ControlSocket {
             };
             let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
             // The file's mode says so already, but not where somebody has changed it.
-            match sys::peer_uid(&socket) {
-                Ok(uid) if uid == 0 || uid == sys::own_uid() => {
+            match sys::socket::peer_uid(&socket) {
+                Ok(uid) if uid == 0 || uid == sys::process::effective_uid() => {
                     self.adopt(socket, deadline);
                 }
                 other => {
@@ -182,7 +182,7 @@ impl ControlSocket {
         };
         let client = self.clients.remove(at);
         // It fits into the socket's buffer, or the client has not read for long.
-        match sys::send(&client.socket, format!("{json}\n").as_bytes()) {
+        match sys::socket::send(&client.socket, format!("{json}\n").as_bytes()) {
             Ok(sent) if sent == json.len() + 1 => {}
             other => log::debug!("a control client has not got its answer: {other:?}"),
         }
@@ -204,7 +204,7 @@ impl ControlClient {
         let mut piece = [0; LINE];
         // Whoever goes on saying things holds up nobody.
         for _ in 0..4 {
-            match sys::recv(&self.socket, &mut piece) {
+            match sys::socket::recv(&self.socket, &mut piece) {
                 Ok(0) => {
                     self.ended = true;
                     let asks = self.deadline != Deadline::NEVER && !self.input.is_empty();

@@ -43,7 +43,7 @@ const STORED: &str = "handover-";
 impl HeldListener {
     fn new(listener: Listener, pinned: bool, held_by_manager: bool) -> io::Result<Self> {
         Ok(Self {
-            id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
+            id: sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?,
             about: notify::Held {
                 name: fd_name(listener.name()),
                 by_name: pinned,
@@ -63,7 +63,7 @@ impl HeldListener {
 
     /// Leaves a copy with the service manager, for the next supervisor.
     fn store(&self) {
-        match sys::descriptor_of(&self.listener.socket) {
+        match sys::descriptor::duplicate(&self.listener.socket) {
             Ok(copy) => notify::store(stored_name(&self.about), &copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.about.name),
         }
@@ -146,10 +146,10 @@ impl HeldListeners {
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
         if let Some(held) = self.0.iter().find(fits) {
-            return Ok((held.id, sys::descriptor_of(&held.listener.socket)?));
+            return Ok((held.id, sys::descriptor::duplicate(&held.listener.socket)?));
         }
         let listener = bind.bind().map_err(BindError::into_cause)?;
-        let descriptor = sys::descriptor_of(&listener.socket)?;
+        let descriptor = sys::descriptor::duplicate(&listener.socket)?;
         let held = HeldListener::new(listener, false, false)?;
         let id = held.id;
         log::info!("listening on {}", held.listener.local_addr());
@@ -190,12 +190,12 @@ impl HeldListeners {
         descriptor: Descriptor,
         pinned: bool,
     ) -> io::Result<ListenerId> {
-        let id = sys::socket_id(&descriptor)?;
+        let id = sys::descriptor::inode(&descriptor)?;
         if self.0.iter().any(|held| held.id == id) {
             return Ok(id);
         }
-        let socket = sys::into_socket(descriptor)?;
-        if !sys::is_listening_stream(&socket)? {
+        let socket = sys::descriptor::into_socket(descriptor)?;
+        if !sys::socket::is_listening_stream(&socket)? {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }

@@ -314,7 +314,7 @@ impl Supervisor {
     /// As [`supervise`](Self::supervise), and when there is no such program.
     pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
         let program = Program::other(args.into_iter().map(Into::into).collect())?;
-        if !sys::is_program(program.path()) {
+        if !sys::file::is_executable(program.path()) {
             let text = format!("there is no program {}", program.path().display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
@@ -327,14 +327,14 @@ impl Supervisor {
     }
 
     fn be_supervisor(self, program: Program, words: Option<&[&str]>) -> io::Result<i32> {
-        if !sys::SUPERVISES {
+        if !sys::supervision::IS_SUPPORTED {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         logger::install();
         let run = match words {
-            None => Run::new(self.0, program, SignalFd::hold()?)?,
-            Some([RESUME, words @ ..]) => resume(self.0, program, SignalFd::hold()?, words)?,
+            None => Run::new(self.0, program, SignalFd::open()?)?,
+            Some([RESUME, words @ ..]) => resume(self.0, program, SignalFd::open()?, words)?,
             Some([REHEARSE, words @ ..]) => {
                 let never: Infallible = rehearse(words)?;
                 match never {}

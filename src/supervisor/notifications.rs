@@ -72,7 +72,7 @@ impl Run {
             descriptors,
         } = datagram;
         // Every process of the system can write to the socket, whatever its user.
-        if uid != sys::own_uid() && uid != 0 && self.position_of(pid).is_none() {
+        if uid != sys::process::effective_uid() && uid != 0 && self.position_of(pid).is_none() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
             return;
         }
@@ -127,14 +127,13 @@ impl Run {
     /// Sends a process the listener that it asks for, or the reason why there is none.
     fn answer_bind_request(&mut self, position: Position, bind: Bind, reply_to: &Descriptor) {
         let found = self.listeners.find_or_bind(bind);
-        let sent =
-            reply_to
-                .try_clone()
-                .and_then(sys::into_socket)
-                .and_then(|socket| match &found {
-                    Ok((_, descriptor)) => sys::send_message(&socket, "given", Some(descriptor)),
-                    Err(error) => sys::send_message(&socket, &text_of(error), None),
-                });
+        let sent = reply_to
+            .try_clone()
+            .and_then(sys::descriptor::into_socket)
+            .and_then(|socket| match &found {
+                Ok((_, descriptor)) => sys::message::send(&socket, "given", Some(descriptor)),
+                Err(error) => sys::message::send(&socket, &text_of(error), None),
+            });
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }

@@ -155,7 +155,7 @@ impl Run {
             .map(ControlSocket::bind)
             .transpose()?;
         let notify = NotifySocket::bind()?;
-        let lifeline = sys::message_pair()?;
+        let lifeline = sys::message::create_pair()?;
         let mut run = Self::from_parts(
             settings, program, signals, notify, lifeline, control, listeners,
         )?;
@@ -174,7 +174,7 @@ impl Run {
         control: Option<ControlSocket>,
         listeners: HeldListeners,
     ) -> io::Result<Self> {
-        sys::adopt_orphans()?;
+        sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let first = Slot::new(Deadline::at(Some(now)));
         let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
@@ -228,7 +228,9 @@ impl Run {
                 sockets.extend(control.sockets());
             }
             let processes = self.processes().map(|process| &process.pidfd);
-            if let Err(error) = sys::wait_for_any(&self.signals, &sockets, processes, timeout) {
+            if let Err(error) =
+                sys::supervision::wait_for_any(&self.signals, &sockets, processes, timeout)
+            {
                 log::error!("cannot wait for events: {error}");
                 std::thread::sleep(ERROR_PAUSE);
             }
@@ -285,7 +287,7 @@ impl Run {
 
     fn handle_signals(&mut self) {
         loop {
-            let signal = match self.signals.next() {
+            let signal = match self.signals.read() {
                 Ok(Some(signal)) => signal,
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read signals: {error}"),
@@ -363,7 +365,7 @@ impl Run {
     fn reap_children(&mut self) {
         let mut exits = Vec::new();
         loop {
-            match sys::reap() {
+            match sys::supervision::reap_child() {
                 Ok(Some(exit)) => exits.push(exit),
                 Ok(None) => break,
                 Err(error) => {
@@ -382,14 +384,17 @@ impl Run {
             .processes()
             .filter(|process| !process.started_here && process.pidfd.has_ended());
         let exited: Vec<u32> = exited.map(|process| process.pid).collect();
-        for pid in exited.into_iter().filter(|pid| !sys::is_child(*pid)) {
+        for pid in exited
+            .into_iter()
+            .filter(|pid| !sys::supervision::is_child(*pid))
+        {
             self.handle_exit(pid, None);
         }
     }
 
     fn read_notifications(&mut self) {
         for _ in 0..MAX_NOTIFICATIONS {
-            match self.notify_socket.next() {
+            match self.notify_socket.receive() {
                 Ok(Some(datagram)) => self.handle_notification(datagram),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read notifications: {error}"),

@@ -120,7 +120,7 @@ impl SupervisedProcess {
     }
 
     pub(super) fn send(&self, signal: Signal) {
-        if let Err(error) = self.pidfd.send(signal) {
+        if let Err(error) = self.pidfd.send_signal(signal) {
             log::debug!("cannot send {signal} to process {}: {error}", self.pid);
         }
     }

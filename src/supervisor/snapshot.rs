@@ -101,8 +101,8 @@ impl Snapshot {
     /// use.
     pub(super) fn of(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result<Self> {
         let mut keep = |socket| -> io::Result<i32> {
-            let copy = sys::descriptor_of(socket)?;
-            let number = sys::number_of(&copy);
+            let copy = sys::descriptor::duplicate(socket)?;
+            let number = sys::descriptor::number(&copy);
             kept.push(copy);
             Ok(number)
         };
@@ -221,8 +221,8 @@ impl Snapshot {
         program: Program,
         signals: SignalFd,
     ) -> io::Result<Run> {
-        let socket = |number| sys::adopt(number).and_then(sys::into_socket);
-        let notify = NotifySocket::listen(socket(self.notify)?)?;
+        let socket = |number| sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket);
+        let notify = NotifySocket::from_bound(socket(self.notify)?)?;
         let lifeline = (socket(self.lifeline.0)?, socket(self.lifeline.1)?);
         let mut control = None;
         let mut waiters = Vec::new();
@@ -244,7 +244,7 @@ impl Snapshot {
         for line in self.listeners {
             ids.push(listeners.add_descriptor(
                 line.about,
-                sys::adopt(line.number)?,
+                sys::descriptor::adopt(line.number)?,
                 line.pinned,
             )?);
         }
@@ -342,7 +342,7 @@ impl ProcessLine {
             last_watchdog: self.heard.map(ago),
             watchdog: self.watchdog.map(Duration::from_millis),
             replaced_in: self.replaced_in,
-            started_here: self.is_own && sys::is_child(self.pid),
+            started_here: self.is_own && sys::supervision::is_child(self.pid),
             restarts_itself: self.restarts_itself,
             stopping: self.stopping,
             aborted: self.aborted,

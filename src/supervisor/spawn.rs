@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use super::listeners::HeldListeners;
 use crate::restart::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, Program, SERVE, SUPERVISOR, VERSION};
-use crate::sys::{self, FIRST_PASSED, Start};
+use crate::sys::{self, FIRST_PASSED, PidVariable, SpawnOptions};
 
 /// What the supervisor's own manager has given it, which is not for others.
 const OWN: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
@@ -31,13 +31,13 @@ pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io
         if one.about.by_name {
             by_name.push(place.to_string());
         }
-        descriptors.push(sys::descriptor_of(&one.listener.socket)?);
+        descriptors.push(sys::descriptor::duplicate(&one.listener.socket)?);
     }
     let lifeline = FIRST_PASSED as usize + descriptors.len();
     let mut env = without_own(program);
     env.push(format!("{LISTEN_FDS}={}", descriptors.len()).into());
     env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
-    descriptors.push(sys::descriptor_of(inputs.lifeline)?);
+    descriptors.push(sys::descriptor::duplicate(inputs.lifeline)?);
     env.push(sys::env_entry(
         &"NOTIFY_SOCKET".into(),
         &inputs.notify.into(),
@@ -47,13 +47,13 @@ pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io
     }
     let (generation, by_name) = (inputs.generation, by_name.join("+"));
     let role = format!("{VERSION},{SERVE},{generation},{lifeline},{by_name}");
-    sys::start_child(&Start {
+    sys::process::spawn_child(&SpawnOptions {
         program: program.path(),
         args: &program.args,
         env: &env,
         env_with_pid: &[
-            format!("{LISTEN_PID}=").into(),
-            format!("{SUPERVISOR}={role},").into(),
+            PidVariable::new(format!("{LISTEN_PID}="), ""),
+            PidVariable::new(format!("{SUPERVISOR}={role},"), ""),
         ],
         dir: &program.dir,
         descriptors: &descriptors,

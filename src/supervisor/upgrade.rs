@@ -16,7 +16,7 @@ use super::spawn::without_own;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, SUPERVISOR, VERSION};
-use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, Start};
+use crate::sys::{self, Descriptor, FIRST_PASSED, PidVariable, Signal, SignalFd, SpawnOptions};
 
 /// What the process is to be, in [`SUPERVISOR`].
 pub(super) const REHEARSE: &str = "rehearse";
@@ -89,16 +89,16 @@ impl Run {
 
     fn rehearse(&self) -> io::Result<Rehearsal> {
         let state = Snapshot::of(self, &mut Vec::new())?.to_string();
-        let state = sys::anonymous_file(state.as_bytes())?;
-        let report = sys::anonymous_file(b"")?;
+        let state = sys::file::create_anonymous(state.as_bytes())?;
+        let report = sys::file::create_anonymous(b"")?;
         let descriptors: [Descriptor; 2] = [state.into(), report.try_clone()?.into()];
         let (state, report_number) = (FIRST_PASSED, FIRST_PASSED + 1);
         let role = format!("{SUPERVISOR}={VERSION},{REHEARSE},{state},{report_number},");
-        let pid = sys::start_child(&Start {
+        let pid = sys::process::spawn_child(&SpawnOptions {
             program: self.own_program.path(),
             args: &self.own_program.args,
             env: &without_own(&self.own_program),
-            env_with_pid: &[role.into()],
+            env_with_pid: &[PidVariable::new(role, "")],
             dir: &self.own_program.dir,
             descriptors: &descriptors,
             stderr: None,
@@ -133,16 +133,19 @@ impl Run {
     fn replace(&self) -> io::Result<std::convert::Infallible> {
         let mut kept = Vec::new();
         let state = Snapshot::of(self, &mut kept)?.to_string();
-        let state: Descriptor = sys::anonymous_file(state.as_bytes())?.into();
-        let number = sys::number_of(&state);
+        let state: Descriptor = sys::file::create_anonymous(state.as_bytes())?.into();
+        let number = sys::descriptor::number(&state);
         kept.push(state);
         log::info!("becoming {}", self.own_program.path().display());
         notify::status("replacing the supervisor");
-        Err(sys::replace_program(&Start {
+        Err(sys::process::replace_program(&SpawnOptions {
             program: self.own_program.path(),
             args: &self.own_program.args,
             env: &self.own_program.env,
-            env_with_pid: &[format!("{SUPERVISOR}={VERSION},{RESUME},{number},").into()],
+            env_with_pid: &[PidVariable::new(
+                format!("{SUPERVISOR}={VERSION},{RESUME},{number},"),
+                "",
+            )],
             dir: &self.own_program.dir,
             descriptors: &kept,
             stderr: None,
@@ -173,7 +176,7 @@ pub(super) fn rehearse(words: &[&str]) -> io::Result<std::convert::Infallible> {
         return Err(io::ErrorKind::InvalidData.into());
     };
     Snapshot::parse(&read(state)?).map_err(io::Error::other)?;
-    let mut report = sys::into_file(sys::adopt(number(report)?)?);
+    let mut report = std::fs::File::from(sys::descriptor::adopt(number(report)?)?);
     report.write_all(WELL)?;
     process::exit(0);
 }
@@ -200,7 +203,7 @@ fn number(text: &str) -> io::Result<i32> {
 }
 
 fn read(descriptor: &str) -> io::Result<String> {
-    let mut file = sys::into_file(sys::adopt(number(descriptor)?)?);
+    let mut file = std::fs::File::from(sys::descriptor::adopt(number(descriptor)?)?);
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     Ok(text)

@@ -388,7 +388,7 @@ fn leave_copies(generation: u64, listeners: &[Weak<Listener>]) -> std::io::Resul
             own_path: listener.own_path().is_some(),
         };
         about.push(copy);
-        copies.push(sys::descriptor_of(&listener.socket)?);
+        copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
     notify::listeners(generation, &about, &copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {

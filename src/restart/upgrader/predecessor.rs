@@ -46,7 +46,7 @@ impl Upgrader {
 
     pub(super) fn restore_stderr(&mut self) {
         if let Some(stderr) = self.stderr.take() {
-            if let Err(error) = sys::set_stderr(&stderr.own) {
+            if let Err(error) = sys::descriptor::replace_stderr(&stderr.own) {
                 log::error!("cannot get standard error back: {error}");
             }
         }
@@ -88,7 +88,7 @@ impl Upgrader {
             (Phase::Asking(reply), Message::Cutover) => {
                 host.open();
                 self.tell_predecessor(&Message::Accepting {
-                    since: sys::monotonic_nanos(),
+                    since: sys::clock::monotonic_nanos(),
                     kept: self.kept.clone(),
                 });
                 answer(&reply, Ok(()));

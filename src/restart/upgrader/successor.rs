@@ -116,17 +116,20 @@ impl Upgrader {
     }
 
     fn try_start(&self, host: &dyn Host) -> std::io::Result<Successor> {
-        let (ours, theirs) = sys::message_pair()?;
+        let (ours, theirs) = sys::message::create_pair()?;
         let (mut descriptors, mut by_name) = (Vec::new(), Vec::new());
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
             let name = listener.name().to_owned();
             if listener.by_name {
                 by_name.push(descriptors.len());
             }
-            descriptors.push((name, sys::descriptor_of(&listener.socket)?));
+            descriptors.push((name, sys::descriptor::duplicate(&listener.socket)?));
         }
         if let Some(link) = &self.supervisor {
-            descriptors.push((LIFELINE.to_owned(), sys::descriptor_of(link.socket())?));
+            descriptors.push((
+                LIFELINE.to_owned(),
+                sys::descriptor::duplicate(link.socket())?,
+            ));
         }
         for (name, descriptor) in &self.passed {
             descriptors.push((name.clone(), descriptor.try_clone()?));
@@ -178,7 +181,7 @@ impl Upgrader {
                 if matches!(self.phase, Phase::Stopping) => {}
             (SuccessorStage::Ready { after }, Message::Accepting { since, kept }) => {
                 let paused = host.pause();
-                let gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
+                let gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
                 let own_paths = disown_paths(&self.listeners);
                 successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
                 successor.link.send(&Message::Commit(own_paths.clone()));
@@ -198,7 +201,7 @@ impl Upgrader {
             (SuccessorStage::Accepting { after, gap }, Message::Ack) => {
                 successor.step = SuccessorStage::Serving;
                 successor.deadline = Deadline::NEVER;
-                successor.process.let_go();
+                successor.process.detach();
                 let replacement = Replacement {
                     ready_after: after,
                     accept_gap: gap,
