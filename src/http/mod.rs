@@ -84,7 +84,9 @@ pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, 
 pub use ::http::{Uri, Version, header};
 
 pub use body::Body;
+pub use exchange::WorkerBuffers;
 pub use reply::Reply;
+pub use session::Session;
 pub use settings::{Http, service};
 
 /// The response to a client that finds the server full: 503 with `Retry-After: 1`, for

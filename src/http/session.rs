@@ -8,6 +8,48 @@ use super::reply::UpgradedProtocol;
 
 /// The state of one HTTP connection, as [`Http`](super::Http) keeps it while the connection waits
 /// for its client: the [`Service::Session`](crate::Service::Session) of `Http`. Opaque.
+///
+/// # Examples
+///
+/// A service that contains an HTTP service, and has a setting of its own for each connection:
+///
+/// ```
+/// use std::io;
+/// use std::time::Duration;
+///
+/// use handover::http::{Body, Http, Reply, Request, Response, Session, WorkerBuffers};
+/// use handover::{Connection, Next, Service};
+///
+/// struct Patient<H>(Http<H>);
+///
+/// impl<H> Service for Patient<H>
+/// where
+///     H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
+/// {
+///     type Session = Session;
+///     type Worker = WorkerBuffers;
+///
+///     fn worker(&self, index: usize) -> io::Result<WorkerBuffers> {
+///         self.0.worker(index)
+///     }
+///
+///     fn session(&self, conn: &Connection) -> io::Result<Session> {
+///         self.0.session(conn)
+///     }
+///
+///     fn serve(
+///         &self,
+///         conn: &mut Connection,
+///         session: &mut Session,
+///         buffers: &mut WorkerBuffers,
+///     ) -> io::Result<Next> {
+///         if conn.listener_name() == "internal" {
+///             conn.set_idle_timeout(Duration::from_secs(600));
+///         }
+///         self.0.serve(conn, session, buffers)
+///     }
+/// }
+/// ```
 pub struct Session(pub(super) SessionState);
 
 /// What the connection's next bytes belong to. `exchange` has the transitions.
