@@ -10,17 +10,26 @@
 #![no_main]
 #![allow(dead_code)]
 
-#[path = "../../src/http/framing.rs"]
-mod framing;
+#[path = "../../src/http/body_decoder.rs"]
+mod body_decoder;
+#[path = "../../src/http/control_fields.rs"]
+mod control_fields;
 #[path = "../../src/http/head.rs"]
 mod head;
+#[path = "../../src/http/host.rs"]
+mod host;
+#[path = "../../src/http/limits.rs"]
+mod limits;
+#[path = "../../src/http/rejection.rs"]
+mod rejection;
 
 use http::request::Parts;
 use http::{Request, Version, header};
 use libfuzzer_sys::fuzz_target;
 
-use framing::Framing;
-use head::{Head, Limits, Memory};
+use body_decoder::BodyDecoder;
+use head::{HeadParser, RequestHead};
+use limits::RequestLimits;
 
 fuzz_target!(|input: (Vec<u8>, &[u8])| {
     let (splits, stream) = input;
@@ -48,15 +57,15 @@ enum Event {
 
 /// Reads all of the stream in pieces of these sizes, with small limits so that they are reached.
 fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
-    let limits = Limits {
-        line: 256,
+    let limits = RequestLimits {
+        request_line: 256,
         head: 512,
         fields: 8,
-        ..Limits::default()
+        ..RequestLimits::default()
     };
-    let mut memory = Memory::default();
+    let mut parser = HeadParser::default();
     let (mut events, mut at, mut end) = (Vec::new(), 0, 0);
-    let mut body: Option<(Framing, Vec<u8>)> = None;
+    let mut body: Option<(BodyDecoder, Vec<u8>)> = None;
     loop {
         // As the exchange does before each head.
         while body.is_none() && stream[at..end].starts_with(b"\r\n") {
@@ -64,16 +73,14 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
         }
         let input = &stream[at..end];
         let mut wants_more = input.is_empty();
-        if let Some((framing, data)) = &mut body {
-            match framing.decode(input) {
+        if let Some((decoder, data)) = &mut body {
+            match decoder.decode(input) {
                 Ok((skip, count)) => {
                     assert!(skip + count <= input.len());
                     data.extend_from_slice(&input[skip..skip + count]);
                     at += skip + count;
-                    if count > 0 {
-                        framing.take(count);
-                    }
-                    if framing.is_done() {
+                    decoder.consume_data(count);
+                    if decoder.is_done() {
                         events.push(Event::Body(std::mem::take(data), at));
                         body = None;
                         continue;
@@ -81,28 +88,29 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
                     assert!(count > 0 || skip == input.len());
                     wants_more = at == end;
                 }
-                Err(malformed) => {
-                    events.push(Event::BadBody(malformed.0));
+                Err(rejection) => {
+                    events.push(Event::BadBody(rejection.detail));
                     return events;
                 }
             }
         } else if !input.is_empty() {
             let mut parts = Request::new(()).into_parts().0;
-            match head::parse(input, &limits, &mut memory, &mut parts) {
+            match parser.parse(input, &limits, &mut parts) {
                 Ok(Some(head)) => {
                     check(&head, &parts, &input[..head.len]);
                     at += head.len;
                     events.push(Event::Head(format!("{parts:?} {head:?}"), at));
-                    body = Some((head.framing, Vec::new()));
-                    if body.as_ref().is_some_and(|(framing, _)| framing.is_done()) {
+                    body = Some((head.body, Vec::new()));
+                    if body.as_ref().is_some_and(|(decoder, _)| decoder.is_done()) {
                         events.push(Event::Body(Vec::new(), at));
                         body = None;
                     }
                 }
                 Ok(None) => wants_more = true,
-                Err(refusal) => {
-                    assert!(refusal.status.is_client_error() || refusal.status.is_server_error());
-                    events.push(Event::BadHead(refusal.status.as_u16()));
+                Err(rejection) => {
+                    let status = rejection.status;
+                    assert!(status.is_client_error() || status.is_server_error());
+                    events.push(Event::BadHead(status.as_u16()));
                     return events;
                 }
             }
@@ -120,7 +128,7 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
 }
 
 /// What is accepted can be understood in one way only, by whoever looks at the same bytes.
-fn check(head: &Head, parts: &Parts, raw: &[u8]) {
+fn check(head: &RequestHead, parts: &Parts, raw: &[u8]) {
     assert!(raw.ends_with(b"\r\n\r\n"));
     let raw = raw.strip_suffix(b"\r\n\r\n").unwrap();
     let text = String::from_utf8_lossy(raw).to_ascii_lowercase();
@@ -146,9 +154,9 @@ fn check(head: &Head, parts: &Parts, raw: &[u8]) {
     let count = |wanted: &str| names.iter().filter(|name| **name == wanted).count();
     let (lengths, codings) = (count("content-length"), count("transfer-encoding"));
     assert!(lengths + codings <= 1);
-    match &head.framing {
-        Framing::Chunked(_) => assert_eq!((codings, parts.version), (1, Version::HTTP_11)),
-        Framing::Length(length) => {
+    match &head.body {
+        BodyDecoder::Chunked(_) => assert_eq!((codings, parts.version), (1, Version::HTTP_11)),
+        BodyDecoder::Length(length) => {
             assert_eq!(codings, 0);
             let field = parts.headers.get(header::CONTENT_LENGTH);
             let said = field.map_or(0, |value| value.to_str().unwrap().parse().unwrap());

@@ -5,75 +5,105 @@ use std::io::{self, BufRead, Read, Write};
 
 use ::http::StatusCode;
 
-use super::framing::Framing;
-use super::head::{Refusal, bad};
+use super::body_decoder::BodyDecoder;
+use super::rejection::{Rejection, bad_request};
 use crate::connection::{Connection, READ_SIZE};
+
+pub(super) const BODY_TOO_LARGE: Rejection =
+    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+
+const BODY_TOO_SLOW: Rejection =
+    Rejection::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
+
+const BODY_CUT_SHORT: Rejection = bad_request("the body ended early");
 
 /// A request's body: `Read` and `BufRead`.
 ///
-/// A small one has arrived when the handler is called, and reading it never waits. A larger one comes from the
-/// connection while it is read, under its read time-out and minimum rate (see [`Connection`]). A client that asked to
-/// be told to go on (`Expect: 100-continue`) is told so by the first read.
+/// A small body (see [`Http::small_body`](super::Http::small_body)) has arrived completely when the
+/// handler is called, and reading it never waits. A larger body is received from the connection
+/// while the handler reads, under the connection's read time-out and minimum rate (see
+/// [`Connection`]). If the client waits for `100 Continue` (`Expect: 100-continue`, RFC 9110,
+/// section 10.1.1), the first read sends it.
 ///
-/// What a handler leaves unread costs nothing but the connection, if it is much.
+/// A handler need not read the body. The service discards the rest, or closes the connection if
+/// the rest is more than 64 KiB.
 ///
 /// # Errors
 ///
-/// When the client sends what is no body, less or more than it may, or is too slow, reading fails for good. The client
-/// is then answered 400, 413 or 408 by the service itself, whatever the handler returns: so a handler may just give up.
+/// A read fails if the body is malformed, ends early, is longer than
+/// [`Http::max_body`](super::Http::max_body), or is too slow. Every later read fails too, and the
+/// service responds with 400, 413 or 408 whatever the handler returns, so the handler can just
+/// return.
 pub struct Body<'a> {
     conn: &'a mut Connection,
-    incoming: &'a mut Incoming,
+    state: &'a mut BodyState,
 }
 
-/// How far a body has been read. It outlives the [`Body`], to tell what became of it.
+/// How far a body has been read. The state outlives the [`Body`] that the handler gets.
 #[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) framing: Framing,
-    /// `100 Continue` is still to be sent.
-    pub(super) expects: bool,
-    /// How many bytes more it may have.
-    pub(super) limit: u64,
-    /// What the client did wrong.
-    pub(super) failed: Option<Refusal>,
+pub(super) struct BodyState {
+    pub(super) decoder: BodyDecoder,
+    /// The client waits for `100 Continue`.
+    pub(super) expects_continue: bool,
+    /// How many more bytes of data the body may have.
+    pub(super) allowance: u64,
+    /// Set when the body cannot be read to its end.
+    pub(super) rejection: Option<Rejection>,
 }
 
-impl Incoming {
-    fn fail(&mut self, refusal: Refusal, kind: io::ErrorKind) -> io::Error {
-        self.failed = Some(refusal);
-        io::Error::new(kind, refusal.why)
+impl BodyState {
+    fn reject(&mut self, rejection: Rejection, kind: io::ErrorKind) -> io::Error {
+        self.rejection = Some(rejection);
+        io::Error::new(kind, rejection.detail)
     }
 
-    fn took(&mut self, count: usize) {
-        self.framing.take(count);
-        self.limit -= count as u64;
+    fn consume_data(&mut self, count: usize) {
+        self.decoder.consume_data(count);
+        self.allowance -= count as u64;
+    }
+
+    /// Passes on the result of a read from the connection. An error, and the end of the stream, end
+    /// the body too.
+    fn check_read(&mut self, read: io::Result<usize>) -> io::Result<usize> {
+        match read {
+            Ok(0) => Err(self.reject(BODY_CUT_SHORT, io::ErrorKind::UnexpectedEof)),
+            Err(error) => {
+                match error.kind() {
+                    io::ErrorKind::TimedOut => self.rejection = Some(BODY_TOO_SLOW),
+                    io::ErrorKind::Interrupted => {}
+                    _ => self.rejection = Some(BODY_CUT_SHORT),
+                }
+                Err(error)
+            }
+            read => read,
+        }
     }
 }
 
 impl<'a> Body<'a> {
-    pub(super) fn new(conn: &'a mut Connection, incoming: &'a mut Incoming) -> Self {
-        Self { conn, incoming }
+    pub(super) fn new(conn: &'a mut Connection, state: &'a mut BodyState) -> Self {
+        Self { conn, state }
     }
 
-    /// The connection that the request came on: who the client is, whether the server is stopping.
+    /// The request's connection, for example for the client's address.
     pub fn connection(&self) -> &Connection {
         self.conn
     }
 
-    /// How many bytes are left to be read; `None` if the client has not said how many there are.
+    /// How many bytes are left to read; `None` for a chunked body, until its end.
     pub fn remaining(&self) -> Option<u64> {
-        match self.incoming.framing {
-            Framing::Length(left) => Some(left),
-            Framing::Chunked(_) if self.incoming.framing.is_done() => Some(0),
-            Framing::Chunked(_) => None,
+        match self.state.decoder {
+            BodyDecoder::Length(left) => Some(left),
+            BodyDecoder::Chunked(_) => self.state.decoder.is_done().then_some(0),
         }
     }
 
-    /// Reads all of it.
+    /// Reads the rest of the body, at most `limit` bytes.
     ///
     /// # Errors
     ///
-    /// `FileTooLarge` if that is more than `limit` bytes; the handler then answers what it likes. Errors of reading.
+    /// `FileTooLarge` if there are more than `limit` bytes; the response is then the handler's
+    /// choice. All errors of reading.
     pub fn read_all(&mut self, limit: usize) -> io::Result<Vec<u8>> {
         let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "the body is too large");
         let expected = self.remaining().unwrap_or(0);
@@ -95,80 +125,49 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Gets data to the front of the connection's buffer; how much of it there is, 0 at the body's end.
-    fn available(&mut self) -> io::Result<usize> {
-        if let Some(refusal) = self.incoming.failed {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.why));
+    /// Waits until there is data at the front of the connection's buffer. Returns how much, 0 at
+    /// the body's end.
+    fn fill_data(&mut self) -> io::Result<usize> {
+        let state = &mut *self.state;
+        if let Some(rejection) = state.rejection {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, rejection.detail));
         }
-        let incoming = &mut *self.incoming;
-        while !incoming.framing.is_done() {
-            match incoming.framing.decode(self.conn.buffer()) {
-                Ok((framing, data)) => {
-                    self.conn.consume(framing);
-                    if data > 0 {
-                        let allowed = usize::try_from(incoming.limit).unwrap_or(usize::MAX);
-                        if allowed == 0 {
-                            return Err(incoming.fail(TOO_LARGE, io::ErrorKind::FileTooLarge));
-                        }
-                        return Ok(data.min(allowed));
-                    }
-                    if incoming.framing.is_done() {
-                        break;
-                    }
+        while !state.decoder.is_done() {
+            let decoded = state.decoder.decode(self.conn.buffer());
+            let (framing_len, data_len) =
+                decoded.map_err(|rejection| state.reject(rejection, io::ErrorKind::InvalidData))?;
+            self.conn.consume(framing_len);
+            if data_len > 0 {
+                let allowance = usize::try_from(state.allowance).unwrap_or(usize::MAX);
+                if allowance == 0 {
+                    return Err(state.reject(BODY_TOO_LARGE, io::ErrorKind::FileTooLarge));
                 }
-                Err(malformed) => {
-                    return Err(incoming.fail(bad(malformed.0), io::ErrorKind::InvalidData));
-                }
+                return Ok(data_len.min(allowance));
             }
-            if std::mem::take(&mut incoming.expects) {
+            if state.decoder.is_done() {
+                break;
+            }
+            if std::mem::take(&mut state.expects_continue) {
                 self.conn.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             }
             let filled = self.conn.fill_buf().map(<[u8]>::len);
-            Self::check(incoming, filled)?;
+            state.check_read(filled)?;
         }
         Ok(0)
     }
-
-    /// Looks at what came of reading from the connection, where the body goes on.
-    fn check(incoming: &mut Incoming, read: io::Result<usize>) -> io::Result<usize> {
-        match read {
-            Ok(0) => Err(incoming.fail(CUT_SHORT, io::ErrorKind::UnexpectedEof)),
-            Err(error) => {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    incoming.failed = Some(TOO_SLOW);
-                } else if error.kind() != io::ErrorKind::Interrupted {
-                    incoming.failed = Some(CUT_SHORT);
-                }
-                Err(error)
-            }
-            read => read,
-        }
-    }
 }
-
-const CUT_SHORT: Refusal = bad("the body ended early");
-
-pub(super) const TOO_SLOW: Refusal = Refusal {
-    status: StatusCode::REQUEST_TIMEOUT,
-    why: "the body did not come in time",
-};
-
-pub(super) const TOO_LARGE: Refusal = Refusal {
-    status: StatusCode::PAYLOAD_TOO_LARGE,
-    why: "the body is too large",
-};
 
 impl Read for Body<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let incoming = &mut *self.incoming;
-        let due = incoming.framing.due().min(incoming.limit);
-        let direct = due > 0 && !incoming.expects && incoming.failed.is_none();
-        if direct && into.len() >= READ_SIZE && self.conn.buffer().is_empty() {
-            // Large pieces of a large body go past the connection's buffer.
-            let most = usize::try_from(due).map_or(into.len(), |due| due.min(into.len()));
-            let read = self.conn.read(&mut into[..most]);
-            let count = Self::check(incoming, read)?;
-            incoming.took(count);
+        let state = &mut *self.state;
+        let data_left = state.decoder.data_left().min(state.allowance);
+        let data_is_next = data_left > 0 && !state.expects_continue && state.rejection.is_none();
+        if data_is_next && into.len() >= READ_SIZE && self.conn.buffer().is_empty() {
+            // A large read of a large body does not need the connection's buffer.
+            let len = usize::try_from(data_left).map_or(into.len(), |left| left.min(into.len()));
+            let read = self.conn.read(&mut into[..len]);
+            let count = state.check_read(read)?;
+            state.consume_data(count);
             return Ok(count);
         }
         let bytes = self.fill_buf()?;
@@ -181,15 +180,13 @@ impl Read for Body<'_> {
 
 impl BufRead for Body<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        let count = self.available()?;
+        let count = self.fill_data()?;
         Ok(&self.conn.buffer()[..count])
     }
 
     fn consume(&mut self, count: usize) {
-        if count > 0 {
-            self.conn.consume(count);
-            self.incoming.took(count);
-        }
+        self.conn.consume(count);
+        self.state.consume_data(count);
     }
 }
 

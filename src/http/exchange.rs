@@ -1,60 +1,75 @@
-//! A worker's turn with an HTTP connection: answer every request that is all there, then give the worker back.
+//! Serves an HTTP connection: responds to every request that has arrived, then frees the worker.
 //!
-//! What a connection is in the middle of is its [`Session`]. It survives parking, so that heads, small bodies, and
-//! what no handler wanted of a body are waited for without a thread.
+//! The worker does not wait for heads, small bodies, and bodies that are discarded: the connection
+//! is parked ("wait for more"), and the [`Session`] keeps the state. `serve_requests` repeats these
+//! steps until one parks or closes the connection:
+//!
+//! | state | event | action | next state |
+//! |---|---|---|---|
+//! | all but `Upgraded` | the client does not read its responses | park | the same |
+//! | `Head` | the buffer is empty | park | `Head` |
+//! | `Head` | the head is incomplete | wait for more | `Head` |
+//! | `Head`, `Body` | the small body is incomplete | wait for more | `Body` |
+//! | `Head`, `Body` | the stream ends before the request does | 400, close | |
+//! | `Head`, `Body` | the request is malformed or over a limit | error response, close | |
+//! | `Head`, `Body` | the request can be handled | handler, response | see below |
+//! | `Discard` | the body's rest has arrived | discard | `Head` |
+//! | `Discard` | the body's rest has not arrived | discard, wait for more | `Discard` |
+//! | `Discard` | the rest is malformed or too long | close | |
+//! | `Upgraded` | any | call the protocol | `Upgraded` |
+//!
+//! A request can be handled when its small body is complete, or at its head's end if the body is
+//! larger or the client waits for `100 Continue`. The next state depends on the response:
+//!
+//! | the request's body | the response | action | next state |
+//! |---|---|---|---|
+//! | is consumed | keeps the connection open | | `Head` |
+//! | has not arrived completely | keeps the connection open | | `Discard` |
+//! | is malformed, too long, or not sent yet | any | close, and linger | |
+//! | any | closes | close; linger unless the body is consumed | |
+//! | is consumed | upgrades | | `Upgraded` |
+//!
+//! When the time for more is over, the connection is closed: in `Head` and `Body` with 408, in
+//! `Discard` without a response, because the client waits for none.
 
 use std::any::Any;
-use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::Instant;
 
 use ::http::request::Parts;
-use ::http::{Method, Request, Response, StatusCode};
+use ::http::{Method, Request, Response, StatusCode, response};
 
-use super::body::{Body, Incoming, TOO_LARGE};
-use super::framing::Framing;
-use super::head::{self, Head, Limits, Memory, Refusal, bad};
-use super::reply::{Protocol, Reply};
-use super::response::{Asked, Then, Writer};
+use super::access_log::AccessLogEntry;
+use super::body::{Body, BodyState};
+use super::collected_body::CollectedBody;
+use super::discarded_body::{DiscardProgress, DiscardedBody};
+use super::head::{HeadParser, RequestHead, is_worth_parsing};
+use super::rejection::{Rejection, bad_request};
+use super::reply::Reply;
+use super::response_form::RequestMetadata;
+use super::response_writer::{ConnectionUse, ResponseWriter};
+use super::session::{Session, SessionState};
 use super::settings::Http;
 use crate::connection::{ClosingNotice, Connection};
 use crate::service::{Next, Service};
 
-/// Answers are written when they come to so many bytes, however many requests are left. What waits here comes on top
-/// of the next answer, and both together should not have to wait for a slow client.
-const FLUSH_AT: usize = 16 * 1024;
+/// Responses are written when this many bytes are pending, even if more requests have arrived. The
+/// pending bytes and the next response together should fit into the connection's output buffer.
+const FLUSH_THRESHOLD: usize = 16 * 1024;
 
-/// How much of a body that no handler wanted is thrown away, in bytes and with its framing.
-const SKIPPED: usize = 64 * 1024;
-
-/// What the client of a request that does not come in time is told.
+/// The response to a client whose request does not arrive in time.
 const TIMED_OUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// A connection's state between calls.
-pub struct Session(State);
+const HANDLER_PANICKED: Rejection =
+    Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked");
 
-enum State {
-    /// A head comes next; so many bytes of it are known not to hold its end.
-    Head { seen: usize },
-    /// A head is there, and its small body is being collected.
-    Body(Collected),
-    /// The rest of a body that no handler wanted comes next.
-    Skip(Skip),
-    /// Another protocol took over.
-    Upgraded(Protocol),
-}
-
-impl State {
-    const START: Self = Self::Head { seen: 0 };
-}
-
-/// What a worker has for its requests, one after the other.
+/// The buffers that a worker uses for one request after the other: the
+/// [`Service::Worker`](crate::Service::Worker) of [`Http`]. Opaque.
 #[derive(Debug, Default)]
-pub struct Scratch {
-    writer: Writer,
-    memory: Memory,
+pub struct WorkerBuffers {
+    parser: HeadParser,
+    writer: ResponseWriter,
 }
 
 impl<H, R> Service for Http<H>
@@ -63,37 +78,45 @@ where
     R: Into<Reply>,
 {
     type Session = Session;
-    type Worker = Scratch;
+    type Worker = WorkerBuffers;
 
-    fn worker(&self, _index: usize) -> io::Result<Scratch> {
-        Ok(Scratch::default())
+    fn worker(&self, _index: usize) -> io::Result<WorkerBuffers> {
+        Ok(WorkerBuffers::default())
     }
 
     fn session(&self, _conn: &Connection) -> io::Result<Session> {
-        Ok(Session(State::START))
+        Ok(Session(SessionState::START))
     }
 
     fn serve(
         &self,
         conn: &mut Connection,
         session: &mut Session,
-        scratch: &mut Scratch,
+        buffers: &mut WorkerBuffers,
     ) -> io::Result<Next> {
-        let state = &mut session.0;
-        if let State::Upgraded(protocol) = state {
+        let Session(state) = session;
+        if let SessionState::Upgraded(protocol) = state {
             return protocol(conn);
         }
-        // A client that has gone may have left an answer behind.
-        scratch.writer.clear();
-        scratch.writer.date.renew();
-        let next = self.answer_all(conn, state, scratch);
-        // The answers before one that failed are whole, and leave all the same.
-        let flushed = scratch.writer.flush(conn);
+        let WorkerBuffers { parser, writer } = buffers;
+        // An error on another connection may have left responses to that client.
+        writer.clear();
+        writer.date.refresh();
+        let mut call = ServeCall {
+            http: self,
+            conn,
+            state,
+            parser,
+            writer,
+        };
+        let next = call.serve_requests();
+        // After an error too: the responses before it are complete.
+        let flushed = writer.flush(conn);
         let next = next?;
         flushed?;
         match state {
-            State::Upgraded(protocol) => protocol(conn),
-            State::Head { .. } | State::Body(_) if next == Next::More => {
+            SessionState::Upgraded(protocol) => protocol(conn),
+            SessionState::Head { .. } | SessionState::Body(_) if next == Next::More => {
                 conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(TIMED_OUT));
                 Ok(next)
             }
@@ -106,377 +129,280 @@ where
     }
 }
 
-impl<H, R> Http<H>
+/// One call of the service.
+struct ServeCall<'a, H> {
+    http: &'a Http<H>,
+    conn: &'a mut Connection,
+    state: &'a mut SessionState,
+    parser: &'a mut HeadParser,
+    writer: &'a mut ResponseWriter,
+}
+
+/// What has arrived on a connection.
+enum Received {
+    /// A request that can be handled. Its head is still in the buffer.
+    Request(RequestHead),
+    /// The rest of a discarded body. A request may follow.
+    DiscardedBody,
+    /// Nothing that can be handled now.
+    Nothing(Next),
+}
+
+/// A request that is being answered, apart from what its handler gets.
+struct Exchange {
+    metadata: RequestMetadata,
+    body: BodyState,
+    log_entry: Option<AccessLogEntry>,
+}
+
+impl<H, R> ServeCall<'_, H>
 where
     H: Fn(Request<Body<'_>>) -> Response<R>,
     R: Into<Reply>,
 {
-    /// Answers all that is there. The last answers are left in the writer.
-    fn answer_all(
-        &self,
-        conn: &mut Connection,
-        state: &mut State,
-        scratch: &mut Scratch,
-    ) -> io::Result<Next> {
+    /// Responds to every request that has arrived. The last responses stay pending in the writer.
+    fn serve_requests(&mut self) -> io::Result<Next> {
         loop {
-            if scratch.writer.pending() >= FLUSH_AT {
-                scratch.writer.flush(conn)?;
+            if self.writer.pending_len() >= FLUSH_THRESHOLD {
+                self.writer.flush(self.conn)?;
             }
-            if conn.has_output() {
-                // A client that sends requests and does not read the answers gets no further ones for now.
+            if self.conn.has_output() {
+                // The client does not read its responses: its next requests wait until it does.
                 return Ok(Next::Park);
             }
-            if let Some(next) = self.step(conn, state, scratch)? {
+            if let Some(next) = self.serve_request()? {
                 return Ok(next);
             }
         }
     }
 
-    /// Does what comes next, once; `None` if there may be more to do.
-    fn step(
-        &self,
-        conn: &mut Connection,
-        state: &mut State,
-        scratch: &mut Scratch,
-    ) -> io::Result<Option<Next>> {
-        // They are large, so they are filled in place and moved once.
+    /// Does one step of the loop; `None` if another one may follow.
+    fn serve_request(&mut self) -> io::Result<Option<Next>> {
+        // `Parts` is large: it is filled in place, and moved once, into the handler's request.
         let mut parts = None;
-        let empty = parts.get_or_insert_with(|| Request::new(()).into_parts().0);
-        match self.take_request(conn, state, scratch, empty) {
-            Ok(Taken::Request(head)) => self.exchange(conn, state, scratch, head, parts),
-            Ok(Taken::Skipped) => Ok(None),
-            Ok(Taken::Wait(next)) => Ok(Some(next)),
-            Err(refusal) => {
-                conn.linger_on_close();
-                let is_head = conn.buffer().starts_with(b"HEAD ");
-                scratch.writer.refuse(refusal, is_head);
-                log::debug!("{}: refused: {}", conn.info(), refusal.why);
-                self.log(conn, None, refusal.status, 0);
-                Ok(Some(Next::Close))
+        let filled = parts.get_or_insert_with(|| Request::new(()).into_parts().0);
+        let head = match self.receive(filled) {
+            Ok(Received::Request(head)) => head,
+            Ok(Received::DiscardedBody) => return Ok(None),
+            Ok(Received::Nothing(next)) => return Ok(Some(next)),
+            Err(rejection) => {
+                let is_head = self.conn.buffer().starts_with(b"HEAD ");
+                let log_entry = self.http.access_log.then(AccessLogEntry::without_request);
+                self.reject(rejection, is_head, log_entry.as_ref());
+                return Ok(Some(Next::Close));
             }
+        };
+        self.conn.consume(head.len);
+        let mut exchange = Exchange::new(self.http, head, filled);
+        if !exchange.body.decoder.is_done() && self.writer.pending_len() > 0 {
+            // The client may wait for these responses before it sends the body.
+            self.writer.flush(self.conn)?;
+        }
+        match self.call_handler(&mut exchange, parts) {
+            Some((head, reply)) => self.respond(exchange, head, reply),
+            None => Ok(Some(Next::Close)),
         }
     }
 
-    /// Gets hold of a request that is there as far as it is waited for.
-    fn take_request(
-        &self,
-        conn: &mut Connection,
-        state: &mut State,
-        scratch: &mut Scratch,
-        parts: &mut Parts,
-    ) -> Result<Taken, Refusal> {
-        let limits = &self.limits;
-        if let State::Skip(skip) = state {
-            return Ok(match skip.advance(conn) {
-                Skipped::All => {
+    /// Finds out what has arrived. A request's head is parsed into `parts`.
+    #[inline]
+    fn receive(&mut self, parts: &mut Parts) -> Result<Received, Rejection> {
+        let Self { conn, state, .. } = self;
+        if let SessionState::Discard(body) = state {
+            return Ok(match body.discard(conn) {
+                DiscardProgress::Complete => {
                     conn.set_closing_notice(ClosingNotice::Refusal);
-                    *state = State::START;
-                    Taken::Skipped
+                    **state = SessionState::START;
+                    Received::DiscardedBody
                 }
-                Skipped::Part => Taken::Wait(Next::More),
-                Skipped::TooMuch => {
+                DiscardProgress::Incomplete => Received::Nothing(Next::More),
+                DiscardProgress::Abandoned => {
                     conn.linger_on_close();
-                    Taken::Wait(Next::Close)
+                    Received::Nothing(Next::Close)
                 }
             });
         }
-        // Empty lines may stand before a request (RFC 9112, section 2.2).
-        while matches!(state, State::Head { .. }) && conn.buffer().starts_with(b"\r\n") {
+        // Empty lines before a request are ignored (RFC 9112, section 2.2).
+        while matches!(state, SessionState::Head { .. }) && conn.buffer().starts_with(b"\r\n") {
             conn.consume(2);
-            *state = State::START;
+            **state = SessionState::START;
         }
         if conn.buffer().is_empty() {
-            *state = State::START;
-            return Ok(Taken::Wait(Next::Park));
+            **state = SessionState::START;
+            return Ok(Received::Nothing(Next::Park));
         }
-        let (input, ended) = (conn.buffer(), conn.at_eof());
-        let wait = |ended: bool| match ended {
-            true => Err(bad("the request ended early")),
-            false => Ok(Taken::Wait(Next::More)),
-        };
-        let mut collected = false;
-        match state {
-            State::Head { seen }
-                if *seen > 0 && !ended && !is_worth_parsing(input, *seen, limits) =>
-            {
-                *seen = input.len();
-                return wait(false);
+        match self.receive_request(parts)? {
+            Some(head) => {
+                *self.state = SessionState::START;
+                Ok(Received::Request(head))
             }
-            State::Body(body) => {
-                if !body.advance(input, limits)? {
-                    return wait(ended);
+            None if self.conn.at_eof() => Err(bad_request("the request ended early")),
+            None => Ok(Received::Nothing(Next::More)),
+        }
+    }
+
+    /// Parses a request's head, once the request can be handled. Until then, the state records how
+    /// much of the request has been examined.
+    #[inline]
+    fn receive_request(&mut self, parts: &mut Parts) -> Result<Option<RequestHead>, Rejection> {
+        let (input, limits) = (self.conn.buffer(), &self.http.limits);
+        let mut is_body_collected = false;
+        match self.state {
+            SessionState::Head { examined }
+                if *examined > 0
+                    && !self.conn.at_eof()
+                    && !is_worth_parsing(input, *examined, limits) =>
+            {
+                *examined = input.len();
+                return Ok(None);
+            }
+            SessionState::Body(body) => {
+                if !body.collect(input, limits)? {
+                    return Ok(None);
                 }
-                collected = true;
+                is_body_collected = true;
             }
             _ => {}
         }
-        let Some(head) = head::parse(input, limits, &mut scratch.memory, parts)? else {
-            *state = State::Head { seen: input.len() };
-            return wait(ended);
+        let Some(head) = self.parser.parse(input, limits, parts)? else {
+            let examined = input.len();
+            *self.state = SessionState::Head { examined };
+            return Ok(None);
         };
-        if !collected && !head.framing.is_done() {
-            let mut body = Collected::new(&head, limits, conn.input_limit())?;
-            // Who waits to be told to go on would wait for ever.
-            if !head.expects && !body.advance(input, limits)? {
-                *state = State::Body(body);
-                return wait(ended);
+        if !is_body_collected && !head.body.is_done() {
+            let mut body = CollectedBody::new(&head, limits, self.conn.input_limit())?;
+            // A client that waits for `100 Continue` does not send the body before.
+            if !head.expects_continue && !body.collect(input, limits)? {
+                *self.state = SessionState::Body(body);
+                return Ok(None);
             }
         }
-        *state = State::START;
-        Ok(Taken::Request(head))
+        Ok(Some(head))
     }
 
-    /// Has the handler answer a request.
-    fn exchange(
-        &self,
-        conn: &mut Connection,
-        state: &mut State,
-        scratch: &mut Scratch,
-        head: Head,
+    /// Calls the handler. `None` if the service has responded instead, because the handler panicked
+    /// or the body could not be read; the connection must then be closed.
+    #[inline]
+    fn call_handler(
+        &mut self,
+        exchange: &mut Exchange,
         mut parts: Option<Parts>,
-    ) -> io::Result<Option<Next>> {
-        let Some(about) = &parts else { return Ok(None) };
-        let entry = self.access_log.then(|| Entry::new(about));
-        let mut asked = Asked {
-            is_head: about.method == Method::HEAD,
-            is_connect: about.method == Method::CONNECT,
-            version: about.version,
-            persists: head.persists,
-            is_whole: true,
-        };
-        conn.consume(head.len);
-        let mut incoming = Incoming {
-            framing: head.framing,
-            expects: head.expects,
-            limit: self.limits.body,
-            failed: None,
-        };
-        if !incoming.framing.is_done() && scratch.writer.pending() > 0 {
-            // The client may wait for these before it sends the body.
-            scratch.writer.flush(conn)?;
-        }
-        let mut answer = None;
-        let panic = catch_unwind(AssertUnwindSafe(|| {
-            let body = Body::new(conn, &mut incoming);
+    ) -> Option<(response::Parts, Reply)> {
+        let mut response = None;
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let body = Body::new(self.conn, &mut exchange.body);
             let request = parts.take().map(|parts| Request::from_parts(parts, body));
-            let response = request.map(|request| (self.handler)(request).into_parts());
-            answer = response.map(|(fields, body)| (fields, body.into()));
+            let returned = request.map(|request| (self.http.handler)(request).into_parts());
+            response = returned.map(|(head, body)| (head, body.into()));
         }));
-        let refusal = match answer {
-            _ if incoming.failed.is_some() => incoming.failed,
-            None => Some(PANICKED),
-            Some(_) => None,
+        let rejection = match exchange.body.rejection {
+            None if response.is_none() => HANDLER_PANICKED,
+            None => return response,
+            Some(rejection) => rejection,
         };
-        if let Some(refusal) = refusal {
-            conn.linger_on_close();
-            scratch.writer.refuse(refusal, asked.is_head);
-            log::debug!("{}: {}", conn.info(), refusal.why);
-            self.log(conn, entry.as_ref(), refusal.status, 0);
+        let is_head = exchange.metadata.is_head;
+        self.reject(rejection, is_head, exchange.log_entry.as_ref());
+        if let Err(panic) = caught {
+            self.resume_panic(panic);
         }
-        if let Err(panic) = panic {
-            leave(conn, &mut scratch.writer, panic);
-        }
-        let Some((fields, reply)) = answer.filter(|_| refusal.is_none()) else {
-            return Ok(Some(Next::Close));
+        None
+    }
+
+    /// Discards the rest of the request's body, and writes the response.
+    #[inline]
+    fn respond(
+        &mut self,
+        exchange: Exchange,
+        head: response::Parts,
+        reply: Reply,
+    ) -> io::Result<Option<Next>> {
+        let (mut metadata, body) = (exchange.metadata, exchange.body);
+        // A client that still waits for `100 Continue` may now send the body, or leave it out.
+        let is_uncertain = body.expects_continue && !body.decoder.is_done();
+        let mut rest = DiscardedBody::new(body.decoder);
+        let progress = match is_uncertain {
+            true => DiscardProgress::Abandoned,
+            false => rest.discard(self.conn),
         };
-        let mut skip = Skip {
-            framing: incoming.framing,
-            left: SKIPPED,
-        };
-        let skipped = match incoming.expects && !skip.framing.is_done() {
-            // Whether the client sends it now, nobody knows.
-            true => Skipped::TooMuch,
-            false => skip.advance(conn),
-        };
-        asked.is_whole = skipped == Skipped::All;
+        let conn = &mut *self.conn;
+        metadata.is_body_consumed = progress == DiscardProgress::Complete;
         let is_last = conn.buffer().is_empty() && (conn.at_eof() || conn.is_draining());
-        asked.persists &= skipped != Skipped::TooMuch && !is_last;
-        // A reader of the handler's may panic as well; what it has not given is cut off.
-        let respond = || scratch.writer.respond(conn, &asked, &fields, reply);
-        let answered = match catch_unwind(AssertUnwindSafe(respond)) {
-            Ok(answered) => answered?,
-            Err(panic) => leave(conn, &mut scratch.writer, panic),
+        metadata.keep_alive &= progress != DiscardProgress::Abandoned && !is_last;
+        // The reader of a body is the handler's code and may panic. Its response is then cut off.
+        let respond = || self.writer.respond(conn, &metadata, &head, reply);
+        let sent = match catch_unwind(AssertUnwindSafe(respond)) {
+            Ok(sent) => sent?,
+            Err(panic) => self.resume_panic(panic),
         };
-        self.log(conn, entry.as_ref(), answered.status, answered.length);
-        Ok(match answered.then {
-            Then::Close => {
-                if !asked.is_whole {
+        let conn = &mut *self.conn;
+        if let Some(entry) = exchange.log_entry {
+            entry.write(conn, sent.status, sent.body_len);
+        }
+        Ok(match sent.next_use {
+            ConnectionUse::Close => {
+                if !metadata.is_body_consumed {
                     conn.linger_on_close();
                 }
                 Some(Next::Close)
             }
-            Then::Upgrade(protocol) => {
+            ConnectionUse::Upgrade(protocol) => {
                 conn.set_closing_notice(ClosingNotice::Forbidden);
-                *state = State::Upgraded(protocol);
+                *self.state = SessionState::Upgraded(protocol);
                 Some(Next::Again)
             }
-            Then::Continue => {
-                if skipped == Skipped::Part {
+            ConnectionUse::NextRequest => {
+                if progress == DiscardProgress::Incomplete {
                     conn.set_closing_notice(ClosingNotice::Forbidden);
-                    *state = State::Skip(skip);
+                    *self.state = SessionState::Discard(rest);
                 }
                 None
             }
         })
     }
 
-    fn log(&self, conn: &Connection, entry: Option<&Entry>, status: StatusCode, length: u64) {
-        if self.access_log {
-            let (line, millis) = entry.map_or(("-", 0), |entry| {
-                (entry.line.as_str(), entry.since.elapsed().as_millis())
-            });
-            let (peer, status) = (conn.peer_addr(), status.as_u16());
-            log::info!(target: "handover::access", "{peer} \"{line}\" {status} {length} {millis}");
+    /// Responds in place of the handler. The connection must then be closed.
+    #[cold]
+    fn reject(&mut self, rejection: Rejection, is_head: bool, log_entry: Option<&AccessLogEntry>) {
+        self.conn.linger_on_close();
+        self.writer.reject(rejection, is_head);
+        let info = self.conn.info();
+        log::debug!("{info}: request rejected: {}", rejection.detail);
+        if let Some(entry) = log_entry {
+            entry.write(self.conn, rejection.status, 0);
         }
+    }
+
+    /// Continues a panic: the worker counts it, and replaces its buffers. The connection keeps what
+    /// is pending and writes it as the client reads, so that the worker does not wait.
+    fn resume_panic(&mut self, panic: Box<dyn Any + Send>) -> ! {
+        self.conn.linger_on_close();
+        // The pending bytes are few, and no more can follow.
+        self.conn.set_output_limit(usize::MAX);
+        // The panic is reported even if the client has gone.
+        let _ = self.writer.flush(self.conn);
+        resume_unwind(panic)
     }
 }
 
-const PANICKED: Refusal = Refusal {
-    status: StatusCode::INTERNAL_SERVER_ERROR,
-    why: "the handler panicked",
-};
-
-/// What there is to do with a connection.
-enum Taken {
-    Request(Head),
-    /// What was in the way of the next request is gone.
-    Skipped,
-    Wait(Next),
-}
-
-/// What the access log says of a request, kept while the handler has it.
-struct Entry {
-    line: String,
-    since: Instant,
-}
-
-impl Entry {
-    fn new(head: &Parts) -> Self {
+impl Exchange {
+    /// Keeps what the response to a request depends on.
+    #[inline]
+    fn new<H>(http: &Http<H>, head: RequestHead, parts: &Parts) -> Self {
         Self {
-            line: format!("{} {} {:?}", head.method, head.uri, head.version),
-            since: Instant::now(),
+            metadata: RequestMetadata {
+                is_head: parts.method == Method::HEAD,
+                is_connect: parts.method == Method::CONNECT,
+                version: parts.version,
+                keep_alive: head.keep_alive,
+                is_body_consumed: true,
+            },
+            body: BodyState {
+                decoder: head.body,
+                expects_continue: head.expects_continue,
+                allowance: http.limits.body,
+                rejection: None,
+            },
+            log_entry: http.access_log.then(|| AccessLogEntry::new(parts)),
         }
-    }
-}
-
-/// A small body that is collected in the connection's buffer, behind its head.
-struct Collected {
-    framing: Framing,
-    /// Up to where the buffer is decoded.
-    at: usize,
-    /// How far that may go before the body is not a small one any more.
-    most: usize,
-    size: u64,
-}
-
-impl Collected {
-    fn new(head: &Head, limits: &Limits, input_limit: usize) -> Result<Self, Refusal> {
-        let most = head.len.saturating_add(limits.small_body).min(input_limit);
-        let is_large = head.framing.due() > most.saturating_sub(head.len) as u64;
-        if head.framing.due() > limits.body {
-            return Err(TOO_LARGE);
-        }
-        Ok(Self {
-            framing: head.framing.clone(),
-            at: head.len,
-            most: if is_large { 0 } else { most },
-            size: 0,
-        })
-    }
-
-    /// Is the body all there, or too long to be waited for?
-    fn advance(&mut self, input: &[u8], limits: &Limits) -> Result<bool, Refusal> {
-        while !self.framing.is_done() && self.at < self.most {
-            let (framing, data) = match self.framing.decode(&input[self.at..]) {
-                Ok(parts) => parts,
-                Err(malformed) => return Err(bad(malformed.0)),
-            };
-            if framing + data == 0 {
-                return Ok(false);
-            }
-            self.at += framing + data;
-            self.size += data as u64;
-            if self.size > limits.body {
-                return Err(TOO_LARGE);
-            }
-            if data > 0 {
-                self.framing.take(data);
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// A body that is thrown away as it comes.
-struct Skip {
-    framing: Framing,
-    /// How many bytes more of it are put up with.
-    left: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Skipped {
-    All,
-    /// What has come of it; the rest may follow.
-    Part,
-    /// It is not worth it, or it is no body.
-    TooMuch,
-}
-
-impl Skip {
-    fn advance(&mut self, conn: &mut Connection) -> Skipped {
-        while !self.framing.is_done() {
-            if self.framing.due() > self.left as u64 {
-                return Skipped::TooMuch;
-            }
-            let Ok((framing, data)) = self.framing.decode(conn.buffer()) else {
-                return Skipped::TooMuch;
-            };
-            let count = framing + data;
-            if count > self.left {
-                return Skipped::TooMuch;
-            }
-            if data > 0 {
-                self.framing.take(data);
-            }
-            if count == 0 {
-                return Skipped::Part;
-            }
-            conn.consume(count);
-            self.left -= count;
-        }
-        Skipped::All
-    }
-}
-
-/// Is there more to find out about a head than when `seen` bytes of it were there: its end, or that it is too long?
-fn is_worth_parsing(input: &[u8], seen: usize, limits: &Limits) -> bool {
-    let news = &input[seen.saturating_sub(3).min(input.len())..];
-    let ends = || {
-        let mut lines = news.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-        lines.any(|(at, _)| matches!(news[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
-    };
-    input.len() >= limits.head || (input.len() > limits.line && seen <= limits.line) || ends()
-}
-
-/// Goes on with a panic, which the core counts, and makes a new worker state for. What was answered is left to be
-/// written as the client reads, and nothing waits for that here.
-fn leave(conn: &mut Connection, writer: &mut Writer, panic: Box<dyn Any + Send>) -> ! {
-    conn.linger_on_close();
-    // There is not much of it, and nothing can be added any more.
-    conn.set_output_limit(usize::MAX);
-    // A panic is one even if its client has gone meanwhile.
-    let _ = writer.flush(conn);
-    resume_unwind(panic)
-}
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            State::Head { .. } => "Session(Head)",
-            State::Body(_) => "Session(Body)",
-            State::Skip(_) => "Session(Skip)",
-            State::Upgraded(_) => "Session(Upgraded)",
-        })
     }
 }

@@ -1,205 +1,252 @@
-//! A request's head: from bytes to the `http` crate's types, and everything that is refused on the way.
+//! A request's head: from bytes to the types of the `http` crate, or to a rejection.
 //!
-//! `httparse` finds the parts. What it lets pass, and what decides where the message ends, is checked here, and on the
-//! strict side: two parsers that disagree about one message are how requests are smuggled. What is answered depends
-//! on the bytes alone, not on how they were split on their way.
+//! `httparse` splits the head into the request line and the field lines. Two parsers that read the
+//! same message differently make request smuggling possible (RFC 9112, section 11.2). Therefore two
+//! rules hold here.
+//!
+//! First: what `httparse` tolerates, and another parser may read differently, is rejected.
+//!
+//! | `httparse` accepts | here |
+//! |---|---|
+//! | a line that ends with LF alone | 400 |
+//! | empty lines before the request line | accepted if they end with CR LF |
+//! | any target | one of the four forms, and fitting the method, else 400 |
+//! | any value of Host | 400 if malformed, see `host` |
+//! | any number of framing fields, with any value | see `control_fields` |
+//! | a line or a head of any length | 414, 431 |
+//!
+//! Second: the response depends on the bytes, and not on how the network has split them. While a
+//! head is incomplete, it is parsed again from its start, and an early rejection must be the same
+//! as that of the whole head.
+//!
+//! | the part that has arrived | result |
+//! |---|---|
+//! | no error, within the limits | wait for more |
+//! | an error of the version, and no LF yet | wait: the rest of the line decides on 400 or 505 |
+//! | another error | rejected |
+//! | a request line over its limit | the error of the part within the limit, else 414 |
+//! | a head over its limit | the error of the part within the limit, else 431 |
 
 use std::mem::MaybeUninit;
 
 use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use bytes::{Bytes, BytesMut};
 
-use super::framing::{Framing, is_token};
+use super::body_decoder::BodyDecoder;
+use super::control_fields::ControlFields;
+use super::host::is_host;
+use super::limits::{MAX_FIELDS, RequestLimits};
+use super::rejection::{Rejection, bad_request};
 
-/// The most fields that a head can be allowed to have.
-pub(super) const MOST_FIELDS: usize = 256;
+/// The size of the memory that is allocated at a time for targets and field values, in bytes.
+const ARENA_SIZE: usize = 4 * 1024;
 
-/// How much of a request is read at most, in bytes.
-#[derive(Clone, Debug)]
-pub(super) struct Limits {
-    pub(super) line: usize,
-    pub(super) head: usize,
-    pub(super) fields: usize,
-    pub(super) small_body: usize,
-    pub(super) body: u64,
-}
+const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            line: 8 * 1024,
-            head: 16 * 1024,
-            fields: 100,
-            small_body: 64 * 1024,
-            body: u64::MAX,
-        }
-    }
-}
-
-/// What the client did wrong. The connection is closed after the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) why: &'static str,
-}
-
-pub(super) const fn bad(why: &'static str) -> Refusal {
-    let status = StatusCode::BAD_REQUEST;
-    Refusal { status, why }
-}
-
-/// How much memory for names and values is taken at a time.
-const ARENA: usize = 4 * 1024;
-
-/// What a worker's requests take over from the ones before them.
-#[derive(Debug, Default)]
-pub(super) struct Memory {
-    /// What the values of one request share; it is used again when they are gone.
-    arena: BytesMut,
-    /// The last valid Host: nearly always it is the next one too.
-    host: Option<HeaderValue>,
-}
-
-/// What follows from a request's head, beside its parts.
+/// The result of parsing a head, in addition to [`Parts`].
 #[derive(Debug)]
-pub(super) struct Head {
-    /// How many bytes it took.
+pub(super) struct RequestHead {
+    /// The head's length in bytes, with the empty lines before and after it.
     pub(super) len: usize,
-    pub(super) framing: Framing,
+    pub(super) body: BodyDecoder,
     /// The client waits for `100 Continue` before it sends the body.
-    pub(super) expects: bool,
-    /// The client wants to go on with the connection.
-    pub(super) persists: bool,
+    pub(super) expects_continue: bool,
+    /// The client keeps the connection open after this request.
+    pub(super) keep_alive: bool,
 }
 
-/// Parses the head at the front of `input` into `parts`; `None` if it is not all there.
-pub(super) fn parse(
-    input: &[u8],
-    limits: &Limits,
-    memory: &mut Memory,
-    parts: &mut Parts,
-) -> Result<Option<Head>, Refusal> {
-    if input.first() == Some(&b'\n') {
-        // `httparse` would take it for an empty line.
-        return Err(bad("a line ends without a carriage return"));
-    }
-    if input.len() > limits.line && !input[..limits.line].contains(&b'\n') {
-        // Of a line that is both too long and malformed, the part within the limit decides, as it does when no more
-        // than that has come yet.
-        return parse_within(&input[..limits.line], limits, memory, parts).and(Err(Refusal {
-            status: StatusCode::URI_TOO_LONG,
-            why: "the request line is too long",
-        }));
-    }
-    let window = &input[..input.len().min(limits.head)];
-    match parse_within(window, limits, memory, parts)? {
-        None if input.len() >= limits.head => Err(Refusal {
-            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            why: "the header fields are too long",
-        }),
-        head => Ok(head),
-    }
+/// A worker's parser, with the memory that one request leaves to the next.
+#[derive(Debug, Default)]
+pub(super) struct HeadParser {
+    /// The target and the field values of a request share one allocation, which is free again when
+    /// the request has been dropped.
+    arena: BytesMut,
+    /// The last valid value of Host. The next request nearly always has the same value.
+    last_host: Option<HeaderValue>,
 }
 
-fn parse_within(
-    input: &[u8],
-    limits: &Limits,
-    memory: &mut Memory,
-    parts: &mut Parts,
-) -> Result<Option<Head>, Refusal> {
-    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
-    let mut request = httparse::Request::new(&mut []);
-    let fields = &mut fields[..limits.fields.min(MOST_FIELDS)];
-    let len = match request.parse_with_uninit_headers(input, fields) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        // Which version it is shows when the line is there.
-        Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(None),
-        Err(error) => return Err(refusal(error, input)),
-    };
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
-        return Err(bad("the request line is incomplete"));
-    };
-    // `httparse` takes a lone LF for a line's end.
-    let offset = |part: &str| part.as_ptr() as usize - input.as_ptr() as usize;
-    let mut blank = input[..offset(method)].chunks(2);
-    let mut starts = request.headers.iter().map(|field| offset(field.name));
-    if !input[..len].ends_with(b"\r\n\r\n")
-        || starts.any(|start| !input[..start].ends_with(b"\r\n"))
-        || blank.any(|line| line != b"\r\n")
-    {
-        return Err(bad("a line ends without a carriage return"));
-    }
-    parts.version = match minor {
-        0 => Version::HTTP_10,
-        _ => Version::HTTP_11,
-    };
-    let Memory { arena, host } = memory;
-    let mut shared = None;
-    let mut part = |part: &[u8]| {
-        if part.is_empty() {
-            return Bytes::new();
+impl HeadParser {
+    /// Parses the head at the front of `input` into `parts`; `None` if the head is incomplete.
+    pub(super) fn parse(
+        &mut self,
+        input: &[u8],
+        limits: &RequestLimits,
+        parts: &mut Parts,
+    ) -> Result<Option<RequestHead>, Rejection> {
+        if input.first() == Some(&b'\n') {
+            // `httparse` would accept an empty line.
+            return Err(BARE_LF);
         }
-        let start = part.as_ptr() as usize - input.as_ptr() as usize;
-        let shared = shared.get_or_insert_with(|| {
-            if arena.capacity() < len {
-                arena.reserve(len.max(ARENA));
-            }
-            arena.extend_from_slice(&input[..len]);
-            arena.split().freeze()
-        });
-        shared.slice(start..start + part.len())
-    };
-    parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("a malformed method"))?;
-    if target != "/" || parts.method == Method::CONNECT {
-        parts.uri = uri(&parts.method, part(target.as_bytes()))?;
+        let line_limit = limits.request_line;
+        if input.len() > line_limit && !input[..line_limit].contains(&b'\n') {
+            self.parse_within(&input[..line_limit], limits, parts)?;
+            return Err(Rejection::new(
+                StatusCode::URI_TOO_LONG,
+                "the request line is too long",
+            ));
+        }
+        let window = &input[..input.len().min(limits.head)];
+        match self.parse_within(window, limits, parts)? {
+            None if input.len() >= limits.head => Err(Rejection::new(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "the header fields are too long",
+            )),
+            head => Ok(head),
+        }
     }
-    parts.headers.reserve(request.headers.len());
-    let mut found = Found::default();
-    for field in request.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let name = name.map_err(|_| bad("a malformed field name"))?;
-        found.look(&name, field.value)?;
-        let value = match (name == header::HOST, &*host) {
-            (true, Some(host)) if host.as_bytes() == field.value => Ok(host.clone()),
-            (true, _) => HeaderValue::from_bytes(valid_host(field.value)?).inspect(|value| {
-                *host = Some(value.clone());
-            }),
-            (false, _) => HeaderValue::from_maybe_shared(part(field.value)),
+
+    /// As [`parse`](Self::parse), without the limits of the request line and the head.
+    fn parse_within(
+        &mut self,
+        input: &[u8],
+        limits: &RequestLimits,
+        parts: &mut Parts,
+    ) -> Result<Option<RequestHead>, Rejection> {
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let fields = &mut fields[..limits.fields.min(MAX_FIELDS)];
+        let len = match request.parse_with_uninit_headers(input, fields) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(None),
+            Err(error) => return Err(rejection_of(error, input)),
         };
-        let value = value.map_err(|_| bad("a malformed field value"))?;
-        parts.headers.append(name, value);
+        let (Some(method), Some(target), Some(minor_version)) =
+            (request.method, request.path, request.version)
+        else {
+            return Err(bad_request("the request line is incomplete"));
+        };
+        check_line_ends(&input[..len], method, request.headers)?;
+        parts.version = match minor_version {
+            0 => Version::HTTP_10,
+            _ => Version::HTTP_11,
+        };
+        // The first part that is shared copies the whole head.
+        let Self { arena, last_host } = self;
+        let mut copy = None;
+        let mut share = |part: &[u8]| {
+            if part.is_empty() {
+                return Bytes::new();
+            }
+            let copy = copy.get_or_insert_with(|| {
+                if arena.capacity() < len {
+                    arena.reserve(len.max(ARENA_SIZE));
+                }
+                arena.extend_from_slice(&input[..len]);
+                arena.split().freeze()
+            });
+            let start = position(part, input);
+            copy.slice(start..start + part.len())
+        };
+        parts.method =
+            Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("a malformed method"))?;
+        if target != "/" || parts.method == Method::CONNECT {
+            parts.uri = parse_target(&parts.method, share(target.as_bytes()))?;
+        }
+        let control = add_fields(&mut parts.headers, request.headers, last_host, share)?;
+        let body = control.body_decoder(parts.version)?;
+        Ok(Some(RequestHead {
+            len,
+            expects_continue: control.expects_continue
+                && parts.version == Version::HTTP_11
+                && !body.is_done(),
+            keep_alive: control.keep_alive(parts.version),
+            body,
+        }))
     }
-    let framing = found.framing(parts.version)?;
-    Ok(Some(Head {
-        expects: found.expects && parts.version == Version::HTTP_11 && !framing.is_done(),
-        persists: found.persists(parts.version),
-        len,
-        framing,
-    }))
 }
 
-fn refusal(error: httparse::Error, input: &[u8]) -> Refusal {
+/// Whether parsing can find out more than when only the first `examined` bytes of `input` had
+/// arrived: the head's end, or a line or a head over its limit.
+pub(super) fn is_worth_parsing(input: &[u8], examined: usize, limits: &RequestLimits) -> bool {
+    // The empty line at the end may have begun among the bytes that were examined.
+    let tail = &input[examined.saturating_sub(3).min(input.len())..];
+    let has_end = || {
+        let mut line_feeds = tail.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        line_feeds.any(|(at, _)| matches!(tail[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
+    };
+    input.len() >= limits.head
+        || (input.len() > limits.request_line && examined <= limits.request_line)
+        || has_end()
+}
+
+/// The position of `part` in `whole`, which contains it in memory.
+fn position(part: &[u8], whole: &[u8]) -> usize {
+    part.as_ptr() as usize - whole.as_ptr() as usize
+}
+
+/// Rejects a head with a line that ends with LF alone.
+#[inline]
+fn check_line_ends(
+    head: &[u8],
+    method: &str,
+    fields: &[httparse::Header<'_>],
+) -> Result<(), Rejection> {
+    let mut empty_lines = head[..position(method.as_bytes(), head)].chunks(2);
+    let mut line_starts = fields
+        .iter()
+        .map(|field| position(field.name.as_bytes(), head));
+    if !head.ends_with(b"\r\n\r\n")
+        || line_starts.any(|start| !head[..start].ends_with(b"\r\n"))
+        || empty_lines.any(|line| line != b"\r\n")
+    {
+        return Err(BARE_LF);
+    }
+    Ok(())
+}
+
+/// Adds the fields to `headers`, and returns the control fields among them.
+#[inline]
+fn add_fields(
+    headers: &mut HeaderMap,
+    fields: &[httparse::Header<'_>],
+    last_host: &mut Option<HeaderValue>,
+    mut share: impl FnMut(&[u8]) -> Bytes,
+) -> Result<ControlFields, Rejection> {
+    headers.reserve(fields.len());
+    let mut control = ControlFields::default();
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let name = name.map_err(|_| bad_request("a malformed field name"))?;
+        control.read_field(&name, field.value)?;
+        let value = match (name == header::HOST, &*last_host) {
+            (true, Some(host)) if host.as_bytes() == field.value => Ok(host.clone()),
+            (true, _) if !is_host(field.value) => {
+                return Err(bad_request("a malformed Host field"));
+            }
+            (true, _) => HeaderValue::from_bytes(field.value).inspect(|value| {
+                *last_host = Some(value.clone());
+            }),
+            (false, _) => HeaderValue::from_maybe_shared(share(field.value)),
+        };
+        let value = value.map_err(|_| bad_request("a malformed field value"))?;
+        headers.append(name, value);
+    }
+    Ok(control)
+}
+
+/// The rejection of a head in which `httparse` has found an error.
+fn rejection_of(error: httparse::Error, input: &[u8]) -> Rejection {
     match error {
-        httparse::Error::TooManyHeaders => Refusal {
-            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            why: "too many header fields",
-        },
-        httparse::Error::Version if is_other_version(input) => Refusal {
-            status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            why: "only HTTP/1.0 and HTTP/1.1 are spoken here",
-        },
-        httparse::Error::HeaderName => bad("a malformed field name"),
-        httparse::Error::HeaderValue => bad("a malformed field value"),
-        _ => bad("a malformed request line"),
+        httparse::Error::TooManyHeaders => Rejection::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "too many header fields",
+        ),
+        httparse::Error::Version if has_other_version(input) => Rejection::new(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "only HTTP/1.0 and HTTP/1.1 are spoken here",
+        ),
+        httparse::Error::HeaderName => bad_request("a malformed field name"),
+        httparse::Error::HeaderValue => bad_request("a malformed field value"),
+        _ => bad_request("a malformed request line"),
     }
 }
 
-/// Is this a request line that is fine but for its version, such as HTTP/2's preface?
-fn is_other_version(input: &[u8]) -> bool {
+/// Whether the request line is well-formed and has a version that is not supported, as in the
+/// connection preface of HTTP/2.
+fn has_other_version(input: &[u8]) -> bool {
     let line = input.split(|&byte| byte == b'\r').next().unwrap_or(input);
     let mut words = line.split(|&byte| byte == b' ').skip(2);
     matches!((words.next(), words.next()),
@@ -207,179 +254,25 @@ fn is_other_version(input: &[u8]) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// The request's target in one of its four forms (RFC 9112, section 3.2).
-fn uri(method: &Method, target: Bytes) -> Result<Uri, Refusal> {
-    const WHY: Refusal = bad("a malformed request target");
+/// Parses a target in one of its four forms (RFC 9112, section 3.2).
+fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Rejection> {
+    const MALFORMED: Rejection = bad_request("a malformed request target");
     if target.contains(&b'#') {
-        return Err(bad("a request target cannot have a fragment"));
+        return Err(bad_request("a request target cannot have a fragment"));
     }
-    let uri = match target.first() {
-        Some(b'/') if *method != Method::CONNECT => {
-            return Ok(PathAndQuery::from_maybe_shared(target)
-                .map_err(|_| WHY)?
-                .into());
-        }
-        _ => Uri::from_maybe_shared(target).map_err(|_| WHY)?,
-    };
-    let fits = match (uri.scheme(), uri.authority()) {
+    if target.first() == Some(&b'/') && *method != Method::CONNECT {
+        let path = PathAndQuery::from_maybe_shared(target).map_err(|_| MALFORMED)?;
+        return Ok(path.into());
+    }
+    let uri = Uri::from_maybe_shared(target).map_err(|_| MALFORMED)?;
+    let fits_method = match (uri.scheme(), uri.authority()) {
         (Some(scheme), Some(_)) => !scheme.as_str().is_empty() && *method != Method::CONNECT,
         (None, Some(authority)) => {
             *method == Method::CONNECT && authority.port().is_some() && !authority.host().is_empty()
         }
         _ => *method == Method::OPTIONS && uri.path() == "*",
     };
-    if fits { Ok(uri) } else { Err(WHY) }
-}
-
-/// What was found of the fields that decide about the message.
-#[derive(Default)]
-struct Found {
-    host: bool,
-    length: Option<u64>,
-    chunked: bool,
-    close: bool,
-    keep_alive: bool,
-    expects: bool,
-}
-
-impl Found {
-    fn look(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Refusal> {
-        match *name {
-            header::HOST => {
-                if self.host {
-                    return Err(bad("several Host fields"));
-                }
-                self.host = true;
-            }
-            header::CONTENT_LENGTH => {
-                if self.length.is_some() {
-                    return Err(bad("several Content-Length fields"));
-                }
-                self.length = Some(length(value)?);
-            }
-            header::TRANSFER_ENCODING => {
-                if self.chunked {
-                    return Err(bad("several Transfer-Encoding fields"));
-                }
-                transfer_encoding(value)?;
-                self.chunked = true;
-            }
-            header::CONNECTION => {
-                for option in value.split(|&byte| byte == b',') {
-                    let option = option.trim_ascii();
-                    self.close |= option.eq_ignore_ascii_case(b"close");
-                    self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                }
-            }
-            header::EXPECT => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(Refusal {
-                        status: StatusCode::EXPECTATION_FAILED,
-                        why: "only 100-continue can be expected",
-                    });
-                }
-                self.expects = true;
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn framing(&self, version: Version) -> Result<Framing, Refusal> {
-        if !self.host && version == Version::HTTP_11 {
-            return Err(bad("no Host field"));
-        }
-        match (self.chunked, self.length) {
-            (true, Some(_)) => Err(bad("both Transfer-Encoding and Content-Length")),
-            (true, None) if version == Version::HTTP_10 => {
-                Err(bad("Transfer-Encoding in an HTTP/1.0 request"))
-            }
-            (true, None) => Ok(Framing::chunked()),
-            (false, length) => Ok(Framing::Length(length.unwrap_or(0))),
-        }
-    }
-
-    fn persists(&self, version: Version) -> bool {
-        !self.close && (version == Version::HTTP_11 || self.keep_alive)
-    }
-}
-
-/// Digits only, and no more of them than are certain to fit.
-fn length(value: &[u8]) -> Result<u64, Refusal> {
-    let text = std::str::from_utf8(value).unwrap_or_default();
-    if text.is_empty() || text.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(bad("a malformed Content-Length field"));
-    }
-    text.parse()
-        .map_err(|_| bad("a malformed Content-Length field"))
-}
-
-/// Nothing but `chunked` is decoded here; a list that ends with it at least says where the body ends (RFC 9112, section
-/// 6.1). `identity` is reserved and means nothing, so it makes no such list.
-fn transfer_encoding(value: &[u8]) -> Result<(), Refusal> {
-    if value.eq_ignore_ascii_case(b"chunked") {
-        return Ok(());
-    }
-    let mut codings = value.rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    let is_other = |coding: &[u8]| {
-        let name = coding.split(|&byte| byte == b';').next();
-        let name = name.unwrap_or_default().trim_ascii_end();
-        let is_token = !name.is_empty() && name.iter().all(|&byte| is_token(byte));
-        is_token && !is_chunked(name) && !name.eq_ignore_ascii_case(b"identity")
-    };
-    if codings.next().is_some_and(is_chunked) && codings.all(is_other) {
-        return Err(Refusal {
-            status: StatusCode::NOT_IMPLEMENTED,
-            why: "of the transfer codings only chunked is implemented",
-        });
-    }
-    Err(bad("a transfer coding that does not end with chunked"))
-}
-
-/// What a host's name or IPv4 address is made of (RFC 3986, section 3.2.2).
-const IN_HOST: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let others = b"-._~!$&'()*+,;=%";
-    let mut at = 0;
-    while at < others.len() {
-        table[others[at] as usize] = true;
-        at += 1;
-    }
-    table
-};
-
-fn valid_host(value: &[u8]) -> Result<&[u8], Refusal> {
-    if is_host(value) {
-        Ok(value)
-    } else {
-        Err(bad("a malformed Host field"))
-    }
-}
-
-/// `uri-host [ ":" port ]` (RFC 9110, section 7.2); it may be empty.
-fn is_host(value: &[u8]) -> bool {
-    let is_port = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
-    if let Some(literal) = value.strip_prefix(b"[") {
-        let Some(end) = literal.iter().position(|&byte| byte == b']') else {
-            return false;
-        };
-        let (literal, rest) = (&literal[..end], &literal[end + 1..]);
-        let is_literal = |byte: &u8| byte.is_ascii_alphanumeric() || b":.-_~".contains(byte);
-        return !literal.is_empty()
-            && literal.iter().all(is_literal)
-            && (rest.is_empty() || rest.strip_prefix(b":").is_some_and(is_port));
-    }
-    let end = value.iter().position(|&byte| !IN_HOST[usize::from(byte)]);
-    match value.split_at(end.unwrap_or(value.len())).1 {
-        [b':', port @ ..] => is_port(port),
-        rest => rest.is_empty(),
-    }
+    if fits_method { Ok(uri) } else { Err(MALFORMED) }
 }
 
 #[cfg(test)]
@@ -388,22 +281,19 @@ mod tests {
 
     use super::*;
 
-    fn parse_all(input: &[u8]) -> Result<Option<(Head, Parts)>, Refusal> {
+    fn parse_all(input: &[u8]) -> Result<Option<(RequestHead, Parts)>, Rejection> {
         let (mut parts, ()) = Request::new(()).into_parts();
-        let head = parse(
-            input,
-            &Limits::default(),
-            &mut Memory::default(),
-            &mut parts,
-        )?;
+        let limits = RequestLimits::default();
+        let head = HeadParser::default().parse(input, &limits, &mut parts)?;
         Ok(head.map(|head| (head, parts)))
     }
 
+    /// The status of the rejection; 200 for a valid head, 0 for an incomplete one.
     fn status(input: impl AsRef<[u8]>) -> u16 {
         match parse_all(input.as_ref()) {
             Ok(Some(_)) => 200,
             Ok(None) => 0,
-            Err(refusal) => refusal.status.as_u16(),
+            Err(rejection) => rejection.status.as_u16(),
         }
     }
 
@@ -416,19 +306,19 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_taken_apart() {
+    fn a_head_is_parsed_into_its_parts() {
         let input = b"PUT /a?b=c HTTP/1.1\r\nHost: h:1\r\nX-A: 1\r\nx-a:  2 \r\nContent-Length: 4\r\n\r\nbody";
         let (head, parts) = parse_all(input).unwrap().unwrap();
         assert_eq!((parts.method, head.len), (Method::PUT, input.len() - 4));
         assert_eq!(parts.uri.to_string(), "/a?b=c");
         let values: Vec<_> = parts.headers.get_all("x-a").iter().collect();
         assert_eq!(values, ["1", "2"]);
-        assert!(matches!(head.framing, Framing::Length(4)));
-        assert!(head.persists && !head.expects);
+        assert!(matches!(head.body, BodyDecoder::Length(4)));
+        assert!(head.keep_alive && !head.expects_continue);
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn ambiguous_fields_are_rejected() {
         for fields in [
             "Content-Length: 1\r\nTransfer-Encoding: chunked",
             "Transfer-Encoding: chunked\r\nContent-Length: 1",
@@ -487,15 +377,9 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_there_once_and_is_one() {
-        for host in ["", "a", "a:80", "a.b-c:", "[::1]", "[::1]:80", "1.2.3.4:5"] {
-            assert_eq!(get(&format!("Host: {host}\r\n")), 200, "{host:?}");
-        }
-        for host in [
-            "a b", "a, b", "a/b", "u@a", "a:b", "a:1:2", "[::1", "[]", "[::1]x", "\u{e9}",
-        ] {
-            assert_eq!(get(&format!("Host: {host}\r\n")), 400, "{host:?}");
-        }
+    fn http_1_1_requires_one_valid_host() {
+        assert_eq!(get("Host: a:80\r\n"), 200);
+        assert_eq!(get("Host: a:b\r\n"), 400);
         assert_eq!(get(""), 400);
         assert_eq!(get("Host: a\r\nHost: a\r\n"), 400);
         assert_eq!(status("GET / HTTP/1.0\r\n\r\n"), 200);
@@ -556,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_are_named() {
+    fn other_versions_get_505() {
         assert_eq!(status("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 505);
         assert_eq!(status("GET / HTTP/3.0\r\nHost: a\r\n\r\n"), 505);
         assert_eq!(status("GET / HTTP/1.10\r\nHost: a\r\n\r\n"), 400);
@@ -581,9 +465,8 @@ mod tests {
         assert_eq!(get(&format!("Host: a\r\n{}", "X: a\r\n".repeat(100))), 431);
     }
 
-    /// Whatever has come of a head, the answer is the one to the whole of it.
     #[test]
-    fn a_part_of_a_head_is_refused_only_as_the_whole_is() {
+    fn a_part_of_a_head_is_rejected_only_as_the_whole_head_is() {
         for head in [
             "GET / HTTP/1.1\r\nHost: a\r\nX-Long: some value\r\n\r\n".to_owned(),
             "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n".to_owned(),
@@ -605,8 +488,8 @@ mod tests {
     }
 
     #[test]
-    fn persistence_is_the_version_s_and_the_client_s() {
-        for (version, field, persists) in [
+    fn keep_alive_depends_on_the_version_and_the_connection_field() {
+        for (version, field, keep_alive) in [
             ("1.1", "", true),
             ("1.1", "Connection: Close\r\n", false),
             ("1.1", "Connection: x , close\r\n", false),
@@ -616,7 +499,7 @@ mod tests {
         ] {
             let input = format!("GET / HTTP/{version}\r\nHost: a\r\n{field}\r\n");
             let (head, _) = parse_all(input.as_bytes()).unwrap().unwrap();
-            assert_eq!(head.persists, persists, "{input}");
+            assert_eq!(head.keep_alive, keep_alive, "{input}");
         }
     }
 }

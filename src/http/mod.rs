@@ -1,75 +1,95 @@
 //! HTTP/1.1 (RFC 9110 and 9112) for handlers that take a request and return a response.
 //!
-//! The handler is called on a worker when the request is there, and is all that ever holds a worker: heads, and
-//! bodies up to 64 KiB, are collected while the connection is parked, and what a slow client does not read of its
-//! answer is written as it does.
+//! A worker calls the handler when the request has arrived, and only the handler occupies the
+//! worker. The connection is parked while its head, or a body up to 64 KiB, arrives, and a response
+//! that a slow client has not read is written as the client reads.
 //!
 //! ```no_run
 //! use handover::Server;
 //! use handover::http::{self, Response};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let service = http::service(|request| Response::new(format!("You asked for {}", request.uri())));
+//! let service = http::service(|request| Response::new(format!("URI: {}", request.uri())));
 //! let report = Server::builder().listen("127.0.0.1:8080").build(service)?.run()?;
 //! println!("{report}");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The types of requests and responses are those of the `http` crate, and exported here again. State that
-//! handlers share is captured by the closure. A handler with several kinds of answers returns `Response<Reply>`, see
-//! [`Reply`]; the request's [`Body`] knows the connection, and so who the client is.
+//! The types of requests and responses are those of the `http` crate, and are exported here again.
+//! The handler's closure captures the state that its calls share. A handler whose responses have
+//! different kinds of bodies returns `Response<Reply>`, see [`Reply`]. The request's [`Body`] gives
+//! access to the connection, for example to the client's address.
 //!
 //! # What the service does by itself
 //!
-//! - It keeps connections open as the client wants them (HTTP/1.0 and 1.1), answers pipelined requests in order and
-//!   in one write, and says `Connection: close` when the server is stopping.
-//! - It frames bodies, in both directions; `100 Continue` is sent when the handler first reads. Responses to HEAD,
-//!   and 204, 205 and 304, go out without the body that the handler may have given them.
-//! - It adds `Date`, and Content-Type to texts.
-//! - What the handler leaves of a body is thrown away if it is up to 64 KiB; else the connection is closed.
-//! - A handler that panics is answered for with a 500, and counted in [`Stats::panics`](crate::Stats::panics).
-//! - It writes an access log through the `log` crate if asked to, see [`Http::access_log`].
+//! - It keeps connections open as the client asks (HTTP/1.0 and 1.1), responds to pipelined
+//!   requests in order and in one write, and sends `Connection: close` when the server is stopping.
+//! - It frames bodies in both directions, and sends `100 Continue` when the handler first reads.
+//!   Responses to HEAD, and responses with 204, 205 or 304, are sent without their body.
+//! - It adds Date to every response, and Content-Type to texts.
+//! - It discards the part of a body that the handler does not read, up to 64 KiB. If more is left,
+//!   it closes the connection.
+//! - It responds with 500 when a handler panics, and counts the panic in
+//!   [`Stats::panics`](crate::Stats::panics).
+//! - It writes an access log through the `log` crate on request, see [`Http::access_log`].
 //!
-//! # What it refuses
+//! # What it rejects
 //!
-//! Whatever two servers in a chain could understand differently is answered with 400 and the connection closed: both
-//! Content-Length and Transfer-Encoding, several or malformed ones of either, lines that do not end with CR LF, folded
-//! lines, control characters, white space before a colon, and a Host field that is missing, repeated or malformed.
-//! Besides those:
+//! A request that two servers in a chain could read differently is rejected with 400, and the
+//! connection is closed: both Content-Length and Transfer-Encoding, several or malformed fields of
+//! either, lines that do not end with CR LF, folded lines, control characters, white space before a
+//! colon, and a missing, repeated or malformed Host field. The other rejections are:
 //!
 //! | status | when |
 //! |---|---|
-//! | 408 | a head or a body that has begun does not come in time |
+//! | 408 | a head or a body that has begun does not arrive in time |
 //! | 413 | a body is longer than [`Http::max_body`] |
 //! | 414 | a request line is longer than [`Http::max_request_line`] |
-//! | 417 | something else than `100-continue` is expected |
+//! | 417 | Expect is not `100-continue` |
 //! | 431 | a head is longer than [`Http::max_head`], or has more fields than [`Http::max_fields`] |
-//! | 501 | a transfer coding beside `chunked` |
+//! | 501 | a transfer coding other than `chunked` |
 //! | 505 | a version other than 1.0 and 1.1 |
-//! | 503 | the server is full, if its policy is to answer [`OVERLOADED`] |
+//! | 503 | the server is full, and its policy is to respond with [`OVERLOADED`] |
 //!
-//! The times are the server's: [`read_timeout`](crate::Builder::read_timeout) for a head and its body, which a body of
-//! some length extends at the [`min_rate`](crate::Builder::min_rate); [`idle_timeout`](crate::Builder::idle_timeout)
-//! between requests; and [`write_timeout`](crate::Builder::write_timeout) for responses.
+//! The server's time-outs apply: [`read_timeout`](crate::Builder::read_timeout) to a head and its
+//! body, extended while a long body arrives at the [`min_rate`](crate::Builder::min_rate);
+//! [`idle_timeout`](crate::Builder::idle_timeout) between requests; and
+//! [`write_timeout`](crate::Builder::write_timeout) to responses.
 
-mod body;
-mod date;
+// The service, and how it serves a connection.
 mod exchange;
-mod framing;
-mod head;
-mod reply;
-mod response;
+mod session;
 mod settings;
+
+// Requests.
+mod body;
+mod body_decoder;
+mod collected_body;
+mod control_fields;
+mod discarded_body;
+mod head;
+mod host;
+mod limits;
+mod rejection;
+
+// Responses.
+mod access_log;
+mod date;
+mod reply;
+mod response_form;
+mod response_writer;
 
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 pub use ::http::{Uri, Version, header};
 
 pub use body::Body;
+pub use exchange::WorkerBuffers;
 pub use reply::Reply;
+pub use session::Session;
 pub use settings::{Http, service};
 
-/// An answer for clients that find the server full: 503 with Retry-After, for
+/// The response to a client that finds the server full: 503 with `Retry-After: 1`, for
 /// [`Overload::Refuse`](crate::Overload::Refuse).
 ///
 /// # Examples

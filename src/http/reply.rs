@@ -1,4 +1,4 @@
-//! What a handler answers with: the body of a response, in all its kinds.
+//! The body of a response, as a handler returns it.
 
 use std::fmt;
 use std::fs::File;
@@ -9,60 +9,66 @@ use crate::service::Next;
 
 /// The body of a response.
 ///
-/// `()`, texts, bytes and [`File`]s turn into one by `into`, so that a handler that has only one kind of answer need
-/// not name this type. A text is sent as `text/plain; charset=utf-8` unless the handler sets a Content-Type.
+/// `()`, texts, bytes and [`File`]s convert into a `Reply`, so that a handler whose responses are
+/// all of one kind need not name this type. The Content-Type of a text is
+/// `text/plain; charset=utf-8` unless the handler sets another one.
 ///
-/// The fields that frame a message (Content-Length, Transfer-Encoding) are the service's: it writes those that are
-/// right for the body, and ignores a handler's. Only a response to HEAD with an empty body may set Content-Length.
+/// The service writes the fields that frame the body (Content-Length, Transfer-Encoding), and
+/// ignores those of the handler. One exception: a response to HEAD with an empty body may set
+/// Content-Length (RFC 9110, section 8.6).
 pub struct Reply {
-    pub(super) kind: Kind,
-    /// It is text, and says so by default.
+    pub(super) kind: ReplyKind,
+    /// The Content-Type defaults to that of a text.
     pub(super) is_text: bool,
 }
 
-pub(super) enum Kind {
+pub(super) enum ReplyKind {
     Static(&'static [u8]),
     Bytes(Vec<u8>),
+    /// A reader, and how many bytes of it are sent.
     Sized(Box<dyn Read>, u64),
     Stream(Box<dyn Read>),
     File(File),
-    Upgrade(Protocol),
+    Upgrade(UpgradedProtocol),
 }
 
-/// What goes on with a connection after an upgrade.
-pub(super) type Protocol = Box<dyn FnMut(&mut Connection) -> io::Result<Next> + Send>;
+/// The code that serves a connection after an upgrade.
+pub(super) type UpgradedProtocol = Box<dyn FnMut(&mut Connection) -> io::Result<Next> + Send>;
 
 impl Reply {
     /// No body.
     pub const fn empty() -> Self {
-        Self::from_kind(Kind::Static(&[]))
+        Self::from_kind(ReplyKind::Static(&[]))
     }
 
-    /// The next `length` bytes of `reader`. If it gives fewer, or fails, the connection is closed in the middle of
-    /// the body, so that the client sees that it is not whole.
+    /// The next `length` bytes of `reader`. If `reader` ends before or fails, the connection is
+    /// closed in the middle of the body, so that the client sees that the body is incomplete.
     pub fn sized(reader: impl Read + 'static, length: u64) -> Self {
-        Self::from_kind(Kind::Sized(Box::new(reader), length))
+        Self::from_kind(ReplyKind::Sized(Box::new(reader), length))
     }
 
-    /// All that `reader` gives. What each of its reads returns is sent at once, as a chunk of its own. To a client
-    /// that speaks HTTP/1.0 it is sent without chunks, and the close of the connection is its end. If `reader`
-    /// fails, the connection is closed before the last chunk.
+    /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk.
+    /// If `reader` fails, the connection is closed before the last chunk. HTTP/1.0 has no chunks:
+    /// there the close of the connection ends the body.
     pub fn stream(reader: impl Read + 'static) -> Self {
-        Self::from_kind(Kind::Stream(Box::new(reader)))
+        Self::from_kind(ReplyKind::Stream(Box::new(reader)))
     }
 
-    /// Gives the connection away: `protocol` is called right after the head of the response, which must be 101
-    /// (Switching Protocols) with an Upgrade field, or 2xx to CONNECT. From then on it is what a
-    /// [`Service`](crate::Service) is to the connection: it may loop over blocking reads and return [`Next::Close`],
-    /// or return [`Next::Park`] or [`Next::More`] and be called again when the client has sent something.
+    /// Upgrades the connection to another protocol: `protocol` is called right after the head of
+    /// the response. The response must be a 101 (Switching Protocols) with an Upgrade field, or a
+    /// 2xx to CONNECT (RFC 9110, sections 7.8 and 9.3.6). From then on `protocol` serves the
+    /// connection as [`Service::serve`](crate::Service::serve) does: it may loop over blocking
+    /// reads and return [`Next::Close`], or return [`Next::Park`] or [`Next::More`] and be called
+    /// again when the client has sent something.
     ///
-    /// The connection's time-outs stay as they are; change them if the protocol is one of long silences.
+    /// The connection's time-outs stay as they are. Set longer ones if the protocol has long
+    /// pauses.
     ///
     /// # Examples
     ///
     /// ```
     /// use std::io::{BufRead, Write};
-    /// use handover::http::{self, Reply, Response, StatusCode, header};
+    /// use handover::http::{self, HeaderValue, Reply, Response, StatusCode, header};
     /// use handover::Next;
     ///
     /// let service = http::service(|_request| {
@@ -73,24 +79,25 @@ impl Reply {
     ///         Ok(Next::Park)
     ///     }));
     ///     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    ///     response.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("echo"));
+    ///     let protocol = HeaderValue::from_static("echo");
+    ///     response.headers_mut().insert(header::UPGRADE, protocol);
     ///     response
     /// });
     /// ```
     pub fn upgrade(
         protocol: impl FnMut(&mut Connection) -> io::Result<Next> + Send + 'static,
     ) -> Self {
-        Self::from_kind(Kind::Upgrade(Box::new(protocol)))
+        Self::from_kind(ReplyKind::Upgrade(Box::new(protocol)))
     }
 
-    const fn from_kind(kind: Kind) -> Self {
+    const fn from_kind(kind: ReplyKind) -> Self {
         Self {
             kind,
             is_text: false,
         }
     }
 
-    const fn text(kind: Kind) -> Self {
+    const fn text(kind: ReplyKind) -> Self {
         Self {
             kind,
             is_text: true,
@@ -98,20 +105,21 @@ impl Reply {
     }
 }
 
-impl Kind {
-    /// How long the body is; `None` if nobody knows. A file is sent from its present position to its end.
+impl ReplyKind {
+    /// The body's length in bytes; `None` if it is unknown. A file is sent from its present
+    /// position to its end.
     pub(super) fn length(&mut self) -> io::Result<Option<u64>> {
         Ok(match self {
             Self::Static(bytes) => Some(bytes.len() as u64),
             Self::Bytes(bytes) => Some(bytes.len() as u64),
             Self::Sized(_, length) => Some(*length),
             Self::File(file) => {
-                let found = file.metadata()?;
-                if !found.is_file() {
+                let metadata = file.metadata()?;
+                if !metadata.is_file() {
                     let text = "only the contents of regular files can be sent";
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
                 }
-                Some(found.len().saturating_sub(file.stream_position()?))
+                Some(metadata.len().saturating_sub(file.stream_position()?))
             }
             Self::Stream(_) | Self::Upgrade(_) => None,
         })
@@ -132,44 +140,45 @@ impl From<()> for Reply {
 
 impl From<&'static str> for Reply {
     fn from(text: &'static str) -> Self {
-        Self::text(Kind::Static(text.as_bytes()))
+        Self::text(ReplyKind::Static(text.as_bytes()))
     }
 }
 
 impl From<String> for Reply {
     fn from(text: String) -> Self {
-        Self::text(Kind::Bytes(text.into_bytes()))
+        Self::text(ReplyKind::Bytes(text.into_bytes()))
     }
 }
 
 impl From<&'static [u8]> for Reply {
     fn from(bytes: &'static [u8]) -> Self {
-        Self::from_kind(Kind::Static(bytes))
+        Self::from_kind(ReplyKind::Static(bytes))
     }
 }
 
 impl From<Vec<u8>> for Reply {
     fn from(bytes: Vec<u8>) -> Self {
-        Self::from_kind(Kind::Bytes(bytes))
+        Self::from_kind(ReplyKind::Bytes(bytes))
     }
 }
 
-/// The file from its present position to its end, without a copy through the program where the system can do that.
+/// The file from its present position to its end. Where the system can send files (`sendfile`), the
+/// contents are not copied through the program.
 impl From<File> for Reply {
     fn from(file: File) -> Self {
-        Self::from_kind(Kind::File(file))
+        Self::from_kind(ReplyKind::File(file))
     }
 }
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, length) = match &self.kind {
-            Kind::Static(bytes) => ("Static", Some(bytes.len() as u64)),
-            Kind::Bytes(bytes) => ("Bytes", Some(bytes.len() as u64)),
-            Kind::Sized(_, length) => ("Sized", Some(*length)),
-            Kind::Stream(_) => ("Stream", None),
-            Kind::File(_) => ("File", None),
-            Kind::Upgrade(_) => ("Upgrade", None),
+            ReplyKind::Static(bytes) => ("Static", Some(bytes.len() as u64)),
+            ReplyKind::Bytes(bytes) => ("Bytes", Some(bytes.len() as u64)),
+            ReplyKind::Sized(_, length) => ("Sized", Some(*length)),
+            ReplyKind::Stream(_) => ("Stream", None),
+            ReplyKind::File(_) => ("File", None),
+            ReplyKind::Upgrade(_) => ("Upgrade", None),
         };
         f.debug_struct("Reply")
             .field("kind", &name)

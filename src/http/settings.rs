@@ -1,4 +1,4 @@
-//! The service as its user makes it, and its settings.
+//! The HTTP service as an application makes it, and its settings.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ::http::{Request, Response};
 
 use super::body::Body;
-use super::head::{Limits, MOST_FIELDS};
+use super::limits::{MAX_FIELDS, RequestLimits};
 use super::reply::Reply;
 
-/// Makes a service of a handler: a function from a request to a response, whose body is anything that turns into a
-/// [`Reply`].
+/// Makes a service from a handler: a function from a request to a response. The response's body is
+/// of any type that converts into a [`Reply`].
 ///
 /// # Examples
 ///
@@ -40,67 +40,73 @@ where
 {
     Http {
         handler,
-        limits: Limits::default(),
+        limits: RequestLimits::default(),
         access_log: false,
         export: None,
     }
 }
 
-/// What a process that is to take over gets.
+/// The source of the state for the next process.
 type Export = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 /// A service that speaks HTTP/1.1, from [`service`].
 #[derive(Clone)]
 pub struct Http<H> {
     pub(super) handler: H,
-    pub(super) limits: Limits,
+    pub(super) limits: RequestLimits,
     pub(super) access_log: bool,
     pub(super) export: Option<Export>,
 }
 
 impl<H> Http<H> {
-    /// The size, in bytes, up to which a body is collected before the handler is called, costing no thread meanwhile.
-    /// A body of unknown length counts as it is sent, with its framing. Together with the head it has to fit into the
-    /// connection's [`input_limit`](crate::Builder::input_limit). Defaults to 64 KiB.
+    /// Sets the size in bytes up to which a body is collected before the handler is called; the
+    /// connection occupies no thread meanwhile. A chunked body counts with its framing. Head and
+    /// body together must fit into the connection's [`input_limit`](crate::Builder::input_limit).
+    /// Defaults to 64 KiB.
     pub fn small_body(mut self, bytes: usize) -> Self {
         self.limits.small_body = bytes;
         self
     }
 
-    /// How many bytes a request's body may have; a longer one is answered with 413. Defaults to no limit.
+    /// Sets the largest size of a request's body in bytes. A larger body is rejected with 413.
+    /// Defaults to no limit.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.limits.body = bytes;
         self
     }
 
-    /// How many bytes a request line may have; a longer one is answered with 414. Defaults to 8 KiB.
+    /// Sets the largest size of a request line in bytes. A longer line is rejected with 414.
+    /// Defaults to 8 KiB.
     pub fn max_request_line(mut self, bytes: usize) -> Self {
-        self.limits.line = bytes;
+        self.limits.request_line = bytes;
         self
     }
 
-    /// How many bytes a head may have, the request line included; a longer one is answered with 431. Defaults to
-    /// 16 KiB.
+    /// Sets the largest size of a head in bytes, the request line included. A longer head is
+    /// rejected with 431. Defaults to 16 KiB.
     pub fn max_head(mut self, bytes: usize) -> Self {
         self.limits.head = bytes;
         self
     }
 
-    /// How many fields a head may have, 256 at most; more are answered with 431. Defaults to 100.
+    /// Sets the largest number of fields in a head, at most 256. A head with more is rejected with
+    /// 431. Defaults to 100.
     pub fn max_fields(mut self, fields: usize) -> Self {
-        self.limits.fields = fields.min(MOST_FIELDS);
+        self.limits.fields = fields.min(MAX_FIELDS);
         self
     }
 
-    /// Whether a line is logged for each request, with the `log` crate: at level info, with the target
-    /// `handover::access`. Client, request line, status, bytes of body, milliseconds. Defaults to false.
-    pub fn access_log(mut self, on: bool) -> Self {
-        self.access_log = on;
+    /// Sets whether each response is logged through the `log` crate, at level info with the target
+    /// `handover::access`. A line has the client's address, the request line, the status, the
+    /// length of the response's body in bytes, and the time since the request in milliseconds.
+    /// Defaults to false.
+    pub fn access_log(mut self, enabled: bool) -> Self {
+        self.access_log = enabled;
         self
     }
 
-    /// What a process that is to take over gets of this one, see [`Service::export`](crate::Service::export). Defaults
-    /// to nothing.
+    /// Sets the function that exports the state for the next process, see
+    /// [`Service::export`](crate::Service::export). Defaults to none.
     pub fn export(mut self, export: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
         self.export = Some(Arc::new(export));
         self

@@ -1,0 +1,286 @@
+//! The decoder of request bodies: finds a body's end, by its length or by its chunks (RFC 9112,
+//! sections 6 and 7.1).
+//!
+//! The decoder accepts input that is split at any byte, and moves no data. It reports how many
+//! bytes of framing come next (chunk sizes, line ends, trailers), and how many bytes of data follow
+//! them; the caller then consumes both. So one decoder finds out whether the body of a parked
+//! connection is complete, reads a body for a handler, and discards a body that no handler wanted.
+//!
+//! The chunked coding is decoded byte by byte. Every byte that is not in this table is an error:
+//!
+//! | state | byte | next state |
+//! |---|---|---|
+//! | `Size` | hexadecimal digit, up to 15 | `Size` |
+//! | `Size` after a digit | CR | `SizeLf` |
+//! | `Size` after a digit, `SizeSpace` | space, tab | `SizeSpace` |
+//! | `Size` after a digit, `SizeSpace` | `;` | `Extension` |
+//! | `Extension` | text | `Extension` |
+//! | `Extension` | CR | `SizeLf` |
+//! | `SizeLf` | LF | `Data`, or `TrailerLine` after size 0 |
+//! | `Data` | (the caller consumes the data) | `DataCr` |
+//! | `DataCr` | CR | `DataLf` |
+//! | `DataLf` | LF | `Size` |
+//! | `TrailerLine`, `TrailerName` | token | `TrailerName` |
+//! | `TrailerName` | `:` | `TrailerValue` |
+//! | `TrailerValue` | text | `TrailerValue` |
+//! | `TrailerValue` | CR | `TrailerLf` |
+//! | `TrailerLf` | LF | `TrailerLine` |
+//! | `TrailerLine` | CR | `EndLf` |
+//! | `EndLf` | LF | `Done` |
+
+use super::rejection::{Rejection, bad_request};
+
+/// The limit of the chunk extensions and trailers of one body together, in bytes.
+const MAX_EXTRA: usize = 16 * 1024;
+
+/// A body's framing, and how far the body has been decoded.
+#[derive(Clone, Debug)]
+pub(super) enum BodyDecoder {
+    /// The number of bytes that are left of a Content-Length.
+    Length(u64),
+    Chunked(ChunkedDecoder),
+}
+
+impl BodyDecoder {
+    pub(super) fn chunked() -> Self {
+        Self::Chunked(ChunkedDecoder {
+            state: ChunkState::Size { digits: 0 },
+            left: 0,
+            extra: 0,
+        })
+    }
+
+    /// Whether the body's last byte has been decoded.
+    pub(super) fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunked) => chunked.state == ChunkState::Done,
+        }
+    }
+
+    /// How many bytes of data come next, arrived or not; 0 if framing comes next.
+    pub(super) fn data_left(&self) -> u64 {
+        match self {
+            Self::Length(left) => *left,
+            Self::Chunked(chunked) if chunked.state == ChunkState::Data => chunked.left,
+            Self::Chunked(_) => 0,
+        }
+    }
+
+    /// Decodes the framing at the front of `input`. Returns its length, and the length of the data
+    /// that follows it in `input`. If there is no data and the body is not done, all of `input` was
+    /// framing.
+    pub(super) fn decode(&mut self, input: &[u8]) -> Result<(usize, usize), Rejection> {
+        let framing_len = match self {
+            Self::Length(_) => 0,
+            Self::Chunked(chunked) => chunked.decode(input)?,
+        };
+        let rest = input.len() - framing_len;
+        let data_len = usize::try_from(self.data_left()).map_or(rest, |left| left.min(rest));
+        Ok((framing_len, data_len))
+    }
+
+    /// Notes that the caller has consumed `count` bytes of data.
+    pub(super) fn consume_data(&mut self, count: usize) {
+        match self {
+            Self::Length(left) => *left -= count as u64,
+            Self::Chunked(chunked) if count > 0 => {
+                chunked.left -= count as u64;
+                if chunked.left == 0 {
+                    chunked.state = ChunkState::DataCr;
+                }
+            }
+            Self::Chunked(_) => {}
+        }
+    }
+}
+
+/// The chunked coding (RFC 9112, section 7.1).
+#[derive(Clone, Debug)]
+pub(super) struct ChunkedDecoder {
+    state: ChunkState,
+    /// The chunk's size as far as it has been read, then how much of its data is left.
+    left: u64,
+    /// The bytes of chunk extensions and trailers so far.
+    extra: usize,
+}
+
+/// What the next byte belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChunkState {
+    Size {
+        digits: u8,
+    },
+    /// White space after the size. Only an extension may follow.
+    SizeSpace,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    /// The start of a trailer field, or of the empty line that ends the body.
+    TrailerLine,
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    EndLf,
+    Done,
+}
+
+impl ChunkedDecoder {
+    /// Decodes up to the next data, or to the body's end. Returns the length of the framing.
+    fn decode(&mut self, input: &[u8]) -> Result<usize, Rejection> {
+        for (index, &byte) in input.iter().enumerate() {
+            if matches!(self.state, ChunkState::Data | ChunkState::Done) {
+                return Ok(index);
+            }
+            self.state = self.state_after(byte)?;
+        }
+        Ok(input.len())
+    }
+
+    fn state_after(&mut self, byte: u8) -> Result<ChunkState, Rejection> {
+        use ChunkState::*;
+        let next = match (self.state, byte) {
+            (Size { digits }, _) if byte.is_ascii_hexdigit() => {
+                // 15 digits are more than any disk holds, and cannot overflow.
+                if digits == 15 {
+                    return Err(bad_request("a chunk size is too large"));
+                }
+                let digit = (byte as char).to_digit(16).unwrap_or_default();
+                self.left = self.left << 4 | u64::from(digit);
+                Size { digits: digits + 1 }
+            }
+            (Size { digits: 0 }, _) => return Err(bad_request("a chunk has no size")),
+            (Size { .. }, b'\r') => SizeLf,
+            (Size { .. } | SizeSpace, b';') => self.count_extra(Extension)?,
+            (Size { .. } | SizeSpace, b' ' | b'\t') => self.count_extra(SizeSpace)?,
+            (Extension, b'\r') => SizeLf,
+            (Extension, _) if is_text(byte) => self.count_extra(Extension)?,
+            (SizeLf, b'\n') if self.left > 0 => Data,
+            (SizeLf, b'\n') => TrailerLine,
+            (DataCr, b'\r') => DataLf,
+            (DataLf, b'\n') => Size { digits: 0 },
+            (DataCr | DataLf, _) => {
+                return Err(bad_request("a chunk is longer than its size says"));
+            }
+            (TrailerLine, b'\r') => EndLf,
+            (TrailerLine | TrailerName, _) if is_token(byte) => self.count_extra(TrailerName)?,
+            (TrailerName, b':') => self.count_extra(TrailerValue)?,
+            (TrailerValue, b'\r') => TrailerLf,
+            (TrailerValue, _) if is_text(byte) => self.count_extra(TrailerValue)?,
+            (TrailerLf, b'\n') => TrailerLine,
+            (EndLf, b'\n') => Done,
+            (TrailerLine | TrailerName | TrailerValue | TrailerLf | EndLf, _) => {
+                return Err(bad_request("a trailer is malformed"));
+            }
+            _ => return Err(bad_request("a chunk's size line is malformed")),
+        };
+        Ok(next)
+    }
+
+    /// Counts a byte of a chunk extension or trailer, which leads to the state `next`.
+    fn count_extra(&mut self, next: ChunkState) -> Result<ChunkState, Rejection> {
+        self.extra += 1;
+        if self.extra > MAX_EXTRA {
+            return Err(bad_request("too many chunk extensions or trailers"));
+        }
+        Ok(next)
+    }
+}
+
+/// Whether a field's value may contain `byte`: no control characters except the tab.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// Whether a token, such as a field's name, may contain `byte` (RFC 9110, section 5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes `input` in steps of `step` bytes. Returns the data, and the position of the body's
+    /// end, if it was reached.
+    fn decode(input: &[u8], step: usize) -> Result<(Vec<u8>, Option<usize>), Rejection> {
+        let mut decoder = BodyDecoder::chunked();
+        let (mut data, mut start, mut end) = (Vec::new(), 0, step);
+        while start < input.len() {
+            let (framing_len, data_len) = decoder.decode(&input[start..end.min(input.len())])?;
+            start += framing_len;
+            data.extend_from_slice(&input[start..start + data_len]);
+            decoder.consume_data(data_len);
+            start += data_len;
+            if decoder.is_done() {
+                return Ok((data, Some(start)));
+            }
+            end = (start + step).max(end);
+        }
+        Ok((data, None))
+    }
+
+    #[test]
+    fn chunks_extensions_and_trailers_come_out_the_same_at_any_boundary() {
+        let input =
+            b"5\r\nhello\r\n00006 ; a=\"b\"\r\n world\r\n0;last\r\nX-Sum: 1\r\nY:\r\n\r\nGET ";
+        for step in 1..=input.len() {
+            let (data, end) = decode(input, step).unwrap();
+            assert_eq!(data, b"hello world");
+            assert_eq!(end, Some(input.len() - 4), "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_rejected() {
+        for input in [
+            &b"\r\n"[..],
+            b"x\r\n",
+            b"-1\r\n",
+            b"+1\r\n",
+            b"0x1\r\n",
+            b" 1\r\n",
+            b"1 \r\na",
+            b"1\na",
+            b"1\rx",
+            b"1;\x00\r\n",
+            b"1;a\nb\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\n",
+            b"1000000000000000\r\n",
+            b"ffffffffffffffffffff\r\n",
+            b"0\r\n bad: 1\r\n",
+            b"0\r\nbad : 1\r\n",
+            b"0\r\n: 1\r\n",
+            b"0\r\nbad: 1\n\r\n",
+            b"0\r\nbad: \x00\r\n",
+            b"0\r\nbad\r\n",
+            b"0\r\n\n",
+        ] {
+            for step in [1, input.len()] {
+                let text = String::from_utf8_lossy(input);
+                assert!(decode(input, step).is_err(), "{text:?} in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn extensions_and_trailers_are_bounded() {
+        let long = "x".repeat(MAX_EXTRA);
+        assert!(decode(format!("1;{long}").as_bytes(), 999).is_err());
+        assert!(decode(format!("0\r\na:{long}").as_bytes(), 999).is_err());
+        let many = "1;xxx\r\na\r\n".repeat(MAX_EXTRA);
+        assert!(decode(many.as_bytes(), 999).is_err());
+    }
+
+    #[test]
+    fn a_body_with_a_length_has_no_framing() {
+        let mut decoder = BodyDecoder::Length(5);
+        assert_eq!(decoder.decode(b"hello world"), Ok((0, 5)));
+        decoder.consume_data(5);
+        assert!(decoder.is_done());
+        assert_eq!(decoder.decode(b" world"), Ok((0, 0)));
+    }
+}

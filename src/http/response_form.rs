@@ -1,0 +1,125 @@
+//! The form of a response: how it marks its end, and what its head says about the connection.
+//!
+//! The first row that matches decides about the body:
+//!
+//! | response | framing | body |
+//! |---|---|---|
+//! | 204, 304, an upgrade, 2xx to CONNECT | none | not sent |
+//! | 205 | Content-Length: 0 | not sent |
+//! | to HEAD, with an empty reply | the handler's Content-Length, else 0 | not sent |
+//! | the length is known | Content-Length | sent, except to HEAD |
+//! | to HTTP/1.1 | chunks | sent, except to HEAD |
+//! | to HTTP/1.0 | the close of the connection | sent, except to HEAD |
+//!
+//! The connection is closed after the response if the request or the response demands it, if the
+//! close ends the body, and after a 2xx to CONNECT without an upgrade.
+
+use ::http::response::Parts;
+use ::http::{HeaderMap, StatusCode, Version, header};
+
+use super::reply::{Reply, ReplyKind};
+
+/// What a request contributes to the form of its response.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestMetadata {
+    pub(super) is_head: bool,
+    pub(super) is_connect: bool,
+    pub(super) version: Version,
+    /// The client and the server are ready to use the connection for another request.
+    pub(super) keep_alive: bool,
+    /// No part of the request's body is left on the connection.
+    pub(super) is_body_consumed: bool,
+}
+
+/// How a response marks the end of its body (RFC 9112, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is no body, and no field about its length.
+    NoBody,
+    Length(u64),
+    Chunks,
+    /// The close of the connection is the end.
+    Close,
+}
+
+/// The decisions about a response, before anything of it is written.
+pub(super) struct ResponseForm {
+    pub(super) framing: Framing,
+    /// The Connection field's line; empty if the response has none.
+    pub(super) connection_line: &'static [u8],
+    pub(super) sends_body: bool,
+    pub(super) closes: bool,
+}
+
+impl ResponseForm {
+    /// Decides on the form. The error says why the response is impossible.
+    #[inline]
+    pub(super) fn new(
+        request: &RequestMetadata,
+        head: &Parts,
+        reply: &mut Reply,
+    ) -> Result<Self, String> {
+        let (status, fields) = (head.status, &head.headers);
+        let is_tunnel = request.is_connect && status.is_success();
+        let is_upgrade = matches!(reply.kind, ReplyKind::Upgrade(_));
+        let is_switch =
+            status == StatusCode::SWITCHING_PROTOCOLS && request.version == Version::HTTP_11;
+        let may_upgrade = request.is_body_consumed && (is_tunnel || is_switch);
+        if is_upgrade && !may_upgrade || status.is_informational() && !is_upgrade {
+            return Err(format!(
+                "status {status} does not fit its body or the request"
+            ));
+        }
+        let length = reply.kind.length().map_err(|error| error.to_string())?;
+        let framing = match (status, length) {
+            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Framing::NoBody,
+            _ if is_upgrade || is_tunnel => Framing::NoBody,
+            (StatusCode::RESET_CONTENT, _) => Framing::Length(0),
+            (_, Some(0)) if request.is_head => Framing::Length(promised_length(fields)),
+            (_, Some(length)) => Framing::Length(length),
+            (_, None) if request.version == Version::HTTP_11 => Framing::Chunks,
+            (_, None) => Framing::Close,
+        };
+        let closes = !is_upgrade
+            && (!request.keep_alive
+                || framing == Framing::Close
+                || is_tunnel
+                || has_close_option(fields));
+        // A response that only offers an upgrade names the Upgrade field there too (RFC 9110,
+        // section 7.8).
+        let has_upgrade_field = is_upgrade || fields.contains_key(header::UPGRADE);
+        let connection_line: &[u8] = match (has_upgrade_field, closes, request.version) {
+            _ if is_upgrade && is_tunnel => b"",
+            (true, true, _) => b"Connection: Upgrade, close\r\n",
+            (true, false, Version::HTTP_10) => b"Connection: Upgrade, keep-alive\r\n",
+            (true, false, _) => b"Connection: Upgrade\r\n",
+            (false, true, _) => b"Connection: close\r\n",
+            (false, false, Version::HTTP_10) => b"Connection: keep-alive\r\n",
+            (false, false, _) => b"",
+        };
+        Ok(Self {
+            framing,
+            connection_line,
+            sends_body: !request.is_head
+                && framing != Framing::NoBody
+                && status != StatusCode::RESET_CONTENT,
+            closes,
+        })
+    }
+}
+
+/// Whether the handler's Connection field contains `close`.
+fn has_close_option(fields: &HeaderMap) -> bool {
+    let values = fields.get_all(header::CONNECTION);
+    values.iter().any(|value| {
+        let mut options = value.as_bytes().split(|&byte| byte == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+    })
+}
+
+/// The length of the body that a response to HEAD does not have: the handler's Content-Length.
+fn promised_length(fields: &HeaderMap) -> u64 {
+    let length = fields.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+    length.unwrap_or(0)
+}
