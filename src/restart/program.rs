@@ -13,7 +13,7 @@ use socket2::Socket;
 
 use super::inherited::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
 use super::link::VERSION;
-use crate::sys::{self, Descriptor, Process, Start};
+use crate::sys::{self, Descriptor, PidVariable, Process, Start};
 
 /// Which process a service manager's watchdog is for (sd_watchdog_enabled(3)).
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
@@ -124,11 +124,11 @@ impl Program {
         let left =
             format!("{VERSION},{generation},{control},{stderr},{pipe_end},{state},{by_name}");
         let mut env_with_pid = vec![
-            format!("{LISTEN_PID}=").into(),
-            format!("{HANDOVER}={left},").into(),
+            PidVariable::new(format!("{LISTEN_PID}="), ""),
+            PidVariable::new(format!("{HANDOVER}={left},"), ""),
         ];
         if self.is_watched {
-            env_with_pid.push(format!("{WATCHDOG_PID}=").into());
+            env_with_pid.push(PidVariable::new(format!("{WATCHDOG_PID}="), ""));
         }
         let process = sys::start(&Start {
             program: &self.path,

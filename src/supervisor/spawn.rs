@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use super::listeners::HeldListeners;
 use crate::restart::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, Program, SERVE, SUPERVISOR, VERSION};
-use crate::sys::{self, FIRST_PASSED, Start};
+use crate::sys::{self, FIRST_PASSED, PidVariable, Start};
 
 /// What the supervisor's own manager has given it, which is not for others.
 const OWN: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
@@ -52,8 +52,8 @@ pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io
         args: &program.args,
         env: &env,
         env_with_pid: &[
-            format!("{LISTEN_PID}=").into(),
-            format!("{SUPERVISOR}={role},").into(),
+            PidVariable::new(format!("{LISTEN_PID}="), ""),
+            PidVariable::new(format!("{SUPERVISOR}={role},"), ""),
         ],
         dir: &program.dir,
         descriptors: &descriptors,

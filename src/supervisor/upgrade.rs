@@ -16,7 +16,7 @@ use super::spawn::without_own;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, SUPERVISOR, VERSION};
-use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, Start};
+use crate::sys::{self, Descriptor, FIRST_PASSED, PidVariable, Signal, SignalFd, Start};
 
 /// What the process is to be, in [`SUPERVISOR`].
 pub(super) const REHEARSE: &str = "rehearse";
@@ -96,7 +96,7 @@ impl Run {
             program: self.own.path(),
             args: &self.own.args,
             env: &without_own(&self.own),
-            env_with_pid: &[role.into()],
+            env_with_pid: &[PidVariable::new(role, "")],
             dir: &self.own.dir,
             descriptors: &descriptors,
             stderr: None,
@@ -140,7 +140,10 @@ impl Run {
             program: self.own.path(),
             args: &self.own.args,
             env: &self.own.env,
-            env_with_pid: &[format!("{SUPERVISOR}={VERSION},{RESUME},{number},").into()],
+            env_with_pid: &[PidVariable::new(
+                format!("{SUPERVISOR}={VERSION},{RESUME},{number},"),
+                "",
+            )],
             dir: &self.own.dir,
             descriptors: &kept,
             stderr: None,

@@ -167,13 +167,29 @@ pub(crate) struct Start<'a> {
     pub(crate) args: &'a [OsString],
     /// `NAME=value`.
     pub(crate) env: &'a [OsString],
-    /// The same; the new process's id is appended to each.
-    pub(crate) env_with_pid: &'a [OsString],
+    pub(crate) env_with_pid: &'a [PidVariable],
     pub(crate) dir: &'a Path,
     /// They become its descriptors 3, 4, and so on; it gets no others but standard input and output.
     pub(crate) descriptors: &'a [Descriptor],
     /// Its standard error; the present one if there is none.
     pub(crate) stderr: Option<&'a Descriptor>,
+}
+
+/// An environment variable whose value contains the id of the new process: `prefix`, the id in
+/// decimal digits, `suffix`. Where `suffix` is not empty, spaces fill the digits up to the longest
+/// id, as the place of `suffix` is chosen before the id is known.
+#[cfg_attr(windows, allow(dead_code))]
+pub(crate) struct PidVariable {
+    /// `NAME=` and the beginning of the value.
+    prefix: OsString,
+    suffix: OsString,
+}
+
+impl PidVariable {
+    pub(crate) fn new(prefix: impl Into<OsString>, suffix: impl Into<OsString>) -> Self {
+        let (prefix, suffix) = (prefix.into(), suffix.into());
+        Self { prefix, suffix }
+    }
 }
 
 /// The first descriptor that is passed on, as systemd has it (sd_listen_fds(3)).

@@ -17,7 +17,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::Socket;
 
-use crate::sys::{FIRST_PASSED, Start};
+use crate::sys::{FIRST_PASSED, PidVariable, Start};
 
 /// What a process can pass on: a socket, a pipe, a file.
 pub type Descriptor = OwnedFd;
@@ -183,8 +183,7 @@ pub(crate) fn replace_program(start: &Start<'_>) -> io::Error {
     };
     let own = rustix::process::getpid().as_raw_nonzero().get();
     for text in &mut plan.with_pid {
-        let at = text.len() - DIGITS - 1;
-        write_number(own.unsigned_abs(), &mut text[at..]);
+        text.write_pid(own.unsigned_abs());
     }
     let inherit = |flags: libc::c_int| {
         for number in &plan.sources {
@@ -215,7 +214,7 @@ struct Plan {
     dir: CString,
     /// What the pointers point to.
     _strings: Vec<CString>,
-    with_pid: Vec<Vec<u8>>,
+    with_pid: Vec<PidText>,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
     sources: Vec<RawFd>,
@@ -245,10 +244,9 @@ impl Plan {
         argv.push(ptr::null());
         let mut envp = pointers(start.env)?;
         let mut with_pid = Vec::new();
-        for text in start.env_with_pid {
-            let mut text = CString::new(text.as_bytes())?.into_bytes();
-            text.resize(text.len() + DIGITS + 1, 0);
-            envp.push(text.as_ptr().cast());
+        for variable in start.env_with_pid {
+            let text = PidText::new(variable)?;
+            envp.push(text.bytes.as_ptr().cast());
             with_pid.push(text);
         }
         envp.push(ptr::null());
@@ -386,8 +384,7 @@ impl Plan {
             set_mask(libc::SIG_SETMASK, &self.mask);
             let pid = libc::getpid();
             for text in &mut self.with_pid {
-                let at = text.len() - DIGITS - 1;
-                write_number(pid.unsigned_abs(), &mut text[at..]);
+                text.write_pid(pid.unsigned_abs());
             }
             libc::execve(
                 self.program.as_ptr(),
@@ -445,16 +442,36 @@ fn write_word(to: RawFd, word: u32) {
     }
 }
 
-fn write_number(mut number: u32, into: &mut [u8]) {
-    let mut digits = [0; DIGITS];
-    let mut count = 0;
-    while number > 0 || count == 0 {
-        digits[count] = b'0' + (number % 10) as u8;
-        number /= 10;
-        count += 1;
+/// The text of a [`PidVariable`], with room for the digits that are written after fork.
+struct PidText {
+    bytes: Vec<u8>,
+    digits_at: usize,
+}
+
+impl PidText {
+    fn new(variable: &PidVariable) -> io::Result<Self> {
+        let mut bytes = CString::new(variable.prefix.as_bytes())?.into_bytes();
+        let suffix = CString::new(variable.suffix.as_bytes())?;
+        let digits_at = bytes.len();
+        let filler = if suffix.is_empty() { 0 } else { b' ' };
+        bytes.resize(digits_at + DIGITS, filler);
+        bytes.extend_from_slice(suffix.as_bytes_with_nul());
+        Ok(Self { bytes, digits_at })
     }
-    for (place, digit) in into.iter_mut().zip(digits[..count].iter().rev()) {
-        *place = *digit;
+
+    /// Does not allocate.
+    fn write_pid(&mut self, mut pid: u32) {
+        let mut digits = [0; DIGITS];
+        let mut count = 0;
+        while pid > 0 || count == 0 {
+            digits[count] = b'0' + (pid % 10) as u8;
+            pid /= 10;
+            count += 1;
+        }
+        let places = &mut self.bytes[self.digits_at..];
+        for (place, digit) in places.iter_mut().zip(digits[..count].iter().rev()) {
+            *place = *digit;
+        }
     }
 }
 
@@ -618,5 +635,32 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_text(prefix: &str, pid: u32, suffix: &str, wanted: &str) {
+        let mut text = PidText::new(&PidVariable::new(prefix, suffix)).unwrap();
+        text.write_pid(pid);
+        let read = std::ffi::CStr::from_bytes_until_nul(&text.bytes).unwrap();
+        assert_eq!(read.to_str(), Ok(wanted));
+    }
+
+    #[test]
+    fn a_pid_ends_the_text_unless_a_suffix_follows() {
+        check_text("LISTEN_PID=", 1234, "", "LISTEN_PID=1234");
+        check_text("LISTEN_PID=", u32::MAX, "", "LISTEN_PID=4294967295");
+        check_text("A={\"pid\":", 1234, "}", "A={\"pid\":1234      }");
+        check_text("A={\"pid\":", u32::MAX, "}", "A={\"pid\":4294967295}");
+    }
+
+    #[test]
+    fn a_text_with_a_null_is_refused() {
+        assert!(PidText::new(&PidVariable::new("A=\0", "")).is_err());
+        assert!(PidText::new(&PidVariable::new("A=", "\0")).is_err());
     }
 }
