@@ -75,6 +75,7 @@
 //! | `cli` | no | the command `handover`, which supervises programs, and speaks to a [`Supervisor`] |
 
 mod sys;
+mod wire;
 
 mod addr;
 mod clock;
