@@ -13,7 +13,7 @@ use socket2::Socket;
 
 use super::inherited::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
 use super::link::VERSION;
-use crate::sys::{self, Descriptor, PidVariable, Process, Start};
+use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, Start};
 
 /// Which process a service manager's watchdog is for (sd_watchdog_enabled(3)).
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
@@ -213,8 +213,8 @@ pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStat
     let id = process.id();
     let failed = |error| log::error!("cannot wait for the end of process {id}: {error}");
     match process.wait(within) {
-        Ok(Some(status)) => return status,
-        Ok(None) => {}
+        Ok(ProcessState::Running) => {}
+        Ok(state) => return state.exit_status(),
         Err(error) => failed(error),
     }
     if let Err(error) = process.kill() {
@@ -222,7 +222,7 @@ pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStat
     }
     // Nothing holds back this signal, but the end takes its time.
     match process.wait(KILL_TIMEOUT) {
-        Ok(status) => status.flatten(),
+        Ok(state) => state.exit_status(),
         Err(error) => {
             failed(error);
             None

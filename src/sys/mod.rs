@@ -36,6 +36,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 #[cfg(all(
@@ -189,6 +190,25 @@ impl PidVariable {
     pub(crate) fn new(prefix: impl Into<OsString>, suffix: impl Into<OsString>) -> Self {
         let (prefix, suffix) = (prefix.into(), suffix.into());
         Self { prefix, suffix }
+    }
+}
+
+/// What is known of a [`Process`].
+#[cfg_attr(windows, allow(dead_code))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ProcessState {
+    Running,
+    Ended(ExitStatus),
+    /// Nothing is left that could tell whether and how the process has ended.
+    Unknown,
+}
+
+impl ProcessState {
+    pub(crate) fn exit_status(self) -> Option<ExitStatus> {
+        match self {
+            Self::Ended(status) => Some(status),
+            Self::Running | Self::Unknown => None,
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::Socket;
 
-use crate::sys::{FIRST_PASSED, PidVariable, Start};
+use crate::sys::{FIRST_PASSED, PidVariable, ProcessState, Start};
 
 /// What a process can pass on: a socket, a pipe, a file.
 pub type Descriptor = OwnedFd;
@@ -43,7 +43,7 @@ const HELD: [libc::c_int; 6] = [
 pub(crate) struct Process {
     pid: u32,
     parent: Option<Parent>,
-    ended: Option<Option<ExitStatus>>,
+    state: ProcessState,
 }
 
 /// The process that waits. Dropping this ends it.
@@ -61,29 +61,29 @@ impl Process {
     }
 
     /// Waits for its end, unless it was let go, for so long at most. The status is unknown if nobody is left who knows.
-    pub(crate) fn wait(&mut self, within: Duration) -> io::Result<Option<Option<ExitStatus>>> {
-        if let (None, Some(parent)) = (self.ended, &mut self.parent) {
+    pub(crate) fn wait(&mut self, within: Duration) -> io::Result<ProcessState> {
+        if let (ProcessState::Running, Some(parent)) = (self.state, &mut self.parent) {
             match parent.read(Some(within)) {
                 Ok(raw) => {
                     parent.child_has_ended = true;
-                    self.ended = Some(Some(ExitStatus::from_raw(raw as i32)));
+                    self.state = ProcessState::Ended(ExitStatus::from_raw(raw as i32));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Somebody has ended the process that waits.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.ended = Some(None);
+                    self.state = ProcessState::Unknown;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.ended)
+        Ok(self.state)
     }
 
     /// Ends it at once, unless it was let go.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        match (&self.parent, self.ended, pid) {
-            (Some(_), None, Some(pid)) => Ok(kill_process(pid, Signal::KILL)?),
+        match (&self.parent, self.state, pid) {
+            (Some(_), ProcessState::Running, Some(pid)) => Ok(kill_process(pid, Signal::KILL)?),
             _ => Ok(()),
         }
     }
@@ -149,7 +149,7 @@ pub(crate) fn start(start: &Start<'_>) -> io::Result<Process> {
     Ok(Process {
         pid,
         parent: Some(parent),
-        ended: None,
+        state: ProcessState::Running,
     })
 }
 

@@ -5,12 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::windows::io::OwnedHandle;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::Start;
+use crate::sys::{ProcessState, Start};
 
 /// What a process can pass on.
 pub type Descriptor = OwnedHandle;
@@ -27,7 +26,7 @@ impl Process {
         match *self {}
     }
 
-    pub(crate) fn wait(&mut self, _within: Duration) -> io::Result<Option<Option<ExitStatus>>> {
+    pub(crate) fn wait(&mut self, _within: Duration) -> io::Result<ProcessState> {
         match *self {}
     }
 
