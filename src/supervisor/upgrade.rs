@@ -17,6 +17,7 @@ use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, SUPERVISOR, VERSION};
 use crate::sys::{self, Descriptor, FIRST_PASSED, PidVariable, Signal, SignalFd, Start};
+use crate::wire::Answer;
 
 /// What the process is to be, in [`SUPERVISOR`].
 pub(super) const REHEARSE: &str = "rehearse";
@@ -152,18 +153,15 @@ impl Run {
 
     pub(super) fn end_upgrade(&mut self, result: Result<(), String>) {
         self.upgrade_wanted = false;
-        let json = match &result {
-            Ok(()) => r#"{"ok":true}"#.to_owned(),
-            Err(why) => {
-                let why = format!("the supervisor is not replaced: {why}");
-                if !self.upgrade_waiters.is_empty() || self.stop.is_none() {
-                    log::error!("{why}");
-                }
-                format!(r#"{{"ok":false,"error":{}}}"#, super::status::quoted(&why))
+        let result = result.map_err(|why| format!("the supervisor is not replaced: {why}"));
+        if let Err(why) = &result {
+            if !self.upgrade_waiters.is_empty() || self.stop.is_none() {
+                log::error!("{why}");
             }
-        };
+        }
+        let answer = Answer::new(result);
         for waiter in std::mem::take(&mut self.upgrade_waiters) {
-            self.reply(waiter, &json);
+            self.reply(waiter, &answer);
         }
     }
 }

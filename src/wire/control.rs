@@ -84,7 +84,7 @@ pub(crate) struct Status {
     #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
     pub(crate) uptime_seconds: f64,
     /// One for each place for a serving process.
-    pub(crate) processes: Vec<ProcessStatus>,
+    pub(crate) processes: Vec<SlotStatus>,
     /// The ids of processes that were replaced, and finish what they have.
     pub(crate) draining: Vec<u32>,
     /// The listeners that the supervisor holds.
@@ -120,8 +120,8 @@ pub(crate) enum ServiceState {
 /// A place for a serving process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
-pub(crate) struct ProcessStatus {
-    pub(crate) state: ProcessState,
+pub(crate) struct SlotStatus {
+    pub(crate) state: SlotState,
     /// How many times a process was started because the one before had ended.
     pub(crate) restarts: u64,
     /// The process; absent, with its other fields, if there is none.
@@ -149,7 +149,7 @@ pub(crate) struct ProcessStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
-pub(crate) enum ProcessState {
+pub(crate) enum SlotState {
     /// The process was sent SIGABRT: it was late, or made no progress.
     Aborting,
     /// The process serves, and another one starts that is to replace it.

@@ -117,8 +117,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use bind::{BindAddr, BindAnswer, BindRequest};
 pub(crate) use control::{
-    Answer, ControlRequest, ListenerStatus, ProcessState, ProcessStatus, ServiceState, Status,
-    seconds,
+    Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
 pub(crate) use handshake::HandshakeMessage;
 pub(crate) use launch::{Launch, LaunchError};
