@@ -133,7 +133,7 @@ impl Handle {
             let why = "a service cannot wait for the end of its own server";
             return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
-        let done = remote.wait_restart()?;
+        let done = remote.wait_for_restart()?;
         let (drained, _) = control.outcome.wait();
         Ok(RestartReport {
             ready_after: done.ready_after,

@@ -244,7 +244,7 @@ impl<S: Service> MainThread<S> {
                 }
                 Command::Restart => {
                     match restart {
-                        Some(restart) => restart.restart(),
+                        Some(restart) => restart.request_restart(),
                         None => log::warn!("the server was built without restarts"),
                     }
                     continue;
@@ -266,7 +266,7 @@ impl<S: Service> MainThread<S> {
                 lot.shorten_idle();
             } else {
                 if let Some(restart) = restart {
-                    restart.stopping();
+                    restart.report_stopping();
                 }
                 // From here on no worker parks an idle connection, so that `clear` meets them all.
                 lot.drain.begin();
@@ -312,7 +312,7 @@ impl<S: Service> MainThread<S> {
         lot.end();
         report.took = stop.since.elapsed();
         if let Some(restart) = restart {
-            restart.end(report.to_string());
+            restart.report_stopped(report.to_string());
         }
         let until = Instant::now() + GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
@@ -375,7 +375,7 @@ impl<S: Service> Host for ServerHost<'_, S> {
         })
     }
 
-    fn open(&self) {
+    fn start_accepting(&self) {
         self.parts.gate.open();
     }
 
@@ -387,8 +387,8 @@ impl<S: Service> Host for ServerHost<'_, S> {
         self.parts.gate.resume();
     }
 
-    fn leave(&self, kept: &[u32]) {
-        self.parts.gate.leave_to_others(kept);
+    fn leave(&self, taken: &[u32]) {
+        self.parts.gate.leave_to_others(taken);
         self.command(Command::Leave);
     }
 
@@ -396,7 +396,7 @@ impl<S: Service> Host for ServerHost<'_, S> {
         self.command(Command::Drain);
     }
 
-    fn end(&self) {
+    fn stop_now(&self) {
         self.command(Command::StopNow);
     }
 }

@@ -162,7 +162,7 @@ impl<S: Service> Server<S> {
         let mut upgrader = None;
         if let Some(mut restart) = settings.restart.take() {
             startup.ready_when = restart.take_ready_when();
-            startup.held = Some(restart.take_held());
+            startup.held = Some(restart.take_blocked_signals());
             let shared = listeners.iter().map(Arc::downgrade).collect();
             let (own, remote) = Upgrader::new(restart, shared, settings.drain_timeout)?;
             upgrader = Some(own);
@@ -278,7 +278,7 @@ impl Startup {
             }
         }
         match self.remote {
-            Some(remote) => remote.open().map_err(io::Error::other),
+            Some(remote) => remote.announce_ready().map_err(io::Error::other),
             None => {
                 self.gate.open();
                 Ok(())

@@ -95,14 +95,14 @@ impl<'a, T> Watchdog<'a, T> {
         match self.stuck() {
             Some(Duration::ZERO) if !stops => {
                 log::error!("no worker makes progress: {}", self.calls());
-                notify::wedged();
+                notify::watchdog_trigger();
                 return;
             }
             Some(left) => self.next = self.next.min(now + left),
             None => {}
         }
         if self.react {
-            notify::beat();
+            notify::watchdog_alive();
         }
     }
 

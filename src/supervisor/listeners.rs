@@ -4,8 +4,9 @@ use std::io;
 
 use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::notify;
-use crate::restart::{Inherited, fd_name};
+use crate::restart::Inherited;
 use crate::sys::{self, Descriptor};
+use crate::wire::{ListenerRecord, fd_name};
 
 /// All that are held.
 #[derive(Debug, Default)]
@@ -15,7 +16,7 @@ pub(super) struct HeldListeners(Vec<HeldListener>);
 pub(super) struct HeldListener {
     /// It removes the file of a Unix socket in the end that a serving process has bound.
     pub(super) listener: Listener,
-    pub(super) about: notify::Held,
+    pub(super) about: ListenerRecord,
     /// It was there before any process asked for it, and stays whether one does or not.
     pub(super) pinned: bool,
     /// The service manager listens on it by itself.
@@ -26,23 +27,11 @@ pub(super) struct HeldListener {
 /// What tells one socket from another.
 pub(super) type Id = (u64, u64);
 
-/// No name is longer there.
-const STORED_NAME: usize = 255;
-
-fn stored_name(about: &notify::Held) -> String {
-    let mut name = format!("{STORED}{about}");
-    name.truncate(STORED_NAME);
-    name
-}
-
-/// How the names begin under which the service manager keeps what processes have left here.
-const STORED: &str = "handover-";
-
 impl HeldListener {
     /// Leaves it with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor_of(&self.listener.socket) {
-            Ok(copy) => notify::store(stored_name(&self.about), &copy),
+            Ok(copy) => notify::store(self.about.to_stored_name(), &copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.about.name),
         }
     }
@@ -53,14 +42,12 @@ impl HeldListeners {
     /// service manager.
     fn inherit(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
-            let stored = name
-                .strip_prefix(STORED)
-                .and_then(|about| about.parse().ok());
+            let stored = ListenerRecord::from_stored_name(&name);
             let pinned = stored.is_none();
-            let about = stored.unwrap_or(notify::Held {
+            let about = stored.unwrap_or(ListenerRecord {
                 name: fd_name(&name),
                 by_name: true,
-                own_path: false,
+                owns_path: false,
             });
             match self.insert(about, descriptor, pinned) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
@@ -109,10 +96,10 @@ impl HeldListeners {
         log::info!("listening on {}", listener.local_addr());
         let one = HeldListener {
             id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
-            about: notify::Held {
+            about: ListenerRecord {
                 name: fd_name(listener.name()),
                 by_name: true,
-                own_path: listener.own_path().is_some(),
+                owns_path: listener.own_path().is_some(),
             },
             listener,
             pinned: true,
@@ -135,10 +122,10 @@ impl HeldListeners {
         }
         let listener = bind.bind().map_err(BindError::into_cause)?;
         let descriptor = sys::descriptor_of(&listener.socket)?;
-        let about = notify::Held {
+        let about = ListenerRecord {
             name: fd_name(listener.name()),
             by_name: false,
-            own_path: listener.own_path().is_some(),
+            owns_path: listener.own_path().is_some(),
         };
         let id = sys::socket_id(&descriptor)?;
         log::info!("listening on {}", listener.local_addr());
@@ -160,7 +147,7 @@ impl HeldListeners {
     }
 
     /// Holds what a process has left here, and says what it is. Nothing changes if it is here already.
-    pub(super) fn hold(&mut self, about: notify::Held, descriptor: Descriptor) -> io::Result<Id> {
+    pub(super) fn hold(&mut self, about: ListenerRecord, descriptor: Descriptor) -> io::Result<Id> {
         let before = self.0.len();
         let id = self.insert(about, descriptor, false)?;
         if let Some(new) = self.0.get(before) {
@@ -172,7 +159,7 @@ impl HeldListeners {
 
     pub(super) fn insert(
         &mut self,
-        about: notify::Held,
+        about: ListenerRecord,
         descriptor: Descriptor,
         pinned: bool,
     ) -> io::Result<Id> {
@@ -186,7 +173,7 @@ impl HeldListeners {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let listener = Listener::for_others(socket, about.name.clone(), about.by_name)?;
-        listener.set_own_path(about.own_path);
+        listener.set_own_path(about.owns_path);
         self.0.push(HeldListener {
             listener,
             about,
@@ -205,7 +192,7 @@ impl HeldListeners {
             let stays = one.pinned || wanted.contains(&one.id);
             if !stays {
                 log::info!("closing the listener {}", one.listener.local_addr());
-                notify::forget(stored_name(&one.about));
+                notify::forget(one.about.to_stored_name());
             }
             stays
         });

@@ -13,7 +13,6 @@ mod control;
 mod crash_report;
 mod listeners;
 mod logger;
-mod notification;
 mod notifications;
 mod processes;
 mod rolling_restart;
@@ -25,7 +24,6 @@ mod status;
 mod upgrade;
 
 use std::convert::Infallible;
-use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -33,12 +31,13 @@ use std::process;
 use std::time::Duration;
 
 use crate::listener::Bind;
-use crate::restart::{Program, Restart, SERVE, SUPERVISOR, is_successor, role};
+use crate::restart::{Program, Restart, own_launch};
 use crate::sys::{self, SignalFd};
+use crate::wire::Launch;
 
 use backoff::BackoffSettings;
 use run::Run;
-use upgrade::{REHEARSE, RESUME, rehearse, resume};
+use upgrade::{rehearse, resume};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -242,14 +241,14 @@ impl Supervisor {
     ///
     /// When there can be no supervisor: its sockets or files cannot be made, or the system is not Linux.
     pub fn supervise(self) -> io::Result<Restart> {
-        if !is_successor() {
-            let text = env::var(SUPERVISOR).unwrap_or_default();
-            match role(&text).map_err(io::Error::other)?.as_deref() {
-                Some([SERVE, ..]) => {}
-                words => {
-                    let code = self.be_supervisor(Program::of_this_process()?, words)?;
-                    process::exit(code);
-                }
+        match own_launch() {
+            Ok(Some(Launch::Successor { .. } | Launch::Serve { .. })) => {}
+            // The restart fails, for this reason.
+            Err(error) if error.by_predecessor => {}
+            launch => {
+                let launch = launch.map_err(io::Error::other)?;
+                let code = self.be_supervisor(Program::of_this_process()?, launch)?;
+                process::exit(code);
             }
         }
         Ok(Restart::new())
@@ -263,35 +262,33 @@ impl Supervisor {
     ///
     /// As [`supervise`](Self::supervise).
     pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
-        let program = Program::other(args.into_iter().map(Into::into).collect())?;
+        let program = Program::find(args.into_iter().map(Into::into).collect())?;
         if !sys::is_program(program.path()) {
             let text = format!("there is no program {}", program.path().display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         self.0.foreign = true;
-        let text = env::var(SUPERVISOR).unwrap_or_default();
-        let words = role(&text).map_err(io::Error::other)?;
-        // It may be supervised itself, as any other program.
-        let words = words.filter(|words| words.first() != Some(&SERVE));
-        self.be_supervisor(program, words.as_deref())
+        let launch = own_launch().map_err(io::Error::other)?;
+        self.be_supervisor(program, launch)
     }
 
-    fn be_supervisor(self, program: Program, words: Option<&[&str]>) -> io::Result<i32> {
+    fn be_supervisor(self, program: Program, launch: Option<Launch>) -> io::Result<i32> {
         if !sys::SUPERVISES {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         logger::install();
-        let run = match words {
-            None => Run::new(self.0, program, SignalFd::hold()?)?,
-            Some([RESUME, words @ ..]) => resume(self.0, program, SignalFd::hold()?, words)?,
-            Some([REHEARSE, words @ ..]) => {
-                let never: Infallible = rehearse(words)?;
-                match never {}
+        let run = match launch {
+            // A supervisor that runs another program may be supervised itself.
+            None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {
+                Run::new(self.0, program, SignalFd::hold()?)?
             }
-            Some(words) => {
-                let text = format!("{SUPERVISOR} makes no sense: {words:?}");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            Some(Launch::Resume { snapshot }) => {
+                resume(self.0, program, SignalFd::hold()?, snapshot)?
+            }
+            Some(Launch::Rehearse { snapshot, report }) => {
+                let never: Infallible = rehearse(snapshot, report)?;
+                match never {}
             }
         };
         Ok(run.run())

@@ -3,15 +3,14 @@
 use std::time::{Duration, Instant};
 
 use super::ancestry;
-use super::notification::{Notification, WatchdogMessage};
 use super::processes::abort;
 use super::run::Run;
 use super::slot::SupervisedProcess;
 use crate::clock::Deadline;
 use crate::listener::Bind;
-use crate::notify;
-use crate::restart::text_of;
+use crate::notify::{self, Notification, WatchdogMessage};
 use crate::sys::{self, Datagram, Descriptor, Signal};
+use crate::wire::{BindAnswer, BindRequest, Record};
 
 /// No more processes than these are listened to that nobody has spoken of.
 const MAX_UNANNOUNCED: usize = 16;
@@ -68,7 +67,9 @@ impl Run {
         let place = match self.place(pid) {
             Some(place) => place,
             // Nobody has spoken of it yet, but by this it is one of ours.
-            None if said.generation.is_some() && self.unannounced.len() < MAX_UNANNOUNCED => {
+            None if said.notice.generation.is_some()
+                && self.unannounced.len() < MAX_UNANNOUNCED =>
+            {
                 let deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
                 let stranger = SupervisedProcess::new(pid, 0, deadline);
                 if !ancestry::descends(pid) || stranger.handle.has_ended() {
@@ -79,10 +80,10 @@ impl Run {
             }
             None => return,
         };
-        if let (Some(bind), [answer, ..]) = (said.bind.clone(), &descriptors[..]) {
+        if let (Some(bind), [answer, ..]) = (said.notice.bind.clone(), &descriptors[..]) {
             self.give(place, bind, answer);
         }
-        for (about, descriptor) in said.listeners.iter().zip(descriptors) {
+        for (about, descriptor) in said.notice.listeners.iter().zip(descriptors) {
             match self.listeners.hold(about.clone(), descriptor) {
                 Ok(id) => {
                     if let Some(process) = self.process(place) {
@@ -95,7 +96,7 @@ impl Run {
         let Some(process) = self.process(place) else {
             return;
         };
-        if let Some(generation) = said.generation.filter(|_| said.main_pid.is_none()) {
+        if let Some(generation) = said.notice.generation.filter(|_| said.main_pid.is_none()) {
             process.restarts_itself = true;
             process.generation = generation;
         }
@@ -117,15 +118,14 @@ impl Run {
     }
 
     /// Gives a process the listener that it asks for.
-    fn give(&mut self, place: Position, bind: Bind, answer: &Descriptor) {
-        let given = self.listeners.give(bind);
-        let sent = answer
-            .try_clone()
-            .and_then(sys::into_socket)
-            .and_then(|answer| match &given {
-                Ok((_, descriptor)) => sys::send_message(&answer, "given", Some(descriptor)),
-                Err(error) => sys::send_message(&answer, &text_of(error), None),
-            });
+    fn give(&mut self, place: Position, bind: BindRequest, answer: &Descriptor) {
+        let given = self.listeners.give(Bind::from_request(bind));
+        let (text, descriptor) = match &given {
+            Ok((_, descriptor)) => (BindAnswer::Given.encode(), Some(descriptor)),
+            Err(error) => (BindAnswer::from(error).encode(), None),
+        };
+        let sent = answer.try_clone().and_then(sys::into_socket);
+        let sent = sent.and_then(|answer| sys::send_message(&answer, &text?, descriptor));
         if let Err(error) = sent {
             log::warn!("a process has not got the listener that it asked for: {error}");
         }
@@ -176,6 +176,7 @@ impl Run {
     fn handle_main(&mut self, index: usize, said: Notification) {
         let own = self.slots[index].main.as_ref().map(|main| main.pid);
         if let Some(pid) = said
+            .notice
             .successor
             .filter(|pid| Some(*pid) != own && ancestry::descends(*pid))
         {
@@ -184,7 +185,7 @@ impl Run {
                 self.drain(former);
             }
         }
-        if let Some(why) = said.failed {
+        if let Some(why) = said.notice.failed {
             if let Some(next) = self.slots[index].next.take() {
                 // Its predecessor ends it, or has.
                 self.drain(next);
@@ -208,7 +209,7 @@ impl Run {
                     self.stranger(index, pid)
                 }
             };
-            next.generation = said.generation.unwrap_or(next.generation);
+            next.generation = said.notice.generation.unwrap_or(next.generation);
             if let Some(old) = self.slots[index].main.replace(next) {
                 self.drain(old);
             }

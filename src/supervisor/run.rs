@@ -340,7 +340,7 @@ impl Run {
         let now = Instant::now();
         if let Some(every) = self.own_beat.every.filter(|_| now >= self.own_beat.next) {
             self.own_beat.next = now + every;
-            notify::beat();
+            notify::watchdog_alive();
         }
         self.look_at_processes(now);
         if let Some(stop) = &mut self.stop {

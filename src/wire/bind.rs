@@ -103,3 +103,24 @@ impl BindAnswer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_survive() {
+        for error in [
+            io::Error::new(io::ErrorKind::AddrInUse, "another server listens there"),
+            io::Error::from_raw_os_error(13),
+            io::Error::other("no"),
+            io::Error::other(""),
+        ] {
+            let back = BindAnswer::from(&error).into_result().unwrap_err();
+            assert_eq!(
+                (back.kind(), back.to_string()),
+                (error.kind(), error.to_string())
+            );
+        }
+    }
+}

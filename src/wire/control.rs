@@ -176,3 +176,26 @@ pub(crate) struct ListenerStatus {
 pub(crate) fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_requests_are_exact() {
+        let restart = ControlRequest::Restart { waits: true };
+        assert_eq!(
+            "restart wait\r\n".parse::<ControlRequest>().unwrap(),
+            restart
+        );
+        for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
+            assert!(line.parse::<ControlRequest>().is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_rounded_to_milliseconds() {
+        let duration = std::time::Duration::from_nanos(1_234_567_890);
+        assert_eq!(serde_json::to_string(&seconds(duration)).unwrap(), "1.235");
+    }
+}

@@ -120,3 +120,46 @@ impl std::error::Error for LaunchError {
         Some(&self.cause)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_record_is_for_one_process() {
+        let record =
+            r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[1],"pid":77 }"#;
+        let launch = Launch::read(record, 77).unwrap();
+        assert!(matches!(launch, Some(Launch::Serve { generation: 3, .. })));
+        for nothing in ["", "1", "{}", "1,2,3,4,-,1", r#"{"pid":77}"#, &record[..70]] {
+            assert!(matches!(Launch::read(nothing, 77), Ok(None)), "{nothing}");
+        }
+        assert!(matches!(Launch::read(record, 78), Ok(None)));
+    }
+
+    #[test]
+    fn a_launch_record_that_is_not_understood_says_who_wrote_it() {
+        for (record, text) in [
+            (
+                r#"{"v":2,"type":"successor","pid":77}"#,
+                "the predecessor speaks version 2 of the protocol, this process 1",
+            ),
+            (
+                r#"{"v":2,"type":"serve","pid":77}"#,
+                "the supervisor speaks version 2 of the protocol, this process 1",
+            ),
+            (
+                r#"{"v":1,"type":"successor","generation":2,"pid":77}"#,
+                "cannot read HANDOVER of the predecessor: the record makes no sense: missing field",
+            ),
+            (
+                r#"{"v":1,"type":"else","pid":77}"#,
+                "cannot read HANDOVER of the supervisor: the record is of the unknown kind \"else\"",
+            ),
+        ] {
+            let error = Launch::read(record, 77).unwrap_err().to_string();
+            assert!(error.starts_with(text), "{error}");
+            assert!(matches!(Launch::read(record, 78), Ok(None)));
+        }
+    }
+}

@@ -112,3 +112,54 @@ fn read_fd_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> 
         false => Err(D::Error::custom("not a name of a descriptor")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::tests::Random;
+
+    #[test]
+    fn names_survive_the_list() {
+        assert_eq!(fd_name("public"), "public");
+        assert_eq!(fd_name("127.0.0.1:80"), "127.0.0.1_80");
+        assert_eq!(fd_name("a\nb c"), "a_b_c");
+        for name in ["a:b", "a b", "ä", &"x".repeat(256)] {
+            let text = format!(
+                r#"{{"v":1,"listeners":[{{"name":"{name}","by_name":true,"owns_path":true}}]}}"#
+            );
+            assert!(Notice::decode(text.as_bytes()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stored_listener_is_known_by_its_name() {
+        for seed in 0..100 {
+            let listener: ListenerRecord = Random(seed).value();
+            let stored = listener.to_stored_name();
+            assert!(
+                stored.len() <= 255 && fd_name(&stored) == stored,
+                "{stored}"
+            );
+            assert_eq!(ListenerRecord::from_stored_name(&stored), Some(listener));
+        }
+        let listener = ListenerRecord {
+            name: "x".repeat(255),
+            by_name: true,
+            owns_path: true,
+        };
+        assert_eq!(
+            listener.to_stored_name(),
+            format!("handover-nu-{}", "x".repeat(243))
+        );
+        for other in [
+            "",
+            "web",
+            "handover-",
+            "handover-web",
+            "handover-un-web",
+            "handover-x-web",
+        ] {
+            assert_eq!(ListenerRecord::from_stored_name(other), None, "{other}");
+        }
+    }
+}

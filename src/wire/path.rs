@@ -30,7 +30,7 @@ impl WirePath {
 
 impl Serialize for WirePath {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        match str::from_utf8(&self.0) {
+        match std::str::from_utf8(&self.0) {
             Ok(text) => to.serialize_str(text),
             Err(_) => self.0.serialize(to),
         }
@@ -63,5 +63,36 @@ impl<'de> Visitor<'de> for PathVisitor {
             path.push(byte);
         }
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{HandshakeMessage, Record};
+
+    #[test]
+    fn a_path_need_not_be_text() {
+        let paths = |json: &str| {
+            let text = format!(r#"{{"v":1,"type":"commit","paths":{json}}}"#);
+            HandshakeMessage::decode(text.as_bytes())
+                .map(|message| (message.encode().unwrap(), text))
+        };
+        for json in [r#"["/a b/ä\n"]"#, "[[47,255,10]]", r#"[[47,255],"x"]"#] {
+            let (written, text) = paths(json).unwrap();
+            assert_eq!(written, text);
+        }
+        for json in [
+            r#"[""]"#,
+            r#"["a\u0000"]"#,
+            "[[1,0]]",
+            "[[]]",
+            "[[256]]",
+            "[1]",
+            "[{}]",
+        ] {
+            assert!(paths(json).is_err(), "{json}");
+        }
+        assert_eq!(WirePath::new(Path::new("")), None);
     }
 }

@@ -6,7 +6,6 @@
 
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 
@@ -15,7 +14,7 @@ use super::*;
 const ROUNDS: u64 = 300;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -34,7 +33,7 @@ impl Random {
         (0..count).map(|_| self.next() as u8).collect()
     }
 
-    fn value<T: for<'a> Arbitrary<'a>>(&mut self) -> T {
+    pub(super) fn value<T: for<'a> Arbitrary<'a>>(&mut self) -> T {
         let size = self.below(400);
         T::arbitrary(&mut Unstructured::new(&self.bytes(size))).unwrap()
     }
@@ -119,10 +118,12 @@ fn a_damaged_record_is_an_error_or_another_record() {
                 1 => drop(damaged.remove(at)),
                 _ => damaged.insert(at, b"{}[]\",:0-e\\u"[random.below(12)]),
             }
-            // Whatever is read can be written again: what was read is of bounded length.
+            // Damage may make another record, which is as good as any.
             if let Ok(other) = R::decode(&damaged) {
-                let text = other.encode().unwrap();
-                assert_eq!(R::decode(text.as_bytes()).unwrap(), other, "seed {seed}");
+                assert!(
+                    R::decode(other.encode().unwrap().as_bytes()).is_ok(),
+                    "seed {seed}"
+                );
             }
         }
         let size = random.below(200);
@@ -193,8 +194,6 @@ fn a_long_text_is_cut_and_its_record_sent() {
     }
 }
 
-// ---- single records ----
-
 /// The examples at the head of the module are what is written.
 #[test]
 fn the_examples_are_records() {
@@ -232,144 +231,4 @@ fn the_examples_are_records() {
     check(again::<Snapshot>, 1);
     check(again::<Status>, 1);
     check(again::<Answer>, 2);
-}
-
-#[test]
-fn a_launch_record_is_for_one_process() {
-    let record = r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[1],"pid":77 }"#;
-    let launch = Launch::read(record, 77).unwrap();
-    assert!(matches!(launch, Some(Launch::Serve { generation: 3, .. })));
-    for nothing in ["", "1", "{}", "1,2,3,4,-,1", r#"{"pid":77}"#, &record[..70]] {
-        assert!(matches!(Launch::read(nothing, 77), Ok(None)), "{nothing}");
-    }
-    assert!(matches!(Launch::read(record, 78), Ok(None)));
-}
-
-#[test]
-fn a_launch_record_that_is_not_understood_says_who_wrote_it() {
-    for (record, text) in [
-        (
-            r#"{"v":2,"type":"successor","pid":77}"#,
-            "the predecessor speaks version 2 of the protocol, this process 1",
-        ),
-        (
-            r#"{"v":2,"type":"serve","pid":77}"#,
-            "the supervisor speaks version 2 of the protocol, this process 1",
-        ),
-        (
-            r#"{"v":1,"type":"successor","generation":2,"pid":77}"#,
-            "cannot read HANDOVER of the predecessor: the record makes no sense: missing field",
-        ),
-        (
-            r#"{"v":1,"type":"else","pid":77}"#,
-            "cannot read HANDOVER of the supervisor: the record is of the unknown kind \"else\"",
-        ),
-    ] {
-        let error = Launch::read(record, 77).unwrap_err().to_string();
-        assert!(error.starts_with(text), "{error}");
-        assert!(matches!(Launch::read(record, 78), Ok(None)));
-    }
-}
-
-#[test]
-fn a_path_need_not_be_text() {
-    let paths = |json: &str| {
-        let text = format!(r#"{{"v":1,"type":"commit","paths":{json}}}"#);
-        HandshakeMessage::decode(text.as_bytes()).map(|message| (message.encode().unwrap(), text))
-    };
-    for json in [r#"["/a b/ä\n"]"#, "[[47,255,10]]", r#"[[47,255],"x"]"#] {
-        let (written, text) = paths(json).unwrap();
-        assert_eq!(written, text);
-    }
-    for json in [
-        r#"[""]"#,
-        r#"["a\u0000"]"#,
-        "[[1,0]]",
-        "[[]]",
-        "[[256]]",
-        "[1]",
-        "[{}]",
-    ] {
-        assert!(paths(json).is_err(), "{json}");
-    }
-    assert_eq!(WirePath::new(&PathBuf::new()), None);
-}
-
-#[test]
-fn names_survive_the_list() {
-    assert_eq!(fd_name("public"), "public");
-    assert_eq!(fd_name("127.0.0.1:80"), "127.0.0.1_80");
-    assert_eq!(fd_name("a\nb c"), "a_b_c");
-    for name in ["a:b", "a b", "ä", &"x".repeat(256)] {
-        let text = format!(
-            r#"{{"v":1,"listeners":[{{"name":"{name}","by_name":true,"owns_path":true}}]}}"#
-        );
-        assert!(Notice::decode(text.as_bytes()).is_err(), "{name}");
-    }
-}
-
-#[test]
-fn a_stored_listener_is_known_by_its_name() {
-    for seed in 0..ROUNDS {
-        let listener: ListenerRecord = Random(seed).value();
-        let stored = listener.to_stored_name();
-        assert!(
-            stored.len() <= 255 && fd_name(&stored) == stored,
-            "{stored}"
-        );
-        assert_eq!(ListenerRecord::from_stored_name(&stored), Some(listener));
-    }
-    let listener = ListenerRecord {
-        name: "x".repeat(255),
-        by_name: true,
-        owns_path: true,
-    };
-    assert_eq!(
-        listener.to_stored_name(),
-        format!("handover-nu-{}", "x".repeat(243))
-    );
-    for other in [
-        "",
-        "web",
-        "handover-",
-        "handover-web",
-        "handover-un-web",
-        "handover-x-web",
-    ] {
-        assert_eq!(ListenerRecord::from_stored_name(other), None, "{other}");
-    }
-}
-
-#[test]
-fn errors_survive() {
-    for error in [
-        io::Error::new(io::ErrorKind::AddrInUse, "another server listens there"),
-        io::Error::from_raw_os_error(13),
-        io::Error::other("no"),
-        io::Error::other(""),
-    ] {
-        let back = BindAnswer::from(&error).into_result().unwrap_err();
-        assert_eq!(
-            (back.kind(), back.to_string()),
-            (error.kind(), error.to_string())
-        );
-    }
-}
-
-#[test]
-fn control_requests_are_exact() {
-    let restart = ControlRequest::Restart { waits: true };
-    assert_eq!(
-        "restart wait\r\n".parse::<ControlRequest>().unwrap(),
-        restart
-    );
-    for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
-        assert!(line.parse::<ControlRequest>().is_err(), "{line:?}");
-    }
-}
-
-#[test]
-fn seconds_are_rounded_to_milliseconds() {
-    let duration = std::time::Duration::from_nanos(1_234_567_890);
-    assert_eq!(serde_json::to_string(&seconds(duration)).unwrap(), "1.235");
 }
