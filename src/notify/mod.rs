@@ -217,7 +217,7 @@ fn wait_until_read() -> io::Result<()> {
         .name("handover-notify".to_owned())
         .spawn(move || {
             let end = sys::into_file(reader).read(&mut [0]);
-            // Nobody waits any more after the time-out.
+            // After the time-out, no thread waits for this.
             let _ = done.send(end);
         })?;
     match read.recv_timeout(READ_TIMEOUT) {

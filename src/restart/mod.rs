@@ -239,8 +239,8 @@ impl Restart {
         self
     }
 
-    /// The position of this process among those that have served, from 1 on: the predecessor's
-    /// generation and 1. A supervisor also counts the processes that it has started again.
+    /// The number of this process among all that have served, from 1: one more than that of its
+    /// predecessor. A supervisor also counts the processes that it has restarted after an end.
     pub fn generation(&self) -> u64 {
         self.inherited.generation()
     }

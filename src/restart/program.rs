@@ -203,7 +203,7 @@ fn relay_stderr(pipe: Descriptor, done: &Sender<Vec<String>>) {
     let text = String::from_utf8_lossy(&tail);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-    // The restart may have succeeded, and then nobody takes the tail.
+    // If the restart succeeded, the tail is not needed.
     let _ = done.send(last.iter().map(|&line| line.to_owned()).collect());
 }
 

@@ -108,7 +108,7 @@ impl ControlSocket {
             }
         }
         for id in refused {
-            self.reply(id, &Answer::new(Err("there is no such request")));
+            self.reply(id, &Answer::failure("there is no such request"));
         }
         // Clients that have disconnected without a request.
         self.clients
@@ -145,7 +145,7 @@ impl ControlSocket {
                 other => {
                     log::warn!("refused a control connection of user {other:?}");
                     let id = self.adopt(socket, deadline);
-                    self.reply(id, &Answer::new(Err("permission denied")));
+                    self.reply(id, &Answer::failure("permission denied"));
                 }
             }
         }

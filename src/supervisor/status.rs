@@ -31,7 +31,7 @@ impl Run {
                 }
                 ControlRequest::Stop => {
                     self.stop();
-                    self.reply(id, &Answer::new(Ok::<(), String>(())));
+                    self.reply(id, &Answer::success());
                 }
             }
         }
@@ -40,10 +40,10 @@ impl Run {
     /// Tells a client that does not wait for the outcome whether its request counts.
     fn reply_unless(&mut self, waits: bool, id: u64) {
         if !waits {
-            let answer = Answer::new(match self.stop {
-                Some(_) => Err("the supervisor is being stopped"),
-                None => Ok(()),
-            });
+            let answer = match self.stop {
+                Some(_) => Answer::failure("the supervisor is being stopped"),
+                None => Answer::success(),
+            };
             self.reply(id, &answer);
         }
     }
@@ -60,13 +60,18 @@ impl Run {
 
     fn status(&self) -> Status {
         let ready = self.slots.iter().filter(|slot| slot.is_ready()).count();
-        let state = match () {
-            () if self.stop.is_some() => ServiceState::Stopping,
-            () if self.rolling.is_some() => ServiceState::Restarting,
-            () if ready == self.slots.len() => ServiceState::Serving,
-            () if ready > 0 => ServiceState::Degraded,
-            () if self.slots.iter().any(|slot| slot.main.is_some()) => ServiceState::Starting,
-            () => ServiceState::Down,
+        let state = if self.stop.is_some() {
+            ServiceState::Stopping
+        } else if self.rolling.is_some() {
+            ServiceState::Restarting
+        } else if ready == self.slots.len() {
+            ServiceState::Serving
+        } else if ready > 0 {
+            ServiceState::Degraded
+        } else if self.slots.iter().any(|slot| slot.main.is_some()) {
+            ServiceState::Starting
+        } else {
+            ServiceState::Down
         };
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
             name: held.about.name.clone(),

@@ -147,13 +147,16 @@ impl Run {
 
     pub(super) fn end_upgrade(&mut self, result: Result<(), String>) {
         self.upgrade_wanted = false;
-        let result = result.map_err(|why| format!("the supervisor is not replaced: {why}"));
-        if let Err(why) = &result {
-            if !self.upgrade_waiters.is_empty() || self.stop.is_none() {
-                log::error!("{why}");
+        let answer = match result {
+            Ok(()) => Answer::success(),
+            Err(why) => {
+                let why = format!("the supervisor is not replaced: {why}");
+                if !self.upgrade_waiters.is_empty() || self.stop.is_none() {
+                    log::error!("{why}");
+                }
+                Answer::failure(why)
             }
-        }
-        let answer = Answer::new(result);
+        };
         for waiter in std::mem::take(&mut self.upgrade_waiters) {
             self.reply(waiter, &answer);
         }
@@ -164,7 +167,7 @@ impl Run {
 /// on from it, and ends.
 pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<Infallible> {
     read_snapshot(snapshot)?;
-    let report_text = Answer::new(Ok::<(), String>(())).encode()?;
+    let report_text = Answer::success().encode()?;
     let mut report = sys::into_file(sys::adopt(report)?);
     report.write_all(report_text.as_bytes())?;
     process::exit(0);

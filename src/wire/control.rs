@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, WireError};
 
-/// A request: plain words, separated by one space.
+/// A request: a line of plain text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ControlRequest {
     /// `status`: answered with a [`Status`].
@@ -42,22 +42,30 @@ impl FromStr for ControlRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct Answer {
-    /// What was asked for is done, or has begun if nobody waits for it.
+    /// The request succeeded, or has begun if the client does not wait for the outcome.
     pub(crate) ok: bool,
-    /// Why not; there if `ok` is false.
+    /// Why the request failed; there if `ok` is false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// How long a restart took; there if somebody waited for it.
+    /// How long a restart took; there if the client waited for the outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) took_seconds: Option<f64>,
 }
 
 impl Answer {
-    pub(crate) fn new(outcome: Result<(), impl Into<String>>) -> Self {
+    pub(crate) fn success() -> Self {
         Self {
-            ok: outcome.is_ok(),
-            error: outcome.err().map(Into::into),
+            ok: true,
+            error: None,
+            took_seconds: None,
+        }
+    }
+
+    pub(crate) fn failure(why: impl Into<String>) -> Self {
+        Self {
+            ok: false,
+            error: Some(why.into()),
             took_seconds: None,
         }
     }
@@ -133,7 +141,7 @@ pub(crate) struct SlotStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) uptime_seconds: Option<f64>,
-    /// What the process last said of itself (STATUS= in sd_notify(3)); may be empty.
+    /// The last status that the process gave (STATUS= in sd_notify(3)); may be empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<String>,
     /// The time until a process is started; absent if there is one, or none is to be started.

@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, WirePath, shortened};
 
-/// A message; the first words of each comment say who sends it. The module `restart` has their
-/// order.
+/// A message. Each comment begins with the sender; the module `restart` has the order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]

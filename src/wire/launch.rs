@@ -78,7 +78,7 @@ impl Launch {
         let Some(header) = header.ok().filter(|header| header.pid == Some(pid)) else {
             return Ok(None);
         };
-        let by_predecessor = header.kind.as_deref() == Some(Self::KINDS[0]);
+        let by_predecessor = header.kind.as_deref() == Some("successor");
         let launch = Self::decode(text.as_bytes()).map(Some);
         launch.map_err(|cause| LaunchError {
             by_predecessor,

@@ -25,7 +25,7 @@
 //! | [`Answer`] | file that a rehearsal of the supervisor's upgrade writes | 1 MiB |
 //!
 //! systemd's own variables (sd_notify(3), sd_listen_fds(3)) are systemd's format. The requests on
-//! the control socket are plain words ([`ControlRequest`]). The name under which systemd stores a
+//! the control socket are plain text ([`ControlRequest`]). The name under which systemd stores a
 //! listener for us is no JSON, as systemd limits the characters: see
 //! [`ListenerRecord::to_stored_name`].
 //!

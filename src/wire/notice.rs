@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BindRequest, Record};
 
-/// Our addition to an sd_notify(3) datagram: the value of the variable `X_HANDOVER`. systemd
-/// ignores the variable.
+/// Our addition to an sd_notify(3) datagram, for our supervisor: the value of the variable
+/// `X_HANDOVER`. systemd would ignore the variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct Notice {
@@ -32,8 +32,8 @@ pub(crate) struct Notice {
 }
 
 impl Record for Notice {
-    /// The supervisor reads datagrams of up to 32 KiB, and systemd's variables are in them as well.
-    /// systemd drops datagrams over 4096 bytes, and never gets a notice with listeners.
+    /// The supervisor reads datagrams of up to 32 KiB, which systemd's variables are in as well.
+    /// systemd itself, which drops datagrams over 4096 bytes, never gets a notice.
     const LIMIT: usize = 24 * 1024;
 }
 
@@ -42,7 +42,7 @@ impl Notice {
     pub(crate) const VARIABLE: &'static str = "X_HANDOVER";
 }
 
-/// A listener that the supervisor holds, while nobody serves and for later processes.
+/// A listener that the supervisor holds for later processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ListenerRecord {

@@ -96,7 +96,7 @@ pub(crate) struct ProcessRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deadline_ms: Option<u64>,
     pub(crate) aborted: bool,
-    /// The positions of its listeners among those of the snapshot.
+    /// The listeners of the process: positions in [`Snapshot::listeners`].
     pub(crate) listeners: Vec<usize>,
     /// The last status that the process gave.
     pub(crate) status: String,

@@ -56,11 +56,11 @@ pub(crate) trait Host: Sync {
     /// Accepts again.
     fn resume(&self);
 
-    /// Closes all listeners, and finishes the connections that are here: another process serves,
-    /// on those of the listeners that are at the positions `taken`.
+    /// Closes all listeners, and finishes the open connections: another process serves. It has
+    /// the listeners at the positions `taken`.
     fn leave(&self, taken: &[u32]);
 
-    /// Stops: finishes the connections that are here, within the server's drain time-out.
+    /// Stops: finishes the open connections within the server's drain time-out.
     fn drain(&self);
 
     /// Stops without letting anything finish.
@@ -407,7 +407,7 @@ impl Upgrader {
     }
 }
 
-/// Leaves copies of the listeners with the supervisor, which holds them while nobody serves. The
+/// Leaves copies of the listeners with the supervisor, which holds them while no process serves. The
 /// supervisor also removes the files of Unix sockets in the end.
 fn leave_listeners(generation: u64, listeners: &[Weak<Listener>]) -> io::Result<()> {
     let (mut records, mut copies) = (Vec::new(), Vec::new());
@@ -445,7 +445,7 @@ mod tests {
             ended,
             poller,
         };
-        // Requests that nobody reads stay in the channel as long as there are senders.
+        // Unread requests stay in the channel as long as there are senders.
         drop(end);
         assert_eq!(handle.announce_ready(), Ok(()));
         let error = handle.wait_for_restart().unwrap_err();

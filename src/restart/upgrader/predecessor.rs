@@ -150,7 +150,7 @@ impl Upgrader {
         }
     }
 
-    /// Drains when the supervisor has died: nobody else would stop or restart this process.
+    /// Drains when the supervisor has died: no other process would stop or restart this one.
     pub(super) fn watch_lifeline(&mut self, host: &dyn Host) {
         while let Some(link) = &self.lifeline {
             match link.receive() {

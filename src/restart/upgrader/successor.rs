@@ -61,12 +61,12 @@ pub(super) enum SuccessorStage {
     Greeted,
     /// Ready received, and Cutover sent: the successor may accept.
     Ready {
-        after: Duration,
+        ready_after: Duration,
     },
     /// Accepting received, and Commit sent: this process does not accept any more.
     Accepting {
-        after: Duration,
-        gap: Duration,
+        ready_after: Duration,
+        accept_gap: Duration,
     },
     /// Ack received: the successor has taken over.
     Serving,
@@ -188,27 +188,18 @@ impl Upgrader {
                 successor.stage = SuccessorStage::Greeted;
             }
             (SuccessorStage::Greeted, HandshakeMessage::Ready) => {
-                let after = successor.started_at.elapsed();
-                successor.stage = SuccessorStage::Ready { after };
+                let ready_after = successor.started_at.elapsed();
+                successor.stage = SuccessorStage::Ready { ready_after };
                 successor.link.send(&HandshakeMessage::Cutover);
             }
             // A stop comes first; see `check_successor_deadline`.
             (SuccessorStage::Ready { .. }, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
-            (SuccessorStage::Ready { after }, HandshakeMessage::Accepting { since, taken }) => {
-                let was_accepting = host.pause();
-                let gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
-                let socket_files = disown_socket_files(&self.listeners);
-                successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
-                let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
-                let paths = paths.collect();
-                successor.link.send(&HandshakeMessage::Commit { paths });
-                successor.handoff = Some(Handoff {
-                    taken,
-                    was_accepting,
-                    socket_files,
-                });
-                successor.stage = SuccessorStage::Accepting { after, gap };
+            (
+                SuccessorStage::Ready { ready_after },
+                HandshakeMessage::Accepting { since, taken },
+            ) => {
+                self.hand_over(host, ready_after, since, taken);
             }
             (
                 SuccessorStage::Ready { .. } | SuccessorStage::Accepting { .. },
@@ -216,13 +207,19 @@ impl Upgrader {
             ) => {
                 self.abandon_successor(host, RestartError::new(RestartErrorKind::Ended, reason));
             }
-            (SuccessorStage::Accepting { after, gap }, HandshakeMessage::Ack) => {
+            (
+                SuccessorStage::Accepting {
+                    ready_after,
+                    accept_gap,
+                },
+                HandshakeMessage::Ack,
+            ) => {
                 successor.stage = SuccessorStage::Serving;
                 successor.deadline = Deadline::NEVER;
                 successor.process.let_go();
                 let replacement = Replacement {
-                    ready_after: after,
-                    accept_gap: gap,
+                    ready_after,
+                    accept_gap,
                     pid: successor.process.id(),
                     generation: self.generation,
                 };
@@ -239,6 +236,30 @@ impl Upgrader {
                 log::debug!("ignoring {unexpected:?} from the successor in the stage {stage:?}");
             }
         }
+    }
+
+    /// The successor accepts since `since`, on the listeners at the positions `taken`: this process
+    /// stops accepting, and leaves the files of Unix sockets to the successor.
+    fn hand_over(&mut self, host: &dyn Host, ready_after: Duration, since: u64, taken: Vec<u32>) {
+        let Some(successor) = &mut self.successor else {
+            return;
+        };
+        let was_accepting = host.pause();
+        let accept_gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
+        let socket_files = disown_socket_files(&self.listeners);
+        let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
+        let paths = paths.collect();
+        successor.link.send(&HandshakeMessage::Commit { paths });
+        successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
+        successor.handoff = Some(Handoff {
+            taken,
+            was_accepting,
+            socket_files,
+        });
+        successor.stage = SuccessorStage::Accepting {
+            ready_after,
+            accept_gap,
+        };
     }
 
     /// The successor serves.
