@@ -147,13 +147,14 @@ impl Bind {
         self
     }
 
-    /// The name that was asked for.
+    /// The name that was set; a default name does not count.
     pub(crate) fn asked_name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// How well a listener that is there already is the one that this asks for, of whose name it is or not; `None` if
-    /// it is another. Where names are to be trusted, the address may be whatever it is.
+    /// The match quality between an existing listener at `local` and this bind request; `None` if
+    /// the listener is another one. `is_named`: the listener has the name that was set here.
+    /// `trusts_names`: with the name, any address matches.
     pub(crate) fn fit(&self, is_named: bool, local: &Addr, trusts_names: bool) -> Option<Fit> {
         let wanted = self.addr.as_ref().ok()?;
         let fits_but_for_the_port = match (wanted, local) {
@@ -212,8 +213,8 @@ impl Bind {
         }
     }
 
-    /// Makes an inherited socket the listener that this asks for. Another process listens on it as well, or has bound
-    /// it, so that its options are what they are.
+    /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
+    /// other processes share it. `by_name`: it was matched by its name, whatever its address.
     pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
         let path = match &self.addr {
             Ok(Addr::Unix(Some(path))) => Some(UnixPath::of(path, false)),
@@ -236,7 +237,7 @@ impl Bind {
         self.bind_by(Self::try_bind)
     }
 
-    /// Has somebody bind and listen, with the retries that are asked for.
+    /// Binds and listens by `try_bind`, with the retries that were set.
     pub(crate) fn bind_by(
         self,
         try_bind: impl Fn(&Self, &Addr) -> io::Result<Listener>,
@@ -355,14 +356,14 @@ pub struct Listener {
     pub(crate) socket: Socket,
     pub(crate) info: Arc<ListenerInfo>,
     path: Option<UnixPath>,
-    /// It was inherited for its name, wherever it listens.
+    /// It was inherited for its name, whatever its address.
     pub(crate) by_name: bool,
 }
 
-/// How well an inherited listener fits, from the worst to the best.
+/// The match quality between an inherited listener and a bind request, from the worst to the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fit {
-    /// Any port would do.
+    /// The same IP address, and the request takes any port.
     AnyPort,
     Addr,
     Name,
