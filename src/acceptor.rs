@@ -394,7 +394,7 @@ impl<S> Acceptor<'_, S> {
             WouldBlock => AcceptOutcome::Empty,
             // The client has gone already.
             Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
-            _ if sys::is_of_one_connection(error) => AcceptOutcome::Accepted,
+            _ if sys::socket::is_connection_error(error) => AcceptOutcome::Accepted,
             _ => {
                 count(&self.lot.counters.accept_errors);
                 if self.famine.is_none() {
@@ -445,9 +445,10 @@ impl<S> Acceptor<'_, S> {
     fn refuse(&self, socket: &Socket) {
         let answer = self.admission.overload.refusal();
         if !answer.is_empty() {
-            let told = sys::send(socket, answer).and_then(|_| socket.shutdown(Shutdown::Write));
+            let told =
+                sys::socket::send(socket, answer).and_then(|_| socket.shutdown(Shutdown::Write));
             // A close with unread input would reset the connection, and take the answer with it.
-            let read = told.and_then(|()| sys::recv(socket, &mut [0; 4096]));
+            let read = told.and_then(|()| sys::socket::recv(socket, &mut [0; 4096]));
             if let Err(error) = read {
                 log::trace!("a refused client has gone: {error}");
             }

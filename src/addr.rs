@@ -53,7 +53,7 @@ impl Addr {
     pub(crate) fn from_kernel(addr: &SockAddr) -> Self {
         match addr.as_socket() {
             Some(ip) => Self::Ip(ip),
-            None => Self::Unix(crate::sys::unix_path_of(addr)),
+            None => Self::Unix(crate::sys::unix_path::from_addr(addr)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Milliseconds since some fixed point, coarse by a few of them, and several times cheaper than `Instant::now`. What
 /// expires by this clock is told the time by its caller, so that a test can name any.
 pub(crate) fn millis() -> u64 {
-    crate::sys::coarse_millis()
+    crate::sys::clock::coarse_millis()
 }
 
 /// So many milliseconds, of which there are never too many.

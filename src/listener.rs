@@ -197,7 +197,7 @@ impl Bind {
     pub(crate) fn from_request(request: BindRequest) -> Self {
         let addr = match request.addr {
             BindAddr::Tcp(addr) => Addr::Ip(addr),
-            BindAddr::Unix(path) => Addr::Unix(Some(sys::os_string(path.as_bytes()).into())),
+            BindAddr::Unix(path) => Addr::Unix(Some(sys::file::os_string(path.as_bytes()).into())),
         };
         Self {
             name: request.name.filter(|name| !name.is_empty()),
@@ -288,16 +288,17 @@ impl Bind {
         if addr.is_ipv6() {
             socket.set_only_v6(self.only_v6)?;
         }
-        sys::own_address(&socket)?;
-        sys::prepare_listener(&socket, self.reuse_port, self.defer_accept, self.fast_open)?;
+        sys::socket::allow_rebind(&socket)?;
+        sys::socket::set_reuse_port(&socket, self.reuse_port)?;
+        sys::socket::set_accept_options(&socket, self.defer_accept, self.fast_open)?;
         socket.bind(&addr.into())?;
         Ok(socket)
     }
 
     fn bind_unix(&self, path: &Path) -> io::Result<Socket> {
         use io::{Error, ErrorKind};
-        let addr = sys::unix_addr(path)?;
-        match sys::unix_path_state(path)? {
+        let addr = socket2::SockAddr::unix(path)?;
+        match sys::unix_path::state(path)? {
             sys::PathState::Free => {}
             sys::PathState::Stale => std::fs::remove_file(path)?,
             sys::PathState::Live => {
@@ -312,7 +313,7 @@ impl Bind {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
         if let Some(mode) = self.unix_mode {
-            sys::set_mode(path, mode)?;
+            sys::file::set_mode(path, mode)?;
         }
         Ok(socket)
     }
@@ -408,11 +409,11 @@ impl Listener {
     ///
     /// What the system says if the socket cannot be used, and `InvalidInput` if it does not listen.
     pub fn from_socket(socket: Socket, name: impl Into<String>) -> io::Result<Self> {
-        if !sys::is_listening_stream(&socket)? {
+        if !sys::socket::is_listening_stream(&socket)? {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        sys::keep_from_children(&socket)?;
+        sys::socket::set_cloexec(&socket)?;
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
         Self::new(socket, None, &bind)
     }
@@ -496,10 +497,10 @@ impl Listener {
 
     /// Accepts one connection.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
-        let (socket, peer) = sys::accept(&self.socket)?;
+        let (socket, peer) = sys::socket::accept(&self.socket)?;
         // The clients of a Unix socket have no name worth asking for.
         let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
-        if !sys::ACCEPT_INHERITS {
+        if !sys::socket::ACCEPT_INHERITS_OPTIONS {
             self.info.equip(&socket)?;
         }
         Ok((socket, peer))
@@ -531,7 +532,7 @@ impl UnixPath {
     fn of(path: &Path, is_own: bool) -> Self {
         Self {
             path: path.to_owned(),
-            id: sys::file_id(path),
+            id: sys::file::inode(path),
             is_own: AtomicBool::new(is_own),
         }
     }
@@ -541,7 +542,7 @@ impl Drop for UnixPath {
     fn drop(&mut self) {
         // Somebody else's file may stand there by now.
         let is_own = self.is_own.load(SeqCst);
-        if is_own && self.id.is_some() && self.id == sys::file_id(&self.path) {
+        if is_own && self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = std::fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());
             }

@@ -58,7 +58,7 @@ mod watch {
         static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
         // A handler, once there, stays: neither ctrlc nor the kernel has a way back that loses no signal.
         let watch = WATCH.get_or_init(|| {
-            sys::watch_signals(deliver).map_err(|error| (error.kind(), error.to_string()))
+            sys::signal::watch(deliver).map_err(|error| (error.kind(), error.to_string()))
         });
         if let Err((kind, text)) = watch {
             return Err(io::Error::new(

@@ -302,7 +302,7 @@ impl Connection {
     pub fn detach(&mut self) -> io::Result<Detached> {
         self.flush_all()?;
         self.unwatch();
-        let stream = sys::into_stream(&self.info.socket)?;
+        let stream = sys::socket::duplicate_stream(&self.info.socket)?;
         self.detached = true;
         self.eof = true;
         Ok(Detached {
@@ -382,7 +382,7 @@ impl Connection {
     pub(crate) fn has_had_its_last(&mut self, between_messages: bool) -> bool {
         match self.last_byte {
             None => {
-                let unread = sys::unread(&self.info.socket).unwrap_or(0);
+                let unread = sys::socket::unread_len(&self.info.socket).unwrap_or(0);
                 self.last_byte = Some(self.bytes_in + unread + self.input_limit as u64);
                 self.readable = true;
                 self.emptied = false;

@@ -45,7 +45,7 @@ impl Output {
         };
         let before = pending.sent;
         while pending.sent < pending.bytes.len() {
-            match sys::send(socket, &pending.bytes[pending.sent..]) {
+            match sys::socket::send(socket, &pending.bytes[pending.sent..]) {
                 Ok(count) => pending.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(pending.sent - before);

@@ -31,7 +31,7 @@ impl Connection {
                 return Err(too_slow(interest));
             }
             let slice = match interest {
-                Interest::Read => sys::WAIT_SLICE,
+                Interest::Read => sys::socket::MAX_WAIT,
                 Interest::Write | Interest::Both => Some(WRITE_SLICE),
             };
             let slice = match (deadline.left(now), slice) {
@@ -39,7 +39,7 @@ impl Connection {
                 (left, slice) => left.or(slice),
             };
             self.info.activity.waits.store(true, Relaxed);
-            let ready = sys::wait_ready(&self.info.socket, interest, slice);
+            let ready = sys::socket::wait_ready(&self.info.socket, interest, slice);
             self.info.activity.waits.store(false, Relaxed);
             let ready = ready?;
             let now = Instant::now();
@@ -88,7 +88,7 @@ impl Connection {
             Some(into) => into,
             None => self.input.room(self.input_limit)?,
         };
-        match sys::recv(&self.info.socket, room) {
+        match sys::socket::recv(&self.info.socket, room) {
             Ok(0) if self.info.in_flight.drain().is_forced() => Err(stopped()),
             Ok(0) => {
                 self.eof = true;
@@ -177,8 +177,8 @@ impl Connection {
             let mut count = 0;
             if self.flush_some()? {
                 let sent = match parts {
-                    [part] => sys::send(&self.info.socket, part),
-                    parts => sys::send_vectored(&self.info.socket, parts),
+                    [part] => sys::socket::send(&self.info.socket, part),
+                    parts => sys::socket::send_vectored(&self.info.socket, parts),
                 };
                 count = match sent {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -211,7 +211,7 @@ impl Connection {
 
     /// Sends what the socket takes of it at once, past the buffer.
     pub(crate) fn offer(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match sys::send(&self.info.socket, bytes) {
+        match sys::socket::send(&self.info.socket, bytes) {
             Ok(count) => self.sent(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -227,7 +227,7 @@ impl Connection {
         while sent < length {
             let left = usize::try_from(length - sent).unwrap_or(usize::MAX);
             let moved = match self.flush_some()? {
-                true => sys::send_file(&self.info.socket, file, left),
+                true => sys::socket::send_file(&self.info.socket, file, left),
                 false => Err(io::ErrorKind::WouldBlock.into()),
             };
             match moved {

@@ -33,7 +33,7 @@ pub(crate) fn ready(generation: Option<u64>, status: impl Display) {
 
 /// A restart has begun. [`ready`], [`replaced_by`] or [`restart_failed`] follows.
 pub(crate) fn reloading(status: impl Display) {
-    let micros = sys::monotonic_nanos() / 1000;
+    let micros = sys::clock::monotonic_nanos() / 1000;
     let text = format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}\n");
     send_or_log(&text, None);
 }
@@ -195,10 +195,10 @@ fn send(text: &str, notice: Option<&Notice>, descriptors: &[&Descriptor]) -> io:
         return Ok(());
     }
     match notice {
-        None => sys::notify(&manager, text, descriptors),
+        None => sys::notification::send(&manager, text, descriptors),
         Some(notice) => {
             let (name, record) = (Notice::VARIABLE, notice.encode()?);
-            sys::notify(&manager, &format!("{text}{name}={record}\n"), descriptors)
+            sys::notification::send(&manager, &format!("{text}{name}={record}\n"), descriptors)
         }
     }
 }
@@ -209,14 +209,14 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits until the manager has read all notifications: it then closes its copy of a pipe's end
 /// (sd_notify_barrier(3)).
 fn wait_until_read() -> io::Result<()> {
-    let (reader, writer) = sys::pipe()?;
+    let (reader, writer) = sys::descriptor::create_pipe()?;
     send("BARRIER=1", None, &[&writer])?;
     drop(writer);
     let (done, read) = crossbeam_channel::bounded(1);
     thread::Builder::new()
         .name("handover-notify".to_owned())
         .spawn(move || {
-            let end = sys::into_file(reader).read(&mut [0]);
+            let end = std::fs::File::from(reader).read(&mut [0]);
             // After the time-out, no thread waits for this.
             let _ = done.send(end);
         })?;

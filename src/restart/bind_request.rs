@@ -26,19 +26,24 @@ pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
 }
 
 fn ask_supervisor(generation: u64, bind: &Bind, request: BindRequest) -> io::Result<Listener> {
-    let (own_end, supervisor_end) = sys::message_pair()?;
-    notify::request_bind(generation, request, &sys::descriptor_of(&supervisor_end)?)?;
+    let (own_end, supervisor_end) = sys::message::create_pair()?;
+    notify::request_bind(
+        generation,
+        request,
+        &sys::descriptor::duplicate(&supervisor_end)?,
+    )?;
     drop(supervisor_end);
     let (answer, descriptor) = receive_answer(&own_end)?;
     BindAnswer::decode(answer.as_bytes())?.into_result()?;
     let descriptor = descriptor.ok_or_else(|| io::Error::other("the listener was not passed"))?;
-    bind.clone().adopt(sys::into_socket(descriptor)?, false)
+    bind.clone()
+        .adopt(sys::descriptor::into_socket(descriptor)?, false)
 }
 
 fn receive_answer(from: &Socket) -> io::Result<(String, Option<Descriptor>)> {
     let deadline = Deadline::after(Instant::now(), TIMEOUT);
     loop {
-        match sys::receive_descriptor(from) {
+        match sys::message::receive_with_descriptor(from) {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => return Err(io::Error::other("the supervisor does not answer")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -46,7 +51,7 @@ fn receive_answer(from: &Socket) -> io::Result<(String, Option<Descriptor>)> {
                 if deadline.passed(now) {
                     return Err(io::Error::other("the supervisor takes too long to answer"));
                 }
-                sys::wait_ready(from, Interest::Read, deadline.left(now))?;
+                sys::socket::wait_ready(from, Interest::Read, deadline.left(now))?;
             }
             Err(error) => return Err(error),
         }
@@ -60,7 +65,7 @@ mod tests {
 
     #[test]
     fn what_a_bind_needs_goes_there_and_back() {
-        let path = sys::os_string(b"/run/\xff").into();
+        let path = sys::file::os_string(b"/run/\xff").into();
         for bind in [
             Bind::new("127.0.0.1:80")
                 .name("a\tb")

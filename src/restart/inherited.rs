@@ -69,7 +69,8 @@ impl Inherited {
         inherited.take_passed(by_name.as_deref());
         if inherited.predecessor.is_some() {
             let lifeline = inherited.remove(LIFELINE_NAME);
-            inherited.lifeline = lifeline.and_then(|lifeline| sys::into_socket(lifeline).ok());
+            inherited.lifeline =
+                lifeline.and_then(|lifeline| sys::descriptor::into_socket(lifeline).ok());
         }
         inherited
     }
@@ -86,15 +87,16 @@ impl Inherited {
                 state,
                 by_name,
             })) => {
-                let control = match sys::adopt(control).and_then(sys::into_socket) {
-                    Ok(control) => control,
-                    Err(error) => {
-                        self.broken = Some(format!("cannot talk to the predecessor: {error}"));
-                        return None;
-                    }
-                };
-                let _pipe = pipe.and_then(|pipe| sys::adopt(pipe).ok());
-                let own = stderr.and_then(|stderr| sys::adopt(stderr).ok());
+                let control =
+                    match sys::descriptor::adopt(control).and_then(sys::descriptor::into_socket) {
+                        Ok(control) => control,
+                        Err(error) => {
+                            self.broken = Some(format!("cannot talk to the predecessor: {error}"));
+                            return None;
+                        }
+                    };
+                let _pipe = pipe.and_then(|pipe| sys::descriptor::adopt(pipe).ok());
+                let own = stderr.and_then(|stderr| sys::descriptor::adopt(stderr).ok());
                 self.predecessor = Some(Predecessor {
                     control,
                     stderr: own.map(|own| OwnStderr { own, _pipe }),
@@ -108,7 +110,8 @@ impl Inherited {
                 lifeline,
                 by_name,
             })) => {
-                let lifeline = sys::adopt(lifeline).and_then(sys::into_socket);
+                let lifeline =
+                    sys::descriptor::adopt(lifeline).and_then(sys::descriptor::into_socket);
                 let failed = |error: &io::Error| {
                     log::error!("the supervisor cannot be watched: {error}");
                 };
@@ -131,7 +134,7 @@ impl Inherited {
 
     fn take_passed(&mut self, by_name: Option<&[u32]>) {
         for ((position, number), name) in (0..).zip(sys::FIRST_PASSED..).zip(passed_names()) {
-            match sys::adopt(number) {
+            match sys::descriptor::adopt(number) {
                 Ok(descriptor) => self.passed.push(Passed {
                     position,
                     name,
@@ -184,8 +187,8 @@ impl Inherited {
     fn listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
         let asked = bind.asked_name().map(fd_name);
         let fitting = |passed: &Passed| {
-            let socket = sys::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
-            if !sys::is_listening_stream(&socket).unwrap_or(false) {
+            let socket = sys::descriptor::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
+            if !sys::socket::is_listening_stream(&socket).unwrap_or(false) {
                 return None;
             }
             let local = Addr::from_kernel(&socket.local_addr().ok()?);
@@ -219,7 +222,7 @@ impl Inherited {
 
 fn read_state(descriptor: i32) -> Option<Vec<u8>> {
     let mut state = Vec::new();
-    let file = sys::adopt(descriptor).map(sys::into_file);
+    let file = sys::descriptor::adopt(descriptor).map(std::fs::File::from);
     let read = file.and_then(|mut file| file.read_to_end(&mut state));
     let failed = |error: &io::Error| log::error!("cannot read the predecessor's state: {error}");
     read.inspect_err(failed).ok().map(|_| state)

@@ -58,7 +58,7 @@ impl Link {
     pub(super) fn send(&self, message: &HandshakeMessage) {
         log::debug!("to the other generation: {message:?}");
         let packet = message.encode().map_err(io::Error::from);
-        let sent = packet.and_then(|packet| sys::send(&self.socket, packet.as_bytes()));
+        let sent = packet.and_then(|packet| sys::socket::send(&self.socket, packet.as_bytes()));
         if let Err(error) = sent {
             log::debug!("cannot send {message:?}: {error}");
         }
@@ -67,7 +67,7 @@ impl Link {
     pub(super) fn receive(&self) -> Incoming {
         let mut buffer = [0; HandshakeMessage::LIMIT];
         loop {
-            match sys::receive_message(&self.socket, &mut buffer) {
+            match sys::message::receive(&self.socket, &mut buffer) {
                 Ok(0) => return Incoming::End,
                 Ok(size) => match HandshakeMessage::decode(&buffer[..size]) {
                     Ok(message) => {
@@ -106,7 +106,7 @@ impl Drop for Link {
 
 /// A path from a message, as the system has it.
 pub(super) fn path_of(path: &WirePath) -> PathBuf {
-    sys::os_string(path.as_bytes()).into()
+    sys::file::os_string(path.as_bytes()).into()
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_ignored() {
-        let Ok((own, other)) = sys::message_pair() else {
+        let Ok((own, other)) = sys::message::create_pair() else {
             return;
         };
         for packet in [
@@ -124,11 +124,11 @@ mod tests {
             r#"{"v":1,"type":"x"}"#,
             "{",
         ] {
-            sys::send(&own, packet.as_bytes()).unwrap();
+            sys::socket::send(&own, packet.as_bytes()).unwrap();
         }
         let (own, other) = (Link::new(own), Link::new(other));
         assert!(matches!(other.receive(), Incoming::Nothing));
-        let path = PathBuf::from(sys::os_string(b"/run/\xff"));
+        let path = PathBuf::from(sys::file::os_string(b"/run/\xff"));
         let paths = WirePath::new(&path).into_iter().collect();
         own.send(&HandshakeMessage::Commit { paths });
         drop(own);

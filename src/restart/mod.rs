@@ -120,7 +120,7 @@ pub(crate) struct BlockedSignals(bool);
 impl BlockedSignals {
     /// Unblocks the signals. True if one that means a stop has come already.
     pub(crate) fn release(&mut self) -> bool {
-        std::mem::take(&mut self.0) && sys::release_signals()
+        std::mem::take(&mut self.0) && sys::signal::unblock()
     }
 }
 
@@ -326,7 +326,7 @@ impl Restart {
 
     /// Checks that there can be restarts at all.
     pub(crate) fn check(&self) -> io::Result<()> {
-        if !sys::RESTARTS {
+        if !sys::process::SUPPORTS_RESTARTS {
             let text = "restarts are not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }

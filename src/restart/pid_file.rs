@@ -30,7 +30,7 @@ impl PidFile {
     pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         match File::open(path) {
             // A dead process holds no lock. Our lock on its file lasts until the new file is there.
-            Ok(found) if !sys::try_lock(&found)? => {
+            Ok(found) if !sys::file::try_lock(&found)? => {
                 let pid = fs::read_to_string(path).unwrap_or_default();
                 let text = format!("{} is that of process {}", path.display(), pid.trim());
                 Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
@@ -47,7 +47,7 @@ impl PidFile {
         temporary.push(format!(".{}", process::id()));
         let temporary = PathBuf::from(temporary);
         let written = File::create(&temporary).and_then(|mut file| {
-            sys::try_lock(&file)?;
+            sys::file::try_lock(&file)?;
             writeln!(file, "{}", process::id())?;
             fs::rename(&temporary, path)?;
             Ok(file)
@@ -55,7 +55,7 @@ impl PidFile {
         match written {
             Ok(file) => Ok(Self {
                 path: path.to_owned(),
-                id: sys::file_id(path),
+                id: sys::file::inode(path),
                 _file: file,
             }),
             Err(error) => {
@@ -70,7 +70,7 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         // A successor may have replaced the file, or this process itself.
-        if self.id.is_some() && self.id == sys::file_id(&self.path) {
+        if self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());
             }

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
 use super::launch::{LAUNCH_VARIABLES, launch_variable, passing_variables};
-use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, Start};
+use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions};
 use crate::wire::Launch;
 
 /// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
@@ -51,7 +51,7 @@ impl Program {
         let args: Vec<OsString> = env::args_os().collect();
         let dir = env::current_dir()?;
         let name = args.first().map(PathBuf::from).unwrap_or_default();
-        let path = find_program(&dir, &name).filter(|path| sys::is_program(path));
+        let path = find_program(&dir, &name).filter(|path| sys::file::is_executable(path));
         let path = match path {
             Some(path) => path,
             // The name need not be a program's: the process that starts another chooses it freely.
@@ -94,18 +94,18 @@ impl Program {
             descriptors.push(descriptor);
             sys::FIRST_PASSED + descriptors.len() as i32 - 1
         };
-        let control = pass(sys::descriptor_of(inputs.control)?);
+        let control = pass(sys::descriptor::duplicate(inputs.control)?);
         let (mut stderr, mut pipe, mut writer, mut reader) = (None, None, None, None);
         // A process without standard error has none to pass on.
-        if let Ok(own) = sys::stderr_copy() {
-            let (reading, writing) = sys::pipe()?;
+        if let Ok(own) = sys::descriptor::duplicate_stderr() {
+            let (reading, writing) = sys::descriptor::create_pipe()?;
             stderr = Some(pass(own));
             pipe = Some(pass(reading.try_clone()?));
             (reader, writer) = (Some(reading), Some(writing));
         }
         let stderr_tail = StderrTail::read(reader)?;
         let state = match &inputs.state {
-            Some(state) => Some(pass(sys::anonymous_file(state)?.into())),
+            Some(state) => Some(pass(sys::file::create_anonymous(state)?.into())),
             None => None,
         };
         let launch = Launch::Successor {
@@ -123,7 +123,7 @@ impl Program {
         if self.has_watchdog {
             env_with_pid.push(PidVariable::new(format!("{WATCHDOG_PID}="), ""));
         }
-        let process = sys::start(&Start {
+        let process = sys::process::spawn(&SpawnOptions {
             program: &self.path,
             args: &self.args,
             env: &env,
@@ -147,7 +147,7 @@ fn find_program(dir: &Path, name: &Path) -> Option<PathBuf> {
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let mut places = env::split_paths(&path).map(|place| dir.join(place).join(name));
-    places.find(|place| sys::is_program(place))
+    places.find(|place| sys::file::is_executable(place))
 }
 
 /// How much of a successor's standard error is kept: lines, and bytes.
@@ -181,7 +181,7 @@ impl StderrTail {
 }
 
 fn relay_stderr(pipe: Descriptor, done: &Sender<Vec<String>>) {
-    let mut pipe = sys::into_file(pipe);
+    let mut pipe = std::fs::File::from(pipe);
     let mut piece = [0; 4096];
     let mut tail = Vec::new();
     loop {

@@ -138,8 +138,8 @@ impl ControlSocket {
             };
             let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
             // The mode of the file already keeps other users out, unless it was changed.
-            match sys::peer_uid(&socket) {
-                Ok(uid) if uid == 0 || uid == sys::own_uid() => {
+            match sys::socket::peer_uid(&socket) {
+                Ok(uid) if uid == 0 || uid == sys::process::effective_uid() => {
                     self.adopt(socket, deadline);
                 }
                 other => {
@@ -163,7 +163,7 @@ impl ControlSocket {
             String::new()
         });
         // The answer fits into the socket's buffer, or the client has not read for a long time.
-        match sys::send(&client.socket, line.as_bytes()) {
+        match sys::socket::send(&client.socket, line.as_bytes()) {
             Ok(sent) if sent == line.len() => {}
             other => log::debug!("a control client has not got its answer: {other:?}"),
         }
@@ -185,7 +185,7 @@ impl ControlClient {
         let mut piece = [0; MAX_REQUEST];
         // A client that sends on and on does not hold up the supervisor.
         for _ in 0..4 {
-            match sys::recv(&self.socket, &mut piece) {
+            match sys::socket::recv(&self.socket, &mut piece) {
                 Ok(0) => {
                     self.ended = true;
                     let is_request = self.deadline != Deadline::NEVER && !self.input.is_empty();

@@ -30,7 +30,7 @@ pub(super) type Id = (u64, u64);
 impl HeldListener {
     /// Leaves it with the service manager, for the next supervisor.
     fn store(&self) {
-        match sys::descriptor_of(&self.listener.socket) {
+        match sys::descriptor::duplicate(&self.listener.socket) {
             Ok(copy) => notify::store(self.about.to_stored_name(), &copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.about.name),
         }
@@ -95,7 +95,7 @@ impl HeldListeners {
         listener.socket.set_nonblocking(!foreign)?;
         log::info!("listening on {}", listener.local_addr());
         let one = HeldListener {
-            id: sys::socket_id(&sys::descriptor_of(&listener.socket)?)?,
+            id: sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?,
             about: ListenerRecord {
                 name: fd_name(listener.name()),
                 by_name: true,
@@ -118,16 +118,16 @@ impl HeldListeners {
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
         if let Some(one) = self.0.iter().find(fits) {
-            return Ok((one.id, sys::descriptor_of(&one.listener.socket)?));
+            return Ok((one.id, sys::descriptor::duplicate(&one.listener.socket)?));
         }
         let listener = bind.bind().map_err(BindError::into_cause)?;
-        let descriptor = sys::descriptor_of(&listener.socket)?;
+        let descriptor = sys::descriptor::duplicate(&listener.socket)?;
         let about = ListenerRecord {
             name: fd_name(listener.name()),
             by_name: false,
             owns_path: listener.own_path().is_some(),
         };
-        let id = sys::socket_id(&descriptor)?;
+        let id = sys::descriptor::inode(&descriptor)?;
         log::info!("listening on {}", listener.local_addr());
         self.add(HeldListener {
             listener,
@@ -163,12 +163,12 @@ impl HeldListeners {
         descriptor: Descriptor,
         pinned: bool,
     ) -> io::Result<Id> {
-        let id = sys::socket_id(&descriptor)?;
+        let id = sys::descriptor::inode(&descriptor)?;
         if self.0.iter().any(|one| one.id == id) {
             return Ok(id);
         }
-        let socket = sys::into_socket(descriptor)?;
-        if !sys::is_listening_stream(&socket)? {
+        let socket = sys::descriptor::into_socket(descriptor)?;
+        if !sys::socket::is_listening_stream(&socket)? {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }

@@ -263,7 +263,7 @@ impl Supervisor {
     /// As [`supervise`](Self::supervise).
     pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
         let program = Program::find(args.into_iter().map(Into::into).collect())?;
-        if !sys::is_program(program.path()) {
+        if !sys::file::is_executable(program.path()) {
             let text = format!("there is no program {}", program.path().display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
@@ -273,7 +273,7 @@ impl Supervisor {
     }
 
     fn be_supervisor(self, program: Program, launch: Option<Launch>) -> io::Result<i32> {
-        if !sys::SUPERVISES {
+        if !sys::supervision::IS_SUPPORTED {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
@@ -281,10 +281,10 @@ impl Supervisor {
         let run = match launch {
             // A supervisor that runs another program may be supervised itself.
             None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {
-                Run::new(self.0, program, SignalFd::hold()?)?
+                Run::new(self.0, program, SignalFd::open()?)?
             }
             Some(Launch::Resume { snapshot }) => {
-                resume(self.0, program, SignalFd::hold()?, snapshot)?
+                resume(self.0, program, SignalFd::open()?, snapshot)?
             }
             Some(Launch::Rehearse { snapshot, report }) => {
                 let never: Infallible = rehearse(snapshot, report)?;

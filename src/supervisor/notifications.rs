@@ -58,7 +58,7 @@ impl Run {
             descriptors,
         } = datagram;
         // Anybody may write to the socket.
-        if uid != sys::own_uid() && uid != 0 && self.place(pid).is_none() {
+        if uid != sys::process::effective_uid() && uid != 0 && self.place(pid).is_none() {
             log::debug!("ignoring what process {pid} of user {uid} says");
             return;
         }
@@ -124,8 +124,8 @@ impl Run {
             Ok((_, descriptor)) => (BindAnswer::Given.encode(), Some(descriptor)),
             Err(error) => (BindAnswer::from(error).encode(), None),
         };
-        let sent = answer.try_clone().and_then(sys::into_socket);
-        let sent = sent.and_then(|answer| sys::send_message(&answer, &text?, descriptor));
+        let sent = answer.try_clone().and_then(sys::descriptor::into_socket);
+        let sent = sent.and_then(|answer| sys::message::send(&answer, &text?, descriptor));
         if let Err(error) = sent {
             log::warn!("a process has not got the listener that it asked for: {error}");
         }

@@ -90,7 +90,7 @@ impl Run {
             .map(ControlSocket::bind)
             .transpose()?;
         let notify = NotifySocket::bind()?;
-        let lifeline = sys::message_pair()?;
+        let lifeline = sys::message::create_pair()?;
         let mut run = Self::with(
             settings, program, signals, notify, lifeline, control, listeners,
         )?;
@@ -109,7 +109,7 @@ impl Run {
         control: Option<ControlSocket>,
         listeners: HeldListeners,
     ) -> io::Result<Self> {
-        sys::adopt_orphans()?;
+        sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let first = Slot::new(Deadline::at(Some(now)));
         let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
@@ -163,7 +163,9 @@ impl Run {
                 sockets.extend(control.sockets());
             }
             let processes = self.live().map(|process| &process.handle);
-            if let Err(error) = sys::wait_for_any(&self.signals, &sockets, processes, timeout) {
+            if let Err(error) =
+                sys::supervision::wait_for_any(&self.signals, &sockets, processes, timeout)
+            {
                 log::error!("cannot wait: {error}");
                 std::thread::sleep(AFTER_ERROR);
             }
@@ -220,7 +222,7 @@ impl Run {
 
     fn obey_signals(&mut self) {
         loop {
-            let signal = match self.signals.next() {
+            let signal = match self.signals.read() {
                 Ok(Some(signal)) => signal,
                 Ok(None) => return,
                 Err(error) => {
@@ -299,7 +301,7 @@ impl Run {
     fn reap_children(&mut self) {
         let mut ends = Vec::new();
         loop {
-            match sys::reap() {
+            match sys::supervision::reap_child() {
                 Ok(Some(end)) => ends.push(end),
                 Ok(None) => break,
                 Err(error) => {
@@ -317,7 +319,10 @@ impl Run {
             .live()
             .filter(|process| !process.is_own && process.handle.has_ended());
         let others: Vec<u32> = others.map(|process| process.pid).collect();
-        for pid in others.into_iter().filter(|pid| !sys::is_child(*pid)) {
+        for pid in others
+            .into_iter()
+            .filter(|pid| !sys::supervision::is_child(*pid))
+        {
             self.ended(pid, None);
         }
     }
@@ -326,7 +331,7 @@ impl Run {
 
     fn hear(&mut self) {
         for _ in 0..AT_ONCE {
-            match self.notify.next() {
+            match self.notify.receive() {
                 Ok(Some(notification)) => self.handle_notification(notification),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read what processes say: {error}"),

@@ -79,7 +79,7 @@ pub(super) struct SupervisedProcess {
 
 impl SupervisedProcess {
     pub(super) fn send(&self, signal: Signal) {
-        if let Err(error) = self.handle.send(signal) {
+        if let Err(error) = self.handle.send_signal(signal) {
             log::debug!("cannot send {signal} to process {}: {error}", self.pid);
         }
     }

@@ -41,8 +41,8 @@ fn deadline_in(time_ms: Option<u64>) -> Deadline {
 /// the snapshot is used.
 pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result<Snapshot> {
     let mut keep = |socket| -> io::Result<i32> {
-        let copy = sys::descriptor_of(socket)?;
-        let number = sys::number_of(&copy);
+        let copy = sys::descriptor::duplicate(socket)?;
+        let number = sys::descriptor::number(&copy);
         kept.push(copy);
         Ok(number)
     };
@@ -120,13 +120,13 @@ pub(super) fn restore_snapshot(
     program: Program,
     signals: SignalFd,
 ) -> io::Result<Run> {
-    let notify = NotifySocket::listen(adopt_socket(snapshot.notify)?)?;
+    let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify)?)?;
     let [own_end, process_end] = snapshot.lifeline;
     let lifeline = (adopt_socket(own_end)?, adopt_socket(process_end)?);
     let (mut control, upgrade_waiters) = restore_control(snapshot.control, &snapshot.waiters)?;
     let (mut listeners, mut ids) = (HeldListeners::default(), Vec::new());
     for held in snapshot.listeners {
-        let descriptor = sys::adopt(held.descriptor)?;
+        let descriptor = sys::descriptor::adopt(held.descriptor)?;
         ids.push(listeners.insert(held.listener, descriptor, held.pinned)?);
     }
     // From here on, a setting that cannot be met must not end a service that works.
@@ -153,7 +153,7 @@ pub(super) fn restore_snapshot(
 }
 
 fn adopt_socket(number: i32) -> io::Result<socket2::Socket> {
-    sys::adopt(number).and_then(sys::into_socket)
+    sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket)
 }
 
 /// The control socket, and the ids of the clients that wait for the outcome of the upgrade.
@@ -221,7 +221,7 @@ fn restore_process(record: ProcessRecord, ids: &[Id]) -> SupervisedProcess {
         heard: record.heard_ms.map(time_before),
         watchdog: record.watchdog_ms.map(Duration::from_millis),
         replaced_in: record.replaced_in,
-        is_own: record.is_own && sys::is_child(record.pid),
+        is_own: record.is_own && sys::supervision::is_child(record.pid),
         restarts_itself: record.restarts_itself,
         stopping: record.stopping,
         aborted: record.aborted,

@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use super::listeners::HeldListeners;
 use crate::restart::{Program, launch_variable, passing_variables};
-use crate::sys::{self, FIRST_PASSED, Start};
+use crate::sys::{self, FIRST_PASSED, SpawnOptions};
 use crate::wire::Launch;
 
 /// What the supervisor's own service manager has set for the supervisor alone.
@@ -33,14 +33,14 @@ pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io
         if held.about.by_name {
             by_name.push(position);
         }
-        descriptors.push(sys::descriptor_of(&held.listener.socket)?);
+        descriptors.push(sys::descriptor::duplicate(&held.listener.socket)?);
     }
     let launch = Launch::Serve {
         generation: inputs.generation,
         lifeline: FIRST_PASSED + descriptors.len() as i32,
         by_name,
     };
-    descriptors.push(sys::descriptor_of(inputs.lifeline)?);
+    descriptors.push(sys::descriptor::duplicate(inputs.lifeline)?);
     let (variables, listen_pid) = passing_variables(&names);
     let mut env = without_own(program);
     env.extend(variables);
@@ -49,7 +49,7 @@ pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io
     if let Some(limit) = inputs.watchdog {
         env.push(format!("WATCHDOG_USEC={}", limit.as_micros()).into());
     }
-    sys::start_child(&Start {
+    sys::process::spawn_child(&SpawnOptions {
         program: program.path(),
         args: &program.args,
         env: &env,

@@ -18,7 +18,7 @@ use super::spawn::without_own;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, launch_variable};
-use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, Start};
+use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, SpawnOptions};
 use crate::wire::{Answer, Launch, Record, Snapshot};
 
 /// How long a rehearsal may take.
@@ -84,14 +84,14 @@ impl Run {
     fn start_rehearsal(&self) -> io::Result<Rehearsal> {
         // The rehearsal only reads the snapshot, so that its descriptors need not stay open.
         let snapshot = take_snapshot(self, &mut Vec::new())?.encode()?;
-        let snapshot = sys::anonymous_file(snapshot.as_bytes())?;
-        let report = sys::anonymous_file(b"")?;
+        let snapshot = sys::file::create_anonymous(snapshot.as_bytes())?;
+        let report = sys::file::create_anonymous(b"")?;
         let descriptors: [Descriptor; 2] = [snapshot.into(), report.try_clone()?.into()];
         let launch = Launch::Rehearse {
             snapshot: FIRST_PASSED,
             report: FIRST_PASSED + 1,
         };
-        let pid = sys::start_child(&Start {
+        let pid = sys::process::spawn_child(&SpawnOptions {
             program: self.own.path(),
             args: &self.own.args,
             env: &without_own(&self.own),
@@ -128,13 +128,13 @@ impl Run {
     fn replace(&self) -> io::Result<Infallible> {
         let mut kept = Vec::new();
         let snapshot = take_snapshot(self, &mut kept)?.encode()?;
-        let file: Descriptor = sys::anonymous_file(snapshot.as_bytes())?.into();
-        let snapshot = sys::number_of(&file);
+        let file: Descriptor = sys::file::create_anonymous(snapshot.as_bytes())?.into();
+        let snapshot = sys::descriptor::number(&file);
         kept.push(file);
         let variable = launch_variable(&Launch::Resume { snapshot })?;
         log::info!("becoming {}", self.own.path().display());
         notify::status("replacing the supervisor");
-        Err(sys::replace_program(&Start {
+        Err(sys::process::replace_program(&SpawnOptions {
             program: self.own.path(),
             args: &self.own.args,
             env: &self.own.env,
@@ -168,7 +168,7 @@ impl Run {
 pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<Infallible> {
     read_snapshot(snapshot)?;
     let report_text = Answer::success().encode()?;
-    let mut report = sys::into_file(sys::adopt(report)?);
+    let mut report = std::fs::File::from(sys::descriptor::adopt(report)?);
     report.write_all(report_text.as_bytes())?;
     process::exit(0);
 }
@@ -188,7 +188,7 @@ pub(super) fn resume(
 }
 
 fn read_snapshot(descriptor: i32) -> io::Result<Snapshot> {
-    let file = sys::into_file(sys::adopt(descriptor)?);
+    let file = std::fs::File::from(sys::descriptor::adopt(descriptor)?);
     let mut text = Vec::new();
     file.take(Snapshot::LIMIT as u64 + 1)
         .read_to_end(&mut text)?;

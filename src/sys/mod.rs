@@ -1,89 +1,79 @@
 //! Everything that differs by platform or needs `unsafe`, behind one contract.
 //!
-//! Each platform's modules provide the same names with the same signatures:
+//! Every platform has these modules, with the same names and signatures:
 //!
-//! | name | contract |
+//! | module | contract |
 //! |---|---|
-//! | [`Poller`] | readiness of many sockets, by token (below) |
-//! | [`Events`] | the reusable buffer that a wait fills |
-//! | [`wait_ready`] | wait until one socket is readable or writable, or a time-out has passed |
-//! | [`WAIT_SLICE`] | how long such a wait may last at most before its caller must look around |
-//! | [`coarse_millis`] | a monotonic clock in milliseconds that costs next to nothing |
-//! | [`accept`] | one connection: non-blocking, not inherited by child processes; with the peer's address unless it is a Unix socket's |
-//! | [`keep_from_children`] | child processes do not inherit the socket; for sockets that were not made here |
-//! | [`ACCEPT_INHERITS`], [`is_listening_stream`], [`is_of_one_connection`] | what is known of a listener and of its errors |
-//! | [`recv`], [`send`], [`send_vectored`] | one system call (more only when interrupted), never a signal |
-//! | [`send_file`] | a file's next bytes without a copy; `None` where the system does not do it, or not for this file |
-//! | [`unix_socket`] and the `unix_path` functions | Unix stream sockets, or a clear error where there are none |
-//! | [`into_stream`] | the std socket inside |
-//! | [`watch_signals`] | the process's signals |
-//! | [`start`], [`Process`] | a child process with exactly the descriptors that it is given, and its end |
-//! | [`adopt`], [`release_signals`], [`set_stderr`] | what such a child does with what it finds |
-//! | [`message_pair`], [`receive_message`], [`send_message`], [`receive_descriptor`], [`notify`] | messages between processes |
-//! | [`start_child`], [`reap`], [`PidFd`], [`SignalFd`], [`NotifySocket`] and what stands beside them | what a process needs to look after others |
-//! | [`RESTARTS`], [`SUPERVISES`] | whether there is any of that; elsewhere all of it is a clear error |
+//! | `poller` | [`Poller`] tells which of many sockets are ready (see below) |
+//! | `socket` | waits for one socket, accepts, receives, sends, sets options |
+//! | `unix_path` | the paths of Unix stream sockets |
+//! | `clock` | monotonic time: coarse and cheap, or the same for all processes |
+//! | `signal` | the signals of this process |
+//! | `process` | starts a program with exactly the descriptors that it is given |
+//! | `descriptor` | descriptors that cross an exec, pipes, standard error |
+//! | `file` | unnamed files, file locks, permissions, the identity of a file |
+//! | `message` | a socket pair that keeps messages apart, between two processes |
+//! | `notification` | sends notifications to the service manager (sd_notify(3)) |
+//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`] |
+//!
+//! These rules hold for all of them:
+//!
+//! - A receive or send is one system call, which is repeated only if a signal interrupts it. A send
+//!   raises no SIGPIPE.
+//! - A child process inherits no descriptor that is made here.
+//! - What a system lacks is an error of the kind `Unsupported`. [`process::SUPPORTS_RESTARTS`] and
+//!   [`supervision::IS_SUPPORTED`] tell this in advance.
+//!
+//! # The folders
+//!
+//! | folder | compiled on | provides |
+//! |---|---|---|
+//! | `unix/` | Unix | all modules but `poller` and `supervision` |
+//! | `windows/` | Windows | the same |
+//! | `linux/` | Linux and Android | `poller`, `supervision`, and calls that only Linux has |
+//! | `other/` | every other system | the same names: portable substitutes, or errors |
 //!
 //! # The poller
 //!
-//! `add` watches a socket for reading, and reports at once what is already there. On platforms where
-//! [`Poller::SHARED`] holds, any number of threads may wait at the same time, an event wakes one of them, and
-//! a socket stays watched, edge-triggered, until `remove`. Elsewhere only one thread may wait, and an event
-//! disarms its socket until `rearm`. So the caller calls `rearm` before it waits again wherever `SHARED` does
-//! not hold, and everywhere when the interest changes; a `rearm` reports what is already there. `wake` ends one
-//! wait, now or the next one; wake-ups before a wait may merge into one. Closing a socket without `remove` is
-//! an error of the caller: another process may hold the same open file description.
+//! `add` watches a socket for reading, and reports at once if the socket is readable already.
+//!
+//! | | if [`Poller::SHARED`] | else |
+//! |---|---|---|
+//! | threads that may wait | any number; an event wakes one of them | one |
+//! | a socket after an event | watched, edge-triggered, until `remove` | disarmed until `rearm` |
+//! | the caller calls `rearm` | to change the interest | also after each event |
+//!
+//! A `rearm` reports at once if the socket is ready already. `wake` ends one wait, the present one
+//! or the next; several calls before a wait may end only one. The caller calls `remove` before it
+//! closes a socket, because another process may hold the same open file description.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::time::Duration;
 
-#[cfg(all(
-    any(target_os = "linux", target_os = "android"),
-    not(handover_one_waiter)
-))]
-mod epoll;
-#[cfg(all(
-    any(target_os = "linux", target_os = "android"),
-    not(handover_one_waiter)
-))]
-pub(crate) use epoll::{Events, Poller};
-
-#[cfg(any(
+// The platform is chosen here and nowhere else. Where the condition holds, the path replaces the
+// folder of the module's name.
+#[cfg_attr(
     not(any(target_os = "linux", target_os = "android")),
-    handover_one_waiter
-))]
-mod one_waiter;
-#[cfg(any(
-    not(any(target_os = "linux", target_os = "android")),
-    handover_one_waiter
-))]
-pub(crate) use one_waiter::{Events, Poller};
-
-#[cfg(unix)]
+    path = "other/mod.rs"
+)]
+mod linux;
+#[cfg_attr(windows, path = "windows/mod.rs")]
 mod unix;
-#[cfg(unix)]
-pub(crate) use unix::*;
-#[cfg(unix)]
-pub use unix::{Descriptor, Stream};
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod supervision;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) use supervision::*;
+use linux as native;
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod no_supervision;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) use no_supervision::*;
+pub(crate) use linux::{poller, supervision};
+pub(crate) use unix::{
+    clock, descriptor, file, message, notification, process, signal, socket, unix_path,
+};
 
-#[cfg(windows)]
-mod windows;
-#[cfg(windows)]
-pub(crate) use windows::*;
-#[cfg(windows)]
-pub use windows::{Descriptor, Stream};
+pub use descriptor::Descriptor;
+pub(crate) use poller::{Events, Poller};
+pub(crate) use process::Process;
+pub use socket::Stream;
+pub(crate) use supervision::{NotifySocket, PidFd, SignalFd};
 
 /// What a wait is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,18 +87,20 @@ pub(crate) enum Interest {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) token: u64,
-    /// The peer will send no more: a read that came up short may have the end of the stream behind it.
+    /// The peer will send no more: behind a short read, the stream may have ended.
     pub(crate) hangup: bool,
 }
 
-/// What [`wait_ready`] found. Errors and hang-ups count as both, so that the next call reports them.
+/// The result of [`socket::wait_ready`]. Errors and hang-ups count as both, so that the next call
+/// reports them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ready {
     pub(crate) readable: bool,
     pub(crate) writable: bool,
 }
 
-/// A signal that this crate sends or handles. On Windows only [`Interrupt`](Self::Interrupt) occurs: Ctrl-C.
+/// A signal that this crate sends or handles. On Windows, Ctrl-C is
+/// [`Interrupt`](Self::Interrupt), and no other occurs.
 #[cfg_attr(windows, allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
@@ -137,48 +129,53 @@ impl fmt::Display for Signal {
     }
 }
 
-/// What a process has said to its supervisor (sd_notify(3)).
+/// A notification that a [`NotifySocket`] has received (sd_notify(3)).
 #[derive(Debug)]
 pub(crate) struct Datagram {
-    /// Who said it, as the kernel knows.
+    /// The process that sent it, as the kernel reports; 0 for one outside of this process's pid
+    /// namespace.
     pub(crate) pid: u32,
+    /// The user of that process.
     pub(crate) uid: u32,
     pub(crate) text: String,
     pub(crate) descriptors: Vec<Descriptor>,
 }
 
-/// What stands at the path of a Unix socket that is to be bound.
+/// What is at the path of a Unix socket that is to be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(unix), allow(dead_code))]
+#[cfg_attr(windows, allow(dead_code))]
 pub(crate) enum PathState {
     Free,
-    /// A socket that nobody listens on any more.
+    /// A socket on which no process listens any more.
     Stale,
-    /// A socket with a live server behind it.
+    /// A socket in use.
     Live,
-    /// Something that is no socket; it is somebody's, and not ours to remove.
+    /// A file that is not a socket. It must not be removed.
     Foreign,
 }
 
-/// How a program is to be started.
+/// How a program is started.
 #[cfg_attr(windows, allow(dead_code))]
-pub(crate) struct Start<'a> {
+pub(crate) struct SpawnOptions<'a> {
     pub(crate) program: &'a Path,
-    /// The first one is the program's name.
+    /// The arguments; the first is the program's name.
     pub(crate) args: &'a [OsString],
-    /// `NAME=value`.
+    /// The environment, as entries `NAME=value`.
     pub(crate) env: &'a [OsString],
+    /// Further entries of the environment.
     pub(crate) env_with_pid: &'a [PidVariable],
+    /// The working directory.
     pub(crate) dir: &'a Path,
-    /// They become its descriptors 3, 4, and so on; it gets no others but standard input and output.
+    /// The program gets them as its descriptors 3, 4, and so on. Beside them it gets standard
+    /// input, output and error only.
     pub(crate) descriptors: &'a [Descriptor],
-    /// Its standard error; the present one if there is none.
+    /// Standard error. Defaults to that of this process.
     pub(crate) stderr: Option<&'a Descriptor>,
 }
 
 /// An environment variable whose value contains the id of the new process: `prefix`, the id in
 /// decimal digits, `suffix`. Where `suffix` is not empty, spaces fill the digits up to the longest
-/// id, as the place of `suffix` is chosen before the id is known.
+/// id, because the place of `suffix` is chosen before the id is known.
 #[cfg_attr(windows, allow(dead_code))]
 pub(crate) struct PidVariable {
     /// `NAME=` and the beginning of the value.
@@ -191,6 +188,14 @@ impl PidVariable {
         let (prefix, suffix) = (prefix.into(), suffix.into());
         Self { prefix, suffix }
     }
+}
+
+/// The entry `NAME=value` of an environment.
+pub(crate) fn env_entry(name: &OsString, value: &OsString) -> OsString {
+    let mut entry = name.clone();
+    entry.push("=");
+    entry.push(value);
+    entry
 }
 
 /// What is known of a [`Process`].
@@ -212,11 +217,5 @@ impl ProcessState {
     }
 }
 
-/// The first descriptor that is passed on, as systemd has it (sd_listen_fds(3)).
+/// The number of the first descriptor that is passed to a program (sd_listen_fds(3)).
 pub(crate) const FIRST_PASSED: i32 = 3;
-
-/// A duration as the milliseconds that `poll`-like calls take: rounded up, so that a wait never ends early.
-#[cfg_attr(not(unix), allow(dead_code))]
-fn millis_up(duration: Duration) -> i32 {
-    i32::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-}

@@ -417,7 +417,7 @@ fn leave_listeners(generation: u64, listeners: &[Weak<Listener>]) -> io::Result<
             by_name: listener.by_name,
             owns_path: listener.own_path().is_some(),
         });
-        copies.push(sys::descriptor_of(&listener.socket)?);
+        copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
     notify::leave_listeners(generation, &records, &copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {

@@ -41,7 +41,7 @@ impl Upgrader {
 
     fn restore_stderr(&mut self) {
         if let Some(stderr) = self.own_stderr.take() {
-            if let Err(error) = sys::set_stderr(&stderr.own) {
+            if let Err(error) = sys::descriptor::replace_stderr(&stderr.own) {
                 log::error!("cannot restore standard error: {error}");
             }
         }
@@ -83,7 +83,7 @@ impl Upgrader {
             (ServerStage::Waiting(waiter), HandshakeMessage::Cutover) => {
                 host.start_accepting();
                 self.tell_predecessor(&HandshakeMessage::Accepting {
-                    since: sys::monotonic_nanos(),
+                    since: sys::clock::monotonic_nanos(),
                     taken: self.taken.clone(),
                 });
                 reply(&waiter, Ok(()));

@@ -132,17 +132,17 @@ impl Upgrader {
     }
 
     fn spawn_successor(&self, host: &dyn Host) -> io::Result<Successor> {
-        let (own_end, successor_end) = sys::message_pair()?;
+        let (own_end, successor_end) = sys::message::create_pair()?;
         let (mut descriptors, mut by_name) = (Vec::new(), Vec::new());
         for (position, listener) in (0..).zip(self.listeners.iter().filter_map(Weak::upgrade)) {
             if listener.by_name {
                 by_name.push(position);
             }
-            let descriptor = sys::descriptor_of(&listener.socket)?;
+            let descriptor = sys::descriptor::duplicate(&listener.socket)?;
             descriptors.push((listener.name().to_owned(), descriptor));
         }
         if let Some(link) = &self.lifeline {
-            let descriptor = sys::descriptor_of(link.socket())?;
+            let descriptor = sys::descriptor::duplicate(link.socket())?;
             descriptors.push((LIFELINE_NAME.to_owned(), descriptor));
         }
         for (name, descriptor) in &self.passed {
@@ -216,7 +216,7 @@ impl Upgrader {
             ) => {
                 successor.stage = SuccessorStage::Serving;
                 successor.deadline = Deadline::NEVER;
-                successor.process.let_go();
+                successor.process.detach();
                 let replacement = Replacement {
                     ready_after,
                     accept_gap,
@@ -245,7 +245,7 @@ impl Upgrader {
             return;
         };
         let was_accepting = host.pause();
-        let accept_gap = Duration::from_nanos(since.saturating_sub(sys::monotonic_nanos()));
+        let accept_gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
         let socket_files = disown_socket_files(&self.listeners);
         let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
         let paths = paths.collect();

@@ -1,30 +1,33 @@
-//! Unix: sockets that keep messages apart, between a process and its successor, or its service manager.
+//! Unix: socket pairs that keep messages apart, between a process and its successor or supervisor.
 
-use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, recv, recvmsg, sendmsg, sendmsg_addr,
+    SendAncillaryMessage, recv, recvmsg, sendmsg,
 };
 use socket2::{Domain, Socket, Type};
 
-use super::Descriptor;
+use super::socket::SEND_FLAGS;
+use crate::sys::Descriptor;
 
-/// Two ends of a connection that keeps messages apart; neither waits.
-pub(crate) fn message_pair() -> io::Result<(Socket, Socket)> {
-    let (one, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
-    one.set_nonblocking(true)?;
-    other.set_nonblocking(true)?;
-    Ok((one, other))
+/// Two connected, non-blocking sockets.
+pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
+    let pair = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+    pair.0.set_nonblocking(true)?;
+    pair.1.set_nonblocking(true)?;
+    Ok(pair)
 }
 
-/// The next message; nothing of it at the end. One that does not fit is an error.
-pub(crate) fn receive_message(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+/// Receives a message. Returns its length; 0 when the peer has closed its end.
+///
+/// # Errors
+///
+/// `InvalidData` if the message is longer than the buffer. The message is lost then.
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
     let room = buffer.len();
     let (_, size) = retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC))?;
     if size > room {
@@ -34,12 +37,8 @@ pub(crate) fn receive_message(socket: &Socket, buffer: &mut [u8]) -> io::Result<
     Ok(size)
 }
 
-/// Sends a message over a connection, with a descriptor if there is one.
-pub(crate) fn send_message(
-    socket: &Socket,
-    text: &str,
-    descriptor: Option<&Descriptor>,
-) -> io::Result<()> {
+/// Sends a message, and a descriptor with it.
+pub(crate) fn send(socket: &Socket, text: &str, descriptor: Option<&Descriptor>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = descriptor.map(AsFd::as_fd);
@@ -49,12 +48,13 @@ pub(crate) fn send_message(
         return Err(io::Error::other("no room for a descriptor"));
     }
     let text = [IoSlice::new(text.as_bytes())];
-    retry_on_intr(|| sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL))?;
+    retry_on_intr(|| sendmsg(socket, &text, &mut control, SEND_FLAGS))?;
     Ok(())
 }
 
-/// The next message of a connection that carries a descriptor, or none; `None` at the end.
-pub(crate) fn receive_descriptor(
+/// Receives a message of up to 1024 bytes, and the descriptor that came with it. `None` when the
+/// peer has closed its end.
+pub(crate) fn receive_with_descriptor(
     socket: &Socket,
 ) -> io::Result<Option<(String, Option<Descriptor>)>> {
     let mut buffer = [0; 1024];
@@ -71,35 +71,4 @@ pub(crate) fn receive_descriptor(
     let descriptor = descriptors.flatten().next();
     let text = String::from_utf8_lossy(&buffer[..size.bytes]).into_owned();
     Ok((size.bytes > 0).then_some((text, descriptor)))
-}
-
-/// So many descriptors go with a message at most (unix(7), SCM_MAX_FD).
-pub(crate) const MOST_DESCRIPTORS: usize = 253;
-
-/// Sends the service manager a message, with descriptors if there are some (sd_notify(3)).
-pub(crate) fn notify(manager: &OsStr, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
-    let path = manager.as_bytes();
-    let addr = match path.strip_prefix(b"@") {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        Some(name) => SocketAddrUnix::new_abstract_name(name)?,
-        _ => SocketAddrUnix::new(path)?,
-    };
-    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
-    let text = [IoSlice::new(text.as_bytes())];
-    retry_on_intr(|| {
-        sendmsg_addr(
-            socket.as_fd(),
-            &addr,
-            &text,
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )
-    })?;
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The shared poller on Linux: an epoll that every idle worker waits on by itself.
+//! Linux: a poller that any number of threads wait on (epoll(7)).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,12 +8,12 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use socket2::Socket;
 
-use super::{Event, Interest};
+use crate::sys::{Event, Interest};
 
-/// The token of the eventfd behind [`Poller::wake`]; no caller uses it.
+/// The token of the eventfd behind [`Poller::wake`]. No caller uses this token.
 const WAKE: u64 = u64::MAX;
 
-/// See the contract in the parent module.
+/// See the contract in [`sys`](crate::sys).
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
@@ -26,24 +26,16 @@ impl Poller {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Edge-triggered: each write is one event, and nobody needs to read the counter back.
-        epoll::add(
-            &epoll,
-            &waker,
-            EventData::new_u64(WAKE),
-            EventFlags::IN | EventFlags::ET,
-        )?;
+        // Edge-triggered, so that each write is an event without a read in between.
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, &waker, EventData::new_u64(WAKE), flags)?;
         Ok(Self { epoll, waker })
     }
 
     pub(crate) fn add(&self, socket: &Socket, token: u64) -> io::Result<()> {
         let data = EventData::new_u64(token);
-        Ok(epoll::add(
-            &self.epoll,
-            socket,
-            data,
-            flags(Interest::Read),
-        )?)
+        let flags = flags(Interest::Read);
+        Ok(epoll::add(&self.epoll, socket, data, flags)?)
     }
 
     pub(crate) fn rearm(&self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
@@ -55,17 +47,19 @@ impl Poller {
         Ok(epoll::delete(&self.epoll, socket)?)
     }
 
-    /// Waits for up to `most` events. An interrupted wait is an empty one.
+    /// Waits for up to `max_events`. A wait that a signal interrupts has no events.
     pub(crate) fn wait(
         &self,
         events: &mut Events,
-        most: usize,
+        max_events: usize,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         events.filled = 0;
-        let timeout = timeout.map(|t| Timespec::try_from(t).unwrap_or(FAR));
-        let most = most.clamp(1, events.buffer.len());
-        match epoll::wait(&self.epoll, &mut events.buffer[..most], timeout.as_ref()) {
+        // A time-out too long for the call is none.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let max_events = max_events.clamp(1, events.buffer.len());
+        let buffer = &mut events.buffer[..max_events];
+        match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
             Ok(filled) => events.filled = filled,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -74,16 +68,10 @@ impl Poller {
     }
 
     pub(crate) fn wake(&self) {
-        // The only possible failure is a full counter, after 2^64 - 2 wake-ups.
+        // The call fails only if the counter is full, after 2^64 - 2 calls.
         let _ = rustix::io::write(&self.waker, &1u64.to_ne_bytes());
     }
 }
-
-/// A wait so long that nobody sees its end.
-const FAR: Timespec = Timespec {
-    tv_sec: 1 << 31,
-    tv_nsec: 0,
-};
 
 fn flags(interest: Interest) -> EventFlags {
     let wanted = match interest {
@@ -112,7 +100,7 @@ impl Events {
         }
     }
 
-    /// Whether a call of [`Poller::wake`] was among what ended the wait.
+    /// Whether a call of [`Poller::wake`] was among the events.
     pub(crate) fn was_woken(&self) -> bool {
         let mut filled = self.buffer[..self.filled].iter();
         filled.any(|event| {
@@ -123,7 +111,7 @@ impl Events {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.buffer[..self.filled].iter().filter_map(|event| {
-            // Copied out: the kernel's structure is packed.
+            // The kernel's structure is packed, so that its fields cannot be borrowed.
             let (flags, data) = (event.flags, event.data);
             let token = data.u64();
             let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;

@@ -1,4 +1,4 @@
-//! The poller of platforms without epoll: one waiting thread, and sockets that an event disarms.
+//! Other systems: a poller with one waiting thread, where an event disarms its socket.
 
 use std::io;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use polling::Event as Raw;
 use socket2::Socket;
 
-use super::{Event, Interest};
+use crate::sys::{Event, Interest};
 
-/// See the contract in the parent module.
+/// See the contract in [`sys`](crate::sys).
 #[derive(Debug)]
 pub(crate) struct Poller(polling::Poller);
 
@@ -21,7 +21,7 @@ impl Poller {
 
     #[allow(unsafe_code)]
     pub(crate) fn add(&self, socket: &Socket, token: u64) -> io::Result<()> {
-        // SAFETY: the contract obliges the caller to call `remove` before the socket is closed.
+        // SAFETY: by the contract, the caller calls `remove` before it closes the socket.
         unsafe { self.0.add(socket, raw(token, Interest::Read)?) }
     }
 
@@ -33,11 +33,11 @@ impl Poller {
         self.0.delete(socket)
     }
 
-    /// Waits for events, all that come in one go: `most` bounds a batch only where threads share the wait.
+    /// Waits for events, without a limit on their number: one thread takes them all.
     pub(crate) fn wait(
         &self,
         events: &mut Events,
-        _most: usize,
+        _max_events: usize,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         events.0.clear();
@@ -72,13 +72,13 @@ impl Events {
         Self(polling::Events::with_capacity(capacity))
     }
 
-    /// Whether a call of [`Poller::wake`] was among what ended the wait: perhaps.
+    /// Always true: `polling` does not report whether a call of [`Poller::wake`] ended the wait.
     pub(crate) fn was_woken(&self) -> bool {
         true
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
-        // The library does not report hang-ups in the same way everywhere; "perhaps" costs one read more.
+        // `polling` does not report hang-ups on every system. A false report costs one read more.
         self.0.iter().map(|event| Event {
             token: event.key as u64,
             hangup: true,

@@ -1,0 +1,48 @@
+//! Linux: single calls that other Unix systems lack.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::time::ClockId;
+
+/// The clock that costs least. Its resolution is that of the kernel's tick, 1 to 10 ms.
+pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::MonotonicCoarse;
+
+/// A file in memory, without a name.
+pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
+    Ok(memfd_create("handover", MemfdFlags::CLOEXEC)?.into())
+}
+
+/// Has the kernel send this process a signal when the thread that forked it ends
+/// (PR_SET_PDEATHSIG).
+#[allow(unsafe_code)]
+pub(in crate::sys) fn request_signal_at_parent_end(signal: libc::c_int) {
+    // SAFETY: the call takes numbers only.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, signal);
+    }
+}
+
+/// Closes every descriptor from `first` on. False if the kernel has no such call (before 5.9).
+pub(in crate::sys) fn close_from(first: RawFd) -> bool {
+    close_range(first, 0)
+}
+
+/// Has an exec close every descriptor from `first` on, if the kernel can do this (since 5.11).
+pub(in crate::sys) fn set_cloexec_from(first: RawFd) {
+    /// CLOSE_RANGE_CLOEXEC, which libc lacks for Android.
+    const CLOEXEC: libc::c_uint = 1 << 2;
+    close_range(first, CLOEXEC);
+}
+
+/// See close_range(2). Not on Android, which kills a process for a system call that its filter does
+/// not list.
+#[allow(unsafe_code)]
+fn close_range(first: RawFd, flags: libc::c_uint) -> bool {
+    // SAFETY: the call takes numbers. The owners of these descriptors are in another process, of
+    // which this process is a copy that uses none of them.
+    cfg!(target_os = "linux")
+        && unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) } == 0
+}

@@ -1,0 +1,10 @@
+//! Linux and Android: the poller, supervision, and what only these systems have of the rest.
+//!
+//! `sys/other` has the same names for all other systems.
+
+pub(super) mod calls;
+// With `--cfg handover_one_waiter`, the tests on Linux use the poller of other systems.
+#[cfg_attr(handover_one_waiter, path = "../other/poller.rs")]
+pub(crate) mod poller;
+pub(super) mod socket;
+pub(crate) mod supervision;

@@ -1,0 +1,99 @@
+//! Linux: what it does with sockets that other systems do not.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
+use socket2::Socket;
+
+/// Whether a connection has the options of its listener.
+pub(crate) const ACCEPT_INHERITS_OPTIONS: bool = true;
+
+/// Accepts a connection: non-blocking, and with the client's address unless it is a Unix socket's.
+pub(crate) fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
+    let (fd, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    Ok((Socket::from(fd), peer))
+}
+
+/// Sets TCP_DEFER_ACCEPT, to 30 seconds, and TCP_FASTOPEN, to the length of its queue (tcp(7)).
+pub(crate) fn set_accept_options(
+    socket: &Socket,
+    defer_accept: bool,
+    fast_open: Option<u32>,
+) -> io::Result<()> {
+    if defer_accept {
+        set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, 30)?;
+    }
+    if let Some(queue) = fast_open {
+        let queue = i32::try_from(queue).unwrap_or(i32::MAX);
+        set_tcp_option(socket, libc::TCP_FASTOPEN, queue)?;
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the call reads as many bytes as a live `c_int` has.
+    let result = unsafe {
+        let (fd, value) = (socket.as_raw_fd(), (&raw const value).cast());
+        libc::setsockopt(fd, libc::IPPROTO_TCP, option, value, size)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends up to `count` bytes of a file, from its position on, without a copy (sendfile(2)). `None`
+/// where the file cannot be mapped, or a SIGPIPE would end this process.
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+pub(crate) fn send_file(socket: &Socket, file: &File, count: usize) -> io::Result<Option<usize>> {
+    if !ignores_sigpipe() {
+        return Ok(None);
+    }
+    loop {
+        match rustix::fs::sendfile(socket, file, None, count) {
+            Ok(sent) => return Ok(Some(sent)),
+            Err(Errno::INTR) => {}
+            Err(Errno::INVAL | Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// `sendfile` has no flag against SIGPIPE. Rust programs ignore that signal, but a host program in
+/// another language may not.
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+#[allow(unsafe_code)]
+fn ignores_sigpipe() -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action, the call only fills the live structure, whose fields may be 0.
+    let action = unsafe {
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+/// The user of the process at the other end of a Unix socket's connection.
+#[allow(unsafe_code)]
+pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
+    let mut peer = MaybeUninit::<libc::ucred>::zeroed();
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    // rustix has a function for this, but the id of a process outside of this process's pid
+    // namespace is 0, which its type does not allow.
+    // SAFETY: the call writes at most `size` bytes to live credentials, and any bits are valid.
+    unsafe {
+        let (fd, buffer, size) = (socket.as_raw_fd(), peer.as_mut_ptr().cast(), &raw mut size);
+        match libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, buffer, size) {
+            0 => Ok(peer.assume_init().uid),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}

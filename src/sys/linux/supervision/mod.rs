@@ -1,0 +1,76 @@
+//! Linux: what a supervisor needs. One wait reports the ends of processes, signals and
+//! notifications.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{
+    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, set_child_subreaper, wait, waitid,
+};
+use socket2::Socket;
+
+mod notify_socket;
+mod pid_fd;
+mod signal_fd;
+
+pub(crate) use notify_socket::NotifySocket;
+pub(crate) use pid_fd::PidFd;
+pub(crate) use signal_fd::SignalFd;
+
+/// Whether this system has what a supervisor needs.
+pub(crate) const IS_SUPPORTED: bool = true;
+
+/// Makes descendants that lose their parent children of this process, which is then told of their
+/// ends (PR_SET_CHILD_SUBREAPER).
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// Waits for a signal, for a socket that is readable or can accept, for the end of a process, or
+/// for the time-out.
+pub(crate) fn wait_for_any<'a>(
+    signals: &SignalFd,
+    sockets: &[&Socket],
+    processes: impl Iterator<Item = &'a PidFd>,
+    timeout: Option<Duration>,
+) -> io::Result<()> {
+    let sockets = sockets
+        .iter()
+        .map(|socket| PollFd::new(*socket, PollFlags::IN));
+    let processes = processes.filter_map(PidFd::fd);
+    let mut fds = vec![PollFd::new(signals.fd(), PollFlags::IN)];
+    fds.extend(sockets);
+    fds.extend(processes.map(|fd| PollFd::new(fd, PollFlags::IN)));
+    // A time-out too long for the call is none.
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reaps a child that has ended. `None` if there is none.
+pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
+    match retry_on_intr(|| wait(WaitOptions::NOHANG)) {
+        Ok(Some((pid, status))) => Ok(Some((
+            pid.as_raw_nonzero().get().unsigned_abs(),
+            ExitStatus::from_raw(status.as_raw()),
+        ))),
+        Ok(None) | Err(Errno::CHILD) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the process is a child of this one, running or not reaped yet.
+pub(crate) fn is_child(pid: u32) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    kernel_pid(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
+}
+
+fn kernel_pid(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}

@@ -1,0 +1,27 @@
+//! Other Unix systems: what stands in for single calls of Linux.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::time::ClockId;
+
+pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::Monotonic;
+
+pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
+    let path = std::env::temp_dir().join(format!("handover-{}", std::process::id()));
+    let mut options = File::options();
+    let file = options.read(true).write(true).create_new(true).mode(0o600);
+    let file = file.open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
+pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
+
+pub(in crate::sys) fn close_from(_first: RawFd) -> bool {
+    false
+}
+
+pub(in crate::sys) fn set_cloexec_from(_first: RawFd) {}

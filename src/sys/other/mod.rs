@@ -1,0 +1,7 @@
+//! Systems other than Linux and Android: the same names as in `sys/linux`, portable or as an error.
+
+#[cfg(unix)]
+pub(super) mod calls;
+pub(crate) mod poller;
+pub(super) mod socket;
+pub(crate) mod supervision;

@@ -1,0 +1,37 @@
+//! Other systems: portable substitutes for what Linux does with sockets.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::Socket;
+
+pub(crate) const ACCEPT_INHERITS_OPTIONS: bool = false;
+
+pub(crate) fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
+    let (socket, peer) = listener.accept()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, peer.as_socket()))
+}
+
+pub(crate) fn set_accept_options(
+    _socket: &Socket,
+    defer_accept: bool,
+    fast_open: Option<u32>,
+) -> io::Result<()> {
+    if defer_accept || fast_open.is_some() {
+        // Both only save time, so a server that runs everywhere may ask for them everywhere.
+        log::debug!("defer_accept and fast_open have no effect on this system");
+    }
+    Ok(())
+}
+
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+pub(crate) fn send_file(_: &Socket, _: &File, _: usize) -> io::Result<Option<usize>> {
+    Ok(None)
+}
+
+pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
+    let text = "a peer's user is not reported on this system";
+    Err(io::Error::new(io::ErrorKind::Unsupported, text))
+}

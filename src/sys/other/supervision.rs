@@ -1,0 +1,93 @@
+//! Other systems: they cannot run a supervisor yet, so that every function is an error.
+
+use std::ffi::OsStr;
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use crate::sys::{Datagram, Signal};
+
+pub(crate) const IS_SUPPORTED: bool = false;
+
+fn unsupported<T>() -> io::Result<T> {
+    let text = "supervision is not supported on this system";
+    Err(io::Error::new(io::ErrorKind::Unsupported, text))
+}
+
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn wait_for_any<'a>(
+    signals: &SignalFd,
+    _sockets: &[&Socket],
+    _processes: impl Iterator<Item = &'a PidFd>,
+    _timeout: Option<Duration>,
+) -> io::Result<()> {
+    match *signals {}
+}
+
+pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
+    unsupported()
+}
+
+pub(crate) fn is_child(_pid: u32) -> bool {
+    false
+}
+
+#[derive(Debug)]
+pub(crate) enum SignalFd {}
+
+impl SignalFd {
+    pub(crate) fn open() -> io::Result<Self> {
+        unsupported()
+    }
+
+    pub(crate) fn read(&self) -> io::Result<Option<Signal>> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct PidFd;
+
+impl PidFd {
+    pub(crate) fn open(_pid: u32) -> Self {
+        Self
+    }
+
+    pub(crate) fn send_signal(&self, _signal: Signal) -> io::Result<()> {
+        unsupported()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum NotifySocket {}
+
+impl NotifySocket {
+    pub(crate) fn bind() -> io::Result<Self> {
+        unsupported()
+    }
+
+    pub(crate) fn from_bound(_socket: Socket) -> io::Result<Self> {
+        unsupported()
+    }
+
+    pub(crate) fn name(&self) -> &OsStr {
+        match *self {}
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        match *self {}
+    }
+
+    pub(crate) fn receive(&self) -> io::Result<Option<Datagram>> {
+        match *self {}
+    }
+}

@@ -1,0 +1,68 @@
+//! Unix: descriptors that this process passes on, or was started with.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use socket2::Socket;
+
+/// What a process can pass on: a socket, a pipe, a file.
+pub type Descriptor = OwnedFd;
+
+/// Takes ownership of a descriptor that this process was started with. Children do not inherit it
+/// any more. To be called once for each number.
+///
+/// # Errors
+///
+/// No such descriptor is open.
+#[allow(unsafe_code)]
+pub(crate) fn adopt(number: i32) -> io::Result<Descriptor> {
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and the process that started this one passed it on for this
+    // process to own.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The number by which a program that inherits the descriptor finds it.
+pub(crate) fn number(descriptor: &impl AsFd) -> i32 {
+    descriptor.as_fd().as_raw_fd()
+}
+
+/// The device and inode of the open file: equal for two descriptors of one socket only.
+pub(crate) fn inode(descriptor: &Descriptor) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(descriptor)?;
+    Ok((stat.st_dev as u64, stat.st_ino as u64))
+}
+
+/// A second descriptor of a socket.
+pub(crate) fn duplicate(socket: &Socket) -> io::Result<Descriptor> {
+    Ok(socket.try_clone()?.into())
+}
+
+/// Does not check that the descriptor is one of a socket.
+pub(crate) fn into_socket(descriptor: Descriptor) -> io::Result<Socket> {
+    Ok(Socket::from(descriptor))
+}
+
+/// A pipe: its reading and its writing end.
+pub(crate) fn create_pipe() -> io::Result<(Descriptor, Descriptor)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
+
+/// A second descriptor of standard error.
+pub(crate) fn duplicate_stderr() -> io::Result<Descriptor> {
+    io::stderr().as_fd().try_clone_to_owned()
+}
+
+/// Makes `to` the standard error of this process.
+#[allow(unsafe_code)]
+pub(crate) fn replace_stderr(to: &Descriptor) -> io::Result<()> {
+    // SAFETY: the call takes numbers of descriptors, of which the first is open.
+    if unsafe { libc::dup2(to.as_raw_fd(), 2) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,335 @@
+//! Unix: the code between fork and exec.
+//!
+//! A new process has one thread, and a copy of this process's memory. Where another thread held a
+//! lock at the moment of the fork, such as that of the allocator, that lock is never released. So
+//! [`ExecPlan::new`] allocates everything before the fork, and the new processes call only what is
+//! async-signal-safe (signal-safety(7)) until they exec or exit.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+
+use rustix::process::{Pid, getpid};
+
+use super::signal;
+use crate::sys::native::calls::{close_from, request_signal_at_parent_end, set_cloexec_from};
+use crate::sys::{FIRST_PASSED, PidVariable, SpawnOptions};
+
+/// What a new process needs to become the program.
+pub(super) struct ExecPlan {
+    program: CString,
+    dir: CString,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// What `argv` and `envp` point to.
+    _strings: Vec<CString>,
+    /// What `envp` points to, too.
+    pid_texts: Vec<PidText>,
+    /// The descriptors that the program gets from [`FIRST_PASSED`] on.
+    sources: Vec<RawFd>,
+    stderr: RawFd,
+    /// The signals that are blocked when the program starts.
+    mask: libc::sigset_t,
+    /// Where a new process writes the number of the error that ends it.
+    pub(super) error_pipe: RawFd,
+    /// Where the waiter writes the program's id, and then its exit status.
+    pub(super) waiter_socket: RawFd,
+}
+
+impl ExecPlan {
+    pub(super) fn new(options: &SpawnOptions<'_>, mask: libc::sigset_t) -> io::Result<Self> {
+        let mut strings = Vec::new();
+        let mut pointers = |texts: &[OsString]| -> io::Result<Vec<*const libc::c_char>> {
+            let mut pointers = Vec::new();
+            for text in texts {
+                let text = CString::new(text.as_bytes())?;
+                pointers.push(text.as_ptr());
+                strings.push(text);
+            }
+            Ok(pointers)
+        };
+        let mut argv = pointers(options.args)?;
+        argv.push(ptr::null());
+        let mut envp = pointers(options.env)?;
+        let mut pid_texts = Vec::new();
+        for variable in options.env_with_pid {
+            let text = PidText::new(variable)?;
+            envp.push(text.bytes.as_ptr().cast());
+            pid_texts.push(text);
+        }
+        envp.push(ptr::null());
+        Ok(Self {
+            program: CString::new(options.program.as_os_str().as_bytes())?,
+            dir: CString::new(options.dir.as_os_str().as_bytes())?,
+            argv,
+            envp,
+            _strings: strings,
+            pid_texts,
+            sources: options.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
+            stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
+            mask,
+            error_pipe: -1,
+            waiter_socket: -1,
+        })
+    }
+
+    /// Forks the waiter, which forks the program.
+    pub(super) fn fork_waiter(&mut self) -> io::Result<Pid> {
+        self.fork(Self::run_waiter)
+    }
+
+    /// Forks the program.
+    pub(super) fn fork_child(&mut self) -> io::Result<Pid> {
+        self.fork(Self::run_child)
+    }
+
+    /// Forks a process that calls `run` with the id of this process.
+    #[allow(unsafe_code)]
+    fn fork(&mut self, run: fn(&mut Self, Pid) -> !) -> io::Result<Pid> {
+        let parent = getpid();
+        // A signal handler that ran in the new process could write to a descriptor that both
+        // processes have, such as the pipe by which a handler wakes its thread.
+        let mask = signal::block_all();
+        // SAFETY: the new process calls `run` only, which is async-signal-safe and does not return.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            run(self, parent);
+        }
+        let error = io::Error::last_os_error();
+        signal::set_mask(&mask);
+        let pid = (pid > 0).then_some(pid).and_then(Pid::from_raw);
+        pid.ok_or(error)
+    }
+
+    fn run_child(&mut self, parent: Pid) -> ! {
+        end_with_parent(parent, libc::SIGTERM);
+        let error = self.exec();
+        exit_with_error(self.error_pipe, error)
+    }
+
+    /// See "The waiter" in [`process`](super::process).
+    #[allow(unsafe_code)]
+    fn run_waiter(&mut self, parent: Pid) -> ! {
+        end_with_parent(parent, libc::SIGKILL);
+        // SAFETY: all calls are async-signal-safe, and the pointers are to live memory.
+        unsafe {
+            let program = libc::fork();
+            if program <= 0 {
+                let error = if program == 0 { self.exec() } else { errno() };
+                exit_with_error(self.error_pipe, error);
+            }
+            // A client's connection that is open here would stay open when the parent closes it.
+            libc::dup2(self.waiter_socket, 0);
+            close_descriptors(1);
+            write_word(0, program as u32);
+            let mut info = mem::zeroed::<libc::siginfo_t>();
+            // WNOWAIT leaves the program unreaped, so that no other process gets its id.
+            let options = libc::WEXITED | libc::WNOWAIT;
+            while libc::waitid(libc::P_PID, program as libc::id_t, &mut info, options) < 0
+                && errno() == libc::EINTR
+            {}
+            write_word(0, raw_status(&info));
+            // Ends when the parent closes its end.
+            while libc::read(0, (&raw mut info).cast(), 1) < 0 && errno() == libc::EINTR {}
+            libc::waitpid(program, ptr::null_mut(), 0);
+            libc::_exit(0)
+        }
+    }
+
+    /// Becomes the program, in a new process. Returns only the number of an error.
+    #[allow(unsafe_code)]
+    fn exec(&mut self) -> i32 {
+        let first_free = FIRST_PASSED + self.sources.len() as i32;
+        let kept = [&mut self.stderr, &mut self.error_pipe];
+        // SAFETY: all calls are async-signal-safe, and take numbers and strings that end with null.
+        unsafe {
+            // First move all out of the way of the numbers that the sources get.
+            for fd in self.sources.iter_mut().chain(kept) {
+                let copy = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, first_free);
+                // Standard error may be closed.
+                if copy < 0 && *fd != 2 {
+                    return errno();
+                }
+                *fd = copy;
+            }
+            for (target, source) in (FIRST_PASSED..).zip(&self.sources) {
+                if libc::dup2(*source, target) < 0 {
+                    return errno();
+                }
+            }
+            if self.stderr >= 0 && libc::dup2(self.stderr, 2) < 0 {
+                return errno();
+            }
+            // Other code of this process may have opened descriptors without CLOEXEC.
+            set_cloexec_from(first_free);
+            if libc::chdir(self.dir.as_ptr()) < 0 {
+                return errno();
+            }
+            // Rust programs ignore SIGPIPE, and the program would inherit this.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            signal::set_mask(&self.mask);
+        }
+        self.execve()
+    }
+
+    /// Becomes the program, in this process. Returns only on an error, and then undoes its changes.
+    #[allow(unsafe_code)]
+    pub(super) fn exec_in_place(mut self) -> io::Error {
+        let set_flags = |sources: &[RawFd], flags: libc::c_int| {
+            for number in sources {
+                // SAFETY: the call takes numbers of open descriptors.
+                unsafe { libc::fcntl(*number, libc::F_SETFD, flags) };
+            }
+        };
+        set_flags(&self.sources, 0);
+        // SAFETY: the call takes numbers only.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let error = io::Error::from_raw_os_error(self.execve());
+        // SAFETY: as above. Every Rust program ignores SIGPIPE.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+        set_flags(&self.sources, libc::FD_CLOEXEC);
+        error
+    }
+
+    /// Returns only the number of an error.
+    #[allow(unsafe_code)]
+    fn execve(&mut self) -> i32 {
+        // SAFETY: the call takes nothing.
+        let pid = unsafe { libc::getpid() };
+        for text in &mut self.pid_texts {
+            text.write_pid(pid.unsigned_abs());
+        }
+        let (program, argv, envp) = (&self.program, &self.argv, &self.envp);
+        // SAFETY: the strings, and the arrays of pointers to them, end with null and are alive.
+        unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+        errno()
+    }
+}
+
+/// Does not allocate.
+fn errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// Closes every descriptor from `first` on.
+#[allow(unsafe_code)]
+fn close_descriptors(first: RawFd) {
+    if close_from(first) {
+        return;
+    }
+    // SAFETY: the calls take numbers. The owners of these descriptors are in another process, of
+    // which this process is a copy that uses none of them.
+    unsafe {
+        for number in first..libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) as RawFd {
+            libc::close(number);
+        }
+    }
+}
+
+/// Has the kernel send this process a signal when its parent ends, where the kernel can, and exits
+/// if the parent has ended already.
+#[allow(unsafe_code)]
+fn end_with_parent(parent: Pid, signal: libc::c_int) {
+    request_signal_at_parent_end(signal);
+    // SAFETY: the calls take numbers only.
+    unsafe {
+        if libc::getppid() != parent.as_raw_nonzero().get() {
+            libc::_exit(0);
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn exit_with_error(error_pipe: RawFd, error: i32) -> ! {
+    write_word(error_pipe, error as u32);
+    // SAFETY: the call takes a number, and ends the process.
+    unsafe { libc::_exit(127) }
+}
+
+/// A pipe or socket takes four bytes at once. An error means that the reader has ended.
+#[allow(unsafe_code)]
+fn write_word(to: RawFd, word: u32) {
+    let bytes = word.to_ne_bytes();
+    // SAFETY: the call reads the length of a live array.
+    unsafe {
+        libc::write(to, bytes.as_ptr().cast(), bytes.len());
+    }
+}
+
+/// The status of a process that has ended, as wait(2) encodes it.
+#[allow(unsafe_code)]
+fn raw_status(info: &libc::siginfo_t) -> u32 {
+    // SAFETY: `waitid` has filled the structure for a child that has ended.
+    let status = unsafe { info.si_status() } as u32;
+    match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    }
+}
+
+/// The most decimal digits of a process's id.
+const DIGITS: usize = 10;
+
+/// The text of a [`PidVariable`], with room for the digits that are written after the fork.
+struct PidText {
+    bytes: Vec<u8>,
+    digits_at: usize,
+}
+
+impl PidText {
+    fn new(variable: &PidVariable) -> io::Result<Self> {
+        let mut bytes = CString::new(variable.prefix.as_bytes())?.into_bytes();
+        let suffix = CString::new(variable.suffix.as_bytes())?;
+        let digits_at = bytes.len();
+        let filler = if suffix.is_empty() { 0 } else { b' ' };
+        bytes.resize(digits_at + DIGITS, filler);
+        bytes.extend_from_slice(suffix.as_bytes_with_nul());
+        Ok(Self { bytes, digits_at })
+    }
+
+    /// Does not allocate.
+    fn write_pid(&mut self, mut pid: u32) {
+        let mut digits = [0; DIGITS];
+        let mut count = 0;
+        while pid > 0 || count == 0 {
+            digits[count] = b'0' + (pid % 10) as u8;
+            pid /= 10;
+            count += 1;
+        }
+        let places = &mut self.bytes[self.digits_at..];
+        for (place, digit) in places.iter_mut().zip(digits[..count].iter().rev()) {
+            *place = *digit;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_text(prefix: &str, pid: u32, suffix: &str, wanted: &str) {
+        let mut text = PidText::new(&PidVariable::new(prefix, suffix)).unwrap();
+        text.write_pid(pid);
+        let read = std::ffi::CStr::from_bytes_until_nul(&text.bytes).unwrap();
+        assert_eq!(read.to_str(), Ok(wanted));
+    }
+
+    #[test]
+    fn a_pid_ends_the_text_unless_a_suffix_follows() {
+        check_text("LISTEN_PID=", 1234, "", "LISTEN_PID=1234");
+        check_text("LISTEN_PID=", u32::MAX, "", "LISTEN_PID=4294967295");
+        check_text("A={\"pid\":", 1234, "}", "A={\"pid\":1234      }");
+        check_text("A={\"pid\":", u32::MAX, "}", "A={\"pid\":4294967295}");
+    }
+
+    #[test]
+    fn a_text_with_a_null_is_refused() {
+        assert!(PidText::new(&PidVariable::new("A=\0", "")).is_err());
+        assert!(PidText::new(&PidVariable::new("A=", "\0")).is_err());
+    }
+}

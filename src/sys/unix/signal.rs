@@ -1,0 +1,133 @@
+//! Unix: signals, and which of them a thread blocks.
+
+use std::mem::MaybeUninit;
+
+use rustix::process::Signal as KernelSignal;
+
+use crate::sys::Signal;
+
+/// The signals that a program of this crate handles. They are blocked while it starts, so that none
+/// of them ends it before it can handle them.
+pub(in crate::sys) const HANDLED: [Signal; 6] = [
+    Signal::Hangup,
+    Signal::Interrupt,
+    Signal::Quit,
+    Signal::Terminate,
+    Signal::User1,
+    Signal::User2,
+];
+
+pub(in crate::sys) const fn to_kernel(signal: Signal) -> KernelSignal {
+    match signal {
+        Signal::Abort => KernelSignal::ABORT,
+        Signal::Hangup => KernelSignal::HUP,
+        Signal::Interrupt => KernelSignal::INT,
+        Signal::Kill => KernelSignal::KILL,
+        Signal::Quit => KernelSignal::QUIT,
+        Signal::Terminate => KernelSignal::TERM,
+        Signal::User1 => KernelSignal::USR1,
+        Signal::User2 => KernelSignal::USR2,
+    }
+}
+
+pub(in crate::sys) const fn number(signal: Signal) -> libc::c_int {
+    to_kernel(signal).as_raw()
+}
+
+/// The handled signal with this number. `None` for any other.
+#[cfg_attr(not(feature = "signals"), allow(dead_code))]
+pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
+    HANDLED.into_iter().find(|signal| number(*signal) == wanted)
+}
+
+/// Calls `deliver` for each signal that this process gets, from a thread of its own, until the
+/// process ends. Where `deliver` returns false, the signal's default action follows. To be called
+/// once.
+#[cfg(feature = "signals")]
+pub(crate) fn watch(
+    deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
+) -> std::io::Result<()> {
+    let handle = move |signal| {
+        if !deliver(signal) {
+            let number = number(signal);
+            if let Err(error) = signal_hook::low_level::emulate_default_handler(number) {
+                log::error!("cannot take the default action of {signal}: {error}");
+            }
+        }
+    };
+    let handle_ctrl_c = handle.clone();
+    ctrlc::set_handler(move || handle_ctrl_c(Signal::Interrupt)).map_err(std::io::Error::other)?;
+    let others = HANDLED
+        .iter()
+        .filter(|signal| **signal != Signal::Interrupt);
+    let numbers = others.map(|signal| number(*signal));
+    let mut signals = signal_hook::iterator::Signals::new(numbers)?;
+    std::thread::Builder::new()
+        .name("handover-signal".to_owned())
+        .spawn(move || signals.forever().filter_map(from_number).for_each(handle))?;
+    Ok(())
+}
+
+/// Unblocks the handled signals, which [`spawn`](super::process::spawn) has blocked, on this thread
+/// and on those that it starts from now on. True if a signal that means a stop was pending.
+#[allow(unsafe_code)]
+pub(crate) fn unblock() -> bool {
+    let mut pending = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the call writes to a live set, of which any bits are valid.
+    let pending = unsafe {
+        libc::sigpending(pending.as_mut_ptr());
+        pending.assume_init()
+    };
+    change_mask(libc::SIG_UNBLOCK, &handled_set());
+    let stops = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
+    // SAFETY: the set and the numbers are valid.
+    let is_pending = |signal| unsafe { libc::sigismember(&pending, signal) } == 1;
+    stops.into_iter().any(is_pending)
+}
+
+/// The set of the [`HANDLED`] signals.
+pub(super) fn handled_set() -> libc::sigset_t {
+    set_of(HANDLED.into_iter().map(number))
+}
+
+#[allow(unsafe_code)]
+pub(in crate::sys) fn set_of(numbers: impl IntoIterator<Item = libc::c_int>) -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the first call initialises the set, to which the second adds signals that exist.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for number in numbers {
+            libc::sigaddset(set.as_mut_ptr(), number);
+        }
+        set.assume_init()
+    }
+}
+
+/// Blocks every signal on this thread. Returns the signals that were blocked before.
+#[allow(unsafe_code)]
+pub(super) fn block_all() -> libc::sigset_t {
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: the call initialises the set.
+    let all = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        all.assume_init()
+    };
+    change_mask(libc::SIG_SETMASK, &all)
+}
+
+/// Blocks the signals of the set on this thread, and no others. Async-signal-safe.
+pub(super) fn set_mask(set: &libc::sigset_t) {
+    change_mask(libc::SIG_SETMASK, set);
+}
+
+/// Changes which signals this thread blocks (pthread_sigmask(3)). Returns the set before the
+/// change.
+#[allow(unsafe_code)]
+fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> libc::sigset_t {
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: both sets are alive, and any bits are a set. With a valid `how`, the call succeeds.
+    unsafe {
+        libc::pthread_sigmask(how, set, before.as_mut_ptr());
+        before.assume_init()
+    }
+}

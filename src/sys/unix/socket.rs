@@ -1,0 +1,150 @@
+//! Unix: waits and calls on one socket.
+
+use std::io::{self, IoSlice};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
+use socket2::{Socket, Type};
+
+#[cfg(feature = "http")]
+pub(crate) use crate::sys::native::socket::send_file;
+pub(crate) use crate::sys::native::socket::{
+    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, set_accept_options,
+};
+use crate::sys::{Interest, Ready};
+
+/// The longest that one wait may last. There is no limit, because a shutdown of the socket ends a
+/// wait here.
+pub(crate) const MAX_WAIT: Option<Duration> = None;
+
+/// Some systems refuse a longer time-out.
+const MAX_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// Waits until a socket is ready. Returns with nothing ready after the time-out or a signal.
+pub(crate) fn wait_ready(
+    socket: &Socket,
+    interest: Interest,
+    timeout: Option<Duration>,
+) -> io::Result<Ready> {
+    let wanted = match interest {
+        Interest::Read => PollFlags::IN,
+        Interest::Write => PollFlags::OUT,
+        Interest::Both => PollFlags::IN | PollFlags::OUT,
+    };
+    let mut fds = [PollFd::new(socket, wanted)];
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout.min(MAX_TIMEOUT)).ok());
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Ready::default()),
+        Err(error) => return Err(error.into()),
+    }
+    let found = fds[0].revents();
+    let broken = found.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+    Ok(Ready {
+        readable: broken || found.contains(PollFlags::IN),
+        writable: broken || found.contains(PollFlags::OUT),
+    })
+}
+
+/// Children do not inherit the socket. For sockets that were not made here.
+pub(crate) fn set_cloexec(socket: &Socket) -> io::Result<()> {
+    socket.set_cloexec(true)
+}
+
+/// Whether [`accept`] works on the socket.
+pub(crate) fn is_listening_stream(socket: &Socket) -> io::Result<bool> {
+    Ok(socket.is_listener()? && socket.r#type()? == Type::STREAM)
+}
+
+/// Whether an error of [`accept`] concerns one connection, and not the listener: Linux reports
+/// pending network errors of the new connection (accept(2), "Error handling").
+pub(crate) fn is_connection_error(error: &io::Error) -> bool {
+    let errors = [
+        Errno::PROTO,
+        Errno::NETDOWN,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::OPNOTSUPP,
+        Errno::NETUNREACH,
+        Errno::TIMEDOUT,
+        Errno::PERM,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| errors.contains(&errno))
+}
+
+pub(crate) fn recv(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    let (count, _) = retry_on_intr(|| net::recv(socket, &mut *buffer, RecvFlags::empty()))?;
+    Ok(count)
+}
+
+/// The number of bytes that have arrived and were not received yet.
+pub(crate) fn unread_len(socket: &Socket) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(socket)?)
+}
+
+/// A send to a closed connection is an error, and no SIGPIPE: the host program may not ignore
+/// that signal. On Apple's systems this is an option of the socket, which socket2 sets.
+#[cfg(not(target_vendor = "apple"))]
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::empty();
+
+pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    Ok(retry_on_intr(|| net::send(socket, bytes, SEND_FLAGS))?)
+}
+
+pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    // The kernel refuses more parts than IOV_MAX, and does not send a part of them.
+    let parts = &parts[..parts.len().min(1024)];
+    let mut control = SendAncillaryBuffer::default();
+    Ok(retry_on_intr(|| {
+        net::sendmsg(socket, parts, &mut control, SEND_FLAGS)
+    })?)
+}
+
+/// Lets a restarted server bind while connections of the old one are in TIME_WAIT, and lets no
+/// other server take the address (SO_REUSEADDR).
+pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_address(true)
+}
+
+/// Lets several sockets bind one address, among which the kernel distributes the connections.
+pub(crate) fn set_reuse_port(socket: &Socket, on: bool) -> io::Result<()> {
+    socket.set_reuse_port(on)
+}
+
+/// The standard library's socket inside a connection, as
+/// [`Connection::detach`](crate::Connection::detach) returns it.
+#[derive(Debug)]
+pub enum Stream {
+    /// A TCP connection.
+    Tcp(TcpStream),
+    /// A connection of a Unix socket (Unix only).
+    Unix(UnixStream),
+}
+
+impl From<Stream> for OwnedFd {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Tcp(stream) => stream.into(),
+            Stream::Unix(stream) => stream.into(),
+        }
+    }
+}
+
+/// A second descriptor of a connection, in blocking mode.
+pub(crate) fn duplicate_stream(socket: &Socket) -> io::Result<Stream> {
+    let copy = socket.try_clone()?;
+    copy.set_nonblocking(false)?;
+    Ok(if copy.local_addr()?.is_unix() {
+        Stream::Unix(copy.into())
+    } else {
+        Stream::Tcp(copy.into())
+    })
+}

@@ -1,0 +1,33 @@
+//! Windows: files.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::{no_restarts, no_unix_sockets};
+
+pub(crate) fn create_anonymous(_bytes: &[u8]) -> io::Result<File> {
+    Err(no_restarts())
+}
+
+pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {
+    Err(no_restarts())
+}
+
+pub(crate) fn is_executable(path: &Path) -> bool {
+    path.is_file()
+}
+
+pub(crate) fn inode(_path: &Path) -> Option<(u64, u64)> {
+    None
+}
+
+/// The permissions are those of a Unix socket.
+pub(crate) fn set_mode(_path: &Path, _mode: u32) -> io::Result<()> {
+    Err(no_unix_sockets())
+}
+
+pub(crate) fn os_string(bytes: &[u8]) -> OsString {
+    String::from_utf8_lossy(bytes).into_owned().into()
+}

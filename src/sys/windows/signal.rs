@@ -1,0 +1,25 @@
+//! Windows: Ctrl-C.
+
+#[cfg(feature = "signals")]
+use crate::sys::Signal;
+
+/// Calls `deliver` for each Ctrl-C, from a thread of its own, until the process ends. Where
+/// `deliver` returns false the process ends, as by default. To be called once.
+#[cfg(feature = "signals")]
+pub(crate) fn watch(
+    deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
+) -> std::io::Result<()> {
+    /// STATUS_CONTROL_C_EXIT, the exit code of a program that Ctrl-C has ended.
+    const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
+    ctrlc::set_handler(move || {
+        if !deliver(Signal::Interrupt) {
+            std::process::exit(CONTROL_C_EXIT);
+        }
+    })
+    .map_err(std::io::Error::other)
+}
+
+/// No program starts with blocked signals.
+pub(crate) fn unblock() -> bool {
+    false
+}
