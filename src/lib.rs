@@ -135,6 +135,7 @@
 
 mod panic;
 mod sys;
+mod wire;
 
 mod addr;
 mod clock;

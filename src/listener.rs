@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::sys;
+use crate::wire::{BindAddr, BindRequest, WirePath};
 
 /// An address to listen on, and the options for it.
 ///
@@ -150,7 +151,7 @@ impl Bind {
         self
     }
 
-    /// The name that was set.
+    /// The name that was set; a default name does not count.
     pub(crate) fn asked_name(&self) -> Option<&str> {
         self.name.as_deref()
     }
@@ -174,57 +175,50 @@ impl Bind {
         }
     }
 
-    /// What another process has to know to bind it, as words; the address is the last one. `None`
-    /// if it has no words.
-    pub(crate) fn to_words(&self) -> Option<String> {
+    /// The request to another process to bind and listen in place of this process. `None` if the
+    /// address is not one that can be bound.
+    pub(crate) fn to_request(&self) -> Option<BindRequest> {
         let addr = match self.addr.as_ref().ok()? {
-            Addr::Unix(path) if path.as_ref().is_none_or(|path| path.to_str().is_none()) => {
-                return None;
+            Addr::Ip(addr) => BindAddr::Tcp(*addr),
+            // The other process may work in another directory.
+            Addr::Unix(path) => {
+                BindAddr::Unix(WirePath::new(&std::path::absolute(path.as_ref()?).ok()?)?)
             }
-            // Not where that is from there.
-            Addr::Unix(Some(path)) => Addr::Unix(Some(std::path::absolute(path).ok()?)),
-            addr => addr.clone(),
         };
-        let number = |number: Option<u32>| number.map_or(-1, i64::from);
-        let (fast_open, mode) = (number(self.fast_open), number(self.unix_mode));
-        let name = self.name.as_deref().unwrap_or_default();
-        let flags = [self.defer_accept, self.reuse_port, self.only_v6];
-        let words = format!(
-            "{} {fast_open} {mode} {} {} {}\t{name}\t{addr}",
-            self.backlog, flags[0], flags[1], flags[2]
-        );
-        (words.split('\t').count() == 3 && !words.contains('\n')).then_some(words)
-    }
-
-    /// The other way round.
-    pub(crate) fn from_words(words: &str) -> Option<Self> {
-        let mut parts = words.splitn(3, '\t');
-        let (options, name, addr) = (parts.next()?, parts.next()?, parts.next()?);
-        let options: Vec<&str> = options.split(' ').collect();
-        let [backlog, fast_open, mode, defer_accept, reuse_port, only_v6] = options[..] else {
-            return None;
-        };
-        let number = |text: &str| {
-            let number: i64 = text.parse().ok()?;
-            Some(u32::try_from(number).ok())
-        };
-        Some(Self {
-            name: Some(name.to_owned()).filter(|name| !name.is_empty()),
-            backlog: backlog.parse().ok()?,
-            fast_open: number(fast_open)?,
-            unix_mode: number(mode)?,
-            defer_accept: defer_accept.parse().ok()?,
-            reuse_port: reuse_port.parse().ok()?,
-            only_v6: only_v6.parse().ok()?,
-            attempts: 1,
-            // These are for whoever accepts.
-            nodelay: false,
-            ..Self::new(addr)
+        Some(BindRequest {
+            addr,
+            name: self.name.clone(),
+            backlog: self.backlog,
+            fast_open: self.fast_open,
+            unix_mode: self.unix_mode,
+            defer_accept: self.defer_accept,
+            reuse_port: self.reuse_port,
+            only_v6: self.only_v6,
         })
     }
 
-    /// Makes an inherited socket the listener for this bind request. The options of the socket stay
-    /// as they are: another process has bound it, and may be listening on it.
+    /// What another process requests. It retries itself, and sets the options of connections.
+    pub(crate) fn from_request(request: BindRequest) -> Self {
+        let addr = match request.addr {
+            BindAddr::Tcp(addr) => Addr::Ip(addr),
+            BindAddr::Unix(path) => Addr::Unix(Some(sys::file::os_string(path.as_bytes()).into())),
+        };
+        Self {
+            name: request.name.filter(|name| !name.is_empty()),
+            backlog: request.backlog,
+            fast_open: request.fast_open,
+            unix_mode: request.unix_mode,
+            defer_accept: request.defer_accept,
+            reuse_port: request.reuse_port,
+            only_v6: request.only_v6,
+            attempts: 1,
+            nodelay: false,
+            ..Self::with(Ok(addr))
+        }
+    }
+
+    /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
+    /// other processes share it. `by_name`: it was matched by its name, whatever its address.
     pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
         let path = match &self.addr {
             Ok(Addr::Unix(Some(path))) => Some(UnixPath::of(path, false)),
@@ -247,7 +241,7 @@ impl Bind {
         self.bind_by(Self::try_bind)
     }
 
-    /// Binds and listens by calling `try_bind`, with the retries that are set.
+    /// Binds and listens by `try_bind`, with the retries that were set.
     pub(crate) fn bind_by(
         self,
         try_bind: impl Fn(&Self, &Addr) -> io::Result<Listener>,

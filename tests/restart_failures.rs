@@ -9,9 +9,11 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use generations::*;
 use load::{Kind, Load, To};
@@ -388,5 +390,32 @@ impl Generations {
         self.mode("");
         fs::write(self.dir.path().join("go"), "").unwrap();
         child
+    }
+}
+
+/// A release with another format of the launch record has started the process.
+#[test]
+fn a_launch_record_of_another_version_is_an_error() {
+    for (kind, starter) in [("successor", "predecessor"), ("serve", "supervisor")] {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("listen"), "127.0.0.1:0").unwrap();
+        if starter == "supervisor" {
+            fs::write(dir.path().join("supervised"), "").unwrap();
+        }
+        // The shell knows the id of the process.
+        let record = format!(r#"{{"v":9,"type":"{kind}","pid":'$$'}}"#);
+        let output = Command::new("sh")
+            .args(["-c", &format!("HANDOVER='{record}' exec \"$0\" \"$@\"")])
+            .arg(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .env(DIR, dir.path())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let why = format!("the {starter} speaks version 9 of the protocol, this process 1");
+        assert!(
+            !output.status.success() && stderr.contains(&why),
+            "{stderr}"
+        );
     }
 }

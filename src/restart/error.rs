@@ -1,13 +1,18 @@
-//! Why there was no restart.
+//! Why a restart failed.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
-/// Why this process was not replaced. It serves on, unless [`kind`](Self::kind) says otherwise.
+/// Why this process was not replaced. It goes on serving, unless [`kind`](Self::kind) says
+/// otherwise.
 #[derive(Clone, Debug)]
 pub struct RestartError {
     kind: RestartErrorKind,
     why: String,
+    source: Option<Arc<io::Error>>,
     status: Option<ExitStatus>,
     stderr: Vec<String>,
 }
@@ -18,7 +23,8 @@ pub struct RestartError {
 pub enum RestartErrorKind {
     /// The server was built without [`Builder::restart`](crate::Builder::restart).
     Off,
-    /// No process could be started: the program is missing, or cannot be run.
+    /// No process could be started: the program is missing, or cannot be run. The
+    /// [`source`](Error::source) is the system's error.
     Start,
     /// The successor ended before it had taken over.
     Ended,
@@ -28,7 +34,7 @@ pub enum RestartErrorKind {
     Stopping,
     /// The process has been replaced already.
     Replaced,
-    /// The call came from a thread of the server's, which would have to wait for itself.
+    /// The call came from a thread of the server, which would wait for itself.
     OwnThread,
 }
 
@@ -37,12 +43,19 @@ impl RestartError {
         Self {
             kind,
             why: why.into(),
+            source: None,
             status: None,
             stderr: Vec::new(),
         }
     }
 
-    pub(super) fn with(mut self, status: Option<ExitStatus>, stderr: Vec<String>) -> Self {
+    pub(super) fn with_source(mut self, source: io::Error) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// Adds how the successor ended, and the last lines of its standard error.
+    pub(super) fn with_exit(mut self, status: Option<ExitStatus>, stderr: Vec<String>) -> Self {
         self.status = status;
         self.stderr = stderr;
         self
@@ -53,12 +66,12 @@ impl RestartError {
         self.kind
     }
 
-    /// How the successor ended, if it did and that is known.
+    /// How the successor ended, if it did and the system told.
     pub fn status(&self) -> Option<ExitStatus> {
         self.status
     }
 
-    /// The last lines that the successor wrote to standard error, at most 20.
+    /// The last lines that the successor wrote to standard error before it was ready, at most 20.
     pub fn stderr(&self) -> &[String] {
         &self.stderr
     }
@@ -73,9 +86,33 @@ impl fmt::Display for RestartError {
         let lines: Vec<&str> = self.stderr.iter().map(|line| line.trim()).collect();
         match &lines[lines.len().saturating_sub(3)..] {
             [] => Ok(()),
-            last => write!(f, "; its last words: {}", last.join(" | ")),
+            last => write!(f, "; its last output: {}", last.join(" | ")),
         }
     }
 }
 
-impl std::error::Error for RestartError {}
+impl Error for RestartError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_of_a_failed_start_is_kept() {
+        let cause = io::Error::from(io::ErrorKind::NotFound);
+        let error = RestartError::new(RestartErrorKind::Start, "no").with_source(cause);
+        let source = error.source().and_then(|source| source.downcast_ref());
+        assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn the_last_lines_of_output_are_shown() {
+        let lines = ["a", " b", "c", "d"].map(str::to_owned).to_vec();
+        let error = RestartError::new(RestartErrorKind::Ended, "it ended").with_exit(None, lines);
+        assert_eq!(error.to_string(), "it ended; its last output: b | c | d");
+    }
+}

@@ -1,155 +1,156 @@
-//! What a process was started with: listeners from whoever started it, and from a predecessor more than that.
+//! What this process was started with.
 //!
-//! Listeners come as systemd passes them (sd_listen_fds(3)): from systemd, from any other socket activator, and from
-//! our own predecessor. A predecessor also leaves a control socket, the standard error that it has replaced by a pipe
-//! of its own meanwhile, and bytes of its service's. Which they are is said by one more variable.
+//! Listeners come as systemd passes them (sd_listen_fds(3)): from systemd or another socket
+//! activator, from our supervisor, or from the predecessor. What a supervisor or a predecessor
+//! passes besides is in the launch record ([`Launch`]).
 
-use std::env;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use socket2::Socket;
 
-use super::link::VERSION;
+use super::launch::{own_launch, passed_names};
 use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
 use crate::sys::{self, Descriptor};
+use crate::wire::{Launch, fd_name};
 
-pub(crate) const LISTEN_PID: &str = "LISTEN_PID";
-pub(crate) const LISTEN_FDS: &str = "LISTEN_FDS";
-pub(crate) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-
-/// Separated by commas: the version of the protocol, the generation, the descriptors of the control socket, of standard
-/// error, of the end of the pipe that is there instead, and of the state (`-` where there is none), the places of those
-/// listeners that are known by their names only (separated by `+`), and the process that all this is for.
-pub(crate) const HANDOVER: &str = "HANDOVER_PREDECESSOR";
-
-/// Separated by commas: the version of the protocol, what the process is to be, and what belongs to that. For one that is
-/// to serve, [`SERVE`]: its generation, the descriptor that ends when the supervisor does, the places of those listeners that are known by their
-/// names only (separated by `+`). Always last, the process that all this is for.
-pub(crate) const SUPERVISOR: &str = "HANDOVER_SUPERVISOR";
-pub(crate) const SERVE: &str = "serve";
-
-/// The name by which a predecessor passes on the descriptor that ends when the supervisor does.
-pub(super) const LIFELINE: &str = "handover-supervisor";
-
-/// More descriptors than anybody passes.
-const MOST: i32 = 4096;
+/// The name under which a predecessor passes the supervisor's lifeline on.
+pub(super) const LIFELINE_NAME: &str = "handover-supervisor";
 
 /// What this process was started with.
 #[derive(Default)]
 pub(crate) struct Inherited {
     passed: Vec<Passed>,
-    /// Where those that were taken stood.
+    /// The positions of the descriptors that this process took.
     pub(super) taken: Vec<u32>,
     pub(super) predecessor: Option<Predecessor>,
-    pub(super) supervised: Option<Supervised>,
-    /// There is a predecessor, but no way to talk to it.
+    /// The socket that ends when the supervisor does.
+    pub(super) lifeline: Option<Socket>,
+    generation: Option<u64>,
+    /// Why this process cannot talk to its predecessor.
     pub(super) broken: Option<String>,
 }
 
-/// A descriptor that was passed.
+/// A descriptor that was passed, in `LISTEN_FDS`.
 struct Passed {
-    place: u32,
+    position: u32,
     name: String,
     descriptor: Descriptor,
-    /// Its name says what it is for, whatever its address.
+    /// The name says what the descriptor is for, whatever its address.
     by_name: bool,
 }
 
-/// What a supervisor leaves beside listeners.
-pub(super) struct Supervised {
-    /// Its end is that of the supervisor.
-    pub(super) lifeline: Socket,
-    /// Of this process.
-    generation: u64,
-    by_name: Vec<u32>,
-}
-
-/// What a predecessor left beside its listeners.
+/// What a predecessor passes beside listeners.
 pub(super) struct Predecessor {
     pub(super) control: Socket,
-    pub(super) stderr: Option<Stderr>,
+    pub(super) stderr: Option<OwnStderr>,
+    /// What the predecessor's service exported.
     pub(super) state: Option<Vec<u8>>,
-    /// Of this process.
-    pub(super) generation: u64,
-    by_name: Vec<u32>,
 }
 
-/// The standard error that is to come back.
-pub(super) struct Stderr {
+/// The standard error that this process gets back when it is ready.
+pub(super) struct OwnStderr {
     pub(super) own: Descriptor,
-    /// As long as this is there, writing to the pipe is no error, even if the predecessor has died.
+    /// The reading end of the pipe that is in its place: writing to the pipe is no error while
+    /// this is open, even if the predecessor has died.
     _pipe: Option<Descriptor>,
 }
 
 impl Inherited {
-    /// Takes what there is. The second time there is nothing any more.
+    /// Takes what this process was started with. The second call finds nothing.
     pub(crate) fn take() -> Self {
         static TAKEN: AtomicBool = AtomicBool::new(false);
+        let mut inherited = Self::default();
         if TAKEN.swap(true, SeqCst) {
-            return Self::default();
+            return inherited;
         }
-        let variable = |name| env::var(name).unwrap_or_default();
-        let (predecessor, broken) = match Predecessor::read(&variable(HANDOVER)) {
-            Ok(predecessor) => (predecessor, None),
-            Err(why) => (None, Some(why)),
-        };
-        let mut supervised = Supervised::read(&variable(SUPERVISOR));
-        let names = names(
-            &variable(LISTEN_PID),
-            &variable(LISTEN_FDS),
-            &variable(LISTEN_FDNAMES),
-        );
-        let mut passed = Vec::new();
-        for ((place, number), name) in (0..).zip(sys::FIRST_PASSED..).zip(names) {
-            // A service manager knows by name what it gives.
-            let by_name = match (&predecessor, &supervised) {
-                (Some(from), _) => from.by_name.contains(&place),
-                (None, Some(from)) => from.by_name.contains(&place),
-                (None, None) => true,
-            };
+        let by_name = inherited.take_launched();
+        inherited.take_passed(by_name.as_deref());
+        if inherited.predecessor.is_some() {
+            let lifeline = inherited.remove(LIFELINE_NAME);
+            inherited.lifeline =
+                lifeline.and_then(|lifeline| sys::descriptor::into_socket(lifeline).ok());
+        }
+        inherited
+    }
+
+    /// Takes what the launch record names. Returns the positions of the listeners that are known by
+    /// their names; `None` means all, as a service manager names what it passes.
+    fn take_launched(&mut self) -> Option<Vec<u32>> {
+        match own_launch() {
+            Ok(Some(Launch::Successor {
+                generation,
+                control,
+                stderr,
+                pipe,
+                state,
+                by_name,
+            })) => {
+                let control =
+                    match sys::descriptor::adopt(control).and_then(sys::descriptor::into_socket) {
+                        Ok(control) => control,
+                        Err(error) => {
+                            self.broken = Some(format!("cannot talk to the predecessor: {error}"));
+                            return None;
+                        }
+                    };
+                let _pipe = pipe.and_then(|pipe| sys::descriptor::adopt(pipe).ok());
+                let own = stderr.and_then(|stderr| sys::descriptor::adopt(stderr).ok());
+                self.predecessor = Some(Predecessor {
+                    control,
+                    stderr: own.map(|own| OwnStderr { own, _pipe }),
+                    state: state.and_then(read_state),
+                });
+                self.generation = Some(generation);
+                Some(by_name)
+            }
+            Ok(Some(Launch::Serve {
+                generation,
+                lifeline,
+                by_name,
+            })) => {
+                let lifeline =
+                    sys::descriptor::adopt(lifeline).and_then(sys::descriptor::into_socket);
+                let failed = |error: &io::Error| {
+                    log::error!("the supervisor cannot be watched: {error}");
+                };
+                self.lifeline = Some(lifeline.inspect_err(failed).ok()?);
+                self.generation = Some(generation);
+                Some(by_name)
+            }
+            Ok(Some(Launch::Rehearse { .. } | Launch::Resume { .. }) | None) => None,
+            Err(error) if error.by_predecessor => {
+                self.broken = Some(error.to_string());
+                None
+            }
+            // The supervisor notices, as it is never told that this process is ready.
+            Err(error) => {
+                log::error!("{error}");
+                None
+            }
+        }
+    }
+
+    fn take_passed(&mut self, by_name: Option<&[u32]>) {
+        for ((position, number), name) in (0..).zip(sys::FIRST_PASSED..).zip(passed_names()) {
             match sys::descriptor::adopt(number) {
-                Ok(descriptor) => passed.push(Passed {
-                    place,
+                Ok(descriptor) => self.passed.push(Passed {
+                    position,
                     name,
                     descriptor,
-                    by_name,
+                    by_name: by_name.is_none_or(|by_name| by_name.contains(&position)),
                 }),
                 Err(error) => log::error!("descriptor {number}, {name:?}, was not passed: {error}"),
             }
         }
-        let mut inherited = Self {
-            passed,
-            taken: Vec::new(),
-            predecessor,
-            supervised: None,
-            broken,
-        };
-        if let Some(predecessor) = &inherited.predecessor {
-            let generation = predecessor.generation;
-            let lifeline = inherited.remove(LIFELINE);
-            let lifeline =
-                lifeline.and_then(|lifeline| sys::descriptor::into_socket(lifeline).ok());
-            supervised = lifeline.map(|lifeline| Supervised {
-                lifeline,
-                generation,
-                by_name: Vec::new(),
-            });
-        }
-        inherited.supervised = supervised;
-        inherited
     }
 
     pub(super) fn generation(&self) -> u64 {
-        match (&self.predecessor, &self.supervised) {
-            (Some(predecessor), _) => predecessor.generation,
-            (None, Some(supervised)) => supervised.generation,
-            (None, None) => 1,
-        }
+        self.generation.unwrap_or(1)
     }
 
-    /// Everything that was passed, with its name.
+    /// Takes every descriptor that was passed, with its name.
     pub(crate) fn take_all(&mut self) -> Vec<(String, Descriptor)> {
         let passed = self.passed.drain(..);
         passed.map(|one| (one.name, one.descriptor)).collect()
@@ -164,14 +165,15 @@ impl Inherited {
 
     fn take_at(&mut self, index: usize) -> Passed {
         let passed = self.passed.remove(index);
-        self.taken.push(passed.place);
+        self.taken.push(passed.position);
         passed
     }
 
-    /// The inherited listeners for these, in their order; `None` where there is none.
+    /// Takes the listeners for these addresses, in their order; `None` where none was passed.
     pub(crate) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
         let mut found: Vec<Option<Listener>> = binds.iter().map(|_| None).collect();
-        // The best fits first: a listener on any port must not take what another one asks for by its port.
+        // The best fits come first: an address with any port must not take a listener that
+        // another one asks for by its port.
         for least in [Fit::Name, Fit::Addr, Fit::AnyPort] {
             for (bind, found) in binds.iter().zip(&mut found) {
                 if found.is_none() {
@@ -184,7 +186,7 @@ impl Inherited {
 
     fn listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
         let asked = bind.asked_name().map(fd_name);
-        let fits = |passed: &Passed| {
+        let fitting = |passed: &Passed| {
             let socket = sys::descriptor::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
             if !sys::socket::is_listening_stream(&socket).unwrap_or(false) {
                 return None;
@@ -196,7 +198,7 @@ impl Inherited {
         };
         let mut all = self.passed.iter().enumerate();
         let (index, (socket, by_name)) =
-            all.find_map(|(index, passed)| Some((index, fits(passed)?)))?;
+            all.find_map(|(index, passed)| Some((index, fitting(passed)?)))?;
         let name = self.take_at(index).name;
         match bind.clone().adopt(socket, by_name) {
             Ok(listener) => {
@@ -210,164 +212,18 @@ impl Inherited {
         }
     }
 
-    /// Closes what nobody asked for.
+    /// Closes the descriptors that were not taken.
     pub(super) fn close_rest(&mut self) {
         for Passed { name, .. } in self.passed.drain(..) {
-            log::warn!("closing the inherited descriptor {name:?}: nothing here asks for it");
+            log::warn!("closing the inherited descriptor {name:?}: this program does not use it");
         }
     }
 }
 
-/// A name as it is passed on: colons separate names there, and systemd takes no control characters.
-pub(crate) fn fd_name(name: &str) -> String {
-    let is_fine = |char: char| char.is_ascii_graphic() && char != ':';
-    let name = name
-        .chars()
-        .map(|char| if is_fine(char) { char } else { '_' });
-    name.take(255).collect()
-}
-
-/// The names of the descriptors that are passed to this process.
-fn names(pid: &str, count: &str, names: &str) -> Vec<String> {
-    // Meant for another process, such as our parent: the descriptors there are others.
-    if pid.parse() != Ok(std::process::id()) {
-        return Vec::new();
-    }
-    let Ok(count @ 0..=MOST) = count.parse() else {
-        log::error!("{LISTEN_FDS} makes no sense: {count:?}");
-        return Vec::new();
-    };
-    let mut given = names.split(':').filter(|_| !names.is_empty());
-    let names = (0..count).map(|_| given.next().unwrap_or("unknown").to_owned());
-    names.collect()
-}
-
-/// Whether a predecessor has started this process.
-pub(crate) fn is_successor() -> bool {
-    let text = env::var(HANDOVER).unwrap_or_default();
-    let pid = text.rsplit_once(',').and_then(|(_, pid)| pid.parse().ok());
-    pid == Some(std::process::id())
-}
-
-/// What a supervisor wants this process to be, if it has one: the words of [`SUPERVISOR`] between the version and the
-/// process. An error if they are of another version.
-pub(crate) fn role(text: &str) -> Result<Option<Vec<&str>>, String> {
-    let mut words: Vec<&str> = text.split(',').collect();
-    if words.len() < 3 || words.pop().and_then(|pid| pid.parse().ok()) != Some(std::process::id()) {
-        return Ok(None);
-    }
-    match words.remove(0) {
-        version if version.parse() == Ok(VERSION) => Ok(Some(words)),
-        version => Err(format!(
-            "the supervisor speaks version {version} of the protocol, this process {VERSION}"
-        )),
-    }
-}
-
-impl Supervised {
-    fn read(text: &str) -> Option<Self> {
-        let words = match role(text) {
-            Ok(words) => words?,
-            // The supervisor finds out.
-            Err(why) => {
-                log::error!("{why}");
-                return None;
-            }
-        };
-        let [SERVE, generation, lifeline, by_name] = words[..] else {
-            return None;
-        };
-        let lifeline =
-            sys::descriptor::adopt(lifeline.parse().ok()?).and_then(sys::descriptor::into_socket);
-        Some(Self {
-            lifeline: lifeline
-                .inspect_err(|error| log::error!("the supervisor cannot be watched: {error}"))
-                .ok()?,
-            generation: generation.parse().ok()?,
-            by_name: by_name.split('+').flat_map(str::parse).collect(),
-        })
-    }
-}
-
-impl Predecessor {
-    /// `None` if this process is nobody's successor.
-    fn read(text: &str) -> Result<Option<Self>, String> {
-        let (Some((version, _)), Some((_, pid))) = (text.split_once(','), text.rsplit_once(','))
-        else {
-            return Ok(None);
-        };
-        if pid.parse() != Ok(std::process::id()) {
-            return Ok(None);
-        }
-        if version.parse() != Ok(VERSION) {
-            return Err(format!(
-                "the predecessor speaks version {version} of the protocol, this process {VERSION}"
-            ));
-        }
-        let nonsense = || format!("{HANDOVER} makes no sense: {text:?}");
-        let parts: Vec<&str> = text.split(',').collect();
-        let [_, generation, control, stderr, pipe, state, by_name, _] = parts[..] else {
-            return Err(nonsense());
-        };
-        let adopt = |number: &str| sys::descriptor::adopt(number.parse().ok()?).ok();
-        let control = adopt(control).and_then(|control| sys::descriptor::into_socket(control).ok());
-        let (Some(control), Ok(generation)) = (control, generation.parse()) else {
-            return Err(nonsense());
-        };
-        let mut read = Vec::new();
-        let state = adopt(state).and_then(|state| {
-            let result = std::fs::File::from(state).read_to_end(&mut read);
-            result
-                .inspect_err(|error| log::error!("cannot read the predecessor's state: {error}"))
-                .ok()?;
-            Some(read)
-        });
-        let _pipe = adopt(pipe);
-        let stderr = adopt(stderr).map(|own| Stderr { own, _pipe });
-        Ok(Some(Self {
-            control,
-            stderr,
-            state,
-            generation,
-            by_name: by_name.split('+').flat_map(str::parse).collect(),
-        }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_meant_for_another_process_is_not_adopted() {
-        let own = std::process::id().to_string();
-        for pid in ["", "1", "x", "-1"] {
-            assert!(names(pid, "1", "a").is_empty(), "{pid}");
-        }
-        for count in ["", "-1", "x", "100000"] {
-            assert!(names(&own, count, "").is_empty(), "{count}");
-        }
-        assert_eq!(names(&own, "2", "a"), ["a", "unknown"]);
-        assert_eq!(names(&own, "2", "a:b:c"), ["a", "b"]);
-        assert_eq!(names(&own, "1", ""), ["unknown"]);
-        for text in ["", "1", "1,2,3,4,-,1", "9,2,3,4,-,", "a,b,c,d,e,f"] {
-            assert!(matches!(Predecessor::read(text), Ok(None)), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_predecessor_that_is_not_understood_is_one_all_the_same() {
-        let own = std::process::id();
-        for text in [",", "2,a,", "x,", "1,", "1,2,x,-,-,-,,", "1,2,-,-,-,-,,"] {
-            let text = format!("{text}{own}");
-            assert!(Predecessor::read(&text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn names_survive_the_list() {
-        assert_eq!(fd_name("public"), "public");
-        assert_eq!(fd_name("127.0.0.1:80"), "127.0.0.1_80");
-        assert_eq!(fd_name("a\nb c"), "a_b_c");
-    }
+fn read_state(descriptor: i32) -> Option<Vec<u8>> {
+    let mut state = Vec::new();
+    let file = sys::descriptor::adopt(descriptor).map(std::fs::File::from);
+    let read = file.and_then(|mut file| file.read_to_end(&mut state));
+    let failed = |error: &io::Error| log::error!("cannot read the predecessor's state: {error}");
+    read.inspect_err(failed).ok().map(|_| state)
 }

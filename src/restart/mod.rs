@@ -1,6 +1,6 @@
 //! Restarts: a new process takes over, and no client notices.
 //!
-//! The way of it, old process on the left:
+//! The handshake, with the predecessor on the left and the successor on the right:
 //!
 //! ```text
 //! start the program, with the listeners ─►  Hello
@@ -8,21 +8,24 @@
 //!                                       ◄─  Ready
 //! Cutover                               ─►  accept
 //! pause accepting                       ◄─  Accepting
-//! Commit                                ─►  take the pid file and the files of Unix sockets over
+//! Commit                                ─►  take over the pid file and the files of Unix sockets
 //! close the listeners, drain            ◄─  Ack
 //! Drained                               ─►
 //! ```
 //!
-//! Up to `Ack` the old process can go on as if nothing had happened, and does so whatever becomes of the new one. Up
-//! to `Commit` the new one ends if it is told to; if the old one dies, it serves. The listeners are the same sockets
-//! all the time, so that the kernel keeps who connects meanwhile.
+//! Until `Ack`, the predecessor can go on as if nothing had happened, and does so however the
+//! successor fails. Until `Commit`, the successor ends if it is told to abort; if the predecessor
+//! dies, the successor serves. Both have the same sockets, so the kernel keeps clients that connect
+//! meanwhile in its queue.
 //!
-//! [`program`] starts the new process, [`inherit`] is what it finds, [`message`] what the two say to each other, and
-//! the [`upgrader`] is the thread that does it, in both.
+//! [`program`] starts the successor, [`launch`] and [`inherited`] are what the successor finds,
+//! [`link`] carries the messages, and the [`upgrader`] is the thread that follows the handshake in
+//! both processes.
 
 mod bind_request;
 mod error;
 mod inherited;
+mod launch;
 mod link;
 mod pid_file;
 mod program;
@@ -37,52 +40,54 @@ use std::time::Duration;
 use crate::listener::{Bind, BindError, Listener};
 use crate::sys::{self, Descriptor};
 
-pub(crate) use bind_request::text_of;
 pub use error::{RestartError, RestartErrorKind};
-pub(crate) use inherited::{
-    Inherited, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SERVE, SUPERVISOR, fd_name, is_successor,
-    role,
-};
-pub(crate) use link::VERSION;
+pub(crate) use inherited::Inherited;
+pub(crate) use launch::{launch_variable, own_launch, passing_variables};
 pub(crate) use pid_file::PidFile;
 pub(crate) use program::Program;
 pub(crate) use upgrader::{Host, Upgrader, UpgraderHandle};
 
-/// Says when the application is ready.
+/// Returns when the application is ready.
 pub(crate) type ReadyWhen =
     Box<dyn FnOnce() -> Result<(), Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 /// Restarts without losing a request, for [`Builder::restart`](crate::Builder::restart).
 ///
-/// SIGHUP, SIGUSR2 or [`Handle::restart`](crate::Handle::restart) starts the program that is on disk by then, by the
-/// name and with the arguments that this process was started with, in the directory and with the environment that it had when
-/// this was made. The new
-/// process gets the listeners, and takes over when it is ready; this one goes on accepting until then, finishes what
-/// it has, and ends. If the new process does not come up, nothing has happened, and whoever asked hears why.
+/// On SIGHUP, SIGUSR2 or [`Handle::restart`](crate::Handle::restart), this process starts its
+/// program again: the file that has the program's name by then, with the arguments of this process,
+/// and with the directory and the environment that it had when [`new`](Self::new) was called. The
+/// new process gets the listeners, and takes over when it is ready. This process goes on accepting
+/// until then, finishes its connections, and ends. If the new process fails, this process goes on
+/// serving, and [`RestartError`] says why.
 ///
-/// Make it early in `main`, before there are other threads, files, or subprocesses: it takes what the process was
-/// started with, be it from its predecessor or from a socket activator such as systemd. Listeners that [`Builder::listen`](crate::Builder::listen)
-/// asks for are found among these by name and address, and bound only where there is none; those that nobody asks for are closed.
+/// Call [`new`](Self::new) early in `main`, before the program has other threads, files, or
+/// subprocesses: the call takes the descriptors that the process was started with, from its
+/// predecessor or from a socket activator such as systemd. An address of
+/// [`Builder::listen`](crate::Builder::listen) gets the inherited listener with its name or
+/// address, and is bound only if there is none. Inherited listeners that nothing asks for are
+/// closed.
 ///
-/// If systemd has started the process, it is kept informed (`Type=notify-reload`, or `notify` with an `ExecReload`
-/// that sends SIGHUP): see sd_notify(3).
+/// systemd is told of restarts (sd_notify(3)): use `Type=notify-reload`, or `Type=notify` with an
+/// `ExecReload=` that sends SIGHUP.
 ///
-/// A new process has SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 held back until its server runs, so that none
-/// of them kills it before there are handlers; threads and subprocesses that it makes before that inherit this. Until
-/// it is ready its standard error is a pipe to the old process, which passes on what it reads there (if that one is
-/// killed meanwhile, 64 KiB are kept, and more has to wait until the server is built). One that does not come up is
+/// In a new process, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are blocked until its
+/// server runs, so that none of them kills the process before it has handlers. Threads and
+/// subprocesses that it starts earlier inherit that. Until the new process is ready, its standard
+/// error is a pipe to the old one, which relays it. (If the old process is killed meanwhile, the
+/// pipe keeps 64 KiB, and more has to wait until the server is built.) A new process that fails is
 /// killed half a second after its server has ended.
 ///
-/// While a new process starts, a copy of the old one waits for it, which shares its memory as long as neither writes.
+/// While a new process starts, it has a parent that waits for it: a copy of the old process, which
+/// shares the old one's memory until either writes to it.
 ///
-/// Only one server of a process can be restarted at a time. Unix only, without Apple's systems.
+/// A process has one server at a time that can be restarted. Unix only, without Apple's systems.
 ///
 /// # Examples
 ///
 /// ```no_run
 /// use std::time::Duration;
 ///
-/// use successor::{Connection, Next, Restart, Server};
+/// use handover::{Connection, Next, Restart, Server};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let restart = Restart::new()
@@ -97,6 +102,7 @@ pub(crate) type ReadyWhen =
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "a server can be restarted if its builder gets this"]
 pub struct Restart {
     program: io::Result<Program>,
     inherited: Inherited,
@@ -105,14 +111,14 @@ pub struct Restart {
     ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
     pid_file: Option<PathBuf>,
-    held: BlockedSignals,
+    blocked_signals: BlockedSignals,
 }
 
-/// A successor starts with its signals held back. Whatever comes of it, they come through in the end.
+/// The signals that are blocked in a successor, if they are. A drop releases them.
 pub(crate) struct BlockedSignals(bool);
 
 impl BlockedSignals {
-    /// Lets them through. True if one that means a stop has come already.
+    /// Unblocks the signals. True if one that means a stop has come already.
     pub(crate) fn release(&mut self) -> bool {
         std::mem::take(&mut self.0) && sys::signal::unblock()
     }
@@ -129,10 +135,11 @@ impl Restart {
     pub fn new() -> Self {
         let inherited = Inherited::take();
         if let Some(predecessor) = &inherited.predecessor {
-            upgrader::greet(predecessor);
+            upgrader::send_hello(predecessor);
         }
+        let is_successor = inherited.predecessor.is_some() || inherited.broken.is_some();
         Self {
-            held: BlockedSignals(inherited.predecessor.is_some() || inherited.broken.is_some()),
+            blocked_signals: BlockedSignals(is_successor),
             program: Program::of_this_process(),
             inherited,
             ready_timeout: Duration::from_secs(60),
@@ -143,25 +150,38 @@ impl Restart {
         }
     }
 
-    /// How long a successor may take until it is ready; then it is ended, and this process serves on. Defaults to
-    /// 60 s.
+    /// How long a successor may take until it is ready; then it is ended, and this process goes on
+    /// serving. Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = timeout;
         self
     }
 
-    /// How long a connection that was kept open may say nothing before the process that was replaced closes it. A
-    /// client that asks for something within that time is answered, and told by that answer, where the protocol has
-    /// the words, not to ask here again. Longer than clients pause, or a request meets the close; at most the
-    /// [`drain_timeout`](crate::Builder::drain_timeout) counts. Defaults to 10 s.
+    /// How long a connection that was kept open may be idle before the process that was replaced
+    /// closes it. A request that comes within that time is answered, and the answer tells the
+    /// client, if the protocol can, to use another connection. Choose a time longer than clients
+    /// pause, as a later request meets the close. The
+    /// [`drain_timeout`](crate::Builder::drain_timeout) ends the grace early. Defaults to 10 s.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.idle_grace = grace;
         self
     }
 
-    /// Called when everything else is ready: nobody is accepted before it has returned, so that it may warm caches, or
-    /// see whether what the service needs is there. An error is that of the start; a predecessor serves on, then. It runs
-    /// on a thread of its own, for which a stop does not wait.
+    /// Called when the server is ready otherwise: no connection is accepted before `ready` has
+    /// returned. `ready` may fill caches, or check that what the service needs is there. Its error
+    /// makes the start fail, and the predecessor goes on serving. `ready` runs on a thread of its
+    /// own; a stop does not wait for it. Defaults to nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::net::TcpStream;
+    ///
+    /// use handover::Restart;
+    ///
+    /// // A new version that cannot reach the database does not replace the old one.
+    /// let restart = Restart::new().ready_when(|| TcpStream::connect("db:5432").map(drop));
+    /// ```
     pub fn ready_when<E>(
         mut self,
         ready: impl FnOnce() -> Result<(), E> + Send + Sync + 'static,
@@ -173,60 +193,127 @@ impl Restart {
         self
     }
 
-    /// Passes something on to each successor under a name, such as a UDP socket. The successor gets it by
-    /// [`inherited`](Self::inherited). Listeners of the server are passed on by themselves.
+    /// Passes a descriptor to each successor under a name, such as a UDP socket. The successor
+    /// takes it by [`inherited`](Self::inherited). The listeners of the server are passed without
+    /// this call.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[cfg(unix)]
+    /// # fn main() -> std::io::Result<()> {
+    /// use std::net::UdpSocket;
+    ///
+    /// use handover::Restart;
+    ///
+    /// let mut restart = Restart::new();
+    /// let datagrams = match restart.inherited("datagrams") {
+    ///     Some(descriptor) => UdpSocket::from(descriptor),
+    ///     None => UdpSocket::bind("127.0.0.1:5300")?,
+    /// };
+    /// let restart = restart.pass("datagrams", datagrams.try_clone()?);
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(unix))]
+    /// # fn main() {}
+    /// ```
     pub fn pass(mut self, name: impl Into<String>, descriptor: impl Into<Descriptor>) -> Self {
         self.passed.push((name.into(), descriptor.into()));
         self
     }
 
-    /// What was passed to this process under a name, by its predecessor's [`pass`](Self::pass) or by a socket
-    /// activator; `None` the second time. A listener for [`Builder::listener`](crate::Builder::listener) has to be taken
-    /// so, by its name, before another one is bound.
+    /// Takes the descriptor that was passed to this process under a name, by the predecessor's
+    /// [`pass`](Self::pass) or by a socket activator; `None` the second time. Take a listener for
+    /// [`Builder::listener`](crate::Builder::listener) so, before you bind another one. See
+    /// [`pass`](Self::pass) for an example.
     pub fn inherited(&mut self, name: &str) -> Option<Descriptor> {
         self.inherited.remove(name)
     }
 
-    /// A file that holds the serving process's id. It is another error of the start if another process that lives
-    /// holds it. It changes hands before the process that was replaced ends. Where several processes serve, it is the
-    /// [supervisor's](crate::Supervisor::pid_file) that makes sense. Defaults to none.
+    /// A file that holds the serving process's id. The start fails if the file is that of another
+    /// living process. At a restart, the file is the successor's before the old process ends.
+    /// Where several processes serve, use the [supervisor's](crate::Supervisor::pid_file) instead.
+    /// Defaults to none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.pid_file = Some(path.into());
         self
     }
 
-    /// How many processes have served before this one, and one more: 1, if it is nobody's successor. A supervisor
-    /// counts those as well that it has started anew.
+    /// The number of this process among all that have served, from 1: one more than that of its
+    /// predecessor. A supervisor also counts the processes that it has restarted after an end.
     pub fn generation(&self) -> u64 {
         self.inherited.generation()
     }
 
-    /// What the predecessor's [`Service::export`](crate::Service::export) has left for this process.
+    /// What the predecessor's [`Service::export`](crate::Service::export) has left for this
+    /// process; `None` if there is no predecessor, or it has left nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::io;
+    /// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    ///
+    /// use handover::{Connection, Next, Restart, Server, Service};
+    ///
+    /// /// Counts calls, over restarts as well.
+    /// struct Counting(AtomicU64);
+    ///
+    /// impl Service for Counting {
+    ///     type Session = ();
+    ///     type Worker = ();
+    ///
+    ///     fn worker(&self, _index: usize) -> io::Result<()> {
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn session(&self, _: &Connection) -> io::Result<()> {
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn serve(&self, _: &mut Connection, _: &mut (), _: &mut ()) -> io::Result<Next> {
+    ///         self.0.fetch_add(1, Relaxed);
+    ///         Ok(Next::Close)
+    ///     }
+    ///
+    ///     fn export(&self) -> Option<Vec<u8>> {
+    ///         Some(self.0.load(Relaxed).to_le_bytes().to_vec())
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let restart = Restart::new();
+    /// let state = restart.state().and_then(|state| state.try_into().ok());
+    /// let count = state.map_or(0, u64::from_le_bytes);
+    /// let server = Server::builder().listen("127.0.0.1:7000").restart(restart);
+    /// server.build(Counting(count.into()))?.run()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn state(&self) -> Option<&[u8]> {
         self.inherited.predecessor.as_ref()?.state.as_deref()
     }
 
-    /// The inherited listeners for these.
+    /// Takes the inherited listeners for these addresses, in their order.
     pub(crate) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
         self.inherited.listeners(binds)
     }
 
-    /// Binds a listener that was not inherited.
+    /// Binds a listener that was not inherited, or has the supervisor bind it.
     pub(crate) fn bind(&self, bind: Bind) -> Result<Listener, BindError> {
-        match self.inherited.supervised {
+        match self.inherited.lifeline {
             Some(_) => bind_request::bind(self.generation(), bind),
             None => bind.bind(),
         }
     }
 
-    /// Closes what was inherited and nobody wants.
+    /// Closes the inherited descriptors that were not taken.
     pub(crate) fn close_rest(&mut self) {
         self.inherited.close_rest();
     }
 
-    /// What holds signals back until they have handlers, or are not to be handled here.
     pub(crate) fn take_blocked_signals(&mut self) -> BlockedSignals {
-        std::mem::replace(&mut self.held, BlockedSignals(false))
+        std::mem::replace(&mut self.blocked_signals, BlockedSignals(false))
     }
 
     pub(crate) fn take_ready_when(&mut self) -> Option<ReadyWhen> {
@@ -237,7 +324,7 @@ impl Restart {
         self.idle_grace
     }
 
-    /// Whether there can be restarts at all.
+    /// Checks that there can be restarts at all.
     pub(crate) fn check(&self) -> io::Result<()> {
         if !sys::process::SUPPORTS_RESTARTS {
             let text = "restarts are not supported on this system";

@@ -1,4 +1,7 @@
-//! The pid file: which process serves, for those who want to send it a signal.
+//! The pid file: the id of the serving process, for programs that send it signals.
+//!
+//! The process that the file names holds a lock on it. A new file is written under another name,
+//! locked, and renamed, so that there is no moment without a locked file.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,21 +10,26 @@ use std::process;
 
 use crate::sys;
 
-/// A file that holds this process's id. Dropping it removes the file, unless it is another process's by now.
+/// A file that holds this process's id. Its drop removes the file, unless another file is in its
+/// place.
 #[derive(Debug)]
 pub(crate) struct PidFile {
     path: PathBuf,
-    /// What tells it from another one that takes its place.
+    /// Identifies the file that this process wrote.
     id: Option<(u64, u64)>,
-    /// Locked as long as it is open.
+    /// The lock lasts until this is closed.
     _file: File,
 }
 
 impl PidFile {
-    /// Writes it, if no other process that lives has.
+    /// Writes the file.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if a living process holds it, and errors of the system.
     pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         match File::open(path) {
-            // What a dead process has left is not locked. The lock lasts until the new file has taken its place.
+            // A dead process holds no lock. Our lock on its file lasts until the new file is there.
             Ok(found) if !sys::file::try_lock(&found)? => {
                 let pid = fs::read_to_string(path).unwrap_or_default();
                 let text = format!("{} is that of process {}", path.display(), pid.trim());
@@ -33,7 +41,7 @@ impl PidFile {
         }
     }
 
-    /// Writes it in the place of the predecessor's.
+    /// Writes the file in place of the predecessor's.
     pub(crate) fn replace(path: &Path) -> io::Result<Self> {
         let mut temporary = path.to_owned().into_os_string();
         temporary.push(format!(".{}", process::id()));
@@ -51,7 +59,7 @@ impl PidFile {
                 _file: file,
             }),
             Err(error) => {
-                // It may not even be there.
+                // The temporary file may not exist.
                 let _ = fs::remove_file(&temporary);
                 Err(error)
             }
@@ -61,7 +69,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // It is a successor's by now, or this process's next one.
+        // A successor may have replaced the file, or this process itself.
         if self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());

@@ -1,72 +1,69 @@
-//! The program that this process runs, as it is started again for a successor.
+//! The program that this process runs, and the start of a successor from it.
 
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{self, ExitStatus};
+use std::process;
+use std::process::ExitStatus;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
-use super::inherited::{HANDOVER, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, SUPERVISOR, fd_name};
-use super::link::VERSION;
-use crate::sys::{self, Descriptor, PidVariable, Process, SpawnOptions};
+use super::launch::{LAUNCH_VARIABLES, launch_variable, passing_variables};
+use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions};
+use crate::wire::Launch;
 
-/// Which process a service manager's watchdog is for (sd_watchdog_enabled(3)).
+/// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
-/// What was recorded at the start.
+/// A program, and how this process was started, for processes that are started later.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     path: PathBuf,
+    /// The first one is the program's name.
     pub(crate) args: Vec<OsString>,
+    /// `NAME=value`, without the variables that were for this process only.
     pub(crate) env: Vec<OsString>,
     pub(crate) dir: PathBuf,
-    /// Somebody watches over this process, and its successor.
-    is_watched: bool,
+    /// A service manager's watchdog is for this process, and then for its successor.
+    has_watchdog: bool,
 }
 
-/// What a successor gets beside what it gets from everybody.
+/// What a successor gets.
 pub(super) struct SuccessorInputs<'a> {
-    /// With their names.
+    /// Listeners and other descriptors, with their names.
     pub(super) descriptors: Vec<(String, Descriptor)>,
-    /// Which of them are known by their names only.
-    pub(super) by_name: Vec<usize>,
+    /// The positions of the listeners that are known by their names only.
+    pub(super) by_name: Vec<u32>,
     pub(super) control: &'a Socket,
+    /// What the service exported.
     pub(super) state: Option<Vec<u8>>,
     pub(super) generation: u64,
 }
 
 impl Program {
-    /// The program of this process: by the name that it was started with, so that what stands there later is found.
+    /// The program of this process, by the name that the process was started with: a later start
+    /// runs the file that has this name then.
     pub(crate) fn of_this_process() -> io::Result<Self> {
         let args: Vec<OsString> = env::args_os().collect();
         let dir = env::current_dir()?;
         let name = args.first().map(PathBuf::from).unwrap_or_default();
-        let path = if name.components().count() > 1 || name.is_absolute() {
-            Some(dir.join(&name))
-        } else {
-            on_path(&dir, &name)
-        };
-        // A name that leads nowhere is one that somebody made up.
-        let path = match path.filter(|path| sys::file::is_executable(path)) {
+        let path = find_program(&dir, &name).filter(|path| sys::file::is_executable(path));
+        let path = match path {
             Some(path) => path,
+            // The name need not be a program's: the process that starts another chooses it freely.
             None => env::current_exe()?,
         };
-        let own = [
-            LISTEN_PID,
-            LISTEN_FDS,
-            LISTEN_FDNAMES,
-            HANDOVER,
-            SUPERVISOR,
-            WATCHDOG_PID,
-        ];
-        let watched = env::var(WATCHDOG_PID).is_ok_and(|pid| pid.parse() == Ok(process::id()));
+        let is_own = |name: &OsString| {
+            let mut own = LAUNCH_VARIABLES.iter().chain([&WATCHDOG_PID]);
+            own.any(|own| name == own)
+        };
+        let has_watchdog = env::var(WATCHDOG_PID).is_ok_and(|pid| pid.parse() == Ok(process::id()));
         let env = env::vars_os()
-            .filter(|(name, _)| !own.iter().any(|own| name == own))
+            .filter(|(name, _)| !is_own(name))
             .map(|(name, value)| sys::env_entry(&name, &value))
             .collect();
         Ok(Self {
@@ -74,60 +71,56 @@ impl Program {
             args,
             env,
             dir,
-            is_watched: watched,
+            has_watchdog,
         })
     }
 
-    /// Another program, as this process could start it: by its path, or its name on the search path.
-    pub(crate) fn other(args: Vec<OsString>) -> io::Result<Self> {
+    /// Another program, in the directory and environment of this process. The first argument is a
+    /// path, or a name on the search path.
+    pub(crate) fn find(args: Vec<OsString>) -> io::Result<Self> {
         let own = Self::of_this_process()?;
         let name = PathBuf::from(args.first().ok_or(io::ErrorKind::InvalidInput)?);
-        let path = if name.components().count() > 1 || name.is_absolute() {
-            own.dir.join(&name)
-        } else {
-            on_path(&own.dir, &name).unwrap_or(name)
-        };
+        let path = find_program(&own.dir, &name).unwrap_or(name);
         Ok(Self { path, args, ..own })
     }
 
-    /// Starts it once more.
-    pub(super) fn start(&self, inputs: SuccessorInputs<'_>) -> io::Result<(Process, StderrTail)> {
+    /// Starts the program as a successor.
+    pub(super) fn start_successor(
+        &self,
+        inputs: SuccessorInputs<'_>,
+    ) -> io::Result<(Process, StderrTail)> {
         let (names, mut descriptors): (Vec<_>, Vec<_>) = inputs.descriptors.into_iter().unzip();
-        let listeners = descriptors.len();
-        let mut place = |descriptor: Descriptor| {
+        let mut pass = |descriptor: Descriptor| {
             descriptors.push(descriptor);
-            (sys::FIRST_PASSED as usize + descriptors.len() - 1).to_string()
+            sys::FIRST_PASSED + descriptors.len() as i32 - 1
         };
-        let control = place(sys::descriptor::duplicate(inputs.control)?);
-        let (mut stderr, mut pipe_end, mut writer, mut reader) = (None, None, None, None);
-        // Where there is no standard error, there is none to listen to.
+        let control = pass(sys::descriptor::duplicate(inputs.control)?);
+        let (mut stderr, mut pipe, mut writer, mut reader) = (None, None, None, None);
+        // A process without standard error has none to pass on.
         if let Ok(own) = sys::descriptor::duplicate_stderr() {
             let (reading, writing) = sys::descriptor::create_pipe()?;
-            stderr = Some(place(own));
-            pipe_end = Some(place(reading.try_clone()?));
+            stderr = Some(pass(own));
+            pipe = Some(pass(reading.try_clone()?));
             (reader, writer) = (Some(reading), Some(writing));
         }
-        let stderr_tail = StderrTail::of(reader)?;
-        let none = || "-".to_owned();
+        let stderr_tail = StderrTail::read(reader)?;
         let state = match &inputs.state {
-            Some(state) => place(sys::file::create_anonymous(state)?.into()),
-            None => none(),
+            Some(state) => Some(pass(sys::file::create_anonymous(state)?.into())),
+            None => None,
         };
-        let names: Vec<String> = names.iter().map(|name| fd_name(name)).collect();
+        let launch = Launch::Successor {
+            generation: inputs.generation,
+            control,
+            stderr,
+            pipe,
+            state,
+            by_name: inputs.by_name,
+        };
+        let (variables, listen_pid) = passing_variables(&names);
         let mut env = self.env.clone();
-        env.push(format!("{LISTEN_FDS}={listeners}").into());
-        env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
-        let generation = inputs.generation;
-        let (stderr, pipe_end) = (stderr.unwrap_or_else(none), pipe_end.unwrap_or_else(none));
-        let by_name = inputs.by_name.iter().map(usize::to_string);
-        let by_name = by_name.collect::<Vec<_>>().join("+");
-        let left =
-            format!("{VERSION},{generation},{control},{stderr},{pipe_end},{state},{by_name}");
-        let mut env_with_pid = vec![
-            PidVariable::new(format!("{LISTEN_PID}="), ""),
-            PidVariable::new(format!("{HANDOVER}={left},"), ""),
-        ];
-        if self.is_watched {
+        env.extend(variables);
+        let mut env_with_pid = vec![listen_pid, launch_variable(&launch)?];
+        if self.has_watchdog {
             env_with_pid.push(PidVariable::new(format!("{WATCHDOG_PID}="), ""));
         }
         let process = sys::process::spawn(&SpawnOptions {
@@ -147,52 +140,58 @@ impl Program {
     }
 }
 
-fn on_path(dir: &Path, name: &Path) -> Option<PathBuf> {
+/// The path of a program: relative to the directory, or on the search path if it is only a name.
+fn find_program(dir: &Path, name: &Path) -> Option<PathBuf> {
+    if name.components().count() > 1 || name.is_absolute() {
+        return Some(dir.join(name));
+    }
     let path = env::var_os("PATH").unwrap_or_default();
     let mut places = env::split_paths(&path).map(|place| dir.join(place).join(name));
     places.find(|place| sys::file::is_executable(place))
 }
 
-/// How many lines of a successor's standard error are remembered, and how many bytes at most.
-const LINES: usize = 20;
-const TAIL: usize = 8 * 1024;
+/// How much of a successor's standard error is kept: lines, and bytes.
+const TAIL_LINES: usize = 20;
+const TAIL_BYTES: usize = 8 * 1024;
 
-/// What a successor says on standard error before it is ready. It is passed on, and the last lines are remembered.
+/// How long to wait for the tail of a process that has ended.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The last lines that a successor writes to standard error before it is ready. A thread relays
+/// everything that it writes to this process's standard error.
 pub(super) struct StderrTail(Receiver<Vec<String>>);
 
 impl StderrTail {
-    fn of(reader: Option<Descriptor>) -> io::Result<Self> {
-        let (done, said) = crossbeam_channel::bounded(1);
-        if let Some(reader) = reader {
-            // It ends when the successor has put its own standard error in the pipe's place, or is gone. A child of
-            // the successor's may keep it longer, so that nobody waits for it.
+    fn read(pipe: Option<Descriptor>) -> io::Result<Self> {
+        let (done, tail) = crossbeam_channel::bounded(1);
+        if let Some(pipe) = pipe {
+            // The thread ends when the successor restores its standard error, or ends. A child of
+            // the successor may keep the pipe open for longer, so the thread is never joined.
             thread::Builder::new()
                 .name("handover-stderr".to_owned())
-                .spawn(move || relay(reader, &done))?;
+                .spawn(move || relay_stderr(pipe, &done))?;
         }
-        Ok(Self(said))
+        Ok(Self(tail))
     }
 
-    /// The last lines, of a process that has ended.
+    /// The last lines of a process that has ended.
     pub(super) fn take(&self) -> Vec<String> {
-        self.0
-            .recv_timeout(Duration::from_secs(1))
-            .unwrap_or_default()
+        self.0.recv_timeout(TAIL_TIMEOUT).unwrap_or_default()
     }
 }
 
-fn relay(reader: Descriptor, done: &Sender<Vec<String>>) {
-    let mut reader = std::fs::File::from(reader);
+fn relay_stderr(pipe: Descriptor, done: &Sender<Vec<String>>) {
+    let mut pipe = std::fs::File::from(pipe);
     let mut piece = [0; 4096];
     let mut tail = Vec::new();
     loop {
-        match reader.read(&mut piece) {
+        match pipe.read(&mut piece) {
             Ok(0) => break,
             Ok(count) => {
-                // Nobody can be told that standard error is gone.
+                // A closed standard error is no reason to stop.
                 let _ = io::stderr().write_all(&piece[..count]);
                 tail.extend_from_slice(&piece[..count]);
-                tail.drain(..tail.len().saturating_sub(TAIL));
+                tail.drain(..tail.len().saturating_sub(TAIL_BYTES));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -203,32 +202,29 @@ fn relay(reader: Descriptor, done: &Sender<Vec<String>>) {
     }
     let text = String::from_utf8_lossy(&tail);
     let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(LINES)..];
-    // Nobody may want to know.
+    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    // If the restart succeeded, the tail is not needed.
     let _ = done.send(last.iter().map(|&line| line.to_owned()).collect());
-}
-
-/// Waits until a process has ended that is about to, and ends it if it does not in time. `None` if it is not known how.
-pub(super) fn end_of(process: &mut Process, within: Duration) -> Option<ExitStatus> {
-    let id = process.id();
-    let failed = |error| log::error!("cannot wait for the end of process {id}: {error}");
-    match process.wait(within) {
-        Ok(sys::ProcessState::Running) => {}
-        Ok(state) => return state.exit_status(),
-        Err(error) => failed(error),
-    }
-    if let Err(error) = process.kill() {
-        log::error!("cannot end process {id}: {error}");
-    }
-    // Nothing holds back this signal, but the end takes its time.
-    match process.wait(KILL_TIMEOUT) {
-        Ok(state) => state.exit_status(),
-        Err(error) => {
-            failed(error);
-            None
-        }
-    }
 }
 
 /// How long a process may take to end that was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits for the end of a process, and kills it if it does not end in time. `None` if its exit
+/// status is not known.
+pub(super) fn wait_or_kill(process: &mut Process, within: Duration) -> Option<ExitStatus> {
+    let id = process.id();
+    match process.wait(within) {
+        Ok(ProcessState::Running) => {}
+        Ok(state) => return state.exit_status(),
+        Err(error) => log::error!("cannot wait for the end of process {id}: {error}"),
+    }
+    if let Err(error) = process.kill() {
+        log::error!("cannot kill process {id}: {error}");
+    }
+    let state = process.wait(KILL_TIMEOUT);
+    let failed = |error: &io::Error| {
+        log::error!("cannot wait for the end of process {id}: {error}");
+    };
+    state.inspect_err(failed).ok()?.exit_status()
+}

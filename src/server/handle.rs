@@ -134,7 +134,7 @@ impl Handle {
             let why = "a thread of the server cannot wait for the end of the server";
             return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
-        let done = remote.wait_restart()?;
+        let done = remote.wait_for_restart()?;
         let (drained, _) = control.report.wait();
         Ok(RestartReport {
             ready_after: done.ready_after,

@@ -236,7 +236,7 @@ impl<S: Service> MainThread<S> {
                 Command::Resume => self.gate.resume(),
                 Command::Hook => self.call_hook(),
                 Command::Restart => match restart {
-                    Some(restart) => restart.restart(),
+                    Some(restart) => restart.request_restart(),
                     None => log::warn!("the server was built without restarts"),
                 },
                 Command::Replaced => {
@@ -273,7 +273,7 @@ impl<S: Service> MainThread<S> {
         let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
         stop.deadline = stop.deadline.earlier(deadline);
         if let Some(restart) = restart {
-            restart.stopping();
+            restart.report_stopping();
         }
         // No worker parks an idle connection from here on, so that `close_idle` meets them all.
         self.lot.drain.close();
@@ -342,7 +342,7 @@ impl<S: Service> MainThread<S> {
         lot.shut();
         report.took = stop.since.elapsed();
         if let Some(restart) = restart {
-            restart.end(report.to_string());
+            restart.report_stopped(report.to_string());
         }
         let until = Instant::now() + FORCED_GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
@@ -403,7 +403,7 @@ impl<S: Service> Host for ServerHost<'_, S> {
         })
     }
 
-    fn open(&self) {
+    fn start_accepting(&self) {
         self.main.gate.open();
     }
 
@@ -415,8 +415,8 @@ impl<S: Service> Host for ServerHost<'_, S> {
         self.main.gate.resume();
     }
 
-    fn leave(&self, kept: &[u32]) {
-        self.main.gate.set_shared(kept);
+    fn leave(&self, taken: &[u32]) {
+        self.main.gate.set_shared(taken);
         self.command(Command::Replaced);
     }
 
@@ -424,7 +424,7 @@ impl<S: Service> Host for ServerHost<'_, S> {
         self.command(Command::Drain);
     }
 
-    fn end(&self) {
+    fn stop_now(&self) {
         self.command(Command::StopNow);
     }
 }

@@ -291,7 +291,7 @@ impl Startup {
             }
         }
         match self.upgrader {
-            Some(upgrader) => upgrader.open().map_err(io::Error::other),
+            Some(upgrader) => upgrader.announce_ready().map_err(io::Error::other),
             None => {
                 self.gate.open();
                 Ok(())

@@ -1,6 +1,7 @@
-//! The control socket: who may send signals to the supervisor may ask it for more here.
+//! The control socket: processes that may send signals to the supervisor may ask it for more here.
 //!
-//! A request is a line, the answer is one of JSON, and ends the connection.
+//! A client sends a line with a request ([`ControlRequest`]), and gets a line with the answer
+//! ([`Status`](crate::wire::Status) or [`Answer`]), which ends the connection.
 
 use std::io;
 use std::path::Path;
@@ -12,14 +13,15 @@ use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::sys;
+use crate::wire::{Answer, ControlRequest, Record};
 
-/// The control socket, and who is connected to it.
+/// The control socket and its clients.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
     pub(super) listener: Listener,
     clients: Vec<ControlClient>,
     next_id: u64,
-    /// After an error, the system is left alone until then.
+    /// No client is accepted before this time, after an error of `accept`.
     not_before: Option<Instant>,
 }
 
@@ -28,40 +30,17 @@ struct ControlClient {
     id: u64,
     socket: Socket,
     input: Vec<u8>,
-    /// When it is too late to ask; never, once it has.
+    /// The latest time for the request; never, once the request is there.
     deadline: Deadline,
-    /// It says no more.
+    /// The client sends no more.
     ended: bool,
 }
 
-/// What somebody asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    Status,
-    Restart { waits: bool },
-    Stop,
-    Upgrade { waits: bool },
-}
+/// The most clients that have not sent everything yet; others wait in the kernel's queue.
+const MAX_CLIENTS: usize = 16;
 
-impl Request {
-    fn parse(line: &str) -> Option<Self> {
-        Some(match line.trim_end() {
-            "status" => Self::Status,
-            "restart" => Self::Restart { waits: false },
-            "restart wait" => Self::Restart { waits: true },
-            "stop" => Self::Stop,
-            "upgrade" => Self::Upgrade { waits: false },
-            "upgrade wait" => Self::Upgrade { waits: true },
-            _ => return None,
-        })
-    }
-}
-
-/// How many may be connected; others wait.
-const CLIENTS: usize = 16;
-
-/// How long a request may be, and take.
-const LINE: usize = 256;
+/// The longest request, in bytes, and how long it may take.
+const MAX_REQUEST: usize = 256;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait after an error of `accept`.
@@ -87,18 +66,18 @@ impl ControlSocket {
         }
     }
 
-    /// All that something may come from.
+    /// The sockets to wait for.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
-        let has_room = self.has_room() && self.not_before.is_none();
+        let accepts = self.has_room() && self.not_before.is_none();
         let clients = self.clients.iter().filter(|client| !client.ended);
         let clients = clients.map(|client| &client.socket);
-        has_room
+        accepts
             .then_some(&self.listener.socket)
             .into_iter()
             .chain(clients)
     }
 
-    /// Takes one in that is connected already, and has asked. Returns its number.
+    /// Adds a client that is connected already. Returns its id.
     pub(super) fn adopt(&mut self, socket: Socket, deadline: Deadline) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
@@ -117,32 +96,29 @@ impl ControlSocket {
         client.map(|client| &client.socket)
     }
 
-    /// What has been asked since the last time, and by whom.
-    pub(super) fn requests(&mut self) -> Vec<(u64, Request)> {
+    /// The requests since the last call, with the ids of their clients.
+    pub(super) fn requests(&mut self) -> Vec<(u64, ControlRequest)> {
         self.accept();
         let (mut requests, mut refused) = (Vec::new(), Vec::new());
         for client in self.clients.iter_mut().filter(|client| !client.ended) {
-            match client.read() {
+            match client.read_request().map(|line| line.parse()) {
                 None => {}
-                Some(line) => match Request::parse(&line) {
-                    Some(request) => requests.push((client.id, request)),
-                    None => refused.push(client.id),
-                },
+                Some(Ok(request)) => requests.push((client.id, request)),
+                Some(Err(_)) => refused.push(client.id),
             }
         }
         for id in refused {
-            self.reply(id, r#"{"ok":false,"error":"there is no such request"}"#);
+            self.reply(id, &Answer::failure("there is no such request"));
         }
-        // Who has gone without having asked.
+        // Clients that have disconnected without a request.
         self.clients
             .retain(|client| !(client.ended && client.deadline != Deadline::NEVER));
         requests
     }
 
-    /// Those who say no more only wait for what they have asked for.
     fn has_room(&self) -> bool {
-        let speaking = self.clients.iter().filter(|client| !client.ended).count();
-        speaking < CLIENTS && self.clients.len() < 4 * CLIENTS
+        let sending = self.clients.iter().filter(|client| !client.ended).count();
+        sending < MAX_CLIENTS && self.clients.len() < 4 * MAX_CLIENTS
     }
 
     fn accept(&mut self) {
@@ -161,7 +137,7 @@ impl ControlSocket {
                 }
             };
             let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
-            // The file's mode says so already, but not where somebody has changed it.
+            // The mode of the file already keeps other users out, unless it was changed.
             match sys::socket::peer_uid(&socket) {
                 Ok(uid) if uid == 0 || uid == sys::process::effective_uid() => {
                     self.adopt(socket, deadline);
@@ -169,21 +145,26 @@ impl ControlSocket {
                 other => {
                     log::warn!("refused a control connection of user {other:?}");
                     let id = self.adopt(socket, deadline);
-                    self.reply(id, r#"{"ok":false,"error":"permission denied"}"#);
+                    self.reply(id, &Answer::failure("permission denied"));
                 }
             }
         }
     }
 
-    /// Answers, and is done with whoever it was.
-    pub(super) fn reply(&mut self, id: u64, json: &str) {
+    /// Answers a client, and closes its connection.
+    pub(super) fn reply(&mut self, id: u64, answer: &impl Record) {
         let Some(at) = self.clients.iter().position(|client| client.id == id) else {
             return;
         };
         let client = self.clients.remove(at);
-        // It fits into the socket's buffer, or the client has not read for long.
-        match sys::socket::send(&client.socket, format!("{json}\n").as_bytes()) {
-            Ok(sent) if sent == json.len() + 1 => {}
+        let line = answer.encode().map(|record| record + "\n");
+        let line = line.unwrap_or_else(|error| {
+            log::error!("cannot answer a control client: {error}");
+            String::new()
+        });
+        // The answer fits into the socket's buffer, or the client has not read for a long time.
+        match sys::socket::send(&client.socket, line.as_bytes()) {
+            Ok(sent) if sent == line.len() => {}
             other => log::debug!("a control client has not got its answer: {other:?}"),
         }
     }
@@ -199,24 +180,24 @@ impl ControlSocket {
 }
 
 impl ControlClient {
-    /// A line, if it is there.
-    fn read(&mut self) -> Option<String> {
-        let mut piece = [0; LINE];
-        // Whoever goes on saying things holds up nobody.
+    /// The line of the request, once it is there.
+    fn read_request(&mut self) -> Option<String> {
+        let mut piece = [0; MAX_REQUEST];
+        // A client that sends on and on does not hold up the supervisor.
         for _ in 0..4 {
             match sys::socket::recv(&self.socket, &mut piece) {
                 Ok(0) => {
                     self.ended = true;
-                    let asks = self.deadline != Deadline::NEVER && !self.input.is_empty();
-                    return asks.then(|| self.line(self.input.len()));
+                    let is_request = self.deadline != Deadline::NEVER && !self.input.is_empty();
+                    return is_request.then(|| self.take_line(self.input.len()));
                 }
-                // It has asked already.
+                // Input after the request is ignored.
                 Ok(_) if self.deadline == Deadline::NEVER => {}
                 Ok(count) => {
                     self.input.extend_from_slice(&piece[..count]);
                     let end = self.input.iter().position(|&byte| byte == b'\n');
-                    if end.is_some() || self.input.len() > LINE {
-                        return Some(self.line(end.unwrap_or(0)));
+                    if end.is_some() || self.input.len() > MAX_REQUEST {
+                        return Some(self.take_line(end.unwrap_or(0)));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
@@ -229,24 +210,8 @@ impl ControlClient {
         None
     }
 
-    fn line(&mut self, end: usize) -> String {
+    fn take_line(&mut self, end: usize) -> String {
         self.deadline = Deadline::NEVER;
         String::from_utf8_lossy(&self.input[..end]).into_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_are_exact() {
-        assert_eq!(
-            Request::parse("restart wait\r\n"),
-            Some(Request::Restart { waits: true })
-        );
-        for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
-            assert_eq!(Request::parse(line), None, "{line:?}");
-        }
     }
 }

@@ -5,8 +5,9 @@ use std::io;
 
 use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::notify;
-use crate::restart::{Inherited, fd_name};
+use crate::restart::Inherited;
 use crate::sys::{self, Descriptor};
+use crate::wire::{ListenerRecord, fd_name};
 
 /// All listeners that are held.
 #[derive(Debug, Default)]
@@ -16,7 +17,7 @@ pub(super) struct HeldListeners(Vec<HeldListener>);
 pub(super) struct HeldListener {
     /// Its drop removes the file of a Unix socket, also of one that a serving process has bound.
     pub(super) listener: Listener,
-    pub(super) about: notify::Held,
+    pub(super) about: ListenerRecord,
     /// It is held even if no process uses it: the settings name it, or a socket activator passed
     /// it.
     pub(super) pinned: bool,
@@ -28,26 +29,14 @@ pub(super) struct HeldListener {
 /// The device and inode numbers of a socket. Copies of its descriptor have the same.
 pub(super) type ListenerId = (u64, u64);
 
-/// No name is longer there.
-const STORED_NAME: usize = 255;
-
-fn stored_name(about: &notify::Held) -> String {
-    let mut name = format!("{STORED}{about}");
-    name.truncate(STORED_NAME);
-    name
-}
-
-/// How the names begin under which the service manager keeps what processes have left here.
-const STORED: &str = "handover-";
-
 impl HeldListener {
     fn new(listener: Listener, pinned: bool, held_by_manager: bool) -> io::Result<Self> {
         Ok(Self {
             id: sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?,
-            about: notify::Held {
+            about: ListenerRecord {
                 name: fd_name(listener.name()),
                 by_name: pinned,
-                own_path: listener.own_path().is_some(),
+                owns_path: listener.own_path().is_some(),
             },
             listener,
             pinned,
@@ -64,7 +53,7 @@ impl HeldListener {
     /// Leaves a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
-            Ok(copy) => notify::store(stored_name(&self.about), &copy),
+            Ok(copy) => notify::store(self.about.to_stored_name(), &copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.about.name),
         }
     }
@@ -94,14 +83,12 @@ impl HeldListeners {
     /// earlier supervisor has left with the service manager.
     fn hold_inherited(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
-            let stored = name
-                .strip_prefix(STORED)
-                .and_then(|about| about.parse().ok());
+            let stored = ListenerRecord::from_stored_name(&name);
             let pinned = stored.is_none();
-            let about = stored.unwrap_or(notify::Held {
+            let about = stored.unwrap_or(ListenerRecord {
                 name: fd_name(&name),
                 by_name: true,
-                own_path: false,
+                owns_path: false,
             });
             match self.add_descriptor(about, descriptor, pinned) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
@@ -167,7 +154,7 @@ impl HeldListeners {
     /// Holds the copy of a listener that a process has sent, unless the listener is held already.
     pub(super) fn hold_copy(
         &mut self,
-        about: notify::Held,
+        about: ListenerRecord,
         descriptor: Descriptor,
     ) -> io::Result<ListenerId> {
         let before = self.0.len();
@@ -186,7 +173,7 @@ impl HeldListeners {
     /// When it is not a listening stream socket.
     pub(super) fn add_descriptor(
         &mut self,
-        about: notify::Held,
+        about: ListenerRecord,
         descriptor: Descriptor,
         pinned: bool,
     ) -> io::Result<ListenerId> {
@@ -200,7 +187,7 @@ impl HeldListeners {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let listener = Listener::for_others(socket, about.name.clone(), about.by_name)?;
-        listener.set_own_path(about.own_path);
+        listener.set_own_path(about.owns_path);
         self.0.push(HeldListener {
             listener,
             about,
@@ -219,7 +206,7 @@ impl HeldListeners {
             let stays = held.pinned || used.contains(&held.id);
             if !stays {
                 log::info!("closing the listener {}", held.listener.local_addr());
-                notify::forget(stored_name(&held.about));
+                notify::forget(held.about.to_stored_name());
             }
             stays
         });

@@ -29,7 +29,6 @@ mod control;
 mod crash_report;
 mod listeners;
 mod logger;
-mod notification;
 mod notifications;
 mod processes;
 mod rolling_restart;
@@ -41,7 +40,6 @@ mod status;
 mod upgrade;
 
 use std::convert::Infallible;
-use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -49,12 +47,13 @@ use std::process;
 use std::time::Duration;
 
 use crate::listener::Bind;
-use crate::restart::{Program, Restart, SERVE, SUPERVISOR, is_successor, role};
+use crate::restart::{Program, Restart, own_launch};
 use crate::sys::{self, SignalFd};
+use crate::wire::Launch;
 
 use backoff::BackoffSettings;
 use run::Run;
-use upgrade::{REHEARSE, RESUME, rehearse, resume};
+use upgrade::{rehearse, resume};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -292,14 +291,14 @@ impl Supervisor {
     /// When the supervisor cannot start: its sockets or files cannot be made, or the system is not
     /// Linux.
     pub fn supervise(self) -> io::Result<Restart> {
-        if !is_successor() {
-            let text = env::var(SUPERVISOR).unwrap_or_default();
-            match role(&text).map_err(io::Error::other)?.as_deref() {
-                Some([SERVE, ..]) => {}
-                words => {
-                    let code = self.be_supervisor(Program::of_this_process()?, words)?;
-                    process::exit(code);
-                }
+        match own_launch() {
+            Ok(Some(Launch::Successor { .. } | Launch::Serve { .. })) => {}
+            // The restart fails, for this reason.
+            Err(error) if error.by_predecessor => {}
+            launch => {
+                let launch = launch.map_err(io::Error::other)?;
+                let code = self.be_supervisor(Program::of_this_process()?, launch)?;
+                process::exit(code);
             }
         }
         Ok(Restart::new())
@@ -313,35 +312,33 @@ impl Supervisor {
     ///
     /// As [`supervise`](Self::supervise), and when there is no such program.
     pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
-        let program = Program::other(args.into_iter().map(Into::into).collect())?;
+        let program = Program::find(args.into_iter().map(Into::into).collect())?;
         if !sys::file::is_executable(program.path()) {
             let text = format!("there is no program {}", program.path().display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         self.0.foreign = true;
-        let text = env::var(SUPERVISOR).unwrap_or_default();
-        let words = role(&text).map_err(io::Error::other)?;
-        // This process may itself be a serving process of another supervisor.
-        let words = words.filter(|words| words.first() != Some(&SERVE));
-        self.be_supervisor(program, words.as_deref())
+        let launch = own_launch().map_err(io::Error::other)?;
+        self.be_supervisor(program, launch)
     }
 
-    fn be_supervisor(self, program: Program, words: Option<&[&str]>) -> io::Result<i32> {
+    fn be_supervisor(self, program: Program, launch: Option<Launch>) -> io::Result<i32> {
         if !sys::supervision::IS_SUPPORTED {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         logger::install();
-        let run = match words {
-            None => Run::new(self.0, program, SignalFd::open()?)?,
-            Some([RESUME, words @ ..]) => resume(self.0, program, SignalFd::open()?, words)?,
-            Some([REHEARSE, words @ ..]) => {
-                let never: Infallible = rehearse(words)?;
-                match never {}
+        let run = match launch {
+            // A supervisor that runs another program may be supervised itself.
+            None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {
+                Run::new(self.0, program, SignalFd::open()?)?
             }
-            Some(words) => {
-                let text = format!("{SUPERVISOR} makes no sense: {words:?}");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            Some(Launch::Resume { snapshot }) => {
+                resume(self.0, program, SignalFd::open()?, snapshot)?
+            }
+            Some(Launch::Rehearse { snapshot, report }) => {
+                let never: Infallible = rehearse(snapshot, report)?;
+                match never {}
             }
         };
         Ok(run.run())

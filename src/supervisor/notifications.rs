@@ -2,8 +2,8 @@
 //!
 //! | notification | handled by |
 //! |---|---|
-//! | `X_HANDOVER_BIND` | `answer_bind_request` |
-//! | `X_HANDOVER_LISTENERS` | `hold_listeners` |
+//! | `X_HANDOVER`: a bind request | `answer_bind_request` |
+//! | `X_HANDOVER`: listeners | `hold_listeners` |
 //! | `EXTEND_TIMEOUT_USEC` | `extend_deadlines` |
 //! | `READY=1` | `mark_ready`, `promote_successor` or `promote_unannounced`, by the position |
 //! | the rest, of a main process only | `handle_main_notification` |
@@ -11,15 +11,14 @@
 use std::time::{Duration, Instant};
 
 use super::ancestry;
-use super::notification::{Notification, WatchdogMessage};
 use super::processes::abort_process;
 use super::run::Run;
 use super::slot::SupervisedProcess;
 use crate::clock::Deadline;
 use crate::listener::Bind;
-use crate::notify;
-use crate::restart::text_of;
+use crate::notify::{self, Notification, WatchdogMessage};
 use crate::sys::{self, Datagram, Descriptor, Signal};
+use crate::wire::{BindAnswer, BindRequest, ListenerRecord, Record};
 
 /// The supervisor knows at most this many unannounced processes.
 const MAX_UNANNOUNCED: usize = 16;
@@ -82,15 +81,15 @@ impl Run {
         let Some(position) = known.or_else(|| self.add_unannounced(pid, &notification)) else {
             return;
         };
-        if let (Some(bind), [reply_to, ..]) = (notification.bind.clone(), &descriptors[..]) {
+        if let (Some(bind), [reply_to, ..]) = (notification.notice.bind.clone(), &descriptors[..]) {
             self.answer_bind_request(position, bind, reply_to);
         }
-        self.hold_listeners(position, &notification.listeners, descriptors);
+        self.hold_listeners(position, &notification.notice.listeners, descriptors);
         let Some(process) = self.process_at(position) else {
             return;
         };
         // Beside MAINPID=, the generation is that of the successor.
-        if let (Some(generation), None) = (notification.generation, notification.main_pid) {
+        if let (Some(generation), None) = (notification.notice.generation, notification.main_pid) {
             process.restarts_itself = true;
             process.generation = generation;
         }
@@ -112,7 +111,7 @@ impl Run {
     /// Adds the sender of a notification that no process has announced. The sender must descend
     /// from the supervisor, and name its generation, which other subprocesses of a server do not.
     fn add_unannounced(&mut self, pid: u32, notification: &Notification) -> Option<Position> {
-        if notification.generation.is_none() || self.unannounced.len() >= MAX_UNANNOUNCED {
+        if notification.notice.generation.is_none() || self.unannounced.len() >= MAX_UNANNOUNCED {
             return None;
         }
         let ready_by = Deadline::after(Instant::now(), self.settings.ready_timeout);
@@ -125,15 +124,19 @@ impl Run {
     }
 
     /// Sends a process the listener that it asks for, or the reason why there is none.
-    fn answer_bind_request(&mut self, position: Position, bind: Bind, reply_to: &Descriptor) {
-        let found = self.listeners.find_or_bind(bind);
-        let sent = reply_to
-            .try_clone()
-            .and_then(sys::descriptor::into_socket)
-            .and_then(|socket| match &found {
-                Ok((_, descriptor)) => sys::message::send(&socket, "given", Some(descriptor)),
-                Err(error) => sys::message::send(&socket, &text_of(error), None),
-            });
+    fn answer_bind_request(
+        &mut self,
+        position: Position,
+        request: BindRequest,
+        reply_to: &Descriptor,
+    ) {
+        let found = self.listeners.find_or_bind(Bind::from_request(request));
+        let (answer, descriptor) = match &found {
+            Ok((_, descriptor)) => (BindAnswer::Given.encode(), Some(descriptor)),
+            Err(error) => (BindAnswer::from(error).encode(), None),
+        };
+        let socket = reply_to.try_clone().and_then(sys::descriptor::into_socket);
+        let sent = socket.and_then(|socket| sys::message::send(&socket, &answer?, descriptor));
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }
@@ -146,7 +149,7 @@ impl Run {
     fn hold_listeners(
         &mut self,
         position: Position,
-        about: &[notify::Held],
+        about: &[ListenerRecord],
         descriptors: Vec<Descriptor>,
     ) {
         for (about, descriptor) in about.iter().zip(descriptors) {
@@ -208,10 +211,10 @@ impl Run {
         let own_pid = self.slots[index].main_pid();
         // Some programs name themselves in MAINPID=. Other processes must be descendants.
         let is_successor = |pid: &u32| Some(*pid) != own_pid && ancestry::is_descendant(*pid);
-        if let Some(pid) = notification.successor.filter(is_successor) {
+        if let Some(pid) = notification.notice.successor.filter(is_successor) {
             self.announce_successor(index, pid);
         }
-        if let Some(why) = notification.failed {
+        if let Some(why) = notification.notice.failed {
             if let Some(successor) = self.slots[index].successor.take() {
                 // Its predecessor ends it, or has done so.
                 self.drain(successor);
@@ -220,7 +223,7 @@ impl Run {
             self.fail_restart(index, &why);
         }
         if let Some(pid) = notification.main_pid.filter(is_successor) {
-            return self.replace_main(index, pid, notification.generation);
+            return self.replace_main(index, pid, notification.notice.generation);
         }
         if notification.stopping && self.shutdown.is_none() {
             if self.settings.restart_after_success {

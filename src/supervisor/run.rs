@@ -409,7 +409,7 @@ impl Run {
         let watchdog = &mut self.own_watchdog;
         if let Some(interval) = watchdog.interval.filter(|_| now >= watchdog.next) {
             watchdog.next = now + interval;
-            notify::beat();
+            notify::watchdog_alive();
         }
         self.check_processes(now);
         if let Some(stop) = &mut self.shutdown {

@@ -1,60 +1,59 @@
-//! How a serving process is started: what it gets, and what it is told.
+//! The start of a serving process: its descriptors and its environment.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::time::Duration;
 
 use socket2::Socket;
 
 use super::listeners::HeldListeners;
-use crate::restart::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, Program, SERVE, SUPERVISOR, VERSION};
-use crate::sys::{self, FIRST_PASSED, PidVariable, SpawnOptions};
+use crate::restart::{Program, launch_variable, passing_variables};
+use crate::sys::{self, FIRST_PASSED, SpawnOptions};
+use crate::wire::Launch;
 
-/// What the supervisor's own manager has given it, which is not for others.
+/// What the supervisor's own service manager has set for the supervisor alone.
 const OWN: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
 
 /// What a serving process gets.
 pub(super) struct ProcessInputs<'a> {
     pub(super) listeners: &'a HeldListeners,
-    pub(super) notify: &'a std::ffi::OsStr,
-    /// The process's end of what ends with the supervisor.
+    /// The name of the supervisor's socket for notifications.
+    pub(super) notify: &'a OsStr,
+    /// The end of the lifeline that the process watches.
     pub(super) lifeline: &'a Socket,
     pub(super) watchdog: Option<Duration>,
     pub(super) generation: u64,
 }
 
-/// Starts the program as a serving process.
+/// Starts the program as a serving process, and returns the process id.
 pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io::Result<u32> {
     let (mut names, mut by_name, mut descriptors) = (Vec::new(), Vec::new(), Vec::new());
-    for (place, one) in inputs.listeners.iter().enumerate() {
-        names.push(one.about.name.as_str());
-        if one.about.by_name {
-            by_name.push(place.to_string());
+    for (position, held) in (0..).zip(inputs.listeners.iter()) {
+        names.push(held.about.name.clone());
+        if held.about.by_name {
+            by_name.push(position);
         }
-        descriptors.push(sys::descriptor::duplicate(&one.listener.socket)?);
+        descriptors.push(sys::descriptor::duplicate(&held.listener.socket)?);
     }
-    let lifeline = FIRST_PASSED as usize + descriptors.len();
-    let mut env = without_own(program);
-    env.push(format!("{LISTEN_FDS}={}", descriptors.len()).into());
-    env.push(format!("{LISTEN_FDNAMES}={}", names.join(":")).into());
+    let launch = Launch::Serve {
+        generation: inputs.generation,
+        lifeline: FIRST_PASSED + descriptors.len() as i32,
+        by_name,
+    };
     descriptors.push(sys::descriptor::duplicate(inputs.lifeline)?);
-    env.push(sys::env_entry(
-        &"NOTIFY_SOCKET".into(),
-        &inputs.notify.into(),
-    ));
+    let (variables, listen_pid) = passing_variables(&names);
+    let mut env = without_own(program);
+    env.extend(variables);
+    let notify = sys::env_entry(&"NOTIFY_SOCKET".into(), &inputs.notify.into());
+    env.push(notify);
     if let Some(limit) = inputs.watchdog {
         env.push(format!("WATCHDOG_USEC={}", limit.as_micros()).into());
     }
-    let (generation, by_name) = (inputs.generation, by_name.join("+"));
-    let role = format!("{VERSION},{SERVE},{generation},{lifeline},{by_name}");
     sys::process::spawn_child(&SpawnOptions {
         program: program.path(),
         args: &program.args,
         env: &env,
-        env_with_pid: &[
-            PidVariable::new(format!("{LISTEN_PID}="), ""),
-            PidVariable::new(format!("{SUPERVISOR}={role},"), ""),
-        ],
+        env_with_pid: &[listen_pid, launch_variable(&launch)?],
         dir: &program.dir,
         descriptors: &descriptors,
         stderr: None,
@@ -67,10 +66,6 @@ pub(super) fn without_own(program: &Program) -> Vec<OsString> {
         let entry = entry.as_encoded_bytes();
         OWN.iter().any(|own| entry.starts_with(own.as_bytes()))
     };
-    program
-        .env
-        .iter()
-        .filter(|entry| !is_own(entry))
-        .cloned()
-        .collect()
+    let env = program.env.iter().filter(|entry| !is_own(entry));
+    env.cloned().collect()
 }

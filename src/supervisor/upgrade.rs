@@ -1,9 +1,11 @@
-//! The supervisor replaces itself: the process stays, with its number, its children and its
-//! sockets, and runs the program that is on disk by now.
+//! The upgrade of the supervisor in place: the process keeps its id, its children and its sockets,
+//! and executes the program that has its name by now.
 //!
-//! Before that, a child rehearses it: it runs the program as far as the supervisor's first step,
-//! and reads what it would take over. If that fails, nothing has happened.
+//! First, a child rehearses the upgrade: it runs the program up to the supervisor's first step, and
+//! reads the snapshot that the supervisor would leave. If the rehearsal fails, nothing has changed.
 
+use std::convert::Infallible;
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::process;
 use std::time::{Duration, Instant};
@@ -11,35 +13,29 @@ use std::time::{Duration, Instant};
 use super::Settings;
 use super::run::Run;
 use super::slot::{Slot, SupervisedProcess};
-use super::snapshot::Snapshot;
+use super::snapshot::{restore_snapshot, take_snapshot};
 use super::spawn::without_own;
 use crate::clock::Deadline;
 use crate::notify;
-use crate::restart::{Program, SUPERVISOR, VERSION};
-use crate::sys::{self, Descriptor, FIRST_PASSED, PidVariable, Signal, SignalFd, SpawnOptions};
-
-/// What the process is to be, in [`SUPERVISOR`].
-pub(super) const REHEARSE: &str = "rehearse";
-pub(super) const RESUME: &str = "resume";
+use crate::restart::{Program, launch_variable};
+use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, SpawnOptions};
+use crate::wire::{Answer, Launch, Record, Snapshot};
 
 /// How long a rehearsal may take.
 const REHEARSAL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What a rehearsal leaves that went well.
-const WELL: &[u8] = b"well";
 
 /// A rehearsal in progress.
 #[derive(Debug)]
 pub(super) struct Rehearsal {
     pub(super) process: SupervisedProcess,
-    /// It went well: the rest is done when nothing else is.
-    went_well: bool,
+    /// The rehearsal succeeded; the upgrade follows when nothing else is in progress.
+    succeeded: bool,
     pub(super) deadline: Deadline,
-    report: std::fs::File,
+    report: File,
 }
 
 impl Run {
-    /// Has the supervisor replaced, as soon as nothing else is under way.
+    /// Has the supervisor replaced when nothing else is in progress.
     pub(super) fn upgrade(&mut self, waiter: Option<u64>) {
         self.upgrade_wanted = true;
         self.upgrade_waiters.extend(waiter);
@@ -51,9 +47,9 @@ impl Run {
     pub(super) fn upgrade_if_wanted(&mut self) {
         let now = Instant::now();
         if let Some(rehearsal) = &mut self.rehearsal {
-            if rehearsal.went_well {
+            if rehearsal.succeeded {
                 self.rehearsal = None;
-                // If something has begun meanwhile, afterwards once more.
+                // If a restart has begun meanwhile, another rehearsal follows it.
                 if self.upgrade_wanted && self.is_settled() {
                     let Err(error) = self.replace();
                     let path = self.own_program.path().display();
@@ -69,7 +65,7 @@ impl Run {
         let is_idle = self.rehearsal.is_none() && self.is_settled();
         if self.upgrade_wanted && is_idle {
             log::info!("rehearsing: {}", self.own_program.path().display());
-            match self.rehearse() {
+            match self.start_rehearsal() {
                 Ok(rehearsal) => self.rehearsal = Some(rehearsal),
                 Err(error) => {
                     let path = self.own_program.path().display();
@@ -79,7 +75,7 @@ impl Run {
         }
     }
 
-    /// No process is about to take another one's place.
+    /// Whether no process is about to replace another one.
     fn is_settled(&self) -> bool {
         let is_settled = |slot: &Slot| slot.successor.is_none();
         self.rolling_restart.is_none()
@@ -87,65 +83,64 @@ impl Run {
             && self.slots.iter().all(is_settled)
     }
 
-    fn rehearse(&self) -> io::Result<Rehearsal> {
-        let state = Snapshot::of(self, &mut Vec::new())?.to_string();
-        let state = sys::file::create_anonymous(state.as_bytes())?;
+    fn start_rehearsal(&self) -> io::Result<Rehearsal> {
+        // The rehearsal only reads the snapshot, so that its descriptors need not stay open.
+        let snapshot = take_snapshot(self, &mut Vec::new())?.encode()?;
+        let snapshot = sys::file::create_anonymous(snapshot.as_bytes())?;
         let report = sys::file::create_anonymous(b"")?;
-        let descriptors: [Descriptor; 2] = [state.into(), report.try_clone()?.into()];
-        let (state, report_number) = (FIRST_PASSED, FIRST_PASSED + 1);
-        let role = format!("{SUPERVISOR}={VERSION},{REHEARSE},{state},{report_number},");
+        let descriptors: [Descriptor; 2] = [snapshot.into(), report.try_clone()?.into()];
+        let launch = Launch::Rehearse {
+            snapshot: FIRST_PASSED,
+            report: FIRST_PASSED + 1,
+        };
         let pid = sys::process::spawn_child(&SpawnOptions {
             program: self.own_program.path(),
             args: &self.own_program.args,
             env: &without_own(&self.own_program),
-            env_with_pid: &[PidVariable::new(role, "")],
+            env_with_pid: &[launch_variable(&launch)?],
             dir: &self.own_program.dir,
             descriptors: &descriptors,
             stderr: None,
         })?;
         Ok(Rehearsal {
             process: SupervisedProcess::new(pid, 0, Deadline::NEVER),
-            went_well: false,
+            succeeded: false,
             deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
             report,
         })
     }
 
-    /// The rehearsal is over.
+    /// The process that rehearsed has ended; `how` says how.
     pub(super) fn rehearsed(&mut self, how: &str) {
         let Some(mut rehearsal) = self.rehearsal.take() else {
             return;
         };
         let mut report = Vec::new();
-        let read = rehearsal
-            .report
-            .rewind()
-            .and_then(|()| rehearsal.report.read_to_end(&mut report));
-        if read.is_err() || report != WELL {
+        let read = rehearsal.report.rewind();
+        let read = read.and_then(|()| rehearsal.report.read_to_end(&mut report));
+        if read.is_err() || !Answer::decode(&report).is_ok_and(|answer| answer.ok) {
             return self.end_upgrade(Err(format!("the rehearsal failed ({how})")));
         }
-        rehearsal.went_well = true;
+        rehearsal.succeeded = true;
         rehearsal.deadline = Deadline::NEVER;
         self.rehearsal = Some(rehearsal);
     }
 
     /// Becomes the program. Returns only if that fails.
-    fn replace(&self) -> io::Result<std::convert::Infallible> {
+    fn replace(&self) -> io::Result<Infallible> {
         let mut kept = Vec::new();
-        let state = Snapshot::of(self, &mut kept)?.to_string();
-        let state: Descriptor = sys::file::create_anonymous(state.as_bytes())?.into();
-        let number = sys::descriptor::number(&state);
-        kept.push(state);
+        let snapshot = take_snapshot(self, &mut kept)?.encode()?;
+        let file: Descriptor = sys::file::create_anonymous(snapshot.as_bytes())?.into();
+        let snapshot = sys::descriptor::number(&file);
+        kept.push(file);
+        let variable = launch_variable(&Launch::Resume { snapshot })?;
         log::info!("becoming {}", self.own_program.path().display());
         notify::status("replacing the supervisor");
         Err(sys::process::replace_program(&SpawnOptions {
             program: self.own_program.path(),
             args: &self.own_program.args,
             env: &self.own_program.env,
-            env_with_pid: &[PidVariable::new(
-                format!("{SUPERVISOR}={VERSION},{RESUME},{number},"),
-                "",
-            )],
+            env_with_pid: &[variable],
             dir: &self.own_program.dir,
             descriptors: &kept,
             stderr: None,
@@ -154,57 +149,50 @@ impl Run {
 
     pub(super) fn end_upgrade(&mut self, result: Result<(), String>) {
         self.upgrade_wanted = false;
-        let json = match &result {
-            Ok(()) => r#"{"ok":true}"#.to_owned(),
+        let answer = match result {
+            Ok(()) => Answer::success(),
             Err(why) => {
                 let why = format!("the supervisor is not replaced: {why}");
                 if !self.upgrade_waiters.is_empty() || self.shutdown.is_none() {
                     log::error!("{why}");
                 }
-                format!(r#"{{"ok":false,"error":{}}}"#, super::status::quoted(&why))
+                Answer::failure(why)
             }
         };
         for waiter in std::mem::take(&mut self.upgrade_waiters) {
-            self.reply(waiter, &json);
+            self.reply(waiter, &answer);
         }
     }
 }
 
-/// The rehearsal's part: reads the state, says that it could go on from there, and ends.
-pub(super) fn rehearse(words: &[&str]) -> io::Result<std::convert::Infallible> {
-    let [state, report] = words[..] else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    Snapshot::parse(&read(state)?).map_err(io::Error::other)?;
-    let mut report = std::fs::File::from(sys::descriptor::adopt(number(report)?)?);
-    report.write_all(WELL)?;
+/// The part of the process that rehearses: reads the snapshot, reports that a supervisor could go
+/// on from it, and ends.
+pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<Infallible> {
+    read_snapshot(snapshot)?;
+    let report_text = Answer::success().encode()?;
+    let mut report = std::fs::File::from(sys::descriptor::adopt(report)?);
+    report.write_all(report_text.as_bytes())?;
     process::exit(0);
 }
 
-/// Goes on where the program stopped that this process ran before.
+/// Goes on from the snapshot of the program that this process ran before.
 pub(super) fn resume(
     settings: Settings,
     program: Program,
     signals: SignalFd,
-    words: &[&str],
+    snapshot: i32,
 ) -> io::Result<Run> {
-    let [state] = words[..] else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    let state = Snapshot::parse(&read(state)?).map_err(io::Error::other)?;
-    let mut run = state.restore(settings, program, signals)?;
+    let snapshot = read_snapshot(snapshot)?;
+    let mut run = restore_snapshot(snapshot, settings, program, signals)?;
     log::info!("replaced; version {}", env!("CARGO_PKG_VERSION"));
     run.end_upgrade(Ok(()));
     Ok(run)
 }
 
-fn number(text: &str) -> io::Result<i32> {
-    text.parse().map_err(io::Error::other)
-}
-
-fn read(descriptor: &str) -> io::Result<String> {
-    let mut file = std::fs::File::from(sys::descriptor::adopt(number(descriptor)?)?);
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    Ok(text)
+fn read_snapshot(descriptor: i32) -> io::Result<Snapshot> {
+    let file = std::fs::File::from(sys::descriptor::adopt(descriptor)?);
+    let mut text = Vec::new();
+    file.take(Snapshot::LIMIT as u64 + 1)
+        .read_to_end(&mut text)?;
+    Ok(Snapshot::decode(&text)?)
 }

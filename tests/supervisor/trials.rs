@@ -1054,7 +1054,7 @@ fn what_the_supervisor_was_told_is_not_for_those_that_serve() {
     };
     let heard = until("READY=1");
     assert!(
-        heard.contains("FDSTORE=1\nFDNAME=handover-0127.0.0.1_"),
+        heard.contains("FDSTORE=1\nFDNAME=handover--127.0.0.1_"),
         "{heard}"
     );
     until("WATCHDOG=1");

@@ -1,11 +1,25 @@
-//! The upgrader: the thread that replaces this process by another one, and before that took it from another one's hands.
+//! The upgrader: the thread that takes over from this process's predecessor, and later hands over
+//! to its successor.
 //!
-//! It is one loop over what it is asked for, what the predecessor says, what the successor says, and the time. It
-//! starts successors itself, so that they are children of a thread that stays.
+//! The upgrader is one loop over the server's requests, the messages of the predecessor and of the
+//! successor, and deadlines. It starts successors itself, as they are children of the thread that
+//! starts them.
+//!
+//! The stages of this process ([`ServerStage`]):
+//!
+//! ```text
+//!             Ready sent            Cutover             Commit            Ack received
+//! Building ──────────────► Waiting ─────────► Accepting ──────► Serving ─────────────► Replaced
+//!     └──────────────────────────────────────────────────────────▲
+//!            no predecessor, or it died
+//! ```
+//!
+//! A stop leads from each of them but `Replaced` to `Stopping`.
 
 mod predecessor;
 mod successor;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
@@ -18,60 +32,66 @@ use crate::listener::Listener;
 use crate::notify;
 use crate::restart::Restart;
 use crate::restart::error::{RestartError, RestartErrorKind};
-use crate::restart::inherited::{Stderr, fd_name};
-use crate::restart::link::{Link, Message};
+use crate::restart::inherited::OwnStderr;
+use crate::restart::link::Link;
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
+use crate::wire::{HandshakeMessage, ListenerRecord, fd_name};
 
-pub(super) use predecessor::greet;
+pub(super) use predecessor::send_hello;
 use successor::{Successor, SuccessorStage};
 
 /// What the upgrader asks of the server that it belongs to.
 pub(crate) trait Host: Sync {
-    /// What the service leaves for the successor.
+    /// The state that the service leaves for the successor.
     fn export(&self) -> Option<Vec<u8>>;
 
-    /// Accepts from now on.
-    fn open(&self);
+    /// Accepts connections from now on.
+    fn start_accepting(&self);
 
-    /// Accepts nobody for now; false if that was so already.
+    /// Stops accepting until `resume`; false if the server did not accept.
     fn pause(&self) -> bool;
 
     /// Accepts again.
     fn resume(&self);
 
-    /// Another process serves from now on, on these of the listeners: closes all of them, and lets what is here come to
-    /// its end.
-    fn leave(&self, kept: &[u32]);
+    /// Closes all listeners, and finishes the open connections: another process serves. It has
+    /// the listeners at the positions `taken`.
+    fn leave(&self, taken: &[u32]);
 
-    /// Stops: finishes what is here, with the time that the server has for that.
+    /// Stops: finishes the open connections within the server's drain time-out.
     fn drain(&self);
 
-    /// Stops at once.
-    fn end(&self);
+    /// Stops without letting anything finish.
+    fn stop_now(&self);
 }
 
-/// What the upgrader is asked for.
+/// What the server asks of the upgrader, or reports to it.
 enum Request {
-    /// The server could serve. Answered when it may, or is not to.
-    Open(Sender<Result<(), String>>),
+    /// The server could serve. Answered when it accepts, or is not to.
+    Ready(Sender<Result<(), String>>),
+    /// A successor is to take over.
     Restart(Option<Waiter>),
-    /// A stop has begun.
+    /// The server has begun to stop.
     Stopping,
-    /// The server has ended, and this is how.
-    End(String),
+    /// The server has stopped, with this report.
+    Stopped(String),
 }
 
+/// Where the outcome of a restart goes.
 type Waiter = Sender<Result<Replacement, RestartError>>;
 
-/// What a successor has achieved.
+/// A restart that succeeded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Replacement {
+    /// From the start of the successor until it could serve.
     pub(crate) ready_after: Duration,
+    /// How long neither process accepted.
     pub(crate) accept_gap: Duration,
+    /// The successor's process id.
     pub(crate) pid: u32,
-    /// Of this process; the successor's is the next one.
+    /// The generation of this process; the successor's is the next one.
     pub(crate) generation: u64,
 }
 
@@ -79,44 +99,47 @@ pub(crate) struct Replacement {
 #[derive(Clone)]
 pub(crate) struct UpgraderHandle {
     requests: Sender<Request>,
-    /// Closed when the upgrader has ended: what waits among the requests then is neither read nor dropped.
+    /// Closed when the upgrader has ended. Requests that it has not read by then stay in their
+    /// channel, and their senders with them.
     ended: Receiver<()>,
     poller: Arc<Poller>,
 }
 
 impl UpgraderHandle {
-    /// Waits until the server may serve: at once, or when the predecessor lets it.
-    pub(crate) fn open(&self) -> Result<(), String> {
+    /// Waits until the server accepts: at once, or when the predecessor agrees. Also returns when
+    /// the server is stopped meanwhile, which is no error.
+    pub(crate) fn announce_ready(&self) -> Result<(), String> {
         let (reply, answer) = crossbeam_channel::bounded(1);
-        self.send(Request::Open(reply));
-        // A server that was stopped meanwhile is no failure.
+        self.send(Request::Ready(reply));
         self.wait_for(&answer).unwrap_or(Ok(()))
     }
 
     /// Begins a restart, unless one is in progress.
-    pub(crate) fn restart(&self) {
-        // Where so many ask already, one more makes no difference.
+    pub(crate) fn request_restart(&self) {
+        // If the channel is full, restarts that were requested before are in it.
         if self.requests.try_send(Request::Restart(None)).is_ok() {
             self.poller.wake();
         }
     }
 
-    /// Waits until this process is replaced, or not to be.
-    pub(crate) fn wait_restart(&self) -> Result<Replacement, RestartError> {
+    /// Begins a restart, or joins the one in progress, and waits for the outcome.
+    pub(crate) fn wait_for_restart(&self) -> Result<Replacement, RestartError> {
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.send(Request::Restart(Some(reply)));
-        self.wait_for(&answer).unwrap_or_else(|| Err(stopping()))
+        self.wait_for(&answer)
+            .unwrap_or_else(|| Err(stopping_error()))
     }
 
-    pub(crate) fn stopping(&self) {
+    pub(crate) fn report_stopping(&self) {
         self.send(Request::Stopping);
     }
 
-    pub(crate) fn end(&self, report: String) {
-        self.send(Request::End(report));
+    /// The upgrader ends then.
+    pub(crate) fn report_stopped(&self, report: String) {
+        self.send(Request::Stopped(report));
     }
 
-    /// The answer, unless the upgrader ends without one.
+    /// The answer; `None` if the upgrader ends without one.
     fn wait_for<T>(&self, answer: &Receiver<T>) -> Option<T> {
         crossbeam_channel::select! {
             recv(answer) -> answer => answer.ok(),
@@ -125,129 +148,132 @@ impl UpgraderHandle {
     }
 
     fn send(&self, request: Request) {
-        // An upgrader that has ended has nothing to do any more.
+        // An upgrader that has ended needs no requests.
         if self.requests.send(request).is_ok() {
             self.poller.wake();
         }
     }
 }
 
-fn stopping() -> RestartError {
+fn stopping_error() -> RestartError {
     RestartError::new(RestartErrorKind::Stopping, "the server is being stopped")
 }
 
-/// How far this process is.
-enum Phase {
+/// The stage of this process.
+enum ServerStage {
     /// The server is being built.
     Building,
-    /// It is ready, and waits to be let serve.
-    Asking(Sender<Result<(), String>>),
-    /// It accepts, and so does its predecessor.
-    Opened,
+    /// The server is ready, and the predecessor has not agreed yet that it accepts.
+    Waiting(Sender<Result<(), String>>),
+    /// The server accepts; the predecessor still counts as the serving process.
+    Accepting,
     Serving,
-    /// Its successor serves.
-    Left,
-    /// It is stopping, for good.
+    /// The successor serves.
+    Replaced,
     Stopping,
 }
 
-/// See the module `restart`.
+/// The upgrader of a server. See the module `restart` for the handshake.
 pub(crate) struct Upgrader {
-    _active: Active,
-    /// Dropped when this ends.
-    _ends: Sender<()>,
+    _only: OnlyUpgrader,
+    /// Its drop closes [`UpgraderHandle::ended`].
+    _ended: Sender<()>,
     program: Program,
     requests: Receiver<Request>,
     poller: Arc<Poller>,
     listeners: Vec<Weak<Listener>>,
+    /// Descriptors that the application passes to successors, with their names.
     passed: Vec<(String, Descriptor)>,
     ready_timeout: Duration,
     drain_timeout: Duration,
-    pid_path: Option<PathBuf>,
+    pid_file_path: Option<PathBuf>,
     pid_file: Option<PidFile>,
     generation: u64,
-    phase: Phase,
+    stage: ServerStage,
     predecessor: Option<Link>,
-    supervisor: Option<Link>,
-    /// The standard error that the predecessor has put a pipe in the place of.
-    stderr: Option<Stderr>,
-    /// What of what was passed to this process it has taken.
-    kept: Vec<u32>,
-    /// Why the predecessor does not want this process any more.
-    aborted: Option<String>,
+    /// The link that ends when the supervisor does.
+    lifeline: Option<Link>,
+    /// The standard error of this process, while a pipe to the predecessor is in its place.
+    own_stderr: Option<OwnStderr>,
+    /// The positions of the inherited descriptors that this process took.
+    taken: Vec<u32>,
+    /// Why the predecessor aborted, if it did before this process was ready.
+    abort_reason: Option<String>,
     successor: Option<Successor>,
     /// A restart is to begin as soon as that is possible.
-    wanted: bool,
-    /// Those who wait for the outcome.
+    restart_requested: bool,
     waiters: Vec<Waiter>,
-    /// When the service manager was told for the last time that something takes a while.
-    extended: Instant,
-    /// When this process was made.
-    since: Instant,
+    /// When the service manager was last asked for more time.
+    last_extension: Instant,
+    created_at: Instant,
 }
 
-/// A server of this process can be restarted.
-static ACTIVE: AtomicBool = AtomicBool::new(false);
+/// Whether this process has an upgrader.
+static HAS_UPGRADER: AtomicBool = AtomicBool::new(false);
 
-/// The right to be that server.
-struct Active;
+/// The only upgrader of the process has this; its drop makes room for another upgrader.
+struct OnlyUpgrader;
 
-impl Drop for Active {
+impl Drop for OnlyUpgrader {
     fn drop(&mut self) {
-        ACTIVE.store(false, SeqCst);
+        HAS_UPGRADER.store(false, SeqCst);
     }
 }
 
-/// The tokens of the links.
+/// The poller's tokens of the links.
 const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
-const SUPERVISOR: u64 = 2;
+const LIFELINE: u64 = 2;
 
-/// How many requests may wait for the upgrader; a thread that asks for more has to wait itself.
-const REQUESTS: usize = 1024;
+/// The most requests that wait for the upgrader. Senders of more wait themselves.
+const MAX_REQUESTS: usize = 1024;
 
-/// How often the service manager is told that something takes a while, and for how long that is said.
+/// How often the service manager is asked for more time, and for how much.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY: Duration = Duration::from_secs(20);
 
 impl Upgrader {
-    /// Makes the upgrader of a process, and the way to ask it for something.
+    /// Makes the upgrader of this process and its handle.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if the process has an upgrader, and errors of the system.
     pub(crate) fn new(
         restart: Restart,
         listeners: Vec<Weak<Listener>>,
         drain_timeout: Duration,
-    ) -> std::io::Result<(Self, UpgraderHandle)> {
-        if ACTIVE.swap(true, SeqCst) {
+    ) -> io::Result<(Self, UpgraderHandle)> {
+        if HAS_UPGRADER.swap(true, SeqCst) {
             let text = "another server of this process can be restarted already";
-            return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
-        let active = Active;
+        let only = OnlyUpgrader;
         let generation = restart.generation();
-        let (sender, requests) = crossbeam_channel::bounded(REQUESTS);
+        let (sender, requests) = crossbeam_channel::bounded(MAX_REQUESTS);
         let poller = Arc::new(Poller::new()?);
-        let (ends, ended) = crossbeam_channel::bounded(0);
-        let remote = UpgraderHandle {
+        let (end, ended) = crossbeam_channel::bounded(0);
+        let handle = UpgraderHandle {
             requests: sender,
             ended,
             poller: Arc::clone(&poller),
         };
-        let (mut predecessor, mut stderr) = (None, None);
-        if let Some(left) = restart.inherited.predecessor {
-            let mut link = Link::new(left.control);
+        let (mut predecessor, mut own_stderr) = (None, None);
+        if let Some(inherited) = restart.inherited.predecessor {
+            let mut link = Link::new(inherited.control);
             link.watch(&poller, PREDECESSOR)?;
             predecessor = Some(link);
-            stderr = left.stderr;
+            own_stderr = inherited.stderr;
         }
-        let mut supervisor = None;
-        if let Some(supervised) = restart.inherited.supervised {
-            leave_copies(generation, &listeners)?;
-            let mut link = Link::new(supervised.lifeline);
-            link.watch(&poller, SUPERVISOR)?;
-            supervisor = Some(link);
+        let mut lifeline = None;
+        if let Some(socket) = restart.inherited.lifeline {
+            leave_listeners(generation, &listeners)?;
+            let mut link = Link::new(socket);
+            link.watch(&poller, LIFELINE)?;
+            lifeline = Some(link);
         }
         let upgrader = Self {
-            _active: active,
-            _ends: ends,
+            _only: only,
+            _ended: end,
             program: restart.program?,
             requests,
             poller,
@@ -255,121 +281,125 @@ impl Upgrader {
             passed: restart.passed,
             ready_timeout: restart.ready_timeout,
             drain_timeout,
-            pid_path: restart.pid_file,
+            pid_file_path: restart.pid_file,
             pid_file: None,
             generation,
-            phase: Phase::Building,
+            stage: ServerStage::Building,
             predecessor,
-            supervisor,
-            stderr,
-            kept: restart.inherited.taken,
-            aborted: None,
+            lifeline,
+            own_stderr,
+            taken: restart.inherited.taken,
+            abort_reason: None,
             successor: None,
-            wanted: false,
+            restart_requested: false,
             waiters: Vec::new(),
-            extended: Instant::now(),
-            since: Instant::now(),
+            last_extension: Instant::now(),
+            created_at: Instant::now(),
         };
-        Ok((upgrader, remote))
+        Ok((upgrader, handle))
     }
 
-    /// The upgrader's life: until the server has ended.
+    /// The thread's loop, until the server has stopped.
     pub(crate) fn run(mut self, host: &dyn Host) {
         let mut events = Events::with_capacity(4);
         loop {
             while let Ok(request) = self.requests.try_recv() {
                 match request {
-                    Request::Open(reply) => self.ready(host, reply),
+                    Request::Ready(reply) => self.handle_ready(host, reply),
                     Request::Restart(waiter) => {
-                        self.wanted = true;
+                        self.restart_requested = true;
                         self.waiters.extend(waiter);
                     }
-                    Request::Stopping => self.stopping(),
-                    Request::End(report) => return self.end(host, report),
+                    Request::Stopping => self.begin_stop(),
+                    Request::Stopped(report) => return self.finish(host, report),
                 }
             }
-            self.hear_supervisor(host);
-            self.hear_predecessor(host);
-            self.hear_successor(host);
-            self.look_at_clock(host);
-            self.restart_if_wanted(host);
-            let timeout = self.next().left(Instant::now());
+            self.watch_lifeline(host);
+            self.receive_from_predecessor(host);
+            self.receive_from_successor(host);
+            self.check_deadlines(host);
+            self.begin_requested_restart(host);
+            let timeout = self.next_deadline().left(Instant::now());
             if let Err(error) = self.poller.wait(&mut events, 4, timeout) {
                 log::error!("the upgrader cannot wait: {error}");
             }
         }
     }
 
-    // ---- the end ----
+    // ---- the stop ----
 
-    fn stopping(&mut self) {
-        let is_main = matches!(self.phase, Phase::Serving);
-        if is_main {
-            notify::stopping(format_args!("generation {} is stopping", self.generation));
-            self.extended = Instant::now();
-        }
-        match &self.phase {
-            Phase::Asking(reply) => answer(reply, Ok(())),
-            // It is not to wait for this process.
-            Phase::Opened => {
-                self.tell_predecessor(&Message::Abort("the successor was stopped".to_owned()));
+    fn begin_stop(&mut self) {
+        match &self.stage {
+            ServerStage::Serving => {
+                let generation = self.generation;
+                notify::stopping(format_args!("generation {generation} is stopping"));
+                self.last_extension = Instant::now();
             }
-            _ => {}
+            ServerStage::Waiting(waiter) => reply(waiter, Ok(())),
+            // The predecessor is not to wait for this process.
+            ServerStage::Accepting => {
+                let reason = "the successor was stopped".to_owned();
+                self.tell_predecessor(&HandshakeMessage::Abort { reason });
+            }
+            ServerStage::Replaced => return,
+            ServerStage::Building | ServerStage::Stopping => {}
         }
-        if !matches!(self.phase, Phase::Left) {
-            self.phase = Phase::Stopping;
-        }
+        self.stage = ServerStage::Stopping;
     }
 
-    fn end(mut self, host: &dyn Host, report: String) {
-        self.stopping();
-        // It may have got further than is known here.
-        self.hear_successor(host);
-        self.look_at_clock(host);
+    fn finish(mut self, host: &dyn Host, report: String) {
+        self.begin_stop();
+        // The successor may have taken over since its last message was received.
+        self.receive_from_successor(host);
+        self.check_deadlines(host);
         if let Some(successor) = &self.successor {
-            if successor.step == SuccessorStage::Serving {
-                successor.link.send(&Message::Drained(report));
+            if successor.stage == SuccessorStage::Serving {
+                let message = HandshakeMessage::Drained { report };
+                successor.link.send(&message);
             }
         }
     }
 
     // ---- time ----
 
-    fn look_at_clock(&mut self, host: &dyn Host) {
+    fn check_deadlines(&mut self, host: &dyn Host) {
         let now = Instant::now();
-        self.watch_successor(host, now);
-        if self.takes_a_while() && now >= self.extended + EXTEND_EVERY {
-            self.extended = now;
+        self.check_successor_deadline(host, now);
+        if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
+            self.last_extension = now;
             notify::extend(EXTEND_BY);
         }
     }
 
-    /// Is something under way that the service manager should have patience with?
-    fn takes_a_while(&self) -> bool {
-        // A supervisor knows how long that may take.
-        let manager = self.predecessor.is_none() && self.supervisor.is_none();
-        let builds = manager && self.since.elapsed() < self.ready_timeout;
-        notify::is_wanted()
-            && match self.phase {
-                Phase::Building => builds,
-                Phase::Serving => self.successor.is_some(),
-                Phase::Stopping => true,
-                // Systemd hears the main process only.
-                Phase::Left => self.supervisor.is_some(),
-                Phase::Asking(_) | Phase::Opened => false,
+    /// Whether the service manager is to be asked for more time.
+    fn needs_more_time(&self) -> bool {
+        notify::has_manager()
+            && match self.stage {
+                // A predecessor or a supervisor has its own time-out for the start.
+                ServerStage::Building => {
+                    self.predecessor.is_none()
+                        && self.lifeline.is_none()
+                        && self.created_at.elapsed() < self.ready_timeout
+                }
+                ServerStage::Serving => self.successor.is_some(),
+                ServerStage::Stopping => true,
+                // systemd listens to the main process only, which is the successor now.
+                ServerStage::Replaced => self.lifeline.is_some(),
+                ServerStage::Waiting(_) | ServerStage::Accepting => false,
             }
     }
 
-    fn next(&self) -> Deadline {
+    fn next_deadline(&self) -> Deadline {
         let successor = self.successor.as_ref();
         let deadline = successor.map_or(Deadline::NEVER, |successor| successor.deadline);
-        let extend = self.takes_a_while().then(|| self.extended + EXTEND_EVERY);
+        let needs_more_time = self.needs_more_time();
+        let extend = needs_more_time.then(|| self.last_extension + EXTEND_EVERY);
         deadline.earlier(Deadline::at(extend))
     }
 
-    /// The generation, if there is a supervisor that wants to hear of it.
-    fn supervised_as(&self) -> Option<u64> {
-        self.supervisor.as_ref().map(|_| self.generation)
+    /// The generation of this process, for notifications, if a supervisor of ours reads them.
+    fn supervised_generation(&self) -> Option<u64> {
+        self.lifeline.as_ref().map(|_| self.generation)
     }
 
     fn status(&self) -> String {
@@ -377,29 +407,28 @@ impl Upgrader {
     }
 }
 
-/// Leaves the listeners with the supervisor, which holds them while nobody serves, and removes the files of Unix sockets in
-/// the end.
-fn leave_copies(generation: u64, listeners: &[Weak<Listener>]) -> std::io::Result<()> {
-    let (mut about, mut copies) = (Vec::new(), Vec::new());
+/// Leaves copies of the listeners with the supervisor, which holds them while no process serves. The
+/// supervisor also removes the files of Unix sockets in the end.
+fn leave_listeners(generation: u64, listeners: &[Weak<Listener>]) -> io::Result<()> {
+    let (mut records, mut copies) = (Vec::new(), Vec::new());
     for listener in listeners.iter().filter_map(Weak::upgrade) {
-        let copy = notify::Held {
+        records.push(ListenerRecord {
             name: fd_name(listener.name()),
             by_name: listener.by_name,
-            own_path: listener.own_path().is_some(),
-        };
-        about.push(copy);
+            owns_path: listener.own_path().is_some(),
+        });
         copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
-    notify::listeners(generation, &about, &copies)?;
+    notify::leave_listeners(generation, &records, &copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         listener.set_own_path(false);
     }
     Ok(())
 }
 
-fn answer<T>(to: &Sender<T>, with: T) {
-    // Whoever asked may not wait any more.
-    let _ = to.send(with);
+fn reply<T>(to: &Sender<T>, answer: T) {
+    // The thread that asked may have stopped waiting.
+    let _ = to.send(answer);
 }
 
 #[cfg(test)]
@@ -408,18 +437,18 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_an_upgrader_that_has_ended() {
-        let (requests, unread) = crossbeam_channel::bounded(REQUESTS);
-        let (ends, ended) = crossbeam_channel::bounded(0);
+        let (requests, unread) = crossbeam_channel::bounded(MAX_REQUESTS);
+        let (end, ended) = crossbeam_channel::bounded(0);
         let poller = Arc::new(Poller::new().unwrap());
-        let remote = UpgraderHandle {
+        let handle = UpgraderHandle {
             requests,
             ended,
             poller,
         };
-        // What nobody reads any more stays in the channel as long as there are senders.
-        drop(ends);
-        assert_eq!(remote.open(), Ok(()));
-        let error = remote.wait_restart().unwrap_err();
+        // Unread requests stay in the channel as long as there are senders.
+        drop(end);
+        assert_eq!(handle.announce_ready(), Ok(()));
+        let error = handle.wait_for_restart().unwrap_err();
         assert_eq!(error.kind(), RestartErrorKind::Stopping);
         assert_eq!(unread.len(), 2);
     }

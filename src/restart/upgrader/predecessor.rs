@@ -1,183 +1,176 @@
-//! Taking over: what the process does that is to replace its predecessor.
+//! The successor's part of the handshake: taking over from the predecessor.
 
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
 use crossbeam_channel::Sender;
 
-use super::{Host, Phase, Upgrader, answer};
+use super::{Host, ServerStage, Upgrader, reply};
 use crate::notify;
 use crate::restart::inherited::Predecessor;
-use crate::restart::link::{Incoming, Link, Message};
+use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::sys;
+use crate::wire::HandshakeMessage;
 
-/// Tells a predecessor that its successor runs.
-pub(in crate::restart) fn greet(predecessor: &Predecessor) {
+/// Tells the predecessor that this process runs.
+pub(in crate::restart) fn send_hello(predecessor: &Predecessor) {
     match predecessor.control.try_clone() {
-        Ok(control) => Link::new(control).send(&Message::Hello),
-        Err(error) => log::error!("cannot greet the predecessor: {error}"),
+        Ok(control) => Link::new(control).send(&HandshakeMessage::Hello),
+        Err(error) => log::error!("cannot send Hello to the predecessor: {error}"),
     }
 }
 
 impl Upgrader {
-    pub(super) fn ready(&mut self, host: &dyn Host, reply: Sender<Result<(), String>>) {
+    /// The server could serve.
+    pub(super) fn handle_ready(&mut self, host: &dyn Host, waiter: Sender<Result<(), String>>) {
         self.restore_stderr();
-        if let Some(why) = self.aborted.take() {
-            answer(&reply, Err(why));
-            return;
-        }
-        if matches!(self.phase, Phase::Stopping) {
-            // Somebody was faster. It never serves, and whoever runs it hears of the stop.
-            answer(&reply, Ok(()));
-            return;
-        }
-        match &self.predecessor {
-            Some(link) => {
-                link.send(&Message::Ready);
-                self.phase = Phase::Asking(reply);
-            }
-            None => {
-                let result = self.serve(host);
-                answer(&reply, result);
-            }
+        if let Some(reason) = self.abort_reason.take() {
+            reply(&waiter, Err(reason));
+        } else if matches!(self.stage, ServerStage::Stopping) {
+            // The server was stopped before it accepted; the caller learns of the stop elsewhere.
+            reply(&waiter, Ok(()));
+        } else if let Some(link) = &self.predecessor {
+            link.send(&HandshakeMessage::Ready);
+            self.stage = ServerStage::Waiting(waiter);
+        } else {
+            let result = self.start_serving(host);
+            reply(&waiter, result);
         }
     }
 
-    pub(super) fn restore_stderr(&mut self) {
-        if let Some(stderr) = self.stderr.take() {
+    fn restore_stderr(&mut self) {
+        if let Some(stderr) = self.own_stderr.take() {
             if let Err(error) = sys::descriptor::replace_stderr(&stderr.own) {
-                log::error!("cannot get standard error back: {error}");
+                log::error!("cannot restore standard error: {error}");
             }
         }
     }
 
-    /// Serves without a predecessor that would have to agree.
-    pub(super) fn serve(&mut self, host: &dyn Host) -> Result<(), String> {
-        if let Some(path) = &self.pid_path {
-            // The predecessor has just died, and the system may not have taken note of all of it.
-            let claimed = match self.generation {
+    /// Starts to serve without a predecessor.
+    fn start_serving(&mut self, host: &dyn Host) -> Result<(), String> {
+        if let Some(path) = &self.pid_file_path {
+            // A predecessor that has just died may still hold its lock.
+            let file = match self.generation {
                 1 => PidFile::claim(path),
                 _ => PidFile::replace(path),
             };
-            let claimed = claimed.map_err(|error| format!("cannot write the pid file: {error}"));
-            self.pid_file = Some(claimed?);
+            let file = file.map_err(|error| format!("cannot write the pid file: {error}"));
+            self.pid_file = Some(file?);
         }
-        host.open();
-        self.phase = Phase::Serving;
-        notify::ready(self.supervised_as(), self.status());
+        host.start_accepting();
+        self.stage = ServerStage::Serving;
+        notify::ready(self.supervised_generation(), self.status());
         Ok(())
     }
 
-    pub(super) fn hear_predecessor(&mut self, host: &dyn Host) {
+    pub(super) fn receive_from_predecessor(&mut self, host: &dyn Host) {
         while let Some(link) = &self.predecessor {
             match link.receive() {
                 Incoming::Nothing => return link.rearm(),
-                Incoming::Message(message) => self.obey_predecessor(host, message),
+                Incoming::Message(message) => self.handle_predecessor_message(host, message),
                 Incoming::End => {
                     self.predecessor = None;
-                    self.lose_predecessor(host);
+                    self.handle_predecessor_end(host);
                 }
             }
         }
     }
 
-    fn obey_predecessor(&mut self, host: &dyn Host, message: Message) {
-        let phase = std::mem::replace(&mut self.phase, Phase::Stopping);
-        self.phase = match (phase, message) {
-            (Phase::Asking(reply), Message::Cutover) => {
-                host.open();
-                self.tell_predecessor(&Message::Accepting {
+    fn handle_predecessor_message(&mut self, host: &dyn Host, message: HandshakeMessage) {
+        let stage = std::mem::replace(&mut self.stage, ServerStage::Stopping);
+        self.stage = match (stage, message) {
+            (ServerStage::Waiting(waiter), HandshakeMessage::Cutover) => {
+                host.start_accepting();
+                self.tell_predecessor(&HandshakeMessage::Accepting {
                     since: sys::clock::monotonic_nanos(),
-                    kept: self.kept.clone(),
+                    taken: self.taken.clone(),
                 });
-                answer(&reply, Ok(()));
-                Phase::Opened
+                reply(&waiter, Ok(()));
+                ServerStage::Accepting
             }
-            (Phase::Opened, Message::Commit(paths)) => {
-                self.take_over(&paths);
-                self.tell_predecessor(&Message::Ack);
-                Phase::Serving
+            (ServerStage::Accepting, HandshakeMessage::Commit { paths }) => {
+                let paths: Vec<PathBuf> = paths.iter().map(path_of).collect();
+                self.take_over_files(&paths);
+                self.tell_predecessor(&HandshakeMessage::Ack);
+                ServerStage::Serving
             }
-            (Phase::Asking(reply), Message::Abort(why)) => {
-                answer(&reply, Err(why));
-                Phase::Building
+            (ServerStage::Waiting(waiter), HandshakeMessage::Abort { reason }) => {
+                reply(&waiter, Err(reason));
+                ServerStage::Building
             }
-            (Phase::Building, Message::Abort(why)) => {
-                self.aborted = Some(why);
-                Phase::Building
+            (ServerStage::Building, HandshakeMessage::Abort { reason }) => {
+                self.abort_reason = Some(reason);
+                ServerStage::Building
             }
-            (Phase::Opened | Phase::Serving, Message::Abort(why)) => {
-                log::error!("the predecessor serves on: {why}");
+            (ServerStage::Accepting | ServerStage::Serving, HandshakeMessage::Abort { reason }) => {
+                log::error!("the predecessor goes on serving: {reason}");
                 for listener in self.listeners.iter().filter_map(Weak::upgrade) {
                     listener.set_own_path(false);
                 }
                 host.drain();
-                Phase::Stopping
+                ServerStage::Stopping
             }
-            (phase, Message::Drained(how)) => {
-                log::info!("generation {}: {how}", self.generation.saturating_sub(1));
-                phase
+            (stage, HandshakeMessage::Drained { report }) => {
+                let generation = self.generation.saturating_sub(1);
+                log::info!("generation {generation}: {report}");
+                stage
             }
-            (phase, other) => {
-                log::debug!("the predecessor says {other:?} at a strange time");
-                phase
+            (stage, unexpected) => {
+                log::debug!("ignoring {unexpected:?} from the predecessor: not expected now");
+                stage
             }
         };
     }
 
-    /// The predecessor has ended. If it had not handed over yet, this process is all that there is.
-    fn lose_predecessor(&mut self, host: &dyn Host) {
+    /// The predecessor has ended. If it had not handed over, this process serves in its place.
+    fn handle_predecessor_end(&mut self, host: &dyn Host) {
         self.restore_stderr();
-        match std::mem::replace(&mut self.phase, Phase::Stopping) {
-            Phase::Asking(reply) => {
+        match std::mem::replace(&mut self.stage, ServerStage::Stopping) {
+            ServerStage::Waiting(waiter) => {
                 log::warn!("the predecessor has died; serving in its place");
-                self.phase = Phase::Building;
-                let result = self.serve(host);
-                answer(&reply, result);
+                self.stage = ServerStage::Building;
+                let result = self.start_serving(host);
+                reply(&waiter, result);
             }
-            Phase::Opened => {
+            ServerStage::Accepting => {
                 log::warn!("the predecessor has died; serving in its place");
-                self.take_over(&[]);
-                self.phase = Phase::Serving;
-                notify::ready(self.supervised_as(), self.status());
+                self.take_over_files(&[]);
+                self.stage = ServerStage::Serving;
+                notify::ready(self.supervised_generation(), self.status());
             }
-            Phase::Serving => {
-                self.phase = Phase::Serving;
-                // It may have died before it has said so.
-                if let Some(generation) = self.supervised_as() {
+            ServerStage::Serving => {
+                self.stage = ServerStage::Serving;
+                // The predecessor may have died before it told the supervisor.
+                if let Some(generation) = self.supervised_generation() {
                     notify::ready(Some(generation), self.status());
                 }
             }
-            phase => self.phase = phase,
+            stage => self.stage = stage,
         }
     }
 
-    /// A process without its supervisor would be restarted by nobody, and stopped by nobody.
-    pub(super) fn hear_supervisor(&mut self, host: &dyn Host) {
-        while let Some(link) = &self.supervisor {
+    /// Drains when the supervisor has died: no other process would stop or restart this one.
+    pub(super) fn watch_lifeline(&mut self, host: &dyn Host) {
+        while let Some(link) = &self.lifeline {
             match link.receive() {
                 Incoming::Nothing => return link.rearm(),
                 Incoming::Message(_) => {}
                 Incoming::End => {
-                    self.supervisor = None;
-                    self.lose_supervisor(host);
+                    self.lifeline = None;
+                    if !matches!(self.stage, ServerStage::Replaced | ServerStage::Stopping) {
+                        log::error!("the supervisor has died: finishing open connections");
+                        host.drain();
+                    }
                 }
             }
         }
     }
 
-    fn lose_supervisor(&mut self, host: &dyn Host) {
-        if !matches!(self.phase, Phase::Left | Phase::Stopping) {
-            log::error!("the supervisor has died: finishing what is in progress, and ending");
-            host.drain();
-        }
-    }
-
-    /// What belongs to the serving process belongs to this one from now on.
-    pub(super) fn take_over(&mut self, paths: &[PathBuf]) {
-        self.own_paths(paths);
-        if let Some(path) = &self.pid_path {
+    /// Takes over the pid file and the files of Unix sockets, as the serving process.
+    pub(super) fn take_over_files(&mut self, socket_files: &[PathBuf]) {
+        self.own_socket_files(socket_files);
+        if let Some(path) = &self.pid_file_path {
             match PidFile::replace(path) {
                 Ok(file) => self.pid_file = Some(file),
                 Err(error) => log::error!("cannot write {}: {error}", path.display()),
@@ -186,8 +179,8 @@ impl Upgrader {
         log::info!("generation {} serves", self.generation);
     }
 
-    /// The files of these Unix sockets are to be removed in the end.
-    pub(super) fn own_paths(&self, paths: &[PathBuf]) {
+    /// Has this process remove the files of these Unix sockets in the end.
+    pub(super) fn own_socket_files(&self, paths: &[PathBuf]) {
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
             let path = listener.local_addr().as_path();
             if path.is_some_and(|path| is_among(path, paths)) {
@@ -196,7 +189,7 @@ impl Upgrader {
         }
     }
 
-    pub(super) fn tell_predecessor(&self, message: &Message) {
+    pub(super) fn tell_predecessor(&self, message: &HandshakeMessage) {
         if let Some(link) = &self.predecessor {
             link.send(message);
         }
@@ -204,5 +197,5 @@ impl Upgrader {
 }
 
 pub(super) fn is_among(path: &Path, paths: &[PathBuf]) -> bool {
-    paths.iter().any(|own| own == path)
+    paths.iter().any(|other| other == path)
 }

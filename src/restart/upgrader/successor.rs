@@ -1,146 +1,160 @@
-//! Handed over: what the process does that is to be replaced by its successor.
+//! The predecessor's part of the handshake: handing over to the successor.
+//!
+//! Each stage of the successor ([`SuccessorStage`]) has a deadline. What happens when it passes, or
+//! when the successor ends or the handshake is aborted:
+//!
+//! | stage | deadline | late, or aborted | ended |
+//! |---|---|---|---|
+//! | `Started`, `Greeted` | the ready time-out | killed; no restart | no restart |
+//! | `Ready` | the ready time-out | told to abort: `Aborted` | no restart |
+//! | `Accepting` | 10 s | told to abort: `Aborted` | no restart; this process accepts again |
+//! | `Aborted` | the drain time-out | killed | |
+//! | `Serving` | none | | a warning |
+//!
+//! A stop of this process aborts the restart up to the stage `Ready`.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use super::predecessor::is_among;
-use super::{Host, Phase, Replacement, SUCCESSOR, Upgrader, answer, stopping};
+use super::{Host, Replacement, SUCCESSOR, ServerStage, Upgrader, reply, stopping_error};
 use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::notify;
 use crate::restart::error::{RestartError, RestartErrorKind};
-use crate::restart::inherited::LIFELINE;
-use crate::restart::link::{Incoming, Link, Message};
-use crate::restart::program::{StderrTail, SuccessorInputs, end_of};
+use crate::restart::inherited::LIFELINE_NAME;
+use crate::restart::link::{Incoming, Link};
+use crate::restart::program::{StderrTail, SuccessorInputs, wait_or_kill};
 use crate::sys::{self, Process};
+use crate::wire::{HandshakeMessage, WirePath};
 
 /// A process that is to take over, or has.
 pub(super) struct Successor {
-    pub(super) process: Process,
+    process: Process,
     pub(super) link: Link,
     stderr_tail: StderrTail,
-    started: Instant,
-    /// When it is too late for the next step.
+    started_at: Instant,
+    /// When the successor is too late for the next stage.
     pub(super) deadline: Deadline,
-    pub(super) step: SuccessorStage,
-    /// There from the moment when this process has stopped accepting.
-    handing: Option<Handed>,
+    pub(super) stage: SuccessorStage,
+    /// What to undo if the successor does not take over; there in the stage `Accepting`.
+    handoff: Option<Handoff>,
 }
 
-/// What is to be undone if the successor does not take over in the end.
-pub(super) struct Handed {
-    /// The places of the descriptors that the successor has taken.
-    kept: Vec<u32>,
-    /// This process did accept before.
-    paused: bool,
-    /// The files that are the successor's now.
-    own_paths: Vec<PathBuf>,
+/// What this process gave up for the successor.
+struct Handoff {
+    /// The positions of the descriptors that the successor took.
+    taken: Vec<u32>,
+    /// This process accepted before.
+    was_accepting: bool,
+    /// The files of Unix sockets that the successor removes in the end.
+    socket_files: Vec<PathBuf>,
 }
 
-/// The last step of a successor.
+/// The last step of the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SuccessorStage {
     Started,
-    /// It runs, and speaks this protocol.
+    /// Hello received: the successor runs this protocol.
     Greeted,
-    /// It may accept by now.
+    /// Ready received, and Cutover sent: the successor may accept.
     Ready {
-        after: Duration,
+        ready_after: Duration,
     },
-    /// This process does not accept any more, see [`Handed`].
+    /// Accepting received, and Commit sent: this process does not accept any more.
     Accepting {
-        after: Duration,
-        gap: Duration,
+        ready_after: Duration,
+        accept_gap: Duration,
     },
-    /// It has taken over.
+    /// Ack received: the successor has taken over.
     Serving,
-    /// It accepted, was told to end, and finishes what it has accepted.
+    /// The successor accepted, was told to end, and drains.
     Aborted,
 }
 
-/// How long a successor that accepts may take until it has taken over.
+/// How long a successor that accepts may take to acknowledge the takeover.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a process may take to end that has closed its control socket.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Upgrader {
-    pub(super) fn restart_if_wanted(&mut self, host: &dyn Host) {
-        if !self.wanted {
+    pub(super) fn begin_requested_restart(&mut self, host: &dyn Host) {
+        if !self.restart_requested {
             return;
         }
-        match self.phase {
-            // As soon as this process serves alone.
-            Phase::Building | Phase::Asking(_) | Phase::Opened => {}
-            Phase::Serving => match &self.successor {
-                // The one that is under way is what is wanted.
-                Some(successor) if successor.step != SuccessorStage::Aborted => {
-                    self.wanted = false;
-                    // Who asks now may not take what was said before for an answer.
-                    notify::reloading(format_args!("starting generation {}", self.generation + 1));
+        match self.stage {
+            // The request waits until this process serves alone.
+            ServerStage::Building | ServerStage::Waiting(_) | ServerStage::Accepting => {}
+            ServerStage::Serving => match &self.successor {
+                // The restart in progress is the one that is requested.
+                Some(successor) if successor.stage != SuccessorStage::Aborted => {
+                    self.restart_requested = false;
+                    // A service manager that asked again waits for notifications from now on.
+                    self.notify_reloading();
                 }
                 Some(_) => {}
-                None => self.start(host),
+                None => self.start_successor(host),
             },
-            Phase::Left => {
+            ServerStage::Replaced => {
                 let why = "another process has taken over already";
-                self.refuse(&RestartError::new(RestartErrorKind::Replaced, why));
+                self.refuse_waiters(&RestartError::new(RestartErrorKind::Replaced, why));
             }
-            Phase::Stopping => self.refuse(&stopping()),
+            ServerStage::Stopping => self.refuse_waiters(&stopping_error()),
         }
     }
 
-    fn start(&mut self, host: &dyn Host) {
-        self.wanted = false;
-        let next = self.generation + 1;
-        log::info!(
-            "starting generation {next}: {}",
-            self.program.path().display()
-        );
-        notify::reloading(format_args!("starting generation {next}"));
-        self.extended = Instant::now();
-        match self.try_start(host) {
+    fn notify_reloading(&self) {
+        notify::reloading(format_args!("starting generation {}", self.generation + 1));
+    }
+
+    fn start_successor(&mut self, host: &dyn Host) {
+        self.restart_requested = false;
+        let (next, program) = (self.generation + 1, self.program.path().display());
+        log::info!("starting generation {next}: {program}");
+        self.notify_reloading();
+        self.last_extension = Instant::now();
+        match self.spawn_successor(host) {
             Ok(successor) => {
-                if self.supervisor.is_some() {
-                    notify::successor(successor.process.id());
+                if self.lifeline.is_some() {
+                    notify::announce_successor(successor.process.id());
                 }
                 self.successor = Some(successor);
             }
             Err(error) => {
-                let program = self.program.path().display();
                 let why = format!("cannot start {program}: {error}");
-                self.fail(&RestartError::new(RestartErrorKind::Start, why));
+                let failure = RestartError::new(RestartErrorKind::Start, why);
+                self.fail_restart(&failure.with_source(error));
             }
         }
     }
 
-    fn try_start(&self, host: &dyn Host) -> std::io::Result<Successor> {
-        let (ours, theirs) = sys::message::create_pair()?;
+    fn spawn_successor(&self, host: &dyn Host) -> io::Result<Successor> {
+        let (own_end, successor_end) = sys::message::create_pair()?;
         let (mut descriptors, mut by_name) = (Vec::new(), Vec::new());
-        for listener in self.listeners.iter().filter_map(Weak::upgrade) {
-            let name = listener.name().to_owned();
+        for (position, listener) in (0..).zip(self.listeners.iter().filter_map(Weak::upgrade)) {
             if listener.by_name {
-                by_name.push(descriptors.len());
+                by_name.push(position);
             }
-            descriptors.push((name, sys::descriptor::duplicate(&listener.socket)?));
+            let descriptor = sys::descriptor::duplicate(&listener.socket)?;
+            descriptors.push((listener.name().to_owned(), descriptor));
         }
-        if let Some(link) = &self.supervisor {
-            descriptors.push((
-                LIFELINE.to_owned(),
-                sys::descriptor::duplicate(link.socket())?,
-            ));
+        if let Some(link) = &self.lifeline {
+            let descriptor = sys::descriptor::duplicate(link.socket())?;
+            descriptors.push((LIFELINE_NAME.to_owned(), descriptor));
         }
         for (name, descriptor) in &self.passed {
             descriptors.push((name.clone(), descriptor.try_clone()?));
         }
-        let started = Instant::now();
-        let mut link = Link::new(ours);
+        let started_at = Instant::now();
+        let mut link = Link::new(own_end);
         link.watch(&self.poller, SUCCESSOR)?;
-        let (process, stderr_tail) = self.program.start(SuccessorInputs {
+        let (process, stderr_tail) = self.program.start_successor(SuccessorInputs {
             descriptors,
             by_name,
-            control: &theirs,
+            control: &successor_end,
             state: host.export(),
             generation: self.generation + 1,
         })?;
@@ -148,244 +162,268 @@ impl Upgrader {
             process,
             link,
             stderr_tail,
-            started,
-            deadline: Deadline::after(started, self.ready_timeout),
-            step: SuccessorStage::Started,
-            handing: None,
+            started_at,
+            deadline: Deadline::after(started_at, self.ready_timeout),
+            stage: SuccessorStage::Started,
+            handoff: None,
         })
     }
 
-    pub(super) fn hear_successor(&mut self, host: &dyn Host) {
+    pub(super) fn receive_from_successor(&mut self, host: &dyn Host) {
         while let Some(successor) = &mut self.successor {
             match successor.link.receive() {
                 Incoming::Nothing => return successor.link.rearm(),
-                Incoming::Message(message) => self.obey_successor(host, message),
-                Incoming::End => self.lose_successor(host),
+                Incoming::Message(message) => self.handle_successor_message(host, message),
+                Incoming::End => self.handle_successor_end(host),
             }
         }
     }
 
-    fn obey_successor(&mut self, host: &dyn Host, message: Message) {
+    fn handle_successor_message(&mut self, host: &dyn Host, message: HandshakeMessage) {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        match (successor.step, message) {
-            (SuccessorStage::Started, Message::Hello) => successor.step = SuccessorStage::Greeted,
-            (SuccessorStage::Greeted, Message::Ready) => {
-                let after = successor.started.elapsed();
-                successor.step = SuccessorStage::Ready { after };
-                successor.link.send(&Message::Cutover);
+        match (successor.stage, message) {
+            (SuccessorStage::Started, HandshakeMessage::Hello) => {
+                successor.stage = SuccessorStage::Greeted;
             }
-            // A stop is faster; see `watch_successor`.
-            (SuccessorStage::Ready { .. }, Message::Accepting { .. })
-                if matches!(self.phase, Phase::Stopping) => {}
-            (SuccessorStage::Ready { after }, Message::Accepting { since, kept }) => {
-                let paused = host.pause();
-                let gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
-                let own_paths = disown_paths(&self.listeners);
-                successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
-                successor.link.send(&Message::Commit(own_paths.clone()));
-                successor.handing = Some(Handed {
-                    kept,
-                    paused,
-                    own_paths,
-                });
-                successor.step = SuccessorStage::Accepting { after, gap };
+            (SuccessorStage::Greeted, HandshakeMessage::Ready) => {
+                let ready_after = successor.started_at.elapsed();
+                successor.stage = SuccessorStage::Ready { ready_after };
+                successor.link.send(&HandshakeMessage::Cutover);
+            }
+            // A stop comes first; see `check_successor_deadline`.
+            (SuccessorStage::Ready { .. }, HandshakeMessage::Accepting { .. })
+                if matches!(self.stage, ServerStage::Stopping) => {}
+            (
+                SuccessorStage::Ready { ready_after },
+                HandshakeMessage::Accepting { since, taken },
+            ) => {
+                self.hand_over(host, ready_after, since, taken);
             }
             (
                 SuccessorStage::Ready { .. } | SuccessorStage::Accepting { .. },
-                Message::Abort(why),
+                HandshakeMessage::Abort { reason },
             ) => {
-                self.give_up(host, RestartError::new(RestartErrorKind::Ended, why));
+                self.abandon_successor(host, RestartError::new(RestartErrorKind::Ended, reason));
             }
-            (SuccessorStage::Accepting { after, gap }, Message::Ack) => {
-                successor.step = SuccessorStage::Serving;
+            (
+                SuccessorStage::Accepting {
+                    ready_after,
+                    accept_gap,
+                },
+                HandshakeMessage::Ack,
+            ) => {
+                successor.stage = SuccessorStage::Serving;
                 successor.deadline = Deadline::NEVER;
                 successor.process.detach();
                 let replacement = Replacement {
-                    ready_after: after,
-                    accept_gap: gap,
+                    ready_after,
+                    accept_gap,
                     pid: successor.process.id(),
                     generation: self.generation,
                 };
-                self.leave(host, replacement);
+                self.finish_restart(host, replacement);
             }
-            (SuccessorStage::Serving, Message::Superseded) => {
-                self.tell_predecessor(&Message::Force)
+            (SuccessorStage::Serving, HandshakeMessage::Superseded) => {
+                self.tell_predecessor(&HandshakeMessage::Force);
             }
-            (SuccessorStage::Serving, Message::Force) => {
+            (SuccessorStage::Serving, HandshakeMessage::Force) => {
                 log::warn!("two later generations drain already: stopping now");
-                host.end();
+                host.stop_now();
             }
-            (step, other) => log::debug!("the successor says {other:?} when it is {step:?}"),
+            (stage, unexpected) => {
+                log::debug!("ignoring {unexpected:?} from the successor in the stage {stage:?}");
+            }
         }
+    }
+
+    /// The successor accepts since `since`, on the listeners at the positions `taken`: this process
+    /// stops accepting, and leaves the files of Unix sockets to the successor.
+    fn hand_over(&mut self, host: &dyn Host, ready_after: Duration, since: u64, taken: Vec<u32>) {
+        let Some(successor) = &mut self.successor else {
+            return;
+        };
+        let was_accepting = host.pause();
+        let accept_gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
+        let socket_files = disown_socket_files(&self.listeners);
+        let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
+        let paths = paths.collect();
+        successor.link.send(&HandshakeMessage::Commit { paths });
+        successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
+        successor.handoff = Some(Handoff {
+            taken,
+            was_accepting,
+            socket_files,
+        });
+        successor.stage = SuccessorStage::Accepting {
+            ready_after,
+            accept_gap,
+        };
     }
 
     /// The successor serves.
-    fn leave(&mut self, host: &dyn Host, replacement: Replacement) {
+    fn finish_restart(&mut self, host: &dyn Host, replacement: Replacement) {
         let (pid, next) = (replacement.pid, self.generation + 1);
         let millis = replacement.ready_after.as_millis();
         log::info!("generation {next}, process {pid}, serves; it was ready after {millis} ms");
-        if !matches!(self.phase, Phase::Stopping) {
-            self.phase = Phase::Left;
+        if !matches!(self.stage, ServerStage::Stopping) {
+            self.stage = ServerStage::Replaced;
         }
-        let handing = self.successor.as_mut().and_then(|s| s.handing.take());
-        if let Some(handing) = handing {
-            // Nobody else removes the files of listeners that the successor does not want.
-            let abandoned = self.listeners.iter().zip(0..);
-            let abandoned = abandoned.filter(|(_, place)| !handing.kept.contains(place));
-            for listener in abandoned.filter_map(|(listener, _)| listener.upgrade()) {
-                let path = listener.local_addr().as_path();
-                listener.set_own_path(path.is_some_and(|path| is_among(path, &handing.own_paths)));
+        let handoff = self.successor.as_mut().and_then(|s| s.handoff.take());
+        if let Some(handoff) = handoff {
+            // This process removes the files of listeners that the successor did not take.
+            for (position, listener) in (0..).zip(&self.listeners) {
+                let is_given_up = !handoff.taken.contains(&position);
+                if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
+                    let path = listener.local_addr().as_path();
+                    let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
+                    listener.set_own_path(was_own);
+                }
             }
-            host.leave(&handing.kept);
+            host.leave(&handoff.taken);
         }
-        self.tell_predecessor(&Message::Superseded);
-        let own = self.supervisor.as_ref().map(|_| next);
-        notify::replaced_by(pid, own, format_args!("generation {next} serves"));
+        self.tell_predecessor(&HandshakeMessage::Superseded);
+        let generation = self.lifeline.as_ref().map(|_| next);
+        notify::replaced_by(pid, generation, format_args!("generation {next} serves"));
         for waiter in self.waiters.drain(..) {
-            answer(&waiter, Ok(replacement));
+            reply(&waiter, Ok(replacement));
         }
     }
 
-    /// The successor's end of the control socket is closed.
-    fn lose_successor(&mut self, host: &dyn Host) {
+    /// The successor has closed its end of the control socket.
+    fn handle_successor_end(&mut self, host: &dyn Host) {
         let Some(mut successor) = self.successor.take() else {
             return;
         };
-        if successor.step == SuccessorStage::Serving {
-            log::warn!(
-                "the successor, process {}, has ended",
-                successor.process.id()
-            );
-            return;
-        }
-        self.take_back(host, successor.handing.take());
-        let status = end_of(&mut successor.process, END_TIMEOUT);
-        if successor.step == SuccessorStage::Aborted {
-            return;
-        }
-        let why = match successor.step {
+        let why = match successor.stage {
+            SuccessorStage::Serving => {
+                let pid = successor.process.id();
+                log::warn!("the successor, process {pid}, has ended");
+                return;
+            }
+            SuccessorStage::Aborted => {
+                wait_or_kill(&mut successor.process, END_TIMEOUT);
+                return;
+            }
             SuccessorStage::Started => "the successor ended before it had begun",
             SuccessorStage::Greeted => "the successor ended before it was ready",
             _ => "the successor ended before it had taken over",
         };
+        self.undo_handoff(host, successor.handoff.take());
+        let status = wait_or_kill(&mut successor.process, END_TIMEOUT);
         let stderr_tail = successor.stderr_tail.take();
-        // Whoever hears of it finds nothing left of it.
+        // No process of the failed restart is left when its outcome is known.
         drop(successor);
-        let error = RestartError::new(RestartErrorKind::Ended, why);
-        self.fail(&error.with(status, stderr_tail));
+        let failure = RestartError::new(RestartErrorKind::Ended, why);
+        self.fail_restart(&failure.with_exit(status, stderr_tail));
     }
 
-    /// Gives a successor up that is there still.
-    fn abort(&mut self, host: &dyn Host, kind: RestartErrorKind, why: String) {
+    /// Aborts the restart while the successor runs.
+    fn abort_restart(&mut self, host: &dyn Host, kind: RestartErrorKind, why: String) {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        successor.link.send(&Message::Abort(why.clone()));
-        let error = RestartError::new(kind, why);
-        match successor.step {
+        let reason = why.clone();
+        successor.link.send(&HandshakeMessage::Abort { reason });
+        let failure = RestartError::new(kind, why);
+        match successor.stage {
+            // Without connections, nothing is lost by its end.
             SuccessorStage::Started | SuccessorStage::Greeted => {
-                // It has no clients, so that nothing is lost by its end.
-                let status = end_of(&mut successor.process, Duration::ZERO);
+                let status = wait_or_kill(&mut successor.process, Duration::ZERO);
                 let stderr_tail = successor.stderr_tail.take();
                 self.successor = None;
-                self.fail(&error.with(status, stderr_tail));
+                self.fail_restart(&failure.with_exit(status, stderr_tail));
             }
-            _ => self.give_up(host, error),
+            _ => self.abandon_successor(host, failure),
         }
     }
 
-    /// Serves on beside a successor that may have clients, and ends by itself.
-    fn give_up(&mut self, host: &dyn Host, error: RestartError) {
+    /// Goes on serving beside a successor that may have connections, and ends by itself.
+    fn abandon_successor(&mut self, host: &dyn Host, failure: RestartError) {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        successor.step = SuccessorStage::Aborted;
+        successor.stage = SuccessorStage::Aborted;
         successor.deadline = Deadline::after(Instant::now(), self.drain_timeout);
-        let handing = successor.handing.take();
-        self.take_back(host, handing);
-        self.fail(&error);
+        let handoff = successor.handoff.take();
+        self.undo_handoff(host, handoff);
+        self.fail_restart(&failure);
     }
 
-    /// What was handed over is this process's again.
-    fn take_back(&mut self, host: &dyn Host, handing: Option<Handed>) {
-        let Some(handing) = handing else { return };
-        if handing.paused {
+    fn undo_handoff(&mut self, host: &dyn Host, handoff: Option<Handoff>) {
+        let Some(handoff) = handoff else { return };
+        if handoff.was_accepting {
             host.resume();
         }
-        match self.phase {
-            Phase::Serving => self.take_over(&handing.own_paths),
-            _ => self.own_paths(&handing.own_paths),
+        match self.stage {
+            ServerStage::Serving => self.take_over_files(&handoff.socket_files),
+            _ => self.own_socket_files(&handoff.socket_files),
         }
     }
 
-    /// There was no restart.
-    fn fail(&mut self, error: &RestartError) {
-        log::error!("no restart: {error}");
-        let own = self.supervised_as();
-        match self.phase {
-            Phase::Serving => {
-                let status = format!("{}; the last restart failed: {error}", self.status());
-                notify::failed(own, true, status, error);
+    fn fail_restart(&mut self, failure: &RestartError) {
+        log::error!("no restart: {failure}");
+        let generation = self.supervised_generation();
+        match self.stage {
+            ServerStage::Serving => {
+                let status = format!("{}; the last restart failed: {failure}", self.status());
+                notify::restart_failed(generation, true, status, failure);
             }
-            // Systemd does not wait for it then.
-            Phase::Stopping if own.is_some() => notify::failed(own, false, "stopping", error),
+            // systemd does not wait for the restart of a process that stops; our supervisor does.
+            ServerStage::Stopping if generation.is_some() => {
+                notify::restart_failed(generation, false, "stopping", failure);
+            }
             _ => {}
         }
-        self.refuse(error);
+        self.refuse_waiters(failure);
     }
 
-    pub(super) fn refuse(&mut self, error: &RestartError) {
-        self.wanted = false;
+    fn refuse_waiters(&mut self, failure: &RestartError) {
+        self.restart_requested = false;
         for waiter in self.waiters.drain(..) {
-            answer(&waiter, Err(error.clone()));
+            reply(&waiter, Err(failure.clone()));
         }
     }
 
-    /// Sees to it that a successor does not take longer than it may.
-    pub(super) fn watch_successor(&mut self, host: &dyn Host, now: Instant) {
-        let stops = matches!(self.phase, Phase::Stopping);
-        if let Some(successor) = &mut self.successor {
-            let is_late = successor.deadline.passed(now);
-            match successor.step {
-                SuccessorStage::Serving => {}
-                SuccessorStage::Aborted if is_late => {
-                    log::error!("ending the successor, which has not ended by itself");
-                    end_of(&mut successor.process, Duration::ZERO);
+    /// Aborts the restart if the successor is late or this process stops, and kills a successor
+    /// that does not end.
+    pub(super) fn check_successor_deadline(&mut self, host: &dyn Host, now: Instant) {
+        let stops = matches!(self.stage, ServerStage::Stopping);
+        let Some(successor) = &mut self.successor else {
+            return;
+        };
+        let is_late = successor.deadline.passed(now);
+        let (what, timeout) = match successor.stage {
+            SuccessorStage::Serving => return,
+            SuccessorStage::Aborted => {
+                if is_late {
+                    log::error!("killing the successor, which has not ended by itself");
+                    wait_or_kill(&mut successor.process, Duration::ZERO);
                     self.successor = None;
                 }
-                SuccessorStage::Started
-                | SuccessorStage::Greeted
-                | SuccessorStage::Ready { .. }
-                    if stops =>
-                {
-                    let why = "the server is being stopped".to_owned();
-                    self.abort(host, RestartErrorKind::Stopping, why);
-                }
-                SuccessorStage::Started if is_late => {
-                    let seconds = self.ready_timeout.as_secs_f32();
-                    let why = format!("the successor has not greeted within {seconds} s");
-                    self.abort(host, RestartErrorKind::TimedOut, why);
-                }
-                SuccessorStage::Accepting { .. } if is_late => {
-                    let seconds = ACK_TIMEOUT.as_secs();
-                    let why = format!("the successor has not taken over within {seconds} s");
-                    self.abort(host, RestartErrorKind::TimedOut, why);
-                }
-                SuccessorStage::Greeted | SuccessorStage::Ready { .. } if is_late => {
-                    let seconds = self.ready_timeout.as_secs_f32();
-                    let why = format!("the successor was not ready within {seconds} s");
-                    self.abort(host, RestartErrorKind::TimedOut, why);
-                }
-                _ => {}
+                return;
             }
+            SuccessorStage::Accepting { .. } => ("has not taken over", ACK_TIMEOUT),
+            _ if stops => {
+                let why = "the server is being stopped".to_owned();
+                return self.abort_restart(host, RestartErrorKind::Stopping, why);
+            }
+            SuccessorStage::Started => ("has not greeted", self.ready_timeout),
+            SuccessorStage::Greeted | SuccessorStage::Ready { .. } => {
+                ("was not ready", self.ready_timeout)
+            }
+        };
+        if is_late {
+            let seconds = timeout.as_secs_f32();
+            let why = format!("the successor {what} within {seconds} s");
+            self.abort_restart(host, RestartErrorKind::TimedOut, why);
         }
     }
 }
 
-/// The files of Unix sockets that this process would have removed in the end, and does not any more.
-fn disown_paths(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
+/// Stops this process from removing the files of Unix sockets that it owns. Returns the files.
+fn disown_socket_files(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
     let listeners = listeners.iter().filter_map(Weak::upgrade);
     let paths = listeners.filter_map(|listener| {
         let path = listener.own_path()?.to_owned();

@@ -1,0 +1,258 @@
+//! Notifications to the service manager, in systemd's protocol (sd_notify(3)): systemd itself, our
+//! supervisor, or any other that sets `NOTIFY_SOCKET`. Without a manager, nothing is sent.
+//!
+//! A notification is a datagram of lines `VARIABLE=value`. Our supervisor gets one more variable, a
+//! [`Notice`]. [`Notification`] is what a supervisor reads.
+
+mod notification;
+
+use std::env;
+use std::fmt::Display;
+use std::io::{self, Read};
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use crate::sys::{self, Descriptor};
+use crate::wire::{BindRequest, ListenerRecord, Notice, Record};
+
+pub(crate) use notification::{Notification, WatchdogMessage};
+
+/// Whether there is a service manager that reads notifications.
+pub(crate) fn has_manager() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some_and(|manager| !manager.is_empty())
+}
+
+// ---- the state of the service ----
+
+/// The process serves. `generation` is for our supervisor.
+pub(crate) fn ready(generation: Option<u64>, status: impl Display) {
+    let text = format!("READY=1\nSTATUS={}\n", one_line(status));
+    send_or_log(&text, of_generation(generation).as_ref());
+}
+
+/// A restart has begun. [`ready`], [`replaced_by`] or [`restart_failed`] follows.
+pub(crate) fn reloading(status: impl Display) {
+    let micros = sys::clock::monotonic_nanos() / 1000;
+    let text = format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}\n");
+    send_or_log(&text, None);
+}
+
+/// Another process serves from now on; `generation` is its generation, for our supervisor. Returns
+/// when the manager has read this, so that this process may end.
+pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Display) {
+    let text = format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n");
+    send_or_log(&text, of_generation(generation).as_ref());
+    if has_manager() {
+        if let Err(error) = wait_until_read() {
+            log::warn!("cannot tell whether the service manager knows of process {pid}: {error}");
+        }
+    }
+}
+
+/// The process was not replaced. It goes on serving, or stops. `generation` is for our supervisor.
+pub(crate) fn restart_failed(
+    generation: Option<u64>,
+    serves: bool,
+    status: impl Display,
+    why: impl Display,
+) {
+    let ready = if serves { "READY=1\n" } else { "" };
+    let text = format!("{ready}STATUS={}\n", one_line(status));
+    let mut notice = of_generation(generation);
+    if let Some(notice) = &mut notice {
+        notice.failed = Some(one_line(why));
+    }
+    send_or_log(&text, notice.as_ref());
+}
+
+/// The process ends.
+pub(crate) fn stopping(status: impl Display) {
+    send_or_log(&format!("STOPPING=1\nSTATUS={status}\n"), None);
+}
+
+/// What the process does now, for people.
+pub(crate) fn status(status: impl Display) {
+    send_or_log(&format!("STATUS={}\n", one_line(status)), None);
+}
+
+/// Asks for more time for the start, the restart or the stop in progress.
+pub(crate) fn extend(by: Duration) {
+    let text = format!("EXTEND_TIMEOUT_USEC={}\n", by.as_micros());
+    send_or_log(&text, None);
+}
+
+// ---- the watchdog ----
+
+/// The process makes progress.
+pub(crate) fn watchdog_alive() {
+    send_or_log("WATCHDOG=1\n", None);
+}
+
+/// The process makes no progress, and is to be ended.
+pub(crate) fn watchdog_trigger() {
+    send_or_log("WATCHDOG=trigger\n", None);
+}
+
+/// How long the manager waits for [`watchdog_alive`] before it ends the process
+/// (sd_watchdog_enabled(3)). `None` if the manager has no watchdog for this process.
+pub(crate) fn watchdog_limit() -> Option<Duration> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
+    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0);
+    micros
+        .filter(|_| is_ours && has_manager())
+        .map(Duration::from_micros)
+}
+
+// ---- the manager's file descriptor store ----
+
+/// Whether the manager stores descriptors for the next process of the service
+/// (FileDescriptorStoreMax= in systemd.service(5)).
+pub(crate) fn has_store() -> bool {
+    let most = env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
+    has_manager() && most.is_some_and(|most: u64| most > 0)
+}
+
+/// Stores a listener with the manager.
+pub(crate) fn store(name: impl Display, descriptor: &Descriptor) {
+    let text = format!("FDSTORE=1\nFDNAME={name}\n");
+    if let Err(error) = send(&text, None, &[descriptor]) {
+        log::warn!("cannot store the listener {name} with the service manager: {error}");
+    }
+}
+
+/// Has the manager close all that was stored under a name.
+pub(crate) fn forget(name: impl Display) {
+    send_or_log(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
+}
+
+// ---- for our supervisor only ----
+
+/// The most listeners in a datagram, whose length is limited, as is the number of its descriptors.
+const LISTENERS_AT_ONCE: usize = 60;
+
+/// Leaves copies of the listeners of this process, which is of this generation.
+pub(crate) fn leave_listeners(
+    generation: u64,
+    listeners: &[ListenerRecord],
+    descriptors: &[Descriptor],
+) -> io::Result<()> {
+    let pieces = listeners.chunks(LISTENERS_AT_ONCE);
+    for (listeners, descriptors) in pieces.zip(descriptors.chunks(LISTENERS_AT_ONCE)) {
+        let notice = Notice {
+            generation: Some(generation),
+            listeners: listeners.to_vec(),
+            ..Notice::default()
+        };
+        let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
+        send("", Some(&notice), &descriptors)?;
+    }
+    Ok(())
+}
+
+/// Asks for a listener. The supervisor sends the answer over `answer_socket`.
+pub(crate) fn request_bind(
+    generation: u64,
+    request: BindRequest,
+    answer_socket: &Descriptor,
+) -> io::Result<()> {
+    let notice = Notice {
+        generation: Some(generation),
+        bind: Some(request),
+        ..Notice::default()
+    };
+    send("", Some(&notice), &[answer_socket])
+}
+
+/// A process was started that is to take over from this one.
+pub(crate) fn announce_successor(pid: u32) {
+    let notice = Notice {
+        successor: Some(pid),
+        ..Notice::default()
+    };
+    send_or_log("", Some(&notice));
+}
+
+fn of_generation(generation: Option<u64>) -> Option<Notice> {
+    generation.map(|generation| Notice {
+        generation: Some(generation),
+        ..Notice::default()
+    })
+}
+
+// ---- sending ----
+
+fn send_or_log(text: &str, notice: Option<&Notice>) {
+    if let Err(error) = send(text, notice, &[]) {
+        log::warn!("cannot notify the service manager of {text:?}, {notice:?}: {error}");
+    }
+}
+
+fn send(text: &str, notice: Option<&Notice>, descriptors: &[&Descriptor]) -> io::Result<()> {
+    let manager = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    if manager.is_empty() {
+        return Ok(());
+    }
+    match notice {
+        None => sys::notification::send(&manager, text, descriptors),
+        Some(notice) => {
+            let (name, record) = (Notice::VARIABLE, notice.encode()?);
+            sys::notification::send(&manager, &format!("{text}{name}={record}\n"), descriptors)
+        }
+    }
+}
+
+/// How long the manager may take to read the notifications.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits until the manager has read all notifications: it then closes its copy of a pipe's end
+/// (sd_notify_barrier(3)).
+fn wait_until_read() -> io::Result<()> {
+    let (reader, writer) = sys::descriptor::create_pipe()?;
+    send("BARRIER=1", None, &[&writer])?;
+    drop(writer);
+    let (done, read) = crossbeam_channel::bounded(1);
+    thread::Builder::new()
+        .name("handover-notify".to_owned())
+        .spawn(move || {
+            let end = std::fs::File::from(reader).read(&mut [0]);
+            // After the time-out, no thread waits for this.
+            let _ = done.send(end);
+        })?;
+    match read.recv_timeout(READ_TIMEOUT) {
+        Ok(end) => end.map(drop),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// The longest status, in bytes. systemd drops datagrams over 4096 bytes.
+const MAX_STATUS: usize = 1024;
+
+/// A text as one line of bounded length, for a status: control characters become spaces.
+pub(crate) fn one_line(text: impl Display) -> String {
+    let text = text.to_string();
+    let mut line = String::new();
+    for char in text.chars() {
+        if line.len() + char.len_utf8() > MAX_STATUS {
+            break;
+        }
+        line.push(if char.is_control() { ' ' } else { char });
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_one_line_of_bounded_length() {
+        assert_eq!(one_line("a\nb\r\0c"), "a b  c");
+        let long = one_line("ä".repeat(5000));
+        assert_eq!(
+            (long.len(), long.chars().count()),
+            (MAX_STATUS, MAX_STATUS / 2)
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! The environment variables that say what a process is started as, written and read.
+//!
+//! `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` are systemd's (sd_listen_fds(3)), and `HANDOVER`
+//! is a [`Launch`] record. Both name the process that they are for: a child of that process
+//! inherits the variables, but not the descriptors.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::process;
+
+use crate::sys::PidVariable;
+use crate::wire::{Launch, LaunchError, fd_name};
+
+const LISTEN_PID: &str = "LISTEN_PID";
+const LISTEN_FDS: &str = "LISTEN_FDS";
+const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
+
+/// The names of all these variables.
+pub(super) const LAUNCH_VARIABLES: [&str; 4] =
+    [LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, Launch::VARIABLE];
+
+/// More descriptors than any starter passes.
+const MAX_PASSED: i32 = 4096;
+
+/// The variables for a process that gets descriptors with these names, from
+/// [`FIRST_PASSED`](crate::sys::FIRST_PASSED) on. The second part contains its process id.
+pub(crate) fn passing_variables(names: &[String]) -> ([OsString; 2], PidVariable) {
+    let list: Vec<String> = names.iter().map(|name| fd_name(name)).collect();
+    let fds = format!("{LISTEN_FDS}={}", list.len()).into();
+    let names = format!("{LISTEN_FDNAMES}={}", list.join(":")).into();
+    let pid = PidVariable::new(format!("{LISTEN_PID}="), "");
+    ([fds, names], pid)
+}
+
+/// The variable for a process that is started as this.
+pub(crate) fn launch_variable(launch: &Launch) -> io::Result<PidVariable> {
+    let (before, behind) = launch.encode_around_pid()?;
+    let before = format!("{}={before}", Launch::VARIABLE);
+    Ok(PidVariable::new(before, behind))
+}
+
+/// What this process was started as, if a supervisor or a predecessor started it.
+///
+/// # Errors
+///
+/// [`LaunchError`] if this process cannot understand what its starter wrote.
+pub(crate) fn own_launch() -> Result<Option<Launch>, LaunchError> {
+    let record = env::var(Launch::VARIABLE).unwrap_or_default();
+    Launch::read(&record, process::id())
+}
+
+/// The names of the descriptors that were passed to this process.
+pub(super) fn passed_names() -> Vec<String> {
+    let variable = |name| env::var(name).unwrap_or_default();
+    names_for_process(
+        &variable(LISTEN_PID),
+        &variable(LISTEN_FDS),
+        &variable(LISTEN_FDNAMES),
+    )
+}
+
+fn names_for_process(pid: &str, count: &str, names: &str) -> Vec<String> {
+    if pid.parse() != Ok(process::id()) {
+        return Vec::new();
+    }
+    let Ok(count @ 0..=MAX_PASSED) = count.parse() else {
+        log::error!("{LISTEN_FDS} makes no sense: {count:?}");
+        return Vec::new();
+    };
+    let mut given = names.split(':').filter(|_| !names.is_empty());
+    let names = (0..count).map(|_| given.next().unwrap_or("unknown").to_owned());
+    names.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_for_another_process_have_no_names() {
+        let own = process::id().to_string();
+        for pid in ["", "1", "x", "-1"] {
+            assert!(names_for_process(pid, "1", "a").is_empty(), "{pid}");
+        }
+        for count in ["", "-1", "x", "100000"] {
+            assert!(names_for_process(&own, count, "").is_empty(), "{count}");
+        }
+        assert_eq!(names_for_process(&own, "2", "a"), ["a", "unknown"]);
+        assert_eq!(names_for_process(&own, "2", "a:b:c"), ["a", "b"]);
+        assert_eq!(names_for_process(&own, "1", ""), ["unknown"]);
+    }
+}

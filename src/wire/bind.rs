@@ -1,0 +1,126 @@
+//! The request of a serving process for a listener, and the supervisor's answer.
+
+use std::io;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Record, WirePath, shortened};
+
+/// A listener that the supervisor is to bind, or has already. Part of a [`Notice`](super::Notice).
+///
+/// Only options that are set before `bind(2)` and `listen(2)` are here; the process that accepts
+/// sets the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct BindRequest {
+    pub(crate) addr: BindAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    pub(crate) backlog: u32,
+    /// The length of the queue (TCP_FASTOPEN).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fast_open: Option<u32>,
+    /// The mode of a Unix socket's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) unix_mode: Option<u32>,
+    pub(crate) defer_accept: bool,
+    pub(crate) reuse_port: bool,
+    pub(crate) only_v6: bool,
+}
+
+/// An address to bind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum BindAddr {
+    Tcp(#[cfg_attr(test, arbitrary(with = super::tests::any_socket_addr))] SocketAddr),
+    /// An absolute path: the supervisor may work in another directory.
+    Unix(WirePath),
+}
+
+/// The answer to a [`BindRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum BindAnswer {
+    /// The listener goes with the answer.
+    Given,
+    /// There is no listener.
+    Refused {
+        kind: BindFailure,
+        /// The system's number of the error.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        errno: Option<i32>,
+        #[serde(serialize_with = "shortened::<128, _>")]
+        text: String,
+    },
+}
+
+/// What the process that asked has to tell apart: it tries again if the address is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum BindFailure {
+    InUse,
+    Other,
+}
+
+impl Record for BindAnswer {
+    /// The receiver's buffer has this size.
+    const LIMIT: usize = 1024;
+    const KINDS: &'static [&'static str] = &["given", "refused"];
+}
+
+impl From<&io::Error> for BindAnswer {
+    fn from(error: &io::Error) -> Self {
+        Self::Refused {
+            kind: match error.kind() {
+                io::ErrorKind::AddrInUse => BindFailure::InUse,
+                _ => BindFailure::Other,
+            },
+            errno: error.raw_os_error(),
+            text: error.to_string(),
+        }
+    }
+}
+
+impl BindAnswer {
+    /// The error of a refusal.
+    pub(crate) fn into_result(self) -> io::Result<()> {
+        match self {
+            Self::Given => Ok(()),
+            Self::Refused {
+                errno: Some(number),
+                ..
+            } => Err(io::Error::from_raw_os_error(number)),
+            Self::Refused {
+                kind: BindFailure::InUse,
+                text,
+                ..
+            } => Err(io::Error::new(io::ErrorKind::AddrInUse, text)),
+            Self::Refused { text, .. } => Err(io::Error::other(text)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_survive() {
+        for error in [
+            io::Error::new(io::ErrorKind::AddrInUse, "another server listens there"),
+            io::Error::from_raw_os_error(13),
+            io::Error::other("no"),
+            io::Error::other(""),
+        ] {
+            let back = BindAnswer::from(&error).into_result().unwrap_err();
+            assert_eq!(
+                (back.kind(), back.to_string()),
+                (error.kind(), error.to_string())
+            );
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The conversation on the supervisor's control socket: a line with a request, a line with the
+//! answer, and the end of the connection.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Record, WireError};
+
+/// A request: a line of plain text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ControlRequest {
+    /// `status`: answered with a [`Status`].
+    Status,
+    /// `restart`, or `restart wait` for an answer when the restart is over.
+    Restart { waits: bool },
+    /// `stop`.
+    Stop,
+    /// `upgrade`, or `upgrade wait` for an answer when the upgrade is over.
+    Upgrade { waits: bool },
+}
+
+impl FromStr for ControlRequest {
+    type Err = WireError;
+
+    /// Reads a line. White space at its end is ignored.
+    fn from_str(line: &str) -> Result<Self, WireError> {
+        Ok(match line.trim_end() {
+            "status" => Self::Status,
+            "restart" => Self::Restart { waits: false },
+            "restart wait" => Self::Restart { waits: true },
+            "stop" => Self::Stop,
+            "upgrade" => Self::Upgrade { waits: false },
+            "upgrade wait" => Self::Upgrade { waits: true },
+            other => return Err(WireError::UnknownKind(other.to_owned())),
+        })
+    }
+}
+
+/// How a request went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct Answer {
+    /// The request succeeded, or has begun if the client does not wait for the outcome.
+    pub(crate) ok: bool,
+    /// Why the request failed; there if `ok` is false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// How long a restart took; there if the client waited for the outcome.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
+    pub(crate) took_seconds: Option<f64>,
+}
+
+impl Answer {
+    pub(crate) fn success() -> Self {
+        Self {
+            ok: true,
+            error: None,
+            took_seconds: None,
+        }
+    }
+
+    pub(crate) fn failure(why: impl Into<String>) -> Self {
+        Self {
+            ok: false,
+            error: Some(why.into()),
+            took_seconds: None,
+        }
+    }
+}
+
+impl Record for Answer {
+    const LIMIT: usize = Status::LIMIT;
+}
+
+/// The supervisor and its processes, as the answer to `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct Status {
+    /// Always true: there is an answer.
+    pub(crate) ok: bool,
+    /// Of the supervisor.
+    pub(crate) pid: u32,
+    /// The version of this crate in the supervisor.
+    pub(crate) version: String,
+    /// The path of the program that serves.
+    pub(crate) program: String,
+    pub(crate) state: ServiceState,
+    /// Since the supervisor was started; an upgrade does not count as a start.
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) uptime_seconds: f64,
+    /// One for each place for a serving process.
+    pub(crate) processes: Vec<SlotStatus>,
+    /// The ids of processes that were replaced, and finish what they have.
+    pub(crate) draining: Vec<u32>,
+    /// The listeners that the supervisor holds.
+    pub(crate) listeners: Vec<ListenerStatus>,
+    /// The last restart that was asked for; null if there was none.
+    pub(crate) last_restart: Option<Answer>,
+}
+
+impl Record for Status {
+    /// The command `handover` reads no longer answer.
+    const LIMIT: usize = 1024 * 1024;
+}
+
+/// The state of the service; the first that is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum ServiceState {
+    /// The supervisor was told to stop.
+    Stopping,
+    /// A restart that was asked for is in progress.
+    Restarting,
+    /// All processes serve.
+    Serving,
+    /// Some processes serve.
+    Degraded,
+    /// No process serves, and at least one starts.
+    Starting,
+    /// There is no process. The supervisor may be waiting to start one.
+    Down,
+}
+
+/// A place for a serving process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct SlotStatus {
+    pub(crate) state: SlotState,
+    /// How many times a process was started because the one before had ended.
+    pub(crate) restarts: u64,
+    /// The process; absent, with its other fields, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u64>,
+    /// Since the process was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
+    pub(crate) uptime_seconds: Option<f64>,
+    /// The last status that the process gave (STATUS= in sd_notify(3)); may be empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<String>,
+    /// The time until a process is started; absent if there is one, or none is to be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
+    pub(crate) starts_in_seconds: Option<f64>,
+    /// How the last process ended that was not asked to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) last_end: Option<String>,
+}
+
+/// The state of a place for a serving process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum SlotState {
+    /// The process was sent SIGABRT: it was late, or made no progress.
+    Aborting,
+    /// The process serves, and another one starts that is to replace it.
+    Restarting,
+    Serving,
+    /// The process is not ready yet.
+    Starting,
+    /// There is no process, and one is to be started.
+    Waiting,
+    /// There is no process, and none is to be started.
+    Down,
+}
+
+/// A listener that the supervisor holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct ListenerStatus {
+    pub(crate) name: String,
+    /// As [`Addr`](crate::Addr) is written.
+    pub(crate) address: String,
+}
+
+/// A duration in seconds, rounded to milliseconds.
+pub(crate) fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_requests_are_exact() {
+        let restart = ControlRequest::Restart { waits: true };
+        assert_eq!(
+            "restart wait\r\n".parse::<ControlRequest>().unwrap(),
+            restart
+        );
+        for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
+            assert!(line.parse::<ControlRequest>().is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_rounded_to_milliseconds() {
+        let duration = std::time::Duration::from_nanos(1_234_567_890);
+        assert_eq!(serde_json::to_string(&seconds(duration)).unwrap(), "1.235");
+    }
+}

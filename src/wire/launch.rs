@@ -1,0 +1,165 @@
+//! The launch record: what a process that we start is to be, and what its descriptors are.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Header, Record, VERSION, WireError};
+
+/// What a process is started as. `by_name` lists the listeners that are known by their names, not
+/// by their addresses: positions in `LISTEN_FDS`. Other numbers are descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum Launch {
+    /// The successor of the process that started it.
+    Successor {
+        generation: u64,
+        /// The socket for [`HandshakeMessage`](super::HandshakeMessage)s.
+        control: i32,
+        /// The predecessor's standard error. The successor's own is a pipe until it is ready.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        stderr: Option<i32>,
+        /// The reading end of that pipe, so that writing is no error when the predecessor dies.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pipe: Option<i32>,
+        /// A file with what the predecessor's service exported.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        state: Option<i32>,
+        by_name: Vec<u32>,
+    },
+    /// A serving process of the supervisor that started it.
+    Serve {
+        generation: u64,
+        /// A socket that ends when the supervisor does.
+        lifeline: i32,
+        by_name: Vec<u32>,
+    },
+    /// A process that reads a supervisor's snapshot, reports, and ends.
+    Rehearse {
+        /// A file with a [`Snapshot`](super::Snapshot).
+        snapshot: i32,
+        /// An empty file, for an [`Answer`](super::Answer).
+        report: i32,
+    },
+    /// The supervisor itself, replaced in place by this program.
+    Resume { snapshot: i32 },
+}
+
+impl Record for Launch {
+    const LIMIT: usize = 64 * 1024;
+    const KINDS: &'static [&'static str] = &["successor", "serve", "rehearse", "resume"];
+}
+
+impl Launch {
+    /// The name of the environment variable.
+    pub(crate) const VARIABLE: &'static str = "HANDOVER";
+
+    /// The encoding with a last field `pid`, the process that the record is for: what stands
+    /// before and behind the id, which only the new process knows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record::encode`].
+    pub(crate) fn encode_around_pid(&self) -> Result<(String, &'static str), WireError> {
+        let mut text = self.encode()?;
+        text.pop();
+        Ok((text + ",\"pid\":", "}"))
+    }
+
+    /// Reads the variable of the process `pid`. `None` if the variable is no record for this
+    /// process: a record that its parent was started with, or anything else.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError`] if the record is for this process, and cannot be understood.
+    pub(crate) fn read(text: &str, pid: u32) -> Result<Option<Self>, LaunchError> {
+        let header = Header::decode(text.as_bytes());
+        let Some(header) = header.ok().filter(|header| header.pid == Some(pid)) else {
+            return Ok(None);
+        };
+        let by_predecessor = header.kind.as_deref() == Some("successor");
+        let launch = Self::decode(text.as_bytes()).map(Some);
+        launch.map_err(|cause| LaunchError {
+            by_predecessor,
+            cause,
+        })
+    }
+}
+
+/// Why a process does not know what it was started as.
+#[derive(Debug)]
+pub(crate) struct LaunchError {
+    /// The predecessor started the process; else a supervisor did.
+    pub(crate) by_predecessor: bool,
+    cause: WireError,
+}
+
+impl fmt::Display for LaunchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let starter = match self.by_predecessor {
+            true => "predecessor",
+            false => "supervisor",
+        };
+        match &self.cause {
+            WireError::Version(found) => write!(
+                f,
+                "the {starter} speaks version {found} of the protocol, this process {VERSION}"
+            ),
+            cause => write!(
+                f,
+                "cannot read {} of the {starter}: {cause}",
+                Launch::VARIABLE
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LaunchError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_record_is_for_one_process() {
+        let record =
+            r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[1],"pid":77 }"#;
+        let launch = Launch::read(record, 77).unwrap();
+        assert!(matches!(launch, Some(Launch::Serve { generation: 3, .. })));
+        for nothing in ["", "1", "{}", "1,2,3,4,-,1", r#"{"pid":77}"#, &record[..70]] {
+            assert!(matches!(Launch::read(nothing, 77), Ok(None)), "{nothing}");
+        }
+        assert!(matches!(Launch::read(record, 78), Ok(None)));
+    }
+
+    #[test]
+    fn a_launch_record_that_is_not_understood_says_who_wrote_it() {
+        for (record, text) in [
+            (
+                r#"{"v":2,"type":"successor","pid":77}"#,
+                "the predecessor speaks version 2 of the protocol, this process 1",
+            ),
+            (
+                r#"{"v":2,"type":"serve","pid":77}"#,
+                "the supervisor speaks version 2 of the protocol, this process 1",
+            ),
+            (
+                r#"{"v":1,"type":"successor","generation":2,"pid":77}"#,
+                "cannot read HANDOVER of the predecessor: the record makes no sense: missing field",
+            ),
+            (
+                r#"{"v":1,"type":"else","pid":77}"#,
+                "cannot read HANDOVER of the supervisor: the record is of the unknown kind \"else\"",
+            ),
+        ] {
+            let error = Launch::read(record, 77).unwrap_err().to_string();
+            assert!(error.starts_with(text), "{error}");
+            assert!(matches!(Launch::read(record, 78), Ok(None)));
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What crosses a process boundary: typed records in one format.
+//!
+//! A record is one JSON object (RFC 8259) on one line, in UTF-8, so that strace shows what two
+//! processes told each other.
+//!
+//! - The first field, `v`, is the version of the format: [`VERSION`]. A record of another version
+//!   is an error that names the version.
+//! - Where records of several kinds use one channel, the second field, `type`, names the kind. An
+//!   unknown kind is an error of its own, so that the receiver can ignore the record.
+//! - Unknown fields are ignored, and a field without a value is left out: a later release may add
+//!   fields. A field that goes, or changes its meaning, takes a new version. `v`, `type` and `pid`
+//!   keep their meaning in every version.
+//! - Each record type states its longest encoding, which holds for writing and for reading.
+//! - A path is a string, or an array of its bytes if it is not UTF-8 ([`WirePath`]).
+//! - Fields whose names end in `_ms` or `_seconds` are durations. Descriptors are numbers.
+//!
+//! | record | channel | encoding at most |
+//! |---|---|---|
+//! | [`Launch`] | environment variable `HANDOVER` of a process that we start | 64 KiB |
+//! | [`HandshakeMessage`] | socket pair between a process and its successor | 64 KiB |
+//! | [`Notice`] | variable `X_HANDOVER` in an sd_notify(3) datagram to our supervisor | 24 KiB |
+//! | [`BindAnswer`] | socket that came with the bind request in a `Notice` | 1 KiB |
+//! | [`Snapshot`] | file that the supervisor leaves to the program that replaces it | 16 MiB |
+//! | [`Status`], [`Answer`] | control socket, one line | 1 MiB |
+//! | [`Answer`] | file that a rehearsal of the supervisor's upgrade writes | 1 MiB |
+//!
+//! systemd's own variables (sd_notify(3), sd_listen_fds(3)) are systemd's format. The requests on
+//! the control socket are plain text ([`ControlRequest`]). The name under which systemd stores a
+//! listener for us is no JSON, as systemd limits the characters: see
+//! [`ListenerRecord::to_stored_name`].
+//!
+//! # Examples
+//!
+//! Records that are too long for a line here are wrapped and indented.
+//!
+//! [`Launch`], with spaces that fill the room for the process id:
+//!
+//! ```text
+//! {"v":1,"type":"successor","generation":2,"control":4,"stderr":5,"pipe":6,"state":7,
+//!   "by_name":[0],"pid":4711      }
+//! {"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[],"pid":4711      }
+//! {"v":1,"type":"rehearse","snapshot":3,"report":4,"pid":4711      }
+//! {"v":1,"type":"resume","snapshot":9,"pid":4711      }
+//! ```
+//!
+//! [`HandshakeMessage`]:
+//!
+//! ```text
+//! {"v":1,"type":"hello"}
+//! {"v":1,"type":"ready"}
+//! {"v":1,"type":"cutover"}
+//! {"v":1,"type":"accepting","since":81204471893,"taken":[0,2]}
+//! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]]}
+//! {"v":1,"type":"ack"}
+//! {"v":1,"type":"abort","reason":"the server is being stopped"}
+//! {"v":1,"type":"superseded"}
+//! {"v":1,"type":"force"}
+//! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
+//! ```
+//!
+//! [`Notice`], with one or more of its fields:
+//!
+//! ```text
+//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","by_name":false,"owns_path":false}]}
+//! {"v":1,"generation":2,"bind":{"addr":{"tcp":"127.0.0.1:80"},"backlog":1024,
+//!   "defer_accept":false,"reuse_port":false,"only_v6":false}}
+//! {"v":1,"successor":4712}
+//! {"v":1,"generation":2,"failed":"the successor ended before it was ready"}
+//! ```
+//!
+//! [`BindAnswer`]; the listener goes with the first one:
+//!
+//! ```text
+//! {"v":1,"type":"given"}
+//! {"v":1,"type":"refused","kind":"other","errno":13,"text":"Permission denied (os error 13)"}
+//! ```
+//!
+//! [`Snapshot`]:
+//!
+//! ```text
+//! {"v":1,"age_ms":81204,"announced":true,"opened":true,"notify":7,"lifeline":[8,9],"control":10,
+//!   "exit_code":0,"waiters":[11],"listeners":[{"descriptor":12,"pinned":true,
+//!   "listener":{"name":"web","by_name":true,"owns_path":false}}],"slots":[{"generation":2,
+//!   "restarts":0,"deaths":0,"before_ready":0}],"processes":[{"slot":0,"pid":4711,"generation":2,
+//!   "age_ms":4000,"ready_ms":3900,"heard_ms":100,"is_own":false,"watchdog_ms":60000,
+//!   "restarts_itself":true,"stopping":false,"aborted":false,"listeners":[0],
+//!   "status":"generation 2 serves"}]}
+//! ```
+//!
+//! [`Status`] and [`Answer`]:
+//!
+//! ```text
+//! {"v":1,"ok":true,"pid":4700,"version":"0.1.0","program":"/srv/app","state":"serving",
+//!   "uptime_seconds":81.204,"processes":[{"state":"serving","restarts":0,"pid":4711,
+//!   "generation":2,"uptime_seconds":4.0,"status":"generation 2 serves"}],"draining":[],
+//!   "listeners":[{"name":"web","address":"127.0.0.1:80"}],"last_restart":{"ok":true,
+//!   "took_seconds":0.125}}
+//! {"v":1,"ok":true}
+//! {"v":1,"ok":false,"error":"the supervisor is being stopped","took_seconds":0.0}
+//! ```
+
+mod bind;
+mod control;
+mod handshake;
+mod launch;
+mod notice;
+mod path;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, Serializer};
+
+pub(crate) use bind::{BindAddr, BindAnswer, BindRequest};
+pub(crate) use control::{
+    Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
+};
+pub(crate) use handshake::HandshakeMessage;
+pub(crate) use launch::{Launch, LaunchError};
+pub(crate) use notice::{ListenerRecord, Notice, fd_name};
+pub(crate) use path::WirePath;
+pub(crate) use snapshot::{ProcessRecord, SlotRecord, Snapshot, SnapshotListener};
+
+/// The version of the format that this process writes, and the only one that it reads.
+pub(crate) const VERSION: u32 = 1;
+
+/// A type that is encoded as the head of this module says.
+pub(crate) trait Record: Serialize + DeserializeOwned {
+    /// The length of the longest encoding, in bytes.
+    const LIMIT: usize;
+
+    /// All values of `type`. Empty if the record has no such field.
+    const KINDS: &'static [&'static str] = &[];
+
+    /// The record as one line of JSON, without the end of the line.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::TooLong`] if the encoding is longer than [`LIMIT`](Self::LIMIT).
+    fn encode(&self) -> Result<String, WireError> {
+        let (v, record) = (VERSION, self);
+        let text = serde_json::to_string(&Envelope { v, record }).map_err(WireError::Malformed)?;
+        match text.len() <= Self::LIMIT {
+            true => Ok(text),
+            false => Err(WireError::TooLong(Self::LIMIT)),
+        }
+    }
+
+    /// Reads what [`encode`](Self::encode) has written, here or in a process of another release.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError`] says why the bytes are no record of this type.
+    fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > Self::LIMIT {
+            return Err(WireError::TooLong(Self::LIMIT));
+        }
+        let header = Header::decode(bytes)?;
+        if header.v != VERSION {
+            return Err(WireError::Version(header.v));
+        }
+        match header.kind.unwrap_or_default() {
+            kind if Self::KINDS.is_empty() || Self::KINDS.contains(&&*kind) => {
+                serde_json::from_slice(bytes).map_err(WireError::Malformed)
+            }
+            kind => Err(WireError::UnknownKind(kind)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a, R> {
+    v: u32,
+    #[serde(flatten)]
+    record: &'a R,
+}
+
+/// The fields that mean the same in every version.
+#[derive(Deserialize)]
+struct Header {
+    v: u32,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    pid: Option<u32>,
+}
+
+impl Header {
+    fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        serde_json::from_slice(bytes).map_err(WireError::Malformed)
+    }
+}
+
+/// Why a value has no encoding, or bytes are no record.
+#[derive(Debug)]
+pub(crate) enum WireError {
+    /// The encoding is longer than this many bytes.
+    TooLong(usize),
+    /// The record is of this version of the format.
+    Version(u32),
+    /// `type` has this value, which is unknown here; the empty text stands for no `type` at all.
+    UnknownKind(String),
+    /// The bytes are not JSON, or a field is missing or has a value that makes no sense.
+    Malformed(serde_json::Error),
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(limit) => write!(f, "the record is longer than {limit} bytes"),
+            Self::Version(found) => write!(
+                f,
+                "the record is of version {found}, this process reads version {VERSION}"
+            ),
+            Self::UnknownKind(kind) => write!(f, "the record is of the unknown kind {kind:?}"),
+            Self::Malformed(error) => write!(f, "the record makes no sense: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for WireError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Malformed(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<WireError> for io::Error {
+    fn from(error: WireError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Writes at most `LIMIT` bytes of a text, so that no text makes its record too long.
+fn shortened<const LIMIT: usize, S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+    let ends = (0..=LIMIT.min(text.len())).rev();
+    let end = ends.into_iter().find(|end| text.is_char_boundary(*end));
+    to.serialize_str(&text[..end.unwrap_or_default()])
+}
