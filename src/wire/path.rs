@@ -1,15 +1,21 @@
 //! Paths in records. A path need not be UTF-8, and JSON has no bytes.
 
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The bytes of a path that is not empty and contains no NUL. A string in JSON, or an array of the
 /// bytes if they are not UTF-8.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "TextOrBytes")]
 pub(crate) struct WirePath(Vec<u8>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrBytes {
+    Text(String),
+    Bytes(Vec<u8>),
+}
 
 impl WirePath {
     /// `None` if no file can have this path.
@@ -37,32 +43,15 @@ impl Serialize for WirePath {
     }
 }
 
-impl<'de> Deserialize<'de> for WirePath {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let bytes = from.deserialize_any(PathVisitor)?;
-        Self::from_bytes(bytes).ok_or_else(|| D::Error::custom("no file can have this path"))
-    }
-}
+impl TryFrom<TextOrBytes> for WirePath {
+    type Error = &'static str;
 
-struct PathVisitor;
-
-impl<'de> Visitor<'de> for PathVisitor {
-    type Value = Vec<u8>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a path, as a string or an array of bytes")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Vec<u8>, E> {
-        Ok(text.as_bytes().to_vec())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut bytes: A) -> Result<Vec<u8>, A::Error> {
-        let mut path = Vec::new();
-        while let Some(byte) = bytes.next_element()? {
-            path.push(byte);
-        }
-        Ok(path)
+    fn try_from(path: TextOrBytes) -> Result<Self, Self::Error> {
+        let bytes = match path {
+            TextOrBytes::Text(text) => text.into_bytes(),
+            TextOrBytes::Bytes(bytes) => bytes,
+        };
+        Self::from_bytes(bytes).ok_or("no file can have this path")
     }
 }
 
