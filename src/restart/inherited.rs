@@ -121,12 +121,12 @@ impl Inherited {
             }
             Ok(Some(Launch::Rehearse { .. } | Launch::Resume { .. }) | None) => None,
             Err(error) if error.by_predecessor => {
-                self.broken = Some(error.to_string());
+                self.broken = Some(error.text);
                 None
             }
             // The supervisor notices, as it is never told that this process is ready.
             Err(error) => {
-                log::error!("{error}");
+                log::error!("{}", error.text);
                 None
             }
         }

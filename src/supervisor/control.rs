@@ -101,10 +101,10 @@ impl ControlSocket {
         self.accept();
         let (mut requests, mut refused) = (Vec::new(), Vec::new());
         for client in self.clients.iter_mut().filter(|client| !client.ended) {
-            match client.read_request().map(|line| line.parse()) {
+            match client.read_request().as_deref().map(ControlRequest::parse) {
                 None => {}
-                Some(Ok(request)) => requests.push((client.id, request)),
-                Some(Err(_)) => refused.push(client.id),
+                Some(Some(request)) => requests.push((client.id, request)),
+                Some(None) => refused.push(client.id),
             }
         }
         for id in refused {

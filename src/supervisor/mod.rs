@@ -296,7 +296,7 @@ impl Supervisor {
             // The restart fails, for this reason.
             Err(error) if error.by_predecessor => {}
             launch => {
-                let launch = launch.map_err(io::Error::other)?;
+                let launch = launch.map_err(|error| io::Error::other(error.text))?;
                 let code = self.be_supervisor(Program::of_this_process()?, launch)?;
                 process::exit(code);
             }
@@ -318,7 +318,7 @@ impl Supervisor {
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         self.0.foreign = true;
-        let launch = own_launch().map_err(io::Error::other)?;
+        let launch = own_launch().map_err(|error| io::Error::other(error.text))?;
         self.be_supervisor(program, launch)
     }
 

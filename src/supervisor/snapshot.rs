@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Settings;
 use super::backoff::Backoff;
 use super::control::ControlSocket;
-use super::listeners::{HeldListeners, ListenerId};
+use super::listeners::HeldListeners;
 use super::run::Run;
 use super::slot::{Slot, SupervisedProcess};
 use crate::clock::{Deadline, in_millis};
@@ -48,10 +48,10 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
     };
     let mut snapshot = Snapshot {
         age_ms: age_of(run.started_at),
-        announced: run.sent_ready,
-        opened: run.first_was_ready,
+        sent_ready: run.sent_ready,
+        first_was_ready: run.first_was_ready,
         exit_code: run.exit_code,
-        notify: keep(run.notify_socket.socket())?,
+        notify_socket: keep(run.notify_socket.socket())?,
         lifeline: [keep(&run.lifeline.0)?, keep(&run.lifeline.1)?],
         ..Snapshot::default()
     };
@@ -59,7 +59,7 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
         snapshot.control = Some(keep(&control.listener.socket)?);
         for id in &run.upgrade_waiters {
             if let Some(socket) = control.socket_of(*id) {
-                snapshot.waiters.push(keep(socket)?);
+                snapshot.upgrade_waiters.push(keep(socket)?);
             }
         }
     }
@@ -70,47 +70,41 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
             listener: held.about.clone(),
         });
     }
-    let ids: Vec<ListenerId> = run.listeners.iter().map(|held| held.id).collect();
     for (index, slot) in run.slots.iter().enumerate() {
         snapshot.slots.push(SlotRecord {
             generation: slot.generation,
             restarts: slot.restarts,
             deaths: slot.backoff.deaths,
-            before_ready: slot.backoff.deaths_before_ready,
-            due_ms: time_to(slot.start_at),
+            deaths_before_ready: slot.backoff.deaths_before_ready,
+            start_in_ms: time_to(slot.start_at),
             last_end: slot.last_end.as_ref().map(notify::one_line),
         });
         let main = slot.main.iter();
-        let main = main.map(|main| record_process(main, Some(index), &ids));
+        let main = main.map(|main| record_process(main, Some(index)));
         snapshot.processes.extend(main);
     }
     let others = run.draining.iter().chain(&run.unannounced);
-    let others = others.map(|process| record_process(process, None, &ids));
+    let others = others.map(|process| record_process(process, None));
     snapshot.processes.extend(others);
     Ok(snapshot)
 }
 
-fn record_process(
-    process: &SupervisedProcess,
-    slot: Option<usize>,
-    ids: &[ListenerId],
-) -> ProcessRecord {
-    let position = |id| ids.iter().position(|known| known == id);
+fn record_process(process: &SupervisedProcess, slot: Option<usize>) -> ProcessRecord {
     ProcessRecord {
         slot,
         pid: process.pid,
         generation: process.generation,
         age_ms: age_of(process.started_at),
         ready_ms: process.ready_since.map(age_of),
-        heard_ms: process.last_watchdog.map(age_of),
-        is_own: process.started_here,
+        last_watchdog_ms: process.last_watchdog.map(age_of),
+        started_here: process.started_here,
         watchdog_ms: process.watchdog.map(in_millis),
         replaced_in: process.replaced_in,
         restarts_itself: process.restarts_itself,
         stopping: process.stopping,
         deadline_ms: time_to(process.deadline),
         aborted: process.aborted,
-        listeners: process.listeners.iter().flat_map(position).collect(),
+        listeners: process.listeners.clone(),
         status: process.status.clone(),
     }
 }
@@ -124,14 +118,15 @@ pub(super) fn restore_snapshot(
     program: Program,
     signals: SignalFd,
 ) -> io::Result<Run> {
-    let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify)?)?;
+    let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify_socket)?)?;
     let [own_end, process_end] = snapshot.lifeline;
     let lifeline = (adopt_socket(own_end)?, adopt_socket(process_end)?);
-    let (mut control, upgrade_waiters) = restore_control(snapshot.control, &snapshot.waiters)?;
-    let (mut listeners, mut ids) = (HeldListeners::default(), Vec::new());
+    let (mut control, upgrade_waiters) =
+        restore_control(snapshot.control, &snapshot.upgrade_waiters)?;
+    let mut listeners = HeldListeners::default();
     for held in snapshot.listeners {
         let descriptor = sys::descriptor::adopt(held.descriptor)?;
-        ids.push(listeners.add_descriptor(held.listener, descriptor, held.pinned)?);
+        listeners.add_descriptor(held.listener, descriptor, held.pinned)?;
     }
     // From here on, a setting that cannot be met must not end a service that works.
     listeners.bind_missing(&settings.listen, settings.foreign);
@@ -148,11 +143,11 @@ pub(super) fn restore_snapshot(
     )?;
     run.pid_file = pid_file;
     run.started_at = time_before(snapshot.age_ms);
-    run.sent_ready = snapshot.announced;
-    run.first_was_ready = snapshot.opened;
+    run.sent_ready = snapshot.sent_ready;
+    run.first_was_ready = snapshot.first_was_ready;
     run.exit_code = snapshot.exit_code;
     run.upgrade_waiters = upgrade_waiters;
-    restore_slots(&mut run, snapshot.slots, snapshot.processes, &ids);
+    restore_slots(&mut run, snapshot.slots, snapshot.processes);
     Ok(run)
 }
 
@@ -179,15 +174,10 @@ fn restore_control(
 }
 
 /// Restores as many slots as there are to be by the settings, and stops the processes of others.
-fn restore_slots(
-    run: &mut Run,
-    slots: Vec<SlotRecord>,
-    processes: Vec<ProcessRecord>,
-    ids: &[ListenerId],
-) {
+fn restore_slots(run: &mut Run, slots: Vec<SlotRecord>, processes: Vec<ProcessRecord>) {
     run.slots = slots.into_iter().map(restore_slot).collect();
     for record in processes {
-        let (slot, process) = (record.slot, restore_process(record, ids));
+        let (slot, process) = (record.slot, restore_process(record));
         match slot.and_then(|slot| run.slots.get_mut(slot)) {
             Some(slot) => slot.main = Some(process),
             None => run.draining.push(process),
@@ -215,27 +205,26 @@ fn restore_slot(record: SlotRecord) -> Slot {
         restarts: record.restarts,
         backoff: Backoff {
             deaths: record.deaths,
-            deaths_before_ready: record.before_ready,
+            deaths_before_ready: record.deaths_before_ready,
         },
         last_end: record.last_end,
-        ..Slot::new(deadline_in(record.due_ms))
+        ..Slot::new(deadline_in(record.start_in_ms))
     }
 }
 
-fn restore_process(record: ProcessRecord, ids: &[ListenerId]) -> SupervisedProcess {
-    let listeners = record.listeners.iter();
+fn restore_process(record: ProcessRecord) -> SupervisedProcess {
     SupervisedProcess {
         started_at: time_before(record.age_ms),
         ready_since: record.ready_ms.map(time_before),
-        last_watchdog: record.heard_ms.map(time_before),
+        last_watchdog: record.last_watchdog_ms.map(time_before),
         watchdog: record.watchdog_ms.map(Duration::from_millis),
         replaced_in: record.replaced_in,
-        started_here: record.is_own && sys::supervision::is_child(record.pid),
+        started_here: record.started_here && sys::supervision::is_child(record.pid),
         restarts_itself: record.restarts_itself,
         stopping: record.stopping,
         aborted: record.aborted,
         status: record.status,
-        listeners: listeners.flat_map(|at| ids.get(*at).copied()).collect(),
+        listeners: record.listeners,
         ..SupervisedProcess::new(
             record.pid,
             record.generation,

@@ -15,14 +15,11 @@ use super::{Record, WirePath, shortened};
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct BindRequest {
     pub(crate) addr: BindAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     pub(crate) backlog: u32,
     /// The length of the queue (TCP_FASTOPEN).
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) fast_open: Option<u32>,
     /// The mode of a Unix socket's file.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) unix_mode: Option<u32>,
     pub(crate) defer_accept: bool,
     pub(crate) reuse_port: bool,
@@ -48,37 +45,24 @@ pub(crate) enum BindAnswer {
     Given,
     /// There is no listener.
     Refused {
-        kind: BindFailure,
+        /// The address is in use, so that the process that asked may try again.
+        in_use: bool,
         /// The system's number of the error.
-        #[serde(skip_serializing_if = "Option::is_none")]
         errno: Option<i32>,
         #[serde(serialize_with = "shortened::<128, _>")]
         text: String,
     },
 }
 
-/// What the process that asked has to tell apart: it tries again if the address is in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[cfg_attr(test, derive(arbitrary::Arbitrary))]
-pub(crate) enum BindFailure {
-    InUse,
-    Other,
-}
-
 impl Record for BindAnswer {
     /// The receiver's buffer has this size.
     const LIMIT: usize = 1024;
-    const KINDS: &'static [&'static str] = &["given", "refused"];
 }
 
 impl From<&io::Error> for BindAnswer {
     fn from(error: &io::Error) -> Self {
         Self::Refused {
-            kind: match error.kind() {
-                io::ErrorKind::AddrInUse => BindFailure::InUse,
-                _ => BindFailure::Other,
-            },
+            in_use: error.kind() == io::ErrorKind::AddrInUse,
             errno: error.raw_os_error(),
             text: error.to_string(),
         }
@@ -94,12 +78,13 @@ impl BindAnswer {
                 errno: Some(number),
                 ..
             } => Err(io::Error::from_raw_os_error(number)),
-            Self::Refused {
-                kind: BindFailure::InUse,
-                text,
-                ..
-            } => Err(io::Error::new(io::ErrorKind::AddrInUse, text)),
-            Self::Refused { text, .. } => Err(io::Error::other(text)),
+            Self::Refused { in_use, text, .. } => {
+                let kind = match in_use {
+                    true => io::ErrorKind::AddrInUse,
+                    false => io::ErrorKind::Other,
+                };
+                Err(io::Error::new(kind, text))
+            }
         }
     }
 }

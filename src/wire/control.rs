@@ -1,12 +1,11 @@
 //! The conversation on the supervisor's control socket: a line with a request, a line with the
 //! answer, and the end of the connection.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Record, WireError};
+use super::Record;
 
 /// A request: a line of plain text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,19 +20,17 @@ pub(crate) enum ControlRequest {
     Upgrade { waits: bool },
 }
 
-impl FromStr for ControlRequest {
-    type Err = WireError;
-
-    /// Reads a line. White space at its end is ignored.
-    fn from_str(line: &str) -> Result<Self, WireError> {
-        Ok(match line.trim_end() {
+impl ControlRequest {
+    /// Reads a line. White space at its end is ignored. `None`: there is no such request.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        Some(match line.trim_end() {
             "status" => Self::Status,
             "restart" => Self::Restart { waits: false },
             "restart wait" => Self::Restart { waits: true },
             "stop" => Self::Stop,
             "upgrade" => Self::Upgrade { waits: false },
             "upgrade wait" => Self::Upgrade { waits: true },
-            other => return Err(WireError::UnknownKind(other.to_owned())),
+            _ => return None,
         })
     }
 }
@@ -54,20 +51,20 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn success() -> Self {
+    pub(crate) fn new(error: Option<String>, took: Option<Duration>) -> Self {
         Self {
-            ok: true,
-            error: None,
-            took_seconds: None,
+            ok: error.is_none(),
+            error,
+            took_seconds: took.map(seconds),
         }
     }
 
+    pub(crate) fn success() -> Self {
+        Self::new(None, None)
+    }
+
     pub(crate) fn failure(why: impl Into<String>) -> Self {
-        Self {
-            ok: false,
-            error: Some(why.into()),
-            took_seconds: None,
-        }
+        Self::new(Some(why.into()), None)
     }
 }
 
@@ -192,12 +189,9 @@ mod tests {
     #[test]
     fn control_requests_are_exact() {
         let restart = ControlRequest::Restart { waits: true };
-        assert_eq!(
-            "restart wait\r\n".parse::<ControlRequest>().unwrap(),
-            restart
-        );
+        assert_eq!(ControlRequest::parse("restart wait\r\n"), Some(restart));
         for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
-            assert!(line.parse::<ControlRequest>().is_err(), "{line:?}");
+            assert_eq!(ControlRequest::parse(line), None, "{line:?}");
         }
     }
 

@@ -47,16 +47,4 @@ pub(crate) enum HandshakeMessage {
 
 impl Record for HandshakeMessage {
     const LIMIT: usize = 64 * 1024;
-    const KINDS: &'static [&'static str] = &[
-        "hello",
-        "ready",
-        "cutover",
-        "accepting",
-        "commit",
-        "ack",
-        "abort",
-        "superseded",
-        "force",
-        "drained",
-    ];
 }

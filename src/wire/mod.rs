@@ -5,11 +5,11 @@
 //!
 //! - The first field, `v`, is the version of the format: [`VERSION`]. A record of another version
 //!   is an error that names the version.
-//! - Where records of several kinds use one channel, the second field, `type`, names the kind. An
-//!   unknown kind is an error of its own, so that the receiver can ignore the record.
-//! - Unknown fields are ignored, and a field without a value is left out: a later release may add
-//!   fields. A field that goes, or changes its meaning, takes a new version. `v`, `type` and `pid`
-//!   keep their meaning in every version.
+//! - Where records of several kinds use one channel, the second field, `type`, names the kind. A
+//!   record of an unknown kind is an error.
+//! - Unknown fields are ignored, and a field without a value is null, or left out: a later release
+//!   may add fields. A field that goes, or changes its meaning, takes a new version. `v`, `type`
+//!   and `pid` keep their meaning in every version.
 //! - Each record type states its longest encoding, which holds for writing and for reading.
 //! - A path is a string, or an array of its bytes if it is not UTF-8 ([`WirePath`]).
 //! - Fields whose names end in `_ms` or `_seconds` are durations. Descriptors are numbers.
@@ -61,29 +61,34 @@
 //! [`Notice`], with one or more of its fields:
 //!
 //! ```text
-//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","by_name":false,"owns_path":false}]}
-//! {"v":1,"generation":2,"bind":{"addr":{"tcp":"127.0.0.1:80"},"backlog":1024,
-//!   "defer_accept":false,"reuse_port":false,"only_v6":false}}
-//! {"v":1,"successor":4712}
-//! {"v":1,"generation":2,"failed":"the successor ended before it was ready"}
+//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","by_name":false,"owns_path":false}],
+//!   "bind":null,"successor":null,"failed":null}
+//! {"v":1,"generation":2,"listeners":[],"bind":{"addr":{"tcp":"127.0.0.1:80"},"name":null,
+//!   "backlog":1024,"fast_open":null,"unix_mode":null,"defer_accept":false,"reuse_port":false,
+//!   "only_v6":false},"successor":null,"failed":null}
+//! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
+//! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
+//!   "failed":"the successor ended before it was ready"}
 //! ```
 //!
 //! [`BindAnswer`]; the listener goes with the first one:
 //!
 //! ```text
 //! {"v":1,"type":"given"}
-//! {"v":1,"type":"refused","kind":"other","errno":13,"text":"Permission denied (os error 13)"}
+//! {"v":1,"type":"refused","in_use":false,"errno":13,"text":"Permission denied (os error 13)"}
 //! ```
 //!
 //! [`Snapshot`]:
 //!
 //! ```text
-//! {"v":1,"age_ms":81204,"announced":true,"opened":true,"notify":7,"lifeline":[8,9],"control":10,
-//!   "exit_code":0,"waiters":[11],"listeners":[{"descriptor":12,"pinned":true,
-//!   "listener":{"name":"web","by_name":true,"owns_path":false}}],"slots":[{"generation":2,
-//!   "restarts":0,"deaths":0,"before_ready":0}],"processes":[{"slot":0,"pid":4711,"generation":2,
-//!   "age_ms":4000,"ready_ms":3900,"heard_ms":100,"is_own":false,"watchdog_ms":60000,
-//!   "restarts_itself":true,"stopping":false,"aborted":false,"listeners":[0],
+//! {"v":1,"age_ms":81204,"sent_ready":true,"first_was_ready":true,"notify_socket":7,
+//!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_waiters":[11],
+//!   "listeners":[{"descriptor":12,"pinned":true,"listener":{"name":"web","by_name":true,
+//!   "owns_path":false}}],"slots":[{"generation":2,"restarts":0,"deaths":0,
+//!   "deaths_before_ready":0,"start_in_ms":null,"last_end":null}],"processes":[{"slot":0,
+//!   "pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,"last_watchdog_ms":100,
+//!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"restarts_itself":true,
+//!   "stopping":false,"deadline_ms":null,"aborted":false,"listeners":[[8,48151]],
 //!   "status":"generation 2 serves"}]}
 //! ```
 //!
@@ -133,9 +138,6 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
     /// The length of the longest encoding, in bytes.
     const LIMIT: usize;
 
-    /// All values of `type`. Empty if the record has no such field.
-    const KINDS: &'static [&'static str] = &[];
-
     /// The record as one line of JSON, without the end of the line.
     ///
     /// # Errors
@@ -163,12 +165,7 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
         if header.v != VERSION {
             return Err(WireError::Version(header.v));
         }
-        match header.kind.unwrap_or_default() {
-            kind if Self::KINDS.is_empty() || Self::KINDS.contains(&&*kind) => {
-                serde_json::from_slice(bytes).map_err(WireError::Malformed)
-            }
-            kind => Err(WireError::UnknownKind(kind)),
-        }
+        serde_json::from_slice(bytes).map_err(WireError::Malformed)
     }
 }
 
@@ -201,9 +198,8 @@ pub(crate) enum WireError {
     TooLong(usize),
     /// The record is of this version of the format.
     Version(u32),
-    /// `type` has this value, which is unknown here; the empty text stands for no `type` at all.
-    UnknownKind(String),
-    /// The bytes are not JSON, or a field is missing or has a value that makes no sense.
+    /// The bytes are not JSON, the kind is unknown, or a field is missing or has a value that makes
+    /// no sense.
     Malformed(serde_json::Error),
 }
 
@@ -215,7 +211,6 @@ impl fmt::Display for WireError {
                 f,
                 "the record is of version {found}, this process reads version {VERSION}"
             ),
-            Self::UnknownKind(kind) => write!(f, "the record is of the unknown kind {kind:?}"),
             Self::Malformed(error) => write!(f, "the record makes no sense: {error}"),
         }
     }

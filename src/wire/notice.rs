@@ -13,21 +13,17 @@ use super::{BindRequest, Record};
 pub(crate) struct Notice {
     /// The generation of the sender, or of the process that `MAINPID` names. A datagram with a
     /// generation comes from a server of ours, not from a subprocess of one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) generation: Option<u64>,
     /// Listeners of the sender that the supervisor is to hold; their descriptors go with the
     /// datagram, in this order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub(crate) listeners: Vec<ListenerRecord>,
     /// A listener that the sender needs. A socket for the [`BindAnswer`](super::BindAnswer) goes
     /// with the datagram.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bind: Option<BindRequest>,
     /// The process id of the successor that the sender has started.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) successor: Option<u32>,
     /// Why the sender was not replaced by its successor.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) failed: Option<String>,
 }
 

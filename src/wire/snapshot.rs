@@ -13,21 +13,21 @@ use super::{ListenerRecord, Record};
 pub(crate) struct Snapshot {
     /// How long the supervisor has run.
     pub(crate) age_ms: u64,
-    /// The service manager was told that the service is ready.
-    pub(crate) announced: bool,
-    /// A process was ready once, so that the other slots start theirs.
-    pub(crate) opened: bool,
+    /// All slots have been ready, and the service manager was sent READY=1.
+    pub(crate) sent_ready: bool,
+    /// A process has been ready. Until then, only the first slot starts one.
+    pub(crate) first_was_ready: bool,
     /// The socket for the notifications of the processes.
-    pub(crate) notify: i32,
-    /// The two ends of the socket pair that ends when the supervisor does.
+    pub(crate) notify_socket: i32,
+    /// A socket pair. Serving processes hold the second socket, and see end-of-file when the
+    /// supervisor dies.
     pub(crate) lifeline: [i32; 2],
     /// The listening control socket.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control: Option<i32>,
-    /// The exit code of the supervisor if no process is left to serve.
+    /// The supervisor's exit code if every slot is given up.
     pub(crate) exit_code: i32,
-    /// Connections of control clients that wait for the outcome of the upgrade.
-    pub(crate) waiters: Vec<i32>,
+    /// The connections of the control clients that wait for the result of the upgrade.
+    pub(crate) upgrade_waiters: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
     pub(crate) slots: Vec<SlotRecord>,
     pub(crate) processes: Vec<ProcessRecord>,
@@ -42,26 +42,26 @@ impl Record for Snapshot {
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct SnapshotListener {
     pub(crate) descriptor: i32,
-    /// The listener stays also when no process asks for it.
+    /// The listener is held even if no process uses it.
     pub(crate) pinned: bool,
     pub(crate) listener: ListenerRecord,
 }
 
-/// A place for a serving process.
+/// A slot for one serving process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct SlotRecord {
     /// The generation of the process that was started last.
     pub(crate) generation: u64,
+    /// Number of starts because the process before had exited.
     pub(crate) restarts: u64,
-    /// Deaths since a process was healthy, and how many of the last ones were before it was ready.
+    /// Deaths since a process was healthy.
     pub(crate) deaths: u32,
-    pub(crate) before_ready: u32,
+    /// Deaths since a process was ready.
+    pub(crate) deaths_before_ready: u32,
     /// The time until a process is to be started, if one is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) due_ms: Option<u64>,
-    /// How the last process ended that was not asked to.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) start_in_ms: Option<u64>,
+    /// How the last process exited that was not asked to.
     pub(crate) last_end: Option<String>,
 }
 
@@ -69,35 +69,32 @@ pub(crate) struct SlotRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ProcessRecord {
-    /// The position of its slot; none if the process drains.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The index of the slot of which this is the main process. `None` if the process drains.
     pub(crate) slot: Option<usize>,
     pub(crate) pid: u32,
     pub(crate) generation: u64,
+    /// How long the supervisor has known the process.
     pub(crate) age_ms: u64,
-    /// How long ago the process was ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// How long the process has been ready. `None` if it is not.
     pub(crate) ready_ms: Option<u64>,
-    /// How long ago the process last told that it makes progress.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) heard_ms: Option<u64>,
-    /// The supervisor started the process; else its predecessor did.
-    pub(crate) is_own: bool,
-    /// The watchdog's limit that the process was started with.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The time since the last watchdog notification, if one has come.
+    pub(crate) last_watchdog_ms: Option<u64>,
+    /// The supervisor started the process. Any other process was started by its predecessor.
+    pub(crate) started_here: bool,
+    /// The longest time between two watchdog notifications, as the process was told at its start.
     pub(crate) watchdog_ms: Option<u64>,
-    /// The position of the slot in which another process was started when this one stopped.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The process stopped by itself. In the slot of this index, another one was started instead.
     pub(crate) replaced_in: Option<usize>,
     /// The process starts its successors itself.
     pub(crate) restarts_itself: bool,
+    /// SIGTERM was sent, or the process has notified the supervisor that it stops.
     pub(crate) stopping: bool,
-    /// The time until the process is late: to be ready, or to end.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The time until the process must be ready, or must have exited.
     pub(crate) deadline_ms: Option<u64>,
+    /// SIGABRT was sent.
     pub(crate) aborted: bool,
-    /// The listeners of the process: positions in [`Snapshot::listeners`].
-    pub(crate) listeners: Vec<usize>,
-    /// The last status that the process gave.
+    /// The listeners that the process uses: the device and inode number of each socket.
+    pub(crate) listeners: Vec<(u64, u64)>,
+    /// The last `STATUS=` notification.
     pub(crate) status: String,
 }
