@@ -8,6 +8,7 @@ use super::slot::Slot;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Signal;
+use crate::wire::Answer;
 
 /// A restart in progress.
 #[derive(Debug)]
@@ -37,13 +38,6 @@ enum Replacement {
     },
 }
 
-/// How a restart went.
-#[derive(Clone, Debug)]
-pub(super) struct RestartResult {
-    pub(super) took: Duration,
-    pub(super) error: Option<String>,
-}
-
 /// Added to `ready_timeout`: the time for the predecessor to report how the replacement went.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -51,13 +45,11 @@ impl Run {
     /// Begins a restart, or joins the one in progress. The control client `waiter` gets the result.
     pub(super) fn restart(&mut self, waiter: Option<u64>) {
         if self.shutdown.is_some() {
-            let result = RestartResult {
-                took: Duration::ZERO,
-                error: Some("the supervisor is being stopped".to_owned()),
-            };
+            let why = "the supervisor is being stopped".to_owned();
+            let answer = Answer::new(Some(why), Some(Duration::ZERO));
             return waiter
                 .into_iter()
-                .for_each(|waiter| self.tell(waiter, &result));
+                .for_each(|waiter| self.reply(waiter, &answer));
         }
         if self.sent_ready {
             notify::reloading("restarting");
@@ -162,10 +154,10 @@ impl Run {
                 }
             }
         }
-        let result = RestartResult { took, error };
+        let answer = Answer::new(error, Some(took));
         for waiter in restart.waiters {
-            self.tell(waiter, &result);
+            self.reply(waiter, &answer);
         }
-        self.last_restart = Some(result);
+        self.last_restart = Some(answer);
     }
 }

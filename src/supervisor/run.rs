@@ -54,13 +54,14 @@ use super::Settings;
 use super::ancestry;
 use super::control::ControlSocket;
 use super::listeners::HeldListeners;
-use super::rolling_restart::{RestartResult, RollingRestart};
+use super::rolling_restart::RollingRestart;
 use super::slot::{Slot, SupervisedProcess};
 use super::upgrade::Rehearsal;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::{self, NotifySocket, Signal, SignalFd};
+use crate::wire::Answer;
 
 /// The state of a supervisor.
 pub(super) struct Run {
@@ -92,7 +93,8 @@ pub(super) struct Run {
 
     // What is in progress.
     pub(super) rolling_restart: Option<RollingRestart>,
-    pub(super) last_restart: Option<RestartResult>,
+    /// The result of the last restart that a signal or a control client requested.
+    pub(super) last_restart: Option<Answer>,
     /// An upgrade of the supervisor was requested, and begins when no restart is in progress.
     pub(super) upgrade_wanted: bool,
     /// The control clients that wait for the result of the upgrade.

@@ -3,7 +3,6 @@
 use std::process;
 use std::time::Instant;
 
-use super::rolling_restart::RestartResult;
 use super::run::Run;
 use super::slot::Slot;
 use crate::wire::{
@@ -54,10 +53,6 @@ impl Run {
         }
     }
 
-    pub(super) fn tell(&mut self, waiter: u64, outcome: &RestartResult) {
-        self.reply(waiter, &outcome.to_answer());
-    }
-
     fn status(&self) -> Status {
         let ready = self.slots.iter().filter(|slot| slot.is_ready()).count();
         let state = if self.shutdown.is_some() {
@@ -87,7 +82,7 @@ impl Run {
             processes: self.slots.iter().map(slot_status).collect(),
             draining: self.draining.iter().map(|process| process.pid).collect(),
             listeners: listeners.collect(),
-            last_restart: self.last_restart.as_ref().map(RestartResult::to_answer),
+            last_restart: self.last_restart.clone(),
         }
     }
 }
@@ -118,15 +113,5 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         status: main.map(|main| main.status.clone()),
         starts_in_seconds: starts_in.map(seconds),
         last_end: slot.last_end.clone(),
-    }
-}
-
-impl RestartResult {
-    fn to_answer(&self) -> Answer {
-        Answer {
-            ok: self.error.is_none(),
-            error: self.error.clone(),
-            took_seconds: Some(seconds(self.took)),
-        }
     }
 }
