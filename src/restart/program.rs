@@ -24,10 +24,10 @@ const WATCHDOG_PID: &str = "WATCHDOG_PID";
 pub(crate) struct Program {
     path: PathBuf,
     /// The first one is the program's name.
-    pub(crate) args: Vec<OsString>,
+    args: Vec<OsString>,
     /// `NAME=value`, without the variables that were for this process only.
     pub(crate) env: Vec<OsString>,
-    pub(crate) dir: PathBuf,
+    dir: PathBuf,
     /// A service manager's watchdog is for this process, and then for its successor.
     has_watchdog: bool,
 }
@@ -84,6 +84,24 @@ impl Program {
         Ok(Self { path, args, ..own })
     }
 
+    /// How to start the program in its directory, with its arguments.
+    pub(crate) fn spawn_options<'a>(
+        &'a self,
+        env: &'a [OsString],
+        env_with_pid: &'a [PidVariable],
+        descriptors: &'a [Descriptor],
+    ) -> SpawnOptions<'a> {
+        SpawnOptions {
+            program: &self.path,
+            args: &self.args,
+            env,
+            env_with_pid,
+            dir: &self.dir,
+            descriptors,
+            stderr: None,
+        }
+    }
+
     /// Starts the program as a successor.
     pub(super) fn start_successor(
         &self,
@@ -124,13 +142,8 @@ impl Program {
             env_with_pid.push(PidVariable::new(format!("{WATCHDOG_PID}="), ""));
         }
         let process = sys::process::spawn(&SpawnOptions {
-            program: &self.path,
-            args: &self.args,
-            env: &env,
-            env_with_pid: &env_with_pid,
-            dir: &self.dir,
-            descriptors: &descriptors,
             stderr: writer.as_ref(),
+            ..self.spawn_options(&env, &env_with_pid, &descriptors)
         })?;
         Ok((process, stderr_tail))
     }

@@ -1,6 +1,6 @@
 //! The control socket: processes that may send signals to the supervisor may ask it for more here.
 //!
-//! A client sends a line with a request ([`ControlRequest`]), and gets a line with the answer
+//! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets a line with the answer
 //! ([`Status`](crate::wire::Status) or [`Answer`]), which ends the connection.
 
 use std::io;
@@ -13,7 +13,7 @@ use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::sys;
-use crate::wire::{Answer, ControlRequest, Record};
+use crate::wire::{Answer, Record};
 
 /// The control socket and its clients.
 #[derive(Debug)]
@@ -96,20 +96,12 @@ impl ControlSocket {
         client.map(|client| &client.socket)
     }
 
-    /// The requests since the last call, with the ids of their clients.
-    pub(super) fn requests(&mut self) -> Vec<(u64, ControlRequest)> {
+    /// The lines that clients have sent since the last call, with the ids of the clients.
+    pub(super) fn requests(&mut self) -> Vec<(u64, String)> {
         self.accept();
-        let (mut requests, mut refused) = (Vec::new(), Vec::new());
-        for client in self.clients.iter_mut().filter(|client| !client.ended) {
-            match client.read_request().as_deref().map(ControlRequest::parse) {
-                None => {}
-                Some(Some(request)) => requests.push((client.id, request)),
-                Some(None) => refused.push(client.id),
-            }
-        }
-        for id in refused {
-            self.reply(id, &Answer::failure("there is no such request"));
-        }
+        let clients = self.clients.iter_mut().filter(|client| !client.ended);
+        let requests = clients.filter_map(|client| Some((client.id, client.read_request()?)));
+        let requests = requests.collect();
         // Clients that have disconnected without a request.
         self.clients
             .retain(|client| !(client.ended && client.deadline != Deadline::NEVER));

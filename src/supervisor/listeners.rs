@@ -17,7 +17,7 @@ pub(super) struct HeldListeners(Vec<HeldListener>);
 pub(super) struct HeldListener {
     /// Its drop removes the file of a Unix socket, also of one that a serving process has bound.
     pub(super) listener: Listener,
-    pub(super) about: ListenerRecord,
+    pub(super) record: ListenerRecord,
     /// It is held even if no process uses it: the settings name it, or a socket activator passed
     /// it.
     pub(super) pinned: bool,
@@ -30,31 +30,17 @@ pub(super) struct HeldListener {
 pub(super) type ListenerId = (u64, u64);
 
 impl HeldListener {
-    fn new(listener: Listener, pinned: bool, held_by_manager: bool) -> io::Result<Self> {
-        Ok(Self {
-            id: sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?,
-            about: ListenerRecord {
-                name: fd_name(listener.name()),
-                by_name: pinned,
-                owns_path: listener.own_path().is_some(),
-            },
-            listener,
-            pinned,
-            held_by_manager,
-        })
-    }
-
     /// How well this listener matches what is asked for, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&self.about.name);
+        let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&self.record.name);
         bind.fit(is_named, self.listener.local_addr(), trusts_names)
     }
 
     /// Leaves a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
-            Ok(copy) => notify::store(self.about.to_stored_name(), &copy),
-            Err(error) => log::error!("cannot copy the listener {}: {error}", self.about.name),
+            Ok(copy) => notify::store(self.record.to_stored_name(), &copy),
+            Err(error) => log::error!("cannot copy the listener {}: {error}", self.record.name),
         }
     }
 }
@@ -85,12 +71,12 @@ impl HeldListeners {
         for (name, descriptor) in passed {
             let stored = ListenerRecord::from_stored_name(&name);
             let pinned = stored.is_none();
-            let about = stored.unwrap_or(ListenerRecord {
+            let record = stored.unwrap_or(ListenerRecord {
                 name: fd_name(&name),
                 by_name: true,
                 owns_path: false,
             });
-            match self.add_descriptor(about, descriptor, pinned) {
+            match self.add_descriptor(record, descriptor, pinned) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
                 Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
             }
@@ -120,16 +106,40 @@ impl HeldListeners {
         foreign: bool,
     ) -> io::Result<()> {
         listener.socket.set_nonblocking(!foreign)?;
+        self.hold(listener, true, held_by_manager).map(drop)
+    }
+
+    fn hold(
+        &mut self,
+        listener: Listener,
+        pinned: bool,
+        held_by_manager: bool,
+    ) -> io::Result<ListenerId> {
+        let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
         log::info!("listening on {}", listener.local_addr());
-        self.add(HeldListener::new(listener, true, held_by_manager)?);
-        Ok(())
+        let held = HeldListener {
+            id,
+            record: ListenerRecord {
+                name: fd_name(listener.name()),
+                by_name: pinned,
+                owns_path: listener.own_path().is_some(),
+            },
+            listener,
+            pinned,
+            held_by_manager,
+        };
+        if !held_by_manager {
+            held.store();
+        }
+        self.0.push(held);
+        Ok(id)
     }
 
     /// The listener that a process asks for: one that is held, or a new one. A process that asks
     /// for any free port does not get the port of another one.
     pub(super) fn find_or_bind(&mut self, bind: Bind) -> io::Result<(ListenerId, Descriptor)> {
         let fits = |held: &&HeldListener| {
-            let fit = held.fit(&bind, held.about.by_name);
+            let fit = held.fit(&bind, held.record.by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
         if let Some(held) = self.0.iter().find(fits) {
@@ -137,28 +147,17 @@ impl HeldListeners {
         }
         let listener = bind.bind().map_err(BindError::into_cause)?;
         let descriptor = sys::descriptor::duplicate(&listener.socket)?;
-        let held = HeldListener::new(listener, false, false)?;
-        let id = held.id;
-        log::info!("listening on {}", held.listener.local_addr());
-        self.add(held);
-        Ok((id, descriptor))
-    }
-
-    fn add(&mut self, held: HeldListener) {
-        if !held.held_by_manager {
-            held.store();
-        }
-        self.0.push(held);
+        Ok((self.hold(listener, false, false)?, descriptor))
     }
 
     /// Holds the copy of a listener that a process has sent, unless the listener is held already.
     pub(super) fn hold_copy(
         &mut self,
-        about: ListenerRecord,
+        record: ListenerRecord,
         descriptor: Descriptor,
     ) -> io::Result<ListenerId> {
         let before = self.0.len();
-        let id = self.add_descriptor(about, descriptor, false)?;
+        let id = self.add_descriptor(record, descriptor, false)?;
         if let Some(new) = self.0.get(before) {
             log::info!("holding the listener {}", new.listener.local_addr());
             new.store();
@@ -173,7 +172,7 @@ impl HeldListeners {
     /// When it is not a listening stream socket.
     pub(super) fn add_descriptor(
         &mut self,
-        about: ListenerRecord,
+        record: ListenerRecord,
         descriptor: Descriptor,
         pinned: bool,
     ) -> io::Result<ListenerId> {
@@ -186,11 +185,11 @@ impl HeldListeners {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let listener = Listener::for_others(socket, about.name.clone(), about.by_name)?;
-        listener.set_own_path(about.owns_path);
+        let listener = Listener::for_others(socket, record.name.clone(), record.by_name)?;
+        listener.set_own_path(record.owns_path);
         self.0.push(HeldListener {
             listener,
-            about,
+            record,
             pinned,
             // A pinned listener comes from the service manager, which has not got it from us.
             held_by_manager: pinned,
@@ -206,7 +205,7 @@ impl HeldListeners {
             let stays = held.pinned || used.contains(&held.id);
             if !stays {
                 log::info!("closing the listener {}", held.listener.local_addr());
-                notify::forget(held.about.to_stored_name());
+                notify::forget(held.record.to_stored_name());
             }
             stays
         });

@@ -149,17 +149,17 @@ impl Run {
     fn hold_listeners(
         &mut self,
         position: Position,
-        about: &[ListenerRecord],
+        records: &[ListenerRecord],
         descriptors: Vec<Descriptor>,
     ) {
-        for (about, descriptor) in about.iter().zip(descriptors) {
-            match self.listeners.hold_copy(about.clone(), descriptor) {
+        for (record, descriptor) in records.iter().zip(descriptors) {
+            match self.listeners.hold_copy(record.clone(), descriptor) {
                 Ok(id) => {
                     if let Some(process) = self.process_at(position) {
                         process.listeners.push(id);
                     }
                 }
-                Err(error) => log::error!("cannot hold the listener {}: {error}", about.name),
+                Err(error) => log::error!("cannot hold the listener {}: {error}", record.name),
             }
         }
     }

@@ -8,7 +8,6 @@ use super::crash_report;
 use super::notifications::Position;
 use super::run::Run;
 use super::slot::{Slot, SupervisedProcess};
-use super::spawn::{self, ProcessInputs};
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Signal;
@@ -21,31 +20,18 @@ impl Run {
     pub(super) fn start_process(&mut self, index: usize) -> Result<SupervisedProcess, String> {
         self.slots[index].generation += 1;
         let generation = self.slots[index].generation;
-        let started = spawn::spawn_process(
-            &self.program,
-            &ProcessInputs {
-                listeners: &self.listeners,
-                notify: self.notify_socket.name(),
-                lifeline: &self.lifeline.1,
-                watchdog: self.settings.watchdog,
-                generation,
-            },
-        );
         let path = self.program.path().display();
-        match started {
-            Ok(pid) => {
-                log::info!("started process {pid}, generation {generation}: {path}");
-                let ready_after = self.settings.ready_after;
-                let timeout = ready_after.unwrap_or(self.settings.ready_timeout);
-                let ready_by = Deadline::after(Instant::now(), timeout);
-                Ok(SupervisedProcess {
-                    started_here: true,
-                    watchdog: self.settings.watchdog,
-                    ..SupervisedProcess::new(pid, generation, ready_by)
-                })
-            }
-            Err(error) => Err(format!("cannot start {path}: {error}")),
-        }
+        let spawned = self.spawn_process(generation);
+        let pid = spawned.map_err(|error| format!("cannot start {path}: {error}"))?;
+        log::info!("started process {pid}, generation {generation}: {path}");
+        let ready_after = self.settings.ready_after;
+        let timeout = ready_after.unwrap_or(self.settings.ready_timeout);
+        let ready_by = Deadline::after(Instant::now(), timeout);
+        Ok(SupervisedProcess {
+            started_here: true,
+            watchdog: self.settings.watchdog,
+            ..SupervisedProcess::new(pid, generation, ready_by)
+        })
     }
 
     fn start_in_slot(&mut self, index: usize) {

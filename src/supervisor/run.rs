@@ -114,7 +114,11 @@ pub(super) struct Run {
     pub(super) exit_code: i32,
 
     // What the supervisor itself is watched and found by.
-    own_watchdog: OwnWatchdog,
+    /// The time between two watchdog notifications of the supervisor itself: half of what the
+    /// service manager allows.
+    watchdog_interval: Option<Duration>,
+    /// When the next one is due.
+    next_watchdog: Deadline,
     pub(super) pid_file: Option<PidFile>,
 }
 
@@ -128,13 +132,6 @@ pub(super) struct Shutdown {
     pub(super) at_once: bool,
     /// SIGKILL was sent to all processes.
     pub(super) killed: bool,
-}
-
-/// The watchdog of the service manager, which watches the supervisor itself.
-struct OwnWatchdog {
-    /// The time between two notifications: half of what the service manager allows.
-    interval: Option<Duration>,
-    next: Instant,
 }
 
 /// How long processes may take to exit after SIGKILL, and after SIGQUIT before SIGKILL follows.
@@ -178,6 +175,7 @@ impl Run {
     ) -> io::Result<Self> {
         sys::supervision::become_subreaper()?;
         let now = Instant::now();
+        let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
         let first = Slot::new(Deadline::at(Some(now)));
         let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
         Ok(Self {
@@ -203,10 +201,8 @@ impl Run {
             sent_ready: false,
             sigint_received: false,
             exit_code: 0,
-            own_watchdog: OwnWatchdog {
-                interval: notify::watchdog_limit().map(|limit| limit / 2),
-                next: now,
-            },
+            watchdog_interval,
+            next_watchdog: Deadline::at(watchdog_interval.map(|_| now)),
             pid_file: None,
         })
     }
@@ -358,7 +354,7 @@ impl Run {
             process.deadline = Deadline::NEVER;
         }
         self.end_restart(Some("the supervisor is being stopped".to_owned()));
-        self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
+        self.end_upgrade(Some("the supervisor is being stopped".to_owned()));
     }
 
     // ---- exits and notifications ----
@@ -408,9 +404,9 @@ impl Run {
 
     fn check_deadlines(&mut self) {
         let now = Instant::now();
-        let watchdog = &mut self.own_watchdog;
-        if let Some(interval) = watchdog.interval.filter(|_| now >= watchdog.next) {
-            watchdog.next = now + interval;
+        let is_due = self.next_watchdog.passed(now);
+        if let Some(interval) = self.watchdog_interval.filter(|_| is_due) {
+            self.next_watchdog = Deadline::after(now, interval);
             notify::watchdog_alive();
         }
         self.check_processes(now);
@@ -436,18 +432,17 @@ impl Run {
         let processes = self.processes().map(|process| process.deadline);
         let others = [
             self.shutdown.map(|stop| stop.deadline),
-            self.rehearsal.as_ref().map(|rehearsal| rehearsal.deadline),
+            self.rehearsal
+                .as_ref()
+                .map(|rehearsal| rehearsal.process.deadline),
             self.rolling_restart
                 .as_ref()
                 .map(|restart| restart.deadline),
             self.control.as_ref().map(ControlSocket::deadline),
-            self.own_watchdog
-                .interval
-                .map(|_| Deadline::at(Some(self.own_watchdog.next))),
         ];
         slots
             .chain(processes)
             .chain(others.into_iter().flatten())
-            .fold(Deadline::NEVER, Deadline::earlier)
+            .fold(self.next_watchdog, Deadline::earlier)
     }
 }

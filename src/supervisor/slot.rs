@@ -20,7 +20,7 @@ use crate::clock::Deadline;
 use crate::sys::{PidFd, Signal};
 
 /// A place for one serving process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Slot {
     /// The process that serves, or that is being started to serve.
     pub(super) main: Option<SupervisedProcess>,
@@ -40,13 +40,8 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(start_at: Deadline) -> Self {
         Self {
-            main: None,
-            successor: None,
             start_at,
-            backoff: Backoff::default(),
-            generation: 0,
-            restarts: 0,
-            last_end: None,
+            ..Self::default()
         }
     }
 

@@ -67,7 +67,7 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
         snapshot.listeners.push(SnapshotListener {
             descriptor: keep(&held.listener.socket)?,
             pinned: held.pinned,
-            listener: held.about.clone(),
+            listener: held.record.clone(),
         });
     }
     for (index, slot) in run.slots.iter().enumerate() {

@@ -1,63 +1,47 @@
 //! The start of a serving process: its descriptors and its environment.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
-use std::time::Duration;
 
-use socket2::Socket;
-
-use super::listeners::HeldListeners;
+use super::run::Run;
 use crate::restart::{Program, launch_variable, passing_variables};
-use crate::sys::{self, FIRST_PASSED, SpawnOptions};
+use crate::sys::{self, FIRST_PASSED};
 use crate::wire::Launch;
 
 /// What the supervisor's own service manager has set for the supervisor alone.
 const OWN: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
 
-/// What a serving process gets.
-pub(super) struct ProcessInputs<'a> {
-    pub(super) listeners: &'a HeldListeners,
-    /// The name of the supervisor's socket for notifications.
-    pub(super) notify: &'a OsStr,
-    /// The end of the lifeline that the process watches.
-    pub(super) lifeline: &'a Socket,
-    pub(super) watchdog: Option<Duration>,
-    pub(super) generation: u64,
-}
-
-/// Starts the program as a serving process, and returns the process id.
-pub(super) fn spawn_process(program: &Program, inputs: &ProcessInputs<'_>) -> io::Result<u32> {
-    let (mut names, mut by_name, mut descriptors) = (Vec::new(), Vec::new(), Vec::new());
-    for (position, held) in (0..).zip(inputs.listeners.iter()) {
-        names.push(held.about.name.clone());
-        if held.about.by_name {
-            by_name.push(position);
+impl Run {
+    /// Starts the program as a serving process of this generation, and returns the process id.
+    pub(super) fn spawn_process(&self, generation: u64) -> io::Result<u32> {
+        let (mut names, mut by_name, mut descriptors) = (Vec::new(), Vec::new(), Vec::new());
+        for (position, held) in (0..).zip(self.listeners.iter()) {
+            names.push(held.record.name.clone());
+            if held.record.by_name {
+                by_name.push(position);
+            }
+            descriptors.push(sys::descriptor::duplicate(&held.listener.socket)?);
         }
-        descriptors.push(sys::descriptor::duplicate(&held.listener.socket)?);
+        let launch = Launch::Serve {
+            generation,
+            lifeline: FIRST_PASSED + descriptors.len() as i32,
+            by_name,
+        };
+        descriptors.push(sys::descriptor::duplicate(&self.lifeline.1)?);
+        let (variables, listen_pid) = passing_variables(&names);
+        let mut env = without_own(&self.program);
+        env.extend(variables);
+        let notify = self.notify_socket.name();
+        env.push(sys::env_entry(&"NOTIFY_SOCKET".into(), &notify.into()));
+        if let Some(limit) = self.settings.watchdog {
+            env.push(format!("WATCHDOG_USEC={}", limit.as_micros()).into());
+        }
+        let env_with_pid = [listen_pid, launch_variable(&launch)?];
+        let options = self
+            .program
+            .spawn_options(&env, &env_with_pid, &descriptors);
+        sys::process::spawn_child(&options)
     }
-    let launch = Launch::Serve {
-        generation: inputs.generation,
-        lifeline: FIRST_PASSED + descriptors.len() as i32,
-        by_name,
-    };
-    descriptors.push(sys::descriptor::duplicate(inputs.lifeline)?);
-    let (variables, listen_pid) = passing_variables(&names);
-    let mut env = without_own(program);
-    env.extend(variables);
-    let notify = sys::env_entry(&"NOTIFY_SOCKET".into(), &inputs.notify.into());
-    env.push(notify);
-    if let Some(limit) = inputs.watchdog {
-        env.push(format!("WATCHDOG_USEC={}", limit.as_micros()).into());
-    }
-    sys::process::spawn_child(&SpawnOptions {
-        program: program.path(),
-        args: &program.args,
-        env: &env,
-        env_with_pid: &[listen_pid, launch_variable(&launch)?],
-        dir: &program.dir,
-        descriptors: &descriptors,
-        stderr: None,
-    })
 }
 
 /// The environment of a process that is not the supervisor.

@@ -15,23 +15,24 @@ impl Run {
         let requests = self.control.as_mut().map(|control| control.requests());
         for (id, request) in requests.into_iter().flatten() {
             log::debug!("control client {id}: {request:?}");
-            match request {
-                ControlRequest::Status => {
+            match ControlRequest::parse(&request) {
+                Some(ControlRequest::Status) => {
                     let status = self.status();
                     self.reply(id, &status);
                 }
-                ControlRequest::Restart { waits } => {
+                Some(ControlRequest::Restart { waits }) => {
                     self.restart(waits.then_some(id));
                     self.reply_unless(waits, id);
                 }
-                ControlRequest::Upgrade { waits } => {
+                Some(ControlRequest::Upgrade { waits }) => {
                     self.upgrade(waits.then_some(id));
                     self.reply_unless(waits, id);
                 }
-                ControlRequest::Stop => {
+                Some(ControlRequest::Stop) => {
                     self.stop();
                     self.reply(id, &Answer::success());
                 }
+                None => self.reply(id, &Answer::failure("there is no such request")),
             }
         }
     }
@@ -69,7 +70,7 @@ impl Run {
             ServiceState::Down
         };
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
-            name: held.about.name.clone(),
+            name: held.record.name.clone(),
             address: held.listener.local_addr().to_string(),
         });
         Status {

@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::process;
 use std::time::{Duration, Instant};
 
 use super::Settings;
@@ -18,7 +17,7 @@ use super::spawn::without_own;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, launch_variable};
-use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd, SpawnOptions};
+use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd};
 use crate::wire::{Answer, Launch, Record, Snapshot};
 
 /// How long a rehearsal may take.
@@ -30,7 +29,6 @@ pub(super) struct Rehearsal {
     pub(super) process: SupervisedProcess,
     /// The rehearsal succeeded; the upgrade follows when nothing else is in progress.
     succeeded: bool,
-    pub(super) deadline: Deadline,
     report: File,
 }
 
@@ -40,7 +38,7 @@ impl Run {
         self.upgrade_wanted = true;
         self.upgrade_waiters.extend(waiter);
         if self.shutdown.is_some() {
-            self.end_upgrade(Err("the supervisor is being stopped".to_owned()));
+            self.end_upgrade(Some("the supervisor is being stopped".to_owned()));
         }
     }
 
@@ -53,13 +51,14 @@ impl Run {
                 if self.upgrade_wanted && self.is_settled() {
                     let Err(error) = self.replace();
                     let path = self.own_program.path().display();
-                    self.end_upgrade(Err(format!("cannot become {path}: {error}")));
+                    self.end_upgrade(Some(format!("cannot become {path}: {error}")));
                 }
-            } else if rehearsal.deadline.passed(now) {
-                let pid = rehearsal.process.pid;
+            } else if rehearsal.process.deadline.passed(now) {
+                let process = &mut rehearsal.process;
+                let pid = process.pid;
                 log::error!("the rehearsal takes too long: killing process {pid}");
-                rehearsal.process.send(Signal::Kill);
-                rehearsal.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
+                process.send(Signal::Kill);
+                process.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
             }
         }
         let is_idle = self.rehearsal.is_none() && self.is_settled();
@@ -69,7 +68,7 @@ impl Run {
                 Ok(rehearsal) => self.rehearsal = Some(rehearsal),
                 Err(error) => {
                     let path = self.own_program.path().display();
-                    self.end_upgrade(Err(format!("cannot start {path}: {error}")));
+                    self.end_upgrade(Some(format!("cannot start {path}: {error}")));
                 }
             }
         }
@@ -93,19 +92,15 @@ impl Run {
             snapshot: FIRST_PASSED,
             report: FIRST_PASSED + 1,
         };
-        let pid = sys::process::spawn_child(&SpawnOptions {
-            program: self.own_program.path(),
-            args: &self.own_program.args,
-            env: &without_own(&self.own_program),
-            env_with_pid: &[launch_variable(&launch)?],
-            dir: &self.own_program.dir,
-            descriptors: &descriptors,
-            stderr: None,
-        })?;
+        let pid = sys::process::spawn_child(&self.own_program.spawn_options(
+            &without_own(&self.own_program),
+            &[launch_variable(&launch)?],
+            &descriptors,
+        ))?;
+        let deadline = Deadline::after(Instant::now(), REHEARSAL_TIMEOUT);
         Ok(Rehearsal {
-            process: SupervisedProcess::new(pid, 0, Deadline::NEVER),
+            process: SupervisedProcess::new(pid, 0, deadline),
             succeeded: false,
-            deadline: Deadline::after(Instant::now(), REHEARSAL_TIMEOUT),
             report,
         })
     }
@@ -119,10 +114,10 @@ impl Run {
         let read = rehearsal.report.rewind();
         let read = read.and_then(|()| rehearsal.report.read_to_end(&mut report));
         if read.is_err() || !Answer::decode(&report).is_ok_and(|answer| answer.ok) {
-            return self.end_upgrade(Err(format!("the rehearsal failed ({how})")));
+            return self.end_upgrade(Some(format!("the rehearsal failed ({how})")));
         }
         rehearsal.succeeded = true;
-        rehearsal.deadline = Deadline::NEVER;
+        rehearsal.process.deadline = Deadline::NEVER;
         self.rehearsal = Some(rehearsal);
     }
 
@@ -133,46 +128,35 @@ impl Run {
         let file: Descriptor = sys::file::create_anonymous(snapshot.as_bytes())?.into();
         let snapshot = sys::descriptor::number(&file);
         kept.push(file);
-        let variable = launch_variable(&Launch::Resume { snapshot })?;
+        let env_with_pid = [launch_variable(&Launch::Resume { snapshot })?];
         log::info!("becoming {}", self.own_program.path().display());
         notify::status("replacing the supervisor");
-        Err(sys::process::replace_program(&SpawnOptions {
-            program: self.own_program.path(),
-            args: &self.own_program.args,
-            env: &self.own_program.env,
-            env_with_pid: &[variable],
-            dir: &self.own_program.dir,
-            descriptors: &kept,
-            stderr: None,
-        }))
+        let env = &self.own_program.env;
+        let options = self.own_program.spawn_options(env, &env_with_pid, &kept);
+        Err(sys::process::replace_program(&options))
     }
 
-    pub(super) fn end_upgrade(&mut self, result: Result<(), String>) {
+    /// Ends the upgrade: it has succeeded, or has failed with this error.
+    pub(super) fn end_upgrade(&mut self, error: Option<String>) {
         self.upgrade_wanted = false;
-        let answer = match result {
-            Ok(()) => Answer::success(),
-            Err(why) => {
-                let why = format!("the supervisor is not replaced: {why}");
-                if !self.upgrade_waiters.is_empty() || self.shutdown.is_none() {
-                    log::error!("{why}");
-                }
-                Answer::failure(why)
-            }
-        };
+        let error = error.map(|why| format!("the supervisor is not replaced: {why}"));
+        if !self.upgrade_waiters.is_empty() || self.shutdown.is_none() {
+            error.iter().for_each(|why| log::error!("{why}"));
+        }
+        let answer = Answer::new(error, None);
         for waiter in std::mem::take(&mut self.upgrade_waiters) {
             self.reply(waiter, &answer);
         }
     }
 }
 
-/// The part of the process that rehearses: reads the snapshot, reports that a supervisor could go
-/// on from it, and ends.
-pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<Infallible> {
+/// The part of the process that rehearses, which exits then: reads the snapshot, and reports that a
+/// supervisor could go on from the snapshot.
+pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<()> {
     read_snapshot(snapshot)?;
-    let report_text = Answer::success().encode()?;
-    let mut report = std::fs::File::from(sys::descriptor::adopt(report)?);
-    report.write_all(report_text.as_bytes())?;
-    process::exit(0);
+    let answer = Answer::success().encode()?;
+    let mut report = File::from(sys::descriptor::adopt(report)?);
+    report.write_all(answer.as_bytes())
 }
 
 /// Goes on from the snapshot of the program that this process ran before.
@@ -185,12 +169,12 @@ pub(super) fn resume(
     let snapshot = read_snapshot(snapshot)?;
     let mut run = restore_snapshot(snapshot, settings, program, signals)?;
     log::info!("replaced; version {}", env!("CARGO_PKG_VERSION"));
-    run.end_upgrade(Ok(()));
+    run.end_upgrade(None);
     Ok(run)
 }
 
 fn read_snapshot(descriptor: i32) -> io::Result<Snapshot> {
-    let file = std::fs::File::from(sys::descriptor::adopt(descriptor)?);
+    let file = File::from(sys::descriptor::adopt(descriptor)?);
     let mut text = Vec::new();
     file.take(Snapshot::LIMIT as u64 + 1)
         .read_to_end(&mut text)?;
