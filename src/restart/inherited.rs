@@ -27,7 +27,8 @@ pub(crate) struct Inherited {
     pub(super) predecessor: Option<Predecessor>,
     /// The socket that ends when the supervisor does.
     pub(super) lifeline: Option<Socket>,
-    generation: Option<u64>,
+    /// Zero if this process was started without a number.
+    generation: u64,
     /// Why this process cannot talk to its predecessor.
     pub(super) broken: Option<String>,
 }
@@ -87,22 +88,19 @@ impl Inherited {
                 state,
                 by_name,
             })) => {
-                let control =
-                    match sys::descriptor::adopt(control).and_then(sys::descriptor::into_socket) {
-                        Ok(control) => control,
-                        Err(error) => {
-                            self.broken = Some(format!("cannot talk to the predecessor: {error}"));
-                            return None;
-                        }
-                    };
-                let _pipe = pipe.and_then(|pipe| sys::descriptor::adopt(pipe).ok());
-                let own = stderr.and_then(|stderr| sys::descriptor::adopt(stderr).ok());
+                let failed = |error: &io::Error| {
+                    self.broken = Some(format!("cannot talk to the predecessor: {error}"));
+                };
+                let control = adopt_socket(control).inspect_err(failed).ok()?;
+                let adopt = |number| sys::descriptor::adopt(number).ok();
+                let _pipe = pipe.and_then(adopt);
+                let own = stderr.and_then(adopt);
                 self.predecessor = Some(Predecessor {
                     control,
                     stderr: own.map(|own| OwnStderr { own, _pipe }),
                     state: state.and_then(read_state),
                 });
-                self.generation = Some(generation);
+                self.generation = generation;
                 Some(by_name)
             }
             Ok(Some(Launch::Serve {
@@ -110,13 +108,11 @@ impl Inherited {
                 lifeline,
                 by_name,
             })) => {
-                let lifeline =
-                    sys::descriptor::adopt(lifeline).and_then(sys::descriptor::into_socket);
                 let failed = |error: &io::Error| {
                     log::error!("the supervisor cannot be watched: {error}");
                 };
-                self.lifeline = Some(lifeline.inspect_err(failed).ok()?);
-                self.generation = Some(generation);
+                self.lifeline = Some(adopt_socket(lifeline).inspect_err(failed).ok()?);
+                self.generation = generation;
                 Some(by_name)
             }
             Ok(Some(Launch::Rehearse { .. } | Launch::Resume { .. }) | None) => None,
@@ -147,7 +143,7 @@ impl Inherited {
     }
 
     pub(super) fn generation(&self) -> u64 {
-        self.generation.unwrap_or(1)
+        self.generation.max(1)
     }
 
     /// Takes every descriptor that was passed, with its name.
@@ -213,11 +209,16 @@ impl Inherited {
     }
 
     /// Closes the descriptors that were not taken.
-    pub(super) fn close_rest(&mut self) {
+    pub(crate) fn close_rest(&mut self) {
         for Passed { name, .. } in self.passed.drain(..) {
             log::warn!("closing the inherited descriptor {name:?}: this program does not use it");
         }
     }
+}
+
+/// The socket that this process was started with under a number.
+pub(crate) fn adopt_socket(number: i32) -> io::Result<Socket> {
+    sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket)
 }
 
 fn read_state(descriptor: i32) -> Option<Vec<u8>> {

@@ -15,69 +15,54 @@ use crate::wire::{HandshakeMessage, Record, WirePath};
 /// One end of the control socket, watched by a poller.
 pub(super) struct Link {
     socket: Socket,
-    watched: Option<(Arc<Poller>, u64)>,
+    poller: Arc<Poller>,
+    token: u64,
 }
 
 /// What a link received.
 pub(super) enum Incoming {
     Message(HandshakeMessage),
-    Nothing,
     /// The other process has ended, or has closed its end.
     End,
 }
 
 impl Link {
-    pub(super) fn new(socket: Socket) -> Self {
-        Self {
+    pub(super) fn new(socket: Socket, poller: &Arc<Poller>, token: u64) -> io::Result<Self> {
+        poller.add(&socket, token)?;
+        let poller = Arc::clone(poller);
+        Ok(Self {
             socket,
-            watched: None,
-        }
+            poller,
+            token,
+        })
     }
 
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
     }
 
-    pub(super) fn watch(&mut self, poller: &Arc<Poller>, token: u64) -> io::Result<()> {
-        poller.add(&self.socket, token)?;
-        self.watched = Some((Arc::clone(poller), token));
-        Ok(())
-    }
-
-    /// Has the poller report later packets too, on platforms where it reports a socket once.
-    pub(super) fn rearm(&self) {
-        if let (false, Some((poller, token))) = (Poller::SHARED, &self.watched) {
-            if let Err(error) = poller.rearm(&self.socket, *token, sys::Interest::Read) {
-                log::error!("cannot watch the control socket: {error}");
-            }
-        }
-    }
-
     /// Sends a message without waiting. The next [`receive`](Self::receive) tells whether the other
     /// process has ended.
     pub(super) fn send(&self, message: &HandshakeMessage) {
-        log::debug!("to the other generation: {message:?}");
-        let packet = message.encode().map_err(io::Error::from);
-        let sent = packet.and_then(|packet| sys::socket::send(&self.socket, packet.as_bytes()));
-        if let Err(error) = sent {
-            log::debug!("cannot send {message:?}: {error}");
-        }
+        send_message(&self.socket, message);
     }
 
-    pub(super) fn receive(&self) -> Incoming {
+    /// Receives without waiting. `None`: nothing has come, and the poller reports when it has.
+    pub(super) fn receive(&self) -> Option<Incoming> {
         let mut buffer = [0; HandshakeMessage::LIMIT];
         loop {
             match sys::message::receive(&self.socket, &mut buffer) {
-                Ok(0) => return Incoming::End,
+                Ok(0) => return Some(Incoming::End),
                 Ok(size) => match HandshakeMessage::decode(&buffer[..size]) {
                     Ok(message) => {
                         log::debug!("from the other generation: {message:?}");
-                        return Incoming::Message(message);
+                        return Some(Incoming::Message(message));
                     }
                     Err(error) => log::debug!("ignoring a packet of {size} bytes: {error}"),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Incoming::Nothing;
+                    self.rearm();
+                    return None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     log::warn!("ignoring {error}");
@@ -87,8 +72,18 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => {
                     log::debug!("the control socket failed: {error}");
-                    return Incoming::End;
+                    return Some(Incoming::End);
                 }
+            }
+        }
+    }
+
+    /// Has the poller report later packets too, on platforms where it reports a socket once.
+    fn rearm(&self) {
+        if !Poller::SHARED {
+            let interest = sys::Interest::Read;
+            if let Err(error) = self.poller.rearm(&self.socket, self.token, interest) {
+                log::error!("cannot watch the control socket: {error}");
             }
         }
     }
@@ -96,11 +91,19 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if let Some((poller, _)) = &self.watched {
-            if let Err(error) = poller.remove(&self.socket) {
-                log::error!("cannot remove the control socket from the poller: {error}");
-            }
+        if let Err(error) = self.poller.remove(&self.socket) {
+            log::error!("cannot remove the control socket from the poller: {error}");
         }
+    }
+}
+
+/// Sends a message without waiting. A failure is only logged.
+pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
+    log::debug!("to the other generation: {message:?}");
+    let packet = message.encode().map_err(io::Error::from);
+    let sent = packet.and_then(|packet| sys::socket::send(socket, packet.as_bytes()));
+    if let Err(error) = sent {
+        log::debug!("cannot send {message:?}: {error}");
     }
 }
 
@@ -126,18 +129,20 @@ mod tests {
         ] {
             sys::socket::send(&own, packet.as_bytes()).unwrap();
         }
-        let (own, other) = (Link::new(own), Link::new(other));
-        assert!(matches!(other.receive(), Incoming::Nothing));
+        let poller = Arc::new(Poller::new().unwrap());
+        let own = Link::new(own, &poller, 0).unwrap();
+        let other = Link::new(other, &poller, 1).unwrap();
+        assert!(other.receive().is_none());
         let path = PathBuf::from(sys::file::os_string(b"/run/\xff"));
         let paths = WirePath::new(&path).into_iter().collect();
         own.send(&HandshakeMessage::Commit { paths });
         drop(own);
         match other.receive() {
-            Incoming::Message(HandshakeMessage::Commit { paths }) => {
+            Some(Incoming::Message(HandshakeMessage::Commit { paths })) => {
                 assert_eq!(paths.iter().map(path_of).collect::<Vec<_>>(), [path]);
             }
             _ => panic!("no message"),
         }
-        assert!(matches!(other.receive(), Incoming::End));
+        assert!(matches!(other.receive(), Some(Incoming::End)));
     }
 }

@@ -39,9 +39,12 @@ use std::time::Duration;
 
 use crate::listener::{Bind, BindError, Listener};
 use crate::sys::{self, Descriptor};
+use crate::wire::HandshakeMessage;
+
+use link::send_message;
 
 pub use error::{RestartError, RestartErrorKind};
-pub(crate) use inherited::Inherited;
+pub(crate) use inherited::{Inherited, adopt_socket};
 pub(crate) use launch::{launch_variable, own_launch, passing_variables};
 pub(crate) use pid_file::PidFile;
 pub(crate) use program::Program;
@@ -105,13 +108,14 @@ pub(crate) type ReadyWhen =
 #[must_use = "a server can be restarted if its builder gets this"]
 pub struct Restart {
     program: io::Result<Program>,
-    inherited: Inherited,
+    pub(crate) inherited: Inherited,
     ready_timeout: Duration,
-    idle_grace: Duration,
-    ready_when: Option<ReadyWhen>,
+    pub(crate) idle_grace: Duration,
+    pub(crate) ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
     pid_file: Option<PathBuf>,
-    blocked_signals: BlockedSignals,
+    /// `None` once the server has taken them.
+    pub(crate) blocked_signals: Option<BlockedSignals>,
 }
 
 /// The signals that are blocked in a successor, if they are. A drop releases them.
@@ -135,11 +139,11 @@ impl Restart {
     pub fn new() -> Self {
         let inherited = Inherited::take();
         if let Some(predecessor) = &inherited.predecessor {
-            upgrader::send_hello(predecessor);
+            send_message(&predecessor.control, &HandshakeMessage::Hello);
         }
         let is_successor = inherited.predecessor.is_some() || inherited.broken.is_some();
         Self {
-            blocked_signals: BlockedSignals(is_successor),
+            blocked_signals: Some(BlockedSignals(is_successor)),
             program: Program::of_this_process(),
             inherited,
             ready_timeout: Duration::from_secs(60),
@@ -294,34 +298,12 @@ impl Restart {
         self.inherited.predecessor.as_ref()?.state.as_deref()
     }
 
-    /// Takes the inherited listeners for these addresses, in their order.
-    pub(crate) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
-        self.inherited.listeners(binds)
-    }
-
     /// Binds a listener that was not inherited, or has the supervisor bind it.
     pub(crate) fn bind(&self, bind: Bind) -> Result<Listener, BindError> {
         match self.inherited.lifeline {
             Some(_) => bind_request::bind(self.generation(), bind),
             None => bind.bind(),
         }
-    }
-
-    /// Closes the inherited descriptors that were not taken.
-    pub(crate) fn close_rest(&mut self) {
-        self.inherited.close_rest();
-    }
-
-    pub(crate) fn take_blocked_signals(&mut self) -> BlockedSignals {
-        std::mem::replace(&mut self.blocked_signals, BlockedSignals(false))
-    }
-
-    pub(crate) fn take_ready_when(&mut self) -> Option<ReadyWhen> {
-        self.ready_when.take()
-    }
-
-    pub(crate) fn grace(&self) -> Duration {
-        self.idle_grace
     }
 
     /// Checks that there can be restarts at all.

@@ -32,18 +32,6 @@ pub(crate) struct Program {
     has_watchdog: bool,
 }
 
-/// What a successor gets.
-pub(super) struct SuccessorInputs<'a> {
-    /// Listeners and other descriptors, with their names.
-    pub(super) descriptors: Vec<(String, Descriptor)>,
-    /// The positions of the listeners that are known by their names only.
-    pub(super) by_name: Vec<u32>,
-    pub(super) control: &'a Socket,
-    /// What the service exported.
-    pub(super) state: Option<Vec<u8>>,
-    pub(super) generation: u64,
-}
-
 impl Program {
     /// The program of this process, by the name that the process was started with: a later start
     /// runs the file that has this name then.
@@ -103,16 +91,23 @@ impl Program {
     }
 
     /// Starts the program as a successor.
+    ///
+    /// `descriptors` are listeners and others, with their names. `by_name` has the positions of the
+    /// listeners that are known by their names only. `state` is what the service exported.
     pub(super) fn start_successor(
         &self,
-        inputs: SuccessorInputs<'_>,
+        descriptors: Vec<(String, Descriptor)>,
+        by_name: Vec<u32>,
+        control: &Socket,
+        state: Option<Vec<u8>>,
+        generation: u64,
     ) -> io::Result<(Process, StderrTail)> {
-        let (names, mut descriptors): (Vec<_>, Vec<_>) = inputs.descriptors.into_iter().unzip();
+        let (names, mut descriptors): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
         let mut pass = |descriptor: Descriptor| {
             descriptors.push(descriptor);
             sys::FIRST_PASSED + descriptors.len() as i32 - 1
         };
-        let control = pass(sys::descriptor::duplicate(inputs.control)?);
+        let control = pass(sys::descriptor::duplicate(control)?);
         let (mut stderr, mut pipe, mut writer, mut reader) = (None, None, None, None);
         // A process without standard error has none to pass on.
         if let Ok(own) = sys::descriptor::duplicate_stderr() {
@@ -122,17 +117,17 @@ impl Program {
             (reader, writer) = (Some(reading), Some(writing));
         }
         let stderr_tail = StderrTail::read(reader)?;
-        let state = match &inputs.state {
+        let state = match &state {
             Some(state) => Some(pass(sys::file::create_anonymous(state)?.into())),
             None => None,
         };
         let launch = Launch::Successor {
-            generation: inputs.generation,
+            generation,
             control,
             stderr,
             pipe,
             state,
-            by_name: inputs.by_name,
+            by_name,
         };
         let (variables, listen_pid) = passing_variables(&names);
         let mut env = self.env.clone();

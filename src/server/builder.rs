@@ -276,8 +276,8 @@ impl Builder {
                 Source::Bind(bind) => Some(bind),
                 Source::Bound(_) => None,
             });
-            inherited = restart.listeners(&binds.collect::<Vec<_>>());
-            restart.close_rest();
+            inherited = restart.inherited.listeners(&binds.collect::<Vec<_>>());
+            restart.inherited.close_rest();
         }
         let mut inherited = inherited.into_iter();
         let bound: Result<Vec<_>, _> = std::mem::take(&mut self.listeners)

@@ -20,7 +20,7 @@ use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
 use crate::parking::{Lot, LotOptions, Token};
-use crate::restart::{BlockedSignals, ReadyWhen, Restart, Upgrader, UpgraderHandle};
+use crate::restart::{BlockedSignals, ReadyWhen, Upgrader, UpgraderHandle};
 use crate::service::Service;
 use crate::signals::Command;
 use crate::stats::{Counters, Stats, WorkerState};
@@ -126,7 +126,10 @@ impl<S: Service> Server<S> {
         static SERVERS: AtomicUsize = AtomicUsize::new(1);
         let server_id = SERVERS.fetch_add(1, SeqCst);
         let restart = self.settings.restart.take();
-        let idle_grace = restart.as_ref().map(Restart::grace).unwrap_or_default();
+        let idle_grace = restart
+            .as_ref()
+            .map(|restart| restart.idle_grace)
+            .unwrap_or_default();
         let addrs = self.local_addrs();
         let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
         let (lot, queue) = new_lot(&self.settings)?;
@@ -147,8 +150,8 @@ impl<S: Service> Server<S> {
         };
         let mut upgrader = None;
         if let Some(mut restart) = restart {
-            startup.ready_when = restart.take_ready_when();
-            startup.blocked_signals = Some(restart.take_blocked_signals());
+            startup.ready_when = restart.ready_when.take();
+            startup.blocked_signals = restart.blocked_signals.take();
             let listeners = listeners.iter().map(Arc::downgrade).collect();
             let drain_timeout = self.settings.drain_timeout;
             let (thread, handle) = Upgrader::new(restart, listeners, drain_timeout)?;

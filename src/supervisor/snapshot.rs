@@ -12,7 +12,7 @@ use super::slot::{Slot, SupervisedProcess};
 use crate::clock::{Deadline, in_millis};
 use crate::listener::Listener;
 use crate::notify;
-use crate::restart::{PidFile, Program};
+use crate::restart::{PidFile, Program, adopt_socket};
 use crate::sys::{self, Descriptor, NotifySocket, Signal, SignalFd};
 use crate::wire::{ProcessRecord, SlotRecord, Snapshot, SnapshotListener};
 
@@ -149,10 +149,6 @@ pub(super) fn restore_snapshot(
     run.upgrade_waiters = upgrade_waiters;
     restore_slots(&mut run, snapshot.slots, snapshot.processes);
     Ok(run)
-}
-
-fn adopt_socket(number: i32) -> io::Result<socket2::Socket> {
-    sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket)
 }
 
 /// The control socket, and the ids of the clients that wait for the outcome of the upgrade.

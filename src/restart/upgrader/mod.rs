@@ -39,7 +39,6 @@ use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
 use crate::wire::{HandshakeMessage, ListenerRecord, fd_name};
 
-pub(super) use predecessor::send_hello;
 use successor::{Successor, SuccessorStage};
 
 /// What the upgrader asks of the server that it belongs to.
@@ -259,17 +258,13 @@ impl Upgrader {
         };
         let (mut predecessor, mut own_stderr) = (None, None);
         if let Some(inherited) = restart.inherited.predecessor {
-            let mut link = Link::new(inherited.control);
-            link.watch(&poller, PREDECESSOR)?;
-            predecessor = Some(link);
+            predecessor = Some(Link::new(inherited.control, &poller, PREDECESSOR)?);
             own_stderr = inherited.stderr;
         }
         let mut lifeline = None;
         if let Some(socket) = restart.inherited.lifeline {
             leave_listeners(generation, &listeners)?;
-            let mut link = Link::new(socket);
-            link.watch(&poller, LIFELINE)?;
-            lifeline = Some(link);
+            lifeline = Some(Link::new(socket, &poller, LIFELINE)?);
         }
         let upgrader = Self {
             _only: only,

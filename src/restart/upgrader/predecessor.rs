@@ -7,19 +7,10 @@ use crossbeam_channel::Sender;
 
 use super::{Host, ServerStage, Upgrader, reply};
 use crate::notify;
-use crate::restart::inherited::Predecessor;
 use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::sys;
 use crate::wire::HandshakeMessage;
-
-/// Tells the predecessor that this process runs.
-pub(in crate::restart) fn send_hello(predecessor: &Predecessor) {
-    match predecessor.control.try_clone() {
-        Ok(control) => Link::new(control).send(&HandshakeMessage::Hello),
-        Err(error) => log::error!("cannot send Hello to the predecessor: {error}"),
-    }
-}
 
 impl Upgrader {
     /// The server could serve.
@@ -65,9 +56,8 @@ impl Upgrader {
     }
 
     pub(super) fn receive_from_predecessor(&mut self, host: &dyn Host) {
-        while let Some(link) = &self.predecessor {
-            match link.receive() {
-                Incoming::Nothing => return link.rearm(),
+        while let Some(incoming) = self.predecessor.as_ref().and_then(Link::receive) {
+            match incoming {
                 Incoming::Message(message) => self.handle_predecessor_message(host, message),
                 Incoming::End => {
                     self.predecessor = None;
@@ -152,16 +142,12 @@ impl Upgrader {
 
     /// Drains when the supervisor has died: no other process would stop or restart this one.
     pub(super) fn watch_lifeline(&mut self, host: &dyn Host) {
-        while let Some(link) = &self.lifeline {
-            match link.receive() {
-                Incoming::Nothing => return link.rearm(),
-                Incoming::Message(_) => {}
-                Incoming::End => {
-                    self.lifeline = None;
-                    if !matches!(self.stage, ServerStage::Replaced | ServerStage::Stopping) {
-                        log::error!("the supervisor has died: finishing open connections");
-                        host.drain();
-                    }
+        while let Some(incoming) = self.lifeline.as_ref().and_then(Link::receive) {
+            if let Incoming::End = incoming {
+                self.lifeline = None;
+                if !matches!(self.stage, ServerStage::Replaced | ServerStage::Stopping) {
+                    log::error!("the supervisor has died: finishing open connections");
+                    host.drain();
                 }
             }
         }

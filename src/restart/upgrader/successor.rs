@@ -26,7 +26,7 @@ use crate::notify;
 use crate::restart::error::{RestartError, RestartErrorKind};
 use crate::restart::inherited::LIFELINE_NAME;
 use crate::restart::link::{Incoming, Link};
-use crate::restart::program::{StderrTail, SuccessorInputs, wait_or_kill};
+use crate::restart::program::{StderrTail, wait_or_kill};
 use crate::sys::{self, Process};
 use crate::wire::{HandshakeMessage, WirePath};
 
@@ -39,6 +39,8 @@ pub(super) struct Successor {
     /// When the successor is too late for the next stage.
     pub(super) deadline: Deadline,
     pub(super) stage: SuccessorStage,
+    /// From the start until Ready was received; zero before.
+    ready_after: Duration,
     /// What to undo if the successor does not take over; there in the stage `Accepting`.
     handoff: Option<Handoff>,
 }
@@ -49,6 +51,8 @@ struct Handoff {
     taken: Vec<u32>,
     /// This process accepted before.
     was_accepting: bool,
+    /// How long neither process accepted.
+    accept_gap: Duration,
     /// The files of Unix sockets that the successor removes in the end.
     socket_files: Vec<PathBuf>,
 }
@@ -60,14 +64,9 @@ pub(super) enum SuccessorStage {
     /// Hello received: the successor runs this protocol.
     Greeted,
     /// Ready received, and Cutover sent: the successor may accept.
-    Ready {
-        ready_after: Duration,
-    },
+    Ready,
     /// Accepting received, and Commit sent: this process does not accept any more.
-    Accepting {
-        ready_after: Duration,
-        accept_gap: Duration,
-    },
+    Accepting,
     /// Ack received: the successor has taken over.
     Serving,
     /// The successor accepted, was told to end, and drains.
@@ -149,15 +148,14 @@ impl Upgrader {
             descriptors.push((name.clone(), descriptor.try_clone()?));
         }
         let started_at = Instant::now();
-        let mut link = Link::new(own_end);
-        link.watch(&self.poller, SUCCESSOR)?;
-        let (process, stderr_tail) = self.program.start_successor(SuccessorInputs {
+        let link = Link::new(own_end, &self.poller, SUCCESSOR)?;
+        let (process, stderr_tail) = self.program.start_successor(
             descriptors,
             by_name,
-            control: &successor_end,
-            state: host.export(),
-            generation: self.generation + 1,
-        })?;
+            &successor_end,
+            host.export(),
+            self.generation + 1,
+        )?;
         Ok(Successor {
             process,
             link,
@@ -165,14 +163,15 @@ impl Upgrader {
             started_at,
             deadline: Deadline::after(started_at, self.ready_timeout),
             stage: SuccessorStage::Started,
+            ready_after: Duration::ZERO,
             handoff: None,
         })
     }
 
     pub(super) fn receive_from_successor(&mut self, host: &dyn Host) {
-        while let Some(successor) = &mut self.successor {
-            match successor.link.receive() {
-                Incoming::Nothing => return successor.link.rearm(),
+        let receive = |successor: &Successor| successor.link.receive();
+        while let Some(incoming) = self.successor.as_ref().and_then(receive) {
+            match incoming {
                 Incoming::Message(message) => self.handle_successor_message(host, message),
                 Incoming::End => self.handle_successor_end(host),
             }
@@ -188,43 +187,23 @@ impl Upgrader {
                 successor.stage = SuccessorStage::Greeted;
             }
             (SuccessorStage::Greeted, HandshakeMessage::Ready) => {
-                let ready_after = successor.started_at.elapsed();
-                successor.stage = SuccessorStage::Ready { ready_after };
+                successor.ready_after = successor.started_at.elapsed();
+                successor.stage = SuccessorStage::Ready;
                 successor.link.send(&HandshakeMessage::Cutover);
             }
             // A stop comes first; see `check_successor_deadline`.
-            (SuccessorStage::Ready { .. }, HandshakeMessage::Accepting { .. })
+            (SuccessorStage::Ready, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
-            (
-                SuccessorStage::Ready { ready_after },
-                HandshakeMessage::Accepting { since, taken },
-            ) => {
-                self.hand_over(host, ready_after, since, taken);
+            (SuccessorStage::Ready, HandshakeMessage::Accepting { since, taken }) => {
+                self.hand_over(host, since, taken);
             }
             (
-                SuccessorStage::Ready { .. } | SuccessorStage::Accepting { .. },
+                SuccessorStage::Ready | SuccessorStage::Accepting,
                 HandshakeMessage::Abort { reason },
             ) => {
                 self.abandon_successor(host, RestartError::new(RestartErrorKind::Ended, reason));
             }
-            (
-                SuccessorStage::Accepting {
-                    ready_after,
-                    accept_gap,
-                },
-                HandshakeMessage::Ack,
-            ) => {
-                successor.stage = SuccessorStage::Serving;
-                successor.deadline = Deadline::NEVER;
-                successor.process.detach();
-                let replacement = Replacement {
-                    ready_after,
-                    accept_gap,
-                    pid: successor.process.id(),
-                    generation: self.generation,
-                };
-                self.finish_restart(host, replacement);
-            }
+            (SuccessorStage::Accepting, HandshakeMessage::Ack) => self.finish_restart(host),
             (SuccessorStage::Serving, HandshakeMessage::Superseded) => {
                 self.tell_predecessor(&HandshakeMessage::Force);
             }
@@ -240,7 +219,7 @@ impl Upgrader {
 
     /// The successor accepts since `since`, on the listeners at the positions `taken`: this process
     /// stops accepting, and leaves the files of Unix sockets to the successor.
-    fn hand_over(&mut self, host: &dyn Host, ready_after: Duration, since: u64, taken: Vec<u32>) {
+    fn hand_over(&mut self, host: &dyn Host, since: u64, taken: Vec<u32>) {
         let Some(successor) = &mut self.successor else {
             return;
         };
@@ -254,35 +233,45 @@ impl Upgrader {
         successor.handoff = Some(Handoff {
             taken,
             was_accepting,
+            accept_gap,
             socket_files,
         });
-        successor.stage = SuccessorStage::Accepting {
-            ready_after,
-            accept_gap,
-        };
+        successor.stage = SuccessorStage::Accepting;
     }
 
     /// The successor serves.
-    fn finish_restart(&mut self, host: &dyn Host, replacement: Replacement) {
+    fn finish_restart(&mut self, host: &dyn Host) {
+        let Some(successor) = &mut self.successor else {
+            return;
+        };
+        let Some(handoff) = successor.handoff.take() else {
+            return;
+        };
+        successor.stage = SuccessorStage::Serving;
+        successor.deadline = Deadline::NEVER;
+        successor.process.detach();
+        let replacement = Replacement {
+            ready_after: successor.ready_after,
+            accept_gap: handoff.accept_gap,
+            pid: successor.process.id(),
+            generation: self.generation,
+        };
         let (pid, next) = (replacement.pid, self.generation + 1);
         let millis = replacement.ready_after.as_millis();
         log::info!("generation {next}, process {pid}, serves; it was ready after {millis} ms");
         if !matches!(self.stage, ServerStage::Stopping) {
             self.stage = ServerStage::Replaced;
         }
-        let handoff = self.successor.as_mut().and_then(|s| s.handoff.take());
-        if let Some(handoff) = handoff {
-            // This process removes the files of listeners that the successor did not take.
-            for (position, listener) in (0..).zip(&self.listeners) {
-                let is_given_up = !handoff.taken.contains(&position);
-                if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
-                    let path = listener.local_addr().as_path();
-                    let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
-                    listener.set_own_path(was_own);
-                }
+        // This process removes the files of listeners that the successor did not take.
+        for (position, listener) in (0..).zip(&self.listeners) {
+            let is_given_up = !handoff.taken.contains(&position);
+            if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
+                let path = listener.local_addr().as_path();
+                let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
+                listener.set_own_path(was_own);
             }
-            host.leave(&handoff.taken);
         }
+        host.leave(&handoff.taken);
         self.tell_predecessor(&HandshakeMessage::Superseded);
         let generation = self.lifeline.as_ref().map(|_| next);
         notify::replaced_by(pid, generation, format_args!("generation {next} serves"));
@@ -363,7 +352,7 @@ impl Upgrader {
     }
 
     fn fail_restart(&mut self, failure: &RestartError) {
-        log::error!("no restart: {failure}");
+        log::error!("the restart failed: {failure}");
         let generation = self.supervised_generation();
         match self.stage {
             ServerStage::Serving => {
@@ -404,13 +393,13 @@ impl Upgrader {
                 }
                 return;
             }
-            SuccessorStage::Accepting { .. } => ("has not taken over", ACK_TIMEOUT),
+            SuccessorStage::Accepting => ("has not taken over", ACK_TIMEOUT),
             _ if stops => {
                 let why = "the server is being stopped".to_owned();
                 return self.abort_restart(host, RestartErrorKind::Stopping, why);
             }
             SuccessorStage::Started => ("has not greeted", self.ready_timeout),
-            SuccessorStage::Greeted | SuccessorStage::Ready { .. } => {
+            SuccessorStage::Greeted | SuccessorStage::Ready => {
                 ("was not ready", self.ready_timeout)
             }
         };
