@@ -84,7 +84,6 @@ impl Inherited {
                 generation,
                 control,
                 stderr,
-                pipe,
                 state,
                 by_name,
             })) => {
@@ -93,11 +92,13 @@ impl Inherited {
                 };
                 let control = adopt_socket(control).inspect_err(failed).ok()?;
                 let adopt = |number| sys::descriptor::adopt(number).ok();
-                let _pipe = pipe.and_then(adopt);
-                let own = stderr.and_then(adopt);
+                let own_stderr = |(own, pipe)| {
+                    let _pipe = adopt(pipe);
+                    adopt(own).map(|own| OwnStderr { own, _pipe })
+                };
                 self.predecessor = Some(Predecessor {
                     control,
-                    stderr: own.map(|own| OwnStderr { own, _pipe }),
+                    stderr: stderr.and_then(own_stderr),
                     state: state.and_then(read_state),
                 });
                 self.generation = generation;

@@ -35,9 +35,8 @@ impl PidFile {
                 let text = format!("{} is that of process {}", path.display(), pid.trim());
                 Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
             }
-            Ok(_found) => Self::replace(path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::replace(path),
-            Err(error) => Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _found => Self::replace(path),
         }
     }
 
@@ -52,18 +51,13 @@ impl PidFile {
             fs::rename(&temporary, path)?;
             Ok(file)
         });
-        match written {
-            Ok(file) => Ok(Self {
-                path: path.to_owned(),
-                id: sys::file::inode(path),
-                _file: file,
-            }),
-            Err(error) => {
-                // The temporary file may not exist.
-                let _ = fs::remove_file(&temporary);
-                Err(error)
-            }
-        }
+        // After an error, the temporary file may not exist.
+        let file = written.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        Ok(Self {
+            path: path.to_owned(),
+            id: sys::file::inode(path),
+            _file: file,
+        })
     }
 }
 

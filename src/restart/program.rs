@@ -108,12 +108,11 @@ impl Program {
             sys::FIRST_PASSED + descriptors.len() as i32 - 1
         };
         let control = pass(sys::descriptor::duplicate(control)?);
-        let (mut stderr, mut pipe, mut writer, mut reader) = (None, None, None, None);
+        let (mut stderr, mut writer, mut reader) = (None, None, None);
         // A process without standard error has none to pass on.
         if let Ok(own) = sys::descriptor::duplicate_stderr() {
             let (reading, writing) = sys::descriptor::create_pipe()?;
-            stderr = Some(pass(own));
-            pipe = Some(pass(reading.try_clone()?));
+            stderr = Some((pass(own), pass(reading.try_clone()?)));
             (reader, writer) = (Some(reading), Some(writing));
         }
         let stderr_tail = StderrTail::read(reader)?;
@@ -125,7 +124,6 @@ impl Program {
             generation,
             control,
             stderr,
-            pipe,
             state,
             by_name,
         };
@@ -222,17 +220,16 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// status is not known.
 pub(super) fn wait_or_kill(process: &mut Process, within: Duration) -> Option<ExitStatus> {
     let id = process.id();
-    match process.wait(within) {
-        Ok(ProcessState::Running) => {}
+    let failed = |error: &io::Error| {
+        log::error!("cannot wait for the end of process {id}: {error}");
+    };
+    match process.wait(within).inspect_err(failed) {
+        Ok(ProcessState::Running) | Err(_) => {}
         Ok(state) => return state.exit_status(),
-        Err(error) => log::error!("cannot wait for the end of process {id}: {error}"),
     }
     if let Err(error) = process.kill() {
         log::error!("cannot kill process {id}: {error}");
     }
-    let state = process.wait(KILL_TIMEOUT);
-    let failed = |error: &io::Error| {
-        log::error!("cannot wait for the end of process {id}: {error}");
-    };
-    state.inspect_err(failed).ok()?.exit_status()
+    let state = process.wait(KILL_TIMEOUT).inspect_err(failed);
+    state.ok()?.exit_status()
 }

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use super::Settings;
 use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::notify;
 use crate::restart::Inherited;
@@ -46,20 +47,18 @@ impl HeldListener {
 }
 
 impl HeldListeners {
-    /// Takes the listeners that this process inherited, and binds those of `binds` that are
-    /// missing. For a `foreign` program they become blocking, as
-    /// [`hold_configured`](Self::hold_configured) says.
+    /// Takes the listeners that this process inherited, and binds those of the settings that are
+    /// missing.
     pub(super) fn inherit_or_bind(
         mut inherited: Inherited,
-        binds: &[Bind],
-        foreign: bool,
+        settings: &Settings,
     ) -> io::Result<Self> {
         let mut held = Self::default();
-        let found = inherited.listeners(&binds.iter().collect::<Vec<_>>());
-        for (bind, found) in binds.iter().zip(found) {
+        let found = inherited.listeners(&settings.listen.iter().collect::<Vec<_>>());
+        for (bind, found) in settings.listen.iter().zip(found) {
             let held_by_manager = found.is_some();
             let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
-            held.hold_configured(listener, held_by_manager, foreign)?;
+            held.hold_configured(listener, held_by_manager, settings.foreign)?;
         }
         held.hold_inherited(inherited.take_all());
         Ok(held)
@@ -83,13 +82,13 @@ impl HeldListeners {
         }
     }
 
-    /// Binds those of `binds` that are not held yet. Errors are only logged.
-    pub(super) fn bind_missing(&mut self, binds: &[Bind], foreign: bool) {
-        for bind in binds {
+    /// Binds the listeners of the settings that are not held yet. Errors are only logged.
+    pub(super) fn bind_missing(&mut self, settings: &Settings) {
+        for bind in &settings.listen {
             if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
                 let bound = bind.clone().bind().map_err(io::Error::from);
-                let held =
-                    bound.and_then(|listener| self.hold_configured(listener, false, foreign));
+                let held = bound
+                    .and_then(|listener| self.hold_configured(listener, false, settings.foreign));
                 if let Err(error) = held {
                     log::error!("{error}");
                 }
@@ -109,6 +108,7 @@ impl HeldListeners {
         self.hold(listener, true, held_by_manager).map(drop)
     }
 
+    /// Holds a listener that this process has bound, or has claimed from the service manager.
     fn hold(
         &mut self,
         listener: Listener,

@@ -64,12 +64,7 @@ impl Run {
     // ---- notifications of any process ----
 
     pub(super) fn handle_notification(&mut self, datagram: Datagram) {
-        let Datagram {
-            pid,
-            uid,
-            text,
-            descriptors,
-        } = datagram;
+        let (pid, uid, text) = (datagram.pid, datagram.uid, datagram.text);
         // Every process of the system can write to the socket, whatever its user.
         if uid != sys::process::effective_uid() && uid != 0 && self.position_of(pid).is_none() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
@@ -78,6 +73,7 @@ impl Run {
         log::debug!("notification of process {pid}: {text:?}");
         let notification = Notification::parse(&text);
         let known = self.position_of(pid);
+        let descriptors = datagram.descriptors;
         let Some(position) = known.or_else(|| self.add_unannounced(pid, &notification)) else {
             return;
         };

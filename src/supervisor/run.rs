@@ -146,31 +146,22 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 impl Run {
     /// Takes or makes what the first process needs: listeners, sockets, files.
     pub(super) fn new(settings: Settings, program: Program, signals: SignalFd) -> io::Result<Self> {
-        let (binds, foreign) = (&settings.listen, settings.foreign);
-        let listeners = HeldListeners::inherit_or_bind(Inherited::take(), binds, foreign)?;
-        let control = settings
-            .control
-            .as_deref()
-            .map(ControlSocket::bind)
-            .transpose()?;
+        let listeners = HeldListeners::inherit_or_bind(Inherited::take(), &settings)?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message::create_pair()?;
-        let mut run = Self::from_parts(
-            settings, program, signals, notify, lifeline, control, listeners,
-        )?;
-        let pid_file = run.settings.pid_file.as_deref();
-        run.pid_file = pid_file.map(PidFile::claim).transpose()?;
+        let mut run = Self::from_parts(settings, program, signals, notify, lifeline, listeners)?;
+        let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
+        run.control = control.as_deref().map(ControlSocket::bind).transpose()?;
+        run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn from_parts(
         settings: Settings,
         program: Program,
         signals: SignalFd,
         notify_socket: NotifySocket,
         lifeline: (Socket, Socket),
-        control: Option<ControlSocket>,
         listeners: HeldListeners,
     ) -> io::Result<Self> {
         sys::supervision::become_subreaper()?;
@@ -185,7 +176,7 @@ impl Run {
             own_program: Program::of_this_process()?,
             signals,
             notify_socket,
-            control,
+            control: None,
             listeners,
             lifeline,
             draining: Vec::new(),
@@ -284,12 +275,8 @@ impl Run {
     // ---- signals and stops ----
 
     fn handle_signals(&mut self) {
-        loop {
-            let signal = match self.signals.read() {
-                Ok(Some(signal)) => signal,
-                Ok(None) => return,
-                Err(error) => return log::error!("cannot read signals: {error}"),
-            };
+        let failed = |error: &io::Error| log::error!("cannot read signals: {error}");
+        while let Ok(Some(signal)) = self.signals.read().inspect_err(failed) {
             log::info!("received {signal}");
             match signal {
                 Signal::Hangup => self.restart(None),
@@ -361,31 +348,22 @@ impl Run {
 
     /// Handles exits, but first the notifications: a process may have sent some before its exit.
     fn reap_children(&mut self) {
-        let mut exits = Vec::new();
-        loop {
-            match sys::supervision::reap_child() {
-                Ok(Some(exit)) => exits.push(exit),
-                Ok(None) => break,
-                Err(error) => {
-                    log::error!("cannot reap child processes: {error}");
-                    break;
-                }
-            }
-        }
+        let failed = |error: &io::Error| log::error!("cannot reap child processes: {error}");
+        let reap_child = || sys::supervision::reap_child().inspect_err(failed).ok()?;
+        let exits: Vec<_> = std::iter::from_fn(reap_child).collect();
         self.read_notifications();
         for (pid, status) in exits {
             self.handle_exit(pid, Some(status));
         }
         // Successors are reaped by their predecessors, so that their exit status is not known here.
         // Once its predecessor has exited, a successor is a child of the supervisor.
-        let exited = self
-            .processes()
-            .filter(|process| !process.started_here && process.pidfd.has_ended());
-        let exited: Vec<u32> = exited.map(|process| process.pid).collect();
-        for pid in exited
-            .into_iter()
+        let others = self.processes().filter(|process| !process.started_here);
+        let exited = others.filter(|process| process.pidfd.has_ended());
+        let pids = exited.map(|process| process.pid);
+        let pids: Vec<_> = pids
             .filter(|pid| !sys::supervision::is_child(*pid))
-        {
+            .collect();
+        for pid in pids {
             self.handle_exit(pid, None);
         }
     }

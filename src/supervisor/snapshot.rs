@@ -121,52 +121,48 @@ pub(super) fn restore_snapshot(
     let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify_socket)?)?;
     let [own_end, process_end] = snapshot.lifeline;
     let lifeline = (adopt_socket(own_end)?, adopt_socket(process_end)?);
-    let (mut control, upgrade_waiters) =
-        restore_control(snapshot.control, &snapshot.upgrade_waiters)?;
     let mut listeners = HeldListeners::default();
     for held in snapshot.listeners {
         let descriptor = sys::descriptor::adopt(held.descriptor)?;
         listeners.add_descriptor(held.listener, descriptor, held.pinned)?;
     }
-    // From here on, a setting that cannot be met must not end a service that works.
-    listeners.bind_missing(&settings.listen, settings.foreign);
-    if let (None, Some(path)) = (&control, &settings.control) {
-        let failed = |error: &io::Error| log::error!("{error}");
-        control = ControlSocket::bind(path).inspect_err(failed).ok();
-    }
-    let pid_file = settings.pid_file.as_ref().and_then(|path| {
-        let failed = |error: &io::Error| log::error!("cannot write {}: {error}", path.display());
-        PidFile::replace(path).inspect_err(failed).ok()
-    });
-    let mut run = Run::from_parts(
-        settings, program, signals, notify, lifeline, control, listeners,
-    )?;
-    run.pid_file = pid_file;
+    let mut run = Run::from_parts(settings, program, signals, notify, lifeline, listeners)?;
     run.started_at = time_before(snapshot.age_ms);
     run.sent_ready = snapshot.sent_ready;
     run.first_was_ready = snapshot.first_was_ready;
     run.exit_code = snapshot.exit_code;
-    run.upgrade_waiters = upgrade_waiters;
+    if let Some(listener) = snapshot.control {
+        restore_control(&mut run, listener, &snapshot.upgrade_waiters)?;
+    }
     restore_slots(&mut run, snapshot.slots, snapshot.processes);
+    apply_new_settings(&mut run);
     Ok(run)
 }
 
-/// The control socket, and the ids of the clients that wait for the outcome of the upgrade.
-fn restore_control(
-    listener: Option<i32>,
-    waiters: &[i32],
-) -> io::Result<(Option<ControlSocket>, Vec<u64>)> {
-    let Some(listener) = listener else {
-        return Ok((None, Vec::new()));
-    };
+/// Makes what the settings of the new program name, and the snapshot has not. A setting that cannot
+/// be met must not end a service that works.
+fn apply_new_settings(run: &mut Run) {
+    run.listeners.bind_missing(&run.settings);
+    if let (None, Some(path)) = (&run.control, &run.settings.control) {
+        let failed = |error: &io::Error| log::error!("{error}");
+        run.control = ControlSocket::bind(path).inspect_err(failed).ok();
+    }
+    if let Some(path) = &run.settings.pid_file {
+        let failed = |error: &io::Error| log::error!("cannot write {}: {error}", path.display());
+        run.pid_file = PidFile::replace(path).inspect_err(failed).ok();
+    }
+}
+
+/// Restores the control socket, and the clients that wait for the result of the upgrade.
+fn restore_control(run: &mut Run, listener: i32, waiters: &[i32]) -> io::Result<()> {
     let listener = Listener::for_others(adopt_socket(listener)?, "control".to_owned(), true)?;
     listener.set_own_path(true);
-    let mut control = ControlSocket::new(listener);
-    let mut ids = Vec::new();
+    let control = run.control.insert(ControlSocket::new(listener));
     for waiter in waiters {
-        ids.push(control.adopt(adopt_socket(*waiter)?, Deadline::NEVER));
+        let id = control.adopt(adopt_socket(*waiter)?, Deadline::NEVER);
+        run.upgrade_waiters.push(id);
     }
-    Ok((Some(control), ids))
+    Ok(())
 }
 
 /// Restores as many slots as there are to be by the settings, and stops the processes of others.
@@ -179,13 +175,10 @@ fn restore_slots(run: &mut Run, slots: Vec<SlotRecord>, processes: Vec<ProcessRe
             None => run.draining.push(process),
         }
     }
-    let due = match run.first_was_ready {
-        true => Deadline::at(Some(Instant::now())),
-        false => Deadline::NEVER,
-    };
+    let start_at = Deadline::at(run.first_was_ready.then(Instant::now));
     let wanted = run.settings.processes;
     while run.slots.len() < wanted {
-        run.slots.push(Slot::new(due));
+        run.slots.push(Slot::new(start_at));
     }
     for surplus in run.slots.split_off(wanted) {
         if let Some(main) = surplus.main {

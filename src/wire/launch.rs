@@ -15,10 +15,10 @@ pub(crate) enum Launch {
         generation: u64,
         /// The socket for [`HandshakeMessage`](super::HandshakeMessage)s.
         control: i32,
-        /// The predecessor's standard error. The successor's own is a pipe until it is ready.
-        stderr: Option<i32>,
-        /// The reading end of that pipe, so that writing is no error when the predecessor dies.
-        pipe: Option<i32>,
+        /// The predecessor's standard error. The successor's own is a pipe until the successor is
+        /// ready. The second descriptor is the reading end of this pipe, so that writing is no
+        /// error when the predecessor dies.
+        stderr: Option<(i32, i32)>,
         /// A file with what the predecessor's service exported.
         state: Option<i32>,
         by_name: Vec<u32>,

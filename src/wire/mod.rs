@@ -36,7 +36,7 @@
 //! [`Launch`], with spaces that fill the room for the process id:
 //!
 //! ```text
-//! {"v":1,"type":"successor","generation":2,"control":4,"stderr":5,"pipe":6,"state":7,
+//! {"v":1,"type":"successor","generation":2,"control":4,"stderr":[5,6],"state":7,
 //!   "by_name":[0],"pid":4711      }
 //! {"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[],"pid":4711      }
 //! {"v":1,"type":"rehearse","snapshot":3,"report":4,"pid":4711      }
