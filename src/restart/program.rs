@@ -40,11 +40,8 @@ impl Program {
         let dir = env::current_dir()?;
         let name = args.first().map(PathBuf::from).unwrap_or_default();
         let path = find_program(&dir, &name).filter(|path| sys::file::is_executable(path));
-        let path = match path {
-            Some(path) => path,
-            // The name need not be a program's: the process that starts another chooses it freely.
-            None => env::current_exe()?,
-        };
+        // The name need not be a program's: the process that starts another chooses it freely.
+        let path = path.map_or_else(env::current_exe, Ok)?;
         let is_own = |name: &OsString| {
             let mut own = LAUNCH_VARIABLES.iter().chain([&WATCHDOG_PID]);
             own.any(|own| name == own)
@@ -116,10 +113,8 @@ impl Program {
             (reader, writer) = (Some(reading), Some(writing));
         }
         let stderr_tail = StderrTail::read(reader)?;
-        let state = match &state {
-            Some(state) => Some(pass(sys::file::create_anonymous(state)?.into())),
-            None => None,
-        };
+        let state = state.map(|state| sys::file::create_anonymous(&state));
+        let state = state.transpose()?.map(|file| pass(file.into()));
         let launch = Launch::Successor {
             generation,
             control,

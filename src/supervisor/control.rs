@@ -129,16 +129,13 @@ impl ControlSocket {
                 }
             };
             let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
+            let user = sys::socket::peer_uid(&socket);
+            let id = self.adopt(socket, deadline);
             // The mode of the file already keeps other users out, unless it was changed.
-            match sys::socket::peer_uid(&socket) {
-                Ok(uid) if uid == 0 || uid == sys::process::effective_uid() => {
-                    self.adopt(socket, deadline);
-                }
-                other => {
-                    log::warn!("refused a control connection of user {other:?}");
-                    let id = self.adopt(socket, deadline);
-                    self.reply(id, &Answer::failure("permission denied"));
-                }
+            let is_allowed = |uid: &u32| *uid == 0 || *uid == sys::process::effective_uid();
+            if !user.as_ref().is_ok_and(is_allowed) {
+                log::warn!("refused a control connection of user {user:?}");
+                self.reply(id, &Answer::failure("permission denied"));
             }
         }
     }

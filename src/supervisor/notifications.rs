@@ -36,20 +36,25 @@ pub(super) enum Position {
 
 impl Run {
     pub(super) fn position_of(&self, pid: u32) -> Option<Position> {
-        let is_it = |process: &SupervisedProcess| process.pid == pid;
-        for (index, slot) in self.slots.iter().enumerate() {
-            if slot.main.as_ref().is_some_and(is_it) {
-                return Some(Position::Main(index));
-            }
-            if slot.successor.as_ref().is_some_and(is_it) {
-                return Some(Position::Successor(index));
-            }
-        }
-        let draining = self.draining.iter().position(is_it).map(Position::Draining);
-        draining.or_else(|| {
-            let unannounced = self.unannounced.iter().position(is_it);
-            unannounced.map(Position::Unannounced)
-        })
+        let mut positions = self.positions();
+        let (position, _) = positions.find(|(_, process)| process.pid == pid)?;
+        Some(position)
+    }
+
+    /// All processes that serve, are to serve, or have served, and where the supervisor keeps them.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (Position, &SupervisedProcess)> {
+        let slots = (0..).zip(&self.slots);
+        let in_slots = slots.flat_map(|(index, slot)| {
+            let main = slot
+                .main
+                .iter()
+                .map(move |main| (Position::Main(index), main));
+            let successor = slot.successor.iter();
+            main.chain(successor.map(move |successor| (Position::Successor(index), successor)))
+        });
+        let draining = (0..).map(Position::Draining).zip(&self.draining);
+        let unannounced = (0..).map(Position::Unannounced).zip(&self.unannounced);
+        in_slots.chain(draining).chain(unannounced)
     }
 
     fn process_at(&mut self, position: Position) -> Option<&mut SupervisedProcess> {
@@ -66,13 +71,13 @@ impl Run {
     pub(super) fn handle_notification(&mut self, datagram: Datagram) {
         let (pid, uid, text) = (datagram.pid, datagram.uid, datagram.text);
         // Every process of the system can write to the socket, whatever its user.
-        if uid != sys::process::effective_uid() && uid != 0 && self.position_of(pid).is_none() {
+        let known = self.position_of(pid);
+        if uid != sys::process::effective_uid() && uid != 0 && known.is_none() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
             return;
         }
         log::debug!("notification of process {pid}: {text:?}");
         let notification = Notification::parse(&text);
-        let known = self.position_of(pid);
         let descriptors = datagram.descriptors;
         let Some(position) = known.or_else(|| self.add_unannounced(pid, &notification)) else {
             return;

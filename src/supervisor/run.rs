@@ -255,12 +255,7 @@ impl Run {
 
     /// All processes that serve, are to serve, or have served.
     pub(super) fn processes(&self) -> impl Iterator<Item = &SupervisedProcess> {
-        let slots = self.slots.iter();
-        slots
-            .flat_map(|slot| [&slot.main, &slot.successor])
-            .flatten()
-            .chain(&self.draining)
-            .chain(&self.unannounced)
+        self.positions().map(|(_, process)| process)
     }
 
     pub(super) fn processes_mut(&mut self) -> impl Iterator<Item = &mut SupervisedProcess> {

@@ -79,13 +79,12 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
             start_in_ms: time_to(slot.start_at),
             last_end: slot.last_end.as_ref().map(notify::one_line),
         });
-        let main = slot.main.iter();
-        let main = main.map(|main| record_process(main, Some(index)));
-        snapshot.processes.extend(main);
+        let record = |main| record_process(main, Some(index));
+        snapshot.processes.extend(slot.main.as_ref().map(record));
     }
     let others = run.draining.iter().chain(&run.unannounced);
-    let others = others.map(|process| record_process(process, None));
-    snapshot.processes.extend(others);
+    let record = |process| record_process(process, None);
+    snapshot.processes.extend(others.map(record));
     Ok(snapshot)
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::run::Run;
-use super::slot::{Slot, SupervisedProcess};
+use super::slot::SupervisedProcess;
 use super::snapshot::{restore_snapshot, take_snapshot};
 use super::spawn::without_own;
 use crate::clock::Deadline;
@@ -76,10 +76,9 @@ impl Run {
 
     /// Whether no process is about to replace another one.
     fn is_settled(&self) -> bool {
-        let is_settled = |slot: &Slot| slot.successor.is_none();
         self.rolling_restart.is_none()
             && self.unannounced.is_empty()
-            && self.slots.iter().all(is_settled)
+            && self.slots.iter().all(|slot| slot.successor.is_none())
     }
 
     fn start_rehearsal(&self) -> io::Result<Rehearsal> {
