@@ -25,7 +25,7 @@ pub(crate) struct Inherited {
     /// The positions of the descriptors that this process took.
     pub(super) taken: Vec<u32>,
     pub(super) predecessor: Option<Predecessor>,
-    /// The socket that ends when the supervisor does.
+    /// The socket on which this process sees end-of-file when the supervisor dies.
     pub(super) lifeline: Option<Socket>,
     /// Zero if this process was started without a number.
     generation: u64,
@@ -217,7 +217,7 @@ impl Inherited {
     }
 }
 
-/// The socket that this process was started with under a number.
+/// The socket that this process was started with, by its number.
 pub(crate) fn adopt_socket(number: i32) -> io::Result<Socket> {
     sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket)
 }

@@ -1,4 +1,4 @@
-//! The control socket: processes that may send signals to the supervisor may ask it for more here.
+//! The control socket: processes that may send signals to the supervisor can send it requests too.
 //!
 //! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets a line with the answer
 //! ([`Status`](crate::wire::Status) or [`Answer`]), which ends the connection.
@@ -30,13 +30,13 @@ struct ControlClient {
     id: u64,
     socket: Socket,
     input: Vec<u8>,
-    /// The latest time for the request; never, once the request is there.
+    /// When the request must have come; never, if the request has come.
     deadline: Deadline,
-    /// The client sends no more.
+    /// The client sends no more: end-of-file or an error was received.
     ended: bool,
 }
 
-/// The most clients that have not sent everything yet; others wait in the kernel's queue.
+/// The most clients that have not sent their end-of-file yet; others wait in the kernel's queue.
 const MAX_CLIENTS: usize = 16;
 
 /// The longest request, in bytes, and how long it may take.
@@ -169,10 +169,10 @@ impl ControlSocket {
 }
 
 impl ControlClient {
-    /// The line of the request, once it is there.
+    /// The line of the request, when all of the line has come.
     fn read_request(&mut self) -> Option<String> {
         let mut piece = [0; MAX_REQUEST];
-        // A client that sends on and on does not hold up the supervisor.
+        // A client that sends without a pause must not delay the supervisor.
         for _ in 0..4 {
             match sys::socket::recv(&self.socket, &mut piece) {
                 Ok(0) => {

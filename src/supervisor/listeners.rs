@@ -16,13 +16,14 @@ pub(super) struct HeldListeners(Vec<HeldListener>);
 
 #[derive(Debug)]
 pub(super) struct HeldListener {
-    /// Its drop removes the file of a Unix socket, also of one that a serving process has bound.
+    /// The drop of the listener removes the file of a Unix socket, even if a serving process has
+    /// bound the socket.
     pub(super) listener: Listener,
     pub(super) record: ListenerRecord,
-    /// It is held even if no process uses it: the settings name it, or a socket activator passed
-    /// it.
+    /// The listener is held even if no process uses it: the settings name the listener, or a socket
+    /// activator passed it.
     pub(super) pinned: bool,
-    /// The service manager holds this listener already, so that no copy is left with it.
+    /// The service manager passed this listener, and holds it: no copy needs to be stored.
     pub(super) held_by_manager: bool,
     pub(super) id: ListenerId,
 }
@@ -31,13 +32,13 @@ pub(super) struct HeldListener {
 pub(super) type ListenerId = (u64, u64);
 
 impl HeldListener {
-    /// How well this listener matches what is asked for, see [`Bind::fit`].
+    /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
         let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&self.record.name);
         bind.fit(is_named, self.listener.local_addr(), trusts_names)
     }
 
-    /// Leaves a copy with the service manager, for the next supervisor.
+    /// Stores a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
             Ok(copy) => notify::store(self.record.to_stored_name(), &copy),
@@ -135,8 +136,8 @@ impl HeldListeners {
         Ok(id)
     }
 
-    /// The listener that a process asks for: one that is held, or a new one. A process that asks
-    /// for any free port does not get the port of another one.
+    /// The listener that a process asks for: a held listener that matches, or a new one. A process
+    /// that asks for any free port does not get the port of another process.
     pub(super) fn find_or_bind(&mut self, bind: Bind) -> io::Result<(ListenerId, Descriptor)> {
         let fits = |held: &&HeldListener| {
             let fit = held.fit(&bind, held.record.by_name);
@@ -165,11 +166,11 @@ impl HeldListeners {
         Ok(id)
     }
 
-    /// Adds a listener of which only the descriptor is here, unless the listener is held already.
+    /// Adds the listener of a descriptor, unless the listener is held already.
     ///
     /// # Errors
     ///
-    /// When it is not a listening stream socket.
+    /// When the descriptor is not a listening stream socket.
     pub(super) fn add_descriptor(
         &mut self,
         record: ListenerRecord,
@@ -191,7 +192,7 @@ impl HeldListeners {
             listener,
             record,
             pinned,
-            // A pinned listener comes from the service manager, which has not got it from us.
+            // A pinned listener was passed by the service manager, which holds it.
             held_by_manager: pinned,
             id,
         });
@@ -210,7 +211,8 @@ impl HeldListeners {
             stays
         });
         if self.0.len() < before {
-            // The service manager forgets all listeners of a name, and another one may have it too.
+            // The service manager forgets all listeners of a name, and another listener that is
+            // still held may have the same name.
             self.0
                 .iter()
                 .filter(|held| !held.held_by_manager)

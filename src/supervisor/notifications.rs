@@ -165,8 +165,9 @@ impl Run {
         }
     }
 
-    /// Gives a process more time (EXTEND_TIMEOUT_USEC), from now on, wherever something waits for
-    /// it: its own deadline, that of the restart, that of the stop, and the service manager's.
+    /// Gives a process more time, counted from now (EXTEND_TIMEOUT_USEC). Extends the deadline of
+    /// the process, and those of the restart, of the stop and of the service manager that wait for
+    /// the process.
     fn extend_deadlines(&mut self, position: Position, time: Duration) {
         let until = Deadline::after(Instant::now(), time);
         if let Some(process) = self.process_at(position).filter(|process| !process.aborted) {
@@ -217,7 +218,7 @@ impl Run {
         }
         if let Some(why) = notification.notice.failed {
             if let Some(successor) = self.slots[index].successor.take() {
-                // Its predecessor ends it, or has done so.
+                // The predecessor ends the successor, or has ended it.
                 self.drain(successor);
             }
             self.close_unused_listeners();
@@ -251,7 +252,7 @@ impl Run {
         }
     }
 
-    /// The main process has started a successor (X_HANDOVER_SUCCESSOR).
+    /// The main process has started a successor (`successor` in X_HANDOVER).
     fn announce_successor(&mut self, index: usize, pid: u32) {
         let successor = self.adopt_successor(index, pid);
         if let Some(former) = self.slots[index].successor.replace(successor) {
@@ -295,8 +296,8 @@ impl Run {
         self.schedule_restart(index, served, &why);
     }
 
-    /// The process that the main process of this slot has started to succeed it. It may be among
-    /// the unannounced, if its own notifications came first.
+    /// The successor that the main process of this slot has started. The successor may be among the
+    /// unannounced processes, if its own notifications came first.
     fn adopt_successor(&mut self, index: usize, pid: u32) -> SupervisedProcess {
         let slot = &self.slots[index];
         let watchdog = slot.main.as_ref().and_then(|main| main.watchdog);
@@ -305,7 +306,7 @@ impl Run {
             Some(index) => self.unannounced.remove(index),
             None => SupervisedProcess::new(pid, slot.generation + 1, Deadline::NEVER),
         };
-        // Its predecessor ends it if it is not ready in time.
+        // The predecessor ends a successor that is not ready in time.
         process.deadline = Deadline::NEVER;
         process.restarts_itself = true;
         process.watchdog = watchdog;

@@ -165,7 +165,7 @@ impl Run {
         });
         let rehearsal = self.rehearsal.as_ref().map(|rehearsal| &rehearsal.process);
         if rehearsal.is_some_and(|process| process.pid == pid) {
-            return self.rehearsed(&how);
+            return self.finish_rehearsal(&how);
         }
         match self.position_of(pid) {
             Some(Position::Main(index)) => {

@@ -24,7 +24,8 @@
 //!
 //! # A graceful restart
 //!
-//! 1. `handle_signals` (SIGHUP) or `obey_control` calls `restart`, which sets `rolling_restart`.
+//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `restart`, which sets
+//!    `rolling_restart`.
 //! 2. `advance_restart` calls `request_replacement` for the first slot. A process of this crate
 //!    gets SIGHUP and starts its successor itself; for any other program, `start_process` does.
 //! 3. The predecessor announces the successor (`announce_successor`), and names it in MAINPID= when
@@ -38,9 +39,9 @@
 //!
 //! # A stop
 //!
-//! 1. `handle_signals` or `obey_control` calls `stop`, which sends SIGTERM to all processes, or
-//!    `stop_now`, which sends SIGQUIT. `begin_stop` sets the one deadline in `shutdown`, cancels
-//!    the starts that are scheduled, and ends a restart or an upgrade.
+//! 1. `handle_signals` or `handle_control_requests` calls `stop`, which sends SIGTERM to all
+//!    processes, or `stop_now`, which sends SIGQUIT. `begin_stop` sets the one deadline in
+//!    `shutdown`, cancels the starts that are scheduled, and ends a restart or an upgrade.
 //! 2. The processes exit: `handle_main_exit` only logs this.
 //! 3. If the deadline passes, `check_deadlines` sends SIGKILL to all.
 //! 4. `is_finished` is true when no process is left: `finish` returns the exit code.
@@ -203,7 +204,7 @@ impl Run {
         loop {
             // Requests come before exits: a process that exits because of a stop is not restarted.
             self.handle_signals();
-            self.obey_control();
+            self.handle_control_requests();
             self.reap_children();
             self.check_deadlines();
             self.advance_restart();

@@ -61,7 +61,7 @@ impl Slot {
     }
 }
 
-/// A process that the supervisor looks after.
+/// A process that the supervisor watches.
 #[derive(Debug)]
 pub(super) struct SupervisedProcess {
     pub(super) pid: u32,
@@ -85,7 +85,8 @@ pub(super) struct SupervisedProcess {
     pub(super) aborted: bool,
     /// SIGTERM was sent, or the process has notified us that it stops.
     pub(super) stopping: bool,
-    /// This process stopped by itself. In the slot of this index, another one is started instead.
+    /// This process stopped by itself. In the slot of this index, another process is started
+    /// instead.
     pub(super) replaced_in: Option<usize>,
     /// The last `STATUS=` notification.
     pub(super) status: String,

@@ -1,4 +1,4 @@
-//! The supervisor's state as a [`Snapshot`], and the supervisor that goes on from one.
+//! Writes the supervisor's state to a [`Snapshot`], and makes a supervisor from one.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -37,8 +37,8 @@ fn deadline_in(time_ms: Option<u64>) -> Deadline {
 
 // ---- taking a snapshot ----
 
-/// Takes a snapshot. Its descriptors are copies, which are added to `kept`: they must be open when
-/// the snapshot is used.
+/// Takes a snapshot. The descriptors in the snapshot are copies, which are added to `kept`: they
+/// must stay open until the snapshot is used.
 pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result<Snapshot> {
     let mut keep = |socket| -> io::Result<i32> {
         let copy = sys::descriptor::duplicate(socket)?;
@@ -164,7 +164,8 @@ fn restore_control(run: &mut Run, listener: i32, waiters: &[i32]) -> io::Result<
     Ok(())
 }
 
-/// Restores as many slots as there are to be by the settings, and stops the processes of others.
+/// Restores the slots. If the new settings have fewer slots, the processes in the others drain; if
+/// more, the slots that are new start processes.
 fn restore_slots(run: &mut Run, slots: Vec<SlotRecord>, processes: Vec<ProcessRecord>) {
     run.slots = slots.into_iter().map(restore_slot).collect();
     for record in processes {

@@ -8,8 +8,8 @@ use crate::restart::{Program, launch_variable, passing_variables};
 use crate::sys::{self, FIRST_PASSED};
 use crate::wire::Launch;
 
-/// What the supervisor's own service manager has set for the supervisor alone.
-const OWN: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
+/// The variables that the supervisor's own service manager has set for the supervisor alone.
+const SUPERVISOR_ONLY: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
 
 impl Run {
     /// Starts the program as a serving process of this generation, and returns the process id.
@@ -29,7 +29,7 @@ impl Run {
         };
         descriptors.push(sys::descriptor::duplicate(&self.lifeline.1)?);
         let (variables, listen_pid) = passing_variables(&names);
-        let mut env = without_own(&self.program);
+        let mut env = child_env(&self.program);
         env.extend(variables);
         let notify = self.notify_socket.name();
         env.push(sys::env_entry(&"NOTIFY_SOCKET".into(), &notify.into()));
@@ -44,12 +44,13 @@ impl Run {
     }
 }
 
-/// The environment of a process that is not the supervisor.
-pub(super) fn without_own(program: &Program) -> Vec<OsString> {
-    let is_own = |entry: &&OsString| {
+/// The environment of a child process: that of the supervisor without [`SUPERVISOR_ONLY`].
+pub(super) fn child_env(program: &Program) -> Vec<OsString> {
+    let is_kept = |entry: &&OsString| {
         let entry = entry.as_encoded_bytes();
-        OWN.iter().any(|own| entry.starts_with(own.as_bytes()))
+        let mut names = SUPERVISOR_ONLY.iter();
+        !names.any(|name| entry.starts_with(name.as_bytes()))
     };
-    let env = program.env.iter().filter(|entry| !is_own(entry));
+    let env = program.env.iter().filter(is_kept);
     env.cloned().collect()
 }

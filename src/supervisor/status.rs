@@ -1,4 +1,4 @@
-//! The control socket's requests, and their answers: the status, and how a request went.
+//! The requests on the control socket, and their answers: the status, and the result of a request.
 
 use std::process;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::wire::{
 };
 
 impl Run {
-    pub(super) fn obey_control(&mut self) {
+    pub(super) fn handle_control_requests(&mut self) {
         let requests = self.control.as_mut().map(|control| control.requests());
         for (id, request) in requests.into_iter().flatten() {
             log::debug!("control client {id}: {request:?}");
@@ -37,7 +37,7 @@ impl Run {
         }
     }
 
-    /// Tells a client that does not wait for the outcome whether its request counts.
+    /// Tells a client that does not wait for the result whether its request was accepted.
     fn reply_unless(&mut self, waits: bool, id: u64) {
         if !waits {
             let answer = match self.shutdown {

@@ -1,8 +1,9 @@
 //! The upgrade of the supervisor in place: the process keeps its id, its children and its sockets,
-//! and executes the program that has its name by now.
+//! and executes the file that has the program's name then.
 //!
-//! First, a child rehearses the upgrade: it runs the program up to the supervisor's first step, and
-//! reads the snapshot that the supervisor would leave. If the rehearsal fails, nothing has changed.
+//! First, a child rehearses the upgrade: the child runs the new program up to the supervisor's
+//! first step, and reads the snapshot that the supervisor would leave. If the rehearsal fails, the
+//! supervisor goes on unchanged.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -13,7 +14,7 @@ use super::Settings;
 use super::run::Run;
 use super::slot::SupervisedProcess;
 use super::snapshot::{restore_snapshot, take_snapshot};
-use super::spawn::without_own;
+use super::spawn::child_env;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Program, launch_variable};
@@ -33,7 +34,8 @@ pub(super) struct Rehearsal {
 }
 
 impl Run {
-    /// Has the supervisor replaced when nothing else is in progress.
+    /// Requests an upgrade, which begins when nothing else is in progress. The control client
+    /// `waiter` gets the result.
     pub(super) fn upgrade(&mut self, waiter: Option<u64>) {
         self.upgrade_wanted = true;
         self.upgrade_waiters.extend(waiter);
@@ -49,7 +51,7 @@ impl Run {
                 self.rehearsal = None;
                 // If a restart has begun meanwhile, another rehearsal follows it.
                 if self.upgrade_wanted && self.is_settled() {
-                    let Err(error) = self.replace();
+                    let Err(error) = self.execute_own_program();
                     let path = self.own_program.path().display();
                     self.end_upgrade(Some(format!("cannot become {path}: {error}")));
                 }
@@ -92,7 +94,7 @@ impl Run {
             report: FIRST_PASSED + 1,
         };
         let pid = sys::process::spawn_child(&self.own_program.spawn_options(
-            &without_own(&self.own_program),
+            &child_env(&self.own_program),
             &[launch_variable(&launch)?],
             &descriptors,
         ))?;
@@ -104,8 +106,8 @@ impl Run {
         })
     }
 
-    /// The process that rehearsed has ended; `how` says how.
-    pub(super) fn rehearsed(&mut self, how: &str) {
+    /// The process that rehearsed has exited. `how` is its exit status in words.
+    pub(super) fn finish_rehearsal(&mut self, how: &str) {
         let Some(mut rehearsal) = self.rehearsal.take() else {
             return;
         };
@@ -120,8 +122,8 @@ impl Run {
         self.rehearsal = Some(rehearsal);
     }
 
-    /// Becomes the program. Returns only if that fails.
-    fn replace(&self) -> io::Result<Infallible> {
+    /// Executes the supervisor's program in this process. Returns only an error.
+    fn execute_own_program(&self) -> io::Result<Infallible> {
         let mut kept = Vec::new();
         let snapshot = take_snapshot(self, &mut kept)?.encode()?;
         let file: Descriptor = sys::file::create_anonymous(snapshot.as_bytes())?.into();
@@ -158,7 +160,7 @@ pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<()> {
     report.write_all(answer.as_bytes())
 }
 
-/// Goes on from the snapshot of the program that this process ran before.
+/// Makes the supervisor that goes on from the snapshot of the program that this process ran before.
 pub(super) fn resume(
     settings: Settings,
     program: Program,

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, WirePath, shortened};
 
-/// A listener that the supervisor is to bind, or has already. Part of a [`Notice`](super::Notice).
+/// A request for a listener, which the supervisor binds unless it holds the listener already. Part
+/// of a [`Notice`](super::Notice).
 ///
 /// Only options that are set before `bind(2)` and `listen(2)` are here; the process that accepts
 /// sets the others.

@@ -1,5 +1,5 @@
-//! The conversation on the supervisor's control socket: a line with a request, a line with the
-//! answer, and the end of the connection.
+//! Requests and answers on the supervisor's control socket. The client sends a line, and the
+//! supervisor answers with a line and closes the connection.
 
 use std::time::Duration;
 
@@ -35,16 +35,16 @@ impl ControlRequest {
     }
 }
 
-/// How a request went.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct Answer {
-    /// The request succeeded, or has begun if the client does not wait for the outcome.
+    /// The request succeeded, or has begun if the client does not wait for the result.
     pub(crate) ok: bool,
     /// Why the request failed; there if `ok` is false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// How long a restart took; there if the client waited for the outcome.
+    /// How long a restart took; there if the client waited for the result.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) took_seconds: Option<f64>,
@@ -88,29 +88,29 @@ pub(crate) struct Status {
     /// Since the supervisor was started; an upgrade does not count as a start.
     #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
     pub(crate) uptime_seconds: f64,
-    /// One for each place for a serving process.
+    /// One for each slot.
     pub(crate) processes: Vec<SlotStatus>,
-    /// The ids of processes that were replaced, and finish what they have.
+    /// The ids of processes that were replaced, and finish their requests.
     pub(crate) draining: Vec<u32>,
     /// The listeners that the supervisor holds.
     pub(crate) listeners: Vec<ListenerStatus>,
-    /// The last restart that was asked for; null if there was none.
+    /// The last restart that was requested; null if there was none.
     pub(crate) last_restart: Option<Answer>,
 }
 
 impl Record for Status {
-    /// The command `handover` reads no longer answer.
+    /// The command `handover` reads at most this many bytes.
     const LIMIT: usize = 1024 * 1024;
 }
 
-/// The state of the service; the first that is true.
+/// The state of the service; the first of these that is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) enum ServiceState {
     /// The supervisor was told to stop.
     Stopping,
-    /// A restart that was asked for is in progress.
+    /// A restart that was requested is in progress.
     Restarting,
     /// All processes serve.
     Serving,
@@ -122,12 +122,12 @@ pub(crate) enum ServiceState {
     Down,
 }
 
-/// A place for a serving process.
+/// A slot for one serving process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct SlotStatus {
     pub(crate) state: SlotState,
-    /// How many times a process was started because the one before had ended.
+    /// How many times a process was started because the process before had exited.
     pub(crate) restarts: u64,
     /// The process; absent, with its other fields, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,19 +145,19 @@ pub(crate) struct SlotStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) starts_in_seconds: Option<f64>,
-    /// How the last process ended that was not asked to.
+    /// How the last process exited that was not asked to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_end: Option<String>,
 }
 
-/// The state of a place for a serving process.
+/// The state of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) enum SlotState {
-    /// The process was sent SIGABRT: it was late, or made no progress.
+    /// The process was sent SIGABRT: the process missed a deadline, or made no progress.
     Aborting,
-    /// The process serves, and another one starts that is to replace it.
+    /// The process serves, and its successor starts.
     Restarting,
     Serving,
     /// The process is not ready yet.

@@ -1,4 +1,4 @@
-//! What a process and its successor tell each other until the successor serves.
+//! The messages between a process and its successor.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,36 +9,37 @@ use super::{Record, WirePath, shortened};
 #[serde(tag = "type", rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) enum HandshakeMessage {
-    /// Successor: it runs, and reads this version of the format.
+    /// Successor: this process runs, and reads this version of the format.
     Hello,
-    /// Successor: it could serve.
+    /// Successor: this process could serve.
     Ready,
     /// Predecessor: start to accept.
     Cutover,
-    /// Successor: it accepts.
+    /// Successor: this process accepts.
     Accepting {
-        /// The time by the system's monotonic clock, in nanoseconds.
+        /// When the successor began, by the system's monotonic clock, in nanoseconds.
         since: u64,
         /// The inherited descriptors that the successor took: positions in `LISTEN_FDS`.
         taken: Vec<u32>,
     },
-    /// Predecessor: it accepts no more. The successor removes the files of these Unix sockets when
-    /// it stops.
+    /// Predecessor: this process accepts no more. When the successor stops, it removes the files of
+    /// these Unix sockets.
     Commit { paths: Vec<WirePath> },
-    /// Successor: it has taken over. The messages below do not belong to the restart any more.
+    /// Successor: this process has taken over. Of the messages below, only `Abort` belongs to the
+    /// restart.
     Ack,
-    /// Predecessor: it goes on serving, and the successor is to end. Or the successor: it was
-    /// stopped.
+    /// Predecessor: this process goes on serving, and the successor must end. Successor: this
+    /// process was stopped.
     Abort {
         #[serde(serialize_with = "shortened::<8192, _>")]
         reason: String,
     },
-    /// Successor: it drains as well, as the third generation serves.
+    /// Successor: the third generation serves, so that this process drains as well.
     Superseded,
-    /// Successor: the fourth generation serves. Two generations drain already, so that the oldest
-    /// must end.
+    /// Successor: the fourth generation serves. Two generations drain already, so that the
+    /// predecessor, which is the oldest, must end.
     Force,
-    /// Predecessor: it has ended its drain; its report.
+    /// Predecessor: this process has ended its drain, with this report.
     Drained {
         #[serde(serialize_with = "shortened::<8192, _>")]
         report: String,

@@ -1,4 +1,4 @@
-//! The launch record: what a process that we start is to be, and what its descriptors are.
+//! The launch record: the role of a process that we start, and the numbers of its descriptors.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,11 +26,11 @@ pub(crate) enum Launch {
     /// A serving process of the supervisor that started it.
     Serve {
         generation: u64,
-        /// A socket that ends when the supervisor does.
+        /// A socket on which the process sees end-of-file when the supervisor dies.
         lifeline: i32,
         by_name: Vec<u32>,
     },
-    /// A process that reads a supervisor's snapshot, reports, and ends.
+    /// A process that reads a supervisor's snapshot, reports the result, and exits.
     Rehearse {
         /// A file with a [`Snapshot`](super::Snapshot).
         snapshot: i32,
@@ -93,11 +93,12 @@ impl Launch {
     }
 }
 
-/// Why a process does not know what it was started as.
+/// Why a launch record that is for this process cannot be read.
 #[derive(Debug)]
 pub(crate) struct LaunchError {
-    /// The predecessor started the process; else a supervisor did.
+    /// The predecessor started the process. If false, a supervisor started it.
     pub(crate) by_predecessor: bool,
+    /// The reason in words, with the writer of the record.
     pub(crate) text: String,
 }
 

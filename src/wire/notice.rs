@@ -23,12 +23,12 @@ pub(crate) struct Notice {
     pub(crate) bind: Option<BindRequest>,
     /// The process id of the successor that the sender has started.
     pub(crate) successor: Option<u32>,
-    /// Why the sender was not replaced by its successor.
+    /// Why the restart of the sender failed.
     pub(crate) failed: Option<String>,
 }
 
 impl Record for Notice {
-    /// The supervisor reads datagrams of up to 32 KiB, which systemd's variables are in as well.
+    /// The supervisor reads datagrams of up to 32 KiB, which contain systemd's variables too.
     /// systemd itself, which drops datagrams over 4096 bytes, never gets a notice.
     const LIMIT: usize = 24 * 1024;
 }
@@ -48,7 +48,7 @@ pub(crate) struct ListenerRecord {
     pub(crate) name: String,
     /// The listener is known by its name, whatever its address.
     pub(crate) by_name: bool,
-    /// The listener is a Unix socket, whose file is to be removed in the end.
+    /// The listener is a Unix socket, whose file the holder removes in the end.
     pub(crate) owns_path: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The supervisor's state, for the program that replaces it in place.
 //!
-//! Points in time are ages or times left, as the clock of the new program has another zero.
-//! Descriptors stay open over the exec, under their numbers.
+//! A point in time is written as an age or as the time left: an `Instant` of one program means
+//! nothing to another. Descriptors stay open over the exec, under their numbers.
 
 use serde::{Deserialize, Serialize};
 

@@ -68,7 +68,7 @@ pub(crate) trait Host: Sync {
 
 /// What the server asks of the upgrader, or reports to it.
 enum Request {
-    /// The server could serve. Answered when it accepts, or is not to.
+    /// The server could serve. Answered when the server accepts, or must not accept.
     Ready(Sender<Result<(), String>>),
     /// A successor is to take over.
     Restart(Option<Waiter>),
@@ -78,7 +78,7 @@ enum Request {
     Stopped(String),
 }
 
-/// Where the outcome of a restart goes.
+/// Where the result of a restart goes.
 type Waiter = Sender<Result<Replacement, RestartError>>;
 
 /// A restart that succeeded.
@@ -121,7 +121,7 @@ impl UpgraderHandle {
         }
     }
 
-    /// Begins a restart, or joins the one in progress, and waits for the outcome.
+    /// Begins a restart, or joins the one in progress, and waits for the result.
     pub(crate) fn wait_for_restart(&self) -> Result<Replacement, RestartError> {
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.send(Request::Restart(Some(reply)));
@@ -133,7 +133,7 @@ impl UpgraderHandle {
         self.send(Request::Stopping);
     }
 
-    /// The upgrader ends then.
+    /// Ends the upgrader.
     pub(crate) fn report_stopped(&self, report: String) {
         self.send(Request::Stopped(report));
     }
@@ -162,7 +162,7 @@ fn stopping_error() -> RestartError {
 enum ServerStage {
     /// The server is being built.
     Building,
-    /// The server is ready, and the predecessor has not agreed yet that it accepts.
+    /// The server is ready, and waits until the predecessor lets it accept.
     Waiting(Sender<Result<(), String>>),
     /// The server accepts; the predecessor still counts as the serving process.
     Accepting,
@@ -190,7 +190,7 @@ pub(crate) struct Upgrader {
     generation: u64,
     stage: ServerStage,
     predecessor: Option<Link>,
-    /// The link that ends when the supervisor does.
+    /// The link on which this process sees end-of-file when the supervisor dies.
     lifeline: Option<Link>,
     /// The standard error of this process, while a pipe to the predecessor is in its place.
     own_stderr: Option<OwnStderr>,
@@ -199,7 +199,7 @@ pub(crate) struct Upgrader {
     /// Why the predecessor aborted, if it did before this process was ready.
     abort_reason: Option<String>,
     successor: Option<Successor>,
-    /// A restart is to begin as soon as that is possible.
+    /// A restart begins as soon as possible.
     restart_requested: bool,
     waiters: Vec<Waiter>,
     /// When the service manager was last asked for more time.
@@ -431,7 +431,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_for_an_upgrader_that_has_ended() {
+    fn no_call_waits_for_an_upgrader_that_has_ended() {
         let (requests, unread) = crossbeam_channel::bounded(MAX_REQUESTS);
         let (end, ended) = crossbeam_channel::bounded(0);
         let poller = Arc::new(Poller::new().unwrap());

@@ -5,9 +5,9 @@
 //!
 //! | stage | deadline | late, or aborted | ended |
 //! |---|---|---|---|
-//! | `Started`, `Greeted` | the ready time-out | killed; no restart | no restart |
-//! | `Ready` | the ready time-out | told to abort: `Aborted` | no restart |
-//! | `Accepting` | 10 s | told to abort: `Aborted` | no restart; this process accepts again |
+//! | `Started`, `Greeted` | the ready time-out | killed | the restart fails |
+//! | `Ready` | the ready time-out | told to abort: `Aborted` | the restart fails |
+//! | `Accepting` | 10 s | told to abort: `Aborted` | the restart fails; accept again |
 //! | `Aborted` | the drain time-out | killed | |
 //! | `Serving` | none | | a warning |
 //!
@@ -41,7 +41,7 @@ pub(super) struct Successor {
     pub(super) stage: SuccessorStage,
     /// From the start until Ready was received; zero before.
     ready_after: Duration,
-    /// What to undo if the successor does not take over; there in the stage `Accepting`.
+    /// What to undo if the successor does not take over. Set in the stage `Accepting`.
     handoff: Option<Handoff>,
 }
 
