@@ -1,8 +1,8 @@
 //! The control socket between a process and its successor: one handshake message in each packet.
 //!
 //! Packets of another version or of an unknown kind are ignored, so that a later release may send
-//! more. The supervisor's lifeline is a link as well, on which nothing is sent: only its end-of-file
-//! matters.
+//! more. The supervisor's lifeline is a link as well, on which nothing is sent: only its
+//! end-of-file matters.
 
 use std::io;
 use std::path::PathBuf;

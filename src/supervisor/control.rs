@@ -1,7 +1,8 @@
 //! The control socket: processes that may send signals to the supervisor can send it requests too.
 //!
-//! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets a line with the answer
-//! ([`Status`](crate::wire::Status) or [`Answer`]), which ends the connection.
+//! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets
+//! a line with the answer ([`Status`](crate::wire::Status) or [`Answer`]), which ends the
+//! connection.
 
 use std::io;
 use std::path::Path;
@@ -71,10 +72,8 @@ impl ControlSocket {
         let accepts = self.has_room() && self.not_before.is_none();
         let clients = self.clients.iter().filter(|client| !client.ended);
         let clients = clients.map(|client| &client.socket);
-        accepts
-            .then_some(&self.listener.socket)
-            .into_iter()
-            .chain(clients)
+        let listener = accepts.then_some(&self.listener.socket);
+        listener.into_iter().chain(clients)
     }
 
     /// Adds a client that is connected already. Returns its id.

@@ -15,7 +15,6 @@
 //! | [`slot`] | a slot for one serving process, and the state of a process |
 //! | [`backoff`] | the delay before a restart |
 //! | [`listeners`] | holds the listeners |
-//! | [`notification`] | parses a notification |
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`crash_report`] | what the threads of a hung process wait for |
 //! | [`spawn`] | the environment and the descriptors of a new process |

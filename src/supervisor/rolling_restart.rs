@@ -147,10 +147,8 @@ impl Run {
                 _ if !self.sent_ready => notify::status(summary),
                 None => notify::ready(None, summary),
                 Some(why) => {
-                    notify::ready(
-                        None,
-                        format_args!("{summary}; the last restart failed: {why}"),
-                    );
+                    let status = format_args!("{summary}; the last restart failed: {why}");
+                    notify::ready(None, status);
                 }
             }
         }

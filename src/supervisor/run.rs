@@ -403,19 +403,16 @@ impl Run {
     fn next_deadline(&self) -> Deadline {
         let slots = self.slots.iter();
         let slots = slots.flat_map(|slot| [slot.start_at, self.watchdog_deadline(slot)]);
-        let processes = self.processes().map(|process| process.deadline);
+        let rehearsal = self.rehearsal.iter().map(|rehearsal| &rehearsal.process);
+        let processes = self.processes().chain(rehearsal);
+        let restart = self.rolling_restart.as_ref();
         let others = [
             self.shutdown.map(|stop| stop.deadline),
-            self.rehearsal
-                .as_ref()
-                .map(|rehearsal| rehearsal.process.deadline),
-            self.rolling_restart
-                .as_ref()
-                .map(|restart| restart.deadline),
+            restart.map(|restart| restart.deadline),
             self.control.as_ref().map(ControlSocket::deadline),
         ];
         slots
-            .chain(processes)
+            .chain(processes.map(|process| process.deadline))
             .chain(others.into_iter().flatten())
             .fold(self.next_watchdog, Deadline::earlier)
     }

@@ -101,10 +101,7 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         None => SlotState::Down,
     };
     let main = slot.main.as_ref();
-    let starts_in = match main {
-        Some(_) => None,
-        None => slot.start_at.left(Instant::now()),
-    };
+    let starts_in = slot.start_at.left(Instant::now());
     SlotStatus {
         state,
         restarts: slot.restarts,
@@ -112,7 +109,7 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         generation: main.map(|main| main.generation),
         uptime_seconds: main.map(|main| seconds(main.started_at.elapsed())),
         status: main.map(|main| main.status.clone()),
-        starts_in_seconds: starts_in.map(seconds),
+        starts_in_seconds: starts_in.filter(|_| main.is_none()).map(seconds),
         last_end: slot.last_end.clone(),
     }
 }

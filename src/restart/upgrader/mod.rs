@@ -402,8 +402,8 @@ impl Upgrader {
     }
 }
 
-/// Leaves copies of the listeners with the supervisor, which holds them while no process serves. The
-/// supervisor also removes the files of Unix sockets in the end.
+/// Leaves copies of the listeners with the supervisor, which holds them while no process serves,
+/// and removes the files of Unix sockets in the end.
 fn leave_listeners(generation: u64, listeners: &[Weak<Listener>]) -> io::Result<()> {
     let (mut records, mut copies) = (Vec::new(), Vec::new());
     for listener in listeners.iter().filter_map(Weak::upgrade) {
