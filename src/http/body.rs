@@ -92,10 +92,7 @@ impl<'a> Body<'a> {
 
     /// How many bytes are left to read; `None` for a chunked body, until its end.
     pub fn remaining(&self) -> Option<u64> {
-        match self.state.decoder {
-            BodyDecoder::Length(left) => Some(left),
-            BodyDecoder::Chunked(_) => self.state.decoder.is_done().then_some(0),
-        }
+        self.state.decoder.remaining()
     }
 
     /// Reads the rest of the body, at most `limit` bytes.

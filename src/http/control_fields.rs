@@ -80,7 +80,7 @@ impl ControlFields {
                 Err(bad_request("Transfer-Encoding in an HTTP/1.0 request"))
             }
             (true, None) => Ok(BodyDecoder::chunked()),
-            (false, length) => Ok(BodyDecoder::Length(length.unwrap_or(0))),
+            (false, length) => Ok(BodyDecoder::with_length(length.unwrap_or(0))),
         }
     }
 
