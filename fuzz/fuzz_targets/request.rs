@@ -16,10 +16,6 @@ mod body_decoder;
 mod control_fields;
 #[path = "../../src/http/head.rs"]
 mod head;
-#[path = "../../src/http/host.rs"]
-mod host;
-#[path = "../../src/http/limits.rs"]
-mod limits;
 #[path = "../../src/http/rejection.rs"]
 mod rejection;
 
@@ -29,7 +25,7 @@ use libfuzzer_sys::fuzz_target;
 
 use body_decoder::BodyDecoder;
 use head::{HeadParser, RequestHead};
-use limits::RequestLimits;
+use rejection::RequestLimits;
 
 fuzz_target!(|input: (Vec<u8>, &[u8])| {
     let (splits, stream) = input;

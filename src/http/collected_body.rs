@@ -3,8 +3,7 @@
 use super::body::BODY_TOO_LARGE;
 use super::body_decoder::BodyDecoder;
 use super::head::RequestHead;
-use super::limits::RequestLimits;
-use super::rejection::Rejection;
+use super::rejection::{Rejection, RequestLimits};
 
 /// A body that is collected behind its head, and how far the buffer has been decoded.
 pub(super) struct CollectedBody {

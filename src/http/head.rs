@@ -11,7 +11,7 @@
 //! | a line that ends with LF alone | 400 |
 //! | empty lines before the request line | accepted if they end with CR LF |
 //! | any target | one of the four forms, and fitting the method, else 400 |
-//! | any value of Host | 400 if malformed, see `host` |
+//! | any value of Host | 400 if malformed, see `control_fields` |
 //! | any number of framing fields, with any value | see `control_fields` |
 //! | a line or a head of any length | 414, 431 |
 //!
@@ -33,12 +33,11 @@ use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use bytes::{Bytes, BytesMut};
+use httparse::Header;
 
 use super::body_decoder::BodyDecoder;
-use super::control_fields::ControlFields;
-use super::host::is_host;
-use super::limits::{MAX_FIELDS, RequestLimits};
-use super::rejection::{Rejection, bad_request};
+use super::control_fields::{ControlFields, is_host};
+use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
 const ARENA_SIZE: usize = 4 * 1024;
@@ -179,11 +178,7 @@ fn position(part: &[u8], whole: &[u8]) -> usize {
 
 /// Rejects a head with a line that ends with LF alone.
 #[inline]
-fn check_line_ends(
-    head: &[u8],
-    method: &str,
-    fields: &[httparse::Header<'_>],
-) -> Result<(), Rejection> {
+fn check_line_ends(head: &[u8], method: &str, fields: &[Header<'_>]) -> Result<(), Rejection> {
     let mut empty_lines = head[..position(method.as_bytes(), head)].chunks(2);
     let mut line_starts = fields
         .iter()
@@ -201,7 +196,7 @@ fn check_line_ends(
 #[inline]
 fn add_fields(
     headers: &mut HeaderMap,
-    fields: &[httparse::Header<'_>],
+    fields: &[Header<'_>],
     last_host: &mut Option<HeaderValue>,
     mut share: impl FnMut(&[u8]) -> Bytes,
 ) -> Result<ControlFields, Rejection> {

@@ -69,8 +69,6 @@ mod collected_body;
 mod control_fields;
 mod discarded_body;
 mod head;
-mod host;
-mod limits;
 mod rejection;
 
 // Responses.

@@ -17,6 +17,7 @@
 use ::http::response::Parts;
 use ::http::{HeaderMap, StatusCode, Version, header};
 
+use super::control_fields::has_option;
 use super::reply::{Reply, ReplyKind};
 
 /// What a request contributes to the form of its response.
@@ -110,11 +111,8 @@ impl ResponseForm {
 
 /// Whether the handler's Connection field contains `close`.
 fn has_close_option(fields: &HeaderMap) -> bool {
-    let values = fields.get_all(header::CONNECTION);
-    values.iter().any(|value| {
-        let mut options = value.as_bytes().split(|&byte| byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+    let mut values = fields.get_all(header::CONNECTION).iter();
+    values.any(|value| has_option(value.as_bytes(), "close"))
 }
 
 /// The length of the body that a response to HEAD does not have: the handler's Content-Length.
