@@ -49,8 +49,11 @@ const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
 pub(super) struct RequestHead {
     /// The head's length in bytes, with the empty lines before and after it.
     pub(super) len: usize,
+    pub(super) version: Version,
+    pub(super) is_head: bool,
+    pub(super) is_connect: bool,
     pub(super) body: BodyDecoder,
-    /// The client waits for `100 Continue` before it sends the body.
+    /// The client waits for `100 Continue` before it sends the body, if there is one.
     pub(super) expects_continue: bool,
     /// The client keeps the connection open after this request.
     pub(super) keep_alive: bool,
@@ -148,9 +151,10 @@ impl HeadParser {
         let body = control.body_decoder(parts.version)?;
         Ok(Some(RequestHead {
             len,
-            expects_continue: control.expects_continue
-                && parts.version == Version::HTTP_11
-                && !body.is_done(),
+            version: parts.version,
+            is_head: parts.method == Method::HEAD,
+            is_connect: parts.method == Method::CONNECT,
+            expects_continue: control.expects_continue && parts.version == Version::HTTP_11,
             keep_alive: control.keep_alive(parts.version),
             body,
         }))
