@@ -28,6 +28,8 @@
 //! | `TrailerLine` | CR | `EndLf` |
 //! | `EndLf` | LF | `Done` |
 
+use DecoderState::*;
+
 use super::rejection::{Rejection, bad_request};
 
 /// The limit of the chunk extensions and trailers of one body together, in bytes.
@@ -35,71 +37,10 @@ const MAX_EXTRA: usize = 16 * 1024;
 
 /// A body's framing, and how far the body has been decoded.
 #[derive(Clone, Debug)]
-pub(super) enum BodyDecoder {
-    /// The number of bytes that are left of a Content-Length.
-    Length(u64),
-    Chunked(ChunkedDecoder),
-}
-
-impl BodyDecoder {
-    pub(super) fn chunked() -> Self {
-        Self::Chunked(ChunkedDecoder {
-            state: ChunkState::Size { digits: 0 },
-            left: 0,
-            extra: 0,
-        })
-    }
-
-    /// Whether the body's last byte has been decoded.
-    pub(super) fn is_done(&self) -> bool {
-        match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(chunked) => chunked.state == ChunkState::Done,
-        }
-    }
-
-    /// How many bytes of data come next, arrived or not; 0 if framing comes next.
-    pub(super) fn data_left(&self) -> u64 {
-        match self {
-            Self::Length(left) => *left,
-            Self::Chunked(chunked) if chunked.state == ChunkState::Data => chunked.left,
-            Self::Chunked(_) => 0,
-        }
-    }
-
-    /// Decodes the framing at the front of `input`. Returns its length, and the length of the data
-    /// that follows it in `input`. If there is no data and the body is not done, all of `input` was
-    /// framing.
-    pub(super) fn decode(&mut self, input: &[u8]) -> Result<(usize, usize), Rejection> {
-        let framing_len = match self {
-            Self::Length(_) => 0,
-            Self::Chunked(chunked) => chunked.decode(input)?,
-        };
-        let rest = input.len() - framing_len;
-        let data_len = usize::try_from(self.data_left()).map_or(rest, |left| left.min(rest));
-        Ok((framing_len, data_len))
-    }
-
-    /// Notes that the caller has consumed `count` bytes of data.
-    pub(super) fn consume_data(&mut self, count: usize) {
-        match self {
-            Self::Length(left) => *left -= count as u64,
-            Self::Chunked(chunked) if count > 0 => {
-                chunked.left -= count as u64;
-                if chunked.left == 0 {
-                    chunked.state = ChunkState::DataCr;
-                }
-            }
-            Self::Chunked(_) => {}
-        }
-    }
-}
-
-/// The chunked coding (RFC 9112, section 7.1).
-#[derive(Clone, Debug)]
-pub(super) struct ChunkedDecoder {
-    state: ChunkState,
-    /// The chunk's size as far as it has been read, then how much of its data is left.
+pub(super) struct BodyDecoder {
+    state: DecoderState,
+    /// A chunk's size as far as it has been read; how many bytes of data are left of the chunk, or
+    /// of the Content-Length.
     left: u64,
     /// The bytes of chunk extensions and trailers so far.
     extra: usize,
@@ -107,14 +48,16 @@ pub(super) struct ChunkedDecoder {
 
 /// What the next byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ChunkState {
-    Size {
-        digits: u8,
-    },
+enum DecoderState {
+    /// The data of a body with a Content-Length.
+    Length,
+    /// A chunk's size, after this many digits.
+    Size(u8),
     /// White space after the size. Only an extension may follow.
     SizeSpace,
     Extension,
     SizeLf,
+    /// The data of a chunk.
     Data,
     DataCr,
     DataLf,
@@ -127,63 +70,104 @@ enum ChunkState {
     Done,
 }
 
-impl ChunkedDecoder {
-    /// Decodes up to the next data, or to the body's end. Returns the length of the framing.
-    fn decode(&mut self, input: &[u8]) -> Result<usize, Rejection> {
-        for (index, &byte) in input.iter().enumerate() {
-            if matches!(self.state, ChunkState::Data | ChunkState::Done) {
-                return Ok(index);
-            }
-            self.state = self.state_after(byte)?;
-        }
-        Ok(input.len())
+impl BodyDecoder {
+    pub(super) fn chunked() -> Self {
+        Self::new(Size(0), 0)
     }
 
-    fn state_after(&mut self, byte: u8) -> Result<ChunkState, Rejection> {
-        use ChunkState::*;
+    /// `length` is the Content-Length, or 0 for a request without a body.
+    pub(super) fn with_length(length: u64) -> Self {
+        Self::new(if length > 0 { Length } else { Done }, length)
+    }
+
+    fn new(state: DecoderState, left: u64) -> Self {
+        Self {
+            state,
+            left,
+            extra: 0,
+        }
+    }
+
+    /// Whether the body's last byte has been decoded.
+    pub(super) fn is_done(&self) -> bool {
+        self.state == Done
+    }
+
+    /// How many bytes of data come next, arrived or not; 0 if framing comes next.
+    pub(super) fn data_left(&self) -> u64 {
+        match self.state {
+            Length | Data => self.left,
+            _ => 0,
+        }
+    }
+
+    /// How many bytes of data are left of the body; `None` for a chunked body, until its end.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        matches!(self.state, Length | Done).then_some(self.left)
+    }
+
+    /// Decodes the framing at the front of `input`. Returns its length, and the length of the data
+    /// that follows it in `input`. If there is no data and the body is not done, all of `input` was
+    /// framing.
+    pub(super) fn decode(&mut self, input: &[u8]) -> Result<(usize, usize), Rejection> {
+        let mut framing_len = 0;
+        while framing_len < input.len() && !matches!(self.state, Length | Data | Done) {
+            self.state = self.state_after(input[framing_len])?;
+            framing_len += 1;
+        }
+        let rest = (input.len() - framing_len) as u64;
+        Ok((framing_len, self.data_left().min(rest) as usize))
+    }
+
+    /// Notes that the caller has consumed `count` bytes of data.
+    pub(super) fn consume_data(&mut self, count: usize) {
+        self.left -= count as u64;
+        match self.state {
+            Length if self.left == 0 => self.state = Done,
+            Data if self.left == 0 => self.state = DataCr,
+            _ => {}
+        }
+    }
+
+    fn state_after(&mut self, byte: u8) -> Result<DecoderState, Rejection> {
         let next = match (self.state, byte) {
-            (Size { digits }, _) if byte.is_ascii_hexdigit() => {
+            (Size(digits), _) if byte.is_ascii_hexdigit() => {
                 // 15 digits are more than any disk holds, and cannot overflow.
                 if digits == 15 {
                     return Err(bad_request("a chunk size is too large"));
                 }
                 let digit = (byte as char).to_digit(16).unwrap_or_default();
                 self.left = self.left << 4 | u64::from(digit);
-                Size { digits: digits + 1 }
+                Size(digits + 1)
             }
-            (Size { digits: 0 }, _) => return Err(bad_request("a chunk has no size")),
-            (Size { .. }, b'\r') => SizeLf,
-            (Size { .. } | SizeSpace, b';') => self.count_extra(Extension)?,
-            (Size { .. } | SizeSpace, b' ' | b'\t') => self.count_extra(SizeSpace)?,
-            (Extension, b'\r') => SizeLf,
-            (Extension, _) if is_text(byte) => self.count_extra(Extension)?,
+            (Size(0), _) => return Err(bad_request("a chunk has no size")),
+            (Size(_) | Extension, b'\r') => SizeLf,
+            (Size(_) | SizeSpace, b';') => Extension,
+            (Size(_) | SizeSpace, b' ' | b'\t') => SizeSpace,
+            (Extension, _) if is_text(byte) => Extension,
             (SizeLf, b'\n') if self.left > 0 => Data,
-            (SizeLf, b'\n') => TrailerLine,
+            (SizeLf | TrailerLf, b'\n') => TrailerLine,
             (DataCr, b'\r') => DataLf,
-            (DataLf, b'\n') => Size { digits: 0 },
+            (DataLf, b'\n') => Size(0),
             (DataCr | DataLf, _) => {
                 return Err(bad_request("a chunk is longer than its size says"));
             }
             (TrailerLine, b'\r') => EndLf,
-            (TrailerLine | TrailerName, _) if is_token(byte) => self.count_extra(TrailerName)?,
-            (TrailerName, b':') => self.count_extra(TrailerValue)?,
+            (TrailerLine | TrailerName, _) if is_token(byte) => TrailerName,
+            (TrailerName, b':') => TrailerValue,
             (TrailerValue, b'\r') => TrailerLf,
-            (TrailerValue, _) if is_text(byte) => self.count_extra(TrailerValue)?,
-            (TrailerLf, b'\n') => TrailerLine,
+            (TrailerValue, _) if is_text(byte) => TrailerValue,
             (EndLf, b'\n') => Done,
             (TrailerLine | TrailerName | TrailerValue | TrailerLf | EndLf, _) => {
                 return Err(bad_request("a trailer is malformed"));
             }
             _ => return Err(bad_request("a chunk's size line is malformed")),
         };
-        Ok(next)
-    }
-
-    /// Counts a byte of a chunk extension or trailer, which leads to the state `next`.
-    fn count_extra(&mut self, next: ChunkState) -> Result<ChunkState, Rejection> {
-        self.extra += 1;
-        if self.extra > MAX_EXTRA {
-            return Err(bad_request("too many chunk extensions or trailers"));
+        if matches!(next, SizeSpace | Extension | TrailerName | TrailerValue) {
+            self.extra += 1;
+            if self.extra > MAX_EXTRA {
+                return Err(bad_request("too many chunk extensions or trailers"));
+            }
         }
         Ok(next)
     }
@@ -277,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_body_with_a_length_has_no_framing() {
-        let mut decoder = BodyDecoder::Length(5);
+        let mut decoder = BodyDecoder::with_length(5);
         assert_eq!(decoder.decode(b"hello world"), Ok((0, 5)));
         decoder.consume_data(5);
         assert!(decoder.is_done());

@@ -29,40 +29,31 @@ impl ControlFields {
     /// Reads one field, which may be any field.
     pub(super) fn read_field(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Rejection> {
         match *name {
-            header::HOST => {
-                if self.has_host {
-                    return Err(bad_request("several Host fields"));
-                }
-                self.has_host = true;
+            header::HOST if self.has_host => return Err(bad_request("several Host fields")),
+            header::HOST => self.has_host = true,
+            header::CONTENT_LENGTH if self.content_length.is_some() => {
+                return Err(bad_request("several Content-Length fields"));
             }
-            header::CONTENT_LENGTH => {
-                if self.content_length.is_some() {
-                    return Err(bad_request("several Content-Length fields"));
-                }
-                self.content_length = Some(parse_content_length(value)?);
+            header::CONTENT_LENGTH => self.content_length = Some(parse_content_length(value)?),
+            header::TRANSFER_ENCODING if self.is_chunked => {
+                return Err(bad_request("several Transfer-Encoding fields"));
             }
             header::TRANSFER_ENCODING => {
-                if self.is_chunked {
-                    return Err(bad_request("several Transfer-Encoding fields"));
-                }
                 check_transfer_encoding(value)?;
                 self.is_chunked = true;
             }
             header::CONNECTION => {
-                for option in value.split(|&byte| byte == b',') {
-                    let option = option.trim_ascii();
-                    self.has_close |= option.eq_ignore_ascii_case(b"close");
-                    self.has_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                }
+                self.has_close |= has_option(value, "close");
+                self.has_keep_alive |= has_option(value, "keep-alive");
+            }
+            header::EXPECT if value.eq_ignore_ascii_case(b"100-continue") => {
+                self.expects_continue = true;
             }
             header::EXPECT => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(Rejection::new(
-                        StatusCode::EXPECTATION_FAILED,
-                        "only 100-continue can be expected",
-                    ));
-                }
-                self.expects_continue = true;
+                return Err(Rejection::new(
+                    StatusCode::EXPECTATION_FAILED,
+                    "only 100-continue can be expected",
+                ));
             }
             _ => {}
         }
@@ -80,7 +71,7 @@ impl ControlFields {
                 Err(bad_request("Transfer-Encoding in an HTTP/1.0 request"))
             }
             (true, None) => Ok(BodyDecoder::chunked()),
-            (false, length) => Ok(BodyDecoder::Length(length.unwrap_or(0))),
+            (false, length) => Ok(BodyDecoder::with_length(length.unwrap_or(0))),
         }
     }
 
@@ -90,14 +81,19 @@ impl ControlFields {
     }
 }
 
+/// Whether a Connection field's value contains the option `name`.
+pub(super) fn has_option(value: &[u8], name: &str) -> bool {
+    let mut options = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    options.any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+}
+
 /// Accepts digits only, and at most 18 of them, which cannot overflow.
 fn parse_content_length(value: &[u8]) -> Result<u64, Rejection> {
-    const MALFORMED: Rejection = bad_request("a malformed Content-Length field");
     let text = std::str::from_utf8(value).unwrap_or_default();
-    if text.is_empty() || text.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(MALFORMED);
+    match text.parse() {
+        Ok(length) if text.len() <= 18 && value.iter().all(u8::is_ascii_digit) => Ok(length),
+        _ => Err(bad_request("a malformed Content-Length field")),
     }
-    text.parse().map_err(|_| MALFORMED)
 }
 
 /// Accepts `chunked` only. A list of other codings that ends with `chunked` is well-formed, and
@@ -123,4 +119,47 @@ fn check_transfer_encoding(value: &[u8]) -> Result<(), Rejection> {
     Err(bad_request(
         "a transfer coding that does not end with chunked",
     ))
+}
+
+/// Whether `value` is a valid Host field: `uri-host [ ":" port ]` (RFC 9110, section 7.2). Both may
+/// be empty.
+pub(super) fn is_host(value: &[u8]) -> bool {
+    let is_port = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
+    if let Some(literal) = value.strip_prefix(b"[") {
+        let Some(end) = literal.iter().position(|&byte| byte == b']') else {
+            return false;
+        };
+        let (literal, rest) = (&literal[..end], &literal[end + 1..]);
+        let is_literal = |byte: &u8| byte.is_ascii_alphanumeric() || b":.-_~".contains(byte);
+        return !literal.is_empty()
+            && literal.iter().all(is_literal)
+            && (rest.is_empty() || rest.strip_prefix(b":").is_some_and(is_port));
+    }
+    let name_end = value.iter().position(|&byte| !is_name_byte(byte));
+    match &value[name_end.unwrap_or(value.len())..] {
+        [b':', port @ ..] => is_port(port),
+        rest => rest.is_empty(),
+    }
+}
+
+/// Whether a registered name or an IPv4 address may contain `byte` (RFC 3986, section 3.2.2).
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_an_optional_port() {
+        for host in ["", "a", "a:80", "a.b-c:", "[::1]", "[::1]:80", "1.2.3.4:5"] {
+            assert!(is_host(host.as_bytes()), "{host:?}");
+        }
+        for host in [
+            "a b", "a, b", "a/b", "u@a", "a:b", "a:1:2", "[::1", "[]", "[::1]x", "\u{e9}",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host:?}");
+        }
+    }
 }

@@ -26,10 +26,8 @@ impl Date {
     }
 
     fn refresh_at(&mut self, now: u64, wall: SystemTime) {
-        let past_second = wall
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.subsec_millis());
-        self.valid_until = now + u64::from(1000 - past_second);
+        let since_epoch = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.valid_until = now + u64::from(1000 - since_epoch.subsec_millis());
         self.lines.clear();
         self.lines.extend_from_slice(OK_LINE);
         // Writing to a vector cannot fail.

@@ -33,22 +33,20 @@
 //! `Discard` without a response, because the client waits for none.
 
 use std::any::Any;
+use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Instant;
 
 use ::http::request::Parts;
-use ::http::{Method, Request, Response, StatusCode, response};
+use ::http::{Request, Response, StatusCode, response};
 
-use super::access_log::AccessLogEntry;
-use super::body::{Body, BodyState};
-use super::collected_body::CollectedBody;
-use super::discarded_body::{DiscardProgress, DiscardedBody};
+use super::body::{Body, CollectedBody, DiscardedBody};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::rejection::{Rejection, bad_request};
-use super::reply::Reply;
-use super::response_form::RequestMetadata;
-use super::response_writer::{ConnectionUse, ResponseWriter};
-use super::session::{Session, SessionState};
+use super::reply::{Reply, ReplyKind, UpgradedProtocol};
+use super::response_form::ResponseForm;
+use super::response_writer::ResponseWriter;
 use super::settings::Http;
 use crate::connection::{ClosingNotice, Connection};
 use crate::service::{Next, Service};
@@ -63,6 +61,80 @@ const TIMED_OUT: &[u8] =
 
 const HANDLER_PANICKED: Rejection =
     Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked");
+
+const IMPOSSIBLE_RESPONSE: Rejection = Rejection::new(
+    StatusCode::INTERNAL_SERVER_ERROR,
+    "the answer was impossible",
+);
+
+/// The state of one HTTP connection, as [`Http`](super::Http) keeps it while the connection waits
+/// for its client: the [`Service::Session`](crate::Service::Session) of `Http`. Opaque.
+///
+/// # Examples
+///
+/// A service that contains an HTTP service, and has a setting of its own for each connection:
+///
+/// ```
+/// use std::io;
+/// use std::time::Duration;
+///
+/// use handover::http::{Body, Http, Reply, Request, Response, Session, WorkerBuffers};
+/// use handover::{Connection, Next, Service};
+///
+/// struct Patient<H>(Http<H>);
+///
+/// impl<H> Service for Patient<H>
+/// where
+///     H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
+/// {
+///     type Session = Session;
+///     type Worker = WorkerBuffers;
+///
+///     fn worker(&self, index: usize) -> io::Result<WorkerBuffers> {
+///         self.0.worker(index)
+///     }
+///
+///     fn session(&self, conn: &Connection) -> io::Result<Session> {
+///         self.0.session(conn)
+///     }
+///
+///     fn serve(
+///         &self,
+///         conn: &mut Connection,
+///         session: &mut Session,
+///         buffers: &mut WorkerBuffers,
+///     ) -> io::Result<Next> {
+///         if conn.listener_name() == "internal" {
+///             conn.set_idle_timeout(Duration::from_secs(600));
+///         }
+///         self.0.serve(conn, session, buffers)
+///     }
+/// }
+/// ```
+pub struct Session(pub(super) SessionState);
+
+/// What the connection's next bytes belong to. The table above has the transitions.
+pub(super) enum SessionState {
+    /// The head of a request. Its first `examined` bytes have arrived and do not contain its end.
+    Head { examined: usize },
+    /// A small body that is being collected, behind its head in the buffer.
+    Body(CollectedBody),
+    /// The rest of a body that no handler wanted.
+    Discard(DiscardedBody),
+    /// Another protocol, after an upgrade.
+    Upgraded(UpgradedProtocol),
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            SessionState::Head { .. } => "Session(Head)",
+            SessionState::Body(_) => "Session(Body)",
+            SessionState::Discard(_) => "Session(Discard)",
+            SessionState::Upgraded(_) => "Session(Upgraded)",
+        })
+    }
+}
 
 /// The buffers that a worker uses for one request after the other: the
 /// [`Service::Worker`](crate::Service::Worker) of [`Http`]. Opaque.
@@ -85,7 +157,7 @@ where
     }
 
     fn session(&self, _conn: &Connection) -> io::Result<Session> {
-        Ok(Session(SessionState::START))
+        Ok(Session(SessionState::Head { examined: 0 }))
     }
 
     fn serve(
@@ -99,15 +171,14 @@ where
             return protocol(conn);
         }
         let WorkerBuffers { parser, writer } = buffers;
-        // An error on another connection may have left responses to that client.
-        writer.clear();
-        writer.date.refresh();
+        writer.start();
         let mut call = ServeCall {
             http: self,
             conn,
             state,
             parser,
             writer,
+            log_entry: None,
         };
         let next = call.serve_requests();
         // After an error too: the responses before it are complete.
@@ -136,23 +207,9 @@ struct ServeCall<'a, H> {
     state: &'a mut SessionState,
     parser: &'a mut HeadParser,
     writer: &'a mut ResponseWriter,
-}
-
-/// What has arrived on a connection.
-enum Received {
-    /// A request that can be handled. Its head is still in the buffer.
-    Request(RequestHead),
-    /// The rest of a discarded body. A request may follow.
-    DiscardedBody,
-    /// Nothing that can be handled now.
-    Nothing(Next),
-}
-
-/// A request that is being answered, apart from what its handler gets.
-struct Exchange {
-    metadata: RequestMetadata,
-    body: BodyState,
-    log_entry: Option<AccessLogEntry>,
+    /// The request line and its arrival, for the access log. `None` if the log is off, and for a
+    /// request without a valid head.
+    log_entry: Option<(String, Instant)>,
 }
 
 impl<H, R> ServeCall<'_, H>
@@ -170,75 +227,69 @@ where
                 // The client does not read its responses: its next requests wait until it does.
                 return Ok(Next::Park);
             }
-            if let Some(next) = self.serve_request()? {
+            // `Parts` is large: it is filled in place, and moved once, into the handler's request.
+            let mut parts = None;
+            let filled = parts.get_or_insert_with(|| Request::new(()).into_parts().0);
+            let mut request = match self.receive(filled) {
+                Ok(request) => request,
+                Err(next) => return Ok(next),
+            };
+            self.conn.consume(request.len);
+            self.log_entry = self.http.access_log.then(|| {
+                let (method, uri, version) = (&filled.method, &filled.uri, filled.version);
+                (format!("{method} {uri} {version:?}"), Instant::now())
+            });
+            if !request.body.is_done() && self.writer.pending_len() > 0 {
+                // The client may wait for these responses before it sends the body.
+                self.writer.flush(self.conn)?;
+            }
+            let Some((head, reply)) = self.call_handler(&mut request, parts) else {
+                return Ok(Next::Close);
+            };
+            if let Some(next) = self.respond(request, head, reply)? {
                 return Ok(next);
             }
         }
     }
 
-    /// Does one step of the loop; `None` if another one may follow.
-    fn serve_request(&mut self) -> io::Result<Option<Next>> {
-        // `Parts` is large: it is filled in place, and moved once, into the handler's request.
-        let mut parts = None;
-        let filled = parts.get_or_insert_with(|| Request::new(()).into_parts().0);
-        let head = match self.receive(filled) {
-            Ok(Received::Request(head)) => head,
-            Ok(Received::DiscardedBody) => return Ok(None),
-            Ok(Received::Nothing(next)) => return Ok(Some(next)),
-            Err(rejection) => {
-                let is_head = self.conn.buffer().starts_with(b"HEAD ");
-                let log_entry = self.http.access_log.then(AccessLogEntry::without_request);
-                self.reject(rejection, is_head, log_entry.as_ref());
-                return Ok(Some(Next::Close));
-            }
-        };
-        self.conn.consume(head.len);
-        let mut exchange = Exchange::new(self.http, head, filled);
-        if !exchange.body.decoder.is_done() && self.writer.pending_len() > 0 {
-            // The client may wait for these responses before it sends the body.
-            self.writer.flush(self.conn)?;
-        }
-        match self.call_handler(&mut exchange, parts) {
-            Some((head, reply)) => self.respond(exchange, head, reply),
-            None => Ok(Some(Next::Close)),
-        }
-    }
-
-    /// Finds out what has arrived. A request's head is parsed into `parts`.
+    /// Receives a request that can be handled. Its head is parsed into `parts`, and is still in the
+    /// buffer. The error says what comes next if there is no such request.
     #[inline]
-    fn receive(&mut self, parts: &mut Parts) -> Result<Received, Rejection> {
-        let Self { conn, state, .. } = self;
-        if let SessionState::Discard(body) = state {
-            return Ok(match body.discard(conn) {
-                DiscardProgress::Complete => {
-                    conn.set_closing_notice(ClosingNotice::Refusal);
-                    **state = SessionState::START;
-                    Received::DiscardedBody
+    fn receive(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
+        if let SessionState::Discard(body) = self.state {
+            match body.discard(self.conn) {
+                Ok(true) => {}
+                Ok(false) => return Err(Next::More),
+                Err(_) => {
+                    self.conn.linger_on_close();
+                    return Err(Next::Close);
                 }
-                DiscardProgress::Incomplete => Received::Nothing(Next::More),
-                DiscardProgress::Abandoned => {
-                    conn.linger_on_close();
-                    Received::Nothing(Next::Close)
-                }
-            });
+            }
+            self.conn.set_closing_notice(ClosingNotice::Refusal);
+            *self.state = SessionState::Head { examined: 0 };
         }
         // Empty lines before a request are ignored (RFC 9112, section 2.2).
-        while matches!(state, SessionState::Head { .. }) && conn.buffer().starts_with(b"\r\n") {
-            conn.consume(2);
-            **state = SessionState::START;
+        while matches!(self.state, SessionState::Head { .. })
+            && self.conn.buffer().starts_with(b"\r\n")
+        {
+            self.conn.consume(2);
+            *self.state = SessionState::Head { examined: 0 };
         }
-        if conn.buffer().is_empty() {
-            **state = SessionState::START;
-            return Ok(Received::Nothing(Next::Park));
+        if self.conn.buffer().is_empty() {
+            *self.state = SessionState::Head { examined: 0 };
+            return Err(Next::Park);
         }
-        match self.receive_request(parts)? {
-            Some(head) => {
-                *self.state = SessionState::START;
-                Ok(Received::Request(head))
+        let rejection = match self.receive_request(parts) {
+            Ok(Some(request)) => {
+                *self.state = SessionState::Head { examined: 0 };
+                return Ok(request);
             }
-            None if self.conn.at_eof() => Err(bad_request("the request ended early")),
-            None => Ok(Received::Nothing(Next::More)),
-        }
+            Ok(None) if !self.conn.at_eof() => return Err(Next::More),
+            Ok(None) => bad_request("the request ended early"),
+            Err(rejection) => rejection,
+        };
+        let is_head = self.conn.buffer().starts_with(b"HEAD ");
+        Err(self.reject(rejection, is_head))
     }
 
     /// Parses a request's head, once the request can be handled. Until then, the state records how
@@ -246,33 +297,24 @@ where
     #[inline]
     fn receive_request(&mut self, parts: &mut Parts) -> Result<Option<RequestHead>, Rejection> {
         let (input, limits) = (self.conn.buffer(), &self.http.limits);
-        let mut is_body_collected = false;
-        match self.state {
-            SessionState::Head { examined }
-                if *examined > 0
-                    && !self.conn.at_eof()
-                    && !is_worth_parsing(input, *examined, limits) =>
-            {
-                *examined = input.len();
-                return Ok(None);
+        let may_be_complete = match self.state {
+            SessionState::Head { examined } => {
+                let before = std::mem::replace(examined, input.len());
+                before == 0 || self.conn.at_eof() || is_worth_parsing(input, before, limits)
             }
-            SessionState::Body(body) => {
-                if !body.collect(input, limits)? {
-                    return Ok(None);
-                }
-                is_body_collected = true;
-            }
-            _ => {}
+            SessionState::Body(body) => body.collect(input)?,
+            SessionState::Discard(_) | SessionState::Upgraded(_) => true,
+        };
+        if !may_be_complete {
+            return Ok(None);
         }
         let Some(head) = self.parser.parse(input, limits, parts)? else {
-            let examined = input.len();
-            *self.state = SessionState::Head { examined };
             return Ok(None);
         };
-        if !is_body_collected && !head.body.is_done() {
+        if !head.body.is_done() && !matches!(self.state, SessionState::Body(_)) {
             let mut body = CollectedBody::new(&head, limits, self.conn.input_limit())?;
             // A client that waits for `100 Continue` does not send the body before.
-            if !head.expects_continue && !body.collect(input, limits)? {
+            if !head.expects_continue && !body.collect(input)? {
                 *self.state = SessionState::Body(body);
                 return Ok(None);
             }
@@ -285,23 +327,28 @@ where
     #[inline]
     fn call_handler(
         &mut self,
-        exchange: &mut Exchange,
+        request: &mut RequestHead,
         mut parts: Option<Parts>,
     ) -> Option<(response::Parts, Reply)> {
-        let mut response = None;
+        let is_head = request.is_head;
+        let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            let body = Body::new(self.conn, &mut exchange.body);
+            let body = Body {
+                conn: self.conn,
+                request,
+                allowance: self.http.limits.body,
+                rejection: &mut rejection,
+            };
             let request = parts.take().map(|parts| Request::from_parts(parts, body));
             let returned = request.map(|request| (self.http.handler)(request).into_parts());
             response = returned.map(|(head, body)| (head, body.into()));
         }));
-        let rejection = match exchange.body.rejection {
+        let rejection = match rejection {
             None if response.is_none() => HANDLER_PANICKED,
             None => return response,
             Some(rejection) => rejection,
         };
-        let is_head = exchange.metadata.is_head;
-        self.reject(rejection, is_head, exchange.log_entry.as_ref());
+        self.reject(rejection, is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);
         }
@@ -312,63 +359,81 @@ where
     #[inline]
     fn respond(
         &mut self,
-        exchange: Exchange,
+        mut request: RequestHead,
         head: response::Parts,
-        reply: Reply,
+        Reply(reply): Reply,
     ) -> io::Result<Option<Next>> {
-        let (mut metadata, body) = (exchange.metadata, exchange.body);
         // A client that still waits for `100 Continue` may now send the body, or leave it out.
-        let is_uncertain = body.expects_continue && !body.decoder.is_done();
-        let mut rest = DiscardedBody::new(body.decoder);
-        let progress = match is_uncertain {
-            true => DiscardProgress::Abandoned,
-            false => rest.discard(self.conn),
-        };
-        let conn = &mut *self.conn;
-        metadata.is_body_consumed = progress == DiscardProgress::Complete;
+        let is_uncertain = request.expects_continue && !request.body.is_done();
+        let mut rest = DiscardedBody::new(request.body.clone());
+        let is_abandoned = is_uncertain || rest.discard(self.conn).is_err();
+        let is_consumed = !is_abandoned && rest.decoder.is_done();
+        let conn = &*self.conn;
         let is_last = conn.buffer().is_empty() && (conn.at_eof() || conn.is_draining());
-        metadata.keep_alive &= progress != DiscardProgress::Abandoned && !is_last;
-        // The reader of a body is the handler's code and may panic. Its response is then cut off.
-        let respond = || self.writer.respond(conn, &metadata, &head, reply);
-        let sent = match catch_unwind(AssertUnwindSafe(respond)) {
-            Ok(sent) => sent?,
-            Err(panic) => self.resume_panic(panic),
+        request.keep_alive &= !is_abandoned && !is_last;
+        let form = ResponseForm::new(&request, is_consumed, &head, &reply);
+        let (status, body_len, closes) = match form {
+            Ok(form) => {
+                self.writer.add_head(&head, &form, &reply);
+                if let ReplyKind::Upgrade(protocol) = reply {
+                    self.log_response(head.status, 0);
+                    self.conn.set_closing_notice(ClosingNotice::Forbidden);
+                    *self.state = SessionState::Upgraded(protocol);
+                    return Ok(Some(Next::Again));
+                }
+                let body_len = self.write_body(reply, &form)?;
+                (head.status, body_len, form.closes)
+            }
+            Err(problem) => {
+                let info = self.conn.info();
+                log::error!("{info}: the handler's response cannot be sent: {problem}");
+                self.writer.reject(IMPOSSIBLE_RESPONSE, request.is_head);
+                (IMPOSSIBLE_RESPONSE.status, 0, true)
+            }
         };
-        let conn = &mut *self.conn;
-        if let Some(entry) = exchange.log_entry {
-            entry.write(conn, sent.status, sent.body_len);
+        self.log_response(status, body_len);
+        if closes {
+            if !is_consumed {
+                self.conn.linger_on_close();
+            }
+            return Ok(Some(Next::Close));
         }
-        Ok(match sent.next_use {
-            ConnectionUse::Close => {
-                if !metadata.is_body_consumed {
-                    conn.linger_on_close();
-                }
-                Some(Next::Close)
-            }
-            ConnectionUse::Upgrade(protocol) => {
-                conn.set_closing_notice(ClosingNotice::Forbidden);
-                *self.state = SessionState::Upgraded(protocol);
-                Some(Next::Again)
-            }
-            ConnectionUse::NextRequest => {
-                if progress == DiscardProgress::Incomplete {
-                    conn.set_closing_notice(ClosingNotice::Forbidden);
-                    *self.state = SessionState::Discard(rest);
-                }
-                None
-            }
-        })
+        if !is_consumed {
+            self.conn.set_closing_notice(ClosingNotice::Forbidden);
+            *self.state = SessionState::Discard(rest);
+        }
+        Ok(None)
+    }
+
+    fn write_body(&mut self, reply: ReplyKind, form: &ResponseForm) -> io::Result<u64> {
+        // The reader of a body is the handler's code and may panic. Its response is then cut off.
+        let write = || self.writer.write_body(self.conn, reply, form);
+        match catch_unwind(AssertUnwindSafe(write)) {
+            Ok(written) => written,
+            Err(panic) => self.resume_panic(panic),
+        }
     }
 
     /// Responds in place of the handler. The connection must then be closed.
     #[cold]
-    fn reject(&mut self, rejection: Rejection, is_head: bool, log_entry: Option<&AccessLogEntry>) {
+    fn reject(&mut self, rejection: Rejection, is_head: bool) -> Next {
         self.conn.linger_on_close();
         self.writer.reject(rejection, is_head);
         let info = self.conn.info();
         log::debug!("{info}: request rejected: {}", rejection.detail);
-        if let Some(entry) = log_entry {
-            entry.write(self.conn, rejection.status, 0);
+        self.log_response(rejection.status, 0);
+        Next::Close
+    }
+
+    /// Writes a line of the access log. `body_len` is in bytes.
+    fn log_response(&mut self, status: StatusCode, body_len: u64) {
+        if self.http.access_log {
+            let (peer, status) = (self.conn.peer_addr(), status.as_u16());
+            let (line, millis) = match self.log_entry.take() {
+                Some((line, since)) => (line, since.elapsed().as_millis()),
+                None => ("-".to_owned(), 0),
+            };
+            log::info!(target: "handover::access", "{peer} \"{line}\" {status} {body_len} {millis}");
         }
     }
 
@@ -381,28 +446,5 @@ where
         // The panic is reported even if the client has gone.
         let _ = self.writer.flush(self.conn);
         resume_unwind(panic)
-    }
-}
-
-impl Exchange {
-    /// Keeps what the response to a request depends on.
-    #[inline]
-    fn new<H>(http: &Http<H>, head: RequestHead, parts: &Parts) -> Self {
-        Self {
-            metadata: RequestMetadata {
-                is_head: parts.method == Method::HEAD,
-                is_connect: parts.method == Method::CONNECT,
-                version: parts.version,
-                keep_alive: head.keep_alive,
-                is_body_consumed: true,
-            },
-            body: BodyState {
-                decoder: head.body,
-                expects_continue: head.expects_continue,
-                allowance: http.limits.body,
-                rejection: None,
-            },
-            log_entry: http.access_log.then(|| AccessLogEntry::new(parts)),
-        }
     }
 }

@@ -11,7 +11,7 @@
 //! | a line that ends with LF alone | 400 |
 //! | empty lines before the request line | accepted if they end with CR LF |
 //! | any target | one of the four forms, and fitting the method, else 400 |
-//! | any value of Host | 400 if malformed, see `host` |
+//! | any value of Host | 400 if malformed, see `control_fields` |
 //! | any number of framing fields, with any value | see `control_fields` |
 //! | a line or a head of any length | 414, 431 |
 //!
@@ -33,12 +33,11 @@ use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use bytes::{Bytes, BytesMut};
+use httparse::Header;
 
 use super::body_decoder::BodyDecoder;
-use super::control_fields::ControlFields;
-use super::host::is_host;
-use super::limits::{MAX_FIELDS, RequestLimits};
-use super::rejection::{Rejection, bad_request};
+use super::control_fields::{ControlFields, is_host};
+use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
 const ARENA_SIZE: usize = 4 * 1024;
@@ -50,8 +49,11 @@ const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
 pub(super) struct RequestHead {
     /// The head's length in bytes, with the empty lines before and after it.
     pub(super) len: usize,
+    pub(super) version: Version,
+    pub(super) is_head: bool,
+    pub(super) is_connect: bool,
     pub(super) body: BodyDecoder,
-    /// The client waits for `100 Continue` before it sends the body.
+    /// The client waits for `100 Continue` before it sends the body, if there is one.
     pub(super) expects_continue: bool,
     /// The client keeps the connection open after this request.
     pub(super) keep_alive: bool,
@@ -149,9 +151,10 @@ impl HeadParser {
         let body = control.body_decoder(parts.version)?;
         Ok(Some(RequestHead {
             len,
-            expects_continue: control.expects_continue
-                && parts.version == Version::HTTP_11
-                && !body.is_done(),
+            version: parts.version,
+            is_head: parts.method == Method::HEAD,
+            is_connect: parts.method == Method::CONNECT,
+            expects_continue: control.expects_continue && parts.version == Version::HTTP_11,
             keep_alive: control.keep_alive(parts.version),
             body,
         }))
@@ -179,11 +182,7 @@ fn position(part: &[u8], whole: &[u8]) -> usize {
 
 /// Rejects a head with a line that ends with LF alone.
 #[inline]
-fn check_line_ends(
-    head: &[u8],
-    method: &str,
-    fields: &[httparse::Header<'_>],
-) -> Result<(), Rejection> {
+fn check_line_ends(head: &[u8], method: &str, fields: &[Header<'_>]) -> Result<(), Rejection> {
     let mut empty_lines = head[..position(method.as_bytes(), head)].chunks(2);
     let mut line_starts = fields
         .iter()
@@ -201,7 +200,7 @@ fn check_line_ends(
 #[inline]
 fn add_fields(
     headers: &mut HeaderMap,
-    fields: &[httparse::Header<'_>],
+    fields: &[Header<'_>],
     last_host: &mut Option<HeaderValue>,
     mut share: impl FnMut(&[u8]) -> Bytes,
 ) -> Result<ControlFields, Rejection> {
@@ -313,7 +312,7 @@ mod tests {
         assert_eq!(parts.uri.to_string(), "/a?b=c");
         let values: Vec<_> = parts.headers.get_all("x-a").iter().collect();
         assert_eq!(values, ["1", "2"]);
-        assert!(matches!(head.body, BodyDecoder::Length(4)));
+        assert_eq!(head.body.remaining(), Some(4));
         assert!(head.keep_alive && !head.expects_continue);
     }
 

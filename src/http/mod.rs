@@ -59,22 +59,16 @@
 
 // The service, and how it serves a connection.
 mod exchange;
-mod session;
 mod settings;
 
 // Requests.
 mod body;
 mod body_decoder;
-mod collected_body;
 mod control_fields;
-mod discarded_body;
 mod head;
-mod host;
-mod limits;
 mod rejection;
 
 // Responses.
-mod access_log;
 mod date;
 mod reply;
 mod response_form;
@@ -84,9 +78,8 @@ pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, 
 pub use ::http::{Uri, Version, header};
 
 pub use body::Body;
-pub use exchange::WorkerBuffers;
+pub use exchange::{Session, WorkerBuffers};
 pub use reply::Reply;
-pub use session::Session;
 pub use settings::{Http, service};
 
 /// The response to a client that finds the server full: 503 with `Retry-After: 1`, for

@@ -1,5 +1,6 @@
 //! The body of a response, as a handler returns it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -16,18 +17,14 @@ use crate::service::Next;
 /// The service writes the fields that frame the body (Content-Length, Transfer-Encoding), and
 /// ignores those of the handler. One exception: a response to HEAD with an empty body may set
 /// Content-Length (RFC 9110, section 8.6).
-pub struct Reply {
-    pub(super) kind: ReplyKind,
-    /// The Content-Type defaults to that of a text.
-    pub(super) is_text: bool,
-}
+pub struct Reply(pub(super) ReplyKind);
 
 pub(super) enum ReplyKind {
-    Static(&'static [u8]),
-    Bytes(Vec<u8>),
-    /// A reader, and how many bytes of it are sent.
-    Sized(Box<dyn Read>, u64),
-    Stream(Box<dyn Read>),
+    /// The Content-Type defaults to that of a text.
+    Text(Cow<'static, [u8]>),
+    Bytes(Cow<'static, [u8]>),
+    /// A reader, and how many bytes of it are sent; `None` for all.
+    Reader(Box<dyn Read>, Option<u64>),
     File(File),
     Upgrade(UpgradedProtocol),
 }
@@ -38,20 +35,20 @@ pub(super) type UpgradedProtocol = Box<dyn FnMut(&mut Connection) -> io::Result<
 impl Reply {
     /// No body.
     pub const fn empty() -> Self {
-        Self::from_kind(ReplyKind::Static(&[]))
+        Self(ReplyKind::Bytes(Cow::Borrowed(&[])))
     }
 
     /// The next `length` bytes of `reader`. If `reader` ends before or fails, the connection is
     /// closed in the middle of the body, so that the client sees that the body is incomplete.
     pub fn sized(reader: impl Read + 'static, length: u64) -> Self {
-        Self::from_kind(ReplyKind::Sized(Box::new(reader), length))
+        Self(ReplyKind::Reader(Box::new(reader), Some(length)))
     }
 
     /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk.
     /// If `reader` fails, the connection is closed before the last chunk. HTTP/1.0 has no chunks:
     /// there the close of the connection ends the body.
     pub fn stream(reader: impl Read + 'static) -> Self {
-        Self::from_kind(ReplyKind::Stream(Box::new(reader)))
+        Self(ReplyKind::Reader(Box::new(reader), None))
     }
 
     /// Upgrades the connection to another protocol: `protocol` is called right after the head of
@@ -87,41 +84,26 @@ impl Reply {
     pub fn upgrade(
         protocol: impl FnMut(&mut Connection) -> io::Result<Next> + Send + 'static,
     ) -> Self {
-        Self::from_kind(ReplyKind::Upgrade(Box::new(protocol)))
-    }
-
-    const fn from_kind(kind: ReplyKind) -> Self {
-        Self {
-            kind,
-            is_text: false,
-        }
-    }
-
-    const fn text(kind: ReplyKind) -> Self {
-        Self {
-            kind,
-            is_text: true,
-        }
+        Self(ReplyKind::Upgrade(Box::new(protocol)))
     }
 }
 
 impl ReplyKind {
     /// The body's length in bytes; `None` if it is unknown. A file is sent from its present
     /// position to its end.
-    pub(super) fn length(&mut self) -> io::Result<Option<u64>> {
+    pub(super) fn length(&self) -> io::Result<Option<u64>> {
         Ok(match self {
-            Self::Static(bytes) => Some(bytes.len() as u64),
-            Self::Bytes(bytes) => Some(bytes.len() as u64),
-            Self::Sized(_, length) => Some(*length),
+            Self::Text(bytes) | Self::Bytes(bytes) => Some(bytes.len() as u64),
+            Self::Reader(_, length) => *length,
             Self::File(file) => {
                 let metadata = file.metadata()?;
                 if !metadata.is_file() {
                     let text = "only the contents of regular files can be sent";
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
                 }
-                Some(metadata.len().saturating_sub(file.stream_position()?))
+                Some(metadata.len().saturating_sub((&*file).stream_position()?))
             }
-            Self::Stream(_) | Self::Upgrade(_) => None,
+            Self::Upgrade(_) => None,
         })
     }
 }
@@ -140,25 +122,25 @@ impl From<()> for Reply {
 
 impl From<&'static str> for Reply {
     fn from(text: &'static str) -> Self {
-        Self::text(ReplyKind::Static(text.as_bytes()))
+        Self(ReplyKind::Text(text.as_bytes().into()))
     }
 }
 
 impl From<String> for Reply {
     fn from(text: String) -> Self {
-        Self::text(ReplyKind::Bytes(text.into_bytes()))
+        Self(ReplyKind::Text(text.into_bytes().into()))
     }
 }
 
 impl From<&'static [u8]> for Reply {
     fn from(bytes: &'static [u8]) -> Self {
-        Self::from_kind(ReplyKind::Static(bytes))
+        Self(ReplyKind::Bytes(bytes.into()))
     }
 }
 
 impl From<Vec<u8>> for Reply {
     fn from(bytes: Vec<u8>) -> Self {
-        Self::from_kind(ReplyKind::Bytes(bytes))
+        Self(ReplyKind::Bytes(bytes.into()))
     }
 }
 
@@ -166,17 +148,15 @@ impl From<Vec<u8>> for Reply {
 /// contents are not copied through the program.
 impl From<File> for Reply {
     fn from(file: File) -> Self {
-        Self::from_kind(ReplyKind::File(file))
+        Self(ReplyKind::File(file))
     }
 }
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, length) = match &self.kind {
-            ReplyKind::Static(bytes) => ("Static", Some(bytes.len() as u64)),
-            ReplyKind::Bytes(bytes) => ("Bytes", Some(bytes.len() as u64)),
-            ReplyKind::Sized(_, length) => ("Sized", Some(*length)),
-            ReplyKind::Stream(_) => ("Stream", None),
+        let (name, length) = match &self.0 {
+            ReplyKind::Text(bytes) | ReplyKind::Bytes(bytes) => ("Bytes", Some(bytes.len() as u64)),
+            ReplyKind::Reader(_, length) => ("Reader", *length),
             ReplyKind::File(_) => ("File", None),
             ReplyKind::Upgrade(_) => ("Upgrade", None),
         };

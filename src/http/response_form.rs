@@ -17,19 +17,9 @@
 use ::http::response::Parts;
 use ::http::{HeaderMap, StatusCode, Version, header};
 
-use super::reply::{Reply, ReplyKind};
-
-/// What a request contributes to the form of its response.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RequestMetadata {
-    pub(super) is_head: bool,
-    pub(super) is_connect: bool,
-    pub(super) version: Version,
-    /// The client and the server are ready to use the connection for another request.
-    pub(super) keep_alive: bool,
-    /// No part of the request's body is left on the connection.
-    pub(super) is_body_consumed: bool,
-}
+use super::control_fields::has_option;
+use super::head::RequestHead;
+use super::reply::ReplyKind;
 
 /// How a response marks the end of its body (RFC 9112, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,25 +42,27 @@ pub(super) struct ResponseForm {
 }
 
 impl ResponseForm {
-    /// Decides on the form. The error says why the response is impossible.
+    /// Decides on the form. `is_body_consumed`: no part of the request's body is left on the
+    /// connection. The error says why the response is impossible.
     #[inline]
     pub(super) fn new(
-        request: &RequestMetadata,
+        request: &RequestHead,
+        is_body_consumed: bool,
         head: &Parts,
-        reply: &mut Reply,
+        reply: &ReplyKind,
     ) -> Result<Self, String> {
         let (status, fields) = (head.status, &head.headers);
         let is_tunnel = request.is_connect && status.is_success();
-        let is_upgrade = matches!(reply.kind, ReplyKind::Upgrade(_));
+        let is_upgrade = matches!(reply, ReplyKind::Upgrade(_));
         let is_switch =
             status == StatusCode::SWITCHING_PROTOCOLS && request.version == Version::HTTP_11;
-        let may_upgrade = request.is_body_consumed && (is_tunnel || is_switch);
+        let may_upgrade = is_body_consumed && (is_tunnel || is_switch);
         if is_upgrade && !may_upgrade || status.is_informational() && !is_upgrade {
             return Err(format!(
                 "status {status} does not fit its body or the request"
             ));
         }
-        let length = reply.kind.length().map_err(|error| error.to_string())?;
+        let length = reply.length().map_err(|error| error.to_string())?;
         let framing = match (status, length) {
             (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Framing::NoBody,
             _ if is_upgrade || is_tunnel => Framing::NoBody,
@@ -110,11 +102,8 @@ impl ResponseForm {
 
 /// Whether the handler's Connection field contains `close`.
 fn has_close_option(fields: &HeaderMap) -> bool {
-    let values = fields.get_all(header::CONNECTION);
-    values.iter().any(|value| {
-        let mut options = value.as_bytes().split(|&byte| byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+    let mut values = fields.get_all(header::CONNECTION).iter();
+    values.any(|value| has_option(value.as_bytes(), "close"))
 }
 
 /// The length of the body that a response to HEAD does not have: the handler's Content-Length.

@@ -11,52 +11,32 @@ use ::http::{HeaderMap, HeaderName, StatusCode, header};
 
 use super::date::Date;
 use super::rejection::Rejection;
-use super::reply::{Reply, ReplyKind, UpgradedProtocol};
-use super::response_form::{Framing, RequestMetadata, ResponseForm};
+use super::reply::ReplyKind;
+use super::response_form::{Framing, ResponseForm};
 use crate::connection::Connection;
 
 /// A body up to this size, in bytes, is copied behind its head. A larger one is not copied.
 const COPY_LIMIT: usize = 8 * 1024;
 
-/// How many bytes are read at a time from a body that is a reader.
-const READER_BUFFER_SIZE: usize = 64 * 1024;
-
-/// The room before a chunk's data for its size, in bytes: up to 16 digits and a line end.
-const CHUNK_SIZE_ROOM: usize = 18;
-
-const IMPOSSIBLE_RESPONSE: Rejection = Rejection::new(
-    StatusCode::INTERNAL_SERVER_ERROR,
-    "the answer was impossible",
-);
+/// How many bytes are read at a time from a body that is a reader. As a chunk, with a size of up to
+/// 16 digits and two line ends, they are at most 64 KiB.
+const READER_BUFFER_SIZE: usize = 64 * 1024 - 20;
 
 /// A worker's writer of responses.
 #[derive(Debug, Default)]
 pub(super) struct ResponseWriter {
     /// What is collected, and not yet written to the connection.
     pending: Vec<u8>,
-    pub(super) date: Date,
+    date: Date,
     reader_buffer: Vec<u8>,
 }
 
-/// A response that has been written, or is pending.
-pub(super) struct SentResponse {
-    pub(super) status: StatusCode,
-    /// The length of the body in bytes, without its framing.
-    pub(super) body_len: u64,
-    pub(super) next_use: ConnectionUse,
-}
-
-/// The use of a connection after a response.
-pub(super) enum ConnectionUse {
-    NextRequest,
-    Close,
-    Upgrade(UpgradedProtocol),
-}
-
 impl ResponseWriter {
-    /// Drops what is pending for a client that has gone.
-    pub(super) fn clear(&mut self) {
+    /// Starts to write to a connection. An error on another connection may have left responses to
+    /// that client.
+    pub(super) fn start(&mut self) {
         self.pending.clear();
+        self.date.refresh();
     }
 
     /// How many bytes are pending.
@@ -66,13 +46,10 @@ impl ResponseWriter {
 
     /// Writes what is pending.
     pub(super) fn flush(&mut self, conn: &mut Connection) -> io::Result<()> {
-        if !self.pending.is_empty() {
-            let written = conn.write_all(&self.pending);
-            // After an error too: the part that was written must not be written again.
-            self.pending.clear();
-            return written;
-        }
-        Ok(())
+        let written = conn.write_all(&self.pending);
+        // After an error too: the part that was written must not be written again.
+        self.pending.clear();
+        written
     }
 
     #[inline]
@@ -95,49 +72,11 @@ impl ResponseWriter {
         }
     }
 
-    /// Writes a response, of which a part may stay pending. After an error the connection must be
-    /// closed.
-    pub(super) fn respond(
-        &mut self,
-        conn: &mut Connection,
-        request: &RequestMetadata,
-        head: &Parts,
-        mut reply: Reply,
-    ) -> io::Result<SentResponse> {
-        let form = match ResponseForm::new(request, head, &mut reply) {
-            Ok(form) => form,
-            Err(problem) => {
-                let info = conn.info();
-                log::error!("{info}: the handler's response cannot be sent: {problem}");
-                self.reject(IMPOSSIBLE_RESPONSE, request.is_head);
-                return Ok(SentResponse {
-                    status: IMPOSSIBLE_RESPONSE.status,
-                    body_len: 0,
-                    next_use: ConnectionUse::Close,
-                });
-            }
-        };
-        self.add_head(head, &form, reply.is_text);
-        let (mut body_len, mut next_use) = (0, ConnectionUse::NextRequest);
-        match reply.kind {
-            ReplyKind::Upgrade(protocol) => next_use = ConnectionUse::Upgrade(protocol),
-            kind if form.sends_body => body_len = self.write_body(conn, kind, form.framing)?,
-            _ => {}
-        }
-        if form.closes {
-            next_use = ConnectionUse::Close;
-        }
-        Ok(SentResponse {
-            status: head.status,
-            body_len,
-            next_use,
-        })
-    }
-
+    /// Adds the head of a response.
     #[inline]
-    fn add_head(&mut self, head: &Parts, form: &ResponseForm, is_text: bool) {
+    pub(super) fn add_head(&mut self, head: &Parts, form: &ResponseForm, reply: &ReplyKind) {
         self.add_status_line(head.status);
-        if is_text
+        if matches!(reply, ReplyKind::Text(_))
             && form.framing != Framing::NoBody
             && !head.headers.contains_key(header::CONTENT_TYPE)
         {
@@ -169,8 +108,7 @@ impl ResponseWriter {
     fn add_content_length(&mut self, length: u64) {
         self.add(b"Content-Length: ");
         let mut digits = itoa::Buffer::new();
-        let digits = digits.format(length);
-        self.add(digits.as_bytes());
+        self.add(digits.format(length).as_bytes());
         self.add(b"\r\n");
     }
 
@@ -186,27 +124,27 @@ impl ResponseWriter {
         }
     }
 
-    /// Returns the body's length in bytes.
-    fn write_body(
+    /// Writes a body, of which a part may stay pending. Returns its length in bytes. After an error
+    /// the connection must be closed.
+    pub(super) fn write_body(
         &mut self,
         conn: &mut Connection,
-        kind: ReplyKind,
-        framing: Framing,
+        reply: ReplyKind,
+        form: &ResponseForm,
     ) -> io::Result<u64> {
-        match (kind, framing) {
-            (ReplyKind::Static(bytes), _) => self.write_bytes(conn, bytes),
-            (ReplyKind::Bytes(bytes), _) => self.write_bytes(conn, &bytes),
-            (ReplyKind::Sized(reader, length), _) => self.write_sized(conn, reader, length),
-            (ReplyKind::Stream(reader), _) => {
-                self.write_stream(conn, reader, framing == Framing::Chunks)
+        match (reply, form.framing) {
+            _ if !form.sends_body => Ok(0),
+            (ReplyKind::Text(bytes) | ReplyKind::Bytes(bytes), _) => self.write_bytes(conn, &bytes),
+            (ReplyKind::Reader(mut reader, length), framing) => {
+                self.write_reader(conn, &mut reader, length, framing == Framing::Chunks)
             }
-            (ReplyKind::File(file), Framing::Length(length)) => {
+            (ReplyKind::File(mut file), Framing::Length(length)) => {
                 self.flush(conn)?;
                 let sent = conn.send_file(&file, length)?;
                 // The rest is copied, from the file's present position: what the system cannot
                 // send by itself, and what fits into the connection's output buffer when the
                 // client does not read, so that no worker waits for the client.
-                Ok(sent + self.write_sized(conn, Box::new(file), length - sent)?)
+                Ok(sent + self.write_reader(conn, &mut file, Some(length - sent), false)?)
             }
             (ReplyKind::File(_) | ReplyKind::Upgrade(_), _) => Ok(0),
         }
@@ -216,83 +154,62 @@ impl ResponseWriter {
         if bytes.len() <= COPY_LIMIT {
             self.add(bytes);
         } else {
-            let written = write_all_vectored(conn, &self.pending, bytes);
+            let written = write_all_vectored(conn, [&self.pending, bytes]);
             self.pending.clear();
             written?;
         }
         Ok(bytes.len() as u64)
     }
 
-    fn write_sized(
+    /// Writes the next `length` bytes of `reader`; all if there is no length.
+    fn write_reader(
         &mut self,
         conn: &mut Connection,
-        mut reader: Box<dyn Read>,
-        length: u64,
-    ) -> io::Result<u64> {
-        let mut buffer = self.take_reader_buffer();
-        let mut left = length;
-        while left > 0 {
-            let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-            let count = read_body(conn, &mut reader, &mut buffer[..len])?;
-            if count == 0 {
-                log::error!("{}: a response body ended {left} bytes early", conn.info());
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.write_bytes(conn, &buffer[..count])?;
-            if self.pending.len() > COPY_LIMIT {
-                self.flush(conn)?;
-            }
-            left -= count as u64;
-        }
-        self.reader_buffer = buffer;
-        Ok(length)
-    }
-
-    fn write_stream(
-        &mut self,
-        conn: &mut Connection,
-        mut reader: Box<dyn Read>,
+        reader: &mut dyn Read,
+        length: Option<u64>,
         is_chunked: bool,
     ) -> io::Result<u64> {
-        // The reader may need long for the first chunk. The client gets the head before.
-        self.flush(conn)?;
-        let mut buffer = self.take_reader_buffer();
+        if length.is_none() {
+            // The reader may need long for the first bytes. The client gets the head before.
+            self.flush(conn)?;
+        }
+        let mut buffer = std::mem::take(&mut self.reader_buffer);
+        buffer.resize(READER_BUFFER_SIZE, 0);
+        let mut reader = reader.take(length.unwrap_or(u64::MAX));
         let mut body_len = 0;
         loop {
-            // The last two bytes of the buffer are for the line end behind the data.
-            let data_limit = buffer.len() - 2;
-            let count = read_body(conn, &mut reader, &mut buffer[CHUNK_SIZE_ROOM..data_limit])?;
+            let count = read_body(conn, &mut reader, &mut buffer)?;
             if count == 0 {
                 break;
             }
             body_len += count as u64;
-            let (mut start, mut end) = (CHUNK_SIZE_ROOM, CHUNK_SIZE_ROOM + count);
             if is_chunked {
                 let size = format!("{count:x}\r\n");
-                start -= size.len();
-                buffer[start..CHUNK_SIZE_ROOM].copy_from_slice(size.as_bytes());
-                buffer[end..end + 2].copy_from_slice(b"\r\n");
-                end += 2;
+                write_all_vectored(conn, [size.as_bytes(), &buffer[..count], b"\r\n"])?;
+                continue;
             }
-            conn.write_all(&buffer[start..end])?;
+            self.write_bytes(conn, &buffer[..count])?;
+            if length.is_none() || self.pending.len() > COPY_LIMIT {
+                self.flush(conn)?;
+            }
         }
+        self.reader_buffer = buffer;
         if is_chunked {
             self.add(b"0\r\n\r\n");
         }
-        self.reader_buffer = buffer;
-        Ok(body_len)
-    }
-
-    fn take_reader_buffer(&mut self) -> Vec<u8> {
-        let mut buffer = std::mem::take(&mut self.reader_buffer);
-        buffer.resize(READER_BUFFER_SIZE, 0);
-        buffer
+        match length.map(|length| length - body_len) {
+            None | Some(0) => Ok(body_len),
+            Some(left) => {
+                log::error!("{}: a response body ended {left} bytes early", conn.info());
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+        }
     }
 }
 
-/// Writes `first` and then `second`, in as few system calls as possible.
-fn write_all_vectored(conn: &mut Connection, first: &[u8], second: &[u8]) -> io::Result<()> {
-    let mut parts = [IoSlice::new(first), IoSlice::new(second)];
+/// Writes `parts` in order, in as few system calls as possible.
+fn write_all_vectored<const N: usize>(conn: &mut Connection, parts: [&[u8]; N]) -> io::Result<()> {
+    let mut parts = parts.map(IoSlice::new);
     let mut left = &mut parts[..];
     while !left.is_empty() {
         let count = conn.write_vectored(left)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ::http::{Request, Response};
 
 use super::body::Body;
-use super::limits::{MAX_FIELDS, RequestLimits};
+use super::rejection::{MAX_FIELDS, RequestLimits};
 use super::reply::Reply;
 
 /// Makes a service from a handler: a function from a request to a response. The response's body is
@@ -46,16 +46,14 @@ where
     }
 }
 
-/// The source of the state for the next process.
-type Export = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
-
 /// A service that speaks HTTP/1.1, from [`service`].
 #[derive(Clone)]
 pub struct Http<H> {
     pub(super) handler: H,
     pub(super) limits: RequestLimits,
     pub(super) access_log: bool,
-    pub(super) export: Option<Export>,
+    /// The source of the state for the next process.
+    pub(super) export: Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>,
 }
 
 impl<H> Http<H> {
