@@ -4,18 +4,11 @@
 //! processes of the service share the same listeners, and need no privileges to bind them.
 
 use std::io;
-use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
-use crate::clock::Deadline;
 use crate::listener::{Bind, BindError, Listener};
 use crate::notify;
-use crate::sys::{self, Descriptor, Interest};
+use crate::sys;
 use crate::wire::{BindAnswer, BindRequest, Record};
-
-/// How long the supervisor may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Has the supervisor bind.
 pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
@@ -26,36 +19,18 @@ pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
 }
 
 fn ask_supervisor(generation: u64, bind: &Bind, request: BindRequest) -> io::Result<Listener> {
-    let (own_end, supervisor_end) = sys::message::create_pair()?;
-    notify::request_bind(
-        generation,
-        request,
-        &sys::descriptor::duplicate(&supervisor_end)?,
-    )?;
-    drop(supervisor_end);
-    let (answer, descriptor) = receive_answer(&own_end)?;
-    BindAnswer::decode(answer.as_bytes())?.into_result()?;
+    let mut buffer = [0; BindAnswer::LIMIT];
+    let (size, descriptor) = match notify::request_bind(generation, request, &mut buffer) {
+        Ok((0, _)) => return Err(io::Error::other("the supervisor does not answer")),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return Err(io::Error::other("the supervisor takes too long to answer"));
+        }
+        answer => answer?,
+    };
+    BindAnswer::decode(&buffer[..size])?.into_result()?;
     let descriptor = descriptor.ok_or_else(|| io::Error::other("the listener was not passed"))?;
     bind.clone()
         .adopt(sys::descriptor::into_socket(descriptor)?, false)
-}
-
-fn receive_answer(from: &Socket) -> io::Result<(String, Option<Descriptor>)> {
-    let deadline = Deadline::after(Instant::now(), TIMEOUT);
-    loop {
-        match sys::message::receive_with_descriptor(from) {
-            Ok(Some(answer)) => return Ok(answer),
-            Ok(None) => return Err(io::Error::other("the supervisor does not answer")),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let now = Instant::now();
-                if deadline.passed(now) {
-                    return Err(io::Error::other("the supervisor takes too long to answer"));
-                }
-                sys::socket::wait_ready(from, Interest::Read, deadline.left(now))?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 #[cfg(test)]

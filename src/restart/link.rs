@@ -68,8 +68,8 @@ impl Link {
         let mut buffer = [0; HandshakeMessage::LIMIT];
         loop {
             match sys::message::receive(&self.socket, &mut buffer) {
-                Ok(0) => return Incoming::End,
-                Ok(size) => match HandshakeMessage::decode(&buffer[..size]) {
+                Ok((0, _)) => return Incoming::End,
+                Ok((size, _)) => match HandshakeMessage::decode(&buffer[..size]) {
                     Ok(message) => {
                         log::debug!("from the other generation: {message:?}");
                         return Incoming::Message(message);

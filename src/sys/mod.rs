@@ -12,8 +12,7 @@
 //! | `process` | starts a program with exactly the descriptors that it is given |
 //! | `descriptor` | descriptors that cross an exec, pipes, standard error |
 //! | `file` | unnamed files, file locks, permissions, the identity of a file |
-//! | `message` | a socket pair that keeps messages apart, between two processes |
-//! | `notification` | sends notifications to the service manager (sd_notify(3)) |
+//! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`] |
 //!
 //! These rules hold for all of them:
@@ -65,9 +64,7 @@ mod unix;
 use linux as native;
 
 pub(crate) use linux::{poller, supervision};
-pub(crate) use unix::{
-    clock, descriptor, file, message, notification, process, signal, socket, unix_path,
-};
+pub(crate) use unix::{clock, descriptor, file, message, process, signal, socket, unix_path};
 
 pub use descriptor::Descriptor;
 pub(crate) use poller::{Events, Poller};

@@ -5,7 +5,6 @@ pub(crate) mod descriptor;
 mod exec_plan;
 pub(crate) mod file;
 pub(crate) mod message;
-pub(crate) mod notification;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;

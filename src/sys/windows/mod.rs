@@ -7,7 +7,6 @@ pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod file;
 pub(crate) mod message;
-pub(crate) mod notification;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
