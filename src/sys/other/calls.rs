@@ -23,11 +23,9 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
 
 pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
 
-pub(in crate::sys) fn close_from(_first: RawFd) -> bool {
+pub(in crate::sys) fn close_range(_first: RawFd, _in_exec: bool) -> bool {
     false
 }
-
-pub(in crate::sys) fn set_cloexec_from(_first: RawFd) {}
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,7 @@
 //! Unix: every module of the contract but the poller and supervision.
 
+use std::io;
+
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 mod exec_plan;
@@ -9,3 +11,11 @@ pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod unix_path;
+
+/// The result of a call of libc, of which -1 is the error in `errno`. Async-signal-safe.
+pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}

@@ -115,15 +115,10 @@ pub(super) fn block_all() -> libc::sigset_t {
     change_mask(libc::SIG_SETMASK, &all)
 }
 
-/// Blocks the signals of the set on this thread, and no others. Async-signal-safe.
-pub(super) fn set_mask(set: &libc::sigset_t) {
-    change_mask(libc::SIG_SETMASK, set);
-}
-
 /// Changes which signals this thread blocks (pthread_sigmask(3)). Returns the set before the
-/// change.
+/// change. Async-signal-safe.
 #[allow(unsafe_code)]
-fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> libc::sigset_t {
+pub(in crate::sys) fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> libc::sigset_t {
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: both sets are alive, and any bits are a set. With a valid `how`, the call succeeds.
     unsafe {
