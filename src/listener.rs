@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::sys;
@@ -300,20 +300,8 @@ impl Bind {
     }
 
     fn bind_unix(&self, path: &Path) -> io::Result<Socket> {
-        use io::{Error, ErrorKind};
-        let addr = socket2::SockAddr::unix(path)?;
-        match sys::unix_path::state(path)? {
-            sys::PathState::Free => {}
-            sys::PathState::Stale => std::fs::remove_file(path)?,
-            sys::PathState::Live => {
-                let text = "another server listens there";
-                return Err(Error::new(ErrorKind::AddrInUse, text));
-            }
-            sys::PathState::Foreign => {
-                let text = "a file that is no socket is there, and is left alone";
-                return Err(Error::new(ErrorKind::AlreadyExists, text));
-            }
-        }
+        let addr = SockAddr::unix(path)?;
+        sys::file::free_socket_path(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
         if let Some(mode) = self.unix_mode {

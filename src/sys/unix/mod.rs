@@ -10,7 +10,6 @@ pub(crate) mod message;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
-pub(crate) mod unix_path;
 
 /// The result of a call of libc, of which -1 is the error in `errno`. Async-signal-safe.
 pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {

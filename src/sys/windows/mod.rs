@@ -10,7 +10,6 @@ pub(crate) mod message;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
-pub(crate) mod unix_path;
 
 fn unsupported(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
