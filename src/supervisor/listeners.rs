@@ -46,8 +46,7 @@ impl HeldListener {
 
     /// How well this listener matches what is asked for, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&self.about.name);
-        bind.fit(is_named, self.listener.local_addr(), trusts_names)
+        bind.fit(&self.about.name, self.listener.local_addr(), trusts_names)
     }
 
     /// Leaves a copy with the service manager, for the next supervisor.
