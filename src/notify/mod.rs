@@ -196,13 +196,11 @@ fn send(text: &str, notice: Option<&Notice>, descriptors: &[&Descriptor]) -> io:
     if manager.is_empty() {
         return Ok(());
     }
-    match notice {
-        None => sys::message::notify(&manager, text, descriptors),
-        Some(notice) => {
-            let (name, record) = (Notice::VARIABLE, notice.encode()?);
-            sys::message::notify(&manager, &format!("{text}{name}={record}\n"), descriptors)
-        }
+    let mut text = text.to_owned();
+    if let Some(notice) = notice {
+        text += &format!("{}={}\n", Notice::VARIABLE, notice.encode()?);
     }
+    sys::message::notify(&manager, &text, descriptors)
 }
 
 /// How long the supervisor may take to bind a listener.

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::Socket;
 
@@ -56,13 +56,10 @@ pub(crate) fn send_file(socket: &Socket, file: &File, count: usize) -> io::Resul
     if !ignores_sigpipe() {
         return Ok(None);
     }
-    loop {
-        match rustix::fs::sendfile(socket, file, None, count) {
-            Ok(sent) => return Ok(Some(sent)),
-            Err(Errno::INTR) => {}
-            Err(Errno::INVAL | Errno::NOSYS) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
+    match retry_on_intr(|| rustix::fs::sendfile(socket, file, None, count)) {
+        Ok(sent) => Ok(Some(sent)),
+        Err(Errno::INVAL | Errno::NOSYS) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::sys::{Signal, signal};
 /// The handled signals, blocked, and read from a descriptor (signalfd(2)). SIGCHLD only ends a
 /// wait.
 #[derive(Debug)]
-pub(crate) struct SignalFd(OwnedFd);
+pub(crate) struct SignalFd(pub(super) OwnedFd);
 
 impl SignalFd {
     /// Blocks the signals on this thread, which should be the only one.
@@ -37,10 +37,6 @@ impl SignalFd {
             let fd = check(libc::signalfd(-1, &set, flags))?;
             Ok(Self(OwnedFd::from_raw_fd(fd)))
         }
-    }
-
-    pub(super) fn fd(&self) -> &OwnedFd {
-        &self.0
     }
 
     /// Reads a pending signal, other than SIGCHLD. `None` if there is none.
