@@ -29,8 +29,8 @@ pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
 ///
 /// # Errors
 ///
-/// `InvalidData` if the message is longer than the buffer, or has more than one descriptor. The
-/// message is lost then.
+/// `InvalidData` if the message is longer than the buffer, or has more descriptors than there is
+/// room for. The message is lost then.
 pub(crate) fn receive(
     socket: &Socket,
     buffer: &mut [u8],
@@ -41,10 +41,8 @@ pub(crate) fn receive(
     let message =
         retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
     let size = message.bytes;
-    if message
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+    if message.flags.intersects(cut) {
         let text = format!("a message of {size} bytes, which is cut");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
