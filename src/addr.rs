@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use socket2::SockAddr;
 
+use crate::sys;
+
 /// The address of a listener or of a client.
 ///
 /// As text: `127.0.0.1:8080`, `[::1]:8080`, or `unix:/run/app.sock`. Host names are not resolved: a
@@ -54,7 +56,7 @@ impl Addr {
     pub(crate) fn from_kernel(addr: &SockAddr) -> Self {
         match addr.as_socket() {
             Some(ip) => Self::Ip(ip),
-            None => Self::Unix(crate::sys::unix_path::from_addr(addr)),
+            None => Self::Unix(sys::socket::unix_path(addr)),
         }
     }
 }

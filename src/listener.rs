@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::sys;
-use crate::wire::{BindAddr, BindRequest, WirePath};
+use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, fd_name};
 
 /// An address to listen on, and the options for it.
 ///
@@ -32,18 +32,12 @@ use crate::wire::{BindAddr, BindRequest, WirePath};
 #[must_use = "a bind does nothing before it is bound"]
 pub struct Bind {
     addr: Result<Addr, AddrError>,
-    name: Option<String>,
-    backlog: u32,
+    options: BindOptions,
     nodelay: bool,
     keepalive: Option<Duration>,
-    defer_accept: bool,
-    fast_open: Option<u32>,
-    reuse_port: bool,
-    only_v6: bool,
     attempts: u32,
     interval: Duration,
     speaks_first: bool,
-    unix_mode: Option<u32>,
 }
 
 impl Bind {
@@ -55,32 +49,29 @@ impl Bind {
     fn with(addr: Result<Addr, AddrError>) -> Self {
         Self {
             addr,
-            name: None,
-            backlog: 1024,
+            options: BindOptions {
+                backlog: 1024,
+                ..BindOptions::default()
+            },
             nodelay: true,
             keepalive: None,
-            defer_accept: false,
-            fast_open: None,
-            reuse_port: false,
-            only_v6: false,
             attempts: 10,
             interval: Duration::from_millis(100),
             speaks_first: false,
-            unix_mode: None,
         }
     }
 
     /// Sets a name, for logs and for
     /// [`Connection::listener_name`](crate::Connection::listener_name). Defaults to the address.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
+        self.options.name = Some(name.into());
         self
     }
 
     /// How many connections the kernel queues before they are accepted (`listen(2)`; the system may
     /// cap it). Defaults to 1024.
     pub fn backlog(mut self, connections: u32) -> Self {
-        self.backlog = connections;
+        self.options.backlog = connections;
         self
     }
 
@@ -100,14 +91,14 @@ impl Bind {
     /// Lets the kernel hold a new connection back until its first bytes have arrived (Linux:
     /// TCP_DEFER_ACCEPT; elsewhere without effect). Defaults to false.
     pub fn defer_accept(mut self, on: bool) -> Self {
-        self.defer_accept = on;
+        self.options.defer_accept = on;
         self
     }
 
     /// Accepts data in the opening packet, with at most `queue` such connections pending (Linux:
     /// TCP_FASTOPEN; elsewhere without effect). Defaults to off.
     pub fn fast_open(mut self, queue: u32) -> Self {
-        self.fast_open = Some(queue);
+        self.options.fast_open = Some(queue);
         self
     }
 
@@ -115,14 +106,14 @@ impl Bind {
     /// the system has no such option). Connections that are queued on a socket when it closes are
     /// reset, so a restart passes its listeners on instead. Defaults to false.
     pub fn reuse_port(mut self, on: bool) -> Self {
-        self.reuse_port = on;
+        self.options.reuse_port = on;
         self
     }
 
     /// Has an IPv6 listener accept no IPv4 clients (IPV6_V6ONLY). Defaults to false, also where the
     /// system's default is true.
     pub fn only_v6(mut self, on: bool) -> Self {
-        self.only_v6 = on;
+        self.options.only_v6 = on;
         self
     }
 
@@ -147,31 +138,25 @@ impl Bind {
 
     /// Sets the mode of a Unix socket's file, such as `0o660`. Defaults to what the umask leaves.
     pub fn unix_mode(mut self, mode: u32) -> Self {
-        self.unix_mode = Some(mode);
+        self.options.unix_mode = Some(mode);
         self
     }
 
-    /// The name that was set; a default name does not count.
-    pub(crate) fn asked_name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// Match quality between a listener and this bind request; `None` if they do not match.
-    /// `is_named`: the listener has the requested name. Where names are trusted, the name alone is
-    /// a match, at any address.
-    pub(crate) fn fit(&self, is_named: bool, local: &Addr, trusts_names: bool) -> Option<Fit> {
+    /// Match quality between a listener and this bind request; `None` if they do not match. `name`
+    /// is the listener's, as [`fd_name`] makes it. Where names are trusted, the name alone is a
+    /// match, at any address; a name that is only the default does not count.
+    pub(crate) fn fit(&self, name: &str, local: &Addr, trusts_names: bool) -> Option<Fit> {
         let wanted = self.addr.as_ref().ok()?;
+        let is_named = self.options.name.as_deref().map(fd_name).as_deref() == Some(name);
         let fits_but_for_the_port = match (wanted, local) {
             (Addr::Ip(wanted), Addr::Ip(local)) => wanted.port() == 0 && wanted.ip() == local.ip(),
             _ => false,
         };
         match wanted == local {
-            _ if is_named && trusts_names => Some(Fit::Name),
-            true if is_named => Some(Fit::Name),
+            _ if is_named && trusts_names => Some(Fit::TrustedName),
+            is_equal if is_named && (is_equal || fits_but_for_the_port) => Some(Fit::Name),
             true => Some(Fit::Addr),
-            false if fits_but_for_the_port && is_named => Some(Fit::Name),
-            false if fits_but_for_the_port => Some(Fit::AnyPort),
-            false => None,
+            false => fits_but_for_the_port.then_some(Fit::AnyPort),
         }
     }
 
@@ -185,32 +170,19 @@ impl Bind {
                 BindAddr::Unix(WirePath::new(&std::path::absolute(path.as_ref()?).ok()?)?)
             }
         };
-        Some(BindRequest {
-            addr,
-            name: self.name.clone(),
-            backlog: self.backlog,
-            fast_open: self.fast_open,
-            unix_mode: self.unix_mode,
-            defer_accept: self.defer_accept,
-            reuse_port: self.reuse_port,
-            only_v6: self.only_v6,
-        })
+        let options = self.options.clone();
+        Some(BindRequest { addr, options })
     }
 
     /// What another process requests. It retries itself, and sets the options of connections.
-    pub(crate) fn from_request(request: BindRequest) -> Self {
+    pub(crate) fn from_request(mut request: BindRequest) -> Self {
         let addr = match request.addr {
             BindAddr::Tcp(addr) => Addr::Ip(addr),
             BindAddr::Unix(path) => Addr::Unix(Some(sys::file::os_string(path.as_bytes()).into())),
         };
+        request.options.name.take_if(|name| name.is_empty());
         Self {
-            name: request.name.filter(|name| !name.is_empty()),
-            backlog: request.backlog,
-            fast_open: request.fast_open,
-            unix_mode: request.unix_mode,
-            defer_accept: request.defer_accept,
-            reuse_port: request.reuse_port,
-            only_v6: request.only_v6,
+            options: request.options,
             attempts: 1,
             nodelay: false,
             ..Self::with(Ok(addr))
@@ -220,13 +192,10 @@ impl Bind {
     /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
     /// other processes share it. `by_name`: it was matched by its name, whatever its address.
     pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
-        let path = match &self.addr {
-            Ok(Addr::Unix(Some(path))) => Some(UnixPath::of(path, false)),
-            _ => None,
-        };
-        let mut listener = Listener::new(socket, path, &self)?;
-        listener.by_name = by_name;
-        Ok(listener)
+        socket.set_nonblocking(true)?;
+        let path = self.addr.as_ref().ok().and_then(Addr::as_path);
+        let path = path.map(|path| UnixPath::of(path, false));
+        Listener::new(socket, path, &self, by_name)
     }
 
     /// Binds and listens.
@@ -263,9 +232,8 @@ impl Bind {
                     std::thread::sleep(self.interval);
                 }
                 Err(cause) => {
-                    let addr = Some(addr);
                     return Err(BindError {
-                        addr,
+                        addr: Some(addr),
                         attempts,
                         cause,
                     });
@@ -282,41 +250,31 @@ impl Bind {
                 (self.bind_unix(path)?, Some(UnixPath::of(path, true)))
             }
         };
-        let backlog = i32::try_from(self.backlog).unwrap_or(i32::MAX);
+        let backlog = i32::try_from(self.options.backlog).unwrap_or(i32::MAX);
         socket.listen(backlog)?;
-        Listener::new(socket, path, self)
+        socket.set_nonblocking(true)?;
+        Listener::new(socket, path, self, false)
     }
 
     fn bind_tcp(&self, addr: SocketAddr) -> io::Result<Socket> {
+        let options = &self.options;
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         if addr.is_ipv6() {
-            socket.set_only_v6(self.only_v6)?;
+            socket.set_only_v6(options.only_v6)?;
         }
         sys::socket::allow_rebind(&socket)?;
-        sys::socket::set_reuse_port(&socket, self.reuse_port)?;
-        sys::socket::set_accept_options(&socket, self.defer_accept, self.fast_open)?;
+        sys::socket::set_reuse_port(&socket, options.reuse_port)?;
+        sys::socket::set_accept_options(&socket, options.defer_accept, options.fast_open)?;
         socket.bind(&addr.into())?;
         Ok(socket)
     }
 
     fn bind_unix(&self, path: &Path) -> io::Result<Socket> {
-        use io::{Error, ErrorKind};
-        let addr = socket2::SockAddr::unix(path)?;
-        match sys::unix_path::state(path)? {
-            sys::PathState::Free => {}
-            sys::PathState::Stale => std::fs::remove_file(path)?,
-            sys::PathState::Live => {
-                let text = "another server listens there";
-                return Err(Error::new(ErrorKind::AddrInUse, text));
-            }
-            sys::PathState::Foreign => {
-                let text = "a file that is no socket is there, and is left alone";
-                return Err(Error::new(ErrorKind::AlreadyExists, text));
-            }
-        }
+        let addr = SockAddr::unix(path)?;
+        sys::file::free_socket_path(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
-        if let Some(mode) = self.unix_mode {
+        if let Some(mode) = self.options.unix_mode {
             sys::file::set_mode(path, mode)?;
         }
         Ok(socket)
@@ -372,12 +330,14 @@ pub(crate) enum Fit {
     AnyPort,
     /// The address matches.
     Addr,
-    /// The name matches.
+    /// The name matches, and the address at least but for the port.
     Name,
+    /// The name matches, and is trusted: the address may be another one.
+    TrustedName,
 }
 
 /// What every connection of a listener needs of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ListenerInfo {
     pub(crate) name: String,
     pub(crate) local: Addr,
@@ -421,37 +381,25 @@ impl Listener {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         sys::socket::set_cloexec(&socket)?;
+        socket.set_nonblocking(true)?;
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
-        Self::new(socket, None, &bind)
+        Self::new(socket, None, &bind, false)
     }
 
     /// A listener that this process holds for other processes. Its options, which they share, stay
     /// as they are.
     pub(crate) fn for_others(socket: Socket, name: String, by_name: bool) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
-        let path = match &local {
-            Addr::Unix(Some(path)) => Some(UnixPath::of(path, false)),
-            _ => None,
-        };
-        Ok(Self {
-            socket,
-            info: Arc::new(ListenerInfo {
-                name,
-                local,
-                speaks_first: false,
-                nodelay: false,
-                keepalive: None,
-            }),
-            path,
-            by_name,
-        })
+        let path = local.as_path().map(|path| UnixPath::of(path, false));
+        let bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
+        Self::new(socket, path, &bind, by_name)
     }
 
-    fn new(socket: Socket, path: Option<UnixPath>, bind: &Bind) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
+    fn new(socket: Socket, path: Option<UnixPath>, bind: &Bind, by_name: bool) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
+        let name = bind.options.name.clone();
         let info = ListenerInfo {
-            name: bind.name.clone().unwrap_or_else(|| local.to_string()),
+            name: name.unwrap_or_else(|| local.to_string()),
             speaks_first: bind.speaks_first,
             nodelay: bind.nodelay && local.as_ip().is_some(),
             keepalive: bind.keepalive.filter(|_| local.as_ip().is_some()),
@@ -460,12 +408,11 @@ impl Listener {
         // Where connections inherit the options of their listener, as on Linux, they are set only
         // here.
         info.equip(&socket)?;
-        let info = Arc::new(info);
         Ok(Self {
             socket,
-            info,
+            info: Arc::new(info),
             path,
-            by_name: false,
+            by_name,
         })
     }
 
@@ -481,13 +428,7 @@ impl Listener {
 
     /// As [`Bind::speaks_first`], for a listener that was not bound here.
     pub fn speaks_first(mut self, on: bool) -> Self {
-        let info = &*self.info;
-        self.info = Arc::new(ListenerInfo {
-            name: info.name.clone(),
-            local: info.local.clone(),
-            speaks_first: on,
-            ..*info
-        });
+        Arc::make_mut(&mut self.info).speaks_first = on;
         self
     }
 

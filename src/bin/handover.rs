@@ -4,7 +4,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -101,12 +101,13 @@ struct Run {
     /// A process is ready when it has run for this long, or sends READY=1 before
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
     ready_after: Duration,
-    /// With --notify: how long a process may take to send READY=1. Defaults to 60
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "notify")]
-    ready_timeout: Option<Duration>,
-    /// How long the processes may take to exit in a stop before they are killed. Defaults to 60
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    stop_timeout: Option<Duration>,
+    /// With --notify: how long a process may take to send READY=1
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
+    #[arg(requires = "notify")]
+    ready_timeout: Duration,
+    /// How long the processes may take to exit in a stop before they are killed
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
+    stop_timeout: Duration,
     /// The program, a path or a name on the search path, and its arguments
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -144,7 +145,7 @@ type CommandResult = Result<ExitCode, Box<dyn Error>>;
 // ---- the commands ----
 
 fn status(supervisor: &Target, json: bool) -> CommandResult {
-    let line = supervisor.send("status", supervisor.deadline(ANSWER_TIMEOUT))?;
+    let line = supervisor.send("status", supervisor.deadline(false))?;
     let status = parse_answer(&line)?;
     match json {
         true => print(&line)?,
@@ -174,19 +175,20 @@ fn upgrade(request: &Request) -> CommandResult {
 
 fn stop(request: &Request) -> CommandResult {
     let supervisor = &request.supervisor;
-    if !request.wait {
-        parse_answer(&supervisor.send("stop", supervisor.deadline(ANSWER_TIMEOUT))?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let deadline = supervisor.deadline(RESULT_TIMEOUT);
-    let pid = parse_answer(&supervisor.send("status", deadline)?)?["pid"].take();
+    let deadline = supervisor.deadline(request.wait);
+    let pid = match request.wait {
+        true => parse_answer(&supervisor.send("status", deadline)?)?["pid"].take(),
+        false => Value::Null,
+    };
     parse_answer(&supervisor.send("stop", deadline)?)?;
-    while is_running(supervisor.try_send("status", deadline), &pid)
-        .map_err(|error| supervisor.describe_error(error))?
-    {
-        thread::sleep(STOP_INTERVAL);
+    if request.wait {
+        while is_running(supervisor.try_send("status", deadline), &pid)
+            .map_err(|error| supervisor.describe_error(error))?
+        {
+            thread::sleep(STOP_INTERVAL);
+        }
+        print("stopped\n")?;
     }
-    print("stopped\n")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -209,7 +211,9 @@ impl Run {
         let mut supervisor = Supervisor::new()
             .processes(self.processes.get())
             .watchdog(self.watchdog)
-            .ready_after((!self.notify).then_some(self.ready_after));
+            .ready_after((!self.notify).then_some(self.ready_after))
+            .ready_timeout(self.ready_timeout)
+            .stop_timeout(self.stop_timeout);
         for listener in self.listen {
             supervisor = supervisor.listen(listener);
         }
@@ -219,14 +223,7 @@ impl Run {
         if let Some(path) = self.pid_file {
             supervisor = supervisor.pid_file(path);
         }
-        if let Some(timeout) = self.ready_timeout {
-            supervisor = supervisor.ready_timeout(timeout);
-        }
-        if let Some(timeout) = self.stop_timeout {
-            supervisor = supervisor.stop_timeout(timeout);
-        }
-        let code = supervisor.run(self.program)?;
-        process::exit(code);
+        process::exit(supervisor.run(self.program)?);
     }
 }
 
@@ -255,19 +252,19 @@ const MAX_ANSWER: usize = 1 << 20;
 impl Request {
     /// Sends a request, and returns the answer if the supervisor reports success.
     fn send(&self, name: &str) -> Result<Value, Box<dyn Error>> {
-        let (line, timeout) = match self.wait {
-            true => (format!("{name} wait"), RESULT_TIMEOUT),
-            false => (name.to_owned(), ANSWER_TIMEOUT),
-        };
-        let deadline = self.supervisor.deadline(timeout);
-        let answer = self.supervisor.send(&line, deadline)?;
+        let wait = if self.wait { " wait" } else { "" };
+        let request = format!("{name}{wait}");
+        let deadline = self.supervisor.deadline(self.wait);
+        let answer = self.supervisor.send(&request, deadline)?;
         parse_answer(&answer).map_err(|error| format!("the {name} failed: {error}").into())
     }
 }
 
 impl Target {
-    /// `None` is never: the time-out is past the end of the clock.
-    fn deadline(&self, default: Duration) -> Option<Instant> {
+    /// When an answer is late, to a request with or without --wait. `None` is never: the time-out
+    /// is past the end of the clock.
+    fn deadline(&self, wait: bool) -> Option<Instant> {
+        let default = if wait { RESULT_TIMEOUT } else { ANSWER_TIMEOUT };
         Instant::now().checked_add(self.timeout.unwrap_or(default))
     }
 
@@ -279,14 +276,20 @@ impl Target {
 
     fn describe_error(&self, error: io::Error) -> String {
         let path = self.socket.display();
-        match is_timeout(&error) {
-            true => format!("the supervisor at {path} has not answered in time"),
-            false => format!("cannot reach a supervisor at {path}: {error}"),
+        match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+                format!("the supervisor at {path} has not answered in time")
+            }
+            _ => format!("cannot reach a supervisor at {path}: {error}"),
         }
     }
 
     fn try_send(&self, request: &str, deadline: Option<Instant>) -> io::Result<String> {
-        let mut socket = connect(&self.socket, deadline)?;
+        let addr = SockAddr::unix(&self.socket)?;
+        let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // This bounds the connect as well, which waits while the queue of the listener is full.
+        socket.set_write_timeout(time_left(deadline)?)?;
+        socket.connect(&addr)?;
         socket.write_all(format!("{request}\n").as_bytes())?;
         let mut answer = Vec::new();
         loop {
@@ -310,15 +313,6 @@ impl Target {
     }
 }
 
-fn connect(path: &Path, deadline: Option<Instant>) -> io::Result<Socket> {
-    let addr = SockAddr::unix(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // This bounds the connect as well, which waits while the queue of the listener is full.
-    socket.set_write_timeout(time_left(deadline)?)?;
-    socket.connect(&addr)?;
-    Ok(socket)
-}
-
 /// The time until the deadline, `None` if there is none. It is an error if the deadline has passed.
 fn time_left(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -326,13 +320,6 @@ fn time_left(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
         Some(Duration::ZERO) => Err(io::ErrorKind::TimedOut.into()),
         left => Ok(left),
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
-    )
 }
 
 /// Parses an answer. The error is that of the supervisor, if it reports one.
@@ -366,8 +353,7 @@ fn format_status(status: &Value) -> String {
     }
     line("uptime", format_duration(&status["uptime_seconds"]));
     for listener in list(&status["listeners"]) {
-        let (name, address) = (&listener["name"], &listener["address"]);
-        let (name, address) = (format_value(name), format_value(address));
+        let [name, address] = ["name", "address"].map(|field| format_value(&listener[field]));
         line("listener", format!("{address} ({name})"));
     }
     let draining: Vec<String> = list(&status["draining"]).map(format_value).collect();
@@ -404,9 +390,8 @@ fn process_row(process: &Value) -> [String; 6] {
     if let Some(seconds) = process["starts_in_seconds"].as_f64() {
         notes.push(format!("starts in {seconds:.1} s"));
     }
-    match process["status"].as_str() {
-        None | Some("") => {}
-        Some(status) => notes.push(escape_controls(status)),
+    if let Some(status) = process["status"].as_str().filter(|text| !text.is_empty()) {
+        notes.push(escape_controls(status));
     }
     if let Some(end) = process["last_end"].as_str() {
         notes.push(format!("last end: {}", escape_controls(end)));
@@ -436,14 +421,11 @@ fn format_value(value: &Value) -> String {
 
 /// Escapes control characters, so that text of a supervised process cannot control the terminal.
 fn escape_controls(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char.is_control() {
-            true => escaped.extend(char.escape_default()),
-            false => escaped.push(char),
-        }
-    }
-    escaped
+    let escape = |char: char| match char.is_control() {
+        true => char.escape_default().to_string(),
+        false => char.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// A duration in its two largest units; "-" if it is missing.

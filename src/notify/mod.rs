@@ -8,9 +8,8 @@ mod notification;
 
 use std::env;
 use std::fmt::Display;
-use std::io::{self, Read};
+use std::io;
 use std::process;
-use std::thread;
 use std::time::Duration;
 
 use crate::sys::{self, Descriptor};
@@ -44,7 +43,9 @@ pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Displa
     let text = format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n");
     send_or_log(&text, of_generation(generation).as_ref());
     if has_manager() {
-        if let Err(error) = wait_until_read() {
+        // The manager closes the socket when it has read this (sd_notify_barrier(3)).
+        let end = send_and_receive("BARRIER=1", None, READ_TIMEOUT, &mut [0]);
+        if let Err(error) = end {
             log::warn!("cannot tell whether the service manager knows of process {pid}: {error}");
         }
     }
@@ -151,18 +152,19 @@ pub(crate) fn leave_listeners(
     Ok(())
 }
 
-/// Asks for a listener. The supervisor sends the answer over `answer_socket`.
+/// Asks for a listener. Receives the supervisor's answer into `buffer`, and the listener. The
+/// answer's length is 0 if the supervisor does not answer.
 pub(crate) fn request_bind(
     generation: u64,
     request: BindRequest,
-    answer_socket: &Descriptor,
-) -> io::Result<()> {
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<Descriptor>)> {
     let notice = Notice {
         generation: Some(generation),
         bind: Some(request),
         ..Notice::default()
     };
-    send("", Some(&notice), &[answer_socket])
+    send_and_receive("", Some(&notice), BIND_TIMEOUT, buffer)
 }
 
 /// A process was started that is to take over from this one.
@@ -194,35 +196,39 @@ fn send(text: &str, notice: Option<&Notice>, descriptors: &[&Descriptor]) -> io:
     if manager.is_empty() {
         return Ok(());
     }
-    match notice {
-        None => sys::notification::send(&manager, text, descriptors),
-        Some(notice) => {
-            let (name, record) = (Notice::VARIABLE, notice.encode()?);
-            sys::notification::send(&manager, &format!("{text}{name}={record}\n"), descriptors)
-        }
+    let mut text = text.to_owned();
+    if let Some(notice) = notice {
+        text += &format!("{}={}\n", Notice::VARIABLE, notice.encode()?);
     }
+    sys::message::notify(&manager, &text, descriptors)
 }
+
+/// How long the supervisor may take to bind a listener.
+const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the manager may take to read the notifications.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Waits until the manager has read all notifications: it then closes its copy of a pipe's end
-/// (sd_notify_barrier(3)).
-fn wait_until_read() -> io::Result<()> {
-    let (reader, writer) = sys::descriptor::create_pipe()?;
-    send("BARRIER=1", None, &[&writer])?;
-    drop(writer);
-    let (done, read) = crossbeam_channel::bounded(1);
-    thread::Builder::new()
-        .name("handover-notify".to_owned())
-        .spawn(move || {
-            let end = std::fs::File::from(reader).read(&mut [0]);
-            // After the time-out, no thread waits for this.
-            let _ = done.send(end);
-        })?;
-    match read.recv_timeout(READ_TIMEOUT) {
-        Ok(end) => end.map(drop),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+/// Sends a notification with one end of a socket pair, and receives the manager's answer into
+/// `buffer`, as [`receive`](sys::message::receive) does: of length 0 if the manager only closes its
+/// end.
+fn send_and_receive(
+    text: &str,
+    notice: Option<&Notice>,
+    timeout: Duration,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<Descriptor>)> {
+    let (own_end, manager_end) = sys::message::create_pair()?;
+    let descriptor = sys::descriptor::duplicate(&manager_end)?;
+    send(text, notice, &[&descriptor])?;
+    drop((manager_end, descriptor));
+    own_end.set_nonblocking(false)?;
+    own_end.set_read_timeout(Some(timeout))?;
+    match sys::message::receive(&own_end, buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+        received => received,
     }
 }
 

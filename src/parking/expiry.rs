@@ -7,7 +7,6 @@ use super::keeper::TICK;
 use super::timer_wheel::Timer;
 use super::{Lot, MID_MESSAGE, Slot, Token, Turn};
 use crate::clock;
-use crate::stats::count;
 use crate::sys::Poller;
 
 /// A connection that was parked when the lot was searched, and since when.
@@ -154,7 +153,7 @@ impl<S> Lot<S> {
             turn.requeue();
             return false;
         }
-        count(&self.counters.shed);
+        self.counters.totals.lock().shed += 1;
         if let Some(occupant) = turn.occupant() {
             log::debug!("{}: closed to make room", occupant.conn.info());
         }

@@ -11,7 +11,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{BATCH, Lot};
 use crate::clock;
-use crate::stats::count;
 use crate::sys::{Events, Poller};
 
 /// How often, in milliseconds, the keeper polls in place of busy workers, or checks for room.
@@ -55,7 +54,7 @@ impl KeeperSleep {
 pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
     while !lot.keeper.state.lock().ended {
-        count(&lot.keeper.loops);
+        lot.keeper.loops.fetch_add(1, SeqCst);
         lot.expire(clock::millis());
         let polls = !Poller::SHARED && lot.has_room_for_batch();
         sleep(lot, polls.then_some(&mut events));

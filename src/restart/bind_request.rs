@@ -4,15 +4,11 @@
 //! processes of the service share the same listeners, and need no privileges to bind them.
 
 use std::io;
-use std::time::Duration;
 
 use crate::listener::{Bind, BindError, Listener};
 use crate::notify;
 use crate::sys;
 use crate::wire::{BindAnswer, BindRequest, Record};
-
-/// How long the supervisor may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Has the supervisor bind.
 pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
@@ -23,23 +19,15 @@ pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
 }
 
 fn ask_supervisor(generation: u64, bind: &Bind, request: BindRequest) -> io::Result<Listener> {
-    let (own_end, supervisor_end) = sys::message::create_pair()?;
-    notify::request_bind(
-        generation,
-        request,
-        &sys::descriptor::duplicate(&supervisor_end)?,
-    )?;
-    drop(supervisor_end);
-    own_end.set_nonblocking(false)?;
-    own_end.set_read_timeout(Some(TIMEOUT))?;
-    let received = sys::message::receive_with_descriptor(&own_end);
-    let received = received.map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::other("the supervisor takes too long to answer"),
-        _ => error,
-    })?;
-    let (answer, descriptor) =
-        received.ok_or_else(|| io::Error::other("the supervisor does not answer"))?;
-    BindAnswer::decode(answer.as_bytes())?.into_result()?;
+    let mut buffer = [0; BindAnswer::LIMIT];
+    let (size, descriptor) = match notify::request_bind(generation, request, &mut buffer) {
+        Ok((0, _)) => return Err(io::Error::other("the supervisor does not answer")),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return Err(io::Error::other("the supervisor takes too long to answer"));
+        }
+        answer => answer?,
+    };
+    BindAnswer::decode(&buffer[..size])?.into_result()?;
     let descriptor = descriptor.ok_or_else(|| io::Error::other("the listener was not passed"))?;
     bind.clone()
         .adopt(sys::descriptor::into_socket(descriptor)?, false)

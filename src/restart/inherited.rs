@@ -182,22 +182,20 @@ impl Inherited {
     }
 
     fn listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
-        let asked = bind.asked_name().map(fd_name);
         let fitting = |passed: &Passed| {
             let socket = sys::descriptor::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
             if !sys::socket::is_listening_stream(&socket).unwrap_or(false) {
                 return None;
             }
             let local = Addr::from_kernel(&socket.local_addr().ok()?);
-            let is_named = asked.as_ref() == Some(&passed.name);
-            let fit = bind.fit(is_named, &local, passed.by_name)?;
-            (fit >= least).then_some((socket, is_named && passed.by_name))
+            let fit = bind.fit(&passed.name, &local, passed.by_name)?;
+            (fit >= least).then_some((socket, fit))
         };
         let mut all = self.passed.iter().enumerate();
-        let (index, (socket, by_name)) =
+        let (index, (socket, fit)) =
             all.find_map(|(index, passed)| Some((index, fitting(passed)?)))?;
         let name = self.take_at(index).name;
-        match bind.clone().adopt(socket, by_name) {
+        match bind.clone().adopt(socket, fit == Fit::TrustedName) {
             Ok(listener) => {
                 log::info!("inherited the listener {}", listener.local_addr());
                 Some(listener)

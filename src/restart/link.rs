@@ -53,8 +53,8 @@ impl Link {
         let mut buffer = [0; HandshakeMessage::LIMIT];
         loop {
             match sys::message::receive(&self.socket, &mut buffer) {
-                Ok(0) => return Some(Incoming::End),
-                Ok(size) => match HandshakeMessage::decode(&buffer[..size]) {
+                Ok((0, _)) => return Some(Incoming::End),
+                Ok((size, _)) => match HandshakeMessage::decode(&buffer[..size]) {
                     Ok(message) => {
                         log::debug!("from the other generation: {message:?}");
                         return Some(Incoming::Message(message));

@@ -34,8 +34,7 @@ pub(super) type ListenerId = (u64, u64);
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        let is_named = bind.asked_name().map(fd_name).as_ref() == Some(&self.record.name);
-        bind.fit(is_named, self.listener.local_addr(), trusts_names)
+        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
     }
 
     /// Stores a copy with the service manager, for the next supervisor.

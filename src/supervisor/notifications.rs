@@ -132,12 +132,12 @@ impl Run {
         reply_to: &Descriptor,
     ) {
         let found = self.listeners.find_or_bind(Bind::from_request(request));
-        let (answer, descriptor) = match &found {
-            Ok((_, descriptor)) => (BindAnswer::Given.encode(), Some(descriptor)),
-            Err(error) => (BindAnswer::from(error).encode(), None),
+        let (answer, descriptors) = match &found {
+            Ok((_, descriptor)) => (BindAnswer::Given.encode(), vec![descriptor]),
+            Err(error) => (BindAnswer::from(error).encode(), Vec::new()),
         };
         let socket = reply_to.try_clone().and_then(sys::descriptor::into_socket);
-        let sent = socket.and_then(|socket| sys::message::send(&socket, &answer?, descriptor));
+        let sent = socket.and_then(|socket| sys::message::send(&socket, &answer?, &descriptors));
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }

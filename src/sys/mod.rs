@@ -6,14 +6,12 @@
 //! |---|---|
 //! | `poller` | [`Poller`] tells which of many sockets are ready (see below) |
 //! | `socket` | waits for one socket, accepts, receives, sends, sets options |
-//! | `unix_path` | the paths of Unix stream sockets |
 //! | `clock` | monotonic time: coarse and cheap, or the same for all processes |
 //! | `signal` | the signals of this process |
 //! | `process` | starts a program with exactly the descriptors that it is given |
 //! | `descriptor` | descriptors that cross an exec, pipes, standard error |
-//! | `file` | unnamed files, file locks, permissions, the identity of a file |
-//! | `message` | a socket pair that keeps messages apart, between two processes |
-//! | `notification` | sends notifications to the service manager (sd_notify(3)) |
+//! | `file` | unnamed files, file locks, permissions, identity, the files of Unix sockets |
+//! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`] |
 //!
 //! These rules hold for all of them:
@@ -65,9 +63,7 @@ mod unix;
 use linux as native;
 
 pub(crate) use linux::{poller, supervision};
-pub(crate) use unix::{
-    clock, descriptor, file, message, notification, process, signal, socket, unix_path,
-};
+pub(crate) use unix::{clock, descriptor, file, message, process, signal, socket};
 
 pub use descriptor::Descriptor;
 pub(crate) use poller::{Events, Poller};
@@ -139,19 +135,6 @@ pub(crate) struct Datagram {
     pub(crate) uid: u32,
     pub(crate) text: String,
     pub(crate) descriptors: Vec<Descriptor>,
-}
-
-/// What is at the path of a Unix socket that is to be bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(windows, allow(dead_code))]
-pub(crate) enum PathState {
-    Free,
-    /// A socket on which no process listens any more.
-    Stale,
-    /// A socket in use.
-    Live,
-    /// A file that is not a socket. It must not be removed.
-    Foreign,
 }
 
 /// How a program is started.

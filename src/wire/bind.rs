@@ -9,13 +9,20 @@ use super::{Record, WirePath, shortened};
 
 /// A request for a listener, which the supervisor binds unless it holds the listener already. Part
 /// of a [`Notice`](super::Notice).
-///
-/// Only options that are set before `bind(2)` and `listen(2)` are here; the process that accepts
-/// sets the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct BindRequest {
     pub(crate) addr: BindAddr,
+    #[serde(flatten)]
+    pub(crate) options: BindOptions,
+}
+
+/// The options that are set before `bind(2)` and `listen(2)`. The process that accepts sets the
+/// others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct BindOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     pub(crate) backlog: u32,
     /// The length of the queue (TCP_FASTOPEN).

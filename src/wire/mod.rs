@@ -120,7 +120,7 @@ use std::io;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub(crate) use bind::{BindAddr, BindAnswer, BindRequest};
+pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
 pub(crate) use control::{
     Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
 };

@@ -25,22 +25,14 @@ pub(in crate::sys) fn request_signal_at_parent_end(signal: libc::c_int) {
     }
 }
 
-/// Closes every descriptor from `first` on. False if the kernel has no such call (before 5.9).
-pub(in crate::sys) fn close_from(first: RawFd) -> bool {
-    close_range(first, 0)
-}
-
-/// Has an exec close every descriptor from `first` on, if the kernel can do this (since 5.11).
-pub(in crate::sys) fn set_cloexec_from(first: RawFd) {
+/// Closes every descriptor from `first` on (close_range(2)): at once, or in an exec. False if the
+/// kernel cannot do this (before 5.9 and 5.11). Not on Android, which kills a process for a system
+/// call that its filter does not list.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn close_range(first: RawFd, in_exec: bool) -> bool {
     /// CLOSE_RANGE_CLOEXEC, which libc lacks for Android.
     const CLOEXEC: libc::c_uint = 1 << 2;
-    close_range(first, CLOEXEC);
-}
-
-/// See close_range(2). Not on Android, which kills a process for a system call that its filter does
-/// not list.
-#[allow(unsafe_code)]
-fn close_range(first: RawFd, flags: libc::c_uint) -> bool {
+    let flags = if in_exec { CLOEXEC } else { 0 };
     // SAFETY: the call takes numbers. The owners of these descriptors are in another process, of
     // which this process is a copy that uses none of them.
     cfg!(target_os = "linux")

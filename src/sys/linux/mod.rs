@@ -8,3 +8,8 @@ pub(super) mod calls;
 pub(crate) mod poller;
 pub(super) mod socket;
 pub(crate) mod supervision;
+// What stands in for these calls on other systems is tested here too.
+#[path = "../other/calls.rs"]
+#[allow(dead_code)]
+#[cfg(test)]
+mod portable_calls;

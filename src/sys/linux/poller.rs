@@ -103,17 +103,13 @@ impl Events {
     /// Whether a call of [`Poller::wake`] was among the events.
     pub(crate) fn was_woken(&self) -> bool {
         let mut filled = self.buffer[..self.filled].iter();
-        filled.any(|event| {
-            let data = event.data;
-            data.u64() == WAKE
-        })
+        // The kernel's structure is packed, so that its fields cannot be borrowed.
+        filled.any(|event| { event.data }.u64() == WAKE)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.buffer[..self.filled].iter().filter_map(|event| {
-            // The kernel's structure is packed, so that its fields cannot be borrowed.
-            let (flags, data) = (event.flags, event.data);
-            let token = data.u64();
+            let (flags, token) = (event.flags, { event.data }.u64());
             let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
             (token != WAKE).then_some(Event {
                 token,

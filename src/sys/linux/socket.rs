@@ -6,9 +6,11 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::Socket;
+
+use crate::sys::unix::check;
 
 /// Whether a connection has the options of its listener.
 pub(crate) const ACCEPT_INHERITS_OPTIONS: bool = true;
@@ -40,14 +42,11 @@ pub(crate) fn set_accept_options(
 fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and the call reads as many bytes as a live `c_int` has.
-    let result = unsafe {
+    check(unsafe {
         let (fd, value) = (socket.as_raw_fd(), (&raw const value).cast());
         libc::setsockopt(fd, libc::IPPROTO_TCP, option, value, size)
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    })?;
+    Ok(())
 }
 
 /// Sends up to `count` bytes of a file, from its position on, without a copy (sendfile(2)). `None`
@@ -57,13 +56,10 @@ pub(crate) fn send_file(socket: &Socket, file: &File, count: usize) -> io::Resul
     if !ignores_sigpipe() {
         return Ok(None);
     }
-    loop {
-        match rustix::fs::sendfile(socket, file, None, count) {
-            Ok(sent) => return Ok(Some(sent)),
-            Err(Errno::INTR) => {}
-            Err(Errno::INVAL | Errno::NOSYS) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
+    match retry_on_intr(|| rustix::fs::sendfile(socket, file, None, count)) {
+        Ok(sent) => Ok(Some(sent)),
+        Err(Errno::INVAL | Errno::NOSYS) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -91,9 +87,8 @@ pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
     // SAFETY: the call writes at most `size` bytes to live credentials, and any bits are valid.
     unsafe {
         let (fd, buffer, size) = (socket.as_raw_fd(), peer.as_mut_ptr().cast(), &raw mut size);
-        match libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, buffer, size) {
-            0 => Ok(peer.assume_init().uid),
-            _ => Err(io::Error::last_os_error()),
-        }
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+        check(libc::getsockopt(fd, level, option, buffer, size))?;
+        Ok(peer.assume_init().uid)
     }
 }

@@ -1,6 +1,7 @@
 //! Other Unix systems: what stands in for single calls of Linux.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,7 +11,9 @@ use rustix::time::ClockId;
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::Monotonic;
 
 pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
-    let path = std::env::temp_dir().join(format!("handover-{}", std::process::id()));
+    // Other threads, and processes with this id in another pid namespace, make such files too.
+    let number = RandomState::new().build_hasher().finish();
+    let path = std::env::temp_dir().join(format!("handover-{number:016x}"));
     let mut options = File::options();
     let file = options.read(true).write(true).create_new(true).mode(0o600);
     let file = file.open(&path)?;
@@ -20,8 +23,20 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
 
 pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
 
-pub(in crate::sys) fn close_from(_first: RawFd) -> bool {
+pub(in crate::sys) fn close_range(_first: RawFd, _in_exec: bool) -> bool {
     false
 }
 
-pub(in crate::sys) fn set_cloexec_from(_first: RawFd) {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_make_unnamed_files_at_the_same_time() {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| drop(create_unnamed_file().unwrap())));
+            }
+        });
+    }
+}

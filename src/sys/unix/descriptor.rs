@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use socket2::Socket;
 
+use super::check;
+
 /// What a process can pass on: a socket, a pipe, a file.
 pub type Descriptor = OwnedFd;
 
@@ -18,9 +20,7 @@ pub type Descriptor = OwnedFd;
 #[allow(unsafe_code)]
 pub(crate) fn adopt(number: i32) -> io::Result<Descriptor> {
     // SAFETY: the call takes numbers only.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: the descriptor is open, and the process that started this one passed it on for this
     // process to own.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
@@ -61,8 +61,5 @@ pub(crate) fn duplicate_stderr() -> io::Result<Descriptor> {
 #[allow(unsafe_code)]
 pub(crate) fn replace_stderr(to: &Descriptor) -> io::Result<()> {
     // SAFETY: the call takes numbers of descriptors, of which the first is open.
-    if unsafe { libc::dup2(to.as_raw_fd(), 2) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    check(unsafe { libc::dup2(to.as_raw_fd(), 2) }).map(drop)
 }

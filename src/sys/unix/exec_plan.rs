@@ -5,8 +5,9 @@
 //! [`ExecPlan::new`] allocates everything before the fork, and the new processes call only what is
 //! async-signal-safe (signal-safety(7)) until they exec or exit.
 
+use std::convert::Infallible;
 use std::ffi::{CString, OsString};
-use std::io;
+use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,8 +15,8 @@ use std::ptr;
 
 use rustix::process::{Pid, getpid};
 
-use super::signal;
-use crate::sys::native::calls::{close_from, request_signal_at_parent_end, set_cloexec_from};
+use super::{check, signal};
+use crate::sys::native::calls::{close_range, request_signal_at_parent_end};
 use crate::sys::{FIRST_PASSED, PidVariable, SpawnOptions};
 
 /// What a new process needs to become the program.
@@ -25,7 +26,7 @@ pub(super) struct ExecPlan {
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
     /// What `argv` and `envp` point to.
-    _strings: Vec<CString>,
+    _strings: [Vec<CString>; 2],
     /// What `envp` points to, too.
     pid_texts: Vec<PidText>,
     /// The descriptors that the program gets from [`FIRST_PASSED`] on.
@@ -41,32 +42,22 @@ pub(super) struct ExecPlan {
 
 impl ExecPlan {
     pub(super) fn new(options: &SpawnOptions<'_>, mask: libc::sigset_t) -> io::Result<Self> {
-        let mut strings = Vec::new();
-        let mut pointers = |texts: &[OsString]| -> io::Result<Vec<*const libc::c_char>> {
-            let mut pointers = Vec::new();
-            for text in texts {
-                let text = CString::new(text.as_bytes())?;
-                pointers.push(text.as_ptr());
-                strings.push(text);
-            }
-            Ok(pointers)
+        let to_strings = |texts: &[OsString]| -> io::Result<Vec<CString>> {
+            let strings = texts.iter().map(|text| CString::new(text.as_bytes()));
+            Ok(strings.collect::<Result<_, _>>()?)
         };
-        let mut argv = pointers(options.args)?;
-        argv.push(ptr::null());
-        let mut envp = pointers(options.env)?;
-        let mut pid_texts = Vec::new();
-        for variable in options.env_with_pid {
-            let text = PidText::new(variable)?;
-            envp.push(text.bytes.as_ptr().cast());
-            pid_texts.push(text);
-        }
-        envp.push(ptr::null());
+        let (args, env) = (to_strings(options.args)?, to_strings(options.env)?);
+        let pid_texts = options.env_with_pid.iter().map(PidText::new);
+        let pid_texts = pid_texts.collect::<io::Result<Vec<_>>>()?;
+        let argv = args.iter().map(|arg| arg.as_ptr());
+        let envp = env.iter().map(|entry| entry.as_ptr());
+        let envp = envp.chain(pid_texts.iter().map(|text| text.bytes.as_ptr().cast()));
         Ok(Self {
             program: CString::new(options.program.as_os_str().as_bytes())?,
             dir: CString::new(options.dir.as_os_str().as_bytes())?,
-            argv,
-            envp,
-            _strings: strings,
+            argv: argv.chain([ptr::null()]).collect(),
+            envp: envp.chain([ptr::null()]).collect(),
+            _strings: [args, env],
             pid_texts,
             sources: options.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
@@ -76,19 +67,9 @@ impl ExecPlan {
         })
     }
 
-    /// Forks the waiter, which forks the program.
-    pub(super) fn fork_waiter(&mut self) -> io::Result<Pid> {
-        self.fork(Self::run_waiter)
-    }
-
-    /// Forks the program.
-    pub(super) fn fork_child(&mut self) -> io::Result<Pid> {
-        self.fork(Self::run_child)
-    }
-
     /// Forks a process that calls `run` with the id of this process.
     #[allow(unsafe_code)]
-    fn fork(&mut self, run: fn(&mut Self, Pid) -> !) -> io::Result<Pid> {
+    pub(super) fn fork(&mut self, run: fn(&mut Self, Pid) -> !) -> io::Result<Pid> {
         let parent = getpid();
         // A signal handler that ran in the new process could write to a descriptor that both
         // processes have, such as the pipe by which a handler wakes its thread.
@@ -99,27 +80,28 @@ impl ExecPlan {
             run(self, parent);
         }
         let error = io::Error::last_os_error();
-        signal::set_mask(&mask);
+        signal::change_mask(libc::SIG_SETMASK, &mask);
         let pid = (pid > 0).then_some(pid).and_then(Pid::from_raw);
         pid.ok_or(error)
     }
 
-    fn run_child(&mut self, parent: Pid) -> ! {
+    /// Becomes the program.
+    pub(super) fn run_child(&mut self, parent: Pid) -> ! {
         end_with_parent(parent, libc::SIGTERM);
-        let error = self.exec();
-        exit_with_error(self.error_pipe, error)
+        let Err(error) = self.exec();
+        exit_with_error(self.error_pipe, &error)
     }
 
-    /// See "The waiter" in [`process`](super::process).
+    /// Starts the program, and waits for its end: see "The waiter" in [`process`](super::process).
     #[allow(unsafe_code)]
-    fn run_waiter(&mut self, parent: Pid) -> ! {
+    pub(super) fn run_waiter(&mut self, parent: Pid) -> ! {
         end_with_parent(parent, libc::SIGKILL);
         // SAFETY: all calls are async-signal-safe, and the pointers are to live memory.
         unsafe {
             let program = libc::fork();
             if program <= 0 {
-                let error = if program == 0 { self.exec() } else { errno() };
-                exit_with_error(self.error_pipe, error);
+                let Err(error) = check(program).and_then(|_| self.exec());
+                exit_with_error(self.error_pipe, &error);
             }
             // A client's connection that is open here would stay open when the parent closes it.
             libc::dup2(self.waiter_socket, 0);
@@ -128,50 +110,44 @@ impl ExecPlan {
             let mut info = mem::zeroed::<libc::siginfo_t>();
             // WNOWAIT leaves the program unreaped, so that no other process gets its id.
             let options = libc::WEXITED | libc::WNOWAIT;
-            while libc::waitid(libc::P_PID, program as libc::id_t, &mut info, options) < 0
-                && errno() == libc::EINTR
-            {}
+            let id = program as libc::id_t;
+            while libc::waitid(libc::P_PID, id, &mut info, options) < 0 && is_interrupted() {}
             write_word(0, raw_status(&info));
             // Ends when the parent closes its end.
-            while libc::read(0, (&raw mut info).cast(), 1) < 0 && errno() == libc::EINTR {}
+            while libc::read(0, (&raw mut info).cast(), 1) < 0 && is_interrupted() {}
             libc::waitpid(program, ptr::null_mut(), 0);
             libc::_exit(0)
         }
     }
 
-    /// Becomes the program, in a new process. Returns only the number of an error.
+    /// Becomes the program, in a new process. Returns only an error.
     #[allow(unsafe_code)]
-    fn exec(&mut self) -> i32 {
+    fn exec(&mut self) -> io::Result<Infallible> {
         let first_free = FIRST_PASSED + self.sources.len() as i32;
         let kept = [&mut self.stderr, &mut self.error_pipe];
         // SAFETY: all calls are async-signal-safe, and take numbers and strings that end with null.
         unsafe {
             // First move all out of the way of the numbers that the sources get.
             for fd in self.sources.iter_mut().chain(kept) {
-                let copy = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, first_free);
-                // Standard error may be closed.
-                if copy < 0 && *fd != 2 {
-                    return errno();
-                }
-                *fd = copy;
+                *fd = match check(libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, first_free)) {
+                    // Standard error may be closed.
+                    Err(_) if *fd == 2 => -1,
+                    copy => copy?,
+                };
             }
             for (target, source) in (FIRST_PASSED..).zip(&self.sources) {
-                if libc::dup2(*source, target) < 0 {
-                    return errno();
-                }
+                check(libc::dup2(*source, target))?;
             }
-            if self.stderr >= 0 && libc::dup2(self.stderr, 2) < 0 {
-                return errno();
+            if self.stderr >= 0 {
+                check(libc::dup2(self.stderr, 2))?;
             }
             // Other code of this process may have opened descriptors without CLOEXEC.
-            set_cloexec_from(first_free);
-            if libc::chdir(self.dir.as_ptr()) < 0 {
-                return errno();
-            }
+            close_range(first_free, true);
+            check(libc::chdir(self.dir.as_ptr()))?;
             // Rust programs ignore SIGPIPE, and the program would inherit this.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            signal::set_mask(&self.mask);
         }
+        signal::change_mask(libc::SIG_SETMASK, &self.mask);
         self.execve()
     }
 
@@ -187,16 +163,16 @@ impl ExecPlan {
         set_flags(&self.sources, 0);
         // SAFETY: the call takes numbers only.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-        let error = io::Error::from_raw_os_error(self.execve());
+        let Err(error) = self.execve();
         // SAFETY: as above. Every Rust program ignores SIGPIPE.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         set_flags(&self.sources, libc::FD_CLOEXEC);
         error
     }
 
-    /// Returns only the number of an error.
+    /// Returns only an error.
     #[allow(unsafe_code)]
-    fn execve(&mut self) -> i32 {
+    fn execve(&mut self) -> io::Result<Infallible> {
         // SAFETY: the call takes nothing.
         let pid = unsafe { libc::getpid() };
         for text in &mut self.pid_texts {
@@ -205,19 +181,19 @@ impl ExecPlan {
         let (program, argv, envp) = (&self.program, &self.argv, &self.envp);
         // SAFETY: the strings, and the arrays of pointers to them, end with null and are alive.
         unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-        errno()
+        Err(io::Error::last_os_error())
     }
 }
 
-/// Does not allocate.
-fn errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+/// Whether a signal has interrupted the last call, which failed. Does not allocate.
+fn is_interrupted() -> bool {
+    io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
 }
 
 /// Closes every descriptor from `first` on.
 #[allow(unsafe_code)]
 fn close_descriptors(first: RawFd) {
-    if close_from(first) {
+    if close_range(first, false) {
         return;
     }
     // SAFETY: the calls take numbers. The owners of these descriptors are in another process, of
@@ -243,8 +219,8 @@ fn end_with_parent(parent: Pid, signal: libc::c_int) {
 }
 
 #[allow(unsafe_code)]
-fn exit_with_error(error_pipe: RawFd, error: i32) -> ! {
-    write_word(error_pipe, error as u32);
+fn exit_with_error(error_pipe: RawFd, error: &io::Error) -> ! {
+    write_word(error_pipe, error.raw_os_error().unwrap_or(0) as u32);
     // SAFETY: the call takes a number, and ends the process.
     unsafe { libc::_exit(127) }
 }
@@ -292,18 +268,9 @@ impl PidText {
     }
 
     /// Does not allocate.
-    fn write_pid(&mut self, mut pid: u32) {
-        let mut digits = [0; DIGITS];
-        let mut count = 0;
-        while pid > 0 || count == 0 {
-            digits[count] = b'0' + (pid % 10) as u8;
-            pid /= 10;
-            count += 1;
-        }
-        let places = &mut self.bytes[self.digits_at..];
-        for (place, digit) in places.iter_mut().zip(digits[..count].iter().rev()) {
-            *place = *digit;
-        }
+    fn write_pid(&mut self, pid: u32) {
+        // The places are enough for every number.
+        let _ = write!(&mut self.bytes[self.digits_at..], "{pid}");
     }
 }
 

@@ -1,14 +1,15 @@
-//! Unix: files.
+//! Unix: files, also those of Unix sockets.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
-use std::io::{self, Seek, Write};
+use std::io::{self, Error, ErrorKind, Seek, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys::native::calls::create_unnamed_file;
 
@@ -39,6 +40,38 @@ pub(crate) fn is_executable(path: &Path) -> bool {
 pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     let found = fs::symlink_metadata(path).ok()?;
     Some((found.dev(), found.ino()))
+}
+
+/// Makes a path free for a Unix socket: removes the file of one on which no process listens any
+/// more. Never blocks.
+///
+/// # Errors
+///
+/// `AddrInUse` if a process listens there, `AlreadyExists` for a file that is not a socket. Both
+/// are left alone.
+pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.file_type().is_socket() {
+        let text = "a file that is no socket is there, and is left alone";
+        return Err(Error::new(ErrorKind::AlreadyExists, text));
+    }
+    // Only a connect tells a socket in use from the file of a server that has died.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    let connected = probe.connect(&SockAddr::unix(path)?);
+    match connected.map_err(|error| error.kind()) {
+        Err(ErrorKind::ConnectionRefused) => fs::remove_file(path),
+        Err(ErrorKind::NotFound) => Ok(()),
+        // A full queue is EAGAIN. A datagram or seqpacket socket is EPROTOTYPE: it is in use too.
+        Ok(()) | Err(_) => {
+            let text = "another server listens there";
+            Err(Error::new(ErrorKind::AddrInUse, text))
+        }
+    }
 }
 
 /// Sets the permissions of a file (chmod(2)).

@@ -1,20 +1,22 @@
-//! Unix: socket pairs that keep messages apart, between a process and its successor or supervisor.
+//! Unix: messages to other processes: the successor, the supervisor, the service manager.
 
+use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, recv, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, recvmsg, sendmsg,
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::socket::SEND_FLAGS;
 use crate::sys::Descriptor;
 
-/// Two connected, non-blocking sockets.
+/// Two connected, non-blocking sockets, which keep messages apart.
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     let pair = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
     pair.0.set_nonblocking(true)?;
@@ -22,53 +24,89 @@ pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     Ok(pair)
 }
 
-/// Receives a message. Returns its length; 0 when the peer has closed its end.
+/// Receives a message, and the descriptor that came with it. Returns the message's length; 0 when
+/// the peer has closed its end.
 ///
 /// # Errors
 ///
-/// `InvalidData` if the message is longer than the buffer. The message is lost then.
-pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-    let room = buffer.len();
-    let (_, size) = retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::TRUNC))?;
-    if size > room {
-        let text = format!("a message of {size} bytes");
+/// `InvalidData` if the message is longer than the buffer, or has more descriptors than there is
+/// room for. The message is lost then.
+pub(crate) fn receive(
+    socket: &Socket,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<Descriptor>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
+    let message =
+        retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
+    let size = message.bytes;
+    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+    if message.flags.intersects(cut) {
+        let text = format!("a message of {size} bytes, which is cut");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    Ok(size)
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((size, descriptors.flatten().next()))
 }
 
-/// Sends a message, and a descriptor with it.
-pub(crate) fn send(socket: &Socket, text: &str, descriptor: Option<&Descriptor>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// The most descriptors that go with one message (unix(7), SCM_MAX_FD).
+const MAX_DESCRIPTORS: usize = 253;
+
+/// Sends a message, and up to 253 descriptors with it.
+pub(crate) fn send(socket: &Socket, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(AsFd::as_fd);
-    if descriptor.is_some()
-        && !control.push(SendAncillaryMessage::ScmRights(descriptors.as_slice()))
-    {
-        return Err(io::Error::other("no room for a descriptor"));
+    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("too many descriptors"));
     }
     let text = [IoSlice::new(text.as_bytes())];
     retry_on_intr(|| sendmsg(socket, &text, &mut control, SEND_FLAGS))?;
     Ok(())
 }
 
-/// Receives a message of up to 1024 bytes, and the descriptor that came with it. `None` when the
-/// peer has closed its end.
-pub(crate) fn receive_with_descriptor(
-    socket: &Socket,
-) -> io::Result<Option<(String, Option<Descriptor>)>> {
-    let mut buffer = [0; 1024];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let size = retry_on_intr(|| {
-        let mut buffer = [IoSliceMut::new(&mut buffer)];
-        recvmsg(socket, &mut buffer, &mut control, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    let descriptor = descriptors.flatten().next();
-    let text = String::from_utf8_lossy(&buffer[..size.bytes]).into_owned();
-    Ok((size.bytes > 0).then_some((text, descriptor)))
+/// Sends a notification to the service manager (sd_notify(3)). `manager` is the value of
+/// NOTIFY_SOCKET: a path, or an abstract name behind an @.
+pub(crate) fn notify(manager: &OsStr, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+    let addr = match manager.as_bytes().strip_prefix(b"@") {
+        Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
+        None => SockAddr::unix(manager)?,
+    };
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    socket.connect(&addr)?;
+    send(&socket, text, descriptors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_cut_is_an_error() {
+        let Ok((own, other)) = create_pair() else {
+            return;
+        };
+        let descriptor = other.as_fd().try_clone_to_owned().unwrap();
+        for (text, descriptors, is_whole) in [
+            ("1234", 0, true),
+            ("1234", 1, true),
+            ("12345", 0, false),
+            ("1234", 10, false),
+        ] {
+            send(&own, text, &vec![&descriptor; descriptors]).unwrap();
+            match receive(&other, &mut [0; 4]) {
+                Ok((size, got)) => {
+                    assert!(is_whole && size == text.len());
+                    assert_eq!(got.is_some(), descriptors == 1);
+                }
+                Err(error) => {
+                    assert!(!is_whole && error.kind() == io::ErrorKind::InvalidData);
+                }
+            }
+        }
+    }
 }

@@ -1,12 +1,20 @@
 //! Unix: every module of the contract but the poller and supervision.
 
+use std::io;
+
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 mod exec_plan;
 pub(crate) mod file;
 pub(crate) mod message;
-pub(crate) mod notification;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
-pub(crate) mod unix_path;
+
+/// The result of a call of libc, of which -1 is the error in `errno`. Async-signal-safe.
+pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}

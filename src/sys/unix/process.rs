@@ -48,13 +48,15 @@ use crate::sys::{Descriptor, ProcessState, SpawnOptions};
 /// apart.
 pub(crate) const SUPPORTS_RESTARTS: bool = cfg!(not(target_vendor = "apple"));
 
-/// A program that [`spawn`] has started. Dropping this does not end the program.
+/// A program that [`spawn`] has started. Dropping this does not end the program, but the waiter.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
-    /// `None` after [`detach`](Self::detach).
-    waiter: Option<Waiter>,
     state: ProcessState,
+    /// `None` after [`detach`](Self::detach).
+    waiter: Option<Pid>,
+    /// Its other end is the waiter's.
+    socket: UnixStream,
 }
 
 impl Process {
@@ -65,12 +67,12 @@ impl Process {
     /// Waits up to `timeout` for the end of the program. After [`detach`](Self::detach), returns
     /// what was known before.
     pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<ProcessState> {
-        if let (ProcessState::Running, Some(waiter)) = (self.state, &mut self.waiter) {
-            match waiter.read_word(Some(timeout)) {
-                Ok(raw) => {
-                    waiter.program_has_ended = true;
-                    self.state = ProcessState::Ended(ExitStatus::from_raw(raw as i32));
-                }
+        if let (ProcessState::Running, Some(_)) = (self.state, self.waiter) {
+            // The standard library refuses a time-out of zero.
+            let timeout = timeout.max(Duration::from_millis(1));
+            self.socket.set_read_timeout(Some(timeout))?;
+            match self.read_word() {
+                Ok(raw) => self.state = ProcessState::Ended(ExitStatus::from_raw(raw as i32)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Another process has killed the waiter.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -82,10 +84,17 @@ impl Process {
         Ok(self.state)
     }
 
+    /// The next word that the waiter writes: first the program's id, then its exit status.
+    fn read_word(&mut self) -> io::Result<u32> {
+        let mut word = [0; 4];
+        self.socket.read_exact(&mut word)?;
+        Ok(u32::from_ne_bytes(word))
+    }
+
     /// Sends SIGKILL, unless the program has ended or is detached.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        match (&self.waiter, self.state, pid) {
+        match (self.waiter, self.state, pid) {
             (Some(_), ProcessState::Running, Some(pid)) => Ok(kill_process(pid, Signal::KILL)?),
             _ => Ok(()),
         }
@@ -93,44 +102,23 @@ impl Process {
 
     /// Lets the program go on without this process, and without the waiter.
     pub(crate) fn detach(&mut self) {
-        self.waiter = None;
-    }
-}
-
-/// The process that waits for the program. Dropping this ends it.
-#[derive(Debug)]
-struct Waiter {
-    pid: Pid,
-    /// `None` while this is dropped.
-    socket: Option<UnixStream>,
-    program_has_ended: bool,
-}
-
-impl Waiter {
-    /// The next word that the waiter writes: first the program's id, then its exit status.
-    fn read_word(&self, timeout: Option<Duration>) -> io::Result<u32> {
-        let mut word = [0; 4];
-        let mut socket = self.socket.as_ref().ok_or(io::ErrorKind::UnexpectedEof)?;
-        // The standard library refuses a time-out of zero.
-        let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
-        socket.set_read_timeout(timeout)?;
-        socket.read_exact(&mut word)?;
-        Ok(u32::from_ne_bytes(word))
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            // A child of this process may hold a copy, so that a close is not enough.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-        if !self.program_has_ended {
+        let Some(waiter) = self.waiter.take() else {
+            return;
+        };
+        // A child of this process may hold a copy, so that a close is not enough.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if !matches!(self.state, ProcessState::Ended(_)) {
             // The id is still the waiter's, as this process has not reaped it.
-            let _ = kill_process(self.pid, Signal::KILL);
+            let _ = kill_process(waiter, Signal::KILL);
         }
         // Other code of this process may have reaped the waiter.
-        let _ = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
+        let _ = retry_on_intr(|| waitpid(Some(waiter), WaitOptions::empty()));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.detach();
     }
 }
 
@@ -147,24 +135,22 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
     let (socket, socket_end) = UnixStream::pair()?;
     plan.error_pipe = error_pipe_end.as_raw_fd();
     plan.waiter_socket = socket_end.as_raw_fd();
-    let mut waiter = Waiter {
-        pid: plan.fork_waiter()?,
-        socket: Some(socket),
-        program_has_ended: false,
+    let mut process = Process {
+        pid: 0,
+        state: ProcessState::Running,
+        waiter: Some(plan.fork(ExecPlan::run_waiter)?),
+        socket,
     };
     drop((error_pipe_end, socket_end));
-    if let Some(error) = read_exec_error(error_pipe)? {
-        // Where the waiter could start no process, the socket is at its end.
-        let has_ended = waiter.read_word(None).and_then(|_| waiter.read_word(None));
-        waiter.program_has_ended = has_ended.is_ok();
+    let exec_error = read_exec_error(error_pipe)?;
+    let pid = process.read_word();
+    if let Some(error) = exec_error {
+        // Has the waiter reap the process, if it could start one. The error of the exec says more.
+        let _ = process.wait(Duration::MAX);
         return Err(error);
     }
-    let pid = waiter.read_word(None)?;
-    Ok(Process {
-        pid,
-        waiter: Some(waiter),
-        state: ProcessState::Running,
-    })
+    process.pid = pid?;
+    Ok(process)
 }
 
 /// Starts a program as a child that the caller reaps, and returns the program's id. No signal is
@@ -177,7 +163,7 @@ pub(crate) fn spawn_child(options: &SpawnOptions<'_>) -> io::Result<u32> {
     let mut plan = ExecPlan::new(options, signal::set_of([]))?;
     let (error_pipe, error_pipe_end) = create_pipe()?;
     plan.error_pipe = error_pipe_end.as_raw_fd();
-    let pid = plan.fork_child()?;
+    let pid = plan.fork(ExecPlan::run_child)?;
     drop(error_pipe_end);
     if let Some(error) = read_exec_error(error_pipe)? {
         retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;

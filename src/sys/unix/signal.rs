@@ -57,11 +57,9 @@ pub(crate) fn watch(
     };
     let handle_ctrl_c = handle.clone();
     ctrlc::set_handler(move || handle_ctrl_c(Signal::Interrupt)).map_err(std::io::Error::other)?;
-    let others = HANDLED
-        .iter()
-        .filter(|signal| **signal != Signal::Interrupt);
-    let numbers = others.map(|signal| number(*signal));
-    let mut signals = signal_hook::iterator::Signals::new(numbers)?;
+    let numbers = HANDLED.into_iter().map(number);
+    let others = numbers.filter(|number| *number != libc::SIGINT);
+    let mut signals = signal_hook::iterator::Signals::new(others)?;
     std::thread::Builder::new()
         .name("handover-signal".to_owned())
         .spawn(move || signals.forever().filter_map(from_number).for_each(handle))?;
@@ -72,12 +70,9 @@ pub(crate) fn watch(
 /// and on those that it starts from now on. True if a signal that means a stop was pending.
 #[allow(unsafe_code)]
 pub(crate) fn unblock() -> bool {
-    let mut pending = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: the call writes to a live set, of which any bits are valid.
-    let pending = unsafe {
-        libc::sigpending(pending.as_mut_ptr());
-        pending.assume_init()
-    };
+    let mut pending = set_of([]);
+    // SAFETY: the call writes to a live set.
+    unsafe { libc::sigpending(&mut pending) };
     change_mask(libc::SIG_UNBLOCK, &handled_set());
     let stops = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
     // SAFETY: the set and the numbers are valid.
@@ -106,28 +101,18 @@ pub(in crate::sys) fn set_of(numbers: impl IntoIterator<Item = libc::c_int>) -> 
 /// Blocks every signal on this thread. Returns the signals that were blocked before.
 #[allow(unsafe_code)]
 pub(super) fn block_all() -> libc::sigset_t {
-    let mut all = MaybeUninit::uninit();
-    // SAFETY: the call initialises the set.
-    let all = unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        all.assume_init()
-    };
+    let mut all = set_of([]);
+    // SAFETY: the call writes to a live set.
+    unsafe { libc::sigfillset(&mut all) };
     change_mask(libc::SIG_SETMASK, &all)
 }
 
-/// Blocks the signals of the set on this thread, and no others. Async-signal-safe.
-pub(super) fn set_mask(set: &libc::sigset_t) {
-    change_mask(libc::SIG_SETMASK, set);
-}
-
 /// Changes which signals this thread blocks (pthread_sigmask(3)). Returns the set before the
-/// change.
+/// change. Async-signal-safe.
 #[allow(unsafe_code)]
-fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> libc::sigset_t {
-    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: both sets are alive, and any bits are a set. With a valid `how`, the call succeeds.
-    unsafe {
-        libc::pthread_sigmask(how, set, before.as_mut_ptr());
-        before.assume_init()
-    }
+pub(in crate::sys) fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> libc::sigset_t {
+    let mut before = set_of([]);
+    // SAFETY: both sets are alive. With a valid `how`, the call succeeds.
+    unsafe { libc::pthread_sigmask(how, set, &mut before) };
+    before
 }

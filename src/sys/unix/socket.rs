@@ -1,15 +1,18 @@
 //! Unix: waits and calls on one socket.
 
+use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
-use socket2::{Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 
 #[cfg(feature = "http")]
 pub(crate) use crate::sys::native::socket::send_file;
@@ -24,6 +27,15 @@ pub(crate) const MAX_WAIT: Option<Duration> = None;
 
 /// Some systems refuse a longer time-out.
 const MAX_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// The path of a Unix socket. `None` if the address is not one of a Unix socket, or has no name.
+pub(crate) fn unix_path(addr: &SockAddr) -> Option<PathBuf> {
+    addr.as_pathname().map(Path::to_owned).or_else(|| {
+        // An abstract name (unix(7)) has no file. It is shown with an @, as netstat shows it.
+        let name = addr.as_abstract_namespace()?;
+        Some(PathBuf::from(OsStr::from_bytes(&[b"@", name].concat())))
+    })
+}
 
 /// Waits until a socket is ready. Returns with nothing ready after the time-out or a signal.
 pub(crate) fn wait_ready(

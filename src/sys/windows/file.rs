@@ -23,6 +23,10 @@ pub(crate) fn inode(_path: &Path) -> Option<(u64, u64)> {
     None
 }
 
+pub(crate) fn free_socket_path(_path: &Path) -> io::Result<()> {
+    Err(no_unix_sockets())
+}
+
 /// The permissions are those of a Unix socket.
 pub(crate) fn set_mode(_path: &Path, _mode: u32) -> io::Result<()> {
     Err(no_unix_sockets())

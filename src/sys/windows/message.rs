@@ -1,5 +1,6 @@
-//! Windows: no process exchanges messages with a successor yet.
+//! Windows: no process exchanges messages with a successor or a service manager yet.
 
+use std::ffi::OsStr;
 use std::io;
 
 use socket2::Socket;
@@ -11,20 +12,14 @@ pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     Err(no_restarts())
 }
 
-pub(crate) fn receive(_socket: &Socket, _buffer: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn receive(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Option<Descriptor>)> {
     Err(no_restarts())
 }
 
-pub(crate) fn send(
-    _socket: &Socket,
-    _text: &str,
-    _descriptor: Option<&Descriptor>,
-) -> io::Result<()> {
+pub(crate) fn send(_: &Socket, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(no_restarts())
 }
 
-pub(crate) fn receive_with_descriptor(
-    _socket: &Socket,
-) -> io::Result<Option<(String, Option<Descriptor>)>> {
+pub(crate) fn notify(_manager: &OsStr, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(no_restarts())
 }

@@ -7,11 +7,9 @@ pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod file;
 pub(crate) mod message;
-pub(crate) mod notification;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
-pub(crate) mod unix_path;
 
 fn unsupported(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)

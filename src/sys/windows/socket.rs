@@ -3,9 +3,10 @@
 use std::io::{self, IoSlice, Read};
 use std::net::TcpStream;
 use std::os::windows::io::AsRawSocket;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use socket2::{Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 use windows_sys::Win32::Networking::WinSock::{
     FIONREAD, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, POLLWRNORM, SO_EXCLUSIVEADDRUSE,
     SOCKET_ERROR, SOL_SOCKET, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
@@ -21,6 +22,10 @@ use crate::sys::{Interest, Ready};
 
 /// The longest that one wait may last, because a shutdown of the socket does not end a wait here.
 pub(crate) const MAX_WAIT: Option<Duration> = Some(Duration::from_millis(100));
+
+pub(crate) fn unix_path(_addr: &SockAddr) -> Option<PathBuf> {
+    None
+}
 
 #[allow(unsafe_code)]
 pub(crate) fn wait_ready(

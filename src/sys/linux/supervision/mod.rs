@@ -2,6 +2,7 @@
 //! notifications.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -38,13 +39,11 @@ pub(crate) fn wait_for_any<'a>(
     processes: impl Iterator<Item = &'a PidFd>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
-    let sockets = sockets
-        .iter()
-        .map(|socket| PollFd::new(*socket, PollFlags::IN));
-    let processes = processes.filter_map(PidFd::fd);
-    let mut fds = vec![PollFd::new(signals.fd(), PollFlags::IN)];
-    fds.extend(sockets);
-    fds.extend(processes.map(|fd| PollFd::new(fd, PollFlags::IN)));
+    let sockets = sockets.iter().map(|socket| socket.as_fd());
+    let processes = processes.filter_map(|process| Some(process.fd.as_ref()?.as_fd()));
+    let all = sockets.chain(processes).chain([signals.0.as_fd()]);
+    let fds = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds: Vec<PollFd<'_>> = fds.collect();
     // A time-out too long for the call is none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut fds, timeout.as_ref()) {

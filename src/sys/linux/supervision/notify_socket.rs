@@ -4,11 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 
-use rustix::net::{SocketAddrUnix, bind, getsockname, sockopt::set_socket_passcred};
-use socket2::{Domain, Socket, Type};
+use rustix::net::sockopt::set_socket_passcred;
+use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::sys::socket::unix_path;
 use crate::sys::{Datagram, Descriptor};
 
 /// A socket to which processes send notifications (sd_notify(3)). Its name is abstract (unix(7)),
@@ -30,22 +30,19 @@ impl NotifySocket {
     pub(crate) fn bind() -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
         let number = RandomState::new().build_hasher().finish();
-        let name = format!("handover/{}/{number:016x}", std::process::id());
-        bind(
-            &socket,
-            &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-        )?;
+        let name = format!("\0handover/{}/{number:016x}", std::process::id());
+        socket.bind(&SockAddr::unix(name)?)?;
         Self::from_bound(socket)
     }
 
     pub(crate) fn from_bound(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         set_socket_passcred(&socket, true)?;
-        let addr = SocketAddrUnix::try_from(getsockname(&socket)?)?;
-        let name = addr.abstract_name().ok_or(ErrorKind::InvalidInput)?;
-        let mut text = OsString::from("@");
-        text.push(OsStr::from_bytes(name));
-        Ok(Self { socket, name: text })
+        let name = unix_path(&socket.local_addr()?).ok_or(ErrorKind::InvalidInput)?;
+        Ok(Self {
+            socket,
+            name: name.into(),
+        })
     }
 
     /// The value of NOTIFY_SOCKET.

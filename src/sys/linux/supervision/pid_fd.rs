@@ -14,7 +14,7 @@ use crate::sys::{Signal, signal};
 pub(crate) struct PidFd {
     pid: u32,
     /// `None` before Linux 5.3: then the id alone tells the process.
-    fd: Option<OwnedFd>,
+    pub(super) fd: Option<OwnedFd>,
 }
 
 impl PidFd {
@@ -22,10 +22,6 @@ impl PidFd {
     pub(crate) fn open(pid: u32) -> Self {
         let fd = kernel_pid(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         Self { pid, fd }
-    }
-
-    pub(super) fn fd(&self) -> Option<&OwnedFd> {
-        self.fd.as_ref()
     }
 
     pub(crate) fn send_signal(&self, signal: Signal) -> io::Result<()> {
