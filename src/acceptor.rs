@@ -25,6 +25,7 @@ use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo};
 use crate::listener::Listener;
 use crate::parking::{IdleConnection, Lot};
+use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 
 /// What happens to new connections when the server is full: when it has
@@ -223,7 +224,7 @@ impl<S> Acceptor<'_, S> {
         let mut events = Events::with_capacity(16);
         let mut closing = false;
         while !self.gate.is(CLOSED) {
-            self.gate.loops.fetch_add(1, SeqCst);
+            count(&self.gate.loops);
             if self.gate.is(CLOSING) {
                 if !closing {
                     closing = true;
@@ -362,14 +363,15 @@ impl<S> Acceptor<'_, S> {
             Ok(accepted) => accepted,
             Err(error) => return self.accept_error(&error, index),
         };
-        self.lot.counters.totals.lock().accepted += 1;
+        count(&self.lot.counters.accepted);
         if let Some(famine) = &mut self.famine {
             famine.backoff = FIRST_BACKOFF;
         }
         let listener = Arc::clone(&self.listeners[index].info);
         let name = &listener.name;
+        let counters = &self.lot.counters;
         let Ok(ticket) = self.ticket(&peer) else {
-            self.lot.counters.totals.lock().refused.max_per_client += 1;
+            count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(&socket);
             return AcceptOutcome::Accepted;
@@ -380,7 +382,8 @@ impl<S> Acceptor<'_, S> {
                 "{peer} on {name}: accepted beyond the limit, no connection is idle any more"
             );
         }
-        if let Some(why) = self.count_refusal() {
+        if let Some((counter, why)) = self.refusal() {
+            count(counter);
             log::debug!("{peer} on {name}: refused, {why}");
             self.refuse(&socket);
             return AcceptOutcome::Accepted;
@@ -397,19 +400,17 @@ impl<S> Acceptor<'_, S> {
         AcceptOutcome::Accepted
     }
 
-    /// Counts a refusal, and returns its reason. `None` if the connection is not refused: with the
-    /// other policies there was room before the accept. If other threads have filled the queue
-    /// since then, the connection has a place beyond the queue's limit.
-    fn count_refusal(&self) -> Option<&'static str> {
+    /// Why a connection is refused. With the other policies there was room before the accept. If
+    /// other threads have filled the queue since then, the connection has a place beyond the
+    /// queue's limit.
+    fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
         let counters = &self.lot.counters;
         match self.admission.overload {
             Overload::Refuse(_) if self.is_full() => {
-                counters.totals.lock().refused.max_connections += 1;
-                Some("the server is full")
+                Some((&counters.refused_max_connections, "the server is full"))
             }
             Overload::Refuse(_) if !self.lot.queue_has_room() => {
-                counters.totals.lock().refused.queue_full += 1;
-                Some("the queue is full")
+                Some((&counters.refused_queue_full, "the queue is full"))
             }
             _ => None,
         }
@@ -425,7 +426,7 @@ impl<S> Acceptor<'_, S> {
             Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
             _ if sys::socket::is_connection_error(error) => AcceptOutcome::Accepted,
             _ => {
-                self.lot.counters.totals.lock().accept_errors += 1;
+                count(&self.lot.counters.accept_errors);
                 if self.famine.is_none() {
                     let name = &self.listeners[index].info.name;
                     log::warn!("{name}: cannot accept: {error}; making room and trying again");

@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::addr::Addr;
 
 /// A snapshot of a server's counters and gauges, from [`Handle::stats`](crate::Handle::stats).
@@ -103,8 +101,18 @@ impl fmt::Display for WorkerState {
 /// The live counters. What every message touches is per thread, on cache lines of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// What any thread counts. The gauges, and what the threads count for themselves, stay 0.
-    pub(crate) totals: Mutex<Stats>,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) accept_errors: AtomicU64,
+    pub(crate) shed: AtomicU64,
+    pub(crate) panics: AtomicU64,
+    pub(crate) refused_max_connections: AtomicU64,
+    pub(crate) refused_max_per_client: AtomicU64,
+    pub(crate) refused_queue_full: AtomicU64,
+    pub(crate) refused_queue_timeout: AtomicU64,
+    pub(crate) expired_first_byte: AtomicU64,
+    pub(crate) expired_idle: AtomicU64,
+    pub(crate) expired_read: AtomicU64,
+    pub(crate) expired_write: AtomicU64,
     pub(crate) workers: Box<[ThreadCounters]>,
     pub(crate) acceptor: ThreadCounters,
     pub(crate) keeper: ThreadCounters,
@@ -163,14 +171,35 @@ impl Counters {
             threads.map(|thread| counter(thread).load(Relaxed)).sum()
         };
         Stats {
+            accepted: self.accepted.load(Relaxed),
+            accept_errors: self.accept_errors.load(Relaxed),
+            shed: self.shed.load(Relaxed),
+            panics: self.panics.load(Relaxed),
             served: sum(|thread| &thread.served),
             bytes_in: sum(|thread| &thread.bytes_in),
             bytes_out: sum(|thread| &thread.bytes_out),
-            ..self.totals.lock().clone()
+            refused: Refused {
+                max_connections: self.refused_max_connections.load(Relaxed),
+                max_per_client: self.refused_max_per_client.load(Relaxed),
+                queue_full: self.refused_queue_full.load(Relaxed),
+                queue_timeout: self.refused_queue_timeout.load(Relaxed),
+            },
+            expired: Expired {
+                first_byte: self.expired_first_byte.load(Relaxed),
+                idle: self.expired_idle.load(Relaxed),
+                read: self.expired_read.load(Relaxed),
+                write: self.expired_write.load(Relaxed),
+            },
+            ..Stats::default()
         }
     }
 }
 
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed) + more, Relaxed);
+}
+
+/// Adds 1 to a counter that many threads write.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
 }

@@ -19,7 +19,7 @@ use crate::connection::{Filled, READ_SIZE};
 use crate::panic;
 use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
-use crate::stats::ThreadCounters;
+use crate::stats::{ThreadCounters, count};
 use crate::sys::Events;
 
 /// How many calls of the service a connection gets in one turn, while the queue is empty.
@@ -251,7 +251,7 @@ impl<'a, S: Service> Workers<'a, S> {
         why: &str,
     ) {
         worker.counters.end_call();
-        self.lot.counters.totals.lock().panics += 1;
+        count(&self.lot.counters.panics);
         let (client, index) = (occupant.conn.info(), worker.index);
         log::error!("{client}: the service panicked on worker {index}: {why}");
     }

@@ -7,6 +7,7 @@ use super::keeper::TICK;
 use super::timer_wheel::Timer;
 use super::{Lot, MID_MESSAGE, Slot, Token, Turn};
 use crate::clock;
+use crate::stats::count;
 use crate::sys::Poller;
 
 /// A connection that was parked when the lot was searched, and since when.
@@ -153,7 +154,7 @@ impl<S> Lot<S> {
             turn.requeue();
             return false;
         }
-        self.counters.totals.lock().shed += 1;
+        count(&self.counters.shed);
         if let Some(occupant) = turn.occupant() {
             log::debug!("{}: closed to make room", occupant.conn.info());
         }

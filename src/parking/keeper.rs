@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{BATCH, Lot};
 use crate::clock;
+use crate::stats::count;
 use crate::sys::{Events, Poller};
 
 /// How often, in milliseconds, the keeper polls in place of busy workers, or checks for room.
@@ -54,7 +55,7 @@ impl KeeperSleep {
 pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
     while !lot.keeper.state.lock().ended {
-        lot.keeper.loops.fetch_add(1, SeqCst);
+        count(&lot.keeper.loops);
         lot.expire(clock::millis());
         let polls = !Poller::SHARED && lot.has_room_for_batch();
         sleep(lot, polls.then_some(&mut events));

@@ -8,7 +8,7 @@ use super::{Lot, MID_MESSAGE, Slot, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::panic;
-use crate::stats::ThreadCounters;
+use crate::stats::{ThreadCounters, count};
 use crate::sys::Interest;
 
 /// A connection that this thread holds. Dropping the turn closes the connection.
@@ -172,17 +172,15 @@ impl<S> Turn<'_, S> {
         if has_output && matches!(occupant.conn.has_progressed(), Ok(true)) {
             return self.advance();
         }
-        let mut totals = self.lot.counters.totals.lock();
-        let expired = &mut totals.expired;
+        let counters = &self.lot.counters;
         let (counter, what) = match occupant.stage {
-            _ if has_output => (&mut expired.write, "did not read its answer"),
-            Stage::New => (&mut expired.first_byte, "sent nothing"),
-            Stage::Partial => (&mut expired.read, "did not complete a message"),
-            Stage::Idle | Stage::Runnable => (&mut expired.idle, "was idle"),
+            _ if has_output => (&counters.expired_write, "did not read its answer"),
+            Stage::New => (&counters.expired_first_byte, "sent nothing"),
+            Stage::Partial => (&counters.expired_read, "did not complete a message"),
+            Stage::Idle | Stage::Runnable => (&counters.expired_idle, "was idle"),
             Stage::Closing | Stage::Lingering { .. } => return,
         };
-        *counter += 1;
-        drop(totals);
+        count(counter);
         log::debug!(
             "{}: closed, the client {what} in time",
             occupant.conn.info()
@@ -203,7 +201,7 @@ impl<S> Turn<'_, S> {
         if !occupant.waits_for_input() {
             return self.advance();
         }
-        self.lot.counters.totals.lock().refused.queue_timeout += 1;
+        count(&self.lot.counters.refused_queue_timeout);
         log::debug!(
             "{}: refused, no worker had time for it",
             occupant.conn.info()
