@@ -22,7 +22,6 @@ pub(crate) struct BindRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct BindOptions {
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     pub(crate) backlog: u32,
     /// The length of the queue (TCP_FASTOPEN).
