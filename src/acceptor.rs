@@ -92,24 +92,27 @@ impl AcceptGate {
 
     /// Begins to accept.
     pub(crate) fn open(&self) {
-        self.change(STARTING, OPEN);
+        self.change(|state| (state == STARTING).then_some(OPEN));
     }
 
     /// Leaves connections in the kernel's queue until `resume`. False if the gate was not open.
     pub(crate) fn pause(&self) -> bool {
-        self.change(OPEN, PAUSED)
+        self.change(|state| (state == OPEN).then_some(PAUSED))
     }
 
     pub(crate) fn resume(&self) {
-        self.change(PAUSED, OPEN);
+        self.change(|state| (state == PAUSED).then_some(OPEN));
     }
 
     /// Accepts what the kernel has queued already, then closes the listeners. A server that has
     /// never accepted closes them at once: what is queued there is not its own.
     pub(crate) fn close(&self) {
-        self.change(OPEN, CLOSING);
-        self.change(PAUSED, CLOSING);
-        self.change(STARTING, CLOSED);
+        // In one step: an `open`, `pause` or `resume` that comes in between must not win.
+        self.change(|state| match state {
+            STARTING => Some(CLOSED),
+            OPEN | PAUSED => Some(CLOSING),
+            _ => None,
+        });
     }
 
     /// Has `close` leave alone what is queued for these listeners: another process serves them.
@@ -133,8 +136,9 @@ impl AcceptGate {
         self.loops.load(SeqCst)
     }
 
-    fn change(&self, from: u8, to: u8) -> bool {
-        let changed = self.state.compare_exchange(from, to, SeqCst, SeqCst);
+    /// Changes the state to `next` of it, unless that is `None`. True if it did.
+    fn change(&self, next: impl Fn(u8) -> Option<u8>) -> bool {
+        let changed = self.state.fetch_update(SeqCst, SeqCst, next);
         if changed.is_ok() {
             self.poller.wake();
         }

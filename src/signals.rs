@@ -42,7 +42,8 @@ mod watch {
 
     /// The servers that handle signals. While there are none, signals have their default action.
     static SERVERS: Mutex<Vec<Subscriber>> = Mutex::new(Vec::new());
-    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    /// A SIGTERM or SIGINT has arrived since there are servers. A second one stops at once.
+    static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
     /// A server that handles signals.
     #[derive(Clone)]
@@ -50,6 +51,9 @@ mod watch {
         id: u64,
         server: Sender<Command>,
         can_restart: bool,
+        /// The supervisor decides when a stop becomes one at once, and sends SIGQUIT then. The same
+        /// stop may reach this process twice: from the supervisor, and from a terminal or systemd.
+        is_supervised: bool,
     }
 
     /// Sends the process's signals to a server until the subscription is dropped. Those that ask
@@ -57,6 +61,7 @@ mod watch {
     pub(crate) fn subscribe(
         server: Sender<Command>,
         can_restart: bool,
+        is_supervised: bool,
     ) -> io::Result<Subscription> {
         static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
         // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
@@ -72,13 +77,14 @@ mod watch {
         }
         let mut servers = SERVERS.lock();
         if servers.is_empty() {
-            INTERRUPTED.store(false, SeqCst);
+            STOP_REQUESTED.store(false, SeqCst);
         }
         let id = servers.last().map_or(0, |last| last.id + 1);
         servers.push(Subscriber {
             id,
             server,
             can_restart,
+            is_supervised,
         });
         Ok(Subscription(id))
     }
@@ -91,26 +97,31 @@ mod watch {
         }
     }
 
-    /// Sends a signal to the servers. False if there is none.
+    /// Sends a signal to the servers. False if no server handles it.
     fn deliver(signal: Signal) -> bool {
-        let command = match signal {
-            Signal::Terminate => Command::Drain,
-            // The second Ctrl-C: the user does not want to wait.
-            Signal::Interrupt if INTERRUPTED.swap(true, SeqCst) => Command::StopNow,
-            Signal::Interrupt => Command::Drain,
-            Signal::Quit => Command::StopNow,
-            Signal::User1 => Command::Hook,
-            Signal::Hangup | Signal::User2 => Command::Restart,
-            // The process can neither catch nor ask for these.
-            Signal::Abort | Signal::Kill => return false,
-        };
-        log::info!("{signal}: {command:?}");
-        let mut servers = SERVERS.lock().clone();
-        servers.retain(|subscriber| subscriber.can_restart || command != Command::Restart);
+        let stops = matches!(signal, Signal::Terminate | Signal::Interrupt);
+        let is_second = stops && STOP_REQUESTED.swap(true, SeqCst);
+        let servers = SERVERS.lock().clone();
+        let mut is_handled = false;
         for subscriber in &servers {
+            let command = match signal {
+                Signal::Terminate | Signal::Interrupt => {
+                    match is_second && !subscriber.is_supervised {
+                        true => Command::StopNow,
+                        false => Command::Drain,
+                    }
+                }
+                Signal::Quit => Command::StopNow,
+                Signal::User1 => Command::Hook,
+                Signal::Hangup | Signal::User2 if subscriber.can_restart => Command::Restart,
+                // A process can neither catch SIGKILL nor does it ask for SIGABRT.
+                Signal::Hangup | Signal::User2 | Signal::Abort | Signal::Kill => continue,
+            };
+            log::info!("received {signal}: {command:?}");
             // A server that has ended meanwhile needs no command.
             let _ = subscriber.server.send(command);
+            is_handled = true;
         }
-        !servers.is_empty()
+        is_handled
     }
 }

@@ -298,6 +298,11 @@ impl Restart {
         self.inherited.predecessor.as_ref()?.state.as_deref()
     }
 
+    /// Whether a supervisor has started this process or its predecessors.
+    pub(crate) fn is_supervised(&self) -> bool {
+        self.inherited.lifeline.is_some()
+    }
+
     /// Binds a listener that was not inherited, or has the supervisor bind it.
     pub(crate) fn bind(&self, bind: Bind) -> Result<Listener, BindError> {
         match self.inherited.lifeline {

@@ -196,12 +196,13 @@ impl Builder {
     ///
     /// | signal | action |
     /// |---|---|
-    /// | SIGTERM, the first SIGINT (Ctrl-C) | drain |
-    /// | SIGQUIT, the second SIGINT | stop now |
+    /// | the first SIGTERM or SIGINT (Ctrl-C) | drain |
+    /// | a second SIGTERM or SIGINT, SIGQUIT | stop now |
     /// | SIGUSR1 | call [`on_user_signal`](Self::on_user_signal) |
     /// | SIGHUP, SIGUSR2 | restart, if [`restart`](Self::restart) is on |
     ///
-    /// When no server runs any more, signals have their default action.
+    /// When no server runs any more, signals have their default action. In a supervised process a
+    /// second SIGTERM or SIGINT changes nothing: the supervisor handles it, and sends SIGQUIT.
     #[cfg(feature = "signals")]
     pub fn signals(mut self, on: bool) -> Self {
         self.signals = on;

@@ -146,6 +146,7 @@ impl<S: Service> Server<S> {
             ready_when: None,
             blocked_signals: None,
             handles_signals: false,
+            is_supervised: restart.as_ref().is_some_and(Restart::is_supervised),
             is_stopped: false,
         };
         let mut upgrader = None;
@@ -224,7 +225,8 @@ impl<S: Service + 'static> Server<S> {
         let _subscription = match main.settings.signals {
             true => {
                 let (commands, can_restart) = (shared.commands.clone(), shared.restart.is_some());
-                Some(crate::signals::subscribe(commands, can_restart)?)
+                let is_supervised = startup.is_supervised;
+                Some(crate::signals::subscribe(commands, can_restart, is_supervised)?)
             }
             false => None,
         };
@@ -263,6 +265,8 @@ struct Startup {
     ready_when: Option<ReadyWhen>,
     blocked_signals: Option<BlockedSignals>,
     handles_signals: bool,
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
+    is_supervised: bool,
     /// A signal that stops the server has arrived already.
     is_stopped: bool,
 }

@@ -109,8 +109,8 @@ pub(super) struct Run {
     pub(super) first_was_ready: bool,
     /// All slots have been ready, and the service manager was sent READY=1.
     pub(super) sent_ready: bool,
-    /// The first SIGINT has come; the second one stops at once.
-    sigint_received: bool,
+    /// A SIGTERM or SIGINT has been received. A second one stops at once.
+    stop_signal_received: bool,
     /// The supervisor's exit code if every slot is given up.
     pub(super) exit_code: i32,
 
@@ -191,7 +191,7 @@ impl Run {
             started_at: now,
             first_was_ready: false,
             sent_ready: false,
-            sigint_received: false,
+            stop_signal_received: false,
             exit_code: 0,
             watchdog_interval,
             next_watchdog: Deadline::at(watchdog_interval.map(|_| now)),
@@ -283,12 +283,13 @@ impl Run {
                         .filter(|process| process.ready_since.is_some())
                         .for_each(|process| process.send(Signal::User1));
                 }
-                Signal::Interrupt if self.sigint_received => self.stop_now(),
-                Signal::Interrupt => {
-                    self.sigint_received = true;
+                Signal::Interrupt | Signal::Terminate if self.stop_signal_received => {
+                    self.stop_now();
+                }
+                Signal::Interrupt | Signal::Terminate => {
+                    self.stop_signal_received = true;
                     self.stop();
                 }
-                Signal::Terminate => self.stop(),
                 Signal::Quit => self.stop_now(),
                 Signal::Abort | Signal::Kill => {}
             }
