@@ -148,6 +148,11 @@ impl ThreadCounters {
         add(&self.bytes_out, bytes_out);
     }
 
+    /// The number of the call in progress. Each call of this thread has another one, from 1 on.
+    pub(crate) fn call_number(&self) -> Option<u64> {
+        (self.serving.load(Relaxed) != 0).then(|| self.served.load(Relaxed))
+    }
+
     /// The token of the connection that is served, and when the call began.
     pub(crate) fn call(&self) -> Option<(u64, u64)> {
         let token = self.serving.load(Relaxed).checked_sub(1)?;

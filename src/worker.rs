@@ -50,8 +50,10 @@ struct Worker<'a, W> {
     events: Events,
     /// Room to read into, lent to the connection in the turn.
     spare: Vec<u8>,
-    /// Queue entries since the last wait.
+    /// Connections served since the last wait.
     entries: usize,
+    /// Turns, of which some are timed.
+    turns: u32,
 }
 
 /// How a turn ended.
@@ -100,6 +102,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
                 continue;
             };
+            self.lot.rest_if_surplus(index);
             let token = match self.queue.try_recv() {
                 Ok(token) => Some(token),
                 Err(TryRecvError::Empty) => {
@@ -138,6 +141,7 @@ impl<'a, S: Service> Workers<'a, S> {
             events: Events::with_capacity(BATCH),
             spare: vec![0; READ_SIZE],
             entries: 0,
+            turns: 0,
         })
     }
 
@@ -168,7 +172,11 @@ impl<'a, S: Service> Workers<'a, S> {
         self.lot.wake_next();
         self.lot.notify_room();
         worker.entries += 1;
+        let sample = self.lot.begin_sample(&mut worker.turns);
         let end = self.serve(worker, token);
+        if let Some(sample) = sample {
+            self.lot.end_sample(sample, worker.index);
+        }
         let polls = end == TurnEnd::Requeued || worker.entries % POLL_EVERY == 0;
         if polls && end != TurnEnd::Panicked {
             if let Some(token) = self.lot.poll_now(&mut worker.events, worker.counters) {

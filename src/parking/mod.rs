@@ -43,6 +43,7 @@
 //! for the last time, and read after an entry is on the queue, so that no entry waits for a worker
 //! that sleeps.
 
+mod concurrency;
 mod expiry;
 mod keeper;
 mod occupant;
@@ -70,6 +71,8 @@ use crate::drain::Drain;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 
+use concurrency::Concurrency;
+pub(crate) use concurrency::Sample;
 pub(crate) use expiry::IdleConnection;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
@@ -149,6 +152,7 @@ pub(crate) struct Lot<S> {
     queued: Receiver<Token>,
     queue_limit: usize,
     queue_timeout: Option<u64>,
+    concurrency: Concurrency,
     /// Workers that wait in the poller.
     sleepers: AtomicUsize,
     /// A wake-up of one of them is under way.
@@ -171,6 +175,8 @@ pub(crate) struct Lot<S> {
 /// The settings of a lot.
 pub(crate) struct LotOptions {
     pub(crate) workers: usize,
+    /// How many workers can run at the same time.
+    pub(crate) cores: usize,
     pub(crate) queue_limit: usize,
     pub(crate) queue_timeout: Option<Duration>,
     pub(crate) limits: Limits,
@@ -194,6 +200,7 @@ impl<S> Lot<S> {
             queued: receiver.clone(),
             queue_limit: options.queue_limit,
             queue_timeout: options.queue_timeout.map(in_millis),
+            concurrency: Concurrency::new(options.workers, options.cores),
             sleepers: AtomicUsize::new(0),
             waking: AtomicBool::new(false),
             unwritten: AtomicUsize::new(0),
@@ -325,7 +332,10 @@ impl<S> Lot<S> {
         counters: &ThreadCounters,
     ) -> Option<Token> {
         if !Poller::SHARED {
-            return queue.recv().ok();
+            self.sleepers.fetch_add(1, SeqCst);
+            let received = queue.recv();
+            self.leave_poller();
+            return received.ok();
         }
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
         // The count goes up before this look at the queue. A thread that sends reads the count
@@ -335,7 +345,7 @@ impl<S> Lot<S> {
             let limit = if sleepers == 1 { self.batch() } else { 1 };
             self.poll(events, limit, None);
         }
-        self.sleepers.fetch_sub(1, SeqCst);
+        self.leave_poller();
         self.waking.store(false, SeqCst);
         if !slept {
             return None;
@@ -344,6 +354,31 @@ impl<S> Lot<S> {
         let first = ready.next()?;
         self.push(ready, counters);
         Some(first)
+    }
+
+    fn leave_poller(&self) {
+        if self.sleepers.fetch_sub(1, SeqCst) == 1 {
+            self.concurrency.watch();
+        }
+    }
+
+    /// Called by a worker between two turns: it may have to rest, see [`concurrency`].
+    #[inline]
+    pub(crate) fn rest_if_surplus(&self, worker: usize) {
+        let counters = &self.counters.workers;
+        self.concurrency
+            .rest_if_surplus(worker, counters, &self.sleepers);
+    }
+
+    /// Begins to time a turn, if it is one of those that are timed.
+    #[inline]
+    pub(crate) fn begin_sample(&self, turns: &mut u32) -> Option<Sample> {
+        self.concurrency.begin_sample(turns)
+    }
+
+    pub(crate) fn end_sample(&self, sample: Sample, worker: usize) {
+        self.concurrency
+            .end_sample(sample, worker, &self.counters.workers);
     }
 
     /// Asks the poller for ready connections without waiting, for a worker whose queue is never
@@ -491,6 +526,7 @@ impl<S> Lot<S> {
     /// Drops the queue's sender, which ends the workers, and ends the keeper.
     pub(crate) fn shut(&self) {
         drop(self.queue.write().take());
+        self.concurrency.close();
         self.keeper.end();
         self.poller.wake();
     }

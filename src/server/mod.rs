@@ -188,6 +188,7 @@ impl<S: Service> Server<S> {
 fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> {
     let (lot, queue) = Lot::new(LotOptions {
         workers: settings.workers,
+        cores: thread::available_parallelism().map_or(1, usize::from),
         queue_limit: settings.queue,
         queue_timeout: settings.queue_timeout,
         limits: settings.limits.clone(),
@@ -226,7 +227,11 @@ impl<S: Service + 'static> Server<S> {
             true => {
                 let (commands, can_restart) = (shared.commands.clone(), shared.restart.is_some());
                 let is_supervised = startup.is_supervised;
-                Some(crate::signals::subscribe(commands, can_restart, is_supervised)?)
+                Some(crate::signals::subscribe(
+                    commands,
+                    can_restart,
+                    is_supervised,
+                )?)
             }
             false => None,
         };

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `poller` | [`Poller`] tells which of many sockets are ready (see below) |
 //! | `socket` | waits for one socket, accepts, receives, sends, sets options |
-//! | `clock` | monotonic time: coarse and cheap, or the same for all processes |
+//! | `clock` | monotonic time: coarse and cheap, or the same for all processes; what a thread has used |
 //! | `signal` | the signals of this process |
 //! | `process` | starts a program with exactly the descriptors that it is given |
 //! | `descriptor` | descriptors that cross an exec, pipes, standard error |
@@ -85,6 +85,15 @@ pub(crate) struct Event {
     pub(crate) token: u64,
     /// The peer will send no more: behind a short read, the stream may have ended.
     pub(crate) hangup: bool,
+}
+
+/// What a thread has used since it began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ThreadUsage {
+    /// CPU time, in nanoseconds.
+    pub(crate) cpu: u64,
+    /// How often the thread has given up its CPU by itself: to sleep, to wait, to lock.
+    pub(crate) waits: u64,
 }
 
 /// The result of [`socket::wait_ready`]. Errors and hang-ups count as both, so that the next call

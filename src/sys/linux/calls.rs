@@ -7,6 +7,8 @@ use std::os::fd::RawFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::time::ClockId;
 
+use crate::sys::ThreadUsage;
+
 /// The clock that costs least. Its resolution is that of the kernel's tick, 1 to 10 ms.
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::MonotonicCoarse;
 
@@ -37,4 +39,24 @@ pub(in crate::sys) fn close_range(first: RawFd, in_exec: bool) -> bool {
     // which this process is a copy that uses none of them.
     cfg!(target_os = "linux")
         && unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) } == 0
+}
+
+/// The CPU time of this thread in nanoseconds, and how often it has given up its CPU by itself
+/// (getrusage(2), RUSAGE_THREAD). A preemption does not count.
+#[allow(unsafe_code)]
+pub(crate) fn thread_usage() -> Option<ThreadUsage> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call fills the structure, which lives as long; any bits are a valid one.
+    let usage = unsafe {
+        match libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) {
+            0 => usage.assume_init(),
+            _ => return None,
+        }
+    };
+    let nanos =
+        |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    Some(ThreadUsage {
+        cpu: nanos(usage.ru_utime) + nanos(usage.ru_stime),
+        waits: usage.ru_nvcsw as u64,
+    })
 }

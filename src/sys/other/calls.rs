@@ -8,6 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::time::ClockId;
 
+use crate::sys::ThreadUsage;
+
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::Monotonic;
 
 pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
@@ -25,6 +27,11 @@ pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
 
 pub(in crate::sys) fn close_range(_first: RawFd, _in_exec: bool) -> bool {
     false
+}
+
+/// Not known here.
+pub(crate) fn thread_usage() -> Option<ThreadUsage> {
+    None
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::sys::native::calls::COARSE_CLOCK;
+pub(crate) use crate::sys::native::calls::thread_usage;
 
 /// A monotonic clock in milliseconds that costs next to nothing.
 pub(crate) fn coarse_millis() -> u64 {
