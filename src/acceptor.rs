@@ -33,8 +33,9 @@ use crate::sys::{self, Events, Interest, Poller};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overload {
-    /// They wait in the kernel's queue until there is room. The default: no client is turned away,
-    /// and clients see a slow server.
+    /// While the queue is full, they are accepted, and wait in the order in which they became ready.
+    /// Beyond [`max_connections`](crate::Builder::max_connections) they wait in the kernel's queue. The
+    /// default: no client is turned away, and clients see a slow server.
     #[default]
     Wait,
     /// They are sent these bytes, as many as the socket takes at once, and closed.
@@ -214,6 +215,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 /// A famine is over this long after its last error. Errors before that belong to the same famine.
 const RECOVERY: Duration = Duration::from_secs(1);
 
+/// How many connections a stop accepts from a listener whose queue has an unknown length.
+const MOST_QUEUED: u32 = 4096;
+
 /// The outcome of one call of `accept`.
 enum AcceptOutcome {
     Accepted,
@@ -226,17 +230,10 @@ enum AcceptOutcome {
 impl<S> Acceptor<'_, S> {
     fn run(&mut self) {
         let mut events = Events::with_capacity(16);
-        let mut closing = false;
         while !self.gate.is(CLOSED) {
             count(&self.gate.loops);
             if self.gate.is(CLOSING) {
-                if !closing {
-                    closing = true;
-                    self.expect_queued();
-                }
-                if !self.ready.contains(&true) {
-                    break;
-                }
+                return self.accept_queued();
             }
             let backoff = self.backoff();
             let can_accept = backoff.is_none() && !self.gate.is_shut();
@@ -255,12 +252,23 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Expects connections on each listener that is not shared: the poller may not have reported
-    /// the last ones yet.
-    fn expect_queued(&mut self) {
-        let shared = self.gate.shared.lock();
-        for (ready, index) in self.ready.iter_mut().zip(0..) {
-            *ready = !shared.contains(&index);
+    /// Accepts what the kernel had queued when the gate was closed, and no more: clients that go on
+    /// connecting must not keep the server. A listener that is shared is left to the other process.
+    fn accept_queued(&mut self) {
+        let shared = self.gate.shared.lock().clone();
+        for index in 0..self.listeners.len() {
+            let socket = &self.listeners[index].socket;
+            let queued = match shared.contains(&(index as u32)) {
+                true => 0,
+                false => sys::socket::queued_connections(socket).unwrap_or(MOST_QUEUED),
+            };
+            for _ in 0..queued {
+                if self.gate.is(CLOSED)
+                    || !matches!(self.accept_one(index), AcceptOutcome::Accepted)
+                {
+                    break;
+                }
+            }
         }
     }
 
@@ -324,9 +332,9 @@ impl<S> Acceptor<'_, S> {
     fn has_room(&mut self) -> bool {
         match self.admission.overload {
             Overload::Refuse(_) => true,
-            Overload::Wait => !self.is_full() && self.lot.queue_has_room(),
+            Overload::Wait => !self.is_full(),
             Overload::ShedIdle => {
-                self.lot.queue_has_room() && (!self.is_full() || self.find_idle(false))
+                !self.is_full() || (self.lot.queue_has_room() && self.find_idle(false))
             }
         }
     }

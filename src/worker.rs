@@ -166,21 +166,26 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Serves a connection from the queue or the poller. From time to time also one that waits in
-    /// the poller, for which the queue is not empty soon enough.
+    /// Serves a connection from the queue or the poller. While the queue is not empty, connections
+    /// that are ready in the poller are brought behind it, so that who became ready first is served
+    /// first.
     fn serve_entry(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
         self.lot.wake_next();
         self.lot.notify_room();
         worker.entries += 1;
+        if worker.entries > 1 {
+            let is_due = worker.entries % POLL_EVERY == 0;
+            self.lot
+                .poll_to_queue(&mut worker.events, worker.counters, is_due);
+        }
         let sample = self.lot.begin_sample(&mut worker.turns);
-        let end = self.serve(worker, token);
+        let mut end = self.serve(worker, token);
         if let Some(sample) = sample {
             self.lot.end_sample(sample, worker.index);
         }
-        let polls = end == TurnEnd::Requeued || worker.entries % POLL_EVERY == 0;
-        if polls && end != TurnEnd::Panicked {
-            if let Some(token) = self.lot.poll_now(&mut worker.events, worker.counters) {
-                return self.serve(worker, token);
+        if end == TurnEnd::Requeued {
+            if let Some(token) = self.lot.poll_past_queue(&mut worker.events) {
+                end = self.serve(worker, token);
             }
         }
         end
@@ -233,7 +238,10 @@ impl<'a, S: Service> Workers<'a, S> {
             match disposition {
                 Disposition::Continue => {
                     calls_left -= 1;
-                    if calls_left == 0 || self.lot.queue_len() > 0 {
+                    let is_due = calls_left == 0;
+                    self.lot
+                        .poll_to_queue(&mut worker.events, worker.counters, is_due);
+                    if is_due || self.lot.queue_len() > 0 {
                         turn.requeue();
                         return TurnEnd::Requeued;
                     }

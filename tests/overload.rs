@@ -371,8 +371,10 @@ fn the_other_policies_wait_when_the_queue_is_full() {
                 client
             })
             .collect();
+        // They are accepted, and wait in the order in which they came.
+        until(&handle, "all are accepted", |stats| stats.accepted == 22);
         assert_silent(&mut others[0]);
-        assert_eq!(handle.stats().accepted, 2);
+        assert_eq!(handle.stats().queued, 1);
         keeper.let_one_in();
         assert_eq!(answer(&mut inside[0]), "wait");
         assert_eq!(answer(&mut inside[1]), "queued");

@@ -57,7 +57,7 @@ mod atomic {
     pub(super) use std::sync::atomic::AtomicU64;
 }
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -157,6 +157,8 @@ pub(crate) struct Lot<S> {
     sleepers: AtomicUsize,
     /// A wake-up of one of them is under way.
     waking: AtomicBool,
+    /// When a worker put ready connections on the queue, in the clock's milliseconds.
+    polled_at: AtomicU64,
     /// Connections with output that are parked or queued.
     unwritten: AtomicUsize,
     wheel: Mutex<TimerWheel>,
@@ -203,6 +205,7 @@ impl<S> Lot<S> {
             concurrency: Concurrency::new(options.workers, options.cores),
             sleepers: AtomicUsize::new(0),
             waking: AtomicBool::new(false),
+            polled_at: AtomicU64::new(0),
             unwritten: AtomicUsize::new(0),
             wheel: Mutex::new(TimerWheel::new(now)),
             keeper: KeeperSleep::default(),
@@ -233,7 +236,9 @@ impl<S> Lot<S> {
         self.queue_len() < self.queue_limit + BATCH
     }
 
-    /// Gives a new connection its slot, and puts it on the queue. Called by the acceptor.
+    /// Gives a new connection its slot, and puts it on the queue. While the queue is full, the
+    /// connection is parked like any other, so that the poller keeps the order in which connections
+    /// become ready. Called by the acceptor.
     pub(crate) fn enter(&self, info: ConnectionInfo) {
         let info = Arc::new(info);
         let Some((index, slot)) = self.slots.take(Slot::new) else {
@@ -257,7 +262,10 @@ impl<S> Lot<S> {
             counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
-        turn.requeue();
+        match stage == Stage::Runnable || self.queue_has_room() {
+            true => turn.requeue(),
+            false => turn.park_again(),
+        }
     }
 
     /// Puts QUEUED connections on the queue, and wakes a worker for them.
@@ -381,16 +389,34 @@ impl<S> Lot<S> {
             .end_sample(sample, worker, &self.counters.workers);
     }
 
-    /// Asks the poller for ready connections without waiting, for a worker whose queue is never
-    /// empty. The first one is returned, so that it has its turn even when the queue is full.
-    pub(crate) fn poll_now(&self, events: &mut Events, counters: &ThreadCounters) -> Option<Token> {
-        if !Poller::SHARED || !self.has_room_for_batch() {
+    /// Called by a worker whose queue is not empty: puts the connections that are ready in the
+    /// poller on the queue, behind those that became ready before. At most once in a tick of the
+    /// coarse clock, unless `is_due`.
+    pub(crate) fn poll_to_queue(
+        &self,
+        events: &mut Events,
+        counters: &ThreadCounters,
+        is_due: bool,
+    ) {
+        let now = clock::millis();
+        let is_due = is_due || self.polled_at.load(Relaxed) != now;
+        if !Poller::SHARED || !is_due || !self.has_room_for_batch() {
+            return;
+        }
+        self.polled_at.store(now, Relaxed);
+        self.poll(events, self.batch(), Some(Duration::ZERO));
+        self.push(self.ready(events), counters);
+        self.pass_wake_on(events);
+    }
+
+    /// Returns a connection that is ready in the poller if the queue has no room for it: the queue
+    /// may be full of connections that always have more to do.
+    pub(crate) fn poll_past_queue(&self, events: &mut Events) -> Option<Token> {
+        if !Poller::SHARED || self.has_room_for_batch() {
             return None;
         }
-        self.poll(events, self.batch(), Some(Duration::ZERO));
-        let mut ready = self.ready(events);
-        let first = ready.next();
-        self.push(ready, counters);
+        self.poll(events, 1, Some(Duration::ZERO));
+        let first = self.ready(events).next();
         self.pass_wake_on(events);
         first
     }
@@ -407,7 +433,7 @@ impl<S> Lot<S> {
     }
 
     fn batch(&self) -> usize {
-        let room = self.queue_limit.saturating_sub(self.queue_len());
+        let room = (self.queue_limit + BATCH).saturating_sub(self.queue_len());
         room.clamp(1, BATCH)
     }
 

@@ -92,3 +92,26 @@ pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
         Ok(peer.assume_init().uid)
     }
 }
+
+/// How many connections wait in the queue of a listener to be accepted. `None` if that is unknown:
+/// the kernel tells it for TCP only (tcp(7), TCP_INFO: `tcpi_unacked` of a listener).
+#[allow(unsafe_code)]
+pub(crate) fn queued_connections(listener: &Socket) -> Option<u32> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the call writes at most `size` bytes to a live structure, for which any bits will do.
+    let info = unsafe {
+        let (fd, info_ptr) = (listener.as_raw_fd(), info.as_mut_ptr().cast());
+        match libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info_ptr,
+            &raw mut size,
+        ) {
+            0 => info.assume_init(),
+            _ => return None,
+        }
+    };
+    Some(info.tcpi_unacked)
+}

@@ -35,3 +35,8 @@ pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
     let text = "a peer's user is not reported on this system";
     Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
+
+/// Not known here.
+pub(crate) fn queued_connections(_: &Socket) -> Option<u32> {
+    None
+}

@@ -16,7 +16,7 @@ use super::unsupported;
 #[cfg(feature = "http")]
 pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, set_accept_options,
 };
 use crate::sys::{Interest, Ready};
 
