@@ -23,15 +23,15 @@ pub(crate) fn main() -> Result<()> {
         None if options.filtered_out => Ok(()),
         None => compare::run(&options),
         Some(Role::Epoll) => {
-            process::settle(SERVER_CPU)?;
+            process::settle(Some(SERVER_CPU))?;
             servers::epoll()
         }
         Some(Role::Handover) => {
-            process::settle(SERVER_CPU)?;
+            process::settle(Some(SERVER_CPU))?;
             servers::handover(options.workers)
         }
         Some(Role::Client(address)) => {
-            process::settle(CLIENT_CPU)?;
+            process::settle(Some(CLIENT_CPU))?;
             client::run(address, options.connections[0], options.duration)
         }
     }

@@ -1,8 +1,10 @@
 //! Processes: a child in its role, where it runs, what CPU time it has used and which system calls it makes.
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -11,9 +13,11 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::Result;
 
-/// Pins this process to a CPU, before it has further threads, and ends it with the benchmark, however that ends.
-pub(super) fn settle(cpu: usize) -> Result<()> {
+/// Pins this process to a CPU, if one is given, before it has further threads. Ends it with the benchmark, however that
+/// ends.
+pub(super) fn settle(cpu: Option<usize>) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    let Some(cpu) = cpu else { return Ok(()) };
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     sched_setaffinity(None, &cpus).map_err(|error| format!("cannot run on CPU {cpu}: {error}"))?;
@@ -38,11 +42,19 @@ impl Actor {
     pub(super) fn server(role: &str, workers: Option<usize>) -> Result<(Self, String)> {
         let workers = workers.map(|count| format!("--workers={count}"));
         let args = ["--role", role].into_iter().chain(workers.as_deref());
-        let mut server = Self::start(&args.collect::<Vec<_>>())?;
+        Self::server_with(None, &args.collect::<Vec<_>>())
+    }
+
+    /// Starts a server by its arguments; returns it with its address. The program is this one by default.
+    pub(super) fn server_with(
+        program: Option<&Path>,
+        args: &[impl AsRef<OsStr>],
+    ) -> Result<(Self, String)> {
+        let mut server = Self::start(program, args)?;
         let line = server.hear()?;
         match line.strip_prefix(LISTENING) {
             Some(address) => Ok((server, address.to_owned())),
-            None => Err(format!("the {role} server said {line:?}").into()),
+            None => Err(format!("a server said {line:?}").into()),
         }
     }
 
@@ -50,22 +62,27 @@ impl Actor {
     /// lasts.
     pub(super) fn client(address: &str, connections: usize, duration: Duration) -> Result<Self> {
         let (connections, seconds) = (connections.to_string(), duration.as_secs_f64().to_string());
-        let mut client = Self::start(&[
-            "--role",
-            "client",
-            "--address",
-            address,
-            "--connections",
-            &connections,
-            "--seconds",
-            &seconds,
-        ])?;
+        let mut client = Self::start(
+            None,
+            &[
+                "--role",
+                "client",
+                "--address",
+                address,
+                "--connections",
+                &connections,
+                "--seconds",
+                &seconds,
+            ],
+        )?;
         client.hear()?;
         Ok(client)
     }
 
-    fn start(args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+    /// Starts a program, by default this one.
+    pub(super) fn start(program: Option<&Path>, args: &[impl AsRef<OsStr>]) -> Result<Self> {
+        let program = program.map_or_else(std::env::current_exe, |path| Ok(path.to_owned()))?;
+        let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -87,13 +104,15 @@ impl Actor {
         }
     }
 
+    /// Gives the child an empty line.
+    pub(super) fn prompt(&mut self) -> Result<()> {
+        let input = self.child.stdin.as_mut().expect("it is piped");
+        Ok(input.write_all(b"\n")?)
+    }
+
     /// Has a client make load for its duration; returns how many round trips that were, in which time.
     pub(super) fn perform(&mut self) -> Result<(u64, Duration)> {
-        self.child
-            .stdin
-            .as_mut()
-            .expect("it is piped")
-            .write_all(b"\n")?;
+        self.prompt()?;
         let line = self.hear()?;
         let (round_trips, nanoseconds) = line
             .split_once(' ')
@@ -109,13 +128,12 @@ impl Actor {
     pub(super) fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
         for task in fs::read_dir(format!("/proc/{}/task", self.id()))? {
-            // "on the CPU, waiting for it, time slices" are the fields; both times are in nanoseconds.
-            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-            let mut fields = schedstat
-                .split(' ')
-                .map(|field| field.parse().map(Duration::from_nanos));
-            usage.on_cpu += fields.next().ok_or("empty schedstat")??;
-            usage.waited += fields.next().ok_or("short schedstat")??;
+            let task = task?.path();
+            match usage.add(&task) {
+                // A thread may end meanwhile.
+                Err(error) if task.exists() => return Err(error),
+                _ => {}
+            }
         }
         Ok(usage)
     }
@@ -126,6 +144,36 @@ pub(super) struct Usage {
     pub(super) on_cpu: Duration,
     /// How long threads that could have run did not, because another one had the CPU.
     pub(super) waited: Duration,
+    /// How often a thread left the CPU to wait for something, and how often because another one got it.
+    pub(super) voluntary_switches: u64,
+    pub(super) involuntary_switches: u64,
+    pub(super) threads: usize,
+}
+
+impl Usage {
+    fn add(&mut self, task: &Path) -> Result<()> {
+        // "on the CPU, waiting for it, time slices" are the fields; both times are in nanoseconds.
+        let schedstat = fs::read_to_string(task.join("schedstat"))?;
+        let mut fields = schedstat
+            .split(' ')
+            .map(|field| field.parse().map(Duration::from_nanos));
+        self.on_cpu += fields.next().ok_or("empty schedstat")??;
+        self.waited += fields.next().ok_or("short schedstat")??;
+
+        for line in fs::read_to_string(task.join("status"))?.lines() {
+            match line.split_once(':') {
+                Some(("voluntary_ctxt_switches", count)) => {
+                    self.voluntary_switches += count.trim().parse::<u64>()?;
+                }
+                Some(("nonvoluntary_ctxt_switches", count)) => {
+                    self.involuntary_switches += count.trim().parse::<u64>()?;
+                }
+                _ => {}
+            }
+        }
+        self.threads += 1;
+        Ok(())
+    }
 }
 
 impl Drop for Actor {

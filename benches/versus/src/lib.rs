@@ -10,6 +10,8 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// The body of `GET /`.
 pub const HELLO: &str = "Hello, World!";
 
@@ -20,6 +22,8 @@ pub enum Page {
     Hello,
     /// `/sleep?ms=5`: what [`slept`] says, from a handler that blocks for so long.
     Sleep(Duration),
+    /// `/burn?ms=20`: what [`burnt`] says, from a handler that uses this much CPU time.
+    Burn(Duration),
     /// `/big?n=102400`: a body of so many bytes.
     Big(usize),
     /// Anything else.
@@ -40,6 +44,7 @@ impl Page {
         match path {
             "/" => Page::Hello,
             "/sleep" => number("ms").map_or(Page::Missing, |ms| Page::Sleep(millis(ms))),
+            "/burn" => number("ms").map_or(Page::Missing, |ms| Page::Burn(millis(ms))),
             "/big" => number("n").map_or(Page::Missing, |n| Page::Big(n as usize)),
             _ => Page::Missing,
         }
@@ -53,6 +58,7 @@ impl Page {
                 thread::sleep(time);
                 Some(slept(time).into())
             }
+            Page::Burn(time) => Some(burnt(time).into()),
             Page::Big(bytes) => Some(big_body(bytes).into()),
             Page::Missing => None,
         }
@@ -62,6 +68,19 @@ impl Page {
 /// The body of `GET /sleep`.
 pub fn slept(time: Duration) -> String {
     format!("slept {}", time.as_millis())
+}
+
+/// Uses this much CPU time of the calling thread, and returns the body of `GET /burn`.
+pub fn burnt(time: Duration) -> String {
+    let cpu_time = || {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+    };
+    let end = cpu_time() + time;
+    while cpu_time() < end {
+        std::hint::spin_loop();
+    }
+    format!("burnt {}", time.as_millis())
 }
 
 /// The body of `GET /big`, built anew for every request as an application would.

@@ -53,6 +53,10 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
             sleep.await.expect("the sleeper panicked");
             Bytes::from(versus::slept(time))
         }
+        Page::Burn(time) => {
+            let burn = tokio::task::spawn_blocking(move || versus::burnt(time));
+            Bytes::from(burn.await.expect("the handler panicked"))
+        }
         Page::Big(bytes) => Bytes::from(versus::big_body(bytes)),
         Page::Missing => {
             let mut response = Response::default();

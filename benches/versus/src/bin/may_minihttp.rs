@@ -21,6 +21,7 @@ impl HttpService for Pages {
                 may::coroutine::sleep(time);
                 response.body_vec(versus::slept(time).into_bytes());
             }
+            Page::Burn(time) => response.body_vec(versus::burnt(time).into_bytes()),
             Page::Big(bytes) => response.body_vec(versus::big_body(bytes).into_bytes()),
             Page::Missing => {
                 response.status_code(404, "Not Found");
