@@ -9,6 +9,11 @@ pub(crate) fn millis() -> u64 {
     crate::sys::clock::coarse_millis()
 }
 
+/// Nanoseconds since the same fixed point, precise, for what [`millis`] is too coarse for.
+pub(crate) fn nanos() -> u64 {
+    crate::sys::clock::monotonic_nanos()
+}
+
 /// A duration in milliseconds, at most `u64::MAX`.
 pub(crate) fn in_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -169,7 +169,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Setting,
 };
 pub use service::{Next, Service};
-pub use stats::{Expired, Refused, Stats, WorkerState};
+pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{Supervisor, supervise};
 pub use sys::{Descriptor, Stream};
 

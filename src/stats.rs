@@ -31,6 +31,11 @@ pub struct Stats {
     pub expired: Expired,
     /// Parked connections closed to make room.
     pub shed: u64,
+    /// Connections closed because their client had left while they waited for a worker.
+    pub abandoned: u64,
+    /// Connections closed because a message was longer than
+    /// [`input_limit`](crate::Builder::input_limit).
+    pub too_long: u64,
     /// Calls of the service that panicked.
     pub panics: u64,
     /// Errors of `accept(2)`, except those of connections whose client had left already.
@@ -39,6 +44,10 @@ pub struct Stats {
     pub bytes_in: u64,
     /// Bytes that the kernel took for clients.
     pub bytes_out: u64,
+    /// How long connections that were ready waited for a worker, before each call of the service.
+    pub waited: Histogram,
+    /// How long calls of the service lasted.
+    pub served_for: Histogram,
     /// What each worker does now.
     pub workers: Vec<WorkerState>,
 }
@@ -70,6 +79,63 @@ pub struct Expired {
     pub read: u64,
     /// An answer not read within [`write_timeout`](crate::Builder::write_timeout).
     pub write: u64,
+}
+
+/// How many durations were how long, in [`Stats`].
+///
+/// Bucket 0 counts durations below 1 µs, and bucket `i` those from 2<sup>i-1</sup> µs to below
+/// 2<sup>i</sup> µs; the last bucket also counts all longer ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    buckets: [u64; Self::BUCKETS],
+}
+
+impl Histogram {
+    /// The number of buckets. The last one begins at half an hour.
+    pub const BUCKETS: usize = 32;
+
+    /// How many durations each bucket has counted.
+    pub fn buckets(&self) -> &[u64; Self::BUCKETS] {
+        &self.buckets
+    }
+
+    /// How many durations were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The end of the bucket that has the given quantile, such as 0.5 for the median or 0.99: the
+    /// quantile is below that, by at most half. `None` if nothing was counted.
+    pub fn quantile(&self, quantile: f64) -> Option<Duration> {
+        let rank = (quantile.clamp(0.0, 1.0) * self.count() as f64)
+            .ceil()
+            .max(1.0) as u64;
+        let mut counted = 0;
+        let bucket = self.buckets.iter().position(|count| {
+            counted += count;
+            counted >= rank
+        })?;
+        Some(Duration::from_micros(1 << bucket))
+    }
+}
+
+/// A histogram that one thread writes and all may read.
+#[derive(Debug, Default)]
+struct AtomicHistogram([AtomicU64; Histogram::BUCKETS]);
+
+impl AtomicHistogram {
+    fn add(&self, nanos: u64) {
+        let bucket = (nanos / 1000)
+            .checked_ilog2()
+            .map_or(0, |log| log as usize + 1);
+        add(&self.0[bucket.min(Histogram::BUCKETS - 1)], 1);
+    }
+
+    fn add_to(&self, sum: &mut Histogram) {
+        for (bucket, count) in sum.buckets.iter_mut().zip(&self.0) {
+            *bucket += count.load(Relaxed);
+        }
+    }
 }
 
 /// What a worker does, in [`Stats`].
@@ -104,6 +170,8 @@ pub(crate) struct Counters {
     pub(crate) accepted: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
     pub(crate) shed: AtomicU64,
+    pub(crate) abandoned: AtomicU64,
+    pub(crate) too_long: AtomicU64,
     pub(crate) panics: AtomicU64,
     pub(crate) refused_max_connections: AtomicU64,
     pub(crate) refused_max_per_client: AtomicU64,
@@ -128,18 +196,25 @@ pub(crate) struct ThreadCounters {
     bytes_out: AtomicU64,
     /// The token of the connection that is served, plus one; 0 between calls.
     serving: AtomicU64,
-    /// When that call began, in the clock's milliseconds.
+    /// When that call began, in the clock's nanoseconds.
     call_began: AtomicU64,
+    waited: AtomicHistogram,
+    served_for: AtomicHistogram,
 }
 
 impl ThreadCounters {
-    pub(crate) fn begin_call(&self, token: u64, now: u64) {
+    /// A call begins at `now`, in the clock's nanoseconds, for a connection that has been ready
+    /// since `ready_at`.
+    pub(crate) fn begin_call(&self, token: u64, ready_at: u64, now: u64) {
+        self.waited.add(now.saturating_sub(ready_at));
         self.call_began.store(now, Relaxed);
         self.serving.store(token + 1, Relaxed);
         add(&self.served, 1);
     }
 
-    pub(crate) fn end_call(&self) {
+    pub(crate) fn end_call(&self, now: u64) {
+        self.served_for
+            .add(now.saturating_sub(self.call_began.load(Relaxed)));
         self.serving.store(0, Relaxed);
     }
 
@@ -153,10 +228,11 @@ impl ThreadCounters {
         (self.serving.load(Relaxed) != 0).then(|| self.served.load(Relaxed))
     }
 
-    /// The token of the connection that is served, and when the call began.
+    /// The token of the connection that is served, and when the call began, in the clock's
+    /// milliseconds.
     pub(crate) fn call(&self) -> Option<(u64, u64)> {
         let token = self.serving.load(Relaxed).checked_sub(1)?;
-        Some((token, self.call_began.load(Relaxed)))
+        Some((token, self.call_began.load(Relaxed) / 1_000_000))
     }
 }
 
@@ -175,10 +251,17 @@ impl Counters {
             let threads = self.workers.iter().chain(others);
             threads.map(|thread| counter(thread).load(Relaxed)).sum()
         };
+        let (mut waited, mut served_for) = (Histogram::default(), Histogram::default());
+        for worker in &self.workers {
+            worker.waited.add_to(&mut waited);
+            worker.served_for.add_to(&mut served_for);
+        }
         Stats {
             accepted: self.accepted.load(Relaxed),
             accept_errors: self.accept_errors.load(Relaxed),
             shed: self.shed.load(Relaxed),
+            abandoned: self.abandoned.load(Relaxed),
+            too_long: self.too_long.load(Relaxed),
             panics: self.panics.load(Relaxed),
             served: sum(|thread| &thread.served),
             bytes_in: sum(|thread| &thread.bytes_in),
@@ -195,6 +278,8 @@ impl Counters {
                 read: self.expired_read.load(Relaxed),
                 write: self.expired_write.load(Relaxed),
             },
+            waited,
+            served_for,
             ..Stats::default()
         }
     }
@@ -207,4 +292,30 @@ fn add(counter: &AtomicU64, more: u64) {
 /// Adds 1 to a counter that many threads write.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_by_powers_of_two() {
+        let live = AtomicHistogram::default();
+        for nanos in [0, 999, 1000, 1999, 2000, 4_000_000_000, u64::MAX] {
+            live.add(nanos);
+        }
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.quantile(0.5), None);
+        live.add_to(&mut histogram);
+        assert_eq!(histogram.buckets()[..3], [2, 2, 1]);
+        assert_eq!(histogram.buckets()[Histogram::BUCKETS - 1], 1);
+        assert_eq!(histogram.count(), 7);
+        assert_eq!(histogram.quantile(0.0), Some(Duration::from_micros(1)));
+        assert_eq!(histogram.quantile(0.5), Some(Duration::from_micros(2)));
+        let four_seconds = histogram.quantile(0.8).unwrap();
+        assert!(
+            (4..=8).contains(&four_seconds.as_secs()),
+            "{four_seconds:?}"
+        );
+    }
 }

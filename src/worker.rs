@@ -52,6 +52,10 @@ struct Worker<'a, W> {
     spare: Vec<u8>,
     /// Connections served since the last wait.
     entries: usize,
+    /// The end of the last call or wait, in the clock's nanoseconds.
+    now: u64,
+    /// Since when the connection in the turn has been ready, or had its last call, likewise.
+    ready_at: u64,
     /// Turns, of which some are timed.
     turns: u32,
 }
@@ -102,7 +106,9 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
                 continue;
             };
-            self.lot.rest_if_surplus(index);
+            if self.lot.rest_if_surplus(index) {
+                current.entries = 0;
+            }
             let token = match self.queue.try_recv() {
                 Ok(token) => Some(token),
                 Err(TryRecvError::Empty) => {
@@ -141,6 +147,8 @@ impl<'a, S: Service> Workers<'a, S> {
             events: Events::with_capacity(BATCH),
             spare: vec![0; READ_SIZE],
             entries: 0,
+            now: clock::nanos(),
+            ready_at: 0,
             turns: 0,
         })
     }
@@ -173,7 +181,9 @@ impl<'a, S: Service> Workers<'a, S> {
         self.lot.wake_next();
         self.lot.notify_room();
         worker.entries += 1;
-        if worker.entries > 1 {
+        if worker.entries == 1 {
+            worker.now = clock::nanos();
+        } else {
             let is_due = worker.entries % POLL_EVERY == 0;
             self.lot
                 .poll_to_queue(&mut worker.events, worker.counters, is_due);
@@ -193,13 +203,14 @@ impl<'a, S: Service> Workers<'a, S> {
 
     /// Serves a connection that was QUEUED, if it still is.
     fn serve(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
-        let Some(turn) = self.lot.start(token, worker.counters) else {
+        let Some(mut turn) = self.lot.start(token, worker.counters) else {
             return TurnEnd::Over;
         };
         if self.lot.is_late(&turn) {
             turn.refuse_late();
             return TurnEnd::Over;
         }
+        worker.ready_at = turn.begin_service(worker.now);
         match self.lot.drain.is_forced() {
             true => TurnEnd::Over,
             false => self.run_turn(worker, turn),
@@ -266,7 +277,7 @@ impl<'a, S: Service> Workers<'a, S> {
         occupant: &Occupant<S::Session>,
         why: &str,
     ) {
-        worker.counters.end_call();
+        worker.counters.end_call(clock::nanos());
         count(&self.lot.counters.panics);
         let (client, index) = (occupant.conn.info(), worker.index);
         log::error!("{client}: the service panicked on worker {index}: {why}");
@@ -325,11 +336,13 @@ impl<'a, S: Service> Workers<'a, S> {
             none => none.insert(self.service.session(&occupant.conn)?),
         };
         let counters = worker.counters;
-        counters.begin_call(token.to_u64(), clock::millis());
+        counters.begin_call(token.to_u64(), worker.ready_at, worker.now);
         let next = self
             .service
             .serve(&mut occupant.conn, session, &mut worker.own);
-        counters.end_call();
+        worker.now = clock::nanos();
+        counters.end_call(worker.now);
+        worker.ready_at = worker.now;
         next
     }
 

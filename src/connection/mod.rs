@@ -168,6 +168,8 @@ pub struct Connection {
     bytes_out: u64,
     counted: (u64, u64),
     closing_notice: ClosingNotice,
+    /// How long the connection was ready before the present turn.
+    waited: Duration,
     /// Set when the connection notices that the server drains.
     drain_limit: Option<DrainLimit>,
     output_limit: usize,
@@ -198,6 +200,7 @@ impl Connection {
             receive: ReceiveState::Ready,
             lingers_on_close: false,
             closing_notice: ClosingNotice::Refusal,
+            waited: Duration::ZERO,
             drain_limit: None,
             idle_timeout: in_millis(limits.idle_timeout),
             input_limit: limits.input_limit,
@@ -420,6 +423,19 @@ impl Connection {
                 false
             }
             Some(limit) => self.bytes_in >= limit.last_byte || (between_messages && limit.emptied),
+        }
+    }
+
+    /// Notes that the connection was ready for this long before a worker served it. The client's
+    /// deadlines do not count that time.
+    #[inline]
+    pub(crate) fn note_wait(&mut self, waited: Duration) {
+        self.waited = waited;
+        if self.is_timed {
+            let now = Instant::now();
+            let since = now.checked_sub(waited).unwrap_or(now);
+            self.read.pause(since);
+            self.write.pause(since);
         }
     }
 

@@ -126,27 +126,26 @@ impl Concurrency {
 
     // ---- the workers' side ----
 
-    /// Rests, if more workers are active than allowed. Returns when the worker is active again, or
-    /// the lot is shut.
+    /// Rests, if more workers are active than allowed, until the worker is called back or the lot
+    /// is shut. True if it rested.
     #[inline]
     pub(super) fn rest_if_surplus(
         &self,
         worker: usize,
         counters: &[ThreadCounters],
         sleepers: &AtomicUsize,
-    ) {
-        if self.active.load(Relaxed) > self.allowed.load(Relaxed) {
-            self.rest(worker, counters, sleepers);
-        }
+    ) -> bool {
+        self.active.load(Relaxed) > self.allowed.load(Relaxed)
+            && self.rest(worker, counters, sleepers)
     }
 
     #[cold]
-    fn rest(&self, worker: usize, counters: &[ThreadCounters], sleepers: &AtomicUsize) {
+    fn rest(&self, worker: usize, counters: &[ThreadCounters], sleepers: &AtomicUsize) -> bool {
         let mut stack = self.stack.lock();
         let allowed = self.allowed.load(SeqCst);
         let leave = |active| (active > allowed).then_some(active - 1);
         if stack.is_closed || self.active.fetch_update(SeqCst, SeqCst, leave).is_err() {
-            return;
+            return false;
         }
         stack.workers.push(worker);
         self.resting.store(stack.workers.len(), SeqCst);
@@ -178,6 +177,7 @@ impl Concurrency {
             let wanted = self.adjust(counters, true);
             self.call_back(&mut stack, wanted);
         }
+        true
     }
 
     /// Has the standby tick. Called by the last worker that leaves the poller.

@@ -68,7 +68,7 @@ impl<S> Lot<S> {
                 turn.expire(now);
             }
         } else if let (Some(limit), true) = (self.queue_timeout, slot.owner.is_queued(generation)) {
-            let due = slot.since.load(SeqCst) + limit;
+            let due = (slot.ready_at.load(SeqCst) / 1_000_000).saturating_add(limit);
             if due > now {
                 self.set_timer(index, slot, due);
             } else if let Some(turn) = self.start(token, counters) {
@@ -113,8 +113,9 @@ impl<S> Lot<S> {
 
     /// Whether the connection has waited for a worker for longer than the queue's time-out.
     pub(crate) fn is_late(&self, turn: &Turn<'_, S>) -> bool {
+        let ready_at = turn.slot.ready_at.load(SeqCst) / 1_000_000;
         self.queue_timeout
-            .is_some_and(|limit| turn.slot.since.load(SeqCst) + limit < clock::millis())
+            .is_some_and(|limit| ready_at.saturating_add(limit) < clock::millis())
     }
 
     /// The parked connections that have been idle for longest, at most `count` of them. Connections

@@ -90,6 +90,9 @@ pub(crate) const BATCH: usize = 256;
 /// or answer.
 const MID_MESSAGE: u64 = 1 << 63;
 
+/// No time in `Slot::ready_at`.
+const NOT_READY: u64 = u64::MAX;
+
 /// A slot, and the generation of the slot's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
@@ -123,9 +126,11 @@ struct Slot<S> {
     /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it
     /// parks.
     expires_at: AtomicU64,
-    /// Since when the connection is parked or queued, in the clock's milliseconds. See also
-    /// `MID_MESSAGE`.
+    /// Since when the connection is parked, in the clock's milliseconds. See also `MID_MESSAGE`.
     since: AtomicU64,
+    /// Since when the connection is ready and waits for a worker, in the clock's nanoseconds;
+    /// `NOT_READY` while it does not. Set when it becomes QUEUED, and kept until it is served.
+    ready_at: AtomicU64,
     /// The wheel has a timer for this slot at this time or earlier; `u64::MAX` if it has none.
     timer: AtomicU64,
 }
@@ -138,7 +143,18 @@ impl<S> Slot<S> {
             info: Mutex::new(None),
             expires_at: AtomicU64::new(u64::MAX),
             since: AtomicU64::new(0),
+            ready_at: AtomicU64::new(NOT_READY),
             timer: AtomicU64::new(u64::MAX),
+        }
+    }
+}
+
+impl<S> Slot<S> {
+    /// Notes that the connection is ready, unless that is noted already: its place in the order of
+    /// connections must not get worse.
+    fn set_ready(&self, now: u64) {
+        if self.ready_at.load(SeqCst) == NOT_READY {
+            self.ready_at.store(now, SeqCst);
         }
     }
 }
@@ -298,14 +314,6 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Notes when a connection begins to wait for a worker. Called before it is QUEUED, since the
-    /// keeper looks at the time from then on.
-    fn stamp(&self, slot: &Slot<S>) {
-        if self.queue_timeout.is_some() {
-            slot.since.store(clock::millis(), SeqCst);
-        }
-    }
-
     /// Sets the timer of a QUEUED connection to the queue's time-out.
     fn limit_queue_time(&self, token: Token) {
         if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) {
@@ -370,12 +378,13 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Called by a worker between two turns: it may have to rest, see [`concurrency`].
+    /// Called by a worker between two turns: it may have to rest, see [`concurrency`]. True if it
+    /// did.
     #[inline]
-    pub(crate) fn rest_if_surplus(&self, worker: usize) {
+    pub(crate) fn rest_if_surplus(&self, worker: usize) -> bool {
         let counters = &self.counters.workers;
         self.concurrency
-            .rest_if_surplus(worker, counters, &self.sleepers);
+            .rest_if_surplus(worker, counters, &self.sleepers)
     }
 
     /// Begins to time a turn, if it is one of those that are timed.
@@ -446,12 +455,11 @@ impl<S> Lot<S> {
     /// The connections that the events turn from PARKED to QUEUED. The caller brings them to a
     /// worker.
     fn ready<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
-        events.iter().filter_map(|event| {
+        let now = clock::nanos();
+        events.iter().filter_map(move |event| {
             let token = Token::from_u64(event.token);
             let slot = self.slots.get(token.index)?;
-            if self.queue_timeout.is_some() && slot.owner.is_parked(token.generation) {
-                self.stamp(slot);
-            }
+            slot.set_ready(now);
             let is_queued = slot.owner.event(token.generation, event.hangup);
             is_queued.then_some(token)
         })

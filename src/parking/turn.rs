@@ -2,9 +2,10 @@
 //! parks the connection, puts it on the queue, or drops the turn, which closes the connection.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
-use super::{Lot, MID_MESSAGE, Slot, Token};
+use super::{Lot, MID_MESSAGE, NOT_READY, Slot, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::panic;
@@ -49,7 +50,8 @@ impl<S> Turn<'_, S> {
         if let (true, Some(grace)) = (idle, grace) {
             expiry = expiry.min(now.saturating_add(lot.stagger(self.token, grace)));
         }
-        // The compare-and-swap in `Ownership::park` publishes both.
+        // The compare-and-swap in `Ownership::park` publishes these.
+        self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.expires_at.store(expiry, Relaxed);
         let since = if idle { now } else { now | MID_MESSAGE };
         self.slot.since.store(since, Relaxed);
@@ -85,7 +87,7 @@ impl<S> Turn<'_, S> {
             self.lot.count_unwritten(clock::millis());
         }
         self.slot.occupant.store(occupant);
-        self.lot.stamp(self.slot);
+        self.slot.set_ready(clock::nanos());
         self.slot.owner.requeue();
         self.lot.push([self.token], self.counters);
     }
@@ -96,6 +98,19 @@ impl<S> Turn<'_, S> {
         if let Some(turn) = self.park() {
             turn.requeue();
         }
+    }
+
+    /// The connection is served from `now` on, in the clock's nanoseconds. Returns since when it
+    /// has been ready. The time in between is not its client's.
+    pub(crate) fn begin_service(&mut self, now: u64) -> u64 {
+        let ready_at = self.slot.ready_at.load(Relaxed).min(now);
+        self.slot.ready_at.store(NOT_READY, Relaxed);
+        if let Some(occupant) = &mut self.occupant {
+            occupant
+                .conn
+                .note_wait(Duration::from_nanos(now - ready_at));
+        }
+        ready_at
     }
 
     pub(super) fn waits_for_input(&self) -> bool {
@@ -114,11 +129,15 @@ impl<S> Turn<'_, S> {
         let Some(occupant) = &mut self.occupant else {
             return false;
         };
-        let has_input = matches!(occupant.conn.try_fill(), Ok(Filled::Bytes));
-        if has_input {
-            occupant.stage = Stage::Idle;
+        match (occupant.conn.try_fill(), occupant.stage) {
+            (Ok(Filled::Bytes), _) => {
+                occupant.stage = Stage::Idle;
+                true
+            }
+            // The end of the stream may complete a message.
+            (Ok(Filled::Eof), Stage::Partial) => true,
+            _ => false,
         }
-        has_input
     }
 
     /// Adds the bytes that this turn moved to the thread's counters.
@@ -256,6 +275,7 @@ impl<S> Drop for Turn<'_, S> {
         drop(conn);
         let info = self.slot.info.lock().take();
         drop(info);
+        self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.owner.free();
         self.lot.slots.give(self.token.index);
         self.lot.notify_room();
