@@ -9,7 +9,7 @@
 //!
 //! A stage only gives way to a later one.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ pub(crate) struct Drain {
     /// In the stage [`REPLACED`]: how long an idle connection is kept, in milliseconds.
     idle_grace: AtomicU64,
     open: AtomicUsize,
+    /// Open connections that are finished but for their close.
+    lingering: AtomicUsize,
     ended: AtomicUsize,
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -66,7 +68,7 @@ impl Drain {
         (self.stage.load(SeqCst) == REPLACED).then(|| self.idle_grace.load(SeqCst))
     }
 
-    /// Sets what is called each time the last open connection ends while the server drains. Only
+    /// Sets what is called each time the last connection is finished while the server drains. Only
     /// the first call has an effect.
     pub(crate) fn on_empty(&self, call: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_empty.set(Box::new(call));
@@ -75,7 +77,10 @@ impl Drain {
     /// Counts a connection as open until the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
         self.open.fetch_add(1, SeqCst);
-        InFlight(Arc::clone(self))
+        InFlight {
+            drain: Arc::clone(self),
+            lingers: AtomicBool::new(false),
+        }
     }
 
     /// How many connections are open.
@@ -83,30 +88,53 @@ impl Drain {
         self.open.load(SeqCst)
     }
 
-    /// How many connections have ended.
-    pub(crate) fn ended(&self) -> usize {
-        self.ended.load(SeqCst)
+    /// How many connections are open and not finished. Those that linger are finished.
+    pub(crate) fn in_progress(&self) -> usize {
+        self.open().saturating_sub(self.lingering.load(SeqCst))
+    }
+
+    fn check_empty(&self) {
+        if self.is_draining() && self.in_progress() == 0 {
+            if let Some(call) = self.on_empty.get() {
+                call();
+            }
+        }
+    }
+
+    /// How many connections have finished so far.
+    pub(crate) fn finished(&self) -> usize {
+        self.ended.load(SeqCst) + self.lingering.load(SeqCst)
     }
 }
 
 /// An open connection.
-pub(crate) struct InFlight(Arc<Drain>);
+pub(crate) struct InFlight {
+    drain: Arc<Drain>,
+    lingers: AtomicBool,
+}
 
 impl InFlight {
     pub(crate) fn drain(&self) -> &Drain {
-        &self.0
+        &self.drain
+    }
+
+    /// The connection is finished: a stop does not wait for its close.
+    pub(crate) fn linger(&self) {
+        if !self.lingers.swap(true, SeqCst) {
+            self.drain.lingering.fetch_add(1, SeqCst);
+            self.drain.check_empty();
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, SeqCst);
-        let before = self.0.open.fetch_sub(1, SeqCst);
-        if before == 1 && self.0.is_draining() {
-            if let Some(call) = self.0.on_empty.get() {
-                call();
-            }
+        self.drain.ended.fetch_add(1, SeqCst);
+        self.drain.open.fetch_sub(1, SeqCst);
+        if *self.lingers.get_mut() {
+            self.drain.lingering.fetch_sub(1, SeqCst);
         }
+        self.drain.check_empty();
     }
 }
 

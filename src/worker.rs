@@ -11,16 +11,17 @@
 //! again. The workers end when the queue's last sender is dropped.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::clock;
-use crate::connection::{Filled, READ_SIZE};
+use crate::connection::{Connection, Filled};
 use crate::panic;
 use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
-use crate::sys::Events;
+use crate::sys::{Events, PeerState};
 
 /// How many calls of the service a connection gets in one turn, while the queue is empty.
 const CALLS_PER_TURN: usize = 64;
@@ -28,6 +29,9 @@ const CALLS_PER_TURN: usize = 64;
 /// After this many queue entries in a row a worker asks the poller, even if the queue is never
 /// empty.
 const POLL_EVERY: usize = 64;
+
+/// After this many nanoseconds in the queue it is checked whether the client is still there.
+const CHECK_CLIENT_AFTER: u64 = 10_000_000;
 
 /// A hook of the application. Its argument is the worker's index.
 pub(crate) type Hook = Box<dyn Fn(usize) + Send + Sync>;
@@ -39,13 +43,15 @@ pub(crate) struct Workers<'a, S: Service> {
     pub(crate) queue: &'a Receiver<Token>,
     pub(crate) on_start: Option<&'a Hook>,
     pub(crate) on_exit: Option<&'a Hook>,
+    /// A call of the service has made no progress, and that was logged.
+    pub(crate) has_warned: AtomicBool,
 }
 
 /// What one worker has of its own. Built, used and dropped on its thread.
 struct Worker<'a, W> {
     index: usize,
-    /// The service's state for this worker.
-    own: W,
+    /// The service's state for this worker, built when the worker first serves.
+    own: Option<W>,
     counters: &'a ThreadCounters,
     events: Events,
     /// Room to read into, lent to the connection in the turn.
@@ -83,51 +89,37 @@ enum Disposition {
 }
 
 impl<'a, S: Service> Workers<'a, S> {
-    /// One worker's loop. `started` is called once with whether the worker could be built. If not,
-    /// it ends.
+    /// One worker's loop. `started` is called once with whether the worker could start. If not, it
+    /// ends.
     pub(crate) fn run(&'a self, index: usize, started: impl FnOnce(io::Result<()>)) {
         let mut worker = match self.start(index) {
-            Ok(worker) => Some(worker),
+            Ok(worker) => worker,
             Err(error) => return started(Err(error)),
         };
         started(Ok(()));
         loop {
-            let Some(current) = &mut worker else {
-                match self.build(index) {
-                    Ok(built) => worker = Some(built),
-                    Err(error) => {
-                        log::error!("worker {index}: cannot build its state: {error}");
-                        // Each failure costs one connection, or the worker would spin.
-                        match self.queue.recv() {
-                            Ok(token) => self.close_queued(index, token),
-                            Err(_) => break,
-                        }
-                    }
-                }
-                continue;
-            };
             if self.lot.rest_if_surplus(index) {
-                current.entries = 0;
+                worker.entries = 0;
             }
             let token = match self.queue.try_recv() {
                 Ok(token) => Some(token),
                 Err(TryRecvError::Empty) => {
-                    current.entries = 0;
+                    worker.entries = 0;
                     self.lot
-                        .wait(&mut current.events, self.queue, current.counters)
+                        .wait(&mut worker.events, self.queue, worker.counters)
                 }
                 Err(TryRecvError::Disconnected) => break,
             };
             let Some(token) = token else { continue };
-            let end = panic::contain(|| self.serve_entry(current, token));
+            let end = panic::contain(|| self.serve_entry(&mut worker, token));
             if let Err(why) = &end {
                 log::error!("worker {index}: {why}");
             }
             if matches!(end, Err(_) | Ok(TurnEnd::Panicked)) {
-                self.discard(index, worker.take());
+                self.discard_state(&mut worker);
             }
         }
-        self.discard(index, worker);
+        self.discard_state(&mut worker);
         self.end(index);
     }
 
@@ -135,34 +127,50 @@ impl<'a, S: Service> Workers<'a, S> {
         if let Some(hook) = self.on_start {
             panic::contain(|| hook(index)).map_err(panicked)?;
         }
-        self.build(index)
-    }
-
-    fn build(&'a self, index: usize) -> io::Result<Worker<'a, S::Worker>> {
-        let own = panic::contain(|| self.service.worker(index));
-        Ok(Worker {
+        let mut worker = Worker {
             index,
-            own: own.map_err(panicked)??,
+            own: None,
             counters: &self.lot.counters.workers[index],
             events: Events::with_capacity(BATCH),
-            spare: vec![0; READ_SIZE],
+            spare: Vec::new(),
             entries: 0,
             now: clock::nanos(),
             ready_at: 0,
             turns: 0,
-        })
+        };
+        // The first worker shows at the start of the server whether the state can be built.
+        if index == 0 {
+            worker.own = Some(self.build_state(index)?);
+        }
+        Ok(worker)
+    }
+
+    fn build_state(&self, index: usize) -> io::Result<S::Worker> {
+        panic::contain(|| self.service.worker(index)).map_err(panicked)?
+    }
+
+    /// Builds the worker's state, if it has none. False if that fails.
+    fn has_state(&self, worker: &mut Worker<'a, S::Worker>) -> bool {
+        if worker.own.is_none() {
+            match self.build_state(worker.index) {
+                Ok(state) => worker.own = Some(state),
+                Err(error) => {
+                    log::error!("worker {}: cannot build its state: {error}", worker.index)
+                }
+            }
+        }
+        worker.own.is_some()
     }
 
     /// Drops a worker's state. The drop is the application's code.
-    fn discard(&self, index: usize, worker: Option<Worker<'a, S::Worker>>) {
-        if let Err(why) = panic::contain(|| drop(worker)) {
-            log::error!("worker {index}: dropping its state panicked: {why}");
+    fn discard_state(&self, worker: &mut Worker<'a, S::Worker>) {
+        let state = worker.own.take();
+        if let Err(why) = panic::contain(|| drop(state)) {
+            log::error!(
+                "worker {}: dropping its state panicked: {why}",
+                worker.index
+            );
         }
-    }
-
-    fn close_queued(&self, index: usize, token: Token) {
-        drop(self.lot.start(token, &self.lot.counters.workers[index]));
-        self.lot.notify_room();
     }
 
     fn end(&self, index: usize) {
@@ -206,6 +214,10 @@ impl<'a, S: Service> Workers<'a, S> {
         let Some(mut turn) = self.lot.start(token, worker.counters) else {
             return TurnEnd::Over;
         };
+        // Without a state the connection is closed, or the worker would spin.
+        if !self.has_state(worker) {
+            return TurnEnd::Over;
+        }
         if self.lot.is_late(&turn) {
             turn.refuse_late();
             return TurnEnd::Over;
@@ -311,6 +323,13 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
             }
         }
+        if worker.now - worker.ready_at > CHECK_CLIENT_AFTER
+            && conn.peer_state() == PeerState::Reset
+        {
+            log::debug!("{}: closed, the client has left", conn.info());
+            count(&self.lot.counters.abandoned);
+            return Disposition::Drop;
+        }
         if reads && !mid_message && conn.buffer().is_empty() {
             // The stream has ended where a message might have begun.
             return Disposition::Close;
@@ -335,11 +354,12 @@ impl<'a, S: Service> Workers<'a, S> {
             Some(session) => session,
             none => none.insert(self.service.session(&occupant.conn)?),
         };
+        let Some(own) = &mut worker.own else {
+            return Err(io::Error::other("the worker has no state"));
+        };
         let counters = worker.counters;
         counters.begin_call(token.to_u64(), worker.ready_at, worker.now);
-        let next = self
-            .service
-            .serve(&mut occupant.conn, session, &mut worker.own);
+        let next = self.service.serve(&mut occupant.conn, session, own);
         worker.now = clock::nanos();
         counters.end_call(worker.now);
         worker.ready_at = worker.now;
@@ -353,11 +373,26 @@ impl<'a, S: Service> Workers<'a, S> {
             return Disposition::Drop;
         }
         let stage = match next {
+            Next::Park if conn.buffer().is_empty() => {
+                conn.end_message();
+                Stage::Idle
+            }
             Next::Park => {
+                let before = occupant.unread_mark.replace(conn.input_mark());
+                if before == occupant.unread_mark {
+                    // The service would be called again and again for the same bytes.
+                    self.warn_of_no_progress(conn);
+                    return self.follow(occupant, Next::More);
+                }
                 conn.end_message();
                 Stage::Idle
             }
             Next::More if conn.at_eof() => return Disposition::Close,
+            Next::More if conn.is_input_full() => {
+                log::debug!("{}: closed, a message is too long", conn.info());
+                count(&self.lot.counters.too_long);
+                return Disposition::Close;
+            }
             Next::More => Stage::Partial,
             Next::Again => Stage::Runnable,
             Next::Close | Next::Detach => return Disposition::Close,
@@ -376,6 +411,16 @@ impl<'a, S: Service> Workers<'a, S> {
         match has_more || self.ends_after(stage) {
             true => Disposition::Continue,
             false => Disposition::Park,
+        }
+    }
+
+    fn warn_of_no_progress(&self, conn: &Connection) {
+        if !self.has_warned.swap(true, Relaxed) {
+            log::warn!(
+                "{}: the service returned Park twice with the same unread bytes; it waits for more \
+                 now, as after More (this is logged once)",
+                conn.info()
+            );
         }
     }
 

@@ -930,7 +930,7 @@ fn a_server_that_cannot_start_leaves_its_address() {
         type Worker = ();
         fn worker(&self, index: usize) -> io::Result<()> {
             match index {
-                2 => Err(io::Error::other("no database for worker 2")),
+                0 => Err(io::Error::other("no database for worker 0")),
                 _ => Ok(()),
             }
         }

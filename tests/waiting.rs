@@ -292,8 +292,10 @@ fn a_thousand_panics_cost_a_thousand_connections() {
     assert_eq!(answer(&mut bystander), "2: two");
     drop(bystander);
     stop(&handle);
-    assert_eq!(counting.workers.load(SeqCst), 1002);
-    assert_eq!(counting.worker_drops.load(SeqCst), 1002);
+    // A worker's state is built when the worker serves, and again after each panic.
+    let built = counting.workers.load(SeqCst);
+    assert!((1001..=1002).contains(&built), "{built}");
+    assert_eq!(counting.worker_drops.load(SeqCst), built);
     assert_eq!(counting.session_drops.load(SeqCst), 1001);
 }
 
@@ -435,7 +437,7 @@ impl Service for &'static Scarce {
 
 #[test]
 fn a_server_whose_workers_cannot_be_built_does_not_start() {
-    let service = Scarce(AtomicUsize::new(1));
+    let service = Scarce(AtomicUsize::new(0));
     let built = server()
         .workers(2)
         .thread_name_prefix("scarce")
@@ -1711,7 +1713,8 @@ fn sessions_survive_parking() {
     drop(clients);
     stop(&handle);
     assert_eq!(counting.session_drops.load(SeqCst), 20);
-    assert_eq!(counting.workers.load(SeqCst), 4);
+    let built = counting.workers.load(SeqCst);
+    assert!((1..=4).contains(&built), "{built}");
 }
 
 #[test]

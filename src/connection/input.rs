@@ -50,19 +50,21 @@ impl Input {
 
     /// Room to read into; never empty. `limit` bounds the unconsumed bytes and the room together.
     pub(crate) fn room(&mut self, limit: usize) -> io::Result<&mut [u8]> {
+        let left = limit.saturating_sub(self.len());
+        if left == 0 {
+            let text = format!("a message is longer than the input limit of {limit} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         if self.end == self.buffer.len() && self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         if self.end == self.buffer.len() {
-            if self.len() >= limit {
-                let text = format!("a message is longer than the input limit of {limit} bytes");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            }
             let size = (self.buffer.len() * 2).clamp(READ_SIZE, limit.max(READ_SIZE));
             self.buffer.resize(size, 0);
         }
-        Ok(&mut self.buffer[self.end..])
+        let end = self.buffer.len().min(self.end.saturating_add(left));
+        Ok(&mut self.buffer[self.end..end])
     }
 
     /// Adds the `count` bytes that were read into the room.

@@ -26,7 +26,7 @@ use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
 use crate::drain::InFlight;
 use crate::listener::ListenerInfo;
-use crate::sys::{self, Interest, Poller, Stream};
+use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
 use input::Input;
 pub(crate) use input::READ_SIZE;
@@ -253,6 +253,15 @@ impl Connection {
         self.input.bytes()
     }
 
+    /// Whether the buffer has as many bytes as it may have, see
+    /// [`Builder::input_limit`](crate::Builder::input_limit). A service that needs more of the
+    /// message all the same, and returns [`Next::More`](crate::Next::More), gets no more: the
+    /// connection is closed. So this is the moment to tell the client.
+    #[inline]
+    pub fn is_input_full(&self) -> bool {
+        self.input.len() >= self.input_limit
+    }
+
     /// Waits until the kernel has taken all that was written. [`flush`](std::io::Write::flush) does
     /// not wait.
     ///
@@ -437,6 +446,22 @@ impl Connection {
             self.read.pause(since);
             self.write.pause(since);
         }
+    }
+
+    /// How long the connection was ready before a worker served it in the present turn.
+    #[cfg(feature = "http")]
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// What the client has done to the connection, as far as the kernel knows: one system call.
+    pub(crate) fn peer_state(&self) -> PeerState {
+        sys::socket::peer_state(&self.info.socket)
+    }
+
+    /// The counts of bytes that were received, and that are unread.
+    pub(crate) fn input_mark(&self) -> (u64, usize) {
+        (self.bytes_in, self.input.len())
     }
 
     /// Ends the stretch of reading: a new message begins.

@@ -553,6 +553,21 @@ impl<S> Lot<S> {
         true
     }
 
+    /// Closes the connections that linger, after the client's last bytes are discarded: a close
+    /// with unread input would reset the connection.
+    pub(crate) fn close_lingering(&self) {
+        for (token, _) in self.tokens() {
+            let Some(mut turn) = self.claim_parked(token, &self.counters.main_thread) else {
+                continue;
+            };
+            let stage = turn.occupant().map(|occupant| occupant.stage);
+            match stage {
+                Some(Stage::Lingering { .. }) => drop(turn.occupant().map(Occupant::advance)),
+                _ => turn.park_again(),
+            }
+        }
+    }
+
     fn is_open(&self) -> bool {
         self.queue.read().is_some()
     }

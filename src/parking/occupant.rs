@@ -37,6 +37,8 @@ pub(crate) struct Occupant<S> {
     pub(crate) stage: Stage,
     pub(crate) session: Option<S>,
     pub(crate) conn: Connection,
+    /// The input that was unread when the service last returned `Next::Park`.
+    pub(crate) unread_mark: Option<(u64, usize)>,
 }
 
 /// What a connection needs next.
@@ -55,6 +57,7 @@ impl<S> Occupant<S> {
             stage,
             session: None,
             conn,
+            unread_mark: None,
         }
     }
 
@@ -83,6 +86,7 @@ impl<S> Occupant<S> {
                 _ => return Needs::Close,
             }
             self.conn.half_close(LINGER);
+            self.conn.info().in_flight.linger();
             self.stage = Stage::Lingering { left: LINGER_BYTES };
         }
         self.linger()

@@ -36,6 +36,12 @@ pub struct Builder {
     pub(super) stuck_after: Option<Duration>,
 }
 
+/// Enough for handlers that wait for disks or other servers. Workers that are not needed rest.
+fn default_workers() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (cores * 8).max(16)
+}
+
 /// A listener, or the address to bind one to.
 pub(super) enum Source {
     Bind(Bind),
@@ -46,7 +52,7 @@ impl Builder {
     pub(super) fn new() -> Self {
         Self {
             listeners: Vec::new(),
-            workers: thread::available_parallelism().map_or(1, usize::from),
+            workers: default_workers(),
             queue: 1024,
             stack_size: None,
             thread_name_prefix: "handover".to_owned(),
@@ -81,9 +87,10 @@ impl Builder {
         self
     }
 
-    /// Sets the number of worker threads, which bounds the calls of the service at the same time. A
-    /// service that waits for disks or other servers needs more than the default. Defaults to
-    /// `std::thread::available_parallelism()`.
+    /// Sets the number of worker threads, which bounds the calls of the service at the same time. No
+    /// more workers are active than the cores carry, as long as calls do not block, so a large
+    /// number costs a fast service next to nothing. Defaults to 8 times
+    /// `std::thread::available_parallelism()`, at least 16.
     pub fn workers(mut self, threads: usize) -> Self {
         self.workers = threads;
         self

@@ -12,6 +12,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,7 @@ impl<S: Service> MainThread<S> {
             queue: &self.queue,
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
+            has_warned: AtomicBool::new(false),
         };
         let host = ServerHost {
             main: &self,
@@ -260,7 +262,7 @@ impl<S: Service> MainThread<S> {
 
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
         log::info!("stopping, {} connections are open", self.lot.drain.open());
-        StopProgress::begin(self.lot.drain.ended(), deadline)
+        StopProgress::begin(self.lot.drain.finished(), deadline)
     }
 
     /// Begins a stop, or gives the one in progress an earlier deadline.
@@ -289,8 +291,8 @@ impl<S: Service> MainThread<S> {
 
     /// Whether the drain is over, or its deadline has passed.
     fn is_over(&self, stop: &mut StopProgress, accepting: bool) -> bool {
-        stop.finished = self.lot.drain.ended() - stop.ended_before;
-        stop.is_clean = !accepting && self.lot.drain.open() == 0;
+        stop.finished = self.lot.drain.finished() - stop.finished_before;
+        stop.is_clean = !accepting && self.lot.drain.in_progress() == 0;
         stop.is_clean || stop.deadline.passed(Instant::now())
     }
 
@@ -327,14 +329,15 @@ impl<S: Service> MainThread<S> {
             ..Report::default()
         };
         self.gate.close_now();
+        lot.close_lingering();
         if !stop.is_clean {
             // A server that was replaced has kept its idle connections until now. Closing them
             // loses nothing.
             lot.drain.close();
             lot.close_idle();
-            report.finished = lot.drain.ended() - stop.ended_before;
+            report.finished = lot.drain.finished() - stop.finished_before;
             lot.drain.force();
-            let left = lot.drain.open();
+            let left = lot.drain.in_progress();
             report.forced = self.calls_in_progress();
             report.dropped = left.saturating_sub(report.forced.len());
             lot.force();
@@ -434,8 +437,8 @@ impl<S: Service> Host for ServerHost<'_, S> {
 struct StopProgress {
     since: Instant,
     deadline: Deadline,
-    /// How many connections had ended before the stop, and have ended since.
-    ended_before: usize,
+    /// How many connections had finished before the stop, and have finished since.
+    finished_before: usize,
     finished: usize,
     /// The connections that waited for a message are closed, or on the queue.
     idle_closed: bool,
@@ -444,11 +447,11 @@ struct StopProgress {
 }
 
 impl StopProgress {
-    fn begin(ended_before: usize, deadline: Deadline) -> Self {
+    fn begin(finished_before: usize, deadline: Deadline) -> Self {
         Self {
             since: Instant::now(),
             deadline,
-            ended_before,
+            finished_before,
             finished: 0,
             idle_closed: false,
             is_clean: false,

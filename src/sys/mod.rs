@@ -87,6 +87,17 @@ pub(crate) struct Event {
     pub(crate) hangup: bool,
 }
 
+/// What the peer has done to a connection.
+#[cfg_attr(not(unix), allow(dead_code))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerState {
+    Open,
+    /// The peer has ended its side: it sends no more, but may still read.
+    Ended,
+    /// The connection was reset.
+    Reset,
+}
+
 /// What a thread has used since it began.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ThreadUsage {

@@ -4,12 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 
+use rustix::event::PollFlags;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::time::ClockId;
 
 use crate::sys::ThreadUsage;
 
 /// The clock that costs least. Its resolution is that of the kernel's tick, 1 to 10 ms.
+/// What poll(2) reports when the peer has ended its side.
+pub(in crate::sys) const END_OF_STREAM: PollFlags = PollFlags::RDHUP;
+
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::MonotonicCoarse;
 
 /// A file in memory, without a name.

@@ -6,9 +6,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use rustix::event::PollFlags;
 use rustix::time::ClockId;
 
 use crate::sys::ThreadUsage;
+
+/// Here poll(2) does not report that the peer has ended its side.
+pub(in crate::sys) const END_OF_STREAM: PollFlags = PollFlags::empty();
 
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::Monotonic;
 

@@ -14,12 +14,13 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{SockAddr, Socket, Type};
 
+use crate::sys::native::calls::END_OF_STREAM;
 #[cfg(feature = "http")]
 pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, set_accept_options,
 };
-use crate::sys::{Interest, Ready};
+use crate::sys::{Interest, PeerState, Ready};
 
 /// The longest that one wait may last. There is no limit, because a shutdown of the socket ends a
 /// wait here.
@@ -159,4 +160,20 @@ pub(crate) fn duplicate_stream(socket: &Socket) -> io::Result<Stream> {
     } else {
         Stream::Tcp(copy.into())
     })
+}
+
+/// What the peer of a connection has done, whatever is left to read.
+pub(crate) fn peer_state(socket: &Socket) -> PeerState {
+    let mut fds = [PollFd::new(socket, END_OF_STREAM)];
+    if poll(&mut fds, Some(&Timespec::default())).is_err() {
+        return PeerState::Open;
+    }
+    let found = fds[0].revents();
+    if found.intersects(PollFlags::ERR | PollFlags::HUP) {
+        PeerState::Reset
+    } else if found.intersects(END_OF_STREAM) {
+        PeerState::Ended
+    } else {
+        PeerState::Open
+    }
 }

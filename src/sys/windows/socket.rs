@@ -18,7 +18,7 @@ pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, set_accept_options,
 };
-use crate::sys::{Interest, Ready};
+use crate::sys::{Interest, PeerState, Ready};
 
 /// The longest that one wait may last, because a shutdown of the socket does not end a wait here.
 pub(crate) const MAX_WAIT: Option<Duration> = Some(Duration::from_millis(100));
@@ -133,4 +133,9 @@ pub(crate) fn duplicate_stream(socket: &Socket) -> io::Result<Stream> {
     let copy = socket.try_clone()?;
     copy.set_nonblocking(false)?;
     Ok(Stream::Tcp(copy.into()))
+}
+
+/// Not known here without reading.
+pub(crate) fn peer_state(_: &Socket) -> PeerState {
+    PeerState::Open
 }
