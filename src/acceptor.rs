@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::addr::Addr;
-use crate::connection::{Activity, ConnectionInfo};
+use crate::connection::{Activity, ConnectionInfo, Outbox};
 use crate::listener::Listener;
 use crate::parking::{IdleConnection, Lot};
 use crate::stats::count;
@@ -407,6 +407,7 @@ impl<S> Acceptor<'_, S> {
             listener,
             in_flight: self.lot.drain.enter(),
             activity: Activity::default(),
+            outbox: Outbox::default(),
             _ticket: ticket,
         });
         AcceptOutcome::Accepted

@@ -372,6 +372,10 @@ impl<'a, S: Service> Workers<'a, S> {
         if conn.is_detached() {
             return Disposition::Drop;
         }
+        if conn.is_abandoned() {
+            count(&self.lot.counters.abandoned);
+            return Disposition::Drop;
+        }
         let stage = match next {
             Next::Park if conn.buffer().is_empty() => {
                 conn.end_message();

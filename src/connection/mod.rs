@@ -8,6 +8,7 @@
 
 mod input;
 mod messages;
+mod outbox;
 mod output;
 mod pace;
 mod receive_state;
@@ -30,6 +31,7 @@ use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
 use input::Input;
 pub(crate) use input::READ_SIZE;
+pub(crate) use outbox::{Outbox, OutboxWatch};
 use output::Output;
 use pace::Pace;
 use receive_state::ReceiveState;
@@ -69,6 +71,7 @@ pub(crate) struct ConnectionInfo {
     /// Counts the connection as open until it is dropped.
     pub(crate) in_flight: InFlight,
     pub(crate) activity: Activity,
+    pub(crate) outbox: Outbox,
     /// Counts the connection for its client until it is dropped.
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
@@ -176,6 +179,9 @@ pub struct Connection {
     read: Pace,
     write: Pace,
     poller: Arc<Poller>,
+    outboxes: Arc<OutboxWatch>,
+    /// The service has found that the client has left.
+    is_abandoned: bool,
 }
 
 /// How a read that does not wait ended.
@@ -187,7 +193,12 @@ pub(crate) enum Filled {
 }
 
 impl Connection {
-    pub(crate) fn new(info: Arc<ConnectionInfo>, poller: Arc<Poller>, limits: &Limits) -> Self {
+    pub(crate) fn new(
+        info: Arc<ConnectionInfo>,
+        poller: Arc<Poller>,
+        outboxes: Arc<OutboxWatch>,
+        limits: &Limits,
+    ) -> Self {
         Self {
             info,
             input: Input::default(),
@@ -208,6 +219,8 @@ impl Connection {
             read: Pace::new(limits.read_timeout, limits.min_rate),
             write: Pace::new(limits.write_timeout, limits.min_rate),
             poller,
+            outboxes,
+            is_abandoned: false,
         }
     }
 
@@ -446,6 +459,38 @@ impl Connection {
             self.read.pause(since);
             self.write.pause(since);
         }
+    }
+
+    /// Lends pending output to the outbox while a handler is called: if that takes long, the output
+    /// is written meanwhile. Nothing else may be written until [`reclaim_output`](Self::reclaim_output).
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn lend_output(&mut self, pending: &mut Vec<u8>) {
+        self.info.outbox.lend(pending);
+        self.outboxes.note_use();
+    }
+
+    /// Takes back what is left of the output that was lent.
+    ///
+    /// # Errors
+    ///
+    /// Errors of writing.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn reclaim_output(&mut self, pending: &mut Vec<u8>) -> io::Result<()> {
+        let sent = self.info.outbox.reclaim(pending)?;
+        self.note_sent(sent);
+        Ok(())
+    }
+
+    /// Closes the connection after this call: its client has left, so that it is not served.
+    #[cfg(feature = "http")]
+    pub(crate) fn abandon(&mut self) {
+        self.is_abandoned = true;
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.is_abandoned
     }
 
     /// How long the connection was ready before a worker served it in the present turn.

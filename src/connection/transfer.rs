@@ -159,7 +159,7 @@ impl Connection {
         Ok(self.bytes_out > before)
     }
 
-    fn note_sent(&mut self, count: usize) {
+    pub(super) fn note_sent(&mut self, count: usize) {
         // Bytes that were written end a stretch of reading. An attempt does not.
         if count > 0 {
             self.bytes_out += count as u64;

@@ -48,16 +48,28 @@ use super::reply::{Reply, ReplyKind, UpgradedProtocol};
 use super::response_form::ResponseForm;
 use super::response_writer::ResponseWriter;
 use super::settings::Http;
+use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
 use crate::service::{Next, Service};
+use crate::sys::PeerState;
 
 /// Responses are written when this many bytes are pending, even if more requests have arrived. The
 /// pending bytes and the next response together should fit into the connection's output buffer.
 const FLUSH_THRESHOLD: usize = 16 * 1024;
 
+/// After this many responses, or a tick of the coarse clock, a call ends: other connections may be
+/// waiting for the worker.
+const REQUESTS_PER_CALL: u32 = 64;
+
 /// The response to a client whose request does not arrive in time.
 const TIMED_OUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// The request is longer than the connection's input limit.
+const TOO_LONG: Rejection = Rejection::new(
+    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "the head is too long",
+);
 
 const HANDLER_PANICKED: Rejection =
     Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked");
@@ -179,6 +191,8 @@ where
             parser,
             writer,
             log_entry: None,
+            began: clock::millis(),
+            responses: 0,
         };
         let next = call.serve_requests();
         // After an error too: the responses before it are complete.
@@ -188,7 +202,11 @@ where
         match state {
             SessionState::Upgraded(protocol) => protocol(conn),
             SessionState::Head { .. } | SessionState::Body(_) if next == Next::More => {
-                conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(TIMED_OUT));
+                // After an empty line no request has begun that could be answered.
+                conn.set_closing_notice(match conn.buffer() {
+                    [] => ClosingNotice::Refusal,
+                    _ => ClosingNotice::RefusalOrTimeout(TIMED_OUT),
+                });
                 Ok(next)
             }
             _ => Ok(next),
@@ -210,6 +228,10 @@ struct ServeCall<'a, H> {
     /// The request line and its arrival, for the access log. `None` if the log is off, and for a
     /// request without a valid head.
     log_entry: Option<(String, Instant)>,
+    /// When the call began, in the coarse clock's milliseconds.
+    began: u64,
+    /// How many requests this call has responded to.
+    responses: u32,
 }
 
 impl<H, R> ServeCall<'_, H>
@@ -243,11 +265,22 @@ where
                 // The client may wait for these responses before it sends the body.
                 self.writer.flush(self.conn)?;
             }
-            let Some((head, reply)) = self.call_handler(&mut request, parts) else {
+            if self.has_client_left() {
+                self.conn.abandon();
+                return Ok(Next::Close);
+            }
+            let Some((head, reply)) = self.call_handler(&mut request, parts)? else {
                 return Ok(Next::Close);
             };
             if let Some(next) = self.respond(request, head, reply)? {
                 return Ok(next);
+            }
+            self.responses += 1;
+            let has_had_share =
+                self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began;
+            if has_had_share && !self.conn.buffer().is_empty() {
+                // The responses leave, and other connections have their turns.
+                return Ok(Next::Again);
             }
         }
     }
@@ -269,23 +302,31 @@ where
             *self.state = SessionState::Head { examined: 0 };
         }
         // Empty lines before a request are ignored (RFC 9112, section 2.2).
+        let mut has_empty_line = false;
         while matches!(self.state, SessionState::Head { .. })
             && self.conn.buffer().starts_with(b"\r\n")
         {
             self.conn.consume(2);
             *self.state = SessionState::Head { examined: 0 };
+            has_empty_line = true;
         }
         if self.conn.buffer().is_empty() {
             *self.state = SessionState::Head { examined: 0 };
-            return Err(Next::Park);
+            // The head's deadline goes on, or empty lines would keep a connection open for ever.
+            return Err(if has_empty_line {
+                Next::More
+            } else {
+                Next::Park
+            });
         }
         let rejection = match self.receive_request(parts) {
             Ok(Some(request)) => {
                 *self.state = SessionState::Head { examined: 0 };
                 return Ok(request);
             }
-            Ok(None) if !self.conn.at_eof() => return Err(Next::More),
-            Ok(None) => bad_request("the request ended early"),
+            Ok(None) if self.conn.at_eof() => bad_request("the request ended early"),
+            Ok(None) if self.conn.is_input_full() => TOO_LONG,
+            Ok(None) => return Err(Next::More),
             Err(rejection) => rejection,
         };
         let is_head = self.conn.buffer().starts_with(b"HEAD ");
@@ -329,8 +370,9 @@ where
         &mut self,
         request: &mut RequestHead,
         mut parts: Option<Parts>,
-    ) -> Option<(response::Parts, Reply)> {
+    ) -> io::Result<Option<(response::Parts, Reply)>> {
         let is_head = request.is_head;
+        self.writer.lend(self.conn);
         let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let body = Body {
@@ -343,16 +385,26 @@ where
             let returned = request.map(|request| (self.http.handler)(request).into_parts());
             response = returned.map(|(head, body)| (head, body.into()));
         }));
+        let reclaimed = self.writer.reclaim(self.conn);
         let rejection = match rejection {
             None if response.is_none() => HANDLER_PANICKED,
-            None => return response,
+            None => return reclaimed.map(|()| response),
             Some(rejection) => rejection,
         };
         self.reject(rejection, is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);
         }
-        None
+        reclaimed.map(|()| None)
+    }
+
+    /// Whether the client has reset the connection or ended its side, while its first request in
+    /// this call waited for a worker for longer than the limit.
+    #[inline]
+    fn has_client_left(&self) -> bool {
+        self.responses == 0
+            && self.conn.waited() > self.http.abandoned_after
+            && self.conn.peer_state() != PeerState::Open
     }
 
     /// Discards the rest of the request's body, and writes the response.
@@ -433,7 +485,11 @@ where
                 Some((line, since)) => (line, since.elapsed().as_millis()),
                 None => ("-".to_owned(), 0),
             };
-            log::info!(target: "handover::access", "{peer} \"{line}\" {status} {body_len} {millis}");
+            let waited = self.conn.waited().as_millis();
+            log::info!(
+                target: "handover::access",
+                "{peer} \"{line}\" {status} {body_len} {millis} {waited}"
+            );
         }
     }
 

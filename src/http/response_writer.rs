@@ -27,6 +27,7 @@ const READER_BUFFER_SIZE: usize = 64 * 1024 - 20;
 pub(super) struct ResponseWriter {
     /// What is collected, and not yet written to the connection.
     pending: Vec<u8>,
+    is_lent: bool,
     date: Date,
     reader_buffer: Vec<u8>,
 }
@@ -50,6 +51,24 @@ impl ResponseWriter {
         // After an error too: the part that was written must not be written again.
         self.pending.clear();
         written
+    }
+
+    /// Lends what is pending to the connection's outbox while a handler is called.
+    #[inline]
+    pub(super) fn lend(&mut self, conn: &mut Connection) {
+        if !self.pending.is_empty() {
+            conn.lend_output(&mut self.pending);
+            self.is_lent = true;
+        }
+    }
+
+    /// Takes back what is left of it.
+    #[inline]
+    pub(super) fn reclaim(&mut self, conn: &mut Connection) -> io::Result<()> {
+        match std::mem::take(&mut self.is_lent) {
+            true => conn.reclaim_output(&mut self.pending),
+            false => Ok(()),
+        }
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{Request, Response};
 
@@ -42,6 +43,7 @@ where
         handler,
         limits: RequestLimits::default(),
         access_log: false,
+        abandoned_after: Duration::from_secs(1),
         export: None,
     }
 }
@@ -52,6 +54,7 @@ pub struct Http<H> {
     pub(super) handler: H,
     pub(super) limits: RequestLimits,
     pub(super) access_log: bool,
+    pub(super) abandoned_after: Duration,
     /// The source of the state for the next process.
     pub(super) export: Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>,
 }
@@ -96,10 +99,25 @@ impl<H> Http<H> {
 
     /// Sets whether each response is logged through the `log` crate, at level info with the target
     /// `handover::access`. A line has the client's address, the request line, the status, the
-    /// length of the response's body in bytes, and the time since the request in milliseconds.
-    /// Defaults to false.
+    /// length of the response's body in bytes, the time since the request in milliseconds, and how
+    /// long the connection was ready before a worker took the request, in milliseconds. Defaults to
+    /// false.
     pub fn access_log(mut self, enabled: bool) -> Self {
         self.access_log = enabled;
+        self
+    }
+
+    /// Sets how long a request may wait for a worker before its client must still be there: after
+    /// that, a request is not handled if the client has ended its side of the connection. Such
+    /// connections count in [`Stats::abandoned`](crate::Stats::abandoned). A connection that was
+    /// reset is never served late, whatever this says.
+    ///
+    /// A client may end its side and still wait for the response, as `nc -N` does, but most clients
+    /// that do so have left. nginx closes the connection at once then (status 499), and Go's
+    /// `net/http` cancels the request's context. `Duration::MAX` handles every request. Defaults to
+    /// 1 s.
+    pub fn abandoned_after(mut self, waited: Duration) -> Self {
+        self.abandoned_after = waited;
         self
     }
 

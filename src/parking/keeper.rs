@@ -1,6 +1,7 @@
 //! The keeper: the one thread that looks after parked connections while every worker is busy.
 //!
-//! It closes connections whose time-out has expired, and writes buffered output. Where only one
+//! It closes connections whose time-out has expired, and writes buffered output, also that of
+//! workers in slow handlers ([`Outbox`](crate::connection::Outbox)). Where only one
 //! thread may wait in the poller, the keeper is that thread, and puts ready connections on the
 //! queue. It never calls the service.
 
@@ -16,6 +17,10 @@ use crate::sys::{Events, Poller};
 
 /// How often, in milliseconds, the keeper polls in place of busy workers, or checks for room.
 pub(super) const TICK: u64 = 10;
+
+/// After this many ticks of a millisecond in which no output was lent to an outbox, the keeper stops
+/// ticking for them. A call that lasts longer has its output sent by then.
+const QUIET_TICKS: u32 = 50;
 
 /// The keeper's sleep, which other threads can shorten or end.
 #[derive(Default)]
@@ -54,8 +59,20 @@ impl KeeperSleep {
 /// The keeper's loop, until the lot is shut.
 pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
+    let (mut seen, mut quiet_ticks) = (Vec::new(), 0);
     while !lot.keeper.state.lock().ended {
         count(&lot.keeper.loops);
+        if lot.outboxes.is_watched() {
+            quiet_ticks = if lot.outboxes.take_use() {
+                0
+            } else {
+                quiet_ticks + 1
+            };
+            lot.send_outboxes(&mut seen);
+            if quiet_ticks >= QUIET_TICKS {
+                lot.outboxes.stop_watching();
+            }
+        }
         lot.expire(clock::millis());
         let polls = !Poller::SHARED && lot.has_room_for_batch();
         sleep(lot, polls.then_some(&mut events));
@@ -83,7 +100,11 @@ fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
         match time_left(&state) {
             Some(Duration::ZERO) => break,
             Some(left) => {
-                lot.keeper.changed.wait_for(&mut state, left);
+                let waited = lot.keeper.changed.wait_for(&mut state, left);
+                // The clock is coarser than a tick for the outboxes.
+                if waited.timed_out() && lot.outboxes.is_watched() {
+                    break;
+                }
             }
             None => lot.keeper.changed.wait(&mut state),
         }
@@ -108,6 +129,9 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     let unpolled = !Poller::SHARED && !in_poller;
     if unpolled || lot.unwritten.load(SeqCst) > 0 {
         wake_at = wake_at.min(now + TICK);
+    }
+    if lot.outboxes.is_watched() {
+        wake_at = wake_at.min(now + 1);
     }
     if let Some(limit) = lot.queue_timeout {
         wake_at = wake_at.min(now + (limit / 4).clamp(TICK, 1000));

@@ -66,7 +66,7 @@ use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{self, in_millis};
-use crate::connection::{Connection, ConnectionInfo, Limits};
+use crate::connection::{Connection, ConnectionInfo, Limits, OutboxWatch};
 use crate::drain::Drain;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
@@ -178,7 +178,8 @@ pub(crate) struct Lot<S> {
     /// Connections with output that are parked or queued.
     unwritten: AtomicUsize,
     wheel: Mutex<TimerWheel>,
-    keeper: KeeperSleep,
+    keeper: Arc<KeeperSleep>,
+    outboxes: Arc<OutboxWatch>,
     /// A thread has asked to be called when there may be room, see
     /// [`request_room`](Self::request_room).
     room_requested: AtomicBool,
@@ -224,7 +225,8 @@ impl<S> Lot<S> {
             polled_at: AtomicU64::new(0),
             unwritten: AtomicUsize::new(0),
             wheel: Mutex::new(TimerWheel::new(now)),
-            keeper: KeeperSleep::default(),
+            keeper: Arc::default(),
+            outboxes: Arc::default(),
             room_requested: AtomicBool::new(false),
             on_room: OnceLock::new(),
             limits: options.limits,
@@ -232,6 +234,12 @@ impl<S> Lot<S> {
             drain: options.drain,
             counters: options.counters,
         };
+        let (keeper, poller) = (Arc::clone(&lot.keeper), Arc::clone(&lot.poller));
+        lot.outboxes.on_use(move || {
+            if keeper.wake_by(0) && !Poller::SHARED {
+                poller.wake();
+            }
+        });
         Ok((lot, receiver))
     }
 
@@ -262,7 +270,8 @@ impl<S> Lot<S> {
             return;
         };
         slot.owner.occupy();
-        let conn = Connection::new(Arc::clone(&info), Arc::clone(&self.poller), &self.limits);
+        let (poller, outboxes) = (Arc::clone(&self.poller), Arc::clone(&self.outboxes));
+        let conn = Connection::new(Arc::clone(&info), poller, outboxes, &self.limits);
         let stage = if info.listener.speaks_first {
             Stage::Runnable
         } else {
@@ -640,6 +649,23 @@ impl<S> Lot<S> {
     /// How often the keeper has run its loop.
     pub(crate) fn keeper_loops(&self) -> u64 {
         self.keeper.loops.load(SeqCst)
+    }
+
+    /// Sends the output that workers have lent and whose calls have lasted since the last tick.
+    /// `seen` has the calls of that tick.
+    fn send_outboxes(&self, seen: &mut Vec<Option<u64>>) {
+        let workers = &self.counters.workers;
+        seen.resize(workers.len(), None);
+        for (worker, seen) in workers.iter().zip(seen) {
+            let call = worker.call_number();
+            let is_long = call.is_some() && std::mem::replace(seen, call) == call;
+            let token = worker.call().filter(|_| is_long).map(|(token, _)| token);
+            let slot = token.and_then(|token| self.slots.get(Token::from_u64(token).index));
+            let info = slot.and_then(|slot| slot.info.lock().clone());
+            if let Some(info) = info {
+                info.outbox.send(&info.socket);
+            }
+        }
     }
 
     /// Calls `ask` with what is known of the connection with this token, if the connection is still

@@ -146,7 +146,9 @@ impl<S: Service> Server<S> {
             ready_when: None,
             blocked_signals: None,
             handles_signals: false,
-            is_supervised: restart.as_ref().is_some_and(Restart::is_supervised),
+            is_supervised: restart
+                .as_ref()
+                .is_some_and(|restart| restart.is_supervised()),
             is_stopped: false,
         };
         let mut upgrader = None;
