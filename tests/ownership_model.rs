@@ -154,9 +154,9 @@ impl Slot {
             if self.read.swap(arrived, SeqCst) < arrived {
                 receive.on_bytes(false);
             } else if ended {
-                *receive = ReceiveState::Ended;
+                receive.on_end();
             } else {
-                *receive = ReceiveState::Drained;
+                receive.on_would_block();
             }
         }
     }
@@ -378,7 +378,7 @@ fn an_entry_of_a_former_generation_does_nothing() {
 
 // ---- drain ----
 
-/// `Turn::park` against `Drain::begin` and `Lot::close_idle`, while a byte comes in: nobody is left in the lot.
+/// `Turn::park` against `Drain::close` and `Lot::close_idle`, while a byte comes in: nobody is left in the lot.
 #[test]
 fn a_drain_overlooks_nobody() {
     play(3, || {

@@ -1,11 +1,10 @@
 //! What is known of a connection's incoming side, and so whether a read is worth a system call.
 //!
-//! ```text
-//!               event            short read, would block
-//!   Drained ───────────► Ready ─────────────────────────► Drained
-//!      │  event: hang-up   │ event: hang-up
-//!      └────────► Ending ◄─┘           end of the stream, in any state ──► Ended
-//! ```
+//! | state | event | event with hang-up | short read | would block | end of the stream |
+//! |---|---|---|---|---|---|
+//! | Ready | Ready | Ending | Drained | Drained | Ended |
+//! | Ending | Ending | Ending | Ending | Drained | Ended |
+//! | Drained | Ready | Ending | Drained | Drained | Ended |
 //!
 //! The poller reports edges, so a connection may only be parked after a read has emptied the
 //! socket. A read that does not fill its room has emptied it, except in `Ending`: there the end of
@@ -47,6 +46,18 @@ impl ReceiveState {
             (_, true) => *self = Self::Ready,
             (_, false) => *self = Self::Drained,
         }
+    }
+
+    /// A read would block.
+    #[inline]
+    pub(crate) fn on_would_block(&mut self) {
+        *self = Self::Drained;
+    }
+
+    /// A read has reached the end of the stream.
+    #[inline]
+    pub(crate) fn on_end(&mut self) {
+        *self = Self::Ended;
     }
 
     /// Whether no read is worth while before the next event.

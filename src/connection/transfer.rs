@@ -6,7 +6,7 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{Connection, Filled, READ_SIZE, ReceiveState};
+use super::{Connection, Filled, READ_SIZE};
 use crate::sys::{self, Interest};
 
 /// How long a wait for writing lasts at most before the socket is tried. A kernel may report room
@@ -92,7 +92,7 @@ impl Connection {
         match sys::socket::recv(&self.info.socket, room) {
             Ok(0) if self.info.in_flight.drain().is_forced() => Err(server_stopped()),
             Ok(0) => {
-                self.receive = ReceiveState::Ended;
+                self.receive.on_end();
                 Ok((Filled::Eof, 0))
             }
             Ok(count) => {
@@ -112,7 +112,7 @@ impl Connection {
                 Ok((Filled::Bytes, count))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.receive = ReceiveState::Drained;
+                self.receive.on_would_block();
                 self.note_emptied();
                 Ok((Filled::Nothing, 0))
             }

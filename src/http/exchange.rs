@@ -440,6 +440,10 @@ where
                 let info = self.conn.info();
                 log::error!("{info}: the handler's response cannot be sent: {problem}");
                 self.writer.reject(IMPOSSIBLE_RESPONSE, request.is_head);
+                // The drop of a reader is the handler's code and may panic.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(reply))) {
+                    self.resume_panic(panic);
+                }
                 (IMPOSSIBLE_RESPONSE.status, 0, true)
             }
         };

@@ -131,7 +131,7 @@ pub(crate) fn forget(name: impl Display) {
 // ---- for our supervisor only ----
 
 /// The most listeners in a datagram, whose length is limited, as is the number of its descriptors.
-const LISTENERS_AT_ONCE: usize = 60;
+const LISTENERS_AT_ONCE: usize = 40;
 
 /// Leaves copies of the listeners of this process, which is of this generation.
 pub(crate) fn leave_listeners(

@@ -99,14 +99,14 @@ impl<S> Lot<S> {
 
     /// Takes the entry of a refused connection off the queue, where it would take another's place.
     /// The entry is the first one, or is behind others that are late as well. A connection that was
-    /// not refused after all has a new entry.
+    /// not refused after all has a new entry, which goes back on the queue.
     fn remove_queue_entry(&self, refused: Token) {
         while let Ok(token) = self.queued.try_recv() {
-            let turn = (token != refused).then(|| self.start(token, &self.counters.keeper));
-            match turn.flatten() {
+            match self.start(token, &self.counters.keeper) {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
                 Some(turn) => return turn.requeue(),
-                None => return self.notify_room(),
+                None if token == refused => return self.notify_room(),
+                None => {}
             }
         }
     }

@@ -326,7 +326,7 @@ impl<S> Lot<S> {
     /// Sets the timer of a QUEUED connection to the queue's time-out.
     fn limit_queue_time(&self, token: Token) {
         if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) {
-            self.set_timer(token.index, slot, clock::millis() + limit);
+            self.set_timer(token.index, slot, clock::millis().saturating_add(limit));
         }
     }
 

@@ -101,10 +101,13 @@ impl Drop for Link {
 /// Sends a message without waiting. A failure is only logged.
 pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
     log::debug!("to the other generation: {message:?}");
-    let packet = message.encode().map_err(io::Error::from);
-    let sent = packet.and_then(|packet| sys::socket::send(socket, packet.as_bytes()));
-    if let Err(error) = sent {
-        log::debug!("cannot send {message:?}: {error}");
+    match message.encode() {
+        Ok(packet) => {
+            if let Err(error) = sys::socket::send(socket, packet.as_bytes()) {
+                log::debug!("cannot send {message:?}: {error}");
+            }
+        }
+        Err(error) => log::error!("cannot encode a message to the other generation: {error}"),
     }
 }
 

@@ -217,6 +217,8 @@ impl Run {
             self.announce_successor(index, pid);
         }
         if let Some(why) = notification.notice.failed {
+            // The process may have sent anything.
+            let why = notify::one_line(why);
             if let Some(successor) = self.slots[index].successor.take() {
                 // The predecessor ends the successor, or has ended it.
                 self.drain(successor);
