@@ -68,7 +68,7 @@ pub(crate) struct AcceptGate {
     poller: Arc<Poller>,
     state: AtomicU8,
     /// The listeners that another process serves as well, by their index.
-    shared: Mutex<Vec<u32>>,
+    served_elsewhere: Mutex<Vec<u32>>,
     /// How often the acceptor has run its loop.
     loops: AtomicU64,
 }
@@ -86,13 +86,13 @@ impl AcceptGate {
         Ok(Self {
             poller: Arc::new(Poller::new()?),
             state: AtomicU8::new(STARTING),
-            shared: Mutex::default(),
+            served_elsewhere: Mutex::default(),
             loops: AtomicU64::new(0),
         })
     }
 
     /// Begins to accept.
-    pub(crate) fn open(&self) {
+    pub(crate) fn start(&self) {
         self.change(|state| (state == STARTING).then_some(OPEN));
     }
 
@@ -117,8 +117,8 @@ impl AcceptGate {
     }
 
     /// Has `close` leave alone what is queued for these listeners: another process serves them.
-    pub(crate) fn set_shared(&self, listeners: &[u32]) {
-        *self.shared.lock() = listeners.to_vec();
+    pub(crate) fn set_served_elsewhere(&self, listeners: &[u32]) {
+        *self.served_elsewhere.lock() = listeners.to_vec();
     }
 
     /// Closes the listeners at once.
@@ -147,7 +147,7 @@ impl AcceptGate {
     }
 
     /// Whether connections stay in the kernel's queue for now.
-    fn is_shut(&self) -> bool {
+    fn leaves_clients_queued(&self) -> bool {
         self.is(PAUSED) || self.is(STARTING)
     }
 
@@ -174,7 +174,7 @@ pub(crate) fn run_acceptor<S>(
         admission,
         per_client: Arc::default(),
         to_shed: VecDeque::new(),
-        famine: None,
+        shortage: None,
         backoff_until: None,
     };
     acceptor.run();
@@ -195,13 +195,13 @@ struct Acceptor<'a, S> {
     per_client: Arc<PerClient>,
     /// Candidates for shedding, the longest idle first. They are searched for a few at a time.
     to_shed: VecDeque<IdleConnection>,
-    famine: Option<Famine>,
+    shortage: Option<Shortage>,
     /// After an error no attempt is made before this time, unless there is room again.
     backoff_until: Option<Instant>,
 }
 
 /// An episode in which the system lacks descriptors or memory.
-struct Famine {
+struct Shortage {
     since: Instant,
     /// The last error.
     last: Instant,
@@ -212,7 +212,7 @@ struct Famine {
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// A famine is over this long after its last error. Errors before that belong to the same famine.
+/// A shortage is over this long after its last error. Errors before that belong to the same shortage.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// How many connections a stop accepts from a listener whose queue has an unknown length.
@@ -224,7 +224,7 @@ enum AcceptOutcome {
     /// The kernel's queue is empty.
     Empty,
     /// The system lacks descriptors or memory.
-    Starved,
+    OutOfResources,
 }
 
 impl<S> Acceptor<'_, S> {
@@ -236,7 +236,7 @@ impl<S> Acceptor<'_, S> {
                 return self.accept_queued();
             }
             let backoff = self.backoff();
-            let can_accept = backoff.is_none() && !self.gate.is_shut();
+            let can_accept = backoff.is_none() && !self.gate.leaves_clients_queued();
             if can_accept && self.ready.contains(&true) {
                 if self.has_room() {
                     self.accept_round();
@@ -255,10 +255,10 @@ impl<S> Acceptor<'_, S> {
     /// Accepts what the kernel had queued when the gate was closed, and no more: clients that go on
     /// connecting must not keep the server. A listener that is shared is left to the other process.
     fn accept_queued(&mut self) {
-        let shared = self.gate.shared.lock().clone();
+        let served_elsewhere = self.gate.served_elsewhere.lock().clone();
         for index in 0..self.listeners.len() {
             let socket = &self.listeners[index].socket;
-            let queued = match shared.contains(&(index as u32)) {
+            let queued = match served_elsewhere.contains(&(index as u32)) {
                 true => 0,
                 false => sys::socket::queued_connections(socket).unwrap_or(MOST_QUEUED),
             };
@@ -306,10 +306,10 @@ impl<S> Acceptor<'_, S> {
                 AcceptOutcome::Accepted => {}
                 AcceptOutcome::Empty => {
                     self.ready[index] = false;
-                    self.end_famine();
+                    self.end_shortage();
                     self.rearm(index);
                 }
-                AcceptOutcome::Starved => {
+                AcceptOutcome::OutOfResources => {
                     let backoff = self.make_room();
                     self.backoff_until = Some(Instant::now() + backoff);
                     return;
@@ -340,7 +340,7 @@ impl<S> Acceptor<'_, S> {
     }
 
     fn is_full(&self) -> bool {
-        self.lot.drain.open() >= self.admission.max_connections
+        self.lot.drain.open_connections() >= self.admission.max_connections
     }
 
     /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`, a
@@ -376,8 +376,8 @@ impl<S> Acceptor<'_, S> {
             Err(error) => return self.accept_error(&error, index),
         };
         count(&self.lot.counters.accepted);
-        if let Some(famine) = &mut self.famine {
-            famine.backoff = FIRST_BACKOFF;
+        if let Some(shortage) = &mut self.shortage {
+            shortage.backoff = FIRST_BACKOFF;
         }
         let listener = Arc::clone(&self.listeners[index].info);
         let name = &listener.name;
@@ -401,11 +401,11 @@ impl<S> Acceptor<'_, S> {
             return AcceptOutcome::Accepted;
         }
         log::trace!("{peer} on {name}: accepted");
-        self.lot.enter(ConnectionInfo {
+        self.lot.add_connection(ConnectionInfo {
             socket,
             peer,
             listener,
-            in_flight: self.lot.drain.enter(),
+            open_connection: self.lot.drain.count_connection(),
             activity: Activity::default(),
             outbox: Outbox::default(),
             _ticket: ticket,
@@ -440,11 +440,11 @@ impl<S> Acceptor<'_, S> {
             _ if sys::socket::is_connection_error(error) => AcceptOutcome::Accepted,
             _ => {
                 count(&self.lot.counters.accept_errors);
-                if self.famine.is_none() {
+                if self.shortage.is_none() {
                     let name = &self.listeners[index].info.name;
                     log::warn!("{name}: cannot accept: {error}; making room and trying again");
                 }
-                AcceptOutcome::Starved
+                AcceptOutcome::OutOfResources
             }
         }
     }
@@ -459,22 +459,22 @@ impl<S> Acceptor<'_, S> {
         // does not: a server whose clients all reconnect would spin.
         self.lot.request_room();
         let now = Instant::now();
-        let famine = self.famine.get_or_insert(Famine {
+        let shortage = self.shortage.get_or_insert(Shortage {
             since: now,
             last: now,
             backoff: FIRST_BACKOFF,
         });
-        famine.last = now;
-        let backoff = famine.backoff;
-        famine.backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        shortage.last = now;
+        let backoff = shortage.backoff;
+        shortage.backoff = (backoff * 2).min(LONGEST_BACKOFF);
         backoff
     }
 
     /// Called when every waiting connection was accepted.
-    fn end_famine(&mut self) {
-        let is_over = |famine: &mut Famine| famine.last.elapsed() > RECOVERY;
-        if let Some(famine) = self.famine.take_if(is_over) {
-            let seconds = (famine.last - famine.since).as_secs_f32();
+    fn end_shortage(&mut self) {
+        let is_over = |shortage: &mut Shortage| shortage.last.elapsed() > RECOVERY;
+        if let Some(shortage) = self.shortage.take_if(is_over) {
+            let seconds = (shortage.last - shortage.since).as_secs_f32();
             log::info!("accepting again, after {seconds:.1} s");
         }
     }
@@ -500,7 +500,7 @@ impl<S> Acceptor<'_, S> {
         let (Some(limit), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
             return Ok(None);
         };
-        let ticket = PerClient::enter(&self.per_client, ip.ip(), limit)?;
+        let ticket = PerClient::count_connection(&self.per_client, ip.ip(), limit)?;
         Ok(Some(Box::new(ticket)))
     }
 }
@@ -513,7 +513,11 @@ const SHED_AHEAD: usize = 32;
 struct PerClient(Mutex<HashMap<IpAddr, usize>>);
 
 impl PerClient {
-    fn enter(counts: &Arc<Self>, client: IpAddr, limit: usize) -> Result<Ticket, TooMany> {
+    fn count_connection(
+        counts: &Arc<Self>,
+        client: IpAddr,
+        limit: usize,
+    ) -> Result<Ticket, TooMany> {
         let mut map = counts.0.lock();
         let count = map.entry(client).or_default();
         if *count >= limit {
@@ -556,14 +560,14 @@ mod tests {
     fn a_client_has_a_limit_and_gets_its_places_back() {
         let counts = Arc::new(PerClient::default());
         let (a, b) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
-        let first = PerClient::enter(&counts, a, 2);
-        let second = PerClient::enter(&counts, a, 2);
+        let first = PerClient::count_connection(&counts, a, 2);
+        let second = PerClient::count_connection(&counts, a, 2);
         assert!(first.is_ok() && second.is_ok());
-        assert!(PerClient::enter(&counts, a, 2).is_err());
-        let other = PerClient::enter(&counts, b, 2);
+        assert!(PerClient::count_connection(&counts, a, 2).is_err());
+        let other = PerClient::count_connection(&counts, b, 2);
         assert!(other.is_ok());
         drop(first);
-        let third = PerClient::enter(&counts, a, 2);
+        let third = PerClient::count_connection(&counts, a, 2);
         assert!(third.is_ok());
         drop((second, third, other));
         assert!(counts.0.lock().is_empty());

@@ -51,12 +51,12 @@ impl Deadline {
         Self(self.0.and_then(|at| Some(at.max(other.0?))))
     }
 
-    pub(crate) fn passed(self, now: Instant) -> bool {
+    pub(crate) fn has_passed(self, now: Instant) -> bool {
         self.0.is_some_and(|at| at <= now)
     }
 
     /// The time that is left. Zero: the deadline has passed. `None`: there is no deadline.
-    pub(crate) fn left(self, now: Instant) -> Option<Duration> {
+    pub(crate) fn time_left(self, now: Instant) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(now))
     }
 }
@@ -82,9 +82,9 @@ mod tests {
     fn a_deadline_passes() {
         let now = Instant::now();
         let deadline = Deadline::after(now, Duration::from_secs(60));
-        assert!(!deadline.passed(now));
+        assert!(!deadline.has_passed(now));
         let later = now + Duration::from_secs(61);
-        assert!(deadline.passed(later));
-        assert_eq!(deadline.left(later), Some(Duration::ZERO));
+        assert!(deadline.has_passed(later));
+        assert_eq!(deadline.time_left(later), Some(Duration::ZERO));
     }
 }

@@ -35,18 +35,18 @@ const FORCED: u8 = 3;
 impl Drain {
     /// A successor serves new connections. Those that are open end when their clients close them,
     /// or when they have been idle for `idle_grace`.
-    pub(crate) fn replace(&self, idle_grace: Duration) {
+    pub(crate) fn mark_replaced(&self, idle_grace: Duration) {
         self.idle_grace.store(in_millis(idle_grace), SeqCst);
         self.stage.fetch_max(REPLACED, SeqCst);
     }
 
     /// Only what has arrived is served from now on.
-    pub(crate) fn close(&self) {
+    pub(crate) fn mark_closing(&self) {
         self.stage.fetch_max(CLOSING, SeqCst);
     }
 
     /// The deadline has passed.
-    pub(crate) fn force(&self) {
+    pub(crate) fn mark_forced(&self) {
         self.stage.fetch_max(FORCED, SeqCst);
     }
 
@@ -75,22 +75,23 @@ impl Drain {
     }
 
     /// Counts a connection as open until the guard is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
+    pub(crate) fn count_connection(self: &Arc<Self>) -> OpenConnection {
         self.open.fetch_add(1, SeqCst);
-        InFlight {
+        OpenConnection {
             drain: Arc::clone(self),
             lingers: AtomicBool::new(false),
         }
     }
 
     /// How many connections are open.
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn open_connections(&self) -> usize {
         self.open.load(SeqCst)
     }
 
     /// How many connections are open and not finished. Those that linger are finished.
     pub(crate) fn in_progress(&self) -> usize {
-        self.open().saturating_sub(self.lingering.load(SeqCst))
+        self.open_connections()
+            .saturating_sub(self.lingering.load(SeqCst))
     }
 
     fn check_empty(&self) {
@@ -102,18 +103,18 @@ impl Drain {
     }
 
     /// How many connections have finished so far.
-    pub(crate) fn finished(&self) -> usize {
+    pub(crate) fn finished_connections(&self) -> usize {
         self.ended.load(SeqCst) + self.lingering.load(SeqCst)
     }
 }
 
 /// An open connection.
-pub(crate) struct InFlight {
+pub(crate) struct OpenConnection {
     drain: Arc<Drain>,
     lingers: AtomicBool,
 }
 
-impl InFlight {
+impl OpenConnection {
     pub(crate) fn drain(&self) -> &Drain {
         &self.drain
     }
@@ -127,7 +128,7 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.drain.ended.fetch_add(1, SeqCst);
         self.drain.open.fetch_sub(1, SeqCst);
@@ -147,10 +148,10 @@ mod tests {
         let (sender, receiver) = crossbeam_channel::bounded(8);
         let drain = Arc::new(Drain::default());
         drain.on_empty(move || sender.send(()).unwrap());
-        drop(drain.enter());
+        drop(drain.count_connection());
         assert!(receiver.is_empty(), "told although nothing drains");
-        let (first, second) = (drain.enter(), drain.enter());
-        drain.close();
+        let (first, second) = (drain.count_connection(), drain.count_connection());
+        drain.mark_closing();
         drop(first);
         assert!(receiver.is_empty(), "told although one is left");
         let thread = std::thread::spawn(move || {
@@ -159,6 +160,6 @@ mod tests {
         });
         assert!(thread.join().is_err());
         receiver.recv().unwrap();
-        assert_eq!(drain.open(), 0);
+        assert_eq!(drain.open_connections(), 0);
     }
 }

@@ -407,7 +407,7 @@ impl Listener {
         };
         // Where connections inherit the options of their listener, as on Linux, they are set only
         // here.
-        info.equip(&socket)?;
+        info.set_connection_options(&socket)?;
         Ok(Self {
             socket,
             info: Arc::new(info),
@@ -451,14 +451,14 @@ impl Listener {
         // The clients of a Unix socket have no address.
         let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
         if !sys::socket::ACCEPT_INHERITS_OPTIONS {
-            self.info.equip(&socket)?;
+            self.info.set_connection_options(&socket)?;
         }
         Ok((socket, peer))
     }
 }
 
 impl ListenerInfo {
-    fn equip(&self, socket: &Socket) -> io::Result<()> {
+    fn set_connection_options(&self, socket: &Socket) -> io::Result<()> {
         if self.nodelay {
             socket.set_tcp_nodelay(true)?;
         }

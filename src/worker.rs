@@ -6,9 +6,9 @@
 //!          └──────────── queue empty: wait in the poller ◄────┘
 //! ```
 //!
-//! A turn ends when the connection waits for its client, is closed, or has had its share. A panic
-//! of the service costs the connection, never the worker: only the worker's own state is built
-//! again. The workers end when the queue's last sender is dropped.
+//! A turn ends when the connection waits for its client, is closed, or reaches the limit of
+//! [`CALLS_PER_TURN`] calls. A panic of the service closes the connection; the worker goes on, and
+//! builds its own state again. The workers end when the queue's last sender is dropped.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,14 +23,16 @@ use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
 use crate::sys::{Events, PeerState};
 
-/// How many calls of the service a connection gets in one turn, while the queue is empty.
+/// The most calls of the service in one turn. While other connections wait on the queue, a turn
+/// has one call.
 const CALLS_PER_TURN: usize = 64;
 
-/// After this many queue entries in a row a worker asks the poller, even if the queue is never
-/// empty.
+/// After this many connections in a row, a worker polls without waiting, even if the queue is
+/// never empty.
 const POLL_EVERY: usize = 64;
 
-/// After this many nanoseconds in the queue it is checked whether the client is still there.
+/// If a connection waited for longer than this many nanoseconds for a worker, the worker checks
+/// whether the client has reset the connection.
 const CHECK_CLIENT_AFTER: u64 = 10_000_000;
 
 /// A hook of the application. Its argument is the worker's index.
@@ -43,7 +45,7 @@ pub(crate) struct Workers<'a, S: Service> {
     pub(crate) queue: &'a Receiver<Token>,
     pub(crate) on_start: Option<&'a Hook>,
     pub(crate) on_exit: Option<&'a Hook>,
-    /// A call of the service has made no progress, and that was logged.
+    /// The warning about a service that makes no progress was logged.
     pub(crate) has_warned: AtomicBool,
 }
 
@@ -56,13 +58,14 @@ struct Worker<'a, W> {
     events: Events,
     /// Room to read into, lent to the connection in the turn.
     spare: Vec<u8>,
-    /// Connections served since the last wait.
+    /// Connections that the worker has served since its last wait.
     entries: usize,
     /// The end of the last call or wait, in the clock's nanoseconds.
     now: u64,
-    /// Since when the connection in the turn has been ready, or had its last call, likewise.
+    /// When the connection in the turn became ready, or when its last call ended, in the clock's
+    /// nanoseconds.
     ready_at: u64,
-    /// Turns, of which some are timed.
+    /// The number of turns so far. Some turns are timed, see [`Lot::begin_sample`].
     turns: u32,
 }
 
@@ -71,7 +74,8 @@ struct Worker<'a, W> {
 enum TurnEnd {
     /// The connection is parked or closed.
     Over,
-    /// The connection has had its share, and is on the queue again.
+    /// The connection is on the queue again, so that other connections are served before its next
+    /// call.
     Requeued,
     /// The service panicked.
     Panicked,
@@ -79,18 +83,18 @@ enum TurnEnd {
 
 /// What becomes of the connection after one step of a turn.
 enum Disposition {
-    /// Another step, if the connection has not had its share.
+    /// Another step, if the turn has calls left and no other connection waits.
     Continue,
     Park,
-    /// The service is done: the output is written before the close.
-    Close,
-    /// The connection is broken, or no longer ours: it is closed at once.
-    Drop,
+    /// The service has finished: the output is written before the close.
+    WriteThenClose,
+    /// The connection is broken or detached: it is closed without another write.
+    CloseNow,
 }
 
 impl<'a, S: Service> Workers<'a, S> {
-    /// One worker's loop. `started` is called once with whether the worker could start. If not, it
-    /// ends.
+    /// One worker's loop. Calls `started` once, with whether the worker could start. A worker that
+    /// could not start ends.
     pub(crate) fn run(&'a self, index: usize, started: impl FnOnce(io::Result<()>)) {
         let mut worker = match self.start(index) {
             Ok(worker) => worker,
@@ -106,7 +110,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 Err(TryRecvError::Empty) => {
                     worker.entries = 0;
                     self.lot
-                        .wait(&mut worker.events, self.queue, worker.counters)
+                        .wait_for_connection(&mut worker.events, self.queue, worker.counters)
                 }
                 Err(TryRecvError::Disconnected) => break,
             };
@@ -125,7 +129,7 @@ impl<'a, S: Service> Workers<'a, S> {
 
     fn start(&'a self, index: usize) -> io::Result<Worker<'a, S::Worker>> {
         if let Some(hook) = self.on_start {
-            panic::contain(|| hook(index)).map_err(panicked)?;
+            panic::contain(|| hook(index)).map_err(panic_error)?;
         }
         let mut worker = Worker {
             index,
@@ -138,7 +142,7 @@ impl<'a, S: Service> Workers<'a, S> {
             ready_at: 0,
             turns: 0,
         };
-        // The first worker shows at the start of the server whether the state can be built.
+        // If the state cannot be built, the start of the server must fail.
         if index == 0 {
             worker.own = Some(self.build_state(index)?);
         }
@@ -146,11 +150,11 @@ impl<'a, S: Service> Workers<'a, S> {
     }
 
     fn build_state(&self, index: usize) -> io::Result<S::Worker> {
-        panic::contain(|| self.service.worker(index)).map_err(panicked)?
+        panic::contain(|| self.service.worker(index)).map_err(panic_error)?
     }
 
-    /// Builds the worker's state, if it has none. False if that fails.
-    fn has_state(&self, worker: &mut Worker<'a, S::Worker>) -> bool {
+    /// Builds the worker's state, if the worker has none. False if the build fails.
+    fn ensure_state(&self, worker: &mut Worker<'a, S::Worker>) -> bool {
         if worker.own.is_none() {
             match self.build_state(worker.index) {
                 Ok(state) => worker.own = Some(state),
@@ -182,9 +186,9 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Serves a connection from the queue or the poller. While the queue is not empty, connections
-    /// that are ready in the poller are brought behind it, so that who became ready first is served
-    /// first.
+    /// Serves a connection from the queue or the poller. While the queue is not empty, the
+    /// connections that the poller reports are put at its end, so that connections are served in
+    /// the order in which they became ready.
     fn serve_entry(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
         self.lot.wake_next();
         self.lot.notify_room();
@@ -209,13 +213,14 @@ impl<'a, S: Service> Workers<'a, S> {
         end
     }
 
-    /// Serves a connection that was QUEUED, if it still is.
+    /// Serves a connection that was QUEUED, if the connection is still QUEUED.
     fn serve(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
-        let Some(mut turn) = self.lot.start(token, worker.counters) else {
+        let Some(mut turn) = self.lot.claim_queued(token, worker.counters) else {
             return TurnEnd::Over;
         };
-        // Without a state the connection is closed, or the worker would spin.
-        if !self.has_state(worker) {
+        // Without a state the connection is closed. Queued again, it would keep the worker in a
+        // loop without a pause.
+        if !self.ensure_state(worker) {
             return TurnEnd::Over;
         }
         if self.lot.is_late(&turn) {
@@ -229,7 +234,8 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Serves a connection until it waits for its client, is closed, or has had its share.
+    /// Serves a connection until the connection waits for its client, is closed, or has to let
+    /// other connections go first.
     fn run_turn(
         &self,
         worker: &mut Worker<'a, S::Worker>,
@@ -249,14 +255,14 @@ impl<'a, S: Service> Workers<'a, S> {
                     match step {
                         Ok(disposition) => disposition,
                         Err(why) => {
-                            self.note_panic(worker, occupant, &why);
+                            self.log_panic(worker, occupant, &why);
                             turn.close_after_panic();
                             return TurnEnd::Panicked;
                         }
                     }
                 }
                 Needs::Client => Disposition::Park,
-                Needs::Close => Disposition::Drop,
+                Needs::Close => Disposition::CloseNow,
             };
             match disposition {
                 Disposition::Continue => {
@@ -265,7 +271,7 @@ impl<'a, S: Service> Workers<'a, S> {
                     self.lot
                         .poll_to_queue(&mut worker.events, worker.counters, is_due);
                     if is_due || self.lot.queue_len() > 0 {
-                        turn.requeue();
+                        turn.queue();
                         return TurnEnd::Requeued;
                     }
                 }
@@ -273,17 +279,17 @@ impl<'a, S: Service> Workers<'a, S> {
                     Some(kept) => turn = kept,
                     None => return TurnEnd::Over,
                 },
-                Disposition::Close => {
+                Disposition::WriteThenClose => {
                     if let Some(occupant) = turn.occupant() {
-                        occupant.close();
+                        occupant.begin_closing();
                     }
                 }
-                Disposition::Drop => return TurnEnd::Over,
+                Disposition::CloseNow => return TurnEnd::Over,
             }
         }
     }
 
-    fn note_panic(
+    fn log_panic(
         &self,
         worker: &Worker<'a, S::Worker>,
         occupant: &Occupant<S::Session>,
@@ -310,16 +316,18 @@ impl<'a, S: Service> Workers<'a, S> {
         };
         let mid_message = stage == Stage::Partial;
         if reads && !conn.at_eof() {
-            if self.lot.drain.is_closing() && conn.has_reached_drain_limit(!mid_message) {
-                return Disposition::Close;
+            if self.lot.drain.is_closing() && conn.check_drain_limit(!mid_message) {
+                return Disposition::WriteThenClose;
             }
             match conn.try_fill() {
                 Ok(Filled::Bytes | Filled::Eof) => {}
-                Ok(Filled::Nothing) if self.ends_after(stage) => return Disposition::Close,
+                Ok(Filled::Nothing) if self.ends_after(stage) => {
+                    return Disposition::WriteThenClose;
+                }
                 Ok(Filled::Nothing) => return Disposition::Park,
                 Err(error) => {
                     log::debug!("{}: cannot read: {error}", conn.info());
-                    return Disposition::Drop;
+                    return Disposition::CloseNow;
                 }
             }
         }
@@ -328,22 +336,22 @@ impl<'a, S: Service> Workers<'a, S> {
         {
             log::debug!("{}: closed, the client has left", conn.info());
             count(&self.lot.counters.abandoned);
-            return Disposition::Drop;
+            return Disposition::CloseNow;
         }
         if reads && !mid_message && conn.buffer().is_empty() {
             // The stream has ended where a message might have begun.
-            return Disposition::Close;
+            return Disposition::WriteThenClose;
         }
         match self.call(occupant, worker, token) {
-            Ok(next) => self.follow(occupant, next),
+            Ok(next) => self.apply_next(occupant, next),
             Err(error) => {
                 log::debug!("{}: {error}", occupant.conn.info());
-                Disposition::Drop
+                Disposition::CloseNow
             }
         }
     }
 
-    /// Calls the service.
+    /// Calls the service once, and counts and times the call.
     fn call(
         &self,
         occupant: &mut Occupant<S::Session>,
@@ -366,15 +374,15 @@ impl<'a, S: Service> Workers<'a, S> {
         next
     }
 
-    /// Follows the service's answer.
-    fn follow(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Disposition {
+    /// Applies what the service has returned: sets the connection's next stage.
+    fn apply_next(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Disposition {
         let conn = &mut occupant.conn;
         if conn.is_detached() {
-            return Disposition::Drop;
+            return Disposition::CloseNow;
         }
         if conn.is_abandoned() {
             count(&self.lot.counters.abandoned);
-            return Disposition::Drop;
+            return Disposition::CloseNow;
         }
         let stage = match next {
             Next::Park if conn.buffer().is_empty() => {
@@ -386,20 +394,20 @@ impl<'a, S: Service> Workers<'a, S> {
                 if before == occupant.unread_mark {
                     // The service would be called again and again for the same bytes.
                     self.warn_of_no_progress(conn);
-                    return self.follow(occupant, Next::More);
+                    return self.apply_next(occupant, Next::More);
                 }
                 conn.end_message();
                 Stage::Idle
             }
-            Next::More if conn.at_eof() => return Disposition::Close,
+            Next::More if conn.at_eof() => return Disposition::WriteThenClose,
             Next::More if conn.is_input_full() => {
                 log::debug!("{}: closed, a message is too long", conn.info());
                 count(&self.lot.counters.too_long);
-                return Disposition::Close;
+                return Disposition::WriteThenClose;
             }
             Next::More => Stage::Partial,
             Next::Again => Stage::Runnable,
-            Next::Close | Next::Detach => return Disposition::Close,
+            Next::Close | Next::Detach => return Disposition::WriteThenClose,
         };
         occupant.stage = stage;
         if conn.has_output() {
@@ -408,10 +416,10 @@ impl<'a, S: Service> Workers<'a, S> {
         }
         let has_more = match stage {
             Stage::Runnable => true,
-            Stage::Partial => !conn.is_drained(),
-            _ => !conn.buffer().is_empty() || !conn.is_drained(),
+            Stage::Partial => !conn.is_emptied(),
+            _ => !conn.buffer().is_empty() || !conn.is_emptied(),
         };
-        // A drain closes the connection after one more look for a message that has arrived already.
+        // A drain closes the connection after one more read: a message may have arrived already.
         match has_more || self.ends_after(stage) {
             true => Disposition::Continue,
             false => Disposition::Park,
@@ -428,12 +436,12 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Whether the drain wants no further message from a connection at this stage.
+    /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
         stage != Stage::Partial && self.lot.drain.is_closing()
     }
 }
 
-fn panicked(why: String) -> io::Error {
+fn panic_error(why: String) -> io::Error {
     io::Error::other(format!("panicked: {why}"))
 }

@@ -118,7 +118,7 @@ impl Slot {
             has_ended: AtomicU64::new(0),
             exclusive: UnsafeCell::new(()),
             read: AtomicU64::new(0),
-            receive: std::sync::Mutex::new(ReceiveState::Drained),
+            receive: std::sync::Mutex::new(ReceiveState::Emptied),
         };
         slot.owner.occupy();
         slot
@@ -148,7 +148,7 @@ impl Slot {
     fn read(&self) {
         self.touch();
         let mut receive = self.receive.lock().unwrap();
-        while !receive.is_drained() && !receive.is_ended() {
+        while !receive.is_emptied() && !receive.is_ended() {
             let ended = self.has_ended.load(SeqCst) == 1;
             let arrived = self.arrived.load(SeqCst);
             if self.read.swap(arrived, SeqCst) < arrived {
@@ -186,14 +186,14 @@ impl Slot {
     }
 
     fn report(&self, generation: u32, hangup: bool) {
-        if self.owner.event(generation, hangup) {
+        if self.owner.handle_event(generation, hangup) {
             self.start(generation);
         }
     }
 
     /// A worker takes the connection from the queue.
     fn start(&self, generation: u32) {
-        let readiness = self.owner.start(generation);
+        let readiness = self.owner.claim_queued(generation);
         self.take(readiness.expect("what is on the queue has no other owner"));
         self.serve();
     }
@@ -263,7 +263,7 @@ fn events_are_kept_in_the_queue() {
             move || slot.arrive(generation, false)
         });
         slot.read();
-        slot.owner.requeue();
+        slot.owner.queue();
         slot.start(generation);
         poller.join().unwrap();
         slot.assert_all_read();
@@ -313,7 +313,7 @@ fn no_event_is_lost_to_the_keeper() {
                 slot.take(readiness);
                 if let Err(readiness) = slot.owner.park() {
                     slot.take(readiness);
-                    slot.owner.requeue();
+                    slot.owner.queue();
                     slot.start(generation);
                 }
             }
@@ -332,7 +332,7 @@ fn an_event_of_a_former_generation_does_nothing() {
         let former = slot.owner.generation();
         let poller = thread::spawn({
             let slot = Arc::clone(&slot);
-            move || assert!(!slot.owner.event(former, true), "nothing was parked")
+            move || assert!(!slot.owner.handle_event(former, true), "nothing was parked")
         });
         slot.touch();
         slot.owner.free();
@@ -350,21 +350,21 @@ fn an_entry_of_a_former_generation_does_nothing() {
     play(4, || {
         let slot = Arc::new(Slot::running());
         let former = slot.owner.generation();
-        slot.owner.requeue();
+        slot.owner.queue();
         let keeper = thread::spawn({
             let slot = Arc::clone(&slot);
             move || {
-                let refused = slot.owner.start(former).is_some();
+                let refused = slot.owner.claim_queued(former).is_some();
                 if refused {
                     slot.touch();
                     slot.owner.free();
                     slot.owner.occupy();
-                    slot.owner.requeue();
+                    slot.owner.queue();
                 }
                 refused
             }
         });
-        let served = slot.owner.start(former).is_some();
+        let served = slot.owner.claim_queued(former).is_some();
         if served {
             slot.touch();
         }
@@ -417,8 +417,8 @@ fn a_drain_overlooks_nobody() {
             let (slot, draining) = (Arc::clone(&slot), Arc::clone(&draining));
             move || {
                 slot.arrived.fetch_add(1, SeqCst);
-                if slot.owner.event(generation, false) {
-                    slot.take(slot.owner.start(generation).expect("it is queued"));
+                if slot.owner.handle_event(generation, false) {
+                    slot.take(slot.owner.claim_queued(generation).expect("it is queued"));
                     work(&slot, &draining);
                 }
             }
@@ -547,8 +547,8 @@ fn a_late_timer_hides_no_earlier_one() {
         let other = thread::spawn({
             let expiry = Arc::clone(&expiry);
             move || {
-                if expiry.owner.event(generation, false) {
-                    assert!(expiry.owner.start(generation).is_some());
+                if expiry.owner.handle_event(generation, false) {
+                    assert!(expiry.owner.claim_queued(generation).is_some());
                     expiry.park(20);
                 }
             }

@@ -68,7 +68,7 @@ impl Input {
     }
 
     /// Adds the `count` bytes that were read into the room.
-    pub(crate) fn filled(&mut self, count: usize) {
+    pub(crate) fn add_filled(&mut self, count: usize) {
         self.end += count;
         debug_assert!(self.end <= self.buffer.len());
     }
@@ -110,7 +110,7 @@ mod tests {
 
     fn put(input: &mut Input, bytes: &[u8]) {
         input.room(1 << 20).unwrap()[..bytes.len()].copy_from_slice(bytes);
-        input.filled(bytes.len());
+        input.add_filled(bytes.len());
     }
 
     #[test]
@@ -137,11 +137,11 @@ mod tests {
         let mut input = Input::default();
         let room = input.room(READ_SIZE).unwrap().len();
         assert_eq!(room, READ_SIZE);
-        input.filled(room);
+        input.add_filled(room);
         assert!(input.room(READ_SIZE).is_err());
         input.consume(10);
         assert_eq!(input.room(READ_SIZE).unwrap().len(), 10);
-        input.filled(10);
+        input.add_filled(10);
         assert_eq!(input.room(2 * READ_SIZE).unwrap().len(), READ_SIZE);
     }
 }

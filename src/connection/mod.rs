@@ -25,7 +25,7 @@ use socket2::Socket;
 
 use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
-use crate::drain::InFlight;
+use crate::drain::OpenConnection;
 use crate::listener::ListenerInfo;
 use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
@@ -69,7 +69,7 @@ pub(crate) struct ConnectionInfo {
     pub(crate) peer: Addr,
     pub(crate) listener: Arc<ListenerInfo>,
     /// Counts the connection as open until it is dropped.
-    pub(crate) in_flight: InFlight,
+    pub(crate) open_connection: OpenConnection,
     pub(crate) activity: Activity,
     pub(crate) outbox: Outbox,
     /// Counts the connection for its client until it is dropped.
@@ -156,7 +156,7 @@ pub struct Connection {
     input: Input,
     output: Output,
     /// A stretch of reading or writing may have begun; false saves the clock.
-    is_timed: bool,
+    may_have_deadline: bool,
     receive: ReceiveState,
     /// The client may still be sending what will not be read: the close waits for it.
     lingers_on_close: bool,
@@ -207,7 +207,7 @@ impl Connection {
             bytes_in: 0,
             bytes_out: 0,
             counted: (0, 0),
-            is_timed: false,
+            may_have_deadline: false,
             receive: ReceiveState::Ready,
             lingers_on_close: false,
             closing_notice: ClosingNotice::Refusal,
@@ -249,7 +249,7 @@ impl Connection {
     /// and expect no further message.
     #[inline]
     pub fn is_draining(&self) -> bool {
-        self.info.in_flight.drain().is_draining()
+        self.info.open_connection.drain().is_draining()
     }
 
     /// Whether the client has sent all that it will send. What is in the [`buffer`](Self::buffer)
@@ -368,8 +368,8 @@ impl Connection {
 
     /// Whether nothing has arrived that was not read, as far as is known.
     #[inline]
-    pub(crate) fn is_drained(&self) -> bool {
-        self.receive.is_drained()
+    pub(crate) fn is_emptied(&self) -> bool {
+        self.receive.is_emptied()
     }
 
     /// Notes an event: there may be something to read, and with `hangup` the end of the stream
@@ -399,12 +399,12 @@ impl Connection {
     }
 
     pub(crate) fn read_deadline(&mut self, now: Instant) -> Deadline {
-        self.is_timed = true;
+        self.may_have_deadline = true;
         self.read.deadline(now, self.bytes_in)
     }
 
     pub(crate) fn write_deadline(&mut self, now: Instant) -> Deadline {
-        self.is_timed = true;
+        self.may_have_deadline = true;
         self.write.deadline(now, self.bytes_out)
     }
 
@@ -433,7 +433,7 @@ impl Connection {
     /// Input that had arrived when the drain was noticed is read, and so is a message that had
     /// begun to arrive. Between two messages nothing more is read once the socket was empty. A
     /// client that never pauses is read up to the longest message that may be buffered.
-    pub(crate) fn has_reached_drain_limit(&mut self, between_messages: bool) -> bool {
+    pub(crate) fn check_drain_limit(&mut self, between_messages: bool) -> bool {
         match &self.drain_limit {
             None => {
                 let unread = sys::socket::unread_len(&self.info.socket).unwrap_or(0);
@@ -453,7 +453,7 @@ impl Connection {
     #[inline]
     pub(crate) fn note_wait(&mut self, waited: Duration) {
         self.waited = waited;
-        if self.is_timed {
+        if self.may_have_deadline {
             let now = Instant::now();
             let since = now.checked_sub(waited).unwrap_or(now);
             self.read.pause(since);
@@ -512,7 +512,7 @@ impl Connection {
     /// Ends the stretch of reading: a new message begins.
     #[inline]
     pub(crate) fn end_message(&mut self) {
-        if self.is_timed {
+        if self.may_have_deadline {
             self.read.reset();
         }
     }

@@ -94,7 +94,7 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(10 * SECOND, 1000);
         let (mut now, mut moved) = (start, 0);
-        while !pace.deadline(now, moved).passed(now) {
+        while !pace.deadline(now, moved).has_passed(now) {
             now += SECOND;
             moved += 1;
         }
@@ -106,7 +106,7 @@ mod tests {
         let (mut now, mut moved) = (Instant::now(), 0);
         let mut pace = Pace::new(10 * SECOND, 1000);
         for _ in 0..1000 {
-            assert!(!pace.deadline(now, moved).passed(now));
+            assert!(!pace.deadline(now, moved).has_passed(now));
             now += SECOND;
             moved += 1000;
         }

@@ -2,9 +2,9 @@
 //!
 //! | state | event | event with hang-up | short read | would block | end of the stream |
 //! |---|---|---|---|---|---|
-//! | Ready | Ready | Ending | Drained | Drained | Ended |
-//! | Ending | Ending | Ending | Ending | Drained | Ended |
-//! | Drained | Ready | Ending | Drained | Drained | Ended |
+//! | Ready | Ready | Ending | Emptied | Emptied | Ended |
+//! | Ending | Ending | Ending | Ending | Emptied | Ended |
+//! | Emptied | Ready | Ending | Emptied | Emptied | Ended |
 //!
 //! The poller reports edges, so a connection may only be parked after a read has emptied the
 //! socket. A read that does not fill its room has emptied it, except in `Ending`: there the end of
@@ -20,7 +20,7 @@ pub(crate) enum ReceiveState {
     /// As `Ready`, and the poller saw the end of the stream, perhaps behind data.
     Ending,
     /// The last read emptied the socket. The poller reports what comes next.
-    Drained,
+    Emptied,
     /// The client has sent all that it will send.
     Ended,
     /// The application has taken the socket out.
@@ -32,8 +32,8 @@ impl ReceiveState {
     #[inline]
     pub(crate) fn on_event(&mut self, hangup: bool) {
         match (*self, hangup) {
-            (Self::Ready | Self::Drained, true) => *self = Self::Ending,
-            (Self::Drained, false) => *self = Self::Ready,
+            (Self::Ready | Self::Emptied, true) => *self = Self::Ending,
+            (Self::Emptied, false) => *self = Self::Ready,
             (Self::Ready | Self::Ending | Self::Ended | Self::Detached, _) => {}
         }
     }
@@ -44,14 +44,14 @@ impl ReceiveState {
         match (*self, filled_room) {
             (Self::Ending, _) => {}
             (_, true) => *self = Self::Ready,
-            (_, false) => *self = Self::Drained,
+            (_, false) => *self = Self::Emptied,
         }
     }
 
     /// A read would block.
     #[inline]
     pub(crate) fn on_would_block(&mut self) {
-        *self = Self::Drained;
+        *self = Self::Emptied;
     }
 
     /// A read has reached the end of the stream.
@@ -62,8 +62,8 @@ impl ReceiveState {
 
     /// Whether no read is worth while before the next event.
     #[inline]
-    pub(crate) fn is_drained(self) -> bool {
-        self == Self::Drained
+    pub(crate) fn is_emptied(self) -> bool {
+        self == Self::Emptied
     }
 
     #[inline]

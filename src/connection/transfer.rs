@@ -17,7 +17,7 @@ const WRITE_SLICE: Duration = Duration::from_millis(100);
 impl Connection {
     pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
         loop {
-            if self.info.in_flight.drain().is_forced() {
+            if self.info.open_connection.drain().is_forced() {
                 return Err(server_stopped());
             }
             let now = Instant::now();
@@ -27,15 +27,15 @@ impl Connection {
                 Interest::Both => self.read_deadline(now).earlier(self.write_deadline(now)),
             };
             // Input that has arrived by now is in time, however late the service asks for it.
-            let late = deadline.passed(now);
-            if late && (interest == Interest::Write || self.read.hard.passed(now)) {
+            let late = deadline.has_passed(now);
+            if late && (interest == Interest::Write || self.read.hard.has_passed(now)) {
                 return Err(client_too_slow(interest));
             }
             let slice = match interest {
                 Interest::Read => sys::socket::MAX_WAIT,
                 Interest::Write | Interest::Both => Some(WRITE_SLICE),
             };
-            let slice = match (deadline.left(now), slice) {
+            let slice = match (deadline.time_left(now), slice) {
                 (Some(left), Some(slice)) => Some(left.min(slice)),
                 (left, slice) => left.or(slice),
             };
@@ -90,7 +90,7 @@ impl Connection {
             None => self.input.room(self.input_limit)?,
         };
         match sys::socket::recv(&self.info.socket, room) {
-            Ok(0) if self.info.in_flight.drain().is_forced() => Err(server_stopped()),
+            Ok(0) if self.info.open_connection.drain().is_forced() => Err(server_stopped()),
             Ok(0) => {
                 self.receive.on_end();
                 Ok((Filled::Eof, 0))
@@ -104,7 +104,7 @@ impl Connection {
                     self.note_emptied();
                 }
                 if buffered {
-                    self.input.filled(count);
+                    self.input.add_filled(count);
                 }
                 self.bytes_in += count as u64;
                 self.info.activity.count_move();
@@ -145,7 +145,7 @@ impl Connection {
         if !self.output.is_empty() {
             let count = self.output.flush(&self.info.socket)?;
             self.note_sent(count);
-            if self.is_timed && self.output.is_empty() {
+            if self.may_have_deadline && self.output.is_empty() {
                 self.write.pause(Instant::now());
             }
         }
@@ -153,7 +153,7 @@ impl Connection {
     }
 
     /// Writes what the socket takes now. True if that was anything.
-    pub(crate) fn has_progressed(&mut self) -> io::Result<bool> {
+    pub(crate) fn flush_made_progress(&mut self) -> io::Result<bool> {
         let before = self.bytes_out;
         self.flush_some()?;
         Ok(self.bytes_out > before)
@@ -169,7 +169,7 @@ impl Connection {
     }
 
     fn end_write_stretch(&mut self) {
-        if self.is_timed {
+        if self.may_have_deadline {
             self.write.reset();
         }
     }
@@ -266,7 +266,7 @@ impl Read for Connection {
         // A large read goes past the buffer, unless there is something in it.
         if self.input.is_empty() && into.len() >= READ_SIZE {
             loop {
-                if !self.receive.is_drained() {
+                if !self.receive.is_emptied() {
                     let (filled, count) = self.receive(Some(into))?;
                     if filled != Filled::Nothing {
                         return Ok(count);
@@ -287,7 +287,7 @@ impl Read for Connection {
 impl BufRead for Connection {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.input.is_empty() && !self.receive.is_ended() {
-            if !self.receive.is_drained() && self.try_fill()? != Filled::Nothing {
+            if !self.receive.is_emptied() && self.try_fill()? != Filled::Nothing {
                 break;
             }
             self.wait_readable()?;

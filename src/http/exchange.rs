@@ -45,7 +45,7 @@ use super::body::{Body, CollectedBody, DiscardedBody};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::rejection::{Rejection, bad_request};
 use super::reply::{Reply, ReplyKind, UpgradedProtocol};
-use super::response_form::ResponseForm;
+use super::response_plan::ResponsePlan;
 use super::response_writer::ResponseWriter;
 use super::settings::Http;
 use crate::clock;
@@ -423,18 +423,18 @@ where
         let conn = &*self.conn;
         let is_last = conn.buffer().is_empty() && (conn.at_eof() || conn.is_draining());
         request.keep_alive &= !is_abandoned && !is_last;
-        let form = ResponseForm::new(&request, is_consumed, &head, &reply);
-        let (status, body_len, closes) = match form {
-            Ok(form) => {
-                self.writer.add_head(&head, &form, &reply);
+        let plan = ResponsePlan::new(&request, is_consumed, &head, &reply);
+        let (status, body_len, closes) = match plan {
+            Ok(plan) => {
+                self.writer.add_head(&head, &plan, &reply);
                 if let ReplyKind::Upgrade(protocol) = reply {
                     self.log_response(head.status, 0);
                     self.conn.set_closing_notice(ClosingNotice::Forbidden);
                     *self.state = SessionState::Upgraded(protocol);
                     return Ok(Some(Next::Again));
                 }
-                let body_len = self.write_body(reply, &form)?;
-                (head.status, body_len, form.closes)
+                let body_len = self.write_body(reply, &plan)?;
+                (head.status, body_len, plan.closes)
             }
             Err(problem) => {
                 let info = self.conn.info();
@@ -461,9 +461,9 @@ where
         Ok(None)
     }
 
-    fn write_body(&mut self, reply: ReplyKind, form: &ResponseForm) -> io::Result<u64> {
+    fn write_body(&mut self, reply: ReplyKind, plan: &ResponsePlan) -> io::Result<u64> {
         // The reader of a body is the handler's code and may panic. Its response is then cut off.
-        let write = || self.writer.write_body(self.conn, reply, form);
+        let write = || self.writer.write_body(self.conn, reply, plan);
         match catch_unwind(AssertUnwindSafe(write)) {
             Ok(written) => written,
             Err(panic) => self.resume_panic(panic),

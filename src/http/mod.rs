@@ -71,7 +71,7 @@ mod rejection;
 // Responses.
 mod date;
 mod reply;
-mod response_form;
+mod response_plan;
 mod response_writer;
 
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};

@@ -1,4 +1,4 @@
-//! Writes responses: a head in the form that `response_form` has decided on, then the body.
+//! Writes responses: a head in the form that `response_plan` has decided on, then the body.
 //!
 //! Heads and small bodies are collected in the writer until no request is left to serve, so that
 //! the responses to pipelined requests leave in one write. Large bodies, and streams, are written
@@ -12,7 +12,7 @@ use ::http::{HeaderMap, HeaderName, StatusCode, header};
 use super::date::Date;
 use super::rejection::Rejection;
 use super::reply::ReplyKind;
-use super::response_form::{Framing, ResponseForm};
+use super::response_plan::{Framing, ResponsePlan};
 use crate::connection::Connection;
 
 /// A body up to this size, in bytes, is copied behind its head. A larger one is not copied.
@@ -93,17 +93,17 @@ impl ResponseWriter {
 
     /// Adds the head of a response.
     #[inline]
-    pub(super) fn add_head(&mut self, head: &Parts, form: &ResponseForm, reply: &ReplyKind) {
+    pub(super) fn add_head(&mut self, head: &Parts, plan: &ResponsePlan, reply: &ReplyKind) {
         self.add_status_line(head.status);
         if matches!(reply, ReplyKind::Text(_))
-            && form.framing != Framing::NoBody
+            && plan.framing != Framing::NoBody
             && !head.headers.contains_key(header::CONTENT_TYPE)
         {
             self.add(b"Content-Type: text/plain; charset=utf-8\r\n");
         }
         self.add_fields(&head.headers);
-        self.add(form.connection_line);
-        match form.framing {
+        self.add(plan.connection_line);
+        match plan.framing {
             Framing::Length(length) => self.add_content_length(length),
             Framing::Chunks => self.add(b"Transfer-Encoding: chunked\r\n"),
             Framing::NoBody | Framing::Close => {}
@@ -149,10 +149,10 @@ impl ResponseWriter {
         &mut self,
         conn: &mut Connection,
         reply: ReplyKind,
-        form: &ResponseForm,
+        plan: &ResponsePlan,
     ) -> io::Result<u64> {
-        match (reply, form.framing) {
-            _ if !form.sends_body => Ok(0),
+        match (reply, plan.framing) {
+            _ if !plan.sends_body => Ok(0),
             (ReplyKind::Text(bytes) | ReplyKind::Bytes(bytes), _) => self.write_bytes(conn, &bytes),
             (ReplyKind::Reader(mut reader, length), framing) => {
                 self.write_reader(conn, &mut reader, length, framing == Framing::Chunks)

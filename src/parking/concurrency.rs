@@ -3,7 +3,7 @@
 //! A server may have many more workers than cores, for handlers that block. If all of them waited
 //! in the poller, each event would wake another worker, which then competes for a CPU with the
 //! worker that could have served the event next. So only some workers are *active*: they wait in
-//! the poller, or serve. The others *rest* on a stack; the last to rest is the first to come back.
+//! the poller, or serve. The others *rest* on a stack; the last worker to rest is the first to come back.
 //! The models are the concurrency value of Windows' completion ports and Linux' concurrency-managed
 //! workqueues.
 //!
@@ -13,18 +13,19 @@
 //!
 //! - **The blocked share** comes from samples: a worker times one turn in [`SAMPLE_EVERY`]. The
 //!   turn has blocked if the thread has given up its CPU by itself meanwhile; preemption does not
-//!   count. This share covers calls that block for less than a tick.
-//! - **Long calls** are those that the last two scans have both seen. A worker in a long call is
-//!   blocked, or computes; either way it serves no other client.
+//!   count. This share covers calls that block for less than [`SCAN_INTERVAL`].
+//! - **Long calls** are calls that were in progress at the last two scans. A worker in a long call
+//!   is blocked or computes. In either case the worker serves no other client.
 //!
 //! More workers come back only when every active worker is serving: then no thread waits in the
-//! poller, and a client may be waiting. The *standby*, the worker on top of the stack, watches for
-//! that while the server is busy. It wakes up every [`TICK`], scans the calls, and comes back
-//! itself. In a quiet server it sleeps; the last worker that leaves the poller wakes it, at most
-//! once in [`QUIET_TICKS`] ticks.
+//! poller, and a client may be waiting. The *standby*, the worker on top of the stack, checks this
+//! while the server is busy. The standby wakes up every [`SCAN_INTERVAL`] and scans the calls. If
+//! more workers are allowed, the workers on top of the stack come back, the standby first. After
+//! [`QUIET_SCANS`] intervals in which a worker waited in the poller, the standby sleeps until the
+//! last worker leaves the poller.
 //!
-//! Workers rest after a turn, one by one, when more are active than allowed. The number that is
-//! allowed falls slowly, since a worker too few costs a client a tick, and a worker too many costs
+//! A worker rests after a turn if more workers are active than allowed. The allowed number falls
+//! slowly: one worker too few delays a client by [`SCAN_INTERVAL`], and one worker too many costs
 //! next to nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -39,29 +40,29 @@ use crate::sys::{self, ThreadUsage};
 const SAMPLE_EVERY: u32 = 32;
 
 /// How often the standby scans the calls while the server is busy.
-const TICK: Duration = Duration::from_millis(1);
+const SCAN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// After this many ticks in which a worker waited in the poller, the standby sleeps.
-const QUIET_TICKS: u32 = 20;
+/// After this many intervals in a row in which a worker waited in the poller, the standby sleeps.
+const QUIET_SCANS: u32 = 20;
 
-/// How often samples alone lead to an adjustment.
+/// The time between two adjustments that samples cause without the standby.
 const ADJUST_EVERY: Duration = Duration::from_millis(10);
 
 /// The time in which the weight of a sample falls to 1/e, in seconds.
 const MEMORY: f64 = 0.5;
 
-/// See the head of the module.
+/// Decides how many workers are active. The head of this file has the rules.
 pub(super) struct Concurrency {
     cores: usize,
     start: Instant,
-    /// Workers that wait in the poller, or serve.
+    /// The number of workers that wait in the poller or serve.
     active: AtomicUsize,
-    /// How many may be active.
+    /// The number of workers that are allowed to be active.
     allowed: AtomicUsize,
-    /// Workers that rest.
+    /// The number of workers that rest.
     resting: AtomicUsize,
-    /// The standby scans every tick.
-    is_ticking: AtomicBool,
+    /// The standby scans every [`SCAN_INTERVAL`].
+    is_scanning: AtomicBool,
     stack: Mutex<Stack>,
     estimate: Mutex<Estimate>,
     /// When samples may lead to the next adjustment, in nanoseconds since `start`.
@@ -82,16 +83,16 @@ struct Estimate {
     served: f64,
 }
 
-/// What belongs to one worker.
+/// The samples of one worker, and the condition on which the worker rests.
 #[derive(Default)]
 #[repr(align(128))]
 struct Place {
-    called: Condvar,
+    called_back: Condvar,
     /// Sums over the samples since the last scan, in nanoseconds. Only the worker adds to them.
     blocked: AtomicU64,
     served: AtomicU64,
-    /// The call that the last scan has seen; 0 for none.
-    seen: AtomicU64,
+    /// The number of the call that was in progress at the last scan; 0 for none.
+    seen_call: AtomicU64,
 }
 
 /// A turn that is being timed.
@@ -109,7 +110,7 @@ impl Concurrency {
             active: AtomicUsize::new(workers),
             allowed: AtomicUsize::new(cores.min(workers)),
             resting: AtomicUsize::new(0),
-            is_ticking: AtomicBool::new(false),
+            is_scanning: AtomicBool::new(false),
             stack: Mutex::new(Stack {
                 workers: Vec::with_capacity(workers),
                 is_closed: false,
@@ -126,8 +127,8 @@ impl Concurrency {
 
     // ---- the workers' side ----
 
-    /// Rests, if more workers are active than allowed, until the worker is called back or the lot
-    /// is shut. True if it rested.
+    /// If more workers are active than allowed, rests until the worker is called back or
+    /// [`close`](Self::close) is called. True if the worker rested.
     #[inline]
     pub(super) fn rest_if_surplus(
         &self,
@@ -149,55 +150,56 @@ impl Concurrency {
         }
         stack.workers.push(worker);
         self.resting.store(stack.workers.len(), SeqCst);
-        let mut quiet_ticks = 0;
+        let mut quiet_scans = 0;
         while !stack.is_closed && stack.workers.contains(&worker) {
             let is_standby = stack.workers.last() == Some(&worker);
-            if !is_standby || !self.is_ticking.load(SeqCst) {
-                quiet_ticks = 0;
-                self.places[worker].called.wait(&mut stack);
+            if !is_standby || !self.is_scanning.load(SeqCst) {
+                quiet_scans = 0;
+                self.places[worker].called_back.wait(&mut stack);
                 continue;
             }
             if !self.places[worker]
-                .called
-                .wait_for(&mut stack, TICK)
+                .called_back
+                .wait_for(&mut stack, SCAN_INTERVAL)
                 .timed_out()
             {
                 continue;
             }
             if sleepers.load(SeqCst) > 0 {
-                quiet_ticks += 1;
-                if quiet_ticks >= QUIET_TICKS {
-                    self.is_ticking.store(false, SeqCst);
+                quiet_scans += 1;
+                if quiet_scans >= QUIET_SCANS {
+                    self.is_scanning.store(false, SeqCst);
                     // A worker that leaves the poller from here on wakes the standby again.
-                    self.is_ticking.store(sleepers.load(SeqCst) == 0, SeqCst);
+                    self.is_scanning.store(sleepers.load(SeqCst) == 0, SeqCst);
                 }
                 continue;
             }
-            quiet_ticks = 0;
+            quiet_scans = 0;
             let wanted = self.adjust(counters, true);
             self.call_back(&mut stack, wanted);
         }
         true
     }
 
-    /// Has the standby tick. Called by the last worker that leaves the poller.
+    /// Makes the standby scan. Called by the last worker that leaves the poller.
     #[inline]
-    pub(super) fn watch(&self) {
-        if self.resting.load(Relaxed) > 0 && !self.is_ticking.load(Relaxed) {
-            self.start_ticking();
+    pub(super) fn ensure_scanning(&self) {
+        if self.resting.load(Relaxed) > 0 && !self.is_scanning.load(Relaxed) {
+            self.start_scanning();
         }
     }
 
     #[cold]
-    fn start_ticking(&self) {
+    fn start_scanning(&self) {
         let stack = self.stack.lock();
-        self.is_ticking.store(true, SeqCst);
+        self.is_scanning.store(true, SeqCst);
         if let Some(standby) = stack.workers.last() {
-            self.places[*standby].called.notify_one();
+            self.places[*standby].called_back.notify_one();
         }
     }
 
-    /// Begins to time a turn, if it is the turn of this worker to be timed.
+    /// Begins to time a turn: one in [`SAMPLE_EVERY`], and none if there are no more workers than
+    /// cores. `turns` counts the worker's turns.
     #[inline]
     pub(super) fn begin_sample(&self, turns: &mut u32) -> Option<Sample> {
         *turns = turns.wrapping_add(1);
@@ -236,24 +238,24 @@ impl Concurrency {
         }
     }
 
-    /// Wakes every worker that rests, for good.
+    /// Wakes every worker that rests. No worker rests after this.
     pub(super) fn close(&self) {
         let mut stack = self.stack.lock();
         stack.is_closed = true;
         for worker in stack.workers.drain(..) {
-            self.places[worker].called.notify_one();
+            self.places[worker].called_back.notify_one();
         }
     }
 
     // ---- the policy ----
 
-    /// Scans the calls, and sets how many workers may be active. Returns that number. `is_busy`:
+    /// Scans the calls, and sets how many workers are allowed to be active. Returns the number. `is_busy`:
     /// no worker waits in the poller.
     fn adjust(&self, counters: &[ThreadCounters], is_busy: bool) -> usize {
         let mut estimate = self.estimate.lock();
         let now = Instant::now();
         let passed = now - estimate.scanned_at;
-        if passed < TICK / 2 {
+        if passed < SCAN_INTERVAL / 2 {
             return self.allowed.load(SeqCst);
         }
         estimate.scanned_at = now;
@@ -265,7 +267,7 @@ impl Concurrency {
             estimate.blocked += place.blocked.swap(0, Relaxed) as f64;
             estimate.served += place.served.swap(0, Relaxed) as f64;
             let call = counters.call_number().unwrap_or_default();
-            let before = place.seen.swap(call, Relaxed);
+            let before = place.seen_call.swap(call, Relaxed);
             long_calls += usize::from(call != 0 && call == before);
         }
         let state = Observed {
@@ -285,23 +287,23 @@ impl Concurrency {
         allowed
     }
 
-    /// Has workers come back from the top of the stack, until `wanted` are active.
+    /// Calls workers back from the top of the stack, until `wanted` workers are active.
     fn call_back(&self, stack: &mut Stack, wanted: usize) {
         while self.active.load(SeqCst) < wanted {
             let Some(worker) = stack.workers.pop() else {
                 break;
             };
             self.active.fetch_add(1, SeqCst);
-            self.places[worker].called.notify_one();
+            self.places[worker].called_back.notify_one();
         }
         self.resting.store(stack.workers.len(), SeqCst);
         if let Some(standby) = stack.workers.last() {
-            self.places[*standby].called.notify_one();
+            self.places[*standby].called_back.notify_one();
         }
     }
 }
 
-/// What an adjustment is made from.
+/// What the number of allowed workers is computed from.
 #[derive(Clone, Copy, Debug)]
 struct Observed {
     workers: usize,
@@ -320,10 +322,11 @@ impl Observed {
         let carried = (self.cores as f64 / running_share + 0.25) as usize;
         let mut allowed = carried + self.long_calls;
         if self.is_busy && self.long_calls >= self.active {
-            // No active worker makes progress, so more may be needed than anybody knows.
+            // All active workers are in long calls, so the estimate says nothing about the clients
+            // that wait: add workers step by step.
             allowed = allowed.max(self.active + (self.active / 4).max(self.cores));
         }
-        // It falls by a sixteenth at a time.
+        // The number falls by at most a sixteenth at a time.
         let least = self.allowed - self.allowed.div_ceil(16);
         allowed.max(least).clamp(1, self.workers)
     }

@@ -3,22 +3,23 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::keeper::TICK;
+use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
-use super::{Lot, MID_MESSAGE, Slot, Token, Turn};
+use super::{ConnectionSlot, Lot, MID_MESSAGE, Token, Turn};
 use crate::clock;
 use crate::stats::count;
 use crate::sys::Poller;
 
-/// A connection that was parked when the lot was searched, and since when.
+/// A connection that was parked when the lot was searched.
 pub(crate) struct IdleConnection {
+    /// When the connection was parked, in the clock's milliseconds, with the flag `MID_MESSAGE`.
     pub(super) since: u64,
     pub(super) token: Token,
 }
 
 impl<S> Lot<S> {
-    /// Has the keeper check the slot at `due` or earlier.
-    pub(super) fn set_timer(&self, index: u32, slot: &Slot<S>, due: u64) {
+    /// Makes the keeper check the slot at `due` (in the clock's milliseconds) or earlier.
+    pub(super) fn set_timer(&self, index: u32, slot: &ConnectionSlot<S>, due: u64) {
         if slot.timer.load(SeqCst) <= due {
             return;
         }
@@ -40,7 +41,7 @@ impl<S> Lot<S> {
 
     /// Closes the connections that have waited for too long.
     pub(super) fn expire(&self, now: u64) {
-        let due = self.wheel.lock().expired(now);
+        let due = self.wheel.lock().take_expired(now);
         for Timer { index, due } in due {
             let Some(slot) = self.slots.get(index) else {
                 continue;
@@ -53,7 +54,7 @@ impl<S> Lot<S> {
         }
     }
 
-    fn expire_slot(&self, index: u32, slot: &Slot<S>, now: u64) {
+    fn expire_slot(&self, index: u32, slot: &ConnectionSlot<S>, now: u64) {
         let counters = &self.counters.keeper;
         let generation = slot.owner.generation();
         let token = Token { index, generation };
@@ -62,8 +63,8 @@ impl<S> Lot<S> {
             if expires_at > now {
                 self.set_timer(index, slot, expires_at);
             } else if !self.has_room_for_batch() {
-                // A connection whose input came in time needs a place on the queue.
-                self.set_timer(index, slot, now + TICK);
+                // A connection whose input arrived in time needs a place on the queue.
+                self.set_timer(index, slot, now + KEEPER_INTERVAL_MS);
             } else if let Some(turn) = self.claim_parked(token, counters) {
                 turn.expire(now);
             }
@@ -71,15 +72,15 @@ impl<S> Lot<S> {
             let due = (slot.ready_at.load(SeqCst) / 1_000_000).saturating_add(limit);
             if due > now {
                 self.set_timer(index, slot, due);
-            } else if let Some(turn) = self.start(token, counters) {
+            } else if let Some(turn) = self.claim_queued(token, counters) {
                 turn.refuse_late();
                 self.remove_queue_entry(token);
             }
         }
     }
 
-    /// Gives idle connections that are parked already no more time than those that park from now
-    /// on. Called after [`Drain::replace`](crate::drain::Drain::replace).
+    /// Shortens the time of the idle connections that are parked already to the drain's grace.
+    /// Called after [`Drain::mark_replaced`](crate::drain::Drain::mark_replaced).
     pub(crate) fn shorten_idle(&self) {
         for (token, slot) in self.tokens() {
             let mid_message = slot.since.load(SeqCst) & MID_MESSAGE != 0;
@@ -92,19 +93,20 @@ impl<S> Lot<S> {
         }
     }
 
-    /// A share of the grace, so that idle connections are not all closed at the same time.
+    /// Shortens `grace` (in milliseconds) by up to a quarter, by the slot's index, so that idle
+    /// connections do not all close at once.
     pub(super) fn stagger(&self, token: Token, grace: u64) -> u64 {
         grace - grace / 256 * u64::from(token.index % 64)
     }
 
-    /// Takes the entry of a refused connection off the queue, where it would take another's place.
-    /// The entry is the first one, or is behind others that are late as well. A connection that was
-    /// not refused after all has a new entry, which goes back on the queue.
+    /// Takes the entry of a refused connection off the queue, where the entry would occupy the place
+    /// of another connection. The entry is the first one, or the entries before it are late as
+    /// well. If a connection at the front is not late, it is queued again.
     fn remove_queue_entry(&self, refused: Token) {
         while let Ok(token) = self.queued.try_recv() {
-            match self.start(token, &self.counters.keeper) {
+            match self.claim_queued(token, &self.counters.keeper) {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
-                Some(turn) => return turn.requeue(),
+                Some(turn) => return turn.queue(),
                 None if token == refused => return self.notify_room(),
                 None => {}
             }
@@ -145,14 +147,14 @@ impl<S> Lot<S> {
         })
     }
 
-    /// Closes a parked connection to make room. False if it is not parked any more, or if its
-    /// client has sent something that no worker has seen yet. Called by the acceptor.
+    /// Closes a parked connection to make room. False if the connection is not parked any more, or
+    /// if its client has sent something that no worker has read yet. Called by the acceptor.
     pub(crate) fn shed(&self, idle: &IdleConnection) -> bool {
         let Some(mut turn) = self.claim_parked(idle.token, &self.counters.acceptor) else {
             return false;
         };
-        if turn.waits_for_input() && turn.has_input() {
-            turn.requeue();
+        if turn.waits_for_input() && turn.read_new_input() {
+            turn.queue();
             return false;
         }
         count(&self.counters.shed);

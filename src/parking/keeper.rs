@@ -1,9 +1,9 @@
-//! The keeper: the one thread that looks after parked connections while every worker is busy.
+//! The keeper: the thread that handles parked connections while every worker is busy.
 //!
-//! It closes connections whose time-out has expired, and writes buffered output, also that of
-//! workers in slow handlers ([`Outbox`](crate::connection::Outbox)). Where only one
-//! thread may wait in the poller, the keeper is that thread, and puts ready connections on the
-//! queue. It never calls the service.
+//! It closes connections whose time-out has expired, and writes buffered output. It also
+//! writes the output of workers that are in slow handlers ([`Outbox`](crate::connection::Outbox)).
+//! Where only one thread may wait in the poller, that thread is the keeper, and it puts ready
+//! connections on the queue. It never calls the service.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -15,12 +15,13 @@ use crate::clock;
 use crate::stats::count;
 use crate::sys::{Events, Poller};
 
-/// How often, in milliseconds, the keeper polls in place of busy workers, or checks for room.
-pub(super) const TICK: u64 = 10;
+/// The time between two polls in place of busy workers, or two checks for room on the queue, in
+/// milliseconds.
+pub(super) const KEEPER_INTERVAL_MS: u64 = 10;
 
-/// After this many ticks of a millisecond in which no output was lent to an outbox, the keeper stops
-/// ticking for them. A call that lasts longer has its output sent by then.
-const QUIET_TICKS: u32 = 50;
+/// After this many milliseconds in which no output was lent to an outbox, the keeper stops running
+/// each millisecond for outboxes. The output of a call that lasts longer has been sent by then.
+const IDLE_LOOPS: u32 = 50;
 
 /// The keeper's sleep, which other threads can shorten or end.
 #[derive(Default)]
@@ -33,7 +34,7 @@ pub(super) struct KeeperSleep {
 
 #[derive(Default)]
 struct SleepState {
-    /// When the keeper wakes up; 0 while it is awake.
+    /// When the keeper wakes up, in the clock's milliseconds; 0 while the keeper is awake.
     wake_at: u64,
     ended: bool,
 }
@@ -56,20 +57,20 @@ impl KeeperSleep {
     }
 }
 
-/// The keeper's loop, until the lot is shut.
+/// The keeper's loop, until [`Lot::end_threads`].
 pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
-    let (mut seen, mut quiet_ticks) = (Vec::new(), 0);
+    let (mut seen, mut idle_loops) = (Vec::new(), 0);
     while !lot.keeper.state.lock().ended {
         count(&lot.keeper.loops);
         if lot.outboxes.is_watched() {
-            quiet_ticks = if lot.outboxes.take_use() {
+            idle_loops = if lot.outboxes.take_use() {
                 0
             } else {
-                quiet_ticks + 1
+                idle_loops + 1
             };
             lot.send_outboxes(&mut seen);
-            if quiet_ticks >= QUIET_TICKS {
+            if idle_loops >= IDLE_LOOPS {
                 lot.outboxes.stop_watching();
             }
         }
@@ -82,7 +83,7 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     }
 }
 
-/// Sleeps until there is something to do: in the poller if there are `events`.
+/// Sleeps until there is something to do. With `events`, sleeps in the poller.
 fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
     // A thread that needs the keeper earlier finds the latest time from here on, and lowers it.
     lot.keeper.state.lock().wake_at = u64::MAX;
@@ -101,7 +102,7 @@ fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
             Some(Duration::ZERO) => break,
             Some(left) => {
                 let waited = lot.keeper.changed.wait_for(&mut state, left);
-                // The clock is coarser than a tick for the outboxes.
+                // The clock is coarser than the millisecond of the outboxes.
                 if waited.timed_out() && lot.outboxes.is_watched() {
                     break;
                 }
@@ -112,7 +113,7 @@ fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
     state.wake_at = 0;
 }
 
-/// How much longer to sleep. `None`: until another thread ends the sleep.
+/// How much longer the keeper sleeps. `None`: until another thread ends the sleep.
 fn time_left(state: &SleepState) -> Option<Duration> {
     if state.ended {
         return Some(Duration::ZERO);
@@ -121,26 +122,26 @@ fn time_left(state: &SleepState) -> Option<Duration> {
     (state.wake_at < u64::MAX).then(|| Duration::from_millis(left))
 }
 
-/// When there is something to do, as far as is known now.
+/// When the keeper has to run next, in the clock's milliseconds, as far as is known now.
 fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     let now = clock::millis();
     let mut wake_at = lot.wheel.lock().next().unwrap_or(u64::MAX);
-    // No other thread polls where only one may.
+    // Where only one thread may poll, no worker polls.
     let unpolled = !Poller::SHARED && !in_poller;
     if unpolled || lot.unwritten.load(SeqCst) > 0 {
-        wake_at = wake_at.min(now + TICK);
+        wake_at = wake_at.min(now + KEEPER_INTERVAL_MS);
     }
     if lot.outboxes.is_watched() {
         wake_at = wake_at.min(now + 1);
     }
     if let Some(limit) = lot.queue_timeout {
-        wake_at = wake_at.min(now + (limit / 4).clamp(TICK, 1000));
+        wake_at = wake_at.min(now + (limit / 4).clamp(KEEPER_INTERVAL_MS, 1000));
     }
     wake_at
 }
 
-/// Whether the keeper has to poll: no worker does, and there is output to write, or a connection
-/// may be waiting for a worker for too long.
+/// Whether the keeper has to poll: no worker polls, and there is output to write, or a connection
+/// may wait longer than the queue's time-out.
 fn must_poll<S>(lot: &Lot<S>) -> bool {
     let has_reason = lot.unwritten.load(SeqCst) > 0 || lot.queue_timeout.is_some();
     has_reason && lot.sleepers.load(SeqCst) == 0 && lot.queue_has_room()
@@ -150,8 +151,8 @@ fn must_poll<S>(lot: &Lot<S>) -> bool {
 /// service.
 fn poll_for_workers<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
     lot.poll(events, lot.batch(), timeout);
-    for token in lot.ready(events) {
-        if let Some(turn) = lot.start(token, &lot.counters.keeper) {
+    for token in lot.queue_reported(events) {
+        if let Some(turn) = lot.claim_queued(token, &lot.counters.keeper) {
             turn.advance();
         }
     }

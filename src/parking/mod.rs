@@ -86,11 +86,11 @@ pub(crate) use turn::Turn;
 /// idle.
 pub(crate) const BATCH: usize = 256;
 
-/// Marks a time in `Slot::since` as that of a connection that is parked in the middle of a message
+/// Marks a time in `ConnectionSlot::since` as that of a connection that is parked in the middle of a message
 /// or answer.
 const MID_MESSAGE: u64 = 1 << 63;
 
-/// No time in `Slot::ready_at`.
+/// No time in `ConnectionSlot::ready_at`.
 const NOT_READY: u64 = u64::MAX;
 
 /// A slot, and the generation of the slot's connection.
@@ -117,7 +117,7 @@ impl Token {
 const _: () = assert!(AtomicCell::<Option<Box<Occupant<()>>>>::is_lock_free());
 
 #[repr(align(64))]
-struct Slot<S> {
+struct ConnectionSlot<S> {
     owner: Ownership,
     /// The connection, left here by one owner for the next.
     occupant: AtomicCell<Option<Box<Occupant<S>>>>,
@@ -135,7 +135,7 @@ struct Slot<S> {
     timer: AtomicU64,
 }
 
-impl<S> Slot<S> {
+impl<S> ConnectionSlot<S> {
     fn new() -> Self {
         Self {
             owner: Ownership::new(),
@@ -149,7 +149,7 @@ impl<S> Slot<S> {
     }
 }
 
-impl<S> Slot<S> {
+impl<S> ConnectionSlot<S> {
     /// Notes that the connection is ready, unless that is noted already: its place in the order of
     /// connections must not get worse.
     fn set_ready(&self, now: u64) {
@@ -161,7 +161,7 @@ impl<S> Slot<S> {
 
 /// The lot.
 pub(crate) struct Lot<S> {
-    slots: Slab<Slot<S>>,
+    slots: Slab<ConnectionSlot<S>>,
     poller: Arc<Poller>,
     queue: RwLock<Option<Sender<Token>>>,
     /// A second receiver of the queue, to see its length and to empty it.
@@ -172,7 +172,7 @@ pub(crate) struct Lot<S> {
     /// Workers that wait in the poller.
     sleepers: AtomicUsize,
     /// A wake-up of one of them is under way.
-    waking: AtomicBool,
+    wake_up_pending: AtomicBool,
     /// When a worker put ready connections on the queue, in the clock's milliseconds.
     polled_at: AtomicU64,
     /// Connections with output that are parked or queued.
@@ -221,7 +221,7 @@ impl<S> Lot<S> {
             queue_timeout: options.queue_timeout.map(in_millis),
             concurrency: Concurrency::new(options.workers, options.cores),
             sleepers: AtomicUsize::new(0),
-            waking: AtomicBool::new(false),
+            wake_up_pending: AtomicBool::new(false),
             polled_at: AtomicU64::new(0),
             unwritten: AtomicUsize::new(0),
             wheel: Mutex::new(TimerWheel::new(now)),
@@ -263,9 +263,9 @@ impl<S> Lot<S> {
     /// Gives a new connection its slot, and puts it on the queue. While the queue is full, the
     /// connection is parked like any other, so that the poller keeps the order in which connections
     /// become ready. Called by the acceptor.
-    pub(crate) fn enter(&self, info: ConnectionInfo) {
+    pub(crate) fn add_connection(&self, info: ConnectionInfo) {
         let info = Arc::new(info);
-        let Some((index, slot)) = self.slots.take(Slot::new) else {
+        let Some((index, slot)) = self.slots.take(ConnectionSlot::new) else {
             log::error!("{info}: no slot is left");
             return;
         };
@@ -288,7 +288,7 @@ impl<S> Lot<S> {
             occupant: Some(occupant),
         };
         match stage == Stage::Runnable || self.queue_has_room() {
-            true => turn.requeue(),
+            true => turn.queue(),
             false => turn.park_again(),
         }
     }
@@ -306,7 +306,7 @@ impl<S> Lot<S> {
                     // The sweep at the end of a stop may have passed, and every worker may be
                     // stuck.
                     if self.drain.is_forced() {
-                        drop(self.start(token, counters));
+                        drop(self.claim_queued(token, counters));
                     }
                 }
                 Some(Err(_)) | None => unsent.push(token),
@@ -319,7 +319,7 @@ impl<S> Lot<S> {
         // The queue is gone: a drain was forced and is over. It is never full, see its capacity.
         for token in unsent {
             log::debug!("closing a connection: no worker is left");
-            drop(self.start(token, counters));
+            drop(self.claim_queued(token, counters));
         }
     }
 
@@ -333,7 +333,10 @@ impl<S> Lot<S> {
     /// Wakes one worker that waits in the poller. While a wake-up is under way there is none: the
     /// worker that it reaches wakes the next.
     fn wake_one(&self) {
-        if Poller::SHARED && self.sleepers.load(SeqCst) > 0 && !self.waking.swap(true, SeqCst) {
+        if Poller::SHARED
+            && self.sleepers.load(SeqCst) > 0
+            && !self.wake_up_pending.swap(true, SeqCst)
+        {
             self.poller.wake();
         }
     }
@@ -350,7 +353,7 @@ impl<S> Lot<S> {
 
     /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve, or
     /// `None` if the worker is to look at the queue again.
-    pub(crate) fn wait(
+    pub(crate) fn wait_for_connection(
         &self,
         events: &mut Events,
         queue: &Receiver<Token>,
@@ -365,17 +368,17 @@ impl<S> Lot<S> {
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
         // The count goes up before this look at the queue. A thread that sends reads the count
         // after that.
-        let slept = self.queued.is_empty() && self.is_open();
+        let slept = self.queued.is_empty() && self.has_queue();
         if slept {
             let limit = if sleepers == 1 { self.batch() } else { 1 };
             self.poll(events, limit, None);
         }
         self.leave_poller();
-        self.waking.store(false, SeqCst);
+        self.wake_up_pending.store(false, SeqCst);
         if !slept {
             return None;
         }
-        let mut ready = self.ready(events);
+        let mut ready = self.queue_reported(events);
         let first = ready.next()?;
         self.push(ready, counters);
         Some(first)
@@ -383,7 +386,7 @@ impl<S> Lot<S> {
 
     fn leave_poller(&self) {
         if self.sleepers.fetch_sub(1, SeqCst) == 1 {
-            self.concurrency.watch();
+            self.concurrency.ensure_scanning();
         }
     }
 
@@ -423,7 +426,7 @@ impl<S> Lot<S> {
         }
         self.polled_at.store(now, Relaxed);
         self.poll(events, self.batch(), Some(Duration::ZERO));
-        self.push(self.ready(events), counters);
+        self.push(self.queue_reported(events), counters);
         self.pass_wake_on(events);
     }
 
@@ -434,7 +437,7 @@ impl<S> Lot<S> {
             return None;
         }
         self.poll(events, 1, Some(Duration::ZERO));
-        let first = self.ready(events).next();
+        let first = self.queue_reported(events).next();
         self.pass_wake_on(events);
         first
     }
@@ -443,7 +446,7 @@ impl<S> Lot<S> {
     /// sleep.
     fn pass_wake_on(&self, events: &Events) {
         if Poller::SHARED && events.was_woken() {
-            self.waking.store(false, SeqCst);
+            self.wake_up_pending.store(false, SeqCst);
             if self.sleepers.load(SeqCst) > 0 {
                 self.poller.wake();
             }
@@ -463,25 +466,25 @@ impl<S> Lot<S> {
 
     /// The connections that the events turn from PARKED to QUEUED. The caller brings them to a
     /// worker.
-    fn ready<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
+    fn queue_reported<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
         let now = clock::nanos();
         events.iter().filter_map(move |event| {
             let token = Token::from_u64(event.token);
             let slot = self.slots.get(token.index)?;
             slot.set_ready(now);
-            let is_queued = slot.owner.event(token.generation, event.hangup);
+            let is_queued = slot.owner.handle_event(token.generation, event.hangup);
             is_queued.then_some(token)
         })
     }
 
     /// Begins a turn with a QUEUED connection. `None` if it is not QUEUED any more.
-    pub(crate) fn start<'a>(
+    pub(crate) fn claim_queued<'a>(
         &'a self,
         token: Token,
         counters: &'a ThreadCounters,
     ) -> Option<Turn<'a, S>> {
         let slot = self.slots.get(token.index)?;
-        let readiness = slot.owner.start(token.generation)?;
+        let readiness = slot.owner.claim_queued(token.generation)?;
         Some(self.begin_turn(slot, token, readiness, counters))
     }
 
@@ -498,7 +501,7 @@ impl<S> Lot<S> {
 
     fn begin_turn<'a>(
         &'a self,
-        slot: &'a Slot<S>,
+        slot: &'a ConnectionSlot<S>,
         token: Token,
         readiness: Readiness,
         counters: &'a ThreadCounters,
@@ -532,7 +535,7 @@ impl<S> Lot<S> {
     }
 
     /// The tokens of all slots in use.
-    fn tokens(&self) -> impl Iterator<Item = (Token, &Slot<S>)> {
+    fn tokens(&self) -> impl Iterator<Item = (Token, &ConnectionSlot<S>)> {
         self.slots.iter().map(|(index, slot)| {
             let generation = slot.owner.generation();
             (Token { index, generation }, slot)
@@ -555,8 +558,8 @@ impl<S> Lot<S> {
             };
             if !turn.is_between_messages() {
                 turn.park_again();
-            } else if turn.has_input() {
-                turn.requeue();
+            } else if turn.read_new_input() {
+                turn.queue();
             }
         }
         true
@@ -577,12 +580,12 @@ impl<S> Lot<S> {
         }
     }
 
-    fn is_open(&self) -> bool {
+    fn has_queue(&self) -> bool {
         self.queue.read().is_some()
     }
 
     /// Drops the queue's sender, which ends the workers, and ends the keeper.
-    pub(crate) fn shut(&self) {
+    pub(crate) fn end_threads(&self) {
         drop(self.queue.write().take());
         self.concurrency.close();
         self.keeper.end();
@@ -596,11 +599,11 @@ impl<S> Lot<S> {
     }
 
     /// Closes every connection that is left. The socket of a connection in a turn is shut down.
-    pub(crate) fn force(&self) {
+    pub(crate) fn close_all(&self) {
         let counters = &self.counters.main_thread;
         for (token, slot) in self.tokens() {
             let claimed = self.claim_parked(token, counters).is_some();
-            if claimed || self.start(token, counters).is_some() {
+            if claimed || self.claim_queued(token, counters).is_some() {
                 continue;
             }
             if slot.owner.is_running(token.generation) {

@@ -1,5 +1,5 @@
-//! What a slot holds: a connection, its session, and its stage. Here is what can be done without
-//! the service: writing output, closing, lingering.
+//! The occupant of a slot: a connection, its session, and its stage. This file has the steps that
+//! need no call of the service: writing output, closing, lingering.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ use crate::clock::in_millis;
 use crate::connection::{ClosingNotice, Connection, Filled, READ_SIZE};
 use crate::sys::Interest;
 
-/// How long a connection lingers, and how many bytes it discards meanwhile. A client may send that
-/// much before it looks for an answer.
+/// How long a connection lingers, and how many bytes are discarded meanwhile. A client may send
+/// this much before it reads the response.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u32 = 64 * 1024 * 1024;
 
@@ -25,8 +25,8 @@ pub(crate) enum Stage {
     Runnable,
     /// The service is done. The output is written, then the connection is closed.
     Closing,
-    /// The output is written and our side is shut down. The client's bytes are discarded, up to
-    /// this many more.
+    /// The output is written, and the server's side of the connection is shut down. The client's
+    /// bytes are discarded, up to `left` bytes more.
     Lingering { left: u32 },
 }
 
@@ -45,9 +45,9 @@ pub(crate) struct Occupant<S> {
 pub(crate) enum Needs {
     /// A call of the service.
     Service,
-    /// Its client: it is to be parked.
+    /// Its client: the connection is to be parked.
     Client,
-    /// Nothing any more: it is to be closed.
+    /// Nothing more: the connection is to be closed.
     Close,
 }
 
@@ -71,12 +71,12 @@ impl<S> Occupant<S> {
                 return Needs::Close;
             }
         }
-        if self.is_open() {
+        if self.may_call_service() {
             return Needs::Service;
         }
         if self.stage == Stage::Closing {
             // Closing a socket with unread input resets the connection, and the reset may overtake
-            // the answer.
+            // the response.
             if self.conn.at_eof() {
                 return Needs::Close;
             }
@@ -86,7 +86,7 @@ impl<S> Occupant<S> {
                 _ => return Needs::Close,
             }
             self.conn.half_close(LINGER);
-            self.conn.info().in_flight.linger();
+            self.conn.info().open_connection.linger();
             self.stage = Stage::Lingering { left: LINGER_BYTES };
         }
         self.linger()
@@ -108,16 +108,17 @@ impl<S> Occupant<S> {
     }
 
     /// Whether the service may still be called.
-    pub(super) fn is_open(&self) -> bool {
+    pub(super) fn may_call_service(&self) -> bool {
         !matches!(self.stage, Stage::Closing | Stage::Lingering { .. })
     }
 
     /// Whether the service is called when the client has sent something.
     pub(super) fn waits_for_input(&self) -> bool {
-        self.is_open() && !self.conn.has_output()
+        self.may_call_service() && !self.conn.has_output()
     }
 
-    /// Whether the next message has not begun, as far as is known.
+    /// Whether the connection is between two messages: no byte of the next message is known to have
+    /// arrived.
     pub(super) fn is_between_messages(&self) -> bool {
         matches!(self.stage, Stage::New | Stage::Idle) && !self.conn.has_output()
     }
@@ -129,12 +130,13 @@ impl<S> Occupant<S> {
         !in_answer && self.conn.closing_notice() != ClosingNotice::Forbidden
     }
 
-    /// Ends the calls of the service. [`advance`](Self::advance) does the rest.
-    pub(crate) fn close(&mut self) {
+    /// No further call of the service follows. [`advance`](Self::advance) writes the output and
+    /// closes.
+    pub(crate) fn begin_closing(&mut self) {
         self.stage = Stage::Closing;
     }
 
-    /// What the poller has to report while the connection is parked.
+    /// The readiness that the poller has to report while the connection is parked.
     pub(super) fn interest(&self) -> Interest {
         match self.conn.has_output() {
             true => Interest::Write,
@@ -152,7 +154,7 @@ impl<S> Occupant<S> {
                 self.conn.read_deadline(Instant::now())
             }
         };
-        let left = deadline.left(Instant::now());
+        let left = deadline.time_left(Instant::now());
         left.map_or(u64::MAX, |left| now.saturating_add(in_millis(left)))
     }
 }

@@ -4,7 +4,7 @@
 //!   FREE ──── occupy ────► RUNNING ────── park ─────► PARKED
 //!     ▲                     │ │ ▲ ▲                    │ │
 //!     └─────── free ────────┘ │ │ └─── claim_parked ───┘ │
-//!                     requeue │ │ start                  │ event
+//!                       queue │ │ claim_queued           │ handle_event
 //!                             ▼ │                        │
 //!                            QUEUED ◄────────────────────┘
 //! ```
@@ -71,9 +71,9 @@ impl Ownership {
         debug_assert!(changed.is_ok(), "a free slot has no owner");
     }
 
-    /// Handles an event of the poller. True: the connection was PARKED and is QUEUED, and the
-    /// caller brings it to a worker.
-    pub(crate) fn event(&self, generation: u32, hangup: bool) -> bool {
+    /// Handles an event of the poller. True: the connection was PARKED and is QUEUED now, and the
+    /// caller has to bring it to a worker.
+    pub(crate) fn handle_event(&self, generation: u32, hangup: bool) -> bool {
         let flags = if hangup { FLAGS } else { NOTIFIED };
         let changed = self.change_in(generation, |word| match word & STATE {
             PARKED => Some(with_state(word, QUEUED) | flags),
@@ -84,7 +84,7 @@ impl Ownership {
     }
 
     /// QUEUED → RUNNING, with the events so far. `None` if the connection is not QUEUED any more.
-    pub(crate) fn start(&self, generation: u32) -> Option<Readiness> {
+    pub(crate) fn claim_queued(&self, generation: u32) -> Option<Readiness> {
         self.take(generation, QUEUED)
     }
 
@@ -119,8 +119,8 @@ impl Ownership {
         }
     }
 
-    /// RUNNING → QUEUED. Events are kept for the thread that starts the connection.
-    pub(crate) fn requeue(&self) {
+    /// RUNNING → QUEUED. Events are kept for the thread that claims the connection.
+    pub(crate) fn queue(&self) {
         let _ = self.change(|word| {
             debug_assert_eq!(word & STATE, RUNNING);
             Some(with_state(word, QUEUED))

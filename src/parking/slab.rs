@@ -50,8 +50,8 @@ impl<T> Slab<T> {
         Some((index, self.get(index)?))
     }
 
-    /// Gives a slot back.
-    pub(crate) fn give(&self, index: u32) {
+    /// Returns a slot, so that it can be taken again.
+    pub(crate) fn return_slot(&self, index: u32) {
         self.free.lock().returned.push(index);
     }
 
@@ -104,7 +104,7 @@ mod tests {
         let slab = Slab::new();
         let taken: Vec<u32> = (0..200).map(|_| slab.take(|| ()).unwrap().0).collect();
         assert_eq!(taken, (0..200).collect::<Vec<_>>());
-        slab.give(7);
+        slab.return_slot(7);
         assert_eq!(slab.take(|| ()).unwrap().0, 7);
         assert_eq!(slab.take(|| ()).unwrap().0, 200);
         assert_eq!(slab.iter().count(), 201);

@@ -4,14 +4,15 @@
 //! expires, the keeper looks at the deadline as it is then, and inserts the timer again if time is
 //! left. So serving a message never touches the wheel, and each connection has about one timer.
 
-/// The resolution in milliseconds: a timer expires at most this late.
-const TICK: u64 = 32;
+/// The resolution, in milliseconds: a timer expires at most this late.
+const WHEEL_RESOLUTION_MS: u64 = 32;
 const BUCKETS: u64 = 1024;
 
-/// A timer: the slot to check, and the time that was asked for.
+/// A timer: the slot to check, and when to check it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timer {
     pub(crate) index: u32,
+    /// In the clock's milliseconds.
     pub(crate) due: u64,
 }
 
@@ -27,7 +28,7 @@ impl TimerWheel {
     pub(crate) fn new(now: u64) -> Self {
         Self {
             buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
-            tick: now / TICK,
+            tick: now / WHEEL_RESOLUTION_MS,
             timers: 0,
         }
     }
@@ -35,15 +36,15 @@ impl TimerWheel {
     /// Inserts a timer for the slot. A timer beyond the reach of the wheel expires early, to be
     /// inserted again.
     pub(crate) fn insert(&mut self, index: u32, due: u64) {
-        let tick = (due / TICK + 1).clamp(self.tick, self.tick + BUCKETS - 1);
+        let tick = (due / WHEEL_RESOLUTION_MS + 1).clamp(self.tick, self.tick + BUCKETS - 1);
         self.bucket(tick).push(Timer { index, due });
         self.timers += 1;
     }
 
-    /// Takes out the timers that have expired.
-    pub(crate) fn expired(&mut self, now: u64) -> Vec<Timer> {
+    /// Takes the expired timers out of the wheel. `now` is in the clock's milliseconds.
+    pub(crate) fn take_expired(&mut self, now: u64) -> Vec<Timer> {
         let mut out = Vec::new();
-        let end = now / TICK + 1;
+        let end = now / WHEEL_RESOLUTION_MS + 1;
         let first = self.tick.max(end.saturating_sub(BUCKETS));
         for tick in first..end {
             if self.timers == out.len() {
@@ -58,14 +59,14 @@ impl TimerWheel {
         out
     }
 
-    /// When the next timer expires.
+    /// When the next timer expires, in the clock's milliseconds.
     pub(crate) fn next(&self) -> Option<u64> {
         if self.timers == 0 {
             return None;
         }
         (self.tick..self.tick + BUCKETS)
             .find(|tick| !self.buckets[(tick % BUCKETS) as usize].is_empty())
-            .map(|tick| tick * TICK)
+            .map(|tick| tick * WHEEL_RESOLUTION_MS)
     }
 
     fn bucket(&mut self, tick: u64) -> &mut Vec<Timer> {
@@ -87,11 +88,14 @@ mod tests {
         let mut now = 1000;
         let mut seen = Vec::new();
         while let Some(next) = wheel.next() {
-            assert!(next >= now || next + TICK > now);
+            assert!(next >= now || next + WHEEL_RESOLUTION_MS > now);
             now = next.max(now);
-            for Timer { due, .. } in wheel.expired(now) {
+            for Timer { due, .. } in wheel.take_expired(now) {
                 assert!(due <= now, "{due} expired early, at {now}");
-                assert!(now <= due + 2 * TICK, "{due} expired late, at {now}");
+                assert!(
+                    now <= due + 2 * WHEEL_RESOLUTION_MS,
+                    "{due} expired late, at {now}"
+                );
                 seen.push(due);
             }
         }
@@ -102,11 +106,11 @@ mod tests {
     #[test]
     fn a_timer_out_of_reach_expires_early_to_be_inserted_again() {
         let mut wheel = TimerWheel::new(0);
-        let far = 10 * BUCKETS * TICK;
+        let far = 10 * BUCKETS * WHEEL_RESOLUTION_MS;
         wheel.insert(1, far);
         let next = wheel.next().unwrap();
         assert!(next < far);
-        assert_eq!(wheel.expired(next), [Timer { index: 1, due: far }]);
+        assert_eq!(wheel.take_expired(next), [Timer { index: 1, due: far }]);
     }
 
     #[test]
@@ -115,9 +119,15 @@ mod tests {
         for token in 0..100 {
             wheel.insert(token, u64::from(token) * 300);
         }
-        assert_eq!(wheel.expired(100 * BUCKETS * TICK).len(), 100);
+        assert_eq!(
+            wheel
+                .take_expired(100 * BUCKETS * WHEEL_RESOLUTION_MS)
+                .len(),
+            100
+        );
         wheel.insert(7, 0);
-        let late = wheel.expired(100 * BUCKETS * TICK + 2 * TICK);
+        let late =
+            wheel.take_expired(100 * BUCKETS * WHEEL_RESOLUTION_MS + 2 * WHEEL_RESOLUTION_MS);
         assert_eq!(late, [Timer { index: 7, due: 0 }]);
     }
 }

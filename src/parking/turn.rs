@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
-use super::{Lot, MID_MESSAGE, NOT_READY, Slot, Token};
+use super::{ConnectionSlot, Lot, MID_MESSAGE, NOT_READY, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::panic;
@@ -15,7 +15,7 @@ use crate::sys::Interest;
 /// A connection that this thread holds. Dropping the turn closes the connection.
 pub(crate) struct Turn<'a, S> {
     pub(super) lot: &'a Lot<S>,
-    pub(super) slot: &'a Slot<S>,
+    pub(super) slot: &'a ConnectionSlot<S>,
     pub(crate) token: Token,
     /// The counters of the thread that holds the connection.
     pub(super) counters: &'a ThreadCounters,
@@ -50,7 +50,7 @@ impl<S> Turn<'_, S> {
         if let (true, Some(grace)) = (idle, grace) {
             expiry = expiry.min(now.saturating_add(lot.stagger(self.token, grace)));
         }
-        // The compare-and-swap in `Ownership::park` publishes these.
+        // The compare-and-swap in `Ownership::park` publishes these stores.
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.expires_at.store(expiry, Relaxed);
         let since = if idle { now } else { now | MID_MESSAGE };
@@ -64,7 +64,7 @@ impl<S> Turn<'_, S> {
                 // Another thread may own the connection from here on. The slot itself stays.
                 lot.set_timer(self.token.index, self.slot, expiry);
                 lot.notify_room();
-                // The drain's sweep over parked connections may have passed during this turn.
+                // `close_idle` or `close_all` may have skipped this connection, which was in a turn.
                 if lot.drain.is_forced() {
                     drop(lot.claim_parked(self.token, self.counters));
                 } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
@@ -77,7 +77,7 @@ impl<S> Turn<'_, S> {
     }
 
     /// Puts the connection on the queue.
-    pub(crate) fn requeue(mut self) {
+    pub(crate) fn queue(mut self) {
         self.count_bytes();
         let occupant = self.occupant.take();
         if occupant
@@ -88,20 +88,21 @@ impl<S> Turn<'_, S> {
         }
         self.slot.occupant.store(occupant);
         self.slot.set_ready(clock::nanos());
-        self.slot.owner.requeue();
+        self.slot.owner.queue();
         self.lot.push([self.token], self.counters);
     }
 
-    /// Parks a connection that was parked before, or queues it if the poller has reported something
-    /// meanwhile.
+    /// Parks a connection that was parked before. If the poller has reported the connection
+    /// meanwhile, queues it instead.
     pub(super) fn park_again(self) {
         if let Some(turn) = self.park() {
-            turn.requeue();
+            turn.queue();
         }
     }
 
-    /// The connection is served from `now` on, in the clock's nanoseconds. Returns since when it
-    /// has been ready. The time in between is not its client's.
+    /// Begins to serve the connection at `now`, in the clock's nanoseconds. Returns when the
+    /// connection became ready, in the same unit. The client's deadlines do not count the time in
+    /// between.
     pub(crate) fn begin_service(&mut self, now: u64) -> u64 {
         let ready_at = self.slot.ready_at.load(Relaxed).min(now);
         self.slot.ready_at.store(NOT_READY, Relaxed);
@@ -123,9 +124,9 @@ impl<S> Turn<'_, S> {
         occupant.is_some_and(|occupant| occupant.is_between_messages())
     }
 
-    /// Reads what the client has sent and no thread has seen. If there is something, the service is
-    /// to be called.
-    pub(super) fn has_input(&mut self) -> bool {
+    /// Reads what the client has sent and no thread has read yet. True if the service is to be
+    /// called for the input.
+    pub(super) fn read_new_input(&mut self) -> bool {
         let Some(occupant) = &mut self.occupant else {
             return false;
         };
@@ -143,7 +144,6 @@ impl<S> Turn<'_, S> {
     /// Adds the bytes that this turn moved to the thread's counters.
     fn count_bytes(&mut self) {
         if let Some(occupant) = &mut self.occupant {
-            // A thread without counters of its own moves no bytes.
             match occupant.conn.take_moved() {
                 (0, 0) => {}
                 (bytes_in, bytes_out) => self.counters.add_bytes(bytes_in, bytes_out),
@@ -151,17 +151,17 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Does what needs no service. Queues a connection that needs a worker.
+    /// Does the steps that need no call of the service. Queues a connection that needs a worker.
     pub(super) fn advance(mut self) {
         loop {
             let Some(occupant) = self.occupant() else {
                 return;
             };
             if occupant.waits_for_input() {
-                return self.requeue();
+                return self.queue();
             }
             match occupant.advance() {
-                Needs::Service => return self.requeue(),
+                Needs::Service => return self.queue(),
                 Needs::Close => return,
                 Needs::Client => {}
             }
@@ -172,28 +172,28 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Closes a parked connection whose time-out has expired, unless it has got more time since
-    /// that was seen.
+    /// Closes a parked connection whose time-out has expired, unless its deadline has moved
+    /// meanwhile.
     pub(super) fn expire(mut self, now: u64) {
         if self.slot.expires_at.load(SeqCst) > now {
             return self.park_again();
         }
-        // Input that came in time is served, however late a worker has time for it.
-        if self.waits_for_input() && self.has_input() {
-            return self.requeue();
+        // Input that arrived in time is served, however late a worker is free.
+        if self.waits_for_input() && self.read_new_input() {
+            return self.queue();
         }
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        // The kernel reports room late, see `WRITE_SLICE`. A client that has read since then gets
-        // more time.
+        // The kernel reports room late, see `WRITE_SLICE`. A client that has read meanwhile gets a
+        // later deadline.
         let has_output = occupant.conn.has_output();
-        if has_output && matches!(occupant.conn.has_progressed(), Ok(true)) {
+        if has_output && matches!(occupant.conn.flush_made_progress(), Ok(true)) {
             return self.advance();
         }
         let counters = &self.lot.counters;
         let (counter, what) = match occupant.stage {
-            _ if has_output => (&counters.expired_write, "did not read its answer"),
+            _ if has_output => (&counters.expired_write, "did not read its response"),
             Stage::New => (&counters.expired_first_byte, "sent nothing"),
             Stage::Partial => (&counters.expired_read, "did not complete a message"),
             Stage::Idle | Stage::Runnable => (&counters.expired_idle, "was idle"),
@@ -211,8 +211,8 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Closes a connection that has waited for a worker for longer than the queue's time-out. One
-    /// that waited for its client to read, or to close, goes on.
+    /// Closes a connection that has waited for a worker for longer than the queue's time-out. A
+    /// connection that was queued to write output, or to linger, goes on.
     pub(crate) fn refuse_late(self) {
         let Some(occupant) = &self.occupant else {
             return;
@@ -222,7 +222,7 @@ impl<S> Turn<'_, S> {
         }
         count(&self.lot.counters.refused_queue_timeout);
         log::debug!(
-            "{}: refused, no worker had time for it",
+            "{}: refused, no worker was free in time",
             occupant.conn.info()
         );
         let refusal: &[u8] = match occupant.may_be_refused() {
@@ -232,19 +232,19 @@ impl<S> Turn<'_, S> {
         self.close_with(refusal);
     }
 
-    /// Closes a connection whose service panicked. Output that is to reach the client is written
-    /// before.
+    /// Closes a connection whose service panicked. If the connection lingers on close, its output is
+    /// written first.
     pub(crate) fn close_after_panic(mut self) {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
         if occupant.conn.lingers_on_close() {
-            occupant.close();
+            occupant.begin_closing();
             self.advance();
         }
     }
 
-    /// Sends `answer` before the close, without waiting: only as much as the socket takes at once.
+    /// Sends `answer`, as much as the socket takes at once, and closes the connection.
     fn close_with(mut self, answer: &[u8]) {
         let Some(occupant) = &mut self.occupant else {
             return;
@@ -257,7 +257,7 @@ impl<S> Turn<'_, S> {
             return;
         }
         occupant.conn.linger_on_close();
-        occupant.close();
+        occupant.begin_closing();
         self.advance();
     }
 }
@@ -277,7 +277,7 @@ impl<S> Drop for Turn<'_, S> {
         drop(info);
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.owner.free();
-        self.lot.slots.give(self.token.index);
+        self.lot.slots.return_slot(self.token.index);
         self.lot.notify_room();
         // The session comes last: its drop is the application's code.
         if let Err(why) = panic::contain(|| drop(session)) {

@@ -261,8 +261,11 @@ impl<S: Service> MainThread<S> {
     }
 
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
-        log::info!("stopping, {} connections are open", self.lot.drain.open());
-        StopProgress::begin(self.lot.drain.finished(), deadline)
+        log::info!(
+            "stopping, {} connections are open",
+            self.lot.drain.open_connections()
+        );
+        StopProgress::begin(self.lot.drain.finished_connections(), deadline)
     }
 
     /// Begins a stop, or gives the one in progress an earlier deadline.
@@ -278,22 +281,22 @@ impl<S: Service> MainThread<S> {
             restart.report_stopping();
         }
         // No worker parks an idle connection from here on, so that `close_idle` meets them all.
-        self.lot.drain.close();
+        self.lot.drain.mark_closing();
         self.gate.close();
     }
 
     /// A successor serves: clients end their connections in their own time.
     fn leave_to_successor(&self) {
-        self.lot.drain.replace(self.idle_grace);
+        self.lot.drain.mark_replaced(self.idle_grace);
         self.gate.close();
         self.lot.shorten_idle();
     }
 
     /// Whether the drain is over, or its deadline has passed.
     fn is_over(&self, stop: &mut StopProgress, accepting: bool) -> bool {
-        stop.finished = self.lot.drain.finished() - stop.finished_before;
+        stop.finished = self.lot.drain.finished_connections() - stop.finished_before;
         stop.is_clean = !accepting && self.lot.drain.in_progress() == 0;
-        stop.is_clean || stop.deadline.passed(Instant::now())
+        stop.is_clean || stop.deadline.has_passed(Instant::now())
     }
 
     /// Closes idle connections, unless a successor serves. Returns when to try again.
@@ -333,16 +336,16 @@ impl<S: Service> MainThread<S> {
         if !stop.is_clean {
             // A server that was replaced has kept its idle connections until now. Closing them
             // loses nothing.
-            lot.drain.close();
+            lot.drain.mark_closing();
             lot.close_idle();
-            report.finished = lot.drain.finished() - stop.finished_before;
-            lot.drain.force();
+            report.finished = lot.drain.finished_connections() - stop.finished_before;
+            lot.drain.mark_forced();
             let left = lot.drain.in_progress();
             report.forced = self.calls_in_progress();
             report.dropped = left.saturating_sub(report.forced.len());
-            lot.force();
+            lot.close_all();
         }
-        lot.shut();
+        lot.end_threads();
         report.took = stop.since.elapsed();
         if let Some(restart) = restart {
             restart.report_stopped(report.to_string());
@@ -407,7 +410,7 @@ impl<S: Service> Host for ServerHost<'_, S> {
     }
 
     fn start_accepting(&self) {
-        self.main.gate.open();
+        self.main.gate.start();
     }
 
     fn pause(&self) -> bool {
@@ -419,7 +422,7 @@ impl<S: Service> Host for ServerHost<'_, S> {
     }
 
     fn leave(&self, taken: &[u32]) {
-        self.main.gate.set_shared(taken);
+        self.main.gate.set_served_elsewhere(taken);
         self.command(Command::Replaced);
     }
 

@@ -307,7 +307,7 @@ impl Startup {
         match self.upgrader {
             Some(upgrader) => upgrader.announce_ready().map_err(io::Error::other),
             None => {
-                self.gate.open();
+                self.gate.start();
                 Ok(())
             }
         }
@@ -358,7 +358,7 @@ fn stats<T>(lot: &Lot<T>) -> Stats {
     let workers: Vec<_> = workers.collect();
     let is_active = |worker: &&WorkerState| **worker != WorkerState::Idle;
     let active = workers.iter().filter(is_active).count() as u64;
-    let live = lot.drain.open() as u64;
+    let live = lot.drain.open_connections() as u64;
     let queued = lot.queue_len() as u64;
     Stats {
         live,

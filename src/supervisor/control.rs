@@ -163,7 +163,8 @@ impl ControlSocket {
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
-        self.clients.retain(|client| !client.deadline.passed(now));
+        self.clients
+            .retain(|client| !client.deadline.has_passed(now));
     }
 }
 

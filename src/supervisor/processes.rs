@@ -269,13 +269,13 @@ impl Run {
     pub(super) fn check_processes(&mut self, now: Instant) {
         let abort_timeout = self.settings.abort_timeout;
         for index in 0..self.slots.len() {
-            if self.slots[index].start_at.passed(now) && self.shutdown.is_none() {
+            if self.slots[index].start_at.has_passed(now) && self.shutdown.is_none() {
                 self.start_in_slot(index);
             }
             if self.settings.ready_after.is_some() && self.shutdown.is_none() {
                 let is_ready_now = |process: &Option<SupervisedProcess>| {
                     let mut starting = process.iter().filter(|p| p.ready_since.is_none());
-                    starting.any(|p| !p.aborted && p.deadline.passed(now))
+                    starting.any(|p| !p.aborted && p.deadline.has_passed(now))
                 };
                 if is_ready_now(&self.slots[index].successor) {
                     self.promote_successor(index);
@@ -283,12 +283,12 @@ impl Run {
                     self.mark_ready(index);
                 }
             }
-            let is_hung = self.watchdog_deadline(&self.slots[index]).passed(now);
+            let is_hung = self.watchdog_deadline(&self.slots[index]).has_passed(now);
             if let (true, Some(main)) = (is_hung, &mut self.slots[index].main) {
                 abort_process(main, "has not sent WATCHDOG=1 in time", abort_timeout);
             }
         }
-        for process in self.processes_mut().filter(|p| p.deadline.passed(now)) {
+        for process in self.processes_mut().filter(|p| p.deadline.has_passed(now)) {
             if process.aborted {
                 log::error!("process {} does not exit: killing it", process.pid);
                 process.send(Signal::Kill);

@@ -70,7 +70,7 @@ impl Run {
     pub(super) fn advance_restart(&mut self) {
         while let Some(restart) = &mut self.rolling_restart {
             let index = restart.index;
-            if restart.failure.is_none() && restart.deadline.passed(Instant::now()) {
+            if restart.failure.is_none() && restart.deadline.has_passed(Instant::now()) {
                 restart.failure = Some("the restart timed out".to_owned());
             }
             let Some(slot) = self.slots.get(index).filter(|_| restart.failure.is_none()) else {

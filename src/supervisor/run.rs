@@ -212,7 +212,7 @@ impl Run {
             if self.is_finished() {
                 return self.finish();
             }
-            let timeout = self.next_deadline().left(Instant::now());
+            let timeout = self.next_deadline().time_left(Instant::now());
             let mut sockets = vec![self.notify_socket.socket()];
             if let Some(control) = &self.control {
                 sockets.extend(control.sockets());
@@ -230,7 +230,7 @@ impl Run {
     fn is_finished(&self) -> bool {
         let gives_up = self
             .shutdown
-            .is_some_and(|stop| stop.killed && stop.deadline.passed(Instant::now()));
+            .is_some_and(|stop| stop.killed && stop.deadline.has_passed(Instant::now()));
         let has_process = self.processes().next().is_some() || self.rehearsal.is_some();
         gives_up || !has_process && self.slots.iter().all(Slot::is_down)
     }
@@ -379,14 +379,14 @@ impl Run {
 
     fn check_deadlines(&mut self) {
         let now = Instant::now();
-        let is_due = self.next_watchdog.passed(now);
+        let is_due = self.next_watchdog.has_passed(now);
         if let Some(interval) = self.watchdog_interval.filter(|_| is_due) {
             self.next_watchdog = Deadline::after(now, interval);
             notify::watchdog_alive();
         }
         self.check_processes(now);
         if let Some(stop) = &mut self.shutdown {
-            if stop.deadline.passed(now) && !stop.killed {
+            if stop.deadline.has_passed(now) && !stop.killed {
                 log::error!("the stop has timed out: killing the processes that are left");
                 *stop = Shutdown {
                     deadline: Deadline::after(now, KILL_TIMEOUT),

@@ -21,7 +21,7 @@ fn age_of(since: Instant) -> u64 {
 }
 
 fn time_to(deadline: Deadline) -> Option<u64> {
-    deadline.left(Instant::now()).map(in_millis)
+    deadline.time_left(Instant::now()).map(in_millis)
 }
 
 fn time_before(age_ms: u64) -> Instant {

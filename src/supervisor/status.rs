@@ -101,7 +101,7 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         None => SlotState::Down,
     };
     let main = slot.main.as_ref();
-    let starts_in = slot.start_at.left(Instant::now());
+    let starts_in = slot.start_at.time_left(Instant::now());
     SlotStatus {
         state,
         restarts: slot.restarts,

@@ -55,7 +55,7 @@ impl Run {
                     let path = self.own_program.path().display();
                     self.end_upgrade(Some(format!("cannot become {path}: {error}")));
                 }
-            } else if rehearsal.process.deadline.passed(now) {
+            } else if rehearsal.process.deadline.has_passed(now) {
                 let process = &mut rehearsal.process;
                 let pid = process.pid;
                 log::error!("the rehearsal takes too long: killing process {pid}");

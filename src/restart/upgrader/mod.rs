@@ -314,7 +314,7 @@ impl Upgrader {
             self.receive_from_successor(host);
             self.check_deadlines(host);
             self.begin_requested_restart(host);
-            let timeout = self.next_deadline().left(Instant::now());
+            let timeout = self.next_deadline().time_left(Instant::now());
             if let Err(error) = self.poller.wait(&mut events, 4, timeout) {
                 log::error!("the upgrader cannot wait: {error}");
             }

@@ -382,7 +382,7 @@ impl Upgrader {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        let is_late = successor.deadline.passed(now);
+        let is_late = successor.deadline.has_passed(now);
         let (what, timeout) = match successor.stage {
             SuccessorStage::Serving => return,
             SuccessorStage::Aborted => {

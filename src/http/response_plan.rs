@@ -33,7 +33,7 @@ pub(super) enum Framing {
 }
 
 /// The decisions about a response, before anything of it is written.
-pub(super) struct ResponseForm {
+pub(super) struct ResponsePlan {
     pub(super) framing: Framing,
     /// The Connection field's line; empty if the response has none.
     pub(super) connection_line: &'static [u8],
@@ -41,8 +41,8 @@ pub(super) struct ResponseForm {
     pub(super) closes: bool,
 }
 
-impl ResponseForm {
-    /// Decides on the form. `is_body_consumed`: no part of the request's body is left on the
+impl ResponsePlan {
+    /// Decides on the plan. `is_body_consumed`: no part of the request's body is left on the
     /// connection. The error says why the response is impossible.
     #[inline]
     pub(super) fn new(
