@@ -1,7 +1,10 @@
-//! The acceptor: one thread that accepts connections, or turns them away.
+//! The acceptor: one thread that accepts connections, or refuses them.
 //!
 //! The thread waits in a poller of its own, never in `accept(2)`, and no error of `accept` ends it.
-//! The limits and the [`Overload`] policy decide here whether a connection may enter.
+//! The limits and the [`Overload`] policy decide here whether a connection is served.
+//!
+//! With [`Overload::Wait`], connections are accepted while the queue is full as well: the lot's
+//! poller then keeps the order in which they become ready.
 //!
 //! ```text
 //! AcceptGate:  STARTING ──► OPEN ◄──► PAUSED
@@ -33,20 +36,21 @@ use crate::sys::{self, Events, Interest, Poller};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overload {
-    /// While the queue is full, they are accepted, and wait in the order in which they became ready.
-    /// Beyond [`max_connections`](crate::Builder::max_connections) they wait in the kernel's queue. The
-    /// default: no client is turned away, and clients see a slow server.
+    /// The default: new connections are accepted up to
+    /// [`max_connections`](crate::Builder::max_connections), and wait for a worker in the order in
+    /// which they became ready. Further connections wait in the kernel's queue. No client is
+    /// refused, and clients see a slow server.
     #[default]
     Wait,
-    /// They are sent these bytes, as many as the socket takes at once, and closed.
+    /// A new connection is sent these bytes, as many as the socket takes at once, and closed.
     Refuse(Vec<u8>),
-    /// For each new connection, the one that has been idle for longest is closed. Where none is
-    /// idle, or where the queue is full, new connections wait as with [`Wait`](Self::Wait).
+    /// For each new connection, the connection that has been idle for longest is closed. If no
+    /// connection is idle, or if the queue is full, new connections wait in the kernel's queue.
     ShedIdle,
 }
 
 impl Overload {
-    /// What a refused client is sent.
+    /// The bytes that a refused client is sent.
     pub(crate) fn refusal(&self) -> &[u8] {
         match self {
             Self::Refuse(bytes) => bytes,
@@ -55,7 +59,7 @@ impl Overload {
     }
 }
 
-/// The limits of what may enter.
+/// The limits for new connections, and the policy beyond them.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
     pub(crate) max_connections: usize,
@@ -67,7 +71,7 @@ pub(crate) struct Admission {
 pub(crate) struct AcceptGate {
     poller: Arc<Poller>,
     state: AtomicU8,
-    /// The listeners that another process serves as well, by their index.
+    /// The indexes of the listeners that another process serves as well.
     served_elsewhere: Mutex<Vec<u32>>,
     /// How often the acceptor has run its loop.
     loops: AtomicU64,
@@ -77,7 +81,7 @@ pub(crate) struct AcceptGate {
 const STARTING: u8 = 0;
 const OPEN: u8 = 1;
 const PAUSED: u8 = 2;
-/// Accepts what the kernel has queued already, then closes the listeners.
+/// The connections that the kernel has queued already are accepted, then the listeners are closed.
 const CLOSING: u8 = 3;
 const CLOSED: u8 = 4;
 
@@ -105,10 +109,11 @@ impl AcceptGate {
         self.change(|state| (state == PAUSED).then_some(OPEN));
     }
 
-    /// Accepts what the kernel has queued already, then closes the listeners. A server that has
-    /// never accepted closes them at once: what is queued there is not its own.
+    /// Accepts the connections that the kernel has queued already, then closes the listeners. A
+    /// server that has never accepted closes the listeners at once: the queued connections are not
+    /// its own.
     pub(crate) fn close(&self) {
-        // In one step: an `open`, `pause` or `resume` that comes in between must not win.
+        // In one step: a `start`, `pause` or `resume` at the same time must not undo the close.
         self.change(|state| match state {
             STARTING => Some(CLOSED),
             OPEN | PAUSED => Some(CLOSING),
@@ -116,7 +121,8 @@ impl AcceptGate {
         });
     }
 
-    /// Has `close` leave alone what is queued for these listeners: another process serves them.
+    /// Sets the listeners whose queued connections [`close`](Self::close) does not accept: another
+    /// process serves them.
     pub(crate) fn set_served_elsewhere(&self, listeners: &[u32]) {
         *self.served_elsewhere.lock() = listeners.to_vec();
     }
@@ -127,7 +133,7 @@ impl AcceptGate {
         self.poller.wake();
     }
 
-    /// Has the acceptor run its loop once.
+    /// Makes the acceptor run its loop once.
     pub(crate) fn wake(&self) {
         self.poller.wake();
     }
@@ -137,7 +143,7 @@ impl AcceptGate {
         self.loops.load(SeqCst)
     }
 
-    /// Changes the state to `next` of it, unless that is `None`. True if it did.
+    /// Changes the state to `next(state)`, unless that is `None`. True if the state was changed.
     fn change(&self, next: impl Fn(u8) -> Option<u8>) -> bool {
         let changed = self.state.fetch_update(SeqCst, SeqCst, next);
         if changed.is_ok() {
@@ -146,7 +152,7 @@ impl AcceptGate {
         changed.is_ok()
     }
 
-    /// Whether connections stay in the kernel's queue for now.
+    /// Whether new connections stay in the kernel's queue for now.
     fn leaves_clients_queued(&self) -> bool {
         self.is(PAUSED) || self.is(STARTING)
     }
@@ -193,26 +199,25 @@ struct Acceptor<'a, S> {
     ready: Vec<bool>,
     admission: Admission,
     per_client: Arc<PerClient>,
-    /// Candidates for shedding, the longest idle first. They are searched for a few at a time.
+    /// Candidates for shedding, the longest idle first, at most [`SHED_AHEAD`].
     to_shed: VecDeque<IdleConnection>,
     shortage: Option<Shortage>,
-    /// After an error no attempt is made before this time, unless there is room again.
+    /// After an error, no attempt is made before this time, unless a connection ends earlier.
     backoff_until: Option<Instant>,
 }
 
-/// An episode in which the system lacks descriptors or memory.
+/// A time in which the system lacks descriptors or memory.
 struct Shortage {
     since: Instant,
-    /// The last error.
-    last: Instant,
+    last_error: Instant,
     backoff: Duration,
 }
 
-/// How long no attempt is made after an error: at first, and at most.
+/// How long no attempt is made after an error: after the first error, and at most.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// A shortage is over this long after its last error. Errors before that belong to the same shortage.
+/// A shortage is over this long after its last error.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// How many connections a stop accepts from a listener whose queue has an unknown length.
@@ -252,8 +257,9 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Accepts what the kernel had queued when the gate was closed, and no more: clients that go on
-    /// connecting must not keep the server. A listener that is shared is left to the other process.
+    /// Accepts the connections that the kernel had queued when the gate was closed, and no more:
+    /// clients that go on connecting must not prolong the stop. If another process serves a listener
+    /// as well, its queued connections are left to that process.
     fn accept_queued(&mut self) {
         let served_elsewhere = self.gate.served_elsewhere.lock().clone();
         for index in 0..self.listeners.len() {
@@ -272,7 +278,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// How much longer no attempt is made. Room that was made since the error ends the back-off.
+    /// How much longer no attempt is made. A connection that has ended since the error ends the
+    /// back-off.
     fn backoff(&mut self) -> Option<Duration> {
         if !self.lot.is_room_requested() {
             self.backoff_until = None;
@@ -327,8 +334,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Whether a connection may be accepted now. With the policy `Refuse` it always may, to be
-    /// refused.
+    /// Whether a connection may be accepted now. With the policy `Refuse` it may always be accepted,
+    /// and is then refused.
     fn has_room(&mut self) -> bool {
         match self.admission.overload {
             Overload::Refuse(_) => true,
@@ -343,8 +350,8 @@ impl<S> Acceptor<'_, S> {
         self.lot.drain.open_connections() >= self.admission.max_connections
     }
 
-    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`, a
-    /// parked connection in the middle of a message will do.
+    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`,
+    /// parked connections in the middle of a message count as idle.
     fn find_idle(&mut self, mid_message_too: bool) -> bool {
         let lot = self.lot;
         let is_stale = |idle: &IdleConnection| !lot.is_still_idle(idle);
@@ -357,9 +364,9 @@ impl<S> Acceptor<'_, S> {
         !self.to_shed.is_empty()
     }
 
-    /// Closes the connection that has been idle for longest. False if there is none.
+    /// Closes the connection that has been idle for longest. False if no connection was closed.
     fn shed(&mut self, mid_message_too: bool) -> bool {
-        // A candidate whose client has sent something goes on the queue instead.
+        // `Lot::shed` queues a candidate whose client has sent something.
         while self.lot.queue_has_room() && self.find_idle(mid_message_too) {
             let idle = self.to_shed.pop_front();
             if idle.is_some_and(|idle| self.lot.shed(&idle)) {
@@ -373,7 +380,7 @@ impl<S> Acceptor<'_, S> {
         let listener = &self.listeners[index];
         let (socket, peer) = match listener.accept() {
             Ok(accepted) => accepted,
-            Err(error) => return self.accept_error(&error, index),
+            Err(error) => return self.handle_accept_error(&error, index),
         };
         count(&self.lot.counters.accepted);
         if let Some(shortage) = &mut self.shortage {
@@ -382,7 +389,7 @@ impl<S> Acceptor<'_, S> {
         let listener = Arc::clone(&self.listeners[index].info);
         let name = &listener.name;
         let counters = &self.lot.counters;
-        let Ok(ticket) = self.ticket(&peer) else {
+        let Ok(ticket) = self.count_for_client(&peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(&socket);
@@ -413,9 +420,8 @@ impl<S> Acceptor<'_, S> {
         AcceptOutcome::Accepted
     }
 
-    /// Why a connection is refused. With the other policies there was room before the accept. If
-    /// other threads have filled the queue since then, the connection has a place beyond the
-    /// queue's limit.
+    /// Why the policy `Refuse` refuses a connection: the counter, and the text for the log. With the
+    /// other policies there was room before the accept.
     fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
         let counters = &self.lot.counters;
         match self.admission.overload {
@@ -429,9 +435,9 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Sorts an error of `accept`: it concerns one connection, or the whole system, never the
-    /// listener.
-    fn accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
+    /// Handles an error of `accept`. The error concerns one connection or the whole system, never
+    /// the listener.
+    fn handle_accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
         match error.kind() {
             WouldBlock => AcceptOutcome::Empty,
@@ -453,33 +459,33 @@ impl<S> Acceptor<'_, S> {
     /// ms, then twice as long after each failure in a row, up to 1 s.
     fn make_room(&mut self) -> Duration {
         self.shed(true);
-        // The candidates that are left may be in the middle of a message.
+        // The remaining candidates may be in the middle of a message.
         self.to_shed.clear();
-        // A connection that ends from now on brings the next attempt forward. The one that was shed
-        // does not: a server whose clients all reconnect would spin.
+        // A connection that ends from now on makes the next attempt earlier. The connection that was
+        // shed does not: if all clients reconnected at once, the acceptor would never pause.
         self.lot.request_room();
         let now = Instant::now();
         let shortage = self.shortage.get_or_insert(Shortage {
             since: now,
-            last: now,
+            last_error: now,
             backoff: FIRST_BACKOFF,
         });
-        shortage.last = now;
+        shortage.last_error = now;
         let backoff = shortage.backoff;
         shortage.backoff = (backoff * 2).min(LONGEST_BACKOFF);
         backoff
     }
 
-    /// Called when every waiting connection was accepted.
+    /// Ends the shortage if it is over. Called when the kernel's queue is empty.
     fn end_shortage(&mut self) {
-        let is_over = |shortage: &mut Shortage| shortage.last.elapsed() > RECOVERY;
+        let is_over = |shortage: &mut Shortage| shortage.last_error.elapsed() > RECOVERY;
         if let Some(shortage) = self.shortage.take_if(is_over) {
-            let seconds = (shortage.last - shortage.since).as_secs_f32();
+            let seconds = (shortage.last_error - shortage.since).as_secs_f32();
             log::info!("accepting again, after {seconds:.1} s");
         }
     }
 
-    /// Sends the refusal, as far as that takes no time.
+    /// Sends the refusal, as much as the socket takes at once.
     fn refuse(&self, socket: &Socket) {
         let refusal = self.admission.overload.refusal();
         if !refusal.is_empty() {
@@ -494,9 +500,9 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Counts the connection for its client, if clients are counted. An error: the client has too
-    /// many.
-    fn ticket(&self, peer: &Addr) -> Result<Option<Box<dyn Send + Sync>>, TooMany> {
+    /// Counts the connection for its client, if connections per client are limited. An error: the
+    /// client has too many connections.
+    fn count_for_client(&self, peer: &Addr) -> Result<Option<Box<dyn Send + Sync>>, TooMany> {
         let (Some(limit), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
             return Ok(None);
         };
@@ -505,7 +511,7 @@ impl<S> Acceptor<'_, S> {
     }
 }
 
-/// How many candidates for shedding are searched for at a time.
+/// How many candidates for shedding a search returns at most.
 const SHED_AHEAD: usize = 32;
 
 /// How many connections each client has open, by its IP address.

@@ -3,11 +3,11 @@
 //! | stage | begins when | idle connections | connections in progress |
 //! |---|---|---|---|
 //! | (none) | | kept | served |
-//! | REPLACED | a successor serves | closed after a grace | served; the answer says that it is the last |
-//! | CLOSING | a stop | closed | what has arrived is answered, then closed |
+//! | REPLACED | a successor serves | closed after a grace | served; the response announces the close |
+//! | CLOSING | a stop | closed | what has arrived is served, then closed |
 //! | FORCED | the deadline has passed | closed | their waits end with an error |
 //!
-//! A stage only gives way to a later one.
+//! The stage never goes back to an earlier one.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -21,10 +21,12 @@ pub(crate) struct Drain {
     stage: AtomicU8,
     /// In the stage [`REPLACED`]: how long an idle connection is kept, in milliseconds.
     idle_grace: AtomicU64,
+    /// The number of open connections.
     open: AtomicUsize,
-    /// Open connections that are finished but for their close.
+    /// The open connections that linger: they are finished, except for their close.
     lingering: AtomicUsize,
-    ended: AtomicUsize,
+    /// The number of connections that have been closed so far.
+    closed: AtomicUsize,
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -33,8 +35,8 @@ const CLOSING: u8 = 2;
 const FORCED: u8 = 3;
 
 impl Drain {
-    /// A successor serves new connections. Those that are open end when their clients close them,
-    /// or when they have been idle for `idle_grace`.
+    /// A successor serves new connections. An open connection ends when its client closes it, or
+    /// when it has been idle for `idle_grace`.
     pub(crate) fn mark_replaced(&self, idle_grace: Duration) {
         self.idle_grace.store(in_millis(idle_grace), SeqCst);
         self.stage.fetch_max(REPLACED, SeqCst);
@@ -63,13 +65,13 @@ impl Drain {
         self.stage.load(SeqCst) >= FORCED
     }
 
-    /// How long an idle connection is kept, in milliseconds, if the drain limits that.
+    /// How long an idle connection is kept, in milliseconds, in the stage [`REPLACED`].
     pub(crate) fn idle_grace(&self) -> Option<u64> {
         (self.stage.load(SeqCst) == REPLACED).then(|| self.idle_grace.load(SeqCst))
     }
 
-    /// Sets what is called each time the last connection is finished while the server drains. Only
-    /// the first call has an effect.
+    /// Sets the function that is called when no connection is in progress any more, while the server
+    /// drains. Only the first call has an effect.
     pub(crate) fn on_empty(&self, call: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_empty.set(Box::new(call));
     }
@@ -79,7 +81,7 @@ impl Drain {
         self.open.fetch_add(1, SeqCst);
         OpenConnection {
             drain: Arc::clone(self),
-            lingers: AtomicBool::new(false),
+            is_lingering: AtomicBool::new(false),
         }
     }
 
@@ -88,7 +90,7 @@ impl Drain {
         self.open.load(SeqCst)
     }
 
-    /// How many connections are open and not finished. Those that linger are finished.
+    /// How many connections are open and not finished. A connection that lingers is finished.
     pub(crate) fn in_progress(&self) -> usize {
         self.open_connections()
             .saturating_sub(self.lingering.load(SeqCst))
@@ -104,14 +106,14 @@ impl Drain {
 
     /// How many connections have finished so far.
     pub(crate) fn finished_connections(&self) -> usize {
-        self.ended.load(SeqCst) + self.lingering.load(SeqCst)
+        self.closed.load(SeqCst) + self.lingering.load(SeqCst)
     }
 }
 
-/// An open connection.
+/// Counts a connection as open until it is dropped.
 pub(crate) struct OpenConnection {
     drain: Arc<Drain>,
-    lingers: AtomicBool,
+    is_lingering: AtomicBool,
 }
 
 impl OpenConnection {
@@ -120,8 +122,8 @@ impl OpenConnection {
     }
 
     /// The connection is finished: a stop does not wait for its close.
-    pub(crate) fn linger(&self) {
-        if !self.lingers.swap(true, SeqCst) {
+    pub(crate) fn mark_lingering(&self) {
+        if !self.is_lingering.swap(true, SeqCst) {
             self.drain.lingering.fetch_add(1, SeqCst);
             self.drain.check_empty();
         }
@@ -130,9 +132,9 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.drain.ended.fetch_add(1, SeqCst);
+        self.drain.closed.fetch_add(1, SeqCst);
         self.drain.open.fetch_sub(1, SeqCst);
-        if *self.lingers.get_mut() {
+        if *self.is_lingering.get_mut() {
             self.drain.lingering.fetch_sub(1, SeqCst);
         }
         self.drain.check_empty();

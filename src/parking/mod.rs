@@ -1,8 +1,19 @@
 //! The parking lot: connections that wait for their client, or for a worker, on no thread.
 //!
 //! Every connection has a slot from its accept to its end. Idle workers wait in the lot's poller
-//! themselves, where the platform lets many threads do so. The [`keeper`] does what must happen
-//! while every worker is busy. It never calls the service.
+//! themselves, where the platform lets many threads wait in one poller. The [`keeper`] does what
+//! must happen while every worker is busy. The keeper never calls the service.
+//!
+//! # The parts of a connection
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`Connection`] | the socket's buffers and deadlines: what a service reads and writes |
+//! | [`ConnectionInfo`] | the socket and the addresses, which all threads may read |
+//! | [`Occupant`] | a connection, its session, and its [`Stage`]: what moves from owner to owner |
+//! | [`ConnectionSlot`] | the place of an occupant: its [`Ownership`], its times, its info |
+//! | [`Token`] | the name of a connection: the slot's index, and the connection's generation |
+//! | [`Turn`] | one thread's exclusive hold of a connection |
 //!
 //! # The state of a connection
 //!
@@ -13,13 +24,13 @@
 //!
 //! | ownership | owner | who ends it, and how |
 //! |---|---|---|
-//! | FREE | nobody: the slot has no connection | the acceptor: `occupy` → RUNNING |
-//! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `requeue` → QUEUED, a drop → FREE |
+//! | FREE | none: the slot has no connection | the acceptor: `occupy` → RUNNING |
+//! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `queue` → QUEUED, a drop → FREE |
 //! | PARKED | the lot | a poller event → QUEUED; `claim_parked` (expiry, shedding, drain) → RUNNING |
-//! | QUEUED | the queue entry | the thread that takes the entry: `start` → RUNNING |
+//! | QUEUED | the queue entry | the thread that takes the entry: `claim_queued` → RUNNING |
 //!
-//! An event for a connection that is not PARKED is kept beside the word, and then `park` fails: the
-//! owner reads again. See [`ownership`] for the proof obligations; `tests/ownership_model.rs`
+//! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
+//! fails: the owner reads again. See [`ownership`] for the proof obligations; `tests/ownership_model.rs`
 //! checks them.
 //!
 //! | stage | parked until | time-out (closes) | at a drain | next stage |
@@ -32,16 +43,22 @@
 //! | Lingering | the client's end | 2 s | goes on | closed |
 //!
 //! In every stage output comes first: a connection with output is parked until its client reads,
-//! under `write_timeout` and `min_rate`, and only then goes on as the table says. Parked with
-//! output it counts as in progress, whatever its stage.
+//! under `write_timeout` and `min_rate`, and only then goes on as the table says. A connection that
+//! is parked with output counts as in progress, whatever its stage.
 //!
 //! # Who wakes whom
 //!
-//! A thread that puts a connection on the queue wakes one worker in the poller, if one waits there
-//! and no wake-up is under way ([`Lot::push`]). A worker that takes an entry and sees more of them
-//! wakes the next ([`Lot::wake_next`]). `sleepers` is counted up before a worker looks at the queue
-//! for the last time, and read after an entry is on the queue, so that no entry waits for a worker
-//! that sleeps.
+//! A thread that puts a connection on the queue wakes one worker in the poller, if a worker waits
+//! there and no wake-up is pending ([`Lot::push`]). A worker that takes an entry and sees more
+//! entries wakes the next worker ([`Lot::wake_next`]). A worker increments `sleepers` before it
+//! reads the queue for the last time, and a thread that has put an entry on the queue reads
+//! `sleepers` afterwards. So no entry waits while every worker sleeps.
+//!
+//! # The order of service
+//!
+//! Connections are served in the order in which they became ready. A worker whose queue is not
+//! empty polls as well ([`Lot::poll_to_queue`]), and puts the reported connections at the end of the
+//! queue. While the queue is full, ready connections stay in the poller, which keeps their order.
 
 mod concurrency;
 mod expiry;
@@ -52,7 +69,7 @@ mod slab;
 mod timer_wheel;
 mod turn;
 
-/// The atomics of [`ownership`]. Its model test puts loom's in this place.
+/// The atomics of [`ownership`]. The model test replaces them by those of loom.
 mod atomic {
     pub(super) use std::sync::atomic::AtomicU64;
 }
@@ -82,15 +99,14 @@ use slab::Slab;
 use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
 
-/// The most ready connections that a worker takes from the poller at once, when no other worker is
-/// idle.
+/// The most ready connections that a thread takes from the poller at once.
 pub(crate) const BATCH: usize = 256;
 
-/// Marks a time in `ConnectionSlot::since` as that of a connection that is parked in the middle of a message
-/// or answer.
+/// A flag in `ConnectionSlot::since`: the connection is parked in the middle of a message or a
+/// response.
 const MID_MESSAGE: u64 = 1 << 63;
 
-/// No time in `ConnectionSlot::ready_at`.
+/// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
 
 /// A slot, and the generation of the slot's connection.
@@ -113,25 +129,26 @@ impl Token {
     }
 }
 
-// A connection must change hands in one instruction, not under a lock that spins.
+// A connection must go from one owner to the next in one instruction, not under a lock that spins.
 const _: () = assert!(AtomicCell::<Option<Box<Occupant<()>>>>::is_lock_free());
 
 #[repr(align(64))]
 struct ConnectionSlot<S> {
     owner: Ownership,
-    /// The connection, left here by one owner for the next.
+    /// The connection, between two owners.
     occupant: AtomicCell<Option<Box<Occupant<S>>>>,
-    /// What threads other than the owner may know of the connection.
+    /// The part of the connection that threads other than the owner may read.
     info: Mutex<Option<Arc<ConnectionInfo>>>,
     /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it
     /// parks.
     expires_at: AtomicU64,
-    /// Since when the connection is parked, in the clock's milliseconds. See also `MID_MESSAGE`.
+    /// When the connection was parked, in the clock's milliseconds, with the flag `MID_MESSAGE`.
     since: AtomicU64,
-    /// Since when the connection is ready and waits for a worker, in the clock's nanoseconds;
-    /// `NOT_READY` while it does not. Set when it becomes QUEUED, and kept until it is served.
+    /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
+    /// Set when the connection becomes QUEUED, and kept until a worker serves it.
     ready_at: AtomicU64,
-    /// The wheel has a timer for this slot at this time or earlier; `u64::MAX` if it has none.
+    /// The wheel has a timer for this slot at this time (in the clock's milliseconds) or earlier.
+    /// `u64::MAX` if the wheel has none.
     timer: AtomicU64,
 }
 
@@ -150,8 +167,8 @@ impl<S> ConnectionSlot<S> {
 }
 
 impl<S> ConnectionSlot<S> {
-    /// Notes that the connection is ready, unless that is noted already: its place in the order of
-    /// connections must not get worse.
+    /// Sets the time at which the connection became ready, unless the time is set already: a
+    /// connection must not lose its place in the order of service.
     fn set_ready(&self, now: u64) {
         if self.ready_at.load(SeqCst) == NOT_READY {
             self.ready_at.store(now, SeqCst);
@@ -159,7 +176,7 @@ impl<S> ConnectionSlot<S> {
     }
 }
 
-/// The lot.
+/// The parking lot: the slots of all open connections, their poller, and the queue to the workers.
 pub(crate) struct Lot<S> {
     slots: Slab<ConnectionSlot<S>>,
     poller: Arc<Poller>,
@@ -167,25 +184,26 @@ pub(crate) struct Lot<S> {
     /// A second receiver of the queue, to see its length and to empty it.
     queued: Receiver<Token>,
     queue_limit: usize,
+    /// In milliseconds.
     queue_timeout: Option<u64>,
     concurrency: Concurrency,
-    /// Workers that wait in the poller.
+    /// The number of workers that wait in the poller.
     sleepers: AtomicUsize,
-    /// A wake-up of one of them is under way.
+    /// The wake-up of a worker is under way.
     wake_up_pending: AtomicBool,
-    /// When a worker put ready connections on the queue, in the clock's milliseconds.
+    /// When a worker last polled for the queue ([`poll_to_queue`](Self::poll_to_queue)), in the
+    /// clock's milliseconds.
     polled_at: AtomicU64,
-    /// Connections with output that are parked or queued.
+    /// The number of connections with output that are parked or queued.
     unwritten: AtomicUsize,
     wheel: Mutex<TimerWheel>,
     keeper: Arc<KeeperSleep>,
     outboxes: Arc<OutboxWatch>,
-    /// A thread has asked to be called when there may be room, see
-    /// [`request_room`](Self::request_room).
+    /// A call of `on_room` was requested, see [`request_room`](Self::request_room).
     room_requested: AtomicBool,
     on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     limits: Limits,
-    /// What a client is sent that no worker has time for.
+    /// The bytes for a client whose connection waited too long for a worker.
     refusal: Vec<u8>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
@@ -194,7 +212,7 @@ pub(crate) struct Lot<S> {
 /// The settings of a lot.
 pub(crate) struct LotOptions {
     pub(crate) workers: usize,
-    /// How many workers can run at the same time.
+    /// The number of CPU cores.
     pub(crate) cores: usize,
     pub(crate) queue_limit: usize,
     pub(crate) queue_timeout: Option<Duration>,
@@ -208,8 +226,8 @@ impl<S> Lot<S> {
     /// Makes a lot, and the receiver of its queue for the workers.
     pub(crate) fn new(options: LotOptions) -> std::io::Result<(Self, Receiver<Token>)> {
         let now = clock::millis();
-        // A thread that sends has seen the queue below its limit before, and each may have had a
-        // batch then. With this capacity no `send` ever finds the channel full.
+        // Each thread that sends has seen the queue below its limit, and may then send one batch.
+        // With this capacity no send finds the channel full.
         let capacity = options.queue_limit + (options.workers + 2) * (BATCH + 1);
         let (sender, receiver) = crossbeam_channel::bounded(capacity);
         let lot = Self {
@@ -243,7 +261,7 @@ impl<S> Lot<S> {
         Ok((lot, receiver))
     }
 
-    // ---- entering, and the queue ----
+    // ---- new connections, and the queue ----
 
     /// How many connections wait for a worker.
     pub(crate) fn queue_len(&self) -> usize {
@@ -254,14 +272,15 @@ impl<S> Lot<S> {
         self.queue_len() < self.queue_limit
     }
 
-    /// Whether there is room for what the poller reports. A batch has room beyond the queue's
-    /// limit: otherwise connections that always have more to do could fill the queue for ever.
+    /// Whether the queue has room for connections that the poller reports. A batch has room beyond
+    /// the queue's limit: otherwise connections that always have more to do could fill the queue
+    /// for ever.
     fn has_room_for_batch(&self) -> bool {
         self.queue_len() < self.queue_limit + BATCH
     }
 
-    /// Gives a new connection its slot, and puts it on the queue. While the queue is full, the
-    /// connection is parked like any other, so that the poller keeps the order in which connections
+    /// Takes a slot for a new connection, and puts the connection on the queue. While the queue is
+    /// full, the connection is parked, so that the poller keeps the order in which connections
     /// become ready. Called by the acceptor.
     pub(crate) fn add_connection(&self, info: ConnectionInfo) {
         let info = Arc::new(info);
@@ -303,7 +322,7 @@ impl<S> Lot<S> {
             match queue.as_ref().map(|queue| queue.try_send(token)) {
                 Some(Ok(())) => {
                     pushed = true;
-                    // The sweep at the end of a stop may have passed, and every worker may be
+                    // `close_all` may have passed over this connection, and every worker may be
                     // stuck.
                     if self.drain.is_forced() {
                         drop(self.claim_queued(token, counters));
@@ -316,22 +335,23 @@ impl<S> Lot<S> {
         if pushed {
             self.wake_one();
         }
-        // The queue is gone: a drain was forced and is over. It is never full, see its capacity.
+        // The queue's sender is dropped: the stop is over. The channel is never full, see its
+        // capacity.
         for token in unsent {
             log::debug!("closing a connection: no worker is left");
             drop(self.claim_queued(token, counters));
         }
     }
 
-    /// Sets the timer of a QUEUED connection to the queue's time-out.
+    /// Sets a timer for the queue's time-out of a QUEUED connection.
     fn limit_queue_time(&self, token: Token) {
         if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) {
             self.set_timer(token.index, slot, clock::millis().saturating_add(limit));
         }
     }
 
-    /// Wakes one worker that waits in the poller. While a wake-up is under way there is none: the
-    /// worker that it reaches wakes the next.
+    /// Wakes one worker that waits in the poller, unless a wake-up is pending: the worker that is
+    /// being woken wakes the next one.
     fn wake_one(&self) {
         if Poller::SHARED
             && self.sleepers.load(SeqCst) > 0
@@ -351,8 +371,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve, or
-    /// `None` if the worker is to look at the queue again.
+    /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve.
+    /// `None`: the worker has to check the queue again.
     pub(crate) fn wait_for_connection(
         &self,
         events: &mut Events,
@@ -366,8 +386,8 @@ impl<S> Lot<S> {
             return received.ok();
         }
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
-        // The count goes up before this look at the queue. A thread that sends reads the count
-        // after that.
+        // The count is incremented before this check of the queue. A thread that sends reads the
+        // count after it has sent.
         let slept = self.queued.is_empty() && self.has_queue();
         if slept {
             let limit = if sleepers == 1 { self.batch() } else { 1 };
@@ -390,8 +410,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Called by a worker between two turns: it may have to rest, see [`concurrency`]. True if it
-    /// did.
+    /// Called by a worker between two turns: if too many workers are active, the worker rests (see
+    /// [`concurrency`]). True if it rested.
     #[inline]
     pub(crate) fn rest_if_surplus(&self, worker: usize) -> bool {
         let counters = &self.counters.workers;
@@ -399,7 +419,7 @@ impl<S> Lot<S> {
             .rest_if_surplus(worker, counters, &self.sleepers)
     }
 
-    /// Begins to time a turn, if it is one of those that are timed.
+    /// Begins to time a turn, if this turn is a sample.
     #[inline]
     pub(crate) fn begin_sample(&self, turns: &mut u32) -> Option<Sample> {
         self.concurrency.begin_sample(turns)
@@ -410,9 +430,9 @@ impl<S> Lot<S> {
             .end_sample(sample, worker, &self.counters.workers);
     }
 
-    /// Called by a worker whose queue is not empty: puts the connections that are ready in the
-    /// poller on the queue, behind those that became ready before. At most once in a tick of the
-    /// coarse clock, unless `is_due`.
+    /// Called by a worker while the queue is not empty: puts the connections that the poller reports
+    /// at the end of the queue, behind the connections that became ready earlier. Polls at most
+    /// once in a tick of the coarse clock, unless `is_due`.
     pub(crate) fn poll_to_queue(
         &self,
         events: &mut Events,
@@ -430,8 +450,8 @@ impl<S> Lot<S> {
         self.pass_wake_on(events);
     }
 
-    /// Returns a connection that is ready in the poller if the queue has no room for it: the queue
-    /// may be full of connections that always have more to do.
+    /// Returns one connection that the poller reports, if the queue has no room: the queue may be
+    /// full of connections that always have more to do.
     pub(crate) fn poll_past_queue(&self, events: &mut Events) -> Option<Token> {
         if !Poller::SHARED || self.has_room_for_batch() {
             return None;
@@ -442,8 +462,8 @@ impl<S> Lot<S> {
         first
     }
 
-    /// Repeats a wake-up that was meant for a sleeping worker and reached a thread that did not
-    /// sleep.
+    /// Repeats a wake-up for a sleeping worker that has reached a thread which polls without
+    /// sleeping.
     fn pass_wake_on(&self, events: &Events) {
         if Poller::SHARED && events.was_woken() {
             self.wake_up_pending.store(false, SeqCst);
@@ -464,8 +484,8 @@ impl<S> Lot<S> {
         }
     }
 
-    /// The connections that the events turn from PARKED to QUEUED. The caller brings them to a
-    /// worker.
+    /// Changes the reported connections from PARKED to QUEUED, and returns them. The caller has to
+    /// bring them to a worker.
     fn queue_reported<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
         let now = clock::nanos();
         events.iter().filter_map(move |event| {
@@ -477,7 +497,7 @@ impl<S> Lot<S> {
         })
     }
 
-    /// Begins a turn with a QUEUED connection. `None` if it is not QUEUED any more.
+    /// Begins a turn with a QUEUED connection. `None` if the connection is not QUEUED any more.
     pub(crate) fn claim_queued<'a>(
         &'a self,
         token: Token,
@@ -488,7 +508,7 @@ impl<S> Lot<S> {
         Some(self.begin_turn(slot, token, readiness, counters))
     }
 
-    /// Begins a turn with a PARKED connection. `None` if it is not PARKED any more.
+    /// Begins a turn with a PARKED connection. `None` if the connection is not PARKED any more.
     fn claim_parked<'a>(
         &'a self,
         token: Token,
@@ -510,7 +530,7 @@ impl<S> Lot<S> {
         if let Some(Occupant { conn, .. }) = occupant.as_deref_mut() {
             if conn.has_output() {
                 self.unwritten.fetch_sub(1, SeqCst);
-                // The poller watched for writing, so nothing is known of the input.
+                // The poller watched for writing, so the state of the input is unknown.
                 conn.note_readable(false);
             }
             if readiness.readable {
@@ -544,9 +564,9 @@ impl<S> Lot<S> {
 
     // ---- the drain ----
 
-    /// Closes the connections that wait for a message, once the drain has begun. Those whose
-    /// message has arrived are queued; those in the middle of a message stay. False if the queue
-    /// had no room for all.
+    /// Closes the connections that wait for a message, once the drain has begun. A connection whose
+    /// message has arrived is queued. A connection in the middle of a message stays. False if the
+    /// queue had no room for all.
     pub(crate) fn close_idle(&self) -> bool {
         let counters = &self.counters.main_thread;
         for (token, _) in self.tokens() {
@@ -565,8 +585,8 @@ impl<S> Lot<S> {
         true
     }
 
-    /// Closes the connections that linger, after the client's last bytes are discarded: a close
-    /// with unread input would reset the connection.
+    /// Closes the connections that linger, after their unread input is discarded: a close with
+    /// unread input would reset the connection.
     pub(crate) fn close_lingering(&self) {
         for (token, _) in self.tokens() {
             let Some(mut turn) = self.claim_parked(token, &self.counters.main_thread) else {
@@ -584,7 +604,7 @@ impl<S> Lot<S> {
         self.queue.read().is_some()
     }
 
-    /// Drops the queue's sender, which ends the workers, and ends the keeper.
+    /// Ends the workers, by dropping the queue's sender, and ends the keeper.
     pub(crate) fn end_threads(&self) {
         drop(self.queue.write().take());
         self.concurrency.close();
@@ -592,13 +612,13 @@ impl<S> Lot<S> {
         self.poller.wake();
     }
 
-    /// Called by a worker that ends: wakes the next worker that waits in the poller, so that it
+    /// Called by a worker that ends: wakes the next worker in the poller, so that the next worker
     /// ends as well.
     pub(crate) fn worker_ended(&self) {
         self.poller.wake();
     }
 
-    /// Closes every connection that is left. The socket of a connection in a turn is shut down.
+    /// Closes every connection that is left. If a connection is in a turn, its socket is shut down.
     pub(crate) fn close_all(&self) {
         let counters = &self.counters.main_thread;
         for (token, slot) in self.tokens() {
@@ -624,7 +644,8 @@ impl<S> Lot<S> {
     }
 
     /// Asks for one call of `on_room` when a connection has ended, was parked, or left the queue.
-    /// The caller checks for room once more afterwards, since that may have happened just before.
+    /// The caller checks for room once more afterwards, since the connection may have ended just
+    /// before.
     pub(crate) fn request_room(&self) {
         self.room_requested.store(true, SeqCst);
     }
@@ -642,9 +663,9 @@ impl<S> Lot<S> {
         }
     }
 
-    // ---- what others ask ----
+    // ---- for the watchdog and the keeper ----
 
-    /// Has the keeper run its loop once.
+    /// Makes the keeper run its loop once.
     pub(crate) fn wake_keeper(&self) {
         self.wake_keeper_by(0);
     }
@@ -654,8 +675,8 @@ impl<S> Lot<S> {
         self.keeper.loops.load(SeqCst)
     }
 
-    /// Sends the output that workers have lent and whose calls have lasted since the last tick.
-    /// `seen` has the calls of that tick.
+    /// Sends the output that workers have lent to an outbox, if the same call was in progress at the
+    /// last run. `seen` has the calls of the last run.
     fn send_outboxes(&self, seen: &mut Vec<Option<u64>>) {
         let workers = &self.counters.workers;
         seen.resize(workers.len(), None);
@@ -671,17 +692,17 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Calls `ask` with what is known of the connection with this token, if the connection is still
-    /// there.
+    /// Calls `read` with the info of the connection with this token, if the connection is still
+    /// open.
     pub(crate) fn with_info<T>(
         &self,
         token: u64,
-        ask: impl FnOnce(&ConnectionInfo) -> T,
+        read: impl FnOnce(&ConnectionInfo) -> T,
     ) -> Option<T> {
         let token = Token::from_u64(token);
         let slot = self.slots.get(token.index)?;
         let info = slot.info.lock();
         let info = info.as_deref()?;
-        (slot.owner.generation() == token.generation).then(|| ask(info))
+        (slot.owner.generation() == token.generation).then(|| read(info))
     }
 }
