@@ -44,8 +44,9 @@ pub enum Overload {
     Wait,
     /// A new connection is sent these bytes, as many as the socket takes at once, and closed.
     Refuse(Vec<u8>),
-    /// For each new connection, the connection that has been idle for longest is closed. If no
-    /// connection is idle, or if the queue is full, new connections wait in the kernel's queue.
+    /// As [`Wait`](Self::Wait) up to [`max_connections`](crate::Builder::max_connections). For each
+    /// further connection, the connection that has been idle for longest is closed. If no
+    /// connection is idle, or if the queue is full, further connections wait in the kernel's queue.
     ShedIdle,
 }
 
@@ -258,8 +259,8 @@ impl<S> Acceptor<'_, S> {
     }
 
     /// Accepts the connections that the kernel had queued when the gate was closed, and no more:
-    /// clients that go on connecting must not prolong the stop. If another process serves a listener
-    /// as well, its queued connections are left to that process.
+    /// clients that go on connecting must not prolong the stop. If another process serves a
+    /// listener as well, its queued connections are left to that process.
     fn accept_queued(&mut self) {
         let served_elsewhere = self.gate.served_elsewhere.lock().clone();
         for index in 0..self.listeners.len() {
@@ -334,8 +335,8 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Whether a connection may be accepted now. With the policy `Refuse` it may always be accepted,
-    /// and is then refused.
+    /// Whether a connection may be accepted now. With the policy `Refuse` it may always be
+    /// accepted, and is then refused.
     fn has_room(&mut self) -> bool {
         match self.admission.overload {
             Overload::Refuse(_) => true,
@@ -420,8 +421,8 @@ impl<S> Acceptor<'_, S> {
         AcceptOutcome::Accepted
     }
 
-    /// Why the policy `Refuse` refuses a connection: the counter, and the text for the log. With the
-    /// other policies there was room before the accept.
+    /// Why the policy `Refuse` refuses a connection: the counter, and the text for the log. With
+    /// the other policies there was room before the accept.
     fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
         let counters = &self.lot.counters;
         match self.admission.overload {
@@ -461,8 +462,8 @@ impl<S> Acceptor<'_, S> {
         self.shed(true);
         // The remaining candidates may be in the middle of a message.
         self.to_shed.clear();
-        // A connection that ends from now on makes the next attempt earlier. The connection that was
-        // shed does not: if all clients reconnected at once, the acceptor would never pause.
+        // A connection that ends from now on makes the next attempt earlier. The connection that
+        // was shed does not: if all clients reconnected at once, the acceptor would never pause.
         self.lot.request_room();
         let now = Instant::now();
         let shortage = self.shortage.get_or_insert(Shortage {

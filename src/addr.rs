@@ -12,7 +12,7 @@ use crate::sys;
 /// The address of a listener or of a client.
 ///
 /// As text: `127.0.0.1:8080`, `[::1]:8080`, or `unix:/run/app.sock`. Host names are not resolved: a
-/// name may stand for another address tomorrow.
+/// name may stand for another address later.
 ///
 /// # Examples
 ///

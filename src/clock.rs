@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Milliseconds since a fixed point. The clock is coarse by a few milliseconds, and several times
-/// cheaper to read than `Instant::now`. Code that expires things by this clock takes the time as an
+/// cheaper to read than `Instant::now`. Code that compares times of this clock takes the time as an
 /// argument, so that a test can choose it.
 pub(crate) fn millis() -> u64 {
     crate::sys::clock::coarse_millis()
@@ -51,11 +51,12 @@ impl Deadline {
         Self(self.0.and_then(|at| Some(at.max(other.0?))))
     }
 
+    /// Whether the deadline is `now` or earlier.
     pub(crate) fn has_passed(self, now: Instant) -> bool {
         self.0.is_some_and(|at| at <= now)
     }
 
-    /// The time that is left. Zero: the deadline has passed. `None`: there is no deadline.
+    /// The time until the deadline. Zero: the deadline has passed. `None`: there is no deadline.
     pub(crate) fn time_left(self, now: Instant) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(now))
     }

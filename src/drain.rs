@@ -70,8 +70,8 @@ impl Drain {
         (self.stage.load(SeqCst) == REPLACED).then(|| self.idle_grace.load(SeqCst))
     }
 
-    /// Sets the function that is called when no connection is in progress any more, while the server
-    /// drains. Only the first call has an effect.
+    /// Sets the function that is called when no connection is in progress any more, while the
+    /// server drains. Only the first call has an effect.
     pub(crate) fn on_empty(&self, call: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_empty.set(Box::new(call));
     }

@@ -1,5 +1,5 @@
-//! A synchronous, thread-pool server framework: a stop or a restart drops no connection within its
-//! deadline.
+//! A synchronous, thread-pool server framework: a stop or a restart cuts off no connection before
+//! the deadline of the stop.
 //!
 //! Handlers are blocking code: a handler reads from and writes to a [`Connection`] as if it were a
 //! socket, on one of a fixed number of threads. This crate adds what one thread per connection does
@@ -45,21 +45,23 @@
 //! ```
 //!
 //! - The **acceptor** thread waits on all listeners, applies the limits and the [`Overload`]
-//!   policy, and puts new connections on the queue.
+//!   policy, and puts new connections on the queue, or parks them while the queue is full.
 //! - A **worker** thread takes a connection from the queue, calls the [`Service`] if the client has
 //!   sent something, and does what [`Next`] says. When the queue is empty, the worker waits in the
 //!   poller of the parking lot itself, so no other thread stands between a client and its worker.
+//!   Connections are served in the order in which they became ready. No more workers are active
+//!   than the cores carry; the others rest.
 //! - The **parking lot** holds the connections that wait for their client. The **keeper** thread
 //!   closes them at their deadlines, and writes buffered output while all workers are busy.
 //! - The **main** thread starts the other threads. It executes the commands of the [`Handle`] and
-//!   of signals, and a drain until its end.
+//!   of signals, and runs a drain to its end.
 //! - The **upgrader** thread exists with a [`Restart`]. It takes over from the predecessor process,
 //!   and later starts the successor process and hands over to it.
 //! - With the feature `signals`, [`Server::run`] adds threads that turn signals into commands.
 //!
 //! With [`supervise`], the first process is the **supervisor**. It holds the listeners, runs no
-//! code of the service, and starts processes that contain all of the above. It starts another one
-//! when one ends or hangs, see [`Supervisor`].
+//! code of the service, and starts processes that contain all of the above. When a process
+//! ends or hangs, the supervisor starts another process, see [`Supervisor`].
 //!
 //! A service has one of two forms. In the first form it is called for each message, takes the
 //! message from [`Connection::buffer`] or by one of the `take` methods, and returns [`Next::Park`]
@@ -86,7 +88,7 @@
 //! # Logs
 //!
 //! The crate logs through the `log` crate. The targets are module paths, so a filter such as
-//! `handover::restart=debug` selects one part. Those with the most records are:
+//! `handover::restart=debug` selects one part. The targets with the most records are:
 //!
 //! | target | records |
 //! |---|---|
@@ -107,8 +109,8 @@
 //! # Limitations
 //!
 //! - The server makes as many calls of the service at the same time as it has workers. A handler
-//!   that waits for something else than its client holds a worker: give such a service more
-//!   workers than cores.
+//!   that waits for something other than its client holds a worker. The default is 8 workers per
+//!   core, at least 16.
 //! - A handler that writes more than the output limit (64 KiB) to a client that reads slowly, or
 //!   reads a large message from a client that sends slowly, holds a worker meanwhile. Such a wait
 //!   ends at the write or read time-out, which progress at the minimum rate extends.

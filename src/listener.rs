@@ -29,7 +29,7 @@ use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, fd_name};
 /// # Ok::<(), handover::BindError>(())
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "a bind does nothing before it is bound"]
+#[must_use = "a Bind listens only after `bind` or `Builder::build` is called"]
 pub struct Bind {
     addr: Result<Addr, AddrError>,
     options: BindOptions,
@@ -110,8 +110,8 @@ impl Bind {
         self
     }
 
-    /// Has an IPv6 listener accept no IPv4 clients (IPV6_V6ONLY). Defaults to false, also where the
-    /// system's default is true.
+    /// Makes an IPv6 listener accept no IPv4 clients (IPV6_V6ONLY). Defaults to false, also where
+    /// the system's default is true.
     pub fn only_v6(mut self, on: bool) -> Self {
         self.options.only_v6 = on;
         self
@@ -129,8 +129,8 @@ impl Bind {
         self
     }
 
-    /// Has the service called for a new connection at once: the server speaks first. Defaults to
-    /// false: a client that sends nothing occupies no worker.
+    /// Makes the server speak first: the service is called for a new connection at once. Defaults
+    /// to false: the service is called when the client has sent something.
     pub fn speaks_first(mut self, on: bool) -> Self {
         self.speaks_first = on;
         self
@@ -174,7 +174,8 @@ impl Bind {
         Some(BindRequest { addr, options })
     }
 
-    /// What another process requests. It retries itself, and sets the options of connections.
+    /// The bind request of another process. The other process retries by itself, and sets the
+    /// options of connections.
     pub(crate) fn from_request(mut request: BindRequest) -> Self {
         let addr = match request.addr {
             BindAddr::Tcp(addr) => Addr::Ip(addr),
@@ -336,7 +337,7 @@ pub(crate) enum Fit {
     TrustedName,
 }
 
-/// What every connection of a listener needs of it.
+/// What every connection knows of its listener.
 #[derive(Clone, Debug)]
 pub(crate) struct ListenerInfo {
     pub(crate) name: String,
@@ -405,8 +406,8 @@ impl Listener {
             keepalive: bind.keepalive.filter(|_| local.as_ip().is_some()),
             local,
         };
-        // Where connections inherit the options of their listener, as on Linux, they are set only
-        // here.
+        // Where connections inherit the options of their listener, as on Linux, the options are set
+        // only here.
         info.set_connection_options(&socket)?;
         Ok(Self {
             socket,
@@ -490,7 +491,7 @@ impl UnixPath {
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        // The file may be another listener's by now.
+        // The path may be the file of another listener now.
         let is_own = self.is_own.load(SeqCst);
         if is_own && self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = std::fs::remove_file(&self.path) {

@@ -1,5 +1,5 @@
-//! The service: the application's code that is called for connections, and its answer, what comes
-//! next.
+//! The service: the application's code that serves connections, and [`Next`], which says what
+//! happens after each call.
 
 use std::io;
 
@@ -9,14 +9,16 @@ use crate::connection::Connection;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The message is done: wait for the client's next message, on no thread, for at most
-    /// [`idle_timeout`](crate::Builder::idle_timeout). Unread bytes in the buffer are taken as the
-    /// next message: the service is called again for them.
+    /// [`idle_timeout`](crate::Builder::idle_timeout). If bytes are left in the buffer, they are
+    /// the next message, and the service is called again. If a call for them consumes nothing and
+    /// returns `Park` again, `Park` means [`More`](Self::More), and a warning is logged once.
     Park,
     /// The message is incomplete: wait until more bytes follow those in the buffer, on no thread,
     /// until the message's [`read_timeout`](crate::Builder::read_timeout) expires. At the end of
     /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
-    /// There is more to do without the client: call again, after the connections on the queue.
+    /// There is more to do without the client: call the service again, after the connections that
+    /// are on the queue.
     Again,
     /// Write the buffered output, then close.
     Close,
@@ -72,16 +74,16 @@ pub trait Service: Send + Sync {
     /// worker, or by the keeper thread when a time-out has expired. So its `drop` should not block.
     type Session: Send + 'static;
 
-    /// The state of one worker. It is built, used and dropped on the worker's own thread, and built
-    /// again after a panic.
+    /// The state of one worker. The state is built, used and dropped on the worker's own thread.
     type Worker;
 
-    /// Builds a worker's state, at its start and after a panic.
+    /// Builds a worker's state: for the first worker when the server starts, for every other worker
+    /// when it first serves a connection, and again after a panic.
     ///
     /// # Errors
     ///
-    /// An error at the start is an error of the server's start. A later one costs a connection: it
-    /// is closed.
+    /// An error for the first worker is an error of the server's start. A later error is logged,
+    /// and the connection that the worker was about to serve is closed.
     fn worker(&self, index: usize) -> io::Result<Self::Worker>;
 
     /// Builds a connection's session, before the first call of [`serve`](Self::serve) for it.

@@ -17,7 +17,7 @@ pub(crate) enum Command {
     Replaced,
     /// Call the application's hook for SIGUSR1.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
-    Hook,
+    UserSignal,
     /// Accept no connection until `Resume`.
     Pause,
     Resume,
@@ -42,7 +42,7 @@ mod watch {
 
     /// The servers that handle signals. While there are none, signals have their default action.
     static SERVERS: Mutex<Vec<Subscriber>> = Mutex::new(Vec::new());
-    /// A SIGTERM or SIGINT has arrived since there are servers. A second one stops at once.
+    /// A SIGTERM or SIGINT has arrived since there are servers. A second signal stops at once.
     static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
     /// A server that handles signals.
@@ -51,13 +51,14 @@ mod watch {
         id: u64,
         server: Sender<Command>,
         can_restart: bool,
-        /// The supervisor decides when a stop becomes one at once, and sends SIGQUIT then. The same
-        /// stop may reach this process twice: from the supervisor, and from a terminal or systemd.
+        /// A second SIGTERM or SIGINT does not stop at once: the same request may reach this
+        /// process from the supervisor, and from a terminal or systemd. To stop at once, the
+        /// supervisor sends SIGQUIT.
         is_supervised: bool,
     }
 
-    /// Sends the process's signals to a server until the subscription is dropped. Those that ask
-    /// for a restart are sent only if the server `can_restart`.
+    /// Sends the process's signals to a server, as commands, until the subscription is dropped.
+    /// Signals that ask for a restart are sent only if the server `can_restart`.
     pub(crate) fn subscribe(
         server: Sender<Command>,
         can_restart: bool,
@@ -112,16 +113,26 @@ mod watch {
                     }
                 }
                 Signal::Quit => Command::StopNow,
-                Signal::User1 => Command::Hook,
+                Signal::User1 => Command::UserSignal,
                 Signal::Hangup | Signal::User2 if subscriber.can_restart => Command::Restart,
                 // A process can neither catch SIGKILL nor does it ask for SIGABRT.
                 Signal::Hangup | Signal::User2 | Signal::Abort | Signal::Kill => continue,
             };
-            log::info!("received {signal}: {command:?}");
+            log::info!("received {signal}: {}", action(command));
             // A server that has ended meanwhile needs no command.
             let _ = subscriber.server.send(command);
             is_handled = true;
         }
         is_handled
+    }
+
+    /// What a server does on a command, for the log.
+    fn action(command: Command) -> &'static str {
+        match command {
+            Command::StopNow => "stopping now",
+            Command::UserSignal => "calling the hook",
+            Command::Restart => "restarting",
+            _ => "stopping",
+        }
     }
 }

@@ -8,8 +8,8 @@ use crate::addr::Addr;
 
 /// A snapshot of a server's counters and gauges, from [`Handle::stats`](crate::Handle::stats).
 ///
-/// Counters only grow; a gauge is a value at one moment. They are read one after another while the
-/// server runs, so sums may be off by what happens in between.
+/// Counters only grow; a gauge is a value at one moment. The values are read one after another
+/// while the server runs, so a sum may differ from its parts by what happens in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -31,7 +31,7 @@ pub struct Stats {
     pub expired: Expired,
     /// Parked connections closed to make room.
     pub shed: u64,
-    /// Connections closed because their client had left while they waited for a worker.
+    /// Connections closed because the client had left while the connection waited for a worker.
     pub abandoned: u64,
     /// Connections closed because a message was longer than
     /// [`input_limit`](crate::Builder::input_limit).
@@ -77,21 +77,21 @@ pub struct Expired {
     pub idle: u64,
     /// A message begun but not ended within [`read_timeout`](crate::Builder::read_timeout).
     pub read: u64,
-    /// An answer not read within [`write_timeout`](crate::Builder::write_timeout).
+    /// A response not read within [`write_timeout`](crate::Builder::write_timeout).
     pub write: u64,
 }
 
-/// How many durations were how long, in [`Stats`].
+/// A histogram of durations, in [`Stats`].
 ///
-/// Bucket 0 counts durations below 1 µs, and bucket `i` those from 2<sup>i-1</sup> µs to below
-/// 2<sup>i</sup> µs; the last bucket also counts all longer ones.
+/// Bucket 0 counts durations below 1 µs. Bucket `i` counts durations from 2<sup>i-1</sup> µs to
+/// below 2<sup>i</sup> µs. The last bucket also counts all longer durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     buckets: [u64; Self::BUCKETS],
 }
 
 impl Histogram {
-    /// The number of buckets. The last one begins at half an hour.
+    /// The number of buckets. The last bucket begins at 18 minutes.
     pub const BUCKETS: usize = 32;
 
     /// How many durations each bucket has counted.
@@ -104,8 +104,8 @@ impl Histogram {
         self.buckets.iter().sum()
     }
 
-    /// The end of the bucket that has the given quantile, such as 0.5 for the median or 0.99: the
-    /// quantile is below that, by at most half. `None` if nothing was counted.
+    /// An upper bound of a quantile, such as 0.5 for the median or 0.99: the end of the bucket that
+    /// contains the quantile, at most twice the quantile or 1 µs. `None` if nothing was counted.
     pub fn quantile(&self, quantile: f64) -> Option<Duration> {
         let rank = (quantile.clamp(0.0, 1.0) * self.count() as f64)
             .ceil()
@@ -119,7 +119,7 @@ impl Histogram {
     }
 }
 
-/// A histogram that one thread writes and all may read.
+/// A histogram that one thread writes and every thread may read.
 #[derive(Debug, Default)]
 struct AtomicHistogram([AtomicU64; Histogram::BUCKETS]);
 
@@ -164,7 +164,8 @@ impl fmt::Display for WorkerState {
     }
 }
 
-/// The live counters. What every message touches is per thread, on cache lines of its own.
+/// The live counters. The counters that every message changes are per thread, on cache lines of
+/// their own.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) accepted: AtomicU64,
@@ -223,7 +224,8 @@ impl ThreadCounters {
         add(&self.bytes_out, bytes_out);
     }
 
-    /// The number of the call in progress. Each call of this thread has another one, from 1 on.
+    /// The number of the call in progress; `None` between calls. The first call of the thread has
+    /// the number 1.
     pub(crate) fn call_number(&self) -> Option<u64> {
         (self.serving.load(Relaxed) != 0).then(|| self.served.load(Relaxed))
     }

@@ -10,8 +10,8 @@
 //! * **timers**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::set_timer`,
 //!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
 //!   deadline moves.
-//! * **waking**: the count of sleepers and the one wake-up under way (`Lot::wait`, `push`, `wake_next`, `poll_now`,
-//!   `pass_wake_on`, `shut`). Nothing stays on the queue while a worker sleeps, whoever else looks into the poller.
+//! * **waking**: the count of sleepers and the one wake-up under way (`Lot::wait_for_connection`, `push`, `wake_next`, `poll_to_queue`,
+//!   `pass_wake_on`, `end_threads`). Nothing stays on the queue while a worker sleeps, whoever else looks into the poller.
 //!
 //! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
 //! methods changes its transcript here. Not modelled are the sockets and the poller (a counter of bytes; a list of

@@ -5,7 +5,7 @@ use std::io;
 /// How many bytes a connection reads at a time, and the size of a worker's spare buffer.
 pub(crate) const READ_SIZE: usize = 16 * 1024;
 
-/// The input buffer. A parked connection keeps just its unconsumed bytes. The room to read into is
+/// The input buffer. A parked connection keeps only its unconsumed bytes. The room to read into is
 /// a buffer that the worker lends.
 #[derive(Debug, Default)]
 pub(crate) struct Input {

@@ -33,7 +33,7 @@ impl Connection {
         let window = &bytes[..bytes.len().min(limit)];
         let Some(at) = window.iter().position(|&byte| byte == delimiter) else {
             return if bytes.len() >= limit {
-                Err(too_long(limit))
+                Err(too_long_error(limit))
             } else {
                 Ok(None)
             };
@@ -57,7 +57,7 @@ impl Connection {
         if line.last() == Some(&b'\r') {
             line.pop();
         }
-        String::from_utf8(line).map(Some).map_err(not_utf8)
+        String::from_utf8(line).map(Some).map_err(not_utf8_error)
     }
 
     /// Appends the bytes up to and including `delimiter` to `out`, and waits for them. Returns how
@@ -89,7 +89,7 @@ impl Connection {
                 return Ok(count);
             }
             if count == limit {
-                return Err(too_long(limit));
+                return Err(too_long_error(limit));
             }
         }
     }
@@ -103,16 +103,16 @@ impl Connection {
     pub fn read_line_limited(&mut self, limit: usize, line: &mut String) -> io::Result<usize> {
         let mut bytes = Vec::new();
         let count = self.read_until_limited(b'\n', limit, &mut bytes)?;
-        line.push_str(std::str::from_utf8(&bytes).map_err(not_utf8)?);
+        line.push_str(std::str::from_utf8(&bytes).map_err(not_utf8_error)?);
         Ok(count)
     }
 }
 
-fn too_long(limit: usize) -> io::Error {
+fn too_long_error(limit: usize) -> io::Error {
     let text = format!("no delimiter among the first {limit} bytes");
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-fn not_utf8(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+fn not_utf8_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -1,10 +1,9 @@
 //! A connection: `Read`, `BufRead` and `Write` with total deadlines over a socket that never
 //! blocks.
 //!
-//! Every call tries the socket first. Only when the socket has nothing to give does the call wait,
-//! with `poll(2)`, for what is left of a deadline. Input that arrives early stays in a buffer that
-//! survives parking. Output that the client does not read in time stays in a bounded buffer. So
-//! neither costs a thread.
+//! Every call tries the socket first. Only if the socket would block does the call wait, with
+//! `poll(2)`, until the deadline. Input that arrives early stays in a buffer that survives parking.
+//! Output that the client has not read yet stays in a bounded buffer. So neither costs a thread.
 
 mod input;
 mod messages;
@@ -62,8 +61,8 @@ impl Default for Limits {
     }
 }
 
-/// What threads that do not hold the connection may know of it. It owns the socket, so that a stop
-/// can shut down the socket of a connection that a handler holds.
+/// The part of a connection that all threads may read. It owns the socket, so that a stop can shut
+/// down the socket of a connection that a handler holds.
 pub(crate) struct ConnectionInfo {
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
@@ -76,7 +75,7 @@ pub(crate) struct ConnectionInfo {
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
 
-/// What the watchdog sees of a call: whether it moves bytes, or waits for the client.
+/// The progress of a call, for the watchdog: whether the call moves bytes, or waits for the client.
 #[derive(Default)]
 pub(crate) struct Activity {
     /// How many reads and writes have moved bytes.
@@ -105,15 +104,15 @@ impl fmt::Display for ConnectionInfo {
     }
 }
 
-/// What may be sent to a client that has sent a part of a message, or all of it, and is not served:
-/// its time-out has expired, or no worker had time.
+/// What may be sent to a client that is not served although it has sent a message or a part of one:
+/// its time-out has expired, or no worker was free in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClosingNotice {
-    /// Nothing: the client waits for no answer, and would take it for something else.
+    /// Nothing: the client expects no response now, and would misread one.
     Forbidden,
-    /// The server's refusal, when no worker had time.
+    /// The server's refusal, if no worker was free in time.
     Refusal,
-    /// As `Refusal`; and these bytes when the message is not complete in time.
+    /// As `Refusal`; and these bytes, if the message does not arrive in time.
     #[cfg_attr(not(feature = "http"), allow(dead_code))]
     RefusalOrTimeout(&'static [u8]),
 }
@@ -122,7 +121,7 @@ pub(crate) enum ClosingNotice {
 struct DrainLimit {
     /// The count of received bytes at which nothing more is read.
     last_byte: u64,
-    /// A read since the drain was noticed has emptied the socket.
+    /// A read has emptied the socket since the limit was set.
     emptied: bool,
 }
 
@@ -134,14 +133,14 @@ struct DrainLimit {
 ///
 /// # Deadlines
 ///
-/// A stretch of reading lasts from its first wait to the next write or the next parking. It must
-/// end within the read time-out ([`Builder::read_timeout`](crate::Builder::read_timeout)). Writing
-/// has the same rule and the [write time-out](crate::Builder::write_timeout). Bytes that are moved
-/// extend the deadline, as far as the minimum rate
-/// ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past the deadline, calls fail with
-/// `TimedOut`; a read still gives what has arrived by then. Time in which the handler does not wait
-/// for the client does not count. When a stop runs out of time, calls fail with
-/// `ConnectionAborted`.
+/// A stretch of reading lasts from its first wait to the next write or the next parking. The
+/// stretch must end within the read time-out
+/// ([`Builder::read_timeout`](crate::Builder::read_timeout)). Writing has the same rule and the
+/// [write time-out](crate::Builder::write_timeout). Bytes that are moved extend the deadline, as
+/// far as the minimum rate ([`Builder::min_rate`](crate::Builder::min_rate)) allows. Past the
+/// deadline, calls fail with `TimedOut`; a read still gives what has arrived by then. Time in which
+/// the handler does not wait for the client does not count. When a stop runs out of time, calls
+/// fail with `ConnectionAborted`.
 ///
 /// # Output
 ///
@@ -155,12 +154,13 @@ pub struct Connection {
     info: Arc<ConnectionInfo>,
     input: Input,
     output: Output,
-    /// A stretch of reading or writing may have begun; false saves the clock.
+    /// A read or write deadline may be running. If false, the clock is not read.
     may_have_deadline: bool,
     receive: ReceiveState,
-    /// The client may still be sending what will not be read: the close waits for it.
+    /// The client may still be sending input that will not be read: the close waits for the client.
     lingers_on_close: bool,
-    /// What the poller watches the socket for. The socket leaves the poller before it is closed.
+    /// The readiness that the poller watches the socket for. The socket leaves the poller before it
+    /// is closed.
     watched: Option<Interest>,
     input_limit: usize,
     /// In the clock's milliseconds.
@@ -171,7 +171,7 @@ pub struct Connection {
     bytes_out: u64,
     counted: (u64, u64),
     closing_notice: ClosingNotice,
-    /// How long the connection was ready before the present turn.
+    /// How long the connection waited for a worker before the present turn.
     waited: Duration,
     /// Set when the connection notices that the server drains.
     drain_limit: Option<DrainLimit>,
@@ -180,7 +180,7 @@ pub struct Connection {
     write: Pace,
     poller: Arc<Poller>,
     outboxes: Arc<OutboxWatch>,
-    /// The service has found that the client has left.
+    /// The service has found that the client has left: the connection is closed after the call.
     is_abandoned: bool,
 }
 
@@ -245,15 +245,15 @@ impl Connection {
         &self.info.listener.name
     }
 
-    /// Whether the server is stopping: finish this message, tell the client if the protocol can,
-    /// and expect no further message.
+    /// Whether the server is stopping: finish this message, announce the close if the
+    /// protocol can, and expect no further message.
     #[inline]
     pub fn is_draining(&self) -> bool {
         self.info.open_connection.drain().is_draining()
     }
 
-    /// Whether the client has sent all that it will send. What is in the [`buffer`](Self::buffer)
-    /// is the last.
+    /// Whether the client has ended its side of the stream. No bytes follow those in the
+    /// [`buffer`](Self::buffer).
     #[inline]
     pub fn at_eof(&self) -> bool {
         self.receive.is_ended()
@@ -266,10 +266,10 @@ impl Connection {
         self.input.bytes()
     }
 
-    /// Whether the buffer has as many bytes as it may have, see
-    /// [`Builder::input_limit`](crate::Builder::input_limit). A service that needs more of the
-    /// message all the same, and returns [`Next::More`](crate::Next::More), gets no more: the
-    /// connection is closed. So this is the moment to tell the client.
+    /// Whether the buffer is full: it has as many bytes as
+    /// [`Builder::input_limit`](crate::Builder::input_limit) allows. If the service then returns
+    /// [`Next::More`](crate::Next::More), the connection is closed. A service that can tell the
+    /// client that the message is too long does so before.
     #[inline]
     pub fn is_input_full(&self) -> bool {
         self.input.len() >= self.input_limit
@@ -366,14 +366,13 @@ impl Connection {
 
     // ---- for the rest of the crate ----
 
-    /// Whether nothing has arrived that was not read, as far as is known.
+    /// Whether the last read emptied the socket, and no event has followed.
     #[inline]
     pub(crate) fn is_emptied(&self) -> bool {
         self.receive.is_emptied()
     }
 
-    /// Notes an event: there may be something to read, and with `hangup` the end of the stream
-    /// behind it.
+    /// Notes an event: there may be input, and with `hangup` the end of the stream after it.
     pub(crate) fn note_readable(&mut self, hangup: bool) {
         self.receive.on_event(hangup);
     }
@@ -418,8 +417,9 @@ impl Connection {
         self.closing_notice
     }
 
-    /// Has the close wait until the client has read the answer. The client may still be sending:
-    /// bytes that arrive after a close reset the connection, and the reset may overtake the answer.
+    /// Makes the close wait until the client has read the response. The client may still be
+    /// sending: bytes that arrive after a close reset the connection, and the reset may overtake
+    /// the response.
     pub(crate) fn linger_on_close(&mut self) {
         self.lingers_on_close = true;
     }
@@ -428,11 +428,12 @@ impl Connection {
         self.lingers_on_close
     }
 
-    /// Whether no more input is read, since the server drains. Asked before each read of a drain.
+    /// Checks before each read of a drain whether no more input is read. The first call sets the
+    /// limit.
     ///
-    /// Input that had arrived when the drain was noticed is read, and so is a message that had
-    /// begun to arrive. Between two messages nothing more is read once the socket was empty. A
-    /// client that never pauses is read up to the longest message that may be buffered.
+    /// Input that had arrived at the first call is read, and so is the rest of a message that had
+    /// begun to arrive. Between two messages, nothing more is read once the socket was empty. From
+    /// a client that never pauses, at most `input_limit` further bytes are read.
     pub(crate) fn check_drain_limit(&mut self, between_messages: bool) -> bool {
         match &self.drain_limit {
             None => {
@@ -448,8 +449,8 @@ impl Connection {
         }
     }
 
-    /// Notes that the connection was ready for this long before a worker served it. The client's
-    /// deadlines do not count that time.
+    /// Notes how long the connection waited for a worker. The client's deadlines do not count this
+    /// time.
     #[inline]
     pub(crate) fn note_wait(&mut self, waited: Duration) {
         self.waited = waited;
@@ -461,8 +462,9 @@ impl Connection {
         }
     }
 
-    /// Lends pending output to the outbox while a handler is called: if that takes long, the output
-    /// is written meanwhile. Nothing else may be written until [`reclaim_output`](Self::reclaim_output).
+    /// Lends pending output to the outbox while a handler is called: if the call takes long, the
+    /// keeper writes the output meanwhile. Nothing else may be written until
+    /// [`reclaim_output`](Self::reclaim_output).
     #[cfg(feature = "http")]
     #[inline]
     pub(crate) fn lend_output(&mut self, pending: &mut Vec<u8>) {
@@ -483,7 +485,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Closes the connection after this call: its client has left, so that it is not served.
+    /// Makes the worker close the connection after this call, because the client has left.
     #[cfg(feature = "http")]
     pub(crate) fn abandon(&mut self) {
         self.is_abandoned = true;
@@ -493,18 +495,19 @@ impl Connection {
         self.is_abandoned
     }
 
-    /// How long the connection was ready before a worker served it in the present turn.
+    /// How long the connection waited for a worker before the present turn.
     #[cfg(feature = "http")]
     pub(crate) fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// What the client has done to the connection, as far as the kernel knows: one system call.
+    /// Whether the client has reset the connection or ended its side, as far as the kernel knows.
+    /// One system call.
     pub(crate) fn peer_state(&self) -> PeerState {
         sys::socket::peer_state(&self.info.socket)
     }
 
-    /// The counts of bytes that were received, and that are unread.
+    /// The count of bytes received, and the count of unread bytes. Equal marks mean the same input.
     pub(crate) fn input_mark(&self) -> (u64, usize) {
         (self.bytes_in, self.input.len())
     }
@@ -529,8 +532,8 @@ impl Connection {
         self.input.return_buffer(spare);
     }
 
-    /// Shuts our side down, so that the client sees the end of the answer. The client has `linger`
-    /// in total to close its own side.
+    /// Shuts the server's side down, so that the client sees the end of the response. The client
+    /// has `linger` in total to close its own side.
     pub(crate) fn half_close(&mut self, linger: Duration) {
         // If this fails, the client has left, which the next read reports.
         let _ = self.info.socket.shutdown(Shutdown::Write);
@@ -544,8 +547,8 @@ impl Connection {
         (self.bytes_in - before.0, self.bytes_out - before.1)
     }
 
-    /// Has the poller watch the socket. What is readable already is reported. One call is enough
-    /// where the poller keeps its sockets and the interest is the same.
+    /// Makes the poller watch the socket. Input that has arrived already is reported. Where the
+    /// poller keeps its sockets, a further call with the same interest does nothing.
     #[inline]
     pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
         let (poller, socket) = (&self.poller, &self.info.socket);
@@ -595,7 +598,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// What [`Connection::detach`] takes out.
+/// A socket that [`Connection::detach`] has taken out.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Detached {

@@ -1,9 +1,9 @@
-//! The outbox: output that is ready while its worker is in a handler.
+//! The outbox: output that is ready while the connection's worker is in a handler.
 //!
-//! A service that answers several messages in one call writes the answers together. An answer that
-//! is ready must not wait for a slow handler, though. So the service lends its pending output to
-//! the outbox while it calls the handler. If the call lasts longer than a tick, the keeper writes
-//! the output in the meantime.
+//! A service that answers several messages in one call writes the responses together. But a
+//! response that is ready must not wait for a slow handler. So the service lends its pending output
+//! to the outbox while it calls the handler. The keeper checks the outboxes each millisecond. If a
+//! call was in progress at the last check already, the keeper writes the output of the call.
 
 use std::io;
 use std::sync::OnceLock;
@@ -21,7 +21,9 @@ pub(crate) struct Outbox(Mutex<Lent>);
 #[derive(Debug, Default)]
 struct Lent {
     bytes: Vec<u8>,
+    /// How many of the bytes were sent.
     sent: usize,
+    /// The error of the keeper's send. The worker gets it from `reclaim`.
     error: Option<io::Error>,
 }
 
@@ -30,7 +32,11 @@ impl Outbox {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
     }
 
-    /// Takes the output back, without what has been sent. Returns how many bytes that was.
+    /// Takes back the output that was not sent. Returns how many bytes were sent.
+    ///
+    /// # Errors
+    ///
+    /// The error of the keeper's send.
     pub(super) fn reclaim(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let mut lent = self.0.lock();
         std::mem::swap(&mut lent.bytes, bytes);
@@ -39,7 +45,7 @@ impl Outbox {
         lent.error.take().map_or(Ok(sent), Err)
     }
 
-    /// Sends what the socket takes at once. The lock is held meanwhile, so that the worker does not
+    /// Sends what the socket takes at once. Holds the lock meanwhile, so that the worker does not
     /// send the same bytes.
     pub(crate) fn send(&self, socket: &Socket) {
         let mut lent = self.0.lock();
@@ -53,21 +59,23 @@ impl Outbox {
     }
 }
 
-/// Tells the keeper of a server when outboxes are in use.
+/// Tells a server's keeper when outboxes are in use.
 #[derive(Default)]
 pub(crate) struct OutboxWatch {
-    /// Output was lent since the keeper's last tick.
+    /// Output was lent since the keeper's last check.
     is_used: AtomicBool,
-    /// The keeper ticks.
+    /// The keeper checks the outboxes each millisecond.
     is_watched: AtomicBool,
     wake_keeper: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl OutboxWatch {
+    /// Sets the function that wakes the keeper. Only the first call has an effect.
     pub(crate) fn on_use(&self, wake_keeper: impl Fn() + Send + Sync + 'static) {
         let _ = self.wake_keeper.set(Box::new(wake_keeper));
     }
 
+    /// Notes that output was lent. Wakes the keeper if it does not check the outboxes.
     #[inline]
     pub(super) fn note_use(&self) {
         if !self.is_used.load(Relaxed) {
@@ -89,7 +97,7 @@ impl OutboxWatch {
         self.is_used.swap(false, SeqCst)
     }
 
-    /// The keeper stops ticking, unless output was lent meanwhile.
+    /// Stops the keeper's checks, unless output was lent meanwhile.
     pub(crate) fn stop_watching(&self) {
         self.is_watched.store(false, SeqCst);
         if self.is_used.load(SeqCst) {

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Deadline;
 
-/// The deadline of one stretch of reading or writing.
+/// The deadline of a stretch of reading or writing.
 ///
 /// The stretch starts with its first wait, and the deadline is `timeout` later. With a minimum
 /// rate, each moved byte adds the time that it may take at that rate, but the deadline is never
-/// more than `timeout` from now. So a client that stalls has `timeout`; a client that drips is cut
-/// off when its credit is used up; a client that is merely slow takes as long as it needs. Pauses,
-/// in which no thread waits for the client, do not count.
+/// more than `timeout` from now. So a client that stalls has `timeout`. A client below the minimum
+/// rate is cut off when the added time is used up. A client at or above the minimum rate may take
+/// as long as it needs. Pauses, in which no thread waits for the client, do not count.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) timeout: Duration,

@@ -1,4 +1,4 @@
-//! What is known of a connection's incoming side, and so whether a read is worth a system call.
+//! The state of a connection's incoming side, which says whether a read is worth a system call.
 //!
 //! | state | event | event with hang-up | short read | would block | end of the stream |
 //! |---|---|---|---|---|---|
@@ -17,7 +17,7 @@
 pub(crate) enum ReceiveState {
     /// The socket may have something to read.
     Ready,
-    /// As `Ready`, and the poller saw the end of the stream, perhaps behind data.
+    /// As `Ready`, and the poller has reported the end of the stream, perhaps after data.
     Ending,
     /// The last read emptied the socket. The poller reports what comes next.
     Emptied,

@@ -18,7 +18,7 @@ impl Connection {
     pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
         loop {
             if self.info.open_connection.drain().is_forced() {
-                return Err(server_stopped());
+                return Err(server_stopped_error());
             }
             let now = Instant::now();
             let deadline = match interest {
@@ -29,7 +29,7 @@ impl Connection {
             // Input that has arrived by now is in time, however late the service asks for it.
             let late = deadline.has_passed(now);
             if late && (interest == Interest::Write || self.read.hard.has_passed(now)) {
-                return Err(client_too_slow(interest));
+                return Err(client_too_slow_error(interest));
             }
             let slice = match interest {
                 Interest::Read => sys::socket::MAX_WAIT,
@@ -50,7 +50,7 @@ impl Connection {
                 return Ok(ready);
             }
             if late {
-                return Err(client_too_slow(interest));
+                return Err(client_too_slow_error(interest));
             }
             if interest != Interest::Read {
                 return Ok(sys::Ready {
@@ -62,7 +62,7 @@ impl Connection {
     }
 
     /// Waits until there may be something to read. Writes buffered output meanwhile: the client may
-    /// wait for that before it sends more.
+    /// wait for this output before it sends more.
     fn wait_readable(&mut self) -> io::Result<()> {
         loop {
             if self.output.is_empty() {
@@ -90,14 +90,14 @@ impl Connection {
             None => self.input.room(self.input_limit)?,
         };
         match sys::socket::recv(&self.info.socket, room) {
-            Ok(0) if self.info.open_connection.drain().is_forced() => Err(server_stopped()),
+            Ok(0) if self.info.open_connection.drain().is_forced() => Err(server_stopped_error()),
             Ok(0) => {
                 self.receive.on_end();
                 Ok((Filled::Eof, 0))
             }
             Ok(count) => {
-                // A read that does not fill the room has emptied the socket: a second one would be
-                // for nothing.
+                // A read that does not fill the room has emptied the socket: a second read would
+                // find nothing.
                 let filled_room = count == room.len();
                 self.receive.on_bytes(filled_room);
                 if !filled_room {
@@ -152,7 +152,7 @@ impl Connection {
         Ok(self.output.is_empty())
     }
 
-    /// Writes what the socket takes now. True if that was anything.
+    /// Writes what the socket takes now. True if the socket took anything.
     pub(crate) fn flush_made_progress(&mut self) -> io::Result<bool> {
         let before = self.bytes_out;
         self.flush_some()?;
@@ -160,7 +160,7 @@ impl Connection {
     }
 
     pub(super) fn note_sent(&mut self, count: usize) {
-        // Bytes that were written end a stretch of reading. An attempt does not.
+        // Written bytes end a stretch of reading. An attempt that writes nothing does not.
         if count > 0 {
             self.bytes_out += count as u64;
             self.info.activity.count_move();
@@ -318,7 +318,7 @@ impl Write for Connection {
     }
 }
 
-fn client_too_slow(interest: Interest) -> io::Error {
+fn client_too_slow_error(interest: Interest) -> io::Error {
     let text = match interest {
         Interest::Write => "the client did not read in time",
         Interest::Read | Interest::Both => "the client did not send in time",
@@ -326,7 +326,7 @@ fn client_too_slow(interest: Interest) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
-fn server_stopped() -> io::Error {
+fn server_stopped_error() -> io::Error {
     let text = "the server is stopped: the drain time-out has passed";
     io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }

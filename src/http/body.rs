@@ -13,8 +13,10 @@ use crate::connection::{Connection, READ_SIZE};
 const BODY_TOO_LARGE: Rejection =
     Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
 
-const BODY_TOO_SLOW: Rejection =
-    Rejection::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
+const BODY_TOO_SLOW: Rejection = Rejection::new(
+    StatusCode::REQUEST_TIMEOUT,
+    "the body did not arrive in time",
+);
 
 const BODY_CUT_SHORT: Rejection = bad_request("the body ended early");
 
@@ -179,8 +181,7 @@ pub(super) struct CollectedBody {
     decoder: BodyDecoder,
     /// The length of the head and of the part of the body that has been decoded.
     decoded: usize,
-    /// The value of `decoded` at which the body is no longer a small one. 0 if the body's length
-    /// says so from the start.
+    /// Collecting stops when `decoded` reaches this. 0 if the body is too large to collect.
     small_until: usize,
     /// How many more bytes of data the body may have.
     allowance: u64,

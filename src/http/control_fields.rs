@@ -52,7 +52,7 @@ impl ControlFields {
             header::EXPECT => {
                 return Err(Rejection::new(
                     StatusCode::EXPECTATION_FAILED,
-                    "only 100-continue can be expected",
+                    "the only supported value of Expect is 100-continue",
                 ));
             }
             _ => {}
@@ -113,7 +113,7 @@ fn check_transfer_encoding(value: &[u8]) -> Result<(), Rejection> {
     if codings.next().is_some_and(is_chunked) && codings.all(is_other) {
         return Err(Rejection::new(
             StatusCode::NOT_IMPLEMENTED,
-            "of the transfer codings only chunked is implemented",
+            "the only supported transfer coding is chunked",
         ));
     }
     Err(bad_request(

@@ -29,8 +29,8 @@
 //! | any | closes | close; linger unless the body is consumed | |
 //! | is consumed | upgrades | | `Upgraded` |
 //!
-//! When the time for more is over, the connection is closed: in `Head` and `Body` with 408, in
-//! `Discard` without a response, because the client waits for none.
+//! When the read time-out expires, the connection is closed: in `Head` and `Body` with 408, in
+//! `Discard` without a response, because the client expects no response.
 
 use std::any::Any;
 use std::fmt;
@@ -57,8 +57,8 @@ use crate::sys::PeerState;
 /// pending bytes and the next response together should fit into the connection's output buffer.
 const FLUSH_THRESHOLD: usize = 16 * 1024;
 
-/// After this many responses, or a tick of the coarse clock, a call ends: other connections may be
-/// waiting for the worker.
+/// After this many responses, or after a tick of the coarse clock, a call ends: other connections
+/// may be waiting for the worker.
 const REQUESTS_PER_CALL: u32 = 64;
 
 /// The response to a client whose request does not arrive in time.
@@ -74,9 +74,9 @@ const TOO_LONG: Rejection = Rejection::new(
 const HANDLER_PANICKED: Rejection =
     Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked");
 
-const IMPOSSIBLE_RESPONSE: Rejection = Rejection::new(
+const INVALID_RESPONSE: Rejection = Rejection::new(
     StatusCode::INTERNAL_SERVER_ERROR,
-    "the answer was impossible",
+    "the handler's response is not valid here",
 );
 
 /// The state of one HTTP connection, as [`Http`](super::Http) keeps it while the connection waits
@@ -276,10 +276,10 @@ where
                 return Ok(next);
             }
             self.responses += 1;
-            let has_had_share =
+            let must_yield =
                 self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began;
-            if has_had_share && !self.conn.buffer().is_empty() {
-                // The responses leave, and other connections have their turns.
+            if must_yield && !self.conn.buffer().is_empty() {
+                // The pending responses are written, and other connections are served next.
                 return Ok(Next::Again);
             }
         }
@@ -398,8 +398,8 @@ where
         reclaimed.map(|()| None)
     }
 
-    /// Whether the client has reset the connection or ended its side, while its first request in
-    /// this call waited for a worker for longer than the limit.
+    /// Whether the client has left: the first request of this call waited for a worker for longer
+    /// than [`Http::abandoned_after`], and the client has reset the connection or ended its side.
     #[inline]
     fn has_client_left(&self) -> bool {
         self.responses == 0
@@ -439,12 +439,12 @@ where
             Err(problem) => {
                 let info = self.conn.info();
                 log::error!("{info}: the handler's response cannot be sent: {problem}");
-                self.writer.reject(IMPOSSIBLE_RESPONSE, request.is_head);
+                self.writer.reject(INVALID_RESPONSE, request.is_head);
                 // The drop of a reader is the handler's code and may panic.
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(reply))) {
                     self.resume_panic(panic);
                 }
-                (IMPOSSIBLE_RESPONSE.status, 0, true)
+                (INVALID_RESPONSE.status, 0, true)
             }
         };
         self.log_response(status, body_len);
@@ -497,8 +497,9 @@ where
         }
     }
 
-    /// Continues a panic: the worker counts it, and replaces its buffers. The connection keeps what
-    /// is pending and writes it as the client reads, so that the worker does not wait.
+    /// Continues a panic: the worker counts the panic, and replaces its buffers. The connection
+    /// keeps the pending bytes and writes them as the client reads, so that the worker does not
+    /// wait.
     fn resume_panic(&mut self, panic: Box<dyn Any + Send>) -> ! {
         self.conn.linger_on_close();
         // The pending bytes are few, and no more can follow.

@@ -235,7 +235,7 @@ fn rejection_of(error: httparse::Error, input: &[u8]) -> Rejection {
         ),
         httparse::Error::Version if has_other_version(input) => Rejection::new(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            "only HTTP/1.0 and HTTP/1.1 are spoken here",
+            "only HTTP/1.0 and HTTP/1.1 are supported",
         ),
         httparse::Error::HeaderName => bad_request("a malformed field name"),
         httparse::Error::HeaderValue => bad_request("a malformed field value"),

@@ -1,4 +1,5 @@
-//! The form of a response: how it marks its end, and what its head says about the connection.
+//! The plan of a response: how the response marks its end, and what its head says about the
+//! connection.
 //!
 //! The first row that matches decides about the body:
 //!
@@ -32,7 +33,7 @@ pub(super) enum Framing {
     Close,
 }
 
-/// The decisions about a response, before anything of it is written.
+/// The decisions about a response, made before any byte of the response is written.
 pub(super) struct ResponsePlan {
     pub(super) framing: Framing,
     /// The Connection field's line; empty if the response has none.
@@ -42,8 +43,8 @@ pub(super) struct ResponsePlan {
 }
 
 impl ResponsePlan {
-    /// Decides on the plan. `is_body_consumed`: no part of the request's body is left on the
-    /// connection. The error says why the response is impossible.
+    /// Makes the plan. `is_body_consumed`: no part of the request's body is left on the connection.
+    /// The error says why the response is not valid.
     #[inline]
     pub(super) fn new(
         request: &RequestHead,

@@ -1,4 +1,4 @@
-//! Writes responses: a head in the form that `response_plan` has decided on, then the body.
+//! Writes responses: a head as [`ResponsePlan`] says, then the body.
 //!
 //! Heads and small bodies are collected in the writer until no request is left to serve, so that
 //! the responses to pipelined requests leave in one write. Large bodies, and streams, are written
@@ -25,8 +25,9 @@ const READER_BUFFER_SIZE: usize = 64 * 1024 - 20;
 /// A worker's writer of responses.
 #[derive(Debug, Default)]
 pub(super) struct ResponseWriter {
-    /// What is collected, and not yet written to the connection.
+    /// The bytes that are collected and not written to the connection yet.
     pending: Vec<u8>,
+    /// The pending bytes are in the connection's outbox.
     is_lent: bool,
     date: Date,
     reader_buffer: Vec<u8>,
@@ -62,7 +63,7 @@ impl ResponseWriter {
         }
     }
 
-    /// Takes back what is left of it.
+    /// Takes back the part of the lent bytes that was not sent.
     #[inline]
     pub(super) fn reclaim(&mut self, conn: &mut Connection) -> io::Result<()> {
         match std::mem::take(&mut self.is_lent) {

@@ -99,23 +99,23 @@ impl<H> Http<H> {
 
     /// Sets whether each response is logged through the `log` crate, at level info with the target
     /// `handover::access`. A line has the client's address, the request line, the status, the
-    /// length of the response's body in bytes, the time since the request in milliseconds, and how
-    /// long the connection was ready before a worker took the request, in milliseconds. Defaults to
-    /// false.
+    /// length of the response's body in bytes, and two times in milliseconds: how long the request
+    /// was handled, and how long the connection waited for a worker before. Defaults to false.
     pub fn access_log(mut self, enabled: bool) -> Self {
         self.access_log = enabled;
         self
     }
 
-    /// Sets how long a request may wait for a worker before its client must still be there: after
-    /// that, a request is not handled if the client has ended its side of the connection. Such
-    /// connections count in [`Stats::abandoned`](crate::Stats::abandoned). A connection that was
-    /// reset is never served late, whatever this says.
+    /// Sets how long a request may wait for a worker until the service checks its client. If a
+    /// request has waited longer, and the client has ended its side of the connection, the request
+    /// is not handled, and the connection is closed. Such connections count in
+    /// [`Stats::abandoned`](crate::Stats::abandoned). If the client has reset the connection, the
+    /// request is not handled after a wait of 10 ms already, whatever is set here.
     ///
     /// A client may end its side and still wait for the response, as `nc -N` does, but most clients
-    /// that do so have left. nginx closes the connection at once then (status 499), and Go's
-    /// `net/http` cancels the request's context. `Duration::MAX` handles every request. Defaults to
-    /// 1 s.
+    /// that end their side have left. nginx closes the connection at once then (status 499), and
+    /// Go's `net/http` cancels the request's context. `Duration::MAX` handles every request.
+    /// Defaults to 1 s.
     pub fn abandoned_after(mut self, waited: Duration) -> Self {
         self.abandoned_after = waited;
         self

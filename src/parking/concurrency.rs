@@ -3,9 +3,9 @@
 //! A server may have many more workers than cores, for handlers that block. If all of them waited
 //! in the poller, each event would wake another worker, which then competes for a CPU with the
 //! worker that could have served the event next. So only some workers are *active*: they wait in
-//! the poller, or serve. The others *rest* on a stack; the last worker to rest is the first to come back.
-//! The models are the concurrency value of Windows' completion ports and Linux' concurrency-managed
-//! workqueues.
+//! the poller, or serve. The others *rest* on a stack; the last worker to rest is the first to come
+//! back. The models are the concurrency value of Windows' completion ports and Linux'
+//! concurrency-managed workqueues.
 //!
 //! ```text
 //! allowed = cores / (1 - blocked share of the time spent serving) + long calls
@@ -249,8 +249,8 @@ impl Concurrency {
 
     // ---- the policy ----
 
-    /// Scans the calls, and sets how many workers are allowed to be active. Returns the number. `is_busy`:
-    /// no worker waits in the poller.
+    /// Scans the calls, and sets how many workers are allowed to be active. Returns the number.
+    /// `is_busy`: no worker waits in the poller.
     fn adjust(&self, counters: &[ThreadCounters], is_busy: bool) -> usize {
         let mut estimate = self.estimate.lock();
         let now = Instant::now();

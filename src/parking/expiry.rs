@@ -99,9 +99,9 @@ impl<S> Lot<S> {
         grace - grace / 256 * u64::from(token.index % 64)
     }
 
-    /// Takes the entry of a refused connection off the queue, where the entry would occupy the place
-    /// of another connection. The entry is the first one, or the entries before it are late as
-    /// well. If a connection at the front is not late, it is queued again.
+    /// Takes the entry of a refused connection off the queue, where the entry would occupy the
+    /// place of another connection. The entry is the first one, or the entries before it are late
+    /// as well. If a connection at the front is not late, it is queued again.
     fn remove_queue_entry(&self, refused: Token) {
         while let Ok(token) = self.queued.try_recv() {
             match self.claim_queued(token, &self.counters.keeper) {

@@ -30,8 +30,8 @@
 //! | QUEUED | the queue entry | the thread that takes the entry: `claim_queued` → RUNNING |
 //!
 //! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
-//! fails: the owner reads again. See [`ownership`] for the proof obligations; `tests/ownership_model.rs`
-//! checks them.
+//! fails: the owner reads again. See [`ownership`] for the proof obligations;
+//! `tests/ownership_model.rs` checks them.
 //!
 //! | stage | parked until | time-out (closes) | at a drain | next stage |
 //! |---|---|---|---|---|
@@ -57,8 +57,9 @@
 //! # The order of service
 //!
 //! Connections are served in the order in which they became ready. A worker whose queue is not
-//! empty polls as well ([`Lot::poll_to_queue`]), and puts the reported connections at the end of the
-//! queue. While the queue is full, ready connections stay in the poller, which keeps their order.
+//! empty polls as well ([`Lot::poll_to_queue`]), and puts the reported connections at the end of
+//! the queue. While the queue is full, ready connections stay in the poller, which keeps their
+//! order.
 
 mod concurrency;
 mod expiry;
@@ -430,9 +431,9 @@ impl<S> Lot<S> {
             .end_sample(sample, worker, &self.counters.workers);
     }
 
-    /// Called by a worker while the queue is not empty: puts the connections that the poller reports
-    /// at the end of the queue, behind the connections that became ready earlier. Polls at most
-    /// once in a tick of the coarse clock, unless `is_due`.
+    /// Called by a worker while the queue is not empty: puts the connections that the poller
+    /// reports at the end of the queue, behind the connections that became ready earlier. Polls at
+    /// most once in a tick of the coarse clock, unless `is_due`.
     pub(crate) fn poll_to_queue(
         &self,
         events: &mut Events,
@@ -675,8 +676,8 @@ impl<S> Lot<S> {
         self.keeper.loops.load(SeqCst)
     }
 
-    /// Sends the output that workers have lent to an outbox, if the same call was in progress at the
-    /// last run. `seen` has the calls of the last run.
+    /// Sends the output that workers have lent to an outbox, if the same call was in progress at
+    /// the last run. `seen` has the calls of the last run.
     fn send_outboxes(&self, seen: &mut Vec<Option<u64>>) {
         let workers = &self.counters.workers;
         seen.resize(workers.len(), None);

@@ -64,7 +64,8 @@ impl<S> Turn<'_, S> {
                 // Another thread may own the connection from here on. The slot itself stays.
                 lot.set_timer(self.token.index, self.slot, expiry);
                 lot.notify_room();
-                // `close_idle` or `close_all` may have skipped this connection, which was in a turn.
+                // `close_idle` or `close_all` may have skipped this connection, which was in a
+                // turn.
                 if lot.drain.is_forced() {
                     drop(lot.claim_parked(self.token, self.counters));
                 } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
@@ -232,8 +233,8 @@ impl<S> Turn<'_, S> {
         self.close_with(refusal);
     }
 
-    /// Closes a connection whose service panicked. If the connection lingers on close, its output is
-    /// written first.
+    /// Closes a connection whose service panicked. If the connection lingers on close, its output
+    /// is written first.
     pub(crate) fn close_after_panic(mut self) {
         let Some(occupant) = &mut self.occupant else {
             return;

@@ -31,7 +31,7 @@ pub struct Builder {
     pub(super) signals: bool,
     pub(super) on_start: Option<Hook>,
     pub(super) on_exit: Option<Hook>,
-    pub(super) on_hook: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(super) on_user_signal: Option<Box<dyn Fn() + Send + Sync>>,
     pub(super) restart: Option<Restart>,
     pub(super) stuck_after: Option<Duration>,
 }
@@ -67,7 +67,7 @@ impl Builder {
             signals: true,
             on_start: None,
             on_exit: None,
-            on_hook: None,
+            on_user_signal: None,
             restart: None,
             stuck_after: None,
         }
@@ -87,17 +87,17 @@ impl Builder {
         self
     }
 
-    /// Sets the number of worker threads, which bounds the calls of the service at the same time. No
-    /// more workers are active than the cores carry, as long as calls do not block, so a large
-    /// number costs a fast service next to nothing. Defaults to 8 times
+    /// Sets the number of worker threads: the most calls of the service at the same time. As long
+    /// as calls do not block, no more workers are active than there are cores, so a large number
+    /// costs a fast service next to nothing. Defaults to 8 times
     /// `std::thread::available_parallelism()`, at least 16.
     pub fn workers(mut self, threads: usize) -> Self {
         self.workers = threads;
         self
     }
 
-    /// Sets how many connections that are ready may wait for a worker. See
-    /// [`overload`](Self::overload) for what happens to more. Defaults to 1024.
+    /// Sets how many connections that are ready may wait on the queue for a worker. See
+    /// [`overload`](Self::overload) for what happens beyond this number. Defaults to 1024.
     pub fn queue(mut self, connections: usize) -> Self {
         self.queue = connections;
         self
@@ -122,8 +122,8 @@ impl Builder {
         self
     }
 
-    /// Sets how many connections one client's IP address may have open. More are refused with every
-    /// policy. Defaults to no limit.
+    /// Sets how many connections one client's IP address may have open. Further connections are
+    /// refused, with every overload policy. Defaults to no limit.
     pub fn max_per_client(mut self, connections: usize) -> Self {
         self.admission.max_per_client = Some(connections);
         self
@@ -220,7 +220,7 @@ impl Builder {
     /// thread, which also notifies the watchdog, so it must not take long. Defaults to nothing.
     #[cfg(feature = "signals")]
     pub fn on_user_signal(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
-        self.on_hook = Some(Box::new(hook));
+        self.on_user_signal = Some(Box::new(hook));
         self
     }
 
@@ -231,11 +231,12 @@ impl Builder {
         self
     }
 
-    /// Sets how long every worker may be in the same call of the service, without moving bytes for
-    /// its client or waiting for it, until the process counts as wedged. A
-    /// [`Supervisor`](crate::Supervisor), or systemd with `WatchdogSec=`, then ends the process and
-    /// starts it again. Without either, this has no effect. Longer than the longest calls take.
-    /// Defaults to the watchdog's limit.
+    /// Sets after how long a worker counts as stuck: it is in the same call of the service, and has
+    /// neither moved bytes for its client nor waited for the client. A process whose workers are
+    /// all stuck counts as hung. A [`Supervisor`](crate::Supervisor), or systemd with
+    /// `WatchdogSec=`, then ends the process and starts it again. Without either, this has no
+    /// effect. Choose a time longer than the longest call of the service. Defaults to the
+    /// watchdog's limit.
     pub fn stuck_after(mut self, limit: Duration) -> Self {
         self.stuck_after = Some(limit);
         self

@@ -26,7 +26,7 @@ pub(super) fn mark_thread(server_id: usize) {
     SERVER_ID.set(server_id);
 }
 
-/// Whether this thread is one of the server's: it cannot wait for the server's end.
+/// Whether this thread is one of the server's. Such a thread cannot wait for the server's end.
 fn is_thread_of(server_id: usize) -> bool {
     SERVER_ID.get() == server_id
 }
@@ -77,20 +77,20 @@ impl ReportCell {
 }
 
 struct Owner {
-    control: Arc<ServerShared>,
+    shared: Arc<ServerShared>,
     /// The server's main thread, until it is joined. `None` where a scope joins it.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Handle {
-    pub(super) fn new(control: Arc<ServerShared>, thread: Option<JoinHandle<()>>) -> Self {
+    pub(super) fn new(shared: Arc<ServerShared>, thread: Option<JoinHandle<()>>) -> Self {
         let thread = Mutex::new(thread);
-        Self(Arc::new(Owner { control, thread }))
+        Self(Arc::new(Owner { shared, thread }))
     }
 
     /// The addresses that the server listens on, in the order of the builder, with real ports.
     pub fn local_addrs(&self) -> Vec<Addr> {
-        self.0.control.addrs.clone()
+        self.0.shared.addrs.clone()
     }
 
     /// Stops the server: no new connection is accepted, what is in progress may go on for `within`,
@@ -101,7 +101,7 @@ impl Handle {
             .send(Command::StopBy(Deadline::after(Instant::now(), within)));
     }
 
-    /// Stops the server at once: nothing may finish. Returns at once.
+    /// Stops the server now: calls in progress are cut off. Returns at once.
     pub fn stop_now(&self) {
         self.0.send(Command::StopNow);
     }
@@ -125,17 +125,17 @@ impl Handle {
     /// [`RestartError`] says why this process was not replaced. The process goes on serving, unless
     /// it is being stopped or has been replaced before.
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
-        let control = &self.0.control;
-        let Some(remote) = &control.restart else {
+        let shared = &self.0.shared;
+        let Some(remote) = &shared.restart else {
             let why = "the server was built without restarts";
             return Err(RestartError::new(RestartErrorKind::Off, why));
         };
-        if is_thread_of(control.server_id) {
+        if is_thread_of(shared.server_id) {
             let why = "a thread of the server cannot wait for the end of the server";
             return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
         let done = remote.wait_for_restart()?;
-        let (drained, _) = control.report.wait();
+        let (drained, _) = shared.report.wait();
         Ok(RestartReport {
             ready_after: done.ready_after,
             accept_gap: done.accept_gap,
@@ -159,7 +159,7 @@ impl Handle {
 
     /// The server's counters and gauges. They can be read after the stop as well.
     pub fn stats(&self) -> Stats {
-        (self.0.control.stats)()
+        (self.0.shared.stats)()
     }
 
     /// Waits until the server has stopped, and returns the report. May be called by several
@@ -170,7 +170,7 @@ impl Handle {
     /// On a thread of this server, which would wait for its own end.
     pub fn join(&self) -> Report {
         assert!(
-            !is_thread_of(self.0.control.server_id),
+            !is_thread_of(self.0.shared.server_id),
             "a thread of the server cannot wait for the server to stop"
         );
         self.0.join()
@@ -180,11 +180,11 @@ impl Handle {
 impl Owner {
     fn send(&self, command: Command) {
         // A server that has ended needs no command.
-        let _ = self.control.commands.send(command);
+        let _ = self.shared.commands.send(command);
     }
 
     fn join(&self) -> Report {
-        let (report, all_ended) = self.control.report.wait();
+        let (report, all_ended) = self.shared.report.wait();
         // A thread that a stuck handler holds may never end.
         if all_ended {
             let thread = self.thread.lock().take();
@@ -199,7 +199,7 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.send(Command::Drain);
-        if !is_thread_of(self.control.server_id) {
+        if !is_thread_of(self.shared.server_id) {
             self.join();
         }
     }
@@ -208,7 +208,7 @@ impl Drop for Owner {
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle")
-            .field("addrs", &self.0.control.addrs)
+            .field("addrs", &self.0.shared.addrs)
             .finish_non_exhaustive()
     }
 }

@@ -1,14 +1,17 @@
-//! The main thread: starts the other threads, handles commands until a drain is over, and ends what
-//! is left.
+//! The main thread: starts the other threads, handles commands until a drain is over, and ends the
+//! remaining connections and threads.
 //!
 //! ```text
-//! start threads ──► loop: commands, ends of threads, the watchdog, the drain ──► finish: force, join, report
+//! start threads ──► loop: commands, ends of threads, watchdog, drain ──► finish: force, join, report
 //! ```
 //!
-//! A stop goes through these steps: stop accepting, close the drain
-//! ([`Drain`](crate::drain::Drain)), close idle connections, wait until no connection is open or
-//! the deadline has passed, force what is left, drop the queue's sender, and wait for the threads,
-//! all under one deadline.
+//! A stop has these steps, under one deadline:
+//!
+//! 1. Accept no more, and mark the drain as closing ([`Drain`](crate::drain::Drain)).
+//! 2. Close the idle connections.
+//! 3. Wait until no connection is in progress, or the deadline has passed.
+//! 4. Force the remaining connections.
+//! 5. Drop the queue's sender, and wait for the threads.
 
 use std::io;
 use std::sync::Arc;
@@ -26,18 +29,18 @@ use crate::parking::{self, Lot, Token};
 use crate::restart::{Host, Upgrader, UpgraderHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
-use crate::server::no_start;
 use crate::server::report::{Forced, Report};
+use crate::server::start_error;
 use crate::server::watchdog::Watchdog;
 use crate::service::Service;
 use crate::signals::Command;
 use crate::worker::Workers;
 
-/// How soon a drain tries again to close idle connections, after the queue had no room for those
-/// whose message has arrived.
+/// The time until a drain tries again to close idle connections, after the queue had no room for
+/// connections whose message has arrived.
 const CLOSE_IDLE_AGAIN: Duration = Duration::from_millis(10);
 
-/// How long a stop waits for handlers to end, once their sockets are shut down.
+/// How long a stop waits for handlers to return, once their sockets are shut down.
 const FORCED_GRACE: Duration = Duration::from_millis(500);
 
 /// What a server's main thread needs.
@@ -57,7 +60,7 @@ pub(super) struct MainThread<S: Service> {
     pub(super) server_id: usize,
 }
 
-/// A thread of the server, when it has ended.
+/// A thread of the server that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Acceptor,
@@ -77,8 +80,8 @@ impl Drop for EndGuard {
 }
 
 impl<S: Service> MainThread<S> {
-    /// Runs the server. `started` is sent once whether it could be started. The report is left in
-    /// `shared`.
+    /// Runs the server. `started` receives one message: whether the server could be started. The
+    /// report is left in `shared`.
     pub(super) fn run(mut self, shared: &ServerShared, started: &Sender<io::Result<()>>) {
         mark_thread(self.server_id);
         let listeners = std::mem::take(&mut self.listeners);
@@ -112,7 +115,7 @@ impl<S: Service> MainThread<S> {
                 result.and_then(|()| self.start_threads(scope, &workers, listeners, &ends));
             drop(ends);
             let failed = result.is_err();
-            // The receiver waits for this.
+            // `start_main_thread` and `run_scoped` wait for this message.
             let _ = started.send(result);
             let stop = match failed {
                 true => StopProgress::failed_start(),
@@ -127,7 +130,7 @@ impl<S: Service> MainThread<S> {
         });
     }
 
-    /// Starts a thread of this server, whose end is reported.
+    /// Starts a thread of this server. Its end is sent to `ends`.
     fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
@@ -172,7 +175,7 @@ impl<S: Service> MainThread<S> {
             )?;
         }
         for _ in 0..count {
-            results.recv().unwrap_or_else(|_| Err(no_start()))?;
+            results.recv().unwrap_or_else(|_| Err(start_error()))?;
         }
         self.spawn(scope, "keeper", Ended::Keeper, ends, || {
             parking::run_keeper(&self.lot)
@@ -203,7 +206,8 @@ impl<S: Service> MainThread<S> {
                 wake_at = Deadline::at(Some(watchdog.next_check()));
             }
             if let Some(stop) = &mut stop {
-                if self.is_over(stop, accepting) {
+                self.update_progress(stop, accepting);
+                if stop.is_over() {
                     return *stop;
                 }
                 wake_at = wake_at
@@ -219,7 +223,7 @@ impl<S: Service> MainThread<S> {
                         accepting = false;
                         match stop {
                             Some(_) => Command::Check,
-                            // A server that accepts no connection is better ended, and restarted.
+                            // A server that accepts no connection has to be started again.
                             None => Command::StopNow,
                         }
                     }
@@ -236,7 +240,7 @@ impl<S: Service> MainThread<S> {
                 Command::Check => {}
                 Command::Pause => drop(self.gate.pause()),
                 Command::Resume => self.gate.resume(),
-                Command::Hook => self.call_hook(),
+                Command::UserSignal => self.call_user_signal_hook(),
                 Command::Restart => match restart {
                     Some(restart) => restart.request_restart(),
                     None => log::warn!("the server was built without restarts"),
@@ -244,7 +248,7 @@ impl<S: Service> MainThread<S> {
                 Command::Replaced => {
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
-                        self.leave_to_successor();
+                        self.drain_after_replacement();
                     }
                 }
                 Command::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
@@ -280,23 +284,22 @@ impl<S: Service> MainThread<S> {
         if let Some(restart) = restart {
             restart.report_stopping();
         }
-        // No worker parks an idle connection from here on, so that `close_idle` meets them all.
+        // No worker parks an idle connection from here on, so that `close_idle` finds all of them.
         self.lot.drain.mark_closing();
         self.gate.close();
     }
 
-    /// A successor serves: clients end their connections in their own time.
-    fn leave_to_successor(&self) {
+    /// A successor serves: stops accepting, and lets idle connections end within the grace.
+    fn drain_after_replacement(&self) {
         self.lot.drain.mark_replaced(self.idle_grace);
         self.gate.close();
         self.lot.shorten_idle();
     }
 
-    /// Whether the drain is over, or its deadline has passed.
-    fn is_over(&self, stop: &mut StopProgress, accepting: bool) -> bool {
+    /// Updates the progress of a stop by the counts of the drain.
+    fn update_progress(&self, stop: &mut StopProgress, accepting: bool) {
         stop.finished = self.lot.drain.finished_connections() - stop.finished_before;
         stop.is_clean = !accepting && self.lot.drain.in_progress() == 0;
-        stop.is_clean || stop.deadline.has_passed(Instant::now())
     }
 
     /// Closes idle connections, unless a successor serves. Returns when to try again.
@@ -310,16 +313,16 @@ impl<S: Service> MainThread<S> {
         Deadline::NEVER
     }
 
-    fn call_hook(&self) {
-        if let Some(hook) = &self.settings.on_hook {
+    fn call_user_signal_hook(&self) {
+        if let Some(hook) = &self.settings.on_user_signal {
             if let Err(why) = panic::contain(hook) {
                 log::error!("the signal hook panicked: {why}");
             }
         }
     }
 
-    /// Ends the connections that are left, and the threads. Returns also whether all threads have
-    /// ended.
+    /// Ends the remaining connections, and the threads. The second result says whether all threads
+    /// have ended.
     fn finish(
         &self,
         stop: StopProgress,
@@ -334,8 +337,8 @@ impl<S: Service> MainThread<S> {
         self.gate.close_now();
         lot.close_lingering();
         if !stop.is_clean {
-            // A server that was replaced has kept its idle connections until now. Closing them
-            // loses nothing.
+            // A server that was replaced has kept its idle connections until now. Closing idle
+            // connections loses no request.
             lot.drain.mark_closing();
             lot.close_idle();
             report.finished = lot.drain.finished_connections() - stop.finished_before;
@@ -440,12 +443,12 @@ impl<S: Service> Host for ServerHost<'_, S> {
 struct StopProgress {
     since: Instant,
     deadline: Deadline,
-    /// How many connections had finished before the stop, and have finished since.
+    /// How many connections had finished before the stop, and how many have finished since then.
     finished_before: usize,
     finished: usize,
     /// The connections that waited for a message are closed, or on the queue.
     idle_closed: bool,
-    /// No connection is open, and none can be accepted.
+    /// No connection is in progress, and none can be accepted.
     is_clean: bool,
 }
 
@@ -461,8 +464,13 @@ impl StopProgress {
         }
     }
 
-    /// For a server that could not be started.
+    /// The stop of a server that could not be started.
     fn failed_start() -> Self {
         Self::begin(0, Deadline::at(Some(Instant::now())))
+    }
+
+    /// Whether the drain is over, or its deadline has passed.
+    fn is_over(&self) -> bool {
+        self.is_clean || self.deadline.has_passed(Instant::now())
     }
 }

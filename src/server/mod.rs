@@ -1,4 +1,4 @@
-//! The server: the only place where the modules are put together.
+//! The server: connects the other modules.
 
 mod builder;
 mod handle;
@@ -111,7 +111,7 @@ impl<S: Service> Server<S> {
             thread::Builder::new()
                 .name(main.thread_name("main"))
                 .spawn_scoped(scope, move || main.run(&for_main, &sender))?;
-            started.recv().unwrap_or_else(|_| Err(no_start()))?;
+            started.recv().unwrap_or_else(|_| Err(start_error()))?;
             let handle = Handle::new(shared, None);
             let stop = StopOnDrop(&handle, drain_timeout);
             startup.finish()?;
@@ -121,7 +121,7 @@ impl<S: Service> Server<S> {
         })
     }
 
-    /// Puts the modules together. No thread runs yet.
+    /// Connects the modules. Starts no thread.
     fn prepare(mut self) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
         static SERVERS: AtomicUsize = AtomicUsize::new(1);
         let server_id = SERVERS.fetch_add(1, SeqCst);
@@ -161,12 +161,12 @@ impl<S: Service> Server<S> {
             upgrader = Some(thread);
             startup.upgrader = Some(handle);
         }
-        let lot_of_stats = Arc::clone(&lot);
+        let stats_lot = Arc::clone(&lot);
         let shared = Arc::new(ServerShared {
             commands: sender,
             addrs,
             server_id,
-            stats: Box::new(move || stats(&lot_of_stats)),
+            stats: Box::new(move || stats(&stats_lot)),
             report: ReportCell::default(),
             restart: startup.upgrader.clone(),
         });
@@ -201,7 +201,7 @@ fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> 
     Ok((Arc::new(lot), queue))
 }
 
-/// Gives lower layers the calls by which they reach the main thread and the acceptor.
+/// Connects the drain with the main thread, and the lot with the acceptor.
 fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<Command>) {
     let commands = commands.clone();
     lot.drain.on_empty(move || {
@@ -237,7 +237,7 @@ impl<S: Service + 'static> Server<S> {
             }
             false => None,
         };
-        Ok(launch(main, shared, startup)?.join())
+        Ok(start_main_thread(main, shared, startup)?.join())
     }
 
     /// Starts the server on threads of its own, and handles no signals: the caller stops the server
@@ -248,7 +248,7 @@ impl<S: Service + 'static> Server<S> {
     /// When a thread cannot be started, or the service cannot build a worker's state.
     pub fn start(self) -> io::Result<Handle> {
         let (main, shared, startup) = self.prepare()?;
-        launch(main, shared, startup)
+        start_main_thread(main, shared, startup)
     }
 }
 
@@ -261,8 +261,8 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// The last steps of a start, once all threads run: signals are let through, the application is
-/// asked whether it is ready, and the acceptor begins.
+/// The last steps of a start, once all threads run: signals are unblocked, `ready_when` is called,
+/// and the acceptor begins.
 struct Startup {
     /// Disconnected when the server has stopped.
     stopped: Receiver<()>,
@@ -315,7 +315,7 @@ impl Startup {
 }
 
 /// Starts the main thread, and waits until the server serves.
-fn launch<S: Service + 'static>(
+fn start_main_thread<S: Service + 'static>(
     main: MainThread<S>,
     shared: Arc<ServerShared>,
     mut startup: Startup,
@@ -326,13 +326,13 @@ fn launch<S: Service + 'static>(
     let thread = thread::Builder::new()
         .name(main.thread_name("main"))
         .spawn(move || main.run(&for_main, &sender))?;
-    started.recv().unwrap_or_else(|_| Err(no_start()))?;
+    started.recv().unwrap_or_else(|_| Err(start_error()))?;
     let handle = Handle::new(shared, Some(thread));
     startup.finish()?;
     Ok(handle)
 }
 
-fn no_start() -> io::Error {
+fn start_error() -> io::Error {
     io::Error::other("the server's main thread ended before it served")
 }
 

@@ -10,8 +10,7 @@ use crate::addr::Addr;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Connections that ended in time: those that finished what was in progress, and those that
-    /// were idle.
+    /// Connections that ended before the deadline: their requests were finished, or they were idle.
     pub finished: usize,
     /// Connections that a handler was still serving at the deadline. Their sockets were shut down.
     pub forced: Vec<Forced>,
@@ -50,7 +49,7 @@ impl fmt::Display for Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RestartReport {
-    /// How long the new process took from its start until it could serve.
+    /// The time from the start of the new process until it was ready to serve.
     pub ready_after: Duration,
     /// How long neither process accepted connections. New ones waited in the kernel's queue
     /// meanwhile.
@@ -63,7 +62,7 @@ pub struct RestartReport {
     pub new: Generation,
 }
 
-/// One of the processes that serve one after another.
+/// A process, in the row of processes that replace each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Generation {

@@ -3,11 +3,11 @@
 //!
 //! The server makes progress if
 //!
-//! - the acceptor and the keeper have run their loops since they were woken for that, and
+//! - the acceptor and the keeper have run their loops since they were woken for this check, and
 //! - some worker is idle, or has moved bytes, waited for its client, or begun another call within
 //!   `stuck_after`.
 //!
-//! Otherwise nothing is sent, and when every worker is stuck, WATCHDOG=trigger is.
+//! Otherwise WATCHDOG=1 is not sent. When every worker is stuck, WATCHDOG=trigger is sent.
 
 use std::time::{Duration, Instant};
 
@@ -28,20 +28,20 @@ pub(super) struct Watchdog<'a, T> {
     next_check: Instant,
     /// When the acceptor and the keeper were woken.
     woken_at: Instant,
-    /// Both have run their loops after the wake-up before the last one.
+    /// At the last check, the acceptor and the keeper had run their loops.
     threads_react: bool,
     acceptor_loops: u64,
     keeper_loops: u64,
     workers: Vec<WorkerProgress>,
 }
 
-/// What a worker did when it was last checked.
+/// The progress of a worker at the last check.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct WorkerProgress {
     /// The connection and the beginning of the call, if there is a call.
     call: Option<(u64, u64)>,
     moves: Option<u64>,
-    /// When this last changed, in the clock's milliseconds.
+    /// When one of the fields above last changed, in the clock's milliseconds.
     changed_at: u64,
 }
 
@@ -73,8 +73,8 @@ impl<'a, T> Watchdog<'a, T> {
         self.next_check
     }
 
-    /// Checks, if it is time to, and notifies. A server that is stopping has the stop's deadline
-    /// instead.
+    /// If the next check is due, checks and notifies. While the server stops, a lack of progress
+    /// has no effect: the stop has its own deadline.
     pub(super) fn check(&mut self, stopping: bool) {
         let now = Instant::now();
         if now < self.next_check {
@@ -86,9 +86,9 @@ impl<'a, T> Watchdog<'a, T> {
             self.woken_at = now;
             self.check_threads(stopping);
         }
-        match self.stuck_in() {
+        match self.time_until_stuck() {
             Some(Duration::ZERO) if !stopping => {
-                log::error!("no worker makes progress: {}", self.calls());
+                log::error!("no worker makes progress: {}", self.describe_stuck_calls());
                 notify::watchdog_trigger();
                 return;
             }
@@ -120,8 +120,9 @@ impl<'a, T> Watchdog<'a, T> {
         self.lot.wake_keeper();
     }
 
-    /// In how long every worker counts as stuck if nothing happens. `None` if a worker is idle.
-    fn stuck_in(&mut self) -> Option<Duration> {
+    /// The time until every worker counts as stuck, if no worker makes progress until then. `None`
+    /// if a worker is idle.
+    fn time_until_stuck(&mut self) -> Option<Duration> {
         let now = clock::millis();
         let mut last_change = Some(0);
         for (worker, seen) in self.lot.counters.workers.iter().zip(&mut self.workers) {
@@ -149,8 +150,8 @@ impl<'a, T> Watchdog<'a, T> {
         Some(Duration::from_millis(stuck_at.saturating_sub(now)))
     }
 
-    /// The calls that the workers are stuck in, for the log.
-    fn calls(&self) -> String {
+    /// The calls in which the workers are stuck, for the log.
+    fn describe_stuck_calls(&self) -> String {
         let now = clock::millis();
         let calls = self.workers.iter().enumerate();
         let calls = calls.filter_map(|(worker, seen)| {

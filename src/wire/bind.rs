@@ -103,7 +103,10 @@ mod tests {
     #[test]
     fn errors_survive() {
         for error in [
-            io::Error::new(io::ErrorKind::AddrInUse, "another server listens there"),
+            io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process listens on this socket",
+            ),
             io::Error::from_raw_os_error(13),
             io::Error::other("no"),
             io::Error::other(""),

@@ -56,7 +56,7 @@ pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !found.file_type().is_socket() {
-        let text = "a file that is no socket is there, and is left alone";
+        let text = "the path is a file that is not a socket; the file was not removed";
         return Err(Error::new(ErrorKind::AlreadyExists, text));
     }
     // Only a connect tells a socket in use from the file of a server that has died.
@@ -68,7 +68,7 @@ pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
         Err(ErrorKind::NotFound) => Ok(()),
         // A full queue is EAGAIN. A datagram or seqpacket socket is EPROTOTYPE: it is in use too.
         Ok(()) | Err(_) => {
-            let text = "another server listens there";
+            let text = "another process listens on this socket";
             Err(Error::new(ErrorKind::AddrInUse, text))
         }
     }
