@@ -10,8 +10,9 @@
 //! * **timers**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::set_timer`,
 //!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
 //!   deadline moves.
-//! * **waking**: the count of sleepers and the one wake-up under way (`Lot::wait_for_connection`, `push`, `wake_next`, `poll_to_queue`,
-//!   `pass_wake_on`, `end_threads`). Nothing stays on the queue while a worker sleeps, whoever else looks into the poller.
+//! * **waking**: the count of sleepers and the one pending wake-up (`Lot::wait_for_connection`, `push`, `wake_next`,
+//!   `poll_to_queue`, `pass_wake_on`, `end_threads`). Nothing stays on the queue while a worker sleeps, whichever other
+//!   thread polls.
 //!
 //! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
 //! methods changes its transcript here. Not modelled are the sockets and the poller (a counter of bytes; a list of
@@ -602,7 +603,7 @@ enum Event {
 struct Lot {
     queue: Mutex<Option<u64>>,
     sleepers: AtomicU64,
-    waking: AtomicU64,
+    wake_up_pending: AtomicU64,
     events: Mutex<Vec<Event>>,
     reported: Condvar,
     /// Connections that a worker has in hand, or had.
@@ -615,7 +616,7 @@ impl Lot {
         Self {
             queue: Mutex::new(Some(0)),
             sleepers: AtomicU64::new(0),
-            waking: AtomicU64::new(0),
+            wake_up_pending: AtomicU64::new(0),
             events: Mutex::new(Vec::new()),
             reported: Condvar::new(),
             taken: AtomicU64::new(0),
@@ -656,7 +657,7 @@ impl Lot {
     }
 
     fn wake_one(&self) {
-        if self.sleepers.load(SeqCst) > 0 && self.waking.swap(1, SeqCst) == 0 {
+        if self.sleepers.load(SeqCst) > 0 && self.wake_up_pending.swap(1, SeqCst) == 0 {
             self.report(Event::Wake);
         }
     }
@@ -668,22 +669,22 @@ impl Lot {
     }
 
     /// True if it brings a connection to serve. The last idle worker takes all that is there.
-    fn wait(&self) -> bool {
+    fn wait_for_connection(&self) -> bool {
         let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
-        let is_open = self.queue.lock().unwrap().is_some();
+        let has_queue = self.queue.lock().unwrap().is_some();
         let mut events = Vec::new();
-        if self.queue_is_empty() && is_open {
+        if self.queue_is_empty() && has_queue {
             events = self.poll(if sleepers == 1 { usize::MAX } else { 1 });
         }
         self.sleepers.fetch_sub(1, SeqCst);
-        self.waking.store(0, SeqCst);
+        self.wake_up_pending.store(0, SeqCst);
         let ready = count_ready(&events);
         self.push(ready.saturating_sub(1));
         ready > 0
     }
 
     /// Whoever looks into the poller without waiting, a worker or the keeper.
-    fn poll_now(&self) {
+    fn poll_to_queue(&self) {
         let events: Vec<Event> = self.events.lock().unwrap().drain(..).collect();
         self.push(count_ready(&events));
         if events.contains(&Event::Wake) {
@@ -692,13 +693,13 @@ impl Lot {
     }
 
     fn pass_wake_on(&self) {
-        self.waking.store(0, SeqCst);
+        self.wake_up_pending.store(0, SeqCst);
         if self.sleepers.load(SeqCst) > 0 {
             self.report(Event::Wake);
         }
     }
 
-    fn shut(&self) {
+    fn end_threads(&self) {
         *self.queue.lock().unwrap() = None;
         self.report(Event::Wake);
     }
@@ -715,7 +716,7 @@ impl Lot {
                 }
                 _ => false,
             };
-            if taken || self.wait() {
+            if taken || self.wait_for_connection() {
                 break;
             }
         }
@@ -728,7 +729,7 @@ impl Lot {
     /// A worker that finds nothing to do until the end.
     fn idle(&self) {
         while self.queue.lock().unwrap().is_some() {
-            self.wait();
+            self.wait_for_connection();
         }
         self.report(Event::Wake);
     }
@@ -792,13 +793,13 @@ fn a_poll_swallows_no_wake_up() {
             let lot = Arc::clone(&lot);
             move || {
                 // It has just seen the queue empty.
-                lot.wait();
+                lot.wait_for_connection();
                 lot.serve_one_of(2);
                 lot.serve_one_of(2);
             }
         });
         lot.push(1);
-        lot.poll_now();
+        lot.poll_to_queue();
         lot.push(1);
         lot.all_taken.wait();
         worker.join().unwrap();
@@ -816,9 +817,9 @@ fn the_end_wakes_every_worker() {
         });
         let keeper = thread::spawn({
             let lot = Arc::clone(&lot);
-            move || lot.poll_now()
+            move || lot.poll_to_queue()
         });
-        lot.shut();
+        lot.end_threads();
         for worker in workers {
             worker.join().unwrap();
         }

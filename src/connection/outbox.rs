@@ -28,6 +28,7 @@ struct Lent {
 }
 
 impl Outbox {
+    #[cfg_attr(not(feature = "http"), allow(dead_code))]
     pub(super) fn lend(&self, bytes: &mut Vec<u8>) {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
     }
@@ -37,6 +38,7 @@ impl Outbox {
     /// # Errors
     ///
     /// The error of the keeper's send.
+    #[cfg_attr(not(feature = "http"), allow(dead_code))]
     pub(super) fn reclaim(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let mut lent = self.0.lock();
         std::mem::swap(&mut lent.bytes, bytes);
@@ -76,6 +78,7 @@ impl OutboxWatch {
     }
 
     /// Notes that output was lent. Wakes the keeper if it does not check the outboxes.
+    #[cfg_attr(not(feature = "http"), allow(dead_code))]
     #[inline]
     pub(super) fn note_use(&self) {
         if !self.is_used.load(Relaxed) {
