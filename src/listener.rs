@@ -75,7 +75,7 @@ impl Bind {
         self
     }
 
-    /// Sends small answers at once (TCP_NODELAY). Defaults to true.
+    /// Sends small responses at once (TCP_NODELAY). Defaults to true.
     pub fn nodelay(mut self, on: bool) -> Self {
         self.nodelay = on;
         self

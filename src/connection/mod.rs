@@ -245,8 +245,8 @@ impl Connection {
         &self.info.listener.name
     }
 
-    /// Whether the server is stopping: finish this message, announce the close if the
-    /// protocol can, and expect no further message.
+    /// Whether the server is stopping: finish this message, announce the close if the protocol can,
+    /// and expect no further message.
     #[inline]
     pub fn is_draining(&self) -> bool {
         self.info.open_connection.drain().is_draining()

@@ -12,7 +12,9 @@
 //! | `Head`, `Body` | the small body is incomplete | wait for more | `Body` |
 //! | `Head`, `Body` | the stream ends before the request does | 400, close | |
 //! | `Head`, `Body` | the request is malformed or over a limit | error response, close | |
+//! | `Head`, `Body` | the request can be handled, but its client has left | close | |
 //! | `Head`, `Body` | the request can be handled | handler, response | see below |
+//! | `Head`, `Discard` | 64 responses or a tick of the clock in this call | others go first | the same |
 //! | `Discard` | the body's rest has arrived | discard | `Head` |
 //! | `Discard` | the body's rest has not arrived | discard, wait for more | `Discard` |
 //! | `Discard` | the rest is malformed or too long | close | |

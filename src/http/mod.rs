@@ -32,6 +32,8 @@
 //!   it closes the connection.
 //! - It responds with 500 when a handler panics, and counts the panic in
 //!   [`Stats::panics`](crate::Stats::panics).
+//! - It does not handle a request whose client has left while the request waited for a worker, see
+//!   [`Http::abandoned_after`].
 //! - It writes an access log through the `log` crate on request, see [`Http::access_log`].
 //!
 //! # What it rejects

@@ -1,9 +1,9 @@
 //! The keeper: the thread that handles parked connections while every worker is busy.
 //!
-//! It closes connections whose time-out has expired, and writes buffered output. It also
-//! writes the output of workers that are in slow handlers ([`Outbox`](crate::connection::Outbox)).
-//! Where only one thread may wait in the poller, that thread is the keeper, and it puts ready
-//! connections on the queue. It never calls the service.
+//! The keeper closes connections whose time-out has expired, and writes buffered output, also the
+//! output of workers that are in slow handlers ([`Outbox`](crate::connection::Outbox)). Where only
+//! one thread may wait in the poller, that thread is the keeper, and it puts ready connections on
+//! the queue. The keeper never calls the service.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;

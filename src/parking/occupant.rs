@@ -123,11 +123,11 @@ impl<S> Occupant<S> {
         matches!(self.stage, Stage::New | Stage::Idle) && !self.conn.has_output()
     }
 
-    /// Whether the client would take a refusal for the answer to its request. In the middle of an
-    /// answer it would not.
+    /// Whether the client would read a refusal as the response to its request, and not as a part of
+    /// another response.
     pub(super) fn may_be_refused(&self) -> bool {
-        let in_answer = self.stage == Stage::Runnable && self.session.is_some();
-        !in_answer && self.conn.closing_notice() != ClosingNotice::Forbidden
+        let in_response = self.stage == Stage::Runnable && self.session.is_some();
+        !in_response && self.conn.closing_notice() != ClosingNotice::Forbidden
     }
 
     /// No further call of the service follows. [`advance`](Self::advance) writes the output and

@@ -205,10 +205,10 @@ impl<S> Turn<'_, S> {
             "{}: closed, the client {what} in time",
             occupant.conn.info()
         );
-        if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(answer)) =
+        if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(notice)) =
             (has_output, occupant.stage, occupant.conn.closing_notice())
         {
-            self.close_with(answer);
+            self.close_with(notice);
         }
     }
 
@@ -245,15 +245,15 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Sends `answer`, as much as the socket takes at once, and closes the connection.
-    fn close_with(mut self, answer: &[u8]) {
+    /// Sends `notice`, as much as the socket takes at once, and closes the connection.
+    fn close_with(mut self, notice: &[u8]) {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        if answer.is_empty() || occupant.conn.has_output() {
+        if notice.is_empty() || occupant.conn.has_output() {
             return;
         }
-        if let Err(error) = occupant.conn.send_unbuffered(answer) {
+        if let Err(error) = occupant.conn.send_unbuffered(notice) {
             log::debug!("{}: cannot write: {error}", occupant.conn.info());
             return;
         }

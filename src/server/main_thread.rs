@@ -33,7 +33,7 @@ use crate::server::report::{Forced, Report};
 use crate::server::start_error;
 use crate::server::watchdog::Watchdog;
 use crate::service::Service;
-use crate::signals::Command;
+use crate::signals::ServerCommand;
 use crate::worker::Workers;
 
 /// The time until a drain tries again to close idle connections, after the queue had no room for
@@ -56,7 +56,7 @@ pub(super) struct MainThread<S: Service> {
     pub(super) lot: Arc<Lot<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) queue: Receiver<Token>,
-    pub(super) commands: Receiver<Command>,
+    pub(super) commands: Receiver<ServerCommand>,
     pub(super) server_id: usize,
 }
 
@@ -192,7 +192,7 @@ impl<S: Service> MainThread<S> {
     /// The main thread's loop: handles commands until a drain is over, or its deadline has passed.
     fn handle_commands(
         &self,
-        commands: &Receiver<Command>,
+        commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
         restart: Option<&UpgraderHandle>,
     ) -> StopProgress {
@@ -217,43 +217,43 @@ impl<S: Service> MainThread<S> {
             let timer = wake_at.instant();
             let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
             let command = crossbeam_channel::select! {
-                recv(commands) -> command => command.unwrap_or(Command::StopNow),
+                recv(commands) -> command => command.unwrap_or(ServerCommand::StopNow),
                 recv(ended) -> thread => match thread {
                     Ok(Ended::Acceptor) => {
                         accepting = false;
                         match stop {
-                            Some(_) => Command::Check,
+                            Some(_) => ServerCommand::Check,
                             // A server that accepts no connection has to be started again.
-                            None => Command::StopNow,
+                            None => ServerCommand::StopNow,
                         }
                     }
                     Ok(Ended::Upgrader) => {
                         log::error!("the upgrader has failed: this server cannot be restarted any more");
-                        Command::Check
+                        ServerCommand::Check
                     }
                     // No other thread ends before the queue's sender is dropped.
-                    _ => Command::StopNow,
+                    _ => ServerCommand::StopNow,
                 },
-                recv(timer) -> _ => Command::Check,
+                recv(timer) -> _ => ServerCommand::Check,
             };
             match command {
-                Command::Check => {}
-                Command::Pause => drop(self.gate.pause()),
-                Command::Resume => self.gate.resume(),
-                Command::UserSignal => self.call_user_signal_hook(),
-                Command::Restart => match restart {
+                ServerCommand::Check => {}
+                ServerCommand::Pause => drop(self.gate.pause()),
+                ServerCommand::Resume => self.gate.resume(),
+                ServerCommand::UserSignal => self.call_user_signal_hook(),
+                ServerCommand::Restart => match restart {
                     Some(restart) => restart.request_restart(),
-                    None => log::warn!("the server was built without restarts"),
+                    None => log::warn!("the server was built without Builder::restart"),
                 },
-                Command::Replaced => {
+                ServerCommand::Replaced => {
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
                         self.drain_after_replacement();
                     }
                 }
-                Command::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
-                Command::StopBy(deadline) => self.stop_by(deadline, &mut stop, restart),
-                Command::StopNow => {
+                ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
+                ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restart),
+                ServerCommand::StopNow => {
                     self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restart);
                 }
             }
@@ -394,11 +394,11 @@ impl<S: Service> MainThread<S> {
 /// The server, as its upgrader sees it.
 struct ServerHost<'a, S: Service> {
     main: &'a MainThread<S>,
-    commands: &'a Sender<Command>,
+    commands: &'a Sender<ServerCommand>,
 }
 
 impl<S: Service> ServerHost<'_, S> {
-    fn command(&self, command: Command) {
+    fn command(&self, command: ServerCommand) {
         // A server that has ended needs no command.
         let _ = self.commands.send(command);
     }
@@ -426,15 +426,15 @@ impl<S: Service> Host for ServerHost<'_, S> {
 
     fn leave(&self, taken: &[u32]) {
         self.main.gate.set_served_elsewhere(taken);
-        self.command(Command::Replaced);
+        self.command(ServerCommand::Replaced);
     }
 
     fn drain(&self) {
-        self.command(Command::Drain);
+        self.command(ServerCommand::Drain);
     }
 
     fn stop_now(&self) {
-        self.command(Command::StopNow);
+        self.command(ServerCommand::StopNow);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::listener::Listener;
 use crate::parking::{Lot, LotOptions, Token};
 use crate::restart::{BlockedSignals, ReadyWhen, Upgrader, UpgraderHandle};
 use crate::service::Service;
-use crate::signals::Command;
+use crate::signals::ServerCommand;
 use crate::stats::{Counters, Stats, WorkerState};
 
 pub use builder::{BuildError, Builder, Setting};
@@ -202,11 +202,11 @@ fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> 
 }
 
 /// Connects the drain with the main thread, and the lot with the acceptor.
-fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<Command>) {
+fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<ServerCommand>) {
     let commands = commands.clone();
     lot.drain.on_empty(move || {
         // If the channel is full, the main thread checks anyway.
-        let _ = commands.try_send(Command::Check);
+        let _ = commands.try_send(ServerCommand::Check);
     });
     let gate = Arc::clone(gate);
     lot.on_room(move || gate.wake());
