@@ -76,7 +76,7 @@ enum TurnEnd {
     Over,
     /// The connection is on the queue again, so that other connections are served before its next
     /// call.
-    Requeued,
+    Queued,
     /// The service panicked.
     Panicked,
 }
@@ -205,7 +205,7 @@ impl<'a, S: Service> Workers<'a, S> {
         if let Some(sample) = sample {
             self.lot.end_sample(sample, worker.index);
         }
-        if end == TurnEnd::Requeued {
+        if end == TurnEnd::Queued {
             if let Some(token) = self.lot.poll_past_queue(&mut worker.events) {
                 end = self.serve(worker, token);
             }
@@ -272,7 +272,7 @@ impl<'a, S: Service> Workers<'a, S> {
                         .poll_to_queue(&mut worker.events, worker.counters, is_due);
                     if is_due || self.lot.queue_len() > 0 {
                         turn.queue();
-                        return TurnEnd::Requeued;
+                        return TurnEnd::Queued;
                     }
                 }
                 Disposition::Park => match turn.park() {

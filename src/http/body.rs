@@ -13,10 +13,8 @@ use crate::connection::{Connection, READ_SIZE};
 const BODY_TOO_LARGE: Rejection =
     Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
 
-const BODY_TOO_SLOW: Rejection = Rejection::new(
-    StatusCode::REQUEST_TIMEOUT,
-    "the body did not arrive in time",
-);
+const BODY_TOO_SLOW: Rejection =
+    Rejection::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
 
 const BODY_CUT_SHORT: Rejection = bad_request("the body ended early");
 
