@@ -149,6 +149,10 @@ impl Concurrency {
         }
         stack.workers.push(worker);
         self.resting.store(stack.workers.len(), SeqCst);
+        // The last worker may have left the poller just before, and seen no worker to wake.
+        if sleepers.load(SeqCst) == 0 {
+            self.is_ticking.store(true, SeqCst);
+        }
         let mut quiet_ticks = 0;
         while !stack.is_closed && stack.workers.contains(&worker) {
             let is_standby = stack.workers.last() == Some(&worker);
@@ -183,7 +187,7 @@ impl Concurrency {
     /// Has the standby tick. Called by the last worker that leaves the poller.
     #[inline]
     pub(super) fn watch(&self) {
-        if self.resting.load(Relaxed) > 0 && !self.is_ticking.load(Relaxed) {
+        if self.resting.load(SeqCst) > 0 && !self.is_ticking.load(SeqCst) {
             self.start_ticking();
         }
     }
