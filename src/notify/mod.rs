@@ -25,13 +25,13 @@ pub(crate) fn has_manager() -> bool {
 // ---- the state of the service ----
 
 /// The process serves. `generation` is for our supervisor.
-pub(crate) fn ready(generation: Option<u64>, status: impl Display) {
+pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
     send_or_log(&text, of_generation(generation).as_ref());
 }
 
-/// A restart has begun. [`ready`], [`replaced_by`] or [`restart_failed`] follows.
-pub(crate) fn reloading(status: impl Display) {
+/// A restart has begun. [`send_ready`], [`send_main_pid`] or [`send_restart_failed`] follows.
+pub(crate) fn send_reloading(status: impl Display) {
     let micros = sys::clock::monotonic_nanos() / 1000;
     let text = format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}\n");
     send_or_log(&text, None);
@@ -39,7 +39,7 @@ pub(crate) fn reloading(status: impl Display) {
 
 /// Another process serves from now on; `generation` is its generation, for our supervisor. Returns
 /// when the manager has read this, so that this process may end.
-pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Display) {
+pub(crate) fn send_main_pid(pid: u32, generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n");
     send_or_log(&text, of_generation(generation).as_ref());
     if has_manager() {
@@ -52,7 +52,7 @@ pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Displa
 }
 
 /// The process was not replaced. It goes on serving, or stops. `generation` is for our supervisor.
-pub(crate) fn restart_failed(
+pub(crate) fn send_restart_failed(
     generation: Option<u64>,
     serves: bool,
     status: impl Display,
@@ -68,17 +68,17 @@ pub(crate) fn restart_failed(
 }
 
 /// The process ends.
-pub(crate) fn stopping(status: impl Display) {
+pub(crate) fn send_stopping(status: impl Display) {
     send_or_log(&format!("STOPPING=1\nSTATUS={status}\n"), None);
 }
 
 /// What the process does now, for people.
-pub(crate) fn status(status: impl Display) {
+pub(crate) fn send_status(status: impl Display) {
     send_or_log(&format!("STATUS={}\n", one_line(status)), None);
 }
 
 /// Asks for more time for the start, the restart or the stop in progress.
-pub(crate) fn extend(by: Duration) {
+pub(crate) fn request_more_time(by: Duration) {
     let text = format!("EXTEND_TIMEOUT_USEC={}\n", by.as_micros());
     send_or_log(&text, None);
 }
@@ -86,16 +86,16 @@ pub(crate) fn extend(by: Duration) {
 // ---- the watchdog ----
 
 /// The process makes progress.
-pub(crate) fn watchdog_alive() {
+pub(crate) fn send_watchdog_alive() {
     send_or_log("WATCHDOG=1\n", None);
 }
 
 /// The process makes no progress, and is to be ended.
-pub(crate) fn watchdog_trigger() {
+pub(crate) fn send_watchdog_trigger() {
     send_or_log("WATCHDOG=trigger\n", None);
 }
 
-/// How long the manager waits for [`watchdog_alive`] before it ends the process
+/// How long the manager waits for [`send_watchdog_alive`] before it ends the process
 /// (sd_watchdog_enabled(3)). `None` if the manager has no watchdog for this process.
 pub(crate) fn watchdog_limit() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
@@ -116,7 +116,7 @@ pub(crate) fn has_store() -> bool {
 }
 
 /// Stores a listener with the manager.
-pub(crate) fn store(name: impl Display, descriptor: &Descriptor) {
+pub(crate) fn store_listener(name: impl Display, descriptor: &Descriptor) {
     let text = format!("FDSTORE=1\nFDNAME={name}\n");
     if let Err(error) = send(&text, None, &[descriptor]) {
         log::warn!("cannot store the listener {name} with the service manager: {error}");
@@ -124,7 +124,7 @@ pub(crate) fn store(name: impl Display, descriptor: &Descriptor) {
 }
 
 /// Has the manager close all that was stored under a name.
-pub(crate) fn forget(name: impl Display) {
+pub(crate) fn remove_stored_listeners(name: impl Display) {
     send_or_log(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn forget(name: impl Display) {
 const LISTENERS_AT_ONCE: usize = 40;
 
 /// Leaves copies of the listeners of this process, which is of this generation.
-pub(crate) fn leave_listeners(
+pub(crate) fn send_listener_copies(
     generation: u64,
     listeners: &[ListenerRecord],
     descriptors: &[Descriptor],

@@ -44,7 +44,7 @@ struct Passed {
 
 /// What a predecessor passes beside listeners.
 pub(super) struct Predecessor {
-    pub(super) control: Socket,
+    pub(super) handshake: Socket,
     pub(super) stderr: Option<OwnStderr>,
     /// What the predecessor's service exported.
     pub(super) state: Option<Vec<u8>>,
@@ -82,7 +82,7 @@ impl Inherited {
         match own_launch() {
             Ok(Some(Launch::Successor {
                 generation,
-                control,
+                handshake,
                 stderr,
                 state,
                 by_name,
@@ -90,14 +90,14 @@ impl Inherited {
                 let failed = |error: &io::Error| {
                     self.broken = Some(format!("cannot talk to the predecessor: {error}"));
                 };
-                let control = adopt_socket(control).inspect_err(failed).ok()?;
+                let handshake = adopt_socket(handshake).inspect_err(failed).ok()?;
                 let adopt = |number| sys::descriptor::adopt(number).ok();
                 let own_stderr = |(own, pipe)| {
                     let _pipe = adopt(pipe);
                     adopt(own).map(|own| OwnStderr { own, _pipe })
                 };
                 self.predecessor = Some(Predecessor {
-                    control,
+                    handshake,
                     stderr: stderr.and_then(own_stderr),
                     state: state.and_then(read_state),
                 });
@@ -110,13 +110,13 @@ impl Inherited {
                 by_name,
             })) => {
                 let failed = |error: &io::Error| {
-                    log::error!("the supervisor cannot be watched: {error}");
+                    log::error!("cannot see when the supervisor dies: {error}");
                 };
                 self.lifeline = Some(adopt_socket(lifeline).inspect_err(failed).ok()?);
                 self.generation = generation;
                 Some(by_name)
             }
-            Ok(Some(Launch::Rehearse { .. } | Launch::Resume { .. }) | None) => None,
+            Ok(Some(Launch::DryRun { .. } | Launch::Resume { .. }) | None) => None,
             Err(error) if error.by_predecessor => {
                 self.broken = Some(error.text);
                 None

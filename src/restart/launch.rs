@@ -65,7 +65,7 @@ fn names_for_process(pid: &str, count: &str, names: &str) -> Vec<String> {
         return Vec::new();
     }
     let Ok(count @ 0..=MAX_PASSED) = count.parse() else {
-        log::error!("{LISTEN_FDS} makes no sense: {count:?}");
+        log::error!("{LISTEN_FDS} is not a number from 0 to {MAX_PASSED}: {count:?}");
         return Vec::new();
     };
     let mut given = names.split(':').filter(|_| !names.is_empty());

@@ -19,7 +19,7 @@
 //! meanwhile in its queue.
 //!
 //! [`program`] starts the successor, [`launch`] and [`inherited`] are what the successor finds,
-//! [`link`] carries the messages, and the [`upgrader`] is the thread that follows the handshake in
+//! [`link`] carries the messages, and the [`restarter`] is the thread that follows the handshake in
 //! both processes.
 
 mod bind_request;
@@ -29,7 +29,7 @@ mod launch;
 mod link;
 mod pid_file;
 mod program;
-mod upgrader;
+mod restarter;
 
 use std::error::Error;
 use std::fmt;
@@ -48,7 +48,7 @@ pub(crate) use inherited::{Inherited, adopt_socket};
 pub(crate) use launch::{launch_variable, own_launch, passing_variables};
 pub(crate) use pid_file::PidFile;
 pub(crate) use program::Program;
-pub(crate) use upgrader::{Host, Upgrader, UpgraderHandle};
+pub(crate) use restarter::{RestartableServer, Restarter, RestarterHandle};
 
 /// Returns when the application is ready.
 pub(crate) type ReadyWhen =
@@ -139,7 +139,7 @@ impl Restart {
     pub fn new() -> Self {
         let inherited = Inherited::take();
         if let Some(predecessor) = &inherited.predecessor {
-            send_message(&predecessor.control, &HandshakeMessage::Hello);
+            send_message(&predecessor.handshake, &HandshakeMessage::Hello);
         }
         let is_successor = inherited.predecessor.is_some() || inherited.broken.is_some();
         Self {
@@ -323,7 +323,7 @@ impl Restart {
         match &self.program {
             Ok(_) => Ok(()),
             Err(error) => {
-                let text = format!("cannot tell what program this is: {error}");
+                let text = format!("cannot find the program file of this process: {error}");
                 Err(io::Error::new(error.kind(), text))
             }
         }

@@ -40,7 +40,7 @@ impl HeldListener {
     /// Stores a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
-            Ok(copy) => notify::store(self.record.to_stored_name(), &copy),
+            Ok(copy) => notify::store_listener(self.record.to_stored_name(), &copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.record.name),
         }
     }
@@ -205,7 +205,7 @@ impl HeldListeners {
             let stays = held.pinned || used.contains(&held.id);
             if !stays {
                 log::info!("closing the listener {}", held.listener.local_addr());
-                notify::forget(held.record.to_stored_name());
+                notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
         });

@@ -16,7 +16,7 @@
 //! | [`backoff`] | the delay before a restart |
 //! | [`listeners`] | holds the listeners |
 //! | [`ancestry`] | whether a process descends from the supervisor |
-//! | [`crash_report`] | what the threads of a hung process wait for |
+//! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`upgrade`], [`snapshot`] | the supervisor replaces itself, and the state that it passes on |
@@ -25,7 +25,6 @@
 mod ancestry;
 mod backoff;
 mod control;
-mod crash_report;
 mod listeners;
 mod logger;
 mod notifications;
@@ -36,6 +35,7 @@ mod slot;
 mod snapshot;
 mod spawn;
 mod status;
+mod thread_report;
 mod upgrade;
 
 use std::ffi::OsString;
@@ -51,7 +51,7 @@ use crate::wire::Launch;
 
 use backoff::BackoffSettings;
 use run::Run;
-use upgrade::{rehearse, resume};
+use upgrade::{perform_dry_run, resume};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -334,12 +334,12 @@ impl Supervisor {
             Some(Launch::Resume { snapshot }) => {
                 resume(self.0, program, SignalFd::open()?, snapshot)?
             }
-            Some(Launch::Rehearse { snapshot, report }) => {
-                rehearse(snapshot, report)?;
+            Some(Launch::DryRun { snapshot, report }) => {
+                perform_dry_run(snapshot, report)?;
                 process::exit(0);
             }
         };
-        Ok(run.run())
+        Ok(run.run_until_stopped())
     }
 }
 

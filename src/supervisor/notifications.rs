@@ -188,7 +188,7 @@ impl Run {
             manager_waits = true;
         }
         if manager_waits {
-            notify::extend(time);
+            notify::request_more_time(time);
         }
     }
 
@@ -214,7 +214,7 @@ impl Run {
         // Some programs name themselves in MAINPID=. Other processes must be descendants.
         let is_successor = |pid: &u32| Some(*pid) != own_pid && ancestry::is_descendant(*pid);
         if let Some(pid) = notification.notice.successor.filter(is_successor) {
-            self.announce_successor(index, pid);
+            self.handle_announced_successor(index, pid);
         }
         if let Some(why) = notification.notice.failed {
             // The process may have sent anything.
@@ -224,7 +224,7 @@ impl Run {
                 self.drain(successor);
             }
             self.close_unused_listeners();
-            self.fail_restart(index, &why);
+            self.fail_rolling_restart(index, &why);
         }
         if let Some(pid) = notification.main_pid.filter(is_successor) {
             return self.replace_main(index, pid, notification.notice.generation);
@@ -255,7 +255,7 @@ impl Run {
     }
 
     /// The main process has started a successor (`successor` in X_HANDOVER).
-    fn announce_successor(&mut self, index: usize, pid: u32) {
+    fn handle_announced_successor(&mut self, index: usize, pid: u32) {
         let successor = self.adopt_successor(index, pid);
         if let Some(former) = self.slots[index].successor.replace(successor) {
             self.drain(former);
@@ -294,8 +294,8 @@ impl Run {
         let served = main.ready_since.map(|since| since.elapsed());
         let why = format!("process {} stops without having been asked to", main.pid);
         self.drain(main);
-        self.slots[index].last_end = Some(why.clone());
-        self.schedule_restart(index, served, &why);
+        self.slots[index].last_failure = Some(why.clone());
+        self.schedule_start(index, served, &why);
     }
 
     /// The successor that the main process of this slot has started. The successor may be among the

@@ -4,10 +4,10 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::backoff::{self, BREAKER_LIMIT};
-use super::crash_report;
 use super::notifications::Position;
 use super::run::Run;
 use super::slot::{Slot, SupervisedProcess};
+use super::thread_report;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Signal;
@@ -39,20 +39,20 @@ impl Run {
         match self.start_process(index) {
             Ok(process) => self.slots[index].main = Some(process),
             Err(why) => {
-                self.slots[index].last_end = Some(why.clone());
-                self.schedule_restart(index, None, &why);
+                self.slots[index].last_failure = Some(why.clone());
+                self.schedule_start(index, None, &why);
             }
         }
     }
 
     /// Has a process started in this slot after the back-off. `served` is how long the process
     /// before was ready, and `why` is why there is none now.
-    pub(super) fn schedule_restart(&mut self, index: usize, served: Option<Duration>, why: &str) {
+    pub(super) fn schedule_start(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let slot = &mut self.slots[index];
         let jitter = backoff::random_jitter();
         let delay = slot
             .backoff
-            .record_death(&self.settings.backoff, served, jitter);
+            .record_failure(&self.settings.backoff, served, jitter);
         slot.start_at = Deadline::after(Instant::now(), delay);
         slot.restarts += 1;
         let seconds = delay.as_secs_f32();
@@ -61,13 +61,15 @@ impl Run {
                 "{why}; {} processes in a row have failed before they were ready (the limit is \
                  {BREAKER_LIMIT}): the next start is in {seconds:.1} s, and each further start waits \
                  as long until a process is ready",
-                slot.backoff.deaths_before_ready
+                slot.backoff.failures_before_ready
             );
         } else {
-            log::warn!("{why}; restarting it in {seconds:.2} s");
+            log::warn!("{why}; starting another process in {seconds:.2} s");
         }
-        notify::status(format_args!("{why}; restarting it in {seconds:.1} s"));
-        self.fail_restart(index, why);
+        notify::send_status(format_args!(
+            "{why}; starting another process in {seconds:.1} s"
+        ));
+        self.fail_rolling_restart(index, why);
     }
 
     // ---- being ready ----
@@ -98,7 +100,7 @@ impl Run {
         let all_ready = self.slots.iter().all(Slot::is_ready);
         if all_ready && self.rolling_restart.is_none() && self.shutdown.is_none() {
             self.sent_ready = true;
-            notify::ready(None, self.summary());
+            notify::send_ready(None, self.summary());
         }
     }
 
@@ -163,9 +165,9 @@ impl Run {
         let how = status.map_or("exit status unknown".to_owned(), |status| {
             status.to_string()
         });
-        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| &rehearsal.process);
-        if rehearsal.is_some_and(|process| process.pid == pid) {
-            return self.finish_rehearsal(&how);
+        let dry_run = self.dry_run.as_ref().map(|dry_run| &dry_run.process);
+        if dry_run.is_some_and(|process| process.pid == pid) {
+            return self.finish_dry_run(&how);
         }
         match self.position_of(pid) {
             Some(Position::Main(index)) => {
@@ -180,7 +182,7 @@ impl Run {
                     self.handle_main_exit(index, pid, None, status, &how);
                 } else if successor.is_some_and(|successor| !successor.restarts_itself) {
                     let why = format!("process {pid} exited before it was ready ({how})");
-                    self.fail_restart(index, &why);
+                    self.fail_rolling_restart(index, &why);
                 }
             }
             Some(Position::Draining(index)) => {
@@ -214,7 +216,7 @@ impl Run {
         };
         let why = format!("process {pid} exited {when} ({how})");
         let slot = &mut self.slots[index];
-        slot.last_end = Some(why.clone());
+        slot.last_failure = Some(why.clone());
         if self.shutdown.is_some() {
             log::info!("{why}");
         } else if let Some(successor) = &mut slot.successor {
@@ -224,11 +226,11 @@ impl Run {
             );
             let ready_by = Deadline::after(Instant::now(), self.settings.ready_timeout);
             successor.deadline = successor.deadline.earlier(ready_by);
-            self.fail_restart(index, &why);
+            self.fail_rolling_restart(index, &why);
         } else if let Some(code) = self.final_exit_code(status) {
             self.give_up_slot(index, code, &why);
         } else {
-            self.schedule_restart(index, served, &why);
+            self.schedule_start(index, served, &why);
         }
     }
 
@@ -244,13 +246,13 @@ impl Run {
 
     /// Starts no more processes in this slot.
     fn give_up_slot(&mut self, index: usize, code: i32, why: &str) {
-        log::error!("{why}; exit code {code} means that it must not be restarted");
+        log::error!("{why}; exit code {code} means that the program must not be started again");
         self.exit_code = code;
         self.slots[index].start_at = Deadline::NEVER;
         if let Some(main) = self.slots[index].main.take() {
             self.terminate(main);
         }
-        self.fail_restart(index, why);
+        self.fail_rolling_restart(index, why);
     }
 
     // ---- deadlines ----
@@ -266,28 +268,46 @@ impl Run {
         }
     }
 
-    pub(super) fn check_processes(&mut self, now: Instant) {
-        let abort_timeout = self.settings.abort_timeout;
+    /// Starts the processes that are due.
+    pub(super) fn start_due_processes(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             if self.slots[index].start_at.passed(now) && self.shutdown.is_none() {
                 self.start_in_slot(index);
             }
-            if self.settings.ready_after.is_some() && self.shutdown.is_none() {
-                let is_ready_now = |process: &Option<SupervisedProcess>| {
-                    let mut starting = process.iter().filter(|p| p.ready_since.is_none());
-                    starting.any(|p| !p.aborted && p.deadline.passed(now))
-                };
-                if is_ready_now(&self.slots[index].successor) {
-                    self.promote_successor(index);
-                } else if is_ready_now(&self.slots[index].main) {
-                    self.mark_ready(index);
-                }
-            }
-            let is_hung = self.watchdog_deadline(&self.slots[index]).passed(now);
-            if let (true, Some(main)) = (is_hung, &mut self.slots[index].main) {
-                abort_process(main, "has not sent WATCHDOG=1 in time", abort_timeout);
+        }
+    }
+
+    /// With `ready_after`: a process that has run for this long is ready.
+    pub(super) fn mark_due_ready(&mut self, now: Instant) {
+        if self.settings.ready_after.is_none() || self.shutdown.is_some() {
+            return;
+        }
+        let is_due = |process: &Option<SupervisedProcess>| {
+            let mut starting = process.iter().filter(|p| p.ready_since.is_none());
+            starting.any(|p| !p.aborted && p.deadline.passed(now))
+        };
+        for index in 0..self.slots.len() {
+            if is_due(&self.slots[index].successor) {
+                self.promote_successor(index);
+            } else if is_due(&self.slots[index].main) {
+                self.mark_ready(index);
             }
         }
+    }
+
+    pub(super) fn abort_hung_processes(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            let is_hung = self.watchdog_deadline(&self.slots[index]).passed(now);
+            if let (true, Some(main)) = (is_hung, &mut self.slots[index].main) {
+                let timeout = self.settings.abort_timeout;
+                abort_process(main, "has not sent WATCHDOG=1 in time", timeout);
+            }
+        }
+    }
+
+    /// Aborts the processes whose deadline has passed, and kills those that are aborted already.
+    pub(super) fn handle_process_deadlines(&mut self, now: Instant) {
+        let abort_timeout = self.settings.abort_timeout;
         for process in self.processes_mut().filter(|p| p.deadline.passed(now)) {
             if process.aborted {
                 log::error!("process {} does not exit: killing it", process.pid);
@@ -304,14 +324,14 @@ impl Run {
     }
 }
 
-/// Sends SIGABRT, which leaves a core dump where these are enabled, after the crash report was
+/// Sends SIGABRT, which leaves a core dump where these are enabled, after the thread report was
 /// logged. The process is killed if it has not exited after `timeout`.
 pub(super) fn abort_process(process: &mut SupervisedProcess, why: &str, timeout: Duration) {
     if process.aborted {
         return;
     }
     log::error!("process {} {why}: aborting it", process.pid);
-    for line in crash_report::describe_threads(process.pid) {
+    for line in thread_report::describe_threads(process.pid) {
         log::error!("process {}: {line}", process.pid);
     }
     process.send(Signal::Abort);

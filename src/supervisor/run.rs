@@ -1,6 +1,6 @@
 //! The supervisor's one loop, over signals, control requests, exits, notifications and deadlines.
 //!
-//! Each round of [`Run::run`] handles everything that has come, takes what is in progress one step
+//! Each round of [`Run::run_until_stopped`] handles everything that has come, takes what is in progress one step
 //! further, and waits for the next event or deadline.
 //!
 //! # A crash, until another process serves
@@ -10,31 +10,32 @@
 //!    process sent before its exit. Then `handle_exit` finds the process's slot.
 //! 3. `handle_main_exit` takes the first of these that applies: in a stop, nothing is restarted; a
 //!    successor that is starting takes over; an exit code that forbids a restart gives up the slot
-//!    (`give_up_slot`); otherwise `schedule_restart` asks the back-off for the delay, and sets the
+//!    (`give_up_slot`); otherwise `schedule_start` asks the back-off for the delay, and sets the
 //!    slot's `start_at`.
-//! 4. `check_deadlines` → `check_processes` → `start_in_slot` → `start_process` → `spawn_process`
-//!    starts the program when `start_at` has passed, mostly in the same round.
+//! 4. `handle_deadlines` → `start_due_processes` → `start_in_slot` → `start_process` →
+//!    `spawn_process` starts the program when `start_at` has passed, mostly in the same round.
 //! 5. The new process asks for its listeners (`answer_bind_request`), then notifies READY=1:
 //!    `handle_notification` → `handle_main_notification` → `mark_ready`. Until then, clients wait
 //!    in the kernel's queues of the listeners, which the supervisor holds.
 //!
-//! A hang becomes a crash: `abort_process` sends SIGABRT when `check_processes` finds that the
-//! watchdog deadline or the deadline to become ready has passed, or when the process notifies
-//! WATCHDOG=trigger. After `abort_timeout`, `check_processes` sends SIGKILL. Step 1 follows.
+//! A hang becomes a crash: `abort_process` sends SIGABRT when the watchdog deadline has passed
+//! (`abort_hung_processes`), when the deadline to become ready has passed
+//! (`handle_process_deadlines`), or when the process notifies WATCHDOG=trigger. After
+//! `abort_timeout`, `handle_process_deadlines` sends SIGKILL. Step 1 follows.
 //!
 //! # A graceful restart
 //!
-//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `restart`, which sets
+//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `begin_rolling_restart`, which sets
 //!    `rolling_restart`.
-//! 2. `advance_restart` calls `request_replacement` for the first slot. A process of this crate
+//! 2. `advance_rolling_restart` calls `request_replacement` for the first slot. A process of this crate
 //!    gets SIGHUP and starts its successor itself; for any other program, `start_process` does.
-//! 3. The predecessor announces the successor (`announce_successor`), and names it in MAINPID= when
+//! 3. The predecessor announces the successor (`handle_announced_successor`), and names it in MAINPID= when
 //!    it serves (`replace_main`). For any other program, the successor notifies READY=1, or has run
 //!    for `ready_after` (`promote_successor`). Both call `mark_ready`, and the predecessor drains.
-//! 4. `advance_restart` sees a new ready process in the slot, and goes on with the next slot. After
-//!    the last one, `end_restart` tells the control clients that wait.
+//! 4. `advance_rolling_restart` sees a new ready process in the slot, and goes on with the next slot. After
+//!    the last one, `end_rolling_restart` tells the control clients that wait.
 //!
-//! If the successor fails, `fail_restart` notes the reason. `advance_restart` then ends the
+//! If the successor fails, `fail_rolling_restart` notes the reason. `advance_rolling_restart` then ends the
 //! restart: the predecessor and all slots that follow stay as they are.
 //!
 //! # A stop
@@ -43,7 +44,7 @@
 //!    processes, or `stop_now`, which sends SIGQUIT. `begin_stop` sets the one deadline in
 //!    `shutdown`, cancels the starts that are scheduled, and ends a restart or an upgrade.
 //! 2. The processes exit: `handle_main_exit` only logs this.
-//! 3. If the deadline passes, `check_deadlines` sends SIGKILL to all.
+//! 3. If the deadline passes, `handle_deadlines` sends SIGKILL to all.
 //! 4. `is_finished` is true when no process is left: `finish` returns the exit code.
 
 use std::io;
@@ -57,7 +58,7 @@ use super::control::ControlSocket;
 use super::listeners::HeldListeners;
 use super::rolling_restart::RollingRestart;
 use super::slot::{Slot, SupervisedProcess};
-use super::upgrade::Rehearsal;
+use super::upgrade::DryRun;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
@@ -99,8 +100,8 @@ pub(super) struct Run {
     /// An upgrade of the supervisor was requested, and begins when no restart is in progress.
     pub(super) upgrade_wanted: bool,
     /// The control clients that wait for the result of the upgrade.
-    pub(super) upgrade_waiters: Vec<u64>,
-    pub(super) rehearsal: Option<Rehearsal>,
+    pub(super) upgrade_clients: Vec<u64>,
+    pub(super) dry_run: Option<DryRun>,
     pub(super) shutdown: Option<Shutdown>,
 
     // What has happened so far.
@@ -185,8 +186,8 @@ impl Run {
             rolling_restart: None,
             last_restart: None,
             upgrade_wanted: false,
-            upgrade_waiters: Vec::new(),
-            rehearsal: None,
+            upgrade_clients: Vec::new(),
+            dry_run: None,
             shutdown: None,
             started_at: now,
             first_was_ready: false,
@@ -200,15 +201,15 @@ impl Run {
     }
 
     /// Supervises until no process is left and none is to be started. Returns the exit code.
-    pub(super) fn run(mut self) -> i32 {
+    pub(super) fn run_until_stopped(mut self) -> i32 {
         loop {
             // Requests come before exits: a process that exits because of a stop is not restarted.
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();
-            self.check_deadlines();
-            self.advance_restart();
-            self.upgrade_if_wanted();
+            self.handle_deadlines();
+            self.advance_rolling_restart();
+            self.advance_upgrade();
             if self.is_finished() {
                 return self.finish();
             }
@@ -231,7 +232,7 @@ impl Run {
         let gives_up = self
             .shutdown
             .is_some_and(|stop| stop.killed && stop.deadline.passed(Instant::now()));
-        let has_process = self.processes().next().is_some() || self.rehearsal.is_some();
+        let has_process = self.processes().next().is_some() || self.dry_run.is_some();
         gives_up || !has_process && self.slots.iter().all(Slot::is_down)
     }
 
@@ -275,7 +276,7 @@ impl Run {
         while let Ok(Some(signal)) = self.signals.read().inspect_err(failed) {
             log::info!("received {signal}");
             match signal {
-                Signal::Hangup => self.restart(None),
+                Signal::Hangup => self.begin_rolling_restart(None),
                 Signal::User2 => self.upgrade(None),
                 Signal::User1 => {
                     // SIGUSR1 kills a process that has not installed its handler yet.
@@ -306,15 +307,15 @@ impl Run {
             return;
         }
         let timeout = self.settings.stop_timeout;
-        notify::stopping("stopping");
-        notify::extend(timeout + KILL_TIMEOUT);
+        notify::send_stopping("stopping");
+        notify::request_more_time(timeout + KILL_TIMEOUT);
         self.begin_stop(timeout, false);
         self.signal_all(Signal::Terminate);
     }
 
     /// Has all processes exit without finishing their requests.
     fn stop_now(&mut self) {
-        notify::stopping("stopping at once");
+        notify::send_stopping("stopping at once");
         self.begin_stop(KILL_TIMEOUT, true);
         self.signal_all(Signal::Quit);
     }
@@ -327,8 +328,8 @@ impl Run {
             at_once,
             killed: self.shutdown.is_some_and(|stop| stop.killed),
         });
-        if let Some(rehearsal) = &self.rehearsal {
-            rehearsal.process.send(Signal::Kill);
+        if let Some(dry_run) = &self.dry_run {
+            dry_run.process.send(Signal::Kill);
         }
         for slot in &mut self.slots {
             slot.start_at = Deadline::NEVER;
@@ -337,7 +338,7 @@ impl Run {
         for process in self.processes_mut().filter(|process| !process.aborted) {
             process.deadline = Deadline::NEVER;
         }
-        self.end_restart(Some("the supervisor is being stopped".to_owned()));
+        self.end_rolling_restart(Some("the supervisor is being stopped".to_owned()));
         self.end_upgrade(Some("the supervisor is being stopped".to_owned()));
     }
 
@@ -377,14 +378,17 @@ impl Run {
 
     // ---- deadlines ----
 
-    fn check_deadlines(&mut self) {
+    fn handle_deadlines(&mut self) {
         let now = Instant::now();
         let is_due = self.next_watchdog.passed(now);
         if let Some(interval) = self.watchdog_interval.filter(|_| is_due) {
             self.next_watchdog = Deadline::after(now, interval);
-            notify::watchdog_alive();
+            notify::send_watchdog_alive();
         }
-        self.check_processes(now);
+        self.start_due_processes(now);
+        self.mark_due_ready(now);
+        self.abort_hung_processes(now);
+        self.handle_process_deadlines(now);
         if let Some(stop) = &mut self.shutdown {
             if stop.deadline.passed(now) && !stop.killed {
                 log::error!("the stop has timed out: killing the processes that are left");
@@ -404,8 +408,8 @@ impl Run {
     fn next_deadline(&self) -> Deadline {
         let slots = self.slots.iter();
         let slots = slots.flat_map(|slot| [slot.start_at, self.watchdog_deadline(slot)]);
-        let rehearsal = self.rehearsal.iter().map(|rehearsal| &rehearsal.process);
-        let processes = self.processes().chain(rehearsal);
+        let dry_run = self.dry_run.iter().map(|dry_run| &dry_run.process);
+        let processes = self.processes().chain(dry_run);
         let restart = self.rolling_restart.as_ref();
         let others = [
             self.shutdown.map(|stop| stop.deadline),

@@ -34,7 +34,7 @@ pub(super) struct Slot {
     /// Number of starts because the process before had exited.
     pub(super) restarts: u64,
     /// How the last process exited that was not asked to.
-    pub(super) last_end: Option<String>,
+    pub(super) last_failure: Option<String>,
 }
 
 impl Slot {

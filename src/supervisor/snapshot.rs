@@ -57,9 +57,9 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
     };
     if let Some(control) = &run.control {
         snapshot.control = Some(keep(&control.listener.socket)?);
-        for id in &run.upgrade_waiters {
+        for id in &run.upgrade_clients {
             if let Some(socket) = control.socket_of(*id) {
-                snapshot.upgrade_waiters.push(keep(socket)?);
+                snapshot.upgrade_clients.push(keep(socket)?);
             }
         }
     }
@@ -74,10 +74,10 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
         snapshot.slots.push(SlotRecord {
             generation: slot.generation,
             restarts: slot.restarts,
-            deaths: slot.backoff.deaths,
-            deaths_before_ready: slot.backoff.deaths_before_ready,
+            failures: slot.backoff.failures,
+            failures_before_ready: slot.backoff.failures_before_ready,
             start_in_ms: time_to(slot.start_at),
-            last_end: slot.last_end.as_ref().map(notify::one_line),
+            last_failure: slot.last_failure.as_ref().map(notify::one_line),
         });
         let record = |main| record_process(main, Some(index));
         snapshot.processes.extend(slot.main.as_ref().map(record));
@@ -131,7 +131,7 @@ pub(super) fn restore_snapshot(
     run.first_was_ready = snapshot.first_was_ready;
     run.exit_code = snapshot.exit_code;
     if let Some(listener) = snapshot.control {
-        restore_control(&mut run, listener, &snapshot.upgrade_waiters)?;
+        restore_control(&mut run, listener, &snapshot.upgrade_clients)?;
     }
     restore_slots(&mut run, snapshot.slots, snapshot.processes);
     apply_new_settings(&mut run);
@@ -153,13 +153,13 @@ fn apply_new_settings(run: &mut Run) {
 }
 
 /// Restores the control socket, and the clients that wait for the result of the upgrade.
-fn restore_control(run: &mut Run, listener: i32, waiters: &[i32]) -> io::Result<()> {
+fn restore_control(run: &mut Run, listener: i32, clients: &[i32]) -> io::Result<()> {
     let listener = Listener::for_others(adopt_socket(listener)?, "control".to_owned(), true)?;
     listener.set_own_path(true);
     let control = run.control.insert(ControlSocket::new(listener));
-    for waiter in waiters {
-        let id = control.adopt(adopt_socket(*waiter)?, Deadline::NEVER);
-        run.upgrade_waiters.push(id);
+    for client in clients {
+        let id = control.adopt(adopt_socket(*client)?, Deadline::NEVER);
+        run.upgrade_clients.push(id);
     }
     Ok(())
 }
@@ -193,10 +193,10 @@ fn restore_slot(record: SlotRecord) -> Slot {
         generation: record.generation,
         restarts: record.restarts,
         backoff: Backoff {
-            deaths: record.deaths,
-            deaths_before_ready: record.deaths_before_ready,
+            failures: record.failures,
+            failures_before_ready: record.failures_before_ready,
         },
-        last_end: record.last_end,
+        last_failure: record.last_failure,
         ..Slot::new(deadline_in(record.start_in_ms))
     }
 }

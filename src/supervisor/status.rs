@@ -21,7 +21,7 @@ impl Run {
                     self.reply(id, &status);
                 }
                 Some(ControlRequest::Restart { waits }) => {
-                    self.restart(waits.then_some(id));
+                    self.begin_rolling_restart(waits.then_some(id));
                     self.reply_unless(waits, id);
                 }
                 Some(ControlRequest::Upgrade { waits }) => {
@@ -32,7 +32,11 @@ impl Run {
                     self.stop();
                     self.reply(id, &Answer::success());
                 }
-                None => self.reply(id, &Answer::failure("there is no such request")),
+                None => {
+                    let why = "unknown request: use status, restart, restart wait, stop, upgrade or \
+                               upgrade wait";
+                    self.reply(id, &Answer::failure(why));
+                }
             }
         }
     }
@@ -110,6 +114,6 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         uptime_seconds: main.map(|main| seconds(main.started_at.elapsed())),
         status: main.map(|main| main.status.clone()),
         starts_in_seconds: starts_in.filter(|_| main.is_none()).map(seconds),
-        last_end: slot.last_end.clone(),
+        last_end: slot.last_failure.clone(),
     }
 }

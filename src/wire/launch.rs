@@ -14,7 +14,7 @@ pub(crate) enum Launch {
     Successor {
         generation: u64,
         /// The socket for [`HandshakeMessage`](super::HandshakeMessage)s.
-        control: i32,
+        handshake: i32,
         /// The predecessor's standard error. The successor's own is a pipe until the successor is
         /// ready. The second descriptor is the reading end of this pipe, so that writing is no
         /// error when the predecessor dies.
@@ -31,7 +31,7 @@ pub(crate) enum Launch {
         by_name: Vec<u32>,
     },
     /// A process that reads a supervisor's snapshot, reports the result, and exits.
-    Rehearse {
+    DryRun {
         /// A file with a [`Snapshot`](super::Snapshot).
         snapshot: i32,
         /// An empty file, for an [`Answer`](super::Answer).
@@ -81,7 +81,7 @@ impl Launch {
             };
             let text = match cause {
                 WireError::Version(found) => format!(
-                    "the {starter} speaks version {found} of the protocol, this process {VERSION}"
+                    "the {starter} uses version {found} of the protocol, but this process uses version {VERSION}"
                 ),
                 cause => format!("cannot read {} of the {starter}: {cause}", Self::VARIABLE),
             };
@@ -123,19 +123,19 @@ mod tests {
         for (record, text) in [
             (
                 r#"{"v":2,"type":"successor","pid":77}"#,
-                "the predecessor speaks version 2 of the protocol, this process 1",
+                "the predecessor uses version 2 of the protocol, but this process uses version 1",
             ),
             (
                 r#"{"v":2,"type":"serve","pid":77}"#,
-                "the supervisor speaks version 2 of the protocol, this process 1",
+                "the supervisor uses version 2 of the protocol, but this process uses version 1",
             ),
             (
                 r#"{"v":1,"type":"successor","generation":2,"pid":77}"#,
-                "cannot read HANDOVER of the predecessor: the record makes no sense: missing field",
+                "cannot read HANDOVER of the predecessor: the record is malformed: missing field",
             ),
             (
                 r#"{"v":1,"type":"else","pid":77}"#,
-                "cannot read HANDOVER of the supervisor: the record makes no sense: unknown variant `else`",
+                "cannot read HANDOVER of the supervisor: the record is malformed: unknown variant `else`",
             ),
         ] {
             let error = Launch::read(record, 77).unwrap_err().text;

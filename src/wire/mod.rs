@@ -22,7 +22,7 @@
 //! | [`BindAnswer`] | socket that came with the bind request in a `Notice` | 1 KiB |
 //! | [`Snapshot`] | file that the supervisor leaves to the program that replaces it | 16 MiB |
 //! | [`Status`], [`Answer`] | control socket, one line | 1 MiB |
-//! | [`Answer`] | file that a rehearsal of the supervisor's upgrade writes | 1 MiB |
+//! | [`Answer`] | file that the dry run of an upgrade writes | 1 MiB |
 //!
 //! systemd's own variables (sd_notify(3), sd_listen_fds(3)) are systemd's format. The requests on
 //! the control socket are plain text ([`ControlRequest`]). The name under which systemd stores a
@@ -36,10 +36,10 @@
 //! [`Launch`], with spaces that fill the room for the process id:
 //!
 //! ```text
-//! {"v":1,"type":"successor","generation":2,"control":4,"stderr":[5,6],"state":7,
+//! {"v":1,"type":"successor","generation":2,"handshake":4,"stderr":[5,6],"state":7,
 //!   "by_name":[0],"pid":4711      }
 //! {"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[],"pid":4711      }
-//! {"v":1,"type":"rehearse","snapshot":3,"report":4,"pid":4711      }
+//! {"v":1,"type":"dry_run","snapshot":3,"report":4,"pid":4711      }
 //! {"v":1,"type":"resume","snapshot":9,"pid":4711      }
 //! ```
 //!
@@ -82,10 +82,10 @@
 //!
 //! ```text
 //! {"v":1,"age_ms":81204,"sent_ready":true,"first_was_ready":true,"notify_socket":7,
-//!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_waiters":[11],
+//!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_clients":[11],
 //!   "listeners":[{"descriptor":12,"pinned":true,"listener":{"name":"web","by_name":true,
-//!   "owns_path":false}}],"slots":[{"generation":2,"restarts":0,"deaths":0,
-//!   "deaths_before_ready":0,"start_in_ms":null,"last_end":null}],"processes":[{"slot":0,
+//!   "owns_path":false}}],"slots":[{"generation":2,"restarts":0,"failures":0,
+//!   "failures_before_ready":0,"start_in_ms":null,"last_end":null}],"processes":[{"slot":0,
 //!   "pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,"last_watchdog_ms":100,
 //!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"restarts_itself":true,
 //!   "stopping":false,"deadline_ms":null,"aborted":false,"listeners":[[8,48151]],
@@ -211,7 +211,7 @@ impl fmt::Display for WireError {
                 f,
                 "the record is of version {found}, this process reads version {VERSION}"
             ),
-            Self::Malformed(error) => write!(f, "the record makes no sense: {error}"),
+            Self::Malformed(error) => write!(f, "the record is malformed: {error}"),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Snapshot {
     /// The supervisor's exit code if every slot is given up.
     pub(crate) exit_code: i32,
     /// The connections of the control clients that wait for the result of the upgrade.
-    pub(crate) upgrade_waiters: Vec<i32>,
+    pub(crate) upgrade_clients: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
     pub(crate) slots: Vec<SlotRecord>,
     pub(crate) processes: Vec<ProcessRecord>,
@@ -56,13 +56,13 @@ pub(crate) struct SlotRecord {
     /// Number of starts because the process before had exited.
     pub(crate) restarts: u64,
     /// Deaths since a process was healthy.
-    pub(crate) deaths: u32,
+    pub(crate) failures: u32,
     /// Deaths since a process was ready.
-    pub(crate) deaths_before_ready: u32,
+    pub(crate) failures_before_ready: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
     /// How the last process exited that was not asked to.
-    pub(crate) last_end: Option<String>,
+    pub(crate) last_failure: Option<String>,
 }
 
 /// A process that serves or drains.
