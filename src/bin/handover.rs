@@ -38,7 +38,7 @@ enum Subcommand {
     },
     /// Replace the serving processes, one after another, without losing a request
     ///
-    /// If a process cannot be replaced, this process and the remaining ones go on serving. With
+    /// If a process cannot be replaced, that process and all later ones go on serving. With
     /// --wait, the exit code is then 1.
     Restart(RequestArgs),
     /// Stop the service when all requests in progress are finished
@@ -71,7 +71,7 @@ struct Target {
 struct RequestArgs {
     #[command(flatten)]
     supervisor: Target,
-    /// Wait until it is done, and report the result
+    /// Wait until the request is done, and print its result
     #[arg(long)]
     wait: bool,
 }
@@ -85,13 +85,13 @@ struct RunArgs {
     /// Number of serving processes
     #[arg(long, value_name = "N", default_value = "1")]
     processes: NonZeroUsize,
-    /// The path of the control socket to create, for the other commands
+    /// The path of the supervisor's control socket, which is created
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
-    /// Abort a process that sends no WATCHDOG=1 for this long. Applies after its first one.
+    /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
     /// Defaults to no limit
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     watchdog: Option<Duration>,

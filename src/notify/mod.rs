@@ -1,8 +1,8 @@
-//! Notifications to the service manager, in systemd's protocol (sd_notify(3)): systemd itself, our
-//! supervisor, or any other that sets `NOTIFY_SOCKET`. Without a manager, nothing is sent.
+//! Notifications to the service manager, in systemd's protocol (sd_notify(3)): systemd itself, a
+//! supervisor of this crate, or any other that sets `NOTIFY_SOCKET`. Without a manager, nothing is sent.
 //!
-//! A notification is a datagram of lines `VARIABLE=value`. Our supervisor gets one more variable, a
-//! [`Notice`]. [`Notification`] is what a supervisor reads.
+//! A notification is a datagram of lines `VARIABLE=value`. The supervisor gets one more variable, a
+//! [`HandoverFields`]. [`Notification`] is what a supervisor reads.
 
 mod notification;
 
@@ -13,7 +13,7 @@ use std::process;
 use std::time::Duration;
 
 use crate::sys::{self, Descriptor};
-use crate::wire::{BindRequest, ListenerRecord, Notice, Record};
+use crate::wire::{BindRequest, HandoverFields, ListenerRecord, Record};
 
 pub(crate) use notification::{Notification, WatchdogMessage};
 
@@ -24,7 +24,7 @@ pub(crate) fn has_manager() -> bool {
 
 // ---- the state of the service ----
 
-/// The process serves. `generation` is for our supervisor.
+/// The process serves. `generation` is for the supervisor.
 pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
     send_or_log(&text, of_generation(generation).as_ref());
@@ -37,7 +37,7 @@ pub(crate) fn send_reloading(status: impl Display) {
     send_or_log(&text, None);
 }
 
-/// Another process serves from now on; `generation` is its generation, for our supervisor. Returns
+/// Another process serves from now on; `generation` is its generation, for the supervisor. Returns
 /// when the manager has read this, so that this process may end.
 pub(crate) fn send_main_pid(pid: u32, generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n");
@@ -51,7 +51,7 @@ pub(crate) fn send_main_pid(pid: u32, generation: Option<u64>, status: impl Disp
     }
 }
 
-/// The process was not replaced. It goes on serving, or stops. `generation` is for our supervisor.
+/// The process was not replaced. It goes on serving, or stops. `generation` is for the supervisor.
 pub(crate) fn send_restart_failed(
     generation: Option<u64>,
     serves: bool,
@@ -60,11 +60,11 @@ pub(crate) fn send_restart_failed(
 ) {
     let ready = if serves { "READY=1\n" } else { "" };
     let text = format!("{ready}STATUS={}\n", one_line(status));
-    let mut notice = of_generation(generation);
-    if let Some(notice) = &mut notice {
-        notice.failed = Some(one_line(why));
+    let mut handover_fields = of_generation(generation);
+    if let Some(handover_fields) = &mut handover_fields {
+        handover_fields.failed = Some(one_line(why));
     }
-    send_or_log(&text, notice.as_ref());
+    send_or_log(&text, handover_fields.as_ref());
 }
 
 /// The process ends.
@@ -123,12 +123,12 @@ pub(crate) fn store_listener(name: impl Display, descriptor: &Descriptor) {
     }
 }
 
-/// Has the manager close all that was stored under a name.
+/// Makes the manager close all that was stored under a name.
 pub(crate) fn remove_stored_listeners(name: impl Display) {
     send_or_log(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
 }
 
-// ---- for our supervisor only ----
+// ---- for the supervisor only ----
 
 /// The most listeners in a datagram, whose length is limited, as is the number of its descriptors.
 const LISTENERS_AT_ONCE: usize = 40;
@@ -141,13 +141,13 @@ pub(crate) fn send_listener_copies(
 ) -> io::Result<()> {
     let pieces = listeners.chunks(LISTENERS_AT_ONCE);
     for (listeners, descriptors) in pieces.zip(descriptors.chunks(LISTENERS_AT_ONCE)) {
-        let notice = Notice {
+        let handover_fields = HandoverFields {
             generation: Some(generation),
             listeners: listeners.to_vec(),
-            ..Notice::default()
+            ..HandoverFields::default()
         };
         let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
-        send("", Some(&notice), &descriptors)?;
+        send("", Some(&handover_fields), &descriptors)?;
     }
     Ok(())
 }
@@ -159,46 +159,54 @@ pub(crate) fn request_bind(
     request: BindRequest,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Option<Descriptor>)> {
-    let notice = Notice {
+    let handover_fields = HandoverFields {
         generation: Some(generation),
         bind: Some(request),
-        ..Notice::default()
+        ..HandoverFields::default()
     };
-    send_and_receive("", Some(&notice), BIND_TIMEOUT, buffer)
+    send_and_receive("", Some(&handover_fields), BIND_TIMEOUT, buffer)
 }
 
 /// A process was started that is to take over from this one.
 pub(crate) fn announce_successor(pid: u32) {
-    let notice = Notice {
+    let handover_fields = HandoverFields {
         successor: Some(pid),
-        ..Notice::default()
+        ..HandoverFields::default()
     };
-    send_or_log("", Some(&notice));
+    send_or_log("", Some(&handover_fields));
 }
 
-fn of_generation(generation: Option<u64>) -> Option<Notice> {
-    generation.map(|generation| Notice {
+fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
+    generation.map(|generation| HandoverFields {
         generation: Some(generation),
-        ..Notice::default()
+        ..HandoverFields::default()
     })
 }
 
 // ---- sending ----
 
-fn send_or_log(text: &str, notice: Option<&Notice>) {
-    if let Err(error) = send(text, notice, &[]) {
-        log::warn!("cannot notify the service manager of {text:?}, {notice:?}: {error}");
+fn send_or_log(text: &str, handover_fields: Option<&HandoverFields>) {
+    if let Err(error) = send(text, handover_fields, &[]) {
+        log::warn!("cannot notify the service manager of {text:?}, {handover_fields:?}: {error}");
     }
 }
 
-fn send(text: &str, notice: Option<&Notice>, descriptors: &[&Descriptor]) -> io::Result<()> {
+fn send(
+    text: &str,
+    handover_fields: Option<&HandoverFields>,
+    descriptors: &[&Descriptor],
+) -> io::Result<()> {
     let manager = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
     if manager.is_empty() {
         return Ok(());
     }
     let mut text = text.to_owned();
-    if let Some(notice) = notice {
-        text += &format!("{}={}\n", Notice::VARIABLE, notice.encode()?);
+    if let Some(handover_fields) = handover_fields {
+        text += &format!(
+            "{}={}\n",
+            HandoverFields::VARIABLE,
+            handover_fields.encode()?
+        );
     }
     sys::message::notify(&manager, &text, descriptors)
 }
@@ -214,13 +222,13 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// end.
 fn send_and_receive(
     text: &str,
-    notice: Option<&Notice>,
+    handover_fields: Option<&HandoverFields>,
     timeout: Duration,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Option<Descriptor>)> {
     let (own_end, manager_end) = sys::message::create_pair()?;
     let descriptor = sys::descriptor::duplicate(&manager_end)?;
-    send(text, notice, &[&descriptor])?;
+    send(text, handover_fields, &[&descriptor])?;
     drop((manager_end, descriptor));
     own_end.set_nonblocking(false)?;
     own_end.set_read_timeout(Some(timeout))?;

@@ -79,7 +79,7 @@ impl Link {
         }
     }
 
-    /// Has the poller report later packets too, on platforms where it reports a socket once.
+    /// Makes the poller report later packets too, on platforms where it reports a socket once.
     fn rearm(&self) {
         if !Poller::SHARED {
             let interest = sys::Interest::Read;

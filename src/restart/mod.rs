@@ -141,7 +141,7 @@ impl Restart {
         if let Some(predecessor) = &inherited.predecessor {
             send_message(&predecessor.handshake, &HandshakeMessage::Hello);
         }
-        let is_successor = inherited.predecessor.is_some() || inherited.broken.is_some();
+        let is_successor = inherited.predecessor.is_some() || inherited.predecessor_error.is_some();
         Self {
             blocked_signals: Some(BlockedSignals(is_successor)),
             program: Program::of_this_process(),
@@ -317,7 +317,7 @@ impl Restart {
             let text = "restarts are not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        if let Some(why) = &self.inherited.broken {
+        if let Some(why) = &self.inherited.predecessor_error {
             return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()));
         }
         match &self.program {

@@ -89,12 +89,12 @@ impl Program {
 
     /// Starts the program as a successor.
     ///
-    /// `descriptors` are listeners and others, with their names. `by_name` has the positions of the
+    /// `descriptors` are listeners and others, with their names. `matched_by_name` has the positions of the
     /// listeners that are known by their names only. `state` is what the service exported.
     pub(super) fn spawn_as_successor(
         &self,
         descriptors: Vec<(String, Descriptor)>,
-        by_name: Vec<u32>,
+        matched_by_name: Vec<u32>,
         handshake: &Socket,
         state: Option<Vec<u8>>,
         generation: u64,
@@ -120,7 +120,7 @@ impl Program {
             handshake,
             stderr,
             state,
-            by_name,
+            matched_by_name,
         };
         let (variables, listen_pid) = passing_variables(&names);
         let mut env = self.env.clone();

@@ -146,7 +146,7 @@ struct Settings {
     pid_file: Option<PathBuf>,
     listen: Vec<Bind>,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
-    foreign: bool,
+    runs_other_program: bool,
 }
 
 /// The exit code of a program whose configuration is wrong (EX_CONFIG in sysexits.h(3head)).
@@ -172,7 +172,7 @@ impl Supervisor {
             control: None,
             pid_file: None,
             listen: Vec::new(),
-            foreign: false,
+            runs_other_program: false,
         })
     }
 
@@ -315,7 +315,7 @@ impl Supervisor {
             let text = format!("there is no program {}", program.path().display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
-        self.0.foreign = true;
+        self.0.runs_other_program = true;
         let launch = own_launch().map_err(|error| io::Error::other(error.text))?;
         self.be_supervisor(program, launch)
     }

@@ -4,9 +4,9 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::backoff::{self, BREAKER_LIMIT};
-use super::notifications::Position;
+use super::notifications::ProcessLocation;
 use super::run::Run;
-use super::slot::{Slot, SupervisedProcess};
+use super::slot::{ProcessSlot, SupervisedProcess};
 use super::thread_report;
 use crate::clock::Deadline;
 use crate::notify;
@@ -37,7 +37,7 @@ impl Run {
     fn start_in_slot(&mut self, index: usize) {
         self.slots[index].start_at = Deadline::NEVER;
         match self.start_process(index) {
-            Ok(process) => self.slots[index].main = Some(process),
+            Ok(process) => self.slots[index].current = Some(process),
             Err(why) => {
                 self.slots[index].last_failure = Some(why.clone());
                 self.schedule_start(index, None, &why);
@@ -45,7 +45,7 @@ impl Run {
         }
     }
 
-    /// Has a process started in this slot after the back-off. `served` is how long the process
+    /// Starts a process in this slot after the back-off. `served` is how long the process
     /// before was ready, and `why` is why there is none now.
     pub(super) fn schedule_start(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let slot = &mut self.slots[index];
@@ -75,29 +75,30 @@ impl Run {
     // ---- being ready ----
 
     pub(super) fn mark_ready(&mut self, index: usize) {
-        let Some(main) = &mut self.slots[index].main else {
+        let Some(current) = &mut self.slots[index].current else {
             return;
         };
         let now = Instant::now();
-        main.ready_since = Some(now);
+        current.ready_since = Some(now);
         // A server of this crate sends watchdog notifications from now on. Another program may send
         // none, and is not watched before it has sent one.
-        main.last_watchdog = (main.restarts_itself || main.last_watchdog.is_some()).then_some(now);
-        if !main.aborted {
-            main.deadline = Deadline::NEVER;
+        current.last_watchdog =
+            (current.starts_successors || current.last_watchdog.is_some()).then_some(now);
+        if !current.aborted {
+            current.deadline = Deadline::NEVER;
         }
-        let (pid, generation) = (main.pid, main.generation);
+        let (pid, generation) = (current.pid, current.generation);
         let slot = &mut self.slots[index];
         slot.generation = slot.generation.max(generation);
         log::info!("process {pid}, generation {generation}, serves");
         self.close_unused_listeners();
-        if !self.first_was_ready && self.shutdown.is_none() {
-            self.first_was_ready = true;
+        if !self.has_been_ready && self.shutdown.is_none() {
+            self.has_been_ready = true;
             for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {
                 slot.start_at = Deadline::at(Some(now));
             }
         }
-        let all_ready = self.slots.iter().all(Slot::is_ready);
+        let all_ready = self.slots.iter().all(ProcessSlot::is_ready);
         if all_ready && self.rolling_restart.is_none() && self.shutdown.is_none() {
             self.sent_ready = true;
             notify::send_ready(None, self.summary());
@@ -106,10 +107,10 @@ impl Run {
 
     /// The successor in this slot serves from now on, and the process before it drains.
     pub(super) fn promote_successor(&mut self, index: usize) {
-        if let Some(old) = self.slots[index].main.take() {
+        if let Some(old) = self.slots[index].current.take() {
             self.terminate(old);
         }
-        self.slots[index].main = self.slots[index].successor.take();
+        self.slots[index].current = self.slots[index].successor.take();
         self.slots[index].start_at = Deadline::NEVER;
         self.mark_ready(index);
     }
@@ -126,12 +127,14 @@ impl Run {
     /// Closes the held listeners that no process uses. Does nothing unless every ready process has
     /// told which listeners it uses.
     pub(super) fn close_unused_listeners(&mut self) {
-        let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
-        let mut ready = mains().filter(|main| main.ready_since.is_some());
-        let has_told = |main: &SupervisedProcess| !main.listeners.is_empty();
+        let current_processes = || self.slots.iter().filter_map(|slot| slot.current.as_ref());
+        let mut ready = current_processes().filter(|current| current.ready_since.is_some());
+        let has_told = |current: &SupervisedProcess| !current.listeners.is_empty();
         if ready.next().is_some_and(has_told) && ready.all(has_told) {
             let successors = self.slots.iter().filter_map(|slot| slot.successor.as_ref());
-            let processes = mains().chain(successors).chain(&self.unannounced);
+            let processes = current_processes()
+                .chain(successors)
+                .chain(&self.unannounced);
             let used: Vec<_> = processes
                 .flat_map(|process| process.listeners.clone())
                 .collect();
@@ -141,7 +144,7 @@ impl Run {
 
     // ---- exits ----
 
-    /// Has a process that is in no slot any more finish its requests and exit.
+    /// Makes a process that has left its slot finish its requests and exit.
     pub(super) fn terminate(&mut self, process: SupervisedProcess) {
         process.send(Signal::Terminate);
         self.drain(process);
@@ -169,23 +172,23 @@ impl Run {
         if dry_run.is_some_and(|process| process.pid == pid) {
             return self.finish_dry_run(&how);
         }
-        match self.position_of(pid) {
-            Some(Position::Main(index)) => {
-                let main = self.slots[index].main.take();
-                let ready_since = main.and_then(|main| main.ready_since);
+        match self.location_of(pid) {
+            Some(ProcessLocation::Current(index)) => {
+                let current = self.slots[index].current.take();
+                let ready_since = current.and_then(|current| current.ready_since);
                 let served = ready_since.map(|since| since.elapsed());
-                self.handle_main_exit(index, pid, served, status, &how);
+                self.handle_current_exit(index, pid, served, status, &how);
             }
-            Some(Position::Successor(index)) => {
+            Some(ProcessLocation::Successor(index)) => {
                 let successor = self.slots[index].successor.take();
-                if self.slots[index].main.is_none() {
-                    self.handle_main_exit(index, pid, None, status, &how);
-                } else if successor.is_some_and(|successor| !successor.restarts_itself) {
+                if self.slots[index].current.is_none() {
+                    self.handle_current_exit(index, pid, None, status, &how);
+                } else if successor.is_some_and(|successor| !successor.starts_successors) {
                     let why = format!("process {pid} exited before it was ready ({how})");
                     self.fail_rolling_restart(index, &why);
                 }
             }
-            Some(Position::Draining(index)) => {
+            Some(ProcessLocation::Draining(index)) => {
                 let process = self.draining.remove(index);
                 let why = format!("process {pid} exited ({how})");
                 log::info!("{why}");
@@ -195,14 +198,14 @@ impl Run {
                     self.give_up_slot(index, code, &why);
                 }
             }
-            Some(Position::Unannounced(index)) => {
+            Some(ProcessLocation::Unannounced(index)) => {
                 self.unannounced.remove(index);
             }
             None => log::debug!("process {pid}, which is not supervised, exited ({how})"),
         }
     }
 
-    fn handle_main_exit(
+    fn handle_current_exit(
         &mut self,
         index: usize,
         pid: u32,
@@ -249,18 +252,18 @@ impl Run {
         log::error!("{why}; exit code {code} means that the program must not be started again");
         self.exit_code = code;
         self.slots[index].start_at = Deadline::NEVER;
-        if let Some(main) = self.slots[index].main.take() {
-            self.terminate(main);
+        if let Some(current) = self.slots[index].current.take() {
+            self.terminate(current);
         }
         self.fail_rolling_restart(index, why);
     }
 
     // ---- deadlines ----
 
-    /// When the main process of this slot counts as hung, unless a watchdog notification comes.
-    pub(super) fn watchdog_deadline(&self, slot: &Slot) -> Deadline {
-        let main = slot.main.as_ref().filter(|main| main.is_serving());
-        match main.map(|main| (main.watchdog, main.last_watchdog)) {
+    /// When the current process of this slot counts as hung, unless a watchdog notification comes.
+    pub(super) fn watchdog_deadline(&self, slot: &ProcessSlot) -> Deadline {
+        let current = slot.current.as_ref().filter(|current| current.is_serving());
+        match current.map(|current| (current.watchdog, current.last_watchdog)) {
             Some((Some(limit), Some(last))) if self.shutdown.is_none() => {
                 Deadline::after(last, limit)
             }
@@ -289,7 +292,7 @@ impl Run {
         for index in 0..self.slots.len() {
             if is_due(&self.slots[index].successor) {
                 self.promote_successor(index);
-            } else if is_due(&self.slots[index].main) {
+            } else if is_due(&self.slots[index].current) {
                 self.mark_ready(index);
             }
         }
@@ -298,9 +301,9 @@ impl Run {
     pub(super) fn abort_hung_processes(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             let is_hung = self.watchdog_deadline(&self.slots[index]).passed(now);
-            if let (true, Some(main)) = (is_hung, &mut self.slots[index].main) {
+            if let (true, Some(current)) = (is_hung, &mut self.slots[index].current) {
                 let timeout = self.settings.abort_timeout;
-                abort_process(main, "has not sent WATCHDOG=1 in time", timeout);
+                abort_process(current, "has not sent WATCHDOG=1 in time", timeout);
             }
         }
     }

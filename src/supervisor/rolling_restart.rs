@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::run::Run;
-use super::slot::Slot;
+use super::slot::ProcessSlot;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Signal;
@@ -18,7 +18,7 @@ pub(super) struct RollingRestart {
     progress: SlotProgress,
     /// The process in this slot was ending already when it was to be replaced. Its exit is not a
     /// failure of the restart.
-    expects_exit: bool,
+    exit_is_no_failure: bool,
     /// When the replacement in this slot must be complete.
     pub(super) deadline: Deadline,
     started_at: Instant,
@@ -27,7 +27,7 @@ pub(super) struct RollingRestart {
     waiting_clients: Vec<u64>,
 }
 
-/// How far the replacement in the current slot is.
+/// How far the replacement in the slot at `index` is.
 #[derive(Clone, Copy, Debug)]
 enum SlotProgress {
     NotRequested,
@@ -57,7 +57,7 @@ impl Run {
         let restart = self.rolling_restart.get_or_insert_with(|| RollingRestart {
             index: 0,
             progress: SlotProgress::NotRequested,
-            expects_exit: false,
+            exit_is_no_failure: false,
             deadline: Deadline::NEVER,
             started_at: Instant::now(),
             failure: None,
@@ -79,7 +79,7 @@ impl Run {
             };
             match restart.progress {
                 SlotProgress::NotRequested => self.request_replacement(index),
-                SlotProgress::Requested { old } if slot.is_ready() && slot.main_pid() != old => {
+                SlotProgress::Requested { old } if slot.is_ready() && slot.current_pid() != old => {
                     restart.index += 1;
                     restart.progress = SlotProgress::NotRequested;
                     restart.deadline = Deadline::NEVER;
@@ -91,18 +91,20 @@ impl Run {
 
     fn request_replacement(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        let mut old = slot.main_pid();
-        let (mut failure, mut expects_exit) = (None, false);
-        match &slot.main {
+        let mut old = slot.current_pid();
+        let (mut failure, mut exit_is_no_failure) = (None, false);
+        match &slot.current {
             // The process starts its successor itself, and reports how that went.
-            Some(main) if main.is_serving() && main.restarts_itself => main.send(Signal::Hangup),
-            Some(main) if main.is_serving() => match self.start_process(index) {
+            Some(current) if current.is_serving() && current.starts_successors => {
+                current.send(Signal::Hangup)
+            }
+            Some(current) if current.is_serving() => match self.start_process(index) {
                 Ok(successor) => self.slots[index].successor = Some(successor),
                 Err(why) => failure = Some(why),
             },
-            Some(main) if main.ready_since.is_none() => old = None,
+            Some(current) if current.ready_since.is_none() => old = None,
             // The process is stopping or aborted, and will be restarted when it has exited.
-            Some(_) => expects_exit = true,
+            Some(_) => exit_is_no_failure = true,
             None if slot.successor.is_some() => {}
             // The restart does not wait for the back-off.
             None => slot.start_at = Deadline::at(Some(Instant::now())),
@@ -111,7 +113,7 @@ impl Run {
         if let Some(restart) = &mut self.rolling_restart {
             restart.progress = SlotProgress::Requested { old };
             restart.failure = failure;
-            restart.expects_exit = expects_exit;
+            restart.exit_is_no_failure = exit_is_no_failure;
             restart.deadline = Deadline::after(Instant::now(), timeout);
         }
     }
@@ -123,7 +125,7 @@ impl Run {
             return;
         };
         match restart.progress {
-            _ if restart.expects_exit => restart.expects_exit = false,
+            _ if restart.exit_is_no_failure => restart.exit_is_no_failure = false,
             SlotProgress::NotRequested => {}
             SlotProgress::Requested { .. } => {
                 restart.failure.get_or_insert_with(|| why.to_owned());
@@ -142,7 +144,7 @@ impl Run {
         }
         if self.shutdown.is_none() {
             let summary = self.summary();
-            self.sent_ready |= self.slots.iter().all(Slot::is_ready);
+            self.sent_ready |= self.slots.iter().all(ProcessSlot::is_ready);
             match &error {
                 _ if !self.sent_ready => notify::send_status(summary),
                 None => notify::send_ready(None, summary),

@@ -8,14 +8,14 @@
 //! 1. `wait_for_any` returns: the process's pidfd is readable, or SIGCHLD came.
 //! 2. `reap_children` collects the exit status, but first `read_notifications` handles what the
 //!    process sent before its exit. Then `handle_exit` finds the process's slot.
-//! 3. `handle_main_exit` takes the first of these that applies: in a stop, nothing is restarted; a
+//! 3. `handle_current_exit` takes the first of these that applies: in a stop, nothing is restarted; a
 //!    successor that is starting takes over; an exit code that forbids a restart gives up the slot
 //!    (`give_up_slot`); otherwise `schedule_start` asks the back-off for the delay, and sets the
 //!    slot's `start_at`.
 //! 4. `handle_deadlines` → `start_due_processes` → `start_in_slot` → `start_process` →
 //!    `spawn_process` starts the program when `start_at` has passed, mostly in the same round.
 //! 5. The new process asks for its listeners (`answer_bind_request`), then notifies READY=1:
-//!    `handle_notification` → `handle_main_notification` → `mark_ready`. Until then, clients wait
+//!    `handle_notification` → `handle_current_notification` → `mark_ready`. Until then, clients wait
 //!    in the kernel's queues of the listeners, which the supervisor holds.
 //!
 //! A hang becomes a crash: `abort_process` sends SIGABRT when the watchdog deadline has passed
@@ -30,7 +30,7 @@
 //! 2. `advance_rolling_restart` calls `request_replacement` for the first slot. A process of this crate
 //!    gets SIGHUP and starts its successor itself; for any other program, `start_process` does.
 //! 3. The predecessor announces the successor (`handle_announced_successor`), and names it in MAINPID= when
-//!    it serves (`replace_main`). For any other program, the successor notifies READY=1, or has run
+//!    it serves (`replace_current`). For any other program, the successor notifies READY=1, or has run
 //!    for `ready_after` (`promote_successor`). Both call `mark_ready`, and the predecessor drains.
 //! 4. `advance_rolling_restart` sees a new ready process in the slot, and goes on with the next slot. After
 //!    the last one, `end_rolling_restart` tells the control clients that wait.
@@ -43,7 +43,7 @@
 //! 1. `handle_signals` or `handle_control_requests` calls `stop`, which sends SIGTERM to all
 //!    processes, or `stop_now`, which sends SIGQUIT. `begin_stop` sets the one deadline in
 //!    `shutdown`, cancels the starts that are scheduled, and ends a restart or an upgrade.
-//! 2. The processes exit: `handle_main_exit` only logs this.
+//! 2. The processes exit: `handle_current_exit` only logs this.
 //! 3. If the deadline passes, `handle_deadlines` sends SIGKILL to all.
 //! 4. `is_finished` is true when no process is left: `finish` returns the exit code.
 
@@ -57,7 +57,7 @@ use super::ancestry;
 use super::control::ControlSocket;
 use super::listeners::HeldListeners;
 use super::rolling_restart::RollingRestart;
-use super::slot::{Slot, SupervisedProcess};
+use super::slot::{ProcessSlot, SupervisedProcess};
 use super::upgrade::DryRun;
 use crate::clock::Deadline;
 use crate::notify;
@@ -86,7 +86,7 @@ pub(super) struct Run {
     pub(super) lifeline: (Socket, Socket),
 
     // The processes.
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Vec<ProcessSlot>,
     /// Processes that have left their slot, and exit when they have finished their requests.
     pub(super) draining: Vec<SupervisedProcess>,
     /// Processes that notified us before their predecessor announced them, because the predecessor
@@ -107,7 +107,7 @@ pub(super) struct Run {
     // What has happened so far.
     pub(super) started_at: Instant,
     /// A process has been ready. Until then, only the first slot starts one.
-    pub(super) first_was_ready: bool,
+    pub(super) has_been_ready: bool,
     /// All slots have been ready, and the service manager was sent READY=1.
     pub(super) sent_ready: bool,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -131,7 +131,7 @@ pub(super) struct Shutdown {
     /// without waiting for them.
     pub(super) deadline: Deadline,
     /// Processes cannot extend the deadline.
-    pub(super) at_once: bool,
+    pub(super) is_immediate: bool,
     /// SIGKILL was sent to all processes.
     pub(super) killed: bool,
 }
@@ -169,8 +169,8 @@ impl Run {
         sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
-        let first = Slot::new(Deadline::at(Some(now)));
-        let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
+        let first = ProcessSlot::new(Deadline::at(Some(now)));
+        let others = (1..settings.processes).map(|_| ProcessSlot::new(Deadline::NEVER));
         Ok(Self {
             slots: std::iter::once(first).chain(others).collect(),
             settings,
@@ -190,7 +190,7 @@ impl Run {
             dry_run: None,
             shutdown: None,
             started_at: now,
-            first_was_ready: false,
+            has_been_ready: false,
             sent_ready: false,
             stop_signal_received: false,
             exit_code: 0,
@@ -233,7 +233,7 @@ impl Run {
             .shutdown
             .is_some_and(|stop| stop.killed && stop.deadline.passed(Instant::now()));
         let has_process = self.processes().next().is_some() || self.dry_run.is_some();
-        gives_up || !has_process && self.slots.iter().all(Slot::is_down)
+        gives_up || !has_process && self.slots.iter().all(ProcessSlot::is_down)
     }
 
     fn finish(self) -> i32 {
@@ -257,13 +257,13 @@ impl Run {
 
     /// All processes that serve, are to serve, or have served.
     pub(super) fn processes(&self) -> impl Iterator<Item = &SupervisedProcess> {
-        self.positions().map(|(_, process)| process)
+        self.locations().map(|(_, process)| process)
     }
 
     pub(super) fn processes_mut(&mut self) -> impl Iterator<Item = &mut SupervisedProcess> {
         let slots = self.slots.iter_mut();
         slots
-            .flat_map(|slot| [&mut slot.main, &mut slot.successor])
+            .flat_map(|slot| [&mut slot.current, &mut slot.successor])
             .flatten()
             .chain(&mut self.draining)
             .chain(&mut self.unannounced)
@@ -297,11 +297,11 @@ impl Run {
         }
     }
 
-    fn signal_all(&self, signal: Signal) {
+    fn send_signal_to_all(&self, signal: Signal) {
         self.processes().for_each(|process| process.send(signal));
     }
 
-    /// Has all processes finish their requests and exit.
+    /// Makes all processes finish their requests and exit.
     pub(super) fn stop(&mut self) {
         if self.shutdown.is_some() {
             return;
@@ -310,22 +310,22 @@ impl Run {
         notify::send_stopping("stopping");
         notify::request_more_time(timeout + KILL_TIMEOUT);
         self.begin_stop(timeout, false);
-        self.signal_all(Signal::Terminate);
+        self.send_signal_to_all(Signal::Terminate);
     }
 
-    /// Has all processes exit without finishing their requests.
+    /// Makes all processes exit without finishing their requests.
     fn stop_now(&mut self) {
         notify::send_stopping("stopping at once");
         self.begin_stop(KILL_TIMEOUT, true);
-        self.signal_all(Signal::Quit);
+        self.send_signal_to_all(Signal::Quit);
     }
 
-    fn begin_stop(&mut self, timeout: Duration, at_once: bool) {
+    fn begin_stop(&mut self, timeout: Duration, is_immediate: bool) {
         let deadline = Deadline::after(Instant::now(), timeout);
         let before = self.shutdown.map_or(Deadline::NEVER, |stop| stop.deadline);
         self.shutdown = Some(Shutdown {
             deadline: deadline.earlier(before),
-            at_once,
+            is_immediate,
             killed: self.shutdown.is_some_and(|stop| stop.killed),
         });
         if let Some(dry_run) = &self.dry_run {
@@ -394,10 +394,10 @@ impl Run {
                 log::error!("the stop has timed out: killing the processes that are left");
                 *stop = Shutdown {
                     deadline: Deadline::after(now, KILL_TIMEOUT),
-                    at_once: true,
+                    is_immediate: true,
                     killed: true,
                 };
-                self.signal_all(Signal::Kill);
+                self.send_signal_to_all(Signal::Kill);
             }
         }
         if let Some(control) = &mut self.control {

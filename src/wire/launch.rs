@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Header, Record, VERSION, WireError};
 
-/// What a process is started as. `by_name` lists the listeners that are known by their names, not
+/// What a process is started as. `matched_by_name` lists the listeners that are known by their names, not
 /// by their addresses: positions in `LISTEN_FDS`. Other numbers are descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -21,14 +21,14 @@ pub(crate) enum Launch {
         stderr: Option<(i32, i32)>,
         /// A file with what the predecessor's service exported.
         state: Option<i32>,
-        by_name: Vec<u32>,
+        matched_by_name: Vec<u32>,
     },
     /// A serving process of the supervisor that started it.
     Serve {
         generation: u64,
         /// A socket on which the process sees end-of-file when the supervisor dies.
         lifeline: i32,
-        by_name: Vec<u32>,
+        matched_by_name: Vec<u32>,
     },
     /// A process that reads a supervisor's snapshot, reports the result, and exits.
     DryRun {
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn a_launch_record_is_for_one_process() {
         let record =
-            r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[1],"pid":77 }"#;
+            r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"matched_by_name":[1],"pid":77 }"#;
         let launch = Launch::read(record, 77).unwrap();
         assert!(matches!(launch, Some(Launch::Serve { generation: 3, .. })));
         for nothing in ["", "1", "{}", "1,2,3,4,-,1", r#"{"pid":77}"#, &record[..70]] {

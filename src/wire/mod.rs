@@ -18,8 +18,8 @@
 //! |---|---|---|
 //! | [`Launch`] | environment variable `HANDOVER` of a process that we start | 64 KiB |
 //! | [`HandshakeMessage`] | socket pair between a process and its successor | 64 KiB |
-//! | [`Notice`] | variable `X_HANDOVER` in an sd_notify(3) datagram to our supervisor | 24 KiB |
-//! | [`BindAnswer`] | socket that came with the bind request in a `Notice` | 1 KiB |
+//! | [`HandoverFields`] | variable `X_HANDOVER` in an sd_notify(3) datagram to a supervisor of this crate | 24 KiB |
+//! | [`BindAnswer`] | socket that came with the bind request in `HandoverFields` | 1 KiB |
 //! | [`Snapshot`] | file that the supervisor leaves to the program that replaces it | 16 MiB |
 //! | [`Status`], [`Answer`] | control socket, one line | 1 MiB |
 //! | [`Answer`] | file that the dry run of an upgrade writes | 1 MiB |
@@ -37,8 +37,8 @@
 //!
 //! ```text
 //! {"v":1,"type":"successor","generation":2,"handshake":4,"stderr":[5,6],"state":7,
-//!   "by_name":[0],"pid":4711      }
-//! {"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[],"pid":4711      }
+//!   "matched_by_name":[0],"pid":4711      }
+//! {"v":1,"type":"serve","generation":3,"lifeline":4,"matched_by_name":[],"pid":4711      }
 //! {"v":1,"type":"dry_run","snapshot":3,"report":4,"pid":4711      }
 //! {"v":1,"type":"resume","snapshot":9,"pid":4711      }
 //! ```
@@ -58,10 +58,10 @@
 //! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
 //! ```
 //!
-//! [`Notice`], with one or more of its fields:
+//! [`HandoverFields`], with one or more of its fields:
 //!
 //! ```text
-//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","by_name":false,"owns_path":false}],
+//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","matches_by_name":false,"removes_file":false}],
 //!   "bind":null,"successor":null,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":{"addr":{"tcp":"127.0.0.1:80"},"name":null,
 //!   "backlog":1024,"fast_open":null,"unix_mode":null,"defer_accept":false,"reuse_port":false,
@@ -81,13 +81,13 @@
 //! [`Snapshot`]:
 //!
 //! ```text
-//! {"v":1,"age_ms":81204,"sent_ready":true,"first_was_ready":true,"notify_socket":7,
+//! {"v":1,"age_ms":81204,"sent_ready":true,"has_been_ready":true,"notify_socket":7,
 //!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_clients":[11],
-//!   "listeners":[{"descriptor":12,"pinned":true,"listener":{"name":"web","by_name":true,
-//!   "owns_path":false}}],"slots":[{"generation":2,"restarts":0,"failures":0,
+//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web","matches_by_name":true,
+//!   "removes_file":false}}],"slots":[{"generation":2,"restarts":0,"failures":0,
 //!   "failures_before_ready":0,"start_in_ms":null,"last_end":null}],"processes":[{"slot":0,
 //!   "pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,"last_watchdog_ms":100,
-//!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"restarts_itself":true,
+//!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"starts_successors":true,
 //!   "stopping":false,"deadline_ms":null,"aborted":false,"listeners":[[8,48151]],
 //!   "status":"generation 2 serves"}]}
 //! ```
@@ -106,9 +106,9 @@
 
 mod bind;
 mod control;
+mod handover_fields;
 mod handshake;
 mod launch;
-mod notice;
 mod path;
 mod snapshot;
 #[cfg(test)]
@@ -124,9 +124,9 @@ pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
 pub(crate) use control::{
     Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
+pub(crate) use handover_fields::{HandoverFields, ListenerRecord, to_fd_name};
 pub(crate) use handshake::HandshakeMessage;
 pub(crate) use launch::{Launch, LaunchError};
-pub(crate) use notice::{ListenerRecord, Notice, fd_name};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{ProcessRecord, SlotRecord, Snapshot, SnapshotListener};
 

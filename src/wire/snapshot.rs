@@ -16,7 +16,7 @@ pub(crate) struct Snapshot {
     /// All slots have been ready, and the service manager was sent READY=1.
     pub(crate) sent_ready: bool,
     /// A process has been ready. Until then, only the first slot starts one.
-    pub(crate) first_was_ready: bool,
+    pub(crate) has_been_ready: bool,
     /// The socket for the notifications of the processes.
     pub(crate) notify_socket: i32,
     /// A socket pair. Serving processes hold the second socket, and see end-of-file when the
@@ -43,7 +43,7 @@ impl Record for Snapshot {
 pub(crate) struct SnapshotListener {
     pub(crate) descriptor: i32,
     /// The listener is held even if no process uses it.
-    pub(crate) pinned: bool,
+    pub(crate) kept_when_unused: bool,
     pub(crate) listener: ListenerRecord,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct ProcessRecord {
     /// The process stopped by itself. In the slot of this index, another one was started instead.
     pub(crate) replaced_in: Option<usize>,
     /// The process starts its successors itself.
-    pub(crate) restarts_itself: bool,
+    pub(crate) starts_successors: bool,
     /// SIGTERM was sent, or the process has notified the supervisor that it stops.
     pub(crate) stopping: bool,
     /// The time until the process must be ready, or must have exited.

@@ -134,10 +134,10 @@ impl Restarter {
 
     fn spawn_successor(&self, server: &dyn RestartableServer) -> io::Result<Successor> {
         let (own_end, successor_end) = sys::message::create_pair()?;
-        let (mut descriptors, mut by_name) = (Vec::new(), Vec::new());
+        let (mut descriptors, mut matched_by_name) = (Vec::new(), Vec::new());
         for (position, listener) in (0..).zip(self.listeners.iter().filter_map(Weak::upgrade)) {
-            if listener.by_name {
-                by_name.push(position);
+            if listener.matches_by_name {
+                matched_by_name.push(position);
             }
             let descriptor = sys::descriptor::duplicate(&listener.socket)?;
             descriptors.push((listener.name().to_owned(), descriptor));
@@ -153,7 +153,7 @@ impl Restarter {
         let link = Link::new(own_end, &self.poller, SUCCESSOR)?;
         let (process, stderr_tail) = self.program.spawn_as_successor(
             descriptors,
-            by_name,
+            matched_by_name,
             &successor_end,
             server.export_state(),
             self.generation + 1,
@@ -231,7 +231,7 @@ impl Restarter {
         };
         let was_accepting = server.pause();
         let accept_gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
-        let socket_files = disown_socket_files(&self.listeners);
+        let socket_files = release_socket_files(&self.listeners);
         let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
         let paths = paths.collect();
         successor.link.send(&HandshakeMessage::Commit { paths });
@@ -274,7 +274,7 @@ impl Restarter {
             if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
                 let path = listener.local_addr().as_path();
                 let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
-                listener.set_own_path(was_own);
+                listener.set_removes_file(was_own);
             }
         }
         server.drain_after_replacement(&handoff.taken);
@@ -358,7 +358,7 @@ impl Restarter {
         }
         match self.stage {
             ServerStage::Serving => self.take_over_files(&handoff.socket_files),
-            _ => self.own_socket_files(&handoff.socket_files),
+            _ => self.take_socket_files(&handoff.socket_files),
         }
     }
 
@@ -370,7 +370,7 @@ impl Restarter {
                 let status = format!("{}; the last restart failed: {failure}", self.status());
                 notify::send_restart_failed(generation, true, status, failure);
             }
-            // systemd does not wait for the restart of a process that stops; our supervisor does.
+            // systemd does not wait for the restart of a process that stops; the supervisor does.
             ServerStage::Stopping if generation.is_some() => {
                 notify::send_restart_failed(generation, false, "stopping", failure);
             }
@@ -427,11 +427,11 @@ impl Restarter {
 }
 
 /// Stops this process from removing the files of Unix sockets that it owns. Returns the files.
-fn disown_socket_files(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
+fn release_socket_files(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
     let listeners = listeners.iter().filter_map(Weak::upgrade);
     let paths = listeners.filter_map(|listener| {
-        let path = listener.own_path()?.to_owned();
-        listener.set_own_path(false);
+        let path = listener.removed_file()?.to_owned();
+        listener.set_removes_file(false);
         Some(path)
     });
     paths.collect()

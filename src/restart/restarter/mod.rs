@@ -37,7 +37,7 @@ use crate::restart::link::Link;
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
-use crate::wire::{HandshakeMessage, ListenerRecord, fd_name};
+use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
 use hand_over::{Successor, SuccessorStage};
 
@@ -396,7 +396,7 @@ impl Restarter {
         deadline.earlier(Deadline::at(extend))
     }
 
-    /// The generation of this process, for notifications, if a supervisor of ours reads them.
+    /// The generation of this process, for notifications, if a supervisor of this crate reads them.
     fn supervised_generation(&self) -> Option<u64> {
         self.lifeline.as_ref().map(|_| self.generation)
     }
@@ -412,15 +412,15 @@ fn send_listener_copies(generation: u64, listeners: &[Weak<Listener>]) -> io::Re
     let (mut records, mut copies) = (Vec::new(), Vec::new());
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         records.push(ListenerRecord {
-            name: fd_name(listener.name()),
-            by_name: listener.by_name,
-            owns_path: listener.own_path().is_some(),
+            name: to_fd_name(listener.name()),
+            matches_by_name: listener.matches_by_name,
+            removes_file: listener.removed_file().is_some(),
         });
         copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
     notify::send_listener_copies(generation, &records, &copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {
-        listener.set_own_path(false);
+        listener.set_removes_file(false);
     }
     Ok(())
 }

@@ -104,7 +104,7 @@ impl Restarter {
             (ServerStage::Accepting | ServerStage::Serving, HandshakeMessage::Abort { reason }) => {
                 log::error!("the predecessor goes on serving: {reason}");
                 for listener in self.listeners.iter().filter_map(Weak::upgrade) {
-                    listener.set_own_path(false);
+                    listener.set_removes_file(false);
                 }
                 server.stop_in_drain_timeout();
                 ServerStage::Stopping
@@ -163,7 +163,7 @@ impl Restarter {
 
     /// Takes over the pid file and the files of Unix sockets, as the serving process.
     pub(super) fn take_over_files(&mut self, socket_files: &[PathBuf]) {
-        self.own_socket_files(socket_files);
+        self.take_socket_files(socket_files);
         if let Some(path) = &self.pid_file_path {
             match PidFile::replace(path) {
                 Ok(file) => self.pid_file = Some(file),
@@ -173,12 +173,12 @@ impl Restarter {
         log::info!("generation {} serves", self.generation);
     }
 
-    /// Has this process remove the files of these Unix sockets in the end.
-    pub(super) fn own_socket_files(&self, paths: &[PathBuf]) {
+    /// Makes this process remove the files of these Unix sockets in the end.
+    pub(super) fn take_socket_files(&self, paths: &[PathBuf]) {
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
             let path = listener.local_addr().as_path();
             if path.is_some_and(|path| is_among(path, paths)) {
-                listener.set_own_path(true);
+                listener.set_removes_file(true);
             }
         }
     }

@@ -205,7 +205,7 @@ fn close_descriptors(first: RawFd) {
     }
 }
 
-/// Has the kernel send this process a signal when its parent ends, where the kernel can, and exits
+/// Makes the kernel send this process a signal when its parent ends, where the kernel can, and exits
 /// if the parent has ended already.
 #[allow(unsafe_code)]
 fn end_with_parent(parent: Pid, signal: libc::c_int) {

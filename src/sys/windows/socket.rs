@@ -115,7 +115,7 @@ pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
 
 pub(crate) fn set_reuse_port(_socket: &Socket, on: bool) -> io::Result<()> {
     if on {
-        return Err(unsupported("reuse_port is not supported on Windows"));
+        return Err(unsupported_error("reuse_port is not supported on Windows"));
     }
     Ok(())
 }
