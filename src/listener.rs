@@ -190,7 +190,7 @@ impl Bind {
     }
 
     /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
-    /// other processes share it. `matches_by_name`: it was matched by its name, whatever its address.
+    /// other processes share it. `matches_by_name`: as [`Listener::matches_by_name`].
     pub(crate) fn adopt(self, socket: Socket, matches_by_name: bool) -> io::Result<Listener> {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);

@@ -1,8 +1,9 @@
 //! Notifications to the service manager, in systemd's protocol (sd_notify(3)): systemd itself, a
-//! supervisor of this crate, or any other that sets `NOTIFY_SOCKET`. Without a manager, nothing is sent.
+//! supervisor of this crate, or any other manager that sets `NOTIFY_SOCKET`. Without a manager,
+//! nothing is sent.
 //!
-//! A notification is a datagram of lines `VARIABLE=value`. The supervisor gets one more variable, a
-//! [`HandoverFields`]. [`Notification`] is what a supervisor reads.
+//! A notification is a datagram of lines `VARIABLE=value`. A supervisor of this crate gets one more
+//! variable, with [`HandoverFields`]. [`Notification`] is what a supervisor reads.
 
 mod notification;
 

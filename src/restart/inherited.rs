@@ -29,7 +29,7 @@ pub(crate) struct Inherited {
     pub(super) lifeline: Option<Socket>,
     /// Zero if this process was started without a number.
     generation: u64,
-    /// Why this process cannot talk to its predecessor.
+    /// Why this process cannot talk to its predecessor; `None` if it can, or has none.
     pub(super) predecessor_error: Option<String>,
 }
 
@@ -38,7 +38,7 @@ struct Passed {
     position: u32,
     name: String,
     descriptor: Descriptor,
-    /// The name says what the descriptor is for, whatever its address.
+    /// A bind request with this name gets this listener, even if the address differs.
     matches_by_name: bool,
 }
 

@@ -75,10 +75,10 @@ pub(crate) type ReadyWhen =
 ///
 /// In a new process, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are blocked until its
 /// server runs, so that none of them kills the process before it has handlers. Threads and
-/// subprocesses that it starts earlier inherit that. Until the new process is ready, its standard
-/// error is a pipe to the old one, which relays it. (If the old process is killed meanwhile, the
-/// pipe keeps 64 KiB, and more has to wait until the server is built.) A new process that fails is
-/// killed half a second after its server has ended.
+/// subprocesses that it starts earlier inherit the blocked signals. Until the new process is ready,
+/// its standard error is a pipe to the old process, which relays it. If the old process dies before
+/// that, the pipe holds 64 KiB; further writes to standard error wait until the server is built. A
+/// new process that fails is killed half a second after its server has ended.
 ///
 /// While a new process starts, it has a parent that waits for it: a copy of the old process, which
 /// shares the old one's memory until either writes to it.
@@ -105,7 +105,7 @@ pub(crate) type ReadyWhen =
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "a server can be restarted if its builder gets this"]
+#[must_use = "a Restart has no effect before it is given to Builder::restart"]
 pub struct Restart {
     program: io::Result<Program>,
     pub(crate) inherited: Inherited,
@@ -171,10 +171,10 @@ impl Restart {
         self
     }
 
-    /// Called when the server is ready otherwise: no connection is accepted before `ready` has
-    /// returned. `ready` may fill caches, or check that what the service needs is there. Its error
-    /// makes the start fail, and the predecessor goes on serving. `ready` runs on a thread of its
-    /// own; a stop does not wait for it. Defaults to nothing.
+    /// Sets a check that runs last, before the first connection is accepted. `ready` may fill
+    /// caches, or check that what the service needs is there. An error of `ready` makes the start
+    /// fail, and the predecessor goes on serving. `ready` runs on a thread of its own; a stop does
+    /// not wait for it. Defaults to nothing.
     ///
     /// # Examples
     ///

@@ -89,8 +89,9 @@ impl Program {
 
     /// Starts the program as a successor.
     ///
-    /// `descriptors` are listeners and others, with their names. `matched_by_name` has the positions of the
-    /// listeners that are known by their names only. `state` is what the service exported.
+    /// `descriptors` are listeners and others, with their names. `matched_by_name` has the
+    /// positions of the listeners that a bind request matches by name. `handshake` is the
+    /// successor's end of the handshake socket. `state` is what the service exported.
     pub(super) fn spawn_as_successor(
         &self,
         descriptors: Vec<(String, Descriptor)>,

@@ -1,9 +1,9 @@
-//! The back-off: how long to wait before a process that has exited is started again.
+//! The back-off: how long to wait before another process is started.
 //!
-//! The first restart is immediate. Each further one waits twice as long as the one before: `first`,
-//! `2 * first`, and so on up to `longest`. A process that has served for `healthy_after` resets
-//! this. [`BREAKER_LIMIT`] processes in a row that exit before they are ready open the circuit
-//! breaker: each restart then waits `longest`, until a process has been ready.
+//! The first start after a failure is immediate. Each further start waits twice as long as the
+//! start before: `first`, `2 * first`, and so on up to `longest`. A process that has served for
+//! `healthy_after` resets this. [`BREAKER_LIMIT`] processes in a row that fail before they are
+//! ready open the circuit breaker: each start then waits `longest`, until a process has been ready.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -19,20 +19,20 @@ pub(super) struct BackoffSettings {
 /// This many failures in a row before a process was ready open the circuit breaker.
 pub(super) const BREAKER_LIMIT: u32 = 5;
 
-/// The failures in one slot. A process dies when it exits or stops without having been asked to, or
-/// cannot be started.
+/// The failures in one slot. A process fails when it exits or stops without having been asked to,
+/// or cannot be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backoff {
-    /// Deaths since a process was healthy.
+    /// Failures since a process was healthy.
     pub(super) failures: u32,
-    /// Deaths since a process was ready.
+    /// Failures since a process was ready.
     pub(super) failures_before_ready: u32,
 }
 
 impl Backoff {
-    /// Counts a death, and returns how long to wait before the restart. `served` is how long the
-    /// process was ready, `None` if it never was. `jitter`, between 0 and 1, shortens the wait by
-    /// up to a fifth, so that processes that died together are not restarted together.
+    /// Counts a failure, and returns how long to wait before the next start. `served` is how long
+    /// the process was ready, `None` if it never was. `jitter`, between 0 and 1, shortens the wait
+    /// by up to a fifth, so that processes that failed together are not started together.
     pub(super) fn record_failure(
         &mut self,
         settings: &BackoffSettings,
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn five_deaths_before_ready_open_the_breaker_and_serving_closes_it() {
+    fn five_failures_before_ready_open_the_breaker_and_serving_closes_it() {
         let mut backoff = Backoff::default();
         for _ in 0..4 {
             assert!(backoff.record_failure(&SETTINGS, None, 0.0) < Duration::from_secs(1));

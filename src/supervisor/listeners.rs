@@ -224,8 +224,8 @@ impl HeldListeners {
         self.0.iter()
     }
 
-    /// Makes the drop keep the files of Unix sockets: the next supervisor gets the listeners from the
-    /// service manager.
+    /// Makes the drop keep the files of Unix sockets: the next supervisor gets the listeners from
+    /// the service manager.
     pub(super) fn keep_socket_files(&self) {
         for held in &self.0 {
             held.listener.set_removes_file(false);

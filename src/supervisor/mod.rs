@@ -13,7 +13,7 @@
 //! | [`notifications`] | handles the notifications of processes |
 //! | [`rolling_restart`] | replaces the processes one after another |
 //! | [`slot`] | a slot for one serving process, and the state of a process |
-//! | [`backoff`] | the delay before a restart |
+//! | [`backoff`] | the delay before another process is started |
 //! | [`listeners`] | holds the listeners |
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`thread_report`] | what the threads of a hung process wait for |
@@ -183,9 +183,9 @@ impl Supervisor {
         self
     }
 
-    /// How long a new process may take until it is ready. It is then aborted and restarted. (In a
-    /// graceful restart of a server of this crate, [`Restart::ready_timeout`] applies.) Defaults to
-    /// 60 s.
+    /// How long a new process may take to become ready. A process that takes longer is aborted, and
+    /// another one is started. (In a graceful restart of a server of this crate,
+    /// [`Restart::ready_timeout`] applies.) Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.0.ready_timeout = timeout;
         self
@@ -240,8 +240,8 @@ impl Supervisor {
         self
     }
 
-    /// Whether a process is restarted that exits with code 0 without having been asked to. If not,
-    /// the supervisor exits with code 0 when no process is left. Defaults to true.
+    /// Whether a process that exits with code 0, without having been asked to, is started again. If
+    /// not, the supervisor exits with code 0 when no process is left. Defaults to true.
     pub fn restart_after_success(mut self, on: bool) -> Self {
         self.0.restart_after_success = on;
         self

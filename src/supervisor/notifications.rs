@@ -315,7 +315,8 @@ impl Run {
             return;
         };
         current.replaced_in = Some(index);
-        // The current process ends a successor that does not serve yet. One that serves notifies us.
+        // The current process ends a successor that does not serve yet. A successor that serves
+        // notifies the supervisor.
         if let Some(mut successor) = self.slots[index].successor.take() {
             successor.deadline = Deadline::after(Instant::now(), self.settings.ready_timeout);
             self.unannounced.push(successor);
@@ -327,8 +328,8 @@ impl Run {
         self.schedule_start(index, served, &why);
     }
 
-    /// The successor that the current process of this slot has started. The successor may be among the
-    /// unannounced processes, if its own notifications came first.
+    /// The successor that the current process of this slot has started. The successor may be among
+    /// the unannounced processes, if its own notifications came first.
     fn adopt_successor(&mut self, index: usize, pid: u32) -> SupervisedProcess {
         let slot = &self.slots[index];
         let watchdog = slot.current.as_ref().and_then(|current| current.watchdog);

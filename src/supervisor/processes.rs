@@ -74,6 +74,7 @@ impl Run {
 
     // ---- being ready ----
 
+    /// The current process of this slot serves from now on.
     pub(super) fn mark_ready(&mut self, index: usize) {
         let Some(current) = &mut self.slots[index].current else {
             return;
@@ -205,6 +206,8 @@ impl Run {
         }
     }
 
+    /// The current process of a slot has exited, or its successor after it: another process serves
+    /// in its place, the slot is given up, or, in a stop, nothing follows.
     fn handle_current_exit(
         &mut self,
         index: usize,
@@ -237,7 +240,7 @@ impl Run {
         }
     }
 
-    /// The exit code, if it means that the process must not be restarted.
+    /// The exit code, if it means that the program must not be started again.
     fn final_exit_code(&self, status: Option<ExitStatus>) -> Option<i32> {
         let code = status?.code()?;
         let is_final = match code {
@@ -298,6 +301,7 @@ impl Run {
         }
     }
 
+    /// Aborts the processes whose watchdog notifications are late.
     pub(super) fn abort_hung_processes(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             let is_hung = self.watchdog_deadline(&self.slots[index]).passed(now);

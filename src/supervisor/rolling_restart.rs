@@ -103,7 +103,7 @@ impl Run {
                 Err(why) => failure = Some(why),
             },
             Some(current) if current.ready_since.is_none() => old = None,
-            // The process is stopping or aborted, and will be restarted when it has exited.
+            // The process is stopping or aborted. Another one is started when it has exited.
             Some(_) => exit_is_no_failure = true,
             None if slot.successor.is_some() => {}
             // The restart does not wait for the back-off.
@@ -133,6 +133,8 @@ impl Run {
         }
     }
 
+    /// Ends the restart: it has succeeded, or has failed with this error. Logs the result, and
+    /// tells the service manager and the control clients that wait.
     pub(super) fn end_rolling_restart(&mut self, error: Option<String>) {
         let Some(restart) = self.rolling_restart.take() else {
             return;

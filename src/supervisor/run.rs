@@ -1,22 +1,22 @@
 //! The supervisor's one loop, over signals, control requests, exits, notifications and deadlines.
 //!
-//! Each round of [`Run::run_until_stopped`] handles everything that has come, takes what is in progress one step
-//! further, and waits for the next event or deadline.
+//! Each round of [`Run::run_until_stopped`] handles everything that has come, takes what is in
+//! progress one step further, and waits for the next event or deadline.
 //!
 //! # A crash, until another process serves
 //!
 //! 1. `wait_for_any` returns: the process's pidfd is readable, or SIGCHLD came.
 //! 2. `reap_children` collects the exit status, but first `read_notifications` handles what the
 //!    process sent before its exit. Then `handle_exit` finds the process's slot.
-//! 3. `handle_current_exit` takes the first of these that applies: in a stop, nothing is restarted; a
-//!    successor that is starting takes over; an exit code that forbids a restart gives up the slot
-//!    (`give_up_slot`); otherwise `schedule_start` asks the back-off for the delay, and sets the
-//!    slot's `start_at`.
+//! 3. `handle_current_exit` takes the first of these that applies: in a stop, no process is
+//!    started; a successor that is starting takes over; an exit code that forbids another start
+//!    gives up the slot (`give_up_slot`); otherwise `schedule_start` asks the back-off for the
+//!    delay, and sets the slot's `start_at`.
 //! 4. `handle_deadlines` → `start_due_processes` → `start_in_slot` → `start_process` →
 //!    `spawn_process` starts the program when `start_at` has passed, mostly in the same round.
 //! 5. The new process asks for its listeners (`answer_bind_request`), then notifies READY=1:
-//!    `handle_notification` → `handle_current_notification` → `mark_ready`. Until then, clients wait
-//!    in the kernel's queues of the listeners, which the supervisor holds.
+//!    `handle_notification` → `handle_current_notification` → `mark_ready`. Until then, clients
+//!    wait in the kernel's queues of the listeners, which the supervisor holds.
 //!
 //! A hang becomes a crash: `abort_process` sends SIGABRT when the watchdog deadline has passed
 //! (`abort_hung_processes`), when the deadline to become ready has passed
@@ -25,18 +25,20 @@
 //!
 //! # A graceful restart
 //!
-//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `begin_rolling_restart`, which sets
-//!    `rolling_restart`.
-//! 2. `advance_rolling_restart` calls `request_replacement` for the first slot. A process of this crate
-//!    gets SIGHUP and starts its successor itself; for any other program, `start_process` does.
-//! 3. The predecessor announces the successor (`handle_announced_successor`), and names it in MAINPID= when
-//!    it serves (`replace_current`). For any other program, the successor notifies READY=1, or has run
-//!    for `ready_after` (`promote_successor`). Both call `mark_ready`, and the predecessor drains.
-//! 4. `advance_rolling_restart` sees a new ready process in the slot, and goes on with the next slot. After
-//!    the last one, `end_rolling_restart` tells the control clients that wait.
+//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `begin_rolling_restart`, which
+//!    sets `rolling_restart`.
+//! 2. `advance_rolling_restart` calls `request_replacement` for the first slot. A process of this
+//!    crate gets SIGHUP and starts its successor itself; for any other program, `start_process`
+//!    does.
+//! 3. The predecessor announces the successor (`handle_announced_successor`), and names the
+//!    successor in MAINPID= when the successor serves (`replace_current`). For any other program,
+//!    the successor notifies READY=1, or has run for `ready_after` (`promote_successor`). Both call
+//!    `mark_ready`, and the predecessor drains.
+//! 4. `advance_rolling_restart` sees a new ready process in the slot, and goes on with the next
+//!    slot. After the last one, `end_rolling_restart` tells the control clients that wait.
 //!
-//! If the successor fails, `fail_rolling_restart` notes the reason. `advance_rolling_restart` then ends the
-//! restart: the predecessor and all slots that follow stay as they are.
+//! If the successor fails, `fail_rolling_restart` notes the reason. `advance_rolling_restart` then
+//! ends the restart: the predecessor and all slots that follow stay as they are.
 //!
 //! # A stop
 //!
@@ -203,7 +205,7 @@ impl Run {
     /// Supervises until no process is left and none is to be started. Returns the exit code.
     pub(super) fn run_until_stopped(mut self) -> i32 {
         loop {
-            // Requests come before exits: a process that exits because of a stop is not restarted.
+            // Requests come before exits: a process that exits because of a stop gets no replacement.
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();

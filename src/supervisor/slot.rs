@@ -33,7 +33,8 @@ pub(super) struct ProcessSlot {
     pub(super) generation: u64,
     /// Number of starts because the process before had exited.
     pub(super) restarts: u64,
-    /// How the last process exited that was not asked to.
+    /// Why the slot last lost its process: the process exited or stopped without having been asked
+    /// to, or could not be started.
     pub(super) last_failure: Option<String>,
 }
 

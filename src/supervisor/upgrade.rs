@@ -158,8 +158,8 @@ impl Run {
     }
 }
 
-/// The part of the child in a dry run: reads the snapshot, and reports that a supervisor could go on
-/// from the snapshot. The child then exits.
+/// The part of the child in a dry run: reads the snapshot, and reports that a supervisor could go
+/// on from the snapshot. The child then exits.
 pub(super) fn perform_dry_run(snapshot: i32, report: i32) -> io::Result<()> {
     read_snapshot(snapshot)?;
     let answer = Answer::success().encode()?;

@@ -46,7 +46,7 @@ pub(crate) struct ListenerRecord {
     #[serde(deserialize_with = "read_fd_name")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_fd_name))]
     pub(crate) name: String,
-    /// The listener is known by its name, whatever its address.
+    /// A bind request with this name gets this listener, even if the address differs.
     pub(crate) matches_by_name: bool,
     /// The listener is a Unix socket, whose file the holder removes in the end.
     pub(crate) removes_file: bool,

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Header, Record, VERSION, WireError};
 
-/// What a process is started as. `matched_by_name` lists the listeners that are known by their names, not
-/// by their addresses: positions in `LISTEN_FDS`. Other numbers are descriptors.
+/// What a process is started as. `matched_by_name` lists the listeners that a bind request matches
+/// by name, even if the address differs: positions in `LISTEN_FDS`. Other numbers are descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
@@ -81,7 +81,8 @@ impl Launch {
             };
             let text = match cause {
                 WireError::Version(found) => format!(
-                    "the {starter} uses version {found} of the protocol, but this process uses version {VERSION}"
+                    "the {starter} uses version {found} of the protocol, but this process uses \
+                     version {VERSION}"
                 ),
                 cause => format!("cannot read {} of the {starter}: {cause}", Self::VARIABLE),
             };

@@ -18,7 +18,7 @@
 //! |---|---|---|
 //! | [`Launch`] | environment variable `HANDOVER` of a process that we start | 64 KiB |
 //! | [`HandshakeMessage`] | socket pair between a process and its successor | 64 KiB |
-//! | [`HandoverFields`] | variable `X_HANDOVER` in an sd_notify(3) datagram to a supervisor of this crate | 24 KiB |
+//! | [`HandoverFields`] | variable `X_HANDOVER` in an sd_notify(3) datagram | 24 KiB |
 //! | [`BindAnswer`] | socket that came with the bind request in `HandoverFields` | 1 KiB |
 //! | [`Snapshot`] | file that the supervisor leaves to the program that replaces it | 16 MiB |
 //! | [`Status`], [`Answer`] | control socket, one line | 1 MiB |
@@ -61,14 +61,14 @@
 //! [`HandoverFields`], with one or more of its fields:
 //!
 //! ```text
-//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","matches_by_name":false,"removes_file":false}],
-//!   "bind":null,"successor":null,"failed":null}
+//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","matches_by_name":false,
+//!   "removes_file":false}],"bind":null,"successor":null,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":{"addr":{"tcp":"127.0.0.1:80"},"name":null,
 //!   "backlog":1024,"fast_open":null,"unix_mode":null,"defer_accept":false,"reuse_port":false,
 //!   "only_v6":false},"successor":null,"failed":null}
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
-//!   "failed":"the successor ended before it was ready"}
+//!   "failed":"the successor exited before it was ready"}
 //! ```
 //!
 //! [`BindAnswer`]; the listener goes with the first one:
@@ -83,9 +83,9 @@
 //! ```text
 //! {"v":1,"age_ms":81204,"sent_ready":true,"has_been_ready":true,"notify_socket":7,
 //!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_clients":[11],
-//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web","matches_by_name":true,
-//!   "removes_file":false}}],"slots":[{"generation":2,"restarts":0,"failures":0,
-//!   "failures_before_ready":0,"start_in_ms":null,"last_end":null}],"processes":[{"slot":0,
+//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
+//!   "matches_by_name":true,"removes_file":false}}],"slots":[{"generation":2,"restarts":0,
+//!   "failures":0,"failures_before_ready":0,"start_in_ms":null,"last_failure":null}],"processes":[{"slot":0,
 //!   "pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,"last_watchdog_ms":100,
 //!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"starts_successors":true,
 //!   "stopping":false,"deadline_ms":null,"aborted":false,"listeners":[[8,48151]],
@@ -198,8 +198,7 @@ pub(crate) enum WireError {
     TooLong(usize),
     /// The record is of this version of the format.
     Version(u32),
-    /// The bytes are not JSON, the kind is unknown, or a field is missing or has a value that makes
-    /// no sense.
+    /// The bytes are not JSON, the kind is unknown, or a field is missing or has an invalid value.
     Malformed(serde_json::Error),
 }
 

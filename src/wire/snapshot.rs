@@ -55,13 +55,14 @@ pub(crate) struct SlotRecord {
     pub(crate) generation: u64,
     /// Number of starts because the process before had exited.
     pub(crate) restarts: u64,
-    /// Deaths since a process was healthy.
+    /// Failures since a process was healthy.
     pub(crate) failures: u32,
-    /// Deaths since a process was ready.
+    /// Failures since a process was ready.
     pub(crate) failures_before_ready: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
-    /// How the last process exited that was not asked to.
+    /// Why the slot last lost its process: the process exited or stopped without having been asked
+    /// to, or could not be started.
     pub(crate) last_failure: Option<String>,
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct SlotRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ProcessRecord {
-    /// The index of the slot of which this is the main process. `None` if the process drains.
+    /// The index of the slot of which this is the current process. `None` if the process drains.
     pub(crate) slot: Option<usize>,
     pub(crate) pid: u32,
     pub(crate) generation: u64,

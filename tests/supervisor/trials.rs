@@ -707,7 +707,7 @@ fn a_bad_version_costs_nothing_and_says_why() {
     for (mode, why) in [
         ("early exit 3", "no configuration"),
         ("panic", "it is all wrong"),
-        ("late error", "ended before it was ready"),
+        ("late error", "exited before it was ready"),
         ("segv", "signal: 11"),
         ("exit 0", "before"),
     ] {
