@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_variable_is_a_notice() {
+    fn our_own_variable_is_read() {
         let handover_fields = HandoverFields {
             generation: Some(2),
             failed: Some("a\nb".to_owned()),

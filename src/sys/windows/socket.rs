@@ -12,7 +12,7 @@ use windows_sys::Win32::Networking::WinSock::{
     SOCKET_ERROR, SOL_SOCKET, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
 };
 
-use super::unsupported;
+use super::unsupported_error;
 #[cfg(feature = "http")]
 pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
