@@ -53,8 +53,8 @@
 //!   closes them at their deadlines, and writes buffered output while all workers are busy.
 //! - The **main** thread starts the other threads. It executes the commands of the [`Handle`] and
 //!   of signals, and a drain until its end.
-//! - The **upgrader** thread exists with a [`Restart`]. It takes over from the predecessor process,
-//!   and later starts the successor process and hands over to it.
+//! - The **restarter** thread exists with a [`Restart`]. It takes over from the predecessor
+//!   process, and later starts the successor process and hands over to it.
 //! - With the feature `signals`, [`Server::run`] adds threads that turn signals into commands.
 //!
 //! With [`supervise`], the first process is the **supervisor**. It holds the listeners, runs no

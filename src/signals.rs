@@ -4,7 +4,7 @@ use crate::clock::Deadline;
 
 /// A command to a server's main thread, from a handle, a signal, or one of the server's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+pub(crate) enum ServerCommand {
     /// Finish what is in progress within the server's drain time-out, then end.
     Drain,
     /// Finish what is in progress before this deadline, then end.
@@ -37,7 +37,7 @@ mod watch {
     use crossbeam_channel::Sender;
     use parking_lot::Mutex;
 
-    use super::Command;
+    use super::ServerCommand;
     use crate::sys::{self, Signal};
 
     /// The servers that handle signals. While there are none, signals have their default action.
@@ -49,7 +49,7 @@ mod watch {
     #[derive(Clone)]
     struct Subscriber {
         id: u64,
-        server: Sender<Command>,
+        server: Sender<ServerCommand>,
         can_restart: bool,
         /// The supervisor decides when a stop becomes one at once, and sends SIGQUIT then. The same
         /// stop may reach this process twice: from the supervisor, and from a terminal or systemd.
@@ -59,7 +59,7 @@ mod watch {
     /// Sends the process's signals to a server until the subscription is dropped. Those that ask
     /// for a restart are sent only if the server `can_restart`.
     pub(crate) fn subscribe(
-        server: Sender<Command>,
+        server: Sender<ServerCommand>,
         can_restart: bool,
         is_supervised: bool,
     ) -> io::Result<Subscription> {
@@ -67,12 +67,13 @@ mod watch {
         // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
         // losing a signal.
         let watch = WATCH.get_or_init(|| {
-            sys::signal::watch(deliver).map_err(|error| (error.kind(), error.to_string()))
+            sys::signal::install_handlers(deliver)
+                .map_err(|error| (error.kind(), error.to_string()))
         });
         if let Err((kind, text)) = watch {
             return Err(io::Error::new(
                 *kind,
-                format!("cannot watch signals: {text}"),
+                format!("cannot install signal handlers: {text}"),
             ));
         }
         let mut servers = SERVERS.lock();
@@ -107,13 +108,13 @@ mod watch {
             let command = match signal {
                 Signal::Terminate | Signal::Interrupt => {
                     match is_second && !subscriber.is_supervised {
-                        true => Command::StopNow,
-                        false => Command::Drain,
+                        true => ServerCommand::StopNow,
+                        false => ServerCommand::Drain,
                     }
                 }
-                Signal::Quit => Command::StopNow,
-                Signal::User1 => Command::Hook,
-                Signal::Hangup | Signal::User2 if subscriber.can_restart => Command::Restart,
+                Signal::Quit => ServerCommand::StopNow,
+                Signal::User1 => ServerCommand::Hook,
+                Signal::Hangup | Signal::User2 if subscriber.can_restart => ServerCommand::Restart,
                 // A process can neither catch SIGKILL nor does it ask for SIGABRT.
                 Signal::Hangup | Signal::User2 | Signal::Abort | Signal::Kill => continue,
             };

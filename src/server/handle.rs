@@ -11,9 +11,9 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::addr::Addr;
 use crate::clock::Deadline;
-use crate::restart::{RestartError, RestartErrorKind, UpgraderHandle};
+use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
 use crate::server::report::{Generation, Report, RestartReport};
-use crate::signals::Command;
+use crate::signals::ServerCommand;
 use crate::stats::Stats;
 
 thread_local! {
@@ -42,14 +42,14 @@ pub struct Handle(Arc<Owner>);
 
 /// What handles and the server's main thread share.
 pub(super) struct ServerShared {
-    pub(super) commands: Sender<Command>,
+    pub(super) commands: Sender<ServerCommand>,
     pub(super) addrs: Vec<Addr>,
     /// Tells this server from others in the process.
     pub(super) server_id: usize,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
     pub(super) report: ReportCell,
     /// `Some` if the server can be restarted.
-    pub(super) restart: Option<UpgraderHandle>,
+    pub(super) restart: Option<RestarterHandle>,
 }
 
 /// The report, once there is one, and whether all threads have ended.
@@ -97,24 +97,26 @@ impl Handle {
     /// and then sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call
     /// can make the deadline earlier, never later.
     pub fn stop(&self, within: Duration) {
-        self.0
-            .send(Command::StopBy(Deadline::after(Instant::now(), within)));
+        self.0.send(ServerCommand::StopBy(Deadline::after(
+            Instant::now(),
+            within,
+        )));
     }
 
     /// Stops the server at once: nothing may finish. Returns at once.
     pub fn stop_now(&self) {
-        self.0.send(Command::StopNow);
+        self.0.send(ServerCommand::StopNow);
     }
 
     /// Stops accepting: new connections wait in the kernel's queue. Open connections are served as
     /// before.
     pub fn pause(&self) {
-        self.0.send(Command::Pause);
+        self.0.send(ServerCommand::Pause);
     }
 
     /// Accepts again after [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.0.send(Command::Resume);
+        self.0.send(ServerCommand::Resume);
     }
 
     /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has
@@ -127,7 +129,7 @@ impl Handle {
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
         let control = &self.0.control;
         let Some(remote) = &control.restart else {
-            let why = "the server was built without restarts";
+            let why = "the server was built without Builder::restart";
             return Err(RestartError::new(RestartErrorKind::Off, why));
         };
         if is_thread_of(control.server_id) {
@@ -154,7 +156,7 @@ impl Handle {
     /// As [`restart`](Self::restart), without waiting. The outcome is logged. A service may call
     /// this.
     pub fn request_restart(&self) {
-        self.0.send(Command::Restart);
+        self.0.send(ServerCommand::Restart);
     }
 
     /// The server's counters and gauges. They can be read after the stop as well.
@@ -178,7 +180,7 @@ impl Handle {
 }
 
 impl Owner {
-    fn send(&self, command: Command) {
+    fn send(&self, command: ServerCommand) {
         // A server that has ended needs no command.
         let _ = self.control.commands.send(command);
     }
@@ -198,7 +200,7 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.send(Command::Drain);
+        self.send(ServerCommand::Drain);
         if !is_thread_of(self.control.server_id) {
             self.join();
         }

@@ -23,14 +23,14 @@ use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::panic;
 use crate::parking::{self, Lot, Token};
-use crate::restart::{Host, Upgrader, UpgraderHandle};
+use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
 use crate::server::no_start;
 use crate::server::report::{Forced, Report};
 use crate::server::watchdog::Watchdog;
 use crate::service::Service;
-use crate::signals::Command;
+use crate::signals::ServerCommand;
 use crate::worker::Workers;
 
 /// How soon a drain tries again to close idle connections, after the queue had no room for those
@@ -45,7 +45,7 @@ pub(super) struct MainThread<S: Service> {
     pub(super) service: S,
     pub(super) listeners: Vec<Arc<Listener>>,
     /// `Some` if the server can be restarted, until the upgrader has its thread.
-    pub(super) upgrader: Option<Upgrader>,
+    pub(super) upgrader: Option<Restarter>,
     pub(super) idle_grace: Duration,
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
@@ -53,7 +53,7 @@ pub(super) struct MainThread<S: Service> {
     pub(super) lot: Arc<Lot<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) queue: Receiver<Token>,
-    pub(super) commands: Receiver<Command>,
+    pub(super) commands: Receiver<ServerCommand>,
     pub(super) server_id: usize,
 }
 
@@ -63,7 +63,7 @@ enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
-    Upgrader,
+    Restarter,
 }
 
 /// Reports the end of its thread when it is dropped, also after a panic.
@@ -103,7 +103,7 @@ impl<S: Service> MainThread<S> {
             // The upgrader comes first: a predecessor may send messages while the workers are
             // built.
             let result = match upgrader {
-                Some(upgrader) => self.spawn(scope, "upgrade", Ended::Upgrader, &ends, || {
+                Some(upgrader) => self.spawn(scope, "restart", Ended::Restarter, &ends, || {
                     upgrader.run(&host);
                 }),
                 None => Ok(()),
@@ -189,9 +189,9 @@ impl<S: Service> MainThread<S> {
     /// The main thread's loop: handles commands until a drain is over, or its deadline has passed.
     fn handle_commands(
         &self,
-        commands: &Receiver<Command>,
+        commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
-        restart: Option<&UpgraderHandle>,
+        restart: Option<&RestarterHandle>,
     ) -> StopProgress {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
@@ -213,43 +213,43 @@ impl<S: Service> MainThread<S> {
             let timer = wake_at.instant();
             let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
             let command = crossbeam_channel::select! {
-                recv(commands) -> command => command.unwrap_or(Command::StopNow),
+                recv(commands) -> command => command.unwrap_or(ServerCommand::StopNow),
                 recv(ended) -> thread => match thread {
                     Ok(Ended::Acceptor) => {
                         accepting = false;
                         match stop {
-                            Some(_) => Command::Check,
+                            Some(_) => ServerCommand::Check,
                             // A server that accepts no connection is better ended, and restarted.
-                            None => Command::StopNow,
+                            None => ServerCommand::StopNow,
                         }
                     }
-                    Ok(Ended::Upgrader) => {
-                        log::error!("the upgrader has failed: this server cannot be restarted any more");
-                        Command::Check
+                    Ok(Ended::Restarter) => {
+                        log::error!("the restart thread has failed: this server can no longer be restarted");
+                        ServerCommand::Check
                     }
                     // No other thread ends before the queue's sender is dropped.
-                    _ => Command::StopNow,
+                    _ => ServerCommand::StopNow,
                 },
-                recv(timer) -> _ => Command::Check,
+                recv(timer) -> _ => ServerCommand::Check,
             };
             match command {
-                Command::Check => {}
-                Command::Pause => drop(self.gate.pause()),
-                Command::Resume => self.gate.resume(),
-                Command::Hook => self.call_hook(),
-                Command::Restart => match restart {
+                ServerCommand::Check => {}
+                ServerCommand::Pause => drop(self.gate.pause()),
+                ServerCommand::Resume => self.gate.resume(),
+                ServerCommand::Hook => self.call_hook(),
+                ServerCommand::Restart => match restart {
                     Some(restart) => restart.request_restart(),
-                    None => log::warn!("the server was built without restarts"),
+                    None => log::warn!("the server was built without Builder::restart"),
                 },
-                Command::Replaced => {
+                ServerCommand::Replaced => {
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
-                        self.leave_to_successor();
+                        self.drain_after_replacement();
                     }
                 }
-                Command::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
-                Command::StopBy(deadline) => self.stop_by(deadline, &mut stop, restart),
-                Command::StopNow => {
+                ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
+                ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restart),
+                ServerCommand::StopNow => {
                     self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restart);
                 }
             }
@@ -270,7 +270,7 @@ impl<S: Service> MainThread<S> {
         &self,
         deadline: Deadline,
         stop: &mut Option<StopProgress>,
-        restart: Option<&UpgraderHandle>,
+        restart: Option<&RestarterHandle>,
     ) {
         let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
         stop.deadline = stop.deadline.earlier(deadline);
@@ -283,7 +283,7 @@ impl<S: Service> MainThread<S> {
     }
 
     /// A successor serves: clients end their connections in their own time.
-    fn leave_to_successor(&self) {
+    fn drain_after_replacement(&self) {
         self.lot.drain.replace(self.idle_grace);
         self.gate.close();
         self.lot.shorten_idle();
@@ -321,7 +321,7 @@ impl<S: Service> MainThread<S> {
         &self,
         stop: StopProgress,
         ended: &Receiver<Ended>,
-        restart: Option<&UpgraderHandle>,
+        restart: Option<&RestarterHandle>,
     ) -> (Report, bool) {
         let lot = &self.lot;
         let mut report = Report {
@@ -355,7 +355,7 @@ impl<S: Service> MainThread<S> {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
                 }
-                Ok(Ended::Acceptor | Ended::Keeper | Ended::Upgrader) => {}
+                Ok(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
                 Err(RecvTimeoutError::Timeout) => break false,
                 Err(RecvTimeoutError::Disconnected) => break true,
             }
@@ -388,18 +388,18 @@ impl<S: Service> MainThread<S> {
 /// The server, as its upgrader sees it.
 struct ServerHost<'a, S: Service> {
     main: &'a MainThread<S>,
-    commands: &'a Sender<Command>,
+    commands: &'a Sender<ServerCommand>,
 }
 
 impl<S: Service> ServerHost<'_, S> {
-    fn command(&self, command: Command) {
+    fn command(&self, command: ServerCommand) {
         // A server that has ended needs no command.
         let _ = self.commands.send(command);
     }
 }
 
-impl<S: Service> Host for ServerHost<'_, S> {
-    fn export(&self) -> Option<Vec<u8>> {
+impl<S: Service> RestartableServer for ServerHost<'_, S> {
+    fn export_state(&self) -> Option<Vec<u8>> {
         panic::contain(|| self.main.service.export()).unwrap_or_else(|why| {
             log::error!("the export panicked: {why}");
             None
@@ -418,17 +418,17 @@ impl<S: Service> Host for ServerHost<'_, S> {
         self.main.gate.resume();
     }
 
-    fn leave(&self, taken: &[u32]) {
+    fn drain_after_replacement(&self, taken: &[u32]) {
         self.main.gate.set_shared(taken);
-        self.command(Command::Replaced);
+        self.command(ServerCommand::Replaced);
     }
 
-    fn drain(&self) {
-        self.command(Command::Drain);
+    fn stop_in_drain_timeout(&self) {
+        self.command(ServerCommand::Drain);
     }
 
     fn stop_now(&self) {
-        self.command(Command::StopNow);
+        self.command(ServerCommand::StopNow);
     }
 }
 

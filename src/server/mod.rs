@@ -20,9 +20,9 @@ use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
 use crate::parking::{Lot, LotOptions, Token};
-use crate::restart::{BlockedSignals, ReadyWhen, Upgrader, UpgraderHandle};
+use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
 use crate::service::Service;
-use crate::signals::Command;
+use crate::signals::ServerCommand;
 use crate::stats::{Counters, Stats, WorkerState};
 
 pub use builder::{BuildError, Builder, Setting};
@@ -157,7 +157,7 @@ impl<S: Service> Server<S> {
             startup.blocked_signals = restart.blocked_signals.take();
             let listeners = listeners.iter().map(Arc::downgrade).collect();
             let drain_timeout = self.settings.drain_timeout;
-            let (thread, handle) = Upgrader::new(restart, listeners, drain_timeout)?;
+            let (thread, handle) = Restarter::new(restart, listeners, drain_timeout)?;
             upgrader = Some(thread);
             startup.upgrader = Some(handle);
         }
@@ -202,11 +202,11 @@ fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> 
 }
 
 /// Gives lower layers the calls by which they reach the main thread and the acceptor.
-fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<Command>) {
+fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<ServerCommand>) {
     let commands = commands.clone();
     lot.drain.on_empty(move || {
         // If the channel is full, the main thread checks anyway.
-        let _ = commands.try_send(Command::Check);
+        let _ = commands.try_send(ServerCommand::Check);
     });
     let gate = Arc::clone(gate);
     lot.on_room(move || gate.wake());
@@ -268,7 +268,7 @@ struct Startup {
     stopped: Receiver<()>,
     ready_thread: String,
     gate: Arc<AcceptGate>,
-    upgrader: Option<UpgraderHandle>,
+    upgrader: Option<RestarterHandle>,
     ready_when: Option<ReadyWhen>,
     blocked_signals: Option<BlockedSignals>,
     handles_signals: bool,
