@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use socket2::Socket;
@@ -26,11 +26,13 @@ struct Lent {
 }
 
 impl Outbox {
+    #[cfg(feature = "http")]
     pub(super) fn lend(&self, bytes: &mut Vec<u8>) {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
     }
 
     /// Takes the output back, without what has been sent. Returns how many bytes that was.
+    #[cfg(feature = "http")]
     pub(super) fn reclaim(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let mut lent = self.0.lock();
         std::mem::swap(&mut lent.bytes, bytes);
@@ -68,9 +70,10 @@ impl OutboxWatch {
         let _ = self.wake_keeper.set(Box::new(wake_keeper));
     }
 
+    #[cfg(feature = "http")]
     #[inline]
     pub(super) fn note_use(&self) {
-        if !self.is_used.load(Relaxed) {
+        if !self.is_used.load(SeqCst) {
             self.is_used.store(true, SeqCst);
             if !self.is_watched.swap(true, SeqCst) {
                 if let Some(wake_keeper) = self.wake_keeper.get() {
