@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::sys;
-use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, fd_name};
+use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
 /// An address to listen on, and the options for it.
 ///
@@ -143,11 +143,11 @@ impl Bind {
     }
 
     /// Match quality between a listener and this bind request; `None` if they do not match. `name`
-    /// is the listener's, as [`fd_name`] makes it. Where names are trusted, the name alone is a
+    /// is the listener's, as [`to_fd_name`] makes it. Where names are trusted, the name alone is a
     /// match, at any address; a name that is only the default does not count.
     pub(crate) fn fit(&self, name: &str, local: &Addr, trusts_names: bool) -> Option<Fit> {
         let wanted = self.addr.as_ref().ok()?;
-        let is_named = self.options.name.as_deref().map(fd_name).as_deref() == Some(name);
+        let is_named = self.options.name.as_deref().map(to_fd_name).as_deref() == Some(name);
         let fits_but_for_the_port = match (wanted, local) {
             (Addr::Ip(wanted), Addr::Ip(local)) => wanted.port() == 0 && wanted.ip() == local.ip(),
             _ => false,
@@ -191,12 +191,12 @@ impl Bind {
     }
 
     /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
-    /// other processes share it. `by_name`: it was matched by its name, whatever its address.
-    pub(crate) fn adopt(self, socket: Socket, by_name: bool) -> io::Result<Listener> {
+    /// other processes share it. `matches_by_name`: as [`Listener::matches_by_name`].
+    pub(crate) fn adopt(self, socket: Socket, matches_by_name: bool) -> io::Result<Listener> {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
         let path = path.map(|path| UnixPath::of(path, false));
-        Listener::new(socket, path, &self, by_name)
+        Listener::new(socket, path, &self, matches_by_name)
     }
 
     /// Binds and listens.
@@ -321,7 +321,7 @@ pub struct Listener {
     pub(crate) info: Arc<ListenerInfo>,
     path: Option<UnixPath>,
     /// The listener was inherited by its name, at whatever address.
-    pub(crate) by_name: bool,
+    pub(crate) matches_by_name: bool,
 }
 
 /// The match quality between a listener and a bind request, from the worst to the best.
@@ -389,14 +389,23 @@ impl Listener {
 
     /// A listener that this process holds for other processes. Its options, which they share, stay
     /// as they are.
-    pub(crate) fn for_others(socket: Socket, name: String, by_name: bool) -> io::Result<Self> {
+    pub(crate) fn for_others(
+        socket: Socket,
+        name: String,
+        matches_by_name: bool,
+    ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let path = local.as_path().map(|path| UnixPath::of(path, false));
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
-        Self::new(socket, path, &bind, by_name)
+        Self::new(socket, path, &bind, matches_by_name)
     }
 
-    fn new(socket: Socket, path: Option<UnixPath>, bind: &Bind, by_name: bool) -> io::Result<Self> {
+    fn new(
+        socket: Socket,
+        path: Option<UnixPath>,
+        bind: &Bind,
+        matches_by_name: bool,
+    ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let name = bind.options.name.clone();
         let info = ListenerInfo {
@@ -413,7 +422,7 @@ impl Listener {
             socket,
             info: Arc::new(info),
             path,
-            by_name,
+            matches_by_name,
         })
     }
 
@@ -434,13 +443,13 @@ impl Listener {
     }
 
     /// The file of the Unix socket, if this listener removes it when it is dropped.
-    pub(crate) fn own_path(&self) -> Option<&Path> {
+    pub(crate) fn removed_file(&self) -> Option<&Path> {
         let path = self.path.as_ref()?;
         path.is_own.load(SeqCst).then_some(&path.path)
     }
 
     /// Sets whether this listener removes the file of its Unix socket when it is dropped.
-    pub(crate) fn set_own_path(&self, is_own: bool) {
+    pub(crate) fn set_removes_file(&self, is_own: bool) {
         if let Some(path) = &self.path {
             path.is_own.store(is_own, SeqCst);
         }

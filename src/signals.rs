@@ -68,12 +68,13 @@ mod watch {
         // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
         // losing a signal.
         let watch = WATCH.get_or_init(|| {
-            sys::signal::watch(deliver).map_err(|error| (error.kind(), error.to_string()))
+            sys::signal::install_handlers(deliver)
+                .map_err(|error| (error.kind(), error.to_string()))
         });
         if let Err((kind, text)) = watch {
             return Err(io::Error::new(
                 *kind,
-                format!("cannot watch signals: {text}"),
+                format!("cannot install signal handlers: {text}"),
             ));
         }
         let mut servers = SERVERS.lock();

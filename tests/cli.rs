@@ -229,7 +229,7 @@ fn a_program_comes_back_is_restarted_and_stopped() {
         }
         eventually("some answers", || answers.load(SeqCst) > 50);
         let said = service.must(&["restart", "--wait"]);
-        assert!(said.starts_with("restarted within "), "{said}");
+        assert!(said.starts_with("restarted in "), "{said}");
         eventually("the old one has ended", || {
             service.status()["draining"] == serde_json::json!([])
         });

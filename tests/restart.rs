@@ -209,7 +209,10 @@ fn a_unix_socket_and_the_pid_file_go_from_hand_to_hand() {
     // Nobody else may take it.
     let other = Generations::start_expecting_failure(&pid_file);
     assert!(
-        other.contains(&format!("is that of process {}", first.pid)),
+        other.contains(&format!(
+            "belongs to process {}, which is running",
+            first.pid
+        )),
         "{other}"
     );
     let second = generations.restart();

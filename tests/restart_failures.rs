@@ -59,7 +59,7 @@ fn a_successor_that_fails_costs_nothing_and_says_why() {
             "early exit 0",
             "Ended",
             "Some(ExitStatus(unix_wait_status(0)))",
-            "before it had begun",
+            "exited before it called Restart::new",
         ),
         ("early segv", "Ended", "unix_wait_status(", "SIGSEGV"),
         (
@@ -307,7 +307,7 @@ fn a_stop_ends_a_restart_in_progress() {
     }
 }
 
-/// Whether the signals reach the upgrader one by one or at once.
+/// Whether the signals reach the restarter one by one or at once.
 #[test]
 fn a_stop_right_behind_a_restart_leaves_nobody_who_serves() {
     for stop in [Signal::TERM, Signal::QUIT] {
@@ -412,7 +412,9 @@ fn a_launch_record_of_another_version_is_an_error() {
             .output()
             .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let why = format!("the {starter} speaks version 9 of the protocol, this process 1");
+        let why = format!(
+            "the {starter} uses version 9 of the protocol, but this process uses version 1"
+        );
         assert!(
             !output.status.success() && stderr.contains(&why),
             "{stderr}"

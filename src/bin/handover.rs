@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -20,11 +20,11 @@ use handover::{Addr, Bind, Supervisor};
 #[command(version, arg_required_else_help = true)]
 struct Options {
     #[command(subcommand)]
-    command: Command,
+    command: Subcommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
     /// Show the state of a supervised service
     ///
     /// The exit code is 0 if all processes serve or a restart is in progress, 3 if not, and 1 if
@@ -38,22 +38,22 @@ enum Command {
     },
     /// Replace the serving processes, one after another, without losing a request
     ///
-    /// If a process cannot be replaced, this process and the remaining ones go on serving. With
+    /// If a process cannot be replaced, that process and all later ones go on serving. With
     /// --wait, the exit code is then 1.
-    Restart(Request),
+    Restart(RequestArgs),
     /// Stop the service when all requests in progress are finished
-    Stop(Request),
+    Stop(RequestArgs),
     /// Replace the supervisor itself, in the same process, by the program that is on disk now
     ///
     /// The serving processes are not affected. With --wait, the exit code is 1 if the supervisor
     /// could not be replaced.
-    Upgrade(Request),
+    Upgrade(RequestArgs),
     /// Supervise a program that takes its listeners as systemd passes them (LISTEN_FDS)
     ///
     /// SIGTERM stops, SIGHUP restarts gracefully. The exit code is 0 after a stop, 1 if processes
     /// had to be killed for it, and 78 (EX_CONFIG) if the program exits with 78: it is then not
     /// restarted.
-    Run(Run),
+    Run(RunArgs),
 }
 
 /// The supervisor that is to answer, and how long it may take.
@@ -68,16 +68,16 @@ struct Target {
 }
 
 #[derive(Args, Debug)]
-struct Request {
+struct RequestArgs {
     #[command(flatten)]
     supervisor: Target,
-    /// Wait until it is done, and report the result
+    /// Wait until the request is done, and print its result
     #[arg(long)]
     wait: bool,
 }
 
 #[derive(Args, Debug)]
-struct Run {
+struct RunArgs {
     /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock. May be given
     /// several times
     #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
@@ -85,13 +85,13 @@ struct Run {
     /// Number of serving processes
     #[arg(long, value_name = "N", default_value = "1")]
     processes: NonZeroUsize,
-    /// The path of the control socket to create, for the other commands
+    /// The path of the supervisor's control socket, which is created
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
-    /// Abort a process that sends no WATCHDOG=1 for this long. Applies after its first one.
+    /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
     /// Defaults to no limit
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     watchdog: Option<Duration>,
@@ -127,11 +127,11 @@ const NOT_SERVING: u8 = 3;
 
 fn main() -> ExitCode {
     let result = match Options::parse().command {
-        Command::Status { supervisor, json } => status(&supervisor, json),
-        Command::Restart(request) => restart(&request),
-        Command::Stop(request) => stop(&request),
-        Command::Upgrade(request) => upgrade(&request),
-        Command::Run(run) => run.run(),
+        Subcommand::Status { supervisor, json } => status(&supervisor, json),
+        Subcommand::Restart(request) => restart(&request),
+        Subcommand::Stop(request) => stop(&request),
+        Subcommand::Upgrade(request) => upgrade(&request),
+        Subcommand::Run(args) => args.execute(),
     };
     result.unwrap_or_else(|error| {
         // A failure to write to standard error can be reported nowhere.
@@ -157,15 +157,15 @@ fn status(supervisor: &Target, json: bool) -> CommandResult {
     }
 }
 
-fn restart(request: &Request) -> CommandResult {
+fn restart(request: &RequestArgs) -> CommandResult {
     let answer = request.send("restart")?;
     if let Some(seconds) = answer["took_seconds"].as_f64() {
-        print(&format!("restarted within {seconds:.3} s\n"))?;
+        print(&format!("restarted in {seconds:.3} s\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn upgrade(request: &Request) -> CommandResult {
+fn upgrade(request: &RequestArgs) -> CommandResult {
     request.send("upgrade")?;
     if request.wait {
         print("the supervisor has been replaced\n")?;
@@ -173,7 +173,7 @@ fn upgrade(request: &Request) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
-fn stop(request: &Request) -> CommandResult {
+fn stop(request: &RequestArgs) -> CommandResult {
     let supervisor = &request.supervisor;
     let deadline = supervisor.deadline(request.wait);
     let pid = match request.wait {
@@ -206,8 +206,8 @@ fn is_running(answer: io::Result<String>, pid: &Value) -> io::Result<bool> {
     }
 }
 
-impl Run {
-    fn run(self) -> CommandResult {
+impl RunArgs {
+    fn execute(self) -> CommandResult {
         let mut supervisor = Supervisor::new()
             .processes(self.processes.get())
             .watchdog(self.watchdog)
@@ -249,7 +249,7 @@ fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {
 /// The longest answer, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
-impl Request {
+impl RequestArgs {
     /// Sends a request, and returns the answer if the supervisor reports success.
     fn send(&self, name: &str) -> Result<Value, Box<dyn Error>> {
         let wait = if self.wait { " wait" } else { "" };
@@ -363,7 +363,7 @@ fn format_status(status: &Value) -> String {
     let last = &status["last_restart"];
     if let Some(took) = last["took_seconds"].as_f64() {
         let result = match last["error"].as_str() {
-            None => format!("succeeded within {took:.3} s"),
+            None => format!("succeeded in {took:.3} s"),
             Some(why) => format!("failed after {took:.3} s: {}", escape_controls(why)),
         };
         line("last restart", result);

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use socket2::Socket;
@@ -28,7 +28,7 @@ struct Lent {
 }
 
 impl Outbox {
-    #[cfg_attr(not(feature = "http"), allow(dead_code))]
+    #[cfg(feature = "http")]
     pub(super) fn lend(&self, bytes: &mut Vec<u8>) {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
     }
@@ -38,7 +38,7 @@ impl Outbox {
     /// # Errors
     ///
     /// The error of the keeper's send.
-    #[cfg_attr(not(feature = "http"), allow(dead_code))]
+    #[cfg(feature = "http")]
     pub(super) fn reclaim(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let mut lent = self.0.lock();
         std::mem::swap(&mut lent.bytes, bytes);
@@ -78,10 +78,10 @@ impl OutboxWatch {
     }
 
     /// Notes that output was lent. Wakes the keeper if it does not check the outboxes.
-    #[cfg_attr(not(feature = "http"), allow(dead_code))]
+    #[cfg(feature = "http")]
     #[inline]
     pub(super) fn note_use(&self) {
-        if !self.is_used.load(Relaxed) {
+        if !self.is_used.load(SeqCst) {
             self.is_used.store(true, SeqCst);
             if !self.is_watched.swap(true, SeqCst) {
                 if let Some(wake_keeper) = self.wake_keeper.get() {

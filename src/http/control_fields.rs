@@ -43,8 +43,10 @@ impl ControlFields {
                 self.is_chunked = true;
             }
             header::CONNECTION => {
-                self.has_close |= has_option(value, "close");
-                self.has_keep_alive |= has_option(value, "keep-alive");
+                for option in connection_options(value) {
+                    self.has_close |= option.eq_ignore_ascii_case(b"close");
+                    self.has_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
             }
             header::EXPECT if value.eq_ignore_ascii_case(b"100-continue") => {
                 self.expects_continue = true;
@@ -81,10 +83,9 @@ impl ControlFields {
     }
 }
 
-/// Whether a Connection field's value contains the option `name`.
-pub(super) fn has_option(value: &[u8], name: &str) -> bool {
-    let mut options = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-    options.any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+/// The options in the value of a Connection field.
+pub(super) fn connection_options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// Accepts digits only, and at most 18 of them, which cannot overflow.

@@ -125,10 +125,10 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 ///     }
 /// }
 /// ```
-pub struct Session(pub(super) SessionState);
+pub struct Session(SessionState);
 
 /// What the connection's next bytes belong to. The table above has the transitions.
-pub(super) enum SessionState {
+enum SessionState {
     /// The head of a request. Its first `examined` bytes have arrived and do not contain its end.
     Head { examined: usize },
     /// A small body that is being collected, behind its head in the buffer.
@@ -373,7 +373,6 @@ where
         request: &mut RequestHead,
         mut parts: Option<Parts>,
     ) -> io::Result<Option<(response::Parts, Reply)>> {
-        let is_head = request.is_head;
         self.writer.lend(self.conn);
         let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
@@ -393,7 +392,7 @@ where
             None => return reclaimed.map(|()| response),
             Some(rejection) => rejection,
         };
-        self.reject(rejection, is_head);
+        self.reject(rejection, request.is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);
         }
@@ -422,8 +421,8 @@ where
         let mut rest = DiscardedBody::new(request.body.clone());
         let is_abandoned = is_uncertain || rest.discard(self.conn).is_err();
         let is_consumed = !is_abandoned && rest.decoder.is_done();
-        let conn = &*self.conn;
-        let is_last = conn.buffer().is_empty() && (conn.at_eof() || conn.is_draining());
+        let is_last =
+            self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
         request.keep_alive &= !is_abandoned && !is_last;
         let plan = ResponsePlan::new(&request, is_consumed, &head, &reply);
         let (status, body_len, closes) = match plan {

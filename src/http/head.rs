@@ -144,7 +144,7 @@ impl HeadParser {
         };
         parts.method =
             Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("a malformed method"))?;
-        if target != "/" || parts.method == Method::CONNECT {
+        if target != "/" || method == "CONNECT" {
             parts.uri = parse_target(&parts.method, share(target.as_bytes()))?;
         }
         let control = add_fields(&mut parts.headers, request.headers, last_host, share)?;
@@ -152,8 +152,8 @@ impl HeadParser {
         Ok(Some(RequestHead {
             len,
             version: parts.version,
-            is_head: parts.method == Method::HEAD,
-            is_connect: parts.method == Method::CONNECT,
+            is_head: method == "HEAD",
+            is_connect: method == "CONNECT",
             expects_continue: control.expects_continue && parts.version == Version::HTTP_11,
             keep_alive: control.keep_alive(parts.version),
             body,

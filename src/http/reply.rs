@@ -91,6 +91,7 @@ impl Reply {
 impl ReplyKind {
     /// The body's length in bytes; `None` if it is unknown. A file is sent from its present
     /// position to its end.
+    #[inline]
     pub(super) fn length(&self) -> io::Result<Option<u64>> {
         Ok(match self {
             Self::Text(bytes) | Self::Bytes(bytes) => Some(bytes.len() as u64),

@@ -18,7 +18,7 @@
 use ::http::response::Parts;
 use ::http::{HeaderMap, StatusCode, Version, header};
 
-use super::control_fields::has_option;
+use super::control_fields::connection_options;
 use super::head::RequestHead;
 use super::reply::ReplyKind;
 
@@ -103,8 +103,9 @@ impl ResponsePlan {
 
 /// Whether the handler's Connection field contains `close`.
 fn has_close_option(fields: &HeaderMap) -> bool {
-    let mut values = fields.get_all(header::CONNECTION).iter();
-    values.any(|value| has_option(value.as_bytes(), "close"))
+    let values = fields.get_all(header::CONNECTION).iter();
+    let mut options = values.flat_map(|value| connection_options(value.as_bytes()));
+    options.any(|option| option.eq_ignore_ascii_case(b"close"))
 }
 
 /// The length of the body that a response to HEAD does not have: the handler's Content-Length.

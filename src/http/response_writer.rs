@@ -146,6 +146,7 @@ impl ResponseWriter {
 
     /// Writes a body, of which a part may stay pending. Returns its length in bytes. After an error
     /// the connection must be closed.
+    #[inline]
     pub(super) fn write_body(
         &mut self,
         conn: &mut Connection,

@@ -1,8 +1,9 @@
-//! Notifications to the service manager, in systemd's protocol (sd_notify(3)): systemd itself, our
-//! supervisor, or any other that sets `NOTIFY_SOCKET`. Without a manager, nothing is sent.
+//! Notifications to the service manager, in systemd's protocol (sd_notify(3)): systemd itself, a
+//! supervisor of this crate, or any other manager that sets `NOTIFY_SOCKET`. Without a manager,
+//! nothing is sent.
 //!
-//! A notification is a datagram of lines `VARIABLE=value`. Our supervisor gets one more variable, a
-//! [`Notice`]. [`Notification`] is what a supervisor reads.
+//! A notification is a datagram of lines `VARIABLE=value`. A supervisor of this crate gets one more
+//! variable, with [`HandoverFields`]. [`Notification`] is what a supervisor reads.
 
 mod notification;
 
@@ -13,7 +14,7 @@ use std::process;
 use std::time::Duration;
 
 use crate::sys::{self, Descriptor};
-use crate::wire::{BindRequest, ListenerRecord, Notice, Record};
+use crate::wire::{BindRequest, HandoverFields, ListenerRecord, Record};
 
 pub(crate) use notification::{Notification, WatchdogMessage};
 
@@ -24,22 +25,22 @@ pub(crate) fn has_manager() -> bool {
 
 // ---- the state of the service ----
 
-/// The process serves. `generation` is for our supervisor.
-pub(crate) fn ready(generation: Option<u64>, status: impl Display) {
+/// The process serves. `generation` is for the supervisor.
+pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
     send_or_log(&text, of_generation(generation).as_ref());
 }
 
-/// A restart has begun. [`ready`], [`replaced_by`] or [`restart_failed`] follows.
-pub(crate) fn reloading(status: impl Display) {
+/// A restart has begun. [`send_ready`], [`send_main_pid`] or [`send_restart_failed`] follows.
+pub(crate) fn send_reloading(status: impl Display) {
     let micros = sys::clock::monotonic_nanos() / 1000;
     let text = format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}\n");
     send_or_log(&text, None);
 }
 
-/// Another process serves from now on; `generation` is its generation, for our supervisor. Returns
+/// Another process serves from now on; `generation` is its generation, for the supervisor. Returns
 /// when the manager has read this, so that this process may end.
-pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Display) {
+pub(crate) fn send_main_pid(pid: u32, generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n");
     send_or_log(&text, of_generation(generation).as_ref());
     if has_manager() {
@@ -51,8 +52,8 @@ pub(crate) fn replaced_by(pid: u32, generation: Option<u64>, status: impl Displa
     }
 }
 
-/// The process was not replaced. It goes on serving, or stops. `generation` is for our supervisor.
-pub(crate) fn restart_failed(
+/// The process was not replaced. It goes on serving, or stops. `generation` is for the supervisor.
+pub(crate) fn send_restart_failed(
     generation: Option<u64>,
     serves: bool,
     status: impl Display,
@@ -60,25 +61,25 @@ pub(crate) fn restart_failed(
 ) {
     let ready = if serves { "READY=1\n" } else { "" };
     let text = format!("{ready}STATUS={}\n", one_line(status));
-    let mut notice = of_generation(generation);
-    if let Some(notice) = &mut notice {
-        notice.failed = Some(one_line(why));
+    let mut handover_fields = of_generation(generation);
+    if let Some(handover_fields) = &mut handover_fields {
+        handover_fields.failed = Some(one_line(why));
     }
-    send_or_log(&text, notice.as_ref());
+    send_or_log(&text, handover_fields.as_ref());
 }
 
 /// The process ends.
-pub(crate) fn stopping(status: impl Display) {
+pub(crate) fn send_stopping(status: impl Display) {
     send_or_log(&format!("STOPPING=1\nSTATUS={status}\n"), None);
 }
 
 /// What the process does now, for people.
-pub(crate) fn status(status: impl Display) {
+pub(crate) fn send_status(status: impl Display) {
     send_or_log(&format!("STATUS={}\n", one_line(status)), None);
 }
 
 /// Asks for more time for the start, the restart or the stop in progress.
-pub(crate) fn extend(by: Duration) {
+pub(crate) fn request_more_time(by: Duration) {
     let text = format!("EXTEND_TIMEOUT_USEC={}\n", by.as_micros());
     send_or_log(&text, None);
 }
@@ -86,16 +87,16 @@ pub(crate) fn extend(by: Duration) {
 // ---- the watchdog ----
 
 /// The process makes progress.
-pub(crate) fn watchdog_alive() {
+pub(crate) fn send_watchdog_alive() {
     send_or_log("WATCHDOG=1\n", None);
 }
 
 /// The process makes no progress, and is to be ended.
-pub(crate) fn watchdog_trigger() {
+pub(crate) fn send_watchdog_trigger() {
     send_or_log("WATCHDOG=trigger\n", None);
 }
 
-/// How long the manager waits for [`watchdog_alive`] before it ends the process
+/// How long the manager waits for [`send_watchdog_alive`] before it ends the process
 /// (sd_watchdog_enabled(3)). `None` if the manager has no watchdog for this process.
 pub(crate) fn watchdog_limit() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
@@ -116,38 +117,38 @@ pub(crate) fn has_store() -> bool {
 }
 
 /// Stores a listener with the manager.
-pub(crate) fn store(name: impl Display, descriptor: &Descriptor) {
+pub(crate) fn store_listener(name: impl Display, descriptor: &Descriptor) {
     let text = format!("FDSTORE=1\nFDNAME={name}\n");
     if let Err(error) = send(&text, None, &[descriptor]) {
         log::warn!("cannot store the listener {name} with the service manager: {error}");
     }
 }
 
-/// Has the manager close all that was stored under a name.
-pub(crate) fn forget(name: impl Display) {
+/// Makes the manager close all that was stored under a name.
+pub(crate) fn remove_stored_listeners(name: impl Display) {
     send_or_log(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
 }
 
-// ---- for our supervisor only ----
+// ---- for the supervisor only ----
 
 /// The most listeners in a datagram, whose length is limited, as is the number of its descriptors.
 const LISTENERS_AT_ONCE: usize = 40;
 
 /// Leaves copies of the listeners of this process, which is of this generation.
-pub(crate) fn leave_listeners(
+pub(crate) fn send_listener_copies(
     generation: u64,
     listeners: &[ListenerRecord],
     descriptors: &[Descriptor],
 ) -> io::Result<()> {
     let pieces = listeners.chunks(LISTENERS_AT_ONCE);
     for (listeners, descriptors) in pieces.zip(descriptors.chunks(LISTENERS_AT_ONCE)) {
-        let notice = Notice {
+        let handover_fields = HandoverFields {
             generation: Some(generation),
             listeners: listeners.to_vec(),
-            ..Notice::default()
+            ..HandoverFields::default()
         };
         let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
-        send("", Some(&notice), &descriptors)?;
+        send("", Some(&handover_fields), &descriptors)?;
     }
     Ok(())
 }
@@ -159,46 +160,54 @@ pub(crate) fn request_bind(
     request: BindRequest,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Option<Descriptor>)> {
-    let notice = Notice {
+    let handover_fields = HandoverFields {
         generation: Some(generation),
         bind: Some(request),
-        ..Notice::default()
+        ..HandoverFields::default()
     };
-    send_and_receive("", Some(&notice), BIND_TIMEOUT, buffer)
+    send_and_receive("", Some(&handover_fields), BIND_TIMEOUT, buffer)
 }
 
 /// A process was started that is to take over from this one.
 pub(crate) fn announce_successor(pid: u32) {
-    let notice = Notice {
+    let handover_fields = HandoverFields {
         successor: Some(pid),
-        ..Notice::default()
+        ..HandoverFields::default()
     };
-    send_or_log("", Some(&notice));
+    send_or_log("", Some(&handover_fields));
 }
 
-fn of_generation(generation: Option<u64>) -> Option<Notice> {
-    generation.map(|generation| Notice {
+fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
+    generation.map(|generation| HandoverFields {
         generation: Some(generation),
-        ..Notice::default()
+        ..HandoverFields::default()
     })
 }
 
 // ---- sending ----
 
-fn send_or_log(text: &str, notice: Option<&Notice>) {
-    if let Err(error) = send(text, notice, &[]) {
-        log::warn!("cannot notify the service manager of {text:?}, {notice:?}: {error}");
+fn send_or_log(text: &str, handover_fields: Option<&HandoverFields>) {
+    if let Err(error) = send(text, handover_fields, &[]) {
+        log::warn!("cannot notify the service manager of {text:?}, {handover_fields:?}: {error}");
     }
 }
 
-fn send(text: &str, notice: Option<&Notice>, descriptors: &[&Descriptor]) -> io::Result<()> {
+fn send(
+    text: &str,
+    handover_fields: Option<&HandoverFields>,
+    descriptors: &[&Descriptor],
+) -> io::Result<()> {
     let manager = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
     if manager.is_empty() {
         return Ok(());
     }
     let mut text = text.to_owned();
-    if let Some(notice) = notice {
-        text += &format!("{}={}\n", Notice::VARIABLE, notice.encode()?);
+    if let Some(handover_fields) = handover_fields {
+        text += &format!(
+            "{}={}\n",
+            HandoverFields::VARIABLE,
+            handover_fields.encode()?
+        );
     }
     sys::message::notify(&manager, &text, descriptors)
 }
@@ -214,13 +223,13 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// end.
 fn send_and_receive(
     text: &str,
-    notice: Option<&Notice>,
+    handover_fields: Option<&HandoverFields>,
     timeout: Duration,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Option<Descriptor>)> {
     let (own_end, manager_end) = sys::message::create_pair()?;
     let descriptor = sys::descriptor::duplicate(&manager_end)?;
-    send(text, notice, &[&descriptor])?;
+    send(text, handover_fields, &[&descriptor])?;
     drop((manager_end, descriptor));
     own_end.set_nonblocking(false)?;
     own_end.set_read_timeout(Some(timeout))?;

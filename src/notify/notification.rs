@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::wire::{Notice, Record};
+use crate::wire::{HandoverFields, Record};
 
-/// The variables of a notification that our supervisor understands.
+/// The variables of a notification that a supervisor of this crate understands.
 #[derive(Debug, Default)]
 pub(crate) struct Notification {
     pub(crate) ready: bool,
@@ -13,8 +13,8 @@ pub(crate) struct Notification {
     pub(crate) status: Option<String>,
     pub(crate) extend: Option<Duration>,
     pub(crate) watchdog: Option<WatchdogMessage>,
-    /// What only our servers send.
-    pub(crate) notice: Notice,
+    /// What only servers of this crate send.
+    pub(crate) handover_fields: HandoverFields,
 }
 
 /// The value of `WATCHDOG`.
@@ -42,10 +42,12 @@ impl Notification {
                 }
                 ("WATCHDOG", "1") => notification.watchdog = Some(WatchdogMessage::Alive),
                 ("WATCHDOG", "trigger") => notification.watchdog = Some(WatchdogMessage::Wedged),
-                (Notice::VARIABLE, record) => match Notice::decode(record.as_bytes()) {
-                    Ok(notice) => notification.notice = notice,
-                    Err(error) => log::debug!("ignoring {}: {error}", Notice::VARIABLE),
-                },
+                (HandoverFields::VARIABLE, record) => {
+                    match HandoverFields::decode(record.as_bytes()) {
+                        Ok(handover_fields) => notification.handover_fields = handover_fields,
+                        Err(error) => log::debug!("ignoring {}: {error}", HandoverFields::VARIABLE),
+                    }
+                }
                 _ => {}
             }
         }
@@ -84,17 +86,17 @@ mod tests {
     }
 
     #[test]
-    fn our_own_variable_is_a_notice() {
-        let notice = Notice {
+    fn our_own_variable_is_read() {
+        let handover_fields = HandoverFields {
             generation: Some(2),
             failed: Some("a\nb".to_owned()),
-            ..Notice::default()
+            ..HandoverFields::default()
         };
-        let record = notice.encode().unwrap();
+        let record = handover_fields.encode().unwrap();
         let text = format!("WATCHDOG=trigger\nX_HANDOVER={record}\nREADY=1\n");
         let notification = Notification::parse(&text);
         assert_eq!(notification.watchdog, Some(WatchdogMessage::Wedged));
         assert!(notification.ready);
-        assert_eq!(notification.notice, notice);
+        assert_eq!(notification.handover_fields, handover_fields);
     }
 }

@@ -150,6 +150,10 @@ impl Concurrency {
         }
         stack.workers.push(worker);
         self.resting.store(stack.workers.len(), SeqCst);
+        // The last worker may have left the poller just before, and seen no worker to wake.
+        if sleepers.load(SeqCst) == 0 {
+            self.is_scanning.store(true, SeqCst);
+        }
         let mut quiet_scans = 0;
         while !stack.is_closed && stack.workers.contains(&worker) {
             let is_standby = stack.workers.last() == Some(&worker);
@@ -184,7 +188,7 @@ impl Concurrency {
     /// Makes the standby scan. Called by the last worker that leaves the poller.
     #[inline]
     pub(super) fn ensure_scanning(&self) {
-        if self.resting.load(Relaxed) > 0 && !self.is_scanning.load(Relaxed) {
+        if self.resting.load(SeqCst) > 0 && !self.is_scanning.load(SeqCst) {
             self.start_scanning();
         }
     }

@@ -10,7 +10,7 @@ use crate::notify;
 use crate::sys;
 use crate::wire::{BindAnswer, BindRequest, Record};
 
-/// Has the supervisor bind.
+/// Makes the supervisor bind.
 pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
     bind.bind_by(|bind, addr| match bind.to_request() {
         Some(request) => ask_supervisor(generation, bind, request),

@@ -26,7 +26,7 @@ pub enum RestartErrorKind {
     /// No process could be started: the program is missing, or cannot be run. The
     /// [`source`](Error::source) is the system's error.
     Start,
-    /// The successor ended before it had taken over.
+    /// The successor exited before it had taken over.
     Ended,
     /// The successor was not ready in time, and was ended.
     TimedOut,
@@ -66,7 +66,8 @@ impl RestartError {
         self.kind
     }
 
-    /// How the successor ended, if it did and the system told.
+    /// The successor's exit status; `None` if the successor has not exited, or if the status is not
+    /// known.
     pub fn status(&self) -> Option<ExitStatus> {
         self.status
     }

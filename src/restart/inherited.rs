@@ -1,7 +1,7 @@
 //! What this process was started with.
 //!
 //! Listeners come as systemd passes them (sd_listen_fds(3)): from systemd or another socket
-//! activator, from our supervisor, or from the predecessor. What a supervisor or a predecessor
+//! activator, from the supervisor, or from the predecessor. What a supervisor or a predecessor
 //! passes besides is in the launch record ([`Launch`]).
 
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use super::launch::{own_launch, passed_names};
 use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
 use crate::sys::{self, Descriptor};
-use crate::wire::{Launch, fd_name};
+use crate::wire::{Launch, to_fd_name};
 
 /// The name under which a predecessor passes the supervisor's lifeline on.
 pub(super) const LIFELINE_NAME: &str = "handover-supervisor";
@@ -29,8 +29,8 @@ pub(crate) struct Inherited {
     pub(super) lifeline: Option<Socket>,
     /// Zero if this process was started without a number.
     generation: u64,
-    /// Why this process cannot talk to its predecessor.
-    pub(super) broken: Option<String>,
+    /// Why this process cannot talk to its predecessor; `None` if it can, or has none.
+    pub(super) predecessor_error: Option<String>,
 }
 
 /// A descriptor that was passed, in `LISTEN_FDS`.
@@ -38,13 +38,13 @@ struct Passed {
     position: u32,
     name: String,
     descriptor: Descriptor,
-    /// The name says what the descriptor is for, whatever its address.
-    by_name: bool,
+    /// A bind request with this name gets this listener, even if the address differs.
+    matches_by_name: bool,
 }
 
 /// What a predecessor passes beside listeners.
 pub(super) struct Predecessor {
-    pub(super) control: Socket,
+    pub(super) handshake: Socket,
     pub(super) stderr: Option<OwnStderr>,
     /// What the predecessor's service exported.
     pub(super) state: Option<Vec<u8>>,
@@ -66,8 +66,8 @@ impl Inherited {
         if TAKEN.swap(true, SeqCst) {
             return inherited;
         }
-        let by_name = inherited.take_launched();
-        inherited.take_passed(by_name.as_deref());
+        let matched_by_name = inherited.take_launched();
+        inherited.take_passed(matched_by_name.as_deref());
         if inherited.predecessor.is_some() {
             let lifeline = inherited.remove(LIFELINE_NAME);
             inherited.lifeline =
@@ -82,43 +82,44 @@ impl Inherited {
         match own_launch() {
             Ok(Some(Launch::Successor {
                 generation,
-                control,
+                handshake,
                 stderr,
                 state,
-                by_name,
+                matched_by_name,
             })) => {
                 let failed = |error: &io::Error| {
-                    self.broken = Some(format!("cannot talk to the predecessor: {error}"));
+                    self.predecessor_error =
+                        Some(format!("cannot talk to the predecessor: {error}"));
                 };
-                let control = adopt_socket(control).inspect_err(failed).ok()?;
+                let handshake = adopt_socket(handshake).inspect_err(failed).ok()?;
                 let adopt = |number| sys::descriptor::adopt(number).ok();
                 let own_stderr = |(own, pipe)| {
                     let _pipe = adopt(pipe);
                     adopt(own).map(|own| OwnStderr { own, _pipe })
                 };
                 self.predecessor = Some(Predecessor {
-                    control,
+                    handshake,
                     stderr: stderr.and_then(own_stderr),
                     state: state.and_then(read_state),
                 });
                 self.generation = generation;
-                Some(by_name)
+                Some(matched_by_name)
             }
             Ok(Some(Launch::Serve {
                 generation,
                 lifeline,
-                by_name,
+                matched_by_name,
             })) => {
                 let failed = |error: &io::Error| {
-                    log::error!("the supervisor cannot be watched: {error}");
+                    log::error!("cannot see when the supervisor dies: {error}");
                 };
                 self.lifeline = Some(adopt_socket(lifeline).inspect_err(failed).ok()?);
                 self.generation = generation;
-                Some(by_name)
+                Some(matched_by_name)
             }
-            Ok(Some(Launch::Rehearse { .. } | Launch::Resume { .. }) | None) => None,
+            Ok(Some(Launch::DryRun { .. } | Launch::Resume { .. }) | None) => None,
             Err(error) if error.by_predecessor => {
-                self.broken = Some(error.text);
+                self.predecessor_error = Some(error.text);
                 None
             }
             // The supervisor notices, as it is never told that this process is ready.
@@ -129,14 +130,15 @@ impl Inherited {
         }
     }
 
-    fn take_passed(&mut self, by_name: Option<&[u32]>) {
+    fn take_passed(&mut self, matched_by_name: Option<&[u32]>) {
         for ((position, number), name) in (0..).zip(sys::FIRST_PASSED..).zip(passed_names()) {
             match sys::descriptor::adopt(number) {
                 Ok(descriptor) => self.passed.push(Passed {
                     position,
                     name,
                     descriptor,
-                    by_name: by_name.is_none_or(|by_name| by_name.contains(&position)),
+                    matches_by_name: matched_by_name
+                        .is_none_or(|matched| matched.contains(&position)),
                 }),
                 Err(error) => log::error!("descriptor {number}, {name:?}, was not passed: {error}"),
             }
@@ -155,7 +157,7 @@ impl Inherited {
 
     /// Takes a descriptor by its name.
     pub(super) fn remove(&mut self, name: &str) -> Option<Descriptor> {
-        let name = fd_name(name);
+        let name = to_fd_name(name);
         let index = self.passed.iter().position(|passed| passed.name == name)?;
         Some(self.take_at(index).descriptor)
     }
@@ -167,28 +169,28 @@ impl Inherited {
     }
 
     /// Takes the listeners for these addresses, in their order; `None` where none was passed.
-    pub(crate) fn listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
+    pub(crate) fn take_listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
         let mut found: Vec<Option<Listener>> = binds.iter().map(|_| None).collect();
         // The best fits come first: an address with any port must not take a listener that
         // another one asks for by its port.
         for least in [Fit::Name, Fit::Addr, Fit::AnyPort] {
             for (bind, found) in binds.iter().zip(&mut found) {
                 if found.is_none() {
-                    *found = self.listener(bind, least);
+                    *found = self.take_listener(bind, least);
                 }
             }
         }
         found
     }
 
-    fn listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
+    fn take_listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
         let fitting = |passed: &Passed| {
             let socket = sys::descriptor::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
             if !sys::socket::is_listening_stream(&socket).unwrap_or(false) {
                 return None;
             }
             let local = Addr::from_kernel(&socket.local_addr().ok()?);
-            let fit = bind.fit(&passed.name, &local, passed.by_name)?;
+            let fit = bind.fit(&passed.name, &local, passed.matches_by_name)?;
             (fit >= least).then_some((socket, fit))
         };
         let mut all = self.passed.iter().enumerate();

@@ -10,7 +10,7 @@ use std::io;
 use std::process;
 
 use crate::sys::PidVariable;
-use crate::wire::{Launch, LaunchError, fd_name};
+use crate::wire::{Launch, LaunchError, to_fd_name};
 
 const LISTEN_PID: &str = "LISTEN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
@@ -26,7 +26,7 @@ const MAX_PASSED: i32 = 4096;
 /// The variables for a process that gets descriptors with these names, from
 /// [`FIRST_PASSED`](crate::sys::FIRST_PASSED) on. The second part contains its process id.
 pub(crate) fn passing_variables(names: &[String]) -> ([OsString; 2], PidVariable) {
-    let list: Vec<String> = names.iter().map(|name| fd_name(name)).collect();
+    let list: Vec<String> = names.iter().map(|name| to_fd_name(name)).collect();
     let fds = format!("{LISTEN_FDS}={}", list.len()).into();
     let names = format!("{LISTEN_FDNAMES}={}", list.join(":")).into();
     let pid = PidVariable::new(format!("{LISTEN_PID}="), "");
@@ -65,7 +65,7 @@ fn names_for_process(pid: &str, count: &str, names: &str) -> Vec<String> {
         return Vec::new();
     }
     let Ok(count @ 0..=MAX_PASSED) = count.parse() else {
-        log::error!("{LISTEN_FDS} makes no sense: {count:?}");
+        log::error!("{LISTEN_FDS} is not a number from 0 to {MAX_PASSED}: {count:?}");
         return Vec::new();
     };
     let mut given = names.split(':').filter(|_| !names.is_empty());

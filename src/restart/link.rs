@@ -1,4 +1,4 @@
-//! The control socket between a process and its successor: one handshake message in each packet.
+//! The handshake socket between a process and its successor: one handshake message in each packet.
 //!
 //! Packets of another version or of an unknown kind are ignored, so that a later release may send
 //! more. The supervisor's lifeline is a link as well, on which nothing is sent: only its
@@ -13,7 +13,7 @@ use socket2::Socket;
 use crate::sys::{self, Poller};
 use crate::wire::{HandshakeMessage, Record, WirePath};
 
-/// One end of the control socket, watched by a poller.
+/// One end of the handshake socket, watched by a poller.
 pub(super) struct Link {
     socket: Socket,
     poller: Arc<Poller>,
@@ -72,19 +72,19 @@ impl Link {
                 // still to be received.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => {
-                    log::debug!("the control socket failed: {error}");
+                    log::debug!("the handshake socket failed: {error}");
                     return Some(Incoming::End);
                 }
             }
         }
     }
 
-    /// Has the poller report later packets too, on platforms where it reports a socket once.
+    /// Makes the poller report later packets too, on platforms where it reports a socket once.
     fn rearm(&self) {
         if !Poller::SHARED {
             let interest = sys::Interest::Read;
             if let Err(error) = self.poller.rearm(&self.socket, self.token, interest) {
-                log::error!("cannot watch the control socket: {error}");
+                log::error!("cannot watch the handshake socket: {error}");
             }
         }
     }
@@ -93,7 +93,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         if let Err(error) = self.poller.remove(&self.socket) {
-            log::error!("cannot remove the control socket from the poller: {error}");
+            log::error!("cannot remove the handshake socket from the poller: {error}");
         }
     }
 }

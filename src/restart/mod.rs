@@ -19,7 +19,7 @@
 //! meanwhile in its queue.
 //!
 //! [`program`] starts the successor, [`launch`] and [`inherited`] are what the successor finds,
-//! [`link`] carries the messages, and the [`upgrader`] is the thread that follows the handshake in
+//! [`link`] carries the messages, and the [`restarter`] is the thread that follows the handshake in
 //! both processes.
 
 mod bind_request;
@@ -29,7 +29,7 @@ mod launch;
 mod link;
 mod pid_file;
 mod program;
-mod upgrader;
+mod restarter;
 
 use std::error::Error;
 use std::fmt;
@@ -48,7 +48,7 @@ pub(crate) use inherited::{Inherited, adopt_socket};
 pub(crate) use launch::{launch_variable, own_launch, passing_variables};
 pub(crate) use pid_file::PidFile;
 pub(crate) use program::Program;
-pub(crate) use upgrader::{Host, Upgrader, UpgraderHandle};
+pub(crate) use restarter::{RestartableServer, Restarter, RestarterHandle};
 
 /// Returns when the application is ready.
 pub(crate) type ReadyWhen =
@@ -75,10 +75,10 @@ pub(crate) type ReadyWhen =
 ///
 /// In a new process, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are blocked until its
 /// server runs, so that none of them kills the process before it has handlers. Threads and
-/// subprocesses that it starts earlier inherit that. Until the new process is ready, its standard
-/// error is a pipe to the old one, which relays it. (If the old process is killed meanwhile, the
-/// pipe keeps 64 KiB, and more has to wait until the server is built.) A new process that fails is
-/// killed half a second after its server has ended.
+/// subprocesses that it starts earlier inherit the blocked signals. Until the new process is ready,
+/// its standard error is a pipe to the old process, which relays it. If the old process dies before
+/// that, the pipe holds 64 KiB; further writes to standard error wait until the server is built. A
+/// new process that fails is killed half a second after its server has ended.
 ///
 /// While a new process starts, it has a parent that waits for it: a copy of the old process, which
 /// shares the old one's memory until either writes to it.
@@ -105,7 +105,7 @@ pub(crate) type ReadyWhen =
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "a server can be restarted if its builder gets this"]
+#[must_use = "a Restart has no effect before it is given to Builder::restart"]
 pub struct Restart {
     program: io::Result<Program>,
     pub(crate) inherited: Inherited,
@@ -139,9 +139,9 @@ impl Restart {
     pub fn new() -> Self {
         let inherited = Inherited::take();
         if let Some(predecessor) = &inherited.predecessor {
-            send_message(&predecessor.control, &HandshakeMessage::Hello);
+            send_message(&predecessor.handshake, &HandshakeMessage::Hello);
         }
-        let is_successor = inherited.predecessor.is_some() || inherited.broken.is_some();
+        let is_successor = inherited.predecessor.is_some() || inherited.predecessor_error.is_some();
         Self {
             blocked_signals: Some(BlockedSignals(is_successor)),
             program: Program::of_this_process(),
@@ -171,10 +171,10 @@ impl Restart {
         self
     }
 
-    /// Called when the server is ready otherwise: no connection is accepted before `ready` has
-    /// returned. `ready` may fill caches, or check that what the service needs is there. Its error
-    /// makes the start fail, and the predecessor goes on serving. `ready` runs on a thread of its
-    /// own; a stop does not wait for it. Defaults to nothing.
+    /// Sets a check that runs last, before the first connection is accepted. `ready` may fill
+    /// caches, or check that what the service needs is there. An error of `ready` makes the start
+    /// fail, and the predecessor goes on serving. `ready` runs on a thread of its own; a stop does
+    /// not wait for it. Defaults to nothing.
     ///
     /// # Examples
     ///
@@ -317,13 +317,13 @@ impl Restart {
             let text = "restarts are not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        if let Some(why) = &self.inherited.broken {
+        if let Some(why) = &self.inherited.predecessor_error {
             return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()));
         }
         match &self.program {
             Ok(_) => Ok(()),
             Err(error) => {
-                let text = format!("cannot tell what program this is: {error}");
+                let text = format!("cannot find the program file of this process: {error}");
                 Err(io::Error::new(error.kind(), text))
             }
         }

@@ -32,7 +32,11 @@ impl PidFile {
             // A dead process holds no lock. Our lock on its file lasts until the new file is there.
             Ok(found) if !sys::file::try_lock(&found)? => {
                 let pid = fs::read_to_string(path).unwrap_or_default();
-                let text = format!("{} is that of process {}", path.display(), pid.trim());
+                let text = format!(
+                    "{} belongs to process {}, which is running",
+                    path.display(),
+                    pid.trim()
+                );
                 Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -89,13 +89,14 @@ impl Program {
 
     /// Starts the program as a successor.
     ///
-    /// `descriptors` are listeners and others, with their names. `by_name` has the positions of the
-    /// listeners that are known by their names only. `state` is what the service exported.
-    pub(super) fn start_successor(
+    /// `descriptors` are listeners and others, with their names. `matched_by_name` has the
+    /// positions of the listeners that a bind request matches by name. `handshake` is the
+    /// successor's end of the handshake socket. `state` is what the service exported.
+    pub(super) fn spawn_as_successor(
         &self,
         descriptors: Vec<(String, Descriptor)>,
-        by_name: Vec<u32>,
-        control: &Socket,
+        matched_by_name: Vec<u32>,
+        handshake: &Socket,
         state: Option<Vec<u8>>,
         generation: u64,
     ) -> io::Result<(Process, StderrTail)> {
@@ -104,7 +105,7 @@ impl Program {
             descriptors.push(descriptor);
             sys::FIRST_PASSED + descriptors.len() as i32 - 1
         };
-        let control = pass(sys::descriptor::duplicate(control)?);
+        let handshake = pass(sys::descriptor::duplicate(handshake)?);
         let (mut stderr, mut writer, mut reader) = (None, None, None);
         // A process without standard error has none to pass on.
         if let Ok(own) = sys::descriptor::duplicate_stderr() {
@@ -117,10 +118,10 @@ impl Program {
         let state = state.transpose()?.map(|file| pass(file.into()));
         let launch = Launch::Successor {
             generation,
-            control,
+            handshake,
             stderr,
             state,
-            by_name,
+            matched_by_name,
         };
         let (variables, listen_pid) = passing_variables(&names);
         let mut env = self.env.clone();

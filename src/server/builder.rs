@@ -285,7 +285,7 @@ impl Builder {
                 Source::Bind(bind) => Some(bind),
                 Source::Bound(_) => None,
             });
-            inherited = restart.inherited.listeners(&binds.collect::<Vec<_>>());
+            inherited = restart.inherited.take_listeners(&binds.collect::<Vec<_>>());
             restart.inherited.close_rest();
         }
         let mut inherited = inherited.into_iter();

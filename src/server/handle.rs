@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::addr::Addr;
 use crate::clock::Deadline;
-use crate::restart::{RestartError, RestartErrorKind, UpgraderHandle};
+use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::ServerCommand;
 use crate::stats::Stats;
@@ -49,7 +49,7 @@ pub(super) struct ServerShared {
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
     pub(super) report: ReportCell,
     /// `Some` if the server can be restarted.
-    pub(super) restart: Option<UpgraderHandle>,
+    pub(super) restarter: Option<RestarterHandle>,
 }
 
 /// The report, once there is one, and whether all threads have ended.
@@ -128,7 +128,7 @@ impl Handle {
     /// it is being stopped or has been replaced before.
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
         let shared = &self.0.shared;
-        let Some(remote) = &shared.restart else {
+        let Some(restarter) = &shared.restarter else {
             let why = "the server was built without Builder::restart";
             return Err(RestartError::new(RestartErrorKind::Off, why));
         };
@@ -136,7 +136,7 @@ impl Handle {
             let why = "a thread of the server cannot wait for the end of the server";
             return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
-        let done = remote.wait_for_restart()?;
+        let done = restarter.wait_for_restart()?;
         let (drained, _) = shared.report.wait();
         Ok(RestartReport {
             ready_after: done.ready_after,

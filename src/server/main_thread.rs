@@ -26,7 +26,7 @@ use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::panic;
 use crate::parking::{self, Lot, Token};
-use crate::restart::{Host, Upgrader, UpgraderHandle};
+use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
 use crate::server::report::{Forced, Report};
@@ -47,8 +47,8 @@ const FORCED_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct MainThread<S: Service> {
     pub(super) service: S,
     pub(super) listeners: Vec<Arc<Listener>>,
-    /// `Some` if the server can be restarted, until the upgrader has its thread.
-    pub(super) upgrader: Option<Upgrader>,
+    /// `Some` if the server can be restarted, until the restarter has its thread.
+    pub(super) restarter: Option<Restarter>,
     pub(super) idle_grace: Duration,
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
@@ -66,7 +66,7 @@ enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
-    Upgrader,
+    Restarter,
 }
 
 /// Reports the end of its thread when it is dropped, also after a panic.
@@ -85,7 +85,7 @@ impl<S: Service> MainThread<S> {
     pub(super) fn run(mut self, shared: &ServerShared, started: &Sender<io::Result<()>>) {
         mark_thread(self.server_id);
         let listeners = std::mem::take(&mut self.listeners);
-        let upgrader = self.upgrader.take();
+        let restart_thread = self.restarter.take();
         let runs = self.runs.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
         let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + 3);
@@ -101,13 +101,13 @@ impl<S: Service> MainThread<S> {
             main: &self,
             commands: &shared.commands,
         };
-        let restart = shared.restart.as_ref();
+        let restarter = shared.restarter.as_ref();
         thread::scope(|scope| {
-            // The upgrader comes first: a predecessor may send messages while the workers are
+            // The restarter comes first: a predecessor may send messages while the workers are
             // built.
-            let result = match upgrader {
-                Some(upgrader) => self.spawn(scope, "upgrade", Ended::Upgrader, &ends, || {
-                    upgrader.run(&host);
+            let result = match restart_thread {
+                Some(restarter) => self.spawn(scope, "restart", Ended::Restarter, &ends, || {
+                    restarter.run(&host);
                 }),
                 None => Ok(()),
             };
@@ -119,10 +119,10 @@ impl<S: Service> MainThread<S> {
             let _ = started.send(result);
             let stop = match failed {
                 true => StopProgress::failed_start(),
-                false => self.handle_commands(&commands, &ended, restart),
+                false => self.handle_commands(&commands, &ended, restarter),
             };
             drop(runs);
-            let (report, all_ended) = self.finish(stop, &ended, restart);
+            let (report, all_ended) = self.finish(stop, &ended, restarter);
             log::info!("{report}");
             // A handle that sends a command from now on must not block.
             drop(commands);
@@ -194,7 +194,7 @@ impl<S: Service> MainThread<S> {
         &self,
         commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
-        restart: Option<&UpgraderHandle>,
+        restarter: Option<&RestarterHandle>,
     ) -> StopProgress {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
@@ -227,8 +227,8 @@ impl<S: Service> MainThread<S> {
                             None => ServerCommand::StopNow,
                         }
                     }
-                    Ok(Ended::Upgrader) => {
-                        log::error!("the upgrader has failed: this server cannot be restarted any more");
+                    Ok(Ended::Restarter) => {
+                        log::error!("the restart thread has failed: this server can no longer be restarted");
                         ServerCommand::Check
                     }
                     // No other thread ends before the queue's sender is dropped.
@@ -241,8 +241,8 @@ impl<S: Service> MainThread<S> {
                 ServerCommand::Pause => drop(self.gate.pause()),
                 ServerCommand::Resume => self.gate.resume(),
                 ServerCommand::UserSignal => self.call_user_signal_hook(),
-                ServerCommand::Restart => match restart {
-                    Some(restart) => restart.request_restart(),
+                ServerCommand::Restart => match restarter {
+                    Some(restarter) => restarter.request_restart(),
                     None => log::warn!("the server was built without Builder::restart"),
                 },
                 ServerCommand::Replaced => {
@@ -251,10 +251,10 @@ impl<S: Service> MainThread<S> {
                         self.drain_after_replacement();
                     }
                 }
-                ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restart),
-                ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restart),
+                ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restarter),
+                ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restarter),
                 ServerCommand::StopNow => {
-                    self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restart);
+                    self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
                 }
             }
         }
@@ -277,12 +277,12 @@ impl<S: Service> MainThread<S> {
         &self,
         deadline: Deadline,
         stop: &mut Option<StopProgress>,
-        restart: Option<&UpgraderHandle>,
+        restarter: Option<&RestarterHandle>,
     ) {
         let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
         stop.deadline = stop.deadline.earlier(deadline);
-        if let Some(restart) = restart {
-            restart.report_stopping();
+        if let Some(restarter) = restarter {
+            restarter.report_stopping();
         }
         // No worker parks an idle connection from here on, so that `close_idle` finds all of them.
         self.lot.drain.mark_closing();
@@ -327,7 +327,7 @@ impl<S: Service> MainThread<S> {
         &self,
         stop: StopProgress,
         ended: &Receiver<Ended>,
-        restart: Option<&UpgraderHandle>,
+        restarter: Option<&RestarterHandle>,
     ) -> (Report, bool) {
         let lot = &self.lot;
         let mut report = Report {
@@ -350,8 +350,8 @@ impl<S: Service> MainThread<S> {
         }
         lot.end_threads();
         report.took = stop.since.elapsed();
-        if let Some(restart) = restart {
-            restart.report_stopped(report.to_string());
+        if let Some(restarter) = restarter {
+            restarter.report_stopped(report.to_string());
         }
         let until = Instant::now() + FORCED_GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
@@ -361,7 +361,7 @@ impl<S: Service> MainThread<S> {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
                 }
-                Ok(Ended::Acceptor | Ended::Keeper | Ended::Upgrader) => {}
+                Ok(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
                 Err(RecvTimeoutError::Timeout) => break false,
                 Err(RecvTimeoutError::Disconnected) => break true,
             }
@@ -391,7 +391,7 @@ impl<S: Service> MainThread<S> {
     }
 }
 
-/// The server, as its upgrader sees it.
+/// The server, as its restarter sees it.
 struct ServerHost<'a, S: Service> {
     main: &'a MainThread<S>,
     commands: &'a Sender<ServerCommand>,
@@ -404,8 +404,8 @@ impl<S: Service> ServerHost<'_, S> {
     }
 }
 
-impl<S: Service> Host for ServerHost<'_, S> {
-    fn export(&self) -> Option<Vec<u8>> {
+impl<S: Service> RestartableServer for ServerHost<'_, S> {
+    fn export_state(&self) -> Option<Vec<u8>> {
         panic::contain(|| self.main.service.export()).unwrap_or_else(|why| {
             log::error!("the export panicked: {why}");
             None
@@ -424,12 +424,12 @@ impl<S: Service> Host for ServerHost<'_, S> {
         self.main.gate.resume();
     }
 
-    fn leave(&self, taken: &[u32]) {
+    fn drain_after_replacement(&self, taken: &[u32]) {
         self.main.gate.set_served_elsewhere(taken);
         self.command(ServerCommand::Replaced);
     }
 
-    fn drain(&self) {
+    fn stop_in_drain_timeout(&self) {
         self.command(ServerCommand::Drain);
     }
 

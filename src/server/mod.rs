@@ -20,7 +20,7 @@ use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
 use crate::parking::{Lot, LotOptions, Token};
-use crate::restart::{BlockedSignals, ReadyWhen, Upgrader, UpgraderHandle};
+use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
 use crate::service::Service;
 use crate::signals::ServerCommand;
 use crate::stats::{Counters, Stats, WorkerState};
@@ -142,7 +142,7 @@ impl<S: Service> Server<S> {
             stopped,
             ready_thread: format!("{}-ready", self.settings.thread_name_prefix),
             gate: Arc::clone(&gate),
-            upgrader: None,
+            restarter: None,
             ready_when: None,
             blocked_signals: None,
             handles_signals: false,
@@ -151,15 +151,15 @@ impl<S: Service> Server<S> {
                 .is_some_and(|restart| restart.is_supervised()),
             is_stopped: false,
         };
-        let mut upgrader = None;
+        let mut restarter = None;
         if let Some(mut restart) = restart {
             startup.ready_when = restart.ready_when.take();
             startup.blocked_signals = restart.blocked_signals.take();
             let listeners = listeners.iter().map(Arc::downgrade).collect();
             let drain_timeout = self.settings.drain_timeout;
-            let (thread, handle) = Upgrader::new(restart, listeners, drain_timeout)?;
-            upgrader = Some(thread);
-            startup.upgrader = Some(handle);
+            let (thread, handle) = Restarter::new(restart, listeners, drain_timeout)?;
+            restarter = Some(thread);
+            startup.restarter = Some(handle);
         }
         let stats_lot = Arc::clone(&lot);
         let shared = Arc::new(ServerShared {
@@ -168,12 +168,12 @@ impl<S: Service> Server<S> {
             server_id,
             stats: Box::new(move || stats(&stats_lot)),
             report: ReportCell::default(),
-            restart: startup.upgrader.clone(),
+            restarter: startup.restarter.clone(),
         });
         let main = MainThread {
             service: self.service,
             listeners,
-            upgrader,
+            restarter,
             idle_grace,
             runs: Some(runs),
             settings: self.settings,
@@ -227,7 +227,7 @@ impl<S: Service + 'static> Server<S> {
         #[cfg(feature = "signals")]
         let _subscription = match main.settings.signals {
             true => {
-                let (commands, can_restart) = (shared.commands.clone(), shared.restart.is_some());
+                let (commands, can_restart) = (shared.commands.clone(), shared.restarter.is_some());
                 let is_supervised = startup.is_supervised;
                 Some(crate::signals::subscribe(
                     commands,
@@ -268,7 +268,7 @@ struct Startup {
     stopped: Receiver<()>,
     ready_thread: String,
     gate: Arc<AcceptGate>,
-    upgrader: Option<UpgraderHandle>,
+    restarter: Option<RestarterHandle>,
     ready_when: Option<ReadyWhen>,
     blocked_signals: Option<BlockedSignals>,
     handles_signals: bool,
@@ -304,8 +304,8 @@ impl Startup {
                 recv(self.stopped) -> _ => return Ok(()),
             }
         }
-        match self.upgrader {
-            Some(upgrader) => upgrader.announce_ready().map_err(io::Error::other),
+        match self.restarter {
+            Some(restarter) => restarter.announce_ready().map_err(io::Error::other),
             None => {
                 self.gate.start();
                 Ok(())

@@ -89,14 +89,14 @@ impl<'a, T> Watchdog<'a, T> {
         match self.time_until_stuck() {
             Some(Duration::ZERO) if !stopping => {
                 log::error!("no worker makes progress: {}", self.describe_stuck_calls());
-                notify::watchdog_trigger();
+                notify::send_watchdog_trigger();
                 return;
             }
             Some(left) => self.next_check = self.next_check.min(now + left),
             None => {}
         }
         if self.threads_react {
-            notify::watchdog_alive();
+            notify::send_watchdog_alive();
         }
     }
 

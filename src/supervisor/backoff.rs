@@ -1,9 +1,9 @@
-//! The back-off: how long to wait before a process that has exited is started again.
+//! The back-off: how long to wait before another process is started.
 //!
-//! The first restart is immediate. Each further one waits twice as long as the one before: `first`,
-//! `2 * first`, and so on up to `longest`. A process that has served for `healthy_after` resets
-//! this. [`BREAKER_LIMIT`] processes in a row that exit before they are ready open the circuit
-//! breaker: each restart then waits `longest`, until a process has been ready.
+//! The first start after a failure is immediate. Each further start waits twice as long as the
+//! start before: `first`, `2 * first`, and so on up to `longest`. A process that has served for
+//! `healthy_after` resets this. [`BREAKER_LIMIT`] processes in a row that fail before they are
+//! ready open the circuit breaker: each start then waits `longest`, until a process has been ready.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -16,24 +16,24 @@ pub(super) struct BackoffSettings {
     pub(super) healthy_after: Duration,
 }
 
-/// This many deaths in a row before a process was ready open the circuit breaker.
+/// This many failures in a row before a process was ready open the circuit breaker.
 pub(super) const BREAKER_LIMIT: u32 = 5;
 
-/// The deaths in one slot. A process dies when it exits or stops without having been asked to, or
-/// cannot be started.
+/// The failures in one slot. A process fails when it exits or stops without having been asked to,
+/// or cannot be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backoff {
-    /// Deaths since a process was healthy.
-    pub(super) deaths: u32,
-    /// Deaths since a process was ready.
-    pub(super) deaths_before_ready: u32,
+    /// Failures since a process was healthy.
+    pub(super) failures: u32,
+    /// Failures since a process was ready.
+    pub(super) failures_before_ready: u32,
 }
 
 impl Backoff {
-    /// Counts a death, and returns how long to wait before the restart. `served` is how long the
-    /// process was ready, `None` if it never was. `jitter`, between 0 and 1, shortens the wait by
-    /// up to a fifth, so that processes that died together are not restarted together.
-    pub(super) fn record_death(
+    /// Counts a failure, and returns how long to wait before the next start. `served` is how long
+    /// the process was ready, `None` if it never was. `jitter`, between 0 and 1, shortens the wait
+    /// by up to a fifth, so that processes that failed together are not started together.
+    pub(super) fn record_failure(
         &mut self,
         settings: &BackoffSettings,
         served: Option<Duration>,
@@ -41,23 +41,23 @@ impl Backoff {
     ) -> Duration {
         match served {
             Some(served) if served >= settings.healthy_after => *self = Self::default(),
-            Some(_) => self.deaths_before_ready = 0,
-            None => self.deaths_before_ready = self.deaths_before_ready.saturating_add(1),
+            Some(_) => self.failures_before_ready = 0,
+            None => self.failures_before_ready = self.failures_before_ready.saturating_add(1),
         }
-        let delay = match self.deaths {
+        let delay = match self.failures {
             0 => Duration::ZERO,
             _ if self.is_breaker_open() => settings.longest,
-            deaths => {
-                let factor = 1u32.checked_shl(deaths - 1).unwrap_or(u32::MAX);
+            failures => {
+                let factor = 1u32.checked_shl(failures - 1).unwrap_or(u32::MAX);
                 settings.first.saturating_mul(factor).min(settings.longest)
             }
         };
-        self.deaths = self.deaths.saturating_add(1);
+        self.failures = self.failures.saturating_add(1);
         delay.mul_f64(1.0 - 0.2 * jitter.clamp(0.0, 1.0))
     }
 
     pub(super) fn is_breaker_open(&self) -> bool {
-        self.deaths_before_ready >= BREAKER_LIMIT
+        self.failures_before_ready >= BREAKER_LIMIT
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
     fn the_first_restart_is_immediate_and_each_further_one_waits_longer() {
         let mut backoff = Backoff::default();
         let mut delay = || {
-            let delay = backoff.record_death(&SETTINGS, Some(Duration::from_secs(1)), 0.0);
+            let delay = backoff.record_failure(&SETTINGS, Some(Duration::from_secs(1)), 0.0);
             delay.as_millis()
         };
         assert_eq!([delay(), delay(), delay(), delay()], [0, 100, 200, 400]);
@@ -91,16 +91,19 @@ mod tests {
     }
 
     #[test]
-    fn five_deaths_before_ready_open_the_breaker_and_serving_closes_it() {
+    fn five_failures_before_ready_open_the_breaker_and_serving_closes_it() {
         let mut backoff = Backoff::default();
         for _ in 0..4 {
-            assert!(backoff.record_death(&SETTINGS, None, 0.0) < Duration::from_secs(1));
+            assert!(backoff.record_failure(&SETTINGS, None, 0.0) < Duration::from_secs(1));
         }
         assert!(!backoff.is_breaker_open());
-        assert_eq!(backoff.record_death(&SETTINGS, None, 0.0), SETTINGS.longest);
+        assert_eq!(
+            backoff.record_failure(&SETTINGS, None, 0.0),
+            SETTINGS.longest
+        );
         assert!(backoff.is_breaker_open());
         assert!(
-            backoff.record_death(&SETTINGS, Some(Duration::from_secs(1)), 0.0) < SETTINGS.longest
+            backoff.record_failure(&SETTINGS, Some(Duration::from_secs(1)), 0.0) < SETTINGS.longest
         );
         assert!(!backoff.is_breaker_open());
     }
@@ -109,10 +112,10 @@ mod tests {
     fn a_healthy_process_resets_the_backoff() {
         let mut backoff = Backoff::default();
         for _ in 0..40 {
-            backoff.record_death(&SETTINGS, None, 0.5);
+            backoff.record_failure(&SETTINGS, None, 0.5);
         }
         assert_eq!(
-            backoff.record_death(&SETTINGS, Some(SETTINGS.healthy_after), 0.5),
+            backoff.record_failure(&SETTINGS, Some(SETTINGS.healthy_after), 0.5),
             Duration::ZERO
         );
     }
@@ -121,10 +124,10 @@ mod tests {
     fn jitter_shortens_a_wait_by_at_most_a_fifth() {
         for jitter in [0.0, 0.5, 1.0, random_jitter()] {
             let mut backoff = Backoff {
-                deaths: 1,
-                deaths_before_ready: 0,
+                failures: 1,
+                failures_before_ready: 0,
             };
-            let delay = backoff.record_death(&SETTINGS, None, jitter);
+            let delay = backoff.record_failure(&SETTINGS, None, jitter);
             assert!((80..=100).contains(&delay.as_millis()), "{delay:?}");
         }
     }

@@ -8,7 +8,7 @@ use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::notify;
 use crate::restart::Inherited;
 use crate::sys::{self, Descriptor};
-use crate::wire::{ListenerRecord, fd_name};
+use crate::wire::{ListenerRecord, to_fd_name};
 
 /// All listeners that are held.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct HeldListener {
     pub(super) record: ListenerRecord,
     /// The listener is held even if no process uses it: the settings name the listener, or a socket
     /// activator passed it.
-    pub(super) pinned: bool,
+    pub(super) kept_when_unused: bool,
     /// The service manager passed this listener, and holds it: no copy needs to be stored.
     pub(super) held_by_manager: bool,
     pub(super) id: ListenerId,
@@ -40,7 +40,7 @@ impl HeldListener {
     /// Stores a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
-            Ok(copy) => notify::store(self.record.to_stored_name(), &copy),
+            Ok(copy) => notify::store_listener(self.record.to_stored_name(), &copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.record.name),
         }
     }
@@ -54,11 +54,11 @@ impl HeldListeners {
         settings: &Settings,
     ) -> io::Result<Self> {
         let mut held = Self::default();
-        let found = inherited.listeners(&settings.listen.iter().collect::<Vec<_>>());
+        let found = inherited.take_listeners(&settings.listen.iter().collect::<Vec<_>>());
         for (bind, found) in settings.listen.iter().zip(found) {
             let held_by_manager = found.is_some();
             let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
-            held.hold_configured(listener, held_by_manager, settings.foreign)?;
+            held.hold_configured(listener, held_by_manager, settings.runs_other_program)?;
         }
         held.hold_inherited(inherited.take_all());
         Ok(held)
@@ -69,13 +69,13 @@ impl HeldListeners {
     fn hold_inherited(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
             let stored = ListenerRecord::from_stored_name(&name);
-            let pinned = stored.is_none();
+            let kept_when_unused = stored.is_none();
             let record = stored.unwrap_or(ListenerRecord {
-                name: fd_name(&name),
-                by_name: true,
-                owns_path: false,
+                name: to_fd_name(&name),
+                matches_by_name: true,
+                removes_file: false,
             });
-            match self.add_descriptor(record, descriptor, pinned) {
+            match self.add_descriptor(record, descriptor, kept_when_unused) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
                 Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
             }
@@ -87,8 +87,9 @@ impl HeldListeners {
         for bind in &settings.listen {
             if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
                 let bound = bind.clone().bind().map_err(io::Error::from);
-                let held = bound
-                    .and_then(|listener| self.hold_configured(listener, false, settings.foreign));
+                let held = bound.and_then(|listener| {
+                    self.hold_configured(listener, false, settings.runs_other_program)
+                });
                 if let Err(error) = held {
                     log::error!("{error}");
                 }
@@ -96,15 +97,15 @@ impl HeldListeners {
         }
     }
 
-    /// Holds a listener that the settings name. A foreign program expects a blocking one; a program
-    /// that does not makes it non-blocking itself.
+    /// Holds a listener that the settings name. Another program expects a blocking
+    /// listener. A program of this crate makes it non-blocking itself.
     fn hold_configured(
         &mut self,
         listener: Listener,
         held_by_manager: bool,
-        foreign: bool,
+        runs_other_program: bool,
     ) -> io::Result<()> {
-        listener.socket.set_nonblocking(!foreign)?;
+        listener.socket.set_nonblocking(!runs_other_program)?;
         self.hold(listener, true, held_by_manager).map(drop)
     }
 
@@ -112,7 +113,7 @@ impl HeldListeners {
     fn hold(
         &mut self,
         listener: Listener,
-        pinned: bool,
+        kept_when_unused: bool,
         held_by_manager: bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
@@ -120,12 +121,12 @@ impl HeldListeners {
         let held = HeldListener {
             id,
             record: ListenerRecord {
-                name: fd_name(listener.name()),
-                by_name: pinned,
-                owns_path: listener.own_path().is_some(),
+                name: to_fd_name(listener.name()),
+                matches_by_name: kept_when_unused,
+                removes_file: listener.removed_file().is_some(),
             },
             listener,
-            pinned,
+            kept_when_unused,
             held_by_manager,
         };
         if !held_by_manager {
@@ -139,7 +140,7 @@ impl HeldListeners {
     /// that asks for any free port does not get the port of another process.
     pub(super) fn find_or_bind(&mut self, bind: Bind) -> io::Result<(ListenerId, Descriptor)> {
         let fits = |held: &&HeldListener| {
-            let fit = held.fit(&bind, held.record.by_name);
+            let fit = held.fit(&bind, held.record.matches_by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
         if let Some(held) = self.0.iter().find(fits) {
@@ -174,7 +175,7 @@ impl HeldListeners {
         &mut self,
         record: ListenerRecord,
         descriptor: Descriptor,
-        pinned: bool,
+        kept_when_unused: bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
         if self.0.iter().any(|held| held.id == id) {
@@ -185,27 +186,27 @@ impl HeldListeners {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let listener = Listener::for_others(socket, record.name.clone(), record.by_name)?;
-        listener.set_own_path(record.owns_path);
+        let listener = Listener::for_others(socket, record.name.clone(), record.matches_by_name)?;
+        listener.set_removes_file(record.removes_file);
         self.0.push(HeldListener {
             listener,
             record,
-            pinned,
-            // A pinned listener was passed by the service manager, which holds it.
-            held_by_manager: pinned,
+            kept_when_unused,
+            // The service manager passed such a listener, and holds it.
+            held_by_manager: kept_when_unused,
             id,
         });
         Ok(id)
     }
 
-    /// Closes the listeners that are neither pinned nor among those that processes use.
+    /// Closes the listeners that no process uses, unless they are kept when unused.
     pub(super) fn close_unused(&mut self, used: &[ListenerId]) {
         let before = self.0.len();
         self.0.retain(|held| {
-            let stays = held.pinned || used.contains(&held.id);
+            let stays = held.kept_when_unused || used.contains(&held.id);
             if !stays {
                 log::info!("closing the listener {}", held.listener.local_addr());
-                notify::forget(held.record.to_stored_name());
+                notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
         });
@@ -223,11 +224,11 @@ impl HeldListeners {
         self.0.iter()
     }
 
-    /// Has the drop keep the files of Unix sockets: the next supervisor gets the listeners from the
-    /// service manager.
+    /// Makes the drop keep the files of Unix sockets: the next supervisor gets the listeners from
+    /// the service manager.
     pub(super) fn keep_socket_files(&self) {
         for held in &self.0 {
-            held.listener.set_own_path(false);
+            held.listener.set_removes_file(false);
         }
     }
 }

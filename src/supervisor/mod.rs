@@ -13,10 +13,10 @@
 //! | [`notifications`] | handles the notifications of processes |
 //! | [`rolling_restart`] | replaces the processes one after another |
 //! | [`slot`] | a slot for one serving process, and the state of a process |
-//! | [`backoff`] | the delay before a restart |
+//! | [`backoff`] | the delay before another process is started |
 //! | [`listeners`] | holds the listeners |
 //! | [`ancestry`] | whether a process descends from the supervisor |
-//! | [`crash_report`] | what the threads of a hung process wait for |
+//! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`upgrade`], [`snapshot`] | the supervisor replaces itself, and the state that it passes on |
@@ -25,7 +25,6 @@
 mod ancestry;
 mod backoff;
 mod control;
-mod crash_report;
 mod listeners;
 mod logger;
 mod notifications;
@@ -36,6 +35,7 @@ mod slot;
 mod snapshot;
 mod spawn;
 mod status;
+mod thread_report;
 mod upgrade;
 
 use std::ffi::OsString;
@@ -51,7 +51,7 @@ use crate::wire::Launch;
 
 use backoff::BackoffSettings;
 use run::Run;
-use upgrade::{rehearse, resume};
+use upgrade::{perform_dry_run, resume};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -146,7 +146,7 @@ struct Settings {
     pid_file: Option<PathBuf>,
     listen: Vec<Bind>,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
-    foreign: bool,
+    runs_other_program: bool,
 }
 
 /// The exit code of a program whose configuration is wrong (EX_CONFIG in sysexits.h(3head)).
@@ -172,7 +172,7 @@ impl Supervisor {
             control: None,
             pid_file: None,
             listen: Vec::new(),
-            foreign: false,
+            runs_other_program: false,
         })
     }
 
@@ -183,9 +183,9 @@ impl Supervisor {
         self
     }
 
-    /// How long a new process may take until it is ready. It is then aborted and restarted. (In a
-    /// graceful restart of a server of this crate, [`Restart::ready_timeout`] applies.) Defaults to
-    /// 60 s.
+    /// How long a new process may take to become ready. A process that takes longer is aborted, and
+    /// another one is started. (In a graceful restart of a server of this crate,
+    /// [`Restart::ready_timeout`] applies.) Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.0.ready_timeout = timeout;
         self
@@ -240,8 +240,8 @@ impl Supervisor {
         self
     }
 
-    /// Whether a process is restarted that exits with code 0 without having been asked to. If not,
-    /// the supervisor exits with code 0 when no process is left. Defaults to true.
+    /// Whether a process that exits with code 0, without having been asked to, is started again. If
+    /// not, the supervisor exits with code 0 when no process is left. Defaults to true.
     pub fn restart_after_success(mut self, on: bool) -> Self {
         self.0.restart_after_success = on;
         self
@@ -315,7 +315,7 @@ impl Supervisor {
             let text = format!("there is no program {}", program.path().display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
-        self.0.foreign = true;
+        self.0.runs_other_program = true;
         let launch = own_launch().map_err(|error| io::Error::other(error.text))?;
         self.be_supervisor(program, launch)
     }
@@ -334,12 +334,12 @@ impl Supervisor {
             Some(Launch::Resume { snapshot }) => {
                 resume(self.0, program, SignalFd::open()?, snapshot)?
             }
-            Some(Launch::Rehearse { snapshot, report }) => {
-                rehearse(snapshot, report)?;
+            Some(Launch::DryRun { snapshot, report }) => {
+                perform_dry_run(snapshot, report)?;
                 process::exit(0);
             }
         };
-        Ok(run.run())
+        Ok(run.run_until_stopped())
     }
 }
 

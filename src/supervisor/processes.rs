@@ -4,10 +4,10 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::backoff::{self, BREAKER_LIMIT};
-use super::crash_report;
-use super::notifications::Position;
+use super::notifications::ProcessLocation;
 use super::run::Run;
-use super::slot::{Slot, SupervisedProcess};
+use super::slot::{ProcessSlot, SupervisedProcess};
+use super::thread_report;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Signal;
@@ -37,22 +37,22 @@ impl Run {
     fn start_in_slot(&mut self, index: usize) {
         self.slots[index].start_at = Deadline::NEVER;
         match self.start_process(index) {
-            Ok(process) => self.slots[index].main = Some(process),
+            Ok(process) => self.slots[index].current = Some(process),
             Err(why) => {
-                self.slots[index].last_end = Some(why.clone());
-                self.schedule_restart(index, None, &why);
+                self.slots[index].last_failure = Some(why.clone());
+                self.schedule_start(index, None, &why);
             }
         }
     }
 
-    /// Has a process started in this slot after the back-off. `served` is how long the process
+    /// Starts a process in this slot after the back-off. `served` is how long the process
     /// before was ready, and `why` is why there is none now.
-    pub(super) fn schedule_restart(&mut self, index: usize, served: Option<Duration>, why: &str) {
+    pub(super) fn schedule_start(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let slot = &mut self.slots[index];
         let jitter = backoff::random_jitter();
         let delay = slot
             .backoff
-            .record_death(&self.settings.backoff, served, jitter);
+            .record_failure(&self.settings.backoff, served, jitter);
         slot.start_at = Deadline::after(Instant::now(), delay);
         slot.restarts += 1;
         let seconds = delay.as_secs_f32();
@@ -61,53 +61,57 @@ impl Run {
                 "{why}; {} processes in a row have failed before they were ready (the limit is \
                  {BREAKER_LIMIT}): the next start is in {seconds:.1} s, and each further start waits \
                  as long until a process is ready",
-                slot.backoff.deaths_before_ready
+                slot.backoff.failures_before_ready
             );
         } else {
-            log::warn!("{why}; restarting it in {seconds:.2} s");
+            log::warn!("{why}; starting another process in {seconds:.2} s");
         }
-        notify::status(format_args!("{why}; restarting it in {seconds:.1} s"));
-        self.fail_restart(index, why);
+        notify::send_status(format_args!(
+            "{why}; starting another process in {seconds:.1} s"
+        ));
+        self.fail_rolling_restart(index, why);
     }
 
     // ---- being ready ----
 
+    /// The current process of this slot serves from now on.
     pub(super) fn mark_ready(&mut self, index: usize) {
-        let Some(main) = &mut self.slots[index].main else {
+        let Some(current) = &mut self.slots[index].current else {
             return;
         };
         let now = Instant::now();
-        main.ready_since = Some(now);
+        current.ready_since = Some(now);
         // A server of this crate sends watchdog notifications from now on. Another program may send
         // none, and is not watched before it has sent one.
-        main.last_watchdog = (main.restarts_itself || main.last_watchdog.is_some()).then_some(now);
-        if !main.aborted {
-            main.deadline = Deadline::NEVER;
+        current.last_watchdog =
+            (current.starts_successors || current.last_watchdog.is_some()).then_some(now);
+        if !current.aborted {
+            current.deadline = Deadline::NEVER;
         }
-        let (pid, generation) = (main.pid, main.generation);
+        let (pid, generation) = (current.pid, current.generation);
         let slot = &mut self.slots[index];
         slot.generation = slot.generation.max(generation);
         log::info!("process {pid}, generation {generation}, serves");
         self.close_unused_listeners();
-        if !self.first_was_ready && self.shutdown.is_none() {
-            self.first_was_ready = true;
+        if !self.has_been_ready && self.shutdown.is_none() {
+            self.has_been_ready = true;
             for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {
                 slot.start_at = Deadline::at(Some(now));
             }
         }
-        let all_ready = self.slots.iter().all(Slot::is_ready);
+        let all_ready = self.slots.iter().all(ProcessSlot::is_ready);
         if all_ready && self.rolling_restart.is_none() && self.shutdown.is_none() {
             self.sent_ready = true;
-            notify::ready(None, self.summary());
+            notify::send_ready(None, self.summary());
         }
     }
 
     /// The successor in this slot serves from now on, and the process before it drains.
     pub(super) fn promote_successor(&mut self, index: usize) {
-        if let Some(old) = self.slots[index].main.take() {
+        if let Some(old) = self.slots[index].current.take() {
             self.terminate(old);
         }
-        self.slots[index].main = self.slots[index].successor.take();
+        self.slots[index].current = self.slots[index].successor.take();
         self.slots[index].start_at = Deadline::NEVER;
         self.mark_ready(index);
     }
@@ -124,12 +128,14 @@ impl Run {
     /// Closes the held listeners that no process uses. Does nothing unless every ready process has
     /// told which listeners it uses.
     pub(super) fn close_unused_listeners(&mut self) {
-        let mains = || self.slots.iter().filter_map(|slot| slot.main.as_ref());
-        let mut ready = mains().filter(|main| main.ready_since.is_some());
-        let has_told = |main: &SupervisedProcess| !main.listeners.is_empty();
+        let current_processes = || self.slots.iter().filter_map(|slot| slot.current.as_ref());
+        let mut ready = current_processes().filter(|current| current.ready_since.is_some());
+        let has_told = |current: &SupervisedProcess| !current.listeners.is_empty();
         if ready.next().is_some_and(has_told) && ready.all(has_told) {
             let successors = self.slots.iter().filter_map(|slot| slot.successor.as_ref());
-            let processes = mains().chain(successors).chain(&self.unannounced);
+            let processes = current_processes()
+                .chain(successors)
+                .chain(&self.unannounced);
             let used: Vec<_> = processes
                 .flat_map(|process| process.listeners.clone())
                 .collect();
@@ -139,7 +145,7 @@ impl Run {
 
     // ---- exits ----
 
-    /// Has a process that is in no slot any more finish its requests and exit.
+    /// Makes a process that has left its slot finish its requests and exit.
     pub(super) fn terminate(&mut self, process: SupervisedProcess) {
         process.send(Signal::Terminate);
         self.drain(process);
@@ -163,27 +169,27 @@ impl Run {
         let how = status.map_or("exit status unknown".to_owned(), |status| {
             status.to_string()
         });
-        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| &rehearsal.process);
-        if rehearsal.is_some_and(|process| process.pid == pid) {
-            return self.finish_rehearsal(&how);
+        let dry_run = self.dry_run.as_ref().map(|dry_run| &dry_run.process);
+        if dry_run.is_some_and(|process| process.pid == pid) {
+            return self.finish_dry_run(&how);
         }
-        match self.position_of(pid) {
-            Some(Position::Main(index)) => {
-                let main = self.slots[index].main.take();
-                let ready_since = main.and_then(|main| main.ready_since);
+        match self.location_of(pid) {
+            Some(ProcessLocation::Current(index)) => {
+                let current = self.slots[index].current.take();
+                let ready_since = current.and_then(|current| current.ready_since);
                 let served = ready_since.map(|since| since.elapsed());
-                self.handle_main_exit(index, pid, served, status, &how);
+                self.handle_current_exit(index, pid, served, status, &how);
             }
-            Some(Position::Successor(index)) => {
+            Some(ProcessLocation::Successor(index)) => {
                 let successor = self.slots[index].successor.take();
-                if self.slots[index].main.is_none() {
-                    self.handle_main_exit(index, pid, None, status, &how);
-                } else if successor.is_some_and(|successor| !successor.restarts_itself) {
+                if self.slots[index].current.is_none() {
+                    self.handle_current_exit(index, pid, None, status, &how);
+                } else if successor.is_some_and(|successor| !successor.starts_successors) {
                     let why = format!("process {pid} exited before it was ready ({how})");
-                    self.fail_restart(index, &why);
+                    self.fail_rolling_restart(index, &why);
                 }
             }
-            Some(Position::Draining(index)) => {
+            Some(ProcessLocation::Draining(index)) => {
                 let process = self.draining.remove(index);
                 let why = format!("process {pid} exited ({how})");
                 log::info!("{why}");
@@ -193,14 +199,16 @@ impl Run {
                     self.give_up_slot(index, code, &why);
                 }
             }
-            Some(Position::Unannounced(index)) => {
+            Some(ProcessLocation::Unannounced(index)) => {
                 self.unannounced.remove(index);
             }
             None => log::debug!("process {pid}, which is not supervised, exited ({how})"),
         }
     }
 
-    fn handle_main_exit(
+    /// The current process of a slot has exited, or its successor after it: another process serves
+    /// in its place, the slot is given up, or, in a stop, nothing follows.
+    fn handle_current_exit(
         &mut self,
         index: usize,
         pid: u32,
@@ -214,7 +222,7 @@ impl Run {
         };
         let why = format!("process {pid} exited {when} ({how})");
         let slot = &mut self.slots[index];
-        slot.last_end = Some(why.clone());
+        slot.last_failure = Some(why.clone());
         if self.shutdown.is_some() {
             log::info!("{why}");
         } else if let Some(successor) = &mut slot.successor {
@@ -224,15 +232,15 @@ impl Run {
             );
             let ready_by = Deadline::after(Instant::now(), self.settings.ready_timeout);
             successor.deadline = successor.deadline.earlier(ready_by);
-            self.fail_restart(index, &why);
+            self.fail_rolling_restart(index, &why);
         } else if let Some(code) = self.final_exit_code(status) {
             self.give_up_slot(index, code, &why);
         } else {
-            self.schedule_restart(index, served, &why);
+            self.schedule_start(index, served, &why);
         }
     }
 
-    /// The exit code, if it means that the process must not be restarted.
+    /// The exit code, if it means that the program must not be started again.
     fn final_exit_code(&self, status: Option<ExitStatus>) -> Option<i32> {
         let code = status?.code()?;
         let is_final = match code {
@@ -244,21 +252,21 @@ impl Run {
 
     /// Starts no more processes in this slot.
     fn give_up_slot(&mut self, index: usize, code: i32, why: &str) {
-        log::error!("{why}; exit code {code} means that it must not be restarted");
+        log::error!("{why}; exit code {code} means that the program must not be started again");
         self.exit_code = code;
         self.slots[index].start_at = Deadline::NEVER;
-        if let Some(main) = self.slots[index].main.take() {
-            self.terminate(main);
+        if let Some(current) = self.slots[index].current.take() {
+            self.terminate(current);
         }
-        self.fail_restart(index, why);
+        self.fail_rolling_restart(index, why);
     }
 
     // ---- deadlines ----
 
-    /// When the main process of this slot counts as hung, unless a watchdog notification comes.
-    pub(super) fn watchdog_deadline(&self, slot: &Slot) -> Deadline {
-        let main = slot.main.as_ref().filter(|main| main.is_serving());
-        match main.map(|main| (main.watchdog, main.last_watchdog)) {
+    /// When the current process of this slot counts as hung, unless a watchdog notification comes.
+    pub(super) fn watchdog_deadline(&self, slot: &ProcessSlot) -> Deadline {
+        let current = slot.current.as_ref().filter(|current| current.is_serving());
+        match current.map(|current| (current.watchdog, current.last_watchdog)) {
             Some((Some(limit), Some(last))) if self.shutdown.is_none() => {
                 Deadline::after(last, limit)
             }
@@ -266,28 +274,47 @@ impl Run {
         }
     }
 
-    pub(super) fn check_processes(&mut self, now: Instant) {
-        let abort_timeout = self.settings.abort_timeout;
+    /// Starts the processes that are due.
+    pub(super) fn start_due_processes(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             if self.slots[index].start_at.has_passed(now) && self.shutdown.is_none() {
                 self.start_in_slot(index);
             }
-            if self.settings.ready_after.is_some() && self.shutdown.is_none() {
-                let is_ready_now = |process: &Option<SupervisedProcess>| {
-                    let mut starting = process.iter().filter(|p| p.ready_since.is_none());
-                    starting.any(|p| !p.aborted && p.deadline.has_passed(now))
-                };
-                if is_ready_now(&self.slots[index].successor) {
-                    self.promote_successor(index);
-                } else if is_ready_now(&self.slots[index].main) {
-                    self.mark_ready(index);
-                }
-            }
-            let is_hung = self.watchdog_deadline(&self.slots[index]).has_passed(now);
-            if let (true, Some(main)) = (is_hung, &mut self.slots[index].main) {
-                abort_process(main, "has not sent WATCHDOG=1 in time", abort_timeout);
+        }
+    }
+
+    /// With `ready_after`: a process that has run for this long is ready.
+    pub(super) fn mark_due_ready(&mut self, now: Instant) {
+        if self.settings.ready_after.is_none() || self.shutdown.is_some() {
+            return;
+        }
+        let is_due = |process: &Option<SupervisedProcess>| {
+            let mut starting = process.iter().filter(|p| p.ready_since.is_none());
+            starting.any(|p| !p.aborted && p.deadline.has_passed(now))
+        };
+        for index in 0..self.slots.len() {
+            if is_due(&self.slots[index].successor) {
+                self.promote_successor(index);
+            } else if is_due(&self.slots[index].current) {
+                self.mark_ready(index);
             }
         }
+    }
+
+    /// Aborts the processes whose watchdog notifications are late.
+    pub(super) fn abort_hung_processes(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            let is_hung = self.watchdog_deadline(&self.slots[index]).has_passed(now);
+            if let (true, Some(current)) = (is_hung, &mut self.slots[index].current) {
+                let timeout = self.settings.abort_timeout;
+                abort_process(current, "has not sent WATCHDOG=1 in time", timeout);
+            }
+        }
+    }
+
+    /// Aborts the processes whose deadline has passed, and kills those that are aborted already.
+    pub(super) fn handle_process_deadlines(&mut self, now: Instant) {
+        let abort_timeout = self.settings.abort_timeout;
         for process in self.processes_mut().filter(|p| p.deadline.has_passed(now)) {
             if process.aborted {
                 log::error!("process {} does not exit: killing it", process.pid);
@@ -304,14 +331,14 @@ impl Run {
     }
 }
 
-/// Sends SIGABRT, which leaves a core dump where these are enabled, after the crash report was
+/// Sends SIGABRT, which leaves a core dump where these are enabled, after the thread report was
 /// logged. The process is killed if it has not exited after `timeout`.
 pub(super) fn abort_process(process: &mut SupervisedProcess, why: &str, timeout: Duration) {
     if process.aborted {
         return;
     }
     log::error!("process {} {why}: aborting it", process.pid);
-    for line in crash_report::describe_threads(process.pid) {
+    for line in thread_report::describe_threads(process.pid) {
         log::error!("process {}: {line}", process.pid);
     }
     process.send(Signal::Abort);

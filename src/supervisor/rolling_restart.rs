@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::run::Run;
-use super::slot::Slot;
+use super::slot::ProcessSlot;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::sys::Signal;
@@ -15,21 +15,21 @@ use crate::wire::Answer;
 pub(super) struct RollingRestart {
     /// The index of the slot whose process is being replaced.
     pub(super) index: usize,
-    replacement: Replacement,
+    progress: SlotProgress,
     /// The process in this slot was ending already when it was to be replaced. Its exit is not a
     /// failure of the restart.
-    expects_exit: bool,
+    exit_is_no_failure: bool,
     /// When the replacement in this slot must be complete.
     pub(super) deadline: Deadline,
     started_at: Instant,
     failure: Option<String>,
     /// The control clients that wait for the result.
-    waiters: Vec<u64>,
+    waiting_clients: Vec<u64>,
 }
 
-/// How far the replacement in the current slot is.
+/// How far the replacement in the slot at `index` is.
 #[derive(Clone, Copy, Debug)]
-enum Replacement {
+enum SlotProgress {
     NotRequested,
     /// Complete when the slot is ready with a process other than `old`. `None`: the slot had no
     /// process, or one that was still starting, so that every ready process is a new one.
@@ -42,32 +42,32 @@ enum Replacement {
 const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Run {
-    /// Begins a restart, or joins the one in progress. The control client `waiter` gets the result.
-    pub(super) fn restart(&mut self, waiter: Option<u64>) {
+    /// Begins a restart, or joins the one in progress. The control client `client` gets the result.
+    pub(super) fn begin_rolling_restart(&mut self, client: Option<u64>) {
         if self.shutdown.is_some() {
             let why = "the supervisor is being stopped".to_owned();
             let answer = Answer::new(Some(why), Some(Duration::ZERO));
-            return waiter
+            return client
                 .into_iter()
-                .for_each(|waiter| self.reply(waiter, &answer));
+                .for_each(|client| self.reply(client, &answer));
         }
         if self.sent_ready {
-            notify::reloading("restarting");
+            notify::send_reloading("restarting");
         }
         let restart = self.rolling_restart.get_or_insert_with(|| RollingRestart {
             index: 0,
-            replacement: Replacement::NotRequested,
-            expects_exit: false,
+            progress: SlotProgress::NotRequested,
+            exit_is_no_failure: false,
             deadline: Deadline::NEVER,
             started_at: Instant::now(),
             failure: None,
-            waiters: Vec::new(),
+            waiting_clients: Vec::new(),
         });
-        restart.waiters.extend(waiter);
+        restart.waiting_clients.extend(client);
     }
 
     /// Takes the restart as far as possible without waiting.
-    pub(super) fn advance_restart(&mut self) {
+    pub(super) fn advance_rolling_restart(&mut self) {
         while let Some(restart) = &mut self.rolling_restart {
             let index = restart.index;
             if restart.failure.is_none() && restart.deadline.has_passed(Instant::now()) {
@@ -75,86 +75,90 @@ impl Run {
             }
             let Some(slot) = self.slots.get(index).filter(|_| restart.failure.is_none()) else {
                 let failure = restart.failure.take();
-                return self.end_restart(failure);
+                return self.end_rolling_restart(failure);
             };
-            match restart.replacement {
-                Replacement::NotRequested => self.request_replacement(index),
-                Replacement::Requested { old } if slot.is_ready() && slot.main_pid() != old => {
+            match restart.progress {
+                SlotProgress::NotRequested => self.request_replacement(index),
+                SlotProgress::Requested { old } if slot.is_ready() && slot.current_pid() != old => {
                     restart.index += 1;
-                    restart.replacement = Replacement::NotRequested;
+                    restart.progress = SlotProgress::NotRequested;
                     restart.deadline = Deadline::NEVER;
                 }
-                Replacement::Requested { .. } => return,
+                SlotProgress::Requested { .. } => return,
             }
         }
     }
 
     fn request_replacement(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        let mut old = slot.main_pid();
-        let (mut failure, mut expects_exit) = (None, false);
-        match &slot.main {
+        let mut old = slot.current_pid();
+        let (mut failure, mut exit_is_no_failure) = (None, false);
+        match &slot.current {
             // The process starts its successor itself, and reports how that went.
-            Some(main) if main.is_serving() && main.restarts_itself => main.send(Signal::Hangup),
-            Some(main) if main.is_serving() => match self.start_process(index) {
+            Some(current) if current.is_serving() && current.starts_successors => {
+                current.send(Signal::Hangup)
+            }
+            Some(current) if current.is_serving() => match self.start_process(index) {
                 Ok(successor) => self.slots[index].successor = Some(successor),
                 Err(why) => failure = Some(why),
             },
-            Some(main) if main.ready_since.is_none() => old = None,
-            // The process is stopping or aborted, and will be restarted when it has exited.
-            Some(_) => expects_exit = true,
+            Some(current) if current.ready_since.is_none() => old = None,
+            // The process is stopping or aborted. Another one is started when it has exited.
+            Some(_) => exit_is_no_failure = true,
             None if slot.successor.is_some() => {}
             // The restart does not wait for the back-off.
             None => slot.start_at = Deadline::at(Some(Instant::now())),
         }
         let timeout = self.settings.ready_timeout + REPORT_TIMEOUT;
         if let Some(restart) = &mut self.rolling_restart {
-            restart.replacement = Replacement::Requested { old };
+            restart.progress = SlotProgress::Requested { old };
             restart.failure = failure;
-            restart.expects_exit = expects_exit;
+            restart.exit_is_no_failure = exit_is_no_failure;
             restart.deadline = Deadline::after(Instant::now(), timeout);
         }
     }
 
     /// The process in this slot was not replaced. Ends the restart, if it has got as far as there.
-    pub(super) fn fail_restart(&mut self, index: usize, why: &str) {
+    pub(super) fn fail_rolling_restart(&mut self, index: usize, why: &str) {
         let restart = self.rolling_restart.as_mut();
         let Some(restart) = restart.filter(|restart| restart.index == index) else {
             return;
         };
-        match restart.replacement {
-            _ if restart.expects_exit => restart.expects_exit = false,
-            Replacement::NotRequested => {}
-            Replacement::Requested { .. } => {
+        match restart.progress {
+            _ if restart.exit_is_no_failure => restart.exit_is_no_failure = false,
+            SlotProgress::NotRequested => {}
+            SlotProgress::Requested { .. } => {
                 restart.failure.get_or_insert_with(|| why.to_owned());
             }
         }
     }
 
-    pub(super) fn end_restart(&mut self, error: Option<String>) {
+    /// Ends the restart: it has succeeded, or has failed with this error. Logs the result, and
+    /// tells the service manager and the control clients that wait.
+    pub(super) fn end_rolling_restart(&mut self, error: Option<String>) {
         let Some(restart) = self.rolling_restart.take() else {
             return;
         };
         let took = restart.started_at.elapsed();
         match &error {
-            None => log::info!("restarted within {:.3} s", took.as_secs_f32()),
+            None => log::info!("restarted in {:.3} s", took.as_secs_f32()),
             Some(why) => log::error!("the restart failed: {why}"),
         }
         if self.shutdown.is_none() {
             let summary = self.summary();
-            self.sent_ready |= self.slots.iter().all(Slot::is_ready);
+            self.sent_ready |= self.slots.iter().all(ProcessSlot::is_ready);
             match &error {
-                _ if !self.sent_ready => notify::status(summary),
-                None => notify::ready(None, summary),
+                _ if !self.sent_ready => notify::send_status(summary),
+                None => notify::send_ready(None, summary),
                 Some(why) => {
                     let status = format_args!("{summary}; the last restart failed: {why}");
-                    notify::ready(None, status);
+                    notify::send_ready(None, status);
                 }
             }
         }
         let answer = Answer::new(error, Some(took));
-        for waiter in restart.waiters {
-            self.reply(waiter, &answer);
+        for client in restart.waiting_clients {
+            self.reply(client, &answer);
         }
         self.last_restart = Some(answer);
     }

@@ -1,49 +1,52 @@
 //! The supervisor's one loop, over signals, control requests, exits, notifications and deadlines.
 //!
-//! Each round of [`Run::run`] handles everything that has come, takes what is in progress one step
-//! further, and waits for the next event or deadline.
+//! Each round of [`Run::run_until_stopped`] handles everything that has come, takes what is in
+//! progress one step further, and waits for the next event or deadline.
 //!
 //! # A crash, until another process serves
 //!
 //! 1. `wait_for_any` returns: the process's pidfd is readable, or SIGCHLD came.
 //! 2. `reap_children` collects the exit status, but first `read_notifications` handles what the
 //!    process sent before its exit. Then `handle_exit` finds the process's slot.
-//! 3. `handle_main_exit` takes the first of these that applies: in a stop, nothing is restarted; a
-//!    successor that is starting takes over; an exit code that forbids a restart gives up the slot
-//!    (`give_up_slot`); otherwise `schedule_restart` asks the back-off for the delay, and sets the
-//!    slot's `start_at`.
-//! 4. `check_deadlines` → `check_processes` → `start_in_slot` → `start_process` → `spawn_process`
-//!    starts the program when `start_at` has passed, mostly in the same round.
+//! 3. `handle_current_exit` takes the first of these that applies: in a stop, no process is
+//!    started; a successor that is starting takes over; an exit code that forbids another start
+//!    gives up the slot (`give_up_slot`); otherwise `schedule_start` asks the back-off for the
+//!    delay, and sets the slot's `start_at`.
+//! 4. `handle_deadlines` → `start_due_processes` → `start_in_slot` → `start_process` →
+//!    `spawn_process` starts the program when `start_at` has passed, mostly in the same round.
 //! 5. The new process asks for its listeners (`answer_bind_request`), then notifies READY=1:
-//!    `handle_notification` → `handle_main_notification` → `mark_ready`. Until then, clients wait
-//!    in the kernel's queues of the listeners, which the supervisor holds.
+//!    `handle_notification` → `handle_current_notification` → `mark_ready`. Until then, clients
+//!    wait in the kernel's queues of the listeners, which the supervisor holds.
 //!
-//! A hang becomes a crash: `abort_process` sends SIGABRT when `check_processes` finds that the
-//! watchdog deadline or the deadline to become ready has passed, or when the process notifies
-//! WATCHDOG=trigger. After `abort_timeout`, `check_processes` sends SIGKILL. Step 1 follows.
+//! A hang becomes a crash: `abort_process` sends SIGABRT when the watchdog deadline has passed
+//! (`abort_hung_processes`), when the deadline to become ready has passed
+//! (`handle_process_deadlines`), or when the process notifies WATCHDOG=trigger. After
+//! `abort_timeout`, `handle_process_deadlines` sends SIGKILL. Step 1 follows.
 //!
 //! # A graceful restart
 //!
-//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `restart`, which sets
-//!    `rolling_restart`.
-//! 2. `advance_restart` calls `request_replacement` for the first slot. A process of this crate
-//!    gets SIGHUP and starts its successor itself; for any other program, `start_process` does.
-//! 3. The predecessor announces the successor (`announce_successor`), and names it in MAINPID= when
-//!    it serves (`replace_main`). For any other program, the successor notifies READY=1, or has run
-//!    for `ready_after` (`promote_successor`). Both call `mark_ready`, and the predecessor drains.
-//! 4. `advance_restart` sees a new ready process in the slot, and goes on with the next slot. After
-//!    the last one, `end_restart` tells the control clients that wait.
+//! 1. `handle_signals` (SIGHUP) or `handle_control_requests` calls `begin_rolling_restart`, which
+//!    sets `rolling_restart`.
+//! 2. `advance_rolling_restart` calls `request_replacement` for the first slot. A process of this
+//!    crate gets SIGHUP and starts its successor itself; for any other program, `start_process`
+//!    does.
+//! 3. The predecessor announces the successor (`handle_announced_successor`), and names the
+//!    successor in MAINPID= when the successor serves (`replace_current`). For any other program,
+//!    the successor notifies READY=1, or has run for `ready_after` (`promote_successor`). Both call
+//!    `mark_ready`, and the predecessor drains.
+//! 4. `advance_rolling_restart` sees a new ready process in the slot, and goes on with the next
+//!    slot. After the last one, `end_rolling_restart` tells the control clients that wait.
 //!
-//! If the successor fails, `fail_restart` notes the reason. `advance_restart` then ends the
-//! restart: the predecessor and all slots that follow stay as they are.
+//! If the successor fails, `fail_rolling_restart` notes the reason. `advance_rolling_restart` then
+//! ends the restart: the predecessor and all slots that follow stay as they are.
 //!
 //! # A stop
 //!
 //! 1. `handle_signals` or `handle_control_requests` calls `stop`, which sends SIGTERM to all
 //!    processes, or `stop_now`, which sends SIGQUIT. `begin_stop` sets the one deadline in
 //!    `shutdown`, cancels the starts that are scheduled, and ends a restart or an upgrade.
-//! 2. The processes exit: `handle_main_exit` only logs this.
-//! 3. If the deadline passes, `check_deadlines` sends SIGKILL to all.
+//! 2. The processes exit: `handle_current_exit` only logs this.
+//! 3. If the deadline passes, `handle_deadlines` sends SIGKILL to all.
 //! 4. `is_finished` is true when no process is left: `finish` returns the exit code.
 
 use std::io;
@@ -56,8 +59,8 @@ use super::ancestry;
 use super::control::ControlSocket;
 use super::listeners::HeldListeners;
 use super::rolling_restart::RollingRestart;
-use super::slot::{Slot, SupervisedProcess};
-use super::upgrade::Rehearsal;
+use super::slot::{ProcessSlot, SupervisedProcess};
+use super::upgrade::DryRun;
 use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
@@ -85,7 +88,7 @@ pub(super) struct Run {
     pub(super) lifeline: (Socket, Socket),
 
     // The processes.
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Vec<ProcessSlot>,
     /// Processes that have left their slot, and exit when they have finished their requests.
     pub(super) draining: Vec<SupervisedProcess>,
     /// Processes that notified us before their predecessor announced them, because the predecessor
@@ -99,14 +102,14 @@ pub(super) struct Run {
     /// An upgrade of the supervisor was requested, and begins when no restart is in progress.
     pub(super) upgrade_wanted: bool,
     /// The control clients that wait for the result of the upgrade.
-    pub(super) upgrade_waiters: Vec<u64>,
-    pub(super) rehearsal: Option<Rehearsal>,
+    pub(super) upgrade_clients: Vec<u64>,
+    pub(super) dry_run: Option<DryRun>,
     pub(super) shutdown: Option<Shutdown>,
 
     // What has happened so far.
     pub(super) started_at: Instant,
     /// A process has been ready. Until then, only the first slot starts one.
-    pub(super) first_was_ready: bool,
+    pub(super) has_been_ready: bool,
     /// All slots have been ready, and the service manager was sent READY=1.
     pub(super) sent_ready: bool,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -130,7 +133,7 @@ pub(super) struct Shutdown {
     /// without waiting for them.
     pub(super) deadline: Deadline,
     /// Processes cannot extend the deadline.
-    pub(super) at_once: bool,
+    pub(super) is_immediate: bool,
     /// SIGKILL was sent to all processes.
     pub(super) killed: bool,
 }
@@ -168,8 +171,8 @@ impl Run {
         sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
-        let first = Slot::new(Deadline::at(Some(now)));
-        let others = (1..settings.processes).map(|_| Slot::new(Deadline::NEVER));
+        let first = ProcessSlot::new(Deadline::at(Some(now)));
+        let others = (1..settings.processes).map(|_| ProcessSlot::new(Deadline::NEVER));
         Ok(Self {
             slots: std::iter::once(first).chain(others).collect(),
             settings,
@@ -185,11 +188,11 @@ impl Run {
             rolling_restart: None,
             last_restart: None,
             upgrade_wanted: false,
-            upgrade_waiters: Vec::new(),
-            rehearsal: None,
+            upgrade_clients: Vec::new(),
+            dry_run: None,
             shutdown: None,
             started_at: now,
-            first_was_ready: false,
+            has_been_ready: false,
             sent_ready: false,
             stop_signal_received: false,
             exit_code: 0,
@@ -200,15 +203,15 @@ impl Run {
     }
 
     /// Supervises until no process is left and none is to be started. Returns the exit code.
-    pub(super) fn run(mut self) -> i32 {
+    pub(super) fn run_until_stopped(mut self) -> i32 {
         loop {
-            // Requests come before exits: a process that exits because of a stop is not restarted.
+            // Requests come before exits: a process that exits because of a stop gets no replacement.
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();
-            self.check_deadlines();
-            self.advance_restart();
-            self.upgrade_if_wanted();
+            self.handle_deadlines();
+            self.advance_rolling_restart();
+            self.advance_upgrade();
             if self.is_finished() {
                 return self.finish();
             }
@@ -231,8 +234,8 @@ impl Run {
         let gives_up = self
             .shutdown
             .is_some_and(|stop| stop.killed && stop.deadline.has_passed(Instant::now()));
-        let has_process = self.processes().next().is_some() || self.rehearsal.is_some();
-        gives_up || !has_process && self.slots.iter().all(Slot::is_down)
+        let has_process = self.processes().next().is_some() || self.dry_run.is_some();
+        gives_up || !has_process && self.slots.iter().all(ProcessSlot::is_down)
     }
 
     fn finish(self) -> i32 {
@@ -256,13 +259,13 @@ impl Run {
 
     /// All processes that serve, are to serve, or have served.
     pub(super) fn processes(&self) -> impl Iterator<Item = &SupervisedProcess> {
-        self.positions().map(|(_, process)| process)
+        self.locations().map(|(_, process)| process)
     }
 
     pub(super) fn processes_mut(&mut self) -> impl Iterator<Item = &mut SupervisedProcess> {
         let slots = self.slots.iter_mut();
         slots
-            .flat_map(|slot| [&mut slot.main, &mut slot.successor])
+            .flat_map(|slot| [&mut slot.current, &mut slot.successor])
             .flatten()
             .chain(&mut self.draining)
             .chain(&mut self.unannounced)
@@ -275,7 +278,7 @@ impl Run {
         while let Ok(Some(signal)) = self.signals.read().inspect_err(failed) {
             log::info!("received {signal}");
             match signal {
-                Signal::Hangup => self.restart(None),
+                Signal::Hangup => self.begin_rolling_restart(None),
                 Signal::User2 => self.upgrade(None),
                 Signal::User1 => {
                     // SIGUSR1 kills a process that has not installed its handler yet.
@@ -296,39 +299,39 @@ impl Run {
         }
     }
 
-    fn signal_all(&self, signal: Signal) {
+    fn send_signal_to_all(&self, signal: Signal) {
         self.processes().for_each(|process| process.send(signal));
     }
 
-    /// Has all processes finish their requests and exit.
+    /// Makes all processes finish their requests and exit.
     pub(super) fn stop(&mut self) {
         if self.shutdown.is_some() {
             return;
         }
         let timeout = self.settings.stop_timeout;
-        notify::stopping("stopping");
-        notify::extend(timeout + KILL_TIMEOUT);
+        notify::send_stopping("stopping");
+        notify::request_more_time(timeout + KILL_TIMEOUT);
         self.begin_stop(timeout, false);
-        self.signal_all(Signal::Terminate);
+        self.send_signal_to_all(Signal::Terminate);
     }
 
-    /// Has all processes exit without finishing their requests.
+    /// Makes all processes exit without finishing their requests.
     fn stop_now(&mut self) {
-        notify::stopping("stopping at once");
+        notify::send_stopping("stopping at once");
         self.begin_stop(KILL_TIMEOUT, true);
-        self.signal_all(Signal::Quit);
+        self.send_signal_to_all(Signal::Quit);
     }
 
-    fn begin_stop(&mut self, timeout: Duration, at_once: bool) {
+    fn begin_stop(&mut self, timeout: Duration, is_immediate: bool) {
         let deadline = Deadline::after(Instant::now(), timeout);
         let before = self.shutdown.map_or(Deadline::NEVER, |stop| stop.deadline);
         self.shutdown = Some(Shutdown {
             deadline: deadline.earlier(before),
-            at_once,
+            is_immediate,
             killed: self.shutdown.is_some_and(|stop| stop.killed),
         });
-        if let Some(rehearsal) = &self.rehearsal {
-            rehearsal.process.send(Signal::Kill);
+        if let Some(dry_run) = &self.dry_run {
+            dry_run.process.send(Signal::Kill);
         }
         for slot in &mut self.slots {
             slot.start_at = Deadline::NEVER;
@@ -337,7 +340,7 @@ impl Run {
         for process in self.processes_mut().filter(|process| !process.aborted) {
             process.deadline = Deadline::NEVER;
         }
-        self.end_restart(Some("the supervisor is being stopped".to_owned()));
+        self.end_rolling_restart(Some("the supervisor is being stopped".to_owned()));
         self.end_upgrade(Some("the supervisor is being stopped".to_owned()));
     }
 
@@ -377,23 +380,26 @@ impl Run {
 
     // ---- deadlines ----
 
-    fn check_deadlines(&mut self) {
+    fn handle_deadlines(&mut self) {
         let now = Instant::now();
         let is_due = self.next_watchdog.has_passed(now);
         if let Some(interval) = self.watchdog_interval.filter(|_| is_due) {
             self.next_watchdog = Deadline::after(now, interval);
-            notify::watchdog_alive();
+            notify::send_watchdog_alive();
         }
-        self.check_processes(now);
+        self.start_due_processes(now);
+        self.mark_due_ready(now);
+        self.abort_hung_processes(now);
+        self.handle_process_deadlines(now);
         if let Some(stop) = &mut self.shutdown {
             if stop.deadline.has_passed(now) && !stop.killed {
                 log::error!("the stop has timed out: killing the processes that are left");
                 *stop = Shutdown {
                     deadline: Deadline::after(now, KILL_TIMEOUT),
-                    at_once: true,
+                    is_immediate: true,
                     killed: true,
                 };
-                self.signal_all(Signal::Kill);
+                self.send_signal_to_all(Signal::Kill);
             }
         }
         if let Some(control) = &mut self.control {
@@ -404,8 +410,8 @@ impl Run {
     fn next_deadline(&self) -> Deadline {
         let slots = self.slots.iter();
         let slots = slots.flat_map(|slot| [slot.start_at, self.watchdog_deadline(slot)]);
-        let rehearsal = self.rehearsal.iter().map(|rehearsal| &rehearsal.process);
-        let processes = self.processes().chain(rehearsal);
+        let dry_run = self.dry_run.iter().map(|dry_run| &dry_run.process);
+        let processes = self.processes().chain(dry_run);
         let restart = self.rolling_restart.as_ref();
         let others = [
             self.shutdown.map(|stop| stop.deadline),

@@ -21,10 +21,10 @@ use crate::sys::{PidFd, Signal};
 
 /// A place for one serving process.
 #[derive(Debug, Default)]
-pub(super) struct Slot {
+pub(super) struct ProcessSlot {
     /// The process that serves, or that is being started to serve.
-    pub(super) main: Option<SupervisedProcess>,
-    /// The process that replaces `main` as soon as it is ready.
+    pub(super) current: Option<SupervisedProcess>,
+    /// The process that replaces `current` as soon as it is ready.
     pub(super) successor: Option<SupervisedProcess>,
     /// When a process is to be started here; never, if none is to be.
     pub(super) start_at: Deadline,
@@ -33,11 +33,12 @@ pub(super) struct Slot {
     pub(super) generation: u64,
     /// Number of starts because the process before had exited.
     pub(super) restarts: u64,
-    /// How the last process exited that was not asked to.
-    pub(super) last_end: Option<String>,
+    /// Why the slot last lost its process: the process exited or stopped without having been asked
+    /// to, or could not be started.
+    pub(super) last_failure: Option<String>,
 }
 
-impl Slot {
+impl ProcessSlot {
     pub(super) fn new(start_at: Deadline) -> Self {
         Self {
             start_at,
@@ -46,18 +47,18 @@ impl Slot {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.main
+        self.current
             .as_ref()
-            .is_some_and(|main| main.ready_since.is_some())
+            .is_some_and(|current| current.ready_since.is_some())
     }
 
     /// No process is here, and none is to be started.
     pub(super) fn is_down(&self) -> bool {
-        self.main.is_none() && self.successor.is_none() && self.start_at == Deadline::NEVER
+        self.current.is_none() && self.successor.is_none() && self.start_at == Deadline::NEVER
     }
 
-    pub(super) fn main_pid(&self) -> Option<u32> {
-        self.main.as_ref().map(|main| main.pid)
+    pub(super) fn current_pid(&self) -> Option<u32> {
+        self.current.as_ref().map(|current| current.pid)
     }
 }
 
@@ -74,7 +75,7 @@ pub(super) struct SupervisedProcess {
     pub(super) started_at: Instant,
     pub(super) ready_since: Option<Instant>,
     /// The process starts its successors itself: to restart it, the supervisor sends SIGHUP.
-    pub(super) restarts_itself: bool,
+    pub(super) starts_successors: bool,
     /// The longest time between two watchdog notifications, as the process was told at its start.
     pub(super) watchdog: Option<Duration>,
     /// When the last watchdog notification came. There is no limit before the first one.
@@ -103,7 +104,7 @@ impl SupervisedProcess {
             generation,
             started_at: Instant::now(),
             ready_since: None,
-            restarts_itself: false,
+            starts_successors: false,
             watchdog: None,
             last_watchdog: None,
             deadline,

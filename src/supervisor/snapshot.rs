@@ -8,7 +8,7 @@ use super::backoff::Backoff;
 use super::control::ControlSocket;
 use super::listeners::HeldListeners;
 use super::run::Run;
-use super::slot::{Slot, SupervisedProcess};
+use super::slot::{ProcessSlot, SupervisedProcess};
 use crate::clock::{Deadline, in_millis};
 use crate::listener::Listener;
 use crate::notify;
@@ -49,7 +49,7 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
     let mut snapshot = Snapshot {
         age_ms: age_of(run.started_at),
         sent_ready: run.sent_ready,
-        first_was_ready: run.first_was_ready,
+        has_been_ready: run.has_been_ready,
         exit_code: run.exit_code,
         notify_socket: keep(run.notify_socket.socket())?,
         lifeline: [keep(&run.lifeline.0)?, keep(&run.lifeline.1)?],
@@ -57,16 +57,16 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
     };
     if let Some(control) = &run.control {
         snapshot.control = Some(keep(&control.listener.socket)?);
-        for id in &run.upgrade_waiters {
+        for id in &run.upgrade_clients {
             if let Some(socket) = control.socket_of(*id) {
-                snapshot.upgrade_waiters.push(keep(socket)?);
+                snapshot.upgrade_clients.push(keep(socket)?);
             }
         }
     }
     for held in run.listeners.iter() {
         snapshot.listeners.push(SnapshotListener {
             descriptor: keep(&held.listener.socket)?,
-            pinned: held.pinned,
+            kept_when_unused: held.kept_when_unused,
             listener: held.record.clone(),
         });
     }
@@ -74,13 +74,13 @@ pub(super) fn take_snapshot(run: &Run, kept: &mut Vec<Descriptor>) -> io::Result
         snapshot.slots.push(SlotRecord {
             generation: slot.generation,
             restarts: slot.restarts,
-            deaths: slot.backoff.deaths,
-            deaths_before_ready: slot.backoff.deaths_before_ready,
+            failures: slot.backoff.failures,
+            failures_before_ready: slot.backoff.failures_before_ready,
             start_in_ms: time_to(slot.start_at),
-            last_end: slot.last_end.as_ref().map(notify::one_line),
+            last_failure: slot.last_failure.as_ref().map(notify::one_line),
         });
-        let record = |main| record_process(main, Some(index));
-        snapshot.processes.extend(slot.main.as_ref().map(record));
+        let record = |current| record_process(current, Some(index));
+        snapshot.processes.extend(slot.current.as_ref().map(record));
     }
     let others = run.draining.iter().chain(&run.unannounced);
     let record = |process| record_process(process, None);
@@ -99,7 +99,7 @@ fn record_process(process: &SupervisedProcess, slot: Option<usize>) -> ProcessRe
         started_here: process.started_here,
         watchdog_ms: process.watchdog.map(in_millis),
         replaced_in: process.replaced_in,
-        restarts_itself: process.restarts_itself,
+        starts_successors: process.starts_successors,
         stopping: process.stopping,
         deadline_ms: time_to(process.deadline),
         aborted: process.aborted,
@@ -123,15 +123,15 @@ pub(super) fn restore_snapshot(
     let mut listeners = HeldListeners::default();
     for held in snapshot.listeners {
         let descriptor = sys::descriptor::adopt(held.descriptor)?;
-        listeners.add_descriptor(held.listener, descriptor, held.pinned)?;
+        listeners.add_descriptor(held.listener, descriptor, held.kept_when_unused)?;
     }
     let mut run = Run::from_parts(settings, program, signals, notify, lifeline, listeners)?;
     run.started_at = time_before(snapshot.age_ms);
     run.sent_ready = snapshot.sent_ready;
-    run.first_was_ready = snapshot.first_was_ready;
+    run.has_been_ready = snapshot.has_been_ready;
     run.exit_code = snapshot.exit_code;
     if let Some(listener) = snapshot.control {
-        restore_control(&mut run, listener, &snapshot.upgrade_waiters)?;
+        restore_control(&mut run, listener, &snapshot.upgrade_clients)?;
     }
     restore_slots(&mut run, snapshot.slots, snapshot.processes);
     apply_new_settings(&mut run);
@@ -153,13 +153,13 @@ fn apply_new_settings(run: &mut Run) {
 }
 
 /// Restores the control socket, and the clients that wait for the result of the upgrade.
-fn restore_control(run: &mut Run, listener: i32, waiters: &[i32]) -> io::Result<()> {
+fn restore_control(run: &mut Run, listener: i32, clients: &[i32]) -> io::Result<()> {
     let listener = Listener::for_others(adopt_socket(listener)?, "control".to_owned(), true)?;
-    listener.set_own_path(true);
+    listener.set_removes_file(true);
     let control = run.control.insert(ControlSocket::new(listener));
-    for waiter in waiters {
-        let id = control.adopt(adopt_socket(*waiter)?, Deadline::NEVER);
-        run.upgrade_waiters.push(id);
+    for client in clients {
+        let id = control.adopt(adopt_socket(*client)?, Deadline::NEVER);
+        run.upgrade_clients.push(id);
     }
     Ok(())
 }
@@ -171,33 +171,33 @@ fn restore_slots(run: &mut Run, slots: Vec<SlotRecord>, processes: Vec<ProcessRe
     for record in processes {
         let (slot, process) = (record.slot, restore_process(record));
         match slot.and_then(|slot| run.slots.get_mut(slot)) {
-            Some(slot) => slot.main = Some(process),
+            Some(slot) => slot.current = Some(process),
             None => run.draining.push(process),
         }
     }
-    let start_at = Deadline::at(run.first_was_ready.then(Instant::now));
+    let start_at = Deadline::at(run.has_been_ready.then(Instant::now));
     let wanted = run.settings.processes;
     while run.slots.len() < wanted {
-        run.slots.push(Slot::new(start_at));
+        run.slots.push(ProcessSlot::new(start_at));
     }
     for surplus in run.slots.split_off(wanted) {
-        if let Some(main) = surplus.main {
-            main.send(Signal::Terminate);
-            run.drain(main);
+        if let Some(current) = surplus.current {
+            current.send(Signal::Terminate);
+            run.drain(current);
         }
     }
 }
 
-fn restore_slot(record: SlotRecord) -> Slot {
-    Slot {
+fn restore_slot(record: SlotRecord) -> ProcessSlot {
+    ProcessSlot {
         generation: record.generation,
         restarts: record.restarts,
         backoff: Backoff {
-            deaths: record.deaths,
-            deaths_before_ready: record.deaths_before_ready,
+            failures: record.failures,
+            failures_before_ready: record.failures_before_ready,
         },
-        last_end: record.last_end,
-        ..Slot::new(deadline_in(record.start_in_ms))
+        last_failure: record.last_failure,
+        ..ProcessSlot::new(deadline_in(record.start_in_ms))
     }
 }
 
@@ -209,7 +209,7 @@ fn restore_process(record: ProcessRecord) -> SupervisedProcess {
         watchdog: record.watchdog_ms.map(Duration::from_millis),
         replaced_in: record.replaced_in,
         started_here: record.started_here && sys::supervision::is_child(record.pid),
-        restarts_itself: record.restarts_itself,
+        starts_successors: record.starts_successors,
         stopping: record.stopping,
         aborted: record.aborted,
         status: record.status,

@@ -14,18 +14,19 @@ const SUPERVISOR_ONLY: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE
 impl Run {
     /// Starts the program as a serving process of this generation, and returns the process id.
     pub(super) fn spawn_process(&self, generation: u64) -> io::Result<u32> {
-        let (mut names, mut by_name, mut descriptors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut names, mut matched_by_name, mut descriptors) =
+            (Vec::new(), Vec::new(), Vec::new());
         for (position, held) in (0..).zip(self.listeners.iter()) {
             names.push(held.record.name.clone());
-            if held.record.by_name {
-                by_name.push(position);
+            if held.record.matches_by_name {
+                matched_by_name.push(position);
             }
             descriptors.push(sys::descriptor::duplicate(&held.listener.socket)?);
         }
         let launch = Launch::Serve {
             generation,
             lifeline: FIRST_PASSED + descriptors.len() as i32,
-            by_name,
+            matched_by_name,
         };
         descriptors.push(sys::descriptor::duplicate(&self.lifeline.1)?);
         let (variables, listen_pid) = passing_variables(&names);

@@ -4,7 +4,7 @@ use std::process;
 use std::time::Instant;
 
 use super::run::Run;
-use super::slot::Slot;
+use super::slot::ProcessSlot;
 use crate::wire::{
     Answer, ControlRequest, ListenerStatus, Record, ServiceState, SlotState, SlotStatus, Status,
     seconds,
@@ -21,7 +21,7 @@ impl Run {
                     self.reply(id, &status);
                 }
                 Some(ControlRequest::Restart { waits }) => {
-                    self.restart(waits.then_some(id));
+                    self.begin_rolling_restart(waits.then_some(id));
                     self.reply_unless(waits, id);
                 }
                 Some(ControlRequest::Upgrade { waits }) => {
@@ -32,7 +32,11 @@ impl Run {
                     self.stop();
                     self.reply(id, &Answer::success());
                 }
-                None => self.reply(id, &Answer::failure("there is no such request")),
+                None => {
+                    let why = "unknown request: use status, restart, restart wait, stop, upgrade or \
+                               upgrade wait";
+                    self.reply(id, &Answer::failure(why));
+                }
             }
         }
     }
@@ -64,7 +68,7 @@ impl Run {
             ServiceState::Serving
         } else if ready > 0 {
             ServiceState::Degraded
-        } else if self.slots.iter().any(|slot| slot.main.is_some()) {
+        } else if self.slots.iter().any(|slot| slot.current.is_some()) {
             ServiceState::Starting
         } else {
             ServiceState::Down
@@ -88,28 +92,28 @@ impl Run {
     }
 }
 
-fn slot_status(slot: &Slot) -> SlotStatus {
-    let state = match &slot.main {
-        Some(main) if main.aborted => SlotState::Aborting,
-        Some(main) if main.ready_since.is_some() && slot.successor.is_some() => {
+fn slot_status(slot: &ProcessSlot) -> SlotStatus {
+    let state = match &slot.current {
+        Some(current) if current.aborted => SlotState::Aborting,
+        Some(current) if current.ready_since.is_some() && slot.successor.is_some() => {
             SlotState::Restarting
         }
-        Some(main) if main.ready_since.is_some() => SlotState::Serving,
+        Some(current) if current.ready_since.is_some() => SlotState::Serving,
         Some(_) => SlotState::Starting,
         None if slot.successor.is_some() => SlotState::Starting,
         None if slot.start_at.instant().is_some() => SlotState::Waiting,
         None => SlotState::Down,
     };
-    let main = slot.main.as_ref();
+    let current = slot.current.as_ref();
     let starts_in = slot.start_at.time_left(Instant::now());
     SlotStatus {
         state,
         restarts: slot.restarts,
-        pid: main.map(|main| main.pid),
-        generation: main.map(|main| main.generation),
-        uptime_seconds: main.map(|main| seconds(main.started_at.elapsed())),
-        status: main.map(|main| main.status.clone()),
-        starts_in_seconds: starts_in.filter(|_| main.is_none()).map(seconds),
-        last_end: slot.last_end.clone(),
+        pid: current.map(|current| current.pid),
+        generation: current.map(|current| current.generation),
+        uptime_seconds: current.map(|current| seconds(current.started_at.elapsed())),
+        status: current.map(|current| current.status.clone()),
+        starts_in_seconds: starts_in.filter(|_| current.is_none()).map(seconds),
+        last_end: slot.last_failure.clone(),
     }
 }

@@ -1,9 +1,9 @@
 //! The upgrade of the supervisor in place: the process keeps its id, its children and its sockets,
 //! and executes the file that has the program's name then.
 //!
-//! First, a child rehearses the upgrade: the child runs the new program up to the supervisor's
-//! first step, and reads the snapshot that the supervisor would leave. If the rehearsal fails, the
-//! supervisor goes on unchanged.
+//! Before that comes a dry run: a child runs the new program up to the supervisor's first step, and
+//! reads the snapshot that the supervisor would leave. If the dry run fails, the supervisor goes on
+//! unchanged.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -21,53 +21,57 @@ use crate::restart::{Program, launch_variable};
 use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd};
 use crate::wire::{Answer, Launch, Record, Snapshot};
 
-/// How long a rehearsal may take.
-const REHEARSAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a dry run may take.
+const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A rehearsal in progress.
+/// A dry run in progress.
 #[derive(Debug)]
-pub(super) struct Rehearsal {
+pub(super) struct DryRun {
     pub(super) process: SupervisedProcess,
-    /// The rehearsal succeeded; the upgrade follows when nothing else is in progress.
+    /// The dry run succeeded; the upgrade follows when nothing else is in progress.
     succeeded: bool,
     report: File,
 }
 
 impl Run {
     /// Requests an upgrade, which begins when nothing else is in progress. The control client
-    /// `waiter` gets the result.
-    pub(super) fn upgrade(&mut self, waiter: Option<u64>) {
+    /// `client` gets the result.
+    pub(super) fn upgrade(&mut self, client: Option<u64>) {
         self.upgrade_wanted = true;
-        self.upgrade_waiters.extend(waiter);
+        self.upgrade_clients.extend(client);
         if self.shutdown.is_some() {
             self.end_upgrade(Some("the supervisor is being stopped".to_owned()));
         }
     }
 
-    pub(super) fn upgrade_if_wanted(&mut self) {
+    /// Takes a requested upgrade as far as possible without waiting.
+    pub(super) fn advance_upgrade(&mut self) {
         let now = Instant::now();
-        if let Some(rehearsal) = &mut self.rehearsal {
-            if rehearsal.succeeded {
-                self.rehearsal = None;
-                // If a restart has begun meanwhile, another rehearsal follows it.
+        if let Some(dry_run) = &mut self.dry_run {
+            if dry_run.succeeded {
+                self.dry_run = None;
+                // If a restart has begun meanwhile, another dry run follows the restart.
                 if self.upgrade_wanted && self.is_settled() {
                     let Err(error) = self.execute_own_program();
                     let path = self.own_program.path().display();
-                    self.end_upgrade(Some(format!("cannot become {path}: {error}")));
+                    self.end_upgrade(Some(format!("cannot execute {path}: {error}")));
                 }
-            } else if rehearsal.process.deadline.has_passed(now) {
-                let process = &mut rehearsal.process;
+            } else if dry_run.process.deadline.has_passed(now) {
+                let process = &mut dry_run.process;
                 let pid = process.pid;
-                log::error!("the rehearsal takes too long: killing process {pid}");
+                log::error!("the dry run takes too long: killing process {pid}");
                 process.send(Signal::Kill);
-                process.deadline = Deadline::after(now, REHEARSAL_TIMEOUT);
+                process.deadline = Deadline::after(now, DRY_RUN_TIMEOUT);
             }
         }
-        let is_idle = self.rehearsal.is_none() && self.is_settled();
+        let is_idle = self.dry_run.is_none() && self.is_settled();
         if self.upgrade_wanted && is_idle {
-            log::info!("rehearsing: {}", self.own_program.path().display());
-            match self.start_rehearsal() {
-                Ok(rehearsal) => self.rehearsal = Some(rehearsal),
+            log::info!(
+                "checking the new supervisor program {}",
+                self.own_program.path().display()
+            );
+            match self.start_dry_run() {
+                Ok(dry_run) => self.dry_run = Some(dry_run),
                 Err(error) => {
                     let path = self.own_program.path().display();
                     self.end_upgrade(Some(format!("cannot start {path}: {error}")));
@@ -83,13 +87,13 @@ impl Run {
             && self.slots.iter().all(|slot| slot.successor.is_none())
     }
 
-    fn start_rehearsal(&self) -> io::Result<Rehearsal> {
-        // The rehearsal only reads the snapshot, so that its descriptors need not stay open.
+    fn start_dry_run(&self) -> io::Result<DryRun> {
+        // The dry run only reads the snapshot, so that its descriptors need not stay open.
         let snapshot = take_snapshot(self, &mut Vec::new())?.encode()?;
         let snapshot = sys::file::create_anonymous(snapshot.as_bytes())?;
         let report = sys::file::create_anonymous(b"")?;
         let descriptors: [Descriptor; 2] = [snapshot.into(), report.try_clone()?.into()];
-        let launch = Launch::Rehearse {
+        let launch = Launch::DryRun {
             snapshot: FIRST_PASSED,
             report: FIRST_PASSED + 1,
         };
@@ -98,28 +102,28 @@ impl Run {
             &[launch_variable(&launch)?],
             &descriptors,
         ))?;
-        let deadline = Deadline::after(Instant::now(), REHEARSAL_TIMEOUT);
-        Ok(Rehearsal {
+        let deadline = Deadline::after(Instant::now(), DRY_RUN_TIMEOUT);
+        Ok(DryRun {
             process: SupervisedProcess::new(pid, 0, deadline),
             succeeded: false,
             report,
         })
     }
 
-    /// The process that rehearsed has exited. `how` is its exit status in words.
-    pub(super) fn finish_rehearsal(&mut self, how: &str) {
-        let Some(mut rehearsal) = self.rehearsal.take() else {
+    /// The process of the dry run has exited. `how` is its exit status in words.
+    pub(super) fn finish_dry_run(&mut self, how: &str) {
+        let Some(mut dry_run) = self.dry_run.take() else {
             return;
         };
         let mut report = Vec::new();
-        let read = rehearsal.report.rewind();
-        let read = read.and_then(|()| rehearsal.report.read_to_end(&mut report));
+        let read = dry_run.report.rewind();
+        let read = read.and_then(|()| dry_run.report.read_to_end(&mut report));
         if read.is_err() || !Answer::decode(&report).is_ok_and(|answer| answer.ok) {
-            return self.end_upgrade(Some(format!("the rehearsal failed ({how})")));
+            return self.end_upgrade(Some(format!("the dry run failed ({how})")));
         }
-        rehearsal.succeeded = true;
-        rehearsal.process.deadline = Deadline::NEVER;
-        self.rehearsal = Some(rehearsal);
+        dry_run.succeeded = true;
+        dry_run.process.deadline = Deadline::NEVER;
+        self.dry_run = Some(dry_run);
     }
 
     /// Executes the supervisor's program in this process. Returns only an error.
@@ -130,8 +134,11 @@ impl Run {
         let snapshot = sys::descriptor::number(&file);
         kept.push(file);
         let env_with_pid = [launch_variable(&Launch::Resume { snapshot })?];
-        log::info!("becoming {}", self.own_program.path().display());
-        notify::status("replacing the supervisor");
+        log::info!(
+            "executing {} in this process",
+            self.own_program.path().display()
+        );
+        notify::send_status("replacing the supervisor");
         let env = &self.own_program.env;
         let options = self.own_program.spawn_options(env, &env_with_pid, &kept);
         Err(sys::process::replace_program(&options))
@@ -141,19 +148,19 @@ impl Run {
     pub(super) fn end_upgrade(&mut self, error: Option<String>) {
         self.upgrade_wanted = false;
         let error = error.map(|why| format!("the supervisor is not replaced: {why}"));
-        if !self.upgrade_waiters.is_empty() || self.shutdown.is_none() {
+        if !self.upgrade_clients.is_empty() || self.shutdown.is_none() {
             error.iter().for_each(|why| log::error!("{why}"));
         }
         let answer = Answer::new(error, None);
-        for waiter in std::mem::take(&mut self.upgrade_waiters) {
-            self.reply(waiter, &answer);
+        for client in std::mem::take(&mut self.upgrade_clients) {
+            self.reply(client, &answer);
         }
     }
 }
 
-/// The part of the process that rehearses, which exits then: reads the snapshot, and reports that a
-/// supervisor could go on from the snapshot.
-pub(super) fn rehearse(snapshot: i32, report: i32) -> io::Result<()> {
+/// The part of the child in a dry run: reads the snapshot, and reports that a supervisor could go
+/// on from the snapshot. The child then exits.
+pub(super) fn perform_dry_run(snapshot: i32, report: i32) -> io::Result<()> {
     read_snapshot(snapshot)?;
     let answer = Answer::success().encode()?;
     let mut report = File::from(sys::descriptor::adopt(report)?);
@@ -169,7 +176,10 @@ pub(super) fn resume(
 ) -> io::Result<Run> {
     let snapshot = read_snapshot(snapshot)?;
     let mut run = restore_snapshot(snapshot, settings, program, signals)?;
-    log::info!("replaced; version {}", env!("CARGO_PKG_VERSION"));
+    log::info!(
+        "the supervisor runs version {} now",
+        env!("CARGO_PKG_VERSION")
+    );
     run.end_upgrade(None);
     Ok(run)
 }

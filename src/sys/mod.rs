@@ -145,7 +145,7 @@ impl fmt::Display for Signal {
     }
 }
 
-/// A notification that a [`NotifySocket`] has received (sd_notify(3)).
+/// A datagram as received by a [`NotifySocket`]: a notification (sd_notify(3)) and its sender.
 #[derive(Debug)]
 pub(crate) struct Datagram {
     /// The process that sent it, as the kernel reports; 0 for one outside of this process's pid

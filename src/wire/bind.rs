@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Record, WirePath, shortened};
 
 /// A request for a listener, which the supervisor binds unless it holds the listener already. Part
-/// of a [`Notice`](super::Notice).
+/// of a [`HandoverFields`](super::HandoverFields).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct BindRequest {

@@ -145,7 +145,8 @@ pub(crate) struct SlotStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) starts_in_seconds: Option<f64>,
-    /// How the last process exited that was not asked to.
+    /// Why the slot last lost its process: the process exited or stopped without having been asked
+    /// to, or could not be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_end: Option<String>,
 }

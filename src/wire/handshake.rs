@@ -34,10 +34,10 @@ pub(crate) enum HandshakeMessage {
         #[serde(serialize_with = "shortened::<8192, _>")]
         reason: String,
     },
-    /// Successor: the third generation serves, so that this process drains as well.
+    /// Successor: the sender's own successor serves, and the sender drains.
     Superseded,
-    /// Successor: the fourth generation serves. Two generations drain already, so that the
-    /// predecessor, which is the oldest, must end.
+    /// Successor: the sender and its successor drain already. The receiver, which is older, must
+    /// stop now.
     Force,
     /// Predecessor: this process has ended its drain, with this report.
     Drained {

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Header, Record, VERSION, WireError};
 
-/// What a process is started as. `by_name` lists the listeners that are known by their names, not
-/// by their addresses: positions in `LISTEN_FDS`. Other numbers are descriptors.
+/// What a process is started as. `matched_by_name` lists the listeners that a bind request matches
+/// by name, even if the address differs: positions in `LISTEN_FDS`. Other numbers are descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
@@ -14,24 +14,24 @@ pub(crate) enum Launch {
     Successor {
         generation: u64,
         /// The socket for [`HandshakeMessage`](super::HandshakeMessage)s.
-        control: i32,
+        handshake: i32,
         /// The predecessor's standard error. The successor's own is a pipe until the successor is
         /// ready. The second descriptor is the reading end of this pipe, so that writing is no
         /// error when the predecessor dies.
         stderr: Option<(i32, i32)>,
         /// A file with what the predecessor's service exported.
         state: Option<i32>,
-        by_name: Vec<u32>,
+        matched_by_name: Vec<u32>,
     },
     /// A serving process of the supervisor that started it.
     Serve {
         generation: u64,
         /// A socket on which the process sees end-of-file when the supervisor dies.
         lifeline: i32,
-        by_name: Vec<u32>,
+        matched_by_name: Vec<u32>,
     },
     /// A process that reads a supervisor's snapshot, reports the result, and exits.
-    Rehearse {
+    DryRun {
         /// A file with a [`Snapshot`](super::Snapshot).
         snapshot: i32,
         /// An empty file, for an [`Answer`](super::Answer).
@@ -81,7 +81,8 @@ impl Launch {
             };
             let text = match cause {
                 WireError::Version(found) => format!(
-                    "the {starter} speaks version {found} of the protocol, this process {VERSION}"
+                    "the {starter} uses version {found} of the protocol, but this process uses \
+                     version {VERSION}"
                 ),
                 cause => format!("cannot read {} of the {starter}: {cause}", Self::VARIABLE),
             };
@@ -109,7 +110,7 @@ mod tests {
     #[test]
     fn a_launch_record_is_for_one_process() {
         let record =
-            r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[1],"pid":77 }"#;
+            r#"{"v":1,"type":"serve","generation":3,"lifeline":4,"matched_by_name":[1],"pid":77 }"#;
         let launch = Launch::read(record, 77).unwrap();
         assert!(matches!(launch, Some(Launch::Serve { generation: 3, .. })));
         for nothing in ["", "1", "{}", "1,2,3,4,-,1", r#"{"pid":77}"#, &record[..70]] {
@@ -123,19 +124,19 @@ mod tests {
         for (record, text) in [
             (
                 r#"{"v":2,"type":"successor","pid":77}"#,
-                "the predecessor speaks version 2 of the protocol, this process 1",
+                "the predecessor uses version 2 of the protocol, but this process uses version 1",
             ),
             (
                 r#"{"v":2,"type":"serve","pid":77}"#,
-                "the supervisor speaks version 2 of the protocol, this process 1",
+                "the supervisor uses version 2 of the protocol, but this process uses version 1",
             ),
             (
                 r#"{"v":1,"type":"successor","generation":2,"pid":77}"#,
-                "cannot read HANDOVER of the predecessor: the record makes no sense: missing field",
+                "cannot read HANDOVER of the predecessor: the record is malformed: missing field",
             ),
             (
                 r#"{"v":1,"type":"else","pid":77}"#,
-                "cannot read HANDOVER of the supervisor: the record makes no sense: unknown variant `else`",
+                "cannot read HANDOVER of the supervisor: the record is malformed: unknown variant `else`",
             ),
         ] {
             let error = Launch::read(record, 77).unwrap_err().text;

@@ -18,11 +18,11 @@
 //! |---|---|---|
 //! | [`Launch`] | environment variable `HANDOVER` of a process that we start | 64 KiB |
 //! | [`HandshakeMessage`] | socket pair between a process and its successor | 64 KiB |
-//! | [`Notice`] | variable `X_HANDOVER` in an sd_notify(3) datagram to our supervisor | 24 KiB |
-//! | [`BindAnswer`] | socket that came with the bind request in a `Notice` | 1 KiB |
+//! | [`HandoverFields`] | variable `X_HANDOVER` in an sd_notify(3) datagram | 24 KiB |
+//! | [`BindAnswer`] | socket that came with the bind request in `HandoverFields` | 1 KiB |
 //! | [`Snapshot`] | file that the supervisor leaves to the program that replaces it | 16 MiB |
 //! | [`Status`], [`Answer`] | control socket, one line | 1 MiB |
-//! | [`Answer`] | file that a rehearsal of the supervisor's upgrade writes | 1 MiB |
+//! | [`Answer`] | file that the dry run of an upgrade writes | 1 MiB |
 //!
 //! systemd's own variables (sd_notify(3), sd_listen_fds(3)) are systemd's format. The requests on
 //! the control socket are plain text ([`ControlRequest`]). The name under which systemd stores a
@@ -36,10 +36,10 @@
 //! [`Launch`], with spaces that fill the room for the process id:
 //!
 //! ```text
-//! {"v":1,"type":"successor","generation":2,"control":4,"stderr":[5,6],"state":7,
-//!   "by_name":[0],"pid":4711      }
-//! {"v":1,"type":"serve","generation":3,"lifeline":4,"by_name":[],"pid":4711      }
-//! {"v":1,"type":"rehearse","snapshot":3,"report":4,"pid":4711      }
+//! {"v":1,"type":"successor","generation":2,"handshake":4,"stderr":[5,6],"state":7,
+//!   "matched_by_name":[0],"pid":4711      }
+//! {"v":1,"type":"serve","generation":3,"lifeline":4,"matched_by_name":[],"pid":4711      }
+//! {"v":1,"type":"dry_run","snapshot":3,"report":4,"pid":4711      }
 //! {"v":1,"type":"resume","snapshot":9,"pid":4711      }
 //! ```
 //!
@@ -58,17 +58,17 @@
 //! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
 //! ```
 //!
-//! [`Notice`], with one or more of its fields:
+//! [`HandoverFields`], with one or more of its fields:
 //!
 //! ```text
-//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","by_name":false,"owns_path":false}],
-//!   "bind":null,"successor":null,"failed":null}
+//! {"v":1,"generation":2,"listeners":[{"name":"127.0.0.1_80","matches_by_name":false,
+//!   "removes_file":false}],"bind":null,"successor":null,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":{"addr":{"tcp":"127.0.0.1:80"},"name":null,
 //!   "backlog":1024,"fast_open":null,"unix_mode":null,"defer_accept":false,"reuse_port":false,
 //!   "only_v6":false},"successor":null,"failed":null}
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
-//!   "failed":"the successor ended before it was ready"}
+//!   "failed":"the successor exited before it was ready"}
 //! ```
 //!
 //! [`BindAnswer`]; the listener goes with the first one:
@@ -81,13 +81,13 @@
 //! [`Snapshot`]:
 //!
 //! ```text
-//! {"v":1,"age_ms":81204,"sent_ready":true,"first_was_ready":true,"notify_socket":7,
-//!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_waiters":[11],
-//!   "listeners":[{"descriptor":12,"pinned":true,"listener":{"name":"web","by_name":true,
-//!   "owns_path":false}}],"slots":[{"generation":2,"restarts":0,"deaths":0,
-//!   "deaths_before_ready":0,"start_in_ms":null,"last_end":null}],"processes":[{"slot":0,
+//! {"v":1,"age_ms":81204,"sent_ready":true,"has_been_ready":true,"notify_socket":7,
+//!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_clients":[11],
+//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
+//!   "matches_by_name":true,"removes_file":false}}],"slots":[{"generation":2,"restarts":0,
+//!   "failures":0,"failures_before_ready":0,"start_in_ms":null,"last_failure":null}],"processes":[{"slot":0,
 //!   "pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,"last_watchdog_ms":100,
-//!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"restarts_itself":true,
+//!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"starts_successors":true,
 //!   "stopping":false,"deadline_ms":null,"aborted":false,"listeners":[[8,48151]],
 //!   "status":"generation 2 serves"}]}
 //! ```
@@ -106,9 +106,9 @@
 
 mod bind;
 mod control;
+mod handover_fields;
 mod handshake;
 mod launch;
-mod notice;
 mod path;
 mod snapshot;
 #[cfg(test)]
@@ -124,9 +124,9 @@ pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
 pub(crate) use control::{
     Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
+pub(crate) use handover_fields::{HandoverFields, ListenerRecord, to_fd_name};
 pub(crate) use handshake::HandshakeMessage;
 pub(crate) use launch::{Launch, LaunchError};
-pub(crate) use notice::{ListenerRecord, Notice, fd_name};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{ProcessRecord, SlotRecord, Snapshot, SnapshotListener};
 
@@ -198,8 +198,7 @@ pub(crate) enum WireError {
     TooLong(usize),
     /// The record is of this version of the format.
     Version(u32),
-    /// The bytes are not JSON, the kind is unknown, or a field is missing or has a value that makes
-    /// no sense.
+    /// The bytes are not JSON, the kind is unknown, or a field is missing or has an invalid value.
     Malformed(serde_json::Error),
 }
 
@@ -211,7 +210,7 @@ impl fmt::Display for WireError {
                 f,
                 "the record is of version {found}, this process reads version {VERSION}"
             ),
-            Self::Malformed(error) => write!(f, "the record makes no sense: {error}"),
+            Self::Malformed(error) => write!(f, "the record is malformed: {error}"),
         }
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Snapshot {
     /// All slots have been ready, and the service manager was sent READY=1.
     pub(crate) sent_ready: bool,
     /// A process has been ready. Until then, only the first slot starts one.
-    pub(crate) first_was_ready: bool,
+    pub(crate) has_been_ready: bool,
     /// The socket for the notifications of the processes.
     pub(crate) notify_socket: i32,
     /// A socket pair. Serving processes hold the second socket, and see end-of-file when the
@@ -27,7 +27,7 @@ pub(crate) struct Snapshot {
     /// The supervisor's exit code if every slot is given up.
     pub(crate) exit_code: i32,
     /// The connections of the control clients that wait for the result of the upgrade.
-    pub(crate) upgrade_waiters: Vec<i32>,
+    pub(crate) upgrade_clients: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
     pub(crate) slots: Vec<SlotRecord>,
     pub(crate) processes: Vec<ProcessRecord>,
@@ -43,7 +43,7 @@ impl Record for Snapshot {
 pub(crate) struct SnapshotListener {
     pub(crate) descriptor: i32,
     /// The listener is held even if no process uses it.
-    pub(crate) pinned: bool,
+    pub(crate) kept_when_unused: bool,
     pub(crate) listener: ListenerRecord,
 }
 
@@ -55,21 +55,22 @@ pub(crate) struct SlotRecord {
     pub(crate) generation: u64,
     /// Number of starts because the process before had exited.
     pub(crate) restarts: u64,
-    /// Deaths since a process was healthy.
-    pub(crate) deaths: u32,
-    /// Deaths since a process was ready.
-    pub(crate) deaths_before_ready: u32,
+    /// Failures since a process was healthy.
+    pub(crate) failures: u32,
+    /// Failures since a process was ready.
+    pub(crate) failures_before_ready: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
-    /// How the last process exited that was not asked to.
-    pub(crate) last_end: Option<String>,
+    /// Why the slot last lost its process: the process exited or stopped without having been asked
+    /// to, or could not be started.
+    pub(crate) last_failure: Option<String>,
 }
 
 /// A process that serves or drains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ProcessRecord {
-    /// The index of the slot of which this is the main process. `None` if the process drains.
+    /// The index of the slot of which this is the current process. `None` if the process drains.
     pub(crate) slot: Option<usize>,
     pub(crate) pid: u32,
     pub(crate) generation: u64,
@@ -86,7 +87,7 @@ pub(crate) struct ProcessRecord {
     /// The process stopped by itself. In the slot of this index, another one was started instead.
     pub(crate) replaced_in: Option<usize>,
     /// The process starts its successors itself.
-    pub(crate) restarts_itself: bool,
+    pub(crate) starts_successors: bool,
     /// SIGTERM was sent, or the process has notified the supervisor that it stops.
     pub(crate) stopping: bool,
     /// The time until the process must be ready, or must have exited.

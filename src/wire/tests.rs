@@ -51,7 +51,7 @@ impl Arbitrary<'_> for WirePath {
 }
 
 pub(super) fn any_fd_name(from: &mut Unstructured<'_>) -> Result<String> {
-    Ok(fd_name(&String::arbitrary(from)?))
+    Ok(to_fd_name(&String::arbitrary(from)?))
 }
 
 /// Flow labels of IPv6 are not part of an address's text.
@@ -78,7 +78,7 @@ pub(super) fn any_optional_seconds(from: &mut Unstructured<'_>) -> Result<Option
 /// Runs `check` for values of every type of record, and a generator for what else is random.
 macro_rules! for_every_record {
     ($check:ident) => {
-        for_every_record!($check: Answer BindAnswer HandshakeMessage Launch Notice Snapshot Status);
+        for_every_record!($check: Answer BindAnswer HandshakeMessage Launch HandoverFields Snapshot Status);
     };
     ($check:ident: $($record:ident)*) => {
         for seed in 0..ROUNDS {
@@ -172,7 +172,7 @@ fn nothing_that_is_too_long_is_written_or_read() {
     check::<BindAnswer>();
     check::<HandshakeMessage>();
     check::<Launch>();
-    check::<Notice>();
+    check::<HandoverFields>();
     check::<Snapshot>();
     check::<Status>();
     let paths = vec![WirePath::from_bytes(vec![255; 100]).unwrap(); 200];
@@ -229,7 +229,7 @@ fn the_examples_are_records() {
     }
     check(launch, 4);
     check(again::<HandshakeMessage>, 10);
-    check(again::<Notice>, 4);
+    check(again::<HandoverFields>, 4);
     check(again::<BindAnswer>, 2);
     check(again::<Snapshot>, 1);
     check(again::<Status>, 1);

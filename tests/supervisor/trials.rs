@@ -350,7 +350,7 @@ fn a_program_that_does_not_come_up_is_tried_ever_more_seldom() {
     assert!(good.elapsed() < Duration::from_secs(5));
     let log = supervised.log();
     assert!(log.contains("(the limit is 5)"), "{log}");
-    let pauses = log.split("restarting it in ").skip(1);
+    let pauses = log.split("starting another process in ").skip(1);
     let pauses = pauses.map(|rest| rest.split(' ').next().unwrap().parse::<f64>().unwrap());
     let pauses: Vec<f64> = pauses.collect();
     assert_eq!(pauses[0], 0.0);
@@ -551,7 +551,7 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
         supervised.generations.mode(mode);
         let outcome = upgrade();
         assert!(
-            outcome.contains(r#""ok":false"#) && outcome.contains("rehearsal"),
+            outcome.contains(r#""ok":false"#) && outcome.contains("dry run"),
             "{outcome}"
         );
     }
@@ -564,7 +564,7 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
     std::os::unix::fs::symlink("/bin/true", &good).unwrap();
     let outcome = upgrade();
     assert!(
-        outcome.contains("the rehearsal failed (exit status: 0)"),
+        outcome.contains("the dry run failed (exit status: 0)"),
         "{outcome}"
     );
     fs::rename(&aside, &good).unwrap();
@@ -575,7 +575,11 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
         supervised.signal(Signal::USR2);
     }
     eventually("the last one", || {
-        supervised.log().matches("replaced; version").count() > upgrades
+        supervised
+            .log()
+            .matches("the supervisor runs version")
+            .count()
+            > upgrades
     });
     load.end();
     assert_eq!(supervised.who(), who);
@@ -593,17 +597,21 @@ fn a_process_that_dies_during_an_upgrade_is_replaced() {
     let supervised = Supervised::start("processes=2 healthy=0");
     for round in 0..20 {
         let old = supervised.pids()[round % 2];
-        let done = supervised.log().matches("becoming").count();
+        let done = supervised.log().matches(" in this process").count();
         thread::scope(|scope| {
             let upgrade = scope.spawn(|| supervised.ask("upgrade wait"));
-            // Before the rehearsal, during it, or about the exec.
+            // Before the dry run, during it, or about the exec.
             match round % 3 {
                 0 => {}
-                1 => eventually("the rehearsal", || {
-                    supervised.log().matches("rehearsing").count() > done
+                1 => eventually("the dry run", || {
+                    supervised
+                        .log()
+                        .matches("checking the new supervisor program")
+                        .count()
+                        > done
                 }),
                 _ => eventually("the exec", || {
-                    supervised.log().matches("becoming").count() > done
+                    supervised.log().matches(" in this process").count() > done
                 }),
             }
             signal(old, Signal::KILL);
@@ -699,7 +707,7 @@ fn a_bad_version_costs_nothing_and_says_why() {
     for (mode, why) in [
         ("early exit 3", "no configuration"),
         ("panic", "it is all wrong"),
-        ("late error", "ended before it was ready"),
+        ("late error", "exited before it was ready"),
         ("segv", "signal: 11"),
         ("exit 0", "before"),
     ] {
@@ -1076,7 +1084,7 @@ fn the_control_socket_is_for_its_owner() {
     );
     for line in ["", "status status", &"x".repeat(300), "\u{1}"] {
         let answer = supervised.ask(line).unwrap();
-        assert!(answer.contains("no such request"), "{answer}");
+        assert!(answer.contains("unknown request"), "{answer}");
     }
     // Those that say nothing hold up nobody.
     let silent: Vec<_> = (0..8)

@@ -21,7 +21,7 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(memfd_create("handover", MemfdFlags::CLOEXEC)?.into())
 }
 
-/// Has the kernel send this process a signal when the thread that forked it ends
+/// Makes the kernel send this process a signal when the thread that forked it ends
 /// (PR_SET_PDEATHSIG).
 #[allow(unsafe_code)]
 pub(in crate::sys) fn request_signal_at_parent_end(signal: libc::c_int) {

@@ -205,8 +205,8 @@ fn close_descriptors(first: RawFd) {
     }
 }
 
-/// Has the kernel send this process a signal when its parent ends, where the kernel can, and exits
-/// if the parent has ended already.
+/// Makes the kernel send this process a signal when its parent ends, where the kernel can. Exits if
+/// the parent has ended already.
 #[allow(unsafe_code)]
 fn end_with_parent(parent: Pid, signal: libc::c_int) {
     request_signal_at_parent_end(signal);

@@ -145,7 +145,7 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
     let exec_error = read_exec_error(error_pipe)?;
     let pid = process.read_word();
     if let Some(error) = exec_error {
-        // Has the waiter reap the process, if it could start one. The error of the exec says more.
+        // Makes the waiter reap the process, if there is one. The error of the exec says more.
         let _ = process.wait(Duration::MAX);
         return Err(error);
     }

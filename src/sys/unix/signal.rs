@@ -44,7 +44,7 @@ pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
 /// process ends. Where `deliver` returns false, the signal's default action follows. To be called
 /// once.
 #[cfg(feature = "signals")]
-pub(crate) fn watch(
+pub(crate) fn install_handlers(
     deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
 ) -> std::io::Result<()> {
     let handle = move |signal| {

@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::{no_restarts, no_unix_sockets};
+use super::{no_restarts_error, no_unix_sockets_error};
 
 pub(crate) fn create_anonymous(_bytes: &[u8]) -> io::Result<File> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn is_executable(path: &Path) -> bool {
@@ -24,12 +24,12 @@ pub(crate) fn inode(_path: &Path) -> Option<(u64, u64)> {
 }
 
 pub(crate) fn free_socket_path(_path: &Path) -> io::Result<()> {
-    Err(no_unix_sockets())
+    Err(no_unix_sockets_error())
 }
 
 /// The permissions are those of a Unix socket.
 pub(crate) fn set_mode(_path: &Path, _mode: u32) -> io::Result<()> {
-    Err(no_unix_sockets())
+    Err(no_unix_sockets_error())
 }
 
 pub(crate) fn os_string(bytes: &[u8]) -> OsString {

@@ -5,21 +5,21 @@ use std::io;
 
 use socket2::Socket;
 
-use super::no_restarts;
+use super::no_restarts_error;
 use crate::sys::Descriptor;
 
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn receive(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Option<Descriptor>)> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn send(_: &Socket, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn notify(_manager: &OsStr, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }

@@ -11,14 +11,14 @@ pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
 
-fn unsupported(text: &str) -> io::Error {
+fn unsupported_error(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
-fn no_restarts() -> io::Error {
-    unsupported("restarts are not supported on Windows")
+fn no_restarts_error() -> io::Error {
+    unsupported_error("restarts are not supported on Windows")
 }
 
-fn no_unix_sockets() -> io::Error {
-    unsupported("Unix sockets are not supported on Windows")
+fn no_unix_sockets_error() -> io::Error {
+    unsupported_error("Unix sockets are not supported on Windows")
 }

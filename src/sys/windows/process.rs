@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::no_restarts;
+use super::no_restarts_error;
 use crate::sys::{ProcessState, SpawnOptions};
 
 pub(crate) const SUPPORTS_RESTARTS: bool = false;
@@ -30,15 +30,15 @@ impl Process {
 }
 
 pub(crate) fn spawn(_options: &SpawnOptions<'_>) -> io::Result<Process> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn spawn_child(_options: &SpawnOptions<'_>) -> io::Result<u32> {
-    Err(no_restarts())
+    Err(no_restarts_error())
 }
 
 pub(crate) fn replace_program(_options: &SpawnOptions<'_>) -> io::Error {
-    no_restarts()
+    no_restarts_error()
 }
 
 pub(crate) fn effective_uid() -> u32 {

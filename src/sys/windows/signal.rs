@@ -6,7 +6,7 @@ use crate::sys::Signal;
 /// Calls `deliver` for each Ctrl-C, from a thread of its own, until the process ends. Where
 /// `deliver` returns false the process ends, as by default. To be called once.
 #[cfg(feature = "signals")]
-pub(crate) fn watch(
+pub(crate) fn install_handlers(
     deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
 ) -> std::io::Result<()> {
     /// STATUS_CONTROL_C_EXIT, the exit code of a program that Ctrl-C has ended.

@@ -12,7 +12,7 @@ use windows_sys::Win32::Networking::WinSock::{
     SOCKET_ERROR, SOL_SOCKET, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
 };
 
-use super::unsupported;
+use super::unsupported_error;
 #[cfg(feature = "http")]
 pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
@@ -115,7 +115,7 @@ pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
 
 pub(crate) fn set_reuse_port(_socket: &Socket, on: bool) -> io::Result<()> {
     if on {
-        return Err(unsupported("reuse_port is not supported on Windows"));
+        return Err(unsupported_error("reuse_port is not supported on Windows"));
     }
     Ok(())
 }

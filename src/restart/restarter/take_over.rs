@@ -5,16 +5,20 @@ use std::sync::Weak;
 
 use crossbeam_channel::Sender;
 
-use super::{Host, ServerStage, Upgrader, reply};
+use super::{RestartableServer, Restarter, ServerStage, reply};
 use crate::notify;
 use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::sys;
 use crate::wire::HandshakeMessage;
 
-impl Upgrader {
+impl Restarter {
     /// The server could serve.
-    pub(super) fn handle_ready(&mut self, host: &dyn Host, waiter: Sender<Result<(), String>>) {
+    pub(super) fn handle_ready(
+        &mut self,
+        server: &dyn RestartableServer,
+        waiter: Sender<Result<(), String>>,
+    ) {
         self.restore_stderr();
         if let Some(reason) = self.abort_reason.take() {
             reply(&waiter, Err(reason));
@@ -25,7 +29,7 @@ impl Upgrader {
             link.send(&HandshakeMessage::Ready);
             self.stage = ServerStage::Waiting(waiter);
         } else {
-            let result = self.start_serving(host);
+            let result = self.start_serving(server);
             reply(&waiter, result);
         }
     }
@@ -39,7 +43,7 @@ impl Upgrader {
     }
 
     /// Starts to serve without a predecessor.
-    fn start_serving(&mut self, host: &dyn Host) -> Result<(), String> {
+    fn start_serving(&mut self, server: &dyn RestartableServer) -> Result<(), String> {
         if let Some(path) = &self.pid_file_path {
             // A predecessor that has just died may still hold its lock.
             let file = match self.generation {
@@ -49,29 +53,33 @@ impl Upgrader {
             let file = file.map_err(|error| format!("cannot write the pid file: {error}"));
             self.pid_file = Some(file?);
         }
-        host.start_accepting();
+        server.start_accepting();
         self.stage = ServerStage::Serving;
-        notify::ready(self.supervised_generation(), self.status());
+        notify::send_ready(self.supervised_generation(), self.status());
         Ok(())
     }
 
-    pub(super) fn receive_from_predecessor(&mut self, host: &dyn Host) {
+    pub(super) fn receive_from_predecessor(&mut self, server: &dyn RestartableServer) {
         while let Some(incoming) = self.predecessor.as_ref().and_then(Link::receive) {
             match incoming {
-                Incoming::Message(message) => self.handle_predecessor_message(host, message),
+                Incoming::Message(message) => self.handle_predecessor_message(server, message),
                 Incoming::End => {
                     self.predecessor = None;
-                    self.handle_predecessor_end(host);
+                    self.handle_predecessor_end(server);
                 }
             }
         }
     }
 
-    fn handle_predecessor_message(&mut self, host: &dyn Host, message: HandshakeMessage) {
+    fn handle_predecessor_message(
+        &mut self,
+        server: &dyn RestartableServer,
+        message: HandshakeMessage,
+    ) {
         let stage = std::mem::replace(&mut self.stage, ServerStage::Stopping);
         self.stage = match (stage, message) {
             (ServerStage::Waiting(waiter), HandshakeMessage::Cutover) => {
-                host.start_accepting();
+                server.start_accepting();
                 self.tell_predecessor(&HandshakeMessage::Accepting {
                     since: sys::clock::monotonic_nanos(),
                     taken: self.taken.clone(),
@@ -96,9 +104,9 @@ impl Upgrader {
             (ServerStage::Accepting | ServerStage::Serving, HandshakeMessage::Abort { reason }) => {
                 log::error!("the predecessor goes on serving: {reason}");
                 for listener in self.listeners.iter().filter_map(Weak::upgrade) {
-                    listener.set_own_path(false);
+                    listener.set_removes_file(false);
                 }
-                host.drain();
+                server.stop_in_drain_timeout();
                 ServerStage::Stopping
             }
             (stage, HandshakeMessage::Drained { report }) => {
@@ -114,26 +122,26 @@ impl Upgrader {
     }
 
     /// The predecessor has ended. If it had not handed over, this process serves in its place.
-    fn handle_predecessor_end(&mut self, host: &dyn Host) {
+    fn handle_predecessor_end(&mut self, server: &dyn RestartableServer) {
         self.restore_stderr();
         match std::mem::replace(&mut self.stage, ServerStage::Stopping) {
             ServerStage::Waiting(waiter) => {
                 log::warn!("the predecessor has died; serving in its place");
                 self.stage = ServerStage::Building;
-                let result = self.start_serving(host);
+                let result = self.start_serving(server);
                 reply(&waiter, result);
             }
             ServerStage::Accepting => {
                 log::warn!("the predecessor has died; serving in its place");
                 self.take_over_files(&[]);
                 self.stage = ServerStage::Serving;
-                notify::ready(self.supervised_generation(), self.status());
+                notify::send_ready(self.supervised_generation(), self.status());
             }
             ServerStage::Serving => {
                 self.stage = ServerStage::Serving;
                 // The predecessor may have died before it told the supervisor.
                 if let Some(generation) = self.supervised_generation() {
-                    notify::ready(Some(generation), self.status());
+                    notify::send_ready(Some(generation), self.status());
                 }
             }
             stage => self.stage = stage,
@@ -141,13 +149,13 @@ impl Upgrader {
     }
 
     /// Drains when the supervisor has died: no other process would stop or restart this one.
-    pub(super) fn watch_lifeline(&mut self, host: &dyn Host) {
+    pub(super) fn watch_lifeline(&mut self, server: &dyn RestartableServer) {
         while let Some(incoming) = self.lifeline.as_ref().and_then(Link::receive) {
             if let Incoming::End = incoming {
                 self.lifeline = None;
                 if !matches!(self.stage, ServerStage::Replaced | ServerStage::Stopping) {
                     log::error!("the supervisor has died: finishing open connections");
-                    host.drain();
+                    server.stop_in_drain_timeout();
                 }
             }
         }
@@ -155,7 +163,7 @@ impl Upgrader {
 
     /// Takes over the pid file and the files of Unix sockets, as the serving process.
     pub(super) fn take_over_files(&mut self, socket_files: &[PathBuf]) {
-        self.own_socket_files(socket_files);
+        self.take_socket_files(socket_files);
         if let Some(path) = &self.pid_file_path {
             match PidFile::replace(path) {
                 Ok(file) => self.pid_file = Some(file),
@@ -165,12 +173,12 @@ impl Upgrader {
         log::info!("generation {} serves", self.generation);
     }
 
-    /// Has this process remove the files of these Unix sockets in the end.
-    pub(super) fn own_socket_files(&self, paths: &[PathBuf]) {
+    /// Makes this process remove the files of these Unix sockets in the end.
+    pub(super) fn take_socket_files(&self, paths: &[PathBuf]) {
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
             let path = listener.local_addr().as_path();
             if path.is_some_and(|path| is_among(path, paths)) {
-                listener.set_own_path(true);
+                listener.set_removes_file(true);
             }
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! | stage | deadline | late, or aborted | ended |
 //! |---|---|---|---|
-//! | `Started`, `Greeted` | the ready time-out | killed | the restart fails |
+//! | `Started`, `HelloReceived` | the ready time-out | killed | the restart fails |
 //! | `Ready` | the ready time-out | told to abort: `Aborted` | the restart fails |
 //! | `Accepting` | 10 s | told to abort: `Aborted` | the restart fails; accept again |
 //! | `Aborted` | the drain time-out | killed | |
@@ -18,8 +18,10 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use super::predecessor::is_among;
-use super::{Host, Replacement, SUCCESSOR, ServerStage, Upgrader, reply, stopping_error};
+use super::take_over::is_among;
+use super::{
+    CompletedRestart, RestartableServer, Restarter, SUCCESSOR, ServerStage, reply, stopping_error,
+};
 use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::notify;
@@ -62,7 +64,7 @@ struct Handoff {
 pub(super) enum SuccessorStage {
     Started,
     /// Hello received: the successor runs this protocol.
-    Greeted,
+    HelloReceived,
     /// Ready received, and Cutover sent: the successor may accept.
     Ready,
     /// Accepting received, and Commit sent: this process does not accept any more.
@@ -79,8 +81,8 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to end that has closed its control socket.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 
-impl Upgrader {
-    pub(super) fn begin_requested_restart(&mut self, host: &dyn Host) {
+impl Restarter {
+    pub(super) fn begin_requested_restart(&mut self, server: &dyn RestartableServer) {
         if !self.restart_requested {
             return;
         }
@@ -95,7 +97,7 @@ impl Upgrader {
                     self.notify_reloading();
                 }
                 Some(_) => {}
-                None => self.start_successor(host),
+                None => self.start_successor(server),
             },
             ServerStage::Replaced => {
                 let why = "another process has taken over already";
@@ -106,16 +108,16 @@ impl Upgrader {
     }
 
     fn notify_reloading(&self) {
-        notify::reloading(format_args!("starting generation {}", self.generation + 1));
+        notify::send_reloading(format_args!("starting generation {}", self.generation + 1));
     }
 
-    fn start_successor(&mut self, host: &dyn Host) {
+    fn start_successor(&mut self, server: &dyn RestartableServer) {
         self.restart_requested = false;
         let (next, program) = (self.generation + 1, self.program.path().display());
         log::info!("starting generation {next}: {program}");
         self.notify_reloading();
         self.last_extension = Instant::now();
-        match self.spawn_successor(host) {
+        match self.spawn_successor(server) {
             Ok(successor) => {
                 if self.lifeline.is_some() {
                     notify::announce_successor(successor.process.id());
@@ -125,17 +127,17 @@ impl Upgrader {
             Err(error) => {
                 let why = format!("cannot start {program}: {error}");
                 let failure = RestartError::new(RestartErrorKind::Start, why);
-                self.fail_restart(&failure.with_source(error));
+                self.fail_handover(&failure.with_source(error));
             }
         }
     }
 
-    fn spawn_successor(&self, host: &dyn Host) -> io::Result<Successor> {
+    fn spawn_successor(&self, server: &dyn RestartableServer) -> io::Result<Successor> {
         let (own_end, successor_end) = sys::message::create_pair()?;
-        let (mut descriptors, mut by_name) = (Vec::new(), Vec::new());
+        let (mut descriptors, mut matched_by_name) = (Vec::new(), Vec::new());
         for (position, listener) in (0..).zip(self.listeners.iter().filter_map(Weak::upgrade)) {
-            if listener.by_name {
-                by_name.push(position);
+            if listener.matches_by_name {
+                matched_by_name.push(position);
             }
             let descriptor = sys::descriptor::duplicate(&listener.socket)?;
             descriptors.push((listener.name().to_owned(), descriptor));
@@ -149,11 +151,11 @@ impl Upgrader {
         }
         let started_at = Instant::now();
         let link = Link::new(own_end, &self.poller, SUCCESSOR)?;
-        let (process, stderr_tail) = self.program.start_successor(
+        let (process, stderr_tail) = self.program.spawn_as_successor(
             descriptors,
-            by_name,
+            matched_by_name,
             &successor_end,
-            host.export(),
+            server.export_state(),
             self.generation + 1,
         )?;
         Ok(Successor {
@@ -168,48 +170,52 @@ impl Upgrader {
         })
     }
 
-    pub(super) fn receive_from_successor(&mut self, host: &dyn Host) {
+    pub(super) fn receive_from_successor(&mut self, server: &dyn RestartableServer) {
         let receive = |successor: &Successor| successor.link.receive();
         while let Some(incoming) = self.successor.as_ref().and_then(receive) {
             match incoming {
-                Incoming::Message(message) => self.handle_successor_message(host, message),
-                Incoming::End => self.handle_successor_end(host),
+                Incoming::Message(message) => self.handle_successor_message(server, message),
+                Incoming::End => self.handle_successor_end(server),
             }
         }
     }
 
-    fn handle_successor_message(&mut self, host: &dyn Host, message: HandshakeMessage) {
+    fn handle_successor_message(
+        &mut self,
+        server: &dyn RestartableServer,
+        message: HandshakeMessage,
+    ) {
         let Some(successor) = &mut self.successor else {
             return;
         };
         match (successor.stage, message) {
             (SuccessorStage::Started, HandshakeMessage::Hello) => {
-                successor.stage = SuccessorStage::Greeted;
+                successor.stage = SuccessorStage::HelloReceived;
             }
-            (SuccessorStage::Greeted, HandshakeMessage::Ready) => {
+            (SuccessorStage::HelloReceived, HandshakeMessage::Ready) => {
                 successor.ready_after = successor.started_at.elapsed();
                 successor.stage = SuccessorStage::Ready;
                 successor.link.send(&HandshakeMessage::Cutover);
             }
-            // A stop comes first; see `check_successor_deadline`.
+            // A stop comes first; see `handle_successor_deadline`.
             (SuccessorStage::Ready, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
             (SuccessorStage::Ready, HandshakeMessage::Accepting { since, taken }) => {
-                self.hand_over(host, since, taken);
+                self.hand_over(server, since, taken);
             }
             (
                 SuccessorStage::Ready | SuccessorStage::Accepting,
                 HandshakeMessage::Abort { reason },
             ) => {
-                self.abandon_successor(host, RestartError::new(RestartErrorKind::Ended, reason));
+                self.abandon_successor(server, RestartError::new(RestartErrorKind::Ended, reason));
             }
-            (SuccessorStage::Accepting, HandshakeMessage::Ack) => self.finish_restart(host),
+            (SuccessorStage::Accepting, HandshakeMessage::Ack) => self.finish_restart(server),
             (SuccessorStage::Serving, HandshakeMessage::Superseded) => {
                 self.tell_predecessor(&HandshakeMessage::Force);
             }
             (SuccessorStage::Serving, HandshakeMessage::Force) => {
                 log::warn!("two later generations drain already: stopping now");
-                host.stop_now();
+                server.stop_now();
             }
             (stage, unexpected) => {
                 log::debug!("ignoring {unexpected:?} from the successor in the stage {stage:?}");
@@ -219,13 +225,13 @@ impl Upgrader {
 
     /// The successor accepts since `since`, on the listeners at the positions `taken`: this process
     /// stops accepting, and leaves the files of Unix sockets to the successor.
-    fn hand_over(&mut self, host: &dyn Host, since: u64, taken: Vec<u32>) {
+    fn hand_over(&mut self, server: &dyn RestartableServer, since: u64, taken: Vec<u32>) {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        let was_accepting = host.pause();
+        let was_accepting = server.pause();
         let accept_gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
-        let socket_files = disown_socket_files(&self.listeners);
+        let socket_files = release_socket_files(&self.listeners);
         let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
         let paths = paths.collect();
         successor.link.send(&HandshakeMessage::Commit { paths });
@@ -240,7 +246,7 @@ impl Upgrader {
     }
 
     /// The successor serves.
-    fn finish_restart(&mut self, host: &dyn Host) {
+    fn finish_restart(&mut self, server: &dyn RestartableServer) {
         let Some(successor) = &mut self.successor else {
             return;
         };
@@ -250,14 +256,14 @@ impl Upgrader {
         successor.stage = SuccessorStage::Serving;
         successor.deadline = Deadline::NEVER;
         successor.process.detach();
-        let replacement = Replacement {
+        let completed = CompletedRestart {
             ready_after: successor.ready_after,
             accept_gap: handoff.accept_gap,
             pid: successor.process.id(),
             generation: self.generation,
         };
-        let (pid, next) = (replacement.pid, self.generation + 1);
-        let millis = replacement.ready_after.as_millis();
+        let (pid, next) = (completed.pid, self.generation + 1);
+        let millis = completed.ready_after.as_millis();
         log::info!("generation {next}, process {pid}, serves; it was ready after {millis} ms");
         if !matches!(self.stage, ServerStage::Stopping) {
             self.stage = ServerStage::Replaced;
@@ -268,20 +274,20 @@ impl Upgrader {
             if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
                 let path = listener.local_addr().as_path();
                 let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
-                listener.set_own_path(was_own);
+                listener.set_removes_file(was_own);
             }
         }
-        host.leave(&handoff.taken);
+        server.drain_after_replacement(&handoff.taken);
         self.tell_predecessor(&HandshakeMessage::Superseded);
         let generation = self.lifeline.as_ref().map(|_| next);
-        notify::replaced_by(pid, generation, format_args!("generation {next} serves"));
+        notify::send_main_pid(pid, generation, format_args!("generation {next} serves"));
         for waiter in self.waiters.drain(..) {
-            reply(&waiter, Ok(replacement));
+            reply(&waiter, Ok(completed));
         }
     }
 
-    /// The successor has closed its end of the control socket.
-    fn handle_successor_end(&mut self, host: &dyn Host) {
+    /// The successor has closed its end of the handshake socket.
+    fn handle_successor_end(&mut self, server: &dyn RestartableServer) {
         let Some(mut successor) = self.successor.take() else {
             return;
         };
@@ -295,21 +301,26 @@ impl Upgrader {
                 wait_or_kill(&mut successor.process, END_TIMEOUT);
                 return;
             }
-            SuccessorStage::Started => "the successor ended before it had begun",
-            SuccessorStage::Greeted => "the successor ended before it was ready",
-            _ => "the successor ended before it had taken over",
+            SuccessorStage::Started => "the successor exited before it called Restart::new",
+            SuccessorStage::HelloReceived => "the successor exited before it was ready",
+            _ => "the successor exited before it had taken over",
         };
-        self.undo_handoff(host, successor.handoff.take());
+        self.undo_handoff(server, successor.handoff.take());
         let status = wait_or_kill(&mut successor.process, END_TIMEOUT);
         let stderr_tail = successor.stderr_tail.take();
         // No process of the failed restart is left when its outcome is known.
         drop(successor);
         let failure = RestartError::new(RestartErrorKind::Ended, why);
-        self.fail_restart(&failure.with_exit(status, stderr_tail));
+        self.fail_handover(&failure.with_exit(status, stderr_tail));
     }
 
     /// Aborts the restart while the successor runs.
-    fn abort_restart(&mut self, host: &dyn Host, kind: RestartErrorKind, why: String) {
+    fn abort_restart(
+        &mut self,
+        server: &dyn RestartableServer,
+        kind: RestartErrorKind,
+        why: String,
+    ) {
         let Some(successor) = &mut self.successor else {
             return;
         };
@@ -318,50 +329,50 @@ impl Upgrader {
         let failure = RestartError::new(kind, why);
         match successor.stage {
             // Without connections, nothing is lost by its end.
-            SuccessorStage::Started | SuccessorStage::Greeted => {
+            SuccessorStage::Started | SuccessorStage::HelloReceived => {
                 let status = wait_or_kill(&mut successor.process, Duration::ZERO);
                 let stderr_tail = successor.stderr_tail.take();
                 self.successor = None;
-                self.fail_restart(&failure.with_exit(status, stderr_tail));
+                self.fail_handover(&failure.with_exit(status, stderr_tail));
             }
-            _ => self.abandon_successor(host, failure),
+            _ => self.abandon_successor(server, failure),
         }
     }
 
     /// Goes on serving beside a successor that may have connections, and ends by itself.
-    fn abandon_successor(&mut self, host: &dyn Host, failure: RestartError) {
+    fn abandon_successor(&mut self, server: &dyn RestartableServer, failure: RestartError) {
         let Some(successor) = &mut self.successor else {
             return;
         };
         successor.stage = SuccessorStage::Aborted;
         successor.deadline = Deadline::after(Instant::now(), self.drain_timeout);
         let handoff = successor.handoff.take();
-        self.undo_handoff(host, handoff);
-        self.fail_restart(&failure);
+        self.undo_handoff(server, handoff);
+        self.fail_handover(&failure);
     }
 
-    fn undo_handoff(&mut self, host: &dyn Host, handoff: Option<Handoff>) {
+    fn undo_handoff(&mut self, server: &dyn RestartableServer, handoff: Option<Handoff>) {
         let Some(handoff) = handoff else { return };
         if handoff.was_accepting {
-            host.resume();
+            server.resume();
         }
         match self.stage {
             ServerStage::Serving => self.take_over_files(&handoff.socket_files),
-            _ => self.own_socket_files(&handoff.socket_files),
+            _ => self.take_socket_files(&handoff.socket_files),
         }
     }
 
-    fn fail_restart(&mut self, failure: &RestartError) {
+    fn fail_handover(&mut self, failure: &RestartError) {
         log::error!("the restart failed: {failure}");
         let generation = self.supervised_generation();
         match self.stage {
             ServerStage::Serving => {
                 let status = format!("{}; the last restart failed: {failure}", self.status());
-                notify::restart_failed(generation, true, status, failure);
+                notify::send_restart_failed(generation, true, status, failure);
             }
-            // systemd does not wait for the restart of a process that stops; our supervisor does.
+            // systemd does not wait for the restart of a process that stops; the supervisor does.
             ServerStage::Stopping if generation.is_some() => {
-                notify::restart_failed(generation, false, "stopping", failure);
+                notify::send_restart_failed(generation, false, "stopping", failure);
             }
             _ => {}
         }
@@ -377,7 +388,11 @@ impl Upgrader {
 
     /// Aborts the restart if the successor is late or this process stops, and kills a successor
     /// that does not end.
-    pub(super) fn check_successor_deadline(&mut self, host: &dyn Host, now: Instant) {
+    pub(super) fn handle_successor_deadline(
+        &mut self,
+        server: &dyn RestartableServer,
+        now: Instant,
+    ) {
         let stops = matches!(self.stage, ServerStage::Stopping);
         let Some(successor) = &mut self.successor else {
             return;
@@ -396,27 +411,27 @@ impl Upgrader {
             SuccessorStage::Accepting => ("has not taken over", ACK_TIMEOUT),
             _ if stops => {
                 let why = "the server is being stopped".to_owned();
-                return self.abort_restart(host, RestartErrorKind::Stopping, why);
+                return self.abort_restart(server, RestartErrorKind::Stopping, why);
             }
-            SuccessorStage::Started => ("has not greeted", self.ready_timeout),
-            SuccessorStage::Greeted | SuccessorStage::Ready => {
+            SuccessorStage::Started => ("has not called Restart::new", self.ready_timeout),
+            SuccessorStage::HelloReceived | SuccessorStage::Ready => {
                 ("was not ready", self.ready_timeout)
             }
         };
         if is_late {
             let seconds = timeout.as_secs_f32();
             let why = format!("the successor {what} within {seconds} s");
-            self.abort_restart(host, RestartErrorKind::TimedOut, why);
+            self.abort_restart(server, RestartErrorKind::TimedOut, why);
         }
     }
 }
 
 /// Stops this process from removing the files of Unix sockets that it owns. Returns the files.
-fn disown_socket_files(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
+fn release_socket_files(listeners: &[Weak<Listener>]) -> Vec<PathBuf> {
     let listeners = listeners.iter().filter_map(Weak::upgrade);
     let paths = listeners.filter_map(|listener| {
-        let path = listener.own_path()?.to_owned();
-        listener.set_own_path(false);
+        let path = listener.removed_file()?.to_owned();
+        listener.set_removes_file(false);
         Some(path)
     });
     paths.collect()

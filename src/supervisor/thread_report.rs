@@ -1,4 +1,4 @@
-//! The crash report: what the threads of a process wait for, logged before the process is aborted.
+//! The thread report: what the threads of a process wait for, logged before the process is aborted.
 
 use std::fs;
 

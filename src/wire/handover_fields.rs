@@ -1,4 +1,4 @@
-//! What a serving process tells our supervisor beyond systemd's variables, and listeners that the
+//! What a serving process tells its supervisor beyond systemd's variables, and listeners that the
 //! supervisor holds.
 
 use serde::de::Error;
@@ -6,13 +6,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BindRequest, Record};
 
-/// Our addition to an sd_notify(3) datagram, for our supervisor: the value of the variable
+/// This crate's addition to an sd_notify(3) datagram, for the supervisor: the value of the variable
 /// `X_HANDOVER`. systemd would ignore the variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
-pub(crate) struct Notice {
+pub(crate) struct HandoverFields {
     /// The generation of the sender, or of the process that `MAINPID` names. A datagram with a
-    /// generation comes from a server of ours, not from a subprocess of one.
+    /// generation comes from a server of this crate, not from a subprocess of a server.
     pub(crate) generation: Option<u64>,
     /// Listeners of the sender that the supervisor is to hold; their descriptors go with the
     /// datagram, in this order.
@@ -27,13 +27,13 @@ pub(crate) struct Notice {
     pub(crate) failed: Option<String>,
 }
 
-impl Record for Notice {
+impl Record for HandoverFields {
     /// The supervisor reads datagrams of up to 32 KiB, which contain systemd's variables too.
-    /// systemd itself, which drops datagrams over 4096 bytes, never gets a notice.
+    /// systemd itself, which drops datagrams over 4096 bytes, never gets this record.
     const LIMIT: usize = 24 * 1024;
 }
 
-impl Notice {
+impl HandoverFields {
     /// The name of the variable.
     pub(crate) const VARIABLE: &'static str = "X_HANDOVER";
 }
@@ -42,14 +42,14 @@ impl Notice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ListenerRecord {
-    /// The name under which the descriptor is passed on, as [`fd_name`] makes it.
+    /// The name under which the descriptor is passed on, as [`to_fd_name`] makes it.
     #[serde(deserialize_with = "read_fd_name")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_fd_name))]
     pub(crate) name: String,
-    /// The listener is known by its name, whatever its address.
-    pub(crate) by_name: bool,
+    /// A bind request with this name gets this listener, even if the address differs.
+    pub(crate) matches_by_name: bool,
     /// The listener is a Unix socket, whose file the holder removes in the end.
-    pub(crate) owns_path: bool,
+    pub(crate) removes_file: bool,
 }
 
 /// The longest name of a descriptor (sd_listen_fds(3)), in bytes.
@@ -64,9 +64,9 @@ impl ListenerRecord {
     /// the listener is known by its name, and then a `u` if the file is to be unlinked:
     /// `handover-nu-web`, `handover--127.0.0.1_80`. A name that gets too long is cut.
     pub(crate) fn to_stored_name(&self) -> String {
-        let by_name = if self.by_name { "n" } else { "" };
-        let owns_path = if self.owns_path { "u" } else { "" };
-        let mut stored = format!("{STORED}{by_name}{owns_path}-{}", self.name);
+        let matches_by_name = if self.matches_by_name { "n" } else { "" };
+        let removes_file = if self.removes_file { "u" } else { "" };
+        let mut stored = format!("{STORED}{matches_by_name}{removes_file}-{}", self.name);
         stored.truncate(MAX_NAME);
         stored
     }
@@ -74,7 +74,7 @@ impl ListenerRecord {
     /// Reads such a name. `None` if the descriptor has another origin.
     pub(crate) fn from_stored_name(stored: &str) -> Option<Self> {
         let (flags, name) = stored.strip_prefix(STORED)?.split_once('-')?;
-        let (by_name, owns_path) = match flags {
+        let (matches_by_name, removes_file) = match flags {
             "" => (false, false),
             "n" => (true, false),
             "u" => (false, true),
@@ -82,16 +82,16 @@ impl ListenerRecord {
             _ => return None,
         };
         Some(Self {
-            name: fd_name(name),
-            by_name,
-            owns_path,
+            name: to_fd_name(name),
+            matches_by_name,
+            removes_file,
         })
     }
 }
 
 /// A name as descriptors have it when they are passed on: printable ASCII without a colon, which
 /// separates names in LISTEN_FDNAMES, at most 255 bytes. Other characters become `_`.
-pub(crate) fn fd_name(name: &str) -> String {
+pub(crate) fn to_fd_name(name: &str) -> String {
     let plain = |char: char| if is_plain(char) { char } else { '_' };
     name.chars().map(plain).take(MAX_NAME).collect()
 }
@@ -100,7 +100,7 @@ fn is_plain(char: char) -> bool {
     char.is_ascii_graphic() && char != ':'
 }
 
-/// Any process of the same user may send a notice, so that names in it are checked.
+/// Any process of the same user may send this record, so that names in it are checked.
 fn read_fd_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     let name = String::deserialize(from)?;
     match name.len() <= MAX_NAME && name.chars().all(is_plain) {
@@ -116,14 +116,14 @@ mod tests {
 
     #[test]
     fn names_survive_the_list() {
-        assert_eq!(fd_name("public"), "public");
-        assert_eq!(fd_name("127.0.0.1:80"), "127.0.0.1_80");
-        assert_eq!(fd_name("a\nb c"), "a_b_c");
+        assert_eq!(to_fd_name("public"), "public");
+        assert_eq!(to_fd_name("127.0.0.1:80"), "127.0.0.1_80");
+        assert_eq!(to_fd_name("a\nb c"), "a_b_c");
         for name in ["a:b", "a b", "ä", &"x".repeat(256)] {
             let text = format!(
-                r#"{{"v":1,"listeners":[{{"name":"{name}","by_name":true,"owns_path":true}}]}}"#
+                r#"{{"v":1,"listeners":[{{"name":"{name}","matches_by_name":true,"removes_file":true}}]}}"#
             );
-            assert!(Notice::decode(text.as_bytes()).is_err(), "{name}");
+            assert!(HandoverFields::decode(text.as_bytes()).is_err(), "{name}");
         }
     }
 
@@ -133,15 +133,15 @@ mod tests {
             let listener: ListenerRecord = Random(seed).value();
             let stored = listener.to_stored_name();
             assert!(
-                stored.len() <= 255 && fd_name(&stored) == stored,
+                stored.len() <= 255 && to_fd_name(&stored) == stored,
                 "{stored}"
             );
             assert_eq!(ListenerRecord::from_stored_name(&stored), Some(listener));
         }
         let listener = ListenerRecord {
             name: "x".repeat(255),
-            by_name: true,
-            owns_path: true,
+            matches_by_name: true,
+            removes_file: true,
         };
         assert_eq!(
             listener.to_stored_name(),

@@ -1,7 +1,7 @@
-//! The upgrader: the thread that takes over from this process's predecessor, and later hands over
+//! The restarter: the thread that takes over from this process's predecessor, and later hands over
 //! to its successor.
 //!
-//! The upgrader is one loop over the server's requests, the messages of the predecessor and of the
+//! The restarter is one loop over the server's requests, the messages of the predecessor and of the
 //! successor, and deadlines. It starts successors itself, as they are children of the thread that
 //! starts them.
 //!
@@ -16,8 +16,8 @@
 //!
 //! A stop leads from each of them but `Replaced` to `Stopping`.
 
-mod predecessor;
-mod successor;
+mod hand_over;
+mod take_over;
 
 use std::io;
 use std::path::PathBuf;
@@ -37,14 +37,14 @@ use crate::restart::link::Link;
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
-use crate::wire::{HandshakeMessage, ListenerRecord, fd_name};
+use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
-use successor::{Successor, SuccessorStage};
+use hand_over::{Successor, SuccessorStage};
 
-/// What the upgrader asks of the server that it belongs to.
-pub(crate) trait Host: Sync {
+/// What the restarter asks of the server that it belongs to.
+pub(crate) trait RestartableServer: Sync {
     /// The state that the service leaves for the successor.
-    fn export(&self) -> Option<Vec<u8>>;
+    fn export_state(&self) -> Option<Vec<u8>>;
 
     /// Accepts connections from now on.
     fn start_accepting(&self);
@@ -57,21 +57,21 @@ pub(crate) trait Host: Sync {
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`.
-    fn leave(&self, taken: &[u32]);
+    fn drain_after_replacement(&self, taken: &[u32]);
 
     /// Stops: finishes the open connections within the server's drain time-out.
-    fn drain(&self);
+    fn stop_in_drain_timeout(&self);
 
     /// Stops without letting anything finish.
     fn stop_now(&self);
 }
 
-/// What the server asks of the upgrader, or reports to it.
-enum Request {
+/// What the server asks of the restarter, or reports to it.
+enum RestarterRequest {
     /// The server could serve. Answered when the server accepts, or must not accept.
     Ready(Sender<Result<(), String>>),
     /// A successor is to take over.
-    Restart(Option<Waiter>),
+    Restart(Option<ResultSender>),
     /// The server has begun to stop.
     Stopping,
     /// The server has stopped, with this report.
@@ -79,11 +79,11 @@ enum Request {
 }
 
 /// Where the result of a restart goes.
-type Waiter = Sender<Result<Replacement, RestartError>>;
+type ResultSender = Sender<Result<CompletedRestart, RestartError>>;
 
 /// A restart that succeeded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Replacement {
+pub(crate) struct CompletedRestart {
     /// From the start of the successor until it could serve.
     pub(crate) ready_after: Duration,
     /// How long neither process accepted.
@@ -94,51 +94,55 @@ pub(crate) struct Replacement {
     pub(crate) generation: u64,
 }
 
-/// The server's side of the upgrader.
+/// The server's side of the restarter.
 #[derive(Clone)]
-pub(crate) struct UpgraderHandle {
-    requests: Sender<Request>,
-    /// Closed when the upgrader has ended. Requests that it has not read by then stay in their
+pub(crate) struct RestarterHandle {
+    requests: Sender<RestarterRequest>,
+    /// Closed when the restarter has ended. Requests that it has not read by then stay in their
     /// channel, and their senders with them.
     ended: Receiver<()>,
     poller: Arc<Poller>,
 }
 
-impl UpgraderHandle {
+impl RestarterHandle {
     /// Waits until the server accepts: at once, or when the predecessor agrees. Also returns when
     /// the server is stopped meanwhile, which is no error.
     pub(crate) fn announce_ready(&self) -> Result<(), String> {
         let (reply, answer) = crossbeam_channel::bounded(1);
-        self.send(Request::Ready(reply));
+        self.send(RestarterRequest::Ready(reply));
         self.wait_for(&answer).unwrap_or(Ok(()))
     }
 
     /// Begins a restart, unless one is in progress.
     pub(crate) fn request_restart(&self) {
         // If the channel is full, restarts that were requested before are in it.
-        if self.requests.try_send(Request::Restart(None)).is_ok() {
+        if self
+            .requests
+            .try_send(RestarterRequest::Restart(None))
+            .is_ok()
+        {
             self.poller.wake();
         }
     }
 
     /// Begins a restart, or joins the one in progress, and waits for the result.
-    pub(crate) fn wait_for_restart(&self) -> Result<Replacement, RestartError> {
+    pub(crate) fn wait_for_restart(&self) -> Result<CompletedRestart, RestartError> {
         let (reply, answer) = crossbeam_channel::bounded(1);
-        self.send(Request::Restart(Some(reply)));
+        self.send(RestarterRequest::Restart(Some(reply)));
         self.wait_for(&answer)
             .unwrap_or_else(|| Err(stopping_error()))
     }
 
     pub(crate) fn report_stopping(&self) {
-        self.send(Request::Stopping);
+        self.send(RestarterRequest::Stopping);
     }
 
-    /// Ends the upgrader.
+    /// Ends the restarter.
     pub(crate) fn report_stopped(&self, report: String) {
-        self.send(Request::Stopped(report));
+        self.send(RestarterRequest::Stopped(report));
     }
 
-    /// The answer; `None` if the upgrader ends without one.
+    /// The answer; `None` if the restarter ends without one.
     fn wait_for<T>(&self, answer: &Receiver<T>) -> Option<T> {
         crossbeam_channel::select! {
             recv(answer) -> answer => answer.ok(),
@@ -146,8 +150,8 @@ impl UpgraderHandle {
         }
     }
 
-    fn send(&self, request: Request) {
-        // An upgrader that has ended needs no requests.
+    fn send(&self, request: RestarterRequest) {
+        // A restarter that has ended needs no requests.
         if self.requests.send(request).is_ok() {
             self.poller.wake();
         }
@@ -172,13 +176,13 @@ enum ServerStage {
     Stopping,
 }
 
-/// The upgrader of a server. See the module `restart` for the handshake.
-pub(crate) struct Upgrader {
-    _only: OnlyUpgrader,
-    /// Its drop closes [`UpgraderHandle::ended`].
+/// The restarter of a server. See the module `restart` for the handshake.
+pub(crate) struct Restarter {
+    _only: OnlyRestarter,
+    /// Its drop closes [`RestarterHandle::ended`].
     _ended: Sender<()>,
     program: Program,
-    requests: Receiver<Request>,
+    requests: Receiver<RestarterRequest>,
     poller: Arc<Poller>,
     listeners: Vec<Weak<Listener>>,
     /// Descriptors that the application passes to successors, with their names.
@@ -201,21 +205,21 @@ pub(crate) struct Upgrader {
     successor: Option<Successor>,
     /// A restart begins as soon as possible.
     restart_requested: bool,
-    waiters: Vec<Waiter>,
+    waiters: Vec<ResultSender>,
     /// When the service manager was last asked for more time.
     last_extension: Instant,
     created_at: Instant,
 }
 
-/// Whether this process has an upgrader.
-static HAS_UPGRADER: AtomicBool = AtomicBool::new(false);
+/// Whether this process has a restarter.
+static HAS_RESTARTER: AtomicBool = AtomicBool::new(false);
 
-/// The only upgrader of the process has this; its drop makes room for another upgrader.
-struct OnlyUpgrader;
+/// The only restarter of the process has this; its drop makes room for another restarter.
+struct OnlyRestarter;
 
-impl Drop for OnlyUpgrader {
+impl Drop for OnlyRestarter {
     fn drop(&mut self) {
-        HAS_UPGRADER.store(false, SeqCst);
+        HAS_RESTARTER.store(false, SeqCst);
     }
 }
 
@@ -224,49 +228,49 @@ const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
 const LIFELINE: u64 = 2;
 
-/// The most requests that wait for the upgrader. Senders of more wait themselves.
+/// The most requests that wait for the restarter. Senders of more wait themselves.
 const MAX_REQUESTS: usize = 1024;
 
 /// How often the service manager is asked for more time, and for how much.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY: Duration = Duration::from_secs(20);
 
-impl Upgrader {
-    /// Makes the upgrader of this process and its handle.
+impl Restarter {
+    /// Makes the restarter of this process and its handle.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists` if the process has an upgrader, and errors of the system.
+    /// `AlreadyExists` if the process has a restarter, and errors of the system.
     pub(crate) fn new(
         restart: Restart,
         listeners: Vec<Weak<Listener>>,
         drain_timeout: Duration,
-    ) -> io::Result<(Self, UpgraderHandle)> {
-        if HAS_UPGRADER.swap(true, SeqCst) {
+    ) -> io::Result<(Self, RestarterHandle)> {
+        if HAS_RESTARTER.swap(true, SeqCst) {
             let text = "another server of this process can be restarted already";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
-        let only = OnlyUpgrader;
+        let only = OnlyRestarter;
         let generation = restart.generation();
         let (sender, requests) = crossbeam_channel::bounded(MAX_REQUESTS);
         let poller = Arc::new(Poller::new()?);
         let (end, ended) = crossbeam_channel::bounded(0);
-        let handle = UpgraderHandle {
+        let handle = RestarterHandle {
             requests: sender,
             ended,
             poller: Arc::clone(&poller),
         };
         let (mut predecessor, mut own_stderr) = (None, None);
         if let Some(inherited) = restart.inherited.predecessor {
-            predecessor = Some(Link::new(inherited.control, &poller, PREDECESSOR)?);
+            predecessor = Some(Link::new(inherited.handshake, &poller, PREDECESSOR)?);
             own_stderr = inherited.stderr;
         }
         let mut lifeline = None;
         if let Some(socket) = restart.inherited.lifeline {
-            leave_listeners(generation, &listeners)?;
+            send_listener_copies(generation, &listeners)?;
             lifeline = Some(Link::new(socket, &poller, LIFELINE)?);
         }
-        let upgrader = Self {
+        let restarter = Self {
             _only: only,
             _ended: end,
             program: restart.program?,
@@ -291,32 +295,32 @@ impl Upgrader {
             last_extension: Instant::now(),
             created_at: Instant::now(),
         };
-        Ok((upgrader, handle))
+        Ok((restarter, handle))
     }
 
     /// The thread's loop, until the server has stopped.
-    pub(crate) fn run(mut self, host: &dyn Host) {
+    pub(crate) fn run(mut self, server: &dyn RestartableServer) {
         let mut events = Events::with_capacity(4);
         loop {
             while let Ok(request) = self.requests.try_recv() {
                 match request {
-                    Request::Ready(reply) => self.handle_ready(host, reply),
-                    Request::Restart(waiter) => {
+                    RestarterRequest::Ready(reply) => self.handle_ready(server, reply),
+                    RestarterRequest::Restart(waiter) => {
                         self.restart_requested = true;
                         self.waiters.extend(waiter);
                     }
-                    Request::Stopping => self.begin_stop(),
-                    Request::Stopped(report) => return self.finish(host, report),
+                    RestarterRequest::Stopping => self.begin_stop(),
+                    RestarterRequest::Stopped(report) => return self.finish(server, report),
                 }
             }
-            self.watch_lifeline(host);
-            self.receive_from_predecessor(host);
-            self.receive_from_successor(host);
-            self.check_deadlines(host);
-            self.begin_requested_restart(host);
+            self.watch_lifeline(server);
+            self.receive_from_predecessor(server);
+            self.receive_from_successor(server);
+            self.handle_deadlines(server);
+            self.begin_requested_restart(server);
             let timeout = self.next_deadline().time_left(Instant::now());
             if let Err(error) = self.poller.wait(&mut events, 4, timeout) {
-                log::error!("the upgrader cannot wait: {error}");
+                log::error!("the restart thread cannot wait for events: {error}");
             }
         }
     }
@@ -327,7 +331,7 @@ impl Upgrader {
         match &self.stage {
             ServerStage::Serving => {
                 let generation = self.generation;
-                notify::stopping(format_args!("generation {generation} is stopping"));
+                notify::send_stopping(format_args!("generation {generation} is stopping"));
                 self.last_extension = Instant::now();
             }
             ServerStage::Waiting(waiter) => reply(waiter, Ok(())),
@@ -342,11 +346,11 @@ impl Upgrader {
         self.stage = ServerStage::Stopping;
     }
 
-    fn finish(mut self, host: &dyn Host, report: String) {
+    fn finish(mut self, server: &dyn RestartableServer, report: String) {
         self.begin_stop();
         // The successor may have taken over since its last message was received.
-        self.receive_from_successor(host);
-        self.check_deadlines(host);
+        self.receive_from_successor(server);
+        self.handle_deadlines(server);
         if let Some(successor) = &self.successor {
             if successor.stage == SuccessorStage::Serving {
                 let message = HandshakeMessage::Drained { report };
@@ -357,12 +361,12 @@ impl Upgrader {
 
     // ---- time ----
 
-    fn check_deadlines(&mut self, host: &dyn Host) {
+    fn handle_deadlines(&mut self, server: &dyn RestartableServer) {
         let now = Instant::now();
-        self.check_successor_deadline(host, now);
+        self.handle_successor_deadline(server, now);
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
             self.last_extension = now;
-            notify::extend(EXTEND_BY);
+            notify::request_more_time(EXTEND_BY);
         }
     }
 
@@ -392,7 +396,7 @@ impl Upgrader {
         deadline.earlier(Deadline::at(extend))
     }
 
-    /// The generation of this process, for notifications, if a supervisor of ours reads them.
+    /// The generation of this process, for notifications, if a supervisor of this crate reads them.
     fn supervised_generation(&self) -> Option<u64> {
         self.lifeline.as_ref().map(|_| self.generation)
     }
@@ -404,19 +408,19 @@ impl Upgrader {
 
 /// Leaves copies of the listeners with the supervisor, which holds them while no process serves,
 /// and removes the files of Unix sockets in the end.
-fn leave_listeners(generation: u64, listeners: &[Weak<Listener>]) -> io::Result<()> {
+fn send_listener_copies(generation: u64, listeners: &[Weak<Listener>]) -> io::Result<()> {
     let (mut records, mut copies) = (Vec::new(), Vec::new());
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         records.push(ListenerRecord {
-            name: fd_name(listener.name()),
-            by_name: listener.by_name,
-            owns_path: listener.own_path().is_some(),
+            name: to_fd_name(listener.name()),
+            matches_by_name: listener.matches_by_name,
+            removes_file: listener.removed_file().is_some(),
         });
         copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
-    notify::leave_listeners(generation, &records, &copies)?;
+    notify::send_listener_copies(generation, &records, &copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {
-        listener.set_own_path(false);
+        listener.set_removes_file(false);
     }
     Ok(())
 }
@@ -431,11 +435,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_call_waits_for_an_upgrader_that_has_ended() {
+    fn no_call_waits_for_a_restarter_that_has_ended() {
         let (requests, unread) = crossbeam_channel::bounded(MAX_REQUESTS);
         let (end, ended) = crossbeam_channel::bounded(0);
         let poller = Arc::new(Poller::new().unwrap());
-        let handle = UpgraderHandle {
+        let handle = RestarterHandle {
             requests,
             ended,
             poller,
