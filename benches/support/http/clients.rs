@@ -1,8 +1,16 @@
 //! The clients: one process with one thread, whose connections wait in one epoll instance, so that
 //! the load costs little and does not depend on the scheduler.
 //!
-//! Every client is a closed loop: it sends its next request when it has the answer. At the end of the
-//! load each client waits for its last answer, except those that pipeline: they disconnect.
+//! Every client is a closed loop: it sends its next request when it has the answer.
+//!
+//! | phase | length | clients | latency counts |
+//! |---|---|---|---|
+//! | 1 | as given | send requests | yes |
+//! | 2 | until the requests of phase 1 are answered, at most 5 s | send requests | no |
+//! | 3 | until all requests are answered | only wait | no |
+//!
+//! Without phase 2, the last requests of clients that wait for long would be answered by a server
+//! with less load. Clients that pipeline are not waited for. They disconnect after phase 3.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,8 +32,12 @@ use super::pages::{BURN, FAST, Page, SLEEP, SLEEP_AND_CLOSE};
 
 /// How many requests a pipelining client sends at once.
 pub(crate) const BATCH: usize = 500;
-/// After this time without an answer the server counts as broken.
+/// After this time without any answer the server counts as broken.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long phase 3 may be.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long phase 2 may be.
+const TAIL: Duration = Duration::from_secs(5);
 /// How long a client waits before it tries again, after it was refused.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 /// How the answer to a refused client begins.
@@ -200,8 +212,7 @@ impl Clients {
         })
     }
 
-    /// Has the clients of some kinds send requests for the given time, and waits for the answers that
-    /// are due then.
+    /// Has the clients of some kinds send requests: phase 1 has the given length.
     fn apply_load(
         &mut self,
         duration: Duration,
@@ -216,7 +227,9 @@ impl Clients {
             buffer: vec![0; 64 * 1024],
             refused: VecDeque::new(),
             due: 0,
+            counted_due: 0,
             end: started + duration,
+            answered_at: started,
         };
         for index in 0..run.clients.len() {
             if takes_part(run.clients[index].kind) {
@@ -246,9 +259,14 @@ struct Run<'a> {
     buffer: Vec<u8>,
     /// Clients that were refused, with the time of their next attempt.
     refused: VecDeque<(Instant, usize)>,
-    /// Clients with an unanswered request that have to be waited for at the end.
+    /// Clients that wait for an answer, without those that pipeline.
     due: usize,
+    /// Those of them that sent their request in phase 1.
+    counted_due: usize,
+    /// The end of phase 1.
     end: Instant,
+    /// The time of the last answer, or refusal.
+    answered_at: Instant,
 }
 
 impl Run<'_> {
@@ -256,21 +274,31 @@ impl Run<'_> {
         let mut events: Vec<Event> = Vec::with_capacity(1024);
         loop {
             let now = Instant::now();
-            let over = now >= self.end;
-            if over && self.due == 0 {
+            let sends = self.sends(now);
+            if !sends && self.due == 0 {
                 return Ok(());
             }
-            if now >= self.end + PATIENCE {
-                return Err(format!("{} clients had no answer for {PATIENCE:?}", self.due).into());
+            let last_sign = self.answered_at.max(self.end);
+            let give_up_at = (last_sign + PATIENCE).min(self.end + TAIL + LONGEST_WAIT);
+            if now >= give_up_at {
+                let silence = self.answered_at.elapsed();
+                return Err(format!(
+                    "{} clients wait, the last answer was {silence:?} ago",
+                    self.due
+                )
+                .into());
             }
-            if !over {
+            let mut until = give_up_at;
+            if sends {
                 self.retry_refused(now)?;
+                let phase_end = if now < self.end {
+                    self.end
+                } else {
+                    self.end + TAIL
+                };
+                let retry = self.refused.front().map(|(at, _)| *at);
+                until = retry.map_or(phase_end, |at| at.min(phase_end));
             }
-            let until = match self.refused.front() {
-                _ if over => self.end + PATIENCE,
-                Some((at, _)) => self.end.min(*at),
-                None => self.end,
-            };
             let timeout = Timespec::try_from(until.saturating_duration_since(now))?;
             events.clear();
             retry_on_intr(|| epoll::wait(self.epoll, spare_capacity(&mut events), Some(&timeout)))?;
@@ -278,6 +306,11 @@ impl Run<'_> {
                 self.receive(event.data.u64() as usize)?;
             }
         }
+    }
+
+    /// Whether this is phase 1 or 2.
+    fn sends(&self, now: Instant) -> bool {
+        now < self.end || (self.counted_due > 0 && now < self.end + TAIL)
     }
 
     fn retry_refused(&mut self, now: Instant) -> Result<()> {
@@ -293,8 +326,12 @@ impl Run<'_> {
 
     fn send(&mut self, index: usize) -> Result<()> {
         let client = &mut self.clients[index];
-        self.due += usize::from(client.kind != Kind::Batch);
-        client.send(self.address, self.epoll)
+        client.send(self.address, self.epoll)?;
+        if client.kind != Kind::Batch {
+            self.due += 1;
+            self.counted_due += usize::from(client.sent_at < self.end);
+        }
+        Ok(())
     }
 
     fn receive(&mut self, index: usize) -> Result<()> {
@@ -305,9 +342,11 @@ impl Run<'_> {
             return Ok(());
         }
         let record = &mut self.records[client.group];
+        let is_counted = client.sent_at < self.end;
         let received = client.receive(&mut self.buffer)?;
         let now = Instant::now();
-        match received {
+        self.answered_at = now;
+        let is_refused = match received {
             Received::Answers(answers) => {
                 record.requests += answers as u64;
                 let unanswered = client.unanswered.checked_sub(answers);
@@ -315,25 +354,28 @@ impl Run<'_> {
                 if client.unanswered > 0 {
                     return Ok(());
                 }
-                if client.latency_counts() {
+                if is_counted && client.latency_counts() {
                     record.latencies.push(now - client.sent_at);
                 }
+                false
             }
             Received::Refusal => {
-                record.refused += 1;
+                record.refused += u64::from(is_counted);
                 client.unanswered = 0;
-                client.stream = None;
                 self.refused.push_back((now + REFUSED_PAUSE, index));
+                true
             }
+        };
+        if client.kind != Kind::Batch {
+            self.due -= 1;
+            self.counted_due -= usize::from(is_counted);
         }
-        let is_refused = client.stream.is_none();
-        if client.kind == Kind::Fresh {
+        if is_refused || client.kind == Kind::Fresh {
             client.disconnect();
         }
-        self.due -= usize::from(client.kind != Kind::Batch);
-        match is_refused || now >= self.end {
-            true => Ok(()),
-            false => self.send(index),
+        match !is_refused && self.sends(now) {
+            true => self.send(index),
+            false => Ok(()),
         }
     }
 }

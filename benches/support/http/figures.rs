@@ -30,10 +30,10 @@ pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// A number with three significant digits, or with all that are left of the point.
+/// A number with three significant digits, or with all digits left of the point.
 pub(crate) fn short(number: f64) -> String {
     let decimals = match number.abs() {
-        0.0 => 0,
+        whole if whole.fract() == 0.0 => 0,
         100.0.. => 0,
         10.0.. => 1,
         1.0.. => 2,

@@ -61,7 +61,7 @@ pub(crate) fn main(name: &str, run: impl FnOnce() -> Result<bool>) -> ExitCode {
 pub(crate) struct Sample {
     /// In the order of the load's groups.
     pub(crate) groups: Vec<Figures>,
-    /// How long the clients sent requests, and waited for the last answers.
+    /// From the first request to the last answer.
     pub(crate) took: Duration,
     /// CPU time of the server.
     pub(crate) cpu: Duration,

@@ -20,9 +20,9 @@ const CLIENT_CPU: usize = 1;
 /// What all measurements of a run have in common.
 pub(crate) struct Conditions {
     pub(crate) pinned: bool,
-    /// How long the clients begin new requests.
+    /// The length of phase 1, see `clients`.
     pub(crate) duration: Duration,
-    /// For how long they do so before the measurement.
+    /// The same, of the load before the measurement.
     pub(crate) warm_up: Duration,
 }
 
