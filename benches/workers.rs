@@ -18,6 +18,10 @@
 //! are one process with one thread. A round measures every server under the same load, each in a
 //! new process, before the next round begins. The table has the medians of the rounds.
 //!
+//! In "p99 by time" each request counts in proportion to its latency. While a server lets a few
+//! clients starve, the others send more requests, so that the starving ones are too few for the
+//! usual p99. This one shows them.
+//!
 //! - `--pinned`: the server has CPU 0, and the clients have CPU 1.
 //! - `--hyper`: the program `hyper` of `benches/versus`, built there with `cargo build --release
 //!   --bin hyper`.

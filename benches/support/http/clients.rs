@@ -138,6 +138,10 @@ pub(crate) struct Figures {
     pub(crate) refused: u64,
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
+    /// The p99 in which each request counts in proportion to its latency. While a server lets a few
+    /// clients starve, the others send more requests, so that the starving ones are too few for the
+    /// usual p99. They wait as long as the others, so this one shows them.
+    pub(crate) p99_by_time: Duration,
     pub(crate) max: Duration,
 }
 
@@ -149,6 +153,7 @@ impl Figures {
             refused: next()?,
             p50: Duration::from_nanos(next()?),
             p99: Duration::from_nanos(next()?),
+            p99_by_time: Duration::from_nanos(next()?),
             max: Duration::from_nanos(next()?),
         })
     }
@@ -156,8 +161,12 @@ impl Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [p50, p99, max] = [self.p50, self.p99, self.max].map(|time| time.as_nanos());
-        write!(f, "{} {} {p50} {p99} {max}", self.requests, self.refused)
+        let times = [self.p50, self.p99, self.p99_by_time, self.max];
+        let [p50, p99, p99_by_time, max] = times.map(|time| time.as_nanos());
+        let Self {
+            requests, refused, ..
+        } = self;
+        write!(f, "{requests} {refused} {p50} {p99} {p99_by_time} {max}")
     }
 }
 
@@ -399,11 +408,18 @@ impl Record {
                 .copied()
                 .unwrap_or_default()
         };
+        let hundredth = self.latencies.iter().sum::<Duration>() / 100;
+        let mut longer = Duration::ZERO;
+        let p99_by_time = self.latencies.iter().rev().find(|latency| {
+            longer += **latency;
+            longer > hundredth
+        });
         Figures {
             requests: self.requests,
             refused: self.refused,
             p50: at(0.5),
             p99: at(0.99),
+            p99_by_time: p99_by_time.copied().unwrap_or_default(),
             max: at(1.0),
         }
     }
