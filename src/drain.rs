@@ -1,4 +1,4 @@
-//! The drain: its stage, the count of open connections, and a call when the last one has ended.
+//! The drain: its stage, the count of open connections, and a call when the last one has finished.
 //!
 //! | stage | begins when | idle connections | connections in progress |
 //! |---|---|---|---|
@@ -21,11 +21,12 @@ pub(crate) struct Drain {
     stage: AtomicU8,
     /// In the stage [`REPLACED`]: how long an idle connection is kept, in milliseconds.
     idle_grace: AtomicU64,
-    /// The number of open connections.
-    open: AtomicUsize,
-    /// The open connections that linger: they are finished, except for their close.
-    lingering: AtomicUsize,
-    /// The number of connections that have been closed so far.
+    /// How many connections were opened, have finished, and were closed, so far. A connection
+    /// finishes when it lingers or is closed, whichever comes first. Each count only grows, and a
+    /// connection is counted in this order, so a difference is never too small: a stop overlooks no
+    /// connection.
+    opened: AtomicUsize,
+    finished: AtomicUsize,
     closed: AtomicUsize,
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -78,22 +79,23 @@ impl Drain {
 
     /// Counts a connection as open until the guard is dropped.
     pub(crate) fn count_connection(self: &Arc<Self>) -> OpenConnection {
-        self.open.fetch_add(1, SeqCst);
+        self.opened.fetch_add(1, SeqCst);
         OpenConnection {
             drain: Arc::clone(self),
-            is_lingering: AtomicBool::new(false),
+            is_finished: AtomicBool::new(false),
         }
     }
 
     /// How many connections are open.
     pub(crate) fn open_connections(&self) -> usize {
-        self.open.load(SeqCst)
+        let closed = self.closed_connections();
+        self.opened.load(SeqCst) - closed
     }
 
     /// How many connections are open and not finished. A connection that lingers is finished.
     pub(crate) fn in_progress(&self) -> usize {
-        self.open_connections()
-            .saturating_sub(self.lingering.load(SeqCst))
+        let finished = self.finished_connections();
+        self.opened.load(SeqCst) - finished
     }
 
     fn check_empty(&self) {
@@ -104,16 +106,21 @@ impl Drain {
         }
     }
 
-    /// How many connections have finished so far.
+    /// How many connections have finished so far, including those that linger.
     pub(crate) fn finished_connections(&self) -> usize {
-        self.closed.load(SeqCst) + self.lingering.load(SeqCst)
+        self.finished.load(SeqCst)
+    }
+
+    /// How many connections were closed so far.
+    pub(crate) fn closed_connections(&self) -> usize {
+        self.closed.load(SeqCst)
     }
 }
 
 /// Counts a connection as open until it is dropped.
 pub(crate) struct OpenConnection {
     drain: Arc<Drain>,
-    is_lingering: AtomicBool,
+    is_finished: AtomicBool,
 }
 
 impl OpenConnection {
@@ -122,9 +129,9 @@ impl OpenConnection {
     }
 
     /// The connection is finished: a stop does not wait for its close.
-    pub(crate) fn mark_lingering(&self) {
-        if !self.is_lingering.swap(true, SeqCst) {
-            self.drain.lingering.fetch_add(1, SeqCst);
+    pub(crate) fn mark_finished(&self) {
+        if !self.is_finished.swap(true, SeqCst) {
+            self.drain.finished.fetch_add(1, SeqCst);
             self.drain.check_empty();
         }
     }
@@ -132,12 +139,8 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
+        self.mark_finished();
         self.drain.closed.fetch_add(1, SeqCst);
-        self.drain.open.fetch_sub(1, SeqCst);
-        if *self.is_lingering.get_mut() {
-            self.drain.lingering.fetch_sub(1, SeqCst);
-        }
-        self.drain.check_empty();
     }
 }
 
@@ -163,5 +166,51 @@ mod tests {
         assert!(thread.join().is_err());
         receiver.recv().unwrap();
         assert_eq!(drain.open_connections(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_lingers_is_finished_and_open() {
+        let (sender, receiver) = crossbeam_channel::bounded(8);
+        let drain = Arc::new(Drain::default());
+        drain.on_empty(move || sender.send(()).unwrap());
+        drain.mark_closing();
+        let (lingering, other) = (drain.count_connection(), drain.count_connection());
+        lingering.mark_finished();
+        lingering.mark_finished();
+        assert_eq!((drain.open_connections(), drain.in_progress()), (2, 1));
+        assert_eq!(
+            (drain.finished_connections(), drain.closed_connections()),
+            (1, 0)
+        );
+        drop(other);
+        receiver.try_recv().unwrap();
+        assert_eq!((drain.open_connections(), drain.in_progress()), (1, 0));
+        drop(lingering);
+        assert_eq!((drain.open_connections(), drain.in_progress()), (0, 0));
+        assert_eq!(
+            (drain.finished_connections(), drain.closed_connections()),
+            (2, 2)
+        );
+    }
+
+    #[test]
+    fn no_connection_is_overlooked_while_another_one_is_closed() {
+        let drain = Arc::new(Drain::default());
+        let _in_progress = drain.count_connection();
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| {
+                for _ in 0..100_000 {
+                    drain.count_connection().mark_finished();
+                }
+            });
+            let mut finished = 0;
+            while !closing.is_finished() {
+                let before = std::mem::replace(&mut finished, drain.finished_connections());
+                assert!(before <= finished && drain.in_progress() >= 1);
+                let closed = drain.closed_connections();
+                assert!(closed <= drain.finished_connections());
+            }
+        });
+        assert_eq!((drain.open_connections(), drain.in_progress()), (1, 1));
     }
 }

@@ -199,6 +199,8 @@ pub(crate) struct ThreadCounters {
     serving: AtomicU64,
     /// When that call began, in the clock's nanoseconds.
     call_began: AtomicU64,
+    /// How often the thread has begun or ended a turn: an odd number in a turn.
+    turn: AtomicU64,
     waited: AtomicHistogram,
     served_for: AtomicHistogram,
 }
@@ -222,6 +224,17 @@ impl ThreadCounters {
     pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
         add(&self.bytes_in, bytes_in);
         add(&self.bytes_out, bytes_out);
+    }
+
+    /// A turn begins or ends.
+    pub(crate) fn toggle_turn(&self) {
+        add(&self.turn, 1);
+    }
+
+    /// A number that no other turn of the thread has; `None` between turns.
+    pub(crate) fn turn_number(&self) -> Option<u64> {
+        let turn = self.turn.load(Relaxed);
+        (turn % 2 == 1).then_some(turn)
     }
 
     /// The number of the call in progress; `None` between calls. The first call of the thread has

@@ -115,6 +115,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 Err(TryRecvError::Disconnected) => break,
             };
             let Some(token) = token else { continue };
+            worker.counters.toggle_turn();
             let end = panic::contain(|| self.serve_entry(&mut worker, token));
             if let Err(why) = &end {
                 log::error!("worker {index}: {why}");
@@ -122,6 +123,7 @@ impl<'a, S: Service> Workers<'a, S> {
             if matches!(end, Err(_) | Ok(TurnEnd::Panicked)) {
                 self.discard_state(&mut worker);
             }
+            worker.counters.toggle_turn();
         }
         self.discard_state(&mut worker);
         self.end(index);
@@ -162,6 +164,7 @@ impl<'a, S: Service> Workers<'a, S> {
                     log::error!("worker {}: cannot build its state: {error}", worker.index)
                 }
             }
+            worker.now = clock::nanos();
         }
         worker.own.is_some()
     }
@@ -218,13 +221,13 @@ impl<'a, S: Service> Workers<'a, S> {
         let Some(mut turn) = self.lot.claim_queued(token, worker.counters) else {
             return TurnEnd::Over;
         };
+        if self.lot.is_late(&turn) {
+            turn.refuse_late();
+            return TurnEnd::Over;
+        }
         // Without a state the connection is closed. Queued again, it would keep the worker in a
         // loop without a pause.
         if !self.ensure_state(worker) {
-            return TurnEnd::Over;
-        }
-        if self.lot.is_late(&turn) {
-            turn.refuse_late();
             return TurnEnd::Over;
         }
         worker.ready_at = turn.begin_service(worker.now);
@@ -291,11 +294,12 @@ impl<'a, S: Service> Workers<'a, S> {
 
     fn log_panic(
         &self,
-        worker: &Worker<'a, S::Worker>,
+        worker: &mut Worker<'a, S::Worker>,
         occupant: &Occupant<S::Session>,
         why: &str,
     ) {
-        worker.counters.end_call(clock::nanos());
+        worker.now = clock::nanos();
+        worker.counters.end_call(worker.now);
         count(&self.lot.counters.panics);
         let (client, index) = (occupant.conn.info(), worker.index);
         log::error!("{client}: the service panicked on worker {index}: {why}");

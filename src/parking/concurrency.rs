@@ -8,18 +8,19 @@
 //! concurrency-managed workqueues.
 //!
 //! ```text
-//! allowed = cores / (1 - blocked share of the time spent serving) + long calls
+//! allowed = cores / (1 - blocked share of the time spent serving) + long turns
 //! ```
 //!
 //! - **The blocked share** comes from samples: a worker times one turn in [`SAMPLE_EVERY`]. The
 //!   turn has blocked if the thread has given up its CPU by itself meanwhile; preemption does not
-//!   count. This share covers calls that block for less than [`SCAN_INTERVAL`].
-//! - **Long calls** are calls that were in progress at the last two scans. A worker in a long call
-//!   is blocked or computes. In either case the worker serves no other client.
+//!   count. This share covers turns that block for less than [`SCAN_INTERVAL`].
+//! - **Long turns** are turns that were in progress at the last two scans. A worker in a long turn
+//!   is blocked or computes, in the service or in the build of its state. In either case the worker
+//!   serves no other client.
 //!
 //! More workers come back only when every active worker is serving: then no thread waits in the
 //! poller, and a client may be waiting. The *standby*, the worker on top of the stack, checks this
-//! while the server is busy. The standby wakes up every [`SCAN_INTERVAL`] and scans the calls. If
+//! while the server is busy. The standby wakes up every [`SCAN_INTERVAL`] and scans the turns. If
 //! more workers are allowed, the workers on top of the stack come back, the standby first. After
 //! [`QUIET_SCANS`] intervals in which a worker waited in the poller, the standby sleeps until the
 //! last worker leaves the poller.
@@ -39,7 +40,7 @@ use crate::sys::{self, ThreadUsage};
 /// One turn in this many is timed.
 const SAMPLE_EVERY: u32 = 32;
 
-/// How often the standby scans the calls while the server is busy.
+/// How often the standby scans the turns while the server is busy.
 const SCAN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// After this many intervals in a row in which a worker waited in the poller, the standby sleeps.
@@ -91,8 +92,8 @@ struct Place {
     /// Sums over the samples since the last scan, in nanoseconds. Only the worker adds to them.
     blocked: AtomicU64,
     served: AtomicU64,
-    /// The number of the call that was in progress at the last scan; 0 for none.
-    seen_call: AtomicU64,
+    /// The number of the turn that was in progress at the last scan; 0 for none.
+    seen_turn: AtomicU64,
 }
 
 /// A turn that is being timed.
@@ -110,7 +111,8 @@ impl Concurrency {
             active: AtomicUsize::new(workers),
             allowed: AtomicUsize::new(cores.min(workers)),
             resting: AtomicUsize::new(0),
-            is_scanning: AtomicBool::new(false),
+            // The last active worker may leave the poller before the others rest.
+            is_scanning: AtomicBool::new(true),
             stack: Mutex::new(Stack {
                 workers: Vec::with_capacity(workers),
                 is_closed: false,
@@ -127,21 +129,21 @@ impl Concurrency {
 
     // ---- the workers' side ----
 
+    /// Whether more workers are active than allowed.
+    #[inline]
+    pub(super) fn has_surplus(&self) -> bool {
+        self.active.load(Relaxed) > self.allowed.load(Relaxed)
+    }
+
     /// If more workers are active than allowed, rests until the worker is called back or
     /// [`close`](Self::close) is called. True if the worker rested.
-    #[inline]
-    pub(super) fn rest_if_surplus(
+    #[cold]
+    pub(super) fn rest(
         &self,
         worker: usize,
         counters: &[ThreadCounters],
         sleepers: &AtomicUsize,
     ) -> bool {
-        self.active.load(Relaxed) > self.allowed.load(Relaxed)
-            && self.rest(worker, counters, sleepers)
-    }
-
-    #[cold]
-    fn rest(&self, worker: usize, counters: &[ThreadCounters], sleepers: &AtomicUsize) -> bool {
         let mut stack = self.stack.lock();
         let allowed = self.allowed.load(SeqCst);
         let leave = |active| (active > allowed).then_some(active - 1);
@@ -253,7 +255,7 @@ impl Concurrency {
 
     // ---- the policy ----
 
-    /// Scans the calls, and sets how many workers are allowed to be active. Returns the number.
+    /// Scans the turns, and sets how many workers are allowed to be active. Returns the number.
     /// `is_busy`: no worker waits in the poller.
     fn adjust(&self, counters: &[ThreadCounters], is_busy: bool) -> usize {
         let mut estimate = self.estimate.lock();
@@ -266,13 +268,13 @@ impl Concurrency {
         let decay = (-passed.as_secs_f64() / MEMORY).exp();
         estimate.blocked *= decay;
         estimate.served *= decay;
-        let mut long_calls = 0;
+        let mut long_turns = 0;
         for (place, counters) in self.places.iter().zip(counters) {
             estimate.blocked += place.blocked.swap(0, Relaxed) as f64;
             estimate.served += place.served.swap(0, Relaxed) as f64;
-            let call = counters.call_number().unwrap_or_default();
-            let before = place.seen_call.swap(call, Relaxed);
-            long_calls += usize::from(call != 0 && call == before);
+            let turn = counters.turn_number().unwrap_or_default();
+            let before = place.seen_turn.swap(turn, Relaxed);
+            long_turns += usize::from(turn != 0 && turn == before);
         }
         let state = Observed {
             workers: self.places.len(),
@@ -283,7 +285,7 @@ impl Concurrency {
                 true => estimate.blocked / estimate.served,
                 false => 0.0,
             },
-            long_calls,
+            long_turns,
             is_busy,
         };
         let allowed = state.allowed_next();
@@ -315,7 +317,7 @@ struct Observed {
     active: usize,
     allowed: usize,
     blocked_share: f64,
-    long_calls: usize,
+    long_turns: usize,
     is_busy: bool,
 }
 
@@ -324,9 +326,9 @@ impl Observed {
     fn allowed_next(self) -> usize {
         let running_share = (1.0 - self.blocked_share).max(1.0 / self.workers as f64 / 4.0);
         let carried = (self.cores as f64 / running_share + 0.25) as usize;
-        let mut allowed = carried + self.long_calls;
-        if self.is_busy && self.long_calls >= self.active {
-            // All active workers are in long calls, so the estimate says nothing about the clients
+        let mut allowed = carried + self.long_turns;
+        if self.is_busy && self.long_turns >= self.active {
+            // All active workers are in long turns, so the estimate says nothing about the clients
             // that wait: add workers step by step.
             allowed = allowed.max(self.active + (self.active / 4).max(self.cores));
         }

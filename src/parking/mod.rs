@@ -50,7 +50,7 @@
 //!
 //! A thread that puts a connection on the queue wakes one worker in the poller, if a worker waits
 //! there and no wake-up is pending ([`Lot::push`]). A worker that takes an entry and sees more
-//! entries wakes the next worker ([`Lot::wake_next`]). A worker increments `sleepers` before it
+//! entries wakes the next worker ([`Lot::wake_next`]), and so does a worker that is about to rest. A worker increments `sleepers` before it
 //! reads the queue for the last time, and a thread that has put an entry on the queue reads
 //! `sleepers` afterwards. So no entry waits while every worker sleeps.
 //!
@@ -415,9 +415,13 @@ impl<S> Lot<S> {
     /// [`concurrency`]). True if it rested.
     #[inline]
     pub(crate) fn rest_if_surplus(&self, worker: usize) -> bool {
+        if !self.concurrency.has_surplus() {
+            return false;
+        }
+        // A wake-up for an entry on the queue may have reached this worker.
+        self.wake_next();
         let counters = &self.counters.workers;
-        self.concurrency
-            .rest_if_surplus(worker, counters, &self.sleepers)
+        self.concurrency.rest(worker, counters, &self.sleepers)
     }
 
     /// Begins to time a turn, if this turn is a sample.
@@ -492,9 +496,11 @@ impl<S> Lot<S> {
         events.iter().filter_map(move |event| {
             let token = Token::from_u64(event.token);
             let slot = self.slots.get(token.index)?;
-            slot.set_ready(now);
             let is_queued = slot.owner.handle_event(token.generation, event.hangup);
-            is_queued.then_some(token)
+            is_queued.then(|| {
+                slot.set_ready(now);
+                token
+            })
         })
     }
 

@@ -86,7 +86,7 @@ impl<S> Occupant<S> {
                 _ => return Needs::Close,
             }
             self.conn.half_close(LINGER);
-            self.conn.info().open_connection.mark_lingering();
+            self.conn.info().open_connection.mark_finished();
             self.stage = Stage::Lingering { left: LINGER_BYTES };
         }
         self.linger()

@@ -269,7 +269,7 @@ impl<S: Service> MainThread<S> {
             "stopping, {} connections are open",
             self.lot.drain.open_connections()
         );
-        StopProgress::begin(self.lot.drain.finished_connections(), deadline)
+        StopProgress::begin(self.lot.drain.closed_connections(), deadline)
     }
 
     /// Begins a stop, or gives the one in progress an earlier deadline.
@@ -298,7 +298,7 @@ impl<S: Service> MainThread<S> {
 
     /// Updates the progress of a stop by the counts of the drain.
     fn update_progress(&self, stop: &mut StopProgress, accepting: bool) {
-        stop.finished = self.lot.drain.finished_connections() - stop.finished_before;
+        stop.finished = self.lot.drain.finished_connections() - stop.closed_before;
         stop.is_clean = !accepting && self.lot.drain.in_progress() == 0;
     }
 
@@ -335,13 +335,17 @@ impl<S: Service> MainThread<S> {
             ..Report::default()
         };
         self.gate.close_now();
+        if stop.is_clean {
+            // A thread that holds a lingering connection now closes it instead of parking it.
+            lot.drain.mark_forced();
+        }
         lot.close_lingering();
         if !stop.is_clean {
             // A server that was replaced has kept its idle connections until now. Closing idle
             // connections loses no request.
             lot.drain.mark_closing();
             lot.close_idle();
-            report.finished = lot.drain.finished_connections() - stop.finished_before;
+            report.finished = lot.drain.finished_connections() - stop.closed_before;
             lot.drain.mark_forced();
             let left = lot.drain.in_progress();
             report.forced = self.calls_in_progress();
@@ -444,7 +448,7 @@ struct StopProgress {
     since: Instant,
     deadline: Deadline,
     /// How many connections had finished before the stop, and how many have finished since then.
-    finished_before: usize,
+    closed_before: usize,
     finished: usize,
     /// The connections that waited for a message are closed, or on the queue.
     idle_closed: bool,
@@ -453,11 +457,11 @@ struct StopProgress {
 }
 
 impl StopProgress {
-    fn begin(finished_before: usize, deadline: Deadline) -> Self {
+    fn begin(closed_before: usize, deadline: Deadline) -> Self {
         Self {
             since: Instant::now(),
             deadline,
-            finished_before,
+            closed_before,
             finished: 0,
             idle_closed: false,
             is_clean: false,

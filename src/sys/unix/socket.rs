@@ -162,16 +162,18 @@ pub(crate) fn duplicate_stream(socket: &Socket) -> io::Result<Stream> {
     })
 }
 
-/// What the peer of a connection has done, whatever is left to read.
+/// What the peer of a connection has done, whatever is left to read. Only POLLERR is a reset: a
+/// Unix socket also reports POLLHUP after its peer has closed, and then the peer's data can still
+/// be read (poll(2)).
 pub(crate) fn peer_state(socket: &Socket) -> PeerState {
     let mut fds = [PollFd::new(socket, END_OF_STREAM)];
     if poll(&mut fds, Some(&Timespec::default())).is_err() {
         return PeerState::Open;
     }
     let found = fds[0].revents();
-    if found.intersects(PollFlags::ERR | PollFlags::HUP) {
+    if found.intersects(PollFlags::ERR) {
         PeerState::Reset
-    } else if found.intersects(END_OF_STREAM) {
+    } else if found.intersects(END_OF_STREAM | PollFlags::HUP) {
         PeerState::Ended
     } else {
         PeerState::Open
