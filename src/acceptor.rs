@@ -239,7 +239,7 @@ impl<S> Acceptor<'_, S> {
         while !self.gate.is(CLOSED) {
             count(&self.gate.loops);
             if self.gate.is(CLOSING) {
-                return self.accept_queued();
+                return self.accept_queued(&mut events);
             }
             let backoff = self.backoff();
             let can_accept = backoff.is_none() && !self.gate.leaves_clients_queued();
@@ -261,7 +261,7 @@ impl<S> Acceptor<'_, S> {
     /// Accepts the connections that the kernel had queued when the gate was closed, and no more:
     /// clients that go on connecting must not prolong the stop. If another process serves a
     /// listener as well, its queued connections are left to that process.
-    fn accept_queued(&mut self) {
+    fn accept_queued(&mut self, events: &mut Events) {
         let served_elsewhere = self.gate.served_elsewhere.lock().clone();
         for index in 0..self.listeners.len() {
             let socket = &self.listeners[index].socket;
@@ -269,11 +269,15 @@ impl<S> Acceptor<'_, S> {
                 true => 0,
                 false => sys::socket::queued_connections(socket).unwrap_or(MOST_QUEUED),
             };
-            for _ in 0..queued {
-                if self.gate.is(CLOSED)
-                    || !matches!(self.accept_one(index), AcceptOutcome::Accepted)
-                {
-                    break;
+            let mut left = queued;
+            while left > 0 && !self.gate.is(CLOSED) {
+                match self.accept_one(index) {
+                    AcceptOutcome::Accepted => left -= 1,
+                    AcceptOutcome::Empty => break,
+                    AcceptOutcome::OutOfResources => {
+                        let backoff = self.make_room();
+                        self.wait(events, Some(backoff));
+                    }
                 }
             }
         }
@@ -429,7 +433,7 @@ impl<S> Acceptor<'_, S> {
             Overload::Refuse(_) if self.is_full() => {
                 Some((&counters.refused_max_connections, "the server is full"))
             }
-            Overload::Refuse(_) if !self.lot.queue_has_room() => {
+            Overload::Refuse(_) if !self.lot.has_room_for_newcomer() => {
                 Some((&counters.refused_queue_full, "the queue is full"))
             }
             _ => None,

@@ -362,31 +362,46 @@ impl<'a, S: Service> Workers<'a, S> {
         worker: &mut Worker<'a, S::Worker>,
         token: Token,
     ) -> io::Result<Next> {
-        let session = match &mut occupant.session {
-            Some(session) => session,
-            none => none.insert(self.service.session(&occupant.conn)?),
-        };
         let Some(own) = &mut worker.own else {
             return Err(io::Error::other("the worker has no state"));
         };
         let counters = worker.counters;
         counters.begin_call(token.to_u64(), worker.ready_at, worker.now);
-        let next = self.service.serve(&mut occupant.conn, session, own);
+        let next = self.call_with(occupant, own);
         worker.now = clock::nanos();
         counters.end_call(worker.now);
         worker.ready_at = worker.now;
+        occupant.conn.end_wait();
         next
+    }
+
+    fn call_with(
+        &self,
+        occupant: &mut Occupant<S::Session>,
+        own: &mut S::Worker,
+    ) -> io::Result<Next> {
+        let session = match &mut occupant.session {
+            Some(session) => session,
+            none => none.insert(self.service.session(&occupant.conn)?),
+        };
+        self.service.serve(&mut occupant.conn, session, own)
     }
 
     /// Applies what the service has returned: sets the connection's next stage.
     fn apply_next(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Disposition {
         let conn = &mut occupant.conn;
+        if !conn.take_no_message() {
+            occupant.idle_until = None;
+        }
         if conn.is_detached() {
             return Disposition::CloseNow;
         }
         if conn.is_abandoned() {
             count(&self.lot.counters.abandoned);
             return Disposition::CloseNow;
+        }
+        if conn.is_too_long() {
+            count(&self.lot.counters.too_long);
         }
         let stage = match next {
             Next::Park if conn.buffer().is_empty() => {

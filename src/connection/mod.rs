@@ -182,6 +182,10 @@ pub struct Connection {
     outboxes: Arc<OutboxWatch>,
     /// The service has found that the client has left: the connection is closed after the call.
     is_abandoned: bool,
+    /// The present call has found no part of a message.
+    has_no_message: bool,
+    /// A message was too long.
+    is_too_long: bool,
 }
 
 /// How a read that does not wait ended.
@@ -221,6 +225,8 @@ impl Connection {
             poller,
             outboxes,
             is_abandoned: false,
+            has_no_message: false,
+            is_too_long: false,
         }
     }
 
@@ -460,6 +466,34 @@ impl Connection {
             self.read.pause(since);
             self.write.pause(since);
         }
+    }
+
+    /// The connection's next call follows without a wait.
+    #[inline]
+    pub(crate) fn end_wait(&mut self) {
+        self.waited = Duration::ZERO;
+    }
+
+    /// Says that this call has found no part of a message: the time in which the client has to
+    /// begin one goes on.
+    #[cfg(feature = "http")]
+    pub(crate) fn note_no_message(&mut self) {
+        self.has_no_message = true;
+    }
+
+    #[inline]
+    pub(crate) fn take_no_message(&mut self) -> bool {
+        std::mem::take(&mut self.has_no_message)
+    }
+
+    /// Makes the worker count a message that was too long.
+    #[cfg(feature = "http")]
+    pub(crate) fn note_too_long(&mut self) {
+        self.is_too_long = true;
+    }
+
+    pub(crate) fn is_too_long(&self) -> bool {
+        self.is_too_long
     }
 
     /// Lends pending output to the outbox while a handler is called: if the call takes long, the

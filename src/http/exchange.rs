@@ -203,12 +203,11 @@ where
         flushed?;
         match state {
             SessionState::Upgraded(protocol) => protocol(conn),
-            SessionState::Head { .. } | SessionState::Body(_) if next == Next::More => {
-                // After an empty line no request has begun that could be answered.
-                conn.set_closing_notice(match conn.buffer() {
-                    [] => ClosingNotice::Refusal,
-                    _ => ClosingNotice::RefusalOrTimeout(TIMED_OUT),
-                });
+            SessionState::Head { .. } | SessionState::Body(_)
+                if matches!(next, Next::More | Next::Again) =>
+            {
+                // A request has begun that can be answered.
+                conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(TIMED_OUT));
                 Ok(next)
             }
             _ => Ok(next),
@@ -314,12 +313,11 @@ where
         }
         if self.conn.buffer().is_empty() {
             *self.state = SessionState::Head { examined: 0 };
-            // The head's deadline goes on, or empty lines would keep a connection open for ever.
-            return Err(if has_empty_line {
-                Next::More
-            } else {
-                Next::Park
-            });
+            if has_empty_line && self.responses == 0 {
+                // Otherwise empty lines would keep a connection open for ever.
+                self.conn.note_no_message();
+            }
+            return Err(Next::Park);
         }
         let rejection = match self.receive_request(parts) {
             Ok(Some(request)) => {
@@ -327,7 +325,10 @@ where
                 return Ok(request);
             }
             Ok(None) if self.conn.at_eof() => bad_request("the request ended early"),
-            Ok(None) if self.conn.is_input_full() => TOO_LONG,
+            Ok(None) if self.conn.is_input_full() => {
+                self.conn.note_too_long();
+                TOO_LONG
+            }
             Ok(None) => return Err(Next::More),
             Err(rejection) => rejection,
         };

@@ -185,6 +185,8 @@ pub(crate) struct Lot<S> {
     /// A second receiver of the queue, to see its length and to empty it.
     queued: Receiver<Token>,
     queue_limit: usize,
+    /// The length of the queue from which on no worker polls past it.
+    past_queue_limit: usize,
     /// In milliseconds.
     queue_timeout: Option<u64>,
     concurrency: Concurrency,
@@ -195,6 +197,8 @@ pub(crate) struct Lot<S> {
     /// When a worker last polled for the queue ([`poll_to_queue`](Self::poll_to_queue)), in the
     /// clock's milliseconds.
     polled_at: AtomicU64,
+    /// The number of connections that wait for their first service.
+    newcomers: AtomicUsize,
     /// The number of connections with output that are parked or queued.
     unwritten: AtomicUsize,
     wheel: Mutex<TimerWheel>,
@@ -227,9 +231,11 @@ impl<S> Lot<S> {
     /// Makes a lot, and the receiver of its queue for the workers.
     pub(crate) fn new(options: LotOptions) -> std::io::Result<(Self, Receiver<Token>)> {
         let now = clock::millis();
-        // Each thread that sends has seen the queue below its limit, and may then send one batch.
-        // With this capacity no send finds the channel full.
-        let capacity = options.queue_limit + (options.workers + 2) * (BATCH + 1);
+        // A thread that sends a batch has seen the queue below `past_queue_limit` / 2. A worker that
+        // polls past the queue has seen it below `past_queue_limit`, and adds one connection. With
+        // this capacity no send finds the channel full.
+        let past_queue_limit = 2 * (options.queue_limit + BATCH);
+        let capacity = past_queue_limit + (options.workers + 3) * (BATCH + 1);
         let (sender, receiver) = crossbeam_channel::bounded(capacity);
         let lot = Self {
             slots: Slab::new(),
@@ -237,11 +243,13 @@ impl<S> Lot<S> {
             queue: RwLock::new(Some(sender)),
             queued: receiver.clone(),
             queue_limit: options.queue_limit,
+            past_queue_limit,
             queue_timeout: options.queue_timeout.map(in_millis),
             concurrency: Concurrency::new(options.workers, options.cores),
             sleepers: AtomicUsize::new(0),
             wake_up_pending: AtomicBool::new(false),
             polled_at: AtomicU64::new(0),
+            newcomers: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
             wheel: Mutex::new(TimerWheel::new(now)),
             keeper: Arc::default(),
@@ -300,6 +308,7 @@ impl<S> Lot<S> {
         let occupant = Box::new(Occupant::new(conn, stage));
         *slot.info.lock() = Some(info);
         let generation = slot.owner.generation();
+        self.newcomers.fetch_add(1, SeqCst);
         let turn = Turn {
             lot: self,
             slot,
@@ -307,9 +316,22 @@ impl<S> Lot<S> {
             counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
-        match stage == Stage::Runnable || self.queue_has_room() {
+        match self.queue_has_room() {
             true => turn.queue(),
             false => turn.park_again(),
+        }
+    }
+
+    /// Whether the queue's limit allows one more connection to wait for its first service. The
+    /// connections that were served before do not count: clients that stay connected must not keep
+    /// all others out.
+    pub(crate) fn has_room_for_newcomer(&self) -> bool {
+        self.newcomers.load(SeqCst) < self.queue_limit
+    }
+
+    fn end_newcomer(&self, occupant: &mut Occupant<S>) {
+        if std::mem::take(&mut occupant.is_newcomer) {
+            self.newcomers.fetch_sub(1, SeqCst);
         }
     }
 
@@ -458,7 +480,8 @@ impl<S> Lot<S> {
     /// Returns one connection that the poller reports, if the queue has no room: the queue may be
     /// full of connections that always have more to do.
     pub(crate) fn poll_past_queue(&self, events: &mut Events) -> Option<Token> {
-        if !Poller::SHARED || self.has_room_for_batch() {
+        let is_past = (self.queue_limit + BATCH..self.past_queue_limit).contains(&self.queue_len());
+        if !Poller::SHARED || !is_past {
             return None;
         }
         self.poll(events, 1, Some(Duration::ZERO));
@@ -592,8 +615,7 @@ impl<S> Lot<S> {
         true
     }
 
-    /// Closes the connections that linger, after their unread input is discarded: a close with
-    /// unread input would reset the connection.
+    /// Closes the connections that linger.
     pub(crate) fn close_lingering(&self) {
         for (token, _) in self.tokens() {
             let Some(mut turn) = self.claim_parked(token, &self.counters.main_thread) else {
@@ -601,7 +623,7 @@ impl<S> Lot<S> {
             };
             let stage = turn.occupant().map(|occupant| occupant.stage);
             match stage {
-                Some(Stage::Lingering { .. }) => drop(turn.occupant().map(Occupant::advance)),
+                Some(Stage::Lingering { .. }) => turn.close(),
                 _ => turn.park_again(),
             }
         }

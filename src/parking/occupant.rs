@@ -39,6 +39,11 @@ pub(crate) struct Occupant<S> {
     pub(crate) conn: Connection,
     /// The input that was unread when the service last returned `Next::Park`.
     pub(crate) unread_mark: Option<(u64, usize)>,
+    /// When the client has to have begun a message, in the clock's milliseconds. `None` until the
+    /// connection is parked for it.
+    pub(crate) idle_until: Option<u64>,
+    /// The connection waits for its first service.
+    pub(super) is_newcomer: bool,
 }
 
 /// What a connection needs next.
@@ -58,6 +63,8 @@ impl<S> Occupant<S> {
             session: None,
             conn,
             unread_mark: None,
+            idle_until: None,
+            is_newcomer: true,
         }
     }
 
@@ -126,8 +133,11 @@ impl<S> Occupant<S> {
     /// Whether the client would read a refusal as the response to its request, and not as a part of
     /// another response.
     pub(super) fn may_be_refused(&self) -> bool {
-        let in_response = self.stage == Stage::Runnable && self.session.is_some();
-        !in_response && self.conn.closing_notice() != ClosingNotice::Forbidden
+        match self.conn.closing_notice() {
+            ClosingNotice::Forbidden => false,
+            ClosingNotice::Refusal => self.stage != Stage::Runnable || self.session.is_none(),
+            ClosingNotice::RefusalOrTimeout(_) => true,
+        }
     }
 
     /// No further call of the service follows. [`advance`](Self::advance) writes the output and
@@ -136,9 +146,10 @@ impl<S> Occupant<S> {
         self.stage = Stage::Closing;
     }
 
-    /// The readiness that the poller has to report while the connection is parked.
+    /// The readiness that the poller has to report while the connection is parked. A connection
+    /// that needs no input, and is parked because the queue is full, is reported at once.
     pub(super) fn interest(&self) -> Interest {
-        match self.conn.has_output() {
+        match self.conn.has_output() || self.stage == Stage::Runnable {
             true => Interest::Write,
             false => Interest::Read,
         }
@@ -148,8 +159,13 @@ impl<S> Occupant<S> {
     pub(super) fn expiry(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
         let deadline = match self.stage {
             _ if self.conn.has_output() => self.conn.write_deadline(Instant::now()),
-            Stage::New => return now.saturating_add(in_millis(first_byte_timeout)),
-            Stage::Idle | Stage::Runnable => return now.saturating_add(self.conn.idle_timeout()),
+            Stage::New | Stage::Idle | Stage::Runnable => {
+                let timeout = match self.stage {
+                    Stage::New => in_millis(first_byte_timeout),
+                    _ => self.conn.idle_timeout(),
+                };
+                return *self.idle_until.get_or_insert(now.saturating_add(timeout));
+            }
             Stage::Partial | Stage::Closing | Stage::Lingering { .. } => {
                 self.conn.read_deadline(Instant::now())
             }

@@ -10,7 +10,6 @@ use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::panic;
 use crate::stats::{ThreadCounters, count};
-use crate::sys::Interest;
 
 /// A connection that this thread holds. Dropping the turn closes the connection.
 pub(crate) struct Turn<'a, S> {
@@ -55,7 +54,7 @@ impl<S> Turn<'_, S> {
         self.slot.expires_at.store(expiry, Relaxed);
         let since = if idle { now } else { now | MID_MESSAGE };
         self.slot.since.store(since, Relaxed);
-        if interest == Interest::Write {
+        if occupant.conn.has_output() {
             lot.count_unwritten(now);
         }
         self.slot.occupant.store(Some(occupant));
@@ -67,7 +66,9 @@ impl<S> Turn<'_, S> {
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
                 if lot.drain.is_forced() {
-                    drop(lot.claim_parked(self.token, self.counters));
+                    if let Some(turn) = lot.claim_parked(self.token, self.counters) {
+                        turn.close();
+                    }
                 } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
                     return lot.claim_parked(self.token, self.counters);
                 }
@@ -108,6 +109,7 @@ impl<S> Turn<'_, S> {
         let ready_at = self.slot.ready_at.load(Relaxed).min(now);
         self.slot.ready_at.store(NOT_READY, Relaxed);
         if let Some(occupant) = &mut self.occupant {
+            self.lot.end_newcomer(occupant);
             occupant
                 .conn
                 .note_wait(Duration::from_nanos(now - ready_at));
@@ -245,12 +247,22 @@ impl<S> Turn<'_, S> {
         }
     }
 
+    /// Closes the connection. If it lingers, its unread input is discarded first: a close with
+    /// unread input would reset the connection.
+    pub(super) fn close(mut self) {
+        if let Some(occupant) = &mut self.occupant {
+            if matches!(occupant.stage, Stage::Lingering { .. }) {
+                occupant.advance();
+            }
+        }
+    }
+
     /// Sends `notice`, as much as the socket takes at once, and closes the connection.
     fn close_with(mut self, notice: &[u8]) {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        if notice.is_empty() || occupant.conn.has_output() {
+        if occupant.conn.has_output() {
             return;
         }
         if let Err(error) = occupant.conn.send_unbuffered(notice) {
@@ -266,9 +278,10 @@ impl<S> Turn<'_, S> {
 impl<S> Drop for Turn<'_, S> {
     fn drop(&mut self) {
         self.count_bytes();
-        let Some(occupant) = self.occupant.take() else {
+        let Some(mut occupant) = self.occupant.take() else {
             return;
         };
+        self.lot.end_newcomer(&mut occupant);
         let Occupant { conn, session, .. } = *occupant;
         let peer = conn.peer_addr().clone();
         // The order matters: the connection leaves the poller, the slot forgets it, then the slot
