@@ -27,7 +27,7 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, Outbox};
 use crate::listener::Listener;
-use crate::parking::{IdleConnection, Lot};
+use crate::parking::{BATCH, IdleConnection, Lot};
 use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 
@@ -183,6 +183,7 @@ pub(crate) fn run_acceptor<S>(
         to_shed: VecDeque::new(),
         shortage: None,
         backoff_until: None,
+        events: Events::with_capacity(BATCH),
     };
     acceptor.run();
     for listener in &acceptor.listeners {
@@ -205,6 +206,8 @@ struct Acceptor<'a, S> {
     shortage: Option<Shortage>,
     /// After an error, no attempt is made before this time, unless a connection ends earlier.
     backoff_until: Option<Instant>,
+    /// Room for the connections that the lot's poller reports.
+    events: Events,
 }
 
 /// A time in which the system lacks descriptors or memory.
@@ -346,7 +349,7 @@ impl<S> Acceptor<'_, S> {
             Overload::Refuse(_) => true,
             Overload::Wait => !self.is_full(),
             Overload::ShedIdle => {
-                !self.is_full() || (self.lot.queue_has_room() && self.find_idle(false))
+                !self.is_full() || (self.lot.has_room_for_batch() && self.find_idle(false))
             }
         }
     }
@@ -372,7 +375,7 @@ impl<S> Acceptor<'_, S> {
     /// Closes the connection that has been idle for longest. False if no connection was closed.
     fn shed(&mut self, mid_message_too: bool) -> bool {
         // `Lot::shed` queues a candidate whose client has sent something.
-        while self.lot.queue_has_room() && self.find_idle(mid_message_too) {
+        while self.lot.has_room_for_batch() && self.find_idle(mid_message_too) {
             let idle = self.to_shed.pop_front();
             if idle.is_some_and(|idle| self.lot.shed(&idle)) {
                 return true;
@@ -413,7 +416,7 @@ impl<S> Acceptor<'_, S> {
             return AcceptOutcome::Accepted;
         }
         log::trace!("{peer} on {name}: accepted");
-        self.lot.add_connection(ConnectionInfo {
+        let info = ConnectionInfo {
             socket,
             peer,
             listener,
@@ -421,7 +424,8 @@ impl<S> Acceptor<'_, S> {
             activity: Activity::default(),
             outbox: Outbox::default(),
             _ticket: ticket,
-        });
+        };
+        self.lot.add_connection(info, &mut self.events);
         AcceptOutcome::Accepted
     }
 

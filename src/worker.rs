@@ -32,7 +32,8 @@ const CALLS_PER_TURN: usize = 64;
 const POLL_EVERY: usize = 64;
 
 /// If a connection waited for longer than this many nanoseconds for a worker, the worker checks
-/// whether the client has reset the connection.
+/// whether the client has reset the connection. It also checks if the poller has reported the end
+/// of the stream.
 const CHECK_CLIENT_AFTER: u64 = 10_000_000;
 
 /// A hook of the application. Its argument is the worker's index.
@@ -335,16 +336,15 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
             }
         }
-        if worker.now - worker.ready_at > CHECK_CLIENT_AFTER
-            && conn.peer_state() == PeerState::Reset
-        {
-            log::debug!("{}: closed, the client has left", conn.info());
-            count(&self.lot.counters.abandoned);
-            return Disposition::CloseNow;
-        }
         if reads && !mid_message && conn.buffer().is_empty() {
             // The stream has ended where a message might have begun.
             return Disposition::WriteThenClose;
+        }
+        let has_waited = worker.now - worker.ready_at > CHECK_CLIENT_AFTER;
+        if (has_waited || conn.has_hung_up()) && conn.peer_state() == PeerState::Reset {
+            log::debug!("{}: closed, the client has left", conn.info());
+            count(&self.lot.counters.abandoned);
+            return Disposition::CloseNow;
         }
         match self.call(occupant, worker, token) {
             Ok(next) => self.apply_next(occupant, next),

@@ -378,6 +378,12 @@ impl Connection {
         self.receive.is_emptied()
     }
 
+    /// Whether the poller has reported the end of the stream, or a reset, which no read has met yet.
+    #[inline]
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.receive == ReceiveState::Ending
+    }
+
     /// Notes an event: there may be input, and with `hangup` the end of the stream after it.
     pub(crate) fn note_readable(&mut self, hangup: bool) {
         self.receive.on_event(hangup);

@@ -4,8 +4,13 @@
 //! output of workers that are in slow handlers ([`Outbox`](crate::connection::Outbox)). Where only
 //! one thread may wait in the poller, that thread is the keeper, and it puts ready connections on
 //! the queue. The keeper never calls the service.
+//!
+//! Elsewhere the keeper polls every [`KEEPER_INTERVAL_MS`] while no worker waits in the poller, so
+//! that it is known since when each connection waits for a worker. It stops after [`QUIET_LOOPS`]
+//! loops in which a worker waited in the poller. The last worker that leaves the poller makes it
+//! start again.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -23,11 +28,15 @@ pub(super) const KEEPER_INTERVAL_MS: u64 = 10;
 /// each millisecond for outboxes. The output of a call that lasts longer has been sent by then.
 const IDLE_LOOPS: u32 = 50;
 
+/// After this many loops in a row in which a worker waited in the poller, the keeper stops polling.
+const QUIET_LOOPS: u32 = 5;
+
 /// The keeper's sleep, which other threads can shorten or end.
-#[derive(Default)]
 pub(super) struct KeeperSleep {
     state: Mutex<SleepState>,
     changed: Condvar,
+    /// The keeper polls every [`KEEPER_INTERVAL_MS`] unless a worker waits in the poller.
+    is_polling: AtomicBool,
     /// How often the keeper has run its loop.
     pub(super) loops: AtomicU64,
 }
@@ -40,6 +49,20 @@ struct SleepState {
 }
 
 impl KeeperSleep {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            // A worker may get its first connection without having waited in the poller.
+            is_polling: AtomicBool::new(true),
+            loops: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn is_polling(&self) -> bool {
+        self.is_polling.load(SeqCst)
+    }
+
     /// Ends the sleep at `due`. False if it ends earlier anyway.
     pub(super) fn wake_by(&self, due: u64) -> bool {
         let mut state = self.state.lock();
@@ -51,6 +74,13 @@ impl KeeperSleep {
         is_earlier
     }
 
+    /// Makes the keeper poll. Called by the last worker that leaves the poller.
+    #[cold]
+    pub(super) fn start_polling(&self) {
+        self.is_polling.store(true, SeqCst);
+        self.wake_by(clock::millis() + KEEPER_INTERVAL_MS);
+    }
+
     pub(super) fn end(&self) {
         self.state.lock().ended = true;
         self.changed.notify_one();
@@ -60,7 +90,7 @@ impl KeeperSleep {
 /// The keeper's loop, until [`Lot::end_threads`].
 pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
-    let (mut seen, mut idle_loops) = (Vec::new(), 0);
+    let (mut seen, mut idle_loops, mut quiet_loops) = (Vec::new(), 0, 0);
     while !lot.keeper.state.lock().ended {
         count(&lot.keeper.loops);
         if lot.outboxes.is_watched() {
@@ -79,6 +109,16 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
         sleep(lot, polls.then_some(&mut events));
         if Poller::SHARED && must_poll(lot) {
             poll_for_workers(lot, &mut events, Some(Duration::ZERO));
+        }
+        quiet_loops = match lot.sleepers.load(SeqCst) {
+            0 => 0,
+            _ => quiet_loops + 1,
+        };
+        if quiet_loops >= QUIET_LOOPS && lot.keeper.is_polling() {
+            lot.keeper.is_polling.store(false, SeqCst);
+            // A worker that leaves the poller from here on makes the keeper poll again.
+            let is_needed = lot.sleepers.load(SeqCst) == 0;
+            lot.keeper.is_polling.store(is_needed, SeqCst);
         }
     }
 }
@@ -128,7 +168,8 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     let mut wake_at = lot.wheel.lock().next().unwrap_or(u64::MAX);
     // Where only one thread may poll, no worker polls.
     let unpolled = !Poller::SHARED && !in_poller;
-    if unpolled || lot.unwritten.load(SeqCst) > 0 {
+    let is_polling = Poller::SHARED && lot.keeper.is_polling();
+    if unpolled || is_polling || lot.unwritten.load(SeqCst) > 0 {
         wake_at = wake_at.min(now + KEEPER_INTERVAL_MS);
     }
     if lot.outboxes.is_watched() {
@@ -140,11 +181,12 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     wake_at
 }
 
-/// Whether the keeper has to poll: no worker polls, and there is output to write, or a connection
-/// may wait longer than the queue's time-out.
+/// Whether the keeper has to poll: no worker waits in the poller, and there is output to write, or
+/// no thread has polled for a while.
 fn must_poll<S>(lot: &Lot<S>) -> bool {
-    let has_reason = lot.unwritten.load(SeqCst) > 0 || lot.queue_timeout.is_some();
-    has_reason && lot.sleepers.load(SeqCst) == 0 && lot.queue_has_room()
+    let is_due = lot.polled_at.load(SeqCst) + KEEPER_INTERVAL_MS <= clock::millis();
+    let has_reason = is_due || lot.unwritten.load(SeqCst) > 0;
+    has_reason && lot.sleepers.load(SeqCst) == 0 && lot.has_room_for_batch()
 }
 
 /// Takes ready connections from the poller. Writes their output, and queues those that need the

@@ -58,8 +58,9 @@
 //!
 //! Connections are served in the order in which they became ready. A worker whose queue is not
 //! empty polls as well ([`Lot::poll_to_queue`]), and puts the reported connections at the end of
-//! the queue. While the queue is full, ready connections stay in the poller, which keeps their
-//! order.
+//! the queue. The acceptor does the same before it puts a new connection on the queue, while no
+//! worker waits in the poller. While the queue is full, ready connections stay in the poller, which
+//! keeps their order.
 
 mod concurrency;
 mod expiry;
@@ -194,7 +195,7 @@ pub(crate) struct Lot<S> {
     sleepers: AtomicUsize,
     /// The wake-up of a worker is under way.
     wake_up_pending: AtomicBool,
-    /// When a worker last polled for the queue ([`poll_to_queue`](Self::poll_to_queue)), in the
+    /// When a thread last polled for the queue ([`poll_to_queue`](Self::poll_to_queue)), in the
     /// clock's milliseconds.
     polled_at: AtomicU64,
     /// The number of connections that wait for their first service.
@@ -252,7 +253,7 @@ impl<S> Lot<S> {
             newcomers: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
             wheel: Mutex::new(TimerWheel::new(now)),
-            keeper: Arc::default(),
+            keeper: Arc::new(KeeperSleep::new()),
             outboxes: Arc::default(),
             room_requested: AtomicBool::new(false),
             on_room: OnceLock::new(),
@@ -284,14 +285,14 @@ impl<S> Lot<S> {
     /// Whether the queue has room for connections that the poller reports. A batch has room beyond
     /// the queue's limit: otherwise connections that always have more to do could fill the queue
     /// for ever.
-    fn has_room_for_batch(&self) -> bool {
+    pub(crate) fn has_room_for_batch(&self) -> bool {
         self.queue_len() < self.queue_limit + BATCH
     }
 
     /// Takes a slot for a new connection, and puts the connection on the queue. While the queue is
     /// full, the connection is parked, so that the poller keeps the order in which connections
-    /// become ready. Called by the acceptor.
-    pub(crate) fn add_connection(&self, info: ConnectionInfo) {
+    /// become ready. Called by the acceptor, with room for events.
+    pub(crate) fn add_connection(&self, info: ConnectionInfo, events: &mut Events) {
         let info = Arc::new(info);
         let Some((index, slot)) = self.slots.take(ConnectionSlot::new) else {
             log::error!("{info}: no slot is left");
@@ -309,6 +310,10 @@ impl<S> Lot<S> {
         *slot.info.lock() = Some(info);
         let generation = slot.owner.generation();
         self.newcomers.fetch_add(1, SeqCst);
+        // While no worker waits in the poller, connections there may have become ready earlier.
+        if self.sleepers.load(SeqCst) == 0 && self.queue_has_room() {
+            self.poll_to_queue(events, &self.counters.acceptor, true);
+        }
         let turn = Turn {
             lot: self,
             slot,
@@ -430,6 +435,9 @@ impl<S> Lot<S> {
     fn leave_poller(&self) {
         if self.sleepers.fetch_sub(1, SeqCst) == 1 {
             self.concurrency.ensure_scanning();
+            if !self.keeper.is_polling() {
+                self.keeper.start_polling();
+            }
         }
     }
 
@@ -457,9 +465,9 @@ impl<S> Lot<S> {
             .end_sample(sample, worker, &self.counters.workers);
     }
 
-    /// Called by a worker while the queue is not empty: puts the connections that the poller
-    /// reports at the end of the queue, behind the connections that became ready earlier. Polls at
-    /// most once in a tick of the coarse clock, unless `is_due`.
+    /// Puts the connections that the poller reports at the end of the queue, behind the connections
+    /// that became ready earlier. Polls at most once in a tick of the coarse clock, unless `is_due`.
+    /// Called by a worker while the queue is not empty, and by the acceptor.
     pub(crate) fn poll_to_queue(
         &self,
         events: &mut Events,
