@@ -11,10 +11,14 @@ use std::time::{Duration, Instant};
 
 use handover::{Builder, Connection, Handle, Next, Overload, Service};
 
+#[cfg(target_os = "linux")]
+use parking_lot::Mutex;
+#[cfg(target_os = "linux")]
+use support::ServerSide;
 use support::{
     Door, addr, answer, ask, assert_closed, assert_silent, bytes_at, connect, connect_from,
-    connect_narrow, door, echo, lines, read_pattern, read_pattern_from, server, start, stop, tick,
-    until,
+    connect_narrow, door, echo, lines, pause, read_pattern, read_pattern_from, server, start, stop,
+    tick, until,
 };
 
 const BUSY: &[u8] = b"sorry, too many of you\n";
@@ -372,9 +376,10 @@ fn the_other_policies_wait_when_the_queue_is_full() {
             })
             .collect();
         // They are accepted, and wait in the order in which they came.
-        until(&handle, "all are accepted", |stats| stats.accepted == 22);
+        until(&handle, "all are accepted, and wait", |stats| {
+            (stats.accepted, stats.queued) == (22, 21)
+        });
         assert_silent(&mut others[0]);
-        assert_eq!(handle.stats().queued, 1);
         keeper.let_one_in();
         assert_eq!(answer(&mut inside[0]), "wait");
         assert_eq!(answer(&mut inside[1]), "queued");
@@ -504,6 +509,88 @@ fn those_that_were_refused_leave_the_queue() {
     stop(&handle);
 }
 
+#[test]
+fn the_time_in_which_a_client_is_served_is_not_time_in_the_queue() {
+    const TIME: Duration = Duration::from_secs(1);
+    // A machine that is too slow proves nothing.
+    let in_time = (0..20).any(|_| {
+        let ((keeper, at_door), (other_keeper, at_other_door)) = (door(), door());
+        let first = guarded(at_door);
+        let service = move |conn: &mut Connection| match conn.buffer() {
+            b"other\n" => {
+                conn.consume(6);
+                writeln!(conn, "other")?;
+                at_other_door.pass();
+                Ok(Next::Park)
+            }
+            _ => first(conn),
+        };
+        let builder = server().workers(2).queue_timeout(TIME);
+        let handle = start(builder, service);
+        let mut client = parked(&handle);
+        send(&mut client, "wait\nsecond");
+        keeper.wait();
+        // The idle worker learns of this one while the other worker serves the first.
+        send(&mut client, "third");
+        pause(TIME * 3 / 2);
+        // The client has to go to the back of the queue, since another connection is there.
+        let mut busy = connect(addr(&handle));
+        send(&mut busy, "other");
+        other_keeper.wait();
+        let begin = Instant::now();
+        let mut queued = connect(addr(&handle));
+        send(&mut queued, "queued");
+        until(&handle, "it is queued", |stats| stats.queued == 1);
+        keeper.let_one_in();
+        let in_time = begin.elapsed() < TIME / 2;
+        if in_time {
+            assert_eq!(answer(&mut client), "wait");
+            assert_eq!(answer(&mut queued), "queued");
+            assert_eq!(answer(&mut client), "second");
+            assert_eq!(answer(&mut client), "third");
+            assert_eq!(handle.stats().refused.queue_timeout, 0);
+        }
+        drop((keeper, other_keeper));
+        drop((client, busy, queued));
+        in_time
+    });
+    assert!(in_time, "this machine stands still all the time");
+}
+
+#[test]
+fn connections_that_became_ready_together_are_refused_together() {
+    const TIME: Duration = Duration::from_millis(500);
+    const MANY: usize = 30;
+    // A machine that is too slow proves nothing.
+    let in_time = (0..20).any(|_| {
+        let (keeper, at_door) = door();
+        let builder = server().workers(1).queue_timeout(TIME);
+        let handle = start(builder, guarded(at_door));
+        let mut busy = connect(addr(&handle));
+        send(&mut busy, "wait");
+        keeper.wait();
+        let begin = Instant::now();
+        let mut clients: Vec<TcpStream> = (0..MANY)
+            .map(|index| {
+                let mut client = connect(addr(&handle));
+                send(&mut client, &index.to_string());
+                client
+            })
+            .collect();
+        let sent = begin.elapsed();
+        clients.iter_mut().for_each(assert_closed);
+        let refused = begin.elapsed();
+        assert_eq!(handle.stats().refused.queue_timeout, MANY as u64);
+        drop(keeper);
+        assert_eq!(answer(&mut busy), "wait");
+        drop(busy);
+        stop(&handle);
+        // Nobody waits for the time-out twice.
+        sent < TIME / 2 && refused < TIME * 3 / 2
+    });
+    assert!(in_time, "some wait too long, every time");
+}
+
 /// Who waits for the rest of its answer waits for no worker, though a worker may have put it on the queue.
 #[test]
 fn an_answer_is_not_cut_off_because_no_worker_has_time() {
@@ -594,6 +681,102 @@ fn the_time_before_a_client_asks_is_not_time_in_the_queue() {
     assert_eq!(answer(&mut busy), "long");
     assert_eq!(handle.stats().refused.queue_timeout, 0);
     drop((idle, busy));
+    stop(&handle);
+}
+
+// ---- clients that have left ----
+
+/// Longer than a connection may wait before the server checks whether its client is still there.
+#[cfg(target_os = "linux")]
+const LONGER: Duration = Duration::from_millis(50);
+
+/// As [`guarded`], and records every line.
+#[cfg(target_os = "linux")]
+fn recording(
+    served: &'static Mutex<Vec<String>>,
+    door: Door,
+) -> impl Fn(&mut Connection) -> io::Result<Next> {
+    let guarded = guarded(door);
+    move |conn| {
+        served
+            .lock()
+            .push(String::from_utf8_lossy(conn.buffer()).into());
+        guarded(conn)
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn clients_that_have_reset_their_connections_are_not_served() {
+    const MANY: usize = 8;
+    // The queue has room for them, or they wait in the poller.
+    for (queue, kept) in [(1000, false), (1, false), (1000, true), (1, true)] {
+        let served = support::forever(Mutex::default());
+        let (keeper, at_door) = door();
+        let builder = server().workers(1).queue(queue);
+        let handle = start(builder, recording(served, at_door));
+        let mut busy = connect(addr(&handle));
+        let mut clients: Vec<TcpStream> = match kept {
+            true => (0..MANY).map(|_| parked(&handle)).collect(),
+            false => Vec::new(),
+        };
+        send(&mut busy, "wait");
+        keeper.wait();
+        clients.resize_with(MANY, || connect(addr(&handle)));
+        until(&handle, "all are accepted", |stats| {
+            stats.accepted == MANY as u64 + 1
+        });
+        served.lock().clear();
+        for mut client in clients {
+            let side = ServerSide::of(&client);
+            send(&mut client, "gone");
+            side.until_unread(5);
+            support::reset(client);
+            side.until_reset();
+        }
+        let mut patient = connect(addr(&handle));
+        send(&mut patient, "still there");
+        // The time in the queue is what the check depends on.
+        pause(LONGER);
+        drop(keeper);
+        assert_eq!(answer(&mut busy), "wait");
+        assert_eq!(answer(&mut patient), "still there");
+        let stats = until(&handle, "the others are gone", |stats| stats.live == 2);
+        assert_eq!(stats.abandoned, MANY as u64, "{queue}, {kept}");
+        assert_eq!(*served.lock(), ["still there\n"], "{queue}, {kept}");
+        drop((busy, patient));
+        stop(&handle);
+    }
+}
+
+/// A client that sends and closes has not taken back what it has sent.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_message_is_served_whose_client_has_closed_in_the_meantime() {
+    use std::os::unix::net::UnixStream;
+    let served = support::forever(Mutex::default());
+    let (keeper, at_door) = door();
+    let (_dir, path) = support::socket_path();
+    let builder = server().listen(support::unix(&path)).workers(1);
+    let handle = start(builder, recording(served, at_door));
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait");
+    keeper.wait();
+    let mut tcp = connect(addr(&handle));
+    send(&mut tcp, "TCP");
+    drop(tcp);
+    until(&handle, "it is accepted", |stats| stats.accepted == 2);
+    let mut local = UnixStream::connect(&path).unwrap();
+    local.write_all(b"Unix\n").unwrap();
+    drop(local);
+    until(&handle, "all are accepted", |stats| stats.accepted == 3);
+    pause(LONGER);
+    drop(keeper);
+    assert_eq!(answer(&mut busy), "wait");
+    drop(busy);
+    let stats = until(&handle, "all are gone", |stats| stats.live == 0);
+    assert_eq!(stats.abandoned, 0);
+    assert_eq!(*served.lock(), ["wait\n", "TCP\n", "Unix\n"]);
     stop(&handle);
 }
 

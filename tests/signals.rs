@@ -37,17 +37,20 @@ fn term_and_int_drain() {
 }
 
 #[test]
-fn a_second_int_stops_now() {
-    let mut server = Running::start("run");
-    let mut client = server.client();
-    client.hold();
-    server.signal(Signal::INT);
-    until_refused(server.addr);
-    server.signal(Signal::INT);
-    assert_eq!(client.rest(), "");
-    let (status, output) = server.end();
-    assert!(status.success(), "{status}");
-    assert!(output.contains("1 forced"), "{output}");
+fn a_second_term_or_int_stops_now() {
+    let both = [Signal::TERM, Signal::INT];
+    for (first, second) in both.into_iter().flat_map(|first| both.map(|s| (first, s))) {
+        let mut server = Running::start("run");
+        let mut client = server.client();
+        client.hold();
+        server.signal(first);
+        until_refused(server.addr);
+        server.signal(second);
+        assert_eq!(client.rest(), "", "{first:?}, {second:?}");
+        let (status, output) = server.end();
+        assert!(status.success(), "{first:?}, {second:?}: {status}");
+        assert!(output.contains("1 forced"), "{output}");
+    }
 }
 
 #[test]

@@ -245,6 +245,141 @@ fn the_backlog_is_drained_and_then_the_listener_refuses() {
 }
 
 #[test]
+fn a_full_server_refuses_while_it_drains() {
+    let (service, gate) = held_service();
+    let server = builder(1).max_connections(1).build(service).unwrap();
+    let handle = server.start().unwrap();
+    let addr = addr_of(&handle);
+    let mut holder = Client::new(addr);
+    holder.send("hold\n");
+    gate.reached();
+    let mut queued: Vec<Client> = (0..8).map(|_| Client::new(addr)).collect();
+    for client in &mut queued {
+        client.send("queued\n");
+    }
+    handle.stop(LONG);
+    // The worker is busy all the time, and all that was queued has been accepted.
+    until_refused(addr);
+    gate.open();
+    for client in &mut queued {
+        assert_eq!(client.line(), "queued\n");
+        assert_eq!(client.rest(), "");
+    }
+    assert_eq!(holder.line(), "held\n");
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn clients_that_go_on_connecting_do_not_keep_a_full_server() {
+    // 64 clients reconnect, and the server serves 200 of them a second.
+    let service = |conn: &mut Connection| {
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(10) {
+            thread::park_timeout(Duration::from_millis(10));
+        }
+        echo_line(conn)?;
+        Ok(Next::Close)
+    };
+    let server = builder(2).queue(8).build(service).unwrap();
+    let handle = server.start().unwrap();
+    let addr = addr_of(&handle);
+    let (warm, warmed) = bounded(Load::CLIENTS);
+    let stopping = AtomicBool::new(false);
+    let load = Load { stopping, warm };
+    let lost: usize = thread::scope(|scope| {
+        let clients: Vec<_> = (0..Load::CLIENTS)
+            .map(|_| scope.spawn(|| load.connect_each_time(addr)))
+            .collect();
+        warmed.recv_timeout(LONG).unwrap();
+        load.stopping.store(true, SeqCst);
+        handle.stop(LONG);
+        let report = handle.join();
+        println!("64 clients that go on connecting: {report}");
+        assert!(report.is_clean(), "{report}");
+        assert!(report.took < Duration::from_secs(10), "{report}");
+        clients.into_iter().map(|c| c.join().unwrap()).sum()
+    });
+    assert_eq!(lost, 0, "requests were received and not answered");
+}
+
+/// Answers, and closes with what the client has sent unread, so that the connection lingers.
+fn answer_and_linger(conn: &mut Connection) -> io::Result<Next> {
+    conn.write_all(b"the answer\n")?;
+    Ok(Next::Close)
+}
+
+#[test]
+fn a_connection_that_lingers_has_finished() {
+    let handle = builder(2)
+        .build(answer_and_linger)
+        .unwrap()
+        .start()
+        .unwrap();
+    let mut clients = [(); 8].map(|()| {
+        let mut client = Client::new(addr_of(&handle));
+        client.send("unread");
+        client
+    });
+    for client in &mut clients {
+        assert_eq!(client.rest(), "the answer\n");
+    }
+    // They are open, since their clients have not closed them.
+    assert_eq!(handle.stats().live, 8);
+    handle.stop(LONG);
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.finished, 8);
+    assert!(report.took < SLACK, "{report}");
+    assert_eq!(handle.stats().live, 0);
+}
+
+#[test]
+fn a_connection_that_lingers_from_the_stop_on_has_finished() {
+    let (service, gate) = held_service();
+    let service = move |conn: &mut Connection| {
+        service(conn)?;
+        answer_and_linger(conn)
+    };
+    let handle = builder(1).build(service).unwrap().start().unwrap();
+    let mut holder = Client::new(addr_of(&handle));
+    holder.send("hold\n");
+    gate.reached();
+    holder.send("unread");
+    handle.stop(LONG);
+    gate.draining();
+    let opened = Instant::now();
+    gate.open();
+    assert_eq!(holder.rest(), "held\nthe answer\n");
+    let report = handle.join();
+    assert!(opened.elapsed() < SLACK, "{report}");
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.finished, 1);
+}
+
+#[test]
+fn no_connection_that_lingers_is_left_behind() {
+    for _ in 0..100 {
+        let handle = builder(2)
+            .build(answer_and_linger)
+            .unwrap()
+            .start()
+            .unwrap();
+        let mut client = Client::new(addr_of(&handle));
+        client.send("unread");
+        assert_eq!(client.line(), "the answer\n");
+        // The client goes on, so that some thread may hold the connection just when the stop closes it.
+        let mut writer = client.0.get_ref().try_clone().unwrap();
+        let writer = thread::spawn(move || while writer.write_all(b"more").is_ok() {});
+        handle.stop(LONG);
+        let report = handle.join();
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(handle.stats().live, 0);
+        writer.join().unwrap();
+    }
+}
+
+#[test]
 fn who_waits_for_a_paused_server_is_served_at_the_stop() {
     let handle = builder(2).build(echo_line).unwrap().start().unwrap();
     handle.pause();
@@ -673,6 +808,32 @@ fn stop_at_once() {
             assert!(report.is_clean(), "{report}");
             assert!(report.took < SLACK, "{report}");
         }
+    }
+}
+
+#[test]
+fn a_stop_wins_over_pauses_and_resumes() {
+    for _ in 0..200 {
+        let handle = builder(1).build(echo_line).unwrap().start().unwrap();
+        let ends = AtomicBool::new(false);
+        let (turn, turns) = unbounded();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ends.load(SeqCst) {
+                    handle.pause();
+                    handle.resume();
+                    turn.send(()).unwrap();
+                }
+            });
+            for _ in 0..3 {
+                turns.recv_timeout(LONG).unwrap();
+            }
+            handle.stop(LONG);
+            let report = handle.join();
+            ends.store(true, SeqCst);
+            assert!(report.is_clean(), "{report}");
+            assert!(report.took < LONG / 2, "{report}");
+        });
     }
 }
 

@@ -15,15 +15,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::{
-    BuildError, Connection, Handle, Next, Service, Setting, Stats, Stream, WorkerState,
+    Bind, BuildError, Connection, Handle, Next, Service, Setting, Stats, Stream, WorkerState,
 };
 use parking_lot::Mutex;
 
 use support::{
     Child, Door, LIMIT, addr, answer, as_child, ask, assert_closed, assert_silent, byte_at,
     bytes_at, connect, connect_narrow, door, echo, finish, forever, is_timeout, keep_log, lines,
-    read_pattern, reset, server, settings, socket_path, start, stop, threads, unix, until,
-    wait_logged,
+    logged, pause, read_pattern, reset, server, settings, socket_path, start, stop, threads, unix,
+    until, wait_logged,
 };
 
 /// What a test uses as a time-out that is to pass.
@@ -898,6 +898,112 @@ fn many_that_came_in_time_are_served_however_late_a_worker_is() {
     assert!(in_time, "this machine stands still all the time");
 }
 
+/// A client that waits for a worker does not use its own time.
+#[test]
+fn a_part_that_came_in_time_leaves_the_rest_of_the_time_for_the_rest() {
+    const TIME: Duration = Duration::from_secs(1);
+    // In the second round the queue is full.
+    for queue in [1000, 1] {
+        let in_time = (0..20).any(|_| {
+            let (keeper, at_door) = door();
+            let builder = server().workers(1).queue(queue);
+            let handle = start(builder.read_timeout(TIME).min_rate(0), guarded(at_door));
+            let mut halting = [(); 2].map(|()| connect(addr(&handle)));
+            let begin = Instant::now();
+            halting.iter_mut().for_each(|client| send(client, "h"));
+            until(&handle, "they have halted", |stats| {
+                (stats.bytes_in, stats.parked) == (2, 2)
+            });
+            let mut busy = connect(addr(&handle));
+            send(&mut busy, "wait\n");
+            keeper.wait();
+            let mut queued = connect(addr(&handle));
+            send(&mut queued, "queued\n");
+            until(&handle, "it is queued", |stats| stats.queued == 1);
+            // Each of them has used three tenths of its time.
+            pause((TIME * 3 / 10).saturating_sub(begin.elapsed()));
+            halting.iter_mut().for_each(|client| send(client, "al"));
+            if begin.elapsed() > TIME / 2 {
+                return false;
+            }
+            pause((TIME * 22 / 10).saturating_sub(begin.elapsed()));
+            let released = Instant::now();
+            drop(keeper);
+            assert_eq!(answer(&mut busy), "wait");
+            assert_eq!(answer(&mut queued), "queued");
+            let stats = until(&handle, "the parts are read", |stats| stats.bytes_in == 18);
+            if released.elapsed() > TIME / 10 {
+                return false;
+            }
+            assert_eq!(stats.expired.read, 0, "queue {queue}");
+            // The rest of one follows after some of the time that is left, that of the other one never.
+            pause((TIME * 3 / 10).saturating_sub(released.elapsed()));
+            send(&mut halting[0], "f\n");
+            if released.elapsed() > TIME / 2 {
+                return false;
+            }
+            assert_eq!(answer(&mut halting[0]), "half");
+            assert_closed(&mut halting[1]);
+            let took = released.elapsed();
+            assert!(took > TIME / 2, "queue {queue}: after {took:?}");
+            assert_eq!(handle.stats().expired.read, 1);
+            drop((halting, busy, queued));
+            stop(&handle);
+            true
+        });
+        assert!(in_time, "this machine stands still all the time");
+    }
+}
+
+#[test]
+fn a_message_that_ended_with_the_stream_in_time_is_served_however_late_a_worker_is() {
+    for (first, rest) in [("hal", ""), ("ha", "l"), ("", "hal")] {
+        let in_time = (0..20).any(|_| {
+            let (keeper, at_door) = door();
+            let lines = guarded(at_door);
+            // A message ends with its line, or with the stream.
+            let service = move |conn: &mut Connection| {
+                let held = conn.buffer().to_vec();
+                if held.is_empty() || held.ends_with(b"\n") || !conn.at_eof() {
+                    return lines(conn);
+                }
+                conn.consume(held.len());
+                writeln!(conn, "{} at the end", String::from_utf8_lossy(&held))?;
+                Ok(Next::Park)
+            };
+            let builder = server()
+                .workers(1)
+                .first_byte_timeout(SHORT)
+                .read_timeout(SHORT)
+                .min_rate(0);
+            let handle = start(builder, service);
+            let begin = Instant::now();
+            let mut client = connect(addr(&handle));
+            send(&mut client, first);
+            until(&handle, "it has halted", |stats| {
+                (stats.bytes_in, stats.parked) == (first.len() as u64, 1)
+            });
+            let mut busy = connect(addr(&handle));
+            send(&mut busy, "wait\n");
+            keeper.wait();
+            send(&mut client, rest);
+            finish(&client);
+            if begin.elapsed() > SHORT / 2 {
+                return false;
+            }
+            pause(SHORT * 2);
+            drop(keeper);
+            assert_eq!(answer(&mut busy), "wait");
+            assert_eq!(answer(&mut client), "hal at the end", "{first}, {rest}");
+            assert_closed(&mut client);
+            drop(busy);
+            stop(&handle);
+            true
+        });
+        assert!(in_time, "this machine stands still all the time");
+    }
+}
+
 /// However long a handler is busy otherwise, its client has all of its time left.
 #[test]
 fn the_time_that_a_handler_takes_is_not_its_clients() {
@@ -974,6 +1080,81 @@ fn a_client_may_still_send_for_a_while_after_the_close_but_not_for_ever() {
         pause(Duration::from_millis(50));
         let _ = client.write_all(b"x");
     }
+    stop(&handle);
+}
+
+// ---- services that make no progress ----
+
+#[test]
+fn a_service_that_parks_with_the_same_bytes_is_called_again_only_for_more() {
+    keep_log();
+    let calls: &Mutex<Vec<(usize, bool)>> = forever(Mutex::default());
+    let service = |conn: &mut Connection| {
+        calls.lock().push((conn.buffer().len(), conn.at_eof()));
+        Ok(Next::Park)
+    };
+    let listener = Bind::new("127.0.0.1:0").name("stubborn");
+    let handle = start(settings().listen(listener).workers(2), service);
+    let mut client = connect(addr(&handle));
+    let mut expected = Vec::new();
+    for (length, text) in [(3, "abc"), (4, "d"), (6, "ef")] {
+        send(&mut client, text);
+        // Once for what has come, and once more for what is taken as the next message.
+        expected.extend([(length, false); 2]);
+        support::eventually("it is called", || *calls.lock() == expected);
+        assert_silent(&mut client);
+        assert_eq!(*calls.lock(), expected);
+    }
+    finish(&client);
+    assert_closed(&mut client);
+    expected.push((6, true));
+    assert_eq!(*calls.lock(), expected);
+    // It is warned of once.
+    let mut another = connect(addr(&handle));
+    send(&mut another, "x");
+    finish(&another);
+    assert_closed(&mut another);
+    assert_eq!(
+        logged("on stubborn: the service returned Park twice").len(),
+        1
+    );
+    stop(&handle);
+}
+
+#[test]
+fn a_service_that_parks_until_it_has_enough_gets_it() {
+    // It should return `More`.
+    let service = |conn: &mut Connection| match conn.buffer().len() {
+        10.. => echo(conn),
+        _ => Ok(Next::Park),
+    };
+    let handle = start(server().workers(1), service);
+    let mut client = connect(addr(&handle));
+    for round in 0..10 {
+        for index in 0..10 {
+            client.write_all(&[index]).unwrap();
+            until(&handle, "it is read", |stats| {
+                stats.bytes_in == round * 10 + u64::from(index) + 1
+            });
+        }
+        let mut echoed = [0; 10];
+        client.read_exact(&mut echoed).unwrap();
+        assert_eq!(echoed, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    }
+    drop(client);
+    stop(&handle);
+}
+
+#[test]
+fn a_service_that_parks_with_the_same_bytes_has_a_read_time_out() {
+    let service = |_: &mut Connection| Ok(Next::Park);
+    let handle = start(server().workers(1).read_timeout(SHORT), service);
+    let mut client = connect(addr(&handle));
+    let since = Instant::now();
+    send(&mut client, "x");
+    assert_expires(&mut client, since);
+    let stats = until(&handle, "it is gone", |stats| stats.live == 0);
+    assert_eq!((stats.expired.read, stats.expired.idle), (1, 0));
     stop(&handle);
 }
 
@@ -1187,14 +1368,6 @@ fn read_slowly(client: &mut TcpStream, step: usize, goes_on: impl Fn() -> bool) 
         pause(Duration::from_millis(50));
     }
     place
-}
-
-/// Lets time pass, where it is the time itself that a test is about.
-fn pause(duration: Duration) {
-    let start = Instant::now();
-    while start.elapsed() < duration {
-        thread::park_timeout(duration);
-    }
 }
 
 #[test]
@@ -1580,6 +1753,51 @@ fn a_message_may_be_as_long_as_the_input_limit_and_no_longer() {
     let _ = client.write_all(&vec![b'x'; INPUT + 1]);
     assert_closed(&mut client);
     until(&handle, "it is closed", |stats| stats.live == 0);
+    stop(&handle);
+}
+
+#[test]
+fn a_small_input_limit_is_kept_exactly_and_the_service_learns_of_it() {
+    const INPUT: usize = 10;
+    let calls: &Mutex<Vec<(usize, bool)>> = forever(Mutex::default());
+    let service = |conn: &mut Connection| {
+        calls
+            .lock()
+            .push((conn.buffer().len(), conn.is_input_full()));
+        if let Some(message) = conn.take_until(b'\n', usize::MAX)? {
+            writeln!(conn, "{}", message.len())?;
+            return Ok(Next::Park);
+        }
+        if conn.is_input_full() {
+            writeln!(conn, "too long")?;
+        }
+        Ok(Next::More)
+    };
+    let handle = start(server().workers(1).input_limit(INPUT), service);
+    let message = |length: usize| [vec![b'x'; length - 1], vec![b'\n']].concat();
+    // As long as may be, one after another and at once.
+    let mut client = connect(addr(&handle));
+    for count in [1, 1, 3] {
+        client.write_all(&message(INPUT).repeat(count)).unwrap();
+        (0..count).for_each(|_| assert_eq!(answer(&mut client), "10"));
+    }
+    assert_eq!(handle.stats().too_long, 0);
+    for (index, length) in [INPUT + 1, INPUT + 2, 50, 100_000].into_iter().enumerate() {
+        let mut client = connect(addr(&handle));
+        // The server may close before it has read all.
+        let _ = client.write_all(&message(length));
+        assert_eq!(answer(&mut client), "too long", "{length}");
+        assert_closed(&mut client);
+        assert_eq!(handle.stats().too_long, index as u64 + 1);
+    }
+    let calls = calls.lock();
+    for (length, is_full) in &*calls {
+        assert!(
+            *length <= INPUT && *is_full == (*length == INPUT),
+            "{calls:?}"
+        );
+    }
+    drop(client);
     stop(&handle);
 }
 

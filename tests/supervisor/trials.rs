@@ -48,6 +48,7 @@ pub(crate) fn all() -> Vec<Trial> {
         several_processes_are_replaced_one_after_another,
         a_listener_that_a_new_version_does_not_want_is_closed,
         a_stop_finishes_what_is_in_progress,
+        a_stop_that_arrives_twice_finishes_what_is_in_progress,
         a_stop_at_any_other_time_leaves_nobody,
         a_process_that_is_stopped_during_its_restart_is_replaced_all_the_same,
         a_process_that_stops_by_itself_is_replaced_before_it_has_finished,
@@ -838,6 +839,24 @@ fn a_stop_finishes_what_is_in_progress() {
     supervised.signal(Signal::INT);
     supervised.generations.wait();
     assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+/// A terminal and systemd may signal a supervised process as well as its supervisor does.
+fn a_stop_that_arrives_twice_finishes_what_is_in_progress() {
+    let mut supervised = Supervised::start("");
+    let mut slow = support::connect(supervised.addr());
+    write!(slow, "GET /slow?3000 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let serving = supervised.who().pid;
+    supervised.signal(Signal::TERM);
+    supervised.until_status("generation 1 is stopping");
+    for what in [Signal::TERM, Signal::INT] {
+        signal(serving, what);
+    }
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(supervised.generations.wait_for_first().success());
+    supervised.generations.wait();
 }
 
 fn a_stop_at_any_other_time_leaves_nobody() {

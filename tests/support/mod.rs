@@ -265,6 +265,61 @@ pub(crate) fn finish(client: &TcpStream) {
     client.shutdown(Shutdown::Write).unwrap();
 }
 
+/// The server's side of a client's TCP connection, as the kernel lists it (proc_net_tcp, procfs(5)).
+pub(crate) struct ServerSide {
+    /// The two addresses, as they are written there.
+    addresses: String,
+}
+
+impl ServerSide {
+    pub(crate) fn of(client: &TcpStream) -> Self {
+        let hex = |addr: SocketAddr| {
+            let IpAddr::V4(ip) = addr.ip() else {
+                panic!("{addr} is not an IPv4 address");
+            };
+            format!(
+                "{:08X}:{:04X}",
+                u32::from_ne_bytes(ip.octets()),
+                addr.port()
+            )
+        };
+        let server = client.peer_addr().unwrap();
+        let client = client.local_addr().unwrap();
+        Self {
+            addresses: format!("{} {}", hex(server), hex(client)),
+        }
+    }
+
+    /// How many bytes have arrived that the server has not read. The end of the stream counts as one byte. `None` if
+    /// the connection is not there: it was not established yet, or was reset.
+    fn unread(&self) -> Option<usize> {
+        let list = fs::read_to_string("/proc/net/tcp").unwrap();
+        let line = list.lines().find(|line| line.contains(&self.addresses))?;
+        let queues = line.split_whitespace().nth(4)?;
+        usize::from_str_radix(queues.split_once(':')?.1, 16).ok()
+    }
+
+    /// Waits until so many bytes have arrived that the server has not read.
+    #[track_caller]
+    pub(crate) fn until_unread(&self, bytes: usize) {
+        eventually("the bytes have arrived", || self.unread() == Some(bytes));
+    }
+
+    /// Waits until the kernel has handled the client's reset.
+    #[track_caller]
+    pub(crate) fn until_reset(&self) {
+        eventually("the reset has arrived", || self.unread().is_none());
+    }
+}
+
+/// Lets time pass, where the time itself is what a test is about.
+pub(crate) fn pause(duration: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        thread::park_timeout(duration);
+    }
+}
+
 /// The byte at this place of a long answer, so that any loss or repetition shows.
 pub(crate) fn byte_at(place: usize) -> u8 {
     (place ^ (place >> 8) ^ (place >> 16).wrapping_mul(31)) as u8
