@@ -161,6 +161,63 @@ fn silent_clients_are_closed_without_a_word() {
     stop(&handle);
 }
 
+/// An empty line begins no request: it neither prolongs the idle time, nor is it answered.
+#[test]
+fn empty_lines_prolong_no_wait() {
+    let builder = server().first_byte_timeout(SHORT).idle_timeout(SHORT);
+    let handle = serve(builder.read_timeout(LIMIT), echo);
+    for requests in [0, 1] {
+        let mut client = Client::to(&handle);
+        client.send(get("/").repeat(requests));
+        for _ in 0..requests {
+            client.answer().is(200, "");
+        }
+        client
+            .stream
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let since = Instant::now();
+        loop {
+            assert!(since.elapsed() < LIMIT, "empty lines keep a connection");
+            let _ = client.stream.write(b"\r\n");
+            match client.stream.read(&mut [0; 100]) {
+                Ok(count) => break assert_eq!(count, 0, "empty lines are answered"),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                Err(error) => assert!(is_timeout(&error), "{error}"),
+            }
+        }
+        assert!(since.elapsed() >= SHORT / 2);
+    }
+    let stats = until(&handle, "all are gone", |stats| stats.live == 0);
+    assert_eq!((stats.expired.idle, stats.expired.read), (2, 0));
+    stop(&handle);
+}
+
+/// A client that ends its request with an empty line too many stays, as long as any idle one.
+#[test]
+fn an_empty_line_after_a_request_does_not_shorten_the_idle_time() {
+    let handle = serve(server().read_timeout(SHORT), echo);
+    let mut client = Client::to(&handle);
+    client.get("/").is(200, "");
+    let served = handle.stats().served;
+    client.send("\r\n");
+    until(&handle, "the line is read", |stats| {
+        stats.served > served && stats.parked == 1
+    });
+    support::pause(SHORT * 2);
+    client.get("/").is(200, "");
+    let mut other = Client::to(&handle);
+    other.get("/").is(200, "");
+    other.send("\r\n");
+    until(&handle, "both are parked", |stats| stats.parked == 2);
+    // A drain closes both at once: no request has begun.
+    stop(&handle);
+    client.is_over();
+    other.is_over();
+    let stats = handle.stats();
+    assert_eq!(stats.expired.read, 0);
+}
+
 /// A worker waits for a client to read no longer than the write time-out.
 #[test]
 fn clients_that_do_not_read_lose_their_worker() {
@@ -336,6 +393,39 @@ fn a_full_server_says_when_to_come_again() {
     stop(&handle);
 }
 
+/// Between two requests of a pipeline, a refusal is the response to the next one.
+#[test]
+fn a_pipeline_that_waits_too_long_for_its_next_turn_is_refused() {
+    let (keeper, at_door) = door();
+    let builder = server()
+        .workers(1)
+        .queue_timeout(SHORT)
+        .overload(Overload::Refuse(http::OVERLOADED.to_vec()));
+    let handle = serve(builder, move |request: Request<Body<'_>>| {
+        if request.uri().path() == "/wait" {
+            at_door.pass();
+        }
+        Response::new("served")
+    });
+    let mut pipeline = Client::to(&handle);
+    pipeline.send(get("/wait") + &get("/"));
+    keeper.wait();
+    let mut other = Client::to(&handle);
+    other.send(get("/wait"));
+    until(&handle, "the other one is queued", |stats| {
+        stats.queued == 1
+    });
+    keeper.let_one_in();
+    pipeline.answer().is(200, "served");
+    keeper.wait();
+    let refusal = pipeline.answer();
+    assert_eq!(refusal.status, 503);
+    pipeline.is_over();
+    drop(keeper);
+    other.answer().is(200, "served");
+    stop(&handle);
+}
+
 /// The server says that it is full only where that can be taken for an answer.
 #[test]
 fn a_refusal_is_no_part_of_another_protocol_or_answer() {
@@ -384,6 +474,22 @@ fn a_refusal_is_no_part_of_another_protocol_or_answer() {
 }
 
 // ---- answers ----
+
+/// A head that does not fit into the input limit is counted.
+#[test]
+fn heads_that_are_too_long_are_counted() {
+    let handle = serve(server().input_limit(1000), echo);
+    let mut client = Client::to(&handle);
+    client.send(format!(
+        "GET / HTTP/1.1\r\nHost: test\r\nX: {}",
+        "x".repeat(1000)
+    ));
+    let answer = client.answer();
+    assert_eq!(answer.status, 431);
+    client.is_over();
+    assert_eq!(handle.stats().too_long, 1);
+    stop(&handle);
+}
 
 /// There is no byte with which a value or a name could end early, and begin something else.
 #[test]

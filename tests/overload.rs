@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Builder, Connection, Handle, Next, Overload, Service};
+use handover::{Bind, Builder, Connection, Handle, Next, Overload, Service};
 
 #[cfg(target_os = "linux")]
 use parking_lot::Mutex;
@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use support::ServerSide;
 use support::{
     Door, addr, answer, ask, assert_closed, assert_silent, bytes_at, connect, connect_from,
-    connect_narrow, door, echo, lines, pause, read_pattern, read_pattern_from, server, start, stop,
-    tick, until,
+    connect_narrow, door, echo, lines, pause, read_pattern, read_pattern_from, server, settings,
+    start, stop, tick, until,
 };
 
 const BUSY: &[u8] = b"sorry, too many of you\n";
@@ -360,6 +360,59 @@ fn refuse_turns_clients_away_when_the_queue_is_full() {
     assert_eq!(answer(&mut inside[1]), "queued");
     ask(&mut connect(addr(&handle)), "let in");
     drop(inside);
+    stop(&handle);
+}
+
+/// Clients that stay connected do not keep new ones out, however long the queue is.
+#[test]
+fn refuse_counts_only_new_clients() {
+    let (keeper, at_door) = door();
+    let builder = server().workers(1).queue(2).overload(refuse());
+    let handle = start(builder, guarded(at_door));
+    let mut kept: Vec<TcpStream> = (0..10).map(|_| parked(&handle)).collect();
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait");
+    keeper.wait();
+    for client in &mut kept {
+        send(client, "kept");
+    }
+    until(&handle, "they are queued", |stats| stats.queued == 10);
+    let mut new: Vec<TcpStream> = (0..2).map(|_| connect(addr(&handle))).collect();
+    until(&handle, "they are accepted", |stats| stats.accepted == 13);
+    assert_eq!(rest(&mut connect(addr(&handle))), BUSY);
+    keeper.let_one_in();
+    assert_eq!(answer(&mut busy), "wait");
+    for client in &mut kept {
+        assert_eq!(answer(client), "kept");
+    }
+    for client in &mut new {
+        ask(client, "new");
+    }
+    assert_eq!(handle.stats().refused.queue_full, 1);
+    drop((busy, kept, new));
+    stop(&handle);
+}
+
+/// Connections that the server begins are served, even if more of them come at once than the queue
+/// takes.
+#[test]
+fn a_server_that_speaks_first_greets_all() {
+    let (keeper, at_door) = door();
+    let builder = settings()
+        .workers(1)
+        .queue(1)
+        .listen(Bind::new("127.0.0.1:0").speaks_first(true));
+    let handle = start(builder, move |conn: &mut Connection| {
+        at_door.pass();
+        conn.write_all(b"hello\n")?;
+        Ok(Next::Close)
+    });
+    let mut clients: Vec<TcpStream> = (0..1000).map(|_| connect(addr(&handle))).collect();
+    until(&handle, "all are accepted", |stats| stats.accepted == 1000);
+    drop(keeper);
+    for client in &mut clients {
+        assert_eq!(rest(client), b"hello\n");
+    }
     stop(&handle);
 }
 

@@ -107,13 +107,13 @@ impl fmt::Display for ConnectionInfo {
 /// What may be sent to a client that is not served although it has sent a message or a part of one:
 /// its time-out has expired, or no worker was free in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
 pub(crate) enum ClosingNotice {
     /// Nothing: the client expects no response now, and would misread one.
     Forbidden,
     /// The server's refusal, if no worker was free in time.
     Refusal,
     /// As `Refusal`; and these bytes, if the message does not arrive in time.
-    #[cfg_attr(not(feature = "http"), allow(dead_code))]
     RefusalOrTimeout(&'static [u8]),
 }
 
