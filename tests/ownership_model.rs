@@ -11,7 +11,7 @@
 //!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
 //!   deadline moves.
 //! * **waking**: the count of sleepers and the one pending wake-up (`Lot::wait_for_connection`, `push`, `wake_next`,
-//!   `poll_to_queue`, `pass_wake_on`, `end_threads`). Nothing stays on the queue while a worker sleeps, whichever other
+//!   `rest_if_surplus`, `poll_to_queue`, `pass_wake_on`, `end_threads`). Nothing stays on the queue while a worker sleeps, whichever other
 //!   thread polls.
 //!
 //! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
@@ -604,6 +604,9 @@ struct Lot {
     queue: Mutex<Option<u64>>,
     sleepers: AtomicU64,
     wake_up_pending: AtomicU64,
+    /// The workers that do not rest, and how many may be.
+    active: AtomicU64,
+    allowed: AtomicU64,
     events: Mutex<Vec<Event>>,
     reported: Condvar,
     /// Connections that a worker has in hand, or had.
@@ -617,6 +620,8 @@ impl Lot {
             queue: Mutex::new(Some(0)),
             sleepers: AtomicU64::new(0),
             wake_up_pending: AtomicU64::new(0),
+            active: AtomicU64::new(2),
+            allowed: AtomicU64::new(2),
             events: Mutex::new(Vec::new()),
             reported: Condvar::new(),
             taken: AtomicU64::new(0),
@@ -706,17 +711,20 @@ impl Lot {
 
     // The workers.
 
+    fn take_from_queue(&self) -> bool {
+        match &mut *self.queue.lock().unwrap() {
+            Some(queued @ 1..) => {
+                *queued -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Takes one connection, from the queue or else from the poller, and has it in hand until all `total` are.
     fn serve_one_of(&self, total: u64) {
         loop {
-            let taken = match &mut *self.queue.lock().unwrap() {
-                Some(queued @ 1..) => {
-                    *queued -= 1;
-                    true
-                }
-                _ => false,
-            };
-            if taken || self.wait_for_connection() {
+            if self.take_from_queue() || self.wait_for_connection() {
                 break;
             }
         }
@@ -724,6 +732,31 @@ impl Lot {
         if self.taken.fetch_add(1, SeqCst) + 1 == total {
             self.all_taken.notify();
         }
+    }
+
+    /// Takes one connection, unless this worker rests, or the end comes.
+    fn serve_or_rest(&self) {
+        while self.queue.lock().unwrap().is_some() {
+            if self.rest_if_surplus() {
+                return;
+            }
+            if self.take_from_queue() || self.wait_for_connection() {
+                return self.all_taken.notify();
+            }
+        }
+        self.report(Event::Wake);
+    }
+
+    fn rest_if_surplus(&self) -> bool {
+        if self.active.load(SeqCst) <= self.allowed.load(SeqCst) {
+            return false;
+        }
+        self.wake_next();
+        let active = self.active.load(SeqCst);
+        active > self.allowed.load(SeqCst)
+            && (self.active)
+                .compare_exchange(active, active - 1, SeqCst, SeqCst)
+                .is_ok()
     }
 
     /// A worker that finds nothing to do until the end.
@@ -780,6 +813,25 @@ fn no_batch_is_kept_from_a_worker_that_sleeps() {
     play_two_workers(|lot| {
         lot.report(Event::Ready);
         lot.report(Event::Ready);
+    });
+}
+
+/// The worker that is woken may be one too many, and rest: the other one takes the connection.
+#[test]
+fn no_wake_up_is_lost_to_a_worker_that_rests() {
+    play(3, || {
+        let lot = Arc::new(Lot::new());
+        let workers = [(); 2].map(|()| {
+            let lot = Arc::clone(&lot);
+            thread::spawn(move || lot.serve_or_rest())
+        });
+        lot.allowed.store(1, SeqCst);
+        lot.push(1);
+        lot.all_taken.wait();
+        lot.end_threads();
+        for worker in workers {
+            worker.join().unwrap();
+        }
     });
 }
 
