@@ -32,7 +32,9 @@ use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 
 /// What happens to new connections when the server is full: when it has
-/// [`max_connections`](crate::Builder::max_connections) open, or when its queue is full.
+/// [`max_connections`](crate::Builder::max_connections) open, or when as many new connections as
+/// the [`queue`](crate::Builder::queue) takes wait for a worker. Connections that were served
+/// before do not count as new: clients that stay connected do not keep others out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overload {

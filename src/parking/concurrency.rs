@@ -341,3 +341,155 @@ impl Observed {
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quiet server with 64 workers on 2 cores.
+    const QUIET: Observed = Observed {
+        workers: 64,
+        cores: 2,
+        active: 2,
+        allowed: 2,
+        blocked_share: 0.0,
+        long_turns: 0,
+        is_busy: false,
+    };
+
+    #[test]
+    fn as_many_workers_are_allowed_as_the_cores_carry() {
+        let table = [
+            (QUIET, 2),
+            // Handlers that block for half of the time, or for nearly all of it.
+            (
+                Observed {
+                    blocked_share: 0.5,
+                    ..QUIET
+                },
+                4,
+            ),
+            (
+                Observed {
+                    blocked_share: 0.9,
+                    ..QUIET
+                },
+                20,
+            ),
+            (
+                Observed {
+                    blocked_share: 1.0,
+                    ..QUIET
+                },
+                64,
+            ),
+            // Workers in long turns serve nobody else, whatever they do.
+            (
+                Observed {
+                    long_turns: 2,
+                    ..QUIET
+                },
+                4,
+            ),
+            (
+                Observed {
+                    long_turns: 1,
+                    is_busy: true,
+                    ..QUIET
+                },
+                3,
+            ),
+            // All are in long turns, and clients may be waiting.
+            (
+                Observed {
+                    long_turns: 2,
+                    is_busy: true,
+                    ..QUIET
+                },
+                4,
+            ),
+            (
+                Observed {
+                    active: 32,
+                    allowed: 32,
+                    long_turns: 32,
+                    is_busy: true,
+                    ..QUIET
+                },
+                40,
+            ),
+            (
+                Observed {
+                    active: 64,
+                    allowed: 64,
+                    long_turns: 64,
+                    is_busy: true,
+                    ..QUIET
+                },
+                64,
+            ),
+            // The number falls by a sixteenth at a time, and at least by one.
+            (
+                Observed {
+                    active: 64,
+                    allowed: 64,
+                    ..QUIET
+                },
+                60,
+            ),
+            (
+                Observed {
+                    active: 3,
+                    allowed: 3,
+                    ..QUIET
+                },
+                2,
+            ),
+            // Never more than there are, and never none.
+            (
+                Observed {
+                    workers: 1,
+                    active: 1,
+                    allowed: 1,
+                    ..QUIET
+                },
+                1,
+            ),
+        ];
+        for (observed, allowed) in table {
+            assert_eq!(observed.allowed_next(), allowed, "{observed:?}");
+        }
+    }
+
+    /// A load that no longer blocks ends with as many workers as cores, in bounded steps.
+    #[test]
+    fn the_number_falls_to_the_number_of_cores() {
+        let mut state = Observed {
+            active: 64,
+            allowed: 64,
+            ..QUIET
+        };
+        let steps = (1..).find(|_| {
+            state.allowed = state.allowed_next();
+            state.active = state.allowed;
+            state.allowed == state.cores
+        });
+        assert!(steps.is_some_and(|steps| steps < 64), "{steps:?}");
+    }
+
+    /// Handlers that all block bring every worker back, in few scans.
+    #[test]
+    fn blocked_workers_are_replaced_until_all_are_active() {
+        let mut state = Observed {
+            is_busy: true,
+            ..QUIET
+        };
+        let scans = (1..).find(|_| {
+            state.long_turns = state.active;
+            state.allowed = state.allowed_next();
+            state.active = state.allowed;
+            state.active == state.workers
+        });
+        assert!(scans.is_some_and(|scans| scans <= 16), "{scans:?}");
+    }
+}

@@ -96,8 +96,9 @@ impl Builder {
         self
     }
 
-    /// Sets how many connections that are ready may wait on the queue for a worker. See
-    /// [`overload`](Self::overload) for what happens beyond this number. Defaults to 1024.
+    /// Sets how many connections that are ready may wait on the queue for a worker. Further ones
+    /// wait in the poller, in their order. See [`overload`](Self::overload) for what happens to new
+    /// connections when this many of them wait. Defaults to 1024.
     pub fn queue(mut self, connections: usize) -> Self {
         self.queue = connections;
         self
