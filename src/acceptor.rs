@@ -574,6 +574,48 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_close_wins_over_every_other_change_of_the_gate() {
+        let changes: [fn(&AcceptGate); 3] = [
+            AcceptGate::start,
+            |gate| _ = gate.pause(),
+            AcceptGate::resume,
+        ];
+        for round in 0..2000 {
+            let gate = AcceptGate::new().unwrap();
+            if round % 2 == 0 {
+                gate.start();
+            }
+            let is_closed = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| {
+                    // Once more after the close.
+                    let mut is_last = false;
+                    while !is_last {
+                        is_last = is_closed.load(SeqCst);
+                        changes.iter().for_each(|change| change(&gate));
+                    }
+                });
+                while gate.is(STARTING) && !other.is_finished() {
+                    std::thread::yield_now();
+                }
+                gate.close();
+                is_closed.store(true, SeqCst);
+            });
+            assert!(gate.is(CLOSING), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_gate_that_was_never_open_closes_at_once() {
+        let gate = AcceptGate::new().unwrap();
+        assert!(!gate.pause());
+        gate.close();
+        gate.start();
+        gate.resume();
+        assert!(gate.is(CLOSED));
+    }
+
+    #[test]
     fn a_client_has_a_limit_and_gets_its_places_back() {
         let counts = Arc::new(PerClient::default());
         let (a, b) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());

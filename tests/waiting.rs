@@ -1258,6 +1258,34 @@ fn output_is_written_while_every_worker_is_busy() {
 }
 
 #[test]
+fn output_is_written_while_every_worker_is_busy_and_clients_connect() {
+    let (keeper, at_door) = door();
+    let service = move |conn: &mut Connection| {
+        if conn.buffer() == b"wait\n" {
+            at_door.pass();
+            return lines(conn);
+        }
+        pattern(conn)
+    };
+    let handle = start(server().workers(1).output_limit(BIG), service);
+    let mut deaf = connect_narrow(addr(&handle));
+    send(&mut deaf, &format!("{BIG}\n"));
+    served(&handle, 1);
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait\n");
+    keeper.wait();
+    thread::scope(|scope| {
+        // As many as there are places in the queue.
+        scope.spawn(|| (0..1000).for_each(|_| drop(connect(addr(&handle)))));
+        read_pattern(&mut deaf, BIG);
+    });
+    drop(keeper);
+    assert_eq!(answer(&mut busy), "wait");
+    drop((deaf, busy));
+    stop(&handle);
+}
+
+#[test]
 fn the_keeper_sleeps_when_nothing_is_to_be_written() {
     let (keeper, at_door) = door();
     let service = move |conn: &mut Connection| {

@@ -193,10 +193,6 @@ fn must_poll<S>(lot: &Lot<S>) -> bool {
 /// service.
 fn poll_for_workers<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
     lot.poll(events, lot.batch(), timeout);
-    for token in lot.queue_reported(events) {
-        if let Some(turn) = lot.claim_queued(token, &lot.counters.keeper) {
-            turn.advance();
-        }
-    }
+    lot.push_reported(lot.queue_reported(events), &lot.counters.keeper);
     lot.pass_wake_on(events);
 }

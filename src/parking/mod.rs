@@ -426,16 +426,29 @@ impl<S> Lot<S> {
         if !slept {
             return None;
         }
-        let mut ready = self.queue_reported(events);
-        let first = ready.next()?;
-        self.push(ready, counters);
+        let mut reported = self.queue_reported(events);
+        let first = reported.next()?;
+        self.push_reported(reported, counters);
         Some(first)
+    }
+
+    /// Puts reported connections on the queue, if they need a worker. Their output is written at
+    /// once, since every worker may be in a slow handler.
+    fn push_reported(&self, tokens: impl Iterator<Item = Token>, counters: &ThreadCounters) {
+        if self.unwritten.load(SeqCst) == 0 {
+            return self.push(tokens, counters);
+        }
+        for token in tokens {
+            if let Some(turn) = self.claim_queued(token, counters) {
+                turn.advance();
+            }
+        }
     }
 
     fn leave_poller(&self) {
         if self.sleepers.fetch_sub(1, SeqCst) == 1 {
             self.concurrency.ensure_scanning();
-            if !self.keeper.is_polling() {
+            if Poller::SHARED && !self.keeper.is_polling() {
                 self.keeper.start_polling();
             }
         }
@@ -481,7 +494,7 @@ impl<S> Lot<S> {
         }
         self.polled_at.store(now, Relaxed);
         self.poll(events, self.batch(), Some(Duration::ZERO));
-        self.push(self.queue_reported(events), counters);
+        self.push_reported(self.queue_reported(events), counters);
         self.pass_wake_on(events);
     }
 
