@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench --bench fairness --features http -- [--pinned] [--check] [--rounds 3] [--seconds 3]
-//!     [--queue 8,64,1024]
+//!     [--attempts 1] [--queue 8,64,1024]
 //! ```
 //!
 //! The server has two workers, and each request is a `GET /sleep?ms=5`, whose handler sleeps for
@@ -19,8 +19,9 @@
 //! the tables have the medians of the rounds. The poller is the one that the benchmark was built
 //! with: `RUSTFLAGS="--cfg handover_one_waiter"` builds it with the other one.
 //!
-//! With `--pinned` the server has CPU 0, and the clients have CPU 1. With `--check` the exit code is
-//! 1 if a goal is missed. The goals are the last table.
+//! With `--pinned` the server has CPU 0, and the clients have CPU 1. With `--check` the exit code
+//! is 1 if a goal is missed. The goals are the last table. `--attempts N` measures again, up to N
+//! times, while other programs use more than 5 % of the CPUs.
 
 #[cfg(target_os = "linux")]
 #[path = "support/fairness.rs"]

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! cargo bench --bench workers --features http -- [--pinned] [--check] [--rounds 3] [--seconds 3]
-//!     [--workers 2,16,64,256] [--connections 64,512] [--handlers fast,blocking,mixed,cpu]
-//!     [--hyper PATH] [--baseline PATH]
+//!     [--attempts 1] [--workers 2,16,64,256] [--connections 64,512]
+//!     [--handlers fast,blocking,mixed,cpu] [--hyper PATH] [--baseline PATH]
 //! ```
 //!
 //! | handler | what the clients request | latency of |
@@ -12,7 +12,7 @@
 //! | `fast` | `GET /` | all requests |
 //! | `blocking` | `GET /sleep?ms=5`, which sleeps for 5 ms | all requests |
 //! | `mixed` | `GET /` nine times, then `GET /sleep?ms=5` | the nine |
-//! | `cpu` | `GET /`, and 8 more clients `GET /burn?ms=20`, which uses 20 ms of CPU time | `GET /` |
+//! | `cpu` | `GET /`; 8 more clients `GET /burn?ms=20`, which uses 20 ms of CPU time | `GET /` |
 //!
 //! Each client keeps its connection and sends the next request when it has the answer. All clients
 //! are one process with one thread. A round measures every server under the same load, each in a
@@ -27,11 +27,12 @@
 //!   --bin hyper`.
 //! - `--baseline`: this benchmark's executable, built from another commit. Its servers are measured
 //!   in the same rounds, and the goal for the throughput of `blocking` compares with it.
+//! - `--attempts`: measures again, up to so many times, while other programs use more than 5 % of
+//!   the CPUs, and keeps the least disturbed measurement. Defaults to 1.
 //! - `--check`: the exit code is 1 if a goal is missed. The goals are the last table.
 //!
-//! Times are of the wall clock, except CPU time, which is the time that all threads of the server
-//! have run, user and system (the first field of `/proc/PID/task/TID/schedstat`). In `cpu`, the time
-//! that the 8 clients asked for is subtracted.
+//! CPU time is the time that all threads of the server have run, user and system (the first field of
+//! `/proc/PID/task/TID/schedstat`). In `cpu`, the time that the 8 clients asked for is subtracted.
 
 #[cfg(target_os = "linux")]
 #[path = "support/workers.rs"]

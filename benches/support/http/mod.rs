@@ -35,8 +35,8 @@ pub(crate) const POLLER: &str = if cfg!(handover_one_waiter) {
     "shared (epoll)"
 };
 
-/// Plays a child's role, if the arguments name one, or else runs the benchmark. `run` returns whether
-/// every goal was met, as far as that was to be checked.
+/// Plays a child's role, if the arguments name one, or else runs the benchmark. `run` returns
+/// whether every goal was met, as far as that was to be checked.
 pub(crate) fn main(name: &str, run: impl FnOnce() -> Result<bool>) -> ExitCode {
     let met = match roles::play_if_child() {
         Ok(true) => Ok(true),
@@ -79,14 +79,32 @@ impl Sample {
     }
 }
 
-/// Measures a server in a new process. The clients send nothing before and after the load, so the
-/// CPU time and the number of requests belong together. Only pipelining clients leave unanswered
-/// requests behind.
+/// Up to this share of the CPUs, other programs do not count as a disturbance.
+const UNDISTURBED: f64 = 0.05;
+
+/// Measures a server, again if other programs disturb, and keeps the least disturbed sample.
 pub(crate) fn measure(
     server: &roles::Server,
     load: &Load,
     conditions: &Conditions,
 ) -> Result<Sample> {
+    let mut best = measure_once(server, load, conditions)?;
+    for _ in 1..conditions.attempts {
+        if best.others <= UNDISTURBED {
+            break;
+        }
+        let sample = measure_once(server, load, conditions)?;
+        if sample.others < best.others {
+            best = sample;
+        }
+    }
+    Ok(best)
+}
+
+/// Measures a server in a new process. The clients send nothing before and after the load, so the
+/// CPU time and the number of requests belong together. Only pipelining clients leave unanswered
+/// requests behind.
+fn measure_once(server: &roles::Server, load: &Load, conditions: &Conditions) -> Result<Sample> {
     let (server, address) = server.start(conditions)?;
     let mut clients = roles::start_clients(&address, load, conditions)?;
     let before = (server.usage()?, clients.usage()?, Machine::now()?);

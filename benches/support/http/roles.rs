@@ -24,6 +24,8 @@ pub(crate) struct Conditions {
     pub(crate) duration: Duration,
     /// The same, of the load before the measurement.
     pub(crate) warm_up: Duration,
+    /// How often a measurement is made at most.
+    pub(crate) attempts: usize,
 }
 
 /// A server, and how it is started.
@@ -115,8 +117,8 @@ struct ChildArgs {
     warm_up: Duration,
 }
 
-/// Plays the role that the arguments name, until this process is killed or, as clients, told nothing
-/// more. False if the arguments name no role: then this process is the benchmark.
+/// Plays the role that the arguments name, until this process is killed or its input ends. False
+/// if the arguments name no role: then this process is the benchmark.
 pub(super) fn play_if_child() -> Result<bool> {
     let mut parser = lexopt::Parser::from_env();
     let Some(Long("role")) = parser.next()? else {
@@ -187,7 +189,7 @@ impl CommonOptions {
         name: &str,
         mut other: impl FnMut(&str, &mut lexopt::Parser) -> Result<bool>,
     ) -> Result<Self> {
-        let (mut rounds, mut duration) = (None, None);
+        let (mut rounds, mut duration, mut attempts) = (None, None, 1);
         let (mut pinned, mut check, mut is_bench, mut is_filtered_out) =
             (false, false, false, false);
         let mut parser = lexopt::Parser::from_env();
@@ -195,6 +197,7 @@ impl CommonOptions {
             match arg {
                 Long("rounds") => rounds = Some(parser.value()?.parse()?),
                 Long("seconds") => duration = Some(seconds(&parser.value()?)?),
+                Long("attempts") => attempts = parser.value()?.parse()?,
                 Long("pinned") => pinned = true,
                 Long("check") => check = true,
                 Long("bench") => is_bench = true,
@@ -217,6 +220,7 @@ impl CommonOptions {
                 pinned,
                 duration: duration.unwrap_or(Duration::from_millis(usual_millis)),
                 warm_up: Duration::from_millis(warm_up_millis),
+                attempts,
             },
             rounds: rounds.unwrap_or(usual_rounds).max(1),
             check,
