@@ -46,7 +46,7 @@ pub(crate) fn main(name: &str, run: impl FnOnce() -> Result<bool>) -> ExitCode {
     match met {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            eprintln!("{name}: a goal was missed");
+            eprintln!("{name}: a goal was missed, or none was measured");
             ExitCode::FAILURE
         }
         Err(error) => {
