@@ -276,14 +276,22 @@ impl<S> Acceptor<'_, S> {
             };
             let mut left = queued;
             while left > 0 && !self.gate.is(CLOSED) {
-                match self.accept_one(index) {
-                    AcceptOutcome::Accepted => left -= 1,
-                    AcceptOutcome::Empty => break,
-                    AcceptOutcome::OutOfResources => {
-                        let backoff = self.make_room();
-                        self.wait(events, Some(backoff));
+                if self.lot.has_room_for_batch() {
+                    match self.accept_one(index) {
+                        AcceptOutcome::Accepted => {
+                            left -= 1;
+                            continue;
+                        }
+                        AcceptOutcome::Empty => break,
+                        AcceptOutcome::OutOfResources => {}
                     }
                 }
+                if self.lot.drain.in_progress() == 0 {
+                    // No connection is left that could make room by its end.
+                    break;
+                }
+                self.lot.request_room();
+                self.wait(events, Some(FIRST_BACKOFF));
             }
         }
     }

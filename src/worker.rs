@@ -21,7 +21,7 @@ use crate::panic;
 use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
-use crate::sys::{Events, PeerState};
+use crate::sys::{Events, PeerState, Poller};
 
 /// The most calls of the service in one turn. While other connections wait on the queue, a turn
 /// has one call.
@@ -341,7 +341,9 @@ impl<'a, S: Service> Workers<'a, S> {
             return Disposition::WriteThenClose;
         }
         let has_waited = worker.now - worker.ready_at > CHECK_CLIENT_AFTER;
-        if (has_waited || conn.has_hung_up()) && conn.peer_state() == PeerState::Reset {
+        // Where only one thread may poll, the poller cannot tell the end of the stream from input.
+        let has_hung_up = Poller::SHARED && conn.has_hung_up();
+        if (has_waited || has_hung_up) && conn.peer_state() == PeerState::Reset {
             log::debug!("{}: closed, the client has left", conn.info());
             count(&self.lot.counters.abandoned);
             return Disposition::CloseNow;
@@ -390,7 +392,7 @@ impl<'a, S: Service> Workers<'a, S> {
     /// Applies what the service has returned: sets the connection's next stage.
     fn apply_next(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Disposition {
         let conn = &mut occupant.conn;
-        if !conn.take_no_message() {
+        if !conn.take_no_message() && next != Next::More {
             occupant.idle_until = None;
         }
         if conn.is_detached() {

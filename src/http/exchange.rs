@@ -185,6 +185,7 @@ where
             return protocol(conn);
         }
         let WorkerBuffers { parser, writer } = buffers;
+        conn.take_no_message();
         writer.start();
         let mut call = ServeCall {
             http: self,

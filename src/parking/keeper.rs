@@ -117,8 +117,10 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
         if quiet_loops >= QUIET_LOOPS && lot.keeper.is_polling() {
             lot.keeper.is_polling.store(false, SeqCst);
             // A worker that leaves the poller from here on makes the keeper poll again.
-            let is_needed = lot.sleepers.load(SeqCst) == 0;
-            lot.keeper.is_polling.store(is_needed, SeqCst);
+            if lot.sleepers.load(SeqCst) == 0 {
+                lot.keeper.is_polling.store(true, SeqCst);
+            }
+            quiet_loops = 0;
         }
     }
 }

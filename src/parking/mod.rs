@@ -331,7 +331,7 @@ impl<S> Lot<S> {
     /// connections that were served before do not count: clients that stay connected must not keep
     /// all others out.
     pub(crate) fn has_room_for_newcomer(&self) -> bool {
-        self.newcomers.load(SeqCst) < self.queue_limit
+        self.queue_has_room() || self.newcomers.load(SeqCst) < self.queue_limit
     }
 
     fn end_newcomer(&self, occupant: &mut Occupant<S>) {
@@ -681,6 +681,8 @@ impl<S> Lot<S> {
                 if let Some(info) = info {
                     // An error means that the connection is closed by now.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
+                    drop(info);
+                    self.notify_room();
                 }
             }
         }
@@ -738,6 +740,9 @@ impl<S> Lot<S> {
             let info = slot.and_then(|slot| slot.info.lock().clone());
             if let Some(info) = info {
                 info.outbox.send(&info.socket);
+                // The connection may have ended meanwhile, and is counted as open until here.
+                drop(info);
+                self.notify_room();
             }
         }
     }

@@ -164,7 +164,14 @@ impl<S> Turn<'_, S> {
                 return self.queue();
             }
             match occupant.advance() {
-                Needs::Service => return self.queue(),
+                Needs::Service => {
+                    // Without a message there is nothing to wait for a worker for.
+                    let is_idle =
+                        occupant.stage == Stage::Idle && occupant.conn.buffer().is_empty();
+                    if !is_idle || !matches!(occupant.conn.try_fill(), Ok(Filled::Nothing)) {
+                        return self.queue();
+                    }
+                }
                 Needs::Close => return,
                 Needs::Client => {}
             }
@@ -216,11 +223,13 @@ impl<S> Turn<'_, S> {
 
     /// Closes a connection that has waited for a worker for longer than the queue's time-out. A
     /// connection that was queued to write output, or to linger, goes on.
-    pub(crate) fn refuse_late(self) {
-        let Some(occupant) = &self.occupant else {
+    pub(crate) fn refuse_late(mut self) {
+        let Some(occupant) = &mut self.occupant else {
             return;
         };
+        self.lot.end_newcomer(occupant);
         if !occupant.waits_for_input() {
+            self.slot.ready_at.store(NOT_READY, Relaxed);
             return self.advance();
         }
         count(&self.lot.counters.refused_queue_timeout);
@@ -257,7 +266,8 @@ impl<S> Turn<'_, S> {
         }
     }
 
-    /// Sends `notice`, as much as the socket takes at once, and closes the connection.
+    /// Sends `notice`, as much as the socket takes at once, and closes the connection. Lingers if
+    /// there was a notice, or unread input.
     fn close_with(mut self, notice: &[u8]) {
         let Some(occupant) = &mut self.occupant else {
             return;
@@ -265,11 +275,13 @@ impl<S> Turn<'_, S> {
         if occupant.conn.has_output() {
             return;
         }
-        if let Err(error) = occupant.conn.send_unbuffered(notice) {
-            log::debug!("{}: cannot write: {error}", occupant.conn.info());
-            return;
+        if !notice.is_empty() {
+            if let Err(error) = occupant.conn.send_unbuffered(notice) {
+                log::debug!("{}: cannot write: {error}", occupant.conn.info());
+                return;
+            }
+            occupant.conn.linger_on_close();
         }
-        occupant.conn.linger_on_close();
         occupant.begin_closing();
         self.advance();
     }
