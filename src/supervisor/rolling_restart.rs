@@ -151,7 +151,7 @@ impl Run {
                 _ if !self.sent_ready => notify::send_status(summary),
                 None => notify::send_ready(None, summary),
                 Some(why) => {
-                    let status = format_args!("{summary}; the last restart failed: {why}");
+                    let status = format!("{summary}; the last restart failed: {why}");
                     notify::send_ready(None, status);
                 }
             }
