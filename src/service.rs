@@ -78,7 +78,7 @@ pub trait Service: Send + Sync {
     type Worker;
 
     /// Builds a worker's state: for the first worker when the server starts, for every other worker
-    /// when it first serves a connection, and again after a panic.
+    /// before its first call of [`serve`](Self::serve), and again after a panic.
     ///
     /// # Errors
     ///

@@ -226,11 +226,6 @@ impl<'a, S: Service> Workers<'a, S> {
             turn.refuse_late();
             return TurnEnd::Over;
         }
-        // Without a state the connection is closed. Queued again, it would keep the worker in a
-        // loop without a pause.
-        if !self.ensure_state(worker) {
-            return TurnEnd::Over;
-        }
         worker.ready_at = turn.begin_service(worker.now);
         match self.lot.drain.is_forced() {
             true => TurnEnd::Over,
@@ -346,6 +341,10 @@ impl<'a, S: Service> Workers<'a, S> {
         if (has_waited || has_hung_up) && conn.peer_state() == PeerState::Reset {
             log::debug!("{}: closed, the client has left", conn.info());
             count(&self.lot.counters.abandoned);
+            return Disposition::CloseNow;
+        }
+        // The state is built for the first call, not for a connection that has sent nothing yet.
+        if !self.ensure_state(worker) {
             return Disposition::CloseNow;
         }
         match self.call(occupant, worker, token) {
