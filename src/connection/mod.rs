@@ -51,7 +51,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             first_byte_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             min_rate: 1024,

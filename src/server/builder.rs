@@ -150,7 +150,13 @@ impl Builder {
         self
     }
 
-    /// Sets how long a connection may wait for its client's next message. Defaults to 60 s.
+    /// Sets how long a connection may wait for its client's next message. Defaults to 75 s.
+    ///
+    /// Behind a balancer or a reverse proxy, choose a longer time than the one for which the
+    /// balancer keeps an idle connection to its servers. Then the balancer closes first. Otherwise
+    /// it may send a request on a connection that this server is closing at that moment, and answer
+    /// its client with 502 (Bad Gateway). AWS' Application Load Balancer and nginx keep idle
+    /// connections for 60 s by default, which the default here outlasts. README.md has a table.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = timeout;
         self
