@@ -11,7 +11,7 @@
 //! | a line that ends with LF alone | 400 |
 //! | empty lines before the request line | accepted if they end with CR LF |
 //! | any target | one of the four forms, and fitting the method, else 400 |
-//! | any value of Host | 400 if malformed, see `control_fields` |
+//! | any value of Host | 400 if malformed, see `authority` |
 //! | any number of framing fields, with any value | see `control_fields` |
 //! | a line or a head of any length | 414, 431 |
 //!
@@ -35,8 +35,9 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Versio
 use bytes::{Bytes, BytesMut};
 use httparse::Header;
 
+use super::authority::{is_absolute_authority, is_host_field, is_tunnel_authority};
 use super::body_decoder::BodyDecoder;
-use super::control_fields::{ControlFields, is_host};
+use super::control_fields::ControlFields;
 use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
@@ -212,7 +213,7 @@ fn add_fields(
         control.read_field(&name, field.value)?;
         let value = match (name == header::HOST, &*last_host) {
             (true, Some(host)) if host.as_bytes() == field.value => Ok(host.clone()),
-            (true, _) if !is_host(field.value) => {
+            (true, _) if !is_host_field(field.value) => {
                 return Err(bad_request("a malformed Host field"));
             }
             (true, _) => HeaderValue::from_bytes(field.value).inspect(|value| {
@@ -265,9 +266,13 @@ fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Rejection> {
     }
     let uri = Uri::from_maybe_shared(target).map_err(|_| MALFORMED)?;
     let fits_method = match (uri.scheme(), uri.authority()) {
-        (Some(scheme), Some(_)) => !scheme.as_str().is_empty() && *method != Method::CONNECT,
+        (Some(scheme), Some(authority)) => {
+            !scheme.as_str().is_empty()
+                && *method != Method::CONNECT
+                && is_absolute_authority(authority.as_str().as_bytes())
+        }
         (None, Some(authority)) => {
-            *method == Method::CONNECT && authority.port().is_some() && !authority.host().is_empty()
+            *method == Method::CONNECT && is_tunnel_authority(authority.as_str().as_bytes())
         }
         _ => *method == Method::OPTIONS && uri.path() == "*",
     };

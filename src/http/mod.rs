@@ -41,7 +41,8 @@
 //! A request that two servers in a chain could read differently is rejected with 400, and the
 //! connection is closed: both Content-Length and Transfer-Encoding, several or malformed fields of
 //! either, lines that do not end with CR LF, folded lines, control characters, white space before a
-//! colon, and a missing, repeated or malformed Host field. The other rejections are:
+//! colon, a missing, repeated or malformed Host field, and a target whose host or port is
+//! malformed (a port is at most 65535). The other rejections are:
 //!
 //! | status | when |
 //! |---|---|
@@ -64,6 +65,7 @@ mod exchange;
 mod settings;
 
 // Requests.
+mod authority;
 mod body;
 mod body_decoder;
 mod control_fields;
