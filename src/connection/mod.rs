@@ -351,7 +351,8 @@ impl Connection {
     }
 
     /// Takes the socket out, as a socket of the standard library in blocking mode, together with
-    /// the bytes that had been read ahead. The kernel gets all that was written first. Afterwards
+    /// the bytes that had been read ahead. The socket's other options stay as they are, such as
+    /// TCP_NODELAY ([`Bind::nodelay`](crate::Bind::nodelay)). The kernel gets all that was written first. Afterwards
     /// this connection gives the end of the stream. The service returns
     /// [`Next::Detach`](crate::Next::Detach) when it is done with the socket, or at once if another
     /// thread goes on with it. Until then, a stop counts the connection as in progress.
