@@ -35,6 +35,7 @@
 //! `Discard` without a response, because the client expects no response.
 
 use std::any::Any;
+use std::error::Error;
 use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -52,7 +53,7 @@ use super::response_writer::ResponseWriter;
 use super::settings::Http;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
-use crate::service::{Next, Service};
+use crate::service::{BufferLimits, Next, Service};
 use crate::sys::PeerState;
 
 /// Responses are written when this many bytes are pending, even if more requests have arrived. The
@@ -89,11 +90,12 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 /// A service that contains an HTTP service, and has a setting of its own for each connection:
 ///
 /// ```
+/// use std::error::Error;
 /// use std::io;
 /// use std::time::Duration;
 ///
 /// use handover::http::{Body, Http, Reply, Request, Response, Session, WorkerBuffers};
-/// use handover::{Connection, Next, Service};
+/// use handover::{BufferLimits, Connection, Next, Service};
 ///
 /// struct Patient<H>(Http<H>);
 ///
@@ -103,6 +105,10 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 /// {
 ///     type Session = Session;
 ///     type Worker = WorkerBuffers;
+///
+///     fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+///         self.0.check(buffers)
+///     }
 ///
 ///     fn worker(&self, index: usize) -> io::Result<WorkerBuffers> {
 ///         self.0.worker(index)
@@ -165,6 +171,10 @@ where
 {
     type Session = Session;
     type Worker = WorkerBuffers;
+
+    fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.check_settings(buffers)?)
+    }
 
     fn worker(&self, _index: usize) -> io::Result<WorkerBuffers> {
         Ok(WorkerBuffers::default())

@@ -45,6 +45,9 @@ const ARENA_SIZE: usize = 4 * 1024;
 
 const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
 
+const LINE_TOO_LONG: Rejection =
+    Rejection::new(StatusCode::URI_TOO_LONG, "the request line is too long");
+
 /// The result of parsing a head, in addition to [`Parts`].
 #[derive(Debug)]
 pub(super) struct RequestHead {
@@ -82,16 +85,15 @@ impl HeadParser {
             // `httparse` would accept an empty line.
             return Err(BARE_LF);
         }
-        let line_limit = limits.request_line;
+        // The request line is a part of the head.
+        let line_limit = limits.request_line.min(limits.head);
         if input.len() > line_limit && !input[..line_limit].contains(&b'\n') {
             self.parse_within(&input[..line_limit], limits, parts)?;
-            return Err(Rejection::new(
-                StatusCode::URI_TOO_LONG,
-                "the request line is too long",
-            ));
+            return Err(LINE_TOO_LONG);
         }
         let window = &input[..input.len().min(limits.head)];
         match self.parse_within(window, limits, parts)? {
+            None if input.len() >= limits.head && !window.contains(&b'\n') => Err(LINE_TOO_LONG),
             None if input.len() >= limits.head => Err(Rejection::new(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the header fields are too long",
@@ -487,6 +489,27 @@ mod tests {
                     part == 0 || part == whole,
                     "{part}, not {whole}, after {end} bytes"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_line_that_fills_the_head_is_too_long_however_it_arrives() {
+        for (request_line, head) in [(8 * 1024, 100), (100, 100), (usize::MAX, 100), (50, 100)] {
+            let limits = RequestLimits {
+                request_line,
+                head,
+                ..RequestLimits::default()
+            };
+            let (mut parts, ()) = Request::new(()).into_parts();
+            let mut parse = |input: &str| {
+                let head = HeadParser::default().parse(input.as_bytes(), &limits, &mut parts);
+                head.map(drop)
+                    .map_err(|rejection| rejection.status.as_u16())
+            };
+            let input = format!("GET /{} HTTP/1.1\r\n\0", "a".repeat(10_000));
+            for end in [100, 101, 1000, 8 * 1024, 8 * 1024 + 1, input.len()] {
+                assert_eq!(parse(&input[..end]), Err(414), "{request_line} {end}");
             }
         }
     }

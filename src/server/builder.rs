@@ -1,5 +1,6 @@
 //! The builder: every setting and its default, and the errors of building a server.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::thread;
@@ -10,7 +11,7 @@ use crate::connection::Limits;
 use crate::listener::{Bind, BindError, Listener};
 use crate::restart::Restart;
 use crate::server::Server;
-use crate::service::Service;
+use crate::service::{BufferLimits, Service};
 use crate::worker::Hook;
 
 /// Settings for a [`Server`], from [`Server::builder`].
@@ -285,6 +286,11 @@ impl Builder {
         if self.listeners.is_empty() {
             return Err(BuildError::NoListener);
         }
+        let buffers = BufferLimits {
+            input_limit: self.limits.input_limit,
+            output_limit: self.limits.output_limit,
+        };
+        service.check(&buffers).map_err(BuildError::Service)?;
         let mut inherited = Vec::new();
         if let Some(restart) = &mut self.restart {
             restart.check().map_err(BuildError::Restart)?;
@@ -367,6 +373,9 @@ impl fmt::Display for Setting {
 pub enum BuildError {
     /// This setting must be at least 1.
     Zero(Setting),
+    /// The service refuses its own settings, or those of the server: the error of
+    /// [`Service::check`].
+    Service(Box<dyn Error + Send + Sync>),
     /// Neither [`Builder::listen`] nor [`Builder::listener`] was called.
     NoListener,
     /// An address cannot be listened on.
@@ -380,6 +389,7 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Zero(setting) => write!(f, "{setting} must be at least 1"),
+            Self::Service(error) => error.fmt(f),
             Self::NoListener => f.write_str("the server has no address to listen on"),
             Self::Bind(error) => error.fmt(f),
             Self::Restart(error) => error.fmt(f),
@@ -387,10 +397,11 @@ impl fmt::Display for BuildError {
     }
 }
 
-impl std::error::Error for BuildError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl Error for BuildError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Zero(_) | Self::NoListener => None,
+            Self::Service(error) => error.source(),
             Self::Bind(error) => error.source(),
             Self::Restart(error) => Some(error),
         }
@@ -400,7 +411,7 @@ impl std::error::Error for BuildError {
 impl From<BuildError> for io::Error {
     fn from(error: BuildError) -> Self {
         match error {
-            BuildError::Zero(_) | BuildError::NoListener => {
+            BuildError::Zero(_) | BuildError::Service(_) | BuildError::NoListener => {
                 Self::new(io::ErrorKind::InvalidInput, error)
             }
             BuildError::Bind(error) => error.into(),
