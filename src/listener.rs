@@ -80,10 +80,11 @@ impl Bind {
         self
     }
 
-    /// Probes TCP clients that have been silent for `idle` (SO_KEEPALIVE, TCP_KEEPIDLE). Defaults
-    /// to no probes.
+    /// Probes TCP clients that have been silent for `idle` (SO_KEEPALIVE, TCP_KEEPIDLE). Systems
+    /// count in seconds, from 1 to 32,767: a time outside counts as the nearest. Defaults to no
+    /// probes.
     pub fn keepalive(mut self, idle: Duration) -> Self {
-        self.keepalive = Some(idle);
+        self.keepalive = Some(idle.clamp(Duration::from_secs(1), Duration::from_secs(32_767)));
         self
     }
 

@@ -308,7 +308,8 @@ impl Connection {
         self.write.reset();
     }
 
-    /// Sets how long this connection may wait for its client's next message.
+    /// Sets how long this connection may wait for its client's next message. With zero, the
+    /// connection is closed unless the next message has begun to arrive.
     pub fn set_idle_timeout(&mut self, timeout: Duration) {
         self.idle_timeout = in_millis(timeout);
     }
@@ -451,8 +452,9 @@ impl Connection {
         match &self.drain_limit {
             None => {
                 let unread = sys::socket::unread_len(&self.info.socket).unwrap_or(0);
+                let arrived = self.bytes_in + unread;
                 self.drain_limit = Some(DrainLimit {
-                    last_byte: self.bytes_in + unread + self.input_limit as u64,
+                    last_byte: arrived.saturating_add(self.input_limit as u64),
                     emptied: false,
                 });
                 self.receive.on_event(false);

@@ -187,11 +187,15 @@ impl<S: Service> Server<S> {
     }
 }
 
+/// The memory of the queue is allocated when the server starts. Further connections wait in the
+/// poller, in the same order.
+const MOST_QUEUED: usize = 1 << 20;
+
 fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> {
     let (lot, queue) = Lot::new(LotOptions {
         workers: settings.workers,
         cores: thread::available_parallelism().map_or(1, usize::from),
-        queue_limit: settings.queue,
+        queue_limit: settings.queue.min(MOST_QUEUED),
         queue_timeout: settings.queue_timeout,
         limits: settings.limits.clone(),
         refusal: settings.admission.overload.refusal().to_vec(),

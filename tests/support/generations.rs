@@ -127,8 +127,14 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
     }
     for setting in settings.split_whitespace() {
         let (name, number) = setting.split_once('=').unwrap();
-        let number: u64 = number.parse().unwrap();
-        let time = Duration::from_millis(number);
+        let number: u64 = match number {
+            "max" => u64::MAX,
+            number => number.parse().unwrap(),
+        };
+        let time = match number {
+            u64::MAX => Duration::MAX,
+            millis => Duration::from_millis(millis),
+        };
         supervisor = match name {
             "processes" => supervisor.processes(number as usize),
             "watchdog" => supervisor.watchdog(time),
@@ -137,6 +143,9 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "stop" => supervisor.stop_timeout(time),
             "healthy" => supervisor.healthy_after(time),
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
+            "backoff" => supervisor.backoff(time, time),
+            "ready-after" => supervisor.ready_after(time),
+            "no-restart" => supervisor.no_restart(number as i32),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),
         };
