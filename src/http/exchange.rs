@@ -39,11 +39,11 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::Instant;
 
 use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
+use super::access_log::{AccessLine, LoggedRequest};
 use super::body::{Body, CollectedBody, DiscardedBody};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::rejection::{Rejection, bad_request};
@@ -203,7 +203,7 @@ where
             state,
             parser,
             writer,
-            log_entry: None,
+            logged_request: None,
             began: clock::millis(),
             responses: 0,
         };
@@ -237,9 +237,9 @@ struct ServeCall<'a, H> {
     state: &'a mut SessionState,
     parser: &'a mut HeadParser,
     writer: &'a mut ResponseWriter,
-    /// The request line and its arrival, for the access log. `None` if the log is off, and for a
-    /// request without a valid head.
-    log_entry: Option<(String, Instant)>,
+    /// The request, for the access log. `None` if the log is off, and for a request without a valid
+    /// head.
+    logged_request: Option<LoggedRequest>,
     /// When the call began, in the coarse clock's milliseconds.
     began: u64,
     /// How many requests this call has responded to.
@@ -269,10 +269,9 @@ where
                 Err(next) => return Ok(next),
             };
             self.conn.consume(request.len);
-            self.log_entry = self.http.access_log.then(|| {
-                let (method, uri, version) = (&filled.method, &filled.uri, filled.version);
-                (format!("{method} {uri} {version:?}"), Instant::now())
-            });
+            if self.http.access_log.is_some() {
+                self.logged_request = Some(LoggedRequest::new(filled));
+            }
             if !request.body.is_done() && self.writer.pending_len() > 0 {
                 // The client may wait for these responses before it sends the body.
                 self.writer.flush(self.conn)?;
@@ -496,17 +495,18 @@ where
 
     /// Writes a line of the access log. `body_len` is in bytes.
     fn log_response(&mut self, status: StatusCode, body_len: u64) {
-        if self.http.access_log {
-            let (peer, status) = (self.conn.peer_addr(), status.as_u16());
-            let (line, millis) = match self.log_entry.take() {
-                Some((line, since)) => (line, since.elapsed().as_millis()),
-                None => ("-".to_owned(), 0),
+        if let Some(format) = self.http.access_log {
+            let request = self.logged_request.take();
+            let line = AccessLine {
+                format,
+                client: self.conn.peer_addr(),
+                listener: self.conn.listener_name(),
+                request: request.as_ref(),
+                status,
+                body_len,
+                waited: self.conn.waited(),
             };
-            let waited = self.conn.waited().as_millis();
-            log::info!(
-                target: "handover::access",
-                "{peer} \"{line}\" {status} {body_len} {millis} {waited}"
-            );
+            log::info!(target: "handover::access", "{line}");
         }
     }
 

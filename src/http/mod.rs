@@ -34,7 +34,8 @@
 //!   [`Stats::panics`](crate::Stats::panics).
 //! - It does not handle a request whose client has left while the request waited for a worker, see
 //!   [`Http::abandoned_after`].
-//! - It writes an access log through the `log` crate on request, see [`Http::access_log`].
+//! - It writes an access log through the `log` crate on request, in the combined log format or as
+//!   JSON, see [`AccessLog`].
 //!
 //! # What it rejects
 //!
@@ -61,6 +62,7 @@
 //! [`write_timeout`](crate::Builder::write_timeout) to responses.
 
 // The service, and how it serves a connection.
+mod access_log;
 mod exchange;
 mod settings;
 
@@ -81,6 +83,7 @@ mod response_writer;
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 pub use ::http::{Uri, Version, header};
 
+pub use access_log::AccessLog;
 pub use body::Body;
 pub use exchange::{Session, WorkerBuffers};
 pub use reply::Reply;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ::http::{Request, Response};
 
+use super::access_log::AccessLog;
 use super::body::Body;
 use super::rejection::{MAX_FIELDS, RequestLimits};
 use super::reply::Reply;
@@ -43,7 +44,7 @@ where
     Http {
         handler,
         limits: RequestLimits::default(),
-        access_log: false,
+        access_log: None,
         abandoned_after: Duration::from_secs(1),
         export: None,
     }
@@ -54,7 +55,7 @@ where
 pub struct Http<H> {
     pub(super) handler: H,
     pub(super) limits: RequestLimits,
-    pub(super) access_log: bool,
+    pub(super) access_log: Option<AccessLog>,
     pub(super) abandoned_after: Duration,
     /// The source of the state for the next process.
     pub(super) export: Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>,
@@ -100,12 +101,19 @@ impl<H> Http<H> {
         self
     }
 
-    /// Sets whether each response is logged through the `log` crate, at level info with the target
-    /// `handover::access`. A line has the client's address, the request line, the status, the
-    /// length of the response's body in bytes, and two times in milliseconds: how long the request
-    /// was handled, and how long the connection waited for a worker before. Defaults to false.
-    pub fn access_log(mut self, enabled: bool) -> Self {
-        self.access_log = enabled;
+    /// Sets the format in which each response is logged, see [`AccessLog`]. The lines go through
+    /// the `log` crate, at level info with the target `handover::access`. Defaults to `None`: no
+    /// response is logged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use handover::http::{self, AccessLog, Response};
+    ///
+    /// let service = http::service(|_| Response::new("Hello!")).access_log(AccessLog::Combined);
+    /// ```
+    pub fn access_log(mut self, format: impl Into<Option<AccessLog>>) -> Self {
+        self.access_log = format.into();
         self
     }
 
