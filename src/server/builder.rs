@@ -30,6 +30,8 @@ pub struct Builder {
     pub(super) queue_timeout: Option<Duration>,
     pub(super) limits: Limits,
     pub(super) drain_timeout: Duration,
+    /// `None`: the default, which depends on how the server is run.
+    pub(super) raises_descriptor_limit: Option<bool>,
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     pub(super) signals: bool,
     pub(super) on_start: Option<Hook>,
@@ -76,6 +78,7 @@ impl Builder {
             queue_timeout: None,
             limits: Limits::default(),
             drain_timeout: Duration::from_secs(30),
+            raises_descriptor_limit: None,
             signals: true,
             on_start: None,
             on_exit: None,
@@ -216,6 +219,23 @@ impl Builder {
     /// work in progress go on. Zero cuts it off at once. Defaults to 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
+        self
+    }
+
+    /// Sets whether the start of the server raises the process's limit of open descriptors: the soft
+    /// limit of RLIMIT_NOFILE (getrlimit(2)) to the hard one, for all threads and for good. A
+    /// successor, and the processes of a supervisor, start with the limit as it was. The other child
+    /// processes of this process inherit the raised limit: call
+    /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
+    /// effect on Windows.
+    ///
+    /// Whether the limit is raised or not, a warning is logged if it is too low for
+    /// [`max_connections`](Self::max_connections).
+    ///
+    /// Defaults to true for [`Server::run`], and to false for [`Server::start`] and
+    /// [`Server::run_scoped`], as the process is then that of a larger program.
+    pub fn raise_descriptor_limit(mut self, on: bool) -> Self {
+        self.raises_descriptor_limit = Some(on);
         self
     }
 

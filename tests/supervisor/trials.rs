@@ -50,6 +50,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_listener_that_a_new_version_does_not_want_is_closed,
         the_longest_and_the_shortest_times_are_no_overflow,
         settings_that_mean_nothing_are_refused_by_name,
+        every_process_starts_with_the_old_limit_of_descriptors,
         a_stop_finishes_what_is_in_progress,
         a_stop_that_arrives_twice_finishes_what_is_in_progress,
         a_stop_at_any_other_time_leaves_nobody,
@@ -832,6 +833,24 @@ fn the_longest_and_the_shortest_times_are_no_overflow() {
         assert!(!log.contains("panicked"), "{log}");
         supervised.generations.wait();
     }
+}
+
+fn every_process_starts_with_the_old_limit_of_descriptors() {
+    let supervised = Supervised::start_with("", &[("soft-limit", "300")]);
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let expected = format!("300 {}", hard.unwrap());
+    let check = || assert_eq!(supervised.generations.get("/descriptors"), expected);
+    check();
+    // The first one is started by the supervisor, the second one by the first one, which has raised
+    // its limit, and the third one by a supervisor that was replaced.
+    supervised.succeed("restart wait");
+    check();
+    supervised.succeed("upgrade wait");
+    let old = supervised.who().pid;
+    signal(old, Signal::KILL);
+    supervised.until_other(old);
+    check();
+    supervised.end();
 }
 
 fn settings_that_mean_nothing_are_refused_by_name() {
