@@ -8,12 +8,10 @@
 //!
 //! A turn ends when the connection waits for its client, is closed, or reaches the limit of
 //! [`CALLS_PER_TURN`] calls. A panic of the service closes the connection; the worker goes on, and
-//! builds its own state again. The workers end when the queue's last sender is dropped.
+//! builds its own state again. The workers end when the queue is closed and empty.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::clock;
 use crate::connection::{Connection, Filled};
@@ -43,7 +41,6 @@ pub(crate) type Hook = Box<dyn Fn(usize) + Send + Sync>;
 pub(crate) struct Workers<'a, S: Service> {
     pub(crate) service: &'a S,
     pub(crate) lot: &'a Lot<S::Session>,
-    pub(crate) queue: &'a Receiver<Token>,
     pub(crate) on_start: Option<&'a Hook>,
     pub(crate) on_exit: Option<&'a Hook>,
     /// The warning about a service that makes no progress was logged.
@@ -106,14 +103,16 @@ impl<'a, S: Service> Workers<'a, S> {
             if self.lot.rest_if_surplus(index) {
                 worker.entries = 0;
             }
-            let token = match self.queue.try_recv() {
-                Ok(token) => Some(token),
-                Err(TryRecvError::Empty) => {
+            // Read first: entries from before the close are served.
+            let is_closed = self.lot.is_closed();
+            let token = match self.lot.take_entry() {
+                Some(token) => Some(token),
+                None if is_closed => break,
+                None => {
                     worker.entries = 0;
                     self.lot
-                        .wait_for_connection(&mut worker.events, self.queue, worker.counters)
+                        .wait_for_connection(&mut worker.events, worker.counters)
                 }
-                Err(TryRecvError::Disconnected) => break,
             };
             let Some(token) = token else { continue };
             worker.counters.toggle_turn();

@@ -103,7 +103,7 @@ impl<S> Lot<S> {
     /// place of another connection. The entry is the first one, or the entries before it are late
     /// as well. If a connection at the front is not late, it is queued again.
     fn remove_queue_entry(&self, refused: Token) {
-        while let Ok(token) = self.queued.try_recv() {
+        while let Some(token) = self.queue.remove_first() {
             match self.claim_queued(token, &self.counters.keeper) {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
                 Some(turn) => return turn.queue(),

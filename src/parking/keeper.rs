@@ -110,14 +110,14 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
         if Poller::SHARED && must_poll(lot) {
             poll_for_workers(lot, &mut events, Some(Duration::ZERO));
         }
-        quiet_loops = match lot.sleepers.load(SeqCst) {
-            0 => 0,
-            _ => quiet_loops + 1,
+        quiet_loops = match lot.queue.has_sleepers() {
+            true => quiet_loops + 1,
+            false => 0,
         };
         if quiet_loops >= QUIET_LOOPS && lot.keeper.is_polling() {
             lot.keeper.is_polling.store(false, SeqCst);
             // A worker that leaves the poller from here on makes the keeper poll again.
-            if lot.sleepers.load(SeqCst) == 0 {
+            if !lot.queue.has_sleepers() {
                 lot.keeper.is_polling.store(true, SeqCst);
             }
             quiet_loops = 0;
@@ -188,13 +188,13 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
 fn must_poll<S>(lot: &Lot<S>) -> bool {
     let is_due = lot.polled_at.load(SeqCst) + KEEPER_INTERVAL_MS <= clock::millis();
     let has_reason = is_due || lot.unwritten.load(SeqCst) > 0;
-    has_reason && lot.sleepers.load(SeqCst) == 0 && lot.has_room_for_batch()
+    has_reason && !lot.queue.has_sleepers() && lot.has_room_for_batch()
 }
 
 /// Takes ready connections from the poller. Writes their output, and queues those that need the
 /// service.
 fn poll_for_workers<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
-    lot.poll(events, lot.batch(), timeout);
+    lot.poll(events, lot.queue.batch(), timeout);
     lot.push_reported(lot.queue_reported(events), &lot.counters.keeper);
     lot.pass_wake_on(events);
 }

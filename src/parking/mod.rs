@@ -49,7 +49,7 @@
 //! # Who wakes whom
 //!
 //! A thread that puts a connection on the queue wakes one worker in the poller, if a worker waits
-//! there and no wake-up is pending ([`Lot::push`]). A worker that takes an entry and sees more
+//! there and no wake-up is pending ([`Queue::wake_one`]). A worker that takes an entry and sees more
 //! entries wakes the next worker ([`Lot::wake_next`]), and so does a worker that is about to rest. A worker increments `sleepers` before it
 //! reads the queue for the last time, and a thread that has put an entry on the queue reads
 //! `sleepers` afterwards. So no entry waits while every worker sleeps.
@@ -67,6 +67,7 @@ mod expiry;
 mod keeper;
 mod occupant;
 mod ownership;
+mod queue;
 mod slab;
 mod timer_wheel;
 mod turn;
@@ -80,9 +81,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
 use crossbeam_utils::atomic::AtomicCell;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::clock::{self, in_millis};
 use crate::connection::{Connection, ConnectionInfo, Limits, OutboxWatch};
@@ -97,6 +97,7 @@ use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
 pub(crate) use occupant::{Needs, Occupant, Stage};
 use ownership::{Ownership, Readiness};
+use queue::Queue;
 use slab::Slab;
 use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
@@ -182,19 +183,10 @@ impl<S> ConnectionSlot<S> {
 pub(crate) struct Lot<S> {
     slots: Slab<ConnectionSlot<S>>,
     poller: Arc<Poller>,
-    queue: RwLock<Option<Sender<Token>>>,
-    /// A second receiver of the queue, to see its length and to empty it.
-    queued: Receiver<Token>,
-    queue_limit: usize,
-    /// The length of the queue from which on no worker polls past it.
-    past_queue_limit: usize,
+    queue: Queue,
     /// In milliseconds.
     queue_timeout: Option<u64>,
     concurrency: Concurrency,
-    /// The number of workers that wait in the poller.
-    sleepers: AtomicUsize,
-    /// The wake-up of a worker is under way.
-    wake_up_pending: AtomicBool,
     /// When a thread last polled for the queue ([`poll_to_queue`](Self::poll_to_queue)), in the
     /// clock's milliseconds.
     polled_at: AtomicU64,
@@ -229,26 +221,15 @@ pub(crate) struct LotOptions {
 }
 
 impl<S> Lot<S> {
-    /// Makes a lot, and the receiver of its queue for the workers.
-    pub(crate) fn new(options: LotOptions) -> std::io::Result<(Self, Receiver<Token>)> {
+    pub(crate) fn new(options: LotOptions) -> std::io::Result<Self> {
         let now = clock::millis();
-        // A thread that sends a batch has seen the queue below `past_queue_limit` / 2. A worker that
-        // polls past the queue has seen it below `past_queue_limit`, and adds one connection. With
-        // this capacity no send finds the channel full.
-        let past_queue_limit = 2 * (options.queue_limit + BATCH);
-        let capacity = past_queue_limit + (options.workers + 3) * (BATCH + 1);
-        let (sender, receiver) = crossbeam_channel::bounded(capacity);
+        let poller = Arc::new(Poller::new()?);
         let lot = Self {
             slots: Slab::new(),
-            poller: Arc::new(Poller::new()?),
-            queue: RwLock::new(Some(sender)),
-            queued: receiver.clone(),
-            queue_limit: options.queue_limit,
-            past_queue_limit,
+            queue: Queue::new(options.queue_limit, options.workers, Arc::clone(&poller)),
+            poller,
             queue_timeout: options.queue_timeout.map(in_millis),
             concurrency: Concurrency::new(options.workers, options.cores),
-            sleepers: AtomicUsize::new(0),
-            wake_up_pending: AtomicBool::new(false),
             polled_at: AtomicU64::new(0),
             newcomers: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
@@ -268,25 +249,19 @@ impl<S> Lot<S> {
                 poller.wake();
             }
         });
-        Ok((lot, receiver))
+        Ok(lot)
     }
 
     // ---- new connections, and the queue ----
 
     /// How many connections wait for a worker.
     pub(crate) fn queue_len(&self) -> usize {
-        self.queued.len()
+        self.queue.len()
     }
 
-    pub(crate) fn queue_has_room(&self) -> bool {
-        self.queue_len() < self.queue_limit
-    }
-
-    /// Whether the queue has room for connections that the poller reports. A batch has room beyond
-    /// the queue's limit: otherwise connections that always have more to do could fill the queue
-    /// for ever.
+    /// See [`Queue::has_room_for_batch`].
     pub(crate) fn has_room_for_batch(&self) -> bool {
-        self.queue_len() < self.queue_limit + BATCH
+        self.queue.has_room_for_batch()
     }
 
     /// Takes a slot for a new connection, and puts the connection on the queue. While the queue is
@@ -311,7 +286,7 @@ impl<S> Lot<S> {
         let generation = slot.owner.generation();
         self.newcomers.fetch_add(1, SeqCst);
         // While no worker waits in the poller, connections there may have become ready earlier.
-        if self.sleepers.load(SeqCst) == 0 && self.queue_has_room() {
+        if !self.queue.has_sleepers() && self.queue.has_room() {
             self.poll_to_queue(events, &self.counters.acceptor, true);
         }
         let turn = Turn {
@@ -321,7 +296,7 @@ impl<S> Lot<S> {
             counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
-        match self.queue_has_room() {
+        match self.queue.has_room() {
             true => turn.queue(),
             false => turn.park_again(),
         }
@@ -331,7 +306,7 @@ impl<S> Lot<S> {
     /// connections that were served before do not count: clients that stay connected must not keep
     /// all others out.
     pub(crate) fn has_room_for_newcomer(&self) -> bool {
-        self.queue_has_room() || self.newcomers.load(SeqCst) < self.queue_limit
+        self.queue.has_room() || self.newcomers.load(SeqCst) < self.queue.limit()
     }
 
     fn end_newcomer(&self, occupant: &mut Occupant<S>) {
@@ -342,32 +317,22 @@ impl<S> Lot<S> {
 
     /// Puts QUEUED connections on the queue, and wakes a worker for them.
     fn push(&self, tokens: impl IntoIterator<Item = Token>, counters: &ThreadCounters) {
-        let queue = self.queue.read();
-        let mut pushed = false;
-        let mut unsent = Vec::new();
+        let mut has_pushed = false;
         for token in tokens {
             self.limit_queue_time(token);
-            match queue.as_ref().map(|queue| queue.try_send(token)) {
-                Some(Ok(())) => {
-                    pushed = true;
-                    // `close_all` may have passed over this connection, and every worker may be
-                    // stuck.
-                    if self.drain.is_forced() {
-                        drop(self.claim_queued(token, counters));
-                    }
-                }
-                Some(Err(_)) | None => unsent.push(token),
+            let is_pushed = self.queue.push(token);
+            has_pushed |= is_pushed;
+            if !is_pushed {
+                log::error!("closing a connection: the queue is full");
+            }
+            // `close_all` may have passed over this connection, and every worker may be stuck or
+            // have ended.
+            if !is_pushed || self.drain.is_forced() {
+                drop(self.claim_queued(token, counters));
             }
         }
-        drop(queue);
-        if pushed {
-            self.wake_one();
-        }
-        // The queue's sender is dropped: the stop is over. The channel is never full, see its
-        // capacity.
-        for token in unsent {
-            log::debug!("closing a connection: no worker is left");
-            drop(self.claim_queued(token, counters));
+        if has_pushed {
+            self.queue.wake_one();
         }
     }
 
@@ -378,24 +343,19 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Wakes one worker that waits in the poller, unless a wake-up is pending: the worker that is
-    /// being woken wakes the next one.
-    fn wake_one(&self) {
-        if Poller::SHARED
-            && self.sleepers.load(SeqCst) > 0
-            && !self.wake_up_pending.swap(true, SeqCst)
-        {
-            self.poller.wake();
-        }
-    }
-
     // ---- the workers' side ----
+
+    /// Takes the first entry off the queue.
+    #[inline]
+    pub(crate) fn take_entry(&self) -> Option<Token> {
+        self.queue.take()
+    }
 
     /// Called by a worker that has taken an entry off the queue: wakes another worker if there are
     /// more.
     pub(crate) fn wake_next(&self) {
-        if !self.queued.is_empty() {
-            self.wake_one();
+        if !self.queue.is_empty() {
+            self.queue.wake_one();
         }
     }
 
@@ -404,27 +364,25 @@ impl<S> Lot<S> {
     pub(crate) fn wait_for_connection(
         &self,
         events: &mut Events,
-        queue: &Receiver<Token>,
         counters: &ThreadCounters,
     ) -> Option<Token> {
-        if !Poller::SHARED {
-            self.sleepers.fetch_add(1, SeqCst);
-            let received = queue.recv();
-            self.leave_poller();
-            return received.ok();
-        }
-        let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
+        let sleepers = self.queue.begin_sleep();
         // The count is incremented before this check of the queue. A thread that sends reads the
         // count after it has sent.
-        let slept = self.queued.is_empty() && self.has_queue();
-        if slept {
-            let limit = if sleepers == 1 { self.batch() } else { 1 };
-            self.poll(events, limit, None);
+        let sleeps = !self.queue.is_closed() && (!Poller::SHARED || self.queue.is_empty());
+        let mut received = None;
+        match sleeps {
+            true if Poller::SHARED => {
+                let limit = if sleepers == 1 { self.queue.batch() } else { 1 };
+                self.poll(events, limit, None);
+            }
+            true => received = self.queue.receive(),
+            false => {}
         }
         self.leave_poller();
-        self.wake_up_pending.store(false, SeqCst);
-        if !slept {
-            return None;
+        self.queue.end_wake_up();
+        if !Poller::SHARED || !sleeps {
+            return received;
         }
         let mut reported = self.queue_reported(events);
         let first = reported.next()?;
@@ -446,7 +404,7 @@ impl<S> Lot<S> {
     }
 
     fn leave_poller(&self) {
-        if self.sleepers.fetch_sub(1, SeqCst) == 1 {
+        if self.queue.end_sleep() == 0 {
             self.concurrency.ensure_scanning();
             if Poller::SHARED && !self.keeper.is_polling() {
                 self.keeper.start_polling();
@@ -464,7 +422,8 @@ impl<S> Lot<S> {
         // A wake-up for an entry on the queue may have reached this worker.
         self.wake_next();
         let counters = &self.counters.workers;
-        self.concurrency.rest(worker, counters, &self.sleepers)
+        self.concurrency
+            .rest(worker, counters, self.queue.sleepers())
     }
 
     /// Begins to time a turn, if this turn is a sample.
@@ -493,7 +452,7 @@ impl<S> Lot<S> {
             return;
         }
         self.polled_at.store(now, Relaxed);
-        self.poll(events, self.batch(), Some(Duration::ZERO));
+        self.poll(events, self.queue.batch(), Some(Duration::ZERO));
         self.push_reported(self.queue_reported(events), counters);
         self.pass_wake_on(events);
     }
@@ -501,8 +460,7 @@ impl<S> Lot<S> {
     /// Returns one connection that the poller reports, if the queue has no room: the queue may be
     /// full of connections that always have more to do.
     pub(crate) fn poll_past_queue(&self, events: &mut Events) -> Option<Token> {
-        let is_past = (self.queue_limit + BATCH..self.past_queue_limit).contains(&self.queue_len());
-        if !Poller::SHARED || !is_past {
+        if !Poller::SHARED || !self.queue.may_poll_past() {
             return None;
         }
         self.poll(events, 1, Some(Duration::ZERO));
@@ -511,20 +469,12 @@ impl<S> Lot<S> {
         first
     }
 
-    /// Repeats a wake-up for a sleeping worker that has reached a thread which polls without
-    /// sleeping.
+    /// Called by a thread that has polled without sleeping: it may have received the wake-up of a
+    /// worker that sleeps.
     fn pass_wake_on(&self, events: &Events) {
         if Poller::SHARED && events.was_woken() {
-            self.wake_up_pending.store(false, SeqCst);
-            if self.sleepers.load(SeqCst) > 0 {
-                self.poller.wake();
-            }
+            self.queue.repeat_wake_up();
         }
-    }
-
-    fn batch(&self) -> usize {
-        let room = (self.queue_limit + BATCH).saturating_sub(self.queue_len());
-        room.clamp(1, BATCH)
     }
 
     fn poll(&self, events: &mut Events, limit: usize, timeout: Option<Duration>) {
@@ -621,7 +571,7 @@ impl<S> Lot<S> {
     pub(crate) fn close_idle(&self) -> bool {
         let counters = &self.counters.main_thread;
         for (token, _) in self.tokens() {
-            if !self.queue_has_room() {
+            if !self.queue.has_room() {
                 return false;
             }
             let Some(mut turn) = self.claim_parked(token, counters) else {
@@ -650,22 +600,23 @@ impl<S> Lot<S> {
         }
     }
 
-    fn has_queue(&self) -> bool {
-        self.queue.read().is_some()
+    /// Whether the workers have to end.
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue.is_closed()
     }
 
-    /// Ends the workers, by dropping the queue's sender, and ends the keeper.
+    /// Ends the workers and the keeper. The drain is forced already.
     pub(crate) fn end_threads(&self) {
-        drop(self.queue.write().take());
+        self.queue.close();
         self.concurrency.close();
         self.keeper.end();
         self.poller.wake();
     }
 
-    /// Called by a worker that ends: wakes the next worker in the poller, so that the next worker
-    /// ends as well.
+    /// Called by a worker that ends: wakes the next worker, so that the next worker ends as well.
     pub(crate) fn worker_ended(&self) {
-        self.poller.wake();
+        self.queue.worker_ended();
     }
 
     /// Closes every connection that is left. If a connection is in a turn, its socket is shut down.

@@ -11,7 +11,7 @@
 //! 2. Close the idle connections.
 //! 3. Wait until no connection is in progress, or the deadline has passed.
 //! 4. Force the remaining connections.
-//! 5. Drop the queue's sender, and wait for the threads.
+//! 5. Close the queue, and wait for the threads.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::panic;
-use crate::parking::{self, Lot, Token};
+use crate::parking::{self, Lot};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
@@ -55,7 +55,6 @@ pub(super) struct MainThread<S: Service> {
     pub(super) settings: Builder,
     pub(super) lot: Arc<Lot<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
-    pub(super) queue: Receiver<Token>,
     pub(super) commands: Receiver<ServerCommand>,
     pub(super) server_id: usize,
 }
@@ -92,7 +91,6 @@ impl<S: Service> MainThread<S> {
         let workers = Workers {
             service: &self.service,
             lot: &self.lot,
-            queue: &self.queue,
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
             has_warned: AtomicBool::new(false),
@@ -243,7 +241,7 @@ impl<S: Service> MainThread<S> {
                         log::error!("the restart thread has failed: this server can no longer be restarted");
                         ServerCommand::Check
                     }
-                    // No other thread ends before the queue's sender is dropped.
+                    // No other thread ends before the queue is closed.
                     _ => ServerCommand::StopNow,
                 },
                 recv(timer) -> _ => ServerCommand::Check,

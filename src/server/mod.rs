@@ -20,7 +20,7 @@ use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
-use crate::parking::{Lot, LotOptions, Token};
+use crate::parking::{Lot, LotOptions};
 use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
 use crate::service::Service;
 use crate::signals::ServerCommand;
@@ -143,7 +143,7 @@ impl<S: Service> Server<S> {
             .unwrap_or_default();
         let addrs = self.local_addrs();
         let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
-        let (lot, queue) = new_lot(&self.settings)?;
+        let lot = new_lot(&self.settings)?;
         let gate = Arc::new(AcceptGate::new()?);
         let (sender, commands) = crossbeam_channel::bounded(64);
         connect_calls(&lot, &gate, &sender);
@@ -190,7 +190,6 @@ impl<S: Service> Server<S> {
             settings: self.settings,
             lot,
             gate,
-            queue,
             commands,
             server_id,
         };
@@ -202,8 +201,8 @@ impl<S: Service> Server<S> {
 /// poller, in the same order.
 const MOST_QUEUED: usize = 1 << 20;
 
-fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> {
-    let (lot, queue) = Lot::new(LotOptions {
+fn new_lot<T>(settings: &Builder) -> io::Result<Arc<Lot<T>>> {
+    let lot = Lot::new(LotOptions {
         workers: settings.workers,
         cores: thread::available_parallelism().map_or(1, usize::from),
         queue_limit: settings.queue.min(MOST_QUEUED),
@@ -213,7 +212,7 @@ fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> 
         drain: Arc::default(),
         counters: Arc::new(Counters::new(settings.workers)),
     })?;
-    Ok((Arc::new(lot), queue))
+    Ok(Arc::new(lot))
 }
 
 /// Connects the drain with the main thread, and the lot with the acceptor.
