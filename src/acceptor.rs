@@ -27,7 +27,7 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, Outbox};
 use crate::listener::Listener;
-use crate::parking::{BATCH, IdleConnection, Lot};
+use crate::parking::{BATCH, IdleConnection, Lots};
 use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 
@@ -167,7 +167,7 @@ impl AcceptGate {
 
 /// The acceptor's loop, until the gate is closed. Dropping the listeners closes them.
 pub(crate) fn run_acceptor<S>(
-    lot: &Lot<S>,
+    lots: &Lots<S>,
     gate: &AcceptGate,
     listeners: Vec<Arc<Listener>>,
     admission: Admission,
@@ -176,7 +176,7 @@ pub(crate) fn run_acceptor<S>(
         gate.poller.add(&listener.socket, index as u64)?;
     }
     let mut acceptor = Acceptor {
-        lot,
+        lots,
         gate,
         ready: vec![true; listeners.len()],
         listeners,
@@ -196,7 +196,7 @@ pub(crate) fn run_acceptor<S>(
 }
 
 struct Acceptor<'a, S> {
-    lot: &'a Lot<S>,
+    lots: &'a Lots<S>,
     gate: &'a AcceptGate,
     listeners: Vec<Arc<Listener>>,
     /// The listeners that may have a connection to accept.
@@ -253,7 +253,7 @@ impl<S> Acceptor<'_, S> {
                     self.accept_round();
                     continue;
                 }
-                self.lot.request_room();
+                self.lots.room.request();
                 // Room may have been made just before the request.
                 if self.has_room() {
                     continue;
@@ -276,7 +276,7 @@ impl<S> Acceptor<'_, S> {
             };
             let mut left = queued;
             while left > 0 && !self.gate.is(CLOSED) {
-                if self.lot.has_room_for_batch() {
+                if self.lots.has_room_for_batch() {
                     match self.accept_one(index) {
                         AcceptOutcome::Accepted => {
                             left -= 1;
@@ -286,11 +286,11 @@ impl<S> Acceptor<'_, S> {
                         AcceptOutcome::OutOfResources => {}
                     }
                 }
-                if self.lot.drain.in_progress() == 0 {
+                if self.lots.drain.in_progress() == 0 {
                     // No connection is left that could make room by its end.
                     break;
                 }
-                self.lot.request_room();
+                self.lots.room.request();
                 self.wait(events, Some(FIRST_BACKOFF));
             }
         }
@@ -299,7 +299,7 @@ impl<S> Acceptor<'_, S> {
     /// How much longer no attempt is made. A connection that has ended since the error ends the
     /// back-off.
     fn backoff(&mut self) -> Option<Duration> {
-        if !self.lot.is_room_requested() {
+        if !self.lots.room.is_requested() {
             self.backoff_until = None;
         }
         let until = self.backoff_until?;
@@ -359,25 +359,25 @@ impl<S> Acceptor<'_, S> {
             Overload::Refuse(_) => true,
             Overload::Wait => !self.is_full(),
             Overload::ShedIdle => {
-                !self.is_full() || (self.lot.has_room_for_batch() && self.find_idle(false))
+                !self.is_full() || (self.lots.has_room_for_batch() && self.find_idle(false))
             }
         }
     }
 
     fn is_full(&self) -> bool {
-        self.lot.drain.open_connections() >= self.admission.max_connections
+        self.lots.drain.open_connections() >= self.admission.max_connections
     }
 
     /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`,
     /// parked connections in the middle of a message count as idle.
     fn find_idle(&mut self, mid_message_too: bool) -> bool {
-        let lot = self.lot;
-        let is_stale = |idle: &IdleConnection| !lot.is_still_idle(idle);
+        let lots = self.lots;
+        let is_stale = |idle: &IdleConnection| !lots.is_still_idle(idle);
         while self.to_shed.front().is_some_and(is_stale) {
             self.to_shed.pop_front();
         }
         if self.to_shed.is_empty() {
-            self.to_shed = lot.longest_idle(SHED_AHEAD, mid_message_too).into();
+            self.to_shed = lots.longest_idle(SHED_AHEAD, mid_message_too).into();
         }
         !self.to_shed.is_empty()
     }
@@ -385,9 +385,9 @@ impl<S> Acceptor<'_, S> {
     /// Closes the connection that has been idle for longest. False if no connection was closed.
     fn shed(&mut self, mid_message_too: bool) -> bool {
         // `Lot::shed` queues a candidate whose client has sent something.
-        while self.lot.has_room_for_batch() && self.find_idle(mid_message_too) {
+        while self.lots.has_room_for_batch() && self.find_idle(mid_message_too) {
             let idle = self.to_shed.pop_front();
-            if idle.is_some_and(|idle| self.lot.shed(&idle)) {
+            if idle.is_some_and(|idle| self.lots.shed(&idle)) {
                 return true;
             }
         }
@@ -400,13 +400,13 @@ impl<S> Acceptor<'_, S> {
             Ok(accepted) => accepted,
             Err(error) => return self.handle_accept_error(&error, index),
         };
-        count(&self.lot.counters.accepted);
+        count(&self.lots.counters.accepted);
         if let Some(shortage) = &mut self.shortage {
             shortage.backoff = FIRST_BACKOFF;
         }
         let listener = Arc::clone(&self.listeners[index].info);
         let name = &listener.name;
-        let counters = &self.lot.counters;
+        let counters = &self.lots.counters;
         let Ok(ticket) = self.count_for_client(&peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
@@ -430,24 +430,24 @@ impl<S> Acceptor<'_, S> {
             socket,
             peer,
             listener,
-            open_connection: self.lot.drain.count_connection(),
+            open_connection: self.lots.drain.count_connection(),
             activity: Activity::default(),
             outbox: Outbox::default(),
             _ticket: ticket,
         };
-        self.lot.add_connection(info, &mut self.events);
+        self.lots.add_connection(info, &mut self.events);
         AcceptOutcome::Accepted
     }
 
     /// Why the policy `Refuse` refuses a connection: the counter, and the text for the log. With
     /// the other policies there was room before the accept.
     fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
-        let counters = &self.lot.counters;
+        let counters = &self.lots.counters;
         match self.admission.overload {
             Overload::Refuse(_) if self.is_full() => {
                 Some((&counters.refused_max_connections, "the server is full"))
             }
-            Overload::Refuse(_) if !self.lot.has_room_for_newcomer() => {
+            Overload::Refuse(_) if !self.lots.has_room_for_newcomer() => {
                 Some((&counters.refused_queue_full, "the queue is full"))
             }
             _ => None,
@@ -464,7 +464,7 @@ impl<S> Acceptor<'_, S> {
             Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
             _ if sys::socket::is_connection_error(error) => AcceptOutcome::Accepted,
             _ => {
-                count(&self.lot.counters.accept_errors);
+                count(&self.lots.counters.accept_errors);
                 if self.shortage.is_none() {
                     let name = &self.listeners[index].info.name;
                     log::warn!("{name}: cannot accept: {error}; making room and trying again");
@@ -482,7 +482,7 @@ impl<S> Acceptor<'_, S> {
         self.to_shed.clear();
         // A connection that ends from now on makes the next attempt earlier. The connection that
         // was shed does not: if all clients reconnected at once, the acceptor would never pause.
-        self.lot.request_room();
+        self.lots.room.request();
         let now = Instant::now();
         let shortage = self.shortage.get_or_insert(Shortage {
             since: now,

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
+
 use crate::clock::in_millis;
 
 /// One server's drain.
@@ -25,9 +27,11 @@ pub(crate) struct Drain {
     /// finishes when it lingers or is closed, whichever comes first. Each count only grows, and a
     /// connection is counted in this order, so a difference is never too small: a stop overlooks no
     /// connection.
-    opened: AtomicUsize,
-    finished: AtomicUsize,
-    closed: AtomicUsize,
+    ///
+    /// On cache lines of their own: every request reads the fields above.
+    opened: CachePadded<AtomicUsize>,
+    finished: CachePadded<AtomicUsize>,
+    closed: CachePadded<AtomicUsize>,
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 

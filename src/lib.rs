@@ -52,7 +52,9 @@
 //!   Connections are served in the order in which they became ready. No more workers are active
 //!   than the cores carry; the others rest.
 //! - The **parking lot** holds the connections that wait for their client. The **keeper** thread
-//!   closes them at their deadlines, and writes buffered output while all workers are busy.
+//!   closes them at their deadlines, and writes buffered output while all workers are busy. On a
+//!   machine with 64 cores or more, there are several groups of workers with a queue, a lot and a
+//!   keeper each ([`Builder::worker_groups`]).
 //! - The **main** thread starts the other threads. It executes the commands of the [`Handle`] and
 //!   of signals, and runs a drain to its end.
 //! - The **restarter** thread exists with a [`Restart`]. It takes over from the predecessor

@@ -184,7 +184,8 @@ pub(crate) struct Counters {
     pub(crate) expired_write: AtomicU64,
     pub(crate) workers: Box<[ThreadCounters]>,
     pub(crate) acceptor: ThreadCounters,
-    pub(crate) keeper: ThreadCounters,
+    /// One for each parking lot.
+    pub(crate) keepers: Box<[ThreadCounters]>,
     pub(crate) main_thread: ThreadCounters,
 }
 
@@ -252,9 +253,11 @@ impl ThreadCounters {
 }
 
 impl Counters {
-    pub(crate) fn new(workers: usize) -> Self {
+    pub(crate) fn new(workers: usize, keepers: usize) -> Self {
+        let threads = |count| (0..count).map(|_| ThreadCounters::default()).collect();
         Self {
-            workers: (0..workers).map(|_| ThreadCounters::default()).collect(),
+            workers: threads(workers),
+            keepers: threads(keepers),
             ..Self::default()
         }
     }
@@ -262,8 +265,8 @@ impl Counters {
     /// The counters' part of a snapshot. The caller adds the gauges and what the workers do.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |counter: fn(&ThreadCounters) -> &AtomicU64| {
-            let others = [&self.acceptor, &self.keeper, &self.main_thread];
-            let threads = self.workers.iter().chain(others);
+            let others = [&self.acceptor, &self.main_thread];
+            let threads = self.workers.iter().chain(&self.keepers).chain(others);
             threads.map(|thread| counter(thread).load(Relaxed)).sum()
         };
         let (mut waited, mut served_for) = (Histogram::default(), Histogram::default());

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::clock;
 use crate::connection::{Connection, Filled};
 use crate::panic;
-use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
+use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
 use crate::sys::{Events, PeerState, Poller};
@@ -40,7 +40,7 @@ pub(crate) type Hook = Box<dyn Fn(usize) + Send + Sync>;
 /// What all workers of a server share.
 pub(crate) struct Workers<'a, S: Service> {
     pub(crate) service: &'a S,
-    pub(crate) lot: &'a Lot<S::Session>,
+    pub(crate) lots: &'a Lots<S::Session>,
     pub(crate) on_start: Option<&'a Hook>,
     pub(crate) on_exit: Option<&'a Hook>,
     /// The warning about a service that makes no progress was logged.
@@ -48,10 +48,12 @@ pub(crate) struct Workers<'a, S: Service> {
 }
 
 /// What one worker has of its own. Built, used and dropped on its thread.
-struct Worker<'a, W> {
+struct Worker<'a, S: Service> {
     index: usize,
+    /// The lot of the worker's group.
+    home: &'a Lot<S::Session>,
     /// The service's state for this worker, built when the worker first serves.
-    own: Option<W>,
+    own: Option<S::Worker>,
     counters: &'a ThreadCounters,
     events: Events,
     /// Room to read into, lent to the connection in the turn.
@@ -99,19 +101,23 @@ impl<'a, S: Service> Workers<'a, S> {
             Err(error) => return started(Err(error)),
         };
         started(Ok(()));
+        let home = worker.home;
         loop {
-            if self.lot.rest_if_surplus(index) {
-                worker.entries = 0;
+            if home.has_surplus() {
+                // A wake-up for an entry on a queue may have reached this worker.
+                self.lots.wake_next();
+                if home.rest(index) {
+                    worker.entries = 0;
+                }
             }
             // Read first: entries from before the close are served.
-            let is_closed = self.lot.is_closed();
-            let token = match self.lot.take_entry() {
+            let is_closed = home.is_closed();
+            let token = match self.lots.take_entry(home) {
                 Some(token) => Some(token),
                 None if is_closed => break,
                 None => {
                     worker.entries = 0;
-                    self.lot
-                        .wait_for_connection(&mut worker.events, worker.counters)
+                    home.wait_for_connection(&mut worker.events, worker.counters)
                 }
             };
             let Some(token) = token else { continue };
@@ -129,14 +135,15 @@ impl<'a, S: Service> Workers<'a, S> {
         self.end(index);
     }
 
-    fn start(&'a self, index: usize) -> io::Result<Worker<'a, S::Worker>> {
+    fn start(&'a self, index: usize) -> io::Result<Worker<'a, S>> {
         if let Some(hook) = self.on_start {
             panic::contain(|| hook(index)).map_err(panic_error)?;
         }
         let mut worker = Worker {
             index,
+            home: self.lots.home(index),
             own: None,
-            counters: &self.lot.counters.workers[index],
+            counters: &self.lots.counters.workers[index],
             events: Events::with_capacity(BATCH),
             spare: Vec::new(),
             entries: 0,
@@ -156,7 +163,7 @@ impl<'a, S: Service> Workers<'a, S> {
     }
 
     /// Builds the worker's state, if the worker has none. False if the build fails.
-    fn ensure_state(&self, worker: &mut Worker<'a, S::Worker>) -> bool {
+    fn ensure_state(&self, worker: &mut Worker<'a, S>) -> bool {
         if worker.own.is_none() {
             match self.build_state(worker.index) {
                 Ok(state) => worker.own = Some(state),
@@ -170,7 +177,7 @@ impl<'a, S: Service> Workers<'a, S> {
     }
 
     /// Drops a worker's state. The drop is the application's code.
-    fn discard_state(&self, worker: &mut Worker<'a, S::Worker>) {
+    fn discard_state(&self, worker: &mut Worker<'a, S>) {
         let state = worker.own.take();
         if let Err(why) = panic::contain(|| drop(state)) {
             log::error!(
@@ -181,7 +188,7 @@ impl<'a, S: Service> Workers<'a, S> {
     }
 
     fn end(&self, index: usize) {
-        self.lot.worker_ended();
+        self.lots.home(index).worker_ended();
         if let Some(hook) = self.on_exit {
             if let Err(why) = panic::contain(|| hook(index)) {
                 log::error!("worker {index}: the exit hook panicked: {why}");
@@ -189,44 +196,55 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Serves a connection from the queue or the poller. While the queue is not empty, the
-    /// connections that the poller reports are put at its end, so that connections are served in
-    /// the order in which they became ready.
-    fn serve_entry(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
-        self.lot.wake_next();
-        self.lot.notify_room();
+    /// Serves a connection from a queue or the poller. While the queue is not empty, the connections
+    /// that the poller reports are put at its end, so that connections are served in the order in
+    /// which they became ready.
+    fn serve_entry(&self, worker: &mut Worker<'a, S>, token: Token) -> TurnEnd {
+        let Some(lot) = self.lots.of(token) else {
+            return TurnEnd::Over;
+        };
+        let home = worker.home;
+        let is_stolen = !std::ptr::eq(lot, home);
         worker.entries += 1;
-        if worker.entries == 1 {
+        let is_first = worker.entries == 1;
+        if is_first || is_stolen {
+            self.lots.wake_next();
             worker.now = clock::nanos();
         } else {
-            let is_due = worker.entries % POLL_EVERY == 0;
-            self.lot
-                .poll_to_queue(&mut worker.events, worker.counters, is_due);
+            lot.wake_next();
         }
-        let sample = self.lot.begin_sample(&mut worker.turns);
-        let mut end = self.serve(worker, token);
+        lot.room.notify();
+        if !is_first {
+            let is_due = worker.entries % POLL_EVERY == 0;
+            home.poll_to_queue(&mut worker.events, worker.counters, is_due);
+        }
+        if is_stolen {
+            lot.poll_to_queue(&mut worker.events, worker.counters, false);
+        }
+        let sample = home.begin_sample(&mut worker.turns);
+        let mut end = self.serve(worker, lot, token);
         if let Some(sample) = sample {
-            self.lot.end_sample(sample, worker.index);
+            home.end_sample(sample, worker.index);
         }
         if end == TurnEnd::Queued {
-            if let Some(token) = self.lot.poll_past_queue(&mut worker.events) {
-                end = self.serve(worker, token);
+            if let Some(token) = lot.poll_past_queue(&mut worker.events) {
+                end = self.serve(worker, lot, token);
             }
         }
         end
     }
 
     /// Serves a connection that was QUEUED, if the connection is still QUEUED.
-    fn serve(&self, worker: &mut Worker<'a, S::Worker>, token: Token) -> TurnEnd {
-        let Some(mut turn) = self.lot.claim_queued(token, worker.counters) else {
+    fn serve(&self, worker: &mut Worker<'a, S>, lot: &'a Lot<S::Session>, token: Token) -> TurnEnd {
+        let Some(mut turn) = lot.claim_queued(token, worker.counters) else {
             return TurnEnd::Over;
         };
-        if self.lot.is_late(&turn) {
+        if lot.is_late(&turn) {
             turn.refuse_late();
             return TurnEnd::Over;
         }
         worker.ready_at = turn.begin_service(worker.now);
-        match self.lot.drain.is_forced() {
+        match self.lots.drain.is_forced() {
             true => TurnEnd::Over,
             false => self.run_turn(worker, turn),
         }
@@ -234,11 +252,7 @@ impl<'a, S: Service> Workers<'a, S> {
 
     /// Serves a connection until the connection waits for its client, is closed, or has to let
     /// other connections go first.
-    fn run_turn(
-        &self,
-        worker: &mut Worker<'a, S::Worker>,
-        mut turn: Turn<'_, S::Session>,
-    ) -> TurnEnd {
+    fn run_turn(&self, worker: &mut Worker<'a, S>, mut turn: Turn<'_, S::Session>) -> TurnEnd {
         let mut calls_left = CALLS_PER_TURN;
         loop {
             let token = turn.token;
@@ -266,9 +280,9 @@ impl<'a, S: Service> Workers<'a, S> {
                 Disposition::Continue => {
                     calls_left -= 1;
                     let is_due = calls_left == 0;
-                    self.lot
-                        .poll_to_queue(&mut worker.events, worker.counters, is_due);
-                    if is_due || self.lot.queue_len() > 0 {
+                    let lot = turn.lot;
+                    lot.poll_to_queue(&mut worker.events, worker.counters, is_due);
+                    if is_due || lot.has_entries() {
                         turn.queue();
                         return TurnEnd::Queued;
                     }
@@ -287,15 +301,10 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    fn log_panic(
-        &self,
-        worker: &mut Worker<'a, S::Worker>,
-        occupant: &Occupant<S::Session>,
-        why: &str,
-    ) {
+    fn log_panic(&self, worker: &mut Worker<'a, S>, occupant: &Occupant<S::Session>, why: &str) {
         worker.now = clock::nanos();
         worker.counters.end_call(worker.now);
-        count(&self.lot.counters.panics);
+        count(&self.lots.counters.panics);
         let (client, index) = (occupant.conn.info(), worker.index);
         log::error!("{client}: the service panicked on worker {index}: {why}");
     }
@@ -304,7 +313,7 @@ impl<'a, S: Service> Workers<'a, S> {
     fn step(
         &self,
         occupant: &mut Occupant<S::Session>,
-        worker: &mut Worker<'a, S::Worker>,
+        worker: &mut Worker<'a, S>,
         token: Token,
     ) -> Disposition {
         let (stage, conn) = (occupant.stage, &mut occupant.conn);
@@ -315,7 +324,7 @@ impl<'a, S: Service> Workers<'a, S> {
         };
         let mid_message = stage == Stage::Partial;
         if reads && !conn.at_eof() {
-            if self.lot.drain.is_closing() && conn.check_drain_limit(!mid_message) {
+            if self.lots.drain.is_closing() && conn.check_drain_limit(!mid_message) {
                 return Disposition::WriteThenClose;
             }
             match conn.try_fill() {
@@ -339,7 +348,7 @@ impl<'a, S: Service> Workers<'a, S> {
         let has_hung_up = Poller::SHARED && conn.has_hung_up();
         if (has_waited || has_hung_up) && conn.peer_state() == PeerState::Reset {
             log::debug!("{}: closed, the client has left", conn.info());
-            count(&self.lot.counters.abandoned);
+            count(&self.lots.counters.abandoned);
             return Disposition::CloseNow;
         }
         // The state is built for the first call, not for a connection that has sent nothing yet.
@@ -359,7 +368,7 @@ impl<'a, S: Service> Workers<'a, S> {
     fn call(
         &self,
         occupant: &mut Occupant<S::Session>,
-        worker: &mut Worker<'a, S::Worker>,
+        worker: &mut Worker<'a, S>,
         token: Token,
     ) -> io::Result<Next> {
         let Some(own) = &mut worker.own else {
@@ -397,11 +406,11 @@ impl<'a, S: Service> Workers<'a, S> {
             return Disposition::CloseNow;
         }
         if conn.is_abandoned() {
-            count(&self.lot.counters.abandoned);
+            count(&self.lots.counters.abandoned);
             return Disposition::CloseNow;
         }
         if conn.is_too_long() {
-            count(&self.lot.counters.too_long);
+            count(&self.lots.counters.too_long);
         }
         let stage = match next {
             Next::Park if conn.buffer().is_empty() => {
@@ -421,7 +430,7 @@ impl<'a, S: Service> Workers<'a, S> {
             Next::More if conn.at_eof() => return Disposition::WriteThenClose,
             Next::More if conn.is_input_full() => {
                 log::debug!("{}: closed, a message is too long", conn.info());
-                count(&self.lot.counters.too_long);
+                count(&self.lots.counters.too_long);
                 return Disposition::WriteThenClose;
             }
             Next::More => Stage::Partial,
@@ -457,7 +466,7 @@ impl<'a, S: Service> Workers<'a, S> {
 
     /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
-        stage != Stage::Partial && self.lot.drain.is_closing()
+        stage != Stage::Partial && self.lots.drain.is_closing()
     }
 }
 

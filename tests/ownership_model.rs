@@ -10,9 +10,9 @@
 //! * **timers**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::set_timer`,
 //!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
 //!   deadline moves.
-//! * **waking**: the count of sleepers and the one pending wake-up (`Lot::wait_for_connection`, `push`, `wake_next`,
-//!   `rest_if_surplus`, `poll_to_queue`, `pass_wake_on`, `end_threads`). Nothing stays on the queue while a worker sleeps, whichever other
-//!   thread polls.
+//! * **waking**: the count of sleepers and the one pending wake-up of each lot (`Lot::wait_for_connection`, `push`,
+//!   `wake_worker`, `poll_to_queue`, `pass_wake_on`, `end_threads`, `Lots::take_entry`, `wake_next`, and a worker's loop).
+//!   Nothing stays on any queue while a worker of any lot sleeps, whichever other thread polls.
 //!
 //! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
 //! methods changes its transcript here. Not modelled are the sockets and the poller (a counter of bytes; a list of
@@ -599,16 +599,22 @@ enum Event {
     Ready,
 }
 
-/// The queue, as its length, and the poller.
+/// A lot's queue, as its length, and its poller.
 struct Lot {
-    queue: Mutex<Option<u64>>,
+    queue: AtomicU64,
     sleepers: AtomicU64,
     wake_up_pending: AtomicU64,
+    events: Mutex<Vec<Event>>,
+    reported: Condvar,
+}
+
+/// The lots of a server.
+struct Lots {
+    lots: Vec<Lot>,
+    is_closed: AtomicU64,
     /// The workers that do not rest, and how many may be.
     active: AtomicU64,
     allowed: AtomicU64,
-    events: Mutex<Vec<Event>>,
-    reported: Condvar,
     /// Connections that a worker has in hand, or had.
     taken: AtomicU64,
     all_taken: Notify,
@@ -617,15 +623,11 @@ struct Lot {
 impl Lot {
     fn new() -> Self {
         Self {
-            queue: Mutex::new(Some(0)),
+            queue: AtomicU64::new(0),
             sleepers: AtomicU64::new(0),
             wake_up_pending: AtomicU64::new(0),
-            active: AtomicU64::new(2),
-            allowed: AtomicU64::new(2),
             events: Mutex::new(Vec::new()),
             reported: Condvar::new(),
-            taken: AtomicU64::new(0),
-            all_taken: Notify::new(),
         }
     }
 
@@ -648,103 +650,160 @@ impl Lot {
         events.drain(..most).collect()
     }
 
-    // The lot.
+    // The queue.
 
-    fn queue_is_empty(&self) -> bool {
-        self.queue.lock().unwrap().unwrap_or(0) == 0
+    fn is_empty(&self) -> bool {
+        self.queue.load(SeqCst) == 0
     }
 
-    fn push(&self, count: u64) {
-        if count > 0 {
-            *self.queue.lock().unwrap().as_mut().expect("it is open") += count;
-            self.wake_one();
-        }
+    fn take(&self) -> bool {
+        let queued = self.queue.load(SeqCst);
+        let taken = |queued| {
+            (self.queue)
+                .compare_exchange(queued, queued - 1, SeqCst, SeqCst)
+                .is_ok()
+        };
+        queued > 0 && (taken(queued) || self.take())
     }
 
-    fn wake_one(&self) {
-        if self.sleepers.load(SeqCst) > 0 && self.wake_up_pending.swap(1, SeqCst) == 0 {
+    fn wake_one(&self) -> bool {
+        let has_sleepers = self.sleepers.load(SeqCst) > 0;
+        if has_sleepers && self.wake_up_pending.swap(1, SeqCst) == 0 {
             self.report(Event::Wake);
         }
+        has_sleepers
+    }
+}
+
+impl Lots {
+    fn new(count: usize) -> Self {
+        Self {
+            lots: (0..count).map(|_| Lot::new()).collect(),
+            is_closed: AtomicU64::new(0),
+            active: AtomicU64::new(2),
+            allowed: AtomicU64::new(2),
+            taken: AtomicU64::new(0),
+            all_taken: Notify::new(),
+        }
+    }
+
+    /// The lots, beginning with this one.
+    fn from(&self, lot: usize) -> impl Iterator<Item = &Lot> {
+        let count = self.lots.len();
+        (0..count).map(move |i| &self.lots[(lot + i) % count])
+    }
+
+    fn push(&self, lot: usize, count: u64) {
+        if count > 0 {
+            self.lots[lot].queue.fetch_add(count, SeqCst);
+            self.wake_worker(lot);
+        }
+    }
+
+    fn wake_worker(&self, lot: usize) {
+        let _ = self.from(lot).any(Lot::wake_one);
     }
 
     fn wake_next(&self) {
-        if !self.queue_is_empty() {
-            self.wake_one();
+        for lot in 0..self.lots.len() {
+            self.wake_next_of(lot);
         }
     }
 
-    /// True if it brings a connection to serve. The last idle worker takes all that is there.
-    fn wait_for_connection(&self) -> bool {
-        let sleepers = self.sleepers.fetch_add(1, SeqCst) + 1;
-        let has_queue = self.queue.lock().unwrap().is_some();
-        let mut events = Vec::new();
-        if self.queue_is_empty() && has_queue {
-            events = self.poll(if sleepers == 1 { usize::MAX } else { 1 });
+    fn wake_next_of(&self, lot: usize) {
+        if !self.lots[lot].is_empty() {
+            self.wake_worker(lot);
         }
-        self.sleepers.fetch_sub(1, SeqCst);
-        self.wake_up_pending.store(0, SeqCst);
+    }
+
+    /// True if it brings a connection to serve. The last idle worker of a lot takes all that is there.
+    fn wait_for_connection(&self, home: usize) -> bool {
+        let lot = &self.lots[home];
+        let sleepers = lot.sleepers.fetch_add(1, SeqCst) + 1;
+        let has_entries = self.from(home).any(|lot| !lot.is_empty());
+        let mut events = Vec::new();
+        if !has_entries && self.is_closed.load(SeqCst) == 0 {
+            events = lot.poll(if sleepers == 1 { usize::MAX } else { 1 });
+        }
+        lot.sleepers.fetch_sub(1, SeqCst);
+        lot.wake_up_pending.store(0, SeqCst);
         let ready = count_ready(&events);
-        self.push(ready.saturating_sub(1));
+        self.push(home, ready.saturating_sub(1));
         ready > 0
     }
 
     /// Whoever looks into the poller without waiting, a worker or the keeper.
-    fn poll_to_queue(&self) {
-        let events: Vec<Event> = self.events.lock().unwrap().drain(..).collect();
-        self.push(count_ready(&events));
+    fn poll_to_queue(&self, lot: usize) {
+        let events: Vec<Event> = self.lots[lot].events.lock().unwrap().drain(..).collect();
+        self.push(lot, count_ready(&events));
         if events.contains(&Event::Wake) {
-            self.pass_wake_on();
+            self.pass_wake_on(lot);
         }
     }
 
-    fn pass_wake_on(&self) {
-        self.wake_up_pending.store(0, SeqCst);
-        if self.sleepers.load(SeqCst) > 0 {
-            self.report(Event::Wake);
+    fn pass_wake_on(&self, lot: usize) {
+        let lot = &self.lots[lot];
+        lot.wake_up_pending.store(0, SeqCst);
+        if lot.sleepers.load(SeqCst) > 0 {
+            lot.report(Event::Wake);
         }
     }
 
     fn end_threads(&self) {
-        *self.queue.lock().unwrap() = None;
-        self.report(Event::Wake);
+        self.is_closed.store(1, SeqCst);
+        for lot in &self.lots {
+            lot.report(Event::Wake);
+        }
     }
 
     // The workers.
 
-    fn take_from_queue(&self) -> bool {
-        match &mut *self.queue.lock().unwrap() {
-            Some(queued @ 1..) => {
-                *queued -= 1;
-                true
-            }
-            _ => false,
-        }
+    /// The lot from which an entry was taken.
+    fn take_entry(&self, home: usize) -> Option<usize> {
+        let taken = self.from(home).position(Lot::take)?;
+        Some((home + taken) % self.lots.len())
     }
 
-    /// Takes one connection, from the queue or else from the poller, and has it in hand until all `total` are.
-    fn serve_one_of(&self, total: u64) {
-        loop {
-            if self.take_from_queue() || self.wait_for_connection() {
-                break;
+    /// Takes one connection, from a queue or else from the poller, and has it in hand until all `total` are. `entries`
+    /// counts them since the worker's last wait.
+    fn serve_one_of(&self, home: usize, total: u64, entries: &mut usize) {
+        let lot = loop {
+            if let Some(lot) = self.take_entry(home) {
+                break lot;
             }
+            *entries = 0;
+            if self.wait_for_connection(home) {
+                break home;
+            }
+        };
+        *entries += 1;
+        if *entries == 1 || lot != home {
+            self.wake_next();
+        } else {
+            self.wake_next_of(lot);
         }
-        self.wake_next();
         if self.taken.fetch_add(1, SeqCst) + 1 == total {
             self.all_taken.notify();
         }
     }
 
     /// Takes one connection, unless this worker rests, or the end comes.
-    fn serve_or_rest(&self) {
-        while self.queue.lock().unwrap().is_some() {
+    fn serve_or_rest(&self, home: usize) {
+        loop {
             if self.rest_if_surplus() {
                 return;
             }
-            if self.take_from_queue() || self.wait_for_connection() {
+            let is_closed = self.is_closed.load(SeqCst) == 1;
+            if self.take_entry(home).is_some() {
+                return self.all_taken.notify();
+            }
+            if is_closed {
+                return self.lots[home].report(Event::Wake);
+            }
+            if self.wait_for_connection(home) {
                 return self.all_taken.notify();
             }
         }
-        self.report(Event::Wake);
     }
 
     fn rest_if_surplus(&self) -> bool {
@@ -760,11 +819,11 @@ impl Lot {
     }
 
     /// A worker that finds nothing to do until the end.
-    fn idle(&self) {
-        while self.queue.lock().unwrap().is_some() {
-            self.wait_for_connection();
+    fn idle(&self, home: usize) {
+        while self.is_closed.load(SeqCst) == 0 {
+            self.wait_for_connection(home);
         }
-        self.report(Event::Wake);
+        self.lots[home].report(Event::Wake);
     }
 }
 
@@ -775,16 +834,16 @@ fn count_ready(events: &[Event]) -> u64 {
         .count() as u64
 }
 
-/// Plays two connections that come, as `come` says, while two workers go to sleep. If one worker took none, it would
-/// sleep for good, which loom reports as a deadlock.
-fn play_two_workers(come: impl Fn(&Lot) + Send + Sync + 'static) {
+/// Plays two connections that come, as `come` says, while two workers of these lots go to sleep. If one worker took
+/// none, it would sleep for good, which loom reports as a deadlock.
+fn play_two_workers(homes: [usize; 2], come: impl Fn(&Lots) + Send + Sync + 'static) {
     play(3, move || {
-        let lot = Arc::new(Lot::new());
-        let workers = [(); 2].map(|()| {
-            let lot = Arc::clone(&lot);
-            thread::spawn(move || lot.serve_one_of(2))
+        let lots = Arc::new(Lots::new(homes[1] + 1));
+        let workers = homes.map(|home| {
+            let lots = Arc::clone(&lots);
+            thread::spawn(move || lots.serve_one_of(home, 2, &mut 0))
         });
-        come(&lot);
+        come(&lots);
         for worker in workers {
             worker.join().unwrap();
         }
@@ -793,46 +852,83 @@ fn play_two_workers(come: impl Fn(&Lot) + Send + Sync + 'static) {
 
 #[test]
 fn nothing_is_queued_while_a_worker_sleeps() {
-    play_two_workers(|lot| {
-        lot.push(1);
-        lot.push(1);
+    play_two_workers([0, 0], |lots| {
+        lots.push(0, 1);
+        lots.push(0, 1);
     });
 }
 
 #[test]
 fn nothing_is_queued_while_a_worker_sleeps_beside_the_poller() {
-    play_two_workers(|lot| {
-        lot.report(Event::Ready);
-        lot.push(1);
+    play_two_workers([0, 0], |lots| {
+        lots.lots[0].report(Event::Ready);
+        lots.push(0, 1);
     });
 }
 
 /// One worker may take both from the poller, and passes the second on.
 #[test]
 fn no_batch_is_kept_from_a_worker_that_sleeps() {
-    play_two_workers(|lot| {
-        lot.report(Event::Ready);
-        lot.report(Event::Ready);
+    play_two_workers([0, 0], |lots| {
+        lots.lots[0].report(Event::Ready);
+        lots.lots[0].report(Event::Ready);
     });
 }
 
-/// The worker that is woken may be one too many, and rest: the other one takes the connection.
+/// Each lot has one worker. Both entries are in one lot, or one in each.
+#[test]
+fn nothing_is_queued_in_one_lot_while_a_worker_of_another_sleeps() {
+    for second in [0, 1] {
+        play_two_workers([0, 1], move |lots| {
+            lots.push(0, 1);
+            lots.push(second, 1);
+        });
+    }
+}
+
+/// The only worker of the first lot takes both from its poller, and passes the second on. If it takes only the first
+/// one, the keeper of the lot polls.
+#[test]
+fn no_batch_is_kept_from_a_worker_of_another_lot() {
+    play_two_workers([0, 1], |lots| {
+        lots.lots[0].report(Event::Ready);
+        lots.lots[0].report(Event::Ready);
+        lots.poll_to_queue(0);
+    });
+}
+
+/// The first lot has no worker that sleeps. The worker of the second lot that is woken may take the entry of either
+/// lot, and the other worker the other one.
+#[test]
+fn no_wake_up_for_another_lot_is_lost() {
+    for second in [0, 1] {
+        play_two_workers([1, 1], move |lots| {
+            lots.push(0, 1);
+            lots.push(second, 1);
+        });
+    }
+}
+
+/// The worker that is woken may be one too many, and rest: the other one takes the connection, also that of another
+/// lot.
 #[test]
 fn no_wake_up_is_lost_to_a_worker_that_rests() {
-    play(3, || {
-        let lot = Arc::new(Lot::new());
-        let workers = [(); 2].map(|()| {
-            let lot = Arc::clone(&lot);
-            thread::spawn(move || lot.serve_or_rest())
+    for count in [1, 2] {
+        play(3, move || {
+            let lots = Arc::new(Lots::new(count));
+            let workers = [(); 2].map(|()| {
+                let lots = Arc::clone(&lots);
+                thread::spawn(move || lots.serve_or_rest(count - 1))
+            });
+            lots.allowed.store(1, SeqCst);
+            lots.push(0, 1);
+            lots.all_taken.wait();
+            lots.end_threads();
+            for worker in workers {
+                worker.join().unwrap();
+            }
         });
-        lot.allowed.store(1, SeqCst);
-        lot.push(1);
-        lot.all_taken.wait();
-        lot.end_threads();
-        for worker in workers {
-            worker.join().unwrap();
-        }
-    });
+    }
 }
 
 /// A busy worker looks into the poller, between two connections that it puts on the queue, and may take the wake-up out
@@ -840,21 +936,41 @@ fn no_wake_up_is_lost_to_a_worker_that_rests() {
 #[test]
 fn a_poll_swallows_no_wake_up() {
     play(5, || {
-        let lot = Arc::new(Lot::new());
+        let lots = Arc::new(Lots::new(1));
         let worker = thread::spawn({
-            let lot = Arc::clone(&lot);
+            let lots = Arc::clone(&lots);
             move || {
                 // It has just seen the queue empty.
-                lot.wait_for_connection();
-                lot.serve_one_of(2);
-                lot.serve_one_of(2);
+                lots.wait_for_connection(0);
+                let mut entries = 0;
+                lots.serve_one_of(0, 2, &mut entries);
+                lots.serve_one_of(0, 2, &mut entries);
             }
         });
-        lot.push(1);
-        lot.poll_to_queue();
-        lot.push(1);
-        lot.all_taken.wait();
+        lots.push(0, 1);
+        lots.poll_to_queue(0);
+        lots.push(0, 1);
+        lots.all_taken.wait();
         worker.join().unwrap();
+    });
+}
+
+/// As above, and the worker that sleeps is of another lot, whose keeper polls.
+#[test]
+fn a_poll_of_another_lot_swallows_no_wake_up() {
+    play(3, || {
+        let lots = Arc::new(Lots::new(2));
+        let worker = thread::spawn({
+            let lots = Arc::clone(&lots);
+            move || lots.serve_one_of(1, 1, &mut 0)
+        });
+        let keeper = thread::spawn({
+            let lots = Arc::clone(&lots);
+            move || lots.poll_to_queue(1)
+        });
+        lots.push(0, 1);
+        worker.join().unwrap();
+        keeper.join().unwrap();
     });
 }
 
@@ -862,16 +978,16 @@ fn a_poll_swallows_no_wake_up() {
 #[test]
 fn the_end_wakes_every_worker() {
     play(2, || {
-        let lot = Arc::new(Lot::new());
+        let lots = Arc::new(Lots::new(1));
         let workers = [(); 2].map(|()| {
-            let lot = Arc::clone(&lot);
-            thread::spawn(move || lot.idle())
+            let lots = Arc::clone(&lots);
+            thread::spawn(move || lots.idle(0))
         });
         let keeper = thread::spawn({
-            let lot = Arc::clone(&lot);
-            move || lot.poll_to_queue()
+            let lots = Arc::clone(&lots);
+            move || lots.poll_to_queue(0)
         });
-        lot.end_threads();
+        lots.end_threads();
         for worker in workers {
             worker.join().unwrap();
         }

@@ -77,6 +77,17 @@ fn cases() -> Vec<(&'static str, Change, Outcome)> {
             Refused("workers must be at most 32768"),
         ),
         (
+            "Builder::worker_groups",
+            S(|b| b.worker_groups(0)),
+            Refused("worker_groups must be at least 1"),
+        ),
+        ("Builder::worker_groups", S(|b| b.worker_groups(1)), Serves),
+        (
+            "Builder::worker_groups",
+            S(|b| b.worker_groups(usize::MAX)),
+            Serves,
+        ),
+        (
             "Builder::queue",
             S(|b| b.queue(0)),
             Refused("queue must be at least 1"),

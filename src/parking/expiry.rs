@@ -55,9 +55,9 @@ impl<S> Lot<S> {
     }
 
     fn expire_slot(&self, index: u32, slot: &ConnectionSlot<S>, now: u64) {
-        let counters = &self.counters.keeper;
+        let counters = self.keeper_counters();
         let generation = slot.owner.generation();
-        let token = Token { index, generation };
+        let token = Token::new(self.index, index, generation);
         if slot.owner.is_parked(generation) {
             let expires_at = slot.expires_at.load(SeqCst);
             if expires_at > now {
@@ -96,7 +96,7 @@ impl<S> Lot<S> {
     /// Shortens `grace` (in milliseconds) by up to a quarter, by the slot's index, so that idle
     /// connections do not all close at once.
     pub(super) fn stagger(&self, token: Token, grace: u64) -> u64 {
-        grace - grace / 256 * u64::from(token.index % 64)
+        grace - grace / 256 * u64::from(token.slot() % 64)
     }
 
     /// Takes the entry of a refused connection off the queue, where the entry would occupy the
@@ -104,10 +104,10 @@ impl<S> Lot<S> {
     /// as well. If a connection at the front is not late, it is queued again.
     fn remove_queue_entry(&self, refused: Token) {
         while let Some(token) = self.queue.remove_first() {
-            match self.claim_queued(token, &self.counters.keeper) {
+            match self.claim_queued(token, self.keeper_counters()) {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
                 Some(turn) => return turn.queue(),
-                None if token == refused => return self.notify_room(),
+                None if token == refused => return self.room.notify(),
                 None => {}
             }
         }
@@ -142,7 +142,7 @@ impl<S> Lot<S> {
 
     /// Whether the connection has been parked all the time since it was found.
     pub(crate) fn is_still_idle(&self, idle: &IdleConnection) -> bool {
-        self.slots.get(idle.token.index).is_some_and(|slot| {
+        self.slots.get(idle.token.slot()).is_some_and(|slot| {
             slot.owner.is_parked(idle.token.generation) && slot.since.load(SeqCst) == idle.since
         })
     }

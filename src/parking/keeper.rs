@@ -6,9 +6,10 @@
 //! the queue. The keeper never calls the service.
 //!
 //! Elsewhere the keeper polls every [`KEEPER_INTERVAL_MS`] while no worker waits in the poller, so
-//! that it is known since when each connection waits for a worker. It stops after [`QUIET_LOOPS`]
-//! loops in which a worker waited in the poller. The last worker that leaves the poller makes it
-//! start again.
+//! that it is known since when each connection waits for a worker. While workers of other lots
+//! sleep, it polls at each tick of the coarse clock, since they can serve what it finds. It stops
+//! after [`QUIET_LOOPS`] loops in which a worker waited in the poller. The last worker that leaves
+//! the poller makes it start again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::stats::count;
 use crate::sys::{Events, Poller};
 
 /// The time between two polls in place of busy workers, or two checks for room on the queue, in
-/// milliseconds.
+/// milliseconds. See also [`poll_interval`].
 pub(super) const KEEPER_INTERVAL_MS: u64 = 10;
 
 /// After this many milliseconds in which no output was lent to an outbox, the keeper stops running
@@ -155,6 +156,15 @@ fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
     state.wake_at = 0;
 }
 
+/// The time between two polls in place of busy workers, in milliseconds.
+fn poll_interval<S>(lot: &Lot<S>) -> u64 {
+    match lot.others_sleep() {
+        // They can serve what the keeper finds.
+        true => 1,
+        false => KEEPER_INTERVAL_MS,
+    }
+}
+
 /// How much longer the keeper sleeps. `None`: until another thread ends the sleep.
 fn time_left(state: &SleepState) -> Option<Duration> {
     if state.ended {
@@ -172,7 +182,7 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     let unpolled = !Poller::SHARED && !in_poller;
     let is_polling = Poller::SHARED && lot.keeper.is_polling();
     if unpolled || is_polling || lot.unwritten.load(SeqCst) > 0 {
-        wake_at = wake_at.min(now + KEEPER_INTERVAL_MS);
+        wake_at = wake_at.min(now + poll_interval(lot));
     }
     if lot.outboxes.is_watched() {
         wake_at = wake_at.min(now + 1);
@@ -186,7 +196,7 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
 /// Whether the keeper has to poll: no worker waits in the poller, and there is output to write, or
 /// no thread has polled for a while.
 fn must_poll<S>(lot: &Lot<S>) -> bool {
-    let is_due = lot.polled_at.load(SeqCst) + KEEPER_INTERVAL_MS <= clock::millis();
+    let is_due = lot.polled_at.load(SeqCst) + poll_interval(lot) <= clock::millis();
     let has_reason = is_due || lot.unwritten.load(SeqCst) > 0;
     has_reason && !lot.queue.has_sleepers() && lot.has_room_for_batch()
 }
@@ -195,6 +205,6 @@ fn must_poll<S>(lot: &Lot<S>) -> bool {
 /// service.
 fn poll_for_workers<S>(lot: &Lot<S>, events: &mut Events, timeout: Option<Duration>) {
     lot.poll(events, lot.queue.batch(), timeout);
-    lot.push_reported(lot.queue_reported(events), &lot.counters.keeper);
+    lot.push_reported(lot.queue_reported(events), lot.keeper_counters());
     lot.pass_wake_on(events);
 }

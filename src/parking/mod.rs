@@ -4,6 +4,8 @@
 //! themselves, where the platform lets many threads wait in one poller. The [`keeper`] does what
 //! must happen while every worker is busy. The keeper never calls the service.
 //!
+//! A server has one lot, or one for each group of workers: see [`lots`].
+//!
 //! # The parts of a connection
 //!
 //! | type | what it is |
@@ -12,7 +14,7 @@
 //! | [`ConnectionInfo`] | the socket and the addresses, which all threads may read |
 //! | [`Occupant`] | a connection, its session, and its [`Stage`]: what moves from owner to owner |
 //! | [`ConnectionSlot`] | the place of an occupant: its [`Ownership`], its times, its info |
-//! | [`Token`] | the name of a connection: the slot's index, and the connection's generation |
+//! | [`Token`] | the name of a connection: its lot, its slot, and the connection's generation |
 //! | [`Turn`] | one thread's exclusive hold of a connection |
 //!
 //! # The state of a connection
@@ -50,9 +52,11 @@
 //!
 //! A thread that puts a connection on the queue wakes one worker in the poller, if a worker waits
 //! there and no wake-up is pending ([`Queue::wake_one`]). A worker that takes an entry and sees more
-//! entries wakes the next worker ([`Lot::wake_next`]), and so does a worker that is about to rest. A worker increments `sleepers` before it
-//! reads the queue for the last time, and a thread that has put an entry on the queue reads
-//! `sleepers` afterwards. So no entry waits while every worker sleeps.
+//! entries wakes the next worker ([`Lot::wake_next`]), and so does a worker that is about to rest.
+//! A worker increments `sleepers` before it reads the queue for the last time, and a thread that has
+//! put an entry on the queue reads `sleepers` afterwards. So no entry waits while every worker
+//! sleeps. With several lots, no entry of any lot waits while a worker of any lot sleeps: [`lots`]
+//! has the argument.
 //!
 //! # The order of service
 //!
@@ -65,9 +69,11 @@
 mod concurrency;
 mod expiry;
 mod keeper;
+mod lots;
 mod occupant;
 mod ownership;
 mod queue;
+mod room;
 mod slab;
 mod timer_wheel;
 mod turn;
@@ -77,10 +83,12 @@ mod atomic {
     pub(super) use std::sync::atomic::AtomicU64;
 }
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
 use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::Mutex;
 
@@ -95,10 +103,12 @@ pub(crate) use concurrency::Sample;
 pub(crate) use expiry::IdleConnection;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
+pub(crate) use lots::{Lots, LotsOptions, MOST_LOTS};
 pub(crate) use occupant::{Needs, Occupant, Stage};
 use ownership::{Ownership, Readiness};
 use queue::Queue;
-use slab::Slab;
+use room::Room;
+use slab::{INDEX_BITS, Slab};
 use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
 
@@ -112,21 +122,35 @@ const MID_MESSAGE: u64 = 1 << 63;
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
 
-/// A slot, and the generation of the slot's connection.
+/// The name of a connection: its lot, its slot there, and the generation of the slot's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
-    index: u32,
+    /// The number of the lot, and in the lower [`INDEX_BITS`] bits the index of the slot.
+    place: u32,
     generation: u32,
 }
 
 impl Token {
+    fn new(lot: usize, slot: u32, generation: u32) -> Self {
+        let place = (lot as u32) << INDEX_BITS | slot;
+        Self { place, generation }
+    }
+
+    fn lot(self) -> usize {
+        (self.place >> INDEX_BITS) as usize
+    }
+
+    fn slot(self) -> u32 {
+        self.place & ((1 << INDEX_BITS) - 1)
+    }
+
     pub(crate) fn to_u64(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
+        u64::from(self.generation) << 32 | u64::from(self.place)
     }
 
     fn from_u64(word: u64) -> Self {
         Self {
-            index: word as u32,
+            place: word as u32,
             generation: (word >> 32) as u32,
         }
     }
@@ -179,11 +203,18 @@ impl<S> ConnectionSlot<S> {
     }
 }
 
-/// The parking lot: the slots of all open connections, their poller, and the queue to the workers.
+/// A parking lot: the slots of its open connections, their poller, and the queue to the workers. A
+/// server has one, or one for each group of workers ([`lots`]).
 pub(crate) struct Lot<S> {
+    /// The number of this lot among the server's lots.
+    index: usize,
+    /// The workers whose home this lot is.
+    workers: Range<usize>,
     slots: Slab<ConnectionSlot<S>>,
     poller: Arc<Poller>,
-    queue: Queue,
+    queue: Arc<Queue>,
+    /// The queues of the other lots.
+    others: Box<[Arc<Queue>]>,
     /// In milliseconds.
     queue_timeout: Option<u64>,
     concurrency: Concurrency,
@@ -191,57 +222,59 @@ pub(crate) struct Lot<S> {
     /// clock's milliseconds.
     polled_at: AtomicU64,
     /// The number of connections that wait for their first service.
-    newcomers: AtomicUsize,
+    newcomers: CachePadded<AtomicUsize>,
     /// The number of connections with output that are parked or queued.
-    unwritten: AtomicUsize,
+    unwritten: CachePadded<AtomicUsize>,
     wheel: Mutex<TimerWheel>,
     keeper: Arc<KeeperSleep>,
     outboxes: Arc<OutboxWatch>,
-    /// A call of `on_room` was requested, see [`request_room`](Self::request_room).
-    room_requested: AtomicBool,
-    on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     limits: Limits,
     /// The bytes for a client whose connection waited too long for a worker.
     refusal: Vec<u8>,
+    pub(crate) room: Arc<Room>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
 }
 
-/// The settings of a lot.
-pub(crate) struct LotOptions {
-    pub(crate) workers: usize,
-    /// The number of CPU cores.
-    pub(crate) cores: usize,
-    pub(crate) queue_limit: usize,
-    pub(crate) queue_timeout: Option<Duration>,
-    pub(crate) limits: Limits,
-    pub(crate) refusal: Vec<u8>,
-    pub(crate) drain: Arc<Drain>,
-    pub(crate) counters: Arc<Counters>,
+/// What a lot is made of: its settings, and what it shares with the other lots.
+struct LotParts {
+    index: usize,
+    workers: Range<usize>,
+    /// The number of CPU cores for this lot's workers.
+    cores: usize,
+    poller: Arc<Poller>,
+    queue: Arc<Queue>,
+    others: Box<[Arc<Queue>]>,
+    queue_timeout: Option<Duration>,
+    limits: Limits,
+    refusal: Vec<u8>,
+    room: Arc<Room>,
+    drain: Arc<Drain>,
+    counters: Arc<Counters>,
 }
 
 impl<S> Lot<S> {
-    pub(crate) fn new(options: LotOptions) -> std::io::Result<Self> {
-        let now = clock::millis();
-        let poller = Arc::new(Poller::new()?);
+    fn new(parts: LotParts) -> Self {
         let lot = Self {
+            index: parts.index,
+            concurrency: Concurrency::new(parts.workers.len(), parts.cores),
+            workers: parts.workers,
             slots: Slab::new(),
-            queue: Queue::new(options.queue_limit, options.workers, Arc::clone(&poller)),
-            poller,
-            queue_timeout: options.queue_timeout.map(in_millis),
-            concurrency: Concurrency::new(options.workers, options.cores),
+            poller: parts.poller,
+            queue: parts.queue,
+            others: parts.others,
+            queue_timeout: parts.queue_timeout.map(in_millis),
             polled_at: AtomicU64::new(0),
-            newcomers: AtomicUsize::new(0),
-            unwritten: AtomicUsize::new(0),
-            wheel: Mutex::new(TimerWheel::new(now)),
+            newcomers: CachePadded::default(),
+            unwritten: CachePadded::default(),
+            wheel: Mutex::new(TimerWheel::new(clock::millis())),
             keeper: Arc::new(KeeperSleep::new()),
             outboxes: Arc::default(),
-            room_requested: AtomicBool::new(false),
-            on_room: OnceLock::new(),
-            limits: options.limits,
-            refusal: options.refusal,
-            drain: options.drain,
-            counters: options.counters,
+            limits: parts.limits,
+            refusal: parts.refusal,
+            room: parts.room,
+            drain: parts.drain,
+            counters: parts.counters,
         };
         let (keeper, poller) = (Arc::clone(&lot.keeper), Arc::clone(&lot.poller));
         lot.outboxes.on_use(move || {
@@ -249,7 +282,11 @@ impl<S> Lot<S> {
                 poller.wake();
             }
         });
-        Ok(lot)
+        lot
+    }
+
+    fn keeper_counters(&self) -> &ThreadCounters {
+        &self.counters.keepers[self.index]
     }
 
     // ---- new connections, and the queue ----
@@ -292,7 +329,7 @@ impl<S> Lot<S> {
         let turn = Turn {
             lot: self,
             slot,
-            token: Token { index, generation },
+            token: Token::new(self.index, index, generation),
             counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
@@ -302,11 +339,9 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Whether the queue's limit allows one more connection to wait for its first service. The
-    /// connections that were served before do not count: clients that stay connected must not keep
-    /// all others out.
-    pub(crate) fn has_room_for_newcomer(&self) -> bool {
-        self.queue.has_room() || self.newcomers.load(SeqCst) < self.queue.limit()
+    /// How many connections wait for their first service.
+    fn newcomers(&self) -> usize {
+        self.newcomers.load(SeqCst)
     }
 
     fn end_newcomer(&self, occupant: &mut Occupant<S>) {
@@ -332,44 +367,39 @@ impl<S> Lot<S> {
             }
         }
         if has_pushed {
-            self.queue.wake_one();
+            self.wake_worker();
         }
     }
 
     /// Sets a timer for the queue's time-out of a QUEUED connection.
     fn limit_queue_time(&self, token: Token) {
-        if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.index)) {
-            self.set_timer(token.index, slot, clock::millis().saturating_add(limit));
+        if let (Some(limit), Some(slot)) = (self.queue_timeout, self.slots.get(token.slot())) {
+            self.set_timer(token.slot(), slot, clock::millis().saturating_add(limit));
         }
     }
 
     // ---- the workers' side ----
 
-    /// Takes the first entry off the queue.
-    #[inline]
-    pub(crate) fn take_entry(&self) -> Option<Token> {
-        self.queue.take()
-    }
-
     /// Called by a worker that has taken an entry off the queue: wakes another worker if there are
     /// more.
     pub(crate) fn wake_next(&self) {
         if !self.queue.is_empty() {
-            self.queue.wake_one();
+            self.wake_worker();
         }
     }
 
     /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve.
-    /// `None`: the worker has to check the queue again.
+    /// `None`: the worker has to check the queues again.
     pub(crate) fn wait_for_connection(
         &self,
         events: &mut Events,
         counters: &ThreadCounters,
     ) -> Option<Token> {
         let sleepers = self.queue.begin_sleep();
-        // The count is incremented before this check of the queue. A thread that sends reads the
+        // The count is incremented before this check of the queues. A thread that sends reads the
         // count after it has sent.
-        let sleeps = !self.queue.is_closed() && (!Poller::SHARED || self.queue.is_empty());
+        let has_entries = Poller::SHARED && !self.queue.is_empty() || self.others_have_entries();
+        let sleeps = !has_entries && !self.queue.is_closed();
         let mut received = None;
         match sleeps {
             true if Poller::SHARED => {
@@ -412,18 +442,22 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Called by a worker between two turns: if too many workers are active, the worker rests (see
-    /// [`concurrency`]). True if it rested.
+    /// Whether a worker has to call [`rest`](Self::rest) between two turns.
     #[inline]
-    pub(crate) fn rest_if_surplus(&self, worker: usize) -> bool {
-        if !self.concurrency.has_surplus() {
-            return false;
-        }
-        // A wake-up for an entry on the queue may have reached this worker.
-        self.wake_next();
-        let counters = &self.counters.workers;
-        self.concurrency
-            .rest(worker, counters, self.queue.sleepers())
+    pub(crate) fn has_surplus(&self) -> bool {
+        self.concurrency.has_surplus()
+    }
+
+    /// If too many workers are active, the worker rests (see [`concurrency`]). True if it rested.
+    pub(crate) fn rest(&self, worker: usize) -> bool {
+        let (place, counters) = (worker - self.workers.start, self.worker_counters());
+        let sleepers = self.queue.sleepers();
+        self.concurrency.rest(place, counters, sleepers)
+    }
+
+    /// The counters of the workers whose home this lot is.
+    fn worker_counters(&self) -> &[ThreadCounters] {
+        &self.counters.workers[self.workers.clone()]
     }
 
     /// Begins to time a turn, if this turn is a sample.
@@ -433,8 +467,8 @@ impl<S> Lot<S> {
     }
 
     pub(crate) fn end_sample(&self, sample: Sample, worker: usize) {
-        self.concurrency
-            .end_sample(sample, worker, &self.counters.workers);
+        let (place, counters) = (worker - self.workers.start, self.worker_counters());
+        self.concurrency.end_sample(sample, place, counters);
     }
 
     /// Puts the connections that the poller reports at the end of the queue, behind the connections
@@ -489,7 +523,7 @@ impl<S> Lot<S> {
         let now = clock::nanos();
         events.iter().filter_map(move |event| {
             let token = Token::from_u64(event.token);
-            let slot = self.slots.get(token.index)?;
+            let slot = self.slots.get(token.slot())?;
             let is_queued = slot.owner.handle_event(token.generation, event.hangup);
             is_queued.then(|| {
                 slot.set_ready(now);
@@ -504,7 +538,7 @@ impl<S> Lot<S> {
         token: Token,
         counters: &'a ThreadCounters,
     ) -> Option<Turn<'a, S>> {
-        let slot = self.slots.get(token.index)?;
+        let slot = self.slots.get(token.slot())?;
         let readiness = slot.owner.claim_queued(token.generation)?;
         Some(self.begin_turn(slot, token, readiness, counters))
     }
@@ -515,7 +549,7 @@ impl<S> Lot<S> {
         token: Token,
         counters: &'a ThreadCounters,
     ) -> Option<Turn<'a, S>> {
-        let slot = self.slots.get(token.index)?;
+        let slot = self.slots.get(token.slot())?;
         let readiness = slot.owner.claim_parked(token.generation)?;
         Some(self.begin_turn(slot, token, readiness, counters))
     }
@@ -559,7 +593,7 @@ impl<S> Lot<S> {
     fn tokens(&self) -> impl Iterator<Item = (Token, &ConnectionSlot<S>)> {
         self.slots.iter().map(|(index, slot)| {
             let generation = slot.owner.generation();
-            (Token { index, generation }, slot)
+            (Token::new(self.index, index, generation), slot)
         })
     }
 
@@ -633,35 +667,8 @@ impl<S> Lot<S> {
                     // An error means that the connection is closed by now.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
                     drop(info);
-                    self.notify_room();
+                    self.room.notify();
                 }
-            }
-        }
-    }
-
-    // ---- room for the acceptor ----
-
-    /// Sets what is called when there may be room, after [`request_room`](Self::request_room).
-    pub(crate) fn on_room(&self, call: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_room.set(Box::new(call));
-    }
-
-    /// Asks for one call of `on_room` when a connection has ended, was parked, or left the queue.
-    /// The caller checks for room once more afterwards, since the connection may have ended just
-    /// before.
-    pub(crate) fn request_room(&self) {
-        self.room_requested.store(true, SeqCst);
-    }
-
-    /// Whether a requested call of `on_room` is still to come.
-    pub(crate) fn is_room_requested(&self) -> bool {
-        self.room_requested.load(SeqCst)
-    }
-
-    pub(crate) fn notify_room(&self) {
-        if self.is_room_requested() && self.room_requested.swap(false, SeqCst) {
-            if let Some(call) = self.on_room.get() {
-                call();
             }
         }
     }
@@ -686,27 +693,23 @@ impl<S> Lot<S> {
         for (worker, seen) in workers.iter().zip(seen) {
             let call = worker.call_number();
             let is_long = call.is_some() && std::mem::replace(seen, call) == call;
-            let token = worker.call().filter(|_| is_long).map(|(token, _)| token);
-            let slot = token.and_then(|token| self.slots.get(Token::from_u64(token).index));
+            let call = worker.call().filter(|_| is_long);
+            let token = call.map(|(token, _)| Token::from_u64(token));
+            let token = token.filter(|token| token.lot() == self.index);
+            let slot = token.and_then(|token| self.slots.get(token.slot()));
             let info = slot.and_then(|slot| slot.info.lock().clone());
             if let Some(info) = info {
                 info.outbox.send(&info.socket);
                 // The connection may have ended meanwhile, and is counted as open until here.
                 drop(info);
-                self.notify_room();
+                self.room.notify();
             }
         }
     }
 
-    /// Calls `read` with the info of the connection with this token, if the connection is still
-    /// open.
-    pub(crate) fn with_info<T>(
-        &self,
-        token: u64,
-        read: impl FnOnce(&ConnectionInfo) -> T,
-    ) -> Option<T> {
-        let token = Token::from_u64(token);
-        let slot = self.slots.get(token.index)?;
+    /// See [`Lots::with_info`].
+    fn with_info<T>(&self, token: Token, read: impl FnOnce(&ConnectionInfo) -> T) -> Option<T> {
+        let slot = self.slots.get(token.slot())?;
         let info = slot.info.lock();
         let info = info.as_deref()?;
         (slot.owner.generation() == token.generation).then(|| read(info))

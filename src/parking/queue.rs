@@ -2,7 +2,7 @@
 //! until there are some.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
 use crossbeam_channel::{Receiver, Sender};
 use crossbeam_utils::CachePadded;
@@ -12,9 +12,12 @@ use crate::sys::Poller;
 
 /// An entry that wakes a worker and names no connection. Used where workers wait on the queue.
 const WAKE: Token = Token {
-    index: u32::MAX,
+    place: u32::MAX,
     generation: u32::MAX,
 };
+
+/// The resolution of `Queue::served_up_to`, in nanoseconds.
+const RESOLUTION: u64 = 500_000;
 
 /// A lot's queue, and the wake-up of the workers that sleep. Workers sleep in the poller. Where only
 /// one thread may wait in the poller, they sleep on the queue.
@@ -26,6 +29,9 @@ pub(super) struct Queue {
     past_limit: usize,
     poller: Arc<Poller>,
     is_closed: AtomicBool,
+    /// The connections that became ready before this time are taken, to about half a millisecond.
+    /// In the clock's nanoseconds. Kept only where there are several lots.
+    served_up_to: AtomicU64,
     /// On cache lines of their own: they change with each sleep.
     sleep: CachePadded<Sleep>,
 }
@@ -38,7 +44,8 @@ struct Sleep {
 }
 
 impl Queue {
-    /// Makes a queue for `limit` connections and `workers` threads that serve them.
+    /// Makes a queue for `limit` connections. `workers` is the number of the server's workers: each
+    /// may serve a connection of this queue.
     pub(super) fn new(limit: usize, workers: usize, poller: Arc<Poller>) -> Self {
         // A thread that sends a batch has seen the queue below `past_limit` / 2. A worker that polls
         // past the queue has seen it below `past_limit`, and adds one connection. With this capacity
@@ -53,6 +60,7 @@ impl Queue {
             past_limit,
             poller,
             is_closed: AtomicBool::new(false),
+            served_up_to: AtomicU64::new(0),
             sleep: CachePadded::new(Sleep {
                 sleepers: AtomicUsize::new(0),
                 wake_up_pending: AtomicBool::new(false),
@@ -72,10 +80,6 @@ impl Queue {
 
     pub(super) fn has_room(&self) -> bool {
         self.len() < self.limit
-    }
-
-    pub(super) fn limit(&self) -> usize {
-        self.limit
     }
 
     /// Whether the queue has room for connections that the poller reports. A batch has room beyond
@@ -130,6 +134,17 @@ impl Queue {
         (Poller::SHARED || token != WAKE).then_some(token)
     }
 
+    pub(super) fn served_up_to(&self) -> u64 {
+        self.served_up_to.load(Relaxed)
+    }
+
+    /// An entry was taken that became ready at `ready_at`. Seldom a write, since all lots read this.
+    pub(super) fn note_served(&self, ready_at: u64) {
+        if ready_at > self.served_up_to() + RESOLUTION {
+            self.served_up_to.store(ready_at, Relaxed);
+        }
+    }
+
     // ---- sleep ----
 
     pub(super) fn sleepers(&self) -> &AtomicUsize {
@@ -155,12 +170,25 @@ impl Queue {
         self.sleep.wake_up_pending.store(false, SeqCst);
     }
 
-    /// Wakes one worker that sleeps, unless a wake-up is pending: the worker that is being woken
-    /// wakes the next one. Where workers sleep on the queue, its entries wake them.
-    pub(super) fn wake_one(&self) {
-        if Poller::SHARED && self.has_sleepers() && !self.sleep.wake_up_pending.swap(true, SeqCst) {
+    /// Wakes one worker that sleeps here for an entry of this queue. Where workers sleep on the
+    /// queue, the entry itself wakes them. False if no worker sleeps here.
+    #[inline]
+    pub(super) fn wake_one(&self) -> bool {
+        match Poller::SHARED {
+            true => self.wake_for_another(),
+            false => self.has_sleepers(),
+        }
+    }
+
+    /// Wakes one worker that sleeps here for an entry of any queue, unless a wake-up is pending: the
+    /// worker that is being woken wakes the next one. False if no worker sleeps here.
+    #[inline]
+    pub(super) fn wake_for_another(&self) -> bool {
+        let has_sleepers = self.has_sleepers();
+        if has_sleepers && !self.sleep.wake_up_pending.swap(true, SeqCst) {
             self.wake();
         }
+        has_sleepers
     }
 
     /// Repeats a wake-up for a sleeping worker that has reached a thread which polls without

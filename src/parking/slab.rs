@@ -4,9 +4,15 @@ use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
-/// The first chunk has 64 slots. Each later one has as many as all before it.
+/// The first chunk has 64 slots. Each later one has as many as all before it. An index has at most
+/// [`INDEX_BITS`] bits.
 const FIRST: usize = 64;
-const CHUNKS: usize = 26;
+const CHUNKS: usize = 19;
+
+/// The number of bits of the largest index.
+pub(crate) const INDEX_BITS: u32 = 24;
+
+const _: () = assert!(FIRST << (CHUNKS - 1) == 1 << INDEX_BITS);
 
 /// A growing array of slots that are reused. It never shrinks.
 pub(crate) struct Slab<T> {
@@ -29,7 +35,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Takes a free slot. `make` fills a new chunk. `None` if all four billion slots are taken.
+    /// Takes a free slot. `make` fills a new chunk. `None` if all 16 million slots are taken.
     pub(crate) fn take(&self, make: impl Fn() -> T) -> Option<(u32, &T)> {
         let index = {
             let mut free = self.free.lock();

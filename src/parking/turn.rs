@@ -13,7 +13,7 @@ use crate::stats::{ThreadCounters, count};
 
 /// A connection that this thread holds. Dropping the turn closes the connection.
 pub(crate) struct Turn<'a, S> {
-    pub(super) lot: &'a Lot<S>,
+    pub(crate) lot: &'a Lot<S>,
     pub(super) slot: &'a ConnectionSlot<S>,
     pub(crate) token: Token,
     /// The counters of the thread that holds the connection.
@@ -61,8 +61,8 @@ impl<S> Turn<'_, S> {
         match self.slot.owner.park() {
             Ok(()) => {
                 // Another thread may own the connection from here on. The slot itself stays.
-                lot.set_timer(self.token.index, self.slot, expiry);
-                lot.notify_room();
+                lot.set_timer(self.token.slot(), self.slot, expiry);
+                lot.room.notify();
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
                 if lot.drain.is_forced() {
@@ -303,8 +303,8 @@ impl<S> Drop for Turn<'_, S> {
         drop(info);
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.owner.free();
-        self.lot.slots.return_slot(self.token.index);
-        self.lot.notify_room();
+        self.lot.slots.return_slot(self.token.slot());
+        self.lot.room.notify();
         // The session comes last: its drop is the application's code.
         if let Err(why) = panic::contain(|| drop(session)) {
             log::error!("{peer}: dropping the session panicked: {why}");

@@ -23,6 +23,7 @@ use crate::worker::Hook;
 pub struct Builder {
     pub(super) listeners: Vec<Source>,
     pub(super) workers: usize,
+    pub(super) worker_groups: usize,
     pub(super) queue: usize,
     pub(super) stack_size: Option<usize>,
     pub(super) thread_name_prefix: String,
@@ -56,6 +57,14 @@ fn default_workers() -> usize {
     (cores * 8).max(16)
 }
 
+/// The most cores for which the workers share one queue and one poller.
+const CORES_PER_GROUP: usize = 32;
+
+fn default_worker_groups() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (cores / CORES_PER_GROUP).max(1)
+}
+
 /// A listener, or the address to bind one to.
 pub(super) enum Source {
     Bind(Bind),
@@ -67,6 +76,7 @@ impl Builder {
         Self {
             listeners: Vec::new(),
             workers: default_workers(),
+            worker_groups: default_worker_groups(),
             queue: 1024,
             stack_size: None,
             thread_name_prefix: "handover".to_owned(),
@@ -108,6 +118,20 @@ impl Builder {
     /// `std::thread::available_parallelism()`, at least 16.
     pub fn workers(mut self, threads: usize) -> Self {
         self.workers = threads;
+        self
+    }
+
+    /// Sets the number of groups that the workers are split into. The workers of a group share one
+    /// queue, one poller and one keeper thread, and so the memory that each request writes. On a
+    /// machine with very many cores, several groups carry more fast requests than one. A connection
+    /// belongs to one group. A worker whose group has nothing to do serves the connections of other
+    /// groups, so no client waits for a busy group while another group is idle. Within a group,
+    /// connections are served in the order in which they became ready; across groups, about in this
+    /// order. All limits apply to the groups together. At least 1; more than 128, or than there are
+    /// workers, count as that many. Defaults to one group per 32 cores (`std::thread::available_parallelism()`), at least 1: a
+    /// machine with fewer than 64 cores has one group.
+    pub fn worker_groups(mut self, groups: usize) -> Self {
+        self.worker_groups = groups;
         self
     }
 
@@ -352,6 +376,7 @@ impl Builder {
         let ready_timeout = self.restart.as_ref().map(|restart| restart.ready_timeout);
         let numbers = [
             (self.workers, 1, MOST_WORKERS, Setting::Workers),
+            (self.worker_groups, 1, usize::MAX, Setting::WorkerGroups),
             (self.queue, 1, usize::MAX, Setting::Queue),
             (
                 admission.max_connections,
@@ -404,6 +429,7 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
             .field("workers", &self.workers)
+            .field("worker_groups", &self.worker_groups)
             .field("queue", &self.queue)
             .field("admission", &self.admission)
             .field("queue_timeout", &self.queue_timeout)
@@ -421,6 +447,8 @@ impl fmt::Debug for Builder {
 pub enum Setting {
     /// [`Builder::workers`].
     Workers,
+    /// [`Builder::worker_groups`].
+    WorkerGroups,
     /// [`Builder::queue`].
     Queue,
     /// [`Builder::max_connections`].
@@ -451,6 +479,7 @@ impl Setting {
     fn is_time(self) -> bool {
         match self {
             Self::Workers
+            | Self::WorkerGroups
             | Self::Queue
             | Self::MaxConnections
             | Self::MaxPerClient
@@ -471,6 +500,7 @@ impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Workers => "workers",
+            Self::WorkerGroups => "worker_groups",
             Self::Queue => "queue",
             Self::MaxConnections => "max_connections",
             Self::MaxPerClient => "max_per_client",

@@ -11,7 +11,7 @@
 //! 2. Close the idle connections.
 //! 3. Wait until no connection is in progress, or the deadline has passed.
 //! 4. Force the remaining connections.
-//! 5. Close the queue, and wait for the threads.
+//! 5. Close the queues, and wait for the threads.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::panic;
-use crate::parking::{self, Lot};
+use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
@@ -53,7 +53,7 @@ pub(super) struct MainThread<S: Service> {
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
     pub(super) settings: Builder,
-    pub(super) lot: Arc<Lot<S::Session>>,
+    pub(super) lots: Arc<Lots<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) commands: Receiver<ServerCommand>,
     pub(super) server_id: usize,
@@ -87,10 +87,10 @@ impl<S: Service> MainThread<S> {
         let restart_thread = self.restarter.take();
         let runs = self.runs.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
-        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + 3);
+        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 2);
         let workers = Workers {
             service: &self.service,
-            lot: &self.lot,
+            lots: &self.lots,
             on_start: self.settings.on_start.as_ref(),
             on_exit: self.settings.on_exit.as_ref(),
             has_warned: AtomicBool::new(false),
@@ -187,12 +187,18 @@ impl<S: Service> MainThread<S> {
         for _ in 0..count {
             results.recv().unwrap_or_else(|_| Err(start_error()))?;
         }
-        self.spawn(scope, "keeper", Ended::Keeper, ends, || {
-            parking::run_keeper(&self.lot)
-        })?;
+        for (index, lot) in self.lots.iter().enumerate() {
+            let name = match index {
+                0 => "keeper".to_owned(),
+                _ => format!("keeper-{index}"),
+            };
+            self.spawn(scope, &name, Ended::Keeper, ends, || {
+                parking::run_keeper(lot)
+            })?;
+        }
         self.spawn(scope, "accept", Ended::Acceptor, ends, || {
             let admission = self.settings.admission.clone();
-            if let Err(error) = acceptor::run_acceptor(&self.lot, &self.gate, listeners, admission)
+            if let Err(error) = acceptor::run_acceptor(&self.lots, &self.gate, listeners, admission)
             {
                 log::error!("the acceptor has failed: {error}");
             }
@@ -208,7 +214,7 @@ impl<S: Service> MainThread<S> {
     ) -> StopProgress {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
-        let mut watchdog = Watchdog::new(&self.lot, &self.gate, self.settings.stuck_after);
+        let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after);
         loop {
             let mut wake_at = Deadline::NEVER;
             if let Some(watchdog) = &mut watchdog {
@@ -241,7 +247,7 @@ impl<S: Service> MainThread<S> {
                         log::error!("the restart thread has failed: this server can no longer be restarted");
                         ServerCommand::Check
                     }
-                    // No other thread ends before the queue is closed.
+                    // No other thread ends before the queues are closed.
                     _ => ServerCommand::StopNow,
                 },
                 recv(timer) -> _ => ServerCommand::Check,
@@ -277,9 +283,9 @@ impl<S: Service> MainThread<S> {
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
         log::info!(
             "stopping, {} connections are open",
-            self.lot.drain.open_connections()
+            self.lots.drain.open_connections()
         );
-        StopProgress::begin(self.lot.drain.closed_connections(), deadline)
+        StopProgress::begin(self.lots.drain.closed_connections(), deadline)
     }
 
     /// Begins a stop, or gives the one in progress an earlier deadline.
@@ -295,27 +301,27 @@ impl<S: Service> MainThread<S> {
             restarter.report_stopping();
         }
         // No worker parks an idle connection from here on, so that `close_idle` finds all of them.
-        self.lot.drain.mark_closing();
+        self.lots.drain.mark_closing();
         self.gate.close();
     }
 
     /// A successor serves: stops accepting, and lets idle connections end within the grace.
     fn drain_after_replacement(&self) {
-        self.lot.drain.mark_replaced(self.idle_grace);
+        self.lots.drain.mark_replaced(self.idle_grace);
         self.gate.close();
-        self.lot.shorten_idle();
+        self.lots.shorten_idle();
     }
 
     /// Updates the progress of a stop by the counts of the drain.
     fn update_progress(&self, stop: &mut StopProgress, accepting: bool) {
-        stop.finished = self.lot.drain.finished_connections() - stop.closed_before;
-        stop.is_clean = !accepting && self.lot.drain.in_progress() == 0;
+        stop.finished = self.lots.drain.finished_connections() - stop.closed_before;
+        stop.is_clean = !accepting && self.lots.drain.in_progress() == 0;
     }
 
     /// Closes idle connections, unless a successor serves. Returns when to try again.
     fn close_idle(&self, stop: &mut StopProgress) -> Deadline {
-        if !stop.idle_closed && self.lot.drain.is_closing() {
-            stop.idle_closed = self.lot.close_idle();
+        if !stop.idle_closed && self.lots.drain.is_closing() {
+            stop.idle_closed = self.lots.close_idle();
             if !stop.idle_closed {
                 return Deadline::after(Instant::now(), CLOSE_IDLE_AGAIN);
             }
@@ -339,7 +345,7 @@ impl<S: Service> MainThread<S> {
         ended: &Receiver<Ended>,
         restarter: Option<&RestarterHandle>,
     ) -> (Report, bool) {
-        let lot = &self.lot;
+        let lots = &self.lots;
         let mut report = Report {
             finished: stop.finished,
             ..Report::default()
@@ -347,22 +353,22 @@ impl<S: Service> MainThread<S> {
         self.gate.close_now();
         if stop.is_clean {
             // A thread that holds a lingering connection now closes it instead of parking it.
-            lot.drain.mark_forced();
+            lots.drain.mark_forced();
         }
-        lot.close_lingering();
+        lots.close_lingering();
         if !stop.is_clean {
             // A server that was replaced has kept its idle connections until now. Closing idle
             // connections loses no request.
-            lot.drain.mark_closing();
-            lot.close_idle();
-            report.finished = lot.drain.finished_connections() - stop.closed_before;
-            lot.drain.mark_forced();
-            let left = lot.drain.in_progress();
+            lots.drain.mark_closing();
+            lots.close_idle();
+            report.finished = lots.drain.finished_connections() - stop.closed_before;
+            lots.drain.mark_forced();
+            let left = lots.drain.in_progress();
             report.forced = self.calls_in_progress();
             report.dropped = left.saturating_sub(report.forced.len());
-            lot.close_all();
+            lots.close_all();
         }
-        lot.end_threads();
+        lots.end_threads();
         report.took = stop.since.elapsed();
         if let Some(restarter) = restarter {
             restarter.report_stopped(report.to_string());
@@ -386,10 +392,10 @@ impl<S: Service> MainThread<S> {
 
     fn calls_in_progress(&self) -> Vec<Forced> {
         let now = clock::millis();
-        let workers = self.lot.counters.workers.iter().enumerate();
+        let workers = self.lots.counters.workers.iter().enumerate();
         let forced = workers.filter_map(|(worker, counters)| {
             let (token, began) = counters.call()?;
-            self.lot.with_info(token, |info| Forced {
+            self.lots.with_info(token, |info| Forced {
                 worker,
                 peer: info.peer.clone(),
                 listener: info.listener.name.clone(),

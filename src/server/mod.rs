@@ -20,11 +20,11 @@ use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
-use crate::parking::{Lot, LotOptions};
+use crate::parking::{Lots, LotsOptions, MOST_LOTS};
 use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
 use crate::service::Service;
 use crate::signals::ServerCommand;
-use crate::stats::{Counters, Stats, WorkerState};
+use crate::stats::{Stats, WorkerState};
 
 pub use builder::{BuildError, Builder, Setting};
 use descriptor_limit::prepare_descriptor_limit;
@@ -143,10 +143,10 @@ impl<S: Service> Server<S> {
             .unwrap_or_default();
         let addrs = self.local_addrs();
         let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
-        let lot = new_lot(&self.settings)?;
+        let lots = new_lots(&self.settings)?;
         let gate = Arc::new(AcceptGate::new()?);
         let (sender, commands) = crossbeam_channel::bounded(64);
-        connect_calls(&lot, &gate, &sender);
+        connect_calls(&lots, &gate, &sender);
 
         let (runs, stopped) = crossbeam_channel::bounded(0);
         let mut startup = Startup {
@@ -172,12 +172,12 @@ impl<S: Service> Server<S> {
             restarter = Some(thread);
             startup.restarter = Some(handle);
         }
-        let stats_lot = Arc::clone(&lot);
+        let stats_lots = Arc::clone(&lots);
         let shared = Arc::new(ServerShared {
             commands: sender,
             addrs,
             server_id,
-            stats: Box::new(move || stats(&stats_lot)),
+            stats: Box::new(move || stats(&stats_lots)),
             report: ReportCell::default(),
             restarter: startup.restarter.clone(),
         });
@@ -188,7 +188,7 @@ impl<S: Service> Server<S> {
             idle_grace,
             runs: Some(runs),
             settings: self.settings,
-            lot,
+            lots,
             gate,
             commands,
             server_id,
@@ -201,29 +201,30 @@ impl<S: Service> Server<S> {
 /// poller, in the same order.
 const MOST_QUEUED: usize = 1 << 20;
 
-fn new_lot<T>(settings: &Builder) -> io::Result<Arc<Lot<T>>> {
-    let lot = Lot::new(LotOptions {
+fn new_lots<T>(settings: &Builder) -> io::Result<Arc<Lots<T>>> {
+    let lots = Lots::new(LotsOptions {
+        lots: settings
+            .worker_groups
+            .clamp(1, settings.workers.min(MOST_LOTS)),
         workers: settings.workers,
         cores: thread::available_parallelism().map_or(1, usize::from),
         queue_limit: settings.queue.min(MOST_QUEUED),
         queue_timeout: settings.queue_timeout,
         limits: settings.limits.clone(),
         refusal: settings.admission.overload.refusal().to_vec(),
-        drain: Arc::default(),
-        counters: Arc::new(Counters::new(settings.workers)),
     })?;
-    Ok(Arc::new(lot))
+    Ok(Arc::new(lots))
 }
 
-/// Connects the drain with the main thread, and the lot with the acceptor.
-fn connect_calls<T>(lot: &Lot<T>, gate: &Arc<AcceptGate>, commands: &Sender<ServerCommand>) {
+/// Connects the drain with the main thread, and the lots with the acceptor.
+fn connect_calls<T>(lots: &Lots<T>, gate: &Arc<AcceptGate>, commands: &Sender<ServerCommand>) {
     let commands = commands.clone();
-    lot.drain.on_empty(move || {
+    lots.drain.on_empty(move || {
         // If the channel is full, the main thread checks anyway.
         let _ = commands.try_send(ServerCommand::Check);
     });
     let gate = Arc::clone(gate);
-    lot.on_room(move || gate.wake());
+    lots.room.on_room(move || gate.wake());
 }
 
 impl<S: Service + 'static> Server<S> {
@@ -359,11 +360,11 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-fn stats<T>(lot: &Lot<T>) -> Stats {
+fn stats<T>(lots: &Lots<T>) -> Stats {
     let now = clock::millis();
-    let workers = lot.counters.workers.iter().map(|worker| {
+    let workers = lots.counters.workers.iter().map(|worker| {
         let serving = worker.call().and_then(|(token, began)| {
-            let peer = lot.with_info(token, |info| info.peer.clone())?;
+            let peer = lots.with_info(token, |info| info.peer.clone())?;
             let served_for = Duration::from_millis(now.saturating_sub(began));
             Some(WorkerState::Serving { peer, served_for })
         });
@@ -372,14 +373,14 @@ fn stats<T>(lot: &Lot<T>) -> Stats {
     let workers: Vec<_> = workers.collect();
     let is_active = |worker: &&WorkerState| **worker != WorkerState::Idle;
     let active = workers.iter().filter(is_active).count() as u64;
-    let live = lot.drain.open_connections() as u64;
-    let queued = lot.queue_len() as u64;
+    let live = lots.drain.open_connections() as u64;
+    let queued = lots.queue_len() as u64;
     Stats {
         live,
         active,
         queued,
         parked: live.saturating_sub(active + queued),
         workers,
-        ..lot.counters.snapshot()
+        ..lots.counters.snapshot()
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The server makes progress if
 //!
-//! - the acceptor and the keeper have run their loops since they were woken for this check, and
+//! - the acceptor and each keeper have run their loops since they were woken for this check, and
 //! - some worker is idle, or has moved bytes, waited for its client, or begun another call within
 //!   `stuck_after`.
 //!
@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use crate::acceptor::AcceptGate;
 use crate::clock;
 use crate::notify;
-use crate::parking::Lot;
+use crate::parking::{Lot, Lots};
 
 /// How many notifications are sent within the limit. One or two may be late.
 const NOTIFICATIONS: u32 = 4;
 
 /// Checks whether a server makes progress.
 pub(super) struct Watchdog<'a, T> {
-    lot: &'a Lot<T>,
+    lots: &'a Lots<T>,
     gate: &'a AcceptGate,
     every: Duration,
     stuck_after: Duration,
@@ -31,7 +31,8 @@ pub(super) struct Watchdog<'a, T> {
     /// At the last check, the acceptor and the keeper had run their loops.
     threads_react: bool,
     acceptor_loops: u64,
-    keeper_loops: u64,
+    /// Of each keeper.
+    keeper_loops: Vec<u64>,
     workers: Vec<WorkerProgress>,
 }
 
@@ -48,15 +49,15 @@ struct WorkerProgress {
 impl<'a, T> Watchdog<'a, T> {
     /// `None` if no supervisor and no systemd watches this process.
     pub(super) fn new(
-        lot: &'a Lot<T>,
+        lots: &'a Lots<T>,
         gate: &'a AcceptGate,
         stuck_after: Option<Duration>,
     ) -> Option<Self> {
         let limit = notify::watchdog_limit()?;
-        let workers = lot.counters.workers.len();
+        let workers = lots.counters.workers.len();
         log::debug!("the watchdog expects a notification every {limit:?}");
         Some(Self {
-            lot,
+            lots,
             gate,
             every: limit / NOTIFICATIONS,
             stuck_after: stuck_after.unwrap_or(limit),
@@ -64,7 +65,7 @@ impl<'a, T> Watchdog<'a, T> {
             woken_at: Instant::now(),
             threads_react: true,
             acceptor_loops: u64::MAX,
-            keeper_loops: u64::MAX,
+            keeper_loops: vec![u64::MAX; lots.len()],
             workers: vec![WorkerProgress::default(); workers],
         })
     }
@@ -103,21 +104,22 @@ impl<'a, T> Watchdog<'a, T> {
     /// Checks that the acceptor and the keeper have run their loops since they were woken, and
     /// wakes them again.
     fn check_threads(&mut self, stopping: bool) {
-        let (acceptor, keeper) = (self.gate.loops(), self.lot.keeper_loops());
-        let acceptor_before = std::mem::replace(&mut self.acceptor_loops, acceptor);
-        let keeper_before = std::mem::replace(&mut self.keeper_loops, keeper);
+        let loops = self.gate.loops();
+        let before = std::mem::replace(&mut self.acceptor_loops, loops);
+        let mut threads = vec![("acceptor", before, loops)];
+        let keeper_loops = self.lots.iter().map(Lot::keeper_loops);
+        for (loops, seen) in keeper_loops.zip(&mut self.keeper_loops) {
+            threads.push(("keeper", std::mem::replace(seen, loops), loops));
+        }
         self.threads_react = true;
-        for (name, before, loops) in [
-            ("acceptor", acceptor_before, acceptor),
-            ("keeper", keeper_before, keeper),
-        ] {
+        for (name, before, loops) in threads {
             if before == loops && !stopping {
                 log::error!("the {name} does not react");
                 self.threads_react = false;
             }
         }
         self.gate.wake();
-        self.lot.wake_keeper();
+        self.lots.iter().for_each(Lot::wake_keeper);
     }
 
     /// The time until every worker counts as stuck, if no worker makes progress until then. `None`
@@ -125,10 +127,10 @@ impl<'a, T> Watchdog<'a, T> {
     fn time_until_stuck(&mut self) -> Option<Duration> {
         let now = clock::millis();
         let mut last_change = Some(0);
-        for (worker, seen) in self.lot.counters.workers.iter().zip(&mut self.workers) {
+        for (worker, seen) in self.lots.counters.workers.iter().zip(&mut self.workers) {
             let call = worker.call();
             let moves = call.and_then(|(token, _)| {
-                let moves = self.lot.with_info(token, |info| info.activity.moves());
+                let moves = self.lots.with_info(token, |info| info.activity.moves());
                 moves.flatten()
             });
             // A wait for the client has a deadline of its own, so it is progress.
@@ -156,7 +158,7 @@ impl<'a, T> Watchdog<'a, T> {
         let calls = self.workers.iter().enumerate();
         let calls = calls.filter_map(|(worker, seen)| {
             let (token, began) = seen.call?;
-            let client = self.lot.with_info(token, ToString::to_string);
+            let client = self.lots.with_info(token, ToString::to_string);
             let client = client.unwrap_or_else(|| "a client that has left".to_owned());
             let seconds = now.saturating_sub(began) as f64 / 1000.0;
             Some(format!(
