@@ -1285,6 +1285,48 @@ fn output_is_written_while_every_worker_is_busy_and_clients_connect() {
     stop(&handle);
 }
 
+/// More connections are ready than the queue takes. The output of others is written all the same.
+#[test]
+fn output_is_written_while_the_queue_is_full() {
+    let (keeper, at_door) = door();
+    let service = move |conn: &mut Connection| {
+        if conn.buffer() == b"wait\n" {
+            at_door.pass();
+            return lines(conn);
+        }
+        pattern(conn)
+    };
+    let handle = start(server().workers(1).queue(1).output_limit(BIG), service);
+    // The second one has sent another request behind the first.
+    let requests = [format!("{BIG}\n"), format!("{BIG}\n10\n")];
+    let mut deaf = requests.map(|request| {
+        let mut client = connect_narrow(addr(&handle));
+        send(&mut client, &request);
+        client
+    });
+    all_parked(&handle, 2);
+    let mut others: Vec<TcpStream> = (0..400).map(|_| connect(addr(&handle))).collect();
+    all_parked(&handle, 402);
+    let mut busy = connect(addr(&handle));
+    send(&mut busy, "wait\n");
+    keeper.wait();
+    for client in &mut others {
+        send(client, "10\n");
+    }
+    until(&handle, "the queue is full", |stats| stats.queued >= 257);
+    for client in &mut deaf {
+        read_pattern(client, BIG);
+    }
+    send(&mut deaf[0], "10\n");
+    drop(keeper);
+    assert_eq!(answer(&mut busy), "wait");
+    for client in others.iter_mut().chain(&mut deaf) {
+        read_pattern(client, 10);
+    }
+    drop((deaf, others, busy));
+    stop(&handle);
+}
+
 #[test]
 fn the_keeper_sleeps_when_nothing_is_to_be_written() {
     let (keeper, at_door) = door();

@@ -611,6 +611,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Makes the next call of [`watch`](Self::watch) report what is ready already, also if the
+    /// interest is the same.
+    pub(crate) fn report_again(&mut self) {
+        if let Some(watched) = &mut self.watched {
+            *watched = Interest::Both;
+        }
+    }
+
     pub(crate) fn unwatch(&mut self) {
         if self.watched.take().is_some() {
             if let Err(error) = self.poller.remove(&self.info.socket) {

@@ -12,7 +12,7 @@ use crate::sys::Poller;
 
 /// A connection that was parked when the lot was searched.
 pub(crate) struct IdleConnection {
-    /// When the connection was parked, in the clock's milliseconds, with the flag `MID_MESSAGE`.
+    /// When the connection was parked, see [`ConnectionSlot`].
     pub(super) since: u64,
     pub(super) token: Token,
 }

@@ -10,13 +10,16 @@
 //! sleep, it polls at each tick of the coarse clock, since they can serve what it finds. It stops
 //! after [`QUIET_LOOPS`] loops in which a worker waited in the poller. The last worker that leaves
 //! the poller makes it start again.
+//!
+//! While the queue has no room, no thread polls. The keeper then writes the output of parked
+//! connections without the poller ([`write_output`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{BATCH, Lot};
+use super::{BATCH, HAS_OUTPUT, Lot};
 use crate::clock;
 use crate::stats::count;
 use crate::sys::{Events, Poller};
@@ -92,6 +95,7 @@ impl KeeperSleep {
 pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut events = Events::with_capacity(BATCH);
     let (mut seen, mut idle_loops, mut quiet_loops) = (Vec::new(), 0, 0);
+    let mut next_written = 0;
     while !lot.keeper.state.lock().ended {
         count(&lot.keeper.loops);
         if lot.outboxes.is_watched() {
@@ -110,6 +114,10 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
         sleep(lot, polls.then_some(&mut events));
         if Poller::SHARED && must_poll(lot) {
             poll_for_workers(lot, &mut events, Some(Duration::ZERO));
+        }
+        if lot.unwritten.load(SeqCst) > 0 && !lot.queue.has_sleepers() && !lot.has_room_for_batch()
+        {
+            next_written = write_output(lot, next_written);
         }
         quiet_loops = match lot.queue.has_sleepers() {
             true => quiet_loops + 1,
@@ -199,6 +207,29 @@ fn must_poll<S>(lot: &Lot<S>) -> bool {
     let is_due = lot.polled_at.load(SeqCst) + poll_interval(lot) <= clock::millis();
     let has_reason = is_due || lot.unwritten.load(SeqCst) > 0;
     has_reason && !lot.queue.has_sleepers() && lot.has_room_for_batch()
+}
+
+/// Writes output without the poller: while the queue has no room, no thread polls, since the poller
+/// would report connections that need a worker as well. Begins at the slot `first`, and returns the
+/// slot for the next call: one call writes to at most [`BATCH`] connections.
+fn write_output<S>(lot: &Lot<S>, first: u32) -> u32 {
+    let tokens = lot
+        .tokens()
+        .filter(|(token, slot)| token.slot() >= first && slot.since.load(SeqCst) & HAS_OUTPUT != 0);
+    let mut next = 0;
+    for (written, (token, _)) in tokens.enumerate() {
+        if written == BATCH {
+            return next;
+        }
+        next = token.slot() + 1;
+        if let Some(turn) = lot.claim_parked(token, lot.keeper_counters()) {
+            match turn.waits_for_input() {
+                true => turn.park_again(),
+                false => turn.advance(),
+            }
+        }
+    }
+    0
 }
 
 /// Takes ready connections from the poller. Writes their output, and queues those that need the

@@ -119,6 +119,9 @@ pub(crate) const BATCH: usize = 256;
 /// response.
 const MID_MESSAGE: u64 = 1 << 63;
 
+/// A flag in `ConnectionSlot::since`: the connection is parked with output.
+const HAS_OUTPUT: u64 = 1;
+
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
 
@@ -169,7 +172,8 @@ struct ConnectionSlot<S> {
     /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it
     /// parks.
     expires_at: AtomicU64,
-    /// When the connection was parked, in the clock's milliseconds, with the flag `MID_MESSAGE`.
+    /// When the connection was parked, as twice the clock's milliseconds, with the flags
+    /// `MID_MESSAGE` and `HAS_OUTPUT`.
     since: AtomicU64,
     /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
     /// Set when the connection becomes QUEUED, and kept until a worker serves it.

@@ -146,6 +146,21 @@ impl<S> Occupant<S> {
         self.stage = Stage::Closing;
     }
 
+    /// The service has to be called, and the queue has no room. The poller reports the connection
+    /// once it is parked: a change of the interest reports input that has arrived already.
+    pub(super) fn wait_for_room(&mut self) {
+        let has_message = match self.stage {
+            Stage::Idle => !self.conn.buffer().is_empty(),
+            Stage::Partial => self.conn.at_eof(),
+            Stage::Runnable => true,
+            Stage::New | Stage::Closing | Stage::Lingering { .. } => false,
+        };
+        if has_message {
+            self.stage = Stage::Runnable;
+            self.conn.report_again();
+        }
+    }
+
     /// The readiness that the poller has to report while the connection is parked. A connection
     /// that needs no input, and is parked because the queue is full, is reported at once.
     pub(super) fn interest(&self) -> Interest {

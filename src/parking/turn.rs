@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
-use super::{ConnectionSlot, Lot, MID_MESSAGE, NOT_READY, Token};
+use super::{ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::panic;
@@ -52,11 +52,12 @@ impl<S> Turn<'_, S> {
         // The compare-and-swap in `Ownership::park` publishes these stores.
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.expires_at.store(expiry, Relaxed);
-        let since = if idle { now } else { now | MID_MESSAGE };
-        self.slot.since.store(since, Relaxed);
+        let mut since = if idle { 2 * now } else { 2 * now | MID_MESSAGE };
         if occupant.conn.has_output() {
             lot.count_unwritten(now);
+            since |= HAS_OUTPUT;
         }
+        self.slot.since.store(since, Relaxed);
         self.slot.occupant.store(Some(occupant));
         match self.slot.owner.park() {
             Ok(()) => {
@@ -155,7 +156,9 @@ impl<S> Turn<'_, S> {
     }
 
     /// Does the steps that need no call of the service. Queues a connection that needs a worker.
+    /// While the queue has no room, parks the connection so that the poller reports it again.
     pub(super) fn advance(mut self) {
+        let lot = self.lot;
         loop {
             let Some(occupant) = self.occupant() else {
                 return;
@@ -164,6 +167,7 @@ impl<S> Turn<'_, S> {
                 return self.queue();
             }
             match occupant.advance() {
+                Needs::Service if !lot.has_room_for_batch() => occupant.wait_for_room(),
                 Needs::Service => {
                     // Without a message there is nothing to wait for a worker for.
                     let is_idle =
