@@ -285,8 +285,8 @@ impl<S> Lots<S> {
 
     /// See [`Lot::close_idle`]. False if the queue of some lot had no room.
     pub(crate) fn close_idle(&self) -> bool {
-        let closed = self.lots.iter().map(Lot::close_idle);
-        closed.fold(true, |all, closed| all && closed)
+        let with_room = self.lots.iter().filter(|lot| lot.close_idle());
+        with_room.count() == self.lots.len()
     }
 
     /// See [`Lot::close_lingering`].
