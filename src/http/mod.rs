@@ -69,6 +69,7 @@ mod body_decoder;
 mod control_fields;
 mod head;
 mod rejection;
+mod spool;
 
 // Responses.
 mod date;
@@ -77,7 +78,7 @@ mod response_plan;
 mod response_writer;
 
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-pub use ::http::{Uri, Version, header};
+pub use ::http::{Uri, Version, header, request};
 
 pub use body::Body;
 pub use exchange::{Session, WorkerBuffers};
