@@ -26,9 +26,6 @@ use handover::http::{
     self, Body, HeaderName, HeaderValue, Method, Reply, Request, Response, StatusCode, header,
 };
 
-/// The longest body that is echoed, in bytes.
-const MOST: usize = 64 * 1024 * 1024;
-
 /// The generation of this process: 1 for the first process, and one more for each later one.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
@@ -104,12 +101,11 @@ fn hello(_: Request<Body<'_>>) -> Response<Reply> {
 
 fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
     let kind = request.headers_mut().remove(header::CONTENT_TYPE);
-    let body = match request.body_mut().read_all(MOST) {
-        Ok(body) => body,
-        // If the client failed to send the body, the service answers, and ignores this response.
+    let mut response = match request.into_body().into_owned() {
+        Ok(body) => Response::new(Reply::from(body)),
+        // The service responds, and ignores this response.
         Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to echo\n"),
     };
-    let mut response = Response::new(Reply::from(body));
     if let Some(kind) = kind {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }

@@ -11,6 +11,7 @@ use ::http::request::Parts;
 use super::body_decoder::BodyDecoder;
 use super::head::RequestHead;
 use super::rejection::{BODY_TOO_LARGE, Rejection, RequestLimits, bad_request};
+use super::reply::Reply;
 use super::spool::{Spool, SpoolSpace, SpooledBody};
 use crate::connection::{Connection, READ_SIZE};
 
@@ -57,6 +58,7 @@ pub struct Body<'a> {
     pub(super) rejection: &'a mut Option<Rejection>,
     /// The body, if it was spooled. The decoder in `request` is then at the end.
     pub(super) spooled: Option<Box<SpooledBody>>,
+    pub(super) space: &'a Arc<SpoolSpace>,
 }
 
 impl Body<'_> {
@@ -100,6 +102,44 @@ impl Body<'_> {
                 return Err(too_large());
             }
             all.extend_from_slice(bytes);
+            self.consume(count);
+        }
+    }
+
+    /// Takes the rest of the body out of the request, as a reader that may outlive it: for the
+    /// response's body, or for another thread. A body that was spooled is not copied. A body that
+    /// streams is received first, and spooled meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// All errors of reading; `StorageFull` if there is no room for another spooled body, and then
+    /// the service responds with 413 or 503.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use handover::http::{self, Body, Reply, Request, Response};
+    ///
+    /// let echo = http::service(|request: Request<Body<'_>>| {
+    ///     let body = request.into_body().into_owned();
+    ///     Response::new(body.map_or_else(|_| Reply::empty(), Reply::from))
+    /// });
+    /// ```
+    pub fn into_owned(mut self) -> io::Result<OwnedBody> {
+        if let Some(spooled) = self.spooled.take() {
+            return Ok(OwnedBody(spooled));
+        }
+        let mut spool = Spool::new(Arc::clone(self.space));
+        loop {
+            let bytes = self.fill_buf()?;
+            let (count, stored) = match bytes.len() {
+                0 => (0, spool.end()),
+                count => (count, spool.append(bytes)),
+            };
+            stored.map_err(|rejection| self.reject(rejection, io::ErrorKind::StorageFull))?;
+            if count == 0 {
+                return Ok(OwnedBody(Box::new(spool.into_body())));
+            }
             self.consume(count);
         }
     }
@@ -201,6 +241,49 @@ impl BufRead for Body<'_> {
         }
         self.conn.consume(count);
         self.consume_data(count);
+    }
+}
+
+/// The rest of a request's body, from [`Body::into_owned`]: `Read` and `BufRead`, in memory or in a
+/// temporary file. It counts towards [`Http::max_spooled`](super::Http::max_spooled) until it is
+/// dropped.
+#[derive(Debug)]
+pub struct OwnedBody(Box<SpooledBody>);
+
+impl OwnedBody {
+    /// How many bytes are left to read.
+    pub fn remaining(&self) -> u64 {
+        self.0.remaining()
+    }
+}
+
+impl Read for OwnedBody {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
+impl BufRead for OwnedBody {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.0.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.0.consume(count);
+    }
+}
+
+/// The rest of a request's body as a response's body.
+impl From<OwnedBody> for Reply {
+    fn from(mut body: OwnedBody) -> Self {
+        let length = body.remaining();
+        match body.0.is_in_file() {
+            true => Self::sized(body, length),
+            false => body
+                .0
+                .read_rest()
+                .map_or_else(|_| Self::empty(), Self::from),
+        }
     }
 }
 

@@ -487,6 +487,7 @@ where
                 allowance: self.http.limits.body,
                 rejection: &mut rejection,
                 spooled: self.spooled.take(),
+                space: &self.http.spool_space,
             };
             let request = parts.take().map(|parts| Request::from_parts(parts, body));
             let returned = request.map(|request| (self.http.handler)(request).into_parts());

@@ -204,11 +204,17 @@ impl SpooledBody {
         self.in_file + (self.end - self.start + self.tail.len()) as u64
     }
 
+    /// Whether a part of what is left is in the file.
+    pub(super) fn is_in_file(&self) -> bool {
+        self.in_file > 0
+    }
+
     /// Reads the rest at once.
     pub(super) fn read_rest(&mut self) -> io::Result<Vec<u8>> {
         if self.start == self.end && self.in_file == 0 {
             return Ok(std::mem::take(&mut self.tail));
         }
+        // All of it has arrived: the length is not the client's claim.
         let mut rest = Vec::with_capacity(self.remaining() as usize);
         rest.extend_from_slice(&self.block[self.start..self.end]);
         self.start = self.end;
@@ -273,5 +279,100 @@ impl BufRead for SpooledBody {
     fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(limit: u64) -> Arc<SpoolSpace> {
+        Arc::new(SpoolSpace::new(limit, None))
+    }
+
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count).map(|at| (at ^ (at >> 8)) as u8).collect()
+    }
+
+    /// A body of these pieces.
+    fn body(space: &Arc<SpoolSpace>, pieces: &[&[u8]]) -> Result<SpooledBody, Rejection> {
+        let mut spool = Spool::new(Arc::clone(space));
+        for piece in pieces {
+            spool.append(piece)?;
+        }
+        spool.end()?;
+        Ok(spool.into_body())
+    }
+
+    #[test]
+    fn a_body_comes_back_whole_from_memory_and_file() {
+        let space = space(1 << 20);
+        for size in [0, 1, 65_535, 65_536, 65_537, 131_072, 131_073, 300_000] {
+            let all = bytes(size);
+            for step in [1000, 65_536, 65_537, size.max(1)] {
+                let pieces: Vec<&[u8]> = all.chunks(step).collect();
+                let again = || body(&space, &pieces).unwrap();
+                assert_eq!(again().remaining(), size as u64);
+                assert_eq!(again().is_in_file(), size > BLOCK_SIZE);
+                assert!(
+                    again().read_rest().unwrap() == all,
+                    "{size} in steps of {step}"
+                );
+                let mut read = Vec::new();
+                again().read_to_end(&mut read).unwrap();
+                assert!(read == all, "{size} in steps of {step}");
+                // In small pieces first, then the rest.
+                let mut body = again();
+                let mut begin = vec![0; size.min(777)];
+                body.read_exact(&mut begin).unwrap();
+                assert_eq!(body.remaining(), (size - begin.len()) as u64);
+                begin.extend(body.read_rest().unwrap());
+                assert!(begin == all, "{size} in steps of {step}");
+                assert_eq!(body.remaining(), 0);
+                assert_eq!(body.read(&mut [0; 8]).unwrap(), 0);
+            }
+        }
+        assert_eq!(space.used.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn all_bodies_together_have_a_limit() {
+        let space = space(1000);
+        let status = |result: Result<(), Rejection>| result.err().map(|why| why.status.as_u16());
+        assert_eq!(status(space.admit(1000)), None);
+        assert_eq!(status(space.admit(1001)), Some(413));
+        assert_eq!(status(space.admit(u64::MAX)), Some(413));
+        let first = body(&space, &[&[0; 600]]).unwrap();
+        assert_eq!(status(space.admit(400)), None);
+        assert_eq!(status(space.admit(401)), Some(503));
+        assert_eq!(
+            status(body(&space, &[&[0; 400], &[0; 1]]).map(drop)),
+            Some(503)
+        );
+        assert_eq!(space.used.load(Relaxed), 600);
+        // A body that would not fit into an empty space either.
+        let mut large = Spool::new(Arc::clone(&space));
+        assert_eq!(status(large.append(&[0; 1001])), Some(413));
+        drop(first);
+        assert_eq!(status(large.append(&[0; 1000])), None);
+        assert_eq!(status(large.append(&[0; 1])), Some(413));
+        drop(large);
+        assert_eq!(space.used.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_full_disk_is_no_room() {
+        // The device that is always full; not every system has it.
+        let Ok(full) = File::options().write(true).open("/dev/full") else {
+            return;
+        };
+        let space = space(1 << 20);
+        let mut spool = Spool::new(Arc::clone(&space));
+        spool.file = Some(full);
+        spool.append(&[0; BLOCK_SIZE]).unwrap();
+        assert_eq!(spool.append(&[0; 1]), Err(CANNOT_STORE));
+        drop(spool);
+        assert_eq!(space.used.load(Relaxed), 0);
+        assert_ne!(space.failed_at.load(Relaxed), 0);
     }
 }
