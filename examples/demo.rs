@@ -4,8 +4,8 @@
 //! cargo run --release --example demo --features http -- --listen 127.0.0.1:8080
 //! ```
 //!
-//! Then run `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/stream`, `/sleep?ms=N`,
-//! `/big?n=BYTES`, `/panic`, `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`,
+//! Then run `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/upload`, `/stream`,
+//! `/sleep?ms=N`, `/big?n=BYTES`, `/panic`, `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`,
 //! `/hdr?name=N`, `/target/…`.
 //!
 //! After `kill -HUP`, a new process of the program that is on disk then takes over. `/whoami` says
@@ -46,6 +46,7 @@ fn answer(request: Request<Body<'_>>) -> Response<Reply> {
     let route: (Route, &[Method]) = match request.uri().path() {
         "/" => (hello, GET),
         "/echo" => (echo, POST),
+        "/upload" => (upload, POST),
         "/stream" => (stream, GET),
         "/sleep" => (sleep, GET),
         "/big" => (big, GET),
@@ -110,6 +111,14 @@ fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
     response
+}
+
+fn upload(mut request: Request<Body<'_>>) -> Response<Reply> {
+    match io::copy(request.body_mut(), &mut io::sink()) {
+        Ok(count) => Response::new(format!("{count} bytes\n").into()),
+        // The service responds, and ignores this response.
+        Err(_) => bad_request(),
+    }
 }
 
 fn stream(_: Request<Body<'_>>) -> Response<Reply> {
