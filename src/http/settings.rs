@@ -56,6 +56,9 @@ where
     }
 }
 
+/// A function that selects requests by their heads.
+type HeadFilter = dyn Fn(&Parts) -> bool + Send + Sync;
+
 /// A service that speaks HTTP/1.1, from [`service`].
 #[derive(Clone)]
 pub struct Http<H> {
@@ -63,7 +66,7 @@ pub struct Http<H> {
     pub(super) limits: RequestLimits,
     pub(super) spool_space: Arc<SpoolSpace>,
     /// Selects the requests whose body the handler receives itself.
-    pub(super) stream_body_if: Option<Arc<dyn Fn(&Parts) -> bool + Send + Sync>>,
+    pub(super) stream_body_if: Option<Arc<HeadFilter>>,
     pub(super) access_log: bool,
     pub(super) abandoned_after: Duration,
     /// The source of the state for the next process.
@@ -82,7 +85,7 @@ impl<H> Http<H> {
 
     /// Sets the largest size of a request's body in bytes. A larger body is rejected with 413.
     /// Defaults to no limit; a body that does not stream is then limited by
-    /// [`max_spooled`](Self::max_spooled).
+    /// [`max_spooled`](Self::max_spooled), and one client can take the room of all others.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.limits.body = bytes;
         self
