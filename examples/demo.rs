@@ -4,8 +4,8 @@
 //! cargo run --release --example demo --features http -- --listen 127.0.0.1:8080
 //! ```
 //!
-//! Then run `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/stream`, `/sleep?ms=N`,
-//! `/big?n=BYTES`, `/panic`, `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`,
+//! Then run `curl -i http://127.0.0.1:8080/`. Routes: `/`, `/echo`, `/upload`, `/stream`,
+//! `/sleep?ms=N`, `/big?n=BYTES`, `/panic`, `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`,
 //! `/hdr?name=N`, `/target/…`.
 //!
 //! After `kill -HUP`, a new process of the program that is on disk then takes over. `/whoami` says
@@ -25,9 +25,6 @@ use std::time::Duration;
 use handover::http::{
     self, Body, HeaderName, HeaderValue, Method, Reply, Request, Response, StatusCode, header,
 };
-
-/// The longest body that is echoed, in bytes.
-const MOST: usize = 64 * 1024 * 1024;
 
 /// The generation of this process: 1 for the first process, and one more for each later one.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
@@ -49,6 +46,7 @@ fn answer(request: Request<Body<'_>>) -> Response<Reply> {
     let route: (Route, &[Method]) = match request.uri().path() {
         "/" => (hello, GET),
         "/echo" => (echo, POST),
+        "/upload" => (upload, POST),
         "/stream" => (stream, GET),
         "/sleep" => (sleep, GET),
         "/big" => (big, GET),
@@ -104,16 +102,23 @@ fn hello(_: Request<Body<'_>>) -> Response<Reply> {
 
 fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
     let kind = request.headers_mut().remove(header::CONTENT_TYPE);
-    let body = match request.body_mut().read_all(MOST) {
-        Ok(body) => body,
-        // If the client failed to send the body, the service answers, and ignores this response.
+    let mut response = match request.into_body().into_owned() {
+        Ok(body) => Response::new(Reply::from(body)),
+        // The service responds, and ignores this response.
         Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to echo\n"),
     };
-    let mut response = Response::new(Reply::from(body));
     if let Some(kind) = kind {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
     response
+}
+
+fn upload(mut request: Request<Body<'_>>) -> Response<Reply> {
+    match io::copy(request.body_mut(), &mut io::sink()) {
+        Ok(count) => Response::new(format!("{count} bytes\n").into()),
+        // The service responds, and ignores this response.
+        Err(_) => bad_request(),
+    }
 }
 
 fn stream(_: Request<Body<'_>>) -> Response<Reply> {

@@ -14,7 +14,7 @@ use handover::http::{self, Body, HeaderName, HeaderValue, Http, Reply, Request, 
 use handover::{BuildError, Connection, Next, Overload, Service};
 
 use support::{LIMIT, addr, connect_narrow, door, is_timeout, server, start, stop, until};
-use web::{Client, get, post, post_chunks, serve, status};
+use web::{Client, get, post, post_chunks, serve, serve_streaming, status};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -357,19 +357,21 @@ fn the_limits_of_heads_can_be_set() {
     stop(&handle);
 }
 
-/// Whatever the limit of input is, what does not fit is streamed.
+/// Whatever the limit of input is, what does not fit is spooled or streamed.
 #[test]
-fn bodies_that_do_not_fit_into_the_buffer_are_streamed() {
-    let handle = serve(server().input_limit(20_000), echo);
-    let mut client = Client::to(&handle);
-    for size in [19_000, 20_000, 21_000, 100_000] {
-        client.send(post("/", "x".repeat(size)));
-        assert_eq!(client.answer().body.len(), size);
-        let chunk = format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size));
-        client.send(post_chunks("/") + &chunk);
-        assert_eq!(client.answer().body.len(), size);
+fn bodies_that_do_not_fit_into_the_buffer_arrive_whole() {
+    let server = || server().input_limit(20_000);
+    for handle in [serve(server(), echo), serve_streaming(server(), echo)] {
+        let mut client = Client::to(&handle);
+        for size in [19_000, 20_000, 21_000, 100_000] {
+            client.send(post("/", "x".repeat(size)));
+            assert_eq!(client.answer().body.len(), size);
+            let chunk = format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size));
+            client.send(post_chunks("/") + &chunk);
+            assert_eq!(client.answer().body.len(), size);
+        }
+        stop(&handle);
     }
-    stop(&handle);
 }
 
 // ---- overload ----
@@ -439,7 +441,7 @@ fn a_refusal_is_no_part_of_another_protocol_or_answer() {
         .workers(1)
         .queue_timeout(Duration::from_secs(1))
         .overload(Overload::Refuse(http::OVERLOADED.to_vec()));
-    let handle = serve(builder, move |mut request: Request<Body<'_>>| {
+    let handle = serve_streaming(builder, move |mut request: Request<Body<'_>>| {
         match request.uri().path() {
             "/upgrade" => return status(101, Reply::upgrade(support::lines)),
             "/part" => {

@@ -19,7 +19,7 @@ use support::{
     LIMIT, QUIET, addr, byte_at, bytes_at, connect_narrow, door, keep_log, reset, server, start,
     stop, until,
 };
-use web::{Answer, Client, Seen, get, post, post_chunks, serve, status};
+use web::{Answer, Client, Seen, get, post, post_chunks, serve, serve_streaming, status};
 
 /// The handler of most tests here.
 fn answer(mut request: Request<Body<'_>>) -> Response<Reply> {
@@ -242,7 +242,7 @@ fn trailers_are_no_fields() {
 #[test]
 fn the_handler_is_told_to_go_on_only_when_it_reads() {
     let (keeper, guarded) = door();
-    let handle = serve(server(), move |mut request: Request<Body<'_>>| {
+    let handle = serve_streaming(server(), move |mut request: Request<Body<'_>>| {
         if request.uri().path() == "/noread" {
             return Response::new("not read".to_owned());
         }
@@ -314,7 +314,7 @@ fn other_expectations_are_refused() {
 #[test]
 fn a_body_that_nobody_reads_is_skipped_or_ends_the_connection() {
     let seen = Seen::default();
-    let handle = serve(server(), {
+    let handle = serve_streaming(server(), {
         let seen = seen.clone();
         move |request: Request<Body<'_>>| {
             seen.note(&request);
@@ -356,7 +356,7 @@ fn a_body_that_nobody_reads_is_skipped_or_ends_the_connection() {
 #[test]
 fn the_rest_of_a_body_is_skipped_while_parked() {
     let seen = Seen::default();
-    let handle = serve(server().workers(1), {
+    let handle = serve_streaming(server().workers(1), {
         let seen = seen.clone();
         move |mut request: Request<Body<'_>>| {
             seen.note(&request);
@@ -800,7 +800,7 @@ fn a_stop_waits_for_a_request_that_has_begun() {
 #[test]
 fn the_last_answer_arrives_though_input_is_unread() {
     let seen = Seen::default();
-    let handle = serve(server(), {
+    let handle = serve_streaming(server(), {
         let seen = seen.clone();
         move |request: Request<Body<'_>>| {
             seen.note(&request);
@@ -843,6 +843,7 @@ fn the_last_answer_arrives_though_input_is_unread() {
 fn the_last_answer_arrives_though_input_comes_after_it() {
     const BODY: usize = 10 << 20;
     let service = http::service(answer).max_body(BODY as u64);
+    let service = service.stream_body_if(|_| true);
     let handle = start(server().read_timeout(Duration::from_millis(50)), service);
     for (head, code) in [
         (post_head("/noread", BODY), 200),
@@ -890,7 +891,7 @@ fn the_last_answer_arrives_though_input_comes_after_it() {
 
 #[test]
 fn an_upgrade_gives_the_connection_away() {
-    let handle = serve(server().workers(1), |request: Request<Body<'_>>| {
+    let handle = serve_streaming(server().workers(1), |request: Request<Body<'_>>| {
         if *request.method() == Method::CONNECT {
             return Response::new(Reply::upgrade(lines));
         }

@@ -375,6 +375,8 @@ fn http_cases() -> Vec<(&'static str, Change, Outcome)> {
     vec![
         ("Http::small_body", H(|h| h.small_body(0)), Serves),
         ("Http::small_body", H(|h| h.small_body(usize::MAX)), Serves),
+        ("Http::max_spooled", H(|h| h.max_spooled(0)), Serves),
+        ("Http::max_spooled", H(|h| h.max_spooled(u64::MAX)), Serves),
         ("Http::max_body", H(|h| h.max_body(8)), Serves),
         ("Http::max_body", H(|h| h.max_body(u64::MAX)), Serves),
         (

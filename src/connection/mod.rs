@@ -464,6 +464,16 @@ impl Connection {
         }
     }
 
+    /// Consumes `count` bytes of a message that may be longer than the input limit. Such bytes do not
+    /// count towards the limit of a drain: a message in progress is read to its end.
+    #[cfg(feature = "http")]
+    pub(crate) fn consume_spooled(&mut self, count: usize) {
+        self.input.consume(count);
+        if let Some(limit) = &mut self.drain_limit {
+            limit.last_byte = limit.last_byte.saturating_add(count as u64);
+        }
+    }
+
     /// Notes how long the connection waited for a worker. The client's deadlines do not count this
     /// time.
     #[inline]

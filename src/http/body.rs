@@ -1,43 +1,54 @@
-//! A request's body: read by a handler, collected before the handler is called, or discarded.
+//! A request's body: read by a handler, collected or spooled before the handler is called, or
+//! discarded.
 
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
+use std::sync::Arc;
 
 use ::http::StatusCode;
+use ::http::request::Parts;
 
 use super::body_decoder::BodyDecoder;
 use super::head::RequestHead;
-use super::rejection::{Rejection, RequestLimits, bad_request};
+use super::rejection::{BODY_TOO_LARGE, Rejection, RequestLimits, bad_request};
+use super::reply::Reply;
+use super::spool::{Spool, SpoolSpace, SpooledBody};
 use crate::connection::{Connection, READ_SIZE};
-
-const BODY_TOO_LARGE: Rejection =
-    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
 
 const BODY_TOO_SLOW: Rejection =
     Rejection::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
 
 const BODY_CUT_SHORT: Rejection = bad_request("the body ended early");
 
+const BODY_LOST: Rejection = Rejection::new(
+    StatusCode::INTERNAL_SERVER_ERROR,
+    "the stored body cannot be read",
+);
+
 /// The most that is discarded of one body, in bytes of data and framing.
 const DISCARD_LIMIT: usize = 64 * 1024;
 
 /// A request's body: `Read` and `BufRead`.
 ///
-/// A small body (see [`Http::small_body`](super::Http::small_body)) has arrived completely when the
-/// handler is called, and reading it never waits. A larger body is received from the connection
-/// while the handler reads, under the connection's read time-out and minimum rate (see
-/// [`Connection`]). If the client waits for `100 Continue` (`Expect: 100-continue`, RFC 9110,
-/// section 10.1.1), the first read sends it.
+/// The body has arrived completely when the handler is called, and reading it never waits for the
+/// client: a small body (see [`Http::small_body`](super::Http::small_body)) is in memory, and a
+/// larger one in memory or in a temporary file (see
+/// [`Http::max_spooled`](super::Http::max_spooled)).
 ///
-/// A handler need not read the body. The service discards the rest, or closes the connection if
-/// the rest is more than 64 KiB.
+/// Only the requests that [`Http::stream_body_if`](super::Http::stream_body_if) selects are an
+/// exception. Their body is received from the connection while the handler reads, under the
+/// connection's read time-out and minimum rate (see [`Connection`]). If the client waits for
+/// `100 Continue` (`Expect: 100-continue`, RFC 9110, section 10.1.1), the first read sends it.
+///
+/// A handler need not read the body. The service discards the rest that has not arrived, or closes
+/// the connection if that is more than 64 KiB.
 ///
 /// # Errors
 ///
-/// A read fails if the body is malformed, ends early, is longer than
-/// [`Http::max_body`](super::Http::max_body), or is too slow. Every later read fails too, and the
-/// service responds with 400, 413 or 408 whatever the handler returns, so the handler can just
-/// return.
+/// A read fails if a temporary file cannot be read. While a body is received, a read also fails if
+/// the body is malformed, ends early, is longer than [`Http::max_body`](super::Http::max_body), or
+/// is too slow. Every later read fails too, and the service responds with 500, 400, 413 or 408
+/// whatever the handler returns, so the handler can just return.
 pub struct Body<'a> {
     pub(super) conn: &'a mut Connection,
     pub(super) request: &'a mut RequestHead,
@@ -45,6 +56,9 @@ pub struct Body<'a> {
     pub(super) allowance: u64,
     /// Set when the body cannot be read to its end.
     pub(super) rejection: &'a mut Option<Rejection>,
+    /// The body, if it was spooled. The decoder in `request` is then at the end.
+    pub(super) spooled: Option<Box<SpooledBody>>,
+    pub(super) space: &'a Arc<SpoolSpace>,
 }
 
 impl Body<'_> {
@@ -53,9 +67,13 @@ impl Body<'_> {
         self.conn
     }
 
-    /// How many bytes are left to read; `None` for a chunked body, until its end.
+    /// How many bytes are left to read. `None` for a chunked body that was not spooled, until its
+    /// end.
     pub fn remaining(&self) -> Option<u64> {
-        self.request.body.remaining()
+        match &self.spooled {
+            Some(spooled) => Some(spooled.remaining()),
+            None => self.request.body.remaining(),
+        }
     }
 
     /// Reads the rest of the body, at most `limit` bytes.
@@ -70,6 +88,9 @@ impl Body<'_> {
         if expected > limit as u64 {
             return Err(too_large());
         }
+        if let Some(spooled) = &mut self.spooled {
+            return note_lost(spooled.read_rest(), self.rejection);
+        }
         let mut all = Vec::with_capacity((expected as usize).min(READ_SIZE));
         loop {
             let bytes = self.fill_buf()?;
@@ -81,6 +102,44 @@ impl Body<'_> {
                 return Err(too_large());
             }
             all.extend_from_slice(bytes);
+            self.consume(count);
+        }
+    }
+
+    /// Takes the rest of the body out of the request, as a reader that may outlive it: for the
+    /// response's body, or for another thread. A body that was spooled is not copied. A body that
+    /// streams is received first, and spooled meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// All errors of reading; `StorageFull` if there is no room for another spooled body, and then
+    /// the service responds with 413 or 503.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use handover::http::{self, Body, Reply, Request, Response};
+    ///
+    /// let echo = http::service(|request: Request<Body<'_>>| {
+    ///     let body = request.into_body().into_owned();
+    ///     Response::new(body.map_or_else(|_| Reply::empty(), Reply::from))
+    /// });
+    /// ```
+    pub fn into_owned(mut self) -> io::Result<OwnedBody> {
+        if let Some(spooled) = self.spooled.take() {
+            return Ok(OwnedBody(spooled));
+        }
+        let mut spool = Spool::new(Arc::clone(self.space));
+        loop {
+            let bytes = self.fill_buf()?;
+            let (count, stored) = match bytes.len() {
+                0 => (0, spool.end()),
+                count => (count, spool.append(bytes)),
+            };
+            stored.map_err(|rejection| self.reject(rejection, io::ErrorKind::StorageFull))?;
+            if count == 0 {
+                return Ok(OwnedBody(Box::new(spool.into_body())));
+            }
             self.consume(count);
         }
     }
@@ -107,35 +166,9 @@ impl Body<'_> {
         }
     }
 
-    fn consume_data(&mut self, count: usize) {
-        self.request.body.consume_data(count);
-        self.allowance -= count as u64;
-    }
-}
-
-impl Read for Body<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let data_left = self.request.body.data_left().min(self.allowance);
-        let data_is_next =
-            data_left > 0 && !self.request.expects_continue && self.rejection.is_none();
-        if data_is_next && into.len() >= READ_SIZE && self.conn.buffer().is_empty() {
-            // A large read of a large body does not need the connection's buffer.
-            let len = data_left.min(into.len() as u64) as usize;
-            let read = self.conn.read(&mut into[..len]);
-            let count = self.check_read(read)?;
-            self.consume_data(count);
-            return Ok(count);
-        }
-        let bytes = self.fill_buf()?;
-        let count = bytes.len().min(into.len());
-        into[..count].copy_from_slice(&bytes[..count]);
-        self.consume(count);
-        Ok(count)
-    }
-}
-
-impl BufRead for Body<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+    /// Receives until data is at the front of the connection's buffer. Returns how much; 0 at the
+    /// body's end.
+    fn receive_data(&mut self) -> io::Result<usize> {
         if let Some(rejection) = self.rejection {
             return Err(io::Error::new(io::ErrorKind::InvalidData, rejection.detail));
         }
@@ -157,13 +190,109 @@ impl BufRead for Body<'_> {
                 self.check_read(filled)?;
             }
         }
-        Ok(&self.conn.buffer()[..count])
+        Ok(count)
+    }
+
+    fn consume_data(&mut self, count: usize) {
+        self.request.body.consume_data(count);
+        self.allowance -= count as u64;
+    }
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(spooled) = &mut self.spooled {
+            return note_lost(spooled.read(into), self.rejection);
+        }
+        let data_left = self.request.body.data_left().min(self.allowance);
+        let data_is_next =
+            data_left > 0 && !self.request.expects_continue && self.rejection.is_none();
+        if data_is_next && into.len() >= READ_SIZE && self.conn.buffer().is_empty() {
+            // A large read of a large body does not need the connection's buffer.
+            let len = data_left.min(into.len() as u64) as usize;
+            let read = self.conn.read(&mut into[..len]);
+            let count = self.check_read(read)?;
+            self.consume_data(count);
+            return Ok(count);
+        }
+        let bytes = self.fill_buf()?;
+        let count = bytes.len().min(into.len());
+        into[..count].copy_from_slice(&bytes[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Body<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.spooled.is_none() {
+            let count = self.receive_data()?;
+            return Ok(&self.conn.buffer()[..count]);
+        }
+        match &mut self.spooled {
+            Some(spooled) => note_lost(spooled.fill_buf(), self.rejection),
+            None => Ok(&[]),
+        }
     }
 
     fn consume(&mut self, count: usize) {
+        if let Some(spooled) = &mut self.spooled {
+            return spooled.consume(count);
+        }
         self.conn.consume(count);
         self.consume_data(count);
     }
+}
+
+/// The rest of a request's body, from [`Body::into_owned`]: `Read` and `BufRead`, in memory or in a
+/// temporary file. It counts towards [`Http::max_spooled`](super::Http::max_spooled) until it is
+/// dropped.
+#[derive(Debug)]
+pub struct OwnedBody(Box<SpooledBody>);
+
+impl OwnedBody {
+    /// How many bytes are left to read.
+    pub fn remaining(&self) -> u64 {
+        self.0.remaining()
+    }
+}
+
+impl Read for OwnedBody {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
+impl BufRead for OwnedBody {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.0.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.0.consume(count);
+    }
+}
+
+/// The rest of a request's body as a response's body.
+impl From<OwnedBody> for Reply {
+    fn from(mut body: OwnedBody) -> Self {
+        let length = body.remaining();
+        match body.0.is_in_file() {
+            true => Self::sized(body, length),
+            false => body
+                .0
+                .read_rest()
+                .map_or_else(|_| Self::empty(), Self::from),
+        }
+    }
+}
+
+/// Passes on the result of a read of the stored body. After an error, the service responds.
+fn note_lost<T>(read: io::Result<T>, rejection: &mut Option<Rejection>) -> io::Result<T> {
+    read.inspect_err(|error| {
+        log::error!("cannot read a stored request body: {error}");
+        *rejection = Some(BODY_LOST);
+    })
 }
 
 impl fmt::Debug for Body<'_> {
@@ -206,13 +335,12 @@ impl CollectedBody {
         })
     }
 
-    /// Decodes what has arrived of the body. True when the handler can be called: the body is
-    /// complete, or is no longer a small one.
-    pub(super) fn collect(&mut self, input: &[u8]) -> Result<bool, Rejection> {
+    /// Decodes what has arrived of the body.
+    pub(super) fn collect(&mut self, input: &[u8]) -> Result<Collected, Rejection> {
         while !self.decoder.is_done() && self.decoded < self.small_until {
             let (framing_len, data_len) = self.decoder.decode(&input[self.decoded..])?;
             if framing_len + data_len == 0 {
-                return Ok(false);
+                return Ok(Collected::Part);
             }
             if data_len as u64 > self.allowance {
                 return Err(BODY_TOO_LARGE);
@@ -221,7 +349,66 @@ impl CollectedBody {
             self.decoded += framing_len + data_len;
             self.decoder.consume_data(data_len);
         }
-        Ok(true)
+        Ok(match self.decoder.is_done() {
+            true => Collected::All,
+            false => Collected::TooLarge,
+        })
+    }
+}
+
+/// How far a small body has been collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Collected {
+    /// The body is complete.
+    All,
+    /// More has to arrive.
+    Part,
+    /// The body is not a small one.
+    TooLarge,
+}
+
+/// A request whose body is spooled. Its head has left the connection's buffer.
+pub(super) struct SpooledRequest {
+    pub(super) parts: Parts,
+    pub(super) head: RequestHead,
+    pub(super) spool: Spool,
+    /// How many more bytes of data the body may have.
+    allowance: u64,
+}
+
+impl SpooledRequest {
+    pub(super) fn new(
+        parts: Parts,
+        head: RequestHead,
+        limits: &RequestLimits,
+        space: &Arc<SpoolSpace>,
+    ) -> Self {
+        Self {
+            parts,
+            head,
+            spool: Spool::new(Arc::clone(space)),
+            allowance: limits.body,
+        }
+    }
+
+    /// Moves what has arrived of the body to the spool. True when the body is complete.
+    pub(super) fn receive(&mut self, conn: &mut Connection) -> Result<bool, Rejection> {
+        let decoder = &mut self.head.body;
+        while !decoder.is_done() {
+            let (framing_len, data_len) = decoder.decode(conn.buffer())?;
+            let count = framing_len + data_len;
+            if count == 0 {
+                return Ok(false);
+            }
+            if data_len as u64 > self.allowance {
+                return Err(BODY_TOO_LARGE);
+            }
+            self.spool.append(&conn.buffer()[framing_len..count])?;
+            conn.consume_spooled(count);
+            decoder.consume_data(data_len);
+            self.allowance -= data_len as u64;
+        }
+        self.spool.end().map(|()| true)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Serves an HTTP connection: responds to every request that has arrived, then frees the worker.
 //!
-//! The worker does not wait for heads, small bodies, and bodies that are discarded: the connection
-//! is parked ("wait for more"), and the [`Session`] keeps the state. `serve_requests` repeats these
+//! The worker does not wait for heads, bodies, and bodies that are discarded: the connection is
+//! parked ("wait for more"), and the [`Session`] keeps the state. `serve_requests` repeats these
 //! steps until one parks or closes the connection:
 //!
 //! | state | event | action | next state |
@@ -9,19 +9,23 @@
 //! | all but `Upgraded` | the client does not read its responses | park | the same |
 //! | `Head` | the buffer is empty | park | `Head` |
 //! | `Head` | the head is incomplete | wait for more | `Head` |
-//! | `Head`, `Body` | the small body is incomplete | wait for more | `Body` |
-//! | `Head`, `Body` | the stream ends before the request does | 400, close | |
-//! | `Head`, `Body` | the request is malformed or over a limit | error response, close | |
-//! | `Head`, `Body` | the request can be handled, but its client has left | close | |
-//! | `Head`, `Body` | the request can be handled | handler, response | see below |
+//! | `Head`, `Body` | the small body is incomplete | 100 if expected, wait for more | `Body` |
+//! | `Head`, `Body` | the body is larger, and does not stream | 100 if expected, spool | `Spool` |
+//! | `Spool` | a part of the body has arrived | spool, wait for more | `Spool` |
+//! | `Spool` | there is no room for the body | 413 or 503, close | |
+//! | `Head`, `Body`, `Spool` | the stream ends before the request does | 400, close | |
+//! | `Head`, `Body`, `Spool` | the request is malformed or over a limit | error response, close | |
+//! | `Head`, `Body`, `Spool` | the request can be handled, but its client has left | close | |
+//! | `Head`, `Body`, `Spool` | the request can be handled | handler, response | see below |
 //! | `Head`, `Discard` | 64 responses or a tick of the clock in this call | others go first | the same |
 //! | `Discard` | the body's rest has arrived | discard | `Head` |
 //! | `Discard` | the body's rest has not arrived | discard, wait for more | `Discard` |
 //! | `Discard` | the rest is malformed or too long | close | |
 //! | `Upgraded` | any | call the protocol | `Upgraded` |
 //!
-//! A request can be handled when its small body is complete, or at its head's end if the body is
-//! larger or the client waits for `100 Continue`. The next state depends on the response:
+//! A request can be handled when its body is complete. If the service asks to stream the body, a
+//! request can be handled at its head's end if the body is not a small one or the client waits for
+//! `100 Continue`. The next state depends on the response:
 //!
 //! | the request's body | the response | action | next state |
 //! |---|---|---|---|
@@ -31,8 +35,11 @@
 //! | any | closes | close; linger unless the body is consumed | |
 //! | is consumed | upgrades | | `Upgraded` |
 //!
-//! When the read time-out expires, the connection is closed: in `Head` and `Body` with 408, in
-//! `Discard` without a response, because the client expects no response.
+//! A call receives into the connection's buffer once, so that a fast client of a large body takes
+//! turns with the others.
+//!
+//! When the read time-out expires, the connection is closed: in `Head`, `Body` and `Spool` with
+//! 408, in `Discard` without a response, because the client expects no response.
 
 use std::any::Any;
 use std::error::Error;
@@ -44,13 +51,14 @@ use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
 use super::access_log::{AccessLine, LoggedRequest};
-use super::body::{Body, CollectedBody, DiscardedBody};
+use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::rejection::{Rejection, bad_request};
 use super::reply::{Reply, ReplyKind, UpgradedProtocol};
 use super::response_plan::ResponsePlan;
 use super::response_writer::ResponseWriter;
 use super::settings::Http;
+use super::spool::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
 use crate::service::{BufferLimits, Next, Service};
@@ -73,6 +81,8 @@ const TOO_LONG: Rejection = Rejection::new(
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
     "the head is too long",
 );
+
+const ENDED_EARLY: Rejection = bad_request("the request ended early");
 
 const HANDLER_PANICKED: Rejection =
     Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked");
@@ -139,6 +149,8 @@ enum SessionState {
     Head { examined: usize },
     /// A small body that is being collected, behind its head in the buffer.
     Body(CollectedBody),
+    /// A larger body that is being spooled.
+    Spool(Box<SpooledRequest>),
     /// The rest of a body that no handler wanted.
     Discard(DiscardedBody),
     /// Another protocol, after an upgrade.
@@ -150,6 +162,7 @@ impl fmt::Debug for Session {
         f.write_str(match self.0 {
             SessionState::Head { .. } => "Session(Head)",
             SessionState::Body(_) => "Session(Body)",
+            SessionState::Spool(_) => "Session(Spool)",
             SessionState::Discard(_) => "Session(Discard)",
             SessionState::Upgraded(_) => "Session(Upgraded)",
         })
@@ -203,6 +216,7 @@ where
             state,
             parser,
             writer,
+            spooled: None,
             logged_request: None,
             began: clock::millis(),
             responses: 0,
@@ -214,7 +228,7 @@ where
         flushed?;
         match state {
             SessionState::Upgraded(protocol) => protocol(conn),
-            SessionState::Head { .. } | SessionState::Body(_)
+            SessionState::Head { .. } | SessionState::Body(_) | SessionState::Spool(_)
                 if matches!(next, Next::More | Next::Again) =>
             {
                 // A request has begun that can be answered.
@@ -237,6 +251,8 @@ struct ServeCall<'a, H> {
     state: &'a mut SessionState,
     parser: &'a mut HeadParser,
     writer: &'a mut ResponseWriter,
+    /// The body of the request that was received, if it was spooled.
+    spooled: Option<Box<SpooledBody>>,
     /// The request, for the access log. `None` if the log is off, and for a request without a valid
     /// head.
     logged_request: Option<LoggedRequest>,
@@ -269,9 +285,7 @@ where
                 Err(next) => return Ok(next),
             };
             self.conn.consume(request.len);
-            if self.http.access_log.is_some() {
-                self.logged_request = Some(LoggedRequest::new(filled));
-            }
+            self.begin_log_entry(filled);
             if !request.body.is_done() && self.writer.pending_len() > 0 {
                 // The client may wait for these responses before it sends the body.
                 self.writer.flush(self.conn)?;
@@ -297,7 +311,8 @@ where
     }
 
     /// Receives a request that can be handled. Its head is parsed into `parts`, and is still in the
-    /// buffer. The error says what comes next if there is no such request.
+    /// buffer unless the body was spooled. The error says what comes next if there is no such
+    /// request.
     #[inline]
     fn receive(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
         if let SessionState::Discard(body) = self.state {
@@ -311,6 +326,9 @@ where
             }
             self.conn.set_closing_notice(ClosingNotice::Refusal);
             *self.state = SessionState::Head { examined: 0 };
+        }
+        if matches!(self.state, SessionState::Spool(_)) {
+            return self.receive_spooled(parts);
         }
         // Empty lines before a request are ignored (RFC 9112, section 2.2).
         let mut has_empty_line = false;
@@ -334,7 +352,10 @@ where
                 *self.state = SessionState::Head { examined: 0 };
                 return Ok(request);
             }
-            Ok(None) if self.conn.at_eof() => bad_request("the request ended early"),
+            Ok(None) if matches!(self.state, SessionState::Spool(_)) => {
+                return self.receive_spooled(parts);
+            }
+            Ok(None) if self.conn.at_eof() => ENDED_EARLY,
             Ok(None) if self.conn.is_input_full() => {
                 self.conn.note_too_long();
                 TOO_LONG
@@ -346,18 +367,19 @@ where
         Err(self.reject(rejection, is_head))
     }
 
-    /// Parses a request's head, once the request can be handled. Until then, the state records how
-    /// much of the request has been examined.
+    /// Parses a request's head, once the request can be handled or its body is to be spooled. Until
+    /// then, the state records how much of the request has been examined.
     #[inline]
     fn receive_request(&mut self, parts: &mut Parts) -> Result<Option<RequestHead>, Rejection> {
         let (input, limits) = (self.conn.buffer(), &self.http.limits);
+        let mut collected = None;
         let may_be_complete = match self.state {
             SessionState::Head { examined } => {
                 let before = std::mem::replace(examined, input.len());
                 before == 0 || self.conn.at_eof() || is_worth_parsing(input, before, limits)
             }
-            SessionState::Body(body) => body.collect(input)?,
-            SessionState::Discard(_) | SessionState::Upgraded(_) => true,
+            SessionState::Body(body) => *collected.insert(body.collect(input)?) != Collected::Part,
+            SessionState::Spool(_) | SessionState::Discard(_) | SessionState::Upgraded(_) => true,
         };
         if !may_be_complete {
             return Ok(None);
@@ -365,15 +387,97 @@ where
         let Some(head) = self.parser.parse(input, limits, parts)? else {
             return Ok(None);
         };
-        if !head.body.is_done() && !matches!(self.state, SessionState::Body(_)) {
-            let mut body = CollectedBody::new(&head, limits, self.conn.input_limit())?;
-            // A client that waits for `100 Continue` does not send the body before.
-            if !head.expects_continue && !body.collect(input)? {
-                *self.state = SessionState::Body(body);
-                return Ok(None);
+        match head.body.is_done() {
+            true => Ok(Some(head)),
+            false => self.receive_body(head, parts, collected),
+        }
+    }
+
+    /// Decides on how the body of a request is received. `collected` says how much of it has been
+    /// collected already, if the head has been parsed before. Returns the head if the request can
+    /// be handled.
+    fn receive_body(
+        &mut self,
+        mut head: RequestHead,
+        parts: &mut Parts,
+        collected: Option<Collected>,
+    ) -> Result<Option<RequestHead>, Rejection> {
+        let limits = &self.http.limits;
+        // If the body was being collected, 100 has been sent.
+        head.expects_continue &= collected.is_none();
+        let mut body = CollectedBody::new(&head, limits, self.conn.input_limit())?;
+        let collected = match collected {
+            Some(collected) => collected,
+            None => body.collect(self.conn.buffer())?,
+        };
+        if collected == Collected::All {
+            head.expects_continue = false;
+            return Ok(Some(head));
+        }
+        let is_small = collected == Collected::Part;
+        if (!is_small || head.expects_continue) && self.streams(parts, head.is_head) {
+            return Ok(Some(head));
+        }
+        if !is_small {
+            self.http.spool_space.admit(head.body.data_left())?;
+        }
+        if std::mem::take(&mut head.expects_continue) {
+            self.writer.add_continue();
+        }
+        *self.state = match is_small {
+            true => SessionState::Body(body),
+            false => {
+                self.conn.consume(std::mem::take(&mut head.len));
+                let parts = std::mem::replace(parts, Request::new(()).into_parts().0);
+                let space = &self.http.spool_space;
+                SessionState::Spool(Box::new(SpooledRequest::new(parts, head, limits, space)))
+            }
+        };
+        Ok(None)
+    }
+
+    /// Whether the service asks to stream the body of a request.
+    fn streams(&mut self, parts: &Parts, is_head: bool) -> bool {
+        let Some(streams) = &self.http.stream_body_if else {
+            return false;
+        };
+        match catch_unwind(AssertUnwindSafe(|| streams(parts))) {
+            Ok(streams) => streams,
+            Err(panic) => {
+                self.reject(HANDLER_PANICKED, is_head);
+                self.resume_panic(panic)
             }
         }
-        Ok(Some(head))
+    }
+
+    /// Spools what has arrived of a body. Returns the request when its body is complete, with its
+    /// head in `parts`.
+    fn receive_spooled(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
+        let state = std::mem::replace(self.state, SessionState::Head { examined: 0 });
+        let SessionState::Spool(mut request) = state else {
+            return Err(Next::Again);
+        };
+        let rejection = match request.receive(self.conn) {
+            Ok(true) => {
+                let SpooledRequest {
+                    parts: received,
+                    head,
+                    spool,
+                    ..
+                } = *request;
+                *parts = received;
+                self.spooled = Some(Box::new(spool.into_body()));
+                return Ok(head);
+            }
+            Ok(false) if self.conn.at_eof() => ENDED_EARLY,
+            Ok(false) => {
+                *self.state = SessionState::Spool(request);
+                return Err(Next::More);
+            }
+            Err(rejection) => rejection,
+        };
+        self.begin_log_entry(&request.parts);
+        Err(self.reject(rejection, request.head.is_head))
     }
 
     /// Calls the handler. `None` if the service has responded instead, because the handler panicked
@@ -392,6 +496,8 @@ where
                 request,
                 allowance: self.http.limits.body,
                 rejection: &mut rejection,
+                spooled: self.spooled.take(),
+                space: &self.http.spool_space,
             };
             let request = parts.take().map(|parts| Request::from_parts(parts, body));
             let returned = request.map(|request| (self.http.handler)(request).into_parts());
@@ -491,6 +597,14 @@ where
         log::debug!("{info}: request rejected: {}", rejection.detail);
         self.log_response(rejection.status, 0);
         Next::Close
+    }
+
+    /// Keeps what the access log says about a request.
+    #[inline]
+    fn begin_log_entry(&mut self, parts: &Parts) {
+        if self.http.access_log.is_some() {
+            self.logged_request = Some(LoggedRequest::new(parts));
+        }
     }
 
     /// Writes a line of the access log. `body_len` is in bytes.

@@ -1,8 +1,8 @@
 //! HTTP/1.1 (RFC 9110 and 9112) for handlers that take a request and return a response.
 //!
 //! A worker calls the handler when the request has arrived, and only the handler occupies the
-//! worker. The connection is parked while its head, or a body up to 64 KiB, arrives, and a response
-//! that a slow client has not read is written as the client reads.
+//! worker. The connection is parked while its head and its body arrive, and a response that a slow
+//! client has not read is written as the client reads.
 //!
 //! ```no_run
 //! use handover::Server;
@@ -25,11 +25,13 @@
 //!
 //! - It keeps connections open as the client asks (HTTP/1.0 and 1.1), responds to pipelined
 //!   requests in order and in one write, and sends `Connection: close` when the server is stopping.
-//! - It frames bodies in both directions, and sends `100 Continue` when the handler first reads.
-//!   Responses to HEAD, and responses with 204, 205 or 304, are sent without their body.
+//! - It collects bodies up to 64 KiB ([`Http::small_body`]) in memory, and larger bodies in
+//!   temporary files ([`Http::max_spooled`]), unless they stream ([`Http::stream_body_if`]).
+//! - It frames bodies in both directions, and sends `100 Continue` when the head is valid and there
+//!   is room for the body; for a body that streams, when the handler first reads. Responses to HEAD, and responses with 204, 205 or 304, are sent without their body.
 //! - It adds Date to every response, and Content-Type to texts.
-//! - It discards the part of a body that the handler does not read, up to 64 KiB. If more is left,
-//!   it closes the connection.
+//! - It discards the part of a body that streams and that the handler does not read, up to 64 KiB.
+//!   If more is left, it closes the connection.
 //! - It responds with 500 when a handler panics, and counts the panic in
 //!   [`Stats::panics`](crate::Stats::panics).
 //! - It does not handle a request whose client has left while the request waited for a worker, see
@@ -48,13 +50,14 @@
 //! | status | when |
 //! |---|---|
 //! | 408 | a head or a body that has begun does not arrive in time |
-//! | 413 | a body is longer than [`Http::max_body`] |
+//! | 413 | a body is longer than [`Http::max_body`] or [`Http::max_spooled`] |
 //! | 414 | a request line is longer than [`Http::max_request_line`] |
 //! | 417 | Expect is not `100-continue` |
 //! | 431 | a head is longer than [`Http::max_head`], or has more fields than [`Http::max_fields`] |
 //! | 501 | a transfer coding other than `chunked` |
 //! | 505 | a version other than 1.0 and 1.1 |
 //! | 503 | the server is full, and its policy is to respond with [`OVERLOADED`] |
+//! | 503 | there is no room for another spooled body, or the disk is full |
 //!
 //! The server's time-outs apply: [`read_timeout`](crate::Builder::read_timeout) to a head and its
 //! body, extended while a long body arrives at the [`min_rate`](crate::Builder::min_rate);
@@ -73,6 +76,7 @@ mod body_decoder;
 mod control_fields;
 mod head;
 mod rejection;
+mod spool;
 
 // Responses.
 mod date;
@@ -81,10 +85,10 @@ mod response_plan;
 mod response_writer;
 
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-pub use ::http::{Uri, Version, header};
+pub use ::http::{Uri, Version, header, request};
 
 pub use access_log::AccessLog;
-pub use body::Body;
+pub use body::{Body, OwnedBody};
 pub use exchange::{Session, WorkerBuffers};
 pub use reply::Reply;
 pub use settings::{Http, service};

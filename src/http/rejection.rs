@@ -17,6 +17,9 @@ impl Rejection {
     }
 }
 
+pub(super) const BODY_TOO_LARGE: Rejection =
+    Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+
 /// 400 (Bad Request).
 pub(super) const fn bad_request(detail: &'static str) -> Rejection {
     Rejection::new(StatusCode::BAD_REQUEST, detail)

@@ -77,11 +77,19 @@ impl ResponseWriter {
         self.pending.extend_from_slice(bytes);
     }
 
+    /// Adds the interim response that asks the client for the body of its request.
+    pub(super) fn add_continue(&mut self) {
+        self.add(b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
+
     /// Adds an error response, after which the connection is closed. A response to HEAD has the
     /// length of the text, but not the text.
     pub(super) fn reject(&mut self, rejection: Rejection, is_head: bool) {
         let reason = rejection.status.canonical_reason().unwrap_or_default();
         self.add_status_line(rejection.status);
+        if rejection.status == StatusCode::SERVICE_UNAVAILABLE {
+            self.add(b"Retry-After: 1\r\n");
+        }
         self.add(b"Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\n");
         self.add_content_length((reason.len() + rejection.detail.len() + 3) as u64);
         self.add(b"\r\n");

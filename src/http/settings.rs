@@ -1,16 +1,22 @@
 //! The HTTP service as an application makes it, and its settings.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::request::Parts;
 use ::http::{Request, Response};
 
 use super::access_log::AccessLog;
 use super::body::Body;
 use super::rejection::{MAX_FIELDS, RequestLimits};
 use super::reply::Reply;
+use super::spool::SpoolSpace;
 use crate::service::BufferLimits;
+
+/// The default of [`Http::max_spooled`], in bytes.
+const MAX_SPOOLED: u64 = 4 << 30;
 
 /// Makes a service from a handler: a function from a request to a response. The response's body is
 /// of any type that converts into a [`Reply`].
@@ -44,17 +50,25 @@ where
     Http {
         handler,
         limits: RequestLimits::default(),
+        spool_space: Arc::new(SpoolSpace::new(MAX_SPOOLED, None)),
+        stream_body_if: None,
         access_log: None,
         abandoned_after: Duration::from_secs(1),
         export: None,
     }
 }
 
+/// A function that selects requests by their heads.
+type HeadFilter = dyn Fn(&Parts) -> bool + Send + Sync;
+
 /// A service that speaks HTTP/1.1, from [`service`].
 #[derive(Clone)]
 pub struct Http<H> {
     pub(super) handler: H,
     pub(super) limits: RequestLimits,
+    pub(super) spool_space: Arc<SpoolSpace>,
+    /// Selects the requests whose body the handler receives itself.
+    pub(super) stream_body_if: Option<Arc<HeadFilter>>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) abandoned_after: Duration,
     /// The source of the state for the next process.
@@ -62,19 +76,82 @@ pub struct Http<H> {
 }
 
 impl<H> Http<H> {
-    /// Sets the size in bytes up to which a body is collected before the handler is called; the
-    /// connection occupies no thread meanwhile. A chunked body counts with its framing. A body that
-    /// does not fit into the connection's [`input_limit`](crate::Builder::input_limit) together
-    /// with its head is not collected, whatever is set here. Defaults to 64 KiB.
+    /// Sets the size in bytes up to which a body is collected in the connection's buffer. A chunked
+    /// body counts with its framing. A larger body, or a body that does not fit into the connection's
+    /// [`input_limit`](crate::Builder::input_limit) together with its head, is spooled, see
+    /// [`max_spooled`](Self::max_spooled). Defaults to 64 KiB.
     pub fn small_body(mut self, bytes: usize) -> Self {
         self.limits.small_body = bytes;
         self
     }
 
     /// Sets the largest size of a request's body in bytes. A larger body is rejected with 413.
-    /// Defaults to no limit.
+    /// Defaults to no limit; a body that does not stream is then limited by
+    /// [`max_spooled`](Self::max_spooled), and one client can take the room of all others.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.limits.body = bytes;
+        self
+    }
+
+    /// Sets how many bytes of request bodies are spooled at the same time, on all connections of
+    /// this service and its clones together.
+    ///
+    /// A body larger than [`small_body`](Self::small_body) is spooled: it is kept until it is
+    /// complete, while its connection is parked, and the handler is called then. So a slow client
+    /// holds no worker. Up to 64 KiB of each body are in memory. A larger body is in an unnamed
+    /// temporary file in [`spool_dir`](Self::spool_dir), which the system removes even if the
+    /// process is killed. The bytes count as they arrive, until the handler has dropped the
+    /// [`Body`].
+    ///
+    /// A single body larger than this is rejected with 413. If there is no room for a body, because
+    /// of other bodies or because the file cannot be written, it is rejected with 503, and a
+    /// failure of the file is logged at level warn (once for a series of failures). The connection
+    /// is closed then.
+    ///
+    /// Defaults to 4 GiB.
+    pub fn max_spooled(mut self, bytes: u64) -> Self {
+        let dir = self.spool_space.dir.clone();
+        self.spool_space = Arc::new(SpoolSpace::new(bytes, dir));
+        self
+    }
+
+    /// Sets the directory of the temporary files for [`max_spooled`](Self::max_spooled). Where the
+    /// system keeps its temporary files in memory (tmpfs), a directory on a disk such as `/var/tmp`
+    /// is the better one for large bodies. Defaults to [`std::env::temp_dir`], which is `$TMPDIR`
+    /// or `/tmp` on Unix.
+    pub fn spool_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        let limit = self.spool_space.limit;
+        self.spool_space = Arc::new(SpoolSpace::new(limit, Some(dir.into())));
+        self
+    }
+
+    /// Sets which requests stream: the handler is called before the body has arrived, and its reads
+    /// of the [`Body`] wait for the client. Such a handler can use a body of any size as it comes,
+    /// and can respond without receiving it, but holds a worker as long as the client needs.
+    ///
+    /// `streams` gets the head of each request whose body is larger than
+    /// [`small_body`](Self::small_body), or whose client waits for `100 Continue`. It must return
+    /// fast. A panic in it costs the connection, as a panic in the handler does.
+    ///
+    /// Defaults to none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use handover::http::{self, Response};
+    ///
+    /// let service = http::service(|mut request| {
+    ///     let copied = std::io::copy(request.body_mut(), &mut std::io::sink());
+    ///     Response::new(format!("{copied:?}"))
+    /// });
+    /// let service = service.stream_body_if(|head| head.uri.path().starts_with("/live/"));
+    /// ```
+    pub fn stream_body_if(
+        mut self,
+        streams: impl Fn(&Parts) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.stream_body_if = Some(Arc::new(streams));
         self
     }
 
@@ -163,6 +240,7 @@ impl<H> fmt::Debug for Http<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Http")
             .field("limits", &self.limits)
+            .field("spool_space", &self.spool_space)
             .field("access_log", &self.access_log)
             .finish_non_exhaustive()
     }

@@ -22,6 +22,15 @@ where
     start(builder, http::service(handler))
 }
 
+/// A server for a handler that receives large bodies itself.
+pub(crate) fn serve_streaming<H, R>(builder: Builder, handler: H) -> Handle
+where
+    H: Fn(Request<Body<'_>>) -> Response<R> + Send + Sync + 'static,
+    R: Into<Reply> + 'static,
+{
+    start(builder, http::service(handler).stream_body_if(|_| true))
+}
+
 /// A response with this status.
 pub(crate) fn status(code: u16, reply: impl Into<Reply>) -> Response<Reply> {
     let mut response = Response::new(reply.into());
