@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::clock::in_millis;
-use crate::connection::{ClosingNotice, Connection, Filled, READ_SIZE};
+use crate::connection::{ClosingNotice, Connection, Filled, Flushed, READ_SIZE};
 use crate::sys::Interest;
 
 /// How long a connection lingers, and how many bytes are discarded meanwhile. A client may send
@@ -52,6 +52,9 @@ pub(crate) enum Needs {
     Service,
     /// Its client: the connection is to be parked.
     Client,
+    /// A turn after other connections: the connection is to be parked, and the poller reports it
+    /// again.
+    NextTurn,
     /// Nothing more: the connection is to be closed.
     Close,
 }
@@ -71,8 +74,9 @@ impl<S> Occupant<S> {
     /// Does what needs no service: writes output, shuts down, lingers.
     pub(crate) fn advance(&mut self) -> Needs {
         match self.conn.flush_some() {
-            Ok(true) => {}
-            Ok(false) => return Needs::Client,
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => return Needs::Client,
+            Ok(Flushed::TurnOver) => return Needs::NextTurn,
             Err(error) => {
                 log::debug!("{}: cannot write: {error}", self.conn.info());
                 return Needs::Close;
@@ -138,6 +142,15 @@ impl<S> Occupant<S> {
             ClosingNotice::Refusal => self.stage != Stage::Runnable || self.session.is_none(),
             ClosingNotice::RefusalOrTimeout(_) => true,
         }
+    }
+
+    /// Whether the service has more to do for a message that it has begun to answer. It is called
+    /// for it however late a worker is free.
+    pub(super) fn is_answering(&self) -> bool {
+        let notice = self.conn.closing_notice();
+        self.stage == Stage::Runnable
+            && self.session.is_some()
+            && !matches!(notice, ClosingNotice::RefusalOrTimeout(_))
     }
 
     /// No further call of the service follows. [`advance`](Self::advance) writes the output and
