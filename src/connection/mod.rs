@@ -434,6 +434,11 @@ impl Connection {
         self.output.gathered()
     }
 
+    /// Makes the next parking look at the socket again: the socket was left before it would block.
+    pub(crate) fn rearm(&mut self) {
+        self.must_rearm = true;
+    }
+
     #[inline]
     pub(crate) fn is_detached(&self) -> bool {
         self.receive == ReceiveState::Detached
