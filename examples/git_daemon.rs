@@ -166,6 +166,8 @@ mod unix {
             if !request.protocol.is_empty() {
                 command.env("GIT_PROTOCOL", OsStr::from_bytes(&request.protocol));
             }
+            // The limit of descriptors was raised for the clients of this process.
+            handover::restore_descriptor_limit(&mut command);
             let socket = OwnedFd::from(client.stream);
             command.stdout(socket.try_clone()?);
             if client.unread.is_empty() {

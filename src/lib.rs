@@ -170,8 +170,9 @@ pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
 pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Setting,
+    restore_descriptor_limit,
 };
-pub use service::{Next, Service};
+pub use service::{BufferLimits, Next, Service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{Supervisor, supervise};
 pub use sys::{Descriptor, Stream};

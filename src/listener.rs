@@ -33,7 +33,6 @@ use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 pub struct Bind {
     addr: Result<Addr, AddrError>,
     options: BindOptions,
-    nodelay: bool,
     keepalive: Option<Duration>,
     attempts: u32,
     interval: Duration,
@@ -51,9 +50,9 @@ impl Bind {
             addr,
             options: BindOptions {
                 backlog: 1024,
+                nodelay: true,
                 ..BindOptions::default()
             },
-            nodelay: true,
             keepalive: None,
             attempts: 10,
             interval: Duration::from_millis(100),
@@ -77,14 +76,15 @@ impl Bind {
 
     /// Sends small responses at once (TCP_NODELAY). Defaults to true.
     pub fn nodelay(mut self, on: bool) -> Self {
-        self.nodelay = on;
+        self.options.nodelay = on;
         self
     }
 
-    /// Probes TCP clients that have been silent for `idle` (SO_KEEPALIVE, TCP_KEEPIDLE). Defaults
-    /// to no probes.
+    /// Probes TCP clients that have been silent for `idle` (SO_KEEPALIVE, TCP_KEEPIDLE). Systems
+    /// count in seconds, from 1 to 32,767: a time outside counts as the nearest. Defaults to no
+    /// probes.
     pub fn keepalive(mut self, idle: Duration) -> Self {
-        self.keepalive = Some(idle);
+        self.keepalive = Some(idle.clamp(Duration::from_secs(1), Duration::from_secs(32_767)));
         self
     }
 
@@ -174,8 +174,7 @@ impl Bind {
         Some(BindRequest { addr, options })
     }
 
-    /// The bind request of another process. The other process retries by itself, and sets the
-    /// options of connections.
+    /// The bind request of another process, which retries by itself.
     pub(crate) fn from_request(mut request: BindRequest) -> Self {
         let addr = match request.addr {
             BindAddr::Tcp(addr) => Addr::Ip(addr),
@@ -185,7 +184,6 @@ impl Bind {
         Self {
             options: request.options,
             attempts: 1,
-            nodelay: false,
             ..Self::with(Ok(addr))
         }
     }
@@ -196,7 +194,7 @@ impl Bind {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
         let path = path.map(|path| UnixPath::of(path, false));
-        Listener::new(socket, path, &self, matches_by_name)
+        Listener::new(socket, path, &self, Origin::Given { matches_by_name })
     }
 
     /// Binds and listens.
@@ -254,7 +252,7 @@ impl Bind {
         let backlog = i32::try_from(self.options.backlog).unwrap_or(i32::MAX);
         socket.listen(backlog)?;
         socket.set_nonblocking(true)?;
-        Listener::new(socket, path, self, false)
+        Listener::new(socket, path, self, Origin::Bound)
     }
 
     fn bind_tcp(&self, addr: SocketAddr) -> io::Result<Socket> {
@@ -343,8 +341,18 @@ pub(crate) struct ListenerInfo {
     pub(crate) name: String,
     pub(crate) local: Addr,
     pub(crate) speaks_first: bool,
+    // What is set on each connection, because connections do not inherit it from the listener.
     nodelay: bool,
     keepalive: Option<Duration>,
+}
+
+/// Where a listening socket comes from.
+enum Origin {
+    /// This process has bound it, and may set its options.
+    Bound,
+    /// The application or another process has made it. Its options stay as they are, as others may
+    /// share it. `matches_by_name`: as [`Listener::matches_by_name`].
+    Given { matches_by_name: bool },
 }
 
 impl Listener {
@@ -359,8 +367,9 @@ impl Listener {
 
     /// Takes a TCP listener that the application already has, under a name for logs.
     ///
-    /// The listener becomes non-blocking, for every process that shares it. Its backlog stays as it
-    /// is.
+    /// The listener becomes non-blocking, for every process that shares it, and child processes do
+    /// not inherit it any more (FD_CLOEXEC). Its backlog and all its other options stay as they
+    /// are. Its connections get TCP_NODELAY, see [`nodelay`](Self::nodelay).
     ///
     /// # Errors
     ///
@@ -369,8 +378,8 @@ impl Listener {
         Self::from_socket(listener.into(), name)
     }
 
-    /// Takes any listening stream socket that the application already has, under a name for logs.
-    /// On Unix, `socket2`'s type can be made from a `UnixListener` or an `OwnedFd`, among others.
+    /// Takes any listening stream socket that the application already has, under a name for logs,
+    /// as [`from_std`](Self::from_std) does. On Unix, `socket2`'s type can be made from a `UnixListener` or an `OwnedFd`, among others.
     /// The file of a Unix socket stays when the listener is dropped.
     ///
     /// # Errors
@@ -384,7 +393,10 @@ impl Listener {
         sys::socket::set_cloexec(&socket)?;
         socket.set_nonblocking(true)?;
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
-        Self::new(socket, None, &bind, false)
+        let origin = Origin::Given {
+            matches_by_name: false,
+        };
+        Self::new(socket, None, &bind, origin)
     }
 
     /// A listener that this process holds for other processes. Its options, which they share, stay
@@ -397,27 +409,40 @@ impl Listener {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let path = local.as_path().map(|path| UnixPath::of(path, false));
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
-        Self::new(socket, path, &bind, matches_by_name)
+        Self::new(socket, path, &bind, Origin::Given { matches_by_name })
     }
 
     fn new(
         socket: Socket,
         path: Option<UnixPath>,
         bind: &Bind,
-        matches_by_name: bool,
+        origin: Origin,
     ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let name = bind.options.name.clone();
-        let info = ListenerInfo {
+        let is_tcp = local.as_ip().is_some();
+        let mut info = ListenerInfo {
             name: name.unwrap_or_else(|| local.to_string()),
             speaks_first: bind.speaks_first,
-            nodelay: bind.nodelay && local.as_ip().is_some(),
-            keepalive: bind.keepalive.filter(|_| local.as_ip().is_some()),
+            nodelay: bind.options.nodelay && is_tcp,
+            keepalive: bind.keepalive.filter(|_| is_tcp),
             local,
         };
-        // Where connections inherit the options of their listener, as on Linux, the options are set
-        // only here.
-        info.set_connection_options(&socket)?;
+        let matches_by_name = match origin {
+            // Where connections inherit the options of their listener, as on Linux, they are set
+            // only here, and cost nothing for each connection.
+            Origin::Bound if sys::socket::ACCEPT_INHERITS_OPTIONS => {
+                info.set_connection_options(&socket)?;
+                (info.nodelay, info.keepalive) = (false, None);
+                false
+            }
+            Origin::Bound => false,
+            Origin::Given { matches_by_name } => {
+                let has_nodelay = || socket.tcp_nodelay().unwrap_or(false);
+                info.nodelay &= !(sys::socket::ACCEPT_INHERITS_OPTIONS && has_nodelay());
+                matches_by_name
+            }
+        };
         Ok(Self {
             socket,
             info: Arc::new(info),
@@ -442,6 +467,14 @@ impl Listener {
         self
     }
 
+    /// As [`Bind::nodelay`], for a listener that was not bound here. If false, its connections have
+    /// the option as the system gives it: on Linux, as the listener has it. Defaults to true.
+    pub fn nodelay(mut self, on: bool) -> Self {
+        let info = Arc::make_mut(&mut self.info);
+        info.nodelay = on && info.local.as_ip().is_some();
+        self
+    }
+
     /// The file of the Unix socket, if this listener removes it when it is dropped.
     pub(crate) fn removed_file(&self) -> Option<&Path> {
         let path = self.path.as_ref()?;
@@ -460,9 +493,9 @@ impl Listener {
         let (socket, peer) = sys::socket::accept(&self.socket)?;
         // The clients of a Unix socket have no address.
         let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
-        if !sys::socket::ACCEPT_INHERITS_OPTIONS {
-            self.info.set_connection_options(&socket)?;
-        }
+        // An error here is that of one connection, which may have been reset already.
+        let failed = |error| io::Error::new(io::ErrorKind::ConnectionAborted, error);
+        self.info.set_connection_options(&socket).map_err(failed)?;
         Ok((socket, peer))
     }
 }
@@ -556,5 +589,27 @@ impl std::error::Error for BindError {
 impl From<BindError> for io::Error {
     fn from(error: BindError) -> Self {
         Self::new(error.kind(), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inherited_listener_keeps_its_options_and_its_connections_get_those_of_the_bind() {
+        let socket = Socket::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        let shared = socket.try_clone().unwrap();
+        let bind = Bind::new("127.0.0.1:0").keepalive(Duration::from_secs(77));
+        let listener = bind.adopt(socket, false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().as_ip().unwrap());
+        let (conn, _) = loop {
+            match listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                accepted => break accepted.unwrap(),
+            }
+        };
+        assert!(conn.tcp_nodelay().unwrap() && conn.keepalive().unwrap());
+        assert!(!shared.tcp_nodelay().unwrap() && !shared.keepalive().unwrap());
     }
 }

@@ -1,6 +1,7 @@
 //! The service: the application's code that serves connections, and [`Next`], which says what
 //! happens after each call.
 
+use std::error::Error;
 use std::io;
 
 use crate::connection::Connection;
@@ -25,6 +26,17 @@ pub enum Next {
     /// The socket was taken out with [`detach`](Connection::detach), and the service is done with
     /// it.
     Detach,
+}
+
+/// The server's settings that limit what a service can do with a connection, for
+/// [`Service::check`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BufferLimits {
+    /// [`Builder::input_limit`](crate::Builder::input_limit), in bytes.
+    pub input_limit: usize,
+    /// [`Builder::output_limit`](crate::Builder::output_limit), in bytes.
+    pub output_limit: usize,
 }
 
 /// A service: called with a connection whenever its client has sent something.
@@ -76,6 +88,18 @@ pub trait Service: Send + Sync {
 
     /// The state of one worker. The state is built, used and dropped on the worker's own thread.
     type Worker;
+
+    /// Checks the settings of the service, alone and together with those of the server.
+    /// [`Builder::build`](crate::Builder::build) calls it before it binds a listener. A service
+    /// that contains another service calls the `check` of that one. Defaults to success.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, with the name of the setting. The server is then not built, see
+    /// [`BuildError::Service`](crate::BuildError::Service).
+    fn check(&self, _buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(())
+    }
 
     /// Builds a worker's state: for the first worker when the server starts, for every other worker
     /// before its first call of [`serve`](Self::serve), and again after a panic.

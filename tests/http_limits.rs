@@ -6,12 +6,12 @@ mod support;
 #[path = "support/http.rs"]
 mod web;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::Overload;
-use handover::http::{self, Body, HeaderName, HeaderValue, Reply, Request, Response};
+use handover::http::{self, Body, HeaderName, HeaderValue, Http, Reply, Request, Response};
+use handover::{BuildError, Connection, Next, Overload, Service};
 
 use support::{LIMIT, addr, connect_narrow, door, is_timeout, server, start, stop, until};
 use web::{Client, get, post, post_chunks, serve, status};
@@ -486,10 +486,90 @@ fn a_refusal_is_no_part_of_another_protocol_or_answer() {
 
 // ---- answers ----
 
+/// The limit of heads is one that a head can come up to, with the status that the limit is documented to have.
+#[test]
+fn a_limit_of_heads_above_that_of_input_is_refused() {
+    let build = |input: usize, line: usize, head: usize| {
+        let service = http::service(echo).max_request_line(line).max_head(head);
+        let built = server().input_limit(input).build(service);
+        built.map(drop).map_err(|error| {
+            assert!(matches!(error, BuildError::Service(_)), "{error:?}");
+            error.to_string()
+        })
+    };
+    for (input, head, text) in [
+        (
+            16_383,
+            16_384,
+            "max_head (16384) must not be above input_limit (16383)",
+        ),
+        (
+            1 << 20,
+            2 << 20,
+            "max_head (2097152) must not be above input_limit (1048576)",
+        ),
+        (1 << 20, 0, "max_head must be at least 1"),
+    ] {
+        assert_eq!(build(input, 100, head), Err(text.to_owned()));
+    }
+    assert_eq!(
+        build(1000, 0, 1000),
+        Err("max_request_line must be at least 1".to_owned())
+    );
+    assert_eq!(build(usize::MAX, usize::MAX, usize::MAX), Ok(()));
+    assert_eq!(build(1000, 8192, 1000), Ok(()));
+    // The statuses at the limit, with both limits equal and a request line that has none of its own.
+    let service = http::service(echo)
+        .max_request_line(usize::MAX)
+        .max_head(1000);
+    let handle = start(server().input_limit(1000), service);
+    for (request, status) in [
+        (
+            format!("GET / HTTP/1.1\r\nHost: test\r\nX: {}", "x".repeat(2000)),
+            431,
+        ),
+        (format!("GET /{}", "x".repeat(2000)), 414),
+    ] {
+        let mut client = Client::to(&handle);
+        client.send(request);
+        assert_eq!(client.answer().status, status);
+        client.is_over();
+    }
+    stop(&handle);
+}
+
+/// A service that does not pass the check of its settings on.
+struct Unchecked<H>(Http<H>);
+
+impl<H> Service for Unchecked<H>
+where
+    H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
+{
+    type Session = http::Session;
+    type Worker = http::WorkerBuffers;
+
+    fn worker(&self, index: usize) -> io::Result<http::WorkerBuffers> {
+        self.0.worker(index)
+    }
+
+    fn session(&self, conn: &Connection) -> io::Result<http::Session> {
+        self.0.session(conn)
+    }
+
+    fn serve(
+        &self,
+        conn: &mut Connection,
+        session: &mut http::Session,
+        buffers: &mut http::WorkerBuffers,
+    ) -> io::Result<Next> {
+        self.0.serve(conn, session, buffers)
+    }
+}
+
 /// A head that does not fit into the input limit is counted.
 #[test]
 fn heads_that_are_too_long_are_counted() {
-    let handle = serve(server().input_limit(1000), echo);
+    let handle = start(server().input_limit(1000), Unchecked(http::service(echo)));
     let mut client = Client::to(&handle);
     client.send(format!(
         "GET / HTTP/1.1\r\nHost: test\r\nX: {}",

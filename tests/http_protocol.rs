@@ -16,8 +16,8 @@ use handover::http::{self, Body, Method, Reply, Request, Response, StatusCode, h
 use handover::{Handle, Next, Stats};
 
 use support::{
-    LIMIT, QUIET, addr, byte_at, bytes_at, connect_narrow, door, keep_log, logged, reset, server,
-    start, stop, until,
+    LIMIT, QUIET, addr, byte_at, bytes_at, connect_narrow, door, keep_log, reset, server, start,
+    stop, until,
 };
 use web::{Answer, Client, Seen, get, post, post_chunks, serve, status};
 
@@ -1164,48 +1164,6 @@ fn a_panic_waits_for_no_client() {
     assert!((1..80).contains(&handle.stats().panics));
     drop(deaf);
     stop(&handle);
-}
-
-/// One line for each answer, also for those that no handler gave; and none without having been asked for.
-#[test]
-fn the_access_log_has_a_line_for_each_answer() {
-    keep_log();
-    for (name, asked_for) in [("on", true), ("off", false)] {
-        let service = http::service(answer).access_log(asked_for);
-        let handle = start(server(), service);
-        let mut client = Client::to(&handle);
-        let peer = client.stream.local_addr().unwrap();
-        client
-            .get(&format!("/logged-{name}?a=b"))
-            .is(200, &format!("/logged-{name}"));
-        client.send("nonsense\r\n\r\n");
-        assert_eq!(client.answer().status, 400);
-        stop(&handle);
-
-        let lines = logged(&format!("{peer} \""));
-        let lines: Vec<_> = lines
-            .iter()
-            .filter(|line| line.target == "handover::access")
-            .collect();
-        if !asked_for {
-            assert!(lines.is_empty(), "{lines:?}");
-            continue;
-        }
-        let [good, bad] = lines[..] else {
-            panic!("{lines:?}");
-        };
-        // Behind it are the milliseconds that the handler took, and that the request had waited.
-        let wanted = format!("{peer} \"GET /logged-on?a=b HTTP/1.1\" 200 10 ");
-        let times = good
-            .text
-            .strip_prefix(&wanted)
-            .expect("the line of the request");
-        let times: Vec<_> = times.split(' ').map(str::parse::<u64>).collect();
-        assert!(matches!(times[..], [Ok(_), Ok(_)]), "{good:?}");
-        let wanted = format!("{peer} \"-\" 400 0 0 ");
-        let waited = bad.text.strip_prefix(&wanted).map(str::parse::<u64>);
-        assert!(matches!(waited, Some(Ok(_))), "{bad:?}");
-    }
 }
 
 /// It is counted even if there is nobody any more who could be told.

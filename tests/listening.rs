@@ -268,6 +268,83 @@ fn a_listener_from_std_is_served() {
     stop(&handle);
 }
 
+/// The options of a listening TCP socket, as far as `socket2` knows them.
+fn socket_options(socket: SockRef<'_>) -> Vec<(&'static str, String)> {
+    fn text(value: io::Result<impl std::fmt::Debug>) -> String {
+        format!("{:?}", value.map_err(|error| error.kind()))
+    }
+    vec![
+        ("broadcast", text(socket.broadcast())),
+        ("keepalive", text(socket.keepalive())),
+        ("linger", text(socket.linger())),
+        ("out_of_band_inline", text(socket.out_of_band_inline())),
+        ("reuse_address", text(socket.reuse_address())),
+        ("reuse_port", text(socket.reuse_port())),
+        ("recv_buffer_size", text(socket.recv_buffer_size())),
+        ("send_buffer_size", text(socket.send_buffer_size())),
+        ("read_timeout", text(socket.read_timeout())),
+        ("write_timeout", text(socket.write_timeout())),
+        ("tcp_keepalive_time", text(socket.tcp_keepalive_time())),
+        (
+            "tcp_keepalive_interval",
+            text(socket.tcp_keepalive_interval()),
+        ),
+        (
+            "tcp_keepalive_retries",
+            text(socket.tcp_keepalive_retries()),
+        ),
+        ("tcp_nodelay", text(socket.tcp_nodelay())),
+        ("tcp_user_timeout", text(socket.tcp_user_timeout())),
+        ("tcp_quickack", text(socket.tcp_quickack())),
+        ("tcp_mss", text(socket.tcp_mss())),
+        ("ttl", text(socket.ttl_v4())),
+        ("tos", text(socket.tos_v4())),
+        ("mark", text(socket.mark())),
+        ("priority", text(socket.priority())),
+    ]
+}
+
+/// Sends whether a connection has TCP_NODELAY and keep-alive probes.
+fn nodelay_and_keepalive(
+    send: crossbeam_channel::Sender<(bool, bool)>,
+) -> impl Fn(&mut Connection) -> io::Result<Next> {
+    move |conn| {
+        let Stream::Tcp(stream) = conn.detach()?.stream else {
+            panic!("this is a TCP server");
+        };
+        let socket = SockRef::from(&stream);
+        send.send((socket.tcp_nodelay()?, socket.keepalive()?))
+            .unwrap();
+        Ok(Next::Detach)
+    }
+}
+
+#[test]
+fn the_options_of_a_given_listener_stay() {
+    for (own_nodelay, wants, expected) in [
+        (false, true, true),
+        (false, false, false),
+        (true, true, true),
+        // On Linux, a connection has the options of its listener.
+        (true, false, true),
+    ] {
+        let own = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&own).set_tcp_nodelay(own_nodelay).unwrap();
+        let (at, other) = (own.local_addr().unwrap(), own.try_clone().unwrap());
+        let before = socket_options(SockRef::from(&other));
+        let listener = Listener::from_std(own, "given").unwrap().nodelay(wants);
+        let (send, received) = crossbeam_channel::unbounded();
+        let handle = start(settings().listener(listener), nodelay_and_keepalive(send));
+        let mut client = connect(at);
+        client.write_all(b"x").unwrap();
+        let nodelay = received.recv_timeout(LIMIT).unwrap().0;
+        assert_eq!(nodelay, expected, "{own_nodelay} {wants}");
+        assert_eq!(socket_options(SockRef::from(&other)), before);
+        stop(&handle);
+        assert_eq!(socket_options(SockRef::from(&other)), before);
+    }
+}
+
 #[test]
 fn the_file_of_a_given_unix_listener_stays() {
     let (_dir, path) = socket_path();

@@ -507,7 +507,7 @@ fn who_has_waited_for_a_worker_too_long_is_refused() {
         let (keeper, at_door) = door();
         let builder = server()
             .workers(1)
-            .queue_timeout(Duration::from_millis(200))
+            .queue_timeout(Duration::from_secs(1))
             .overload(policy);
         let handle = start(builder, guarded(at_door));
         let mut old = parked(&handle);
@@ -542,17 +542,15 @@ fn those_that_were_refused_leave_the_queue() {
     let builder = server()
         .workers(1)
         .queue(2)
-        .queue_timeout(Duration::from_millis(100));
+        .queue_timeout(Duration::from_millis(500));
     let handle = start(builder, guarded(at_door));
     let mut busy = connect(addr(&handle));
     send(&mut busy, "wait");
     keeper.wait();
     // More than fit at once: those who are refused make room for the others.
-    for index in 0..6 {
-        let mut client = connect(addr(&handle));
-        send(&mut client, &index.to_string());
-        assert_closed(&mut client);
-    }
+    let mut clients: Vec<_> = (0..6).map(|_| connect(addr(&handle))).collect();
+    clients.iter_mut().for_each(|client| send(client, "hello"));
+    clients.iter_mut().for_each(assert_closed);
     let stats = until(&handle, "only one client is left", |stats| stats.live == 1);
     assert_eq!(stats.refused.queue_timeout, 6);
     assert_eq!((stats.live, stats.active, stats.parked), (1, 1, 0));

@@ -52,7 +52,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             first_byte_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             min_rate: 1024,
@@ -338,7 +338,8 @@ impl Connection {
         self.write.reset();
     }
 
-    /// Sets how long this connection may wait for its client's next message.
+    /// Sets how long this connection may wait for its client's next message. With zero, the
+    /// connection is closed unless the next message has begun to arrive.
     pub fn set_idle_timeout(&mut self, timeout: Duration) {
         self.idle_timeout = in_millis(timeout);
     }
@@ -381,7 +382,8 @@ impl Connection {
     }
 
     /// Takes the socket out, as a socket of the standard library in blocking mode, together with
-    /// the bytes that had been read ahead. The kernel gets all that was written first. Afterwards
+    /// the bytes that had been read ahead. The socket's other options stay as they are, such as
+    /// TCP_NODELAY ([`Bind::nodelay`](crate::Bind::nodelay)). The kernel gets all that was written first. Afterwards
     /// this connection gives the end of the stream. The service returns
     /// [`Next::Detach`](crate::Next::Detach) when it is done with the socket, or at once if another
     /// thread goes on with it. Until then, a stop counts the connection as in progress.
@@ -495,8 +497,9 @@ impl Connection {
         match &self.drain_limit {
             None => {
                 let unread = sys::socket::unread_len(&self.info.socket).unwrap_or(0);
+                let arrived = self.bytes_in + unread;
                 self.drain_limit = Some(DrainLimit {
-                    last_byte: self.bytes_in + unread + self.input_limit as u64,
+                    last_byte: arrived.saturating_add(self.input_limit as u64),
                     emptied: false,
                 });
                 self.receive.on_event(false);

@@ -37,14 +37,16 @@
 //! `Discard` without a response, because the client expects no response.
 
 use std::any::Any;
+use std::error::Error;
 use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
+use super::access_log::{AccessLine, LoggedRequest};
 use super::body::{Body, CollectedBody, DiscardedBody};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::reader_body::ReaderBody;
@@ -55,7 +57,7 @@ use super::response_writer::{ResponseWriter, write_file};
 use super::settings::Http;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
-use crate::service::{Next, Service};
+use crate::service::{BufferLimits, Next, Service};
 use crate::sys::PeerState;
 
 /// Responses are written when this many bytes are gathered, even if more requests have arrived.
@@ -91,11 +93,12 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 /// A service that contains an HTTP service, and has a setting of its own for each connection:
 ///
 /// ```
+/// use std::error::Error;
 /// use std::io;
 /// use std::time::Duration;
 ///
 /// use handover::http::{Body, Http, Reply, Request, Response, Session, WorkerBuffers};
-/// use handover::{Connection, Next, Service};
+/// use handover::{BufferLimits, Connection, Next, Service};
 ///
 /// struct Patient<H>(Http<H>);
 ///
@@ -105,6 +108,10 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 /// {
 ///     type Session = Session;
 ///     type Worker = WorkerBuffers;
+///
+///     fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+///         self.0.check(buffers)
+///     }
 ///
 ///     fn worker(&self, index: usize) -> io::Result<WorkerBuffers> {
 ///         self.0.worker(index)
@@ -147,7 +154,7 @@ enum SessionState {
 struct OpenResponse {
     body: ReaderBody,
     end: ResponseEnd,
-    log_entry: Option<LogEntry>,
+    logged_request: Option<LoggedRequest>,
 }
 
 /// What is to be done after a response.
@@ -157,12 +164,6 @@ struct ResponseEnd {
     /// The rest of the request's body.
     rest: DiscardedBody,
     is_body_consumed: bool,
-}
-
-/// A request, for the access log.
-struct LogEntry {
-    line: String,
-    arrived: Instant,
     /// How long the request waited for a worker.
     waited: Duration,
 }
@@ -197,6 +198,10 @@ where
     type Session = Session;
     type Worker = WorkerBuffers;
 
+    fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.check_settings(buffers)?)
+    }
+
     fn worker(&self, _index: usize) -> io::Result<WorkerBuffers> {
         Ok(WorkerBuffers::default())
     }
@@ -229,7 +234,7 @@ where
             parser,
             writer,
             body_buffer: body,
-            log_entry: None,
+            logged_request: None,
             began: clock::millis(),
             responses: 0,
         };
@@ -263,8 +268,9 @@ struct ServeCall<'a, H> {
     parser: &'a mut HeadParser,
     writer: &'a mut ResponseWriter,
     body_buffer: &'a mut Vec<u8>,
-    /// `None` if the access log is off, and for a request without a valid head.
-    log_entry: Option<LogEntry>,
+    /// The request, for the access log. `None` if the log is off, and for a request without a valid
+    /// head.
+    logged_request: Option<LoggedRequest>,
     /// When the call began, in the coarse clock's milliseconds.
     began: u64,
     /// How many requests this call has responded to.
@@ -297,14 +303,9 @@ where
                 Err(next) => return Ok(next),
             };
             self.conn.consume(request.len);
-            self.log_entry = self.http.access_log.then(|| {
-                let (method, uri, version) = (&filled.method, &filled.uri, filled.version);
-                LogEntry {
-                    line: format!("{method} {uri} {version:?}"),
-                    arrived: Instant::now(),
-                    waited: self.conn.waited(),
-                }
-            });
+            if self.http.access_log.is_some() {
+                self.logged_request = Some(LoggedRequest::new(filled));
+            }
             if !request.body.is_done() {
                 // The client may wait for the responses so far before it sends the body.
                 self.conn.flush_some()?;
@@ -475,6 +476,7 @@ where
             closes: true,
             rest,
             is_body_consumed: is_consumed,
+            waited: self.conn.waited(),
         };
         let plan = match ResponsePlan::new(&request, is_consumed, &head, &reply) {
             Ok(plan) => plan,
@@ -493,7 +495,7 @@ where
             .add_head(self.conn.gathered(), &head, &plan, &reply);
         let body_len = match (reply, plan.framing) {
             (ReplyKind::Upgrade(protocol), _) => {
-                self.log_response(head.status, 0);
+                self.log_response(head.status, 0, end.waited);
                 self.conn.set_closing_notice(ClosingNotice::Forbidden);
                 *self.state = SessionState::Upgraded(protocol);
                 return Ok(Some(Next::Again));
@@ -519,11 +521,11 @@ where
                     is_chunked: framing == Framing::Chunks,
                     len: 0,
                 };
-                let log_entry = self.log_entry.take();
+                let logged_request = self.logged_request.take();
                 return self.write_reader(OpenResponse {
                     body,
                     end,
-                    log_entry,
+                    logged_request,
                 });
             }
         };
@@ -557,12 +559,12 @@ where
         let OpenResponse {
             body,
             end,
-            log_entry,
+            logged_request,
         } = response;
         let body_len = body.len;
         self.contain(|_| drop(body));
         self.conn.set_closing_notice(ClosingNotice::Refusal);
-        self.log_entry = log_entry;
+        self.logged_request = logged_request;
         Ok(self.end_response(end, body_len))
     }
 
@@ -570,7 +572,7 @@ where
     /// request's body. `None`: the next request may follow.
     #[inline]
     fn end_response(&mut self, end: ResponseEnd, body_len: u64) -> Option<Next> {
-        self.log_response(end.status, body_len);
+        self.log_response(end.status, body_len, end.waited);
         if end.closes {
             if !end.is_body_consumed {
                 self.conn.linger_on_close();
@@ -600,27 +602,24 @@ where
         self.writer.reject(self.conn.gathered(), rejection, is_head);
         let info = self.conn.info();
         log::debug!("{info}: request rejected: {}", rejection.detail);
-        self.log_response(rejection.status, 0);
+        self.log_response(rejection.status, 0, self.conn.waited());
         Next::Close
     }
 
     /// Writes a line of the access log. `body_len` is in bytes.
-    fn log_response(&mut self, status: StatusCode, body_len: u64) {
-        if self.http.access_log {
-            let (peer, status) = (self.conn.peer_addr(), status.as_u16());
-            let (line, millis, waited) = match self.log_entry.take() {
-                Some(entry) => (
-                    entry.line,
-                    entry.arrived.elapsed().as_millis(),
-                    entry.waited,
-                ),
-                None => ("-".to_owned(), 0, self.conn.waited()),
+    fn log_response(&mut self, status: StatusCode, body_len: u64, waited: Duration) {
+        if let Some(format) = self.http.access_log {
+            let request = self.logged_request.take();
+            let line = AccessLine {
+                format,
+                client: self.conn.peer_addr(),
+                listener: self.conn.listener_name(),
+                request: request.as_ref(),
+                status,
+                body_len,
+                waited,
             };
-            let waited = waited.as_millis();
-            log::info!(
-                target: "handover::access",
-                "{peer} \"{line}\" {status} {body_len} {millis} {waited}"
-            );
+            log::info!(target: "handover::access", "{line}");
         }
     }
 

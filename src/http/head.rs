@@ -11,7 +11,7 @@
 //! | a line that ends with LF alone | 400 |
 //! | empty lines before the request line | accepted if they end with CR LF |
 //! | any target | one of the four forms, and fitting the method, else 400 |
-//! | any value of Host | 400 if malformed, see `control_fields` |
+//! | any value of Host | 400 if malformed, see `authority` |
 //! | any number of framing fields, with any value | see `control_fields` |
 //! | a line or a head of any length | 414, 431 |
 //!
@@ -35,14 +35,18 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Versio
 use bytes::{Bytes, BytesMut};
 use httparse::Header;
 
+use super::authority::{is_absolute_authority, is_host_field, is_tunnel_authority};
 use super::body_decoder::BodyDecoder;
-use super::control_fields::{ControlFields, is_host};
+use super::control_fields::ControlFields;
 use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
 const ARENA_SIZE: usize = 4 * 1024;
 
 const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
+
+const LINE_TOO_LONG: Rejection =
+    Rejection::new(StatusCode::URI_TOO_LONG, "the request line is too long");
 
 /// The result of parsing a head, in addition to [`Parts`].
 #[derive(Debug)]
@@ -81,16 +85,15 @@ impl HeadParser {
             // `httparse` would accept an empty line.
             return Err(BARE_LF);
         }
-        let line_limit = limits.request_line;
+        // The request line is a part of the head.
+        let line_limit = limits.request_line.min(limits.head);
         if input.len() > line_limit && !input[..line_limit].contains(&b'\n') {
             self.parse_within(&input[..line_limit], limits, parts)?;
-            return Err(Rejection::new(
-                StatusCode::URI_TOO_LONG,
-                "the request line is too long",
-            ));
+            return Err(LINE_TOO_LONG);
         }
         let window = &input[..input.len().min(limits.head)];
         match self.parse_within(window, limits, parts)? {
+            None if input.len() >= limits.head && !window.contains(&b'\n') => Err(LINE_TOO_LONG),
             None if input.len() >= limits.head => Err(Rejection::new(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the header fields are too long",
@@ -212,7 +215,7 @@ fn add_fields(
         control.read_field(&name, field.value)?;
         let value = match (name == header::HOST, &*last_host) {
             (true, Some(host)) if host.as_bytes() == field.value => Ok(host.clone()),
-            (true, _) if !is_host(field.value) => {
+            (true, _) if !is_host_field(field.value) => {
                 return Err(bad_request("a malformed Host field"));
             }
             (true, _) => HeaderValue::from_bytes(field.value).inspect(|value| {
@@ -265,9 +268,13 @@ fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Rejection> {
     }
     let uri = Uri::from_maybe_shared(target).map_err(|_| MALFORMED)?;
     let fits_method = match (uri.scheme(), uri.authority()) {
-        (Some(scheme), Some(_)) => !scheme.as_str().is_empty() && *method != Method::CONNECT,
+        (Some(scheme), Some(authority)) => {
+            !scheme.as_str().is_empty()
+                && *method != Method::CONNECT
+                && is_absolute_authority(authority.as_str().as_bytes())
+        }
         (None, Some(authority)) => {
-            *method == Method::CONNECT && authority.port().is_some() && !authority.host().is_empty()
+            *method == Method::CONNECT && is_tunnel_authority(authority.as_str().as_bytes())
         }
         _ => *method == Method::OPTIONS && uri.path() == "*",
     };
@@ -482,6 +489,27 @@ mod tests {
                     part == 0 || part == whole,
                     "{part}, not {whole}, after {end} bytes"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_line_that_fills_the_head_is_too_long_however_it_arrives() {
+        for (request_line, head) in [(8 * 1024, 100), (100, 100), (usize::MAX, 100), (50, 100)] {
+            let limits = RequestLimits {
+                request_line,
+                head,
+                ..RequestLimits::default()
+            };
+            let (mut parts, ()) = Request::new(()).into_parts();
+            let mut parse = |input: &str| {
+                let head = HeadParser::default().parse(input.as_bytes(), &limits, &mut parts);
+                head.map(drop)
+                    .map_err(|rejection| rejection.status.as_u16())
+            };
+            let input = format!("GET /{} HTTP/1.1\r\n\0", "a".repeat(10_000));
+            for end in [100, 101, 1000, 8 * 1024, 8 * 1024 + 1, input.len()] {
+                assert_eq!(parse(&input[..end]), Err(414), "{request_line} {end}");
             }
         }
     }

@@ -34,14 +34,16 @@
 //!   [`Stats::panics`](crate::Stats::panics).
 //! - It does not handle a request whose client has left while the request waited for a worker, see
 //!   [`Http::abandoned_after`].
-//! - It writes an access log through the `log` crate on request, see [`Http::access_log`].
+//! - It writes an access log through the `log` crate on request, in the combined log format or as
+//!   JSON, see [`AccessLog`].
 //!
 //! # What it rejects
 //!
 //! A request that two servers in a chain could read differently is rejected with 400, and the
 //! connection is closed: both Content-Length and Transfer-Encoding, several or malformed fields of
 //! either, lines that do not end with CR LF, folded lines, control characters, white space before a
-//! colon, and a missing, repeated or malformed Host field. The other rejections are:
+//! colon, a missing, repeated or malformed Host field, and a target whose host or port is
+//! malformed (a port is at most 65535). The other rejections are:
 //!
 //! | status | when |
 //! |---|---|
@@ -60,10 +62,12 @@
 //! [`write_timeout`](crate::Builder::write_timeout) to responses.
 
 // The service, and how it serves a connection.
+mod access_log;
 mod exchange;
 mod settings;
 
 // Requests.
+mod authority;
 mod body;
 mod body_decoder;
 mod control_fields;
@@ -80,6 +84,7 @@ mod response_writer;
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 pub use ::http::{Uri, Version, header};
 
+pub use access_log::AccessLog;
 pub use body::Body;
 pub use exchange::{Session, WorkerBuffers};
 pub use reply::Reply;

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use ::http::{Request, Response};
 
+use super::access_log::AccessLog;
 use super::body::Body;
 use super::rejection::{MAX_FIELDS, RequestLimits};
 use super::reply::Reply;
+use crate::service::BufferLimits;
 
 /// Makes a service from a handler: a function from a request to a response. The response's body is
 /// of any type that converts into a [`Reply`].
@@ -42,7 +44,7 @@ where
     Http {
         handler,
         limits: RequestLimits::default(),
-        access_log: false,
+        access_log: None,
         abandoned_after: Duration::from_secs(1),
         export: None,
     }
@@ -53,7 +55,7 @@ where
 pub struct Http<H> {
     pub(super) handler: H,
     pub(super) limits: RequestLimits,
-    pub(super) access_log: bool,
+    pub(super) access_log: Option<AccessLog>,
     pub(super) abandoned_after: Duration,
     /// The source of the state for the next process.
     pub(super) export: Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>,
@@ -61,9 +63,9 @@ pub struct Http<H> {
 
 impl<H> Http<H> {
     /// Sets the size in bytes up to which a body is collected before the handler is called; the
-    /// connection occupies no thread meanwhile. A chunked body counts with its framing. Head and
-    /// body together must fit into the connection's [`input_limit`](crate::Builder::input_limit).
-    /// Defaults to 64 KiB.
+    /// connection occupies no thread meanwhile. A chunked body counts with its framing. A body that
+    /// does not fit into the connection's [`input_limit`](crate::Builder::input_limit) together
+    /// with its head is not collected, whatever is set here. Defaults to 64 KiB.
     pub fn small_body(mut self, bytes: usize) -> Self {
         self.limits.small_body = bytes;
         self
@@ -76,15 +78,17 @@ impl<H> Http<H> {
         self
     }
 
-    /// Sets the largest size of a request line in bytes. A longer line is rejected with 414.
-    /// Defaults to 8 KiB.
+    /// Sets the largest size of a request line in bytes. A longer line is rejected with 414, and so
+    /// is a line that is longer than [`max_head`](Self::max_head). At least 1. Defaults to 8 KiB.
     pub fn max_request_line(mut self, bytes: usize) -> Self {
         self.limits.request_line = bytes;
         self
     }
 
     /// Sets the largest size of a head in bytes, the request line included. A longer head is
-    /// rejected with 431. Defaults to 16 KiB.
+    /// rejected with 431. At least 1, and at most the connection's
+    /// [`input_limit`](crate::Builder::input_limit): the server is not built otherwise. Defaults to
+    /// 16 KiB.
     pub fn max_head(mut self, bytes: usize) -> Self {
         self.limits.head = bytes;
         self
@@ -97,12 +101,19 @@ impl<H> Http<H> {
         self
     }
 
-    /// Sets whether each response is logged through the `log` crate, at level info with the target
-    /// `handover::access`. A line has the client's address, the request line, the status, the
-    /// length of the response's body in bytes, and two times in milliseconds: how long the request
-    /// was handled, and how long the connection waited for a worker before. Defaults to false.
-    pub fn access_log(mut self, enabled: bool) -> Self {
-        self.access_log = enabled;
+    /// Sets the format in which each response is logged, see [`AccessLog`]. The lines go through
+    /// the `log` crate, at level info with the target `handover::access`. Defaults to `None`: no
+    /// response is logged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use handover::http::{self, AccessLog, Response};
+    ///
+    /// let service = http::service(|_| Response::new("Hello!")).access_log(AccessLog::Combined);
+    /// ```
+    pub fn access_log(mut self, format: impl Into<Option<AccessLog>>) -> Self {
+        self.access_log = format.into();
         self
     }
 
@@ -126,6 +137,25 @@ impl<H> Http<H> {
     pub fn export(mut self, export: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
         self.export = Some(Arc::new(export));
         self
+    }
+}
+
+impl<H> Http<H> {
+    /// Checks the settings that have no meaning alone, or not with those of the server.
+    pub(super) fn check_settings(&self, buffers: &BufferLimits) -> Result<(), String> {
+        let (line, head) = (self.limits.request_line, self.limits.head);
+        for (value, name) in [(line, "max_request_line"), (head, "max_head")] {
+            if value == 0 {
+                return Err(format!("{name} must be at least 1"));
+            }
+        }
+        let input = buffers.input_limit;
+        match head > input {
+            true => Err(format!(
+                "max_head ({head}) must not be above input_limit ({input})"
+            )),
+            false => Ok(()),
+        }
     }
 }
 

@@ -80,7 +80,8 @@ pub(crate) fn send_status(status: impl Display) {
 
 /// Asks for more time for the start, the restart or the stop in progress.
 pub(crate) fn request_more_time(by: Duration) {
-    let text = format!("EXTEND_TIMEOUT_USEC={}\n", by.as_micros());
+    let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+    let text = format!("EXTEND_TIMEOUT_USEC={micros}\n");
     send_or_log(&text, None);
 }
 

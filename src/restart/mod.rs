@@ -109,7 +109,7 @@ pub(crate) type ReadyWhen =
 pub struct Restart {
     program: io::Result<Program>,
     pub(crate) inherited: Inherited,
-    ready_timeout: Duration,
+    pub(crate) ready_timeout: Duration,
     pub(crate) idle_grace: Duration,
     pub(crate) ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
@@ -155,7 +155,7 @@ impl Restart {
     }
 
     /// How long a successor may take until it is ready; then it is ended, and this process goes on
-    /// serving. Defaults to 60 s.
+    /// serving. More than zero. Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = timeout;
         self

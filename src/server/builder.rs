@@ -1,5 +1,6 @@
 //! The builder: every setting and its default, and the errors of building a server.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::thread;
@@ -10,12 +11,14 @@ use crate::connection::Limits;
 use crate::listener::{Bind, BindError, Listener};
 use crate::restart::Restart;
 use crate::server::Server;
-use crate::service::Service;
+use crate::service::{BufferLimits, Service};
 use crate::worker::Hook;
 
 /// Settings for a [`Server`], from [`Server::builder`].
 ///
 /// Every setting has a default that is safe on an open network. Time-outs and limits are finite.
+/// `Duration::MAX` and `usize::MAX` are no limit, where a setting does not say otherwise. A value
+/// that has no meaning is an error of [`build`](Self::build), with the name of the setting.
 #[must_use = "a builder does nothing before `build` is called"]
 pub struct Builder {
     pub(super) listeners: Vec<Source>,
@@ -27,6 +30,8 @@ pub struct Builder {
     pub(super) queue_timeout: Option<Duration>,
     pub(super) limits: Limits,
     pub(super) drain_timeout: Duration,
+    /// `None`: the default, which depends on how the server is run.
+    pub(super) raises_descriptor_limit: Option<bool>,
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     pub(super) signals: bool,
     pub(super) on_start: Option<Hook>,
@@ -35,6 +40,15 @@ pub struct Builder {
     pub(super) restart: Option<Restart>,
     pub(super) stuck_after: Option<Duration>,
 }
+
+/// More workers than a system runs threads of one process.
+const MOST_WORKERS: usize = 32_768;
+
+/// Smaller stacks overflow in the code of the server itself, in debug builds, and while a panic is
+/// reported.
+const LEAST_STACK: usize = 128 * 1024;
+/// The address space of a process has room for a few of these: 16 TiB, or 1 GiB with 32 bits.
+const MOST_STACK: usize = usize::MAX >> if usize::BITS == 64 { 20 } else { 2 };
 
 /// Enough for handlers that wait for disks or other servers. Workers that are not needed rest.
 fn default_workers() -> usize {
@@ -64,6 +78,7 @@ impl Builder {
             queue_timeout: None,
             limits: Limits::default(),
             drain_timeout: Duration::from_secs(30),
+            raises_descriptor_limit: None,
             signals: true,
             on_start: None,
             on_exit: None,
@@ -89,7 +104,7 @@ impl Builder {
 
     /// Sets the number of worker threads: the most calls of the service at the same time. As long
     /// as calls do not block, no more workers are active than there are cores, so a large number
-    /// costs a fast service next to nothing. Defaults to 8 times
+    /// costs a fast service next to nothing. From 1 to 32,768. Defaults to 8 times
     /// `std::thread::available_parallelism()`, at least 16.
     pub fn workers(mut self, threads: usize) -> Self {
         self.workers = threads;
@@ -98,13 +113,15 @@ impl Builder {
 
     /// Sets how many connections that are ready may wait on the queue for a worker. Further ones
     /// wait in the poller, in their order. See [`overload`](Self::overload) for what happens to new
-    /// connections when this many of them wait. Defaults to 1024.
+    /// connections when this many of them wait. At least 1; more than 1,048,576 count as
+    /// 1,048,576. Defaults to 1024.
     pub fn queue(mut self, connections: usize) -> Self {
         self.queue = connections;
         self
     }
 
-    /// Sets the stack size of the worker threads, in bytes. Defaults to that of `std::thread`.
+    /// Sets the stack size of the worker threads, in bytes. At least 128 KiB. Defaults to that of
+    /// `std::thread`.
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
         self
@@ -117,14 +134,14 @@ impl Builder {
     }
 
     /// Sets how many connections may be open at the same time, idle ones included. Defaults to
-    /// 65,536.
+    /// 65,536, at least 1.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.admission.max_connections = connections;
         self
     }
 
     /// Sets how many connections one client's IP address may have open. Further connections are
-    /// refused, with every overload policy. Defaults to no limit.
+    /// refused, with every overload policy. At least 1. Defaults to no limit.
     pub fn max_per_client(mut self, connections: usize) -> Self {
         self.admission.max_per_client = Some(connections);
         self
@@ -138,33 +155,40 @@ impl Builder {
     }
 
     /// Sets how long a connection that is ready may wait for a worker. A connection that has waited
-    /// longer is closed instead of being served late. Defaults to no limit.
+    /// longer is closed instead of being served late. More than zero. Defaults to no limit.
     pub fn queue_timeout(mut self, timeout: Duration) -> Self {
         self.queue_timeout = Some(timeout);
         self
     }
 
-    /// Sets how long a new connection may send nothing. Defaults to 30 s.
+    /// Sets how long a new connection may send nothing. More than zero. Defaults to 30 s.
     pub fn first_byte_timeout(mut self, timeout: Duration) -> Self {
         self.limits.first_byte_timeout = timeout;
         self
     }
 
-    /// Sets how long a connection may wait for its client's next message. Defaults to 60 s.
+    /// Sets how long a connection may wait for its client's next message. More than zero. Defaults
+    /// to 75 s.
+    ///
+    /// Behind a balancer or a reverse proxy, choose a longer time than the one for which the
+    /// balancer keeps an idle connection to its servers. Then the balancer closes first. Otherwise
+    /// it may send a request on a connection that this server is closing at that moment, and answer
+    /// its client with 502 (Bad Gateway). AWS' Application Load Balancer and nginx keep idle
+    /// connections for 60 s by default, which the default here outlasts. README.md has a table.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = timeout;
         self
     }
 
     /// Sets how long a stretch of reading may take in total, see [`Connection`](crate::Connection).
-    /// Defaults to 30 s.
+    /// More than zero. Defaults to 30 s.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.limits.read_timeout = timeout;
         self
     }
 
     /// Sets how long a stretch of writing may take in total, see [`Connection`](crate::Connection).
-    /// Defaults to 30 s.
+    /// More than zero. Defaults to 30 s.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.limits.write_timeout = timeout;
         self
@@ -178,7 +202,7 @@ impl Builder {
     }
 
     /// Sets how many bytes of input may be buffered for a connection: the longest message that a
-    /// service can have whole in the buffer. Defaults to 1 MiB.
+    /// service can have whole in the buffer. At least 1. Defaults to 1 MiB.
     pub fn input_limit(mut self, bytes: usize) -> Self {
         self.limits.input_limit = bytes;
         self
@@ -193,9 +217,26 @@ impl Builder {
     }
 
     /// Sets how long a stop by a signal, or by dropping the last [`Handle`](crate::Handle), lets
-    /// work in progress go on. Defaults to 30 s.
+    /// work in progress go on. Zero cuts it off at once. Defaults to 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
+        self
+    }
+
+    /// Sets whether the start of the server raises the process's limit of open descriptors: the soft
+    /// limit of RLIMIT_NOFILE (getrlimit(2)) to the hard one, for all threads and for good. A
+    /// successor, and the processes of a supervisor, start with the limit as it was. The other child
+    /// processes of this process inherit the raised limit: call
+    /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
+    /// effect on Windows.
+    ///
+    /// Whether the limit is raised or not, a warning is logged if it is too low for
+    /// [`max_connections`](Self::max_connections).
+    ///
+    /// Defaults to true for [`Server::run`], and to false for [`Server::start`] and
+    /// [`Server::run_scoped`], as the process is then that of a larger program.
+    pub fn raise_descriptor_limit(mut self, on: bool) -> Self {
+        self.raises_descriptor_limit = Some(on);
         self
     }
 
@@ -237,8 +278,8 @@ impl Builder {
     /// neither moved bytes for its client nor waited for the client. A process whose workers are
     /// all stuck counts as hung. A [`Supervisor`](crate::Supervisor), or systemd with
     /// `WatchdogSec=`, then ends the process and starts it again. Without either, this has no
-    /// effect. Choose a time longer than the longest call of the service. Defaults to the
-    /// watchdog's limit.
+    /// effect. Choose a time longer than the longest call of the service, and more than zero.
+    /// Defaults to the watchdog's limit.
     pub fn stuck_after(mut self, limit: Duration) -> Self {
         self.stuck_after = Some(limit);
         self
@@ -264,22 +305,15 @@ impl Builder {
     /// [`BuildError`] names the setting that is not valid, or the address that cannot be listened
     /// on.
     pub fn build<S: Service>(mut self, service: S) -> Result<Server<S>, BuildError> {
-        let positive = [
-            (self.workers, Setting::Workers),
-            (self.queue, Setting::Queue),
-            (self.admission.max_connections, Setting::MaxConnections),
-            (
-                self.admission.max_per_client.unwrap_or(1),
-                Setting::MaxPerClient,
-            ),
-            (self.limits.input_limit, Setting::InputLimit),
-        ];
-        if let Some((_, setting)) = positive.into_iter().find(|(value, _)| *value == 0) {
-            return Err(BuildError::Zero(setting));
-        }
+        self.check_ranges()?;
         if self.listeners.is_empty() {
             return Err(BuildError::NoListener);
         }
+        let buffers = BufferLimits {
+            input_limit: self.limits.input_limit,
+            output_limit: self.limits.output_limit,
+        };
+        service.check(&buffers).map_err(BuildError::Service)?;
         let mut inherited = Vec::new();
         if let Some(restart) = &mut self.restart {
             restart.check().map_err(BuildError::Restart)?;
@@ -313,6 +347,60 @@ impl Builder {
     }
 }
 
+impl Builder {
+    fn check_ranges(&self) -> Result<(), BuildError> {
+        let (limits, admission) = (&self.limits, &self.admission);
+        let ready_timeout = self.restart.as_ref().map(|restart| restart.ready_timeout);
+        let numbers = [
+            (self.workers, 1, MOST_WORKERS, Setting::Workers),
+            (self.queue, 1, usize::MAX, Setting::Queue),
+            (
+                admission.max_connections,
+                1,
+                usize::MAX,
+                Setting::MaxConnections,
+            ),
+            (
+                admission.max_per_client.unwrap_or(1),
+                1,
+                usize::MAX,
+                Setting::MaxPerClient,
+            ),
+            (limits.input_limit, 1, usize::MAX, Setting::InputLimit),
+            (
+                self.stack_size.unwrap_or(LEAST_STACK),
+                LEAST_STACK,
+                MOST_STACK,
+                Setting::StackSize,
+            ),
+        ];
+        for (value, least, most, setting) in numbers {
+            match value {
+                0 if least == 1 => return Err(BuildError::Zero(setting)),
+                value if value < least => return Err(BuildError::TooSmall { setting, least }),
+                value if value > most => return Err(BuildError::TooLarge { setting, most }),
+                _ => {}
+            }
+        }
+        let times = [
+            (self.queue_timeout, Setting::QueueTimeout),
+            (Some(limits.first_byte_timeout), Setting::FirstByteTimeout),
+            (Some(limits.idle_timeout), Setting::IdleTimeout),
+            (Some(limits.read_timeout), Setting::ReadTimeout),
+            (Some(limits.write_timeout), Setting::WriteTimeout),
+            (self.stuck_after, Setting::StuckAfter),
+            (ready_timeout, Setting::ReadyTimeout),
+        ];
+        match times
+            .into_iter()
+            .find(|(time, _)| *time == Some(Duration::ZERO))
+        {
+            Some((_, setting)) => Err(BuildError::Zero(setting)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
@@ -328,7 +416,7 @@ impl fmt::Debug for Builder {
 }
 
 /// A setting of the [`Builder`] that [`BuildError`] names. Its text is the name of the builder's
-/// method.
+/// method, or of that of [`Restart`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Setting {
@@ -342,6 +430,42 @@ pub enum Setting {
     MaxPerClient,
     /// [`Builder::input_limit`].
     InputLimit,
+    /// [`Builder::stack_size`].
+    StackSize,
+    /// [`Builder::queue_timeout`].
+    QueueTimeout,
+    /// [`Builder::first_byte_timeout`].
+    FirstByteTimeout,
+    /// [`Builder::idle_timeout`].
+    IdleTimeout,
+    /// [`Builder::read_timeout`].
+    ReadTimeout,
+    /// [`Builder::write_timeout`].
+    WriteTimeout,
+    /// [`Builder::stuck_after`].
+    StuckAfter,
+    /// [`Restart::ready_timeout`].
+    ReadyTimeout,
+}
+
+impl Setting {
+    fn is_time(self) -> bool {
+        match self {
+            Self::Workers
+            | Self::Queue
+            | Self::MaxConnections
+            | Self::MaxPerClient
+            | Self::InputLimit
+            | Self::StackSize => false,
+            Self::QueueTimeout
+            | Self::FirstByteTimeout
+            | Self::IdleTimeout
+            | Self::ReadTimeout
+            | Self::WriteTimeout
+            | Self::StuckAfter
+            | Self::ReadyTimeout => true,
+        }
+    }
 }
 
 impl fmt::Display for Setting {
@@ -352,6 +476,14 @@ impl fmt::Display for Setting {
             Self::MaxConnections => "max_connections",
             Self::MaxPerClient => "max_per_client",
             Self::InputLimit => "input_limit",
+            Self::StackSize => "stack_size",
+            Self::QueueTimeout => "queue_timeout",
+            Self::FirstByteTimeout => "first_byte_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::ReadTimeout => "read_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::StuckAfter => "stuck_after",
+            Self::ReadyTimeout => "ready_timeout",
         })
     }
 }
@@ -360,8 +492,25 @@ impl fmt::Display for Setting {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// This setting must be at least 1.
+    /// This setting must be at least 1, or must be more than zero if it is a time.
     Zero(Setting),
+    /// This setting must be at least `least`.
+    TooSmall {
+        /// The setting.
+        setting: Setting,
+        /// The least value that is possible.
+        least: usize,
+    },
+    /// This setting must be at most `most`.
+    TooLarge {
+        /// The setting.
+        setting: Setting,
+        /// The largest value that is possible.
+        most: usize,
+    },
+    /// The service refuses its own settings, or those of the server: the error of
+    /// [`Service::check`].
+    Service(Box<dyn Error + Send + Sync>),
     /// Neither [`Builder::listen`] nor [`Builder::listener`] was called.
     NoListener,
     /// An address cannot be listened on.
@@ -374,7 +523,16 @@ pub enum BuildError {
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Zero(setting) if setting.is_time() => {
+                write!(
+                    f,
+                    "{setting} must be more than zero (Duration::MAX is no limit)"
+                )
+            }
             Self::Zero(setting) => write!(f, "{setting} must be at least 1"),
+            Self::TooSmall { setting, least } => write!(f, "{setting} must be at least {least}"),
+            Self::TooLarge { setting, most } => write!(f, "{setting} must be at most {most}"),
+            Self::Service(error) => error.fmt(f),
             Self::NoListener => f.write_str("the server has no address to listen on"),
             Self::Bind(error) => error.fmt(f),
             Self::Restart(error) => error.fmt(f),
@@ -382,10 +540,13 @@ impl fmt::Display for BuildError {
     }
 }
 
-impl std::error::Error for BuildError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl Error for BuildError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Zero(_) | Self::NoListener => None,
+            Self::Zero(_) | Self::TooSmall { .. } | Self::TooLarge { .. } | Self::NoListener => {
+                None
+            }
+            Self::Service(error) => error.source(),
             Self::Bind(error) => error.source(),
             Self::Restart(error) => Some(error),
         }
@@ -395,9 +556,11 @@ impl std::error::Error for BuildError {
 impl From<BuildError> for io::Error {
     fn from(error: BuildError) -> Self {
         match error {
-            BuildError::Zero(_) | BuildError::NoListener => {
-                Self::new(io::ErrorKind::InvalidInput, error)
-            }
+            BuildError::Zero(_)
+            | BuildError::TooSmall { .. }
+            | BuildError::TooLarge { .. }
+            | BuildError::Service(_)
+            | BuildError::NoListener => Self::new(io::ErrorKind::InvalidInput, error),
             BuildError::Bind(error) => error.into(),
             BuildError::Restart(error) => error,
         }

@@ -145,12 +145,24 @@ impl<S: Service> MainThread<S> {
         }
         let guard = EndGuard(ends.clone(), ended);
         let server_id = self.server_id;
-        thread.spawn_scoped(scope, move || {
+        let spawned = thread.spawn_scoped(scope, move || {
             let _guard = guard;
             mark_thread(server_id);
             run();
-        })?;
-        Ok(())
+        });
+        let failed = |error: io::Error| {
+            let text = match (ended, self.settings.stack_size) {
+                (Ended::Worker(index), Some(bytes)) => {
+                    format!("cannot start worker {index} with a stack_size of {bytes}: {error}")
+                }
+                _ => format!(
+                    "cannot start the thread {}: {error}",
+                    self.thread_name(name)
+                ),
+            };
+            io::Error::new(error.kind(), text)
+        };
+        spawned.map(drop).map_err(failed)
     }
 
     fn start_threads<'scope, 'env>(

@@ -1,6 +1,7 @@
 //! The server: connects the other modules.
 
 mod builder;
+mod descriptor_limit;
 mod handle;
 mod main_thread;
 mod report;
@@ -26,6 +27,8 @@ use crate::signals::ServerCommand;
 use crate::stats::{Counters, Stats, WorkerState};
 
 pub use builder::{BuildError, Builder, Setting};
+use descriptor_limit::prepare_descriptor_limit;
+pub use descriptor_limit::restore_descriptor_limit;
 pub use handle::Handle;
 use handle::{ReportCell, ServerShared};
 use main_thread::MainThread;
@@ -102,7 +105,7 @@ impl<S: Service> Server<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        let (main, shared, mut startup) = self.prepare()?;
+        let (main, shared, mut startup) = self.prepare(false)?;
         startup.release_signals();
         let drain_timeout = main.settings.drain_timeout;
         thread::scope(|scope| {
@@ -121,9 +124,17 @@ impl<S: Service> Server<S> {
         })
     }
 
-    /// Connects the modules. Starts no thread.
-    fn prepare(mut self) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
+    /// Connects the modules. Starts no thread. `owns_process`: the process exists for this server.
+    fn prepare(
+        mut self,
+        owns_process: bool,
+    ) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
         static SERVERS: AtomicUsize = AtomicUsize::new(1);
+        let raises_limit = self
+            .settings
+            .raises_descriptor_limit
+            .unwrap_or(owns_process);
+        prepare_descriptor_limit(raises_limit, self.settings.admission.max_connections);
         let server_id = SERVERS.fetch_add(1, SeqCst);
         let restart = self.settings.restart.take();
         let idle_grace = restart
@@ -187,11 +198,15 @@ impl<S: Service> Server<S> {
     }
 }
 
+/// The memory of the queue is allocated when the server starts. Further connections wait in the
+/// poller, in the same order.
+const MOST_QUEUED: usize = 1 << 20;
+
 fn new_lot<T>(settings: &Builder) -> io::Result<(Arc<Lot<T>>, Receiver<Token>)> {
     let (lot, queue) = Lot::new(LotOptions {
         workers: settings.workers,
         cores: thread::available_parallelism().map_or(1, usize::from),
-        queue_limit: settings.queue,
+        queue_limit: settings.queue.min(MOST_QUEUED),
         queue_timeout: settings.queue_timeout,
         limits: settings.limits.clone(),
         refusal: settings.admission.overload.refusal().to_vec(),
@@ -221,7 +236,7 @@ impl<S: Service + 'static> Server<S> {
     /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
     /// handler.
     pub fn run(self) -> io::Result<Report> {
-        let (main, shared, mut startup) = self.prepare()?;
+        let (main, shared, mut startup) = self.prepare(true)?;
         startup.handles_signals = main.settings.signals;
         // Subscribed before the server serves, so that no signal to a serving process is missed.
         #[cfg(feature = "signals")]
@@ -247,7 +262,7 @@ impl<S: Service + 'static> Server<S> {
     ///
     /// When a thread cannot be started, or the service cannot build a worker's state.
     pub fn start(self) -> io::Result<Handle> {
-        let (main, shared, startup) = self.prepare()?;
+        let (main, shared, startup) = self.prepare(false)?;
         start_main_thread(main, shared, startup)
     }
 }

@@ -53,7 +53,8 @@ impl Backoff {
             }
         };
         self.failures = self.failures.saturating_add(1);
-        delay.mul_f64(1.0 - 0.2 * jitter.clamp(0.0, 1.0))
+        // `Duration::MAX` times 1.0 would overflow.
+        delay.saturating_sub(delay.mul_f64(0.2 * jitter.clamp(0.0, 1.0)))
     }
 
     pub(super) fn is_breaker_open(&self) -> bool {
@@ -118,6 +119,21 @@ mod tests {
             backoff.record_failure(&SETTINGS, Some(SETTINGS.healthy_after), 0.5),
             Duration::ZERO
         );
+    }
+
+    #[test]
+    fn delays_may_be_as_long_as_a_time_can_be() {
+        let settings = BackoffSettings {
+            first: Duration::MAX,
+            longest: Duration::MAX,
+            healthy_after: Duration::MAX,
+        };
+        let mut backoff = Backoff::default();
+        backoff.record_failure(&settings, None, 0.0);
+        for jitter in [0.0, 1e-20, 0.5, 1.0] {
+            let served = Some(Duration::from_secs(u64::MAX));
+            assert!(backoff.record_failure(&settings, served, jitter) >= Duration::MAX / 5 * 4);
+        }
     }
 
     #[test]

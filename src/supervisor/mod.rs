@@ -149,6 +149,24 @@ struct Settings {
     runs_other_program: bool,
 }
 
+impl Settings {
+    fn check(&self) -> io::Result<()> {
+        let problem = match self {
+            Self { processes, .. } if *processes > MOST_PROCESSES => {
+                format!("processes must be at most {MOST_PROCESSES}")
+            }
+            Self { ready_timeout, .. } if ready_timeout.is_zero() => {
+                "ready_timeout must be more than zero (Duration::MAX is no limit)".to_owned()
+            }
+            _ => return Ok(()),
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    }
+}
+
+/// More serving processes than one listener is good for.
+const MOST_PROCESSES: usize = 1024;
+
 /// The exit code of a program whose configuration is wrong (EX_CONFIG in sysexits.h(3head)).
 const EX_CONFIG: i32 = 78;
 
@@ -177,7 +195,7 @@ impl Supervisor {
     }
 
     /// How many processes serve, on the same listeners. If one crashes, only its clients are
-    /// affected; a graceful restart replaces one after another. At least 1. Defaults to 1.
+    /// affected; a graceful restart replaces one after another. From 1 to 1024. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
         self.0.processes = count.max(1);
         self
@@ -185,7 +203,7 @@ impl Supervisor {
 
     /// How long a new process may take to become ready. A process that takes longer is aborted, and
     /// another one is started. (In a graceful restart of a server of this crate,
-    /// [`Restart::ready_timeout`] applies.) Defaults to 60 s.
+    /// [`Restart::ready_timeout`] applies.) More than zero. Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.0.ready_timeout = timeout;
         self
@@ -286,8 +304,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// When the supervisor cannot start: its sockets or files cannot be made, or the system is not
-    /// Linux.
+    /// When the supervisor cannot start: a setting is not valid, its sockets or files cannot be
+    /// made, or the system is not Linux.
     pub fn supervise(self) -> io::Result<Restart> {
         match own_launch() {
             Ok(Some(Launch::Successor { .. } | Launch::Serve { .. })) => {}
@@ -325,6 +343,7 @@ impl Supervisor {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
+        self.0.check()?;
         logger::install();
         let run = match launch {
             // A supervisor that runs another program may be supervised itself.

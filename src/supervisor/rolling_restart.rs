@@ -109,7 +109,7 @@ impl Run {
             // The restart does not wait for the back-off.
             None => slot.start_at = Deadline::at(Some(Instant::now())),
         }
-        let timeout = self.settings.ready_timeout + REPORT_TIMEOUT;
+        let timeout = self.settings.ready_timeout.saturating_add(REPORT_TIMEOUT);
         if let Some(restart) = &mut self.rolling_restart {
             restart.progress = SlotProgress::Requested { old };
             restart.failure = failure;

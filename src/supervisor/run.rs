@@ -310,7 +310,7 @@ impl Run {
         }
         let timeout = self.settings.stop_timeout;
         notify::send_stopping("stopping");
-        notify::request_more_time(timeout + KILL_TIMEOUT);
+        notify::request_more_time(timeout.saturating_add(KILL_TIMEOUT));
         self.begin_stop(timeout, false);
         self.send_signal_to_all(Signal::Terminate);
     }

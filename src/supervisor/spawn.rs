@@ -34,8 +34,10 @@ impl Run {
         env.extend(variables);
         let notify = self.notify_socket.name();
         env.push(sys::env_entry(&"NOTIFY_SOCKET".into(), &notify.into()));
-        if let Some(limit) = self.settings.watchdog {
-            env.push(format!("WATCHDOG_USEC={}", limit.as_micros()).into());
+        // The largest number of microseconds means that there is no limit (sd_watchdog_enabled(3)).
+        let watchdog = self.settings.watchdog.map(|limit| limit.as_micros());
+        if let Some(micros) = watchdog.filter(|micros| *micros < u128::from(u64::MAX)) {
+            env.push(format!("WATCHDOG_USEC={micros}").into());
         }
         let env_with_pid = [listen_pid, launch_variable(&launch)?];
         let options = self

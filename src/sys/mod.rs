@@ -11,6 +11,7 @@
 //! | `process` | starts a program with exactly the descriptors that it is given |
 //! | `descriptor` | descriptors that cross an exec, pipes, standard error |
 //! | `file` | unnamed files, file locks, permissions, identity, the files of Unix sockets |
+//! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`] |
 //!
@@ -63,7 +64,7 @@ mod unix;
 use linux as native;
 
 pub(crate) use linux::{poller, supervision};
-pub(crate) use unix::{clock, descriptor, file, message, process, signal, socket};
+pub(crate) use unix::{clock, descriptor, file, limits, message, process, signal, socket};
 
 pub use descriptor::Descriptor;
 pub(crate) use poller::{Events, Poller};

@@ -17,8 +17,7 @@ pub(crate) struct BindRequest {
     pub(crate) options: BindOptions,
 }
 
-/// The options that are set before `bind(2)` and `listen(2)`. The process that accepts sets the
-/// others.
+/// The options that are set on the listener. The process that accepts sets the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct BindOptions {
@@ -31,6 +30,10 @@ pub(crate) struct BindOptions {
     pub(crate) defer_accept: bool,
     pub(crate) reuse_port: bool,
     pub(crate) only_v6: bool,
+    /// Connections inherit this (TCP_NODELAY). A process of an earlier version does not ask for it,
+    /// and sets it itself.
+    #[serde(default)]
+    pub(crate) nodelay: bool,
 }
 
 /// An address to bind.

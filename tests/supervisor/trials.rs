@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use handover::Supervisor;
 use libtest_mimic::Trial;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,6 +48,9 @@ pub(crate) fn all() -> Vec<Trial> {
         a_bad_version_costs_nothing_and_says_why,
         several_processes_are_replaced_one_after_another,
         a_listener_that_a_new_version_does_not_want_is_closed,
+        the_longest_and_the_shortest_times_are_no_overflow,
+        settings_that_mean_nothing_are_refused_by_name,
+        every_process_starts_with_the_old_limit_of_descriptors,
         a_stop_finishes_what_is_in_progress,
         a_stop_that_arrives_twice_finishes_what_is_in_progress,
         a_stop_at_any_other_time_leaves_nobody,
@@ -805,6 +809,63 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
     let log = supervised.log();
     assert!(log.contains("Cannot assign requested address"), "{log}");
     supervised.end();
+}
+
+fn the_longest_and_the_shortest_times_are_no_overflow() {
+    for settings in [
+        "watchdog=max abort=max ready=max stop=max healthy=max backoff=max no-restart=max",
+        "watchdog=max abort=max ready-after=max stop=max healthy=max backoff=max processes=2",
+        "watchdog=0 abort=0 ready=10000 ready-after=0 stop=5000 healthy=0 backoff=0 processes=0",
+    ] {
+        let mut supervised = Supervised::start(settings);
+        let before = supervised.who().pid;
+        supervised.succeed("restart wait");
+        supervised.until_other(before);
+        supervised.succeed("upgrade wait");
+        // Only the first process that takes the place of a crashed one comes at once.
+        let crashed = supervised.who().pid;
+        signal(crashed, Signal::KILL);
+        supervised.until_other(crashed);
+        supervised.signal(Signal::TERM);
+        let status = supervised.generations.wait_for_first();
+        let log = supervised.log();
+        assert!(status.success(), "{settings}: {log}");
+        assert!(!log.contains("panicked"), "{log}");
+        supervised.generations.wait();
+    }
+}
+
+fn every_process_starts_with_the_old_limit_of_descriptors() {
+    let supervised = Supervised::start_with("", &[("soft-limit", "300")]);
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let expected = format!("300 {}", hard.unwrap());
+    let check = || assert_eq!(supervised.generations.get("/descriptors"), expected);
+    check();
+    // The first one is started by the supervisor, the second one by the first one, which has raised
+    // its limit, and the third one by a supervisor that was replaced.
+    supervised.succeed("restart wait");
+    check();
+    supervised.succeed("upgrade wait");
+    let old = supervised.who().pid;
+    signal(old, Signal::KILL);
+    supervised.until_other(old);
+    check();
+    supervised.end();
+}
+
+fn settings_that_mean_nothing_are_refused_by_name() {
+    let max = "processes must be at most 1024";
+    for (supervisor, text) in [
+        (Supervisor::new().processes(usize::MAX), max),
+        (
+            Supervisor::new().ready_timeout(Duration::ZERO),
+            "ready_timeout must be more than zero (Duration::MAX is no limit)",
+        ),
+    ] {
+        let error = supervisor.run(["true"]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert_eq!(error.to_string(), text);
+    }
 }
 
 fn a_stop_finishes_what_is_in_progress() {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use handover::http::{self, Body, Reply, Request, Response};
 use handover::{Bind, Handle, Restart, Server, Supervisor};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Resource, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use super::support;
@@ -33,6 +33,16 @@ pub(crate) fn serve_if_child() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else {
         return;
     };
+    if let Some(limit) = option(&dir, "soft-limit") {
+        // For the first process only: the others start with what they are given.
+        fs::remove_file(dir.join("soft-limit")).unwrap();
+        let limits = rustix::process::Rlimit {
+            current: Some(limit.parse().unwrap()),
+            ..rustix::process::getrlimit(Resource::Nofile)
+        };
+        rustix::process::setrlimit(Resource::Nofile, limits).unwrap();
+    }
+    let descriptors_at_start = descriptor_limit();
     let mode = fs::read_to_string(dir.join("mode")).unwrap_or_default();
     misbehave(&dir, &mode, "early ");
     let mut restart = match option(&dir, "supervised") {
@@ -74,6 +84,10 @@ pub(crate) fn serve_if_child() {
         });
     let export = format!("{state}{generation},");
     let service = http::service(move |request: Request<Body<'_>>| {
+        if request.uri().path() == "/descriptors" {
+            let limits = format!("{descriptors_at_start} {}", descriptor_limit());
+            return Response::new(limits.into());
+        }
         let who = format!("{} {generation} {udp} {state}", std::process::id());
         respond(request, who)
     });
@@ -127,8 +141,14 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
     }
     for setting in settings.split_whitespace() {
         let (name, number) = setting.split_once('=').unwrap();
-        let number: u64 = number.parse().unwrap();
-        let time = Duration::from_millis(number);
+        let number: u64 = match number {
+            "max" => u64::MAX,
+            number => number.parse().unwrap(),
+        };
+        let time = match number {
+            u64::MAX => Duration::MAX,
+            millis => Duration::from_millis(millis),
+        };
         supervisor = match name {
             "processes" => supervisor.processes(number as usize),
             "watchdog" => supervisor.watchdog(time),
@@ -137,11 +157,20 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "stop" => supervisor.stop_timeout(time),
             "healthy" => supervisor.healthy_after(time),
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
+            "backoff" => supervisor.backoff(time, time),
+            "ready-after" => supervisor.ready_after(time),
+            "no-restart" => supervisor.no_restart(number as i32),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),
         };
     }
     supervisor
+}
+
+/// The soft limit of descriptors that this process has.
+fn descriptor_limit() -> u64 {
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    limits.current.unwrap_or(u64::MAX)
 }
 
 pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();

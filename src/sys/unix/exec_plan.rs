@@ -15,6 +15,7 @@ use std::ptr;
 
 use rustix::process::{Pid, getpid};
 
+use super::limits::restore_own_descriptor_limit;
 use super::{check, signal};
 use crate::sys::native::calls::{close_range, request_signal_at_parent_end};
 use crate::sys::{FIRST_PASSED, PidVariable, SpawnOptions};
@@ -147,6 +148,8 @@ impl ExecPlan {
             // Rust programs ignore SIGPIPE, and the program would inherit this.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }
+        // The program raises the limit itself, or is one that must not have it raised.
+        restore_own_descriptor_limit()?;
         signal::change_mask(libc::SIG_SETMASK, &self.mask);
         self.execve()
     }

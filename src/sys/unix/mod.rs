@@ -6,6 +6,7 @@ pub(crate) mod clock;
 pub(crate) mod descriptor;
 mod exec_plan;
 pub(crate) mod file;
+pub(crate) mod limits;
 pub(crate) mod message;
 pub(crate) mod process;
 pub(crate) mod signal;

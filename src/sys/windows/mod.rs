@@ -6,6 +6,7 @@ use std::io;
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod file;
+pub(crate) mod limits;
 pub(crate) mod message;
 pub(crate) mod process;
 pub(crate) mod signal;
