@@ -14,7 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::clock;
-use crate::connection::{Connection, Filled};
+use crate::connection::{Connection, Filled, Flushed, SpareBuffers};
 use crate::panic;
 use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
@@ -56,8 +56,8 @@ struct Worker<'a, S: Service> {
     own: Option<S::Worker>,
     counters: &'a ThreadCounters,
     events: Events,
-    /// Room to read into, lent to the connection in the turn.
-    spare: Vec<u8>,
+    /// Buffers, lent to the connection in the turn.
+    spare: SpareBuffers,
     /// Connections that the worker has served since its last wait.
     entries: usize,
     /// The end of the last call or wait, in the clock's nanoseconds.
@@ -145,7 +145,7 @@ impl<'a, S: Service> Workers<'a, S> {
             own: None,
             counters: &self.lots.counters.workers[index],
             events: Events::with_capacity(BATCH),
-            spare: Vec::new(),
+            spare: SpareBuffers::default(),
             entries: 0,
             now: clock::nanos(),
             ready_at: 0,
@@ -254,6 +254,7 @@ impl<'a, S: Service> Workers<'a, S> {
     /// other connections go first.
     fn run_turn(&self, worker: &mut Worker<'a, S>, mut turn: Turn<'_, S::Session>) -> TurnEnd {
         let mut calls_left = CALLS_PER_TURN;
+        let lot = turn.lot;
         loop {
             let token = turn.token;
             let Some(occupant) = turn.occupant() else {
@@ -261,11 +262,14 @@ impl<'a, S: Service> Workers<'a, S> {
             };
             let disposition = match occupant.advance() {
                 Needs::Service => {
-                    occupant.conn.lend_buffer(&mut worker.spare);
-                    let step = panic::contain(|| self.step(occupant, worker, token));
-                    occupant.conn.return_buffer(&mut worker.spare);
-                    match step {
-                        Ok(disposition) => disposition,
+                    occupant.conn.lend_buffers(&mut worker.spare);
+                    let steps = || self.steps(lot, occupant, worker, token, &mut calls_left);
+                    let disposition = panic::contain(steps);
+                    // After an error and a panic too: what was written before is sent.
+                    let flushed = occupant.conn.flush_some();
+                    occupant.conn.return_buffers(&mut worker.spare);
+                    match disposition {
+                        Ok(disposition) => after_flush(occupant, disposition, flushed),
                         Err(why) => {
                             self.log_panic(worker, occupant, &why);
                             turn.close_after_panic();
@@ -274,13 +278,16 @@ impl<'a, S: Service> Workers<'a, S> {
                     }
                 }
                 Needs::Client => Disposition::Park,
+                Needs::NextTurn => {
+                    turn.park_again();
+                    return TurnEnd::Over;
+                }
                 Needs::Close => Disposition::CloseNow,
             };
             match disposition {
                 Disposition::Continue => {
                     calls_left -= 1;
                     let is_due = calls_left == 0;
-                    let lot = turn.lot;
                     lot.poll_to_queue(&mut worker.events, worker.counters, is_due);
                     if is_due || lot.has_entries() {
                         turn.queue();
@@ -307,6 +314,37 @@ impl<'a, S: Service> Workers<'a, S> {
         count(&self.lots.counters.panics);
         let (client, index) = (occupant.conn.info(), worker.index);
         log::error!("{client}: the service panicked on worker {index}: {why}");
+    }
+
+    /// Takes steps as long as the next message is in the buffer, so that the answers leave together.
+    /// But no answer waits for other connections, or for longer than a tick of the coarse clock: if
+    /// a call takes longer, the keeper writes the answers before it.
+    fn steps(
+        &self,
+        lot: &Lot<S::Session>,
+        occupant: &mut Occupant<S::Session>,
+        worker: &mut Worker<'a, S>,
+        token: Token,
+        calls_left: &mut usize,
+    ) -> Disposition {
+        let mut began = None;
+        loop {
+            let disposition = self.step(occupant, worker, token);
+            let goes_on = matches!(disposition, Disposition::Continue)
+                && occupant.stage == Stage::Idle
+                && !occupant.conn.buffer().is_empty()
+                && !occupant.conn.has_output()
+                && *calls_left > 1
+                && !lot.has_entries();
+            if !goes_on {
+                return disposition;
+            }
+            let now = clock::millis();
+            if now != *began.get_or_insert(now) {
+                return disposition;
+            }
+            *calls_left -= 1;
+        }
     }
 
     /// Reads, if the stage asks for input, and calls the service.
@@ -438,10 +476,6 @@ impl<'a, S: Service> Workers<'a, S> {
             Next::Close | Next::Detach => return Disposition::WriteThenClose,
         };
         occupant.stage = stage;
-        if conn.has_output() {
-            // The socket has just refused to take more.
-            return Disposition::Park;
-        }
         let has_more = match stage {
             Stage::Runnable => true,
             Stage::Partial => !conn.is_emptied(),
@@ -467,6 +501,24 @@ impl<'a, S: Service> Workers<'a, S> {
     /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
         stage != Stage::Partial && self.lots.drain.is_closing()
+    }
+}
+
+/// What becomes of the connection after a step, once its output was flushed.
+fn after_flush<S>(
+    occupant: &Occupant<S>,
+    disposition: Disposition,
+    flushed: io::Result<Flushed>,
+) -> Disposition {
+    match (flushed, disposition) {
+        (_, Disposition::CloseNow) => Disposition::CloseNow,
+        (Err(error), _) => {
+            log::debug!("{}: cannot write: {error}", occupant.conn.info());
+            Disposition::CloseNow
+        }
+        // The socket has just refused to take more.
+        (Ok(_), Disposition::Continue) if occupant.conn.has_output() => Disposition::Park,
+        (Ok(_), disposition) => disposition,
     }
 }
 

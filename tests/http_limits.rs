@@ -220,9 +220,9 @@ fn an_empty_line_after_a_request_does_not_shorten_the_idle_time() {
     assert_eq!(stats.expired.read, 0);
 }
 
-/// A worker waits for a client to read no longer than the write time-out.
+/// A client that does not read its response holds no worker, and is closed after the write time-out.
 #[test]
-fn clients_that_do_not_read_lose_their_worker() {
+fn clients_that_do_not_read_hold_no_worker_and_are_closed() {
     let builder = server().write_timeout(SHORT).workers(1);
     let handle = serve(builder, |request: Request<Body<'_>>| {
         Response::new(match request.uri().path() {
@@ -232,11 +232,18 @@ fn clients_that_do_not_read_lose_their_worker() {
             _ => "small".into(),
         })
     });
-    for target in ["/stream", "/sized", "/bytes"] {
+    for (place, target) in ["/stream", "/sized", "/bytes"].into_iter().enumerate() {
         let mut slow = Client::on(connect_narrow(addr(&handle)));
+        let served = handle.stats().served;
         slow.send(get(target));
-        until(&handle, "the worker writes", |stats| stats.active == 1);
+        until(&handle, "it does not read", |stats| {
+            stats.served > served && stats.parked == 1
+        });
         Client::to(&handle).get("/").is(200, "small");
+        assert_eq!(handle.stats().expired.write, place as u64);
+        until(&handle, "it is closed", |stats| {
+            stats.expired.write == place as u64 + 1
+        });
         // It can read what had left, and sees that it is not all.
         let mut got = Vec::new();
         if let Err(error) = slow.stream.read_to_end(&mut got) {

@@ -1248,7 +1248,8 @@ fn a_body_that_fails_is_cut_off() {
     stop(&handle);
 }
 
-/// What a reader gave before it panicked is written as the client reads, and no worker waits for it.
+/// What a reader gave before it panicked is written as the client reads, and no worker waits for it:
+/// neither before the panic nor after it.
 #[test]
 fn a_slow_reader_gets_what_was_there_before_a_panic() {
     const SIZE: usize = 8 << 20;
@@ -1258,8 +1259,7 @@ fn a_slow_reader_gets_what_was_there_before_a_panic() {
             panic!("behind the body");
         }
     }
-    let builder = server().workers(1).output_limit(2 * SIZE);
-    let handle = serve(builder, |request: Request<Body<'_>>| {
+    let handle = serve(server().workers(1), |request: Request<Body<'_>>| {
         Response::new(match request.uri().path() {
             "/panics" => Reply::sized(Pattern::of(SIZE).chain(Panics), SIZE as u64 + 1),
             _ => "fine".into(),
@@ -1267,7 +1267,9 @@ fn a_slow_reader_gets_what_was_there_before_a_panic() {
     });
     let mut slow = Client::on(connect_narrow(addr(&handle)));
     slow.send(get("/fine") + &get("/panics") + &get("/after"));
-    until(&handle, "it has panicked", |stats| stats.panics == 1);
+    until(&handle, "it does not read", |stats| {
+        stats.served > 0 && stats.parked == 1
+    });
     let mut other = Client::to(&handle);
     let soon = Some(Duration::from_secs(10));
     other.stream.set_read_timeout(soon).unwrap();
@@ -1275,7 +1277,69 @@ fn a_slow_reader_gets_what_was_there_before_a_panic() {
     slow.answer().is(200, "fine");
     assert_eq!(slow.head().status, 200);
     assert!(slow.rest() == bytes_at(0, SIZE));
+    assert_eq!(handle.stats().panics, 1);
     stop(&handle);
+}
+
+/// One worker: clients that do not read leave it to others, whatever their responses are. They get
+/// every byte when they read, also those of responses that they have pipelined, and also while the
+/// server drains.
+#[test]
+fn slow_readers_of_any_body_hold_no_worker_and_miss_nothing() {
+    const SIZE: usize = 6 << 20;
+    const TARGETS: [&str; 4] = ["/bytes", "/file", "/sized", "/stream"];
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes_at(0, SIZE)).unwrap();
+    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
+        Response::new(match request.uri().path() {
+            "/bytes" => bytes_at(0, SIZE).into(),
+            "/file" => {
+                let mut copy = file.try_clone().unwrap();
+                copy.rewind().unwrap();
+                copy.into()
+            }
+            "/sized" => Reply::sized(Pattern::of(SIZE), SIZE as u64),
+            "/stream" => Reply::stream(Pattern::of(SIZE)),
+            _ => "small".into(),
+        })
+    });
+    let mut slow: Vec<Client> = (0..TARGETS.len())
+        .map(|first| {
+            let mut client = Client::on(connect_narrow(addr(&handle)));
+            // A body that no handler wants comes after the first response.
+            client.send(post(TARGETS[first], vec![b'x'; 1000]));
+            for place in [first + 1, first + 2] {
+                client.send(get("/small") + &get(TARGETS[place % TARGETS.len()]));
+            }
+            client
+        })
+        .collect();
+    let others = TARGETS.len() as u64;
+    until(&handle, "they do not read", |stats| {
+        stats.served >= others && stats.parked == others
+    });
+    let mut other = Client::to(&handle);
+    other.stream.set_read_timeout(Some(LIMIT / 2)).unwrap();
+    other.get("/").is(200, "small");
+    drop(other);
+    let check = |first: usize, client: &mut Client| {
+        assert!(client.answer().body == bytes_at(0, SIZE));
+        for place in [first + 1, first + 2] {
+            client.answer().is(200, "small");
+            let target = TARGETS[place % TARGETS.len()];
+            assert!(client.answer().body == bytes_at(0, SIZE), "{target}");
+        }
+    };
+    let mut last = slow.pop().unwrap();
+    for (first, mut client) in slow.into_iter().enumerate() {
+        check(first, &mut client);
+    }
+    // A drain lets the responses to what has arrived go on.
+    handle.stop(LIMIT);
+    check(TARGETS.len() - 1, &mut last);
+    last.ends();
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
 }
 
 /// Nothing that was meant for a client that went away gets to the next one.

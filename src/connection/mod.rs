@@ -3,7 +3,7 @@
 //!
 //! Every call tries the socket first. Only if the socket would block does the call wait, with
 //! `poll(2)`, until the deadline. Input that arrives early stays in a buffer that survives parking.
-//! Output that the client has not read yet stays in a bounded buffer. So neither costs a thread.
+//! Output that the client has not read yet stays with the connection. So neither costs a thread.
 
 mod input;
 mod messages;
@@ -31,6 +31,7 @@ use crate::sys::{self, Interest, PeerState, Poller, Stream};
 use input::Input;
 pub(crate) use input::READ_SIZE;
 pub(crate) use outbox::{Outbox, OutboxWatch};
+pub(crate) use output::Flushed;
 use output::Output;
 use pace::Pace;
 use receive_state::ReceiveState;
@@ -144,9 +145,22 @@ struct DrainLimit {
 ///
 /// # Output
 ///
-/// A write gives the socket what it takes at once. The rest, up to the output limit (64 KiB unless
-/// set), stays with the connection and is written as the client reads: while parked, by later
-/// calls, and before the close. Only past that limit does a write wait.
+/// Writes are gathered, and leave together in one system call: when the call of the service
+/// returns, when it waits for input, with [`flush`](std::io::Write::flush), and when 16 KiB are
+/// gathered. If a client has sent several messages at once, the answers to them leave together too.
+/// If a call lasts longer than a few milliseconds, another thread sends what it has written so far.
+/// An error of writing may therefore show in a later call, or only in the log; the connection is
+/// then closed.
+///
+/// What the socket does not take, up to the output limit (64 KiB unless set), stays with the
+/// connection and is written as the client reads: while parked, by later calls, and before the
+/// close. Only past that limit does a write wait. [`write_owned`](Self::write_owned) and
+/// [`send_file`](Self::send_file) never wait: bytes and files of any size go with the connection
+/// while it is parked, under the write time-out and the minimum rate.
+///
+/// After [`Next::Again`](crate::Next::Again) the service is called when all of its output is
+/// written. So a service that writes a piece in each call goes as fast as its client reads, and
+/// occupies no worker in between.
 // In the order of use: the fields that every message touches come first and close together. With
 // many connections, a message waits for memory.
 #[repr(C)]
@@ -154,6 +168,10 @@ pub struct Connection {
     info: Arc<ConnectionInfo>,
     input: Input,
     output: Output,
+    /// The gathered output is in the outbox.
+    is_lent: bool,
+    /// The socket may be ready without a further edge: the poller has to look at it again.
+    must_rearm: bool,
     /// A read or write deadline may be running. If false, the clock is not read.
     may_have_deadline: bool,
     receive: ReceiveState,
@@ -188,6 +206,13 @@ pub struct Connection {
     is_too_long: bool,
 }
 
+/// The buffers that a worker lends to one connection after the other.
+#[derive(Default)]
+pub(crate) struct SpareBuffers {
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
 /// How a read that does not wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Filled {
@@ -207,6 +232,8 @@ impl Connection {
             info,
             input: Input::default(),
             output: Output::default(),
+            is_lent: false,
+            must_rearm: false,
             watched: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -288,10 +315,13 @@ impl Connection {
     ///
     /// Errors of writing; `TimedOut` when the write time-out expires.
     pub fn flush_all(&mut self) -> io::Result<()> {
-        while !self.flush_some()? {
-            self.wait(Interest::Write)?;
+        loop {
+            match self.flush_some()? {
+                Flushed::All => return Ok(()),
+                Flushed::Blocked => drop(self.wait(Interest::Write)?),
+                Flushed::TurnOver => {}
+            }
         }
-        Ok(())
     }
 
     /// Sets how long the present stretch of reading, counted from now, and each later one may take
@@ -333,8 +363,8 @@ impl Connection {
         self.write.hard = Deadline::at(deadline);
     }
 
-    /// Sets how many bytes of output may be buffered. With 0, every write waits until the kernel
-    /// has taken it.
+    /// Sets how many bytes of output may be buffered, those that are gathered included. With 0,
+    /// every write waits until the kernel has taken it.
     pub fn set_output_limit(&mut self, bytes: usize) {
         self.output_limit = bytes;
     }
@@ -391,9 +421,24 @@ impl Connection {
         self.receive.on_event(hangup);
     }
 
+    /// Whether output is left that the socket has not taken. What a call has gathered does not
+    /// count.
     #[inline]
     pub(crate) fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        self.output.is_queued()
+    }
+
+    /// The output that is gathered. Not while it is lent.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn gathered(&mut self) -> &mut Vec<u8> {
+        debug_assert!(!self.is_lent);
+        self.output.gathered()
+    }
+
+    /// Makes the next parking look at the socket again: the socket was left before it would block.
+    pub(crate) fn rearm(&mut self) {
+        self.must_rearm = true;
     }
 
     #[inline]
@@ -515,26 +560,28 @@ impl Connection {
         self.is_too_long
     }
 
-    /// Lends pending output to the outbox while a handler is called: if the call takes long, the
-    /// keeper writes the output meanwhile. Nothing else may be written until
-    /// [`reclaim_output`](Self::reclaim_output).
-    #[cfg(feature = "http")]
+    /// Lends the gathered output to the outbox: if the call takes long, the keeper writes it
+    /// meanwhile.
     #[inline]
-    pub(crate) fn lend_output(&mut self, pending: &mut Vec<u8>) {
-        self.info.outbox.lend(pending);
-        self.outboxes.note_use();
+    pub(crate) fn lend_output(&mut self) {
+        if !self.has_output() && !self.output.is_empty() {
+            self.info.outbox.lend(self.output.gathered());
+            self.is_lent = true;
+            self.outboxes.note_use();
+        }
     }
 
-    /// Takes back what is left of the output that was lent.
+    /// Takes back what is left of the output that was lent, if any was.
     ///
     /// # Errors
     ///
     /// Errors of writing.
-    #[cfg(feature = "http")]
     #[inline]
-    pub(crate) fn reclaim_output(&mut self, pending: &mut Vec<u8>) -> io::Result<()> {
-        let sent = self.info.outbox.reclaim(pending)?;
-        self.note_sent(sent);
+    pub(crate) fn reclaim_output(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.is_lent) {
+            let sent = self.info.outbox.reclaim(self.output.gathered())?;
+            self.note_sent(sent);
+        }
         Ok(())
     }
 
@@ -573,16 +620,19 @@ impl Connection {
         }
     }
 
-    /// Lends the worker's spare buffer to the input, as room to read into.
+    /// Lends the worker's spare buffers: room to read into, and room to gather output.
     #[inline]
-    pub(crate) fn lend_buffer(&mut self, spare: &mut Vec<u8>) {
-        self.input.lend_buffer(spare);
+    pub(crate) fn lend_buffers(&mut self, spare: &mut SpareBuffers) {
+        self.input.lend_buffer(&mut spare.input);
+        self.output.lend_buffer(&mut spare.output);
     }
 
-    /// Takes the spare buffer back. The connection keeps only the bytes that were not consumed.
+    /// Takes the spare buffers back. The connection keeps only the bytes that were not consumed,
+    /// and the output that was not written.
     #[inline]
-    pub(crate) fn return_buffer(&mut self, spare: &mut Vec<u8>) {
-        self.input.return_buffer(spare);
+    pub(crate) fn return_buffers(&mut self, spare: &mut SpareBuffers) {
+        self.input.return_buffer(&mut spare.input);
+        self.output.return_buffer(&mut spare.output);
     }
 
     /// Shuts the server's side down, so that the client sees the end of the response. The client
@@ -605,8 +655,9 @@ impl Connection {
     #[inline]
     pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
         let (poller, socket) = (&self.poller, &self.info.socket);
+        let must_rearm = std::mem::take(&mut self.must_rearm) || !Poller::SHARED;
         match self.watched {
-            Some(watched) if Poller::SHARED && watched == interest => return Ok(()),
+            Some(watched) if watched == interest && !must_rearm => return Ok(()),
             Some(_) => poller.rearm(socket, token, interest)?,
             None => {
                 poller.add(socket, token)?;

@@ -1,11 +1,12 @@
-//! The outbox: output that is ready while the connection's worker is in a handler.
+//! The outbox: output that is ready while the connection's worker is in the service.
 //!
-//! A service that answers several messages in one call writes the responses together. But a
-//! response that is ready must not wait for a slow handler. So the service lends its pending output
-//! to the outbox while it calls the handler. The keeper checks the outboxes each millisecond. If a
-//! call was in progress at the last check already, the keeper writes the output of the call.
+//! What a call writes is gathered, and leaves together. But output that is ready must not wait for
+//! a slow call: its client, or another program that the service talks to, may wait for it. So a
+//! connection lends its gathered output to the outbox while the service's code runs. The keeper
+//! checks the outboxes each millisecond. If a call was in progress at the last check already, the
+//! keeper writes the output of the call.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -28,9 +29,22 @@ struct Lent {
 }
 
 impl Outbox {
-    #[cfg(feature = "http")]
     pub(super) fn lend(&self, bytes: &mut Vec<u8>) {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
+    }
+
+    /// Adds the parts to what is lent. `None` if they do not fit into the room, or the keeper's send
+    /// has failed.
+    pub(super) fn add(&self, parts: &[IoSlice<'_>], room: usize) -> Option<usize> {
+        let mut lent = self.0.lock();
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        if lent.error.is_some() || lent.bytes.len() - lent.sent + total > room {
+            return None;
+        }
+        for part in parts {
+            lent.bytes.extend_from_slice(part);
+        }
+        Some(total)
     }
 
     /// Takes back the output that was not sent. Returns how many bytes were sent.
@@ -38,7 +52,6 @@ impl Outbox {
     /// # Errors
     ///
     /// The error of the keeper's send.
-    #[cfg(feature = "http")]
     pub(super) fn reclaim(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let mut lent = self.0.lock();
         std::mem::swap(&mut lent.bytes, bytes);
@@ -78,7 +91,6 @@ impl OutboxWatch {
     }
 
     /// Notes that output was lent. Wakes the keeper if it does not check the outboxes.
-    #[cfg(feature = "http")]
     #[inline]
     pub(super) fn note_use(&self) {
         if !self.is_used.load(SeqCst) {

@@ -1,11 +1,14 @@
 //! Moving bytes between the socket and the buffers: at once, or waiting under a deadline.
 
-#[cfg(feature = "http")]
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::output::{FileError, FileRange, Flushed};
 use super::{Connection, Filled, READ_SIZE};
 use crate::sys::{self, Interest};
 
@@ -13,6 +16,9 @@ use crate::sys::{self, Interest};
 /// only when a third of its buffer is free, and a slow client can need longer for that than its
 /// time-out.
 const WRITE_SLICE: Duration = Duration::from_millis(100);
+
+/// Owned bytes up to this size are copied behind what is gathered, so that they leave together.
+const COPY_LIMIT: usize = 8 * 1024;
 
 impl Connection {
     pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
@@ -61,17 +67,18 @@ impl Connection {
         }
     }
 
-    /// Waits until there may be something to read. Writes buffered output meanwhile: the client may
-    /// wait for this output before it sends more.
+    /// Waits until there may be something to read. Writes the output before and meanwhile: the
+    /// client may wait for this output before it sends more.
     fn wait_readable(&mut self) -> io::Result<()> {
+        let mut flushed = self.flush_some()?;
         loop {
-            if self.output.is_empty() {
+            if flushed == Flushed::All {
                 self.wait(Interest::Read)?;
                 return Ok(());
             }
             let ready = self.wait(Interest::Both)?;
             if ready.writable {
-                self.flush_some()?;
+                flushed = self.flush_some()?;
             }
             if ready.readable {
                 return Ok(());
@@ -139,17 +146,35 @@ impl Connection {
         Ok((buffered + count, filled))
     }
 
-    /// Writes what the socket takes now. True when no output is left.
+    /// Writes what the socket takes now, at most what one turn allows.
     #[inline]
-    pub(crate) fn flush_some(&mut self) -> io::Result<bool> {
-        if !self.output.is_empty() {
-            let count = self.output.flush(&self.info.socket)?;
-            self.note_sent(count);
-            if self.may_have_deadline && self.output.is_empty() {
-                self.write.pause(Instant::now());
-            }
+    pub(crate) fn flush_some(&mut self) -> io::Result<Flushed> {
+        self.reclaim_output()?;
+        if self.output.is_empty() {
+            return Ok(Flushed::All);
         }
-        Ok(self.output.is_empty())
+        let flushed = self.output.flush(&self.info.socket);
+        self.note_flushed(flushed)
+    }
+
+    /// As `flush_some`, but leaves what is gathered.
+    fn flush_queue(&mut self) -> io::Result<Flushed> {
+        let flushed = self.output.send_queue(&self.info.socket);
+        self.note_flushed(flushed)
+    }
+
+    fn note_flushed(&mut self, flushed: io::Result<(usize, Flushed)>) -> io::Result<Flushed> {
+        let (count, flushed) = flushed.inspect_err(|error| {
+            if FileError::is_in(error) {
+                log::error!("{}: {error}", self.info);
+            }
+        })?;
+        self.note_sent(count);
+        self.must_rearm = flushed == Flushed::TurnOver;
+        if self.may_have_deadline && flushed == Flushed::All {
+            self.write.pause(Instant::now());
+        }
+        Ok(flushed)
     }
 
     /// Writes what the socket takes now. True if the socket took anything.
@@ -174,50 +199,154 @@ impl Connection {
         }
     }
 
-    /// Sends the parts in one call, and buffers what the socket does not take. Returns how many
-    /// bytes were sent or buffered. Waits only if that would be 0.
-    fn write_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// Gathers the parts. If they are too long for that, sends them together with what is gathered,
+    /// and buffers what the socket does not take, up to `limit`. Returns how many bytes were taken.
+    /// Waits only if that would be 0.
+    fn write_parts(&mut self, parts: &[IoSlice<'_>], limit: usize) -> io::Result<usize> {
         if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        if total == 0 {
-            return Ok(0);
+        if total <= self.output.gather_room(limit) {
+            for part in parts {
+                self.output.gathered().extend_from_slice(part);
+            }
+            return Ok(total);
         }
         loop {
-            let mut count = 0;
-            if self.flush_some()? {
-                let sent = match parts {
-                    [part] => sys::socket::send(&self.info.socket, part),
-                    parts => sys::socket::send_vectored(&self.info.socket, parts),
-                };
-                count = match sent {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                    sent => sent?,
-                };
-                self.note_sent(count);
-                if count == total {
-                    return Ok(count);
-                }
-            }
-            let mut skip = count;
-            for part in parts {
-                let Some(rest) = part.get(skip..) else {
-                    skip -= part.len();
-                    continue;
-                };
-                skip = 0;
-                let kept = self.output.keep(rest, self.output_limit);
-                count += kept;
-                if kept < rest.len() {
-                    break;
-                }
+            let mut count = self.send_at_once(parts)?;
+            if count < total {
+                count += self.output.queue_parts(parts, count, limit);
             }
             if count > 0 {
                 return Ok(count);
             }
             self.wait(Interest::Write)?;
         }
+    }
+
+    /// Sends the queue, then what is gathered and the parts in one call, as far as the socket takes
+    /// them. Returns how many bytes of the parts were sent.
+    fn send_at_once(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.flush_queue()? != Flushed::All {
+            return Ok(0);
+        }
+        let (count, of_parts) = self.output.send_gathered(&self.info.socket, parts)?;
+        self.note_sent(count);
+        Ok(of_parts)
+    }
+
+    /// As `write` with several parts, but takes all of them, without waiting.
+    #[cfg(feature = "http")]
+    pub(crate) fn write_whole(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.reclaim_output()?;
+        self.write_parts(parts, usize::MAX).map(drop)
+    }
+
+    /// A write of the service. While the service goes on, the keeper may send what is gathered.
+    fn write_shared(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.is_lent {
+            let room = self.output.gather_room(self.output_limit);
+            if let Some(count) = self.info.outbox.add(parts, room) {
+                self.outboxes.note_use();
+                return Ok(count);
+            }
+        }
+        self.reclaim_output()?;
+        let count = self.write_parts(parts, self.output_limit)?;
+        self.lend_output();
+        Ok(count)
+    }
+
+    /// Writes bytes that the connection then owns: takes all of them, whatever the output limit is,
+    /// and never waits. What the client does not read at once is not copied, and is sent as the
+    /// client reads, also while the connection is parked. So bytes of any size occupy no worker.
+    ///
+    /// A service that writes more and more of them returns [`Next::Again`](crate::Next::Again) after
+    /// each: it is called again when they are sent.
+    ///
+    /// # Errors
+    ///
+    /// Errors of writing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io;
+    /// use handover::{Connection, Next};
+    ///
+    /// fn serve(conn: &mut Connection) -> io::Result<Next> {
+    ///     conn.write_owned(vec![b'x'; 20 << 20])?;
+    ///     conn.write_owned("\nend\n".as_bytes())?;
+    ///     Ok(Next::Close)
+    /// }
+    /// ```
+    pub fn write_owned(&mut self, bytes: impl Into<Cow<'static, [u8]>>) -> io::Result<()> {
+        self.reclaim_output()?;
+        self.take_owned(bytes.into())?;
+        self.lend_output();
+        Ok(())
+    }
+
+    /// As [`write_owned`](Self::write_owned), but lends no output to the outbox.
+    pub(crate) fn take_owned(&mut self, bytes: Cow<'static, [u8]>) -> io::Result<()> {
+        if self.is_detached() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        if bytes.len() <= COPY_LIMIT && bytes.len() <= self.output.gather_room(usize::MAX) {
+            self.output.gathered().extend_from_slice(&bytes);
+            return Ok(());
+        }
+        let sent = self.send_at_once(&[IoSlice::new(&bytes)])?;
+        if sent < bytes.len() {
+            self.output.queue_owned(bytes, sent);
+        }
+        Ok(())
+    }
+
+    /// Sends the bytes of a file at the offsets in `range`, as
+    /// [`write_owned`](Self::write_owned) sends bytes: it never waits, and the connection owns the
+    /// file until it is sent. Where the system can send files (`sendfile(2)`), they are not copied
+    /// through this process. The file's own position is neither used nor moved, so that an `Arc` of
+    /// one file can serve many connections.
+    ///
+    /// If the file turns out to be shorter, the connection is closed, and an error is logged.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading a regular file, and of writing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use std::io::{self, Write};
+    /// use handover::{Connection, Next};
+    ///
+    /// fn serve(conn: &mut Connection) -> io::Result<Next> {
+    ///     let file = File::open("big.iso")?;
+    ///     let length = file.metadata()?.len();
+    ///     writeln!(conn, "{length}")?;
+    ///     conn.send_file(file, 0..length)?;
+    ///     Ok(Next::Close)
+    /// }
+    /// ```
+    pub fn send_file(&mut self, file: impl Into<Arc<File>>, range: Range<u64>) -> io::Result<()> {
+        self.reclaim_output()?;
+        if self.is_detached() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let (file, position) = (file.into(), range.start);
+        let left = range.end.saturating_sub(position);
+        if left == 0 {
+            return Ok(());
+        }
+        self.output.queue_file(FileRange {
+            file,
+            position,
+            left,
+        });
+        self.flush_some().map(drop)
     }
 
     /// Sends what the socket takes at once, and forgets the rest.
@@ -228,36 +357,6 @@ impl Connection {
             Err(error) => return Err(error),
         }
         Ok(())
-    }
-
-    /// Sends up to `length` bytes of a file, from its position on, without copying them. Waits for
-    /// the client to read as long as more is left than the output buffer takes. Returns fewer bytes
-    /// where the system cannot do this, or where the file ends.
-    #[cfg(feature = "http")]
-    pub(crate) fn send_file(&mut self, file: &File, length: u64) -> io::Result<u64> {
-        let mut sent = 0;
-        while sent < length {
-            let left = usize::try_from(length - sent).unwrap_or(usize::MAX);
-            let moved = match self.flush_some()? {
-                true => sys::socket::send_file(&self.info.socket, file, left),
-                false => Err(io::ErrorKind::WouldBlock.into()),
-            };
-            match moved {
-                Ok(None | Some(0)) => break,
-                Ok(Some(count)) => {
-                    sent += count as u64;
-                    self.note_sent(count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if left <= self.output_limit.saturating_sub(self.output.len()) {
-                        break;
-                    }
-                    self.wait(Interest::Write)?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(sent)
     }
 }
 
@@ -304,11 +403,11 @@ impl BufRead for Connection {
 
 impl Write for Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_parts(&[IoSlice::new(bytes)])
+        self.write_shared(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.write_parts(parts)
+        self.write_shared(parts)
     }
 
     /// Writes what the kernel takes now, without waiting. The rest is written as the client reads.

@@ -21,6 +21,7 @@
 //! | `Discard` | the body's rest has arrived | discard | `Head` |
 //! | `Discard` | the body's rest has not arrived | discard, wait for more | `Discard` |
 //! | `Discard` | the rest is malformed or too long | close | |
+//! | `Response` | the output is written | read on, write | see below |
 //! | `Upgraded` | any | call the protocol | `Upgraded` |
 //!
 //! A request can be handled when its body is complete. If the service asks to stream the body, a
@@ -29,6 +30,7 @@
 //!
 //! | the request's body | the response | action | next state |
 //! |---|---|---|---|
+//! | any | has a reader, and its client is slow, or others go first | park, or others go first | `Response` |
 //! | is consumed | keeps the connection open | | `Head` |
 //! | has not arrived completely | keeps the connection open | | `Discard` |
 //! | is malformed, too long, or not sent yet | any | close, and linger | |
@@ -46,6 +48,7 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
 
 use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
@@ -53,10 +56,11 @@ use ::http::{Request, Response, StatusCode, response};
 use super::access_log::{AccessLine, LoggedRequest};
 use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
+use super::reader_body::ReaderBody;
 use super::rejection::{Rejection, bad_request};
 use super::reply::{Reply, ReplyKind, UpgradedProtocol};
-use super::response_plan::ResponsePlan;
-use super::response_writer::ResponseWriter;
+use super::response_plan::{Framing, ResponsePlan};
+use super::response_writer::{ResponseWriter, write_file};
 use super::settings::Http;
 use super::spool::SpooledBody;
 use crate::clock;
@@ -64,8 +68,7 @@ use crate::connection::{ClosingNotice, Connection};
 use crate::service::{BufferLimits, Next, Service};
 use crate::sys::PeerState;
 
-/// Responses are written when this many bytes are pending, even if more requests have arrived. The
-/// pending bytes and the next response together should fit into the connection's output buffer.
+/// Responses are written when this many bytes are gathered, even if more requests have arrived.
 const FLUSH_THRESHOLD: usize = 16 * 1024;
 
 /// After this many responses, or after a tick of the coarse clock, a call ends: other connections
@@ -153,8 +156,28 @@ enum SessionState {
     Spool(Box<SpooledRequest>),
     /// The rest of a body that no handler wanted.
     Discard(DiscardedBody),
+    /// A response whose body is read from a reader, which has not ended.
+    Response(Box<OpenResponse>),
     /// Another protocol, after an upgrade.
     Upgraded(UpgradedProtocol),
+}
+
+/// A response whose body is read from a reader.
+struct OpenResponse {
+    body: ReaderBody,
+    end: ResponseEnd,
+    logged_request: Option<LoggedRequest>,
+}
+
+/// What is to be done after a response.
+struct ResponseEnd {
+    status: StatusCode,
+    closes: bool,
+    /// The rest of the request's body.
+    rest: DiscardedBody,
+    is_body_consumed: bool,
+    /// How long the request waited for a worker.
+    waited: Duration,
 }
 
 impl fmt::Debug for Session {
@@ -164,6 +187,7 @@ impl fmt::Debug for Session {
             SessionState::Body(_) => "Session(Body)",
             SessionState::Spool(_) => "Session(Spool)",
             SessionState::Discard(_) => "Session(Discard)",
+            SessionState::Response(_) => "Session(Response)",
             SessionState::Upgraded(_) => "Session(Upgraded)",
         })
     }
@@ -175,6 +199,8 @@ impl fmt::Debug for Session {
 pub struct WorkerBuffers {
     parser: HeadParser,
     writer: ResponseWriter,
+    /// Room to read the bodies of responses into.
+    body: Vec<u8>,
 }
 
 impl<H, R> Service for Http<H>
@@ -207,7 +233,11 @@ where
         if let SessionState::Upgraded(protocol) = state {
             return protocol(conn);
         }
-        let WorkerBuffers { parser, writer } = buffers;
+        let WorkerBuffers {
+            parser,
+            writer,
+            body,
+        } = buffers;
         conn.take_no_message();
         writer.start();
         let mut call = ServeCall {
@@ -217,17 +247,17 @@ where
             parser,
             writer,
             spooled: None,
+            body_buffer: body,
             logged_request: None,
             began: clock::millis(),
             responses: 0,
         };
-        let next = call.serve_requests();
-        // After an error too: the responses before it are complete.
-        let flushed = writer.flush(conn);
-        let next = next?;
-        flushed?;
+        let next = call.serve_requests()?;
         match state {
-            SessionState::Upgraded(protocol) => protocol(conn),
+            SessionState::Upgraded(protocol) => {
+                conn.flush_some()?;
+                protocol(conn)
+            }
             SessionState::Head { .. } | SessionState::Body(_) | SessionState::Spool(_)
                 if matches!(next, Next::More | Next::Again) =>
             {
@@ -253,6 +283,7 @@ struct ServeCall<'a, H> {
     writer: &'a mut ResponseWriter,
     /// The body of the request that was received, if it was spooled.
     spooled: Option<Box<SpooledBody>>,
+    body_buffer: &'a mut Vec<u8>,
     /// The request, for the access log. `None` if the log is off, and for a request without a valid
     /// head.
     logged_request: Option<LoggedRequest>,
@@ -267,11 +298,14 @@ where
     H: Fn(Request<Body<'_>>) -> Response<R>,
     R: Into<Reply>,
 {
-    /// Responds to every request that has arrived. The last responses stay pending in the writer.
+    /// Responds to every request that has arrived. The connection gathers the last responses.
     fn serve_requests(&mut self) -> io::Result<Next> {
+        if let Some(next) = self.continue_response()? {
+            return Ok(next);
+        }
         loop {
-            if self.writer.pending_len() >= FLUSH_THRESHOLD {
-                self.writer.flush(self.conn)?;
+            if self.conn.gathered().len() >= FLUSH_THRESHOLD {
+                self.conn.flush_some()?;
             }
             if self.conn.has_output() {
                 // The client does not read its responses: its next requests wait until it does.
@@ -286,9 +320,9 @@ where
             };
             self.conn.consume(request.len);
             self.begin_log_entry(filled);
-            if !request.body.is_done() && self.writer.pending_len() > 0 {
-                // The client may wait for these responses before it sends the body.
-                self.writer.flush(self.conn)?;
+            if !request.body.is_done() {
+                // The client may wait for the responses so far before it sends the body.
+                self.conn.flush_some()?;
             }
             if self.has_client_left() {
                 self.conn.abandon();
@@ -304,7 +338,7 @@ where
             let must_yield =
                 self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began;
             if must_yield && !self.conn.buffer().is_empty() {
-                // The pending responses are written, and other connections are served next.
+                // The responses so far are written, and other connections are served next.
                 return Ok(Next::Again);
             }
         }
@@ -379,7 +413,10 @@ where
                 before == 0 || self.conn.at_eof() || is_worth_parsing(input, before, limits)
             }
             SessionState::Body(body) => *collected.insert(body.collect(input)?) != Collected::Part,
-            SessionState::Spool(_) | SessionState::Discard(_) | SessionState::Upgraded(_) => true,
+            SessionState::Spool(_)
+            | SessionState::Discard(_)
+            | SessionState::Response(_)
+            | SessionState::Upgraded(_) => true,
         };
         if !may_be_complete {
             return Ok(None);
@@ -422,7 +459,8 @@ where
             self.http.spool_space.admit(head.body.data_left())?;
         }
         if std::mem::take(&mut head.expects_continue) {
-            self.writer.add_continue();
+            let out = self.conn.gathered();
+            out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         *self.state = match is_small {
             true => SessionState::Body(body),
@@ -488,7 +526,7 @@ where
         request: &mut RequestHead,
         mut parts: Option<Parts>,
     ) -> io::Result<Option<(response::Parts, Reply)>> {
-        self.writer.lend(self.conn);
+        self.conn.lend_output();
         let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let body = Body {
@@ -503,7 +541,7 @@ where
             let returned = request.map(|request| (self.http.handler)(request).into_parts());
             response = returned.map(|(head, body)| (head, body.into()));
         }));
-        let reclaimed = self.writer.reclaim(self.conn);
+        let reclaimed = self.conn.reclaim_output();
         let rejection = match rejection {
             None if response.is_none() => HANDLER_PANICKED,
             None => return reclaimed.map(|()| response),
@@ -541,49 +579,126 @@ where
         let is_last =
             self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
         request.keep_alive &= !is_abandoned && !is_last;
-        let plan = ResponsePlan::new(&request, is_consumed, &head, &reply);
-        let (status, body_len, closes) = match plan {
-            Ok(plan) => {
-                self.writer.add_head(&head, &plan, &reply);
-                if let ReplyKind::Upgrade(protocol) = reply {
-                    self.log_response(head.status, 0);
-                    self.conn.set_closing_notice(ClosingNotice::Forbidden);
-                    *self.state = SessionState::Upgraded(protocol);
-                    return Ok(Some(Next::Again));
-                }
-                let body_len = self.write_body(reply, &plan)?;
-                (head.status, body_len, plan.closes)
-            }
+        let mut end = ResponseEnd {
+            status: head.status,
+            closes: true,
+            rest,
+            is_body_consumed: is_consumed,
+            waited: self.conn.waited(),
+        };
+        let plan = match ResponsePlan::new(&request, is_consumed, &head, &reply) {
+            Ok(plan) => plan,
             Err(problem) => {
                 let info = self.conn.info();
                 log::error!("{info}: the handler's response cannot be sent: {problem}");
-                self.writer.reject(INVALID_RESPONSE, request.is_head);
-                // The drop of a reader is the handler's code and may panic.
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(reply))) {
-                    self.resume_panic(panic);
-                }
-                (INVALID_RESPONSE.status, 0, true)
+                end.status = INVALID_RESPONSE.status;
+                let out = self.conn.gathered();
+                self.writer.reject(out, INVALID_RESPONSE, request.is_head);
+                self.contain(|_| drop(reply));
+                return Ok(self.end_response(end, 0));
             }
         };
-        self.log_response(status, body_len);
-        if closes {
-            if !is_consumed {
-                self.conn.linger_on_close();
+        end.closes = plan.closes;
+        self.writer
+            .add_head(self.conn.gathered(), &head, &plan, &reply);
+        let body_len = match (reply, plan.framing) {
+            (ReplyKind::Upgrade(protocol), _) => {
+                self.log_response(head.status, 0, end.waited);
+                self.conn.set_closing_notice(ClosingNotice::Forbidden);
+                *self.state = SessionState::Upgraded(protocol);
+                return Ok(Some(Next::Again));
             }
-            return Ok(Some(Next::Close));
-        }
-        if !is_consumed {
-            self.conn.set_closing_notice(ClosingNotice::Forbidden);
-            *self.state = SessionState::Discard(rest);
-        }
-        Ok(None)
+            (reply, _) if !plan.sends_body => {
+                self.contain(|_| drop(reply));
+                0
+            }
+            (ReplyKind::Text(bytes) | ReplyKind::Bytes(bytes), _) => {
+                let length = bytes.len() as u64;
+                self.conn.take_owned(bytes)?;
+                length
+            }
+            (ReplyKind::File(file), Framing::Length(length)) => {
+                write_file(self.conn, file, length)?;
+                length
+            }
+            (ReplyKind::File(_), _) => 0,
+            (ReplyKind::Reader(reader, length), framing) => {
+                let body = ReaderBody {
+                    reader,
+                    left: length,
+                    is_chunked: framing == Framing::Chunks,
+                    len: 0,
+                };
+                let logged_request = self.logged_request.take();
+                return self.write_reader(OpenResponse {
+                    body,
+                    end,
+                    logged_request,
+                });
+            }
+        };
+        Ok(self.end_response(end, body_len))
     }
 
-    fn write_body(&mut self, reply: ReplyKind, plan: &ResponsePlan) -> io::Result<u64> {
-        // The reader of a body is the handler's code and may panic. Its response is then cut off.
-        let write = || self.writer.write_body(self.conn, reply, plan);
-        match catch_unwind(AssertUnwindSafe(write)) {
-            Ok(written) => written,
+    /// Goes on with a response whose body is read from a reader, if there is one.
+    #[inline]
+    fn continue_response(&mut self) -> io::Result<Option<Next>> {
+        if !matches!(self.state, SessionState::Response(_)) {
+            return Ok(None);
+        }
+        let head = SessionState::Head { examined: 0 };
+        match std::mem::replace(self.state, head) {
+            SessionState::Response(response) => self.write_reader(*response),
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes the next part of a body that is read from a reader, or the last.
+    fn write_reader(&mut self, mut response: OpenResponse) -> io::Result<Option<Next>> {
+        let is_complete = self.contain(|call| {
+            let (body, began) = (&mut response.body, call.began);
+            body.write_some(call.conn, call.body_buffer, began)
+        })?;
+        if !is_complete {
+            self.conn.set_closing_notice(ClosingNotice::Forbidden);
+            *self.state = SessionState::Response(Box::new(response));
+            return Ok(Some(Next::Again));
+        }
+        let OpenResponse {
+            body,
+            end,
+            logged_request,
+        } = response;
+        let body_len = body.len;
+        self.contain(|_| drop(body));
+        self.conn.set_closing_notice(ClosingNotice::Refusal);
+        self.logged_request = logged_request;
+        Ok(self.end_response(end, body_len))
+    }
+
+    /// Logs a response whose body is handed over to the connection, and prepares for the rest of the
+    /// request's body. `None`: the next request may follow.
+    #[inline]
+    fn end_response(&mut self, end: ResponseEnd, body_len: u64) -> Option<Next> {
+        self.log_response(end.status, body_len, end.waited);
+        if end.closes {
+            if !end.is_body_consumed {
+                self.conn.linger_on_close();
+            }
+            return Some(Next::Close);
+        }
+        if !end.is_body_consumed {
+            self.conn.set_closing_notice(ClosingNotice::Forbidden);
+            *self.state = SessionState::Discard(end.rest);
+        }
+        None
+    }
+
+    /// Runs code that calls a reader of the handler's, or drops it. If it panics, the response is
+    /// cut off.
+    fn contain<T>(&mut self, code: impl FnOnce(&mut Self) -> T) -> T {
+        match catch_unwind(AssertUnwindSafe(|| code(self))) {
+            Ok(value) => value,
             Err(panic) => self.resume_panic(panic),
         }
     }
@@ -592,10 +707,10 @@ where
     #[cold]
     fn reject(&mut self, rejection: Rejection, is_head: bool) -> Next {
         self.conn.linger_on_close();
-        self.writer.reject(rejection, is_head);
+        self.writer.reject(self.conn.gathered(), rejection, is_head);
         let info = self.conn.info();
         log::debug!("{info}: request rejected: {}", rejection.detail);
-        self.log_response(rejection.status, 0);
+        self.log_response(rejection.status, 0, self.conn.waited());
         Next::Close
     }
 
@@ -608,7 +723,7 @@ where
     }
 
     /// Writes a line of the access log. `body_len` is in bytes.
-    fn log_response(&mut self, status: StatusCode, body_len: u64) {
+    fn log_response(&mut self, status: StatusCode, body_len: u64, waited: Duration) {
         if let Some(format) = self.http.access_log {
             let request = self.logged_request.take();
             let line = AccessLine {
@@ -618,21 +733,16 @@ where
                 request: request.as_ref(),
                 status,
                 body_len,
-                waited: self.conn.waited(),
+                waited,
             };
             log::info!(target: "handover::access", "{line}");
         }
     }
 
-    /// Continues a panic: the worker counts the panic, and replaces its buffers. The connection
-    /// keeps the pending bytes and writes them as the client reads, so that the worker does not
-    /// wait.
+    /// Continues a panic: the worker counts the panic, and replaces its buffers. What was gathered
+    /// is written as the client reads.
     fn resume_panic(&mut self, panic: Box<dyn Any + Send>) -> ! {
         self.conn.linger_on_close();
-        // The pending bytes are few, and no more can follow.
-        self.conn.set_output_limit(usize::MAX);
-        // The panic is reported even if the client has gone.
-        let _ = self.writer.flush(self.conn);
         resume_unwind(panic)
     }
 }

@@ -75,6 +75,7 @@ mod body;
 mod body_decoder;
 mod control_fields;
 mod head;
+mod reader_body;
 mod rejection;
 mod spool;
 

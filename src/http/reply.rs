@@ -10,6 +10,9 @@ use crate::service::Next;
 
 /// The body of a response.
 ///
+/// Texts, bytes and files of any size are sent as the client reads, and a slow client occupies no
+/// worker.
+///
 /// `()`, texts, bytes and [`File`]s convert into a `Reply`, so that a handler whose responses are
 /// all of one kind need not name this type. The Content-Type of a text is
 /// `text/plain; charset=utf-8` unless the handler sets another one.
@@ -24,7 +27,7 @@ pub(super) enum ReplyKind {
     Text(Cow<'static, [u8]>),
     Bytes(Cow<'static, [u8]>),
     /// A reader, and how many bytes of it are sent; `None` for all.
-    Reader(Box<dyn Read>, Option<u64>),
+    Reader(Box<dyn Read + Send>, Option<u64>),
     File(File),
     Upgrade(UpgradedProtocol),
 }
@@ -38,16 +41,20 @@ impl Reply {
         Self(ReplyKind::Bytes(Cow::Borrowed(&[])))
     }
 
-    /// The next `length` bytes of `reader`. If `reader` ends before or fails, the connection is
+    /// The next `length` bytes of `reader`. A worker reads them as the client takes them: when the
+    /// client is slow, the connection waits without a worker, and another worker may go on. So
+    /// `reader` is dropped on any thread of the server, also if the client leaves before. If `reader` ends before or fails, the connection is
     /// closed in the middle of the body, so that the client sees that the body is incomplete.
-    pub fn sized(reader: impl Read + 'static, length: u64) -> Self {
+    pub fn sized(reader: impl Read + Send + 'static, length: u64) -> Self {
         Self(ReplyKind::Reader(Box::new(reader), Some(length)))
     }
 
-    /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk.
+    /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk. A
+    /// read that waits holds its worker; a client that does not read holds none, as with
+    /// [`sized`](Self::sized).
     /// If `reader` fails, the connection is closed before the last chunk. HTTP/1.0 has no chunks:
     /// there the close of the connection ends the body.
-    pub fn stream(reader: impl Read + 'static) -> Self {
+    pub fn stream(reader: impl Read + Send + 'static) -> Self {
         Self(ReplyKind::Reader(Box::new(reader), None))
     }
 

@@ -73,6 +73,10 @@ impl<S> Lot<S> {
             if due > now {
                 self.set_timer(index, slot, due);
             } else if let Some(turn) = self.claim_queued(token, counters) {
+                if turn.is_answering() {
+                    // The first entry on the queue keeps its place. The second one does no harm.
+                    return turn.queue();
+                }
                 turn.refuse_late();
                 self.remove_queue_entry(token);
             }
@@ -113,11 +117,13 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Whether the connection has waited for a worker for longer than the queue's time-out.
+    /// Whether the connection has waited for a worker for longer than the queue's time-out, which
+    /// does not count in the middle of an answer.
     pub(crate) fn is_late(&self, turn: &Turn<'_, S>) -> bool {
         let ready_at = turn.slot.ready_at.load(SeqCst) / 1_000_000;
-        self.queue_timeout
-            .is_some_and(|limit| ready_at.saturating_add(limit) < clock::millis())
+        self.queue_timeout.is_some_and(|limit| {
+            ready_at.saturating_add(limit) < clock::millis() && !turn.is_answering()
+        })
     }
 
     /// The parked connections that have been idle for longest, at most `count` of them. Connections

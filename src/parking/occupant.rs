@@ -4,13 +4,16 @@
 use std::time::{Duration, Instant};
 
 use crate::clock::in_millis;
-use crate::connection::{ClosingNotice, Connection, Filled, READ_SIZE};
+use crate::connection::{ClosingNotice, Connection, Filled, Flushed, READ_SIZE};
 use crate::sys::Interest;
 
 /// How long a connection lingers, and how many bytes are discarded meanwhile. A client may send
 /// this much before it reads the response.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u32 = 64 * 1024 * 1024;
+
+/// How many bytes a lingering connection discards before other connections have their turn.
+const LINGER_TURN: usize = 256 * 1024;
 
 /// How far the exchange with the client has come. See the table in the parent module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +50,15 @@ pub(crate) struct Occupant<S> {
 }
 
 /// What a connection needs next.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
     /// A call of the service.
     Service,
     /// Its client: the connection is to be parked.
     Client,
+    /// A turn after other connections: the connection is to be parked, and the poller reports it
+    /// again.
+    NextTurn,
     /// Nothing more: the connection is to be closed.
     Close,
 }
@@ -71,8 +78,9 @@ impl<S> Occupant<S> {
     /// Does what needs no service: writes output, shuts down, lingers.
     pub(crate) fn advance(&mut self) -> Needs {
         match self.conn.flush_some() {
-            Ok(true) => {}
-            Ok(false) => return Needs::Client,
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => return Needs::Client,
+            Ok(Flushed::TurnOver) => return Needs::NextTurn,
             Err(error) => {
                 log::debug!("{}: cannot write: {error}", self.conn.info());
                 return Needs::Close;
@@ -96,17 +104,24 @@ impl<S> Occupant<S> {
             self.conn.info().open_connection.mark_finished();
             self.stage = Stage::Lingering { left: LINGER_BYTES };
         }
-        self.linger()
+        self.linger(LINGER_TURN)
     }
 
-    fn linger(&mut self) -> Needs {
+    /// Discards input until the client's end, or about `most` bytes.
+    fn linger(&mut self, most: usize) -> Needs {
         let mut scratch = [0; READ_SIZE];
+        let mut discarded = 0;
         while let Stage::Lingering { left } = self.stage {
+            if discarded >= most {
+                self.conn.rearm();
+                return Needs::NextTurn;
+            }
             match self.conn.discard(&mut scratch) {
                 Ok((_, Filled::Nothing)) => return Needs::Client,
                 Ok((count, Filled::Bytes)) if count < left as usize => {
                     let left = left - count as u32;
                     self.stage = Stage::Lingering { left };
+                    discarded += count;
                 }
                 Ok(_) | Err(_) => break,
             }
@@ -138,6 +153,15 @@ impl<S> Occupant<S> {
             ClosingNotice::Refusal => self.stage != Stage::Runnable || self.session.is_none(),
             ClosingNotice::RefusalOrTimeout(_) => true,
         }
+    }
+
+    /// Whether the service has more to do for a message that it has begun to answer. It is called
+    /// for it however late a worker is free.
+    pub(super) fn is_answering(&self) -> bool {
+        let notice = self.conn.closing_notice();
+        self.stage == Stage::Runnable
+            && self.session.is_some()
+            && !matches!(notice, ClosingNotice::RefusalOrTimeout(_))
     }
 
     /// No further call of the service follows. [`advance`](Self::advance) writes the output and
@@ -187,5 +211,65 @@ impl<S> Occupant<S> {
         };
         let left = deadline.time_left(Instant::now());
         left.map_or(u64::MAX, |left| now.saturating_add(in_millis(left)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::connection::{ConnectionInfo, Limits, Outbox};
+    use crate::drain::Drain;
+    use crate::listener::Listener;
+    use crate::sys::Poller;
+
+    /// An occupant, and its client.
+    fn occupant() -> (Occupant<()>, TcpStream) {
+        let acceptor = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(acceptor.local_addr().unwrap()).unwrap();
+        let (stream, peer) = acceptor.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let info = ConnectionInfo {
+            socket: stream.into(),
+            peer: peer.into(),
+            listener: Listener::bind("127.0.0.1:0").unwrap().info,
+            open_connection: Arc::new(Drain::default()).count_connection(),
+            activity: Default::default(),
+            outbox: Outbox::default(),
+            _ticket: None,
+        };
+        let poller = Arc::new(Poller::new().unwrap());
+        let conn = Connection::new(
+            Arc::new(info),
+            poller,
+            Default::default(),
+            &Limits::default(),
+        );
+        (Occupant::new(conn, Stage::Closing), client)
+    }
+
+    #[test]
+    fn lingering_takes_turns() {
+        let (mut occupant, mut client) = occupant();
+        client.write_all(&[b'x'; 5 * READ_SIZE]).unwrap();
+        occupant.stage = Stage::Lingering { left: LINGER_BYTES };
+        let mut turns = 0;
+        drop(client);
+        loop {
+            let before = occupant.conn.take_moved().0;
+            assert_eq!(before, 0);
+            let needs = occupant.linger(2 * READ_SIZE);
+            let discarded = occupant.conn.take_moved().0;
+            assert!(discarded <= 3 * READ_SIZE as u64);
+            match needs {
+                Needs::NextTurn => turns += 1,
+                Needs::Client => std::thread::yield_now(),
+                needs => break assert_eq!(needs, Needs::Close),
+            }
+        }
+        assert!(turns >= 1);
     }
 }

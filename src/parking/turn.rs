@@ -101,7 +101,7 @@ impl<S> Turn<'_, S> {
 
     /// Parks a connection that was parked before. If the poller has reported the connection
     /// meanwhile, queues it instead.
-    pub(super) fn park_again(self) {
+    pub(crate) fn park_again(self) {
         if let Some(turn) = self.park() {
             turn.queue();
         }
@@ -125,6 +125,11 @@ impl<S> Turn<'_, S> {
     pub(super) fn waits_for_input(&self) -> bool {
         let occupant = self.occupant.as_ref();
         occupant.is_some_and(|occupant| occupant.waits_for_input())
+    }
+
+    pub(super) fn is_answering(&self) -> bool {
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|occupant| occupant.is_answering())
     }
 
     pub(super) fn is_between_messages(&self) -> bool {
@@ -181,6 +186,7 @@ impl<S> Turn<'_, S> {
                     }
                 }
                 Needs::Close => return,
+                Needs::NextTurn => return self.park_again(),
                 Needs::Client => {}
             }
             match self.park() {

@@ -232,8 +232,9 @@ impl Builder {
         self
     }
 
-    /// Sets how many bytes of output may be buffered for a connection whose client does not read.
-    /// With 0, writes wait. Defaults to 64 KiB.
+    /// Sets how many bytes of a service's writes may be buffered for a connection whose client does
+    /// not read. With 0, writes wait. Bytes and files that the connection owns do not count
+    /// ([`Connection::write_owned`](crate::Connection::write_owned)). Defaults to 64 KiB.
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.limits.output_limit = bytes;
         self

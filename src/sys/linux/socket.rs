@@ -49,14 +49,18 @@ fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> i
     Ok(())
 }
 
-/// Sends up to `count` bytes of a file, from its position on, without a copy (sendfile(2)). `None`
-/// where the file cannot be mapped, or a SIGPIPE would end this process.
-#[cfg_attr(not(feature = "http"), allow(dead_code))]
-pub(crate) fn send_file(socket: &Socket, file: &File, count: usize) -> io::Result<Option<usize>> {
+/// Sends up to `count` bytes of a file, from the offset `position` on, without a copy (sendfile(2)).
+/// `None` where the file cannot be mapped, or a SIGPIPE would end this process.
+pub(crate) fn send_file(
+    socket: &Socket,
+    file: &File,
+    mut position: u64,
+    count: usize,
+) -> io::Result<Option<usize>> {
     if !ignores_sigpipe() {
         return Ok(None);
     }
-    match retry_on_intr(|| rustix::fs::sendfile(socket, file, None, count)) {
+    match retry_on_intr(|| rustix::fs::sendfile(socket, file, Some(&mut position), count)) {
         Ok(sent) => Ok(Some(sent)),
         Err(Errno::INVAL | Errno::NOSYS) => Ok(None),
         Err(error) => Err(error.into()),
@@ -65,7 +69,6 @@ pub(crate) fn send_file(socket: &Socket, file: &File, count: usize) -> io::Resul
 
 /// `sendfile` has no flag against SIGPIPE. Rust programs ignore that signal, but a host program in
 /// another language may not.
-#[cfg_attr(not(feature = "http"), allow(dead_code))]
 #[allow(unsafe_code)]
 fn ignores_sigpipe() -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();

@@ -26,8 +26,7 @@ pub(crate) fn set_accept_options(
     Ok(())
 }
 
-#[cfg_attr(not(feature = "http"), allow(dead_code))]
-pub(crate) fn send_file(_: &Socket, _: &File, _: usize) -> io::Result<Option<usize>> {
+pub(crate) fn send_file(_: &Socket, _: &File, _: u64, _: usize) -> io::Result<Option<usize>> {
     Ok(None)
 }
 

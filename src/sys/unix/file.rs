@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Error, ErrorKind, Seek, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{Access, FlockOperation, access, flock};
@@ -19,6 +19,16 @@ pub(crate) fn create_anonymous(bytes: &[u8]) -> io::Result<File> {
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file)
+}
+
+/// Reads from the offset `position` on. The file's own position is not used.
+pub(crate) fn read_at(file: &File, into: &mut [u8], position: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(into, position) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
 }
 
 /// Locks a file until it is closed. False if another process has locked it.

@@ -15,10 +15,8 @@ use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{SockAddr, Socket, Type};
 
 use crate::sys::native::calls::END_OF_STREAM;
-#[cfg(feature = "http")]
-pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };
 use crate::sys::{Interest, PeerState, Ready};
 

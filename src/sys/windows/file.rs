@@ -3,12 +3,18 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::windows::fs::FileExt;
 use std::path::Path;
 
 use super::{no_restarts_error, no_unix_sockets_error};
 
 pub(crate) fn create_anonymous(_bytes: &[u8]) -> io::Result<File> {
     Err(no_restarts_error())
+}
+
+/// Moves the file's own position.
+pub(crate) fn read_at(file: &File, into: &mut [u8], position: u64) -> io::Result<usize> {
+    file.seek_read(into, position)
 }
 
 pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {

@@ -13,10 +13,8 @@ use windows_sys::Win32::Networking::WinSock::{
 };
 
 use super::unsupported_error;
-#[cfg(feature = "http")]
-pub(crate) use crate::sys::native::socket::send_file;
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };
 use crate::sys::{Interest, PeerState, Ready};
 

@@ -1,0 +1,99 @@
+//! A response body that is read from a reader of the handler's.
+//!
+//! Reading needs a worker, but a slow client does not hold it: as soon as the socket takes no more,
+//! the connection is parked with its output, and the reader waits in the session until the output
+//! is written. A body of any size takes turns with other connections.
+
+use std::io::{self, IoSlice, Read};
+
+use crate::clock;
+use crate::connection::Connection;
+
+/// How many bytes are read at a time. As a chunk, with a size of up to 16 digits and two line ends,
+/// they are at most 64 KiB.
+const BUFFER_SIZE: usize = 64 * 1024 - 20;
+
+/// How many bytes are written in one call of the service.
+const BYTES_PER_CALL: u64 = 1024 * 1024;
+
+pub(super) struct ReaderBody {
+    pub(super) reader: Box<dyn Read + Send>,
+    /// How many bytes are left to read. `None`: all until the reader's end.
+    pub(super) left: Option<u64>,
+    pub(super) is_chunked: bool,
+    /// How many bytes were read so far.
+    pub(super) len: u64,
+}
+
+impl ReaderBody {
+    /// Reads and writes until the body ends, the socket takes no more, or other connections are to
+    /// be served: `began` is when the call began, in the coarse clock's milliseconds. True when the
+    /// body is complete. After an error the connection must be closed.
+    pub(super) fn write_some(
+        &mut self,
+        conn: &mut Connection,
+        buffer: &mut Vec<u8>,
+        began: u64,
+    ) -> io::Result<bool> {
+        buffer.resize(BUFFER_SIZE, 0);
+        let end = self.len.saturating_add(BYTES_PER_CALL);
+        loop {
+            if self.left.is_none() {
+                // The reader may need long for the next bytes. The client gets those before.
+                conn.flush_some()?;
+            }
+            if self.left == Some(0) {
+                return Ok(true);
+            }
+            if conn.has_output() {
+                return Ok(false);
+            }
+            let count = self.read(conn, buffer)?;
+            self.write(conn, &buffer[..count])?;
+            if count == 0 {
+                return Ok(true);
+            }
+            if self.len >= end || clock::millis() != began {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Reads once. 0: the body has ended.
+    fn read(&mut self, conn: &mut Connection, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = match self.left {
+            Some(left) => usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len())),
+            None => buffer.len(),
+        };
+        // The reader may take long: the keeper may send what is gathered meanwhile.
+        conn.lend_output();
+        let read = loop {
+            match self.reader.read(&mut buffer[..most]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        conn.reclaim_output()?;
+        let count = read.inspect_err(|error| {
+            log::error!("{}: a response body failed: {error}", conn.info());
+        })?;
+        self.len += count as u64;
+        if let Some(left) = &mut self.left {
+            if count == 0 && *left > 0 {
+                log::error!("{}: a response body ended {left} bytes early", conn.info());
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            *left -= count as u64;
+        }
+        Ok(count)
+    }
+
+    /// Writes what was read, as a chunk or as it is. An empty chunk ends the body.
+    fn write(&self, conn: &mut Connection, bytes: &[u8]) -> io::Result<()> {
+        if !self.is_chunked {
+            return conn.write_whole(&[IoSlice::new(bytes)]);
+        }
+        let size = format!("{:x}\r\n", bytes.len());
+        conn.write_whole(&[size.as_bytes(), bytes, b"\r\n"].map(IoSlice::new))
+    }
+}
