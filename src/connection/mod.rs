@@ -75,6 +75,16 @@ pub(crate) struct ConnectionInfo {
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
 
+impl ConnectionInfo {
+    /// Whether a read that did not fill its room has emptied the socket. A read of a Unix socket
+    /// may have stopped behind descriptors, see [`receive_state`].
+    #[inline]
+    fn is_empty_after_short_read(&self) -> bool {
+        matches!(self.peer, Addr::Ip(_))
+            || sys::socket::unread_len(&self.socket).is_ok_and(|left| left == 0)
+    }
+}
+
 /// The progress of a call, for the watchdog: whether the call moves bytes, or waits for the client.
 #[derive(Default)]
 pub(crate) struct Activity {
@@ -454,7 +464,8 @@ impl Connection {
                     last_byte: self.bytes_in + unread + self.input_limit as u64,
                     emptied: false,
                 });
-                self.receive.on_event(false);
+                // Until a read would block: a short read may have stopped before urgent data.
+                self.receive.on_event(true);
                 false
             }
             Some(limit) => self.bytes_in >= limit.last_byte || (between_messages && limit.emptied),

@@ -83,8 +83,22 @@ pub(crate) enum Interest {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) token: u64,
-    /// The peer will send no more: behind a short read, the stream may have ended.
+    /// The peer will send no more, or has sent urgent data: behind a short read, there may be the
+    /// end of the stream, or more bytes.
     pub(crate) hangup: bool,
+}
+
+/// What an error of [`socket::accept`] concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AcceptErrorKind {
+    /// No connection waits.
+    Empty,
+    /// One connection, which has left the queue. The next one may be accepted.
+    Connection,
+    /// The process or the system: descriptors or memory are lacking.
+    Shortage,
+    /// The listener.
+    Listener,
 }
 
 /// What the peer has done to a connection.

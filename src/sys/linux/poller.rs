@@ -75,9 +75,9 @@ impl Poller {
 
 fn flags(interest: Interest) -> EventFlags {
     let wanted = match interest {
-        Interest::Read => EventFlags::IN | EventFlags::RDHUP,
+        Interest::Read => EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI,
         Interest::Write => EventFlags::OUT,
-        Interest::Both => EventFlags::IN | EventFlags::RDHUP | EventFlags::OUT,
+        Interest::Both => EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI | EventFlags::OUT,
     };
     wanted | EventFlags::ET
 }
@@ -110,10 +110,12 @@ impl Events {
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.buffer[..self.filled].iter().filter_map(|event| {
             let (flags, token) = (event.flags, { event.data }.u64());
-            let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+            // A read stops before urgent data (tcp(7)), whatever has arrived behind it.
+            let stops_reads =
+                EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
             (token != WAKE).then_some(Event {
                 token,
-                hangup: flags.intersects(ended),
+                hangup: flags.intersects(stops_reads),
             })
         })
     }
