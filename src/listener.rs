@@ -458,10 +458,15 @@ impl Listener {
     /// Accepts one connection.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
         let (socket, peer) = sys::socket::accept(&self.socket)?;
-        // The clients of a Unix socket have no address.
-        let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
+        // The clients of a Unix socket have no address. An IPv4 client of an IPv6 listener is the
+        // same client as on an IPv4 listener: it has the same limits, and the same text in logs.
+        let peer = peer.map_or(Addr::Unix(None), |peer| {
+            Addr::Ip(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+        });
         if !sys::socket::ACCEPT_INHERITS_OPTIONS {
-            self.info.set_connection_options(&socket)?;
+            // The error is the connection's, and not the listener's.
+            let set = self.info.set_connection_options(&socket);
+            set.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
         }
         Ok((socket, peer))
     }

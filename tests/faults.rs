@@ -3,17 +3,20 @@
 
 mod support;
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
-use handover::{Connection, Next};
+use handover::{Connection, Listener, Next};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use socket2::Socket;
+
 use support::{
-    LIMIT, addr, answer, ask, connect, door, echo, lines, server, settings, socket_path, start,
-    stop, unix,
+    LIMIT, addr, answer, ask, assert_closed, connect, door, echo, keep_log, lines, logged, server,
+    settings, socket_path, start, stop, unix, until, wait_logged,
 };
 
 // ---- reads that stop early ----
@@ -179,4 +182,108 @@ fn all_bytes_arrive_once_through_reads_that_stop_early() {
     }
     drop((tcp, local));
     stop(&handle);
+}
+
+// ---- listeners ----
+
+#[test]
+fn a_listener_that_fails_is_the_only_one_that_fails() {
+    keep_log();
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = Socket::from(own.try_clone().unwrap());
+    let broken = Listener::from_std(own, "the broken one").unwrap();
+    let builder = settings().listener(broken).listen("127.0.0.1:0").workers(2);
+    let handle = start(builder, lines);
+    let addrs: Vec<SocketAddr> = handle
+        .local_addrs()
+        .iter()
+        .map(|at| at.as_ip().unwrap())
+        .collect();
+    let mut parked = connect(addrs[1]);
+    let mut from_broken = connect(addrs[0]);
+    ask(&mut parked, "hello");
+    ask(&mut from_broken, "hello");
+
+    // From here on, `accept` is EINVAL on this listener.
+    socket.shutdown(Shutdown::Read).unwrap();
+    wait_logged("the broken one: cannot accept");
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(1) {
+        ask(&mut connect(addrs[1]), "still accepted");
+    }
+    let slowest = (0..20).map(|_| {
+        let before = Instant::now();
+        ask(&mut connect(addrs[1]), "at once");
+        before.elapsed()
+    });
+    // A back-off of all listeners would last for half a second by now.
+    assert!(slowest.min() < Some(Duration::from_millis(200)));
+    ask(&mut parked, "still parked");
+    ask(&mut from_broken, "still parked");
+    let stats = handle.stats();
+    assert_eq!(stats.shed, 0);
+    assert!(
+        (2..30).contains(&stats.accept_errors),
+        "{}",
+        stats.accept_errors
+    );
+    assert_eq!(logged("the broken one: cannot accept").len(), 1);
+    drop((parked, from_broken));
+    stop(&handle);
+}
+
+#[test]
+fn a_listener_that_works_again_is_accepted_from_again() {
+    keep_log();
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = own.local_addr().unwrap();
+    let socket = Socket::from(own.try_clone().unwrap());
+    let listener = Listener::from_std(own, "the one that recovers").unwrap();
+    let handle = start(settings().listener(listener).workers(1), lines);
+    ask(&mut connect(at), "before");
+    socket.shutdown(Shutdown::Read).unwrap();
+    wait_logged("the one that recovers: cannot accept");
+    // The kernel has given the port away meanwhile.
+    socket.listen(16).unwrap();
+    let mut client = connect(socket.local_addr().unwrap().as_socket().unwrap());
+    ask(&mut client, "after");
+    drop(client);
+    stop(&handle);
+}
+
+#[test]
+fn an_ipv4_client_of_an_ipv6_listener_is_the_same_client() {
+    let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let builder = settings()
+        .listen(dual)
+        .listen("127.0.0.1:0")
+        .max_per_client(2);
+    let handle = start(builder, tell_peer);
+    let port = |index: usize| handle.local_addrs()[index].as_ip().unwrap().port();
+    let mut mapped = connect(([127, 0, 0, 1], port(0)).into());
+    let mut plain = connect(([127, 0, 0, 1], port(1)).into());
+    for client in [&mut mapped, &mut plain] {
+        client.write_all(b"who?\n").unwrap();
+        assert_eq!(answer(client), client.local_addr().unwrap().to_string());
+    }
+    for index in [0, 1] {
+        assert_closed(&mut connect(([127, 0, 0, 1], port(index)).into()));
+    }
+    assert_eq!(handle.stats().refused.max_per_client, 2);
+    // Another client has its own places.
+    let mut other = connect((Ipv6Addr::LOCALHOST, port(0)).into());
+    other.write_all(b"who?\n").unwrap();
+    assert_eq!(answer(&mut other), other.local_addr().unwrap().to_string());
+    drop((mapped, plain, other));
+    until(&handle, "all have gone", |stats| stats.live == 0);
+    stop(&handle);
+}
+
+/// Tells each client its address.
+fn tell_peer(conn: &mut Connection) -> io::Result<Next> {
+    let len = conn.buffer().len();
+    conn.consume(len);
+    let peer = conn.peer_addr().clone();
+    writeln!(conn, "{peer}")?;
+    Ok(Next::Park)
 }

@@ -76,7 +76,9 @@ mod atomic {
     pub(super) use std::sync::atomic::AtomicU64;
 }
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
+};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -110,6 +112,13 @@ const MID_MESSAGE: u64 = 1 << 63;
 
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
+
+// The values of `Lot::room_requested`.
+const NEVER: u8 = 0;
+/// When a connection has ended.
+const AT_END: u8 = 1;
+/// When there may be room for another reason as well.
+const AT_ROOM: u8 = 2;
 
 /// A slot, and the generation of the slot's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,8 +214,9 @@ pub(crate) struct Lot<S> {
     wheel: Mutex<TimerWheel>,
     keeper: Arc<KeeperSleep>,
     outboxes: Arc<OutboxWatch>,
-    /// A call of `on_room` was requested, see [`request_room`](Self::request_room).
-    room_requested: AtomicBool,
+    /// When `on_room` is to be called, see [`request_room`](Self::request_room): [`NEVER`],
+    /// [`AT_END`] or [`AT_ROOM`].
+    room_requested: AtomicU8,
     on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
     limits: Limits,
     /// The bytes for a client whose connection waited too long for a worker.
@@ -255,7 +265,7 @@ impl<S> Lot<S> {
             wheel: Mutex::new(TimerWheel::new(now)),
             keeper: Arc::new(KeeperSleep::new()),
             outboxes: Arc::default(),
-            room_requested: AtomicBool::new(false),
+            room_requested: AtomicU8::new(NEVER),
             on_room: OnceLock::new(),
             limits: options.limits,
             refusal: options.refusal,
@@ -682,7 +692,7 @@ impl<S> Lot<S> {
                     // An error means that the connection is closed by now.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
                     drop(info);
-                    self.notify_room();
+                    self.notify_end();
                 }
             }
         }
@@ -695,20 +705,38 @@ impl<S> Lot<S> {
         let _ = self.on_room.set(Box::new(call));
     }
 
-    /// Asks for one call of `on_room` when a connection has ended, was parked, or left the queue.
-    /// The caller checks for room once more afterwards, since the connection may have ended just
-    /// before.
+    /// Asks for one call of `on_room` when a connection has ended, has become idle, or left the
+    /// queue. The caller checks for room once more afterwards, since the connection may have ended
+    /// just before.
     pub(crate) fn request_room(&self) {
-        self.room_requested.store(true, SeqCst);
+        self.room_requested.store(AT_ROOM, SeqCst);
     }
 
-    /// Whether a requested call of `on_room` is still to come.
-    pub(crate) fn is_room_requested(&self) -> bool {
-        self.room_requested.load(SeqCst)
+    /// Asks for one call of `on_room` when a connection has ended, and its descriptor is free. The
+    /// caller checks afterwards, as after [`request_room`](Self::request_room).
+    pub(crate) fn request_end(&self) {
+        self.room_requested.store(AT_END, SeqCst);
     }
 
+    /// A connection has become idle, or has left the queue.
+    #[inline]
     pub(crate) fn notify_room(&self) {
-        if self.is_room_requested() && self.room_requested.swap(false, SeqCst) {
+        if self.room_requested.load(SeqCst) == AT_ROOM {
+            self.call_on_room();
+        }
+    }
+
+    /// A connection has ended.
+    #[inline]
+    pub(crate) fn notify_end(&self) {
+        if self.room_requested.load(SeqCst) != NEVER {
+            self.call_on_room();
+        }
+    }
+
+    #[cold]
+    fn call_on_room(&self) {
+        if self.room_requested.swap(NEVER, SeqCst) != NEVER {
             if let Some(call) = self.on_room.get() {
                 call();
             }
@@ -742,7 +770,7 @@ impl<S> Lot<S> {
                 info.outbox.send(&info.socket);
                 // The connection may have ended meanwhile, and is counted as open until here.
                 drop(info);
-                self.notify_room();
+                self.notify_end();
             }
         }
     }

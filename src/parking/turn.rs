@@ -62,7 +62,10 @@ impl<S> Turn<'_, S> {
             Ok(()) => {
                 // Another thread may own the connection from here on. The slot itself stays.
                 lot.set_timer(self.token.index, self.slot, expiry);
-                lot.notify_room();
+                // A connection in the middle of a message makes room for no other.
+                if idle {
+                    lot.notify_room();
+                }
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
                 if lot.drain.is_forced() {
@@ -304,7 +307,7 @@ impl<S> Drop for Turn<'_, S> {
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.owner.free();
         self.lot.slots.return_slot(self.token.index);
-        self.lot.notify_room();
+        self.lot.notify_end();
         // The session comes last: its drop is the application's code.
         if let Err(why) = panic::contain(|| drop(session)) {
             log::error!("{peer}: dropping the session panicked: {why}");
