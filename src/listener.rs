@@ -244,6 +244,9 @@ impl Bind {
     }
 
     pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+        // Held until the socket listens: of several servers that start over the file of a dead one,
+        // exactly one gets the path.
+        let _lock = addr.as_path().map(sys::file::lock_directory_of);
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
@@ -317,9 +320,10 @@ impl From<Addr> for Bind {
 /// Dropping it closes the socket, and removes the file of a Unix socket that it bound.
 #[derive(Debug)]
 pub struct Listener {
+    // Dropped before the socket: as long as the socket is open, no other file has its inode.
+    path: Option<UnixPath>,
     pub(crate) socket: Socket,
     pub(crate) info: Arc<ListenerInfo>,
-    path: Option<UnixPath>,
     /// The listener was inherited by its name, at whatever address.
     pub(crate) matches_by_name: bool,
 }
@@ -505,8 +509,9 @@ impl UnixPath {
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        // The path may be the file of another listener now.
         let is_own = self.is_own.load(SeqCst);
+        let _lock = is_own.then(|| sys::file::lock_directory_of(&self.path));
+        // The path may be the file of another listener now.
         if is_own && self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = std::fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());

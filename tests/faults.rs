@@ -7,10 +7,12 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Connection, Listener, Next};
+use handover::{Bind, Connection, Listener, Next};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use socket2::Socket;
 
@@ -277,6 +279,86 @@ fn an_ipv4_client_of_an_ipv6_listener_is_the_same_client() {
     drop((mapped, plain, other));
     until(&handle, "all have gone", |stats| stats.live == 0);
     stop(&handle);
+}
+
+#[test]
+fn of_servers_that_start_over_one_stale_path_exactly_one_gets_it() {
+    const STARTS: usize = 4;
+    let (dir, path) = socket_path();
+    let barrier = Barrier::new(STARTS);
+    thread::scope(|scope| {
+        let starts: Vec<_> = (0..STARTS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut bound = Vec::new();
+                    for round in 0..1000 {
+                        if barrier.wait().is_leader() && round % 2 == 0 {
+                            // The file of a server that has died.
+                            drop(UnixListener::bind(&path).unwrap());
+                        }
+                        barrier.wait();
+                        let listener = Bind::new(unix(&path)).bind_attempts(1).bind();
+                        bound.push(listener.is_ok());
+                        if let Err(error) = &listener {
+                            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+                            let text = error.to_string();
+                            assert!(text.contains("another process listens"), "{text}");
+                        }
+                        barrier.wait();
+                        // The one that has the path can be connected to.
+                        drop(UnixStream::connect(&path).unwrap());
+                        barrier.wait();
+                    }
+                    bound
+                })
+            })
+            .collect();
+        let bound: Vec<_> = starts
+            .into_iter()
+            .map(|start| start.join().unwrap())
+            .collect();
+        for round in 0..bound[0].len() {
+            let winners = bound.iter().filter(|bound| bound[round]).count();
+            assert_eq!(winners, 1, "round {round}");
+        }
+    });
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 0, "files are left");
+}
+
+#[test]
+fn a_server_that_ends_removes_no_file_of_the_next_one() {
+    let (_dir, path) = socket_path();
+    let bind = || {
+        Bind::new(unix(&path))
+            .bind_interval(Duration::from_millis(1))
+            .bind_attempts(u32::MAX)
+    };
+    let mut listener = bind().bind().unwrap();
+    for round in 0..300 {
+        // The next server starts while this one ends.
+        let next = thread::scope(|scope| {
+            let next = scope.spawn(|| bind().bind().unwrap());
+            drop(listener);
+            next.join().unwrap()
+        });
+        assert!(UnixStream::connect(&path).is_ok(), "round {round}");
+        listener = next;
+    }
+    drop(listener);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_directory_that_another_process_keeps_locked_delays_a_start_only() {
+    let (dir, path) = socket_path();
+    let directory = std::fs::File::open(dir.path()).unwrap();
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    drop(UnixListener::bind(&path).unwrap());
+    let listener = Bind::new(unix(&path)).bind().unwrap();
+    assert!(UnixStream::connect(&path).is_ok());
+    drop(listener);
+    assert!(!path.exists());
 }
 
 /// Tells each client its address.
