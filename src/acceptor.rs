@@ -27,6 +27,7 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, Outbox};
 use crate::listener::Listener;
+use crate::log;
 use crate::parking::{BATCH, IdleConnection, Lot};
 use crate::stats::count;
 use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
+use crate::log;
 use crate::sys;
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 

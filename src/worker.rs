@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::clock;
 use crate::connection::{Connection, Filled};
+use crate::log;
 use crate::panic;
 use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};

@@ -26,6 +26,7 @@ use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
 use crate::drain::OpenConnection;
 use crate::listener::ListenerInfo;
+use crate::log;
 use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
 use input::Input;

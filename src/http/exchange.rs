@@ -52,6 +52,7 @@ use super::response_writer::ResponseWriter;
 use super::settings::Http;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
+use crate::log;
 use crate::service::{Next, Service};
 use crate::sys::PeerState;
 

@@ -14,6 +14,7 @@ use super::rejection::Rejection;
 use super::reply::ReplyKind;
 use super::response_plan::{Framing, ResponsePlan};
 use crate::connection::Connection;
+use crate::log;
 
 /// A body up to this size, in bytes, is copied behind its head. A larger one is not copied.
 const COPY_LIMIT: usize = 8 * 1024;

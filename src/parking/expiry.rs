@@ -7,6 +7,7 @@ use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
 use super::{ConnectionSlot, Lot, MID_MESSAGE, Token, Turn};
 use crate::clock;
+use crate::log;
 use crate::stats::count;
 use crate::sys::Poller;
 

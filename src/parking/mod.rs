@@ -89,6 +89,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::clock::{self, in_millis};
 use crate::connection::{Connection, ConnectionInfo, Limits, OutboxWatch};
 use crate::drain::Drain;
+use crate::log;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 

@@ -8,6 +8,7 @@ use super::occupant::{Needs, Occupant, Stage};
 use super::{ConnectionSlot, Lot, MID_MESSAGE, NOT_READY, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
+use crate::log;
 use crate::panic;
 use crate::stats::{ThreadCounters, count};
 

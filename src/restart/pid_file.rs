@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
+use crate::log;
 use crate::sys;
 
 /// A file that holds this process's id. Its drop removes the file, unless another file is in its

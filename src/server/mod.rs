@@ -19,6 +19,7 @@ use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
+use crate::panic;
 use crate::parking::{Lot, LotOptions, Token};
 use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
 use crate::service::Service;
@@ -295,11 +296,12 @@ impl Startup {
             // A thread of its own, since a stop does not wait for it.
             thread::Builder::new()
                 .name(self.ready_thread)
-                .spawn(move || drop(done.send(ready_when())))?;
-            let panicked = || Err("ready_when panicked".into());
+                .spawn(move || drop(done.send(panic::contain(ready_when))))?;
             crossbeam_channel::select! {
                 recv(ready) -> result => {
-                    result.unwrap_or_else(|_| panicked()).map_err(io::Error::other)?;
+                    let result = result.unwrap_or_else(|_| Err("its thread has ended".to_owned()));
+                    let panicked = |why| io::Error::other(format!("ready_when panicked: {why}"));
+                    result.map_err(panicked)?.map_err(io::Error::other)?;
                 }
                 recv(self.stopped) -> _ => return Ok(()),
             }

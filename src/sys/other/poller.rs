@@ -6,6 +6,7 @@ use std::time::Duration;
 use polling::Event as Raw;
 use socket2::Socket;
 
+use crate::log;
 use crate::sys::{Event, Interest};
 
 /// See the contract in [`sys`](crate::sys).

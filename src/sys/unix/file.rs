@@ -12,6 +12,7 @@ use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::log;
 use crate::sys::native::calls::create_unnamed_file;
 
 /// An unnamed file that holds these bytes. Its position is the beginning.
