@@ -9,6 +9,12 @@
 //! A turn ends when the connection waits for its client, is closed, or reaches the limit of
 //! [`CALLS_PER_TURN`] calls. A panic of the service closes the connection; the worker goes on, and
 //! builds its own state again. The workers end when the queue's last sender is dropped.
+//!
+//! A worker whose state cannot be built is absent: it puts the connection back on the queue, and
+//! takes no other until a later attempt succeeds ([`recovery`]). The other workers replace it as if
+//! it were in a long turn. If all are absent, connections wait as while all workers are busy.
+
+mod recovery;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,6 +29,8 @@ use crate::parking::{BATCH, Lot, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
 use crate::sys::{Events, PeerState, Poller};
+
+use recovery::delay;
 
 /// The most calls of the service in one turn. While other connections wait on the queue, a turn
 /// has one call.
@@ -56,6 +64,8 @@ struct Worker<'a, W> {
     index: usize,
     /// The service's state for this worker, built when the worker first serves.
     own: Option<W>,
+    /// The state could not be built: the worker must recover before it takes a connection.
+    must_recover: bool,
     counters: &'a ThreadCounters,
     events: Events,
     /// Room to read into, lent to the connection in the turn.
@@ -81,6 +91,8 @@ enum TurnEnd {
     Queued,
     /// The service panicked.
     Panicked,
+    /// The worker could not serve the connection, which is on the queue again.
+    NotServed,
 }
 
 /// What becomes of the connection after one step of a turn.
@@ -92,6 +104,8 @@ enum Disposition {
     WriteThenClose,
     /// The connection is broken or detached: it is closed without another write.
     CloseNow,
+    /// The worker has no state: another worker serves the connection.
+    HandOn,
 }
 
 impl<'a, S: Service> Workers<'a, S> {
@@ -126,6 +140,9 @@ impl<'a, S: Service> Workers<'a, S> {
                 self.discard_state(&mut worker);
             }
             worker.counters.toggle_turn();
+            if worker.must_recover {
+                self.recover(&mut worker);
+            }
         }
         self.discard_state(&mut worker);
         self.end(index);
@@ -138,6 +155,7 @@ impl<'a, S: Service> Workers<'a, S> {
         let mut worker = Worker {
             index,
             own: None,
+            must_recover: false,
             counters: &self.lot.counters.workers[index],
             events: Events::with_capacity(BATCH),
             spare: Vec::new(),
@@ -157,18 +175,51 @@ impl<'a, S: Service> Workers<'a, S> {
         panic::contain(|| self.service.worker(index)).map_err(panic_error)?
     }
 
-    /// Builds the worker's state, if the worker has none. False if the build fails.
+    /// Builds the worker's state, if the worker has none. False if the build fails: the worker must
+    /// then recover.
+    #[inline]
     fn ensure_state(&self, worker: &mut Worker<'a, S::Worker>) -> bool {
-        if worker.own.is_none() {
+        if worker.own.is_none() && !worker.must_recover {
             match self.build_state(worker.index) {
                 Ok(state) => worker.own = Some(state),
                 Err(error) => {
-                    log::error!("worker {}: cannot build its state: {error}", worker.index)
+                    worker.must_recover = true;
+                    log::error!(
+                        "worker {}: cannot build its state: {error}; trying again, other workers \
+                         serve meanwhile",
+                        worker.index
+                    );
+                    discard_error(error);
                 }
             }
             worker.now = clock::nanos();
         }
         worker.own.is_some()
+    }
+
+    /// Tries to build the worker's state, with a back-off, until that succeeds or the server ends.
+    /// The worker takes no connection meanwhile.
+    #[cold]
+    fn recover(&self, worker: &mut Worker<'a, S::Worker>) {
+        let index = worker.index;
+        self.lot.begin_absence(index);
+        let mut failures = 1;
+        while worker.own.is_none() && self.lot.wait_absent(index, delay(failures, index)) {
+            match self.build_state(index) {
+                Ok(state) => {
+                    log::info!("worker {index}: serves again, after {failures} failed attempts");
+                    worker.own = Some(state);
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    log::debug!("worker {index}: still cannot build its state: {error}");
+                    discard_error(error);
+                }
+            }
+        }
+        worker.must_recover = false;
+        worker.entries = 0;
+        self.lot.end_absence(index);
     }
 
     /// Drops a worker's state. The drop is the application's code.
@@ -285,6 +336,10 @@ impl<'a, S: Service> Workers<'a, S> {
                     }
                 }
                 Disposition::CloseNow => return TurnEnd::Over,
+                Disposition::HandOn => {
+                    turn.hand_on(worker.ready_at);
+                    return TurnEnd::NotServed;
+                }
             }
         }
     }
@@ -316,6 +371,10 @@ impl<'a, S: Service> Workers<'a, S> {
             Stage::Runnable | Stage::Closing | Stage::Lingering { .. } => false,
         };
         let mid_message = stage == Stage::Partial;
+        // Before the read: what was read of a message must reach the service.
+        if mid_message && !self.ensure_state(worker) {
+            return Disposition::HandOn;
+        }
         if reads && !conn.at_eof() {
             if self.lot.drain.is_closing() && conn.check_drain_limit(!mid_message) {
                 return Disposition::WriteThenClose;
@@ -346,7 +405,7 @@ impl<'a, S: Service> Workers<'a, S> {
         }
         // The state is built for the first call, not for a connection that has sent nothing yet.
         if !self.ensure_state(worker) {
-            return Disposition::CloseNow;
+            return Disposition::HandOn;
         }
         match self.call(occupant, worker, token) {
             Ok(next) => self.apply_next(occupant, next),
@@ -460,6 +519,13 @@ impl<'a, S: Service> Workers<'a, S> {
     /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
         stage != Stage::Partial && self.lot.drain.is_closing()
+    }
+}
+
+/// Drops an error of the application, whose drop may panic.
+fn discard_error(error: io::Error) {
+    if let Err(why) = panic::contain(|| drop(error)) {
+        log::error!("dropping an error panicked: {why}");
     }
 }
 

@@ -8,11 +8,12 @@ use std::mem::MaybeUninit;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Bind, Connection, Listener, Next};
+use handover::{Bind, Connection, Listener, Next, Overload, Service, Stats, WorkerState};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use socket2::Socket;
 
@@ -184,6 +185,245 @@ fn all_bytes_arrive_once_through_reads_that_stop_early() {
     }
     drop((tcp, local));
     stop(&handle);
+}
+
+// ---- workers whose state cannot be built ----
+
+/// Lines, by workers whose state can be built or not, as the test says.
+#[derive(Clone)]
+struct Stateful {
+    door: support::Door,
+    /// The workers from this index on fail.
+    failing_from: Arc<AtomicUsize>,
+    attempts: Arc<AtomicUsize>,
+    /// Failures are panics.
+    panics: bool,
+}
+
+impl Stateful {
+    fn new() -> (support::Keeper, Self) {
+        let (keeper, door) = door();
+        let service = Self {
+            door,
+            failing_from: Arc::new(AtomicUsize::new(usize::MAX)),
+            attempts: Arc::default(),
+            panics: false,
+        };
+        (keeper, service)
+    }
+
+    fn fail_from(&self, worker: usize) {
+        self.failing_from.store(worker, SeqCst);
+    }
+
+    fn attempts(&self) -> usize {
+        self.attempts.load(SeqCst)
+    }
+}
+
+impl Service for Stateful {
+    type Session = ();
+    type Worker = ();
+
+    fn worker(&self, index: usize) -> io::Result<()> {
+        if index < self.failing_from.load(SeqCst) {
+            return Ok(());
+        }
+        self.attempts.fetch_add(1, SeqCst);
+        match self.panics {
+            true => panic!("no state"),
+            false => Err(io::Error::other("the test wants it so")),
+        }
+    }
+
+    fn session(&self, _: &Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn serve(&self, conn: &mut Connection, (): &mut (), (): &mut ()) -> io::Result<Next> {
+        match conn.buffer() {
+            b"wait\n" => self.door.pass(),
+            b"panic\n" => panic!("the worker's state is lost"),
+            _ => {}
+        }
+        lines(conn)
+    }
+}
+
+fn failing_workers(stats: &Stats) -> usize {
+    let is_failing = |worker: &&WorkerState| matches!(worker, WorkerState::Failing { .. });
+    stats.workers.iter().filter(is_failing).count()
+}
+
+/// Makes a worker lose its state.
+fn panic_once(at: SocketAddr) {
+    let mut client = connect(at);
+    client.write_all(b"panic\n").unwrap();
+    assert_closed(&mut client);
+}
+
+#[test]
+fn a_worker_without_state_leaves_its_connections_to_the_others() {
+    keep_log();
+    for workers in [2, 5] {
+        let (keeper, service) = Stateful::new();
+        service.fail_from(1);
+        let handle = start(
+            server().workers(workers).max_per_client(50),
+            service.clone(),
+        );
+        // While the first worker is busy, the others are asked.
+        let mut busy = connect(addr(&handle));
+        busy.write_all(b"wait\n").unwrap();
+        keeper.wait();
+        let mut clients: Vec<_> = (0..20).map(|_| connect(addr(&handle))).collect();
+        for client in &mut clients {
+            client.write_all(b"hello\n").unwrap();
+        }
+        until(&handle, "all others have tried", |stats| {
+            failing_workers(stats) == workers - 1
+        });
+        keeper.let_one_in();
+        assert_eq!(answer(&mut busy), "wait");
+        for client in &mut clients {
+            assert_eq!(answer(client), "hello");
+        }
+        // The failing ones take no connection now, however many come.
+        let begin = Instant::now();
+        for round in 0..300 {
+            ask(&mut clients[round % 20], "again");
+        }
+        let tries = service.attempts();
+        // At first after 100 ms, and then more and more rarely.
+        let most = (workers - 1) * (3 + begin.elapsed().as_millis() as usize / 75);
+        assert!(
+            (workers - 1..=most).contains(&tries),
+            "{tries} of at most {most}"
+        );
+        service.fail_from(usize::MAX);
+        until(&handle, "all serve again", |stats| {
+            failing_workers(stats) == 0
+        });
+        let mut all: Vec<_> = (0..workers).map(|_| connect(addr(&handle))).collect();
+        for client in &mut all {
+            client.write_all(b"wait\n").unwrap();
+        }
+        (0..workers).for_each(|_| keeper.wait());
+        drop(keeper);
+        drop((busy, clients, all));
+        stop(&handle);
+    }
+    // Each episode is told once.
+    assert_eq!(
+        logged("worker 1: cannot build its state: the test wants it so").len(),
+        2
+    );
+    assert_eq!(
+        logged("worker 4: cannot build its state: the test wants it so").len(),
+        1
+    );
+    assert!(!logged("worker 4: serves again").is_empty());
+}
+
+#[test]
+fn while_no_worker_has_a_state_clients_wait() {
+    for panics in [false, true] {
+        let (_keeper, mut service) = Stateful::new();
+        service.panics = panics;
+        let handle = start(server().workers(2), service.clone());
+        let at = addr(&handle);
+        let mut parked = connect(at);
+        ask(&mut parked, "hello");
+        let mut partial = connect(at);
+        partial.write_all(b"in two ").unwrap();
+        until(&handle, "the first part has been seen", |stats| {
+            stats.served == 2
+        });
+        until(&handle, "both are parked", |stats| stats.parked == 2);
+        service.fail_from(0);
+        // Each worker may have had a state.
+        while failing_workers(&handle.stats()) < 2 {
+            let mut client = connect(at);
+            client.write_all(b"panic\n").unwrap();
+            client
+                .set_read_timeout(Some(Duration::from_millis(20)))
+                .unwrap();
+            let _ = client.read(&mut [0; 1]);
+        }
+        partial.write_all(b"parts\n").unwrap();
+        parked.write_all(b"later\n").unwrap();
+        let mut clients: Vec<_> = (0..300).map(|_| connect(at)).collect();
+        for client in &mut clients {
+            client.write_all(b"patience\n").unwrap();
+        }
+        let attempts = service.attempts();
+        until(&handle, "the workers try again", |_| {
+            service.attempts() >= attempts + 2
+        });
+        let left = clients.pop().unwrap();
+        drop(left);
+        service.fail_from(usize::MAX);
+        assert_eq!(answer(&mut partial), "in two parts");
+        assert_eq!(answer(&mut parked), "later");
+        for client in &mut clients {
+            assert_eq!(answer(client), "patience");
+        }
+        drop((partial, parked, clients));
+        stop(&handle);
+    }
+}
+
+#[test]
+fn while_no_worker_has_a_state_the_queue_time_out_and_the_stop_work() {
+    let (_keeper, service) = Stateful::new();
+    let builder = server()
+        .workers(1)
+        .queue_timeout(Duration::from_millis(200));
+    let handle = start(
+        builder.overload(Overload::Refuse(b"busy\n".to_vec())),
+        service.clone(),
+    );
+    service.fail_from(0);
+    panic_once(addr(&handle));
+    for round in 1..=3 {
+        let mut client = connect(addr(&handle));
+        client.write_all(b"hello\n").unwrap();
+        assert_eq!(answer(&mut client), "busy");
+        assert_closed(&mut client);
+        assert_eq!(handle.stats().refused.queue_timeout, round);
+    }
+    stop(&handle);
+
+    // A stop serves what has arrived, if a worker recovers in time.
+    let (_keeper, service) = Stateful::new();
+    let handle = start(server().workers(2), service.clone());
+    service.fail_from(0);
+    panic_once(addr(&handle));
+    let mut client = connect(addr(&handle));
+    client.write_all(b"in time\n").unwrap();
+    until(&handle, "all workers fail", |stats| {
+        failing_workers(stats) == 2
+    });
+    handle.stop(LIMIT);
+    service.fail_from(usize::MAX);
+    assert_eq!(answer(&mut client), "in time");
+    assert!(handle.join().is_clean());
+
+    // Otherwise the deadline ends it.
+    let (_keeper, service) = Stateful::new();
+    let handle = start(server().workers(2), service.clone());
+    service.fail_from(0);
+    panic_once(addr(&handle));
+    let mut client = connect(addr(&handle));
+    client.write_all(b"too late\n").unwrap();
+    until(&handle, "all workers fail", |stats| {
+        failing_workers(stats) == 2
+    });
+    handle.stop(Duration::from_millis(100));
+    let report = handle.join();
+    assert_eq!(report.dropped, 1, "{report}");
+    assert!(report.took < Duration::from_secs(30), "{report}");
+    assert_closed(&mut client);
 }
 
 // ---- listeners ----

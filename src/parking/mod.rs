@@ -478,6 +478,24 @@ impl<S> Lot<S> {
         self.concurrency.rest(worker, counters, &self.sleepers)
     }
 
+    /// A worker cannot serve. It takes no connection until [`end_absence`](Self::end_absence).
+    pub(crate) fn begin_absence(&self, worker: usize) {
+        self.counters.workers[worker].set_failing_since(Some(clock::millis()));
+        // A wake-up for an entry on the queue may have reached this worker.
+        self.wake_next();
+        self.concurrency.begin_absence(&self.sleepers);
+    }
+
+    /// Waits. False if the server ends.
+    pub(crate) fn wait_absent(&self, worker: usize, duration: Duration) -> bool {
+        self.concurrency.wait_absent(worker, duration)
+    }
+
+    pub(crate) fn end_absence(&self, worker: usize) {
+        self.concurrency.end_absence();
+        self.counters.workers[worker].set_failing_since(None);
+    }
+
     /// Begins to time a turn, if this turn is a sample.
     #[inline]
     pub(crate) fn begin_sample(&self, turns: &mut u32) -> Option<Sample> {

@@ -98,6 +98,21 @@ impl<S> Turn<'_, S> {
         self.lot.push([self.token], self.counters);
     }
 
+    /// Puts the connection on the queue again, unchanged: this worker cannot serve it. The connection
+    /// has been ready since `ready_at`, in the clock's nanoseconds.
+    #[cold]
+    pub(crate) fn hand_on(mut self, ready_at: u64) {
+        if let Some(occupant) = self.occupant.as_deref_mut() {
+            // A connection without a session has not been served yet.
+            if occupant.session.is_none() && !occupant.is_newcomer {
+                occupant.is_newcomer = true;
+                self.lot.newcomers.fetch_add(1, SeqCst);
+            }
+        }
+        self.slot.ready_at.store(ready_at, SeqCst);
+        self.queue();
+    }
+
     /// Parks a connection that was parked before. If the poller has reported the connection
     /// meanwhile, queues it instead.
     pub(super) fn park_again(self) {

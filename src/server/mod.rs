@@ -350,6 +350,10 @@ impl Drop for StopOnDrop<'_> {
 fn stats<T>(lot: &Lot<T>) -> Stats {
     let now = clock::millis();
     let workers = lot.counters.workers.iter().map(|worker| {
+        if let Some(since) = worker.failing_since() {
+            let failing_for = Duration::from_millis(now.saturating_sub(since));
+            return WorkerState::Failing { failing_for };
+        }
         let serving = worker.call().and_then(|(token, began)| {
             let peer = lot.with_info(token, |info| info.peer.clone())?;
             let served_for = Duration::from_millis(now.saturating_sub(began));
@@ -358,7 +362,7 @@ fn stats<T>(lot: &Lot<T>) -> Stats {
         serving.unwrap_or(WorkerState::Idle)
     });
     let workers: Vec<_> = workers.collect();
-    let is_active = |worker: &&WorkerState| **worker != WorkerState::Idle;
+    let is_active = |worker: &&WorkerState| matches!(worker, WorkerState::Serving { .. });
     let active = workers.iter().filter(is_active).count() as u64;
     let live = lot.drain.open_connections() as u64;
     let queued = lot.queue_len() as u64;
