@@ -14,7 +14,7 @@
 //!               CLOSED ◄─────── CLOSING
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::sync::Arc;
@@ -183,7 +183,8 @@ pub(crate) fn run_acceptor<S>(
         listeners,
         admission,
         per_client: Arc::default(),
-        to_shed: VecDeque::new(),
+        to_shed: None,
+        has_requested_room: false,
         shortage: None,
         closed_before: 0,
         events: Events::with_capacity(BATCH),
@@ -202,8 +203,10 @@ struct Acceptor<'a, S> {
     listeners: Vec<Watched>,
     admission: Admission,
     per_client: Arc<PerClient>,
-    /// Candidates for shedding, the longest idle first, at most [`SHED_AHEAD`].
-    to_shed: VecDeque<IdleConnection>,
+    /// The connection to close next, if one was found.
+    to_shed: Option<IdleConnection>,
+    /// The present check for room began after a request to be told of room.
+    has_requested_room: bool,
     /// The process or the system lacks descriptors or memory. While it backs off, no attempt is
     /// made at any listener, unless a connection ends.
     shortage: Option<Failure>,
@@ -290,6 +293,15 @@ const MOST_FAILED_CONNECTIONS: u32 = 1024;
 /// How many connections a stop accepts from a listener whose queue has an unknown length.
 const MOST_QUEUED: u32 = 4096;
 
+/// Whether a connection may be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Some,
+    None,
+    /// The search for an idle connection has not looked at all connections.
+    Unknown,
+}
+
 /// The outcome of one call of `accept`.
 enum AcceptOutcome {
     Accepted,
@@ -311,19 +323,41 @@ impl<S> Acceptor<'_, S> {
             }
             let can_accept = !self.gate.leaves_clients_queued() && !self.is_backing_off();
             if can_accept && self.listeners.iter().any(Watched::is_due) {
-                if self.has_room() {
-                    self.accept_round();
-                    continue;
-                }
-                self.lot.request_room();
-                // Room may have been made just before the request.
-                if self.has_room() {
-                    continue;
+                match self.room() {
+                    Room::Some => {
+                        self.has_requested_room = false;
+                        self.accept_round();
+                        continue;
+                    }
+                    // Room may have been made just before the request.
+                    Room::None if !self.has_requested_room => {
+                        self.request_room();
+                        continue;
+                    }
+                    Room::None if self.lot.is_room_requested() => {}
+                    Room::None => {
+                        self.has_requested_room = false;
+                        continue;
+                    }
+                    Room::Unknown => {
+                        self.wait(&mut events, Some(SEARCH_PAUSE));
+                        continue;
+                    }
                 }
             }
             let retry_in = self.time_to_retry();
             self.wait(&mut events, retry_in);
         }
+    }
+
+    /// Asks for a wake-up when there may be room, and begins the check for room again.
+    fn request_room(&mut self) {
+        self.has_requested_room = true;
+        match self.admission.overload {
+            Overload::Wait => self.lot.request_end(),
+            Overload::Refuse(_) | Overload::ShedIdle => self.lot.request_room(),
+        }
+        self.lot.begin_idle_pass();
     }
 
     /// Accepts the connections that the kernel had queued when the gate was closed, and no more:
@@ -397,7 +431,7 @@ impl<S> Acceptor<'_, S> {
             if !self.listeners[index].is_due() {
                 continue;
             }
-            if !self.has_room() {
+            if self.room() != Room::Some {
                 return;
             }
             match self.accept_one(index) {
@@ -423,13 +457,24 @@ impl<S> Acceptor<'_, S> {
 
     /// Whether a connection may be accepted now. With the policy `Refuse` it may always be
     /// accepted, and is then refused.
-    fn has_room(&mut self) -> bool {
+    fn room(&mut self) -> Room {
         match self.admission.overload {
-            Overload::Refuse(_) => true,
-            Overload::Wait => !self.is_full(),
-            Overload::ShedIdle => {
-                !self.is_full() || (self.lot.has_room_for_batch() && self.find_idle(false))
-            }
+            Overload::Refuse(_) => Room::Some,
+            _ if !self.is_full() => Room::Some,
+            Overload::Wait => Room::None,
+            Overload::ShedIdle => self.room_by_shedding(),
+        }
+    }
+
+    fn room_by_shedding(&mut self) -> Room {
+        if !self.lot.has_room_for_batch() {
+            Room::None
+        } else if self.find_idle(SEARCH_SLOTS, false) {
+            Room::Some
+        } else if self.lot.is_idle_pass_over() {
+            Room::None
+        } else {
+            Room::Unknown
         }
     }
 
@@ -437,25 +482,25 @@ impl<S> Acceptor<'_, S> {
         self.lot.drain.open_connections() >= self.admission.max_connections
     }
 
-    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`,
-    /// parked connections in the middle of a message count as idle.
-    fn find_idle(&mut self, mid_message_too: bool) -> bool {
+    /// Whether there is an idle connection to close, as far as a search in `most` slots finds one.
+    /// With `mid_message_too`, parked connections in the middle of a message count as idle.
+    fn find_idle(&mut self, most: usize, mid_message_too: bool) -> bool {
         let lot = self.lot;
-        let is_stale = |idle: &IdleConnection| !lot.is_still_idle(idle);
-        while self.to_shed.front().is_some_and(is_stale) {
-            self.to_shed.pop_front();
+        if !self
+            .to_shed
+            .as_ref()
+            .is_some_and(|idle| lot.is_still_idle(idle))
+        {
+            self.to_shed = lot.longest_idle(most, mid_message_too);
         }
-        if self.to_shed.is_empty() {
-            self.to_shed = lot.longest_idle(SHED_AHEAD, mid_message_too).into();
-        }
-        !self.to_shed.is_empty()
+        self.to_shed.is_some()
     }
 
     /// Closes the connection that has been idle for longest. False if no connection was closed.
-    fn shed(&mut self, mid_message_too: bool) -> bool {
+    fn shed(&mut self, most: usize, mid_message_too: bool) -> bool {
         // `Lot::shed` queues a candidate whose client has sent something.
-        while self.lot.has_room_for_batch() && self.find_idle(mid_message_too) {
-            let idle = self.to_shed.pop_front();
+        while self.lot.has_room_for_batch() && self.find_idle(most, mid_message_too) {
+            let idle = self.to_shed.take();
             if idle.is_some_and(|idle| self.lot.shed(&idle)) {
                 return true;
             }
@@ -484,7 +529,7 @@ impl<S> Acceptor<'_, S> {
             return AcceptOutcome::Accepted;
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
-        if sheds && self.is_full() && !self.shed(false) {
+        if sheds && self.is_full() && !self.shed(SEARCH_SLOTS, false) {
             log::debug!(
                 "{peer} on {name}: accepted beyond the limit, no connection is idle any more"
             );
@@ -570,9 +615,7 @@ impl<S> Acceptor<'_, S> {
     /// Closes a parked connection to make room, and backs off: if all clients reconnected at once,
     /// the acceptor would never pause. A connection that ends later makes the next attempt earlier.
     fn make_room(&mut self) {
-        self.shed(true);
-        // The remaining candidates may be in the middle of a message.
-        self.to_shed.clear();
+        self.shed(usize::MAX, true);
         self.closed_before = self.lot.drain.closed_connections();
         Failure::note_error(&mut self.shortage, Instant::now());
     }
@@ -624,8 +667,10 @@ impl<S> Acceptor<'_, S> {
     }
 }
 
-/// How many candidates for shedding a search returns at most.
-const SHED_AHEAD: usize = 32;
+/// How many slots one search for an idle connection looks at, and the pause before the next search
+/// if it has found none. If only one of 64,000 connections is idle, it is found within a second.
+const SEARCH_SLOTS: usize = 64;
+const SEARCH_PAUSE: Duration = Duration::from_millis(1);
 
 /// How many connections each client has open, by its IP address.
 #[derive(Default)]

@@ -527,10 +527,10 @@ fn of_servers_that_start_over_one_stale_path_exactly_one_gets_it() {
     let (dir, path) = socket_path();
     let barrier = Barrier::new(STARTS);
     thread::scope(|scope| {
-        let starts: Vec<_> = (0..STARTS)
+        let threads: Vec<_> = (0..STARTS)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut bound = Vec::new();
+                    let mut starts = Vec::new();
                     for round in 0..1000 {
                         if barrier.wait().is_leader() && round % 2 == 0 {
                             // The file of a server that has died.
@@ -538,28 +538,34 @@ fn of_servers_that_start_over_one_stale_path_exactly_one_gets_it() {
                         }
                         barrier.wait();
                         let listener = Bind::new(unix(&path)).bind_attempts(1).bind();
-                        bound.push(listener.is_ok());
-                        if let Err(error) = &listener {
-                            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
-                            let text = error.to_string();
-                            assert!(text.contains("another process listens"), "{text}");
-                        }
                         barrier.wait();
                         // The one that has the path can be connected to.
-                        drop(UnixStream::connect(&path).unwrap());
+                        let is_served = UnixStream::connect(&path).is_ok();
                         barrier.wait();
+                        starts.push((is_served, listener.err()));
                     }
-                    bound
+                    starts
                 })
             })
             .collect();
-        let bound: Vec<_> = starts
+        // No thread may leave the others at the barrier, so the results are checked here.
+        let starts: Vec<_> = threads
             .into_iter()
-            .map(|start| start.join().unwrap())
+            .map(|thread| thread.join().unwrap())
             .collect();
-        for round in 0..bound[0].len() {
-            let winners = bound.iter().filter(|bound| bound[round]).count();
+        for round in 0..starts[0].len() {
+            let results: Vec<_> = starts.iter().map(|starts| &starts[round]).collect();
+            let winners = results.iter().filter(|(_, error)| error.is_none()).count();
             assert_eq!(winners, 1, "round {round}");
+            assert!(
+                results.iter().all(|(is_served, _)| *is_served),
+                "round {round}"
+            );
+            for error in results.iter().filter_map(|(_, error)| error.as_ref()) {
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+                let text = error.to_string();
+                assert!(text.contains("another process listens"), "{text}");
+            }
         }
     });
     let left = std::fs::read_dir(dir.path()).unwrap().count();

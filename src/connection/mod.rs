@@ -465,8 +465,7 @@ impl Connection {
                     last_byte: self.bytes_in + unread + self.input_limit as u64,
                     emptied: false,
                 });
-                // Until a read would block: a short read may have stopped before urgent data.
-                self.receive.on_event(true);
+                self.receive.on_event(false);
                 false
             }
             Some(limit) => self.bytes_in >= limit.last_byte || (between_messages && limit.emptied),

@@ -64,6 +64,7 @@
 
 mod concurrency;
 mod expiry;
+mod idle_order;
 mod keeper;
 mod occupant;
 mod ownership;
@@ -96,6 +97,7 @@ use crate::sys::{Events, Poller};
 use concurrency::Concurrency;
 pub(crate) use concurrency::Sample;
 pub(crate) use expiry::IdleConnection;
+use idle_order::IdleOrder;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
 pub(crate) use occupant::{Needs, Occupant, Stage};
@@ -214,6 +216,8 @@ pub(crate) struct Lot<S> {
     unwritten: AtomicUsize,
     wheel: Mutex<TimerWheel>,
     keeper: Arc<KeeperSleep>,
+    /// Only the acceptor uses it.
+    idle_order: Mutex<IdleOrder>,
     outboxes: Arc<OutboxWatch>,
     /// When `on_room` is to be called, see [`request_room`](Self::request_room): [`NEVER`],
     /// [`AT_END`] or [`AT_ROOM`].
@@ -265,6 +269,7 @@ impl<S> Lot<S> {
             unwritten: AtomicUsize::new(0),
             wheel: Mutex::new(TimerWheel::new(now)),
             keeper: Arc::new(KeeperSleep::new()),
+            idle_order: Mutex::default(),
             outboxes: Arc::default(),
             room_requested: AtomicU8::new(NEVER),
             on_room: OnceLock::new(),
@@ -735,6 +740,11 @@ impl<S> Lot<S> {
     /// caller checks afterwards, as after [`request_room`](Self::request_room).
     pub(crate) fn request_end(&self) {
         self.room_requested.store(AT_END, SeqCst);
+    }
+
+    /// Whether a requested call is still to come.
+    pub(crate) fn is_room_requested(&self) -> bool {
+        self.room_requested.load(SeqCst) != NEVER
     }
 
     /// A connection has become idle, or has left the queue.
