@@ -174,7 +174,9 @@ pub(crate) fn run_acceptor<S>(
     admission: Admission,
 ) -> io::Result<()> {
     for (index, listener) in listeners.iter().enumerate() {
-        gate.poller.add(&listener.socket, index as u64)?;
+        if !listener.may_be_shared {
+            gate.poller.add(&listener.socket, index as u64)?;
+        }
     }
     let listeners = listeners.into_iter().map(Watched::new).collect();
     let mut acceptor = Acceptor {
@@ -190,9 +192,9 @@ pub(crate) fn run_acceptor<S>(
         events: Events::with_capacity(BATCH),
     };
     acceptor.run();
-    for Watched { listener, .. } in &acceptor.listeners {
+    for watched in acceptor.listeners.iter().filter(|it| it.is_watched) {
         // Another process may share the listener, and the poller would go on reporting it.
-        gate.poller.remove(&listener.socket)?;
+        gate.poller.remove(&watched.listener.socket)?;
     }
     Ok(())
 }
@@ -221,6 +223,11 @@ struct Watched {
     listener: Arc<Listener>,
     /// The listener may have a connection to accept.
     is_ready: bool,
+    /// The poller watches the listener. A listener that other processes may watch is watched only
+    /// while what the poller reports is accepted at once: no other process is told of it.
+    is_watched: bool,
+    /// How many reports the poller has made since it watches the listener.
+    reports: u32,
     /// The listener itself fails. While it backs off, the other listeners are accepted from.
     failure: Option<Failure>,
     /// How many errors of single connections `accept` has reported since its last success.
@@ -230,8 +237,10 @@ struct Watched {
 impl Watched {
     fn new(listener: Arc<Listener>) -> Self {
         Self {
+            is_watched: !listener.may_be_shared,
             listener,
             is_ready: true,
+            reports: 0,
             failure: None,
             failed_connections: 0,
         }
@@ -239,8 +248,17 @@ impl Watched {
 
     /// Whether the listener is to be tried now.
     fn is_due(&self) -> bool {
+        self.is_ready && !self.backs_off()
+    }
+
+    fn backs_off(&self) -> bool {
         let failure = self.failure.as_ref();
-        self.is_ready && failure.is_none_or(|failure| failure.retry_at <= Instant::now())
+        failure.is_some_and(|failure| failure.retry_at > Instant::now())
+    }
+
+    /// Whether the poller is to watch the listener as soon as there is room.
+    fn is_to_be_watched(&self) -> bool {
+        !self.is_watched && !self.backs_off()
     }
 }
 
@@ -321,32 +339,60 @@ impl<S> Acceptor<'_, S> {
             if self.gate.is(CLOSING) {
                 return self.accept_queued(&mut events);
             }
-            let can_accept = !self.gate.leaves_clients_queued() && !self.is_backing_off();
-            if can_accept && self.listeners.iter().any(Watched::is_due) {
+            let mut can_accept = !self.gate.leaves_clients_queued() && !self.is_backing_off();
+            let is_due = self.listeners.iter().any(Watched::is_due);
+            if can_accept && (is_due || self.listeners.iter().any(Watched::is_to_be_watched)) {
                 match self.room() {
                     Room::Some => {
                         self.has_requested_room = false;
-                        self.accept_round();
-                        continue;
+                        if is_due {
+                            self.accept_round();
+                            continue;
+                        }
                     }
                     // Room may have been made just before the request.
                     Room::None if !self.has_requested_room => {
                         self.request_room();
                         continue;
                     }
-                    Room::None if self.lot.is_room_requested() => {}
+                    Room::None if self.lot.is_room_requested() => can_accept = false,
                     Room::None => {
                         self.has_requested_room = false;
                         continue;
                     }
                     Room::Unknown => {
+                        self.watch_shared(false);
                         self.wait(&mut events, Some(SEARCH_PAUSE));
                         continue;
                     }
                 }
             }
+            self.watch_shared(can_accept);
             let retry_in = self.time_to_retry();
             self.wait(&mut events, retry_in);
+        }
+    }
+
+    /// Makes the poller watch the listeners that other processes may watch, or not.
+    fn watch_shared(&mut self, can_accept: bool) {
+        let poller = &self.gate.poller;
+        for (index, watched) in self.listeners.iter_mut().enumerate() {
+            let socket = &watched.listener.socket;
+            let is_wanted = !watched.listener.may_be_shared || can_accept && !watched.backs_off();
+            if watched.is_watched && (!is_wanted || watched.reports >= REPORTS_PER_TURN) {
+                watched.is_watched = false;
+                if let Err(error) = poller.remove(socket) {
+                    log::error!("cannot stop watching a listener: {error}");
+                }
+            }
+            if is_wanted && !watched.is_watched {
+                // Reports at once if a connection is there already.
+                match poller.add_shared(socket, index as u64) {
+                    Ok(()) => watched.is_watched = true,
+                    Err(error) => log::error!("cannot watch a listener: {error}"),
+                }
+                watched.reports = 0;
+            }
         }
     }
 
@@ -364,6 +410,7 @@ impl<S> Acceptor<'_, S> {
     /// clients that go on connecting must not prolong the stop. If another process serves a
     /// listener as well, its queued connections are left to that process.
     fn accept_queued(&mut self, events: &mut Events) {
+        self.watch_shared(false);
         let served_elsewhere = self.gate.served_elsewhere.lock().clone();
         for index in 0..self.listeners.len() {
             let socket = &self.listeners[index].listener.socket;
@@ -419,8 +466,16 @@ impl<S> Acceptor<'_, S> {
             log::error!("the acceptor cannot wait: {error}");
         }
         for event in events.iter() {
-            if let Some(watched) = self.listeners.get_mut(event.token as usize) {
-                watched.is_ready = true;
+            let index = event.token as usize;
+            let Some(watched) = self.listeners.get_mut(index) else {
+                continue;
+            };
+            watched.is_ready = true;
+            if watched.listener.may_be_shared {
+                watched.reports += 1;
+                // Also if the acceptor was paused meanwhile, or is full now because of another
+                // listener: no other process was woken for this connection.
+                self.accept_next(index);
             }
         }
     }
@@ -434,20 +489,31 @@ impl<S> Acceptor<'_, S> {
             if self.room() != Room::Some {
                 return;
             }
-            match self.accept_one(index) {
-                AcceptOutcome::Accepted | AcceptOutcome::Failed => {}
-                AcceptOutcome::Empty => {
-                    self.listeners[index].is_ready = false;
-                    self.end_failures(index);
-                    self.rearm(index);
-                }
-                AcceptOutcome::OutOfResources => return self.make_room(),
+            if !self.accept_next(index) {
+                return;
             }
         }
     }
 
+    /// Accepts one connection from a listener. False if the acceptor backs off now.
+    fn accept_next(&mut self, index: usize) -> bool {
+        match self.accept_one(index) {
+            AcceptOutcome::Accepted | AcceptOutcome::Failed => {}
+            AcceptOutcome::Empty => {
+                self.listeners[index].is_ready = false;
+                self.end_failures(index);
+                self.rearm(index);
+            }
+            AcceptOutcome::OutOfResources => {
+                self.make_room();
+                return false;
+            }
+        }
+        true
+    }
+
     fn rearm(&self, index: usize) {
-        if !Poller::SHARED {
+        if !Poller::SHARED && self.listeners[index].is_watched {
             let socket = &self.listeners[index].listener.socket;
             if let Err(error) = self.gate.poller.rearm(socket, index as u64, Interest::Read) {
                 log::error!("cannot watch the listener: {error}");
@@ -666,6 +732,11 @@ impl<S> Acceptor<'_, S> {
         Ok(Some(Box::new(ticket)))
     }
 }
+
+/// After this many reports, a listener that other processes may watch is watched anew: of the threads
+/// that wait for a listener, the kernel wakes the one that has waited for longest since it began to
+/// watch.
+const REPORTS_PER_TURN: u32 = 16;
 
 /// How many slots one search for an idle connection looks at, and the pause before the next search
 /// if it has found none. If only one of 64,000 connections is idle, it is found within a second.

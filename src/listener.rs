@@ -197,7 +197,9 @@ impl Bind {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
         let path = path.map(|path| UnixPath::of(path, false));
-        Listener::new(socket, path, &self, matches_by_name)
+        let mut listener = Listener::new(socket, path, &self, matches_by_name)?;
+        listener.may_be_shared = true;
+        Ok(listener)
     }
 
     /// Binds and listens.
@@ -327,6 +329,8 @@ pub struct Listener {
     pub(crate) info: Arc<ListenerInfo>,
     /// The listener was inherited by its name, at whatever address.
     pub(crate) matches_by_name: bool,
+    /// Other processes may accept from the socket: it was not bound here.
+    pub(crate) may_be_shared: bool,
 }
 
 /// The match quality between a listener and a bind request, from the worst to the best.
@@ -389,7 +393,9 @@ impl Listener {
         sys::socket::set_cloexec(&socket)?;
         socket.set_nonblocking(true)?;
         let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
-        Self::new(socket, None, &bind, false)
+        let mut listener = Self::new(socket, None, &bind, false)?;
+        listener.may_be_shared = true;
+        Ok(listener)
     }
 
     /// A listener that this process holds for other processes. Its options, which they share, stay
@@ -428,6 +434,7 @@ impl Listener {
             info: Arc::new(info),
             path,
             matches_by_name,
+            may_be_shared: false,
         })
     }
 

@@ -41,6 +41,10 @@
 //! | a socket after an event | watched, edge-triggered, until `remove` | disarmed until `rearm` |
 //! | the caller calls `rearm` | to change the interest | also after each event |
 //!
+//! `add_shared` is an `add` for a listener that several processes watch. Where the system can, a
+//! connection wakes only one of the threads that wait, and is reported to no other process. The one
+//! that it is reported to has to accept it. There is no `rearm` after it where the poller is shared.
+//!
 //! A `rearm` reports at once if the socket is ready already. `wake` ends one wait, the present one
 //! or the next; several calls before a wait may end only one. The caller calls `remove` before it
 //! closes a socket, because another process may hold the same open file description.

@@ -38,6 +38,13 @@ impl Poller {
         Ok(epoll::add(&self.epoll, socket, data, flags)?)
     }
 
+    /// Watches a listener that other processes may watch as well (EPOLLEXCLUSIVE, epoll_ctl(2)).
+    pub(crate) fn add_shared(&self, listener: &Socket, token: u64) -> io::Result<()> {
+        let data = EventData::new_u64(token);
+        let flags = EventFlags::IN | EventFlags::ET | EventFlags::EXCLUSIVE;
+        Ok(epoll::add(&self.epoll, listener, data, flags)?)
+    }
+
     pub(crate) fn rearm(&self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
         let data = EventData::new_u64(token);
         Ok(epoll::modify(&self.epoll, socket, data, flags(interest))?)

@@ -26,6 +26,11 @@ impl Poller {
         unsafe { self.0.add(socket, raw(token, Interest::Read)?) }
     }
 
+    /// As [`add`](Self::add): a connection wakes every process that watches.
+    pub(crate) fn add_shared(&self, listener: &Socket, token: u64) -> io::Result<()> {
+        self.add(listener, token)
+    }
+
     pub(crate) fn rearm(&self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
         self.0.modify(socket, raw(token, interest)?)
     }
