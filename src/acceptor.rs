@@ -14,7 +14,7 @@
 //!               CLOSED ◄─────── CLOSING
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::sync::Arc;
@@ -27,9 +27,10 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, Outbox};
 use crate::listener::Listener;
+use crate::log;
 use crate::parking::{BATCH, IdleConnection, Lots};
 use crate::stats::count;
-use crate::sys::{self, Events, Interest, Poller};
+use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
 
 /// What happens to new connections when the server is full: when it has
 /// [`max_connections`](crate::Builder::max_connections) open, or when as many new connections as
@@ -173,24 +174,27 @@ pub(crate) fn run_acceptor<S>(
     admission: Admission,
 ) -> io::Result<()> {
     for (index, listener) in listeners.iter().enumerate() {
-        gate.poller.add(&listener.socket, index as u64)?;
+        if !listener.may_be_shared {
+            gate.poller.add(&listener.socket, index as u64)?;
+        }
     }
+    let listeners = listeners.into_iter().map(Watched::new).collect();
     let mut acceptor = Acceptor {
         lots,
         gate,
-        ready: vec![true; listeners.len()],
         listeners,
         admission,
         per_client: Arc::default(),
-        to_shed: VecDeque::new(),
+        to_shed: None,
+        has_requested_room: false,
         shortage: None,
-        backoff_until: None,
+        closed_before: 0,
         events: Events::with_capacity(BATCH),
     };
     acceptor.run();
-    for listener in &acceptor.listeners {
+    for watched in acceptor.listeners.iter().filter(|it| it.is_watched) {
         // Another process may share the listener, and the poller would go on reporting it.
-        gate.poller.remove(&listener.socket)?;
+        gate.poller.remove(&watched.listener.socket)?;
     }
     Ok(())
 }
@@ -198,43 +202,132 @@ pub(crate) fn run_acceptor<S>(
 struct Acceptor<'a, S> {
     lots: &'a Lots<S>,
     gate: &'a AcceptGate,
-    listeners: Vec<Arc<Listener>>,
-    /// The listeners that may have a connection to accept.
-    ready: Vec<bool>,
+    listeners: Vec<Watched>,
     admission: Admission,
     per_client: Arc<PerClient>,
-    /// Candidates for shedding, the longest idle first, at most [`SHED_AHEAD`].
-    to_shed: VecDeque<IdleConnection>,
-    shortage: Option<Shortage>,
-    /// After an error, no attempt is made before this time, unless a connection ends earlier.
-    backoff_until: Option<Instant>,
+    /// The connection to close next, if one was found.
+    to_shed: Option<IdleConnection>,
+    /// The present check for room began after a request to be told of room.
+    has_requested_room: bool,
+    /// The process or the system lacks descriptors or memory. While it backs off, no attempt is
+    /// made at any listener, unless a connection ends.
+    shortage: Option<Failure>,
+    /// How many connections had been closed when the shortage's last back-off began.
+    closed_before: usize,
     /// Room for the connections that the lot's poller reports.
     events: Events,
 }
 
-/// A time in which the system lacks descriptors or memory.
-struct Shortage {
+/// A listener, as the acceptor sees it.
+struct Watched {
+    listener: Arc<Listener>,
+    /// The listener may have a connection to accept.
+    is_ready: bool,
+    /// The poller watches the listener. A listener that other processes may watch is watched only
+    /// while what the poller reports is accepted at once: no other process is told of it.
+    is_watched: bool,
+    /// How many reports the poller has made since it watches the listener.
+    reports: u32,
+    /// The listener itself fails. While it backs off, the other listeners are accepted from.
+    failure: Option<Failure>,
+    /// How many errors of single connections `accept` has reported since its last success.
+    failed_connections: u32,
+}
+
+impl Watched {
+    fn new(listener: Arc<Listener>) -> Self {
+        Self {
+            is_watched: !listener.may_be_shared,
+            listener,
+            is_ready: true,
+            reports: 0,
+            failure: None,
+            failed_connections: 0,
+        }
+    }
+
+    /// Whether the listener is to be tried now.
+    fn is_due(&self) -> bool {
+        self.is_ready && !self.backs_off()
+    }
+
+    fn backs_off(&self) -> bool {
+        let failure = self.failure.as_ref();
+        failure.is_some_and(|failure| failure.retry_at > Instant::now())
+    }
+
+    /// Whether the poller is to watch the listener as soon as there is room.
+    fn is_to_be_watched(&self) -> bool {
+        !self.is_watched && !self.backs_off()
+    }
+}
+
+/// A time in which `accept` fails again and again.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
     since: Instant,
     last_error: Instant,
+    /// No attempt is made before this time.
+    retry_at: Instant,
+    /// The time from the next error to the attempt that follows it.
     backoff: Duration,
+}
+
+impl Failure {
+    /// Notes an error at `now`: backs off for 5 ms, then for twice as long after each error in a
+    /// row, up to 1 s. True if the failure begins.
+    fn note_error(failure: &mut Option<Self>, now: Instant) -> bool {
+        let begins = failure.is_none();
+        let failure = failure.get_or_insert(Self {
+            since: now,
+            last_error: now,
+            retry_at: now,
+            backoff: FIRST_BACKOFF,
+        });
+        failure.last_error = now;
+        failure.retry_at = now + failure.backoff;
+        failure.backoff = (failure.backoff * 2).min(LONGEST_BACKOFF);
+        begins
+    }
+
+    /// Ends the failure if no error has followed for a while. Returns how long it lasted.
+    fn end_if_over(failure: &mut Option<Self>, now: Instant) -> Option<Duration> {
+        let ended = failure.take_if(|failure| now - failure.last_error > RECOVERY)?;
+        Some(ended.last_error - ended.since)
+    }
 }
 
 /// How long no attempt is made after an error: after the first error, and at most.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// A shortage is over this long after its last error.
+/// A failure is over this long after its last error.
 const RECOVERY: Duration = Duration::from_secs(1);
+
+/// As many errors of single connections in a row are an error of the listener: the cause may be one
+/// that stays, such as a rule of a firewall (EPERM).
+const MOST_FAILED_CONNECTIONS: u32 = 1024;
 
 /// How many connections a stop accepts from a listener whose queue has an unknown length.
 const MOST_QUEUED: u32 = 4096;
+
+/// Whether a connection may be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Some,
+    None,
+    /// The search for an idle connection has not looked at all connections.
+    Unknown,
+}
 
 /// The outcome of one call of `accept`.
 enum AcceptOutcome {
     Accepted,
     /// The kernel's queue is empty.
     Empty,
-    /// The system lacks descriptors or memory.
+    /// The listener backs off.
+    Failed,
+    /// The process or the system lacks descriptors or memory. The acceptor backs off.
     OutOfResources,
 }
 
@@ -246,30 +339,81 @@ impl<S> Acceptor<'_, S> {
             if self.gate.is(CLOSING) {
                 return self.accept_queued(&mut events);
             }
-            let backoff = self.backoff();
-            let can_accept = backoff.is_none() && !self.gate.leaves_clients_queued();
-            if can_accept && self.ready.contains(&true) {
-                if self.has_room() {
-                    self.accept_round();
-                    continue;
-                }
-                self.lots.room.request();
-                // Room may have been made just before the request.
-                if self.has_room() {
-                    continue;
+            let mut can_accept = !self.gate.leaves_clients_queued() && !self.is_backing_off();
+            let is_due = self.listeners.iter().any(Watched::is_due);
+            if can_accept && (is_due || self.listeners.iter().any(Watched::is_to_be_watched)) {
+                match self.room() {
+                    Room::Some => {
+                        self.has_requested_room = false;
+                        if is_due {
+                            self.accept_round();
+                            continue;
+                        }
+                    }
+                    // Room may have been made just before the request.
+                    Room::None if !self.has_requested_room => {
+                        self.request_room();
+                        continue;
+                    }
+                    Room::None if self.lots.room.is_requested() => can_accept = false,
+                    Room::None => {
+                        self.has_requested_room = false;
+                        continue;
+                    }
+                    Room::Unknown => {
+                        self.watch_shared(false);
+                        self.wait(&mut events, Some(SEARCH_PAUSE));
+                        continue;
+                    }
                 }
             }
-            self.wait(&mut events, backoff);
+            self.watch_shared(can_accept);
+            let retry_in = self.time_to_retry();
+            self.wait(&mut events, retry_in);
         }
+    }
+
+    /// Makes the poller watch the listeners that other processes may watch, or not.
+    fn watch_shared(&mut self, can_accept: bool) {
+        let poller = &self.gate.poller;
+        for (index, watched) in self.listeners.iter_mut().enumerate() {
+            let socket = &watched.listener.socket;
+            let is_wanted = !watched.listener.may_be_shared || can_accept && !watched.backs_off();
+            if watched.is_watched && (!is_wanted || watched.reports >= REPORTS_PER_TURN) {
+                watched.is_watched = false;
+                if let Err(error) = poller.remove(socket) {
+                    log::error!("cannot stop watching a listener: {error}");
+                }
+            }
+            if is_wanted && !watched.is_watched {
+                // Reports at once if a connection is there already.
+                match poller.add_shared(socket, index as u64) {
+                    Ok(()) => watched.is_watched = true,
+                    Err(error) => log::error!("cannot watch a listener: {error}"),
+                }
+                watched.reports = 0;
+            }
+        }
+    }
+
+    /// Asks for a wake-up when there may be room, and begins the check for room again.
+    fn request_room(&mut self) {
+        self.has_requested_room = true;
+        match self.admission.overload {
+            Overload::Wait => self.lots.room.request_end(),
+            Overload::Refuse(_) | Overload::ShedIdle => self.lots.room.request(),
+        }
+        self.lots.begin_idle_pass();
     }
 
     /// Accepts the connections that the kernel had queued when the gate was closed, and no more:
     /// clients that go on connecting must not prolong the stop. If another process serves a
     /// listener as well, its queued connections are left to that process.
     fn accept_queued(&mut self, events: &mut Events) {
+        self.watch_shared(false);
         let served_elsewhere = self.gate.served_elsewhere.lock().clone();
         for index in 0..self.listeners.len() {
-            let socket = &self.listeners[index].socket;
+            let socket = &self.listeners[index].listener.socket;
             let queued = match served_elsewhere.contains(&(index as u32)) {
                 true => 0,
                 false => sys::socket::queued_connections(socket).unwrap_or(MOST_QUEUED),
@@ -282,7 +426,7 @@ impl<S> Acceptor<'_, S> {
                             left -= 1;
                             continue;
                         }
-                        AcceptOutcome::Empty => break,
+                        AcceptOutcome::Empty | AcceptOutcome::Failed => break,
                         AcceptOutcome::OutOfResources => {}
                     }
                 }
@@ -296,15 +440,25 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// How much longer no attempt is made. A connection that has ended since the error ends the
-    /// back-off.
-    fn backoff(&mut self) -> Option<Duration> {
-        if !self.lots.room.is_requested() {
-            self.backoff_until = None;
-        }
-        let until = self.backoff_until?;
-        let left = until.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
+    /// Whether no listener is to be tried now, for lack of descriptors or memory. Only the end of a
+    /// connection gives some back: it ends the back-off.
+    fn is_backing_off(&self) -> bool {
+        let Some(shortage) = &self.shortage else {
+            return false;
+        };
+        self.lots.room.request_end();
+        self.lots.drain.closed_connections() == self.closed_before
+            && shortage.retry_at > Instant::now()
+    }
+
+    /// The time until the next attempt that no event announces.
+    fn time_to_retry(&self) -> Option<Duration> {
+        let failing = self.listeners.iter().filter(|watched| watched.is_ready);
+        let failures = failing.filter_map(|watched| watched.failure.as_ref());
+        let left = failures
+            .chain(&self.shortage)
+            .map(|failure| failure.retry_at.saturating_duration_since(Instant::now()));
+        left.filter(|left| !left.is_zero()).min()
     }
 
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) {
@@ -312,8 +466,16 @@ impl<S> Acceptor<'_, S> {
             log::error!("the acceptor cannot wait: {error}");
         }
         for event in events.iter() {
-            if let Some(ready) = self.ready.get_mut(event.token as usize) {
-                *ready = true;
+            let index = event.token as usize;
+            let Some(watched) = self.listeners.get_mut(index) else {
+                continue;
+            };
+            watched.is_ready = true;
+            if watched.listener.may_be_shared {
+                watched.reports += 1;
+                // Also if the acceptor was paused meanwhile, or is full now because of another
+                // listener: no other process was woken for this connection.
+                self.accept_next(index);
             }
         }
     }
@@ -321,31 +483,38 @@ impl<S> Acceptor<'_, S> {
     /// Accepts one connection from each listener that may have one.
     fn accept_round(&mut self) {
         for index in 0..self.listeners.len() {
-            if !self.ready[index] {
+            if !self.listeners[index].is_due() {
                 continue;
             }
-            if !self.has_room() {
+            if self.room() != Room::Some {
                 return;
             }
-            match self.accept_one(index) {
-                AcceptOutcome::Accepted => {}
-                AcceptOutcome::Empty => {
-                    self.ready[index] = false;
-                    self.end_shortage();
-                    self.rearm(index);
-                }
-                AcceptOutcome::OutOfResources => {
-                    let backoff = self.make_room();
-                    self.backoff_until = Some(Instant::now() + backoff);
-                    return;
-                }
+            if !self.accept_next(index) {
+                return;
             }
         }
     }
 
+    /// Accepts one connection from a listener. False if the acceptor backs off now.
+    fn accept_next(&mut self, index: usize) -> bool {
+        match self.accept_one(index) {
+            AcceptOutcome::Accepted | AcceptOutcome::Failed => {}
+            AcceptOutcome::Empty => {
+                self.listeners[index].is_ready = false;
+                self.end_failures(index);
+                self.rearm(index);
+            }
+            AcceptOutcome::OutOfResources => {
+                self.make_room();
+                return false;
+            }
+        }
+        true
+    }
+
     fn rearm(&self, index: usize) {
-        if !Poller::SHARED {
-            let socket = &self.listeners[index].socket;
+        if !Poller::SHARED && self.listeners[index].is_watched {
+            let socket = &self.listeners[index].listener.socket;
             if let Err(error) = self.gate.poller.rearm(socket, index as u64, Interest::Read) {
                 log::error!("cannot watch the listener: {error}");
             }
@@ -354,13 +523,24 @@ impl<S> Acceptor<'_, S> {
 
     /// Whether a connection may be accepted now. With the policy `Refuse` it may always be
     /// accepted, and is then refused.
-    fn has_room(&mut self) -> bool {
+    fn room(&mut self) -> Room {
         match self.admission.overload {
-            Overload::Refuse(_) => true,
-            Overload::Wait => !self.is_full(),
-            Overload::ShedIdle => {
-                !self.is_full() || (self.lots.has_room_for_batch() && self.find_idle(false))
-            }
+            Overload::Refuse(_) => Room::Some,
+            _ if !self.is_full() => Room::Some,
+            Overload::Wait => Room::None,
+            Overload::ShedIdle => self.room_by_shedding(),
+        }
+    }
+
+    fn room_by_shedding(&mut self) -> Room {
+        if !self.lots.has_room_for_batch() {
+            Room::None
+        } else if self.find_idle(SEARCH_SLOTS, false) {
+            Room::Some
+        } else if self.lots.is_idle_pass_over() {
+            Room::None
+        } else {
+            Room::Unknown
         }
     }
 
@@ -368,25 +548,25 @@ impl<S> Acceptor<'_, S> {
         self.lots.drain.open_connections() >= self.admission.max_connections
     }
 
-    /// Whether there is an idle connection to close, as far as is known. With `mid_message_too`,
-    /// parked connections in the middle of a message count as idle.
-    fn find_idle(&mut self, mid_message_too: bool) -> bool {
+    /// Whether there is an idle connection to close, as far as a search in `most` slots finds one.
+    /// With `mid_message_too`, parked connections in the middle of a message count as idle.
+    fn find_idle(&mut self, most: usize, mid_message_too: bool) -> bool {
         let lots = self.lots;
-        let is_stale = |idle: &IdleConnection| !lots.is_still_idle(idle);
-        while self.to_shed.front().is_some_and(is_stale) {
-            self.to_shed.pop_front();
+        if !self
+            .to_shed
+            .as_ref()
+            .is_some_and(|idle| lots.is_still_idle(idle))
+        {
+            self.to_shed = lots.longest_idle(most, mid_message_too);
         }
-        if self.to_shed.is_empty() {
-            self.to_shed = lots.longest_idle(SHED_AHEAD, mid_message_too).into();
-        }
-        !self.to_shed.is_empty()
+        self.to_shed.is_some()
     }
 
     /// Closes the connection that has been idle for longest. False if no connection was closed.
-    fn shed(&mut self, mid_message_too: bool) -> bool {
+    fn shed(&mut self, most: usize, mid_message_too: bool) -> bool {
         // `Lot::shed` queues a candidate whose client has sent something.
-        while self.lots.has_room_for_batch() && self.find_idle(mid_message_too) {
-            let idle = self.to_shed.pop_front();
+        while self.lots.has_room_for_batch() && self.find_idle(most, mid_message_too) {
+            let idle = self.to_shed.take();
             if idle.is_some_and(|idle| self.lots.shed(&idle)) {
                 return true;
             }
@@ -395,16 +575,17 @@ impl<S> Acceptor<'_, S> {
     }
 
     fn accept_one(&mut self, index: usize) -> AcceptOutcome {
-        let listener = &self.listeners[index];
-        let (socket, peer) = match listener.accept() {
+        let watched = &mut self.listeners[index];
+        let (socket, peer) = match watched.listener.accept() {
             Ok(accepted) => accepted,
             Err(error) => return self.handle_accept_error(&error, index),
         };
         count(&self.lots.counters.accepted);
-        if let Some(shortage) = &mut self.shortage {
-            shortage.backoff = FIRST_BACKOFF;
+        watched.failed_connections = 0;
+        for failure in watched.failure.iter_mut().chain(&mut self.shortage) {
+            failure.backoff = FIRST_BACKOFF;
         }
-        let listener = Arc::clone(&self.listeners[index].info);
+        let listener = Arc::clone(&watched.listener.info);
         let name = &listener.name;
         let counters = &self.lots.counters;
         let Ok(ticket) = self.count_for_client(&peer) else {
@@ -414,7 +595,7 @@ impl<S> Acceptor<'_, S> {
             return AcceptOutcome::Accepted;
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
-        if sheds && self.is_full() && !self.shed(false) {
+        if sheds && self.is_full() && !self.shed(SEARCH_SLOTS, false) {
             log::debug!(
                 "{peer} on {name}: accepted beyond the limit, no connection is idle any more"
             );
@@ -454,53 +635,75 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Handles an error of `accept`. The error concerns one connection or the whole system, never
-    /// the listener.
+    /// Handles an error of `accept`. No error ends the acceptor, and an error of one listener keeps
+    /// no other listener from being accepted from.
     fn handle_accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
-        match error.kind() {
-            WouldBlock => AcceptOutcome::Empty,
+        let Watched {
+            listener,
+            failure,
+            failed_connections,
+            ..
+        } = &mut self.listeners[index];
+        let name = &listener.info.name;
+        let kind = match sys::socket::accept_error_kind(error) {
+            AcceptErrorKind::Connection if *failed_connections >= MOST_FAILED_CONNECTIONS => {
+                AcceptErrorKind::Listener
+            }
+            kind => kind,
+        };
+        match kind {
+            AcceptErrorKind::Empty => AcceptOutcome::Empty,
             // The client has left already.
-            Interrupted | ConnectionAborted | ConnectionReset => AcceptOutcome::Accepted,
-            _ if sys::socket::is_connection_error(error) => AcceptOutcome::Accepted,
-            _ => {
+            AcceptErrorKind::Connection => {
+                *failed_connections += 1;
+                AcceptOutcome::Accepted
+            }
+            AcceptErrorKind::Shortage => {
                 count(&self.lots.counters.accept_errors);
                 if self.shortage.is_none() {
-                    let name = &self.listeners[index].info.name;
                     log::warn!("{name}: cannot accept: {error}; making room and trying again");
                 }
                 AcceptOutcome::OutOfResources
             }
+            AcceptErrorKind::Listener => {
+                count(&self.lots.counters.accept_errors);
+                *failed_connections = 0;
+                if Failure::note_error(failure, Instant::now()) {
+                    log::error!(
+                        "{name}: cannot accept: {error}; trying again, at most once a second"
+                    );
+                }
+                AcceptOutcome::Failed
+            }
         }
     }
 
-    /// Closes a parked connection to make room. Returns how long to wait before the next attempt: 5
-    /// ms, then twice as long after each failure in a row, up to 1 s.
-    fn make_room(&mut self) -> Duration {
-        self.shed(true);
-        // The remaining candidates may be in the middle of a message.
-        self.to_shed.clear();
-        // A connection that ends from now on makes the next attempt earlier. The connection that
-        // was shed does not: if all clients reconnected at once, the acceptor would never pause.
-        self.lots.room.request();
-        let now = Instant::now();
-        let shortage = self.shortage.get_or_insert(Shortage {
-            since: now,
-            last_error: now,
-            backoff: FIRST_BACKOFF,
-        });
-        shortage.last_error = now;
-        let backoff = shortage.backoff;
-        shortage.backoff = (backoff * 2).min(LONGEST_BACKOFF);
-        backoff
+    /// Closes a parked connection to make room, and backs off: if all clients reconnected at once,
+    /// the acceptor would never pause. A connection that ends later makes the next attempt earlier.
+    fn make_room(&mut self) {
+        self.shed(usize::MAX, true);
+        self.closed_before = self.lots.drain.closed_connections();
+        Failure::note_error(&mut self.shortage, Instant::now());
     }
 
-    /// Ends the shortage if it is over. Called when the kernel's queue is empty.
-    fn end_shortage(&mut self) {
-        let is_over = |shortage: &mut Shortage| shortage.last_error.elapsed() > RECOVERY;
-        if let Some(shortage) = self.shortage.take_if(is_over) {
-            let seconds = (shortage.last_error - shortage.since).as_secs_f32();
-            log::info!("accepting again, after {seconds:.1} s");
+    /// Ends the failures that are over. Called when the queue of a listener is empty.
+    fn end_failures(&mut self, index: usize) {
+        let Watched {
+            listener, failure, ..
+        } = &mut self.listeners[index];
+        if failure.is_none() && self.shortage.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        let name = &listener.info.name;
+        if let Some(lasted) = Failure::end_if_over(failure, now) {
+            log::info!(
+                "{name}: accepting again, after {:.1} s",
+                lasted.as_secs_f32()
+            );
+        }
+        if let Some(lasted) = Failure::end_if_over(&mut self.shortage, now) {
+            log::info!("accepting again, after {:.1} s", lasted.as_secs_f32());
         }
     }
 
@@ -530,8 +733,15 @@ impl<S> Acceptor<'_, S> {
     }
 }
 
-/// How many candidates for shedding a search returns at most.
-const SHED_AHEAD: usize = 32;
+/// After this many reports, a listener that other processes may watch is watched anew: of the threads
+/// that wait for a listener, the kernel wakes the one that has waited for longest since it began to
+/// watch.
+const REPORTS_PER_TURN: u32 = 16;
+
+/// How many slots one search for an idle connection looks at, and the pause before the next search
+/// if it has found none. If only one of 64,000 connections is idle, it is found within a second.
+const SEARCH_SLOTS: usize = 64;
+const SEARCH_PAUSE: Duration = Duration::from_millis(1);
 
 /// How many connections each client has open, by its IP address.
 #[derive(Default)]
@@ -621,6 +831,36 @@ mod tests {
         gate.start();
         gate.resume();
         assert!(gate.is(CLOSED));
+    }
+
+    #[test]
+    fn a_failure_backs_off_and_is_told_once_until_it_is_over() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut failure = None;
+        // The time of the error, whether the failure begins, and the milliseconds to the next
+        // attempt.
+        for (time, begins, backoff) in [
+            (0, true, 5),
+            (5, false, 10),
+            (15, false, 20),
+            (35, false, 40),
+            (75, false, 80),
+            (155, false, 160),
+            (315, false, 320),
+            (635, false, 640),
+            (1275, false, 1000),
+            (2275, false, 1000),
+        ] {
+            let now = at(time);
+            assert_eq!(Failure::note_error(&mut failure, now), begins, "{time}");
+            let left = failure.unwrap().retry_at - now;
+            assert_eq!(left, Duration::from_millis(backoff), "{time}");
+        }
+        assert_eq!(Failure::end_if_over(&mut failure, at(3275)), None);
+        let lasted = Failure::end_if_over(&mut failure, at(3276));
+        assert_eq!(lasted, Some(Duration::from_millis(2275)));
+        assert!(Failure::note_error(&mut failure, at(4000)));
     }
 
     #[test]

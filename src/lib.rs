@@ -139,6 +139,9 @@
 //! | `cli` | no | the command `handover`: supervises programs, and controls a [`Supervisor`] |
 
 mod panic;
+
+mod log;
+
 mod sys;
 mod wire;
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
+use crate::log;
 use crate::sys;
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
@@ -194,7 +195,10 @@ impl Bind {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
         let path = path.map(|path| UnixPath::of(path, false));
-        Listener::new(socket, path, &self, Origin::Given { matches_by_name })
+        let origin = Origin::Given { matches_by_name };
+        let mut listener = Listener::new(socket, path, &self, origin)?;
+        listener.may_be_shared = true;
+        Ok(listener)
     }
 
     /// Binds and listens.
@@ -242,6 +246,9 @@ impl Bind {
     }
 
     pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+        // Held until the socket listens: of several servers that start over the file of a dead one,
+        // exactly one gets the path.
+        let _lock = addr.as_path().map(sys::file::lock_directory_of);
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
@@ -315,11 +322,14 @@ impl From<Addr> for Bind {
 /// Dropping it closes the socket, and removes the file of a Unix socket that it bound.
 #[derive(Debug)]
 pub struct Listener {
+    // Dropped before the socket: as long as the socket is open, no other file has its inode.
+    path: Option<UnixPath>,
     pub(crate) socket: Socket,
     pub(crate) info: Arc<ListenerInfo>,
-    path: Option<UnixPath>,
     /// The listener was inherited by its name, at whatever address.
     pub(crate) matches_by_name: bool,
+    /// Other processes may accept from the socket: it was not bound here.
+    pub(crate) may_be_shared: bool,
 }
 
 /// The match quality between a listener and a bind request, from the worst to the best.
@@ -396,7 +406,9 @@ impl Listener {
         let origin = Origin::Given {
             matches_by_name: false,
         };
-        Self::new(socket, None, &bind, origin)
+        let mut listener = Self::new(socket, None, &bind, origin)?;
+        listener.may_be_shared = true;
+        Ok(listener)
     }
 
     /// A listener that this process holds for other processes. Its options, which they share, stay
@@ -448,6 +460,7 @@ impl Listener {
             info: Arc::new(info),
             path,
             matches_by_name,
+            may_be_shared: false,
         })
     }
 
@@ -491,8 +504,11 @@ impl Listener {
     /// Accepts one connection.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
         let (socket, peer) = sys::socket::accept(&self.socket)?;
-        // The clients of a Unix socket have no address.
-        let peer = peer.map_or(Addr::Unix(None), Addr::Ip);
+        // The clients of a Unix socket have no address. An IPv4 client of an IPv6 listener is the
+        // same client as on an IPv4 listener: it has the same limits, and the same text in logs.
+        let peer = peer.map_or(Addr::Unix(None), |peer| {
+            Addr::Ip(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+        });
         // An error here is that of one connection, which may have been reset already.
         let failed = |error| io::Error::new(io::ErrorKind::ConnectionAborted, error);
         self.info.set_connection_options(&socket).map_err(failed)?;
@@ -533,8 +549,9 @@ impl UnixPath {
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        // The path may be the file of another listener now.
         let is_own = self.is_own.load(SeqCst);
+        let _lock = is_own.then(|| sys::file::lock_directory_of(&self.path));
+        // The path may be the file of another listener now.
         if is_own && self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = std::fs::remove_file(&self.path) {
                 log::warn!("cannot remove {}: {error}", self.path.display());

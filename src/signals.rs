@@ -38,6 +38,7 @@ mod watch {
     use parking_lot::Mutex;
 
     use super::ServerCommand;
+    use crate::log;
     use crate::sys::{self, Signal};
 
     /// The servers that handle signals. While there are none, signals have their default action.

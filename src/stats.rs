@@ -151,6 +151,12 @@ pub enum WorkerState {
         /// How long the call has lasted, to a few milliseconds.
         served_for: Duration,
     },
+    /// The worker takes no connection, because [`Service::worker`](crate::Service::worker) has
+    /// failed. It tries again.
+    Failing {
+        /// The time since the first failure, to a few milliseconds.
+        failing_for: Duration,
+    },
 }
 
 impl fmt::Display for WorkerState {
@@ -159,6 +165,9 @@ impl fmt::Display for WorkerState {
             Self::Idle => f.write_str("idle"),
             Self::Serving { peer, served_for } => {
                 write!(f, "serving {peer} for {:.1} s", served_for.as_secs_f64())
+            }
+            Self::Failing { failing_for } => {
+                write!(f, "failing for {:.1} s", failing_for.as_secs_f64())
             }
         }
     }
@@ -202,6 +211,9 @@ pub(crate) struct ThreadCounters {
     call_began: AtomicU64,
     /// How often the thread has begun or ended a turn: an odd number in a turn.
     turn: AtomicU64,
+    /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if the
+    /// worker can serve.
+    failing_since: AtomicU64,
     waited: AtomicHistogram,
     served_for: AtomicHistogram,
 }
@@ -230,6 +242,16 @@ impl ThreadCounters {
     /// A turn begins or ends.
     pub(crate) fn toggle_turn(&self) {
         add(&self.turn, 1);
+    }
+
+    /// In the clock's milliseconds. `None`: the worker can serve.
+    pub(crate) fn set_failing_since(&self, since: Option<u64>) {
+        self.failing_since
+            .store(since.map_or(0, |since| since + 1), Relaxed);
+    }
+
+    pub(crate) fn failing_since(&self) -> Option<u64> {
+        self.failing_since.load(Relaxed).checked_sub(1)
     }
 
     /// A number that no other turn of the thread has; `None` between turns.

@@ -9,17 +9,26 @@
 //! A turn ends when the connection waits for its client, is closed, or reaches the limit of
 //! [`CALLS_PER_TURN`] calls. A panic of the service closes the connection; the worker goes on, and
 //! builds its own state again. The workers end when the queue is closed and empty.
+//!
+//! A worker whose state cannot be built is absent: it puts the connection back on the queue, and
+//! takes no other until a later attempt succeeds ([`recovery`]). The other workers replace it as if
+//! it were in a long turn. If all are absent, connections wait as while all workers are busy.
+
+mod recovery;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::clock;
 use crate::connection::{Connection, Filled, Flushed, SpareBuffers};
+use crate::log;
 use crate::panic;
 use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, Stage, Token, Turn};
 use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
 use crate::sys::{Events, PeerState, Poller};
+
+use recovery::delay;
 
 /// The most calls of the service in one turn. While other connections wait on the queue, a turn
 /// has one call.
@@ -54,6 +63,8 @@ struct Worker<'a, S: Service> {
     home: &'a Lot<S::Session>,
     /// The service's state for this worker, built when the worker first serves.
     own: Option<S::Worker>,
+    /// The state could not be built: the worker must recover before it takes a connection.
+    must_recover: bool,
     counters: &'a ThreadCounters,
     events: Events,
     /// Buffers, lent to the connection in the turn.
@@ -79,6 +90,8 @@ enum TurnEnd {
     Queued,
     /// The service panicked.
     Panicked,
+    /// The worker could not serve the connection, which is on the queue again.
+    NotServed,
 }
 
 /// What becomes of the connection after one step of a turn.
@@ -90,6 +103,8 @@ enum Disposition {
     WriteThenClose,
     /// The connection is broken or detached: it is closed without another write.
     CloseNow,
+    /// The worker has no state: another worker serves the connection.
+    HandOn,
 }
 
 impl<'a, S: Service> Workers<'a, S> {
@@ -130,6 +145,9 @@ impl<'a, S: Service> Workers<'a, S> {
                 self.discard_state(&mut worker);
             }
             worker.counters.toggle_turn();
+            if worker.must_recover {
+                self.recover(&mut worker);
+            }
         }
         self.discard_state(&mut worker);
         self.end(index);
@@ -143,6 +161,7 @@ impl<'a, S: Service> Workers<'a, S> {
             index,
             home: self.lots.home(index),
             own: None,
+            must_recover: false,
             counters: &self.lots.counters.workers[index],
             events: Events::with_capacity(BATCH),
             spare: SpareBuffers::default(),
@@ -162,18 +181,53 @@ impl<'a, S: Service> Workers<'a, S> {
         panic::contain(|| self.service.worker(index)).map_err(panic_error)?
     }
 
-    /// Builds the worker's state, if the worker has none. False if the build fails.
+    /// Builds the worker's state, if the worker has none. False if the build fails: the worker must
+    /// then recover.
+    #[inline]
     fn ensure_state(&self, worker: &mut Worker<'a, S>) -> bool {
-        if worker.own.is_none() {
+        if worker.own.is_none() && !worker.must_recover {
             match self.build_state(worker.index) {
                 Ok(state) => worker.own = Some(state),
                 Err(error) => {
-                    log::error!("worker {}: cannot build its state: {error}", worker.index)
+                    worker.must_recover = true;
+                    log::error!(
+                        "worker {}: cannot build its state: {error}; trying again, other workers \
+                         serve meanwhile",
+                        worker.index
+                    );
+                    discard_error(error);
                 }
             }
             worker.now = clock::nanos();
         }
         worker.own.is_some()
+    }
+
+    /// Tries to build the worker's state, with a back-off, until that succeeds or the server ends.
+    /// The worker takes no connection meanwhile.
+    #[cold]
+    fn recover(&self, worker: &mut Worker<'a, S>) {
+        let index = worker.index;
+        // A wake-up for an entry on a queue may have reached this worker.
+        self.lots.wake_next();
+        worker.home.begin_absence(index);
+        let mut failures = 1;
+        while worker.own.is_none() && worker.home.wait_absent(index, delay(failures, index)) {
+            match self.build_state(index) {
+                Ok(state) => {
+                    log::info!("worker {index}: serves again, after {failures} failed attempts");
+                    worker.own = Some(state);
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    log::debug!("worker {index}: still cannot build its state: {error}");
+                    discard_error(error);
+                }
+            }
+        }
+        worker.must_recover = false;
+        worker.entries = 0;
+        worker.home.end_absence(index);
     }
 
     /// Drops a worker's state. The drop is the application's code.
@@ -304,6 +358,10 @@ impl<'a, S: Service> Workers<'a, S> {
                     }
                 }
                 Disposition::CloseNow => return TurnEnd::Over,
+                Disposition::HandOn => {
+                    turn.hand_on(worker.ready_at);
+                    return TurnEnd::NotServed;
+                }
             }
         }
     }
@@ -361,6 +419,10 @@ impl<'a, S: Service> Workers<'a, S> {
             Stage::Runnable | Stage::Closing | Stage::Lingering { .. } => false,
         };
         let mid_message = stage == Stage::Partial;
+        // Before the read: what was read of a message must reach the service.
+        if mid_message && !self.ensure_state(worker) {
+            return Disposition::HandOn;
+        }
         if reads && !conn.at_eof() {
             if self.lots.drain.is_closing() && conn.check_drain_limit(!mid_message) {
                 return Disposition::WriteThenClose;
@@ -391,7 +453,7 @@ impl<'a, S: Service> Workers<'a, S> {
         }
         // The state is built for the first call, not for a connection that has sent nothing yet.
         if !self.ensure_state(worker) {
-            return Disposition::CloseNow;
+            return Disposition::HandOn;
         }
         match self.call(occupant, worker, token) {
             Ok(next) => self.apply_next(occupant, next),
@@ -519,6 +581,13 @@ fn after_flush<S>(
         // The socket has just refused to take more.
         (Ok(_), Disposition::Continue) if occupant.conn.has_output() => Disposition::Park,
         (Ok(_), disposition) => disposition,
+    }
+}
+
+/// Drops an error of the application, whose drop may panic.
+fn discard_error(error: io::Error) {
+    if let Err(why) = panic::contain(|| drop(error)) {
+        log::error!("dropping an error panicked: {why}");
     }
 }
 

@@ -5,11 +5,12 @@ mod support;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Bind, Connection, Handle, Next};
+use handover::{Bind, Builder, Connection, Handle, Listener, Next, Overload};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use support::{
@@ -223,6 +224,157 @@ fn all_listeners_are_accepted_from() {
     }
     drop(clients);
     stop(&handle);
+}
+
+// ---- a listener that several servers share ----
+
+/// Servers that accept from one listener, as the processes of a supervisor do.
+fn sharing(servers: usize, builder: impl Fn(usize) -> Builder) -> (SocketAddr, Vec<Handle>) {
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = own.local_addr().unwrap();
+    let handles = (0..servers).map(|index| {
+        let listener = Listener::from_std(own.try_clone().unwrap(), "shared").unwrap();
+        start(builder(index).listener(listener), lines)
+    });
+    (at, handles.collect())
+}
+
+/// How often the acceptors have slept: the threads with this name.
+fn sleeps(prefix: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let sleeps = tasks.filter_map(|task| {
+        let path = task.ok()?.path();
+        let name = std::fs::read_to_string(path.join("comm")).ok()?;
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        let is_acceptor = name.starts_with(prefix) && name.contains("accept");
+        is_acceptor.then(|| count.trim().parse::<usize>().unwrap())
+    });
+    sleeps.sum()
+}
+
+#[test]
+fn a_connection_wakes_one_of_the_servers_that_share_a_listener() {
+    const CONNECTIONS: usize = 400;
+    let (at, handles) = sharing(4, |_| settings().workers(1).thread_name_prefix("herd"));
+    // The first connections come while the acceptors start.
+    (0..50).for_each(|_| ask(&mut connect(at), "hello"));
+    let before = sleeps("herd");
+    for _ in 0..CONNECTIONS {
+        ask(&mut connect(at), "hello");
+    }
+    let slept = sleeps("herd") - before;
+    assert!(
+        slept < 2 * CONNECTIONS,
+        "{slept} wake-ups for {CONNECTIONS} connections"
+    );
+    // All have a share.
+    for handle in &handles {
+        let accepted = handle.stats().accepted;
+        assert!(accepted > 40, "{accepted} of {CONNECTIONS}");
+    }
+    handles.iter().for_each(stop);
+}
+
+#[test]
+fn a_server_that_does_not_accept_keeps_no_connection_from_the_others() {
+    for overload in [Overload::Wait, Overload::ShedIdle] {
+        // The first ones are full soon, the last one never.
+        let (at, handles) = sharing(4, |index| {
+            let most = if index == 3 { 10_000 } else { index + 1 };
+            settings()
+                .workers(1)
+                .max_connections(most)
+                .overload(overload.clone())
+        });
+        let mut kept = Vec::new();
+        for _ in 0..200 {
+            let mut client = connect(at);
+            // In the middle of a message, so that none can be closed for the next one.
+            client.write_all(b"line\nhalf a ").unwrap();
+            assert_eq!(answer(&mut client), "line");
+            kept.push(client);
+        }
+        for (index, handle) in handles.iter().enumerate().take(3) {
+            assert!(
+                handle.stats().live as usize <= index + 2,
+                "{:?}",
+                handle.stats()
+            );
+        }
+        // The places that become free are taken again.
+        for client in &mut kept {
+            client.write_all(b"line\n").unwrap();
+            assert_eq!(answer(client), "half a line");
+        }
+        handles[3].pause();
+        drop(kept);
+        for _ in 0..200 {
+            ask(&mut connect(at), "hello");
+        }
+        handles.iter().for_each(stop);
+    }
+}
+
+#[test]
+fn pauses_of_servers_that_share_a_listener_strand_no_connection() {
+    let (at, handles) = sharing(3, |_| settings().workers(1));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // One of them accepts at any time.
+        scope.spawn(|| {
+            for round in (0..3).cycle() {
+                if is_over.load(SeqCst) {
+                    break;
+                }
+                handles[round].resume();
+                handles[(round + 1) % 3].pause();
+                thread::yield_now();
+            }
+        });
+        let mut stranded = 0;
+        for _ in 0..2000 {
+            let mut client = connect(at);
+            client.write_all(b"hello\n").unwrap();
+            stranded += usize::from(client.read(&mut [0; 16]).is_err());
+        }
+        is_over.store(true, SeqCst);
+        assert_eq!(stranded, 0);
+    });
+    handles.iter().for_each(stop);
+}
+
+#[test]
+fn a_server_that_stops_strands_no_connection_of_a_shared_listener() {
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = own.local_addr().unwrap();
+    let next = || {
+        let listener = Listener::from_std(own.try_clone().unwrap(), "shared").unwrap();
+        start(settings().workers(1).listener(listener), lines)
+    };
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = next();
+            while !is_over.load(SeqCst) {
+                let handle = next();
+                stop(&std::mem::replace(&mut last, handle));
+            }
+            // The last one serves until the end.
+            stop(&last);
+        });
+        let mut stranded = 0;
+        for _ in 0..500 {
+            let mut client = connect(at);
+            // A server that stops may close the connection before the line has arrived.
+            let sent = client.write_all(b"hello\n");
+            let answer = sent.and_then(|()| client.read(&mut [0; 16]));
+            stranded += usize::from(answer.is_err_and(|error| is_timeout(&error)));
+        }
+        is_over.store(true, SeqCst);
+        assert_eq!(stranded, 0);
+    });
 }
 
 // ---- out of descriptors ----

@@ -3,7 +3,8 @@
 //! - a module imports only from lower layers;
 //! - the files of one module do not import each other in a cycle, see [`cycles`];
 //! - `unsafe` and platform code stay in `sys`;
-//! - each file begins with a line that says its job.
+//! - each file begins with a line that says its job;
+//! - records go through `crate::log`, where a panic of the logger ends.
 //!
 //! Files are read as tokens, so comments and strings do not count, and macros do. Code under
 //! `#[cfg(test)]` counts for the layers, and does not count for the cycles: the tests of a file
@@ -19,8 +20,10 @@ mod cycles;
 
 /// The modules of `src`, from the bottom up: each may import only from the rows above its own. A
 /// change of the structure changes this table in the same commit.
-const LAYERS: [&[&str]; 7] = [
-    &["panic", "sys", "wire"],
+const LAYERS: [&[&str]; 9] = [
+    &["panic"],
+    &["log"],
+    &["sys", "wire"],
     &["addr", "clock"],
     &["drain", "listener", "notify", "signals", "stats"],
     &["connection"],
@@ -119,6 +122,17 @@ fn check(path: &str, source: &str) -> Vec<(usize, String)> {
     if let Some(top) = top.filter(|&top| top != PROGRAMS && layer(top).is_none()) {
         let what = format!("`{top}` has no layer: add it to the table in tests/layering.rs");
         file.fault(1, what);
+    }
+    let is_record = |level| source.contains(&format!("log::{level}!"));
+    let writes_records = ["error", "warn", "info", "debug", "trace"]
+        .iter()
+        .any(is_record);
+    let is_outside = top == Some("log") || top == Some(PROGRAMS);
+    if writes_records && !is_outside && !source.contains("use crate::log;") {
+        file.fault(
+            1,
+            "the macros of the `log` crate may panic: add `use crate::log;`",
+        );
     }
     match source.parse::<TokenStream>() {
         Ok(tokens) => file.walk(tokens, module.len()),
@@ -457,6 +471,16 @@ fn a_program_knows_the_public_interface_only() {
 fn a_module_has_its_layer_and_a_file_its_job() {
     for (path, source, faults) in [
         ("src/http/head.rs", "//! Heads.", 0),
+        (
+            "src/http/head.rs",
+            "//! Heads.\nuse crate::log;\nfn f() { log::info!(); }",
+            0,
+        ),
+        (
+            "src/http/head.rs",
+            "//! Heads.\nfn f() { log::info!(); }",
+            1,
+        ),
         ("src/helpers.rs", "//! This and that.", 1),
         ("src/helpers/mod.rs", "//! This and that.", 1),
         ("src/panic.rs", "use std::fmt;", 1),

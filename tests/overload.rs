@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Bind, Builder, Connection, Handle, Next, Overload, Service};
+use handover::{Bind, Builder, Connection, Handle, Next, Overload, Service, Stats};
 
 #[cfg(target_os = "linux")]
 use parking_lot::Mutex;
@@ -234,6 +234,39 @@ fn shed_idle_waits_until_somebody_is_idle() {
     assert_closed(&mut first);
     assert_eq!(handle.stats().shed, 1);
     drop((first, second));
+    stop(&handle);
+}
+
+#[test]
+fn shed_idle_finds_the_only_idle_one_among_many() {
+    const CLIENTS: usize = 300;
+    let builder = server()
+        .workers(1)
+        .max_connections(CLIENTS)
+        .overload(Overload::ShedIdle);
+    let handle = start(builder, lines);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(addr(&handle))).collect();
+    for client in &mut clients {
+        client.write_all(b"half a ").unwrap();
+    }
+    let is_parked =
+        |stats: &Stats| stats.served == CLIENTS as u64 && stats.parked == CLIENTS as u64;
+    until(&handle, "all are in the middle of a message", is_parked);
+    for index in [200, 5, 299] {
+        let mut new = connect(addr(&handle));
+        new.write_all(b"half a ").unwrap();
+        assert_silent(&mut new);
+        // It ends its message, and is idle. The others go on, and are not.
+        for (other, client) in clients.iter_mut().enumerate() {
+            let more: &[u8] = if other == index { b"line\n" } else { b"." };
+            client.write_all(more).unwrap();
+        }
+        let mut shed = std::mem::replace(&mut clients[index], new);
+        assert_eq!(answer(&mut shed).replace('.', ""), "half a line");
+        assert_closed(&mut shed);
+    }
+    assert_eq!(handle.stats().shed, 3);
+    drop(clients);
     stop(&handle);
 }
 

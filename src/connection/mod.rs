@@ -26,6 +26,7 @@ use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
 use crate::drain::OpenConnection;
 use crate::listener::ListenerInfo;
+use crate::log;
 use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
 use input::Input;
@@ -74,6 +75,16 @@ pub(crate) struct ConnectionInfo {
     pub(crate) outbox: Outbox,
     /// Counts the connection for its client until it is dropped.
     pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
+}
+
+impl ConnectionInfo {
+    /// Whether a read that did not fill its room has emptied the socket. A read of a Unix socket
+    /// may have stopped behind descriptors, see [`receive_state`].
+    #[inline]
+    fn is_empty_after_short_read(&self) -> bool {
+        matches!(self.peer, Addr::Ip(_))
+            || sys::socket::unread_len(&self.socket).is_ok_and(|left| left == 0)
+    }
 }
 
 /// The progress of a call, for the watchdog: whether the call moves bytes, or waits for the client.

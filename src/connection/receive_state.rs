@@ -7,8 +7,11 @@
 //! | Emptied | Ready | Ending | Emptied | Emptied | Ended |
 //!
 //! The poller reports edges, so a connection may only be parked after a read has emptied the
-//! socket. A read that does not fill its room has emptied it, except in `Ending`: there the end of
-//! the stream may follow without another event.
+//! socket. A short read is one that does not fill its room. It has emptied a TCP socket, except in
+//! `Ending`: there the end of the stream may follow without another event, or more bytes behind
+//! urgent data, where a read stops (tcp(7)). Urgent data that arrives after the poller's report is
+//! another event. A read of a Unix socket also stops behind bytes that came with descriptors
+//! (unix(7)): there only the kernel's count of unread bytes tells whether the socket is empty.
 //!
 //! `tests/ownership_model.rs` includes this file.
 
@@ -17,7 +20,8 @@
 pub(crate) enum ReceiveState {
     /// The socket may have something to read.
     Ready,
-    /// As `Ready`, and the poller has reported the end of the stream, perhaps after data.
+    /// As `Ready`, and the poller has reported the end of the stream, perhaps after data, or
+    /// urgent data.
     Ending,
     /// The last read emptied the socket. The poller reports what comes next.
     Emptied,
@@ -38,10 +42,10 @@ impl ReceiveState {
         }
     }
 
-    /// A read gave bytes, and did or did not fill its room.
+    /// A read gave bytes. `may_have_more`: it filled its room, or bytes are left.
     #[inline]
-    pub(crate) fn on_bytes(&mut self, filled_room: bool) {
-        match (*self, filled_room) {
+    pub(crate) fn on_bytes(&mut self, may_have_more: bool) {
+        match (*self, may_have_more) {
             (Self::Ending, _) => {}
             (_, true) => *self = Self::Ready,
             (_, false) => *self = Self::Emptied,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::output::{FileError, FileRange, Flushed};
 use super::{Connection, Filled, READ_SIZE};
+use crate::log;
 use crate::sys::{self, Interest};
 
 /// How long a wait for writing lasts at most before the socket is tried. A kernel may report room
@@ -103,11 +104,10 @@ impl Connection {
                 Ok((Filled::Eof, 0))
             }
             Ok(count) => {
-                // A read that does not fill the room has emptied the socket: a second read would
-                // find nothing.
-                let filled_room = count == room.len();
-                self.receive.on_bytes(filled_room);
-                if !filled_room {
+                // A second read after a short one would mostly find nothing.
+                let may_have_more = count == room.len() || !self.info.is_empty_after_short_read();
+                self.receive.on_bytes(may_have_more);
+                if self.receive.is_emptied() {
                     self.note_emptied();
                 }
                 if buffered {

@@ -14,6 +14,7 @@ use super::rejection::{BODY_TOO_LARGE, Rejection, RequestLimits, bad_request};
 use super::reply::Reply;
 use super::spool::{Spool, SpoolSpace, SpooledBody};
 use crate::connection::{Connection, READ_SIZE};
+use crate::log;
 
 const BODY_TOO_SLOW: Rejection =
     Rejection::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");

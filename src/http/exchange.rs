@@ -65,6 +65,7 @@ use super::settings::Http;
 use super::spool::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
+use crate::log;
 use crate::service::{BufferLimits, Next, Service};
 use crate::sys::PeerState;
 

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, Read};
 
 use crate::clock;
 use crate::connection::Connection;
+use crate::log;
 
 /// How many bytes are read at a time. As a chunk, with a size of up to 16 digits and two line ends,
 /// they are at most 64 KiB.

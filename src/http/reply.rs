@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 
 use crate::connection::Connection;
+use crate::log;
+use crate::panic;
 use crate::service::Next;
 
 /// The body of a response.
@@ -46,7 +48,7 @@ impl Reply {
     /// `reader` is dropped on any thread of the server, also if the client leaves before. If `reader` ends before or fails, the connection is
     /// closed in the middle of the body, so that the client sees that the body is incomplete.
     pub fn sized(reader: impl Read + Send + 'static, length: u64) -> Self {
-        Self(ReplyKind::Reader(Box::new(reader), Some(length)))
+        Self(ReplyKind::Reader(contain_drop(reader), Some(length)))
     }
 
     /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk. A
@@ -55,7 +57,7 @@ impl Reply {
     /// If `reader` fails, the connection is closed before the last chunk. HTTP/1.0 has no chunks:
     /// there the close of the connection ends the body.
     pub fn stream(reader: impl Read + Send + 'static) -> Self {
-        Self(ReplyKind::Reader(Box::new(reader), None))
+        Self(ReplyKind::Reader(contain_drop(reader), None))
     }
 
     /// Upgrades the connection to another protocol: `protocol` is called right after the head of
@@ -92,6 +94,29 @@ impl Reply {
         protocol: impl FnMut(&mut Connection) -> io::Result<Next> + Send + 'static,
     ) -> Self {
         Self(ReplyKind::Upgrade(Box::new(protocol)))
+    }
+}
+
+/// A reader of the application whose drop may panic. The panic ends here: the drop may be a part of
+/// another panic, and two panics at once would end the process.
+struct ContainedDrop<R>(Option<R>);
+
+fn contain_drop(reader: impl Read + Send + 'static) -> Box<dyn Read + Send> {
+    Box::new(ContainedDrop(Some(reader)))
+}
+
+impl<R: Read> Read for ContainedDrop<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.as_mut().map_or(Ok(0), |reader| reader.read(into))
+    }
+}
+
+impl<R> Drop for ContainedDrop<R> {
+    fn drop(&mut self) {
+        let reader = self.0.take();
+        if let Err(why) = panic::contain(|| drop(reader)) {
+            log::error!("dropping the reader of a response panicked: {why}");
+        }
     }
 }
 

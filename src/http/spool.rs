@@ -16,6 +16,7 @@ use ::http::StatusCode;
 
 use super::rejection::{BODY_TOO_LARGE, Rejection};
 use crate::clock;
+use crate::log;
 
 /// How many bytes of a body are kept in memory, and written to the file or read from it at a time.
 const BLOCK_SIZE: usize = 64 * 1024;

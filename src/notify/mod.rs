@@ -13,6 +13,7 @@ use std::io;
 use std::process;
 use std::time::Duration;
 
+use crate::log;
 use crate::sys::{self, Descriptor};
 use crate::wire::{BindRequest, HandoverFields, ListenerRecord, Record};
 

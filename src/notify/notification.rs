@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::log;
 use crate::wire::{HandoverFields, Record};
 
 /// The variables of a notification that a supervisor of this crate understands.

@@ -56,7 +56,8 @@ const MEMORY: f64 = 0.5;
 pub(super) struct Concurrency {
     cores: usize,
     start: Instant,
-    /// The number of workers that wait in the poller or serve.
+    /// The number of workers that wait in the poller or serve. A worker that cannot serve is absent,
+    /// and neither active nor resting.
     active: AtomicUsize,
     /// The number of workers that are allowed to be active.
     allowed: AtomicUsize,
@@ -187,6 +188,32 @@ impl Concurrency {
         true
     }
 
+    /// A worker cannot serve, and is not active: the standby may call another one back.
+    pub(super) fn begin_absence(&self, sleepers: &AtomicUsize) {
+        self.active.fetch_sub(1, SeqCst);
+        if sleepers.load(SeqCst) == 0 {
+            self.start_scanning();
+        }
+    }
+
+    /// Waits for `duration`. False if [`close`](Self::close) was called.
+    pub(super) fn wait_absent(&self, worker: usize, duration: Duration) -> bool {
+        let until = Instant::now() + duration;
+        let mut stack = self.stack.lock();
+        while !stack.is_closed {
+            let called_back = &self.places[worker].called_back;
+            if called_back.wait_until(&mut stack, until).timed_out() {
+                return !stack.is_closed;
+            }
+        }
+        false
+    }
+
+    /// The worker can serve again.
+    pub(super) fn end_absence(&self) {
+        self.active.fetch_add(1, SeqCst);
+    }
+
     /// Makes the standby scan. Called by the last worker that leaves the poller.
     #[inline]
     pub(super) fn ensure_scanning(&self) {
@@ -244,12 +271,13 @@ impl Concurrency {
         }
     }
 
-    /// Wakes every worker that rests. No worker rests after this.
+    /// Wakes every worker that rests or is absent. No worker rests after this.
     pub(super) fn close(&self) {
         let mut stack = self.stack.lock();
         stack.is_closed = true;
-        for worker in stack.workers.drain(..) {
-            self.places[worker].called_back.notify_one();
+        stack.workers.clear();
+        for place in &self.places {
+            place.called_back.notify_one();
         }
     }
 

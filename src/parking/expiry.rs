@@ -3,14 +3,16 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
 use super::{ConnectionSlot, Lot, MID_MESSAGE, Token, Turn};
 use crate::clock;
+use crate::log;
 use crate::stats::count;
 use crate::sys::Poller;
 
-/// A connection that was parked when the lot was searched.
+/// A connection that was parked when it was found.
 pub(crate) struct IdleConnection {
     /// When the connection was parked, see [`ConnectionSlot`].
     pub(super) since: u64,
@@ -126,24 +128,44 @@ impl<S> Lot<S> {
         })
     }
 
-    /// The parked connections that have been idle for longest, at most `count` of them. Connections
-    /// in the middle of a message come last, and only with `mid_message_too`.
-    pub(crate) fn longest_idle(&self, count: usize, mid_message_too: bool) -> Vec<IdleConnection> {
-        let parked = self.tokens().filter_map(|(token, slot)| {
-            let since = slot.since.load(SeqCst);
-            let is_wanted = mid_message_too || since < MID_MESSAGE;
-            let is_parked = is_wanted && slot.owner.is_parked(token.generation);
-            is_parked.then_some(IdleConnection { since, token })
-        });
-        let mut idle: Vec<IdleConnection> = parked.collect();
-        let count = count.min(idle.len());
-        if count == 0 {
-            return Vec::new();
-        }
-        idle.select_nth_unstable_by_key(count - 1, |idle| idle.since);
-        idle.truncate(count);
-        idle.sort_unstable_by_key(|idle| idle.since);
-        idle
+    /// The parked connection that has been idle for longest, as far as a search in `most` slots
+    /// finds it, see [`idle_order`](super::idle_order). With `mid_message_too`, a connection in the
+    /// middle of a message if none is idle.
+    pub(crate) fn longest_idle(
+        &self,
+        most: usize,
+        mid_message_too: bool,
+    ) -> Option<IdleConnection> {
+        let look = |index| {
+            let slot = self.slots.get(index);
+            let since = slot.and_then(|slot| {
+                let since = slot.since.load(SeqCst);
+                slot.owner
+                    .is_parked(slot.owner.generation())
+                    .then_some(since)
+            });
+            match since {
+                Some(since) if since < MID_MESSAGE => Seen::Idle(since),
+                Some(since) => Seen::MidMessage(since),
+                None => Seen::Other,
+            }
+        };
+        let mut order = self.idle_order.lock();
+        let (idle, mid_message) = order.search(self.slots.used(), 2 * clock::millis(), most, look);
+        let (since, index) = idle.or(mid_message.filter(|_| mid_message_too))?;
+        let generation = self.slots.get(index)?.owner.generation();
+        let token = Token::new(self.index, index, generation);
+        Some(IdleConnection { since, token })
+    }
+
+    /// Begins a pass of searches over all connections.
+    pub(crate) fn begin_idle_pass(&self) {
+        self.idle_order.lock().begin_pass();
+    }
+
+    /// Whether the searches since the pass began have looked at all connections.
+    pub(crate) fn is_idle_pass_over(&self) -> bool {
+        self.idle_order.lock().is_pass_over()
     }
 
     /// Whether the connection has been parked all the time since it was found.

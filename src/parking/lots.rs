@@ -254,15 +254,27 @@ impl<S> Lots<S> {
         self.lots.iter().any(Lot::has_room_for_batch)
     }
 
-    /// The parked connections that have been idle for longest, at most `count` of them, see
-    /// [`Lot::longest_idle`].
-    pub(crate) fn longest_idle(&self, count: usize, mid_message_too: bool) -> Vec<IdleConnection> {
+    /// The parked connection that has been idle for longest, see [`Lot::longest_idle`]. `most` bounds
+    /// the search in each lot.
+    pub(crate) fn longest_idle(
+        &self,
+        most: usize,
+        mid_message_too: bool,
+    ) -> Option<IdleConnection> {
         let with_room = self.lots.iter().filter(|lot| lot.has_room_for_batch());
-        let idle = with_room.flat_map(|lot| lot.longest_idle(count, mid_message_too));
-        let mut idle: Vec<_> = idle.collect();
-        idle.sort_unstable_by_key(|idle| idle.since);
-        idle.truncate(count);
-        idle
+        let idle = with_room.filter_map(|lot| lot.longest_idle(most, mid_message_too));
+        idle.min_by_key(|idle| idle.since)
+    }
+
+    /// See [`Lot::begin_idle_pass`].
+    pub(crate) fn begin_idle_pass(&self) {
+        self.lots.iter().for_each(Lot::begin_idle_pass);
+    }
+
+    /// Whether the searches since the pass began have looked at all connections that may be shed.
+    pub(crate) fn is_idle_pass_over(&self) -> bool {
+        let mut with_room = self.lots.iter().filter(|lot| lot.has_room_for_batch());
+        with_room.all(Lot::is_idle_pass_over)
     }
 
     /// Whether the connection has been parked all the time since it was found, and may be shed.

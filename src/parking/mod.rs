@@ -68,6 +68,7 @@
 
 mod concurrency;
 mod expiry;
+mod idle_order;
 mod keeper;
 mod lots;
 mod occupant;
@@ -95,12 +96,14 @@ use parking_lot::Mutex;
 use crate::clock::{self, in_millis};
 use crate::connection::{Connection, ConnectionInfo, Limits, OutboxWatch};
 use crate::drain::Drain;
+use crate::log;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 
 use concurrency::Concurrency;
 pub(crate) use concurrency::Sample;
 pub(crate) use expiry::IdleConnection;
+use idle_order::IdleOrder;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
 pub(crate) use lots::{Lots, LotsOptions, MOST_LOTS};
@@ -231,6 +234,8 @@ pub(crate) struct Lot<S> {
     unwritten: CachePadded<AtomicUsize>,
     wheel: Mutex<TimerWheel>,
     keeper: Arc<KeeperSleep>,
+    /// Only the acceptor uses it.
+    idle_order: Mutex<IdleOrder>,
     outboxes: Arc<OutboxWatch>,
     limits: Limits,
     /// The bytes for a client whose connection waited too long for a worker.
@@ -273,6 +278,7 @@ impl<S> Lot<S> {
             unwritten: CachePadded::default(),
             wheel: Mutex::new(TimerWheel::new(clock::millis())),
             keeper: Arc::new(KeeperSleep::new()),
+            idle_order: Mutex::default(),
             outboxes: Arc::default(),
             limits: parts.limits,
             refusal: parts.refusal,
@@ -462,6 +468,23 @@ impl<S> Lot<S> {
     /// The counters of the workers whose home this lot is.
     fn worker_counters(&self) -> &[ThreadCounters] {
         &self.counters.workers[self.workers.clone()]
+    }
+
+    /// A worker cannot serve. It takes no connection until [`end_absence`](Self::end_absence).
+    pub(crate) fn begin_absence(&self, worker: usize) {
+        self.counters.workers[worker].set_failing_since(Some(clock::millis()));
+        self.concurrency.begin_absence(self.queue.sleepers());
+    }
+
+    /// Waits. False if the server ends.
+    pub(crate) fn wait_absent(&self, worker: usize, duration: Duration) -> bool {
+        self.concurrency
+            .wait_absent(worker - self.workers.start, duration)
+    }
+
+    pub(crate) fn end_absence(&self, worker: usize) {
+        self.concurrency.end_absence();
+        self.counters.workers[worker].set_failing_since(None);
     }
 
     /// Begins to time a turn, if this turn is a sample.
@@ -671,7 +694,7 @@ impl<S> Lot<S> {
                     // An error means that the connection is closed by now.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
                     drop(info);
-                    self.room.notify();
+                    self.room.notify_end();
                 }
             }
         }
@@ -706,7 +729,7 @@ impl<S> Lot<S> {
                 info.outbox.send(&info.socket);
                 // The connection may have ended meanwhile, and is counted as open until here.
                 drop(info);
-                self.room.notify();
+                self.room.notify_end();
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::in_millis;
 use crate::connection::{ClosingNotice, Connection, Filled, Flushed, READ_SIZE};
+use crate::log;
 use crate::sys::Interest;
 
 /// How long a connection lingers, and how many bytes are discarded meanwhile. A client may send

@@ -1,12 +1,19 @@
 //! Room: how the acceptor learns that there may be room for another connection.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-/// One requested call, made when a connection has ended, was parked, or left the queue.
+// What is requested.
+const NOTHING: u8 = 0;
+/// The call when a connection has ended.
+const AT_END: u8 = 1;
+/// The call when there may be room for another reason as well.
+const AT_ROOM: u8 = 2;
+
+/// One requested call, made when a connection has ended, has become idle, or left the queue.
 #[derive(Default)]
 pub(crate) struct Room {
-    is_requested: AtomicBool,
+    requested: AtomicU8,
     call: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -19,18 +26,39 @@ impl Room {
     /// Asks for one call. The caller checks for room once more afterwards, since the connection may
     /// have ended just before.
     pub(crate) fn request(&self) {
-        self.is_requested.store(true, SeqCst);
+        self.requested.store(AT_ROOM, SeqCst);
+    }
+
+    /// Asks for one call when a connection has ended, and its descriptor is free. The caller checks
+    /// afterwards, as after [`request`](Self::request).
+    pub(crate) fn request_end(&self) {
+        self.requested.store(AT_END, SeqCst);
     }
 
     /// Whether a requested call is still to come.
     pub(crate) fn is_requested(&self) -> bool {
-        self.is_requested.load(SeqCst)
+        self.requested.load(SeqCst) != NOTHING
     }
 
-    /// There may be room: makes the call, if it is requested.
+    /// A connection has become idle, or has left the queue.
     #[inline]
     pub(crate) fn notify(&self) {
-        if self.is_requested() && self.is_requested.swap(false, SeqCst) {
+        if self.requested.load(SeqCst) == AT_ROOM {
+            self.make_call();
+        }
+    }
+
+    /// A connection has ended.
+    #[inline]
+    pub(crate) fn notify_end(&self) {
+        if self.is_requested() {
+            self.make_call();
+        }
+    }
+
+    #[cold]
+    fn make_call(&self) {
+        if self.requested.swap(NOTHING, SeqCst) != NOTHING {
             if let Some(call) = self.call.get() {
                 call();
             }

@@ -66,10 +66,14 @@ impl<T> Slab<T> {
         self.chunks.get(chunk)?.get()?.get(offset)
     }
 
+    /// How many slots have been used, free ones included.
+    pub(crate) fn used(&self) -> u32 {
+        self.free.lock().fresh
+    }
+
     /// All slots that have been used, free ones included.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        let used = self.free.lock().fresh;
-        (0..used).filter_map(|index| Some((index, self.get(index)?)))
+        (0..self.used()).filter_map(|index| Some((index, self.get(index)?)))
     }
 }
 

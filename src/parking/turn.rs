@@ -8,6 +8,7 @@ use super::occupant::{Needs, Occupant, Stage};
 use super::{ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
+use crate::log;
 use crate::panic;
 use crate::stats::{ThreadCounters, count};
 
@@ -67,7 +68,10 @@ impl<S> Turn<'_, S> {
             Ok(()) => {
                 // Another thread may own the connection from here on. The slot itself stays.
                 lot.set_timer(self.token.slot(), self.slot, expiry);
-                lot.room.notify();
+                // A connection in the middle of a message makes room for no other.
+                if idle {
+                    lot.room.notify();
+                }
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
                 if lot.drain.is_forced() {
@@ -97,6 +101,21 @@ impl<S> Turn<'_, S> {
         self.slot.set_ready(clock::nanos());
         self.slot.owner.queue();
         self.lot.push([self.token], self.counters);
+    }
+
+    /// Puts the connection on the queue again, unchanged: this worker cannot serve it. The connection
+    /// has been ready since `ready_at`, in the clock's nanoseconds.
+    #[cold]
+    pub(crate) fn hand_on(mut self, ready_at: u64) {
+        if let Some(occupant) = self.occupant.as_deref_mut() {
+            // A connection without a session has not been served yet.
+            if occupant.session.is_none() && !occupant.is_newcomer {
+                occupant.is_newcomer = true;
+                self.lot.newcomers.fetch_add(1, SeqCst);
+            }
+        }
+        self.slot.ready_at.store(ready_at, SeqCst);
+        self.queue();
     }
 
     /// Parks a connection that was parked before. If the poller has reported the connection
@@ -318,7 +337,7 @@ impl<S> Drop for Turn<'_, S> {
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.owner.free();
         self.lot.slots.return_slot(self.token.slot());
-        self.lot.room.notify();
+        self.lot.room.notify_end();
         // The session comes last: its drop is the application's code.
         if let Err(why) = panic::contain(|| drop(session)) {
             log::error!("{peer}: dropping the session panicked: {why}");

@@ -12,6 +12,7 @@ use socket2::Socket;
 use super::launch::{own_launch, passed_names};
 use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
+use crate::log;
 use crate::sys::{self, Descriptor};
 use crate::wire::{Launch, to_fd_name};
 

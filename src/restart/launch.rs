@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process;
 
+use crate::log;
 use crate::sys::PidVariable;
 use crate::wire::{Launch, LaunchError, to_fd_name};
 

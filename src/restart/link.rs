@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
+use crate::log;
 use crate::sys::{self, Poller};
 use crate::wire::{HandshakeMessage, Record, WirePath};
 

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
+use crate::log;
 use crate::sys;
 
 /// A file that holds this process's id. Its drop removes the file, unless another file is in its
@@ -28,6 +29,8 @@ impl PidFile {
     ///
     /// `AlreadyExists` if a living process holds it, and errors of the system.
     pub(crate) fn claim(path: &Path) -> io::Result<Self> {
+        // Another process must not replace the file between the check and the rename.
+        let _lock = sys::file::lock_directory_of(path);
         match File::open(path) {
             // A dead process holds no lock. Our lock on its file lasts until the new file is there.
             Ok(found) if !sys::file::try_lock(&found)? => {
@@ -67,6 +70,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        let _lock = sys::file::lock_directory_of(&self.path);
         // A successor may have replaced the file, or this process itself.
         if self.id.is_some() && self.id == sys::file::inode(&self.path) {
             if let Err(error) = fs::remove_file(&self.path) {

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
 use super::launch::{LAUNCH_VARIABLES, launch_variable, passing_variables};
+use crate::log;
 use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions};
 use crate::wire::Launch;
 

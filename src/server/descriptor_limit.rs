@@ -8,6 +8,7 @@
 
 use std::process::Command;
 
+use crate::log;
 use crate::sys;
 
 /// Descriptors beside those of connections: listeners, pollers, logs, and what handlers open.

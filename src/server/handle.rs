@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::addr::Addr;
 use crate::clock::Deadline;
+use crate::log;
 use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::ServerCommand;

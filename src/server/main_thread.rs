@@ -24,6 +24,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
+use crate::log;
 use crate::panic;
 use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
@@ -126,6 +127,10 @@ impl<S: Service> MainThread<S> {
             drop(commands);
             shared.report.set(report, all_ended);
         });
+        // The drop of the service and of the hooks is the application's code.
+        if let Err(why) = panic::contain(|| drop(self)) {
+            log::error!("dropping the service panicked: {why}");
+        }
     }
 
     /// Starts a thread of this server. Its end is sent to `ends`.

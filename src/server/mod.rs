@@ -20,6 +20,7 @@ use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::listener::Listener;
+use crate::panic;
 use crate::parking::{Lots, LotsOptions, MOST_LOTS};
 use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
 use crate::service::Service;
@@ -310,11 +311,12 @@ impl Startup {
             // A thread of its own, since a stop does not wait for it.
             thread::Builder::new()
                 .name(self.ready_thread)
-                .spawn(move || drop(done.send(ready_when())))?;
-            let panicked = || Err("ready_when panicked".into());
+                .spawn(move || drop(done.send(panic::contain(ready_when))))?;
             crossbeam_channel::select! {
                 recv(ready) -> result => {
-                    result.unwrap_or_else(|_| panicked()).map_err(io::Error::other)?;
+                    let result = result.unwrap_or_else(|_| Err("its thread has ended".to_owned()));
+                    let panicked = |why| io::Error::other(format!("ready_when panicked: {why}"));
+                    result.map_err(panicked)?.map_err(io::Error::other)?;
                 }
                 recv(self.stopped) -> _ => return Ok(()),
             }
@@ -363,6 +365,10 @@ impl Drop for StopOnDrop<'_> {
 fn stats<T>(lots: &Lots<T>) -> Stats {
     let now = clock::millis();
     let workers = lots.counters.workers.iter().map(|worker| {
+        if let Some(since) = worker.failing_since() {
+            let failing_for = Duration::from_millis(now.saturating_sub(since));
+            return WorkerState::Failing { failing_for };
+        }
         let serving = worker.call().and_then(|(token, began)| {
             let peer = lots.with_info(token, |info| info.peer.clone())?;
             let served_for = Duration::from_millis(now.saturating_sub(began));
@@ -371,7 +377,7 @@ fn stats<T>(lots: &Lots<T>) -> Stats {
         serving.unwrap_or(WorkerState::Idle)
     });
     let workers: Vec<_> = workers.collect();
-    let is_active = |worker: &&WorkerState| **worker != WorkerState::Idle;
+    let is_active = |worker: &&WorkerState| matches!(worker, WorkerState::Serving { .. });
     let active = workers.iter().filter(is_active).count() as u64;
     let live = lots.drain.open_connections() as u64;
     let queued = lots.queue_len() as u64;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::acceptor::AcceptGate;
 use crate::clock;
+use crate::log;
 use crate::notify;
 use crate::parking::{Lot, Lots};
 

@@ -13,6 +13,7 @@ use socket2::Socket;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
+use crate::log;
 use crate::sys;
 use crate::wire::{Answer, Record};
 

@@ -5,6 +5,7 @@ use std::io;
 
 use super::Settings;
 use crate::listener::{Bind, BindError, Fit, Listener};
+use crate::log;
 use crate::notify;
 use crate::restart::Inherited;
 use crate::sys::{self, Descriptor};

@@ -16,6 +16,7 @@ use super::run::Run;
 use super::slot::SupervisedProcess;
 use crate::clock::Deadline;
 use crate::listener::Bind;
+use crate::log;
 use crate::notify::{self, Notification, WatchdogMessage};
 use crate::sys::{self, Datagram, Descriptor, Signal};
 use crate::wire::{BindAnswer, BindRequest, ListenerRecord, Record};

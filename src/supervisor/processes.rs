@@ -9,6 +9,7 @@ use super::run::Run;
 use super::slot::{ProcessSlot, SupervisedProcess};
 use super::thread_report;
 use crate::clock::Deadline;
+use crate::log;
 use crate::notify;
 use crate::sys::Signal;
 

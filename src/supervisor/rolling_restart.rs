@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::run::Run;
 use super::slot::ProcessSlot;
 use crate::clock::Deadline;
+use crate::log;
 use crate::notify;
 use crate::sys::Signal;
 use crate::wire::Answer;

@@ -62,6 +62,7 @@ use super::rolling_restart::RollingRestart;
 use super::slot::{ProcessSlot, SupervisedProcess};
 use super::upgrade::DryRun;
 use crate::clock::Deadline;
+use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::{self, NotifySocket, Signal, SignalFd};

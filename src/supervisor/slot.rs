@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use super::listeners::ListenerId;
 use crate::clock::Deadline;
+use crate::log;
 use crate::sys::{PidFd, Signal};
 
 /// A place for one serving process.

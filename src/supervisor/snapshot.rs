@@ -11,6 +11,7 @@ use super::run::Run;
 use super::slot::{ProcessSlot, SupervisedProcess};
 use crate::clock::{Deadline, in_millis};
 use crate::listener::Listener;
+use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket};
 use crate::sys::{self, Descriptor, NotifySocket, Signal, SignalFd};

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::run::Run;
 use super::slot::ProcessSlot;
+use crate::log;
 use crate::wire::{
     Answer, ControlRequest, ListenerStatus, Record, ServiceState, SlotState, SlotStatus, Status,
     seconds,

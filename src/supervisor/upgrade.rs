@@ -16,6 +16,7 @@ use super::slot::SupervisedProcess;
 use super::snapshot::{restore_snapshot, take_snapshot};
 use super::spawn::child_env;
 use crate::clock::Deadline;
+use crate::log;
 use crate::notify;
 use crate::restart::{Program, launch_variable};
 use crate::sys::{self, Descriptor, FIRST_PASSED, Signal, SignalFd};

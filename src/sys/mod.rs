@@ -42,6 +42,10 @@
 //! | a socket after an event | watched, edge-triggered, until `remove` | disarmed until `rearm` |
 //! | the caller calls `rearm` | to change the interest | also after each event |
 //!
+//! `add_shared` is an `add` for a listener that several processes watch. Where the system can, a
+//! connection wakes only one of the threads that wait, and is reported to no other process. The one
+//! that it is reported to has to accept it. There is no `rearm` after it where the poller is shared.
+//!
 //! A `rearm` reports at once if the socket is ready already. `wake` ends one wait, the present one
 //! or the next; several calls before a wait may end only one. The caller calls `remove` before it
 //! closes a socket, because another process may hold the same open file description.
@@ -84,8 +88,22 @@ pub(crate) enum Interest {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) token: u64,
-    /// The peer will send no more: behind a short read, the stream may have ended.
+    /// The peer will send no more, or has sent urgent data: behind a short read, there may be the
+    /// end of the stream, or more bytes.
     pub(crate) hangup: bool,
+}
+
+/// What an error of [`socket::accept`] concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AcceptErrorKind {
+    /// No connection waits.
+    Empty,
+    /// One connection, which has left the queue. The next one may be accepted.
+    Connection,
+    /// The process or the system: descriptors or memory are lacking.
+    Shortage,
+    /// The listener.
+    Listener,
 }
 
 /// What the peer has done to a connection.

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::clock::Deadline;
 use crate::listener::Listener;
+use crate::log;
 use crate::notify;
 use crate::restart::error::{RestartError, RestartErrorKind};
 use crate::restart::inherited::LIFELINE_NAME;

@@ -29,6 +29,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock::Deadline;
 use crate::listener::Listener;
+use crate::log;
 use crate::notify;
 use crate::restart::Restart;
 use crate::restart::error::{RestartError, RestartErrorKind};

@@ -6,6 +6,7 @@ use std::sync::Weak;
 use crossbeam_channel::Sender;
 
 use super::{RestartableServer, Restarter, ServerStage, reply};
+use crate::log;
 use crate::notify;
 use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;

@@ -38,6 +38,13 @@ impl Poller {
         Ok(epoll::add(&self.epoll, socket, data, flags)?)
     }
 
+    /// Watches a listener that other processes may watch as well (EPOLLEXCLUSIVE, epoll_ctl(2)).
+    pub(crate) fn add_shared(&self, listener: &Socket, token: u64) -> io::Result<()> {
+        let data = EventData::new_u64(token);
+        let flags = EventFlags::IN | EventFlags::ET | EventFlags::EXCLUSIVE;
+        Ok(epoll::add(&self.epoll, listener, data, flags)?)
+    }
+
     pub(crate) fn rearm(&self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
         let data = EventData::new_u64(token);
         Ok(epoll::modify(&self.epoll, socket, data, flags(interest))?)
@@ -75,9 +82,9 @@ impl Poller {
 
 fn flags(interest: Interest) -> EventFlags {
     let wanted = match interest {
-        Interest::Read => EventFlags::IN | EventFlags::RDHUP,
+        Interest::Read => EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI,
         Interest::Write => EventFlags::OUT,
-        Interest::Both => EventFlags::IN | EventFlags::RDHUP | EventFlags::OUT,
+        Interest::Both => EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI | EventFlags::OUT,
     };
     wanted | EventFlags::ET
 }
@@ -110,10 +117,12 @@ impl Events {
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.buffer[..self.filled].iter().filter_map(|event| {
             let (flags, token) = (event.flags, { event.data }.u64());
-            let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+            // A read stops before urgent data (tcp(7)), whatever has arrived behind it.
+            let stops_reads =
+                EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
             (token != WAKE).then_some(Event {
                 token,
-                hangup: flags.intersects(ended),
+                hangup: flags.intersects(stops_reads),
             })
         })
     }

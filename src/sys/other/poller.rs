@@ -6,6 +6,7 @@ use std::time::Duration;
 use polling::Event as Raw;
 use socket2::Socket;
 
+use crate::log;
 use crate::sys::{Event, Interest};
 
 /// See the contract in [`sys`](crate::sys).
@@ -23,6 +24,11 @@ impl Poller {
     pub(crate) fn add(&self, socket: &Socket, token: u64) -> io::Result<()> {
         // SAFETY: by the contract, the caller calls `remove` before it closes the socket.
         unsafe { self.0.add(socket, raw(token, Interest::Read)?) }
+    }
+
+    /// As [`add`](Self::add): a connection wakes every process that watches.
+    pub(crate) fn add_shared(&self, listener: &Socket, token: u64) -> io::Result<()> {
+        self.add(listener, token)
     }
 
     pub(crate) fn rearm(&self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use socket2::Socket;
 
+use crate::log;
+
 pub(crate) const ACCEPT_INHERITS_OPTIONS: bool = false;
 
 pub(crate) fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {

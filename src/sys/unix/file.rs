@@ -6,11 +6,13 @@ use std::io::{self, Error, ErrorKind, Seek, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::log;
 use crate::sys::native::calls::create_unnamed_file;
 
 /// An unnamed file that holds these bytes. Its position is the beginning.
@@ -40,6 +42,46 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// How long [`lock_directory_of`] waits for another process.
+const DIRECTORY_LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// A lock on a directory, until it is dropped. Processes that replace or remove files by their names
+/// take it, so that they do so one after another. It leaves no file behind.
+pub(crate) struct DirectoryLock(File);
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Not by the close alone: a process that is being started may have a copy of the descriptor.
+        // An error leaves that to the close.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Locks the directory that a path is in (flock(2)). `None` if the directory cannot be read or
+/// locked, and if another process keeps the lock for longer than such a process needs it: everybody
+/// who may read the directory can take the lock, and must not be able to prevent the start of a
+/// server.
+pub(crate) fn lock_directory_of(path: &Path) -> Option<DirectoryLock> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = parent.unwrap_or(Path::new("."));
+    let give_up_at = Instant::now() + DIRECTORY_LOCK_WAIT;
+    let locked = File::open(directory).and_then(|file| {
+        while !try_lock(&file)? {
+            if Instant::now() >= give_up_at {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(DirectoryLock(file))
+    });
+    let shown = directory.display();
+    locked
+        .inspect_err(|error| log::debug!("goes on without a lock on {shown}: {error}"))
+        .ok()
+}
+
 /// Whether this process may run the file as a program.
 pub(crate) fn is_executable(path: &Path) -> bool {
     access(path, Access::EXEC_OK).is_ok() && path.is_file()
@@ -53,7 +95,8 @@ pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Makes a path free for a Unix socket: removes the file of one on which no process listens any
-/// more. Never blocks.
+/// more. Never blocks. The caller holds the [lock](lock_directory_of) of the directory until it
+/// listens itself: to others, its socket looks like one of a dead process until then.
 ///
 /// # Errors
 ///

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 
 use rustix::process::Signal as KernelSignal;
 
+use crate::log;
 use crate::sys::Signal;
 
 /// The signals that a program of this crate handles. They are blocked while it starts, so that none

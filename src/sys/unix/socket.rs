@@ -18,7 +18,7 @@ use crate::sys::native::calls::END_OF_STREAM;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };
-use crate::sys::{Interest, PeerState, Ready};
+use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 
 /// The longest that one wait may last. There is no limit, because a shutdown of the socket ends a
 /// wait here.
@@ -72,21 +72,31 @@ pub(crate) fn is_listening_stream(socket: &Socket) -> io::Result<bool> {
     Ok(socket.is_listener()? && socket.r#type()? == Type::STREAM)
 }
 
-/// Whether an error of [`accept`] concerns one connection, and not the listener: Linux reports
-/// pending network errors of the new connection (accept(2), "Error handling").
-pub(crate) fn is_connection_error(error: &io::Error) -> bool {
-    let errors = [
-        Errno::PROTO,
-        Errno::NETDOWN,
-        Errno::NOPROTOOPT,
-        Errno::HOSTDOWN,
-        Errno::HOSTUNREACH,
-        Errno::OPNOTSUPP,
-        Errno::NETUNREACH,
-        Errno::TIMEDOUT,
-        Errno::PERM,
-    ];
-    Errno::from_io_error(error).is_some_and(|errno| errors.contains(&errno))
+/// What an error of [`accept`] concerns. Linux reports pending network errors of the new connection
+/// (accept(2), "Error handling").
+pub(crate) fn accept_error_kind(error: &io::Error) -> AcceptErrorKind {
+    match Errno::from_io_error(error) {
+        Some(Errno::WOULDBLOCK) => AcceptErrorKind::Empty,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+            AcceptErrorKind::Shortage
+        }
+        Some(
+            Errno::INTR
+            | Errno::CONNABORTED
+            | Errno::CONNRESET
+            | Errno::PROTO
+            | Errno::NETDOWN
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::TIMEDOUT
+            | Errno::PERM,
+        ) => AcceptErrorKind::Connection,
+        None if error.kind() == io::ErrorKind::ConnectionAborted => AcceptErrorKind::Connection,
+        _ => AcceptErrorKind::Listener,
+    }
 }
 
 pub(crate) fn recv(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
@@ -175,5 +185,42 @@ pub(crate) fn peer_state(socket: &Socket) -> PeerState {
         PeerState::Ended
     } else {
         PeerState::Open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_descriptors_or_memory_is_a_shortage() {
+        use AcceptErrorKind::{Connection, Empty, Listener, Shortage};
+        for (errno, kind) in [
+            (Errno::AGAIN, Empty),
+            (Errno::INTR, Connection),
+            (Errno::CONNABORTED, Connection),
+            (Errno::CONNRESET, Connection),
+            (Errno::PROTO, Connection),
+            (Errno::PERM, Connection),
+            (Errno::NETDOWN, Connection),
+            (Errno::NETUNREACH, Connection),
+            (Errno::HOSTDOWN, Connection),
+            (Errno::HOSTUNREACH, Connection),
+            (Errno::TIMEDOUT, Connection),
+            (Errno::MFILE, Shortage),
+            (Errno::NFILE, Shortage),
+            (Errno::NOBUFS, Shortage),
+            (Errno::NOMEM, Shortage),
+            (Errno::INVAL, Listener),
+            (Errno::BADF, Listener),
+            (Errno::NOTSOCK, Listener),
+            (Errno::ACCESS, Listener),
+            (Errno::IO, Listener),
+        ] {
+            assert_eq!(accept_error_kind(&errno.into()), kind, "{errno}");
+        }
+        assert_eq!(accept_error_kind(&io::Error::other("text")), Listener);
+        let aborted = io::Error::new(io::ErrorKind::ConnectionAborted, "its options");
+        assert_eq!(accept_error_kind(&aborted), Connection);
     }
 }

@@ -21,6 +21,13 @@ pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {
     Err(no_restarts_error())
 }
 
+/// Never made: Unix sockets and restarts, which need it, are not supported.
+pub(crate) struct DirectoryLock(());
+
+pub(crate) fn lock_directory_of(_path: &Path) -> Option<DirectoryLock> {
+    None
+}
+
 pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file()
 }

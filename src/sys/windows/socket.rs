@@ -9,14 +9,15 @@ use std::time::Duration;
 use socket2::{SockAddr, Socket, Type};
 use windows_sys::Win32::Networking::WinSock::{
     FIONREAD, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, POLLWRNORM, SO_EXCLUSIVEADDRUSE,
-    SOCKET_ERROR, SOL_SOCKET, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
+    SOCKET_ERROR, SOL_SOCKET, WSA_NOT_ENOUGH_MEMORY, WSAECONNABORTED, WSAECONNRESET, WSAEINTR,
+    WSAEMFILE, WSAENOBUFS, WSAEWOULDBLOCK, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
 };
 
 use super::unsupported_error;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };
-use crate::sys::{Interest, PeerState, Ready};
+use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 
 /// The longest that one wait may last, because a shutdown of the socket does not end a wait here.
 pub(crate) const MAX_WAIT: Option<Duration> = Some(Duration::from_millis(100));
@@ -65,8 +66,14 @@ pub(crate) fn is_listening_stream(socket: &Socket) -> io::Result<bool> {
     Ok(socket.r#type()? == Type::STREAM)
 }
 
-pub(crate) fn is_connection_error(_error: &io::Error) -> bool {
-    false
+/// What an error of [`accept`] concerns (accept, WinSock).
+pub(crate) fn accept_error_kind(error: &io::Error) -> AcceptErrorKind {
+    match error.raw_os_error() {
+        Some(WSAEWOULDBLOCK) => AcceptErrorKind::Empty,
+        Some(WSAEMFILE | WSAENOBUFS | WSA_NOT_ENOUGH_MEMORY) => AcceptErrorKind::Shortage,
+        Some(WSAECONNRESET | WSAECONNABORTED | WSAEINTR) => AcceptErrorKind::Connection,
+        _ => AcceptErrorKind::Listener,
+    }
 }
 
 pub(crate) fn recv(mut socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {

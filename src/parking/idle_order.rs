@@ -1,0 +1,228 @@
+//! The order in which connections have become idle, kept by the one thread that asks for it.
+//!
+//! A connection becomes idle with every message, and must not pay for an order that is needed only
+//! when the server is full. So the order is a heap of slots with keys that are lower bounds: since
+//! the slot was looked at, its connection cannot have become idle earlier than its key says. A
+//! search looks at the slot with the least key, and gives the slot the key that is right now. If
+//! that key is still the least one, the connection is the one that has been idle for longest.
+//!
+//! A search looks at no more slots than it may, so the cost of a search does not grow with the
+//! number of connections. If more connections were active since the last searches, it returns the
+//! one that has been idle for longest among those that it looked at, which are those that were
+//! known to be active the longest time ago.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// What a search sees in a slot. Times are in the clock's milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// A connection that has been idle since then.
+    Idle(u64),
+    /// A connection that is parked in the middle of a message since then.
+    MidMessage(u64),
+    /// No connection, or one that is not parked.
+    Other,
+}
+
+/// A connection that a search has found: when it was parked, and its slot.
+pub(super) type Found = (u64, u32);
+
+/// The slots, ordered by when their connections may have become idle.
+#[derive(Default)]
+pub(super) struct IdleOrder {
+    slots: BinaryHeap<Reverse<Entry>>,
+    /// The present pass over the slots, see [`begin_pass`](Self::begin_pass).
+    pass: u64,
+    /// How many slots the present pass has not looked at.
+    left: usize,
+    /// Room for the entries of one search.
+    looked_at: Vec<Reverse<Entry>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    /// The connection has not become idle earlier.
+    key: u64,
+    slot: u32,
+    /// The last pass that has looked at the slot.
+    pass: u64,
+}
+
+impl IdleOrder {
+    /// Begins a pass: it is over when searches have looked at each slot.
+    pub(super) fn begin_pass(&mut self) {
+        self.pass += 1;
+        self.left = self.slots.len();
+    }
+
+    pub(super) fn is_pass_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Searches for the connection that has been idle for longest, in at most `most` slots.
+    /// `slots` is the number of slots, which only grows. The second result is the connection that
+    /// has been parked for longest in the middle of a message, as far as no idle one was found.
+    pub(super) fn search(
+        &mut self,
+        slots: u32,
+        now: u64,
+        most: usize,
+        look: impl Fn(u32) -> Seen,
+    ) -> (Option<Found>, Option<Found>) {
+        for slot in self.slots.len() as u32..slots {
+            let (key, pass) = (0, 0);
+            self.slots.push(Reverse(Entry { key, slot, pass }));
+            self.left += 1;
+        }
+        let (mut idle, mut mid_message): (Option<Found>, Option<Found>) = (None, None);
+        for _ in 0..most {
+            let Some(mut top) = self.slots.peek_mut() else {
+                break;
+            };
+            if idle.is_some_and(|(since, _)| since <= top.0.key) {
+                break;
+            }
+            let Reverse(entry) = &mut *top;
+            if entry.pass != self.pass {
+                entry.pass = self.pass;
+                self.left -= 1;
+            }
+            let slot = entry.slot;
+            entry.key = match look(slot) {
+                Seen::Idle(since) => {
+                    idle = earlier(idle, (since, slot));
+                    since
+                }
+                Seen::MidMessage(since) => {
+                    mid_message = earlier(mid_message, (since, slot));
+                    now
+                }
+                Seen::Other => now,
+            };
+            // Put back only after the search, which looks at each slot once.
+            self.looked_at
+                .push(std::collections::binary_heap::PeekMut::pop(top));
+        }
+        self.slots.extend(self.looked_at.drain(..));
+        (idle, mid_message.filter(|_| idle.is_none()))
+    }
+}
+
+fn earlier(found: Option<Found>, other: Found) -> Option<Found> {
+    Some(found.map_or(other, |found| found.min(other)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use Seen::{Idle, MidMessage, Other};
+
+    #[test]
+    fn the_longest_idle_is_found_first() {
+        for (what, seen, found) in [
+            ("nothing", vec![], (None, None)),
+            ("free slots", vec![Other, Other], (None, None)),
+            ("one", vec![Idle(5)], (Some((5, 0)), None)),
+            ("two", vec![Idle(7), Idle(6)], (Some((6, 1)), None)),
+            ("equal ones", vec![Idle(7), Idle(7)], (Some((7, 0)), None)),
+            (
+                "idle ones before others",
+                vec![MidMessage(1), Other, Idle(50), Idle(40)],
+                (Some((40, 3)), None),
+            ),
+            (
+                "none is idle",
+                vec![MidMessage(9), Other, MidMessage(8)],
+                (None, Some((8, 2))),
+            ),
+        ] {
+            let mut order = IdleOrder::default();
+            let slots = seen.len() as u32;
+            let look = |slot| seen[slot as usize];
+            for _ in 0..3 {
+                assert_eq!(order.search(slots, 100, usize::MAX, look), found, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_is_exact_and_cheap_while_few_connections_are_active() {
+        const SLOTS: u32 = 10_000;
+        let mut seen: Vec<Seen> = (0..u64::from(SLOTS))
+            .map(|slot| Idle(slot * 7919 % 10_007))
+            .collect();
+        let mut order = IdleOrder::default();
+        let mut looks = 0;
+        for round in 0..1000 {
+            let now = 20_000 + round;
+            // One connection ends, and others are active.
+            for slot in 0..5 {
+                seen[((round * 5 + slot) * 31 % u64::from(SLOTS)) as usize] = Idle(now);
+            }
+            let count = Cell::new(0);
+            let look = |slot: u32| {
+                count.set(count.get() + 1);
+                seen[slot as usize]
+            };
+            let (found, _) = order.search(SLOTS, now, usize::MAX, look);
+            let since = |seen: &Seen| match seen {
+                Idle(since) => *since,
+                _ => u64::MAX,
+            };
+            let (oldest, slot) = found.unwrap();
+            assert_eq!(oldest, seen.iter().map(since).min().unwrap());
+            seen[slot as usize] = Other;
+            looks += if round == 0 { 0 } else { count.get() };
+        }
+        assert!(looks < 20_000, "{looks} looks for 999 connections");
+    }
+
+    #[test]
+    fn a_search_looks_at_a_bounded_number_of_slots_and_a_pass_at_all() {
+        const SLOTS: u32 = 1000;
+        let idle_one = Cell::new(None);
+        let count = Cell::new(0);
+        let look = |slot| {
+            count.set(count.get() + 1);
+            match idle_one.get() == Some(slot) {
+                true => Idle(500),
+                false => MidMessage(1),
+            }
+        };
+        let mut order = IdleOrder::default();
+        for round in 0..10 {
+            order.begin_pass();
+            let mut searches = 0;
+            while !order.is_pass_over() || searches == 0 {
+                count.set(0);
+                let (found, _) = order.search(SLOTS, 1000 + round, 64, look);
+                assert_eq!((found, count.get() <= 64), (None, true));
+                searches += 1;
+            }
+            assert_eq!(searches, SLOTS.div_ceil(64), "round {round}");
+        }
+        // One that becomes idle is found within a pass.
+        idle_one.set(Some(777));
+        order.begin_pass();
+        let mut found = None;
+        while found.is_none() {
+            assert!(!order.is_pass_over());
+            found = order.search(SLOTS, 2000, 64, look).0;
+        }
+        assert_eq!(found, Some((500, 777)));
+    }
+
+    #[test]
+    fn a_slot_that_is_new_or_used_again_is_searched() {
+        let mut order = IdleOrder::default();
+        assert_eq!(order.search(1, 10, 64, |_| Other), (None, None));
+        assert_eq!(order.search(1, 20, 64, |_| Idle(15)).0, Some((15, 0)));
+        let look = |slot| if slot == 1 { Idle(12) } else { Idle(15) };
+        assert_eq!(order.search(2, 20, 64, look).0, Some((12, 1)));
+        order.begin_pass();
+        assert!(!order.is_pass_over());
+    }
+}
