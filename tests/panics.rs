@@ -179,6 +179,7 @@ fn panics_of_a_service() {
     let mut client = connect(addr(&handle));
     ask(&mut client, "idle session");
     drop(client);
+    until(&handle, "it has left", |stats| stats.live == 0);
     assert_all_workers_serve(&handle, &keeper);
     // The server leaves; the session is dropped by the main thread.
     let mut client = connect(addr(&handle));

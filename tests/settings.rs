@@ -475,7 +475,10 @@ fn serve_and_stop(handle: handover::Handle, request: &str, answer: &str) -> Resu
         let mut read = Vec::new();
         while !read.ends_with(answer.as_bytes()) {
             let mut byte = [0];
-            assert_eq!(from.read(&mut byte).unwrap(), 1, "only {read:?}");
+            let count = from
+                .read(&mut byte)
+                .unwrap_or_else(|error| panic!("only {read:?}: {error}"));
+            assert_eq!(count, 1, "only {read:?}");
             read.extend(byte);
         }
     };

@@ -449,21 +449,24 @@ fn a_server_whose_workers_cannot_be_built_does_not_start() {
 }
 
 #[test]
-fn a_worker_that_cannot_be_rebuilt_costs_connections_until_it_can() {
+fn while_a_worker_cannot_be_rebuilt_its_connections_wait() {
     let service: &'static Scarce = forever(Scarce(AtomicUsize::new(1)));
     let handle = start(server().workers(1), service);
-    for text in ["panic", "hello", "hello"] {
-        let mut client = connect(addr(&handle));
-        send(&mut client, text);
-        assert_closed(&mut client);
+    let mut client = connect(addr(&handle));
+    send(&mut client, "panic");
+    assert_closed(&mut client);
+    let mut clients: Vec<_> = (0..3).map(|_| connect(addr(&handle))).collect();
+    for client in &mut clients {
+        send(client, "hello");
     }
+    assert_silent(&mut clients[0]);
     service.0.store(1, SeqCst);
-    // The worker may be trying already, or wait for a connection that it can give up.
-    support::eventually("it is back", || {
-        let mut client = connect(addr(&handle));
-        send(&mut client, "x");
-        client.read(&mut [0; 1]).is_ok_and(|count| count == 1)
-    });
+    for client in &mut clients {
+        let mut echoed = [0; 5];
+        client.read_exact(&mut echoed).unwrap();
+        assert_eq!(&echoed, b"hello");
+    }
+    drop(clients);
     stop(&handle);
 }
 

@@ -14,8 +14,8 @@ use handover::{BuildError, Builder, Connection, Handle, Next, Overload, Setting,
 use parking_lot::Mutex;
 
 use support::{
-    Door, ServerSide, addr, answer, ask, assert_closed, connect, door, eventually, forever, lines,
-    server, start, stop, tick, until,
+    Door, addr, answer, ask, assert_closed, connect, door, eventually, forever, lines, server,
+    start, stop, tick, until,
 };
 
 /// Answers lines; the line `wait` only once the door has been passed.
@@ -146,9 +146,10 @@ fn the_clients_of_a_group_that_is_stuck_are_served_by_the_others() {
                 assert_eq!(answer(client), "burst");
             }
         }
-        let serving = handle.stats().workers;
-        let serving = serving.iter().filter(|state| **state != WorkerState::Idle);
-        assert_eq!(serving.count(), workers - 1);
+        until(&handle, "only the others are stuck", |stats| {
+            let idle = |state: &&WorkerState| **state == WorkerState::Idle;
+            stats.workers.iter().filter(idle).count() == 1
+        });
         drop(keeper);
         for client in &mut stuck {
             assert_eq!(answer(client), "wait");
@@ -176,7 +177,8 @@ fn as_many_calls_block_at_once_as_there_are_workers() {
             for _ in 0..3 {
                 asked.iter_mut().for_each(|client| send(client, "wait"));
                 (0..count).for_each(|_| keeper.wait());
-                assert_eq!(handle.stats().active, count as u64);
+                // A worker may have answered, and not have ended its call before this.
+                until(&handle, "they block", |stats| stats.active == count as u64);
                 (0..count).for_each(|_| keeper.let_one_in());
                 for client in &mut asked {
                     assert_eq!(answer(client), "wait");
@@ -220,10 +222,11 @@ fn connections_are_served_in_their_order_across_the_groups() {
             answer(client);
         }
         let served = served.lock().clone();
-        let mut latest = 0;
-        for round in &served {
-            assert!(round + 1 >= latest, "{groups} groups: {served:?}");
-            latest = latest.max(*round);
+        // Each of the other groups may be ahead by one connection, and the order within a round is open.
+        for (place, round) in served.iter().enumerate() {
+            let overtakes = |other: &&usize| **other > round + 1;
+            let overtaken = served[..place].iter().filter(overtakes).count();
+            assert!(overtaken < groups, "{groups} groups: {served:?}");
         }
         drop((keeper, kept, stuck));
         stop(&handle);
@@ -324,8 +327,8 @@ fn a_stop_answers_what_has_arrived_in_every_group() {
     let mut stuck = busy(&handle, &keeper, 3);
     for client in &mut ready {
         send(client, "ready");
-        ServerSide::of(client).until_unread("ready\n".len());
     }
+    until(&handle, "they wait", |stats| stats.queued == 30);
     handle.stop(support::LIMIT);
     drop(keeper);
     idle.iter_mut().for_each(assert_closed);
@@ -375,7 +378,7 @@ fn a_forced_stop_names_the_workers_of_every_group() {
     let (keeper, at_door) = door();
     let handle = start(three_groups(), guarded(at_door));
     let _idle = parked(&handle, 6);
-    let stuck = busy(&handle, &keeper, 3);
+    let mut stuck = busy(&handle, &keeper, 3);
     let mut peers: Vec<String> = stuck
         .iter()
         .map(|client| client.local_addr().unwrap().to_string())
@@ -394,11 +397,11 @@ fn a_forced_stop_names_the_workers_of_every_group() {
     serving.sort_unstable();
     assert_eq!(serving, peers);
     handle.stop(Duration::ZERO);
+    // The sockets are shut down, so the report is made.
+    stuck.iter_mut().for_each(assert_closed);
     drop(keeper);
     let report = handle.join();
     let mut forced: Vec<usize> = report.forced.iter().map(|forced| forced.worker).collect();
     forced.sort_unstable();
     assert_eq!(forced, [0, 1, 2], "{report}");
-    assert!(report.forced.iter().all(|forced| forced.ended), "{report}");
-    drop(stuck);
 }

@@ -69,12 +69,13 @@ pub(crate) struct ConnectionInfo {
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
     pub(crate) listener: Arc<ListenerInfo>,
+    /// Counts the connection for its client until it is dropped: before the server counts the
+    /// connection as closed.
+    pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
     /// Counts the connection as open until it is dropped.
     pub(crate) open_connection: OpenConnection,
     pub(crate) activity: Activity,
     pub(crate) outbox: Outbox,
-    /// Counts the connection for its client until it is dropped.
-    pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
 }
 
 impl ConnectionInfo {

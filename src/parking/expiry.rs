@@ -109,7 +109,7 @@ impl<S> Lot<S> {
     /// place of another connection. The entry is the first one, or the entries before it are late
     /// as well. If a connection at the front is not late, it is queued again.
     fn remove_queue_entry(&self, refused: Token) {
-        while let Some(token) = self.queue.remove_first() {
+        while let Some(token) = self.queue.take() {
             match self.claim_queued(token, self.keeper_counters()) {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
                 Some(turn) => return turn.queue(),

@@ -15,7 +15,8 @@
 //!   serves that connection in its lot. It also does so before its own entries, if the other lot is
 //!   *behind*: if the last entry taken there became ready earlier, by more than [`TOLERANCE`], than
 //!   the last entry taken here. So connections wait equally long in all lots, also when the workers
-//!   of one lot are stuck.
+//!   of one lot are stuck. It is not known when the first entry of a queue became ready, so a lot
+//!   may be ahead of the others by one connection.
 //! - **Limits** hold in total. Each lot has its share of the queue, the cores and the workers.
 //!
 //! # No entry waits while a worker sleeps
@@ -203,10 +204,7 @@ impl<S> Lots<S> {
             .find(|lot| lot.queue.served_up_to() + TOLERANCE < served && !lot.queue.is_empty());
         let mut lots = behind.into_iter().chain(iter::once(home)).chain(others);
         let (lot, token) = lots.find_map(|lot| Some((lot, lot.queue.take()?)))?;
-        let ready_at = lot.slots.get(token.slot())?.ready_at.load(Relaxed);
-        if ready_at != NOT_READY {
-            lot.queue.note_served(ready_at);
-        }
+        lot.note_served(token);
         Some(token)
     }
 
@@ -297,8 +295,9 @@ impl<S> Lots<S> {
 
     /// See [`Lot::close_idle`]. False if the queue of some lot had no room.
     pub(crate) fn close_idle(&self) -> bool {
-        let with_room = self.lots.iter().filter(|lot| lot.close_idle());
-        with_room.count() == self.lots.len()
+        // Every lot is asked, whatever the others say.
+        let left = self.lots.iter().filter(|lot| !lot.close_idle());
+        left.count() == 0
     }
 
     /// See [`Lot::close_lingering`].
@@ -334,6 +333,15 @@ impl<S> Lot<S> {
     pub(super) fn wake_worker(&self) {
         if !self.queue.wake_one() && !self.others.is_empty() {
             let _ = self.others.iter().any(|queue| queue.wake_for_another());
+        }
+    }
+
+    /// The entries that became ready before this one are taken.
+    fn note_served(&self, token: Token) {
+        let slot = self.slots.get(token.slot());
+        let ready_at = slot.map_or(NOT_READY, |slot| slot.ready_at.load(Relaxed));
+        if ready_at != NOT_READY {
+            self.queue.note_served(ready_at);
         }
     }
 

@@ -10,12 +10,6 @@ use crossbeam_utils::CachePadded;
 use super::{BATCH, Token};
 use crate::sys::Poller;
 
-/// An entry that wakes a worker and names no connection. Used where workers wait on the queue.
-const WAKE: Token = Token {
-    place: u32::MAX,
-    generation: u32::MAX,
-};
-
 /// The resolution of `Queue::served_up_to`, in nanoseconds.
 const RESOLUTION: u64 = 500_000;
 
@@ -24,6 +18,8 @@ const RESOLUTION: u64 = 500_000;
 pub(super) struct Queue {
     sender: Sender<Token>,
     receiver: Receiver<Token>,
+    /// Wake-ups without an entry, where workers sleep on the queue.
+    wake_ups: (Sender<()>, Receiver<()>),
     limit: usize,
     /// The length from which on no worker polls past the queue.
     past_limit: usize,
@@ -56,6 +52,7 @@ impl Queue {
         Self {
             sender,
             receiver,
+            wake_ups: crossbeam_channel::bounded(1),
             limit,
             past_limit,
             poller,
@@ -109,29 +106,18 @@ impl Queue {
     }
 
     /// Takes the first entry off the queue.
+    #[inline]
     pub(super) fn take(&self) -> Option<Token> {
-        let token = self.receiver.try_recv().ok()?;
-        self.unless_wake(token)
-    }
-
-    /// Takes the first entry off the queue, on a thread that is no worker.
-    pub(super) fn remove_first(&self) -> Option<Token> {
-        let token = self.take();
-        if !Poller::SHARED && token.is_none() {
-            self.repeat_wake_up();
-        }
-        token
+        self.receiver.try_recv().ok()
     }
 
     /// Waits for an entry, where workers sleep on the queue. `None`: the worker was woken without
     /// one.
     pub(super) fn receive(&self) -> Option<Token> {
-        let token = self.receiver.recv().ok()?;
-        self.unless_wake(token)
-    }
-
-    fn unless_wake(&self, token: Token) -> Option<Token> {
-        (Poller::SHARED || token != WAKE).then_some(token)
+        crossbeam_channel::select! {
+            recv(self.receiver) -> token => token.ok(),
+            recv(self.wake_ups.1) -> _ => None,
+        }
     }
 
     pub(super) fn served_up_to(&self) -> u64 {
@@ -203,8 +189,8 @@ impl Queue {
     fn wake(&self) {
         match Poller::SHARED {
             true => self.poller.wake(),
-            // If the channel were full, its entries would wake the worker.
-            false => _ = self.sender.try_send(WAKE),
+            // If the channel is full, a wake-up is under way.
+            false => _ = self.wake_ups.0.try_send(()),
         }
     }
 

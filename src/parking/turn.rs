@@ -53,11 +53,10 @@ impl<S> Turn<'_, S> {
         // The compare-and-swap in `Ownership::park` publishes these stores.
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.expires_at.store(expiry, Relaxed);
-        let mut since = if idle {
-            2 * now
-        } else {
-            (2 * now) | MID_MESSAGE
-        };
+        let mut since = 2 * now;
+        if !idle {
+            since |= MID_MESSAGE;
+        }
         if occupant.conn.has_output() {
             lot.count_unwritten(now);
             since |= HAS_OUTPUT;
