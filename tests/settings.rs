@@ -509,6 +509,7 @@ fn serve_and_stop(handle: handover::Handle, request: &str, answer: &str) -> Resu
 #[test]
 fn every_extreme_serves_or_is_refused_by_name() {
     for (index, (name, change, outcome)) in cases().iter().enumerate() {
+        println!("{name}, case {index}");
         let found = outcome_of(change);
         let expected = match outcome {
             Serves => Ok(()),

@@ -65,13 +65,14 @@ impl Default for Limits {
 
 /// The part of a connection that all threads may read. It owns the socket, so that a stop can shut
 /// down the socket of a connection that a handler holds.
+// The fields are dropped in this order.
 pub(crate) struct ConnectionInfo {
+    /// Counts the connection for its client until it is dropped: before the client sees the close,
+    /// and may connect again.
+    pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
     pub(crate) listener: Arc<ListenerInfo>,
-    /// Counts the connection for its client until it is dropped: before the server counts the
-    /// connection as closed.
-    pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
     /// Counts the connection as open until it is dropped.
     pub(crate) open_connection: OpenConnection,
     pub(crate) activity: Activity,
