@@ -5,23 +5,17 @@
 //!
 //! With [`Overload::Wait`], connections are accepted while the queue is full as well: the lot's
 //! poller then keeps the order in which they become ready.
-//!
-//! ```text
-//! AcceptGate:  STARTING ──► OPEN ◄──► PAUSED
-//!                 │           └────┬────┘
-//!                 │ close          │ close: what the kernel has queued is accepted
-//!                 ▼                ▼
-//!               CLOSED ◄─────── CLOSING
-//! ```
 
-use std::collections::HashMap;
+mod gate;
+mod per_client;
+mod watched;
+
 use std::io;
-use std::net::{IpAddr, Shutdown};
+use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::addr::Addr;
@@ -31,6 +25,11 @@ use crate::log;
 use crate::parking::{BATCH, IdleConnection, Lots};
 use crate::stats::count;
 use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
+
+pub(crate) use gate::AcceptGate;
+use gate::{CLOSED, CLOSING};
+use per_client::{PerClient, TooMany};
+use watched::{FIRST_BACKOFF, Failure, Watched};
 
 /// What happens to new connections when the server is full: when it has
 /// [`max_connections`](crate::Builder::max_connections) open, or when as many new connections as
@@ -69,101 +68,6 @@ pub(crate) struct Admission {
     pub(crate) max_connections: usize,
     pub(crate) max_per_client: Option<usize>,
     pub(crate) overload: Overload,
-}
-
-/// How other threads control the acceptor.
-pub(crate) struct AcceptGate {
-    poller: Arc<Poller>,
-    state: AtomicU8,
-    /// The indexes of the listeners that another process serves as well.
-    served_elsewhere: Mutex<Vec<u32>>,
-    /// How often the acceptor has run its loop.
-    loops: AtomicU64,
-}
-
-/// The server is starting: it has never accepted.
-const STARTING: u8 = 0;
-const OPEN: u8 = 1;
-const PAUSED: u8 = 2;
-/// The connections that the kernel has queued already are accepted, then the listeners are closed.
-const CLOSING: u8 = 3;
-const CLOSED: u8 = 4;
-
-impl AcceptGate {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            poller: Arc::new(Poller::new()?),
-            state: AtomicU8::new(STARTING),
-            served_elsewhere: Mutex::default(),
-            loops: AtomicU64::new(0),
-        })
-    }
-
-    /// Begins to accept.
-    pub(crate) fn start(&self) {
-        self.change(|state| (state == STARTING).then_some(OPEN));
-    }
-
-    /// Leaves connections in the kernel's queue until `resume`. False if the gate was not open.
-    pub(crate) fn pause(&self) -> bool {
-        self.change(|state| (state == OPEN).then_some(PAUSED))
-    }
-
-    pub(crate) fn resume(&self) {
-        self.change(|state| (state == PAUSED).then_some(OPEN));
-    }
-
-    /// Accepts the connections that the kernel has queued already, then closes the listeners. A
-    /// server that has never accepted closes the listeners at once: the queued connections are not
-    /// its own.
-    pub(crate) fn close(&self) {
-        // In one step: a `start`, `pause` or `resume` at the same time must not undo the close.
-        self.change(|state| match state {
-            STARTING => Some(CLOSED),
-            OPEN | PAUSED => Some(CLOSING),
-            _ => None,
-        });
-    }
-
-    /// Sets the listeners whose queued connections [`close`](Self::close) does not accept: another
-    /// process serves them.
-    pub(crate) fn set_served_elsewhere(&self, listeners: &[u32]) {
-        *self.served_elsewhere.lock() = listeners.to_vec();
-    }
-
-    /// Closes the listeners at once.
-    pub(crate) fn close_now(&self) {
-        self.state.store(CLOSED, SeqCst);
-        self.poller.wake();
-    }
-
-    /// Makes the acceptor run its loop once.
-    pub(crate) fn wake(&self) {
-        self.poller.wake();
-    }
-
-    /// How often the acceptor has run its loop.
-    pub(crate) fn loops(&self) -> u64 {
-        self.loops.load(SeqCst)
-    }
-
-    /// Changes the state to `next(state)`, unless that is `None`. True if the state was changed.
-    fn change(&self, next: impl Fn(u8) -> Option<u8>) -> bool {
-        let changed = self.state.fetch_update(SeqCst, SeqCst, next);
-        if changed.is_ok() {
-            self.poller.wake();
-        }
-        changed.is_ok()
-    }
-
-    /// Whether new connections stay in the kernel's queue for now.
-    fn leaves_clients_queued(&self) -> bool {
-        self.is(PAUSED) || self.is(STARTING)
-    }
-
-    fn is(&self, state: u8) -> bool {
-        self.state.load(SeqCst) == state
-    }
 }
 
 /// The acceptor's loop, until the gate is closed. Dropping the listeners closes them.
@@ -217,92 +121,6 @@ struct Acceptor<'a, S> {
     /// Room for the connections that the lot's poller reports.
     events: Events,
 }
-
-/// A listener, as the acceptor sees it.
-struct Watched {
-    listener: Arc<Listener>,
-    /// The listener may have a connection to accept.
-    is_ready: bool,
-    /// The poller watches the listener. A listener that other processes may watch is watched only
-    /// while what the poller reports is accepted at once: no other process is told of it.
-    is_watched: bool,
-    /// How many reports the poller has made since it watches the listener.
-    reports: u32,
-    /// The listener itself fails. While it backs off, the other listeners are accepted from.
-    failure: Option<Failure>,
-    /// How many errors of single connections `accept` has reported since its last success.
-    failed_connections: u32,
-}
-
-impl Watched {
-    fn new(listener: Arc<Listener>) -> Self {
-        Self {
-            is_watched: !listener.may_be_shared,
-            listener,
-            is_ready: true,
-            reports: 0,
-            failure: None,
-            failed_connections: 0,
-        }
-    }
-
-    /// Whether the listener is to be tried now.
-    fn is_due(&self) -> bool {
-        self.is_ready && !self.backs_off()
-    }
-
-    fn backs_off(&self) -> bool {
-        let failure = self.failure.as_ref();
-        failure.is_some_and(|failure| failure.retry_at > Instant::now())
-    }
-
-    /// Whether the poller is to watch the listener as soon as there is room.
-    fn is_to_be_watched(&self) -> bool {
-        !self.is_watched && !self.backs_off()
-    }
-}
-
-/// A time in which `accept` fails again and again.
-#[derive(Clone, Copy, Debug)]
-struct Failure {
-    since: Instant,
-    last_error: Instant,
-    /// No attempt is made before this time.
-    retry_at: Instant,
-    /// The time from the next error to the attempt that follows it.
-    backoff: Duration,
-}
-
-impl Failure {
-    /// Notes an error at `now`: backs off for 5 ms, then for twice as long after each error in a
-    /// row, up to 1 s. True if the failure begins.
-    fn note_error(failure: &mut Option<Self>, now: Instant) -> bool {
-        let begins = failure.is_none();
-        let failure = failure.get_or_insert(Self {
-            since: now,
-            last_error: now,
-            retry_at: now,
-            backoff: FIRST_BACKOFF,
-        });
-        failure.last_error = now;
-        failure.retry_at = now + failure.backoff;
-        failure.backoff = (failure.backoff * 2).min(LONGEST_BACKOFF);
-        begins
-    }
-
-    /// Ends the failure if no error has followed for a while. Returns how long it lasted.
-    fn end_if_over(failure: &mut Option<Self>, now: Instant) -> Option<Duration> {
-        let ended = failure.take_if(|failure| now - failure.last_error > RECOVERY)?;
-        Some(ended.last_error - ended.since)
-    }
-}
-
-/// How long no attempt is made after an error: after the first error, and at most.
-const FIRST_BACKOFF: Duration = Duration::from_millis(5);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
-
-/// A failure is over this long after its last error.
-const RECOVERY: Duration = Duration::from_secs(1);
 
 /// As many errors of single connections in a row are an error of the listener: the cause may be one
 /// that stays, such as a rule of a firewall (EPERM).
@@ -733,150 +551,12 @@ impl<S> Acceptor<'_, S> {
     }
 }
 
-/// After this many reports, a listener that other processes may watch is watched anew: of the threads
-/// that wait for a listener, the kernel wakes the one that has waited for longest since it began to
-/// watch.
+/// After this many reports, a listener that other processes may watch is removed from the poller and added
+/// again. Of the threads that wait for a listener, the kernel wakes the one whose poller has watched
+/// the listener for longest.
 const REPORTS_PER_TURN: u32 = 16;
 
 /// How many slots one search for an idle connection looks at, and the pause before the next search
 /// if it has found none. If only one of 64,000 connections is idle, it is found within a second.
 const SEARCH_SLOTS: usize = 64;
 const SEARCH_PAUSE: Duration = Duration::from_millis(1);
-
-/// How many connections each client has open, by its IP address.
-#[derive(Default)]
-struct PerClient(Mutex<HashMap<IpAddr, usize>>);
-
-impl PerClient {
-    fn count_connection(
-        counts: &Arc<Self>,
-        client: IpAddr,
-        limit: usize,
-    ) -> Result<Ticket, TooMany> {
-        let mut map = counts.0.lock();
-        let count = map.entry(client).or_default();
-        if *count >= limit {
-            return Err(TooMany);
-        }
-        *count += 1;
-        Ok(Ticket {
-            counts: Arc::clone(counts),
-            client,
-        })
-    }
-}
-
-/// The client has as many connections as it may have.
-struct TooMany;
-
-/// Counts a connection for its client until the ticket is dropped.
-struct Ticket {
-    counts: Arc<PerClient>,
-    client: IpAddr,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut map = self.counts.0.lock();
-        if let Some(count) = map.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                map.remove(&self.client);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_close_wins_over_every_other_change_of_the_gate() {
-        let changes: [fn(&AcceptGate); 3] = [
-            AcceptGate::start,
-            |gate| _ = gate.pause(),
-            AcceptGate::resume,
-        ];
-        for round in 0..2000 {
-            let gate = AcceptGate::new().unwrap();
-            if round % 2 == 0 {
-                gate.start();
-            }
-            let is_closed = std::sync::atomic::AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                let other = scope.spawn(|| {
-                    // Once more after the close.
-                    let mut is_last = false;
-                    while !is_last {
-                        is_last = is_closed.load(SeqCst);
-                        changes.iter().for_each(|change| change(&gate));
-                    }
-                });
-                while gate.is(STARTING) && !other.is_finished() {
-                    std::thread::yield_now();
-                }
-                gate.close();
-                is_closed.store(true, SeqCst);
-            });
-            assert!(gate.is(CLOSING), "round {round}");
-        }
-    }
-
-    #[test]
-    fn a_gate_that_was_never_open_closes_at_once() {
-        let gate = AcceptGate::new().unwrap();
-        assert!(!gate.pause());
-        gate.close();
-        gate.start();
-        gate.resume();
-        assert!(gate.is(CLOSED));
-    }
-
-    #[test]
-    fn a_failure_backs_off_and_is_told_once_until_it_is_over() {
-        let start = Instant::now();
-        let at = |millis| start + Duration::from_millis(millis);
-        let mut failure = None;
-        // The time of the error, whether the failure begins, and the milliseconds to the next
-        // attempt.
-        for (time, begins, backoff) in [
-            (0, true, 5),
-            (5, false, 10),
-            (15, false, 20),
-            (35, false, 40),
-            (75, false, 80),
-            (155, false, 160),
-            (315, false, 320),
-            (635, false, 640),
-            (1275, false, 1000),
-            (2275, false, 1000),
-        ] {
-            let now = at(time);
-            assert_eq!(Failure::note_error(&mut failure, now), begins, "{time}");
-            let left = failure.unwrap().retry_at - now;
-            assert_eq!(left, Duration::from_millis(backoff), "{time}");
-        }
-        assert_eq!(Failure::end_if_over(&mut failure, at(3275)), None);
-        let lasted = Failure::end_if_over(&mut failure, at(3276));
-        assert_eq!(lasted, Some(Duration::from_millis(2275)));
-        assert!(Failure::note_error(&mut failure, at(4000)));
-    }
-
-    #[test]
-    fn a_client_has_a_limit_and_gets_its_places_back() {
-        let counts = Arc::new(PerClient::default());
-        let (a, b) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
-        let first = PerClient::count_connection(&counts, a, 2);
-        let second = PerClient::count_connection(&counts, a, 2);
-        assert!(first.is_ok() && second.is_ok());
-        assert!(PerClient::count_connection(&counts, a, 2).is_err());
-        let other = PerClient::count_connection(&counts, b, 2);
-        assert!(other.is_ok());
-        drop(first);
-        let third = PerClient::count_connection(&counts, a, 2);
-        assert!(third.is_ok());
-        drop((second, third, other));
-        assert!(counts.0.lock().is_empty());
-    }
-}
