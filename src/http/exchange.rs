@@ -45,7 +45,6 @@
 
 use std::any::Any;
 use std::error::Error;
-use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
@@ -58,9 +57,10 @@ use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest}
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::reader_body::ReaderBody;
 use super::rejection::{Rejection, bad_request};
-use super::reply::{Reply, ReplyKind, UpgradedProtocol};
+use super::reply::{Reply, ReplyKind};
 use super::response_plan::{Framing, ResponsePlan};
 use super::response_writer::{ResponseWriter, write_file};
+use super::session::{OpenResponse, ResponseEnd, Session, SessionState};
 use super::settings::Http;
 use super::spool::SpooledBody;
 use crate::clock;
@@ -95,104 +95,6 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
     StatusCode::INTERNAL_SERVER_ERROR,
     "the handler's response is not valid here",
 );
-
-/// The state of one HTTP connection, as [`Http`](super::Http) keeps it while the connection waits
-/// for its client: the [`Service::Session`](crate::Service::Session) of `Http`. Opaque.
-///
-/// # Examples
-///
-/// A service that contains an HTTP service, and has a setting of its own for each connection:
-///
-/// ```
-/// use std::error::Error;
-/// use std::io;
-/// use std::time::Duration;
-///
-/// use handover::http::{Body, Http, Reply, Request, Response, Session, WorkerBuffers};
-/// use handover::{BufferLimits, Connection, Next, Service};
-///
-/// struct Patient<H>(Http<H>);
-///
-/// impl<H> Service for Patient<H>
-/// where
-///     H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
-/// {
-///     type Session = Session;
-///     type Worker = WorkerBuffers;
-///
-///     fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
-///         self.0.check(buffers)
-///     }
-///
-///     fn worker(&self, index: usize) -> io::Result<WorkerBuffers> {
-///         self.0.worker(index)
-///     }
-///
-///     fn session(&self, conn: &Connection) -> io::Result<Session> {
-///         self.0.session(conn)
-///     }
-///
-///     fn serve(
-///         &self,
-///         conn: &mut Connection,
-///         session: &mut Session,
-///         buffers: &mut WorkerBuffers,
-///     ) -> io::Result<Next> {
-///         if conn.listener_name() == "internal" {
-///             conn.set_idle_timeout(Duration::from_secs(600));
-///         }
-///         self.0.serve(conn, session, buffers)
-///     }
-/// }
-/// ```
-pub struct Session(SessionState);
-
-/// What the connection's next bytes belong to. The table above has the transitions.
-enum SessionState {
-    /// The head of a request. Its first `examined` bytes have arrived and do not contain its end.
-    Head { examined: usize },
-    /// A small body that is being collected, behind its head in the buffer.
-    Body(CollectedBody),
-    /// A larger body that is being spooled.
-    Spool(Box<SpooledRequest>),
-    /// The rest of a body that no handler wanted.
-    Discard(DiscardedBody),
-    /// A response whose body is read from a reader, which has not ended.
-    Response(Box<OpenResponse>),
-    /// Another protocol, after an upgrade.
-    Upgraded(UpgradedProtocol),
-}
-
-/// A response whose body is read from a reader.
-struct OpenResponse {
-    body: ReaderBody,
-    end: ResponseEnd,
-    logged_request: Option<LoggedRequest>,
-}
-
-/// What is to be done after a response.
-struct ResponseEnd {
-    status: StatusCode,
-    closes: bool,
-    /// The rest of the request's body.
-    rest: DiscardedBody,
-    is_body_consumed: bool,
-    /// How long the request waited for a worker.
-    waited: Duration,
-}
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            SessionState::Head { .. } => "Session(Head)",
-            SessionState::Body(_) => "Session(Body)",
-            SessionState::Spool(_) => "Session(Spool)",
-            SessionState::Discard(_) => "Session(Discard)",
-            SessionState::Response(_) => "Session(Response)",
-            SessionState::Upgraded(_) => "Session(Upgraded)",
-        })
-    }
-}
 
 /// The buffers that a worker uses for one request after the other: the
 /// [`Service::Worker`](crate::Service::Worker) of [`Http`]. Opaque.

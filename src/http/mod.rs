@@ -67,6 +67,7 @@
 // The service, and how it serves a connection.
 mod access_log;
 mod exchange;
+mod session;
 mod settings;
 
 // Requests.
@@ -90,8 +91,9 @@ pub use ::http::{Uri, Version, header, request};
 
 pub use access_log::AccessLog;
 pub use body::{Body, OwnedBody};
-pub use exchange::{Session, WorkerBuffers};
+pub use exchange::WorkerBuffers;
 pub use reply::Reply;
+pub use session::Session;
 pub use settings::{Http, service};
 
 /// The response to a client that finds the server full: 503 with `Retry-After: 1`, for
