@@ -97,7 +97,7 @@
 //! | `handover::access` | HTTP requests, with `Http::access_log` (info) |
 //! | `handover::acceptor` | refused clients (debug), errors of `accept` (warn, error) |
 //! | `handover::parking` | connections closed at a deadline (debug) |
-//! | `handover::http` | refused requests (debug), response bodies that fail (error) |
+//! | `handover::http` | rejected requests (debug), bodies not stored (warn) or not read (error) |
 //! | `handover::listener` | attempts to bind an address in use (info) |
 //! | `handover::notify` | a service manager that cannot be reached (warn) |
 //! | `handover::restart` | the steps of a restart (info), and why one failed (error) |
@@ -113,10 +113,10 @@
 //! - The server makes as many calls of the service at the same time as it has workers. A handler
 //!   that waits for something other than its client holds a worker. The default is 8 workers per
 //!   core, at least 16.
-//! - A service whose writes exceed the output limit (64 KiB) because its client reads slowly, or that
-//!   reads a large message from a client that sends slowly, holds a worker meanwhile. Such a wait
-//!   ends at the write or read time-out, which progress at the minimum rate extends. Bytes and files
-//!   that the connection owns, and HTTP responses, hold none.
+//! - A service whose writes exceed the output limit (64 KiB) because its client reads slowly, or
+//!   that reads a large message from a client that sends slowly, holds a worker meanwhile. Such a
+//!   wait ends at the write or read time-out, which progress at the minimum rate extends. Bytes and
+//!   files that the connection owns, and HTTP responses, hold none.
 //! - The server cannot send to a parked connection before its client has sent something.
 //! - [`Service::export`] is a snapshot: what changes after a restart has begun is not in it.
 //! - Open connections stay with the process that accepted them, also across a restart. They are

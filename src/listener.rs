@@ -389,7 +389,8 @@ impl Listener {
     }
 
     /// Takes any listening stream socket that the application already has, under a name for logs,
-    /// as [`from_std`](Self::from_std) does. On Unix, `socket2`'s type can be made from a `UnixListener` or an `OwnedFd`, among others.
+    /// as [`from_std`](Self::from_std) does. On Unix, a `socket2::Socket` can be made from a
+    /// `UnixListener` or an `OwnedFd`, among others.
     /// The file of a Unix socket stays when the listener is dropped.
     ///
     /// # Errors

@@ -106,10 +106,10 @@ pub trait Service: Send + Sync {
     ///
     /// # Errors
     ///
-    /// An error for the first worker is an error of the server's start. A later error is logged, and
-    /// the worker leaves its connections to the other workers. It tries again after 100 ms, then
-    /// after twice as long each time, up to 10 s. While all workers fail, connections wait as while
-    /// all workers are busy. A panic is the same as an error.
+    /// An error for the first worker is an error of the server's start. A later error is logged,
+    /// and the worker leaves its connections to the other workers. It tries again after 100 ms,
+    /// then after twice as long each time, up to 10 s. While all workers fail, connections wait as
+    /// while all workers are busy. A panic is the same as an error.
     fn worker(&self, index: usize) -> io::Result<Self::Worker>;
 
     /// Builds a connection's session, before the first call of [`serve`](Self::serve) for it.

@@ -211,8 +211,8 @@ pub(crate) struct ThreadCounters {
     call_began: AtomicU64,
     /// How often the thread has begun or ended a turn: an odd number in a turn.
     turn: AtomicU64,
-    /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if the
-    /// worker can serve.
+    /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if
+    /// the worker can serve.
     failing_since: AtomicU64,
     waited: AtomicHistogram,
     served_for: AtomicHistogram,
@@ -237,6 +237,11 @@ impl ThreadCounters {
     pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
         add(&self.bytes_in, bytes_in);
         add(&self.bytes_out, bytes_out);
+    }
+
+    /// The bytes that this thread has sent.
+    pub(crate) fn bytes_out(&self) -> u64 {
+        self.bytes_out.load(Relaxed)
     }
 
     /// A turn begins or ends.

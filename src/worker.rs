@@ -104,7 +104,7 @@ enum Disposition {
     /// The connection is broken or detached: it is closed without another write.
     CloseNow,
     /// The worker has no state: another worker serves the connection.
-    HandOn,
+    Requeue,
 }
 
 impl<'a, S: Service> Workers<'a, S> {
@@ -250,9 +250,9 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Serves a connection from a queue or the poller. While the queue is not empty, the connections
-    /// that the poller reports are put at its end, so that connections are served in the order in
-    /// which they became ready.
+    /// Serves a connection from a queue or the poller. While the queue is not empty, the
+    /// connections that the poller reports are put at its end, so that connections are served in
+    /// the order in which they became ready.
     fn serve_entry(&self, worker: &mut Worker<'a, S>, token: Token) -> TurnEnd {
         let Some(lot) = self.lots.of(token) else {
             return TurnEnd::Over;
@@ -358,8 +358,8 @@ impl<'a, S: Service> Workers<'a, S> {
                     }
                 }
                 Disposition::CloseNow => return TurnEnd::Over,
-                Disposition::HandOn => {
-                    turn.hand_on(worker.ready_at);
+                Disposition::Requeue => {
+                    turn.requeue(worker.ready_at);
                     return TurnEnd::NotServed;
                 }
             }
@@ -374,9 +374,9 @@ impl<'a, S: Service> Workers<'a, S> {
         log::error!("{client}: the service panicked on worker {index}: {why}");
     }
 
-    /// Takes steps as long as the next message is in the buffer, so that the answers leave together.
-    /// But no answer waits for other connections, or for longer than a tick of the coarse clock: if
-    /// a call takes longer, the keeper writes the answers before it.
+    /// Takes steps as long as the next message is in the buffer, so that the answers leave
+    /// together. But no answer waits for other connections, or for longer than a tick of the coarse
+    /// clock: if a call takes longer, the keeper writes the answers before it.
     fn steps(
         &self,
         lot: &Lot<S::Session>,
@@ -421,7 +421,7 @@ impl<'a, S: Service> Workers<'a, S> {
         let mid_message = stage == Stage::Partial;
         // Before the read: what was read of a message must reach the service.
         if mid_message && !self.ensure_state(worker) {
-            return Disposition::HandOn;
+            return Disposition::Requeue;
         }
         if reads && !conn.at_eof() {
             if self.lots.drain.is_closing() && conn.check_drain_limit(!mid_message) {
@@ -453,7 +453,7 @@ impl<'a, S: Service> Workers<'a, S> {
         }
         // The state is built for the first call, not for a connection that has sent nothing yet.
         if !self.ensure_state(worker) {
-            return Disposition::HandOn;
+            return Disposition::Requeue;
         }
         match self.call(occupant, worker, token) {
             Ok(next) => self.apply_next(occupant, next),

@@ -346,6 +346,17 @@ fn a_stop_answers_what_has_arrived_in_every_group() {
 }
 
 #[test]
+fn a_stop_closes_idle_connections_with_fewer_queue_places_than_groups() {
+    let handle = start(server().workers(3).worker_groups(3).queue(1), lines);
+    let clients = parked(&handle, 6);
+    handle.stop(support::LIMIT);
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
+    assert!(report.took < support::LIMIT / 2, "{report}");
+    drop(clients);
+}
+
+#[test]
 fn a_stop_under_load_loses_nothing_and_ends_every_thread() {
     for groups in [2, 3] {
         let handle = start(server().workers(6).worker_groups(groups), lines);

@@ -7,8 +7,8 @@
 //! poller then keeps the order in which they become ready.
 
 mod gate;
+mod listener_state;
 mod per_client;
-mod watched;
 
 use std::io;
 use std::net::Shutdown;
@@ -28,8 +28,8 @@ use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
 
 pub(crate) use gate::AcceptGate;
 use gate::{CLOSED, CLOSING};
+use listener_state::{FIRST_BACKOFF, Failure, ListenerState};
 use per_client::{PerClient, TooMany};
-use watched::{FIRST_BACKOFF, Failure, Watched};
 
 /// What happens to new connections when the server is full: when it has
 /// [`max_connections`](crate::Builder::max_connections) open, or when as many new connections as
@@ -82,7 +82,7 @@ pub(crate) fn run_acceptor<S>(
             gate.poller.add(&listener.socket, index as u64)?;
         }
     }
-    let listeners = listeners.into_iter().map(Watched::new).collect();
+    let listeners = listeners.into_iter().map(ListenerState::new).collect();
     let mut acceptor = Acceptor {
         lots,
         gate,
@@ -106,12 +106,13 @@ pub(crate) fn run_acceptor<S>(
 struct Acceptor<'a, S> {
     lots: &'a Lots<S>,
     gate: &'a AcceptGate,
-    listeners: Vec<Watched>,
+    listeners: Vec<ListenerState>,
     admission: Admission,
     per_client: Arc<PerClient>,
     /// The connection to close next, if one was found.
     to_shed: Option<IdleConnection>,
-    /// The present check for room began after a request to be told of room.
+    /// The acceptor has asked for a wake-up, and is checking for room once more, because room may
+    /// have been made just before the request.
     has_requested_room: bool,
     /// The process or the system lacks descriptors or memory. While it backs off, no attempt is
     /// made at any listener, unless a connection ends.
@@ -131,9 +132,9 @@ const MOST_QUEUED: u32 = 4096;
 
 /// Whether a connection may be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
-    Some,
-    None,
+enum RoomCheck {
+    Available,
+    Exhausted,
     /// The search for an idle connection has not looked at all connections.
     Unknown,
 }
@@ -157,11 +158,13 @@ impl<S> Acceptor<'_, S> {
             if self.gate.is(CLOSING) {
                 return self.accept_queued(&mut events);
             }
-            let mut can_accept = !self.gate.leaves_clients_queued() && !self.is_backing_off();
-            let is_due = self.listeners.iter().any(Watched::is_due);
-            if can_accept && (is_due || self.listeners.iter().any(Watched::is_to_be_watched)) {
+            let backs_off = self.is_backing_off();
+            let mut can_accept = !self.gate.leaves_clients_queued() && !backs_off;
+            let is_due = self.listeners.iter().any(ListenerState::is_due);
+            if can_accept && (is_due || self.listeners.iter().any(ListenerState::is_to_be_watched))
+            {
                 match self.room() {
-                    Room::Some => {
+                    RoomCheck::Available => {
                         self.has_requested_room = false;
                         if is_due {
                             self.accept_round();
@@ -169,16 +172,16 @@ impl<S> Acceptor<'_, S> {
                         }
                     }
                     // Room may have been made just before the request.
-                    Room::None if !self.has_requested_room => {
+                    RoomCheck::Exhausted if !self.has_requested_room => {
                         self.request_room();
                         continue;
                     }
-                    Room::None if self.lots.room.is_requested() => can_accept = false,
-                    Room::None => {
+                    RoomCheck::Exhausted if self.lots.room.is_requested() => can_accept = false,
+                    RoomCheck::Exhausted => {
                         self.has_requested_room = false;
                         continue;
                     }
-                    Room::Unknown => {
+                    RoomCheck::Unknown => {
                         self.watch_shared(false);
                         self.wait(&mut events, Some(SEARCH_PAUSE));
                         continue;
@@ -186,7 +189,7 @@ impl<S> Acceptor<'_, S> {
                 }
             }
             self.watch_shared(can_accept);
-            let retry_in = self.time_to_retry();
+            let retry_in = self.time_to_retry(can_accept || backs_off);
             self.wait(&mut events, retry_in);
         }
     }
@@ -207,7 +210,16 @@ impl<S> Acceptor<'_, S> {
                 // Reports at once if a connection is there already.
                 match poller.add_shared(socket, index as u64) {
                     Ok(()) => watched.is_watched = true,
-                    Err(error) => log::error!("cannot watch a listener: {error}"),
+                    // The removal before has failed.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        watched.is_watched = true;
+                    }
+                    Err(error) => {
+                        if Failure::note_error(&mut watched.failure, Instant::now()) {
+                            let name = &watched.listener.info.name;
+                            log::error!("{name}: cannot watch: {error}; trying again");
+                        }
+                    }
                 }
                 watched.reports = 0;
             }
@@ -264,19 +276,23 @@ impl<S> Acceptor<'_, S> {
         let Some(shortage) = &self.shortage else {
             return false;
         };
+        if shortage.retry_at <= Instant::now() {
+            return false;
+        }
         self.lots.room.request_end();
         self.lots.drain.closed_connections() == self.closed_before
-            && shortage.retry_at > Instant::now()
     }
 
-    /// The time until the next attempt that no event announces.
-    fn time_to_retry(&self) -> Option<Duration> {
-        let failing = self.listeners.iter().filter(|watched| watched.is_ready);
+    /// The time until the next attempt that no event announces. With `may_be_due`, an attempt that
+    /// has become due since the last check counts, too.
+    fn time_to_retry(&self, may_be_due: bool) -> Option<Duration> {
+        let is_to_be_tried = |watched: &&ListenerState| watched.is_ready || !watched.is_watched;
+        let failing = self.listeners.iter().filter(is_to_be_tried);
         let failures = failing.filter_map(|watched| watched.failure.as_ref());
         let left = failures
             .chain(&self.shortage)
             .map(|failure| failure.retry_at.saturating_duration_since(Instant::now()));
-        left.filter(|left| !left.is_zero()).min()
+        left.filter(|left| may_be_due || !left.is_zero()).min()
     }
 
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) {
@@ -304,7 +320,7 @@ impl<S> Acceptor<'_, S> {
             if !self.listeners[index].is_due() {
                 continue;
             }
-            if self.room() != Room::Some {
+            if self.room() != RoomCheck::Available {
                 return;
             }
             if !self.accept_next(index) {
@@ -341,24 +357,24 @@ impl<S> Acceptor<'_, S> {
 
     /// Whether a connection may be accepted now. With the policy `Refuse` it may always be
     /// accepted, and is then refused.
-    fn room(&mut self) -> Room {
+    fn room(&mut self) -> RoomCheck {
         match self.admission.overload {
-            Overload::Refuse(_) => Room::Some,
-            _ if !self.is_full() => Room::Some,
-            Overload::Wait => Room::None,
+            Overload::Refuse(_) => RoomCheck::Available,
+            _ if !self.is_full() => RoomCheck::Available,
+            Overload::Wait => RoomCheck::Exhausted,
             Overload::ShedIdle => self.room_by_shedding(),
         }
     }
 
-    fn room_by_shedding(&mut self) -> Room {
+    fn room_by_shedding(&mut self) -> RoomCheck {
         if !self.lots.has_room_for_batch() {
-            Room::None
+            RoomCheck::Exhausted
         } else if self.find_idle(SEARCH_SLOTS, false) {
-            Room::Some
+            RoomCheck::Available
         } else if self.lots.is_idle_pass_over() {
-            Room::None
+            RoomCheck::Exhausted
         } else {
-            Room::Unknown
+            RoomCheck::Unknown
         }
     }
 
@@ -456,7 +472,7 @@ impl<S> Acceptor<'_, S> {
     /// Handles an error of `accept`. No error ends the acceptor, and an error of one listener keeps
     /// no other listener from being accepted from.
     fn handle_accept_error(&mut self, error: &io::Error, index: usize) -> AcceptOutcome {
-        let Watched {
+        let ListenerState {
             listener,
             failure,
             failed_connections,
@@ -487,9 +503,7 @@ impl<S> Acceptor<'_, S> {
                 count(&self.lots.counters.accept_errors);
                 *failed_connections = 0;
                 if Failure::note_error(failure, Instant::now()) {
-                    log::error!(
-                        "{name}: cannot accept: {error}; trying again, at most once a second"
-                    );
+                    log::error!("{name}: cannot accept: {error}; trying again after 5 ms to 1 s");
                 }
                 AcceptOutcome::Failed
             }
@@ -506,7 +520,7 @@ impl<S> Acceptor<'_, S> {
 
     /// Ends the failures that are over. Called when the queue of a listener is empty.
     fn end_failures(&mut self, index: usize) {
-        let Watched {
+        let ListenerState {
             listener, failure, ..
         } = &mut self.listeners[index];
         if failure.is_none() && self.shortage.is_none() {
@@ -551,9 +565,9 @@ impl<S> Acceptor<'_, S> {
     }
 }
 
-/// After this many reports, a listener that other processes may watch is removed from the poller and added
-/// again. Of the threads that wait for a listener, the kernel wakes the one whose poller has watched
-/// the listener for longest.
+/// After this many reports, a listener that other processes may watch is removed from the poller
+/// and added again. Of the threads that wait for a listener, the kernel wakes the one whose poller
+/// has watched the listener for longest.
 const REPORTS_PER_TURN: u32 = 16;
 
 /// How many slots one search for an idle connection looks at, and the pause before the next search

@@ -3,7 +3,8 @@
 //!
 //! Every call tries the socket first. Only if the socket would block does the call wait, with
 //! `poll(2)`, until the deadline. Input that arrives early stays in a buffer that survives parking.
-//! Output that the client has not read yet stays with the connection. So neither costs a thread.
+//! Output that the client has not read yet stays with the connection. So a connection that waits
+//! for input, or for its client to read, costs no thread.
 
 mod input;
 mod messages;
@@ -161,7 +162,8 @@ struct DrainLimit {
 /// Writes are gathered, and leave together in one system call: when the call of the service
 /// returns, when it waits for input, with [`flush`](std::io::Write::flush), and when 16 KiB are
 /// gathered. If a client has sent several messages at once, the answers to them leave together too.
-/// If a call lasts longer than a few milliseconds, another thread sends what it has written so far.
+/// If a call lasts longer than a few milliseconds, the keeper sends what the call has written so
+/// far.
 /// An error of writing may therefore show in a later call, or only in the log; the connection is
 /// then closed.
 ///
@@ -396,7 +398,8 @@ impl Connection {
 
     /// Takes the socket out, as a socket of the standard library in blocking mode, together with
     /// the bytes that had been read ahead. The socket's other options stay as they are, such as
-    /// TCP_NODELAY ([`Bind::nodelay`](crate::Bind::nodelay)). The kernel gets all that was written first. Afterwards
+    /// TCP_NODELAY ([`Bind::nodelay`](crate::Bind::nodelay)). All output that was written is handed
+    /// to the kernel first. Afterwards
     /// this connection gives the end of the stream. The service returns
     /// [`Next::Detach`](crate::Next::Detach) when it is done with the socket, or at once if another
     /// thread goes on with it. Until then, a stop counts the connection as in progress.
@@ -423,7 +426,8 @@ impl Connection {
         self.receive.is_emptied()
     }
 
-    /// Whether the poller has reported the end of the stream, or a reset, which no read has met yet.
+    /// Whether the poller has reported the end of the stream, or a reset, which no read has met
+    /// yet.
     #[inline]
     pub(crate) fn has_hung_up(&self) -> bool {
         self.receive == ReceiveState::Ending
@@ -522,8 +526,8 @@ impl Connection {
         }
     }
 
-    /// Consumes `count` bytes of a message that may be longer than the input limit. Such bytes do not
-    /// count towards the limit of a drain: a message in progress is read to its end.
+    /// Consumes `count` bytes of a message that may be longer than the input limit. Such bytes do
+    /// not count towards the limit of a drain: a message in progress is read to its end.
     #[cfg(feature = "http")]
     pub(crate) fn consume_spooled(&mut self, count: usize) {
         self.input.consume(count);

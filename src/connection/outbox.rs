@@ -33,8 +33,8 @@ impl Outbox {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
     }
 
-    /// Adds the parts to what is lent. `None` if they do not fit into the room, or the keeper's send
-    /// has failed.
+    /// Adds the parts to what is lent. `None` if they do not fit into the room, or the keeper's
+    /// send has failed.
     pub(super) fn add(&self, parts: &[IoSlice<'_>], room: usize) -> Option<usize> {
         let mut lent = self.0.lock();
         let total: usize = parts.iter().map(|part| part.len()).sum();
@@ -61,16 +61,17 @@ impl Outbox {
     }
 
     /// Sends what the socket takes at once. Holds the lock meanwhile, so that the worker does not
-    /// send the same bytes.
-    pub(crate) fn send(&self, socket: &Socket) {
+    /// send the same bytes. False if the socket has refused a part.
+    pub(crate) fn send(&self, socket: &Socket) -> bool {
         let mut lent = self.0.lock();
         while lent.error.is_none() && lent.sent < lent.bytes.len() {
             match sys::socket::send(socket, &lent.bytes[lent.sent..]) {
                 Ok(count) => lent.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) => lent.error = Some(error),
             }
         }
+        true
     }
 }
 

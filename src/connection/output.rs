@@ -6,8 +6,8 @@
 //! | gathered | the last writes, behind the queue | [`GATHER_SIZE`] | together, when the call ends, waits or flushes |
 //!
 //! The queue exists only while the socket has refused to take more, or has taken [`TURN_SIZE`] in
-//! one turn. What was gathered then becomes its last piece, so that a parked connection has gathered
-//! nothing.
+//! one turn. What was gathered then becomes its last piece, so that a parked connection has
+//! gathered nothing.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -49,11 +49,11 @@ pub(crate) struct Output {
     /// A buffer that the worker lends.
     gathered: Vec<u8>,
     /// Nearly always absent. Its pieces come before what is gathered.
-    queue: Option<Box<Queue>>,
+    queue: Option<Box<SendQueue>>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct SendQueue {
     pieces: VecDeque<Piece>,
     /// How many bytes of the pieces were copied from the service.
     copied: usize,
@@ -102,8 +102,8 @@ impl Output {
         self.queue.is_none() && self.gathered.is_empty()
     }
 
-    /// The last writes. Whoever adds to them sends them before they are much more than
-    /// [`GATHER_SIZE`].
+    /// The last writes, not sent yet. A caller that adds bytes must send the gathered bytes before
+    /// they are much longer than [`GATHER_SIZE`].
     #[inline]
     pub(crate) fn gathered(&mut self) -> &mut Vec<u8> {
         &mut self.gathered
@@ -254,7 +254,7 @@ impl Output {
     }
 }
 
-impl Queue {
+impl SendQueue {
     fn copy(&mut self, bytes: &[u8]) {
         self.copied += bytes.len();
         if let Some(Piece::Copied(part)) = self.pieces.back_mut() {

@@ -262,8 +262,8 @@ impl Connection {
     /// and never waits. What the client does not read at once is not copied, and is sent as the
     /// client reads, also while the connection is parked. So bytes of any size occupy no worker.
     ///
-    /// A service that writes more and more of them returns [`Next::Again`](crate::Next::Again) after
-    /// each: it is called again when they are sent.
+    /// A service that writes more and more of them returns [`Next::Again`](crate::Next::Again)
+    /// after each: it is called again when they are sent.
     ///
     /// # Errors
     ///

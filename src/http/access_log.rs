@@ -21,8 +21,9 @@ use crate::addr::Addr;
 ///
 /// Both formats are one line per response, in ASCII. What has no value is `-` or `null`: of a
 /// request without a valid head, only the client, the status and the times are known. The userinfo
-/// of the target and of Referer (`user:password@`) is left out. The time is UTC, and is when the
-/// response was complete.
+/// of the target and of Referer (`user:password@`) is left out. The time is UTC: the moment at
+/// which the connection had taken the whole response. The client may still be reading the response
+/// then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AccessLog {

@@ -142,6 +142,8 @@ where
             body,
         } = buffers;
         conn.take_no_message();
+        // A service that contains this one may have written before.
+        conn.reclaim_output()?;
         writer.start();
         let mut call = ServeCall {
             http: self,
@@ -203,16 +205,23 @@ where
 {
     /// Responds to every request that has arrived. The connection gathers the last responses.
     fn serve_requests(&mut self) -> io::Result<Next> {
-        if let Some(next) = self.continue_response()? {
-            return Ok(next);
+        if matches!(self.state, SessionState::Response(_)) {
+            if let Some(next) = self.continue_response()? {
+                return Ok(next);
+            }
+            self.responses += 1;
         }
         loop {
             if self.conn.gathered().len() >= FLUSH_THRESHOLD {
                 self.conn.flush_some()?;
             }
             if self.conn.has_output() {
-                // The client does not read its responses: its next requests wait until it does.
-                return Ok(Next::Park);
+                // The client does not read its responses: its next requests wait until it does. The
+                // rest of a body that no handler wanted is not the next message.
+                return Ok(match self.state {
+                    SessionState::Discard(_) => Next::Again,
+                    _ => Next::Park,
+                });
             }
             // `Parts` is large: it is filled in place, and moved once, into the handler's request.
             let mut parts = None;
@@ -329,7 +338,13 @@ where
         };
         match head.body.is_done() {
             true => Ok(Some(head)),
-            false => self.receive_body(head, parts, collected),
+            false => {
+                let received = self.receive_body(head, parts, collected);
+                if received.is_err() {
+                    self.begin_log_entry(parts);
+                }
+                received
+            }
         }
     }
 
@@ -546,9 +561,6 @@ where
     /// Goes on with a response whose body is read from a reader, if there is one.
     #[inline]
     fn continue_response(&mut self) -> io::Result<Option<Next>> {
-        if !matches!(self.state, SessionState::Response(_)) {
-            return Ok(None);
-        }
         let head = SessionState::Head { examined: 0 };
         match std::mem::replace(self.state, head) {
             SessionState::Response(response) => self.write_reader(*response),
@@ -579,8 +591,8 @@ where
         Ok(self.end_response(end, body_len))
     }
 
-    /// Logs a response whose body is handed over to the connection, and prepares for the rest of the
-    /// request's body. `None`: the next request may follow.
+    /// Logs a response whose body is handed over to the connection, and prepares for the rest of
+    /// the request's body. `None`: the next request may follow.
     #[inline]
     fn end_response(&mut self, end: ResponseEnd, body_len: u64) -> Option<Next> {
         self.log_response(end.status, body_len, end.waited);

@@ -28,7 +28,8 @@
 //! - It collects bodies up to 64 KiB ([`Http::small_body`]) in memory, and larger bodies in
 //!   temporary files ([`Http::max_spooled`]), unless they stream ([`Http::stream_body_if`]).
 //! - It frames bodies in both directions, and sends `100 Continue` when the head is valid and there
-//!   is room for the body; for a body that streams, when the handler first reads. Responses to HEAD, and responses with 204, 205 or 304, are sent without their body.
+//!   is room for the body; for a body that streams, when the handler first reads. Responses to
+//!   HEAD, and responses with 204, 205 or 304, are sent without their body.
 //! - It adds Date to every response, and Content-Type to texts.
 //! - It discards the part of a body that streams and that the handler does not read, up to 64 KiB.
 //!   If more is left, it closes the connection.

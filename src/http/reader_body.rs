@@ -76,7 +76,10 @@ impl ReaderBody {
         };
         conn.reclaim_output()?;
         let count = read.inspect_err(|error| {
-            log::error!("{}: a response body failed: {error}", conn.info());
+            log::error!(
+                "{}: cannot read the reader of a response body: {error}",
+                conn.info()
+            );
         })?;
         self.len += count as u64;
         if let Some(left) = &mut self.left {

@@ -44,18 +44,18 @@ impl Reply {
     }
 
     /// The next `length` bytes of `reader`. A worker reads them as the client takes them: when the
-    /// client is slow, the connection waits without a worker, and another worker may go on. So
-    /// `reader` is dropped on any thread of the server, also if the client leaves before. If `reader` ends before or fails, the connection is
-    /// closed in the middle of the body, so that the client sees that the body is incomplete.
+    /// client is slow, the connection waits without a worker, and another worker may go on reading.
+    /// Any thread of the server may drop `reader`, also when the client leaves early. If `reader`
+    /// fails, or ends before `length` bytes, the connection is closed in the middle of the body, so
+    /// that the client sees that the body is incomplete.
     pub fn sized(reader: impl Read + Send + 'static, length: u64) -> Self {
         Self(ReplyKind::Reader(contain_drop(reader), Some(length)))
     }
 
-    /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk. A
-    /// read that waits holds its worker; a client that does not read holds none, as with
-    /// [`sized`](Self::sized).
-    /// If `reader` fails, the connection is closed before the last chunk. HTTP/1.0 has no chunks:
-    /// there the close of the connection ends the body.
+    /// All bytes of `reader`, until its end. The bytes of each read are sent at once, as one chunk.
+    /// A read of `reader` that waits holds a worker. A client that does not read holds no worker,
+    /// as with [`sized`](Self::sized). If `reader` fails, the connection is closed before the last
+    /// chunk. HTTP/1.0 has no chunks: there the close of the connection ends the body.
     pub fn stream(reader: impl Read + Send + 'static) -> Self {
         Self(ReplyKind::Reader(contain_drop(reader), None))
     }

@@ -77,9 +77,9 @@ pub struct Http<H> {
 
 impl<H> Http<H> {
     /// Sets the size in bytes up to which a body is collected in the connection's buffer. A chunked
-    /// body counts with its framing. A larger body, or a body that does not fit into the connection's
-    /// [`input_limit`](crate::Builder::input_limit) together with its head, is spooled, see
-    /// [`max_spooled`](Self::max_spooled). Defaults to 64 KiB.
+    /// body counts with its framing. A larger body, or a body that does not fit into the
+    /// connection's [`input_limit`](crate::Builder::input_limit) together with its head, is
+    /// spooled, see [`max_spooled`](Self::max_spooled). Defaults to 64 KiB.
     pub fn small_body(mut self, bytes: usize) -> Self {
         self.limits.small_body = bytes;
         self
@@ -96,12 +96,12 @@ impl<H> Http<H> {
     /// Sets how many bytes of request bodies are spooled at the same time, on all connections of
     /// this service and its clones together.
     ///
-    /// A body larger than [`small_body`](Self::small_body) is spooled: it is kept until it is
-    /// complete, while its connection is parked, and the handler is called then. So a slow client
-    /// holds no worker. Up to 64 KiB of each body are in memory. A larger body is in an unnamed
-    /// temporary file in [`spool_dir`](Self::spool_dir), which the system removes even if the
-    /// process is killed. The bytes count as they arrive, until the handler has dropped the
-    /// [`Body`].
+    /// A body larger than [`small_body`](Self::small_body) is spooled: the server stores the body
+    /// while the connection is parked, and calls the handler when the body is complete. So a slow
+    /// client holds no worker. Up to 64 KiB of each body are in memory. A larger body is in an
+    /// unnamed temporary file in [`spool_dir`](Self::spool_dir), which the system removes even if
+    /// the process is killed. The bytes count as they arrive, until the [`Body`], or the
+    /// [`OwnedBody`](super::OwnedBody) made from the body, is dropped.
     ///
     /// A single body larger than this is rejected with 413. If there is no room for a body, because
     /// of other bodies or because the file cannot be written, it is rejected with 503, and a
@@ -133,7 +133,7 @@ impl<H> Http<H> {
     /// [`small_body`](Self::small_body), or whose client waits for `100 Continue`. It must return
     /// fast. A panic in it costs the connection, as a panic in the handler does.
     ///
-    /// Defaults to none.
+    /// Defaults to no request: no body streams.
     ///
     /// # Examples
     ///

@@ -56,8 +56,8 @@ const MEMORY: f64 = 0.5;
 pub(super) struct Concurrency {
     cores: usize,
     start: Instant,
-    /// The number of workers that wait in the poller or serve. A worker that cannot serve is absent,
-    /// and neither active nor resting.
+    /// The number of workers that wait in the poller or serve. A worker that cannot serve is
+    /// absent, and neither active nor resting.
     active: AtomicUsize,
     /// The number of workers that are allowed to be active.
     allowed: AtomicUsize,

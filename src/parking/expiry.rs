@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
-use super::{ConnectionSlot, Lot, MID_MESSAGE, Token, Turn};
+use super::{ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, Token, Turn};
 use crate::clock;
 use crate::log;
 use crate::stats::count;
@@ -74,11 +74,9 @@ impl<S> Lot<S> {
             let due = (slot.ready_at.load(SeqCst) / 1_000_000).saturating_add(limit);
             if due > now {
                 self.set_timer(index, slot, due);
+            } else if slot.since.load(SeqCst) & ANSWERING != 0 {
+                self.set_timer(index, slot, now.saturating_add(limit));
             } else if let Some(turn) = self.claim_queued(token, counters) {
-                if turn.is_answering() {
-                    // The first entry on the queue keeps its place. The second one does no harm.
-                    return turn.queue();
-                }
                 turn.refuse_late();
                 self.remove_queue_entry(token);
             }

@@ -6,10 +6,11 @@
 //! search looks at the slot with the least key, and gives the slot the key that is right now. If
 //! that key is still the least one, the connection is the one that has been idle for longest.
 //!
-//! A search looks at no more slots than it may, so the cost of a search does not grow with the
-//! number of connections. If more connections were active since the last searches, it returns the
-//! one that has been idle for longest among those that it looked at, which are those that were
-//! known to be active the longest time ago.
+//! The caller bounds how many slots a search looks at, so the cost of a search does not grow with
+//! the number of connections. A search that reaches this bound returns the connection that has been
+//! idle for longest among the connections that the search looked at. This result is approximate:
+//! the search looks at the slots with the least keys first, and another connection may be idle for
+//! longer.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -71,7 +72,8 @@ impl IdleOrder {
         look: impl Fn(u32) -> Seen,
     ) -> (Option<Found>, Option<Found>) {
         for slot in self.slots.len() as u32..slots {
-            let (key, pass) = (0, 0);
+            // No pass has looked at the slot.
+            let (key, pass) = (0, u64::MAX);
             self.slots.push(Reverse(Entry { key, slot, pass }));
             self.left += 1;
         }
@@ -178,6 +180,17 @@ mod tests {
             looks += if round == 0 { 0 } else { count.get() };
         }
         assert!(looks < 20_000, "{looks} looks for 999 connections");
+    }
+
+    #[test]
+    fn the_first_pass_ends_without_a_beginning() {
+        let mut order = IdleOrder::default();
+        let mut searches = 0;
+        while searches == 0 || !order.is_pass_over() {
+            assert_eq!(order.search(100, 1, 10, |_| MidMessage(1)).0, None);
+            searches += 1;
+        }
+        assert_eq!(searches, 10);
     }
 
     #[test]

@@ -99,12 +99,11 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     while !lot.keeper.state.lock().ended {
         count(&lot.keeper.loops);
         if lot.outboxes.is_watched() {
-            idle_loops = if lot.outboxes.take_use() {
-                0
-            } else {
-                idle_loops + 1
+            let is_used = lot.outboxes.take_use();
+            idle_loops = match lot.send_outboxes(&mut seen) || is_used {
+                true => 0,
+                false => idle_loops + 1,
             };
-            lot.send_outboxes(&mut seen);
             if idle_loops >= IDLE_LOOPS {
                 lot.outboxes.stop_watching();
             }

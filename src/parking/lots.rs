@@ -58,14 +58,14 @@
 //! | counters | each request | none: 128-byte lines for each thread |
 //! | `served_up_to` | each half millisecond, with several lots | all lots |
 //!
-//! No lock of this crate is taken on this way. What changes with each connection, and not with each
-//! request, is on cache lines of its own. All other fields of a lot change at most once in a tick.
+//! A request takes no lock of this crate. Fields that change with each connection, but not with
+//! each request, are on other cache lines. All other fields of a lot change at most once in a tick.
 //!
-//! A line that all cores write costs 50 to 100 ns for each write on a large machine. Per request
-//! those are the head, the stamp of the channel's entry, and a part of the poller's lock: for some
-//! 100 to 200 ns no other core of the lot gets on, so one lot serves at most 5 to 10 million
-//! requests per second. A request takes about 5 us of CPU, most of it in the kernel, plus the
-//! handler:
+//! On a large machine, each write to a cache line that all cores write costs 50 to 100 ns. A
+//! request writes two to three such lines: the head of the channel, the stamp of the channel's
+//! entry, and a part of the poller's lock. For 100 to 200 ns per request, the other cores of the
+//! lot wait for these lines. So one lot serves at most 5 to 10 million requests per second. A
+//! request takes about 5 us of CPU, most of it in the kernel, plus the handler:
 //!
 //! | cores | requests of 1 us handlers that the cores carry | one lot | a lot for 32 cores |
 //! |---|---|---|---|
@@ -89,7 +89,7 @@ use crate::drain::Drain;
 use crate::stats::Counters;
 use crate::sys::{Events, Poller};
 
-/// The most lots of a server: the number of a lot has 8 bits in a token.
+/// The most lots of a server. A token has 8 bits for the number of the lot, so at most 256.
 pub(crate) const MOST_LOTS: usize = 128;
 
 /// A lot is behind another one if it serves connections that became ready earlier, by more than
@@ -128,7 +128,7 @@ impl<S> Lots<S> {
         let pollers = (0..count).map(|_| Poller::new().map(Arc::new));
         let pollers = pollers.collect::<std::io::Result<Vec<_>>>()?;
         let queues = pollers.iter().enumerate().map(|(index, poller)| {
-            let limit = share(options.queue_limit, index);
+            let limit = share(options.queue_limit, index).max(1);
             Arc::new(Queue::new(limit, options.workers, Arc::clone(poller)))
         });
         let queues: Vec<_> = queues.collect();
@@ -208,8 +208,8 @@ impl<S> Lots<S> {
         Some(token)
     }
 
-    /// Wakes a worker that sleeps for each lot whose queue is not empty. Called by a worker that was
-    /// woken, before it serves or rests.
+    /// Wakes a worker that sleeps for each lot whose queue is not empty. Called by a worker that
+    /// was woken, before it serves or rests.
     pub(crate) fn wake_next(&self) {
         self.lots.iter().for_each(Lot::wake_next);
     }
@@ -252,8 +252,8 @@ impl<S> Lots<S> {
         self.lots.iter().any(Lot::has_room_for_batch)
     }
 
-    /// The parked connection that has been idle for longest, see [`Lot::longest_idle`]. `most` bounds
-    /// the search in each lot.
+    /// The parked connection that has been idle for longest, see [`Lot::longest_idle`]. `most`
+    /// bounds the search in each lot.
     pub(crate) fn longest_idle(
         &self,
         most: usize,

@@ -51,12 +51,12 @@
 //! # Who wakes whom
 //!
 //! A thread that puts a connection on the queue wakes one worker in the poller, if a worker waits
-//! there and no wake-up is pending ([`Queue::wake_one`]). A worker that takes an entry and sees more
-//! entries wakes the next worker ([`Lot::wake_next`]), and so does a worker that is about to rest.
-//! A worker increments `sleepers` before it reads the queue for the last time, and a thread that has
-//! put an entry on the queue reads `sleepers` afterwards. So no entry waits while every worker
-//! sleeps. With several lots, no entry of any lot waits while a worker of any lot sleeps: [`lots`]
-//! has the argument.
+//! there and no wake-up is pending ([`Queue::wake_one`]). A worker that takes an entry and sees
+//! more entries wakes the next worker ([`Lot::wake_next`]), and so does a worker that is about to
+//! rest. A worker increments `sleepers` before it reads the queue for the last time, and a thread
+//! that has put an entry on the queue reads `sleepers` afterwards. So no entry waits while every
+//! worker sleeps. With several lots, no entry of any lot waits while a worker of any lot sleeps:
+//! [`lots`] has the argument.
 //!
 //! # The order of service
 //!
@@ -118,12 +118,20 @@ pub(crate) use turn::Turn;
 /// The most ready connections that a thread takes from the poller at once.
 pub(crate) const BATCH: usize = 256;
 
+/// How much output of other connections a thread writes before it goes on, in bytes. The last
+/// connection may go beyond it.
+const OUTPUT_BUDGET: u64 = 256 * 1024;
+
 /// A flag in `ConnectionSlot::since`: the connection is parked in the middle of a message or a
 /// response.
 const MID_MESSAGE: u64 = 1 << 63;
 
 /// A flag in `ConnectionSlot::since`: the connection is parked with output.
 const HAS_OUTPUT: u64 = 1;
+
+/// A flag in `ConnectionSlot::since`: the service has begun to answer a message, and goes on without
+/// the client.
+const ANSWERING: u64 = 1 << 62;
 
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
@@ -436,11 +444,15 @@ impl<S> Lot<S> {
         if self.unwritten.load(SeqCst) == 0 {
             return self.push(tokens, counters);
         }
-        for token in tokens {
+        let (mut tokens, before) = (tokens, counters.bytes_out());
+        while counters.bytes_out() - before < OUTPUT_BUDGET {
+            let Some(token) = tokens.next() else { return };
             if let Some(turn) = self.claim_queued(token, counters) {
                 turn.advance();
             }
         }
+        // Workers write the rest, in turn with the other connections.
+        self.push(tokens, counters);
     }
 
     fn leave_poller(&self) {
@@ -499,8 +511,8 @@ impl<S> Lot<S> {
     }
 
     /// Puts the connections that the poller reports at the end of the queue, behind the connections
-    /// that became ready earlier. Polls at most once in a tick of the coarse clock, unless `is_due`.
-    /// Called by a worker while the queue is not empty, and by the acceptor.
+    /// that became ready earlier. Polls at most once in a tick of the coarse clock, unless
+    /// `is_due`. Called by a worker while the queue is not empty, and by the acceptor.
     pub(crate) fn poll_to_queue(
         &self,
         events: &mut Events,
@@ -649,7 +661,11 @@ impl<S> Lot<S> {
 
     /// Closes the connections that linger.
     pub(crate) fn close_lingering(&self) {
-        for (token, _) in self.tokens() {
+        for (token, slot) in self.tokens() {
+            // A connection between two messages does not linger.
+            if slot.since.load(SeqCst) & MID_MESSAGE == 0 {
+                continue;
+            }
             let Some(mut turn) = self.claim_parked(token, &self.counters.main_thread) else {
                 continue;
             };
@@ -713,8 +729,9 @@ impl<S> Lot<S> {
     }
 
     /// Sends the output that workers have lent to an outbox, if the same call was in progress at
-    /// the last run. `seen` has the calls of the last run.
-    fn send_outboxes(&self, seen: &mut Vec<Option<u64>>) {
+    /// the last run. `seen` has the calls of the last run. True if a socket has refused some output.
+    fn send_outboxes(&self, seen: &mut Vec<Option<u64>>) -> bool {
+        let mut has_left = false;
         let workers = &self.counters.workers;
         seen.resize(workers.len(), None);
         for (worker, seen) in workers.iter().zip(seen) {
@@ -726,12 +743,13 @@ impl<S> Lot<S> {
             let slot = token.and_then(|token| self.slots.get(token.slot()));
             let info = slot.and_then(|slot| slot.info.lock().clone());
             if let Some(info) = info {
-                info.outbox.send(&info.socket);
+                has_left |= !info.outbox.send(&info.socket);
                 // The connection may have ended meanwhile, and is counted as open until here.
                 drop(info);
                 self.room.notify_end();
             }
         }
+        has_left
     }
 
     /// See [`Lots::with_info`].

@@ -156,8 +156,8 @@ impl<S> Occupant<S> {
         }
     }
 
-    /// Whether the service has more to do for a message that it has begun to answer. It is called
-    /// for it however late a worker is free.
+    /// Whether the service has begun to answer a message, and has not finished. The queue's
+    /// time-out does not apply to such a connection.
     pub(super) fn is_answering(&self) -> bool {
         let notice = self.conn.closing_notice();
         self.stage == Stage::Runnable
@@ -182,6 +182,8 @@ impl<S> Occupant<S> {
         };
         if has_message {
             self.stage = Stage::Runnable;
+        }
+        if has_message || !self.conn.is_emptied() {
             self.conn.report_again();
         }
     }
@@ -199,7 +201,9 @@ impl<S> Occupant<S> {
     pub(super) fn expiry(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
         let deadline = match self.stage {
             _ if self.conn.has_output() => self.conn.write_deadline(Instant::now()),
-            Stage::New | Stage::Idle | Stage::Runnable => {
+            // The connection waits for a worker, and not for its client.
+            Stage::Runnable => return u64::MAX,
+            Stage::New | Stage::Idle => {
                 let timeout = match self.stage {
                     Stage::New => in_millis(first_byte_timeout),
                     _ => self.conn.idle_timeout(),

@@ -13,8 +13,8 @@ use crate::sys::Poller;
 /// The resolution of `Queue::served_up_to`, in nanoseconds.
 const RESOLUTION: u64 = 500_000;
 
-/// A lot's queue, and the wake-up of the workers that sleep. Workers sleep in the poller. Where only
-/// one thread may wait in the poller, they sleep on the queue.
+/// A lot's queue, and the wake-up of the workers that sleep. Workers sleep in the poller. Where
+/// only one thread may wait in the poller, they sleep on the queue.
 pub(super) struct Queue {
     sender: Sender<Token>,
     receiver: Receiver<Token>,
@@ -43,9 +43,9 @@ impl Queue {
     /// Makes a queue for `limit` connections. `workers` is the number of the server's workers: each
     /// may serve a connection of this queue.
     pub(super) fn new(limit: usize, workers: usize, poller: Arc<Poller>) -> Self {
-        // A thread that sends a batch has seen the queue below `past_limit` / 2. A worker that polls
-        // past the queue has seen it below `past_limit`, and adds one connection. With this capacity
-        // no send finds the channel full.
+        // A thread that sends a batch has seen the queue below `past_limit` / 2. A worker that
+        // polls past the queue has seen it below `past_limit`, and adds one connection. With this
+        // capacity no send finds the channel full.
         let past_limit = 2 * (limit + BATCH);
         let capacity = past_limit + (workers + 3) * (BATCH + 1);
         let (sender, receiver) = crossbeam_channel::bounded(capacity);
@@ -124,7 +124,8 @@ impl Queue {
         self.served_up_to.load(Relaxed)
     }
 
-    /// An entry was taken that became ready at `ready_at`. Seldom a write, since all lots read this.
+    /// An entry was taken that became ready at `ready_at`. Seldom a write, since all lots read
+    /// this.
     pub(super) fn note_served(&self, ready_at: u64) {
         if ready_at > self.served_up_to() + RESOLUTION {
             self.served_up_to.store(ready_at, Relaxed);
@@ -166,8 +167,8 @@ impl Queue {
         }
     }
 
-    /// Wakes one worker that sleeps here for an entry of any queue, unless a wake-up is pending: the
-    /// worker that is being woken wakes the next one. False if no worker sleeps here.
+    /// Wakes one worker that sleeps here for an entry of any queue, unless a wake-up is pending:
+    /// the worker that is being woken wakes the next one. False if no worker sleeps here.
     #[inline]
     pub(super) fn wake_for_another(&self) -> bool {
         let has_sleepers = self.has_sleepers();

@@ -29,10 +29,10 @@ impl Room {
         self.requested.store(AT_ROOM, SeqCst);
     }
 
-    /// Asks for one call when a connection has ended, and its descriptor is free. The caller checks
-    /// afterwards, as after [`request`](Self::request).
+    /// Asks for one call when a connection has ended, and its descriptor is free. A request for room
+    /// stays one. The caller checks afterwards, as after [`request`](Self::request).
     pub(crate) fn request_end(&self) {
-        self.requested.store(AT_END, SeqCst);
+        self.requested.fetch_max(AT_END, SeqCst);
     }
 
     /// Whether a requested call is still to come.
@@ -63,5 +63,31 @@ impl Room {
                 call();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn a_request_for_room_is_not_lost_to_a_request_for_an_end() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (room, counted) = (Room::default(), Arc::clone(&calls));
+        room.on_room(move || {
+            counted.fetch_add(1, SeqCst);
+        });
+        room.request();
+        room.request_end();
+        room.notify();
+        assert_eq!(calls.load(SeqCst), 1);
+        room.request_end();
+        room.notify();
+        assert_eq!(calls.load(SeqCst), 1);
+        room.notify_end();
+        assert_eq!((calls.load(SeqCst), room.is_requested()), (2, false));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
-use super::{ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, Token};
+use super::{ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, Token};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::log;
@@ -61,6 +61,9 @@ impl<S> Turn<'_, S> {
             lot.count_unwritten(now);
             since |= HAS_OUTPUT;
         }
+        if occupant.is_answering() {
+            since |= ANSWERING;
+        }
         self.slot.since.store(since, Relaxed);
         self.slot.occupant.store(Some(occupant));
         match self.slot.owner.park() {
@@ -96,16 +99,19 @@ impl<S> Turn<'_, S> {
         {
             self.lot.count_unwritten(clock::millis());
         }
+        let is_answering = occupant.as_ref().is_some_and(|it| it.is_answering());
+        let since = if is_answering { ANSWERING } else { 0 };
+        self.slot.since.store(since, Relaxed);
         self.slot.occupant.store(occupant);
         self.slot.set_ready(clock::nanos());
         self.slot.owner.queue();
         self.lot.push([self.token], self.counters);
     }
 
-    /// Puts the connection on the queue again, unchanged: this worker cannot serve it. The connection
-    /// has been ready since `ready_at`, in the clock's nanoseconds.
+    /// Puts the connection on the queue again, unchanged: this worker cannot serve it. The
+    /// connection has been ready since `ready_at`, in the clock's nanoseconds.
     #[cold]
-    pub(crate) fn hand_on(mut self, ready_at: u64) {
+    pub(crate) fn requeue(mut self, ready_at: u64) {
         if let Some(occupant) = self.occupant.as_deref_mut() {
             // A connection without a session has not been served yet.
             if occupant.session.is_none() && !occupant.is_newcomer {
@@ -162,6 +168,8 @@ impl<S> Turn<'_, S> {
             return false;
         };
         match (occupant.conn.try_fill(), occupant.stage) {
+            // What is being answered is finished first.
+            (Ok(Filled::Bytes), Stage::Runnable) => true,
             (Ok(Filled::Bytes), _) => {
                 occupant.stage = Stage::Idle;
                 true
@@ -238,7 +246,8 @@ impl<S> Turn<'_, S> {
             _ if has_output => (&counters.expired_write, "did not read its response"),
             Stage::New => (&counters.expired_first_byte, "sent nothing"),
             Stage::Partial => (&counters.expired_read, "did not complete a message"),
-            Stage::Idle | Stage::Runnable => (&counters.expired_idle, "was idle"),
+            Stage::Idle => (&counters.expired_idle, "was idle"),
+            Stage::Runnable => return self.park_again(),
             Stage::Closing | Stage::Lingering { .. } => return,
         };
         count(counter);
@@ -315,6 +324,12 @@ impl<S> Turn<'_, S> {
             occupant.conn.linger_on_close();
         }
         occupant.begin_closing();
+        // What the session holds, such as the space of a body, is given back before the connection
+        // lingers.
+        let session = occupant.session.take();
+        if let Err(why) = panic::contain(|| drop(session)) {
+            log::error!("dropping a session panicked: {why}");
+        }
         self.advance();
     }
 }

@@ -42,7 +42,7 @@ pub struct Builder {
     pub(super) stuck_after: Option<Duration>,
 }
 
-/// More workers than a system runs threads of one process.
+/// The largest number of workers. Systems do not run more threads in one process.
 const MOST_WORKERS: usize = 32_768;
 
 /// Smaller stacks overflow in the code of the server itself, in debug builds, and while a panic is
@@ -127,9 +127,10 @@ impl Builder {
     /// belongs to one group. A worker whose group has nothing to do serves the connections of other
     /// groups, so no client waits for a busy group while another group is idle. Within a group,
     /// connections are served in the order in which they became ready; across groups, about in this
-    /// order. All limits apply to the groups together. At least 1; more than 128, or than there are
-    /// workers, count as that many. Defaults to one group per 32 cores (`std::thread::available_parallelism()`), at least 1: a
-    /// machine with fewer than 64 cores has one group.
+    /// order. All limits apply to the groups together. At least 1. A number above 128, or above the
+    /// number of workers, counts as the lower of the two. Defaults to one group per 32 cores
+    /// (`std::thread::available_parallelism()`), at least 1: a machine with fewer than 64 cores has
+    /// one group.
     pub fn worker_groups(mut self, groups: usize) -> Self {
         self.worker_groups = groups;
         self
@@ -158,7 +159,7 @@ impl Builder {
     }
 
     /// Sets how many connections may be open at the same time, idle ones included. Defaults to
-    /// 65,536, at least 1.
+    /// 65,536. At least 1.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.admission.max_connections = connections;
         self
@@ -247,10 +248,10 @@ impl Builder {
         self
     }
 
-    /// Sets whether the start of the server raises the process's limit of open descriptors: the soft
-    /// limit of RLIMIT_NOFILE (getrlimit(2)) to the hard one, for all threads and for good. A
-    /// successor, and the processes of a supervisor, start with the limit as it was. The other child
-    /// processes of this process inherit the raised limit: call
+    /// Sets whether the start of the server raises the process's limit of open descriptors: the
+    /// soft limit of RLIMIT_NOFILE (getrlimit(2)) to the hard one, for all threads and for good. A
+    /// successor, and the processes of a supervisor, start with the limit as it was. The other
+    /// child processes of this process inherit the raised limit: call
     /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
     /// effect on Windows.
     ///

@@ -2,9 +2,10 @@
 //!
 //! The soft limit is 1024 on most systems, because of programs that call select(2), which fails
 //! with larger numbers. A server needs a descriptor for each connection, and this crate never calls
-//! select. Go's runtime raises the limit for the same reason, and gives it back to child processes.
-//! The standard library has no place where all child processes could be given it back. So processes
-//! that this crate starts get it back, and a handler says so for its own.
+//! select. Go's runtime raises the limit for the same reason, and restores the limit in child
+//! processes. The standard library of Rust has no hook for all child processes. So this crate
+//! restores the limit in the processes that this crate starts, and a handler calls
+//! [`restore_descriptor_limit`] for the processes that the handler starts.
 
 use std::process::Command;
 

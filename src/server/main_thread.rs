@@ -156,7 +156,9 @@ impl<S: Service> MainThread<S> {
         let failed = |error: io::Error| {
             let text = match (ended, self.settings.stack_size) {
                 (Ended::Worker(index), Some(bytes)) => {
-                    format!("cannot start worker {index} with a stack_size of {bytes}: {error}")
+                    format!(
+                        "cannot start worker {index} with a stack_size of {bytes} bytes: {error}"
+                    )
                 }
                 _ => format!(
                     "cannot start the thread {}: {error}",

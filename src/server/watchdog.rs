@@ -16,6 +16,7 @@ use crate::clock;
 use crate::log;
 use crate::notify;
 use crate::parking::{Lot, Lots};
+use crate::stats::ThreadCounters;
 
 /// How many notifications are sent within the limit. One or two may be late.
 const NOTIFICATIONS: u32 = 4;
@@ -124,9 +125,14 @@ impl<'a, T> Watchdog<'a, T> {
     }
 
     /// The time until every worker counts as stuck, if no worker makes progress until then. `None`
-    /// if a worker is idle.
+    /// if a worker is idle, or if no worker's state can be built.
     fn time_until_stuck(&mut self) -> Option<Duration> {
         let now = clock::millis();
+        // A worker whose state cannot be built is neither stuck nor idle.
+        let is_absent = |worker: &ThreadCounters| worker.failing_since().is_some();
+        if self.lots.counters.workers.iter().all(is_absent) {
+            return None;
+        }
         let mut last_change = Some(0);
         for (worker, seen) in self.lots.counters.workers.iter().zip(&mut self.workers) {
             let call = worker.call();
@@ -146,8 +152,11 @@ impl<'a, T> Watchdog<'a, T> {
                 };
             }
             last_change = last_change
-                .filter(|_| call.is_some())
-                .map(|last: u64| last.max(seen.changed_at));
+                .filter(|_| call.is_some() || is_absent(worker))
+                .map(|last: u64| match is_absent(worker) {
+                    true => last,
+                    false => last.max(seen.changed_at),
+                });
         }
         let stuck_at = last_change?.saturating_add(clock::in_millis(self.stuck_after));
         Some(Duration::from_millis(stuck_at.saturating_sub(now)))

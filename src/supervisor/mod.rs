@@ -164,7 +164,7 @@ impl Settings {
     }
 }
 
-/// More serving processes than one listener is good for.
+/// The largest number of serving processes. More processes do not accept faster from one listener.
 const MOST_PROCESSES: usize = 1024;
 
 /// The exit code of a program whose configuration is wrong (EX_CONFIG in sysexits.h(3head)).

@@ -206,7 +206,8 @@ impl Run {
     /// Supervises until no process is left and none is to be started. Returns the exit code.
     pub(super) fn run_until_stopped(mut self) -> i32 {
         loop {
-            // Requests come before exits: a process that exits because of a stop gets no replacement.
+            // Requests come before exits: a process that exits because of a stop gets no
+            // replacement.
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();

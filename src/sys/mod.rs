@@ -43,8 +43,9 @@
 //! | the caller calls `rearm` | to change the interest | also after each event |
 //!
 //! `add_shared` is an `add` for a listener that several processes watch. Where the system can, a
-//! connection wakes only one of the threads that wait, and is reported to no other process. The one
-//! that it is reported to has to accept it. There is no `rearm` after it where the poller is shared.
+//! connection wakes only one of the threads that wait, and is reported to no other process. The
+//! process that gets the report has to accept the connection. Where the poller is shared, the
+//! caller must not call `rearm` for a listener that was added by `add_shared`.
 //!
 //! A `rearm` reports at once if the socket is ready already. `wake` ends one wait, the present one
 //! or the next; several calls before a wait may end only one. The caller calls `remove` before it

@@ -30,8 +30,8 @@ pub(crate) struct BindOptions {
     pub(crate) defer_accept: bool,
     pub(crate) reuse_port: bool,
     pub(crate) only_v6: bool,
-    /// Connections inherit this (TCP_NODELAY). A process of an earlier version does not ask for it,
-    /// and sets it itself.
+    /// Whether the listener has TCP_NODELAY, which its connections inherit on Linux. A request of
+    /// an earlier version lacks this field: that process sets TCP_NODELAY on the listener itself.
     #[serde(default)]
     pub(crate) nodelay: bool,
 }

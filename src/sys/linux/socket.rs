@@ -49,8 +49,8 @@ fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> i
     Ok(())
 }
 
-/// Sends up to `count` bytes of a file, from the offset `position` on, without a copy (sendfile(2)).
-/// `None` where the file cannot be mapped, or a SIGPIPE would end this process.
+/// Sends up to `count` bytes of a file, from the offset `position` on, without a copy
+/// (sendfile(2)). `None` where the file cannot be mapped, or a SIGPIPE would end this process.
 pub(crate) fn send_file(
     socket: &Socket,
     file: &File,

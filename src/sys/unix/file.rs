@@ -45,14 +45,14 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
 /// How long [`lock_directory_of`] waits for another process.
 const DIRECTORY_LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// A lock on a directory, until it is dropped. Processes that replace or remove files by their names
-/// take it, so that they do so one after another. It leaves no file behind.
+/// A lock on a directory, until it is dropped. Processes that replace or remove files by their
+/// names take it, so that they do so one after another. It leaves no file behind.
 pub(crate) struct DirectoryLock(File);
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Not by the close alone: a process that is being started may have a copy of the descriptor.
-        // An error leaves that to the close.
+        // Not by the close alone: a process that is being started may have a copy of the
+        // descriptor. An error leaves that to the close.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
@@ -78,7 +78,9 @@ pub(crate) fn lock_directory_of(path: &Path) -> Option<DirectoryLock> {
     });
     let shown = directory.display();
     locked
-        .inspect_err(|error| log::debug!("goes on without a lock on {shown}: {error}"))
+        .inspect_err(|error| {
+            log::debug!("cannot lock the directory {shown}, continuing without the lock: {error}")
+        })
         .ok()
 }
 

@@ -42,8 +42,8 @@ pub(crate) fn descriptor_limit() -> Option<u64> {
 /// Makes the child process of the command have the limit as it was before it was raised.
 #[allow(unsafe_code)]
 pub(crate) fn restore_descriptor_limit(command: &mut Command) {
-    // SAFETY: between fork and exec, the closure makes only system calls that are async-signal-safe,
-    // and reads atomics. It neither allocates nor locks.
+    // SAFETY: between fork and exec, the closure makes only system calls that are
+    // async-signal-safe, and reads atomics. It neither allocates nor locks.
     unsafe { command.pre_exec(restore_own_descriptor_limit) };
 }
 

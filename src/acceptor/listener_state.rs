@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::listener::Listener;
 
 /// A listener, as the acceptor sees it.
-pub(super) struct Watched {
+pub(super) struct ListenerState {
     pub(super) listener: Arc<Listener>,
     /// The listener may have a connection to accept.
     pub(super) is_ready: bool,
@@ -21,7 +21,7 @@ pub(super) struct Watched {
     pub(super) failed_connections: u32,
 }
 
-impl Watched {
+impl ListenerState {
     pub(super) fn new(listener: Arc<Listener>) -> Self {
         Self {
             is_watched: !listener.may_be_shared,
