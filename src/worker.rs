@@ -23,7 +23,7 @@ use crate::clock;
 use crate::connection::{Connection, Filled, Flushed, SpareBuffers};
 use crate::log;
 use crate::panic;
-use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, Stage, Token, Turn};
+use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, RoomRequest, Stage, Token, Turn};
 use crate::service::{Next, Service};
 use crate::stats::{ThreadCounters, count};
 use crate::sys::{Events, PeerState, Poller};
@@ -267,7 +267,7 @@ impl<'a, S: Service> Workers<'a, S> {
         } else {
             lot.wake_next();
         }
-        lot.room.notify();
+        lot.room.notify(RoomRequest::Queue);
         if !is_first {
             let is_due = worker.entries % POLL_EVERY == 0;
             home.poll_to_queue(&mut worker.events, worker.counters, is_due);

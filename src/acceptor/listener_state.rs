@@ -5,14 +5,22 @@ use std::time::{Duration, Instant};
 
 use crate::listener::Listener;
 
+/// How the poller watches a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watch {
+    Off,
+    On,
+    /// What the poller reports is reported to no other process, so this process has to accept it.
+    /// Only for listeners that other processes may watch, and only while there is room.
+    Exclusive,
+}
+
 /// A listener, as the acceptor sees it.
 pub(super) struct ListenerState {
     pub(super) listener: Arc<Listener>,
     /// The listener may have a connection to accept.
     pub(super) is_ready: bool,
-    /// The poller watches the listener. A listener that other processes may watch is watched only
-    /// while what the poller reports is accepted at once: no other process is told of it.
-    pub(super) is_watched: bool,
+    pub(super) watch: Watch,
     /// How many reports the poller has made since it watches the listener.
     pub(super) reports: u32,
     /// The listener itself fails. While it backs off, the other listeners are accepted from.
@@ -24,7 +32,10 @@ pub(super) struct ListenerState {
 impl ListenerState {
     pub(super) fn new(listener: Arc<Listener>) -> Self {
         Self {
-            is_watched: !listener.may_be_shared,
+            watch: match listener.may_be_shared {
+                true => Watch::Off,
+                false => Watch::On,
+            },
             listener,
             is_ready: true,
             reports: 0,
@@ -45,7 +56,7 @@ impl ListenerState {
 
     /// Whether the poller is to watch the listener as soon as there is room.
     pub(super) fn is_to_be_watched(&self) -> bool {
-        !self.is_watched && !self.backs_off()
+        self.watch == Watch::Off && !self.backs_off()
     }
 }
 

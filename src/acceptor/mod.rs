@@ -22,13 +22,13 @@ use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, Outbox};
 use crate::listener::Listener;
 use crate::log;
-use crate::parking::{BATCH, IdleConnection, Lots};
+use crate::parking::{BATCH, IdleConnection, Lots, RoomRequest};
 use crate::stats::count;
 use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
 
 pub(crate) use gate::AcceptGate;
 use gate::{CLOSED, CLOSING};
-use listener_state::{FIRST_BACKOFF, Failure, ListenerState};
+use listener_state::{FIRST_BACKOFF, Failure, ListenerState, Watch};
 use per_client::{PerClient, TooMany};
 
 /// What happens to new connections when the server is full: when it has
@@ -96,7 +96,11 @@ pub(crate) fn run_acceptor<S>(
         events: Events::with_capacity(BATCH),
     };
     acceptor.run();
-    for watched in acceptor.listeners.iter().filter(|it| it.is_watched) {
+    for watched in acceptor
+        .listeners
+        .iter()
+        .filter(|it| it.watch != Watch::Off)
+    {
         // Another process may share the listener, and the poller would go on reporting it.
         gate.poller.remove(&watched.listener.socket)?;
     }
@@ -134,7 +138,8 @@ const MOST_QUEUED: u32 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RoomCheck {
     Available,
-    Exhausted,
+    /// Not before this event.
+    Exhausted(RoomRequest),
     /// The search for an idle connection has not looked at all connections.
     Unknown,
 }
@@ -172,12 +177,14 @@ impl<S> Acceptor<'_, S> {
                         }
                     }
                     // Room may have been made just before the request.
-                    RoomCheck::Exhausted if !self.has_requested_room => {
-                        self.request_room();
+                    RoomCheck::Exhausted(request) if !self.has_requested_room => {
+                        self.request_room(request);
                         continue;
                     }
-                    RoomCheck::Exhausted if self.lots.room.is_requested() => can_accept = false,
-                    RoomCheck::Exhausted => {
+                    RoomCheck::Exhausted(request) if self.lots.room.is_requested(request) => {
+                        can_accept = false;
+                    }
+                    RoomCheck::Exhausted(_) => {
                         self.has_requested_room = false;
                         continue;
                     }
@@ -189,50 +196,59 @@ impl<S> Acceptor<'_, S> {
                 }
             }
             self.watch_shared(can_accept);
-            let retry_in = self.time_to_retry(can_accept || backs_off);
+            let retry_in = self.time_to_retry(can_accept, backs_off);
             self.wait(&mut events, retry_in);
         }
     }
 
-    /// Makes the poller watch the listeners that other processes may watch, or not.
+    /// Sets how the poller watches the listeners that other processes may watch.
     fn watch_shared(&mut self, can_accept: bool) {
+        let watch = match can_accept {
+            false => Watch::Off,
+            // There is room only by closing a connection that may not be idle by then.
+            true if self.is_full() => Watch::On,
+            true => Watch::Exclusive,
+        };
         let poller = &self.gate.poller;
-        for (index, watched) in self.listeners.iter_mut().enumerate() {
-            let socket = &watched.listener.socket;
-            let is_wanted = !watched.listener.may_be_shared || can_accept && !watched.backs_off();
-            if watched.is_watched && (!is_wanted || watched.reports >= REPORTS_PER_TURN) {
-                watched.is_watched = false;
+        let shared = self.listeners.iter_mut().enumerate();
+        for (index, state) in shared.filter(|(_, state)| state.listener.may_be_shared) {
+            let socket = &state.listener.socket;
+            let wanted = match state.backs_off() {
+                true => Watch::Off,
+                false => watch,
+            };
+            let is_turn_over = state.reports >= REPORTS_PER_TURN;
+            if state.watch != Watch::Off && (state.watch != wanted || is_turn_over) {
+                state.watch = Watch::Off;
                 if let Err(error) = poller.remove(socket) {
                     log::error!("cannot stop watching a listener: {error}");
                 }
             }
-            if is_wanted && !watched.is_watched {
-                // Reports at once if a connection is there already.
-                match poller.add_shared(socket, index as u64) {
-                    Ok(()) => watched.is_watched = true,
-                    // The removal before has failed.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        watched.is_watched = true;
-                    }
-                    Err(error) => {
-                        if Failure::note_error(&mut watched.failure, Instant::now()) {
-                            let name = &watched.listener.info.name;
-                            log::error!("{name}: cannot watch: {error}; trying again");
-                        }
+            if state.watch != Watch::Off || wanted == Watch::Off {
+                continue;
+            }
+            state.reports = 0;
+            // Reports at once if a connection is there already.
+            let added = match wanted {
+                Watch::Exclusive => poller.add_shared(socket, index as u64),
+                Watch::On | Watch::Off => poller.add(socket, index as u64),
+            };
+            match added {
+                Ok(()) => state.watch = wanted,
+                Err(error) => {
+                    if Failure::note_error(&mut state.failure, Instant::now()) {
+                        let name = &state.listener.info.name;
+                        log::error!("{name}: cannot watch: {error}; trying again");
                     }
                 }
-                watched.reports = 0;
             }
         }
     }
 
     /// Asks for a wake-up when there may be room, and begins the check for room again.
-    fn request_room(&mut self) {
+    fn request_room(&mut self, request: RoomRequest) {
         self.has_requested_room = true;
-        match self.admission.overload {
-            Overload::Wait => self.lots.room.request_end(),
-            Overload::Refuse(_) | Overload::ShedIdle => self.lots.room.request(),
-        }
+        self.lots.room.request(request);
         self.lots.begin_idle_pass();
     }
 
@@ -264,7 +280,7 @@ impl<S> Acceptor<'_, S> {
                     // No connection is left that could make room by its end.
                     break;
                 }
-                self.lots.room.request();
+                self.lots.room.request(RoomRequest::Queue);
                 self.wait(events, Some(FIRST_BACKOFF));
             }
         }
@@ -272,27 +288,39 @@ impl<S> Acceptor<'_, S> {
 
     /// Whether no listener is to be tried now, for lack of descriptors or memory. Only the end of a
     /// connection gives some back: it ends the back-off.
-    fn is_backing_off(&self) -> bool {
-        let Some(shortage) = &self.shortage else {
+    fn is_backing_off(&mut self) -> bool {
+        let Some(shortage) = &mut self.shortage else {
             return false;
         };
-        if shortage.retry_at <= Instant::now() {
+        let now = Instant::now();
+        if shortage.retry_at <= now {
             return false;
         }
-        self.lots.room.request_end();
-        self.lots.drain.closed_connections() == self.closed_before
+        self.lots.room.request(RoomRequest::End);
+        if self.lots.drain.closed_connections() != self.closed_before {
+            shortage.retry_at = now;
+            return false;
+        }
+        true
     }
 
-    /// The time until the next attempt that no event announces. With `may_be_due`, an attempt that
-    /// has become due since the last check counts, too.
-    fn time_to_retry(&self, may_be_due: bool) -> Option<Duration> {
-        let is_to_be_tried = |watched: &&ListenerState| watched.is_ready || !watched.is_watched;
+    /// The time until the next attempt that no event announces. An attempt that has become due since
+    /// `can_accept` and `backs_off` were found counts, too.
+    fn time_to_retry(&self, can_accept: bool, backs_off: bool) -> Option<Duration> {
+        let left = |failure: &Failure| {
+            let now = Instant::now();
+            failure.retry_at.saturating_duration_since(now)
+        };
+        let is_to_be_tried =
+            |watched: &&ListenerState| watched.is_ready || watched.watch == Watch::Off;
         let failing = self.listeners.iter().filter(is_to_be_tried);
         let failures = failing.filter_map(|watched| watched.failure.as_ref());
-        let left = failures
-            .chain(&self.shortage)
-            .map(|failure| failure.retry_at.saturating_duration_since(Instant::now()));
-        left.filter(|left| may_be_due || !left.is_zero()).min()
+        let failures = failures
+            .map(left)
+            .filter(|left| can_accept || !left.is_zero());
+        let shortage = self.shortage.as_ref().map(left);
+        let shortage = shortage.filter(|left| backs_off || !left.is_zero());
+        failures.chain(shortage).min()
     }
 
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) {
@@ -305,7 +333,7 @@ impl<S> Acceptor<'_, S> {
                 continue;
             };
             watched.is_ready = true;
-            if watched.listener.may_be_shared {
+            if watched.watch == Watch::Exclusive {
                 watched.reports += 1;
                 // Also if the acceptor was paused meanwhile, or is full now because of another
                 // listener: no other process was woken for this connection.
@@ -347,7 +375,7 @@ impl<S> Acceptor<'_, S> {
     }
 
     fn rearm(&self, index: usize) {
-        if !Poller::SHARED && self.listeners[index].is_watched {
+        if !Poller::SHARED && self.listeners[index].watch != Watch::Off {
             let socket = &self.listeners[index].listener.socket;
             if let Err(error) = self.gate.poller.rearm(socket, index as u64, Interest::Read) {
                 log::error!("cannot watch the listener: {error}");
@@ -361,18 +389,18 @@ impl<S> Acceptor<'_, S> {
         match self.admission.overload {
             Overload::Refuse(_) => RoomCheck::Available,
             _ if !self.is_full() => RoomCheck::Available,
-            Overload::Wait => RoomCheck::Exhausted,
+            Overload::Wait => RoomCheck::Exhausted(RoomRequest::End),
             Overload::ShedIdle => self.room_by_shedding(),
         }
     }
 
     fn room_by_shedding(&mut self) -> RoomCheck {
         if !self.lots.has_room_for_batch() {
-            RoomCheck::Exhausted
+            RoomCheck::Exhausted(RoomRequest::Queue)
         } else if self.find_idle(SEARCH_SLOTS, false) {
             RoomCheck::Available
         } else if self.lots.is_idle_pass_over() {
-            RoomCheck::Exhausted
+            RoomCheck::Exhausted(RoomRequest::Idle)
         } else {
             RoomCheck::Unknown
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
-use super::{ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, Token, Turn};
+use super::{ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, Token, Turn};
 use crate::clock;
 use crate::log;
 use crate::stats::count;
@@ -111,7 +111,7 @@ impl<S> Lot<S> {
             match self.claim_queued(token, self.keeper_counters()) {
                 Some(turn) if self.is_late(&turn) => turn.refuse_late(),
                 Some(turn) => return turn.queue(),
-                None if token == refused => return self.room.notify(),
+                None if token == refused => return self.room.notify(RoomRequest::Queue),
                 None => {}
             }
         }

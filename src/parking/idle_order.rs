@@ -1,21 +1,22 @@
 //! The order in which connections have become idle, kept by the one thread that asks for it.
 //!
 //! A connection becomes idle with every message, and must not pay for an order that is needed only
-//! when the server is full. So the order is a heap of slots with keys that are lower bounds: since
-//! the slot was looked at, its connection cannot have become idle earlier than its key says. A
-//! search looks at the slot with the least key, and gives the slot the key that is right now. If
-//! that key is still the least one, the connection is the one that has been idle for longest.
+//! when the server is full. So the order consists of two heaps of slots with keys that are lower
+//! bounds: the connection of a slot has not become idle earlier than the slot's key says. One heap has the slots whose connections were idle then, the other one has the rest. A
+//! search looks at the slots with the least keys, and updates these keys. The search ends when a
+//! connection was found that became idle before all remaining keys.
 //!
-//! The caller bounds how many slots a search looks at, so the cost of a search does not grow with
-//! the number of connections. A search that reaches this bound returns the connection that has been
-//! idle for longest among the connections that the search looked at. This result is approximate:
-//! the search looks at the slots with the least keys first, and another connection may be idle for
-//! longer.
+//! The caller bounds how many slots a search looks at, so the cost of a search does not grow with the
+//! number of connections. A search that reaches this bound returns the connection that has been
+//! idle for longest among the connections that this search and the searches before have looked at.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// What a search sees in a slot. Times are in the clock's milliseconds.
+/// The pass of a slot that no search has looked at.
+const NO_PASS: u64 = u64::MAX;
+
+/// What a search sees in a slot. Times have the unit of `ConnectionSlot::since`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     /// A connection that has been idle since then.
@@ -32,13 +33,15 @@ pub(super) type Found = (u64, u32);
 /// The slots, ordered by when their connections may have become idle.
 #[derive(Default)]
 pub(super) struct IdleOrder {
-    slots: BinaryHeap<Reverse<Entry>>,
+    /// The slots whose connections were idle when they were looked at.
+    idle: BinaryHeap<Reverse<Entry>>,
+    others: BinaryHeap<Reverse<Entry>>,
     /// The present pass over the slots, see [`begin_pass`](Self::begin_pass).
     pass: u64,
     /// How many slots the present pass has not looked at.
     left: usize,
-    /// Room for the entries of one search.
-    looked_at: Vec<Reverse<Entry>>,
+    /// Room for the entries of one search: the idle ones, and the others.
+    looked_at: [Vec<Reverse<Entry>>; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,7 +57,7 @@ impl IdleOrder {
     /// Begins a pass: it is over when searches have looked at each slot.
     pub(super) fn begin_pass(&mut self) {
         self.pass += 1;
-        self.left = self.slots.len();
+        self.left = self.len();
     }
 
     pub(super) fn is_pass_over(&self) -> bool {
@@ -71,43 +74,55 @@ impl IdleOrder {
         most: usize,
         look: impl Fn(u32) -> Seen,
     ) -> (Option<Found>, Option<Found>) {
-        for slot in self.slots.len() as u32..slots {
-            // No pass has looked at the slot.
-            let (key, pass) = (0, u64::MAX);
-            self.slots.push(Reverse(Entry { key, slot, pass }));
+        for slot in self.len() as u32..slots {
+            let (key, pass) = (0, NO_PASS);
+            self.others.push(Reverse(Entry { key, slot, pass }));
             self.left += 1;
         }
         let (mut idle, mut mid_message): (Option<Found>, Option<Found>) = (None, None);
-        for _ in 0..most {
-            let Some(mut top) = self.slots.peek_mut() else {
-                break;
-            };
-            if idle.is_some_and(|(since, _)| since <= top.0.key) {
-                break;
-            }
-            let Reverse(entry) = &mut *top;
-            if entry.pass != self.pass {
-                entry.pass = self.pass;
-                self.left -= 1;
-            }
-            let slot = entry.slot;
-            entry.key = match look(slot) {
-                Seen::Idle(since) => {
-                    idle = earlier(idle, (since, slot));
-                    since
+        let mut looks = 0;
+        for (heap, most) in [(&mut self.idle, most / 2), (&mut self.others, most)] {
+            while looks < most {
+                let next = heap.peek().filter(|Reverse(next)| {
+                    // Otherwise nothing in this heap has been idle for longer.
+                    idle.is_none_or(|(since, _)| next.key < since)
+                });
+                if next.is_none() {
+                    break;
                 }
-                Seen::MidMessage(since) => {
-                    mid_message = earlier(mid_message, (since, slot));
-                    now
+                let Some(Reverse(mut entry)) = heap.pop() else {
+                    break;
+                };
+                looks += 1;
+                if entry.pass != self.pass {
+                    entry.pass = self.pass;
+                    self.left -= 1;
                 }
-                Seen::Other => now,
-            };
-            // Put back only after the search, which looks at each slot once.
-            self.looked_at
-                .push(std::collections::binary_heap::PeekMut::pop(top));
+                let seen = look(entry.slot);
+                entry.key = now;
+                match seen {
+                    Seen::Idle(since) => {
+                        idle = earlier(idle, (since, entry.slot));
+                        entry.key = since;
+                    }
+                    Seen::MidMessage(since) => {
+                        mid_message = earlier(mid_message, (since, entry.slot));
+                    }
+                    Seen::Other => {}
+                }
+                // Put back only after the search, which looks at each slot once.
+                let is_other = !matches!(seen, Seen::Idle(_));
+                self.looked_at[usize::from(is_other)].push(Reverse(entry));
+            }
         }
-        self.slots.extend(self.looked_at.drain(..));
+        let [now_idle, now_other] = &mut self.looked_at;
+        self.idle.extend(now_idle.drain(..));
+        self.others.extend(now_other.drain(..));
         (idle, mid_message.filter(|_| idle.is_none()))
+    }
+
+    fn len(&self) -> usize {
+        self.idle.len() + self.others.len()
     }
 }
 
@@ -183,17 +198,6 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pass_ends_without_a_beginning() {
-        let mut order = IdleOrder::default();
-        let mut searches = 0;
-        while searches == 0 || !order.is_pass_over() {
-            assert_eq!(order.search(100, 1, 10, |_| MidMessage(1)).0, None);
-            searches += 1;
-        }
-        assert_eq!(searches, 10);
-    }
-
-    #[test]
     fn a_search_looks_at_a_bounded_number_of_slots_and_a_pass_at_all() {
         const SLOTS: u32 = 1000;
         let idle_one = Cell::new(None);
@@ -207,7 +211,10 @@ mod tests {
         };
         let mut order = IdleOrder::default();
         for round in 0..10 {
-            order.begin_pass();
+            // The first pass has begun already.
+            if round > 0 {
+                order.begin_pass();
+            }
             let mut searches = 0;
             while !order.is_pass_over() || searches == 0 {
                 count.set(0);
@@ -226,6 +233,28 @@ mod tests {
             found = order.search(SLOTS, 2000, 64, look).0;
         }
         assert_eq!(found, Some((500, 777)));
+    }
+
+    #[test]
+    fn searches_after_all_were_active_close_in_on_the_longest_idle() {
+        const SLOTS: u32 = 1000;
+        let mut order = IdleOrder::default();
+        let active = |_| Other;
+        for _ in 0..20 {
+            assert_eq!(order.search(SLOTS, 10, 64, active), (None, None));
+        }
+        // The last slot became idle first.
+        let idle = |slot: u32| Idle(u64::from(2000 - slot));
+        let mut before = u64::MAX;
+        for round in 1.. {
+            let (since, slot) = order.search(SLOTS, 3000, 64, idle).0.unwrap();
+            assert!(since <= before, "what is known is not forgotten");
+            before = since;
+            if slot == SLOTS - 1 {
+                assert!(round <= SLOTS / 60, "{round} searches");
+                break;
+            }
+        }
     }
 
     #[test]

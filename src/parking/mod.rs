@@ -111,6 +111,7 @@ pub(crate) use occupant::{Needs, Occupant, Stage};
 use ownership::{Ownership, Readiness};
 use queue::Queue;
 use room::Room;
+pub(crate) use room::RoomRequest;
 use slab::{INDEX_BITS, Slab};
 use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
@@ -710,7 +711,7 @@ impl<S> Lot<S> {
                     // An error means that the connection is closed by now.
                     let _ = info.socket.shutdown(std::net::Shutdown::Both);
                     drop(info);
-                    self.room.notify_end();
+                    self.room.notify(RoomRequest::End);
                 }
             }
         }
@@ -746,7 +747,7 @@ impl<S> Lot<S> {
                 has_left |= !info.outbox.send(&info.socket);
                 // The connection may have ended meanwhile, and is counted as open until here.
                 drop(info);
-                self.room.notify_end();
+                self.room.notify(RoomRequest::End);
             }
         }
         has_left

@@ -3,16 +3,21 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-// What is requested.
-const NOTHING: u8 = 0;
-/// The call when a connection has ended.
-const AT_END: u8 = 1;
-/// The call when there may be room for another reason as well.
-const AT_ROOM: u8 = 2;
+/// What the acceptor waits for. Each request includes the events of the requests before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RoomRequest {
+    /// A connection ends: its descriptor is free.
+    End = 1,
+    /// A connection becomes idle.
+    Idle,
+    /// A connection leaves the queue.
+    Queue,
+}
 
-/// One requested call, made when a connection has ended, has become idle, or left the queue.
+/// One requested call, made when the requested event has happened.
 #[derive(Default)]
 pub(crate) struct Room {
+    /// A [`RoomRequest`], or 0.
     requested: AtomicU8,
     call: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -23,42 +28,28 @@ impl Room {
         let _ = self.call.set(Box::new(call));
     }
 
-    /// Asks for one call. The caller checks for room once more afterwards, since the connection may
-    /// have ended just before.
-    pub(crate) fn request(&self) {
-        self.requested.store(AT_ROOM, SeqCst);
+    /// Asks for one call. The caller checks for room once more afterwards, since the event may have
+    /// happened just before.
+    pub(crate) fn request(&self, request: RoomRequest) {
+        self.requested.store(request as u8, SeqCst);
     }
 
-    /// Asks for one call when a connection has ended, and its descriptor is free. A request for room
-    /// stays one. The caller checks afterwards, as after [`request`](Self::request).
-    pub(crate) fn request_end(&self) {
-        self.requested.fetch_max(AT_END, SeqCst);
+    /// Whether a requested call is still to come, for this event or more.
+    pub(crate) fn is_requested(&self, request: RoomRequest) -> bool {
+        self.requested.load(SeqCst) >= request as u8
     }
 
-    /// Whether a requested call is still to come.
-    pub(crate) fn is_requested(&self) -> bool {
-        self.requested.load(SeqCst) != NOTHING
-    }
-
-    /// A connection has become idle, or has left the queue.
+    /// An event has happened that may be requested.
     #[inline]
-    pub(crate) fn notify(&self) {
-        if self.requested.load(SeqCst) == AT_ROOM {
-            self.make_call();
-        }
-    }
-
-    /// A connection has ended.
-    #[inline]
-    pub(crate) fn notify_end(&self) {
-        if self.is_requested() {
+    pub(crate) fn notify(&self, event: RoomRequest) {
+        if self.is_requested(event) {
             self.make_call();
         }
     }
 
     #[cold]
     fn make_call(&self) {
-        if self.requested.swap(NOTHING, SeqCst) != NOTHING {
+        if self.requested.swap(0, SeqCst) != 0 {
             if let Some(call) = self.call.get() {
                 call();
             }
@@ -72,22 +63,28 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use RoomRequest::{End, Idle, Queue};
 
     #[test]
-    fn a_request_for_room_is_not_lost_to_a_request_for_an_end() {
+    fn a_request_is_met_once_by_its_own_events() {
         let calls = Arc::new(AtomicUsize::new(0));
         let (room, counted) = (Room::default(), Arc::clone(&calls));
         room.on_room(move || {
             counted.fetch_add(1, SeqCst);
         });
-        room.request();
-        room.request_end();
-        room.notify();
-        assert_eq!(calls.load(SeqCst), 1);
-        room.request_end();
-        room.notify();
-        assert_eq!(calls.load(SeqCst), 1);
-        room.notify_end();
-        assert_eq!((calls.load(SeqCst), room.is_requested()), (2, false));
+        for (request, events) in [
+            (End, [true, false, false]),
+            (Idle, [true, true, false]),
+            (Queue, [true, true, true]),
+        ] {
+            for (event, is_met) in [End, Idle, Queue].into_iter().zip(events) {
+                let before = calls.load(SeqCst);
+                room.request(request);
+                room.notify(event);
+                room.notify(event);
+                let made = calls.load(SeqCst) - before;
+                assert_eq!(made, usize::from(is_met), "{request:?} {event:?}");
+            }
+        }
     }
 }

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
-use super::{ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, Token};
+use super::{
+    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, Token,
+};
 use crate::clock;
 use crate::connection::{ClosingNotice, Filled};
 use crate::log;
@@ -72,7 +74,7 @@ impl<S> Turn<'_, S> {
                 lot.set_timer(self.token.slot(), self.slot, expiry);
                 // A connection in the middle of a message makes room for no other.
                 if idle {
-                    lot.room.notify();
+                    lot.room.notify(RoomRequest::Idle);
                 }
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
@@ -351,7 +353,7 @@ impl<S> Drop for Turn<'_, S> {
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.owner.free();
         self.lot.slots.return_slot(self.token.slot());
-        self.lot.room.notify_end();
+        self.lot.room.notify(RoomRequest::End);
         // The session comes last: its drop is the application's code.
         if let Err(why) = panic::contain(|| drop(session)) {
             log::error!("{peer}: dropping the session panicked: {why}");
