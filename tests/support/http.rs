@@ -266,6 +266,8 @@ impl Client {
                 self.held.extend_from_slice(&room[..count]);
                 count > 0
             }
+            // A machine that is suspended ends a wait with a time-out early, see signal(7).
+            Err(error) if error.kind() == ErrorKind::Interrupted => true,
             Err(error) => panic!("{error} after {:?}", self.shown()),
         }
     }

@@ -220,6 +220,8 @@ pub(crate) fn answer(client: &mut impl Read) -> String {
             Ok(0) => panic!("the end came after {:?}", String::from_utf8_lossy(&line)),
             Ok(_) if byte == *b"\n" => return String::from_utf8(line).unwrap(),
             Ok(_) => line.push(byte[0]),
+            // A machine that is suspended ends a wait with a time-out early, see signal(7).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&line)),
         }
     }
