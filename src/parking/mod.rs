@@ -66,6 +66,7 @@
 //! worker waits in the poller. While the queue is full, ready connections stay in the poller, which
 //! keeps their order.
 
+mod closing;
 mod concurrency;
 mod expiry;
 mod idle_order;
@@ -73,6 +74,7 @@ mod keeper;
 mod lots;
 mod occupant;
 mod ownership;
+mod polling;
 mod queue;
 mod room;
 mod slab;
@@ -86,7 +88,7 @@ mod atomic {
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -118,10 +120,6 @@ pub(crate) use turn::Turn;
 
 /// The most ready connections that a thread takes from the poller at once.
 pub(crate) const BATCH: usize = 256;
-
-/// How much output of other connections a thread writes before it goes on, in bytes. The last
-/// connection may go beyond it.
-const OUTPUT_BUDGET: u64 = 256 * 1024;
 
 /// A flag in `ConnectionSlot::since`: the connection is parked in the middle of a message or a
 /// response.
@@ -407,64 +405,6 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Waits as an idle worker, in the poller or on the queue. Returns a connection to serve.
-    /// `None`: the worker has to check the queues again.
-    pub(crate) fn wait_for_connection(
-        &self,
-        events: &mut Events,
-        counters: &ThreadCounters,
-    ) -> Option<Token> {
-        let sleepers = self.queue.begin_sleep();
-        // The count is incremented before this check of the queues. A thread that sends reads the
-        // count after it has sent.
-        let has_entries = Poller::SHARED && !self.queue.is_empty() || self.others_have_entries();
-        let sleeps = !has_entries && !self.queue.is_closed();
-        let mut received = None;
-        match sleeps {
-            true if Poller::SHARED => {
-                let limit = if sleepers == 1 { self.queue.batch() } else { 1 };
-                self.poll(events, limit, None);
-            }
-            true => received = self.queue.receive(),
-            false => {}
-        }
-        self.leave_poller();
-        self.queue.end_wake_up();
-        if !Poller::SHARED || !sleeps {
-            return received;
-        }
-        let mut reported = self.queue_reported(events);
-        let first = reported.next()?;
-        self.push_reported(reported, counters);
-        Some(first)
-    }
-
-    /// Puts reported connections on the queue, if they need a worker. Their output is written at
-    /// once, since every worker may be in a slow handler.
-    fn push_reported(&self, tokens: impl Iterator<Item = Token>, counters: &ThreadCounters) {
-        if self.unwritten.load(SeqCst) == 0 {
-            return self.push(tokens, counters);
-        }
-        let (mut tokens, before) = (tokens, counters.bytes_out());
-        while counters.bytes_out() - before < OUTPUT_BUDGET {
-            let Some(token) = tokens.next() else { return };
-            if let Some(turn) = self.claim_queued(token, counters) {
-                turn.advance();
-            }
-        }
-        // Workers write the rest, in turn with the other connections.
-        self.push(tokens, counters);
-    }
-
-    fn leave_poller(&self) {
-        if self.queue.end_sleep() == 0 {
-            self.concurrency.ensure_scanning();
-            if Poller::SHARED && !self.keeper.is_polling() {
-                self.keeper.start_polling();
-            }
-        }
-    }
-
     /// Whether a worker has to call [`rest`](Self::rest) between two turns.
     #[inline]
     pub(crate) fn has_surplus(&self) -> bool {
@@ -509,67 +449,6 @@ impl<S> Lot<S> {
     pub(crate) fn end_sample(&self, sample: Sample, worker: usize) {
         let (place, counters) = (worker - self.workers.start, self.worker_counters());
         self.concurrency.end_sample(sample, place, counters);
-    }
-
-    /// Puts the connections that the poller reports at the end of the queue, behind the connections
-    /// that became ready earlier. Polls at most once in a tick of the coarse clock, unless
-    /// `is_due`. Called by a worker while the queue is not empty, and by the acceptor.
-    pub(crate) fn poll_to_queue(
-        &self,
-        events: &mut Events,
-        counters: &ThreadCounters,
-        is_due: bool,
-    ) {
-        let now = clock::millis();
-        let is_due = is_due || self.polled_at.load(Relaxed) != now;
-        if !Poller::SHARED || !is_due || !self.has_room_for_batch() {
-            return;
-        }
-        self.polled_at.store(now, Relaxed);
-        self.poll(events, self.queue.batch(), Some(Duration::ZERO));
-        self.push_reported(self.queue_reported(events), counters);
-        self.pass_wake_on(events);
-    }
-
-    /// Returns one connection that the poller reports, if the queue has no room: the queue may be
-    /// full of connections that always have more to do.
-    pub(crate) fn poll_past_queue(&self, events: &mut Events) -> Option<Token> {
-        if !Poller::SHARED || !self.queue.may_poll_past() {
-            return None;
-        }
-        self.poll(events, 1, Some(Duration::ZERO));
-        let first = self.queue_reported(events).next();
-        self.pass_wake_on(events);
-        first
-    }
-
-    /// Called by a thread that has polled without sleeping: it may have received the wake-up of a
-    /// worker that sleeps.
-    fn pass_wake_on(&self, events: &Events) {
-        if Poller::SHARED && events.was_woken() {
-            self.queue.repeat_wake_up();
-        }
-    }
-
-    fn poll(&self, events: &mut Events, limit: usize, timeout: Option<Duration>) {
-        if let Err(error) = self.poller.wait(events, limit, timeout) {
-            log::error!("cannot wait in the poller: {error}");
-        }
-    }
-
-    /// Changes the reported connections from PARKED to QUEUED, and returns them. The caller has to
-    /// bring them to a worker.
-    fn queue_reported<'a>(&'a self, events: &'a Events) -> impl Iterator<Item = Token> + 'a {
-        let now = clock::nanos();
-        events.iter().filter_map(move |event| {
-            let token = Token::from_u64(event.token);
-            let slot = self.slots.get(token.slot())?;
-            let is_queued = slot.owner.handle_event(token.generation, event.hangup);
-            is_queued.then(|| {
-                slot.set_ready(now);
-                token
-            })
-        })
     }
 
     /// Begins a turn with a QUEUED connection. `None` if the connection is not QUEUED any more.
@@ -635,86 +514,6 @@ impl<S> Lot<S> {
             let generation = slot.owner.generation();
             (Token::new(self.index, index, generation), slot)
         })
-    }
-
-    // ---- the drain ----
-
-    /// Closes the connections that wait for a message, once the drain has begun. A connection whose
-    /// message has arrived is queued. A connection in the middle of a message stays. False if the
-    /// queue had no room for all.
-    pub(crate) fn close_idle(&self) -> bool {
-        let counters = &self.counters.main_thread;
-        for (token, _) in self.tokens() {
-            if !self.queue.has_room() {
-                return false;
-            }
-            let Some(mut turn) = self.claim_parked(token, counters) else {
-                continue;
-            };
-            if !turn.is_between_messages() {
-                turn.park_again();
-            } else if turn.read_new_input() {
-                turn.queue();
-            }
-        }
-        true
-    }
-
-    /// Closes the connections that linger.
-    pub(crate) fn close_lingering(&self) {
-        for (token, slot) in self.tokens() {
-            // A connection between two messages does not linger.
-            if slot.since.load(SeqCst) & MID_MESSAGE == 0 {
-                continue;
-            }
-            let Some(mut turn) = self.claim_parked(token, &self.counters.main_thread) else {
-                continue;
-            };
-            let stage = turn.occupant().map(|occupant| occupant.stage);
-            match stage {
-                Some(Stage::Lingering { .. }) => turn.close(),
-                _ => turn.park_again(),
-            }
-        }
-    }
-
-    /// Whether the workers have to end.
-    #[inline]
-    pub(crate) fn is_closed(&self) -> bool {
-        self.queue.is_closed()
-    }
-
-    /// Ends the workers and the keeper. The drain is forced already.
-    pub(crate) fn end_threads(&self) {
-        self.queue.close();
-        self.concurrency.close();
-        self.keeper.end();
-        self.poller.wake();
-    }
-
-    /// Called by a worker that ends: wakes the next worker, so that the next worker ends as well.
-    pub(crate) fn worker_ended(&self) {
-        self.queue.worker_ended();
-    }
-
-    /// Closes every connection that is left. If a connection is in a turn, its socket is shut down.
-    pub(crate) fn close_all(&self) {
-        let counters = &self.counters.main_thread;
-        for (token, slot) in self.tokens() {
-            let claimed = self.claim_parked(token, counters).is_some();
-            if claimed || self.claim_queued(token, counters).is_some() {
-                continue;
-            }
-            if slot.owner.is_running(token.generation) {
-                let info = slot.info.lock().clone();
-                if let Some(info) = info {
-                    // An error means that the connection is closed by now.
-                    let _ = info.socket.shutdown(std::net::Shutdown::Both);
-                    drop(info);
-                    self.room.notify(RoomRequest::End);
-                }
-            }
-        }
     }
 
     // ---- for the watchdog and the keeper ----

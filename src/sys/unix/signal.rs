@@ -4,7 +4,6 @@ use std::mem::MaybeUninit;
 
 use rustix::process::Signal as KernelSignal;
 
-use crate::log;
 use crate::sys::Signal;
 
 /// The signals that a program of this crate handles. They are blocked while it starts, so that none
@@ -52,7 +51,7 @@ pub(crate) fn install_handlers(
         if !deliver(signal) {
             let number = number(signal);
             if let Err(error) = signal_hook::low_level::emulate_default_handler(number) {
-                log::error!("cannot take the default action of {signal}: {error}");
+                crate::log::error!("cannot take the default action of {signal}: {error}");
             }
         }
     };
