@@ -199,9 +199,11 @@ impl<S> Lots<S> {
     fn take_from_any(&self, home: &Lot<S>) -> Option<Token> {
         let served = home.queue.served_up_to();
         let others = (1..self.lots.len()).map(|i| &self.lots[(home.index + i) % self.lots.len()]);
+        // The lot that is most behind. Otherwise one lot that is behind would keep the next waiting.
         let behind = others
             .clone()
-            .find(|lot| lot.queue.served_up_to() + TOLERANCE < served && !lot.queue.is_empty());
+            .filter(|lot| lot.queue.served_up_to() + TOLERANCE < served && !lot.queue.is_empty())
+            .min_by_key(|lot| lot.queue.served_up_to());
         let mut lots = behind.into_iter().chain(iter::once(home)).chain(others);
         let (lot, token) = lots.find_map(|lot| Some((lot, lot.queue.take()?)))?;
         lot.note_served(token);

@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 
 use rustix::process::Signal as KernelSignal;
 
+#[cfg(feature = "signals")]
+use crate::log;
 use crate::sys::Signal;
 
 /// The signals that a program of this crate handles. They are blocked while it starts, so that none
@@ -51,7 +53,7 @@ pub(crate) fn install_handlers(
         if !deliver(signal) {
             let number = number(signal);
             if let Err(error) = signal_hook::low_level::emulate_default_handler(number) {
-                crate::log::error!("cannot take the default action of {signal}: {error}");
+                log::error!("cannot take the default action of {signal}: {error}");
             }
         }
     };
