@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::addr::Addr;
-use crate::connection::{Activity, ConnectionInfo, Outbox};
+use crate::connection::{Activity, ConnectionInfo, EarlyOutput};
 use crate::listener::Listener;
 use crate::log;
 use crate::parking::{BATCH, IdleConnection, Lots, RoomRequest};
@@ -475,7 +475,7 @@ impl<S> Acceptor<'_, S> {
             listener,
             open_connection: self.lots.drain.count_connection(),
             activity: Activity::default(),
-            outbox: Outbox::default(),
+            early_output: EarlyOutput::default(),
             _ticket: ticket,
         };
         self.lots.add_connection(info, &mut self.events);

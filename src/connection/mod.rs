@@ -6,9 +6,9 @@
 //! Output that the client has not read yet stays with the connection. So a connection that waits
 //! for input, or for its client to read, costs no thread.
 
+mod early_output;
 mod input;
 mod messages;
-mod outbox;
 mod output;
 mod pace;
 mod receive_state;
@@ -30,9 +30,9 @@ use crate::listener::ListenerInfo;
 use crate::log;
 use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
+pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 use input::Input;
 pub(crate) use input::READ_SIZE;
-pub(crate) use outbox::{Outbox, OutboxWatch};
 pub(crate) use output::Flushed;
 use output::Output;
 use pace::Pace;
@@ -77,7 +77,7 @@ pub(crate) struct ConnectionInfo {
     /// Counts the connection as open until it is dropped.
     pub(crate) open_connection: OpenConnection,
     pub(crate) activity: Activity,
-    pub(crate) outbox: Outbox,
+    pub(crate) early_output: EarlyOutput,
 }
 
 impl ConnectionInfo {
@@ -183,7 +183,7 @@ pub struct Connection {
     info: Arc<ConnectionInfo>,
     input: Input,
     output: Output,
-    /// The gathered output is in the outbox.
+    /// The gathered output is lent to the keeper.
     is_lent: bool,
     /// The socket may be ready without a further edge: the poller has to look at it again.
     must_rearm: bool,
@@ -212,7 +212,7 @@ pub struct Connection {
     read: Pace,
     write: Pace,
     poller: Arc<Poller>,
-    outboxes: Arc<OutboxWatch>,
+    early_outputs: Arc<EarlyOutputWatch>,
     /// The service has found that the client has left: the connection is closed after the call.
     is_abandoned: bool,
     /// The present call has found no part of a message.
@@ -240,7 +240,7 @@ impl Connection {
     pub(crate) fn new(
         info: Arc<ConnectionInfo>,
         poller: Arc<Poller>,
-        outboxes: Arc<OutboxWatch>,
+        early_outputs: Arc<EarlyOutputWatch>,
         limits: &Limits,
     ) -> Self {
         Self {
@@ -265,7 +265,7 @@ impl Connection {
             read: Pace::new(limits.read_timeout, limits.min_rate),
             write: Pace::new(limits.write_timeout, limits.min_rate),
             poller,
-            outboxes,
+            early_outputs,
             is_abandoned: false,
             has_no_message: false,
             is_too_long: false,
@@ -577,14 +577,14 @@ impl Connection {
         self.is_too_long
     }
 
-    /// Lends the gathered output to the outbox: if the call takes long, the keeper writes it
+    /// Lends the gathered output: if the call takes long, the keeper writes it
     /// meanwhile.
     #[inline]
     pub(crate) fn lend_output(&mut self) {
         if !self.has_output() && !self.output.is_empty() {
-            self.info.outbox.lend(self.output.gathered());
+            self.info.early_output.lend(self.output.gathered());
             self.is_lent = true;
-            self.outboxes.note_use();
+            self.early_outputs.note_use();
         }
     }
 
@@ -596,7 +596,7 @@ impl Connection {
     #[inline]
     pub(crate) fn reclaim_output(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_lent) {
-            let sent = self.info.outbox.reclaim(self.output.gathered())?;
+            let sent = self.info.early_output.reclaim(self.output.gathered())?;
             self.note_sent(sent);
         }
         Ok(())

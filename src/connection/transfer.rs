@@ -247,8 +247,8 @@ impl Connection {
     fn write_shared(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.is_lent {
             let room = self.output.gather_room(self.output_limit);
-            if let Some(count) = self.info.outbox.add(parts, room) {
-                self.outboxes.note_use();
+            if let Some(count) = self.info.early_output.add(parts, room) {
+                self.early_outputs.note_use();
                 return Ok(count);
             }
         }
@@ -288,7 +288,7 @@ impl Connection {
         Ok(())
     }
 
-    /// As [`write_owned`](Self::write_owned), but lends no output to the outbox.
+    /// As [`write_owned`](Self::write_owned), but lends no output.
     pub(crate) fn take_owned(&mut self, bytes: Cow<'static, [u8]>) -> io::Result<()> {
         if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());

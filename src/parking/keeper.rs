@@ -1,7 +1,7 @@
 //! The keeper: the thread that handles parked connections while every worker is busy.
 //!
 //! The keeper closes connections whose time-out has expired, and writes buffered output, also the
-//! output of workers that are in slow handlers ([`Outbox`](crate::connection::Outbox)). Where only
+//! output of workers that are in slow handlers ([`EarlyOutput`](crate::connection::EarlyOutput)). Where only
 //! one thread may wait in the poller, that thread is the keeper, and it puts ready connections on
 //! the queue. The keeper never calls the service.
 //!
@@ -28,8 +28,8 @@ use crate::sys::{Events, Poller};
 /// milliseconds. See also [`poll_interval`].
 pub(super) const KEEPER_INTERVAL_MS: u64 = 10;
 
-/// After this many milliseconds in which no output was lent to an outbox, the keeper stops running
-/// each millisecond for outboxes. The output of a call that lasts longer has been sent by then.
+/// After this many milliseconds in which no output was lent, the keeper stops running
+/// each millisecond for it. The output of a call that lasts longer has been sent by then.
 const IDLE_LOOPS: u32 = 50;
 
 /// After this many loops in a row in which a worker waited in the poller, the keeper stops polling.
@@ -98,14 +98,14 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
     let mut next_written = 0;
     while !lot.keeper.state.lock().ended {
         count(&lot.keeper.loops);
-        if lot.outboxes.is_watched() {
-            let is_used = lot.outboxes.take_use();
-            idle_loops = match lot.send_outboxes(&mut seen) || is_used {
+        if lot.early_outputs.is_watched() {
+            let is_used = lot.early_outputs.take_use();
+            idle_loops = match lot.send_early_output(&mut seen) || is_used {
                 true => 0,
                 false => idle_loops + 1,
             };
             if idle_loops >= IDLE_LOOPS {
-                lot.outboxes.stop_watching();
+                lot.early_outputs.stop_watching();
             }
         }
         lot.expire(clock::millis());
@@ -152,8 +152,8 @@ fn sleep<S>(lot: &Lot<S>, events: Option<&mut Events>) {
             Some(Duration::ZERO) => break,
             Some(left) => {
                 let waited = lot.keeper.changed.wait_for(&mut state, left);
-                // The clock is coarser than the millisecond of the outboxes.
-                if waited.timed_out() && lot.outboxes.is_watched() {
+                // The clock is coarser than the millisecond of lent output.
+                if waited.timed_out() && lot.early_outputs.is_watched() {
                     break;
                 }
             }
@@ -191,7 +191,7 @@ fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     if unpolled || is_polling || lot.unwritten.load(SeqCst) > 0 {
         wake_at = wake_at.min(now + poll_interval(lot));
     }
-    if lot.outboxes.is_watched() {
+    if lot.early_outputs.is_watched() {
         wake_at = wake_at.min(now + 1);
     }
     if let Some(limit) = lot.queue_timeout {

@@ -96,7 +96,7 @@ use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::Mutex;
 
 use crate::clock::{self, in_millis};
-use crate::connection::{Connection, ConnectionInfo, Limits, OutboxWatch};
+use crate::connection::{Connection, ConnectionInfo, EarlyOutputWatch, Limits};
 use crate::drain::Drain;
 use crate::log;
 use crate::stats::{Counters, ThreadCounters};
@@ -243,7 +243,7 @@ pub(crate) struct Lot<S> {
     keeper: Arc<KeeperSleep>,
     /// Only the acceptor uses it.
     idle_order: Mutex<IdleOrder>,
-    outboxes: Arc<OutboxWatch>,
+    early_outputs: Arc<EarlyOutputWatch>,
     limits: Limits,
     /// The bytes for a client whose connection waited too long for a worker.
     refusal: Vec<u8>,
@@ -286,7 +286,7 @@ impl<S> Lot<S> {
             wheel: Mutex::new(TimerWheel::new(clock::millis())),
             keeper: Arc::new(KeeperSleep::new()),
             idle_order: Mutex::default(),
-            outboxes: Arc::default(),
+            early_outputs: Arc::default(),
             limits: parts.limits,
             refusal: parts.refusal,
             room: parts.room,
@@ -294,7 +294,7 @@ impl<S> Lot<S> {
             counters: parts.counters,
         };
         let (keeper, poller) = (Arc::clone(&lot.keeper), Arc::clone(&lot.poller));
-        lot.outboxes.on_use(move || {
+        lot.early_outputs.on_use(move || {
             if keeper.wake_by(0) && !Poller::SHARED {
                 poller.wake();
             }
@@ -328,8 +328,8 @@ impl<S> Lot<S> {
             return;
         };
         slot.owner.occupy();
-        let (poller, outboxes) = (Arc::clone(&self.poller), Arc::clone(&self.outboxes));
-        let conn = Connection::new(Arc::clone(&info), poller, outboxes, &self.limits);
+        let (poller, early_outputs) = (Arc::clone(&self.poller), Arc::clone(&self.early_outputs));
+        let conn = Connection::new(Arc::clone(&info), poller, early_outputs, &self.limits);
         let stage = if info.listener.speaks_first {
             Stage::Runnable
         } else {
@@ -528,9 +528,9 @@ impl<S> Lot<S> {
         self.keeper.loops.load(SeqCst)
     }
 
-    /// Sends the output that workers have lent to an outbox, if the same call was in progress at
+    /// Sends the output that workers have lent, if the same call was in progress at
     /// the last run. `seen` has the calls of the last run. True if a socket has refused some output.
-    fn send_outboxes(&self, seen: &mut Vec<Option<u64>>) -> bool {
+    fn send_early_output(&self, seen: &mut Vec<Option<u64>>) -> bool {
         let mut has_left = false;
         let workers = &self.counters.workers;
         seen.resize(workers.len(), None);
@@ -543,7 +543,7 @@ impl<S> Lot<S> {
             let slot = token.and_then(|token| self.slots.get(token.slot()));
             let info = slot.and_then(|slot| slot.info.lock().clone());
             if let Some(info) = info {
-                has_left |= !info.outbox.send(&info.socket);
+                has_left |= !info.early_output.send(&info.socket);
                 // The connection may have ended meanwhile, and is counted as open until here.
                 drop(info);
                 self.room.notify(RoomRequest::End);

@@ -226,7 +226,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::connection::{ConnectionInfo, Limits, Outbox};
+    use crate::connection::{ConnectionInfo, EarlyOutput, Limits};
     use crate::drain::Drain;
     use crate::listener::Listener;
     use crate::sys::Poller;
@@ -243,7 +243,7 @@ mod tests {
             listener: Listener::bind("127.0.0.1:0").unwrap().info,
             open_connection: Arc::new(Drain::default()).count_connection(),
             activity: Default::default(),
-            outbox: Outbox::default(),
+            early_output: EarlyOutput::default(),
             _ticket: None,
         };
         let poller = Arc::new(Poller::new().unwrap());

@@ -1,9 +1,9 @@
-//! The outbox: output that is ready while the connection's worker is in the service.
+//! Early output: output that is ready while the connection's worker is in the service.
 //!
 //! What a call writes is gathered, and leaves together. But output that is ready must not wait for
 //! a slow call: its client, or another program that the service talks to, may wait for it. So a
-//! connection lends its gathered output to the outbox while the service's code runs. The keeper
-//! checks the outboxes each millisecond. If a call was in progress at the last check already, the
+//! connection lends its gathered output to the keeper while the service's code runs. The keeper
+//! checks for such output each millisecond. If a call was in progress at the last check already, the
 //! keeper writes the output of the call.
 
 use std::io::{self, IoSlice};
@@ -17,7 +17,7 @@ use crate::sys;
 
 /// The pending output of one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox(Mutex<Lent>);
+pub(crate) struct EarlyOutput(Mutex<Lent>);
 
 #[derive(Debug, Default)]
 struct Lent {
@@ -28,7 +28,7 @@ struct Lent {
     error: Option<io::Error>,
 }
 
-impl Outbox {
+impl EarlyOutput {
     pub(super) fn lend(&self, bytes: &mut Vec<u8>) {
         std::mem::swap(&mut self.0.lock().bytes, bytes);
     }
@@ -75,23 +75,23 @@ impl Outbox {
     }
 }
 
-/// Tells a server's keeper when outboxes are in use.
+/// Tells a server's keeper when output was lent.
 #[derive(Default)]
-pub(crate) struct OutboxWatch {
+pub(crate) struct EarlyOutputWatch {
     /// Output was lent since the keeper's last check.
     is_used: AtomicBool,
-    /// The keeper checks the outboxes each millisecond.
+    /// The keeper checks for such output each millisecond.
     is_watched: AtomicBool,
     wake_keeper: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-impl OutboxWatch {
+impl EarlyOutputWatch {
     /// Sets the function that wakes the keeper. Only the first call has an effect.
     pub(crate) fn on_use(&self, wake_keeper: impl Fn() + Send + Sync + 'static) {
         let _ = self.wake_keeper.set(Box::new(wake_keeper));
     }
 
-    /// Notes that output was lent. Wakes the keeper if it does not check the outboxes.
+    /// Notes that output was lent. Wakes the keeper if it does not check for lent output.
     #[inline]
     pub(super) fn note_use(&self) {
         if !self.is_used.load(SeqCst) {
