@@ -14,6 +14,13 @@ pub(crate) fn nanos() -> u64 {
     crate::sys::clock::monotonic_nanos()
 }
 
+/// The first value of [`millis`] that is not before `instant`.
+pub(crate) fn millis_at(instant: Instant) -> u64 {
+    let left = instant.saturating_duration_since(Instant::now());
+    let at = u128::from(nanos()) + left.as_nanos();
+    u64::try_from(at.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 /// A duration in milliseconds, at most `u64::MAX`.
 pub(crate) fn in_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

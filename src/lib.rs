@@ -170,7 +170,7 @@ mod server;
 
 pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
-pub use connection::{Connection, Detached};
+pub use connection::{Cause, Connection, Detached, Expiry, Outbox, SendError, Waker, WhenFull};
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
 pub use server::{

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::io;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Expiry};
 
 /// What becomes of a connection after a call of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,13 @@ pub enum Next {
     /// until the message's [`read_timeout`](crate::Builder::read_timeout) expires. At the end of
     /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
+    /// The answer comes from elsewhere: wait until a [`Waker`](crate::Waker) or the timer
+    /// ([`Connection::wake_at`]) has the service called, or the client ends its side, on no thread.
+    /// What the client sends meanwhile stays in the buffer, up to
+    /// [`input_limit`](crate::Builder::input_limit), and leads to no call. Expires after
+    /// [`idle_timeout`](crate::Builder::idle_timeout), counted from each call. A service that waits
+    /// for both its client and other threads returns [`Park`](Self::Park): wake-ups work there too.
+    Wait,
     /// There is more to do without the client: call the service again, after the connections that
     /// are on the queue.
     Again,
@@ -135,6 +142,31 @@ pub trait Service: Send + Sync {
         session: &mut Self::Session,
         worker: &mut Self::Worker,
     ) -> io::Result<Next>;
+
+    /// Whether [`expired`](Self::expired) is called. Asked once, when the server starts. Defaults to
+    /// false: connections are closed when their time-out expires.
+    fn handles_expiry(&self) -> bool {
+        false
+    }
+
+    /// A time-out of the connection has expired: the service may say so to the client before the
+    /// connection is closed, or may go on with the connection. Called only if
+    /// [`handles_expiry`](Self::handles_expiry) says so, and only for a connection that was served
+    /// before and whose output is written. At most a quarter of the workers is in such calls, and
+    /// at least one: connections beyond that are closed without a call. Defaults to
+    /// [`Next::Close`].
+    ///
+    /// # Errors
+    ///
+    /// As those of [`serve`](Self::serve).
+    fn expired(
+        &self,
+        _conn: &mut Connection,
+        _session: &mut Self::Session,
+        _expiry: Expiry,
+    ) -> io::Result<Next> {
+        Ok(Next::Close)
+    }
 
     /// State for a successor, such as counts or sessions. The successor reads it with
     /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process

@@ -196,9 +196,12 @@ pub(crate) struct Counters {
     /// One for each parking lot.
     pub(crate) keepers: Box<[ThreadCounters]>,
     pub(crate) main_thread: ThreadCounters,
+    /// Threads of the application that wake connections or send to them.
+    pub(crate) senders: ThreadCounters,
 }
 
-/// One thread's counters. Only that thread writes them, so an addition is a load and a store.
+/// One thread's counters. Only that thread writes them, so an addition is a load and a store. Only
+/// the bytes of [`Counters::senders`] are written by many threads.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct ThreadCounters {
@@ -214,6 +217,7 @@ pub(crate) struct ThreadCounters {
     /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if
     /// the worker can serve.
     failing_since: AtomicU64,
+    is_shared: bool,
     waited: AtomicHistogram,
     served_for: AtomicHistogram,
 }
@@ -235,6 +239,11 @@ impl ThreadCounters {
     }
 
     pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
+        if self.is_shared {
+            self.bytes_in.fetch_add(bytes_in, Relaxed);
+            self.bytes_out.fetch_add(bytes_out, Relaxed);
+            return;
+        }
         add(&self.bytes_in, bytes_in);
         add(&self.bytes_out, bytes_out);
     }
@@ -285,6 +294,10 @@ impl Counters {
         Self {
             workers: threads(workers),
             keepers: threads(keepers),
+            senders: ThreadCounters {
+                is_shared: true,
+                ..ThreadCounters::default()
+            },
             ..Self::default()
         }
     }
@@ -292,7 +305,7 @@ impl Counters {
     /// The counters' part of a snapshot. The caller adds the gauges and what the workers do.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |counter: fn(&ThreadCounters) -> &AtomicU64| {
-            let others = [&self.acceptor, &self.main_thread];
+            let others = [&self.acceptor, &self.main_thread, &self.senders];
             let threads = self.workers.iter().chain(&self.keepers).chain(others);
             threads.map(|thread| counter(thread).load(Relaxed)).sum()
         };

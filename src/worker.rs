@@ -20,7 +20,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::clock;
-use crate::connection::{Connection, Filled, Flushed, SpareBuffers};
+use crate::connection::{Connection, Expiry, Filled, Flushed, SpareBuffers};
 use crate::log;
 use crate::panic;
 use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, RoomRequest, Stage, Token, Turn};
@@ -320,7 +320,7 @@ impl<'a, S: Service> Workers<'a, S> {
                     let steps = || self.steps(lot, occupant, worker, token, &mut calls_left);
                     let disposition = panic::contain(steps);
                     // After an error and a panic too: what was written before is sent.
-                    let flushed = occupant.conn.flush_some();
+                    let flushed = occupant.conn.flush_all_sources();
                     occupant.conn.return_buffers(&mut worker.spare);
                     match disposition {
                         Ok(disposition) => after_flush(occupant, disposition, flushed),
@@ -416,19 +416,26 @@ impl<'a, S: Service> Workers<'a, S> {
         let reads = match stage {
             Stage::New | Stage::Idle => conn.buffer().is_empty(),
             Stage::Partial => true,
+            Stage::Waiting => !conn.is_input_full(),
             Stage::Runnable | Stage::Closing | Stage::Lingering { .. } => false,
         };
-        let mid_message = stage == Stage::Partial;
+        let mid_message = matches!(stage, Stage::Partial | Stage::Waiting);
+        if conn.must_be_told_of_drain() {
+            conn.due.note_drain();
+        }
+        let is_due = conn.due.is_any();
         // Before the read: what was read of a message must reach the service.
         if mid_message && !self.ensure_state(worker) {
             return Disposition::Requeue;
         }
         if reads && !conn.at_eof() {
-            if self.lots.drain.is_closing() && conn.check_drain_limit(!mid_message) {
+            let is_closing = self.lots.drain.is_closing() && !is_due && stage != Stage::Waiting;
+            if is_closing && conn.check_drain_limit(!mid_message) {
                 return Disposition::WriteThenClose;
             }
             match conn.try_fill() {
                 Ok(Filled::Bytes | Filled::Eof) => {}
+                Ok(Filled::Nothing) if is_due => {}
                 Ok(Filled::Nothing) if self.ends_after(stage) => {
                     return Disposition::WriteThenClose;
                 }
@@ -439,7 +446,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
             }
         }
-        if reads && !mid_message && conn.buffer().is_empty() {
+        if reads && !mid_message && !is_due && conn.buffer().is_empty() {
             // The stream has ended where a message might have begun.
             return Disposition::WriteThenClose;
         }
@@ -450,6 +457,14 @@ impl<'a, S: Service> Workers<'a, S> {
             log::debug!("{}: closed, the client has left", conn.info());
             count(&self.lots.counters.abandoned);
             return Disposition::CloseNow;
+        }
+        if stage == Stage::Waiting && !is_due && !must_tell_end(conn) {
+            // What has arrived stays in the buffer.
+            let has_more = !conn.is_emptied() && !conn.is_input_full() && !conn.at_eof();
+            return match has_more {
+                true => Disposition::Continue,
+                false => Disposition::Park,
+            };
         }
         // The state is built for the first call, not for a connection that has sent nothing yet.
         if !self.ensure_state(worker) {
@@ -476,7 +491,10 @@ impl<'a, S: Service> Workers<'a, S> {
         };
         let counters = worker.counters;
         counters.begin_call(token.to_u64(), worker.ready_at, worker.now);
-        let next = self.call_with(occupant, own);
+        let next = match occupant.conn.due.expiry.take() {
+            None => self.call_with(occupant, own),
+            Some(expiry) => self.call_expired(occupant, token, expiry),
+        };
         worker.now = clock::nanos();
         counters.end_call(worker.now);
         worker.ready_at = worker.now;
@@ -493,13 +511,37 @@ impl<'a, S: Service> Workers<'a, S> {
             Some(session) => session,
             none => none.insert(self.service.session(&occupant.conn)?),
         };
+        occupant.conn.begin_call();
         self.service.serve(&mut occupant.conn, session, own)
+    }
+
+    #[cold]
+    fn call_expired(
+        &self,
+        occupant: &mut Occupant<S::Session>,
+        token: Token,
+        expiry: Expiry,
+    ) -> io::Result<Next> {
+        let Some(session) = &mut occupant.session else {
+            return Ok(Next::Close);
+        };
+        occupant.conn.begin_call();
+        let next = self.service.expired(&mut occupant.conn, session, expiry);
+        // If the service goes on, the client has as much time again.
+        occupant.idle_until = None;
+        occupant.conn.end_message();
+        if let Some(lot) = self.lots.of(token) {
+            lot.end_expiry(occupant);
+        }
+        next
     }
 
     /// Applies what the service has returned: sets the connection's next stage.
     fn apply_next(&self, occupant: &mut Occupant<S::Session>, next: Next) -> Disposition {
         let conn = &mut occupant.conn;
-        if !conn.take_no_message() && next != Next::More {
+        // A wake-up is not a sign of the client.
+        let is_of_client = !conn.take_no_message() && conn.cause().readable;
+        if next == Next::Wait || is_of_client && next != Next::More {
             occupant.idle_until = None;
         }
         if conn.is_detached() {
@@ -534,6 +576,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 return Disposition::WriteThenClose;
             }
             Next::More => Stage::Partial,
+            Next::Wait => Stage::Waiting,
             Next::Again => Stage::Runnable,
             Next::Close | Next::Detach => return Disposition::WriteThenClose,
         };
@@ -541,6 +584,9 @@ impl<'a, S: Service> Workers<'a, S> {
         let has_more = match stage {
             Stage::Runnable => true,
             Stage::Partial => !conn.is_emptied(),
+            Stage::Waiting => {
+                must_tell_end(conn) || !conn.is_emptied() && !conn.is_input_full() && !conn.at_eof()
+            }
             _ => !conn.buffer().is_empty() || !conn.is_emptied(),
         };
         // A drain closes the connection after one more read: a message may have arrived already.
@@ -562,8 +608,13 @@ impl<'a, S: Service> Workers<'a, S> {
 
     /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
-        stage != Stage::Partial && self.lots.drain.is_closing()
+        !matches!(stage, Stage::Partial | Stage::Waiting) && self.lots.drain.is_closing()
     }
+}
+
+/// Whether the client has ended its side, and a service that waits was not told.
+fn must_tell_end(conn: &Connection) -> bool {
+    conn.at_eof() && !conn.due.was_told_of_end()
 }
 
 /// What becomes of the connection after a step, once its output was flushed.
@@ -578,6 +629,7 @@ fn after_flush<S>(
             log::debug!("{}: cannot write: {error}", occupant.conn.info());
             Disposition::CloseNow
         }
+        (Ok(_), _) if occupant.conn.is_ended_by_outbox() => Disposition::WriteThenClose,
         // The socket has just refused to take more.
         (Ok(_), Disposition::Continue) if occupant.conn.has_output() => Disposition::Park,
         (Ok(_), disposition) => disposition,

@@ -128,7 +128,7 @@ impl Slot {
     fn parked() -> Self {
         let slot = Self::running();
         slot.touch();
-        assert_eq!(slot.owner.park(), Ok(()));
+        assert_eq!(slot.owner.park(false), Ok(()));
         slot
     }
 
@@ -166,7 +166,7 @@ impl Slot {
     fn serve(&self) {
         loop {
             self.read();
-            match self.owner.park() {
+            match self.owner.park(false) {
                 Ok(()) => return,
                 Err(readiness) => self.take(readiness),
             }
@@ -312,7 +312,7 @@ fn no_event_is_lost_to_the_keeper() {
                     return;
                 };
                 slot.take(readiness);
-                if let Err(readiness) = slot.owner.park() {
+                if let Err(readiness) = slot.owner.park(false) {
                     slot.take(readiness);
                     slot.owner.queue();
                     slot.start(generation);
@@ -339,7 +339,11 @@ fn an_event_of_a_former_generation_does_nothing() {
         slot.owner.free();
         slot.owner.occupy();
         slot.touch();
-        assert_eq!(slot.owner.park(), Ok(()), "an event of another connection");
+        assert_eq!(
+            slot.owner.park(false),
+            Ok(()),
+            "an event of another connection"
+        );
         poller.join().unwrap();
         assert!(slot.owner.is_parked(slot.owner.generation()));
     });
@@ -391,7 +395,7 @@ fn a_drain_overlooks_nobody() {
         fn work(slot: &Slot, draining: &AtomicU64) {
             loop {
                 slot.read();
-                match slot.owner.park() {
+                match slot.owner.park(false) {
                     Ok(()) if draining.load(SeqCst) == 0 => return,
                     Ok(()) => return close(slot),
                     Err(readiness) => slot.take(readiness),
@@ -460,7 +464,7 @@ impl Expiry {
     /// `Turn::park`.
     fn park(&self, due: u64) {
         self.deadline.store(due, SeqCst);
-        assert_eq!(self.owner.park(), Ok(()));
+        assert_eq!(self.owner.park(false), Ok(()));
         self.set_timer(due);
     }
 
@@ -559,7 +563,7 @@ fn a_late_timer_hides_no_earlier_one() {
             move || expiry.expire(10)
         });
         expiry.deadline.store(30, SeqCst);
-        if expiry.owner.park().is_ok() {
+        if expiry.owner.park(false).is_ok() {
             expiry.set_timer(30);
         } else {
             expiry.park(20);

@@ -6,13 +6,16 @@
 //! Output that the client has not read yet stays with the connection. So a connection that waits
 //! for input, or for its client to read, costs no thread.
 
+mod calls;
 mod early_output;
 mod input;
 mod messages;
+mod outbox;
 mod output;
 mod pace;
 mod receive_state;
 mod transfer;
+mod waker;
 
 use std::fmt;
 use std::io;
@@ -30,13 +33,18 @@ use crate::listener::ListenerInfo;
 use crate::log;
 use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
+use calls::DueCalls;
+pub use calls::{Cause, Expiry};
 pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 use input::Input;
 pub(crate) use input::READ_SIZE;
+pub use outbox::{Outbox, SendError, WhenFull};
 pub(crate) use output::Flushed;
 use output::Output;
 use pace::Pace;
 use receive_state::ReceiveState;
+pub(crate) use waker::WakeTarget;
+pub use waker::Waker;
 
 /// The limits that every connection of a server starts with.
 #[derive(Clone, Debug)]
@@ -190,6 +198,10 @@ pub struct Connection {
     /// A read or write deadline may be running. If false, the clock is not read.
     may_have_deadline: bool,
     receive: ReceiveState,
+    /// Calls of the service that do not wait for the client.
+    pub(crate) due: DueCalls,
+    /// What other threads send.
+    outbox: Option<Outbox>,
     /// The client may still be sending input that will not be read: the close waits for the client.
     lingers_on_close: bool,
     /// The readiness that the poller watches the socket for. The socket leaves the poller before it
@@ -211,6 +223,9 @@ pub struct Connection {
     output_limit: usize,
     read: Pace,
     write: Pace,
+    waker: Waker,
+    /// The service waits for more than its client: it has made a waker, an outbox or a timer.
+    is_told_of_drain: AtomicBool,
     poller: Arc<Poller>,
     early_outputs: Arc<EarlyOutputWatch>,
     /// The service has found that the client has left: the connection is closed after the call.
@@ -239,6 +254,7 @@ pub(crate) enum Filled {
 impl Connection {
     pub(crate) fn new(
         info: Arc<ConnectionInfo>,
+        waker: Waker,
         poller: Arc<Poller>,
         early_outputs: Arc<EarlyOutputWatch>,
         limits: &Limits,
@@ -255,6 +271,8 @@ impl Connection {
             counted: (0, 0),
             may_have_deadline: false,
             receive: ReceiveState::Ready,
+            due: DueCalls::default(),
+            outbox: None,
             lingers_on_close: false,
             closing_notice: ClosingNotice::Refusal,
             waited: Duration::ZERO,
@@ -264,6 +282,8 @@ impl Connection {
             output_limit: limits.output_limit,
             read: Pace::new(limits.read_timeout, limits.min_rate),
             write: Pace::new(limits.write_timeout, limits.min_rate),
+            waker,
+            is_told_of_drain: AtomicBool::new(false),
             poller,
             early_outputs,
             is_abandoned: false,
@@ -418,7 +438,74 @@ impl Connection {
         })
     }
 
+    // ---- waiting for the server ----
+
+    /// Why the service is called now.
+    pub fn cause(&self) -> Cause {
+        self.due.present()
+    }
+
+    /// A waker, with which any thread can have the service called for this connection. See
+    /// [`Next::Wait`](crate::Next::Wait).
+    pub fn waker(&self) -> Waker {
+        self.is_told_of_drain.store(true, Relaxed);
+        self.waker.clone()
+    }
+
+    /// Has the service called at this time, once, though the client may have sent nothing. `None`
+    /// ends the timer. A connection has one timer: a new time replaces an earlier one. The call
+    /// comes a few milliseconds late, and later if no worker is free, if the output waits for the
+    /// client to read, or if the service is being called.
+    pub fn wake_at(&mut self, at: impl Into<Option<Instant>>) {
+        self.is_told_of_drain.store(true, Relaxed);
+        self.due.set_timer(at.into());
+    }
+
+    /// An outbox, with which any thread can send to the client. It holds at most `limit` bytes that
+    /// the kernel has not taken yet. A connection has one outbox: an earlier one is closed, and its
+    /// messages are written first.
+    pub fn outbox(&mut self, limit: usize) -> Outbox {
+        self.is_told_of_drain.store(true, Relaxed);
+        self.end_outbox();
+        let outbox = Outbox::new(self.waker.clone(), limit);
+        self.outbox.insert(outbox).clone()
+    }
+
+    /// Closes the outbox, if the connection has one. Messages that were sent before are written,
+    /// before all that the service writes from now on.
+    pub fn end_outbox(&mut self) {
+        if let Some(outbox) = self.outbox.take() {
+            outbox.detach();
+            while outbox.take_batch(|message| self.output.queue_message(message)) > 0 {}
+        }
+    }
+
     // ---- for the rest of the crate ----
+
+    /// Whether the service still has to be told that the server drains.
+    #[inline]
+    pub(crate) fn must_be_told_of_drain(&self) -> bool {
+        self.is_told_of_drain_later() && self.info.open_connection.drain().is_draining()
+    }
+
+    /// Whether the service has to be told when the server begins to drain.
+    #[inline]
+    pub(crate) fn is_told_of_drain_later(&self) -> bool {
+        self.is_told_of_drain.load(Relaxed) && !self.due.was_told_of_drain()
+    }
+
+    /// Whether the outbox ends the connection, once all output is written.
+    #[inline]
+    pub(crate) fn is_ended_by_outbox(&self) -> bool {
+        (self.outbox.as_ref()).is_some_and(|outbox| outbox.ends_connection())
+    }
+
+    /// Begins a call of the service.
+    #[inline]
+    pub(crate) fn begin_call(&mut self) {
+        let readable = !self.input.is_empty();
+        self.due.begin(readable, self.receive.is_ended());
+    }
 
     /// Whether the last read emptied the socket, and no event has followed.
     #[inline]
@@ -712,6 +799,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.unwatch();
+        if let Some(outbox) = &self.outbox {
+            outbox.end();
+        }
     }
 }
 

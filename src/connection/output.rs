@@ -2,7 +2,7 @@
 //!
 //! | part | what it holds | its bound | when it is sent |
 //! |---|---|---|---|
-//! | queue | pieces in order: copied bytes, owned bytes, ranges of files | the output limit, for copied bytes | as the client reads |
+//! | queue | pieces in order: copied bytes, owned bytes, messages, ranges of files | the output limit, for copied bytes | as the client reads |
 //! | gathered | the last writes, behind the queue | [`GATHER_SIZE`] | together, when the call ends, waits or flushes |
 //!
 //! The queue exists only while the socket has refused to take more, or has taken [`TURN_SIZE`] in
@@ -19,13 +19,14 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
+use super::outbox::Message;
 use crate::sys;
 
 /// How many bytes are gathered before they are sent.
 pub(super) const GATHER_SIZE: usize = 16 * 1024;
 
 /// How many bytes of one connection are sent before other connections have their turn.
-const TURN_SIZE: usize = 512 * 1024;
+pub(super) const TURN_SIZE: usize = 512 * 1024;
 
 /// How many bytes are read at a time from a file that the system cannot send by itself.
 const FILE_BUFFER_SIZE: usize = 64 * 1024;
@@ -63,6 +64,7 @@ struct SendQueue {
 enum Piece {
     Copied(Part<Vec<u8>>),
     Owned(Part<Cow<'static, [u8]>>),
+    Message(Part<Message>),
     File(FileRange),
 }
 
@@ -173,6 +175,15 @@ impl Output {
         queue.pieces.push_back(Piece::Owned(Part { bytes, sent }));
     }
 
+    /// Queues a message of the outbox.
+    pub(super) fn queue_message(&mut self, bytes: Message) {
+        self.queue_gathered();
+        let queue = self.queue.get_or_insert_default();
+        queue
+            .pieces
+            .push_back(Piece::Message(Part { bytes, sent: 0 }));
+    }
+
     pub(super) fn queue_file(&mut self, range: FileRange) {
         self.queue_gathered();
         let queue = self.queue.get_or_insert_default();
@@ -268,17 +279,14 @@ impl SendQueue {
             .push_back(Piece::Copied(Part { bytes, sent: 0 }));
     }
 
-    /// Sends up to `most` bytes of the first piece, and removes the piece when it is sent. Returns
+    /// Sends up to `most` bytes of the first pieces, and removes the pieces that are sent. Returns
     /// how many bytes.
     fn send_first(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
         let (count, is_done) = match self.pieces.front_mut() {
             None => return Ok(0),
-            Some(Piece::Copied(part)) => {
-                let count = part.send(socket, most)?;
-                self.copied -= count;
-                (count, part.is_sent())
+            Some(Piece::Copied(_) | Piece::Owned(_) | Piece::Message(_)) => {
+                return self.send_bytes(socket, most);
             }
-            Some(Piece::Owned(part)) => (part.send(socket, most)?, part.is_sent()),
             Some(Piece::File(range)) => match range.send(socket, most)? {
                 Some(count) => (count, range.left == 0),
                 None => {
@@ -303,16 +311,68 @@ impl SendQueue {
     }
 }
 
-impl<B: AsRef<[u8]>> Part<B> {
-    fn send(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
-        let rest = &self.bytes.as_ref()[self.sent..];
-        let count = sys::socket::send(socket, &rest[..rest.len().min(most)])?;
-        self.sent += count;
-        Ok(count)
+impl SendQueue {
+    /// Sends up to `most` bytes of the first pieces, up to the first file, in one system call.
+    fn send_bytes(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
+        let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+        let (mut count, mut left) = (0, most);
+        for rest in self.pieces.iter().map_while(Piece::rest).take(MAX_PARTS) {
+            let rest = &rest[..rest.len().min(left)];
+            parts[count] = IoSlice::new(rest);
+            left -= rest.len();
+            count += 1;
+            if left == 0 {
+                break;
+            }
+        }
+        let sent = match count {
+            1 => sys::socket::send(socket, &parts[0])?,
+            _ => sys::socket::send_vectored(socket, &parts[..count])?,
+        };
+        self.note_sent(sent);
+        Ok(sent)
     }
 
-    fn is_sent(&self) -> bool {
-        self.sent == self.bytes.as_ref().len()
+    /// Removes the first `count` bytes, and the pieces that have none left.
+    fn note_sent(&mut self, mut count: usize) {
+        while let Some(piece) = self.pieces.front_mut() {
+            let Some(rest) = piece.rest().map(<[u8]>::len) else {
+                return;
+            };
+            let sent = rest.min(count);
+            count -= sent;
+            match piece {
+                Piece::Copied(part) => {
+                    part.sent += sent;
+                    self.copied -= sent;
+                }
+                Piece::Owned(part) => part.sent += sent,
+                Piece::Message(part) => part.sent += sent,
+                Piece::File(_) => {}
+            }
+            if sent < rest {
+                return;
+            }
+            self.pieces.pop_front();
+        }
+    }
+}
+
+impl Piece {
+    /// The bytes that are left. `None` for a file.
+    fn rest(&self) -> Option<&[u8]> {
+        match self {
+            Self::Copied(part) => Some(part.rest()),
+            Self::Owned(part) => Some(part.rest()),
+            Self::Message(part) => Some(part.rest()),
+            Self::File(_) => None,
+        }
+    }
+}
+
+impl<B: AsRef<[u8]>> Part<B> {
+    fn rest(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.sent..]
     }
 }
 

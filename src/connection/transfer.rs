@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::output::{FileError, FileRange, Flushed};
+use super::output::{FileError, FileRange, Flushed, TURN_SIZE};
 use super::{Connection, Filled, READ_SIZE};
 use crate::log;
 use crate::sys::{self, Interest};
@@ -157,6 +157,42 @@ impl Connection {
         self.note_flushed(flushed)
     }
 
+    /// As [`flush_some`](Self::flush_some), between two calls of the service: writes the outbox as
+    /// well.
+    #[inline]
+    pub(crate) fn flush_all_sources(&mut self) -> io::Result<Flushed> {
+        let flushed = self.flush_some()?;
+        match self.outbox {
+            Some(_) if flushed == Flushed::All => self.flush_outbox(),
+            _ => Ok(flushed),
+        }
+    }
+
+    /// Writes the messages of the outbox. All other output is written.
+    fn flush_outbox(&mut self) -> io::Result<Flushed> {
+        let before = self.bytes_out;
+        loop {
+            let Some(outbox) = &self.outbox else {
+                return Ok(Flushed::All);
+            };
+            if outbox.breaks_connection() {
+                let text = "the outbox is full: the client reads too slowly";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            if outbox.take_batch(|message| self.output.queue_message(message)) == 0 {
+                return Ok(Flushed::All);
+            }
+            let flushed = self.flush_some()?;
+            if flushed != Flushed::All {
+                return Ok(flushed);
+            }
+            if self.bytes_out - before > TURN_SIZE as u64 {
+                self.must_rearm = true;
+                return Ok(Flushed::TurnOver);
+            }
+        }
+    }
+
     /// As `flush_some`, but leaves what is gathered.
     fn flush_queue(&mut self) -> io::Result<Flushed> {
         let flushed = self.output.send_queue(&self.info.socket);
@@ -180,7 +216,7 @@ impl Connection {
     /// Writes what the socket takes now. True if the socket took anything.
     pub(crate) fn flush_made_progress(&mut self) -> io::Result<bool> {
         let before = self.bytes_out;
-        self.flush_some()?;
+        self.flush_all_sources()?;
         Ok(self.bytes_out > before)
     }
 

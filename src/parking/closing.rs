@@ -6,7 +6,7 @@ use super::{Lot, MID_MESSAGE, RoomRequest, Stage};
 
 impl<S> Lot<S> {
     /// Closes the connections that wait for a message, once the drain has begun. A connection whose
-    /// message has arrived is queued. A connection in the middle of a message stays. False if the
+    /// message has arrived is queued, and so is one whose service has to be told of the drain. A connection in the middle of a message stays. False if the
     /// queue had no room for all.
     pub(crate) fn close_idle(&self) -> bool {
         let counters = &self.counters.main_thread;
@@ -19,7 +19,7 @@ impl<S> Lot<S> {
             };
             if !turn.is_between_messages() {
                 turn.park_again();
-            } else if turn.read_new_input() {
+            } else if turn.must_be_told_of_drain() || turn.read_new_input() {
                 turn.queue();
             }
         }

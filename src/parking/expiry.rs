@@ -1,7 +1,7 @@
 //! Expiry and shedding: connections that have waited for too long, and those that are closed to
 //! make room.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
@@ -17,6 +17,38 @@ pub(crate) struct IdleConnection {
     /// When the connection was parked, see [`ConnectionSlot`].
     pub(super) since: u64,
     pub(super) token: Token,
+}
+
+/// The expiries that the service handles at once: at most a quarter of the workers does, so that a
+/// flood of silent clients keeps no others waiting. The connections beyond are closed without a
+/// call.
+pub(super) struct Expiries {
+    most: usize,
+    in_progress: AtomicUsize,
+}
+
+impl Expiries {
+    pub(super) fn new(handles_expiry: bool, workers: usize) -> Self {
+        let most = if handles_expiry {
+            workers.div_ceil(4)
+        } else {
+            0
+        };
+        Self {
+            most,
+            in_progress: AtomicUsize::new(0),
+        }
+    }
+
+    /// Counts one more. False if that would be too many.
+    pub(super) fn begin(&self) -> bool {
+        let count = |count| (count < self.most).then_some(count + 1);
+        self.in_progress.fetch_update(SeqCst, SeqCst, count).is_ok()
+    }
+
+    pub(super) fn end(&self) {
+        self.in_progress.fetch_sub(1, SeqCst);
+    }
 }
 
 impl<S> Lot<S> {
@@ -74,7 +106,7 @@ impl<S> Lot<S> {
             let due = (slot.ready_at.load(SeqCst) / 1_000_000).saturating_add(limit);
             if due > now {
                 self.set_timer(index, slot, due);
-            } else if slot.since.load(SeqCst) & ANSWERING != 0 {
+            } else if slot.since.load(SeqCst) & ANSWERING != 0 || slot.owner.is_woken(generation) {
                 self.set_timer(index, slot, now.saturating_add(limit));
             } else if let Some(turn) = self.claim_queued(token, counters) {
                 turn.refuse_late();

@@ -109,6 +109,7 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
             }
         }
         lot.expire(clock::millis());
+        lot.drop_left_sessions();
         let polls = !Poller::SHARED && lot.has_room_for_batch();
         sleep(lot, polls.then_some(&mut events));
         if Poller::SHARED && must_poll(lot) {

@@ -76,15 +76,15 @@
 //! This is an estimate. It was not measured on such machines.
 
 use std::iter;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::expiry::IdleConnection;
 use super::queue::Queue;
 use super::room::Room;
 use super::{Lot, LotParts, NOT_READY, Token};
-use crate::connection::{ConnectionInfo, Limits};
+use crate::connection::{ConnectionInfo, Limits, WakeTarget};
 use crate::drain::Drain;
 use crate::stats::Counters;
 use crate::sys::{Events, Poller};
@@ -119,10 +119,12 @@ pub(crate) struct LotsOptions {
     pub(crate) queue_timeout: Option<Duration>,
     pub(crate) limits: Limits,
     pub(crate) refusal: Vec<u8>,
+    /// The service handles expiries.
+    pub(crate) handles_expiry: bool,
 }
 
-impl<S> Lots<S> {
-    pub(crate) fn new(options: LotsOptions) -> std::io::Result<Self> {
+impl<S: Send + 'static> Lots<S> {
+    pub(crate) fn new(options: LotsOptions) -> std::io::Result<Arc<Self>> {
         let count = options.lots;
         let share = |total, index| share(total, index, count);
         let pollers = (0..count).map(|_| Poller::new().map(Arc::new));
@@ -132,6 +134,20 @@ impl<S> Lots<S> {
             Arc::new(Queue::new(limit, options.workers, Arc::clone(poller)))
         });
         let queues: Vec<_> = queues.collect();
+        Ok(Arc::new_cyclic(|lots: &Weak<Self>| {
+            let wakers: Weak<dyn WakeTarget> = Weak::<Self>::clone(lots);
+            Self::with_queues(options, pollers, &queues, &wakers)
+        }))
+    }
+
+    fn with_queues(
+        options: LotsOptions,
+        pollers: Vec<Arc<Poller>>,
+        queues: &[Arc<Queue>],
+        wakers: &Weak<dyn WakeTarget>,
+    ) -> Self {
+        let count = options.lots;
+        let share = |total, index| share(total, index, count);
         let room = Arc::default();
         let drain = Arc::default();
         let counters = Arc::new(Counters::new(options.workers, count));
@@ -149,21 +165,25 @@ impl<S> Lots<S> {
                 queue_timeout: options.queue_timeout,
                 limits: options.limits.clone(),
                 refusal: options.refusal.clone(),
+                handles_expiry: options.handles_expiry,
+                wakers: wakers.clone(),
                 room: Arc::clone(&room),
                 drain: Arc::clone(&drain),
                 counters: Arc::clone(&counters),
             })
         });
-        Ok(Self {
+        Self {
             lots: lots.collect(),
             next: AtomicUsize::new(0),
             queue_limit: options.queue_limit,
             room,
             drain,
             counters,
-        })
+        }
     }
+}
 
+impl<S> Lots<S> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lot<S>> {
         self.lots.iter()
     }
@@ -326,6 +346,27 @@ impl<S> Lots<S> {
     ) -> Option<T> {
         let token = Token::from_u64(token);
         self.of(token)?.with_info(token, read)
+    }
+}
+
+impl<S: Send> WakeTarget for Lots<S> {
+    fn wake(&self, token: u64) -> bool {
+        let token = Token::from_u64(token);
+        self.of(token).is_some_and(|lot| lot.wake(token))
+    }
+
+    fn send(&self, token: u64) {
+        let token = Token::from_u64(token);
+        if let Some(lot) = self.of(token) {
+            lot.send(token);
+        }
+    }
+
+    fn break_off(&self, token: u64) {
+        let token = Token::from_u64(token);
+        if let Some(lot) = self.of(token) {
+            lot.break_off(token);
+        }
     }
 }
 

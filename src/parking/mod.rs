@@ -87,8 +87,8 @@ mod atomic {
 }
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -96,21 +96,23 @@ use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::Mutex;
 
 use crate::clock::{self, in_millis};
-use crate::connection::{Connection, ConnectionInfo, EarlyOutputWatch, Limits};
+use crate::connection::{Connection, ConnectionInfo, EarlyOutputWatch, Limits, WakeTarget, Waker};
 use crate::drain::Drain;
 use crate::log;
+use crate::panic;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 
 use concurrency::Concurrency;
 pub(crate) use concurrency::Sample;
+use expiry::Expiries;
 pub(crate) use expiry::IdleConnection;
 use idle_order::IdleOrder;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
 pub(crate) use lots::{Lots, LotsOptions, MOST_LOTS};
 pub(crate) use occupant::{Needs, Occupant, Stage};
-use ownership::{Ownership, Readiness};
+use ownership::{Ownership, Readiness, Sent, Woken};
 use queue::Queue;
 use room::Room;
 pub(crate) use room::RoomRequest;
@@ -239,6 +241,11 @@ pub(crate) struct Lot<S> {
     newcomers: CachePadded<AtomicUsize>,
     /// The number of connections with output that are parked or queued.
     unwritten: CachePadded<AtomicUsize>,
+    /// The expiries that the service handles now.
+    expiries: Expiries,
+    /// Sessions whose drop is left to the keeper.
+    left_sessions: Mutex<Vec<S>>,
+    wakers: Weak<dyn WakeTarget>,
     wheel: Mutex<TimerWheel>,
     keeper: Arc<KeeperSleep>,
     /// Only the acceptor uses it.
@@ -264,6 +271,8 @@ struct LotParts {
     queue_timeout: Option<Duration>,
     limits: Limits,
     refusal: Vec<u8>,
+    handles_expiry: bool,
+    wakers: Weak<dyn WakeTarget>,
     room: Arc<Room>,
     drain: Arc<Drain>,
     counters: Arc<Counters>,
@@ -274,6 +283,9 @@ impl<S> Lot<S> {
         let lot = Self {
             index: parts.index,
             concurrency: Concurrency::new(parts.workers.len(), parts.cores),
+            expiries: Expiries::new(parts.handles_expiry, parts.workers.len()),
+            left_sessions: Mutex::default(),
+            wakers: parts.wakers,
             workers: parts.workers,
             slots: Slab::new(),
             poller: parts.poller,
@@ -329,7 +341,15 @@ impl<S> Lot<S> {
         };
         slot.owner.occupy();
         let (poller, early_outputs) = (Arc::clone(&self.poller), Arc::clone(&self.early_outputs));
-        let conn = Connection::new(Arc::clone(&info), poller, early_outputs, &self.limits);
+        let token = Token::new(self.index, index, slot.owner.generation());
+        let waker = Waker::new(self.wakers.clone(), token.to_u64());
+        let conn = Connection::new(
+            Arc::clone(&info),
+            waker,
+            poller,
+            early_outputs,
+            &self.limits,
+        );
         let stage = if info.listener.speaks_first {
             Stage::Runnable
         } else {
@@ -337,7 +357,6 @@ impl<S> Lot<S> {
         };
         let occupant = Box::new(Occupant::new(conn, stage));
         *slot.info.lock() = Some(info);
-        let generation = slot.owner.generation();
         self.newcomers.fetch_add(1, SeqCst);
         // While no worker waits in the poller, connections there may have become ready earlier.
         if !self.queue.has_sleepers() && self.queue.has_room() {
@@ -346,7 +365,7 @@ impl<S> Lot<S> {
         let turn = Turn {
             lot: self,
             slot,
-            token: Token::new(self.index, index, generation),
+            token,
             counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
@@ -490,6 +509,9 @@ impl<S> Lot<S> {
             if readiness.readable {
                 conn.note_readable(readiness.hangup);
             }
+            if readiness.woken {
+                conn.due.woken = true;
+            }
         }
         Turn {
             lot: self,
@@ -497,6 +519,73 @@ impl<S> Lot<S> {
             token,
             counters,
             occupant,
+        }
+    }
+
+    // ---- other threads ----
+
+    /// See [`WakeTarget::wake`].
+    fn wake(&self, token: Token) -> bool {
+        let Some(slot) = self.slots.get(token.slot()) else {
+            return false;
+        };
+        match slot.owner.wake(token.generation) {
+            Woken::Gone => return false,
+            Woken::Noted => {}
+            Woken::Queued => {
+                slot.set_ready(clock::nanos());
+                if self.has_room_for_batch() {
+                    self.push([token], &self.counters.senders);
+                } else if let Some(turn) = self.claim_queued(token, &self.counters.senders) {
+                    turn.bring_to_worker();
+                }
+            }
+        }
+        true
+    }
+
+    /// See [`WakeTarget::send`].
+    fn send(&self, token: Token) {
+        let Some(slot) = self.slots.get(token.slot()) else {
+            return;
+        };
+        if let Sent::Claimed(readiness) = slot.owner.send(token.generation) {
+            let turn = self.begin_turn(slot, token, readiness, &self.counters.senders);
+            turn.write_outbox();
+        }
+    }
+
+    /// See [`WakeTarget::break_off`].
+    fn break_off(&self, token: Token) {
+        match self.claim_parked(token, &self.counters.senders) {
+            Some(turn) => turn.write_outbox(),
+            None => self.send(token),
+        }
+    }
+
+    /// Leaves the drop of a session to the keeper: the drop is the application's code.
+    #[cold]
+    fn leave_to_keeper(&self, session: Option<S>) {
+        if let Some(session) = session {
+            self.left_sessions.lock().push(session);
+            self.wake_keeper();
+        }
+    }
+
+    /// Drops the sessions that were left to the keeper.
+    fn drop_left_sessions(&self) {
+        let sessions = std::mem::take(&mut *self.left_sessions.lock());
+        for session in sessions {
+            if let Err(why) = panic::contain(|| drop(session)) {
+                log::error!("dropping a session panicked: {why}");
+            }
+        }
+    }
+
+    /// The service has handled the expiry of a connection.
+    pub(crate) fn end_expiry(&self, occupant: &mut Occupant<S>) {
+        if std::mem::take(&mut occupant.is_expiring) {
+            self.expiries.end();
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) enum Stage {
     Idle,
     /// In a message: the service needs more bytes than are in the buffer.
     Partial,
+    /// The service waits for another thread or a timer. Input is kept in the buffer.
+    Waiting,
     /// The service has more to do without the client.
     Runnable,
     /// The service is done. The output is written, then the connection is closed.
@@ -48,6 +50,8 @@ pub(crate) struct Occupant<S> {
     pub(crate) idle_until: Option<u64>,
     /// The connection waits for its first service.
     pub(super) is_newcomer: bool,
+    /// The connection counts among those whose expiry is being handled.
+    pub(super) is_expiring: bool,
 }
 
 /// What a connection needs next.
@@ -73,12 +77,14 @@ impl<S> Occupant<S> {
             unread_mark: None,
             idle_until: None,
             is_newcomer: true,
+            is_expiring: false,
         }
     }
 
     /// Does what needs no service: writes output, shuts down, lingers.
     pub(crate) fn advance(&mut self) -> Needs {
-        match self.conn.flush_some() {
+        match self.conn.flush_all_sources() {
+            Ok(Flushed::All) if self.conn.is_ended_by_outbox() => self.begin_closing(),
             Ok(Flushed::All) => {}
             Ok(Flushed::Blocked) => return Needs::Client,
             Ok(Flushed::TurnOver) => return Needs::NextTurn,
@@ -143,7 +149,34 @@ impl<S> Occupant<S> {
     /// Whether the connection is between two messages: no byte of the next message is known to have
     /// arrived.
     pub(super) fn is_between_messages(&self) -> bool {
-        matches!(self.stage, Stage::New | Stage::Idle) && !self.conn.has_output()
+        matches!(self.stage, Stage::New | Stage::Idle)
+            && !self.conn.has_output()
+            && !self.conn.due.is_any()
+    }
+
+    /// Whether nothing but the client's input leads to a call of the service, and none has arrived.
+    pub(super) fn is_without_message(&self) -> bool {
+        let waits = match self.stage {
+            Stage::Idle => self.conn.buffer().is_empty(),
+            Stage::Waiting => true,
+            _ => false,
+        };
+        waits && !self.conn.due.is_any() && !self.conn.must_be_told_of_drain()
+    }
+
+    /// Reads what has arrived, for a connection [without a message](Self::is_without_message). True
+    /// if the service has to be called.
+    pub(super) fn read_ahead(&mut self) -> bool {
+        loop {
+            if self.stage == Stage::Waiting && self.conn.is_input_full() {
+                return self.conn.has_hung_up();
+            }
+            match self.conn.try_fill() {
+                Ok(Filled::Nothing) => return false,
+                Ok(Filled::Bytes) if self.stage == Stage::Waiting => {}
+                _ => return true,
+            }
+        }
     }
 
     /// Whether the client would read a refusal as the response to its request, and not as a part of
@@ -160,9 +193,12 @@ impl<S> Occupant<S> {
     /// time-out does not apply to such a connection.
     pub(super) fn is_answering(&self) -> bool {
         let notice = self.conn.closing_notice();
-        self.stage == Stage::Runnable
-            && self.session.is_some()
-            && !matches!(notice, ClosingNotice::RefusalOrTimeout(_))
+        let is_answering = match self.stage {
+            Stage::Runnable => !matches!(notice, ClosingNotice::RefusalOrTimeout(_)),
+            Stage::Waiting => true,
+            _ => self.conn.due.is_any(),
+        };
+        is_answering && self.session.is_some()
     }
 
     /// No further call of the service follows. [`advance`](Self::advance) writes the output and
@@ -178,7 +214,7 @@ impl<S> Occupant<S> {
             Stage::Idle => !self.conn.buffer().is_empty(),
             Stage::Partial => self.conn.at_eof(),
             Stage::Runnable => true,
-            Stage::New | Stage::Closing | Stage::Lingering { .. } => false,
+            Stage::New | Stage::Waiting | Stage::Closing | Stage::Lingering { .. } => false,
         };
         if has_message {
             self.stage = Stage::Runnable;
@@ -191,19 +227,31 @@ impl<S> Occupant<S> {
     /// The readiness that the poller has to report while the connection is parked. A connection
     /// that needs no input, and is parked because the queue is full, is reported at once.
     pub(super) fn interest(&self) -> Interest {
-        match self.conn.has_output() || self.stage == Stage::Runnable {
+        match self.conn.has_output() || self.needs_worker() {
             true => Interest::Write,
             false => Interest::Read,
         }
     }
 
+    /// Whether the service has to be called, whatever the client does.
+    pub(super) fn needs_worker(&self) -> bool {
+        self.stage == Stage::Runnable || self.conn.due.is_any() && self.may_call_service()
+    }
+
+    /// When a parked connection has to be looked at: it expires, or its timer is due. In the clock's milliseconds.
+    pub(super) fn next_check(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
+        let timer_at = self.conn.due.timer_at.unwrap_or(u64::MAX);
+        self.expiry(now, first_byte_timeout).min(timer_at)
+    }
+
     /// When a connection that is parked now expires, in the clock's milliseconds.
-    pub(super) fn expiry(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
+    fn expiry(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
         let deadline = match self.stage {
             _ if self.conn.has_output() => self.conn.write_deadline(Instant::now()),
             // The connection waits for a worker, and not for its client.
+            _ if self.needs_worker() => return u64::MAX,
             Stage::Runnable => return u64::MAX,
-            Stage::New | Stage::Idle => {
+            Stage::New | Stage::Idle | Stage::Waiting => {
                 let timeout = match self.stage {
                     Stage::New => in_millis(first_byte_timeout),
                     _ => self.conn.idle_timeout(),
@@ -223,10 +271,10 @@ impl<S> Occupant<S> {
 mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
-    use std::sync::Arc;
+    use std::sync::{Arc, Weak};
 
     use super::*;
-    use crate::connection::{ConnectionInfo, EarlyOutput, Limits};
+    use crate::connection::{ConnectionInfo, EarlyOutput, Limits, Waker};
     use crate::drain::Drain;
     use crate::listener::Listener;
     use crate::sys::Poller;
@@ -249,6 +297,7 @@ mod tests {
         let poller = Arc::new(Poller::new().unwrap());
         let conn = Connection::new(
             Arc::new(info),
+            Waker::new(Weak::<crate::parking::Lots<()>>::new(), 0),
             poller,
             Default::default(),
             &Limits::default(),

@@ -9,10 +9,11 @@ use super::{
     ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, Token,
 };
 use crate::clock;
-use crate::connection::{ClosingNotice, Filled};
+use crate::connection::{ClosingNotice, Expiry, Filled};
 use crate::log;
 use crate::panic;
 use crate::stats::{ThreadCounters, count};
+use crate::sys::Interest;
 
 /// A connection that this thread holds. Dropping the turn closes the connection.
 pub(crate) struct Turn<'a, S> {
@@ -46,7 +47,7 @@ impl<S> Turn<'_, S> {
             return None;
         }
         let now = clock::millis();
-        let mut expiry = occupant.expiry(now, lot.limits.first_byte_timeout);
+        let mut expiry = occupant.next_check(now, lot.limits.first_byte_timeout);
         let idle = occupant.is_between_messages();
         let grace = lot.drain.idle_grace();
         if let (true, Some(grace)) = (idle, grace) {
@@ -67,8 +68,10 @@ impl<S> Turn<'_, S> {
             since |= ANSWERING;
         }
         self.slot.since.store(since, Relaxed);
+        let is_blocked = interest == Interest::Write;
+        let must_be_told = occupant.conn.is_told_of_drain_later();
         self.slot.occupant.store(Some(occupant));
-        match self.slot.owner.park() {
+        match self.slot.owner.park(is_blocked) {
             Ok(()) => {
                 // Another thread may own the connection from here on. The slot itself stays.
                 lot.set_timer(self.token.slot(), self.slot, expiry);
@@ -82,6 +85,8 @@ impl<S> Turn<'_, S> {
                     if let Some(turn) = lot.claim_parked(self.token, self.counters) {
                         turn.close();
                     }
+                } else if must_be_told && !is_blocked && lot.drain.is_draining() {
+                    return lot.claim_parked(self.token, self.counters);
                 } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
                     return lot.claim_parked(self.token, self.counters);
                 }
@@ -133,6 +138,39 @@ impl<S> Turn<'_, S> {
         }
     }
 
+    /// Brings the connection to a worker: over the queue, or over the poller while the queue has no
+    /// room.
+    pub(super) fn bring_to_worker(mut self) {
+        while !self.lot.has_room_for_batch() {
+            if let Some(occupant) = self.occupant() {
+                occupant.wait_for_room();
+            }
+            match self.park() {
+                Some(kept) => self = kept,
+                None => return,
+            }
+        }
+        self.queue();
+    }
+
+    /// Writes the outbox, on the thread that has put a message there.
+    pub(super) fn write_outbox(mut self) {
+        let Some(occupant) = self.occupant() else {
+            return;
+        };
+        match occupant.conn.flush_all_sources() {
+            Ok(_) if occupant.conn.is_ended_by_outbox() => return self.advance(),
+            Ok(_) => {}
+            Err(error) => {
+                log::debug!("{}: cannot write: {error}", occupant.conn.info());
+                return;
+            }
+        }
+        if let Some(turn) = self.park() {
+            turn.bring_to_worker();
+        }
+    }
+
     /// Begins to serve the connection at `now`, in the clock's nanoseconds. Returns when the
     /// connection became ready, in the same unit. The client's deadlines do not count the time in
     /// between.
@@ -158,6 +196,11 @@ impl<S> Turn<'_, S> {
         occupant.is_some_and(|occupant| occupant.is_answering())
     }
 
+    pub(super) fn must_be_told_of_drain(&self) -> bool {
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|occupant| occupant.conn.must_be_told_of_drain())
+    }
+
     pub(super) fn is_between_messages(&self) -> bool {
         let occupant = self.occupant.as_ref();
         occupant.is_some_and(|occupant| occupant.is_between_messages())
@@ -172,12 +215,13 @@ impl<S> Turn<'_, S> {
         match (occupant.conn.try_fill(), occupant.stage) {
             // What is being answered is finished first.
             (Ok(Filled::Bytes), Stage::Runnable) => true,
+            (Ok(Filled::Bytes), Stage::Waiting) => false,
             (Ok(Filled::Bytes), _) => {
                 occupant.stage = Stage::Idle;
                 true
             }
             // The end of the stream may complete a message.
-            (Ok(Filled::Eof), Stage::Partial) => true,
+            (Ok(Filled::Eof), Stage::Partial | Stage::Waiting) => true,
             _ => false,
         }
     }
@@ -205,11 +249,9 @@ impl<S> Turn<'_, S> {
             }
             match occupant.advance() {
                 Needs::Service if !lot.has_room_for_batch() => occupant.wait_for_room(),
+                // Without a message there is nothing to wait for a worker for.
                 Needs::Service => {
-                    // Without a message there is nothing to wait for a worker for.
-                    let is_idle =
-                        occupant.stage == Stage::Idle && occupant.conn.buffer().is_empty();
-                    if !is_idle || !matches!(occupant.conn.try_fill(), Ok(Filled::Nothing)) {
+                    if !occupant.is_without_message() || occupant.read_ahead() {
                         return self.queue();
                     }
                 }
@@ -225,10 +267,19 @@ impl<S> Turn<'_, S> {
     }
 
     /// Closes a parked connection whose time-out has expired, unless its deadline has moved
-    /// meanwhile.
+    /// meanwhile, or brings it to a worker if its timer is due.
     pub(super) fn expire(mut self, now: u64) {
         if self.slot.expires_at.load(SeqCst) > now {
             return self.park_again();
+        }
+        if let Some(occupant) = &mut self.occupant {
+            let is_timer = occupant.may_call_service() && occupant.conn.due.check_timer(now);
+            match is_timer {
+                // The call comes when the output is written.
+                true if occupant.conn.has_output() => return self.park_again(),
+                true => return self.queue(),
+                false => {}
+            }
         }
         // Input that arrived in time is served, however late a worker is free.
         if self.waits_for_input() && self.read_new_input() {
@@ -249,10 +300,17 @@ impl<S> Turn<'_, S> {
             Stage::New => (&counters.expired_first_byte, "sent nothing"),
             Stage::Partial => (&counters.expired_read, "did not complete a message"),
             Stage::Idle => (&counters.expired_idle, "was idle"),
+            Stage::Waiting => (&counters.expired_idle, "waited in vain"),
             Stage::Runnable => return self.park_again(),
             Stage::Closing | Stage::Lingering { .. } => return,
         };
         count(counter);
+        if self.is_expiry_handled(has_output) {
+            return self.queue();
+        }
+        let Some(occupant) = &mut self.occupant else {
+            return;
+        };
         log::debug!(
             "{}: closed, the client {what} in time",
             occupant.conn.info()
@@ -264,9 +322,32 @@ impl<S> Turn<'_, S> {
         }
     }
 
+    /// Whether the service handles the expiry of this connection, in a call that is then due. Only
+    /// a share of the workers handles expiries at once.
+    fn is_expiry_handled(&mut self, has_output: bool) -> bool {
+        let (lot, Some(occupant)) = (self.lot, &mut self.occupant) else {
+            return false;
+        };
+        let notice = occupant.conn.closing_notice();
+        let expiry = match occupant.stage {
+            Stage::Idle | Stage::Waiting => Expiry::Idle,
+            Stage::Partial if !matches!(notice, ClosingNotice::RefusalOrTimeout(_)) => Expiry::Read,
+            _ => return false,
+        };
+        if has_output || occupant.session.is_none() || !lot.expiries.begin() {
+            return false;
+        }
+        occupant.is_expiring = true;
+        occupant.conn.due.expiry = Some(expiry);
+        true
+    }
+
     /// Closes a connection that has waited for a worker for longer than the queue's time-out. A
     /// connection that was queued to write output, or to linger, goes on.
     pub(crate) fn refuse_late(mut self) {
+        if self.is_answering() {
+            return self.queue();
+        }
         let Some(occupant) = &mut self.occupant else {
             return;
         };
@@ -343,6 +424,7 @@ impl<S> Drop for Turn<'_, S> {
             return;
         };
         self.lot.end_newcomer(&mut occupant);
+        self.lot.end_expiry(&mut occupant);
         let Occupant { conn, session, .. } = *occupant;
         let peer = conn.peer_addr().clone();
         // The order matters: the connection leaves the poller, the slot forgets it, then the slot
@@ -354,7 +436,11 @@ impl<S> Drop for Turn<'_, S> {
         self.slot.owner.free();
         self.lot.slots.return_slot(self.token.slot());
         self.lot.room.notify(RoomRequest::End);
-        // The session comes last: its drop is the application's code.
+        // The session comes last: its drop is the application's code. A thread of the application
+        // that sends may hold a lock that the drop needs.
+        if std::ptr::eq(self.counters, &self.lot.counters.senders) {
+            return self.lot.leave_to_keeper(session);
+        }
         if let Err(why) = panic::contain(|| drop(session)) {
             log::error!("{peer}: dropping the session panicked: {why}");
         }

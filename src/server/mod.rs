@@ -144,7 +144,7 @@ impl<S: Service> Server<S> {
             .unwrap_or_default();
         let addrs = self.local_addrs();
         let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
-        let lots = new_lots(&self.settings)?;
+        let lots = new_lots(&self.settings, self.service.handles_expiry())?;
         let gate = Arc::new(AcceptGate::new()?);
         let (sender, commands) = crossbeam_channel::bounded(64);
         connect_calls(&lots, &gate, &sender);
@@ -202,8 +202,11 @@ impl<S: Service> Server<S> {
 /// poller, in the same order.
 const MOST_QUEUED: usize = 1 << 20;
 
-fn new_lots<T>(settings: &Builder) -> io::Result<Arc<Lots<T>>> {
-    let lots = Lots::new(LotsOptions {
+fn new_lots<T: Send + 'static>(
+    settings: &Builder,
+    handles_expiry: bool,
+) -> io::Result<Arc<Lots<T>>> {
+    Lots::new(LotsOptions {
         lots: settings
             .worker_groups
             .clamp(1, settings.workers.min(MOST_LOTS)),
@@ -213,8 +216,8 @@ fn new_lots<T>(settings: &Builder) -> io::Result<Arc<Lots<T>>> {
         queue_timeout: settings.queue_timeout,
         limits: settings.limits.clone(),
         refusal: settings.admission.overload.refusal().to_vec(),
-    })?;
-    Ok(Arc::new(lots))
+        handles_expiry,
+    })
 }
 
 /// Connects the drain with the main thread, and the lots with the acceptor.
