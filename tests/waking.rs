@@ -666,6 +666,7 @@ fn waiting_connections_are_told_of_a_drain_once() {
         ask(&mut idle, "hello");
         until(&handle, "all are parked", |stats| stats.parked == 51);
         stop(&handle);
+        assert_eq!(handle.join().told, 50);
         for mut client in waiting {
             assert_eq!(answer(&mut client), "goodbye");
             assert_closed(&mut client);
