@@ -84,6 +84,7 @@
 //! | say what happens when the server is full | [`Overload`] |
 //! | restart without refusing a client, pass state on | [`Restart`], [`Service::export`] |
 //! | restart after crashes and hangs | [`supervise`], [`Supervisor`] |
+//! | send to clients that wait, answer from another thread, set timers | [`guide::push`], [`Waker`], [`Outbox`] |
 //! | take a socket out of the server | [`Connection::detach`], [`Detached`] |
 //! | speak HTTP/1.1 | the module `http` (feature `http`) |
 //!
@@ -137,6 +138,8 @@
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
 //! | `cli` | no | the command `handover`: supervises programs, and controls a [`Supervisor`] |
 
+pub mod guide;
+
 mod panic;
 
 mod log;
@@ -169,6 +172,7 @@ mod server;
 
 pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
+pub use bytes::Bytes;
 pub use connection::{Cause, Connection, Detached, Expiry, Outbox, SendError, Waker, WhenFull};
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};

@@ -1,0 +1,125 @@
+//! Guides: how to build services of a certain kind, with examples. This module has no code.
+
+/// Push: connections that wait for the server.
+///
+/// A connection that waits occupies no thread, whether it waits for its client or for the server.
+/// This page shows the idioms, and says which code runs on which thread.
+///
+/// # The means
+///
+/// | means | what it does | choose it if |
+/// |---|---|---|
+/// | [`Waker`](crate::Waker) | has the service called, on a worker | the service has to decide what to do |
+/// | [`Outbox`](crate::Outbox) | sends bytes to the client | the bytes are ready: a broadcast, an event |
+/// | [`wake_at`](crate::Connection::wake_at) | has the service called at a time | heartbeats, game ticks, time-outs of the protocol |
+/// | [`Handle::every`](crate::Handle::every) | calls a closure at intervals | the application's own periodic work |
+/// | [`Service::expired`](crate::Service::expired) | has the service called when a time-out expires | the protocol has a word for it, such as SMTP's 421 |
+/// | `Reply::later` | an HTTP response from another thread | a request starts a job |
+/// | `Reply::channel`, `Events` | an HTTP body from other threads | streams, server-sent events |
+///
+/// While a connection waits, the service has returned [`Next::Park`](crate::Next::Park) or
+/// [`Next::Wait`](crate::Next::Wait). After `Park`, what the client sends leads to a call: the
+/// client and the server may both speak at any time. After `Wait`, what the client sends stays in the
+/// buffer until the answer is there: requests are answered in order.
+///
+/// # Which thread runs what
+///
+/// | code | thread |
+/// |---|---|
+/// | `serve` and `expired` | a worker |
+/// | [`Waker::wake`](crate::Waker::wake) | the caller's; never blocks, at most one system call |
+/// | [`Outbox::send`](crate::Outbox::send) | the caller's; writes what the socket takes at once, never blocks |
+/// | the rest of what was sent | a worker or the keeper, as the client reads |
+/// | the drop of a session | a worker, the keeper, or the main thread; never a thread that wakes or sends |
+/// | the closure of [`Handle::every`](crate::Handle::every) | a thread of its own |
+/// | the callback of `Responder::on_close` | a worker, or the thread that ends the connection |
+///
+/// So a thread may hold a lock while it sends, also a lock that the drop of a session takes.
+///
+/// # Subscribers
+///
+/// Each connection that subscribes puts its outbox into a list. To publish is to send one message
+/// to each. The message is not copied: the clones of [`Bytes`](crate::Bytes) share their memory.
+///
+/// ```
+/// use std::io;
+/// use std::sync::Mutex;
+///
+/// use handover::{Bytes, Connection, Next, Outbox, WhenFull};
+///
+/// static SUBSCRIBERS: Mutex<Vec<Outbox>> = Mutex::new(Vec::new());
+///
+/// fn serve(conn: &mut Connection) -> io::Result<Next> {
+///     if conn.cause().draining {
+///         conn.write_owned("the server restarts\n".as_bytes())?;
+///         return Ok(Next::Close);
+///     }
+///     match conn.take_line(1024)?.as_deref() {
+///         Some("subscribe") => {
+///             // At most 64 KiB for a client that reads slowly. It is closed beyond that.
+///             let outbox = conn.outbox(64 * 1024);
+///             outbox.set_when_full(WhenFull::CloseConnection);
+///             SUBSCRIBERS.lock().unwrap().push(outbox);
+///             // A subscriber need not say anything.
+///             conn.set_idle_timeout(std::time::Duration::MAX);
+///         }
+///         Some(text) => publish(format!("{text}\n").into()),
+///         None if conn.at_eof() => return Ok(Next::Close),
+///         None => return Ok(Next::More),
+///     }
+///     Ok(Next::Park)
+/// }
+///
+/// fn publish(message: Bytes) {
+///     let mut subscribers = SUBSCRIBERS.lock().unwrap();
+///     subscribers.retain(|outbox| outbox.send(message.clone()).is_ok());
+/// }
+/// ```
+///
+/// The [write time-out](crate::Builder::write_timeout) closes a subscriber that does not read,
+/// whatever the bound of its outbox is.
+///
+/// # A job and its answer
+///
+/// The service gives the job and a waker to another thread, and returns `Wait`. When the answer is
+/// there, the other thread wakes the connection: the example at [`Waker`](crate::Waker). With a time
+/// limit, the service sets [`wake_at`](crate::Connection::wake_at) as well; then
+/// [`cause`](crate::Connection::cause) says whether the answer or the limit came first. Whether the
+/// client has left is `cause().ended`.
+///
+/// For HTTP, `Reply::later` does all of this: exactly one of the answer, the limit and the client's
+/// leaving wins, and the thread with the answer learns which.
+///
+/// # Heartbeats
+///
+/// ```
+/// use std::io::{self, Write};
+/// use std::time::{Duration, Instant};
+///
+/// use handover::{Connection, Next};
+///
+/// const HEARTBEAT: Duration = Duration::from_secs(15);
+///
+/// fn serve(conn: &mut Connection) -> io::Result<Next> {
+///     if conn.cause().timer {
+///         writeln!(conn, "ping")?;
+///     }
+///     while let Some(_line) = conn.take_line(1024)? {
+///         // …
+///     }
+///     conn.wake_at(Instant::now() + HEARTBEAT);
+///     Ok(Next::Park)
+/// }
+/// ```
+///
+/// A timer does not extend the idle time-out: a client that does not answer the heartbeats is closed
+/// after [`idle_timeout`](crate::Builder::idle_timeout).
+///
+/// # Stops and restarts
+///
+/// A connection that has a waker, an outbox or a timer is called once when the server begins to
+/// drain ([`cause().draining`](crate::Cause::draining)). To end it, say goodbye and return `Close`;
+/// a WebSocket has close codes for it. After `Wait` the connection goes on until the drain's
+/// deadline, so that an answer can still come. After `Park` it is closed as idle connections are.
+/// [`Report::told`](crate::Report::told) counts these calls.
+pub mod push {}
