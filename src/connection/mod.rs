@@ -478,6 +478,11 @@ impl Connection {
     pub fn end_outbox(&mut self) {
         if let Some(outbox) = self.outbox.take() {
             outbox.detach();
+            // What the service has written comes first, also what the keeper has been lent.
+            if let Err(error) = self.reclaim_output() {
+                // The next write fails as well.
+                log::debug!("{}: cannot write: {error}", self.info);
+            }
             while outbox.take_batch(|message| self.output.queue_message(message)) > 0 {}
         }
     }
