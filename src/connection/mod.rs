@@ -322,6 +322,13 @@ impl Connection {
         self.info.open_connection.drain().is_draining()
     }
 
+    /// Whether the server drains because a successor has replaced it: a client that connects again
+    /// reaches the successor. Some protocols have a word for it, such as the close code 1012 of
+    /// WebSocket.
+    pub fn has_successor(&self) -> bool {
+        self.info.open_connection.drain().has_successor()
+    }
+
     /// Whether the client has ended its side of the stream. No bytes follow those in the
     /// [`buffer`](Self::buffer).
     #[inline]
