@@ -21,6 +21,7 @@ use crate::clock::in_millis;
 #[derive(Default)]
 pub(crate) struct Drain {
     stage: AtomicU8,
+    has_successor: AtomicBool,
     /// In the stage [`REPLACED`]: how long an idle connection is kept, in milliseconds.
     idle_grace: AtomicU64,
     /// How many connections were opened, have finished, and were closed, so far. A connection
@@ -44,6 +45,7 @@ impl Drain {
     /// when it has been idle for `idle_grace`.
     pub(crate) fn mark_replaced(&self, idle_grace: Duration) {
         self.idle_grace.store(in_millis(idle_grace), SeqCst);
+        self.has_successor.store(true, SeqCst);
         self.stage.fetch_max(REPLACED, SeqCst);
     }
 
@@ -55,6 +57,11 @@ impl Drain {
     /// The deadline has passed.
     pub(crate) fn mark_forced(&self) {
         self.stage.fetch_max(FORCED, SeqCst);
+    }
+
+    /// Whether a successor serves. It goes on to hold in the later stages.
+    pub(crate) fn has_successor(&self) -> bool {
+        self.has_successor.load(SeqCst)
     }
 
     /// Whether the server drains, in any stage.

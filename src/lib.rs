@@ -80,6 +80,7 @@
 //! | stop it, restart it, read its counters | [`Handle`], [`Report`], [`Stats`] |
 //! | write a service with state per connection or per worker | [`Service`], [`Next`] |
 //! | read and write, under deadlines | [`Connection`] |
+//! | let a library read and write that never waits | [`Connection::nonblocking`] |
 //! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |
 //! | say what happens when the server is full | [`Overload`] |
 //! | restart without refusing a client, pass state on | [`Restart`], [`Service::export`] |
@@ -172,8 +173,14 @@ mod server;
 
 pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
+<<<<<<< HEAD
 pub use bytes::Bytes;
 pub use connection::{Cause, Connection, Detached, Expiry, Outbox, SendError, Waker, WhenFull};
+=======
+pub use connection::{
+    Cause, Connection, Detached, Expiry, NonBlocking, Outbox, SendError, Waker, WhenFull,
+};
+>>>>>>> views
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
 pub use server::{

@@ -238,3 +238,21 @@ fn a_file_that_is_shorter_than_announced_cuts_its_connection_off() {
     assert_closed(&mut client);
     stop(&handle);
 }
+
+#[test]
+fn what_was_written_before_an_outbox_ends_comes_before_its_messages() {
+    let handle = start(server().workers(1), |conn: &mut Connection| {
+        let outbox = conn.outbox(1024);
+        outbox.send("message ").map_err(io::Error::other)?;
+        conn.write_all(b"before ")?;
+        conn.end_outbox();
+        conn.write_all(b"after")?;
+        Ok(Next::Close)
+    });
+    let mut client = connect(addr(&handle));
+    client.write_all(b"go").unwrap();
+    let mut all = String::new();
+    client.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "before message after");
+    stop(&handle);
+}

@@ -10,6 +10,7 @@ mod calls;
 mod early_output;
 mod input;
 mod messages;
+mod nonblocking;
 mod outbox;
 mod output;
 mod pace;
@@ -38,6 +39,7 @@ pub use calls::{Cause, Expiry};
 pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 use input::Input;
 pub(crate) use input::READ_SIZE;
+pub use nonblocking::NonBlocking;
 pub use outbox::{Outbox, SendError, WhenFull};
 pub(crate) use output::Flushed;
 use output::Output;
@@ -320,6 +322,13 @@ impl Connection {
         self.info.open_connection.drain().is_draining()
     }
 
+    /// Whether the server drains because a successor has replaced it: a client that connects again
+    /// reaches the successor. Some protocols have a word for it, such as the close code 1012 of
+    /// WebSocket.
+    pub fn has_successor(&self) -> bool {
+        self.info.open_connection.drain().has_successor()
+    }
+
     /// Whether the client has ended its side of the stream. No bytes follow those in the
     /// [`buffer`](Self::buffer).
     #[inline]
@@ -480,6 +489,11 @@ impl Connection {
     pub fn end_outbox(&mut self) {
         if let Some(outbox) = self.outbox.take() {
             outbox.detach();
+            // What the service has written comes first, also what the keeper has been lent.
+            if let Err(error) = self.reclaim_output() {
+                // The next write fails as well.
+                log::debug!("{}: cannot write: {error}", self.info);
+            }
             while outbox.take_batch(|message| self.output.queue_message(message)) > 0 {}
         }
     }

@@ -88,7 +88,7 @@ impl Connection {
     }
 
     /// One read from the socket: into `into`, or into the buffer.
-    fn receive(&mut self, into: Option<&mut [u8]>) -> io::Result<(Filled, usize)> {
+    pub(super) fn receive(&mut self, into: Option<&mut [u8]>) -> io::Result<(Filled, usize)> {
         if self.receive.is_ended() {
             return Ok((Filled::Eof, 0));
         }
@@ -241,6 +241,20 @@ impl Connection {
     /// and buffers what the socket does not take, up to `limit`. Returns how many bytes were taken.
     /// Waits only if that would be 0.
     fn write_parts(&mut self, parts: &[IoSlice<'_>], limit: usize) -> io::Result<usize> {
+        loop {
+            if let Some(count) = self.try_write_parts(parts, limit)? {
+                return Ok(count);
+            }
+            self.wait(Interest::Write)?;
+        }
+    }
+
+    /// As `write_parts`, but never waits: `None` if it would have to.
+    fn try_write_parts(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        limit: usize,
+    ) -> io::Result<Option<usize>> {
         if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());
         }
@@ -249,18 +263,13 @@ impl Connection {
             for part in parts {
                 self.output.gathered().extend_from_slice(part);
             }
-            return Ok(total);
+            return Ok(Some(total));
         }
-        loop {
-            let mut count = self.send_at_once(parts)?;
-            if count < total {
-                count += self.output.queue_parts(parts, count, limit);
-            }
-            if count > 0 {
-                return Ok(count);
-            }
-            self.wait(Interest::Write)?;
+        let mut count = self.send_at_once(parts)?;
+        if count < total {
+            count += self.output.queue_parts(parts, count, limit);
         }
+        Ok((count > 0).then_some(count))
     }
 
     /// Sends the queue, then what is gathered and the parts in one call, as far as the socket takes
@@ -283,17 +292,38 @@ impl Connection {
 
     /// A write of the service. While the service goes on, the keeper may send what is gathered.
     fn write_shared(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        if self.is_lent {
-            let room = self.output.gather_room(self.output_limit);
-            if let Some(count) = self.info.early_output.add(parts, room) {
-                self.early_outputs.note_use();
-                return Ok(count);
-            }
+        if let Some(count) = self.add_to_lent(parts) {
+            return Ok(count);
         }
         self.reclaim_output()?;
         let count = self.write_parts(parts, self.output_limit)?;
         self.lend_output();
         Ok(count)
+    }
+
+    /// As `write_shared`, but never waits: `None` if it would have to.
+    pub(super) fn try_write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        if let Some(count) = self.add_to_lent(parts) {
+            return Ok(Some(count));
+        }
+        self.reclaim_output()?;
+        // With a limit of 0, one byte is buffered: a service that returns `Next::Again` is called
+        // when the output is written, and at once if there is none.
+        let count = self.try_write_parts(parts, self.output_limit.max(1))?;
+        self.lend_output();
+        Ok(count)
+    }
+
+    /// Adds the parts to the output that is lent to the keeper, if it is, and has room.
+    #[inline]
+    fn add_to_lent(&mut self, parts: &[IoSlice<'_>]) -> Option<usize> {
+        if !self.is_lent {
+            return None;
+        }
+        let room = self.output.gather_room(self.output_limit);
+        let count = self.info.early_output.add(parts, room)?;
+        self.early_outputs.note_use();
+        Some(count)
     }
 
     /// Writes bytes that the connection then owns: takes all of them, whatever the output limit is,

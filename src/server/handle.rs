@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::log;
 use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
+use crate::server::periodic::PeriodicThreads;
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::ServerCommand;
 use crate::stats::Stats;
@@ -47,6 +49,8 @@ pub(super) struct ServerShared {
     pub(super) addrs: Vec<Addr>,
     /// Tells this server from others in the process.
     pub(super) server_id: usize,
+    pub(super) thread_name_prefix: String,
+    pub(super) periodic: PeriodicThreads,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
     pub(super) report: ReportCell,
     /// `Some` if the server can be restarted.
@@ -158,6 +162,56 @@ impl Handle {
     /// this.
     pub fn request_restart(&self) {
         self.0.send(ServerCommand::Restart);
+    }
+
+    /// Makes `call` once per `interval`, the first time after one interval: heartbeats, ticks of a
+    /// game, the cleaning of a cache. The calls are made on a thread of their own, which ends with
+    /// the server. They go on while the server drains, as those of the service do. Then the stop
+    /// waits for a call in progress within its deadline, as for a call of the service, and drops
+    /// `call`.
+    ///
+    /// The calls do not drift. Those that are missed because an earlier one took too long are
+    /// skipped. A panic is logged, and the calls go on.
+    ///
+    /// For a timer of one connection, see
+    /// [`Connection::wake_at`](crate::Connection::wake_at).
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the interval is zero; an error if the server has stopped, or the thread
+    /// cannot be started.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use handover::{Connection, Next, Outbox, Server};
+    /// use parking_lot::Mutex;
+    ///
+    /// static SUBSCRIBERS: Mutex<Vec<Outbox>> = Mutex::new(Vec::new());
+    ///
+    /// let server = Server::builder().listen("127.0.0.1:0").build(|conn: &mut Connection| {
+    ///     SUBSCRIBERS.lock().push(conn.outbox(1024));
+    ///     Ok(Next::Wait)
+    /// })?;
+    /// let handle = server.start()?;
+    /// handle.every(Duration::from_secs(1), || {
+    ///     SUBSCRIBERS.lock().retain(|outbox| !outbox.is_closed());
+    ///     // Sending is I/O: not under the lock.
+    ///     let subscribers = SUBSCRIBERS.lock().clone();
+    ///     for outbox in subscribers {
+    ///         let _ = outbox.send("tick\n");
+    ///     }
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn every(&self, interval: Duration, call: impl FnMut() + Send + 'static) -> io::Result<()> {
+        let shared = &self.0.shared;
+        let name = format!("{}-every", shared.thread_name_prefix);
+        let server_id = shared.server_id;
+        let begin = move || mark_thread(server_id);
+        shared.periodic.start(name, interval, begin, call)
     }
 
     /// The server's counters and gauges. They can be read after the stop as well.

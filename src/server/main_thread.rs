@@ -117,7 +117,7 @@ impl<S: Service> MainThread<S> {
                 false => self.handle_commands(&commands, &ended, restarter),
             };
             drop(runs);
-            let (report, all_ended) = self.finish(stop, &ended, restarter);
+            let (report, all_ended) = self.finish(stop, &ended, shared);
             log::info!("{report}");
             // A handle that sends a command from now on must not block.
             drop(commands);
@@ -336,7 +336,7 @@ impl<S: Service> MainThread<S> {
         &self,
         stop: StopProgress,
         ended: &Receiver<Ended>,
-        restarter: Option<&RestarterHandle>,
+        shared: &ServerShared,
     ) -> (Report, bool) {
         let lots = &self.lots;
         let mut report = Report {
@@ -364,12 +364,12 @@ impl<S: Service> MainThread<S> {
         report.told = lots.counters.told_of_drain.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
-        if let Some(restarter) = restarter {
+        if let Some(restarter) = &shared.restarter {
             restarter.report_stopped(report.to_string());
         }
         let until = Instant::now() + FORCED_GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
-        let all_ended = loop {
+        let mut all_ended = loop {
             match ended.recv_deadline(until) {
                 Ok(Ended::Worker(index)) => {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
@@ -381,6 +381,7 @@ impl<S: Service> MainThread<S> {
             }
         };
         lots.drop_left_sessions();
+        all_ended &= shared.periodic.join(until);
         report.took = stop.since.elapsed();
         (report, all_ended)
     }

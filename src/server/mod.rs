@@ -4,6 +4,7 @@ mod builder;
 mod descriptor_limit;
 mod handle;
 mod main_thread;
+mod periodic;
 mod report;
 mod watchdog;
 
@@ -33,6 +34,7 @@ pub use descriptor_limit::restore_descriptor_limit;
 pub use handle::Handle;
 use handle::{ReportCell, ServerShared};
 use main_thread::MainThread;
+use periodic::PeriodicThreads;
 pub use report::{Forced, Generation, Report, RestartReport};
 
 /// A server that is bound and not started yet.
@@ -150,6 +152,7 @@ impl<S: Service> Server<S> {
         connect_calls(&lots, &gate, &sender);
 
         let (runs, stopped) = crossbeam_channel::bounded(0);
+        let periodic = PeriodicThreads::new(stopped.clone());
         let mut startup = Startup {
             stopped,
             ready_thread: format!("{}-ready", self.settings.thread_name_prefix),
@@ -178,6 +181,8 @@ impl<S: Service> Server<S> {
             commands: sender,
             addrs,
             server_id,
+            thread_name_prefix: self.settings.thread_name_prefix.clone(),
+            periodic,
             stats: Box::new(move || stats(&stats_lots)),
             report: ReportCell::default(),
             restarter: startup.restarter.clone(),

@@ -1,0 +1,80 @@
+//! A chat room with a line protocol: what one client says, all read. Silent clients occupy no
+//! worker.
+//!
+//! ```sh
+//! cargo run --release --example chat -- --listen 127.0.0.1:7002 --workers 2
+//! ```
+//!
+//! Then run `nc 127.0.0.1 7002` in two other terminals, and type. Ctrl-C says goodbye to all.
+
+mod common;
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use handover::{Bind, Connection, Next, Outbox, Service, WhenFull};
+use parking_lot::Mutex;
+
+/// The room: where messages for each client go.
+#[derive(Default)]
+pub(crate) struct Chat(Mutex<Vec<Outbox>>);
+
+impl Service for Chat {
+    /// Whether the client is in the room.
+    type Session = bool;
+    type Worker = ();
+
+    fn worker(&self, _index: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn session(&self, _conn: &Connection) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn serve(&self, conn: &mut Connection, is_in: &mut bool, (): &mut ()) -> io::Result<Next> {
+        let name = conn.peer_addr().to_string();
+        if !std::mem::replace(is_in, true) {
+            writeln!(conn, "you are {name}")?;
+            let outbox = conn.outbox(64 * 1024);
+            outbox.set_when_full(WhenFull::CloseConnection);
+            let mut room = self.0.lock();
+            // An outbox is closed when its client has left.
+            room.retain(|member| !member.is_closed());
+            room.push(outbox);
+        }
+        if conn.cause().draining {
+            conn.end_outbox();
+            writeln!(conn, "goodbye")?;
+            return Ok(Next::Close);
+        }
+        let Some(line) = conn.take_line(1024)? else {
+            return Ok(match (conn.at_eof(), conn.buffer()) {
+                (true, _) => Next::Close,
+                (false, []) => Next::Park,
+                (false, _) => Next::More,
+            });
+        };
+        let line = Bytes::from(format!("{name}: {line}\n"));
+        // Sending is I/O: not under the lock.
+        let members = self.0.lock().clone();
+        for member in members {
+            // A client that has left, or does not read, is closed without this loop.
+            let _ = member.send(line.clone());
+        }
+        Ok(Next::Park)
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut options = common::Options::parse("127.0.0.1:7002")?;
+    let listen = std::mem::take(&mut options.listen);
+    let builder = listen.into_iter().fold(options.builder(), |builder, at| {
+        builder.listen(Bind::new(at).speaks_first(true))
+    });
+    let server = builder.build(Chat::default())?;
+    common::announce(&server.local_addrs());
+    let report = server.run()?;
+    common::say(report);
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Periodic calls of the application, from [`Handle::every`](super::Handle::every): each on a
+//! thread of its own, which ends with the server.
+//!
+//! The calls go on while the server drains. When the drain is over, a channel that all these
+//! threads wait on is disconnected, so that none of them delays the end by its interval.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
+
+use crate::clock::Deadline;
+use crate::log;
+use crate::panic;
+
+/// The threads of one server that make periodic calls.
+pub(super) struct PeriodicThreads {
+    /// Disconnected when the server's drain is over.
+    stopped: Receiver<()>,
+    /// `None` once the server joins the threads.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    /// Each thread has a clone, so that the channel is disconnected when all have ended.
+    alive: Sender<()>,
+    ended: Receiver<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl PeriodicThreads {
+    pub(super) fn new(stopped: Receiver<()>) -> Self {
+        let (alive, ended) = crossbeam_channel::bounded(0);
+        let threads = Vec::new();
+        Self {
+            stopped,
+            running: Mutex::new(Some(Running {
+                alive,
+                ended,
+                threads,
+            })),
+        }
+    }
+
+    /// Starts a thread that makes the calls. `begin` is called on it first.
+    pub(super) fn start(
+        &self,
+        name: String,
+        interval: Duration,
+        begin: impl FnOnce() + Send + 'static,
+        call: impl FnMut() + Send + 'static,
+    ) -> io::Result<()> {
+        if interval.is_zero() {
+            let text = "the interval of a periodic call is zero";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let mut running = self.running.lock();
+        let Some(running) = &mut *running else {
+            return Err(io::Error::other("the server has stopped"));
+        };
+        let (stopped, alive) = (self.stopped.clone(), running.alive.clone());
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let _alive = alive;
+            begin();
+            call_every(interval, call, &stopped);
+        })?;
+        running.threads.push(thread);
+        Ok(())
+    }
+
+    /// Waits until all threads have ended, at most until `until`. False if one has not: its call
+    /// takes too long. No further thread can be started.
+    pub(super) fn join(&self, until: Instant) -> bool {
+        let running = self.running.lock().take();
+        let Some(Running {
+            alive,
+            ended,
+            threads,
+        }) = running
+        else {
+            return true;
+        };
+        drop(alive);
+        if let Err(RecvTimeoutError::Timeout) = ended.recv_deadline(until) {
+            let late = threads.iter().filter(|thread| !thread.is_finished());
+            for thread in late {
+                let name = thread.thread().name().unwrap_or_default();
+                log::warn!("{name}: a periodic call goes on after the stop");
+            }
+            return false;
+        }
+        // A thread has nothing left to do but end. All panics are contained.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        true
+    }
+}
+
+fn call_every(interval: Duration, mut call: impl FnMut(), stopped: &Receiver<()>) {
+    let mut next = Deadline::after(Instant::now(), interval);
+    loop {
+        let wait = match next.instant() {
+            Some(at) => stopped.recv_deadline(at),
+            None => stopped.recv().map_err(RecvTimeoutError::from),
+        };
+        if wait != Err(RecvTimeoutError::Timeout) {
+            break;
+        }
+        if let Err(why) = panic::contain(&mut call) {
+            log::error!("{}: a periodic call panicked: {why}", thread_name());
+        }
+        if let Some(due) = next.instant() {
+            next = next_call(due, interval, Instant::now());
+        }
+    }
+    // The drop is the application's code.
+    if let Err(why) = panic::contain(|| drop(call)) {
+        log::error!(
+            "{}: dropping a periodic call panicked: {why}",
+            thread_name()
+        );
+    }
+}
+
+/// The first time after `now` that is a whole number of intervals after `due`, so that the calls do
+/// not drift, and those that were missed are skipped.
+fn next_call(due: Instant, interval: Duration, now: Instant) -> Deadline {
+    let late = now.saturating_duration_since(due).as_nanos();
+    let past = late % interval.as_nanos();
+    // At most the time that this process has run, which is far below 584 years.
+    let past = Duration::from_nanos(u64::try_from(past).unwrap_or(u64::MAX));
+    Deadline::after(now.max(due) - past, interval)
+}
+
+fn thread_name() -> String {
+    thread::current().name().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_do_not_drift_and_missed_ones_are_skipped() {
+        let due = Instant::now();
+        let millis = Duration::from_millis;
+        // The interval, how late the last call ended, and when the next one is, after `due`.
+        let table = [
+            (10, 0, 10),
+            (10, 1, 10),
+            (10, 9, 10),
+            (10, 10, 20),
+            (10, 11, 20),
+            (10, 35, 40),
+            (1, 1_000_000, 1_000_001),
+            (1_000_000, 1, 1_000_000),
+        ];
+        for (interval, late, next) in table {
+            let found = next_call(due, millis(interval), due + millis(late));
+            assert_eq!(
+                found.instant(),
+                Some(due + millis(next)),
+                "{interval} {late}"
+            );
+        }
+        assert_eq!(
+            next_call(due, Duration::MAX, due + millis(1)),
+            Deadline::NEVER
+        );
+        // The wait has ended early.
+        let found = next_call(due + millis(1), millis(10), due);
+        assert_eq!(found.instant(), Some(due + millis(11)));
+    }
+}

@@ -1,0 +1,269 @@
+//! The view of a connection that never waits: `Connection::nonblocking`.
+
+mod support;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use handover::{Connection, Next, Service};
+use tungstenite::protocol::{Role, WebSocketContext};
+use tungstenite::{Error, Message, WebSocket};
+
+use support::{
+    ServerSide, addr, answer, byte_at, bytes_at, connect, connect_narrow, door, eventually, finish,
+    read_pattern, server, start, stop, until,
+};
+
+/// What a read gave.
+fn read_with(conn: &mut Connection, room: usize) -> Result<Vec<u8>, ErrorKind> {
+    let mut bytes = vec![0; room];
+    let count = conn
+        .nonblocking()
+        .read(&mut bytes)
+        .map_err(|error| error.kind())?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+#[test]
+fn a_read_gives_what_is_buffered_then_what_has_arrived_then_would_block_and_zero_at_the_end() {
+    // Reads of both sizes: through the buffer, and past it.
+    for room in [100, 64 * 1024] {
+        let (keeper, door) = door();
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let results = Arc::clone(&read);
+        let handle = start(server().workers(1), move |conn: &mut Connection| {
+            let note = |result| results.lock().unwrap().push(result);
+            note(read_with(conn, 3));
+            note(read_with(conn, 0));
+            note(read_with(conn, room));
+            note(read_with(conn, room));
+            door.pass();
+            note(read_with(conn, room));
+            note(read_with(conn, room));
+            door.pass();
+            note(read_with(conn, room));
+            note(read_with(conn, room));
+            Ok(Next::Close)
+        });
+        let mut client = connect(addr(&handle));
+        let side = ServerSide::of(&client);
+        client.write_all(b"hello").unwrap();
+        keeper.wait();
+        client.write_all(b"more").unwrap();
+        side.until_unread(4);
+        keeper.let_one_in();
+        keeper.wait();
+        finish(&client);
+        side.until_unread(1);
+        keeper.let_one_in();
+        assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+        let ok = |bytes: &[u8]| Ok(bytes.to_vec());
+        let nothing = || Err(ErrorKind::WouldBlock);
+        assert_eq!(
+            *read.lock().unwrap(),
+            [
+                ok(b"hel"),
+                ok(b""),
+                ok(b"lo"),
+                nothing(),
+                ok(b"more"),
+                nothing(),
+                ok(b""),
+                ok(b"")
+            ]
+        );
+        stop(&handle);
+    }
+}
+
+#[test]
+fn a_flush_sends_and_does_not_wait() {
+    let (keeper, door) = door();
+    let handle = start(server().workers(1), move |conn: &mut Connection| {
+        let bytes = conn.buffer().len();
+        io::BufRead::consume(conn, bytes);
+        let mut view = conn.nonblocking();
+        view.write_all(b"at once\n")?;
+        view.flush()?;
+        door.pass();
+        // Much more than the socket takes.
+        let _ = conn.nonblocking().write(&vec![b'x'; 64 << 20]);
+        conn.nonblocking().flush()?;
+        Ok(Next::Close)
+    });
+    let mut client = connect_narrow(addr(&handle));
+    client.write_all(b"go").unwrap();
+    keeper.wait();
+    assert_eq!(answer(&mut client), "at once");
+    keeper.let_one_in();
+    // The client reads nothing more, and the call ends.
+    until(&handle, "the call has ended", |stats| {
+        (stats.served, stats.active) == (1, 0)
+    });
+    drop(client);
+    stop(&handle);
+}
+
+/// Sends a pattern of `count` bytes by writes that do not wait.
+struct Pattern {
+    count: usize,
+    calls: AtomicUsize,
+    blocked: AtomicUsize,
+}
+
+impl Service for &'static Pattern {
+    type Session = usize;
+    type Worker = ();
+
+    fn worker(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn session(&self, _: &Connection) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn serve(&self, conn: &mut Connection, sent: &mut usize, (): &mut ()) -> io::Result<Next> {
+        self.calls.fetch_add(1, SeqCst);
+        while *sent < self.count {
+            let most = (self.count - *sent).min(10_000);
+            match conn.nonblocking().write(&bytes_at(*sent, most)) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => *sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.blocked.fetch_add(1, SeqCst);
+                    return Ok(Next::Again);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Next::Close)
+    }
+}
+
+#[test]
+fn a_write_is_buffered_up_to_the_limit_and_goes_on_when_the_client_has_read() {
+    const COUNT: usize = 8 << 20;
+    for limit in [0, 1, 4096, 1 << 20] {
+        let pattern = support::forever(Pattern {
+            count: COUNT,
+            calls: AtomicUsize::new(0),
+            blocked: AtomicUsize::new(0),
+        });
+        let handle = start(server().workers(1).output_limit(limit), pattern);
+        let mut client = connect_narrow(addr(&handle));
+        client.write_all(b"go").unwrap();
+        until(&handle, "it waits for its client", |stats| {
+            stats.served >= 1 && (stats.active, stats.queued) == (0, 0)
+        });
+        // A client that does not read leads to no calls, and holds no worker.
+        let calls = pattern.calls.load(SeqCst);
+        eventually("a write was refused", || pattern.blocked.load(SeqCst) >= 1);
+        let mut other = connect(addr(&handle));
+        other.write_all(b"go").unwrap();
+        assert_eq!(read_one(&mut other), byte_at(0));
+        drop(other);
+        until(&handle, "the other one has gone", |stats| stats.live == 1);
+        assert!(calls <= 3, "{calls} calls for a client that does not read");
+        read_pattern(&mut client, COUNT);
+        assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+        stop(&handle);
+    }
+}
+
+fn read_one(client: &mut impl Read) -> u8 {
+    let mut byte = [0];
+    client.read_exact(&mut byte).unwrap();
+    byte[0]
+}
+
+/// A WebSocket without a handshake, that echoes.
+struct Echo;
+
+impl Service for Echo {
+    type Session = WebSocketContext;
+    type Worker = ();
+
+    fn worker(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn session(&self, _: &Connection) -> io::Result<WebSocketContext> {
+        Ok(WebSocketContext::new(Role::Server, None))
+    }
+
+    fn serve(
+        &self,
+        conn: &mut Connection,
+        socket: &mut WebSocketContext,
+        (): &mut (),
+    ) -> io::Result<Next> {
+        let mut view = conn.nonblocking();
+        let blocked = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
+        loop {
+            match socket.flush(&mut view) {
+                Err(Error::Io(error)) if blocked(&error) => return Ok(Next::Again),
+                flushed => flushed.map_err(io::Error::other)?,
+            }
+            let written = match socket.read(&mut view) {
+                Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
+                    socket.write(&mut view, message)
+                }
+                Ok(_) => Ok(()),
+                Err(Error::Io(error)) if blocked(&error) => return Ok(Next::Park),
+                Err(Error::ConnectionClosed) => return Ok(Next::Close),
+                Err(error) => return Err(io::Error::other(error)),
+            };
+            match written {
+                Err(Error::Io(error)) if blocked(&error) => {}
+                written => written.map_err(io::Error::other)?,
+            }
+        }
+    }
+}
+
+#[test]
+fn a_library_parks_over_it_in_the_middle_of_a_message() {
+    let handle = start(server().workers(1), Echo);
+    // A masked frame with "hello".
+    let frame = *b"\x81\x85\x00\x00\x00\x00hello";
+    let mut halves: Vec<_> = (0..frame.len()).map(|_| connect(addr(&handle))).collect();
+    for (client, cut) in halves.iter_mut().zip(1..) {
+        client.write_all(&frame[..cut]).unwrap();
+    }
+    let count = halves.len() as u64;
+    until(&handle, "all are parked", |stats| {
+        (stats.served, stats.parked) == (count, count)
+    });
+    for (client, cut) in halves.iter_mut().zip(1..) {
+        client.write_all(&frame[cut..]).unwrap();
+        let mut echoed = [0; 7];
+        client.read_exact(&mut echoed).unwrap();
+        assert_eq!(&echoed, b"\x81\x05hello");
+    }
+    drop(halves);
+    stop(&handle);
+}
+
+#[test]
+fn a_library_writes_more_than_the_limit_to_a_client_that_reads_late() {
+    let handle = start(server().workers(1), Echo);
+    let stream = connect_narrow(addr(&handle));
+    let mut late = WebSocket::from_raw_socket(stream, Role::Client, None);
+    let message = Message::binary(bytes_at(0, 4 << 20));
+    late.send(message.clone()).unwrap();
+    until(&handle, "its answer waits for it", |stats| {
+        stats.bytes_in > 4 << 20 && (stats.active, stats.queued) == (0, 0)
+    });
+    let mut other = WebSocket::from_raw_socket(connect(addr(&handle)), Role::Client, None);
+    other.send(Message::text("hello")).unwrap();
+    assert_eq!(other.read().unwrap(), Message::text("hello"));
+    assert_eq!(late.read().unwrap(), message);
+    other.close(None).unwrap();
+    assert!(matches!(other.read(), Ok(Message::Close(None))));
+    assert!(matches!(other.read(), Err(Error::ConnectionClosed)));
+    drop(late);
+    stop(&handle);
+}
