@@ -173,14 +173,10 @@ mod server;
 
 pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
-<<<<<<< HEAD
 pub use bytes::Bytes;
-pub use connection::{Cause, Connection, Detached, Expiry, Outbox, SendError, Waker, WhenFull};
-=======
 pub use connection::{
     Cause, Connection, Detached, Expiry, NonBlocking, Outbox, SendError, Waker, WhenFull,
 };
->>>>>>> views
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
 pub use server::{
