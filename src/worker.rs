@@ -541,7 +541,8 @@ impl<'a, S: Service> Workers<'a, S> {
         let conn = &mut occupant.conn;
         // A wake-up is not a sign of the client.
         let is_of_client = !conn.take_no_message() && conn.cause().readable;
-        if next == Next::Wait || is_of_client && next != Next::More {
+        let ends_wait = occupant.stage == Stage::Waiting;
+        if next == Next::Wait || ends_wait || is_of_client && next != Next::More {
             occupant.idle_until = None;
         }
         if conn.is_detached() {
