@@ -82,7 +82,10 @@ mod rejection;
 mod spool;
 
 // Responses.
+mod answer_race;
+mod closing;
 mod date;
+mod later;
 mod reply;
 mod response_plan;
 mod response_writer;
@@ -92,7 +95,9 @@ pub use ::http::{Uri, Version, header, request};
 
 pub use access_log::AccessLog;
 pub use body::{Body, OwnedBody};
+pub use closing::CloseReason;
 pub use exchange::WorkerBuffers;
+pub use later::{LateResponse, Responder};
 pub use reply::Reply;
 pub use session::Session;
 pub use settings::{Http, service};

@@ -5,6 +5,9 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 
+use ::http::Response;
+
+use super::answer_race::AwaitedAnswer;
 use crate::connection::Connection;
 use crate::log;
 use crate::panic;
@@ -32,6 +35,8 @@ pub(super) enum ReplyKind {
     Reader(Box<dyn Read + Send>, Option<u64>),
     File(File),
     Upgrade(UpgradedProtocol),
+    /// Another thread gives the response.
+    Later(AwaitedAnswer<Response<Reply>>),
 }
 
 /// The code that serves a connection after an upgrade.
@@ -136,7 +141,7 @@ impl ReplyKind {
                 }
                 Some(metadata.len().saturating_sub((&*file).stream_position()?))
             }
-            Self::Upgrade(_) => None,
+            Self::Upgrade(_) | Self::Later(_) => None,
         })
     }
 }
@@ -192,6 +197,7 @@ impl fmt::Debug for Reply {
             ReplyKind::Reader(_, length) => ("Reader", *length),
             ReplyKind::File(_) => ("File", None),
             ReplyKind::Upgrade(_) => ("Upgrade", None),
+            ReplyKind::Later(_) => ("Later", None),
         };
         f.debug_struct("Reply")
             .field("kind", &name)
