@@ -7,11 +7,14 @@ mod support;
 mod web;
 
 use std::io::Read;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use handover::Handle;
-use handover::http::{self, AccessLog, Body, CloseReason, Reply, Request, Responder, Response};
+use handover::http::{
+    self, AccessLog, Body, BodySender, Chunk, CloseReason, Reply, Request, Responder, Response,
+};
+use handover::{Builder, Handle, SendError};
 
 use support::{LIMIT, QUIET, door, keep_log, logged, reset, server, start, stop, tick, until};
 use web::{Client, get, post, serve, status};
@@ -29,7 +32,7 @@ impl Later {
         Self::on(server().workers(1), within)
     }
 
-    fn on(builder: handover::Builder, within: Duration) -> Self {
+    fn on(builder: Builder, within: Duration) -> Self {
         let (sender, responders) = crossbeam_channel::unbounded();
         let handle = serve(builder, later_handler(sender, within));
         Self { handle, responders }
@@ -395,4 +398,425 @@ fn the_access_line_of_a_later_response_comes_when_it_is_sent() {
     );
     let handled = lines[0].rsplit(' ').nth(1).unwrap();
     assert!(handled.parse::<u64>().unwrap() >= 25, "{lines:?}");
+}
+
+// ---- bodies from other threads ----
+
+/// A server whose bodies the test sends, except to `/now`.
+struct Channels {
+    handle: Handle,
+    senders: Receiver<BodySender>,
+}
+
+impl Channels {
+    fn start() -> Self {
+        Self::on(server().workers(1), 64 * 1024)
+    }
+
+    fn on(builder: Builder, capacity: usize) -> Self {
+        let (sender, senders) = crossbeam_channel::unbounded();
+        let handle = serve(builder, channel_handler(sender, capacity));
+        Self { handle, senders }
+    }
+
+    #[track_caller]
+    fn next(&self) -> BodySender {
+        self.senders.recv_timeout(LIMIT).unwrap()
+    }
+}
+
+fn channel_handler(
+    senders: Sender<BodySender>,
+    capacity: usize,
+) -> impl Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync {
+    move |request| {
+        if request.uri() == "/now" {
+            return Response::new("now".into());
+        }
+        let (body, reply) = Reply::channel(capacity);
+        let code = match request.uri().path() {
+            "/204" => 204,
+            _ => 200,
+        };
+        body.ends_at_drain(request.uri() == "/drain");
+        senders.send(body).unwrap();
+        status(code, reply)
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + LIMIT
+}
+
+#[track_caller]
+fn body_reason(body: &BodySender) -> CloseReason {
+    let (sender, receiver) = crossbeam_channel::unbounded();
+    body.on_close(move |reason| sender.send(reason).unwrap());
+    reason(&receiver)
+}
+
+/// The next chunk.
+#[track_caller]
+fn chunk(client: &mut Client) -> String {
+    let size = usize::from_str_radix(&client.line(), 16).unwrap();
+    let bytes = client.bytes(size + 2);
+    String::from_utf8(bytes)
+        .unwrap()
+        .trim_end_matches("\r\n")
+        .to_owned()
+}
+
+#[test]
+fn pieces_of_a_body_need_no_worker() {
+    let (keeper, door) = door();
+    let (sender, senders) = crossbeam_channel::unbounded();
+    let channel = channel_handler(sender, 64 * 1024);
+    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
+        if request.uri().path() == "/door" {
+            door.pass();
+            return Response::new("door".into());
+        }
+        channel(request)
+    });
+    let mut client = Client::to(&handle);
+    client.send(get("/"));
+    let body: BodySender = senders.recv_timeout(LIMIT).unwrap();
+    // The head comes before the first piece.
+    assert_eq!(client.head().field("transfer-encoding"), Some("chunked"));
+    let mut other = Client::to(&handle);
+    other.send(get("/door"));
+    keeper.wait();
+    for piece in ["one", "two", "three"] {
+        body.try_send(piece).unwrap();
+        assert_eq!(chunk(&mut client), piece);
+    }
+    // An empty piece would end the body.
+    body.try_send("").unwrap();
+    client.is_silent();
+    drop(body);
+    drop(keeper);
+    other.answer().is(200, "door");
+    assert_eq!(client.line(), "0");
+    assert_eq!(client.line(), "");
+    stop(&handle);
+}
+
+#[test]
+fn the_sender_ends_the_body_and_the_connection_goes_on() {
+    let server = Channels::start();
+    let mut client = Client::to(&server.handle);
+    client.send(get("/") + &get("/now"));
+    let body = server.next();
+    body.try_send("a body").unwrap();
+    body.try_send(b" in pieces".to_vec()).unwrap();
+    assert!(!body.is_closed());
+    drop(body);
+    let answer = client.answer();
+    answer.is(200, "a body in pieces");
+    assert_eq!(answer.chunks, Some(vec![6, 10]));
+    // The pipelined request has waited.
+    client.answer().is(200, "now");
+    // A body that ends before the handler returns, and one that is empty.
+    let handle = serve(support::server(), |request: Request<Body<'_>>| {
+        let (body, reply) = Reply::channel(100);
+        if request.uri() == "/some" {
+            body.try_send("some").unwrap();
+        }
+        Response::new(reply)
+    });
+    let mut client = Client::to(&handle);
+    client.get("/some").is(200, "some");
+    client.get("/none").is(200, "");
+    stop(&handle);
+    stop(&server.handle);
+}
+
+#[test]
+fn old_clients_get_the_body_without_chunks() {
+    let server = Channels::start();
+    let mut client = Client::to(&server.handle);
+    client.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let body = server.next();
+    body.try_send("old ").unwrap();
+    body.try_send("client").unwrap();
+    drop(body);
+    let answer = client.answer();
+    answer.is(200, "old client");
+    assert!(answer.closes() && answer.chunks.is_none());
+    stop(&server.handle);
+}
+
+#[test]
+fn a_response_without_a_body_closes_the_channel() {
+    let server = Channels::start();
+    let mut client = Client::to(&server.handle);
+    for request in [
+        "HEAD / HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(),
+        get("/204"),
+    ] {
+        client.send(&request);
+        let body = server.next();
+        assert_eq!(body_reason(&body), CloseReason::NotSent);
+        assert!(body.is_closed());
+        let closed = SendError::Closed("text".into());
+        assert_eq!(body.try_send("text"), Err(closed.clone()));
+        assert_eq!(body.send_by("text", soon()), Err(closed));
+        let is_head = request.starts_with("HEAD");
+        let answer = client.answer_if_any(is_head).unwrap();
+        assert_eq!(answer.status, if is_head { 200 } else { 204 });
+        client.get("/now").is(200, "now");
+    }
+    stop(&server.handle);
+}
+
+#[test]
+fn an_aborted_body_is_cut_off_and_so_is_that_of_a_thread_that_panics() {
+    let server = Channels::start();
+    for panics in [false, true] {
+        let mut client = Client::to(&server.handle);
+        client.send(get("/"));
+        let body = server.next();
+        client.head();
+        body.try_send("part").unwrap();
+        match panics {
+            false => body.abort(),
+            true => {
+                let thread = thread::spawn(move || {
+                    let _body = body;
+                    panic!("as it was asked to");
+                });
+                thread.join().unwrap_err();
+            }
+        }
+        assert_eq!(client.rest(), b"4\r\npart\r\n");
+    }
+    stop(&server.handle);
+}
+
+#[test]
+fn a_full_channel_says_so_and_a_blocking_send_waits_for_room() {
+    // 14 bytes with its frame.
+    let piece = "12345678 ";
+    let (sender, senders) = crossbeam_channel::unbounded();
+    let handle = serve(server(), move |_: Request<Body<'_>>| {
+        let (body, reply) = Reply::channel(30);
+        body.try_send(piece).unwrap();
+        body.try_send(piece).unwrap();
+        assert_eq!(body.try_send(piece), Err(SendError::Full(piece.into())));
+        assert_eq!(body.unsent(), 28);
+        let now = Instant::now();
+        assert_eq!(body.send_by(piece, now), Err(SendError::Full(piece.into())));
+        // Longer than the capacity: no wait helps.
+        let long = "x".repeat(40);
+        assert!(matches!(
+            body.send_by(long, soon()),
+            Err(SendError::Full(_))
+        ));
+        let waiting = thread::spawn(move || {
+            body.send_by(piece, soon()).unwrap();
+            body
+        });
+        sender.send(waiting).unwrap();
+        Response::new(reply)
+    });
+    let mut client = Client::to(&handle);
+    client.send(get("/"));
+    let waiting: thread::JoinHandle<BodySender> = senders.recv_timeout(LIMIT).unwrap();
+    drop(waiting.join().unwrap());
+    client.answer().is(200, &piece.repeat(3));
+    stop(&handle);
+}
+
+#[test]
+fn a_client_that_does_not_read_fills_the_channel_until_it_reads() {
+    let server = Channels::start();
+    let mut client = Client::on(support::connect_narrow(support::addr(&server.handle)));
+    client.send(get("/"));
+    let body = server.next();
+    let mut sent = 0;
+    loop {
+        match body.try_send(support::bytes_at(sent, 10_000)) {
+            Ok(()) => sent += 10_000,
+            Err(SendError::Full(bytes)) => break assert_eq!(bytes.len(), 10_000),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(body.unsent() <= 64 * 1024);
+    let deadline = Instant::now() + Duration::from_millis(20);
+    let late = body.send_by(support::bytes_at(sent, 10_000), deadline);
+    assert!(matches!(late, Err(SendError::Full(_))));
+    let sending = thread::spawn(move || {
+        let bytes = support::bytes_at(sent, 10_000);
+        body.send_by(bytes, soon()).unwrap();
+    });
+    let answer = client.answer();
+    assert!(answer.body == support::bytes_at(0, sent + 10_000));
+    sending.join().unwrap();
+    client.get("/now").is(200, "now");
+    stop(&server.handle);
+}
+
+#[test]
+fn a_client_that_never_reads_is_closed_and_the_others_see_no_delay() {
+    let builder = server()
+        .workers(1)
+        .write_timeout(Duration::from_millis(200));
+    let server = Channels::on(builder, 64 * 1024);
+    let mut slow = Client::on(support::connect_narrow(support::addr(&server.handle)));
+    slow.send(get("/"));
+    let slow_body = server.next();
+    let mut quick = Client::to(&server.handle);
+    quick.send(get("/"));
+    let quick_body = server.next();
+    quick.head();
+    let piece = Chunk::from("x".repeat(10_000));
+    while slow_body.try_send(piece.clone()).is_ok() {
+        quick_body.try_send(piece.clone()).unwrap();
+        assert_eq!(chunk(&mut quick).len(), 10_000);
+    }
+    assert_eq!(body_reason(&slow_body), CloseReason::ClientLeft);
+    assert!(slow_body.is_closed());
+    assert!(matches!(
+        slow_body.try_send("more"),
+        Err(SendError::Closed(_))
+    ));
+    // The write time-out is not for a client that has read everything.
+    quick_body.try_send("still").unwrap();
+    assert_eq!(chunk(&mut quick), "still");
+    assert_eq!(server.handle.stats().expired.write, 1);
+    drop(quick_body);
+    assert_eq!(chunk(&mut quick), "");
+    stop(&server.handle);
+}
+
+#[test]
+fn pieces_stay_in_order_while_the_response_begins() {
+    let server = Channels::on(support::server(), 1000);
+    let mut client = Client::to(&server.handle);
+    for _ in 0..50 {
+        client.send(get("/"));
+        let body = server.next();
+        // Some pieces are sent before the head is written, and some after it.
+        let sending = thread::spawn(move || {
+            for n in 0..200 {
+                body.send_by(format!("{n} "), soon()).unwrap();
+            }
+        });
+        let expected: String = (0..200).map(|n| format!("{n} ")).collect();
+        client.answer().is(200, &expected);
+        sending.join().unwrap();
+    }
+    stop(&server.handle);
+}
+
+#[test]
+fn one_chunk_goes_to_many_clients() {
+    let server = Channels::start();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::to(&server.handle)).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(format!("GET / HTTP/1.{}\r\nHost: test\r\n\r\n", n % 2));
+    }
+    let bodies: Vec<_> = clients.iter().map(|_| server.next()).collect();
+    let piece = Chunk::from("to all");
+    for body in bodies {
+        body.try_send(piece.clone()).unwrap();
+    }
+    for client in &mut clients {
+        client.answer().is(200, "to all");
+    }
+    stop(&server.handle);
+}
+
+#[test]
+fn the_leaving_of_a_listener_is_noticed_at_once() {
+    let server = Channels::start();
+    for by_reset in [false, true] {
+        let mut client = Client::to(&server.handle);
+        client.send(get("/"));
+        let body = server.next();
+        client.head();
+        body.on_close(|_| panic!("as it was asked to"));
+        match by_reset {
+            true => reset(client.stream),
+            false => drop(client),
+        }
+        assert_eq!(body_reason(&body), CloseReason::ClientLeft);
+        assert!(body.is_closed());
+        assert!(matches!(body.try_send("late"), Err(SendError::Closed(_))));
+    }
+    until(&server.handle, "all are closed", |stats| stats.live == 0);
+    stop(&server.handle);
+}
+
+#[test]
+fn a_body_without_messages_does_not_expire() {
+    let idle = Duration::from_millis(50);
+    let server = Channels::on(support::server().idle_timeout(idle), 1000);
+    let mut client = Client::to(&server.handle);
+    client.send(get("/"));
+    let body = server.next();
+    client.head();
+    client.is_silent();
+    assert!(QUIET > 2 * idle && !body.is_closed());
+    body.try_send("still").unwrap();
+    assert_eq!(chunk(&mut client), "still");
+    drop(body);
+    assert_eq!(chunk(&mut client), "");
+    // Between two messages, the time-out holds again.
+    client.ends();
+    stop(&server.handle);
+}
+
+#[test]
+fn a_drain_ends_the_bodies_that_ask_for_it_and_lets_the_others_go_on() {
+    let server = Channels::on(support::server(), 1000);
+    let mut plain = Client::to(&server.handle);
+    plain.send(get("/"));
+    let plain_body = server.next();
+    let mut stream = Client::to(&server.handle);
+    stream.send(get("/drain"));
+    let stream_body = server.next();
+    stream.head();
+    stream_body.try_send("event").unwrap();
+    plain.head();
+    server.handle.stop(LIMIT);
+    assert_eq!(stream.rest(), b"5\r\nevent\r\n0\r\n\r\n");
+    assert_eq!(body_reason(&stream_body), CloseReason::Draining);
+    assert!(matches!(
+        stream_body.try_send("late"),
+        Err(SendError::Closed(_))
+    ));
+    plain_body.try_send("goes on").unwrap();
+    assert_eq!(chunk(&mut plain), "goes on");
+    drop(plain_body);
+    assert_eq!(chunk(&mut plain), "");
+    plain.ends();
+    let report = server.handle.join();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn the_access_line_of_a_body_comes_when_it_ends_however_it_ends() {
+    keep_log();
+    let (sender, senders) = crossbeam_channel::unbounded();
+    let service = channel_handler(sender, 1000);
+    let service = http::service(service).access_log(AccessLog::Combined);
+    let handle = start(server(), service);
+    for (target, leaves) in [("/logged-end", false), ("/logged-left", true)] {
+        let mut client = Client::to(&handle);
+        client.send(get(target));
+        let body: BodySender = senders.recv_timeout(LIMIT).unwrap();
+        client.head();
+        body.try_send("1234567").unwrap();
+        assert_eq!(chunk(&mut client), "1234567");
+        tick();
+        assert!(access_lines(target).is_empty());
+        match leaves {
+            true => reset(client.stream),
+            false => drop(body),
+        }
+        support::wait_logged(&format!("\"GET {target} HTTP/1.1\" 200 7 "));
+        assert_eq!(access_lines(target).len(), 1);
+    }
+    stop(&handle);
 }

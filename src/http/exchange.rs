@@ -25,6 +25,9 @@
 //! | `Later` | no response yet | wait for a wake-up, with the deadline as timer | `Later` |
 //! | `Later` | the response, or the deadline | response | see below |
 //! | `Later` | the client leaves | close | |
+//! | `Channel` | the body goes on | wait for a wake-up | `Channel` |
+//! | `Channel` | the body's end, or the drain if it ends the body | last chunk | see below |
+//! | `Channel` | the client leaves, or the body is aborted | close | |
 //! | `Upgraded` | any | call the protocol | `Upgraded` |
 //!
 //! A request can be handled when its body is complete. If the service asks to stream the body, a
@@ -34,6 +37,7 @@
 //! | the request's body | the response | action | next state |
 //! |---|---|---|---|
 //! | any | comes later | | `Later` |
+//! | any | has a body from other threads | open its channel | `Channel` |
 //! | any | has a reader, and its client is slow, or others go first | park, or others go first | `Response` |
 //! | is consumed | keeps the connection open | | `Head` |
 //! | has not arrived completely | keeps the connection open | | `Discard` |
@@ -56,9 +60,12 @@ use std::time::{Duration, Instant};
 use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
-use super::access_log::{AccessLine, LoggedRequest};
+use super::access_log::{AccessLine, BodyLine, LoggedBody, LoggedRequest};
 use super::answer_race::Winner;
 use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
+use super::body_channel::{BodyEnd, ChannelBody};
+use super::chunk::LAST_CHUNK;
+use super::closing::CloseReason;
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::later::{deadline_response, dropped_response};
 use super::reader_body::ReaderBody;
@@ -66,7 +73,9 @@ use super::rejection::{Rejection, bad_request};
 use super::reply::{Reply, ReplyKind};
 use super::response_plan::{Framing, ResponsePlan};
 use super::response_writer::{ResponseWriter, write_file};
-use super::session::{AwaitedResponse, OpenResponse, ResponseEnd, Session, SessionState};
+use super::session::{
+    AwaitedResponse, OpenChannel, OpenResponse, ResponseEnd, Session, SessionState,
+};
 use super::settings::Http;
 use super::spool::SpooledBody;
 use crate::clock;
@@ -211,10 +220,7 @@ where
 {
     /// Responds to every request that has arrived. The connection gathers the last responses.
     fn serve_requests(&mut self) -> io::Result<Next> {
-        if matches!(
-            self.state,
-            SessionState::Response(_) | SessionState::Later(_)
-        ) {
+        if self.state.has_open_response() {
             if let Some(next) = self.continue_response()? {
                 return Ok(next);
             }
@@ -338,6 +344,7 @@ where
             | SessionState::Discard(_)
             | SessionState::Response(_)
             | SessionState::Later(_)
+            | SessionState::Channel(_)
             | SessionState::Upgraded(_) => true,
         };
         if !may_be_complete {
@@ -555,6 +562,9 @@ where
                 length
             }
             (ReplyKind::File(_) | ReplyKind::Later(_), _) => 0,
+            (ReplyKind::Channel(body), framing) => {
+                return self.begin_channel(body, end, framing == Framing::Chunks);
+            }
             (ReplyKind::Reader(reader, length), framing) => {
                 let body = ReaderBody {
                     reader,
@@ -580,6 +590,7 @@ where
         match std::mem::replace(self.state, head) {
             SessionState::Response(response) => self.write_reader(*response),
             SessionState::Later(awaited) => self.continue_waiting(awaited),
+            SessionState::Channel(open) => Ok(self.continue_channel(open)),
             _ => Ok(None),
         }
     }
@@ -640,6 +651,72 @@ where
         self.respond(request, head, reply, waited)
     }
 
+    /// Opens the channel of a body, whose head is gathered: its pieces go to the outbox from now
+    /// on.
+    #[cold]
+    fn begin_channel(
+        &mut self,
+        body: ChannelBody,
+        end: ResponseEnd,
+        is_chunked: bool,
+    ) -> io::Result<Option<Next>> {
+        let request = self.logged_request.take();
+        let line = self.http.access_log.map(|format| BodyLine {
+            format,
+            client: self.conn.peer_addr().clone(),
+            listener: self.conn.listener_name().to_owned(),
+            request,
+            status: end.status,
+            waited: end.waited,
+        });
+        let outbox = self.conn.outbox(body.capacity());
+        body.open(outbox, self.conn.waker(), is_chunked);
+        let body = LoggedBody { body, line };
+        Ok(self.continue_channel(Box::new(OpenChannel {
+            body,
+            end,
+            is_chunked,
+        })))
+    }
+
+    /// Ends a body that other threads send, if it has ended.
+    fn continue_channel(&mut self, open: Box<OpenChannel>) -> Option<Next> {
+        let body = &open.body.body;
+        let is_drained = self.conn.is_draining() && body.ends_at_drain();
+        let (is_complete, reason) = match body.end() {
+            Some(end) => (end == BodyEnd::Complete, None),
+            None if self.has_client_ended() => (false, Some(CloseReason::ClientLeft)),
+            None if is_drained => (true, Some(CloseReason::Draining)),
+            None => {
+                self.conn.suspend_idle_timeout(true);
+                self.conn.set_closing_notice(ClosingNotice::Forbidden);
+                *self.state = SessionState::Channel(open);
+                return Some(Next::Wait);
+            }
+        };
+        self.conn.end_outbox();
+        if let Some(reason) = reason {
+            body.close(reason);
+        }
+        self.conn.suspend_idle_timeout(false);
+        let OpenChannel {
+            body,
+            mut end,
+            is_chunked,
+        } = *open;
+        // Writes the line of the access log.
+        drop(body);
+        if !is_complete {
+            return Some(Next::Close);
+        }
+        self.conn.set_closing_notice(ClosingNotice::Refusal);
+        if is_chunked {
+            self.conn.gathered().extend_from_slice(LAST_CHUNK);
+        }
+        end.closes |= self.conn.is_draining() && self.conn.buffer().is_empty();
+        self.after_response(end)
+    }
+
     /// Whether a client that waits for another thread has ended its side, and has left thereby.
     fn has_client_ended(&self) -> bool {
         self.conn.at_eof() && self.http.abandoned_after != Duration::MAX
@@ -668,11 +745,16 @@ where
         Ok(self.end_response(end, body_len))
     }
 
-    /// Logs a response whose body is handed over to the connection, and prepares for the rest of
-    /// the request's body. `None`: the next request may follow.
+    /// Logs a response whose body is handed over to the connection, and does what follows it.
     #[inline]
     fn end_response(&mut self, end: ResponseEnd, body_len: u64) -> Option<Next> {
         self.log_response(end.status, body_len, end.waited);
+        self.after_response(end)
+    }
+
+    /// Prepares for the rest of the request's body. `None`: the next request may follow.
+    #[inline]
+    fn after_response(&mut self, end: ResponseEnd) -> Option<Next> {
         if end.closes {
             if !end.is_body_consumed {
                 self.conn.linger_on_close();
@@ -718,7 +800,7 @@ where
     fn log_response(&mut self, status: StatusCode, body_len: u64, waited: Duration) {
         if let Some(format) = self.http.access_log {
             let request = self.logged_request.take();
-            let line = AccessLine {
+            AccessLine {
                 format,
                 client: self.conn.peer_addr(),
                 listener: self.conn.listener_name(),
@@ -726,8 +808,8 @@ where
                 status,
                 body_len,
                 waited,
-            };
-            log::info!(target: "handover::access", "{line}");
+            }
+            .write();
         }
     }
 

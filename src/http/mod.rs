@@ -83,6 +83,8 @@ mod spool;
 
 // Responses.
 mod answer_race;
+mod body_channel;
+mod chunk;
 mod closing;
 mod date;
 mod later;
@@ -95,6 +97,8 @@ pub use ::http::{Uri, Version, header, request};
 
 pub use access_log::AccessLog;
 pub use body::{Body, OwnedBody};
+pub use body_channel::BodySender;
+pub use chunk::Chunk;
 pub use closing::CloseReason;
 pub use exchange::WorkerBuffers;
 pub use later::{LateResponse, Responder};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::http::{Response, StatusCode};
 
-use super::access_log::LoggedRequest;
+use super::access_log::{LoggedBody, LoggedRequest};
 use super::answer_race::AwaitedAnswer;
 use super::body::{CollectedBody, DiscardedBody, SpooledRequest};
 use super::head::RequestHead;
@@ -78,8 +78,18 @@ pub(super) enum SessionState {
     Response(Box<OpenResponse>),
     /// A response that another thread gives.
     Later(Box<AwaitedResponse>),
+    /// A response whose body other threads send.
+    Channel(Box<OpenChannel>),
     /// Another protocol, after an upgrade.
     Upgraded(UpgradedProtocol),
+}
+
+impl SessionState {
+    /// Whether a response has begun, or is awaited, and has not ended.
+    #[inline]
+    pub(super) fn has_open_response(&self) -> bool {
+        matches!(self, Self::Response(_) | Self::Later(_) | Self::Channel(_))
+    }
 }
 
 /// A response whose body is read from a reader.
@@ -96,6 +106,13 @@ pub(super) struct AwaitedResponse {
     pub(super) logged_request: Option<LoggedRequest>,
     /// How long the request waited for a worker.
     pub(super) waited: Duration,
+}
+
+/// A response whose body other threads send.
+pub(super) struct OpenChannel {
+    pub(super) body: LoggedBody,
+    pub(super) end: ResponseEnd,
+    pub(super) is_chunked: bool,
 }
 
 /// What is to be done after a response.
@@ -118,6 +135,7 @@ impl fmt::Debug for Session {
             SessionState::Discard(_) => "Session(Discard)",
             SessionState::Response(_) => "Session(Response)",
             SessionState::Later(_) => "Session(Later)",
+            SessionState::Channel(_) => "Session(Channel)",
             SessionState::Upgraded(_) => "Session(Upgraded)",
         })
     }
