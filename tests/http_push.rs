@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use handover::http::{
-    self, AccessLog, Body, BodySender, Chunk, CloseReason, Reply, Request, Responder, Response,
+    self, AccessLog, Body, BodySender, Chunk, CloseReason, Event, Events, Reply, Request,
+    Responder, Response,
 };
 use handover::{Builder, Handle, SendError};
 
@@ -819,4 +820,63 @@ fn the_access_line_of_a_body_comes_when_it_ends_however_it_ends() {
         assert_eq!(access_lines(target).len(), 1);
     }
     stop(&handle);
+}
+
+// ---- server-sent events ----
+
+#[test]
+fn an_event_stream_is_what_browsers_expect_and_ends_at_a_drain() {
+    let (sender, streams) = crossbeam_channel::unbounded();
+    let handle = serve(server(), move |request: Request<Body<'_>>| {
+        let (events, response) = Events::channel(1000);
+        let last = Events::last_id(request.headers()).unwrap_or("none");
+        let event = Event::new().id("7").data(last).data("two\nthree");
+        events.try_send(event).unwrap();
+        sender.send(events).unwrap();
+        response
+    });
+    let mut client = Client::to(&handle);
+    client.send("GET / HTTP/1.1\r\nHost: test\r\nLast-Event-ID: 6\r\n\r\n");
+    let head = client.head();
+    assert_eq!(head.field("content-type"), Some("text/event-stream"));
+    assert_eq!(head.field("cache-control"), Some("no-cache"));
+    assert_eq!(head.field("content-length"), None);
+    let text = "id: 7\ndata: 6\ndata: two\ndata: three\n\n";
+    assert_eq!(chunk(&mut client), text);
+    let events: Events = streams.recv_timeout(LIMIT).unwrap();
+    events.try_send(Event::new().comment("")).unwrap();
+    assert_eq!(chunk(&mut client), ": \n\n");
+    let (sender, closed) = crossbeam_channel::unbounded();
+    events.on_close(move |reason| sender.send(reason).unwrap());
+    handle.stop(LIMIT);
+    assert_eq!(client.rest(), b"0\r\n\r\n");
+    assert_eq!(reason(&closed), CloseReason::Draining);
+    assert!(events.is_closed());
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn an_event_stream_that_begins_in_a_drain_ends_at_once() {
+    let (keeper, door) = door();
+    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
+        door.pass();
+        let (events, response) = Events::channel(1000);
+        let id = Events::last_id(request.headers());
+        events
+            .try_send(Event::new().data(id.unwrap_or("none")))
+            .unwrap();
+        support::forever(events);
+        response
+    });
+    let mut client = Client::to(&handle);
+    client.send(get("/"));
+    keeper.wait();
+    handle.stop(LIMIT);
+    drop(keeper);
+    let answer = client.answer();
+    answer.is(200, "data: none\n\n");
+    client.ends();
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
 }
