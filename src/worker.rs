@@ -422,6 +422,7 @@ impl<'a, S: Service> Workers<'a, S> {
         let mid_message = matches!(stage, Stage::Partial | Stage::Waiting);
         if conn.must_be_told_of_drain() {
             conn.due.note_drain();
+            count(&self.lots.counters.told_of_drain);
         }
         let is_due = conn.due.is_any();
         // Before the read: what was read of a message must reach the service.
