@@ -8,6 +8,10 @@
 //! `/sleep?ms=N`, `/big?n=BYTES`, `/panic`, `/whoami`, `/noread`, `/status?code=N`, `/header?v=PERCENT-ENCODED`,
 //! `/hdr?name=N`, `/target/…`.
 //!
+//! Pages that other threads send, so that a waiting client holds no worker: `/later?ms=N`,
+//! `/events?every=MS` (server-sent events), and `/subscribe`, which gets what is sent with
+//! `POST /publish`.
+//!
 //! After `kill -HUP`, a new process of the program that is on disk then takes over. `/whoami` says
 //! which process answers. `--ready-timeout SECONDS` limits the start of the new process.
 //!
@@ -16,6 +20,7 @@
 //! settings.
 
 mod common;
+mod push;
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,7 +28,8 @@ use std::thread;
 use std::time::Duration;
 
 use handover::http::{
-    self, Body, HeaderName, HeaderValue, Method, Reply, Request, Response, StatusCode, header,
+    self, Body, Events, HeaderName, HeaderValue, Method, Reply, Request, Response, StatusCode,
+    header,
 };
 
 /// The generation of this process: 1 for the first process, and one more for each later one.
@@ -50,6 +56,10 @@ fn answer(request: Request<Body<'_>>) -> Response<Reply> {
         "/stream" => (stream, GET),
         "/sleep" => (sleep, GET),
         "/big" => (big, GET),
+        "/later" => (later, GET),
+        "/events" => (events, GET),
+        "/subscribe" => (subscribe, GET),
+        "/publish" => (publish, POST),
         "/panic" => (panics, GET),
         "/whoami" => (whoami, GET),
         "/noread" => (no_read, POST),
@@ -159,6 +169,42 @@ fn big(request: Request<Body<'_>>) -> Response<Reply> {
         Ok(count) if count <= BYTES.len() => Reply::from(&BYTES[..count]),
         _ => Reply::sized(io::repeat(b'x'), count),
     })
+}
+
+fn later(request: Request<Body<'_>>) -> Response<Reply> {
+    number(&request, "ms", 5).map_or_else(bad_request, push::later)
+}
+
+fn events(request: Request<Body<'_>>) -> Response<Reply> {
+    match number(&request, "every", 1000) {
+        None | Some(0) => bad_request(),
+        Some(millis) => {
+            let every = Duration::from_millis(millis);
+            push::events(every, last_id(&request).unwrap_or(0))
+        }
+    }
+}
+
+fn subscribe(request: Request<Body<'_>>) -> Response<Reply> {
+    push::subscribe(last_id(&request))
+}
+
+fn publish(mut request: Request<Body<'_>>) -> Response<Reply> {
+    match request
+        .body_mut()
+        .read_all(16 * 1024)
+        .map(String::from_utf8)
+    {
+        Ok(Ok(text)) => push::publish(text),
+        Ok(Err(_)) => return bad_request(),
+        Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to publish\n"),
+    }
+    plain(StatusCode::ACCEPTED, "published\n")
+}
+
+/// The number of the last event that the client has got.
+fn last_id(request: &Request<Body<'_>>) -> Option<u64> {
+    Events::last_id(request.headers())?.parse().ok()
 }
 
 fn panics(_: Request<Body<'_>>) -> Response<Reply> {

@@ -31,7 +31,8 @@ pub struct Stats {
     pub expired: Expired,
     /// Parked connections closed to make room.
     pub shed: u64,
-    /// Connections closed because the client had left while the connection waited for a worker.
+    /// Connections closed because the client had left while the connection waited for a worker, or
+    /// while a response waited for another thread.
     pub abandoned: u64,
     /// Connections closed because a message was longer than
     /// [`input_limit`](crate::Builder::input_limit).

@@ -212,6 +212,8 @@ pub struct Connection {
     input_limit: usize,
     /// In the clock's milliseconds.
     idle_timeout: u64,
+    /// The idle time-out does not apply.
+    is_idle_timeout_suspended: bool,
     /// Bytes received and sent since the beginning, and how many of them are in the counters
     /// already.
     bytes_in: u64,
@@ -280,6 +282,7 @@ impl Connection {
             waited: Duration::ZERO,
             drain_limit: None,
             idle_timeout: in_millis(limits.idle_timeout),
+            is_idle_timeout_suspended: false,
             input_limit: limits.input_limit,
             output_limit: limits.output_limit,
             read: Pace::new(limits.read_timeout, limits.min_rate),
@@ -575,7 +578,16 @@ impl Connection {
 
     /// In the clock's milliseconds.
     pub(crate) fn idle_timeout(&self) -> u64 {
-        self.idle_timeout
+        match self.is_idle_timeout_suspended {
+            true => u64::MAX,
+            false => self.idle_timeout,
+        }
+    }
+
+    /// Suspends the idle time-out: the service has a deadline of its own for what it waits for.
+    #[cfg(feature = "http")]
+    pub(crate) fn suspend_idle_timeout(&mut self, is_suspended: bool) {
+        self.is_idle_timeout_suspended = is_suspended;
     }
 
     pub(crate) fn read_deadline(&mut self, now: Instant) -> Deadline {

@@ -15,7 +15,9 @@ use ::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
+use super::body_channel::ChannelBody;
 use crate::addr::Addr;
+use crate::log;
 
 /// The format of the access log, for [`Http::access_log`](super::Http::access_log).
 ///
@@ -105,6 +107,40 @@ pub(super) struct AccessLine<'a> {
     pub(super) waited: Duration,
 }
 
+/// A body that other threads send. Its line is written when it ends, however it ends: also when
+/// the connection is dropped.
+pub(super) struct LoggedBody {
+    pub(super) body: ChannelBody,
+    pub(super) line: Option<BodyLine>,
+}
+
+/// What is known of the line when the body begins.
+pub(super) struct BodyLine {
+    pub(super) format: AccessLog,
+    pub(super) client: Addr,
+    pub(super) listener: String,
+    pub(super) request: Option<LoggedRequest>,
+    pub(super) status: StatusCode,
+    pub(super) waited: Duration,
+}
+
+impl Drop for LoggedBody {
+    fn drop(&mut self) {
+        if let Some(line) = &self.line {
+            AccessLine {
+                format: line.format,
+                client: &line.client,
+                listener: &line.listener,
+                request: line.request.as_ref(),
+                status: line.status,
+                body_len: self.body.len(),
+                waited: line.waited,
+            }
+            .write();
+        }
+    }
+}
+
 impl fmt::Display for AccessLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let now = SystemTime::now();
@@ -116,6 +152,10 @@ impl fmt::Display for AccessLine<'_> {
 }
 
 impl AccessLine<'_> {
+    pub(super) fn write(&self) {
+        log::info!(target: "handover::access", "{self}");
+    }
+
     fn handled_ms(&self) -> u128 {
         let handled = self.request.map(|request| request.since.elapsed());
         handled.unwrap_or_default().as_millis()

@@ -22,6 +22,12 @@
 //! | `Discard` | the body's rest has not arrived | discard, wait for more | `Discard` |
 //! | `Discard` | the rest is malformed or too long | close | |
 //! | `Response` | the output is written | read on, write | see below |
+//! | `Later` | no response yet | wait for a wake-up, with the deadline as timer | `Later` |
+//! | `Later` | the response, or the deadline | response | see below |
+//! | `Later` | the client leaves | close | |
+//! | `Channel` | the body goes on | wait for a wake-up | `Channel` |
+//! | `Channel` | the body's end, or the drain if it ends the body | last chunk | see below |
+//! | `Channel` | the client leaves, or the body is aborted | close | |
 //! | `Upgraded` | any | call the protocol | `Upgraded` |
 //!
 //! A request can be handled when its body is complete. If the service asks to stream the body, a
@@ -30,6 +36,8 @@
 //!
 //! | the request's body | the response | action | next state |
 //! |---|---|---|---|
+//! | any | comes later | | `Later` |
+//! | any | has a body from other threads | open its channel | `Channel` |
 //! | any | has a reader, and its client is slow, or others go first | park, or others go first | `Response` |
 //! | is consumed | keeps the connection open | | `Head` |
 //! | has not arrived completely | keeps the connection open | | `Discard` |
@@ -47,20 +55,27 @@ use std::any::Any;
 use std::error::Error;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
-use super::access_log::{AccessLine, LoggedRequest};
+use super::access_log::{AccessLine, BodyLine, LoggedBody, LoggedRequest};
+use super::answer_race::Winner;
 use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
+use super::body_channel::{BodyEnd, ChannelBody};
+use super::chunk::LAST_CHUNK;
+use super::closing::CloseReason;
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
+use super::later::{deadline_response, dropped_response};
 use super::reader_body::ReaderBody;
 use super::rejection::{Rejection, bad_request};
 use super::reply::{Reply, ReplyKind};
 use super::response_plan::{Framing, ResponsePlan};
 use super::response_writer::{ResponseWriter, write_file};
-use super::session::{OpenResponse, ResponseEnd, Session, SessionState};
+use super::session::{
+    AwaitedResponse, OpenChannel, OpenResponse, ResponseEnd, Session, SessionState,
+};
 use super::settings::Http;
 use super::spool::SpooledBody;
 use crate::clock;
@@ -205,7 +220,7 @@ where
 {
     /// Responds to every request that has arrived. The connection gathers the last responses.
     fn serve_requests(&mut self) -> io::Result<Next> {
-        if matches!(self.state, SessionState::Response(_)) {
+        if self.state.has_open_response() {
             if let Some(next) = self.continue_response()? {
                 return Ok(next);
             }
@@ -243,7 +258,7 @@ where
             let Some((head, reply)) = self.call_handler(&mut request, parts)? else {
                 return Ok(Next::Close);
             };
-            if let Some(next) = self.respond(request, head, reply)? {
+            if let Some(next) = self.respond(request, head, reply, self.conn.waited())? {
                 return Ok(next);
             }
             self.responses += 1;
@@ -328,6 +343,8 @@ where
             SessionState::Spool(_)
             | SessionState::Discard(_)
             | SessionState::Response(_)
+            | SessionState::Later(_)
+            | SessionState::Channel(_)
             | SessionState::Upgraded(_) => true,
         };
         if !may_be_complete {
@@ -481,14 +498,19 @@ where
             && self.conn.peer_state() != PeerState::Open
     }
 
-    /// Discards the rest of the request's body, and writes the response.
+    /// Discards the rest of the request's body, and writes the response. `waited`: how long the
+    /// request waited for a worker.
     #[inline]
     fn respond(
         &mut self,
         mut request: RequestHead,
         head: response::Parts,
         Reply(reply): Reply,
+        waited: Duration,
     ) -> io::Result<Option<Next>> {
+        if matches!(reply, ReplyKind::Later(_)) {
+            return self.begin_waiting(request, reply, waited);
+        }
         // A client that still waits for `100 Continue` may now send the body, or leave it out.
         let is_uncertain = request.expects_continue && !request.body.is_done();
         let mut rest = DiscardedBody::new(request.body.clone());
@@ -502,7 +524,7 @@ where
             closes: true,
             rest,
             is_body_consumed: is_consumed,
-            waited: self.conn.waited(),
+            waited,
         };
         let plan = match ResponsePlan::new(&request, is_consumed, &head, &reply) {
             Ok(plan) => plan,
@@ -539,7 +561,10 @@ where
                 write_file(self.conn, file, length)?;
                 length
             }
-            (ReplyKind::File(_), _) => 0,
+            (ReplyKind::File(_) | ReplyKind::Later(_), _) => 0,
+            (ReplyKind::Channel(body), framing) => {
+                return self.begin_channel(body, end, framing == Framing::Chunks);
+            }
             (ReplyKind::Reader(reader, length), framing) => {
                 let body = ReaderBody {
                     reader,
@@ -564,8 +589,137 @@ where
         let head = SessionState::Head { examined: 0 };
         match std::mem::replace(self.state, head) {
             SessionState::Response(response) => self.write_reader(*response),
+            SessionState::Later(awaited) => self.continue_waiting(awaited),
+            SessionState::Channel(open) => Ok(self.continue_channel(open)),
             _ => Ok(None),
         }
+    }
+
+    /// Begins to wait for a response from another thread.
+    #[cold]
+    fn begin_waiting(
+        &mut self,
+        request: RequestHead,
+        reply: ReplyKind,
+        waited: Duration,
+    ) -> io::Result<Option<Next>> {
+        let ReplyKind::Later(answer) = reply else {
+            return Ok(None);
+        };
+        answer.attach(self.conn.waker());
+        let logged_request = self.logged_request.take();
+        self.continue_waiting(Box::new(AwaitedResponse {
+            answer,
+            request,
+            logged_request,
+            waited,
+        }))
+    }
+
+    /// Writes the response of another thread, or that of the deadline, if one of them is there.
+    fn continue_waiting(&mut self, awaited: Box<AwaitedResponse>) -> io::Result<Option<Next>> {
+        let has_left = self.has_client_ended();
+        let response = match awaited.answer.decide(Instant::now(), has_left) {
+            None => {
+                self.conn.suspend_idle_timeout(true);
+                self.conn.wake_at(awaited.answer.deadline());
+                *self.state = SessionState::Later(awaited);
+                return Ok(Some(Next::Wait));
+            }
+            Some(Winner::Client) => {
+                self.conn.abandon();
+                return Ok(Some(Next::Close));
+            }
+            Some(Winner::Answer(response)) => response,
+            Some(Winner::Deadline(fallback)) => fallback.unwrap_or_else(deadline_response),
+            Some(Winner::Nobody) => {
+                let info = self.conn.info();
+                log::error!("{info}: a responder was dropped without a response");
+                dropped_response()
+            }
+        };
+        self.conn.suspend_idle_timeout(false);
+        self.conn.wake_at(None);
+        let AwaitedResponse {
+            request,
+            logged_request,
+            waited,
+            ..
+        } = *awaited;
+        self.logged_request = logged_request;
+        let (head, reply) = response.into_parts();
+        self.respond(request, head, reply, waited)
+    }
+
+    /// Opens the channel of a body, whose head is gathered: its pieces go to the outbox from now
+    /// on.
+    #[cold]
+    fn begin_channel(
+        &mut self,
+        body: ChannelBody,
+        end: ResponseEnd,
+        is_chunked: bool,
+    ) -> io::Result<Option<Next>> {
+        let request = self.logged_request.take();
+        let line = self.http.access_log.map(|format| BodyLine {
+            format,
+            client: self.conn.peer_addr().clone(),
+            listener: self.conn.listener_name().to_owned(),
+            request,
+            status: end.status,
+            waited: end.waited,
+        });
+        let outbox = self.conn.outbox(body.capacity());
+        body.open(outbox, self.conn.waker(), is_chunked);
+        let body = LoggedBody { body, line };
+        Ok(self.continue_channel(Box::new(OpenChannel {
+            body,
+            end,
+            is_chunked,
+        })))
+    }
+
+    /// Ends a body that other threads send, if it has ended.
+    fn continue_channel(&mut self, open: Box<OpenChannel>) -> Option<Next> {
+        let body = &open.body.body;
+        let is_drained = self.conn.is_draining() && body.ends_at_drain();
+        let (is_complete, reason) = match body.end() {
+            Some(end) => (end == BodyEnd::Complete, None),
+            None if self.has_client_ended() => (false, Some(CloseReason::ClientLeft)),
+            None if is_drained => (true, Some(CloseReason::Draining)),
+            None => {
+                self.conn.suspend_idle_timeout(true);
+                self.conn.set_closing_notice(ClosingNotice::Forbidden);
+                *self.state = SessionState::Channel(open);
+                return Some(Next::Wait);
+            }
+        };
+        self.conn.end_outbox();
+        if let Some(reason) = reason {
+            body.close(reason);
+        }
+        self.conn.suspend_idle_timeout(false);
+        let OpenChannel {
+            body,
+            mut end,
+            is_chunked,
+        } = *open;
+        // Writes the line of the access log.
+        drop(body);
+        if !is_complete {
+            return Some(Next::Close);
+        }
+        self.conn.set_closing_notice(ClosingNotice::Refusal);
+        if is_chunked {
+            self.conn.gathered().extend_from_slice(LAST_CHUNK);
+        }
+        end.closes |= self.conn.is_draining() && self.conn.buffer().is_empty();
+        self.after_response(end)
+    }
+
+    /// Whether a client that waits for another thread has ended its side, and has left thereby.
+    fn has_client_ended(&self) -> bool {
+        self.conn.at_eof() && self.http.abandoned_after != Duration::MAX
     }
 
     /// Writes the next part of a body that is read from a reader, or the last.
@@ -591,11 +745,16 @@ where
         Ok(self.end_response(end, body_len))
     }
 
-    /// Logs a response whose body is handed over to the connection, and prepares for the rest of
-    /// the request's body. `None`: the next request may follow.
+    /// Logs a response whose body is handed over to the connection, and does what follows it.
     #[inline]
     fn end_response(&mut self, end: ResponseEnd, body_len: u64) -> Option<Next> {
         self.log_response(end.status, body_len, end.waited);
+        self.after_response(end)
+    }
+
+    /// Prepares for the rest of the request's body. `None`: the next request may follow.
+    #[inline]
+    fn after_response(&mut self, end: ResponseEnd) -> Option<Next> {
         if end.closes {
             if !end.is_body_consumed {
                 self.conn.linger_on_close();
@@ -641,7 +800,7 @@ where
     fn log_response(&mut self, status: StatusCode, body_len: u64, waited: Duration) {
         if let Some(format) = self.http.access_log {
             let request = self.logged_request.take();
-            let line = AccessLine {
+            AccessLine {
                 format,
                 client: self.conn.peer_addr(),
                 listener: self.conn.listener_name(),
@@ -649,8 +808,8 @@ where
                 status,
                 body_len,
                 waited,
-            };
-            log::info!(target: "handover::access", "{line}");
+            }
+            .write();
         }
     }
 

@@ -21,6 +21,13 @@
 //! different kinds of bodies returns `Response<Reply>`, see [`Reply`]. The request's [`Body`] gives
 //! access to the connection, for example to the client's address.
 //!
+//! # Responses that wait for something else than the client
+//!
+//! A handler that waits holds a worker. Instead, another thread may give the response
+//! ([`Reply::later`]), or send its body ([`Reply::channel`], [`Events`] for server-sent events),
+//! while the connection waits on no thread. Callbacks and queries tell that thread when its client
+//! has left. Requests that the client sends meanwhile are answered in order.
+//!
 //! # What the service does by itself
 //!
 //! - It keeps connections open as the client asks (HTTP/1.0 and 1.1), responds to pipelined
@@ -82,7 +89,13 @@ mod rejection;
 mod spool;
 
 // Responses.
+mod answer_race;
+mod body_channel;
+mod chunk;
+mod closing;
 mod date;
+mod events;
+mod later;
 mod reply;
 mod response_plan;
 mod response_writer;
@@ -92,7 +105,12 @@ pub use ::http::{Uri, Version, header, request};
 
 pub use access_log::AccessLog;
 pub use body::{Body, OwnedBody};
+pub use body_channel::BodySender;
+pub use chunk::Chunk;
+pub use closing::CloseReason;
+pub use events::{Event, Events};
 pub use exchange::WorkerBuffers;
+pub use later::{LateResponse, Responder};
 pub use reply::Reply;
 pub use session::Session;
 pub use settings::{Http, service};

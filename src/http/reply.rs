@@ -5,6 +5,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 
+use ::http::Response;
+
+use super::answer_race::AwaitedAnswer;
+use super::body_channel::{BodySender, ChannelBody, body_channel};
 use crate::connection::Connection;
 use crate::log;
 use crate::panic;
@@ -32,6 +36,10 @@ pub(super) enum ReplyKind {
     Reader(Box<dyn Read + Send>, Option<u64>),
     File(File),
     Upgrade(UpgradedProtocol),
+    /// Another thread gives the response.
+    Later(AwaitedAnswer<Response<Reply>>),
+    /// Other threads send the body.
+    Channel(ChannelBody),
 }
 
 /// The code that serves a connection after an upgrade.
@@ -58,6 +66,44 @@ impl Reply {
     /// chunk. HTTP/1.0 has no chunks: there the close of the connection ends the body.
     pub fn stream(reader: impl Read + Send + 'static) -> Self {
         Self(ReplyKind::Reader(contain_drop(reader), None))
+    }
+
+    /// A body that is sent by another thread, with a [`BodySender`], while the connection waits on
+    /// no thread. `capacity` bounds the bytes that are sent and not written yet, with about 10 bytes
+    /// more for each piece: the frame of its chunk. HTTP/1.0 has no chunks: there the close of the
+    /// connection ends the body.
+    ///
+    /// The server's idle time-out does not apply while the body goes on, however long the pauses
+    /// are. A client that does not read is closed at the
+    /// [write time-out](crate::Builder::write_timeout). A client that resets the connection or ends
+    /// its side has left, as with [`Reply::later`]. If the response has no body, because the
+    /// request is HEAD or by its status, the sender finds the body closed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::thread;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use handover::http::{self, Reply, Response};
+    ///
+    /// let service = http::service(|_request| {
+    ///     let (body, reply) = Reply::channel(64 * 1024);
+    ///     thread::spawn(move || {
+    ///         for line in 0..1_000_000 {
+    ///             let deadline = Instant::now() + Duration::from_secs(10);
+    ///             if body.send_by(format!("{line}\n"), deadline).is_err() {
+    ///                 // The client has left, or reads too slowly: the body must not look complete.
+    ///                 return body.abort();
+    ///             }
+    ///         }
+    ///     });
+    ///     Response::new(reply)
+    /// });
+    /// ```
+    pub fn channel(capacity: usize) -> (BodySender, Self) {
+        let (sender, body) = body_channel(capacity);
+        (sender, Self(ReplyKind::Channel(body)))
     }
 
     /// Upgrades the connection to another protocol: `protocol` is called right after the head of
@@ -136,7 +182,7 @@ impl ReplyKind {
                 }
                 Some(metadata.len().saturating_sub((&*file).stream_position()?))
             }
-            Self::Upgrade(_) => None,
+            Self::Upgrade(_) | Self::Later(_) | Self::Channel(_) => None,
         })
     }
 }
@@ -192,6 +238,8 @@ impl fmt::Debug for Reply {
             ReplyKind::Reader(_, length) => ("Reader", *length),
             ReplyKind::File(_) => ("File", None),
             ReplyKind::Upgrade(_) => ("Upgrade", None),
+            ReplyKind::Later(_) => ("Later", None),
+            ReplyKind::Channel(_) => ("Channel", None),
         };
         f.debug_struct("Reply")
             .field("kind", &name)

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use ::http::StatusCode;
+use ::http::{Response, StatusCode};
 
-use super::access_log::LoggedRequest;
+use super::access_log::{LoggedBody, LoggedRequest};
+use super::answer_race::AwaitedAnswer;
 use super::body::{CollectedBody, DiscardedBody, SpooledRequest};
+use super::head::RequestHead;
 use super::reader_body::ReaderBody;
-use super::reply::UpgradedProtocol;
+use super::reply::{Reply, UpgradedProtocol};
 
 /// The state of one HTTP connection, as [`Http`](super::Http) keeps it while the connection waits
 /// for its client: the [`Service::Session`](crate::Service::Session) of `Http`. Opaque.
@@ -74,8 +76,20 @@ pub(super) enum SessionState {
     Discard(DiscardedBody),
     /// A response whose body is read from a reader, which has not ended.
     Response(Box<OpenResponse>),
+    /// A response that another thread gives.
+    Later(Box<AwaitedResponse>),
+    /// A response whose body other threads send.
+    Channel(Box<OpenChannel>),
     /// Another protocol, after an upgrade.
     Upgraded(UpgradedProtocol),
+}
+
+impl SessionState {
+    /// Whether a response has begun, or is awaited, and has not ended.
+    #[inline]
+    pub(super) fn has_open_response(&self) -> bool {
+        matches!(self, Self::Response(_) | Self::Later(_) | Self::Channel(_))
+    }
 }
 
 /// A response whose body is read from a reader.
@@ -83,6 +97,22 @@ pub(super) struct OpenResponse {
     pub(super) body: ReaderBody,
     pub(super) end: ResponseEnd,
     pub(super) logged_request: Option<LoggedRequest>,
+}
+
+/// A request whose response another thread gives.
+pub(super) struct AwaitedResponse {
+    pub(super) answer: AwaitedAnswer<Response<Reply>>,
+    pub(super) request: RequestHead,
+    pub(super) logged_request: Option<LoggedRequest>,
+    /// How long the request waited for a worker.
+    pub(super) waited: Duration,
+}
+
+/// A response whose body other threads send.
+pub(super) struct OpenChannel {
+    pub(super) body: LoggedBody,
+    pub(super) end: ResponseEnd,
+    pub(super) is_chunked: bool,
 }
 
 /// What is to be done after a response.
@@ -104,6 +134,8 @@ impl fmt::Debug for Session {
             SessionState::Spool(_) => "Session(Spool)",
             SessionState::Discard(_) => "Session(Discard)",
             SessionState::Response(_) => "Session(Response)",
+            SessionState::Later(_) => "Session(Later)",
+            SessionState::Channel(_) => "Session(Channel)",
             SessionState::Upgraded(_) => "Session(Upgraded)",
         })
     }

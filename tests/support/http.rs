@@ -232,6 +232,13 @@ impl Client {
         }
     }
 
+    /// The next so many bytes.
+    #[track_caller]
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        self.want(count);
+        self.held.drain(..count).collect()
+    }
+
     /// A line of another protocol, with its end.
     #[track_caller]
     pub(crate) fn raw_line(&mut self) -> String {

@@ -1,0 +1,202 @@
+//! The pages of the demo that its own threads send: a clock for `/later` and `/events`, and a
+//! publisher for `/subscribe`. However many clients wait, they hold no worker.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::LazyLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use handover::http::{Chunk, Event, Events, Reply, Responder, Response};
+
+/// How many bytes a client may be behind. A client that is further behind is dropped.
+const CAPACITY: usize = 64 * 1024;
+
+/// How often subscribers get a comment, so that one that has left is noticed.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How many published events a client that connects again can get.
+const HISTORY: usize = 1000;
+
+/// How long a client waits before it connects again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Answers after so many milliseconds.
+pub(crate) fn later(millis: u64) -> Response<Reply> {
+    let delay = Duration::from_millis(millis);
+    let (responder, reply) = Reply::later(delay.saturating_add(Duration::from_secs(30)));
+    set_alarm(delay, Alarm::Answer { responder, millis });
+    Response::new(reply)
+}
+
+/// Sends an event each `every`, from the one after `last` on.
+pub(crate) fn events(every: Duration, last: u64) -> Response<Reply> {
+    let (events, response) = Events::channel(CAPACITY);
+    let next = last.saturating_add(1);
+    let alarm = Alarm::Event {
+        events,
+        every,
+        next,
+    };
+    set_alarm(Duration::ZERO, alarm);
+    response
+}
+
+/// Sends what is published from now on, and what was published after the event `last`.
+pub(crate) fn subscribe(last: Option<u64>) -> Response<Reply> {
+    let (events, response) = Events::channel(CAPACITY);
+    // If the publisher has ended, the events are dropped, and the stream ends.
+    let _ = PUBLISHER.send(Order::Subscribe(events, last));
+    response
+}
+
+/// Sends a text to all subscribers.
+pub(crate) fn publish(text: String) {
+    let _ = PUBLISHER.send(Order::Publish(text));
+}
+
+// ---- the clock ----
+
+enum Alarm {
+    Answer {
+        responder: Responder,
+        millis: u64,
+    },
+    Event {
+        events: Events,
+        every: Duration,
+        next: u64,
+    },
+}
+
+static CLOCK: LazyLock<SyncSender<(Instant, Alarm)>> =
+    LazyLock::new(|| start("demo-clock", run_clock));
+
+fn set_alarm(delay: Duration, alarm: Alarm) {
+    // An alarm beyond what the clock can express never rings: its client gets 500.
+    if let Some(at) = Instant::now().checked_add(delay) {
+        let _ = CLOCK.send((at, alarm));
+    }
+}
+
+fn run_clock(alarms: Receiver<(Instant, Alarm)>) {
+    // The number tells alarms of the same time apart.
+    let mut waiting: BTreeMap<(Instant, u64), Alarm> = BTreeMap::new();
+    for number in 0_u64.. {
+        let now = Instant::now();
+        while let Some(first) = waiting.first_entry().filter(|first| first.key().0 <= now) {
+            let (at, alarm) = first.remove_entry();
+            if let Some((later, alarm)) = ring(at, alarm) {
+                waiting.insert(later, alarm);
+            }
+        }
+        let next = waiting.first_key_value().map(|((at, _), _)| *at);
+        let left = next.map_or(Duration::from_secs(3600), |at| at - now);
+        match alarms.recv_timeout(left) {
+            Ok((at, alarm)) => drop(waiting.insert((at, number), alarm)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Sends what is due. Returns the next alarm, if there is one.
+fn ring((at, number): (Instant, u64), alarm: Alarm) -> Option<((Instant, u64), Alarm)> {
+    match alarm {
+        Alarm::Answer { responder, millis } => {
+            // An error says that the client has left.
+            let _ = responder.send(Response::new(format!("later {millis}")));
+            None
+        }
+        Alarm::Event {
+            events,
+            every,
+            next,
+        } => {
+            let text = next.to_string();
+            let event = Event::new().id(&text).data(&text);
+            events.try_send(event).ok()?;
+            let later = (at.checked_add(every)?, number);
+            let next = next.saturating_add(1);
+            let alarm = Alarm::Event {
+                events,
+                every,
+                next,
+            };
+            Some((later, alarm))
+        }
+    }
+}
+
+// ---- the publisher ----
+
+enum Order {
+    Subscribe(Events, Option<u64>),
+    Publish(String),
+}
+
+static PUBLISHER: LazyLock<SyncSender<Order>> =
+    LazyLock::new(|| start("demo-publisher", run_publisher));
+
+fn run_publisher(orders: Receiver<Order>) {
+    let mut subscribers: Vec<Events> = Vec::new();
+    let mut history = VecDeque::new();
+    let mut last_id = 0;
+    let mut heartbeat = Instant::now() + HEARTBEAT;
+    loop {
+        let left = heartbeat.saturating_duration_since(Instant::now());
+        match orders.recv_timeout(left) {
+            Ok(Order::Subscribe(events, last)) => {
+                if replay(&events, last, &history) {
+                    subscribers.push(events);
+                }
+            }
+            Ok(Order::Publish(text)) => {
+                // By the time, so that the ids go on in the process that comes next.
+                let time = SystemTime::now().duration_since(UNIX_EPOCH);
+                let time = time.map_or(0, |time| time.as_micros() as u64);
+                last_id = time.max(last_id + 1);
+                let event = Event::new().id(&last_id.to_string()).data(&text);
+                let event = Chunk::from(event);
+                subscribers.retain(|events| events.try_send(event.clone()).is_ok());
+                if history.len() == HISTORY {
+                    history.pop_front();
+                }
+                history.push_back((last_id, event));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                heartbeat = Instant::now() + HEARTBEAT;
+                let comment = Chunk::from(Event::new().comment(""));
+                subscribers.retain(|events| events.try_send(comment.clone()).is_ok());
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Sends a client that connects again what it has missed. False if it has left.
+fn replay(events: &Events, last: Option<u64>, history: &VecDeque<(u64, Chunk)>) -> bool {
+    let missed = history.iter().filter(|(id, _)| Some(*id) > last);
+    let missed = missed.take_while(|_| last.is_some());
+    let sent = events.try_send(Event::new().retry(RETRY));
+    sent.is_ok()
+        && missed
+            .map(|(_, event)| event.clone())
+            .all(|event| events.try_send(event).is_ok())
+}
+
+// ---- threads ----
+
+/// Starts a thread, which gets what is sent to it until the process ends.
+fn start<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce(Receiver<T>) + Send + 'static,
+) -> SyncSender<T> {
+    let (sender, receiver) = sync_channel(1024);
+    let thread = thread::Builder::new().name(name.to_owned());
+    if let Err(error) = thread.spawn(move || run(receiver)) {
+        // The receiver is gone: clients get 500, and streams end.
+        eprintln!("cannot start the thread {name}: {error}");
+    }
+    sender
+}
