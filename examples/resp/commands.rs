@@ -53,6 +53,10 @@ pub(crate) fn execute(store: &Store, name: &[u8], args: &[Bytes]) -> Result<Repl
             Some(_) => return Err(Failure::new("ERR DB index is out of range")),
             None => return Err(Failure::NOT_AN_INTEGER),
         },
+        (b"INFO", _) => {
+            let blocked = store.blocked_clients();
+            Reply::Bulk(format!("# Clients\r\nblocked_clients:{blocked}\r\n").into())
+        }
         (b"COMMAND", _) => Reply::Array(Vec::new()),
         (b"CONFIG", [get, names @ ..]) if get.eq_ignore_ascii_case(b"get") => {
             let pairs = names.iter().flat_map(|name| [name.clone(), Bytes::new()]);

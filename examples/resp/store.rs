@@ -174,6 +174,11 @@ impl Store {
         Ok(keys.list(key)?.map_or(0, |list| list.len()))
     }
 
+    /// How many clients wait for an element.
+    pub(crate) fn blocked_clients(&self) -> usize {
+        self.0.lock().waiters.len()
+    }
+
     /// Takes the first element of the first of the lists that exists. If none does, the client waits
     /// for one.
     pub(crate) fn pop_or_wait(
