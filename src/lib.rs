@@ -111,13 +111,12 @@
 //! # Limitations
 //!
 //! - The server makes as many calls of the service at the same time as it has workers. A handler
-//!   that waits for something other than its client holds a worker. The default is 8 workers per
-//!   core, at least 16.
+//!   that waits for something other than its client holds a worker, unless the service returns
+//!   [`Next::Wait`] and is woken ([`Waker`]). The default is 8 workers per core, at least 16.
 //! - A service whose writes exceed the output limit (64 KiB) because its client reads slowly, or
 //!   that reads a large message from a client that sends slowly, holds a worker meanwhile. Such a
 //!   wait ends at the write or read time-out, which progress at the minimum rate extends. Bytes and
 //!   files that the connection owns, and HTTP responses, hold none.
-//! - The server cannot send to a parked connection before its client has sent something.
 //! - [`Service::export`] is a snapshot: what changes after a restart has begun is not in it.
 //! - Open connections stay with the process that accepted them, also across a restart. They are
 //!   shut down at the end of the drain time-out, or earlier when two later generations drain too.

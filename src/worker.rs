@@ -422,6 +422,7 @@ impl<'a, S: Service> Workers<'a, S> {
         let mid_message = matches!(stage, Stage::Partial | Stage::Waiting);
         if conn.must_be_told_of_drain() {
             conn.due.note_drain();
+            count(&self.lots.counters.told_of_drain);
         }
         let is_due = conn.due.is_any();
         // Before the read: what was read of a message must reach the service.
@@ -541,7 +542,8 @@ impl<'a, S: Service> Workers<'a, S> {
         let conn = &mut occupant.conn;
         // A wake-up is not a sign of the client.
         let is_of_client = !conn.take_no_message() && conn.cause().readable;
-        if next == Next::Wait || is_of_client && next != Next::More {
+        let ends_wait = occupant.stage == Stage::Waiting;
+        if next == Next::Wait || ends_wait || is_of_client && next != Next::More {
             occupant.idle_until = None;
         }
         if conn.is_detached() {

@@ -6,6 +6,9 @@
 //!   with what the owner knows of its input, `src/connection/receive_state.rs`. Against an edge-triggered socket no byte
 //!   and no end of the stream is lost, two threads never have the connection at once, and an event or entry of a former
 //!   connection of the slot changes nothing.
+//! * **other threads**: a thread that wakes a connection or sends to it (`Lot::wake`, `Lot::send`, `Turn::write_outbox`),
+//!   against the owner, the poller, the keeper, and the slot's next connection. Each wake-up is followed by a call, each
+//!   message is written, also when the client did not read before.
 //! * **drain**: "parked, then looked whether the server drains" against "drains, then looked who is parked".
 //! * **timers**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::set_timer`,
 //!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
@@ -31,10 +34,11 @@ use loom::sync::{Arc, Condvar, Mutex, Notify};
 use loom::thread;
 
 use atomic::AtomicU64;
-use ownership::{Ownership, Readiness};
+use ownership::{Ownership, Readiness, Sent, Woken};
 use receive_state::ReceiveState;
 
 #[path = "../src/parking/ownership.rs"]
+#[allow(dead_code)] // The model has no queue time-out.
 mod ownership;
 #[path = "../src/connection/receive_state.rs"]
 #[allow(dead_code)] // The model takes no socket out.
@@ -379,6 +383,236 @@ fn an_entry_of_a_former_generation_does_nothing() {
         assert_eq!(refused, slot.owner.is_queued(generation));
         assert_eq!(served, slot.owner.is_running(generation));
     });
+}
+
+// ---- other threads ----
+
+/// A connection that other threads wake, and send to.
+struct Pushed {
+    owner: Ownership,
+    /// Stands for all that only the owner may touch.
+    exclusive: UnsafeCell<()>,
+    /// What a thread stores before it wakes the connection, and what the last call of the service has seen of it.
+    stored: AtomicU64,
+    seen: AtomicU64,
+    /// How many messages were sent, and how many of them are written.
+    sent: AtomicU64,
+    written: AtomicU64,
+    /// The client reads: the socket takes more.
+    reads: AtomicU64,
+}
+
+impl Pushed {
+    fn running() -> Self {
+        let pushed = Self {
+            owner: Ownership::new(),
+            exclusive: UnsafeCell::new(()),
+            stored: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            reads: AtomicU64::new(1),
+        };
+        pushed.owner.occupy();
+        pushed
+    }
+
+    fn touch(&self) {
+        self.exclusive.with_mut(|_| ());
+    }
+
+    /// Writes the outbox. True if something is left that the socket does not take.
+    fn flush(&self) -> bool {
+        self.touch();
+        let sent = self.sent.load(SeqCst);
+        let is_blocked = self.reads.load(SeqCst) == 0 && sent > self.written.load(SeqCst);
+        if !is_blocked {
+            self.written.store(sent, SeqCst);
+        }
+        is_blocked
+    }
+
+    /// A worker's turn, or that of the thread that sends: a call of the service if one is due, then the output, then
+    /// parking.
+    fn serve(&self, mut is_woken: bool) {
+        loop {
+            let is_blocked = self.flush();
+            if is_woken && !is_blocked {
+                self.seen.store(self.stored.load(SeqCst), SeqCst);
+                is_woken = false;
+            }
+            match self.owner.park(is_blocked) {
+                Ok(()) if is_woken => {
+                    // The owner keeps in mind that a call is due.
+                    self.seen.store(u64::MAX, SeqCst);
+                    return;
+                }
+                Ok(()) => return,
+                Err(readiness) => is_woken |= readiness.woken,
+            }
+        }
+    }
+
+    fn wake(&self, generation: u32) -> Woken {
+        self.stored.store(1, SeqCst);
+        let woken = self.owner.wake(generation);
+        if woken == Woken::Queued {
+            self.start(generation);
+        }
+        woken
+    }
+
+    fn start(&self, generation: u32) {
+        let readiness = self.owner.claim_queued(generation);
+        let readiness = readiness.expect("what is on the queue has no other owner");
+        // A call that was due before the connection was parked is still due.
+        let was_due = self.seen.load(SeqCst) == u64::MAX;
+        self.serve(readiness.woken || was_due);
+    }
+
+    fn send(&self, generation: u32) -> Sent {
+        self.sent.fetch_add(1, SeqCst);
+        let sent = self.owner.send(generation);
+        if let Sent::Claimed(readiness) = sent {
+            self.serve(readiness.woken);
+        }
+        sent
+    }
+
+    /// The client reads, and the poller reports it.
+    fn read(&self, generation: u32) {
+        self.reads.store(1, SeqCst);
+        if self.owner.handle_event(generation, false) {
+            self.start(generation);
+        }
+    }
+
+    fn assert_done(&self) {
+        assert!(self.owner.is_parked(self.owner.generation()));
+        self.touch();
+        assert_eq!(
+            self.seen.load(SeqCst),
+            self.stored.load(SeqCst),
+            "a wake-up was lost"
+        );
+        assert_eq!(
+            self.written.load(SeqCst),
+            self.sent.load(SeqCst),
+            "a message was lost"
+        );
+    }
+}
+
+#[test]
+fn no_wake_up_is_lost() {
+    play(4, || {
+        let pushed = Arc::new(Pushed::running());
+        let generation = pushed.owner.generation();
+        let waker = thread::spawn({
+            let pushed = Arc::clone(&pushed);
+            move || assert_ne!(pushed.wake(generation), Woken::Gone)
+        });
+        pushed.serve(false);
+        waker.join().unwrap();
+        pushed.assert_done();
+    });
+}
+
+#[test]
+fn two_wake_ups_and_an_event_are_not_lost() {
+    play(3, || {
+        let pushed = Arc::new(Pushed::running());
+        let generation = pushed.owner.generation();
+        let threads = [(); 2].map(|()| {
+            let pushed = Arc::clone(&pushed);
+            thread::spawn(move || pushed.wake(generation))
+        });
+        pushed.serve(false);
+        pushed.read(generation);
+        for thread in threads {
+            assert_ne!(thread.join().unwrap(), Woken::Gone);
+        }
+        pushed.assert_done();
+    });
+}
+
+/// The client does not read at first. It reads while another thread wakes the connection and sends to it.
+#[test]
+fn nothing_is_lost_while_the_client_does_not_read() {
+    play(3, || {
+        let pushed = Arc::new(Pushed::running());
+        let generation = pushed.owner.generation();
+        pushed.reads.store(0, SeqCst);
+        pushed.sent.store(1, SeqCst);
+        pushed.serve(false);
+        let other = thread::spawn({
+            let pushed = Arc::clone(&pushed);
+            move || {
+                pushed.send(generation);
+                pushed.wake(generation);
+            }
+        });
+        pushed.read(generation);
+        other.join().unwrap();
+        pushed.assert_done();
+    });
+}
+
+#[test]
+fn no_message_is_lost() {
+    play(3, || {
+        let pushed = Arc::new(Pushed::running());
+        let generation = pushed.owner.generation();
+        let threads = [(); 2].map(|()| {
+            let pushed = Arc::clone(&pushed);
+            thread::spawn(move || pushed.send(generation))
+        });
+        pushed.serve(false);
+        for thread in threads {
+            assert_ne!(thread.join().unwrap(), Sent::Gone);
+        }
+        pushed.assert_done();
+    });
+}
+
+/// A thread wakes the connection, or sends to it, while the keeper closes it and the slot gets another connection. The
+/// other connection notices nothing.
+#[test]
+fn a_former_connection_cannot_be_woken() {
+    for wakes in [true, false] {
+        play(4, move || {
+            let pushed = Arc::new(Pushed::running());
+            let former = pushed.owner.generation();
+            pushed.serve(false);
+            let keeper = thread::spawn({
+                let pushed = Arc::clone(&pushed);
+                move || {
+                    let is_closed = pushed.owner.claim_parked(former).is_some();
+                    if is_closed {
+                        pushed.touch();
+                        pushed.owner.free();
+                        pushed.owner.occupy();
+                        pushed.touch();
+                        assert_eq!(pushed.owner.park(false), Ok(()), "of the former connection");
+                    }
+                    is_closed
+                }
+            });
+            let is_gone = match wakes {
+                true => pushed.wake(former) == Woken::Gone,
+                false => pushed.send(former) == Sent::Gone,
+            };
+            let is_closed = keeper.join().unwrap();
+            assert!(is_closed || !is_gone);
+            let generation = pushed.owner.generation();
+            assert!(pushed.owner.is_parked(generation));
+            assert_eq!(is_closed, generation != former);
+            assert_eq!(
+                pushed.owner.claim_parked(generation),
+                Some(Readiness::default())
+            );
+        });
+    }
 }
 
 // ---- drain ----

@@ -161,10 +161,16 @@ impl Connection {
     /// well.
     #[inline]
     pub(crate) fn flush_all_sources(&mut self) -> io::Result<Flushed> {
-        let flushed = self.flush_some()?;
-        match self.outbox {
-            Some(_) if flushed == Flushed::All => self.flush_outbox(),
-            _ => Ok(flushed),
+        match &self.outbox {
+            None => self.flush_some(),
+            Some(outbox) if outbox.breaks_connection() => {
+                let text = "the outbox is full: the client reads too slowly";
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+            Some(_) => match self.flush_some()? {
+                Flushed::All => self.flush_outbox(),
+                flushed => Ok(flushed),
+            },
         }
     }
 
@@ -175,10 +181,6 @@ impl Connection {
             let Some(outbox) = &self.outbox else {
                 return Ok(Flushed::All);
             };
-            if outbox.breaks_connection() {
-                let text = "the outbox is full: the client reads too slowly";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
             if outbox.take_batch(|message| self.output.queue_message(message)) == 0 {
                 return Ok(Flushed::All);
             }

@@ -28,25 +28,41 @@
 //! |---|---|---|
 //! | FREE | none: the slot has no connection | the acceptor: `occupy` → RUNNING |
 //! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `queue` → QUEUED, a drop → FREE |
-//! | PARKED | the lot | a poller event → QUEUED; `claim_parked` (expiry, shedding, drain) → RUNNING |
+//! | PARKED | the lot | a poller event, `wake` → QUEUED; `claim_parked` (expiry, shedding, drain), `send` → RUNNING |
 //! | QUEUED | the queue entry | the thread that takes the entry: `claim_queued` → RUNNING |
 //!
 //! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
-//! fails: the owner reads again. See [`ownership`] for the proof obligations;
+//! fails: the owner reads again. The same holds for a wake-up and for a message of the outbox, which
+//! come from threads of the application. See [`ownership`] for the proof obligations;
 //! `tests/ownership_model.rs` checks them.
 //!
 //! | stage | parked until | time-out (closes) | at a drain | next stage |
 //! |---|---|---|---|---|
-//! | New | the first byte | `first_byte_timeout` | closed | a call: Idle, Partial, Runnable, Closing |
+//! | New | the first byte | `first_byte_timeout` | closed | a call: Idle, Partial, Waiting, Runnable, Closing |
 //! | Idle | the first byte of a message | `idle_timeout` | closed | a call: as above |
 //! | Partial | more bytes | `read_timeout`, `min_rate` | goes on | a call: as above |
+//! | Waiting | a wake-up, the timer, the client's end | `idle_timeout` | goes on | a call: as above |
 //! | Runnable | (never for input) | | goes on | a call: as above |
 //! | Closing | (never for input) | | goes on | the output is written: Lingering, or closed |
 //! | Lingering | the client's end | 2 s | goes on | closed |
 //!
+//! In the first four stages, a wake-up and the timer lead to a call as well. So does the beginning of
+//! a drain, once, for a connection that has a waker, an outbox or a timer. In Waiting, input is read
+//! into the buffer and leads to no call. If the service handles expiries, a time-out of Idle,
+//! Waiting or Partial leads to a call of `Service::expired` instead of the close.
+//!
 //! In every stage output comes first: a connection with output is parked until its client reads,
 //! under `write_timeout` and `min_rate`, and only then goes on as the table says. A connection that
 //! is parked with output counts as in progress, whatever its stage.
+//!
+//! # Threads of the application
+//!
+//! A thread that calls [`Waker::wake`] changes the state to QUEUED, and puts the connection on the
+//! queue. While the queue has no room, it parks the connection again for writing, so that the poller
+//! reports the connection at once and in turn. A thread that calls
+//! [`Outbox::send`](crate::connection::Outbox::send) has a turn of its own: it writes the message and
+//! parks the connection. Neither calls the service or drops a session: the session of a connection
+//! that breaks meanwhile is left to the keeper.
 //!
 //! # Who wakes whom
 //!

@@ -15,7 +15,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -376,6 +376,7 @@ impl<S: Service> MainThread<S> {
             lots.close_all();
         }
         lots.end_threads();
+        report.told = lots.counters.told_of_drain.load(Relaxed) as usize;
         report.took = stop.since.elapsed();
         if let Some(restarter) = restarter {
             restarter.report_stopped(report.to_string());

@@ -17,6 +17,9 @@ pub struct Report {
     /// Connections that were in progress at the deadline, but not in a handler: they waited for a
     /// worker, for the rest of a message, or for their client to read.
     pub dropped: usize,
+    /// Connections that waited for more than their client, with a waker, an outbox or a timer, and
+    /// whose service was told of the stop. They are among the others too.
+    pub told: usize,
     /// How long the stop took, from the request to the end of the last thread. Threads that do not
     /// end are waited for until half a second after the deadline.
     pub took: Duration,
