@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 
-use support::{assert_closed, connect, connect_narrow, eventually, finish};
 #[cfg(target_os = "linux")]
 use support::{ServerSide, reset};
+use support::{assert_closed, connect, connect_narrow, eventually, finish};
 
 const SUBSCRIBERS: usize = 2000;
 const WAITING: usize = 1000;

@@ -12,22 +12,24 @@
 //! redis-cli SUBSCRIBE news                  gets what another client sends: PUBLISH news hello
 //! ```
 //!
-//! It speaks RESP2, and keeps everything in memory. Clients that wait, in BLPOP or for the messages
-//! of a channel, occupy no thread: two workers serve thousands of them. The idioms:
+//! It speaks RESP2 (redis-py: `protocol=2`), and keeps everything in memory, without a bound.
+//! Clients that wait, in BLPOP or for the messages of a channel, occupy no thread: two workers serve
+//! thousands of them. The idioms:
 //!
-//! | idiom | where |
-//! |---|---|
-//! | a message that arrives in pieces: parse what is there, keep the rest, `Next::More` | `protocol.rs`: `Parser`; here: `serve` |
-//! | several messages at once (pipelining): one per call, then `Next::Park` | here: `serve` |
-//! | a buffer of each worker's own | here: `Service::worker` |
-//! | an answer of any length, without a worker that waits for the client | `protocol.rs`: `Reply::send` |
-//! | wait for another client (BLPOP): `Next::Wait`, `Waker`, a time-out by `wake_at` | here: `begin_pop`, `resume_pop` |
-//! | a client that leaves while it waits loses nothing: the session's drop | `store.rs`: `BlockedPop` |
-//! | state shared by all workers: a plain lock, and no system call under it | `store.rs` |
-//! | push to many clients (PUBLISH): an `Outbox` for each, one copy of the bytes | `channels.rs` |
-//! | a subscriber that reads too slowly: `WhenFull::CloseConnection` | `channels.rs`: `Subscriber` |
-//! | a time-out that depends on what the client does: `set_idle_timeout` | here: `set_idle_timeout` |
-//! | the server stops: waiting clients are told, subscribers are closed | here: `Cause::draining` |
+//! - A message that arrives in pieces: `protocol::Parser` parses what has arrived and keeps it,
+//!   [`Next::More`] waits for the rest. Several messages at once (pipelining): `serve` takes one, and
+//!   [`Next::Park`] has it called again.
+//! - A buffer of each worker's own ([`Service::worker`]), and replies of any length with which no
+//!   worker waits for the client: `protocol::Reply::send`.
+//! - A client waits for another client (BLPOP), or for a time ([`Next::Wait`], `Waker`,
+//!   [`Connection::wake_at`]): `begin_pop`, `resume_pop`. If the client leaves while it waits,
+//!   nothing is lost: the drop of `store::BlockedPop`, which is a part of the session.
+//! - State that all workers share, under a plain lock and without a system call under it: `store`.
+//! - Push to many clients (PUBLISH): `channels` sends the same bytes to an `Outbox` for each. A
+//!   subscriber that reads too slowly is dropped (`WhenFull`): `channels::Subscriber`.
+//! - A time-out that depends on what the client does: `set_idle_timeout`.
+//! - The server stops ([`handover::Cause::draining`]): `resume_pop` tells the clients that wait, and
+//!   `serve` closes the subscribers.
 //!
 //! The other options: `--outbox-limit BYTES` is how much may wait for a subscriber before it is
 //! disconnected (8 MiB); `--timeout SECONDS` is how long a client may be idle (for ever, as in

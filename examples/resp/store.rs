@@ -6,6 +6,8 @@
 //! A list's element goes to the client that has waited longest for the list. It leaves the list at
 //! once, and is kept for the client until the client's connection is called. If the client leaves
 //! before that, the drop of its [`BlockedPop`] puts the element back.
+//!
+//! A key that has expired is removed when a command asks for it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -138,14 +140,6 @@ impl Store {
     pub(crate) fn time_to_live(&self, key: &Bytes) -> Option<Option<Duration>> {
         let expires_at = self.0.lock().entry(key)?.expires_at;
         Some(expires_at.map(|at| at.saturating_duration_since(Instant::now())))
-    }
-
-    /// Removes the keys that have expired. Reading removes only those that are asked for.
-    #[allow(dead_code)]
-    pub(crate) fn remove_expired(&self) {
-        let now = Instant::now();
-        let mut keys = self.0.lock();
-        keys.entries.retain(|_, entry| !entry.has_expired(now));
     }
 
     /// Adds elements to a list, which is made if it does not exist. Returns its length, before
@@ -294,12 +288,6 @@ impl Keys {
         for key in keys {
             self.waiting.remove(&(key.clone(), ticket));
         }
-    }
-}
-
-impl Entry {
-    fn has_expired(&self, now: Instant) -> bool {
-        self.expires_at.is_some_and(|at| at <= now)
     }
 }
 
