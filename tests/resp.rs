@@ -213,18 +213,24 @@ fn a_client_that_does_not_read_a_long_reply_holds_no_worker() {
     let Some(server) = Redis::start(&["--workers", "1"]) else {
         return;
     };
-    let value = vec![b'v'; 7 << 20];
-    let mut slow = Client::new(connect_narrow(server.addr));
-    let header = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n", value.len());
-    slow.send_raw(&[header.as_bytes(), &value, b"\r\n"].concat());
-    assert_eq!(slow.reply(), "OK");
-    slow.send_raw(&encoded("GET k").repeat(3));
-    let mut other = server.client();
-    for _ in 0..100 {
-        assert_eq!(other.ask("PING"), "PONG");
-    }
-    for _ in 0..3 {
-        assert_eq!(slow.reply().len(), value.len() + 2);
+    // One reply that is long, and many that are long together.
+    for (length, count) in [(7 << 20, 3), (10_000, 2000)] {
+        let value = vec![b'v'; length];
+        let mut slow = Client::new(connect_narrow(server.addr));
+        let header = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${length}\r\n");
+        slow.send_raw(&[header.as_bytes(), &value, b"\r\n"].concat());
+        assert_eq!(slow.reply(), "OK");
+        slow.send_raw(&encoded("GET k").repeat(count));
+        let mut other = server.client();
+        let start = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(other.ask("PING"), "PONG");
+        }
+        // A worker that waited would do so for the time-out of 30 s.
+        assert!(start.elapsed() < Duration::from_secs(15));
+        for _ in 0..count {
+            assert_eq!(slow.reply().len(), length + 2);
+        }
     }
 }
 

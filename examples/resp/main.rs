@@ -16,9 +16,9 @@
 //! Clients that wait, in BLPOP or for the messages of a channel, occupy no thread: two workers serve
 //! thousands of them. The idioms:
 //!
-//! - A message that arrives in pieces: `protocol::Parser` parses what has arrived and keeps it,
-//!   [`Next::More`] waits for the rest. Several messages at once (pipelining): `serve` takes one, and
-//!   [`Next::Park`] has it called again.
+//! - A message that arrives in pieces: `protocol::Parser` parses what has arrived and keeps it, and
+//!   [`Next::More`] waits for the rest. Several messages at once (pipelining): `serve` takes a
+//!   bounded number, and [`Next::Park`] has it called again for what is left.
 //! - A buffer of each worker's own ([`Service::worker`]), and replies of any length with which no
 //!   worker waits for the client: `protocol::Reply::send`.
 //! - A client waits for another client (BLPOP), or for a time ([`Next::Wait`], `Waker`,
@@ -52,8 +52,11 @@ use bytes::Bytes;
 use handover::{Connection, Next, Service};
 
 use channels::{Channels, Subscriber, Topic};
-use protocol::{BULK_LIMIT, Failure, LINE_LIMIT, Parser, Reply, integer};
+use protocol::{BULK_LIMIT, Failure, LINE_LIMIT, LONG_REPLY, Parser, Reply, integer};
 use store::{BlockedPop, Element, Store};
+
+/// How many requests of one client are served before other clients have their turn.
+const REQUESTS_PER_CALL: usize = 64;
 
 /// What all connections share.
 struct Redis {
@@ -92,59 +95,70 @@ impl Service for Redis {
         })
     }
 
-    /// Serves one request. If the buffer contains more requests, this is called again.
+    /// Serves the requests that have arrived. A client that sends many at once (pipelining) gets
+    /// their replies together, and other clients have their turn in between.
     fn serve(
         &self,
         conn: &mut Connection,
         session: &mut Session,
         scratch: &mut Vec<u8>,
     ) -> io::Result<Next> {
-        if session.blocked.is_some() {
-            return self.resume_pop(conn, session, scratch);
+        let mut sent = 0;
+        for _ in 0..REQUESTS_PER_CALL {
+            let (reply, next) = self.answer(conn, session);
+            if let Some(reply) = reply {
+                sent += reply.send(conn, scratch)?;
+            }
+            // After long replies, the next call comes when the client has read them.
+            if next != Next::Park || sent >= LONG_REPLY || conn.buffer().is_empty() {
+                return Ok(next);
+            }
         }
-        if session.subscriber.is_some() && conn.cause().draining {
-            // The protocol has no word for a goodbye. What was published is sent first.
-            return Ok(Next::Close);
-        }
-        let request = match session.parser.take(conn) {
-            Ok(Some(request)) => request,
-            Ok(None) if conn.at_eof() => return Ok(Next::Close),
-            // A wake-up or a timer that came late: the client is between two requests.
-            Ok(None) if conn.buffer().is_empty() && !session.parser.is_in_request() => {
-                return Ok(Next::Park);
-            }
-            Ok(None) => return Ok(Next::More),
-            Err(failure) => {
-                Reply::Error(failure).send(conn, scratch)?;
-                return Ok(Next::Close);
-            }
-        };
-        let [name, args @ ..] = request.as_slice() else {
-            return Ok(Next::Park);
-        };
-        let name = name.to_ascii_uppercase();
-        let reply = match (name.as_slice(), args) {
-            (b"QUIT", _) => {
-                Reply::OK.send(conn, scratch)?;
-                return Ok(Next::Close);
-            }
-            (b"BLPOP", [lists @ .., seconds]) if !lists.is_empty() && !session.is_subscribed() => {
-                match self.begin_pop(conn, session, lists, seconds) {
-                    Ok(Some(element)) => element_reply(element),
-                    // The end of the client's side was told before, and is not told again.
-                    Ok(None) if conn.at_eof() => return Ok(Next::Close),
-                    Ok(None) => return Ok(Next::Wait),
-                    Err(failure) => Reply::Error(failure),
-                }
-            }
-            _ => self.execute(conn, session, &name, args).into(),
-        };
-        reply.send(conn, scratch)?;
         Ok(Next::Park)
     }
 }
 
 impl Redis {
+    /// Takes and executes the next request, or goes on with one that waits. Returns the reply, if
+    /// there is one now, and what becomes of the connection.
+    fn answer(&self, conn: &mut Connection, session: &mut Session) -> (Option<Reply>, Next) {
+        if session.blocked.is_some() {
+            return self.resume_pop(conn, session);
+        }
+        if session.is_subscribed() && conn.cause().draining {
+            // The protocol has no word for a goodbye. What was published is sent first.
+            return (None, Next::Close);
+        }
+        let request = match session.parser.take(conn) {
+            Ok(Some(request)) => request,
+            Ok(None) if conn.at_eof() => return (None, Next::Close),
+            // A wake-up or a timer that came late: the client is between two requests.
+            Ok(None) if conn.buffer().is_empty() && !session.parser.is_in_request() => {
+                return (None, Next::Park);
+            }
+            Ok(None) => return (None, Next::More),
+            Err(failure) => return (Some(Reply::Error(failure)), Next::Close),
+        };
+        let [name, args @ ..] = request.as_slice() else {
+            return (None, Next::Park);
+        };
+        let name = name.to_ascii_uppercase();
+        let reply = match (name.as_slice(), args) {
+            (b"QUIT", _) => return (Some(Reply::OK), Next::Close),
+            (b"BLPOP", [lists @ .., seconds]) if !lists.is_empty() && !session.is_subscribed() => {
+                match self.begin_pop(conn, session, lists, seconds) {
+                    Ok(Some(element)) => element_reply(element),
+                    // The service was told of the end of the client's side, and is not told again.
+                    Ok(None) if conn.at_eof() => return (None, Next::Close),
+                    Ok(None) => return (None, Next::Wait),
+                    Err(failure) => Reply::Error(failure),
+                }
+            }
+            _ => self.execute(conn, session, &name, args).into(),
+        };
+        (Some(reply), Next::Park)
+    }
+
     fn execute(
         &self,
         conn: &mut Connection,
@@ -205,15 +219,10 @@ impl Redis {
 
     /// The connection of a client that waits is called: an element has come, the time is over, the
     /// client has left, or the server stops.
-    fn resume_pop(
-        &self,
-        conn: &mut Connection,
-        session: &mut Session,
-        scratch: &mut Vec<u8>,
-    ) -> io::Result<Next> {
+    fn resume_pop(&self, conn: &mut Connection, session: &mut Session) -> (Option<Reply>, Next) {
         let cause = conn.cause();
         if cause.ended {
-            return Ok(Next::Close);
+            return (None, Next::Close);
         }
         let element = session.blocked.as_ref().and_then(BlockedPop::take);
         let reply = match element {
@@ -222,13 +231,12 @@ impl Redis {
             None if cause.draining => Reply::Error(Failure::new(
                 "UNBLOCKED force unblock from blocking operation, the server stops",
             )),
-            None => return Ok(Next::Wait),
+            None => return (None, Next::Wait),
         };
         session.blocked = None;
         conn.wake_at(None);
         self.set_idle_timeout(conn, session);
-        reply.send(conn, scratch)?;
-        Ok(Next::Park)
+        (Some(reply), Next::Park)
     }
 
     // ---- subscribing ----

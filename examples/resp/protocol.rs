@@ -24,7 +24,7 @@ const REQUEST_LIMIT: usize = 64 << 20;
 
 /// Replies from this length on, in bytes, are given to the connection instead of copied: it writes
 /// them as the client reads, and no worker waits.
-const OWNED_REPLY: usize = 16 << 10;
+pub(crate) const LONG_REPLY: usize = 16 << 10;
 
 /// Parses requests, and keeps the arguments of a request whose rest has not arrived. So each byte is
 /// parsed once, in however many pieces a request arrives.
@@ -224,14 +224,17 @@ impl Reply {
         }
     }
 
-    /// Sends the reply. `scratch` is the worker's, so that a short reply needs no memory of its own.
-    pub(crate) fn send(&self, conn: &mut Connection, scratch: &mut Vec<u8>) -> io::Result<()> {
+    /// Sends the reply, and returns its length in bytes. `scratch` is the worker's, so that a short
+    /// reply needs no memory of its own.
+    pub(crate) fn send(&self, conn: &mut Connection, scratch: &mut Vec<u8>) -> io::Result<usize> {
         scratch.clear();
         self.encode(scratch);
-        match scratch.len() < OWNED_REPLY {
-            true => conn.write_all(scratch),
-            false => conn.write_owned(std::mem::take(scratch)),
+        let length = scratch.len();
+        match length < LONG_REPLY {
+            true => conn.write_all(scratch)?,
+            false => conn.write_owned(std::mem::take(scratch))?,
         }
+        Ok(length)
     }
 }
 
