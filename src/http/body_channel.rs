@@ -10,7 +10,7 @@
 //! | not open | a piece | it waits in the channel |
 //! | not open | the head is written | the pieces so far go to the outbox: the body is open |
 //! | open | a piece | it goes to the outbox |
-//! | any | the sender is dropped, or aborts | the service is woken, and ends the body or cuts it off |
+//! | any | the sender ends or aborts the body | the service is woken, and ends the body or cuts it |
 //! | any | the client leaves, the drain, no body | closed: the callbacks are called, sends fail |
 
 use std::collections::VecDeque;
