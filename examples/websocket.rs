@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Accepts the upgrade to a WebSocket (RFC 6455, section 4.2.2).
-fn answer(request: Request<Body<'_>>) -> Response<Reply> {
+fn answer(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let fields = request.headers();
     let is = |name, value: &str| {
         let field = fields.get(name).map(HeaderValue::as_bytes);

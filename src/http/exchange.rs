@@ -49,7 +49,6 @@ use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
 use super::access_log::{AccessLine, LoggedRequest};
@@ -62,6 +61,7 @@ use super::response_plan::{Framing, ResponsePlan};
 use super::response_writer::{ResponseWriter, write_file};
 use super::session::{OpenResponse, ResponseEnd, Session, SessionState};
 use super::settings::Http;
+use super::spare_parts::SpareParts;
 use super::spool::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
@@ -101,6 +101,7 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 #[derive(Debug, Default)]
 pub struct WorkerBuffers {
     parser: HeadParser,
+    parts: SpareParts,
     writer: ResponseWriter,
     /// Room to read the bodies of responses into.
     body: Vec<u8>,
@@ -108,7 +109,7 @@ pub struct WorkerBuffers {
 
 impl<H, R> Service for Http<H>
 where
-    H: Fn(Request<Body<'_>>) -> Response<R> + Send + Sync,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync,
     R: Into<Reply>,
 {
     type Session = Session;
@@ -138,6 +139,7 @@ where
         }
         let WorkerBuffers {
             parser,
+            parts,
             writer,
             body,
         } = buffers;
@@ -150,6 +152,7 @@ where
             conn,
             state,
             parser,
+            parts,
             writer,
             spooled: None,
             body_buffer: body,
@@ -185,6 +188,8 @@ struct ServeCall<'a, H> {
     conn: &'a mut Connection,
     state: &'a mut SessionState,
     parser: &'a mut HeadParser,
+    /// The head of the request that was received, until the handler is called.
+    parts: &'a mut SpareParts,
     writer: &'a mut ResponseWriter,
     /// The body of the request that was received, if it was spooled.
     spooled: Option<Box<SpooledBody>>,
@@ -200,7 +205,7 @@ struct ServeCall<'a, H> {
 
 impl<H, R> ServeCall<'_, H>
 where
-    H: Fn(Request<Body<'_>>) -> Response<R>,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R>,
     R: Into<Reply>,
 {
     /// Responds to every request that has arrived. The connection gathers the last responses.
@@ -223,15 +228,12 @@ where
                     _ => Next::Park,
                 });
             }
-            // `Parts` is large: it is filled in place, and moved once, into the handler's request.
-            let mut parts = None;
-            let filled = parts.get_or_insert_with(|| Request::new(()).into_parts().0);
-            let mut request = match self.receive(filled) {
+            let mut request = match self.receive() {
                 Ok(request) => request,
                 Err(next) => return Ok(next),
             };
             self.conn.consume(request.len);
-            self.begin_log_entry(filled);
+            self.begin_log_entry();
             if !request.body.is_done() {
                 // The client may wait for the responses so far before it sends the body.
                 self.conn.flush_some()?;
@@ -240,7 +242,7 @@ where
                 self.conn.abandon();
                 return Ok(Next::Close);
             }
-            let Some((head, reply)) = self.call_handler(&mut request, parts)? else {
+            let Some((head, reply)) = self.call_handler(&mut request)? else {
                 return Ok(Next::Close);
             };
             if let Some(next) = self.respond(request, head, reply)? {
@@ -256,11 +258,11 @@ where
         }
     }
 
-    /// Receives a request that can be handled. Its head is parsed into `parts`, and is still in the
-    /// buffer unless the body was spooled. The error says what comes next if there is no such
+    /// Receives a request that can be handled. Its head is parsed into `self.parts`, and is still in
+    /// the buffer unless the body was spooled. The error says what comes next if there is no such
     /// request.
     #[inline]
-    fn receive(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
+    fn receive(&mut self) -> Result<RequestHead, Next> {
         if let SessionState::Discard(body) = self.state {
             match body.discard(self.conn) {
                 Ok(true) => {}
@@ -274,7 +276,7 @@ where
             *self.state = SessionState::Head { examined: 0 };
         }
         if matches!(self.state, SessionState::Spool(_)) {
-            return self.receive_spooled(parts);
+            return self.receive_spooled();
         }
         // Empty lines before a request are ignored (RFC 9112, section 2.2).
         let mut has_empty_line = false;
@@ -293,13 +295,13 @@ where
             }
             return Err(Next::Park);
         }
-        let rejection = match self.receive_request(parts) {
+        let rejection = match self.receive_request() {
             Ok(Some(request)) => {
                 *self.state = SessionState::Head { examined: 0 };
                 return Ok(request);
             }
             Ok(None) if matches!(self.state, SessionState::Spool(_)) => {
-                return self.receive_spooled(parts);
+                return self.receive_spooled();
             }
             Ok(None) if self.conn.at_eof() => ENDED_EARLY,
             Ok(None) if self.conn.is_input_full() => {
@@ -316,7 +318,7 @@ where
     /// Parses a request's head, once the request can be handled or its body is to be spooled. Until
     /// then, the state records how much of the request has been examined.
     #[inline]
-    fn receive_request(&mut self, parts: &mut Parts) -> Result<Option<RequestHead>, Rejection> {
+    fn receive_request(&mut self) -> Result<Option<RequestHead>, Rejection> {
         let (input, limits) = (self.conn.buffer(), &self.http.limits);
         let mut collected = None;
         let may_be_complete = match self.state {
@@ -333,15 +335,15 @@ where
         if !may_be_complete {
             return Ok(None);
         }
-        let Some(head) = self.parser.parse(input, limits, parts)? else {
+        let Some(head) = self.parser.parse(input, limits, self.parts.fill())? else {
             return Ok(None);
         };
         match head.body.is_done() {
             true => Ok(Some(head)),
             false => {
-                let received = self.receive_body(head, parts, collected);
+                let received = self.receive_body(head, collected);
                 if received.is_err() {
-                    self.begin_log_entry(parts);
+                    self.begin_log_entry();
                 }
                 received
             }
@@ -354,7 +356,6 @@ where
     fn receive_body(
         &mut self,
         mut head: RequestHead,
-        parts: &mut Parts,
         collected: Option<Collected>,
     ) -> Result<Option<RequestHead>, Rejection> {
         let limits = &self.http.limits;
@@ -370,7 +371,7 @@ where
             return Ok(Some(head));
         }
         let is_small = collected == Collected::Part;
-        if (!is_small || head.expects_continue) && self.streams(parts, head.is_head) {
+        if (!is_small || head.expects_continue) && self.streams(head.is_head) {
             return Ok(Some(head));
         }
         if !is_small {
@@ -384,7 +385,7 @@ where
             true => SessionState::Body(body),
             false => {
                 self.conn.consume(std::mem::take(&mut head.len));
-                let parts = std::mem::replace(parts, Request::new(()).into_parts().0);
+                let parts = self.parts.take();
                 let space = &self.http.spool_space;
                 SessionState::Spool(Box::new(SpooledRequest::new(parts, head, limits, space)))
             }
@@ -393,11 +394,11 @@ where
     }
 
     /// Whether the service asks to stream the body of a request.
-    fn streams(&mut self, parts: &Parts, is_head: bool) -> bool {
+    fn streams(&mut self, is_head: bool) -> bool {
         let Some(streams) = &self.http.stream_body_if else {
             return false;
         };
-        match catch_unwind(AssertUnwindSafe(|| streams(parts))) {
+        match catch_unwind(AssertUnwindSafe(|| streams(self.parts.filled()))) {
             Ok(streams) => streams,
             Err(panic) => {
                 self.reject(HANDLER_PANICKED, is_head);
@@ -407,8 +408,8 @@ where
     }
 
     /// Spools what has arrived of a body. Returns the request when its body is complete, with its
-    /// head in `parts`.
-    fn receive_spooled(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
+    /// head in `self.parts`.
+    fn receive_spooled(&mut self) -> Result<RequestHead, Next> {
         let state = std::mem::replace(self.state, SessionState::Head { examined: 0 });
         let SessionState::Spool(mut request) = state else {
             return Err(Next::Again);
@@ -421,7 +422,7 @@ where
                     spool,
                     ..
                 } = *request;
-                *parts = received;
+                self.parts.put(received);
                 self.spooled = Some(Box::new(spool.into_body()));
                 return Ok(head);
             }
@@ -432,7 +433,8 @@ where
             }
             Err(rejection) => rejection,
         };
-        self.begin_log_entry(&request.parts);
+        self.parts.put(request.parts);
+        self.begin_log_entry();
         Err(self.reject(rejection, request.head.is_head))
     }
 
@@ -442,7 +444,6 @@ where
     fn call_handler(
         &mut self,
         request: &mut RequestHead,
-        mut parts: Option<Parts>,
     ) -> io::Result<Option<(response::Parts, Reply)>> {
         self.conn.lend_output();
         let (mut response, mut rejection) = (None, None);
@@ -455,9 +456,12 @@ where
                 spooled: self.spooled.take(),
                 space: &self.http.spool_space,
             };
-            let request = parts.take().map(|parts| Request::from_parts(parts, body));
-            let returned = request.map(|request| (self.http.handler)(request).into_parts());
-            response = returned.map(|(head, body)| (head, body.into()));
+            let mut request = Request::from_parts(self.parts.take(), body);
+            let (head, reply) = (self.http.handler)(&mut request).into_parts();
+            let reply = reply.into();
+            // The drop of an extension is the application's code: it may panic too.
+            self.parts.reuse(request.into_parts().0);
+            response = Some((head, reply));
         }));
         let reclaimed = self.conn.reclaim_output();
         let rejection = match rejection {
@@ -631,9 +635,9 @@ where
 
     /// Keeps what the access log says about a request.
     #[inline]
-    fn begin_log_entry(&mut self, parts: &Parts) {
+    fn begin_log_entry(&mut self) {
         if self.http.access_log.is_some() {
-            self.logged_request = Some(LoggedRequest::new(parts));
+            self.logged_request = Some(LoggedRequest::new(self.parts.filled()));
         }
     }
 

@@ -29,7 +29,7 @@ use super::reply::UpgradedProtocol;
 ///
 /// impl<H> Service for Patient<H>
 /// where
-///     H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
+///     H: Fn(&mut Request<Body<'_>>) -> Response<Reply> + Send + Sync,
 /// {
 ///     type Session = Session;
 ///     type Worker = WorkerBuffers;
