@@ -146,7 +146,8 @@ where
         conn.take_no_message();
         // A service that contains this one may have written before.
         conn.reclaim_output()?;
-        writer.start();
+        let began = clock::millis();
+        writer.start(began);
         let mut call = ServeCall {
             http: self,
             conn,
@@ -157,7 +158,7 @@ where
             spooled: None,
             body_buffer: body,
             logged_request: None,
-            began: clock::millis(),
+            began,
             responses: 0,
         };
         let next = call.serve_requests()?;
@@ -249,9 +250,10 @@ where
                 return Ok(next);
             }
             self.responses += 1;
-            let must_yield =
-                self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began;
-            if must_yield && !self.conn.buffer().is_empty() {
+            let has_more = !self.conn.buffer().is_empty();
+            if has_more
+                && (self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began)
+            {
                 // The responses so far are written, and other connections are served next.
                 return Ok(Next::Again);
             }
@@ -273,7 +275,7 @@ where
                 }
             }
             self.conn.set_closing_notice(ClosingNotice::Refusal);
-            *self.state = SessionState::Head { examined: 0 };
+            self.state.expect_head();
         }
         if matches!(self.state, SessionState::Spool(_)) {
             return self.receive_spooled();
@@ -284,11 +286,11 @@ where
             && self.conn.buffer().starts_with(b"\r\n")
         {
             self.conn.consume(2);
-            *self.state = SessionState::Head { examined: 0 };
+            self.state.expect_head();
             has_empty_line = true;
         }
         if self.conn.buffer().is_empty() {
-            *self.state = SessionState::Head { examined: 0 };
+            self.state.expect_head();
             if has_empty_line && self.responses == 0 {
                 // Otherwise empty lines would keep a connection open for ever.
                 self.conn.note_no_message();
@@ -297,7 +299,7 @@ where
         }
         let rejection = match self.receive_request() {
             Ok(Some(request)) => {
-                *self.state = SessionState::Head { examined: 0 };
+                self.state.expect_head();
                 return Ok(request);
             }
             Ok(None) if matches!(self.state, SessionState::Spool(_)) => {

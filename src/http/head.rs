@@ -210,7 +210,11 @@ fn add_fields(
     headers.reserve(fields.len());
     let mut control = ControlFields::default();
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
+        // Every request has this name, and nearly every client writes it so.
+        let name = match field.name {
+            "Host" => Ok(header::HOST),
+            name => HeaderName::from_bytes(name.as_bytes()),
+        };
         let name = name.map_err(|_| bad_request("a malformed field name"))?;
         control.read_field(&name, field.value)?;
         let value = match (name == header::HOST, &*last_host) {

@@ -77,10 +77,11 @@ impl ResponsePlan {
             && (!request.keep_alive
                 || framing == Framing::Close
                 || is_tunnel
-                || has_close_option(fields));
+                || (!fields.is_empty() && has_close_option(fields)));
         // A response that only offers an upgrade names the Upgrade field there too (RFC 9110,
         // section 7.8).
-        let has_upgrade_field = is_upgrade || fields.contains_key(header::UPGRADE);
+        let has_upgrade_field =
+            is_upgrade || (!fields.is_empty() && fields.contains_key(header::UPGRADE));
         let connection_line: &[u8] = match (has_upgrade_field, closes, request.version) {
             _ if is_upgrade && is_tunnel => b"",
             (true, true, _) => b"Connection: Upgrade, close\r\n",

@@ -78,6 +78,18 @@ pub(super) enum SessionState {
     Upgraded(UpgradedProtocol),
 }
 
+impl SessionState {
+    /// The next bytes are a new request's.
+    #[inline]
+    pub(super) fn expect_head(&mut self) {
+        match self {
+            // Nothing is to be dropped.
+            Self::Head { examined } => *examined = 0,
+            _ => *self = Self::Head { examined: 0 },
+        }
+    }
+}
+
 /// A response whose body is read from a reader.
 pub(super) struct OpenResponse {
     pub(super) body: ReaderBody,
