@@ -337,7 +337,7 @@ where
         if !may_be_complete {
             return Ok(None);
         }
-        let Some(head) = self.parser.parse(input, limits, self.parts.fill())? else {
+        let Some(head) = self.parser.parse(input, limits, self.parts)? else {
             return Ok(None);
         };
         match head.body.is_done() {

@@ -28,6 +28,7 @@
 //! | a head over its limit | the error of the part within the limit, else 431 |
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
@@ -39,9 +40,13 @@ use super::authority::{is_absolute_authority, is_host_field, is_tunnel_authority
 use super::body_decoder::BodyDecoder;
 use super::control_fields::ControlFields;
 use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
+use super::spare_parts::{FieldPosition, SpareParts};
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
 const ARENA_SIZE: usize = 4 * 1024;
+
+/// What follows the target in a request line.
+const LINE_END_LEN: usize = b" HTTP/1.1\r\n".len();
 
 const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
 
@@ -66,20 +71,19 @@ pub(super) struct RequestHead {
 /// A worker's parser, with the memory that one request leaves to the next.
 #[derive(Debug, Default)]
 pub(super) struct HeadParser {
-    /// The target and the field values of a request share one allocation, which is free again when
-    /// the request has been dropped.
-    arena: BytesMut,
-    /// The last valid value of Host. The next request nearly always has the same value.
-    last_host: Option<HeaderValue>,
+    /// The memory of the targets, and that of the field lines, which may be kept for longer. It is
+    /// used again when the requests have been dropped.
+    targets: BytesMut,
+    lines: BytesMut,
 }
 
 impl HeadParser {
-    /// Parses the head at the front of `input` into `parts`; `None` if the head is incomplete.
+    /// Parses the head at the front of `input` into `parts`. `None` if the head is incomplete.
     pub(super) fn parse(
         &mut self,
         input: &[u8],
         limits: &RequestLimits,
-        parts: &mut Parts,
+        parts: &mut SpareParts,
     ) -> Result<Option<RequestHead>, Rejection> {
         if input.first() == Some(&b'\n') {
             // `httparse` would accept an empty line.
@@ -107,8 +111,11 @@ impl HeadParser {
         &mut self,
         input: &[u8],
         limits: &RequestLimits,
-        parts: &mut Parts,
+        parts: &mut SpareParts,
     ) -> Result<Option<RequestHead>, Rejection> {
+        if let Some(head) = self.parse_repeated(input, limits, parts)? {
+            return Ok(Some(head));
+        }
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let fields = &mut fields[..limits.fields.min(MAX_FIELDS)];
@@ -118,50 +125,132 @@ impl HeadParser {
             Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(None),
             Err(error) => return Err(rejection_of(error, input)),
         };
-        let (Some(method), Some(target), Some(minor_version)) =
-            (request.method, request.path, request.version)
-        else {
+        let Some(line) = RequestLine::of(&request) else {
             return Err(bad_request("the request line is incomplete"));
         };
-        check_line_ends(&input[..len], method, request.headers)?;
-        parts.version = match minor_version {
-            0 => Version::HTTP_10,
-            _ => Version::HTTP_11,
-        };
-        // The first part that is shared copies the whole head.
-        let Self { arena, last_host } = self;
-        let mut copy = None;
-        let mut share = |part: &[u8]| {
-            if part.is_empty() {
-                return Bytes::new();
-            }
-            let copy = copy.get_or_insert_with(|| {
-                if arena.capacity() < len {
-                    arena.reserve(len.max(ARENA_SIZE));
+        check_line_ends(&input[..len], line.method, request.headers)?;
+        let filled = parts.fill();
+        self.set_request_line(filled, &line)?;
+        let control = match request.headers {
+            [] => ControlFields::default(),
+            [first, ..] => {
+                let received = &input[position(first.name.as_bytes(), input)..len];
+                let lines = copy(&mut self.lines, received);
+                let control = add_fields(&mut filled.headers, request.headers, |value| {
+                    lines.slice(range(value, received))
+                })?;
+                if let Some(kept) = parts.keep(lines.len()) {
+                    kept.positions.clear();
+                    let positions = request.headers.iter().map(|field| FieldPosition {
+                        name: range(field.name.as_bytes(), received),
+                        value: range(field.value, received),
+                    });
+                    kept.positions.extend(positions);
+                    (kept.lines, kept.control) = (lines, control);
                 }
-                arena.extend_from_slice(&input[..len]);
-                arena.split().freeze()
-            });
-            let start = position(part, input);
-            copy.slice(start..start + part.len())
+                control
+            }
         };
-        parts.method =
-            Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("a malformed method"))?;
-        if target != "/" || method == "CONNECT" {
-            parts.uri = parse_target(&parts.method, share(target.as_bytes()))?;
-        }
-        let control = add_fields(&mut parts.headers, request.headers, last_host, share)?;
-        let body = control.body_decoder(parts.version)?;
-        Ok(Some(RequestHead {
-            len,
-            version: parts.version,
-            is_head: method == "HEAD",
-            is_connect: method == "CONNECT",
-            expects_continue: control.expects_continue && parts.version == Version::HTTP_11,
-            keep_alive: control.keep_alive(parts.version),
-            body,
-        }))
+        RequestHead::new(len, &line, control).map(Some)
     }
+
+    /// Parses a head whose field lines are those of the last head. `None` if they are not, or the
+    /// request line has an error.
+    #[inline]
+    fn parse_repeated(
+        &mut self,
+        input: &[u8],
+        limits: &RequestLimits,
+        parts: &mut SpareParts,
+    ) -> Result<Option<RequestHead>, Rejection> {
+        if !parts.has_kept_fields() {
+            return Ok(None);
+        }
+        let mut request = httparse::Request::new(&mut []);
+        // Without room for fields, parsing ends with an error behind the request line.
+        let _ = request.parse(input);
+        let Some(line) = RequestLine::of(&request) else {
+            return Ok(None);
+        };
+        let line_end = position(line.target.as_bytes(), input) + line.target.len() + LINE_END_LEN;
+        // Empty lines may come before, and the line may end in another way.
+        let is_exact = position(line.method.as_bytes(), input) == 0
+            && input.get(line_end - 2..line_end) == Some(b"\r\n");
+        match input.get(line_end..) {
+            Some(lines) if is_exact => match parts.refill(lines, limits.fields) {
+                Some((filled, kept)) => {
+                    self.set_request_line(filled, &line)?;
+                    RequestHead::new(line_end + kept.lines.len(), &line, kept.control).map(Some)
+                }
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// Sets the parts of the request line.
+    #[inline]
+    fn set_request_line(
+        &mut self,
+        parts: &mut Parts,
+        line: &RequestLine<'_>,
+    ) -> Result<(), Rejection> {
+        let method = Method::from_bytes(line.method.as_bytes());
+        parts.method = method.map_err(|_| bad_request("a malformed method"))?;
+        parts.version = line.version;
+        if line.target != "/" || line.method == "CONNECT" {
+            let target = copy(&mut self.targets, line.target.as_bytes());
+            parts.uri = parse_target(&parts.method, target)?;
+        }
+        Ok(())
+    }
+}
+
+struct RequestLine<'a> {
+    method: &'a str,
+    target: &'a str,
+    version: Version,
+}
+
+impl<'a> RequestLine<'a> {
+    /// The request line of a request that has been parsed that far.
+    #[inline]
+    fn of(request: &httparse::Request<'_, 'a>) -> Option<Self> {
+        Some(Self {
+            method: request.method?,
+            target: request.path?,
+            version: match request.version? {
+                0 => Version::HTTP_10,
+                _ => Version::HTTP_11,
+            },
+        })
+    }
+}
+
+impl RequestHead {
+    #[inline]
+    fn new(len: usize, line: &RequestLine<'_>, control: ControlFields) -> Result<Self, Rejection> {
+        let version = line.version;
+        Ok(Self {
+            len,
+            version,
+            is_head: line.method == "HEAD",
+            is_connect: line.method == "CONNECT",
+            expects_continue: control.expects_continue && version == Version::HTTP_11,
+            keep_alive: control.keep_alive(version),
+            body: control.body_decoder(version)?,
+        })
+    }
+}
+
+/// A copy of `bytes` in the arena.
+#[inline]
+fn copy(arena: &mut BytesMut, bytes: &[u8]) -> Bytes {
+    if arena.capacity() < bytes.len() {
+        arena.reserve(bytes.len().max(ARENA_SIZE));
+    }
+    arena.extend_from_slice(bytes);
+    arena.split().freeze()
 }
 
 /// Whether parsing can find out more than when only the first `examined` bytes of `input` had
@@ -183,6 +272,14 @@ fn position(part: &[u8], whole: &[u8]) -> usize {
     part.as_ptr() as usize - whole.as_ptr() as usize
 }
 
+/// Where `part` is in `whole`, which contains it in memory unless it is empty.
+fn range(part: &[u8], whole: &[u8]) -> Range<usize> {
+    match part {
+        [] => 0..0,
+        _ => position(part, whole)..position(part, whole) + part.len(),
+    }
+}
+
 /// Rejects a head with a line that ends with LF alone.
 #[inline]
 fn check_line_ends(head: &[u8], method: &str, fields: &[Header<'_>]) -> Result<(), Rejection> {
@@ -199,34 +296,24 @@ fn check_line_ends(head: &[u8], method: &str, fields: &[Header<'_>]) -> Result<(
     Ok(())
 }
 
-/// Adds the fields to `headers`, and returns the control fields among them.
+/// Adds the fields to `headers`, and returns the control fields among them. `share` gives the bytes
+/// of a value as shared bytes.
 #[inline]
 fn add_fields(
     headers: &mut HeaderMap,
     fields: &[Header<'_>],
-    last_host: &mut Option<HeaderValue>,
-    mut share: impl FnMut(&[u8]) -> Bytes,
+    share: impl Fn(&[u8]) -> Bytes,
 ) -> Result<ControlFields, Rejection> {
     headers.reserve(fields.len());
     let mut control = ControlFields::default();
     for field in fields {
-        // Every request has this name, and nearly every client writes it so.
-        let name = match field.name {
-            "Host" => Ok(header::HOST),
-            name => HeaderName::from_bytes(name.as_bytes()),
-        };
+        let name = HeaderName::from_bytes(field.name.as_bytes());
         let name = name.map_err(|_| bad_request("a malformed field name"))?;
         control.read_field(&name, field.value)?;
-        let value = match (name == header::HOST, &*last_host) {
-            (true, Some(host)) if host.as_bytes() == field.value => Ok(host.clone()),
-            (true, _) if !is_host_field(field.value) => {
-                return Err(bad_request("a malformed Host field"));
-            }
-            (true, _) => HeaderValue::from_bytes(field.value).inspect(|value| {
-                *last_host = Some(value.clone());
-            }),
-            (false, _) => HeaderValue::from_maybe_shared(share(field.value)),
-        };
+        if name == header::HOST && !is_host_field(field.value) {
+            return Err(bad_request("a malformed Host field"));
+        }
+        let value = HeaderValue::from_maybe_shared(share(field.value));
         let value = value.map_err(|_| bad_request("a malformed field value"))?;
         headers.append(name, value);
     }
@@ -287,15 +374,13 @@ fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Rejection> {
 
 #[cfg(test)]
 mod tests {
-    use ::http::Request;
-
     use super::*;
 
     fn parse_all(input: &[u8]) -> Result<Option<(RequestHead, Parts)>, Rejection> {
-        let (mut parts, ()) = Request::new(()).into_parts();
+        let mut parts = SpareParts::default();
         let limits = RequestLimits::default();
         let head = HeadParser::default().parse(input, &limits, &mut parts)?;
-        Ok(head.map(|head| (head, parts)))
+        Ok(head.map(|head| (head, parts.take())))
     }
 
     /// The status of the rejection; 200 for a valid head, 0 for an incomplete one.
@@ -505,7 +590,7 @@ mod tests {
                 head,
                 ..RequestLimits::default()
             };
-            let (mut parts, ()) = Request::new(()).into_parts();
+            let mut parts = SpareParts::default();
             let mut parse = |input: &str| {
                 let head = HeadParser::default().parse(input.as_bytes(), &limits, &mut parts);
                 head.map(drop)
@@ -531,6 +616,99 @@ mod tests {
             let input = format!("GET / HTTP/{version}\r\nHost: a\r\n{field}\r\n");
             let (head, _) = parse_all(input.as_bytes()).unwrap().unwrap();
             assert_eq!(head.keep_alive, keep_alive, "{input}");
+        }
+    }
+
+    /// A head and its parts, or the status of the rejection.
+    fn shown(
+        parser: &mut HeadParser,
+        spare: &mut SpareParts,
+        limits: &RequestLimits,
+        input: &str,
+    ) -> Result<Option<String>, u16> {
+        let head = parser.parse(input.as_bytes(), limits, spare);
+        let head = head.map_err(|rejection| rejection.status.as_u16())?;
+        Ok(head.map(|head| format!("{head:?} {:?}", spare.filled())))
+    }
+
+    #[test]
+    fn a_head_with_the_fields_of_the_last_one_is_parsed_as_any_other() {
+        let fields = "Host: a:80\r\nX-A: 1\r\nCookie:\r\nconnection: keep-alive\r\n\r\n";
+        let kept = fields;
+        let few = "Host: a:80\r\nX-A: 1\r\n\r\n";
+        let limits = RequestLimits::default();
+        let strict = RequestLimits {
+            fields: 3,
+            ..RequestLimits::default()
+        };
+        for (line, fields, limits) in [
+            ("GET / HTTP/1.1\r\n", fields, &limits),
+            ("GET /a?b HTTP/1.1\r\n", fields, &limits),
+            ("GET http://a/ HTTP/1.0\r\n", fields, &limits),
+            ("HEAD / HTTP/1.1\r\n", fields, &limits),
+            ("CONNECT a:1 HTTP/1.1\r\n", fields, &limits),
+            ("CONNECT / HTTP/1.1\r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\n", fields, &strict),
+            ("GET / HTTP/1.1\n", fields, &limits),
+            ("\r\nGET / HTTP/1.1\r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\n\r\n", fields, &limits),
+            ("GET / HTTP/1.1 \r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\nX: y\r\n", fields, &limits),
+            ("GET / HTTP/2.0\r\n", fields, &limits),
+            ("GET /", "", &limits),
+            ("GET / HTTP/1.1\r\n", few, &limits),
+            ("GET / HTTP/1.1\r\n", &fields[..fields.len() - 1], &limits),
+            ("GET / HTTP/1.1\r\n", &fields[1..], &limits),
+        ] {
+            let input = format!("{line}{fields}GET /next HTTP/1.1\r\n");
+            let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+            let whole = shown(&mut parser, &mut spare, limits, &input);
+            for first in ["GET /first HTTP/1.1\r\n", "POST / HTTP/1.1\r\n"] {
+                let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+                let first = format!("{first}{kept}");
+                let all = RequestLimits::default();
+                assert!(shown(&mut parser, &mut spare, &all, &first).is_ok());
+                let parts = spare.take();
+                spare.reuse(parts);
+                assert!(spare.has_kept_fields());
+                for _ in 0..2 {
+                    let repeated = shown(&mut parser, &mut spare, limits, &input);
+                    assert_eq!(repeated, whole, "{input:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fields_that_a_handler_has_changed_are_not_kept() {
+        let change: [fn(&mut HeaderMap); 6] = [
+            |map| map.clear(),
+            |map| drop(map.remove("x-a")),
+            |map| drop(map.insert("x-a", HeaderValue::from_static("2"))),
+            |map| {
+                map.append("x-a", HeaderValue::from_static("2"));
+            },
+            |map| {
+                let value = map.remove("x-a").unwrap();
+                map.append("x-b", value);
+            },
+            |map| map.get_mut("x-a").unwrap().set_sensitive(true),
+        ];
+        let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+        let limits = RequestLimits::default();
+        let input = "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n";
+        let first = shown(&mut parser, &mut spare, &limits, input);
+        for change in change {
+            let mut parts = spare.take();
+            change(&mut parts.headers);
+            spare.reuse(parts);
+            assert!(!spare.has_kept_fields() && spare.filled().headers.is_empty());
+            assert_eq!(shown(&mut parser, &mut spare, &limits, input), first);
+            let parts = spare.take();
+            spare.reuse(parts);
+            assert!(spare.has_kept_fields());
+            assert_eq!(shown(&mut parser, &mut spare, &limits, input), first);
         }
     }
 }
