@@ -10,6 +10,8 @@
 #![no_main]
 #![allow(dead_code)]
 
+#[path = "../../src/http/authority.rs"]
+mod authority;
 #[path = "../../src/http/body_decoder.rs"]
 mod body_decoder;
 #[path = "../../src/http/control_fields.rs"]
@@ -94,8 +96,9 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
                 }
             }
         } else if !input.is_empty() {
-            match parser.parse(input, &limits, &mut spare) {
-                Ok(Some(head)) => {
+            let mut head = RequestHead::default();
+            match parser.parse(input, &limits, &mut spare, &mut head) {
+                Ok(true) => {
                     let parts = spare.take();
                     check(&head, &parts, &input[..head.len]);
                     at += head.len;
@@ -107,7 +110,7 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
                         body = None;
                     }
                 }
-                Ok(None) => wants_more = true,
+                Ok(false) => wants_more = true,
                 Err(rejection) => {
                     let status = rejection.status;
                     assert!(status.is_client_error() || status.is_server_error());

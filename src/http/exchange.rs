@@ -49,7 +49,7 @@ use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use ::http::{Request, Response, StatusCode, response};
+use ::http::{Request, Response, StatusCode};
 
 use super::access_log::{AccessLine, LoggedRequest};
 use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
@@ -154,6 +154,7 @@ where
             state,
             parser,
             parts,
+            request: RequestHead::default(),
             writer,
             spooled: None,
             body_buffer: body,
@@ -189,8 +190,9 @@ struct ServeCall<'a, H> {
     conn: &'a mut Connection,
     state: &'a mut SessionState,
     parser: &'a mut HeadParser,
-    /// The head of the request that was received, until the handler is called.
+    /// The request that was received: its parts, until the handler is called, and its head.
     parts: &'a mut SpareParts,
+    request: RequestHead,
     writer: &'a mut ResponseWriter,
     /// The body of the request that was received, if it was spooled.
     spooled: Option<Box<SpooledBody>>,
@@ -229,13 +231,12 @@ where
                     _ => Next::Park,
                 });
             }
-            let mut request = match self.receive() {
-                Ok(request) => request,
-                Err(next) => return Ok(next),
-            };
-            self.conn.consume(request.len);
+            if let Err(next) = self.receive() {
+                return Ok(next);
+            }
+            self.conn.consume(self.request.len);
             self.begin_log_entry();
-            if !request.body.is_done() {
+            if !self.request.body.is_done() {
                 // The client may wait for the responses so far before it sends the body.
                 self.conn.flush_some()?;
             }
@@ -243,10 +244,10 @@ where
                 self.conn.abandon();
                 return Ok(Next::Close);
             }
-            let Some((head, reply)) = self.call_handler(&mut request)? else {
+            let Some(response) = self.call_handler()? else {
                 return Ok(Next::Close);
             };
-            if let Some(next) = self.respond(request, head, reply)? {
+            if let Some(next) = self.respond(response)? {
                 return Ok(next);
             }
             self.responses += 1;
@@ -260,11 +261,10 @@ where
         }
     }
 
-    /// Receives a request that can be handled. Its head is parsed into `self.parts`, and is still in
-    /// the buffer unless the body was spooled. The error says what comes next if there is no such
-    /// request.
+    /// Receives a request that can be handled. Its head is parsed, and is still in the buffer unless
+    /// the body was spooled. The error says what comes next if there is no such request.
     #[inline]
-    fn receive(&mut self) -> Result<RequestHead, Next> {
+    fn receive(&mut self) -> Result<(), Next> {
         if let SessionState::Discard(body) = self.state {
             match body.discard(self.conn) {
                 Ok(true) => {}
@@ -298,19 +298,19 @@ where
             return Err(Next::Park);
         }
         let rejection = match self.receive_request() {
-            Ok(Some(request)) => {
+            Ok(true) => {
                 self.state.expect_head();
-                return Ok(request);
+                return Ok(());
             }
-            Ok(None) if matches!(self.state, SessionState::Spool(_)) => {
+            Ok(false) if matches!(self.state, SessionState::Spool(_)) => {
                 return self.receive_spooled();
             }
-            Ok(None) if self.conn.at_eof() => ENDED_EARLY,
-            Ok(None) if self.conn.is_input_full() => {
+            Ok(false) if self.conn.at_eof() => ENDED_EARLY,
+            Ok(false) if self.conn.is_input_full() => {
                 self.conn.note_too_long();
                 TOO_LONG
             }
-            Ok(None) => return Err(Next::More),
+            Ok(false) => return Err(Next::More),
             Err(rejection) => rejection,
         };
         let is_head = self.conn.buffer().starts_with(b"HEAD ");
@@ -318,9 +318,10 @@ where
     }
 
     /// Parses a request's head, once the request can be handled or its body is to be spooled. Until
-    /// then, the state records how much of the request has been examined.
+    /// then, the state records how much of the request has been examined. True if the request can
+    /// be handled.
     #[inline]
-    fn receive_request(&mut self) -> Result<Option<RequestHead>, Rejection> {
+    fn receive_request(&mut self) -> Result<bool, Rejection> {
         let (input, limits) = (self.conn.buffer(), &self.http.limits);
         let mut collected = None;
         let may_be_complete = match self.state {
@@ -334,84 +335,75 @@ where
             | SessionState::Response(_)
             | SessionState::Upgraded(_) => true,
         };
-        if !may_be_complete {
-            return Ok(None);
+        let (parts, head) = (&mut *self.parts, &mut self.request);
+        if !may_be_complete || !self.parser.parse(input, limits, parts, head)? {
+            return Ok(false);
         }
-        let Some(head) = self.parser.parse(input, limits, self.parts)? else {
-            return Ok(None);
-        };
-        match head.body.is_done() {
-            true => Ok(Some(head)),
-            false => {
-                let received = self.receive_body(head, collected);
-                if received.is_err() {
-                    self.begin_log_entry();
-                }
-                received
-            }
+        if self.request.body.is_done() {
+            return Ok(true);
         }
+        let received = self.receive_body(collected);
+        if received.is_err() {
+            self.begin_log_entry();
+        }
+        received
     }
 
     /// Decides on how the body of a request is received. `collected` says how much of it has been
-    /// collected already, if the head has been parsed before. Returns the head if the request can
-    /// be handled.
-    fn receive_body(
-        &mut self,
-        mut head: RequestHead,
-        collected: Option<Collected>,
-    ) -> Result<Option<RequestHead>, Rejection> {
-        let limits = &self.http.limits;
+    /// collected already, if the head has been parsed before. True if the request can be handled.
+    fn receive_body(&mut self, collected: Option<Collected>) -> Result<bool, Rejection> {
+        let (limits, head) = (&self.http.limits, &mut self.request);
         // If the body was being collected, 100 has been sent.
         head.expects_continue &= collected.is_none();
-        let mut body = CollectedBody::new(&head, limits, self.conn.input_limit())?;
+        let mut body = CollectedBody::new(head, limits, self.conn.input_limit())?;
         let collected = match collected {
             Some(collected) => collected,
             None => body.collect(self.conn.buffer())?,
         };
         if collected == Collected::All {
             head.expects_continue = false;
-            return Ok(Some(head));
+            return Ok(true);
         }
         let is_small = collected == Collected::Part;
-        if (!is_small || head.expects_continue) && self.streams(head.is_head) {
-            return Ok(Some(head));
+        if (!is_small || head.expects_continue) && self.streams() {
+            return Ok(true);
         }
         if !is_small {
-            self.http.spool_space.admit(head.body.data_left())?;
+            let length = self.request.body.data_left();
+            self.http.spool_space.admit(length)?;
         }
-        if std::mem::take(&mut head.expects_continue) {
+        if std::mem::take(&mut self.request.expects_continue) {
             let out = self.conn.gathered();
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         *self.state = match is_small {
             true => SessionState::Body(body),
             false => {
-                self.conn.consume(std::mem::take(&mut head.len));
+                self.conn.consume(std::mem::take(&mut self.request.len));
                 let parts = self.parts.take();
-                let space = &self.http.spool_space;
+                let (head, space) = (self.request.clone(), &self.http.spool_space);
                 SessionState::Spool(Box::new(SpooledRequest::new(parts, head, limits, space)))
             }
         };
-        Ok(None)
+        Ok(false)
     }
 
     /// Whether the service asks to stream the body of a request.
-    fn streams(&mut self, is_head: bool) -> bool {
+    fn streams(&mut self) -> bool {
         let Some(streams) = &self.http.stream_body_if else {
             return false;
         };
         match catch_unwind(AssertUnwindSafe(|| streams(self.parts.filled()))) {
             Ok(streams) => streams,
             Err(panic) => {
-                self.reject(HANDLER_PANICKED, is_head);
+                self.reject(HANDLER_PANICKED, self.request.is_head);
                 self.resume_panic(panic)
             }
         }
     }
 
-    /// Spools what has arrived of a body. Returns the request when its body is complete, with its
-    /// head in `self.parts`.
-    fn receive_spooled(&mut self) -> Result<RequestHead, Next> {
+    /// Spools what has arrived of a body. The request can be handled when its body is complete.
+    fn receive_spooled(&mut self) -> Result<(), Next> {
         let state = std::mem::replace(self.state, SessionState::Head { examined: 0 });
         let SessionState::Spool(mut request) = state else {
             return Err(Next::Again);
@@ -425,8 +417,9 @@ where
                     ..
                 } = *request;
                 self.parts.put(received);
+                self.request = head;
                 self.spooled = Some(Box::new(spool.into_body()));
-                return Ok(head);
+                return Ok(());
             }
             Ok(false) if self.conn.at_eof() => ENDED_EARLY,
             Ok(false) => {
@@ -443,27 +436,23 @@ where
     /// Calls the handler. `None` if the service has responded instead, because the handler panicked
     /// or the body could not be read; the connection must then be closed.
     #[inline]
-    fn call_handler(
-        &mut self,
-        request: &mut RequestHead,
-    ) -> io::Result<Option<(response::Parts, Reply)>> {
+    fn call_handler(&mut self) -> io::Result<Option<Response<Reply>>> {
         self.conn.lend_output();
         let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let body = Body {
                 conn: self.conn,
-                request,
+                request: &mut self.request,
                 allowance: self.http.limits.body,
                 rejection: &mut rejection,
                 spooled: self.spooled.take(),
                 space: &self.http.spool_space,
             };
             let mut request = Request::from_parts(self.parts.take(), body);
-            let (head, reply) = (self.http.handler)(&mut request).into_parts();
-            let reply = reply.into();
+            let returned = (self.http.handler)(&mut request).map(Into::into);
             // The drop of an extension is the application's code: it may panic too.
             self.parts.reuse(request.into_parts().0);
-            response = Some((head, reply));
+            response = Some(returned);
         }));
         let reclaimed = self.conn.reclaim_output();
         let rejection = match rejection {
@@ -471,7 +460,7 @@ where
             None => return reclaimed.map(|()| response),
             Some(rejection) => rejection,
         };
-        self.reject(rejection, request.is_head);
+        self.reject(rejection, self.request.is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);
         }
@@ -489,12 +478,8 @@ where
 
     /// Discards the rest of the request's body, and writes the response.
     #[inline]
-    fn respond(
-        &mut self,
-        mut request: RequestHead,
-        head: response::Parts,
-        Reply(reply): Reply,
-    ) -> io::Result<Option<Next>> {
+    fn respond(&mut self, response: Response<Reply>) -> io::Result<Option<Next>> {
+        let (request, status) = (&mut self.request, response.status());
         // A client that still waits for `100 Continue` may now send the body, or leave it out.
         let is_uncertain = request.expects_continue && !request.body.is_done();
         let mut rest = DiscardedBody::new(request.body.clone());
@@ -504,13 +489,13 @@ where
             self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
         request.keep_alive &= !is_abandoned && !is_last;
         let mut end = ResponseEnd {
-            status: head.status,
+            status,
             closes: true,
             rest,
             is_body_consumed: is_consumed,
             waited: self.conn.waited(),
         };
-        let plan = match ResponsePlan::new(&request, is_consumed, &head, &reply) {
+        let plan = match ResponsePlan::new(request, is_consumed, &response) {
             Ok(plan) => plan,
             Err(problem) => {
                 let info = self.conn.info();
@@ -518,16 +503,16 @@ where
                 end.status = INVALID_RESPONSE.status;
                 let out = self.conn.gathered();
                 self.writer.reject(out, INVALID_RESPONSE, request.is_head);
-                self.contain(|_| drop(reply));
+                self.contain(|_| drop(response));
                 return Ok(self.end_response(end, 0));
             }
         };
         end.closes = plan.closes;
-        self.writer
-            .add_head(self.conn.gathered(), &head, &plan, &reply);
+        self.writer.add_head(self.conn.gathered(), &response, &plan);
+        let Reply(reply) = response.into_body();
         let body_len = match (reply, plan.framing) {
             (ReplyKind::Upgrade(protocol), _) => {
-                self.log_response(head.status, 0, end.waited);
+                self.log_response(status, 0, end.waited);
                 self.conn.set_closing_notice(ClosingNotice::Forbidden);
                 *self.state = SessionState::Upgraded(protocol);
                 return Ok(Some(Next::Again));

@@ -40,13 +40,10 @@ use super::authority::{is_absolute_authority, is_host_field, is_tunnel_authority
 use super::body_decoder::BodyDecoder;
 use super::control_fields::ControlFields;
 use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
-use super::spare_parts::{FieldPosition, SpareParts};
+use super::spare_parts::SpareParts;
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
 const ARENA_SIZE: usize = 4 * 1024;
-
-/// What follows the target in a request line.
-const LINE_END_LEN: usize = b" HTTP/1.1\r\n".len();
 
 const BARE_LF: Rejection = bad_request("a line ends without a carriage return");
 
@@ -54,7 +51,7 @@ const LINE_TOO_LONG: Rejection =
     Rejection::new(StatusCode::URI_TOO_LONG, "the request line is too long");
 
 /// The result of parsing a head, in addition to [`Parts`].
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RequestHead {
     /// The head's length in bytes, with the empty lines before and after it.
     pub(super) len: usize,
@@ -78,31 +75,33 @@ pub(super) struct HeadParser {
 }
 
 impl HeadParser {
-    /// Parses the head at the front of `input` into `parts`. `None` if the head is incomplete.
+    /// Parses the head at the front of `input` into `parts` and `head`. False if the head is
+    /// incomplete.
     pub(super) fn parse(
         &mut self,
         input: &[u8],
         limits: &RequestLimits,
         parts: &mut SpareParts,
-    ) -> Result<Option<RequestHead>, Rejection> {
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
         if input.first() == Some(&b'\n') {
             // `httparse` would accept an empty line.
             return Err(BARE_LF);
         }
         // The request line is a part of the head.
         let line_limit = limits.request_line.min(limits.head);
-        if input.len() > line_limit && !input[..line_limit].contains(&b'\n') {
-            self.parse_within(&input[..line_limit], limits, parts)?;
+        if input.len() > line_limit && memchr::memchr(b'\n', &input[..line_limit]).is_none() {
+            self.parse_within(&input[..line_limit], limits, parts, head)?;
             return Err(LINE_TOO_LONG);
         }
         let window = &input[..input.len().min(limits.head)];
-        match self.parse_within(window, limits, parts)? {
-            None if input.len() >= limits.head && !window.contains(&b'\n') => Err(LINE_TOO_LONG),
-            None if input.len() >= limits.head => Err(Rejection::new(
+        match self.parse_within(window, limits, parts, head)? {
+            false if input.len() >= limits.head && !window.contains(&b'\n') => Err(LINE_TOO_LONG),
+            false if input.len() >= limits.head => Err(Rejection::new(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the header fields are too long",
             )),
-            head => Ok(head),
+            is_complete => Ok(is_complete),
         }
     }
 
@@ -112,17 +111,18 @@ impl HeadParser {
         input: &[u8],
         limits: &RequestLimits,
         parts: &mut SpareParts,
-    ) -> Result<Option<RequestHead>, Rejection> {
-        if let Some(head) = self.parse_repeated(input, limits, parts)? {
-            return Ok(Some(head));
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
+        if self.parse_repeated(input, limits, parts, head)? {
+            return Ok(true);
         }
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let fields = &mut fields[..limits.fields.min(MAX_FIELDS)];
         let len = match request.parse_with_uninit_headers(input, fields) {
             Ok(httparse::Status::Complete(len)) => len,
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(None),
+            Ok(httparse::Status::Partial) => return Ok(false),
+            Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(false),
             Err(error) => return Err(rejection_of(error, input)),
         };
         let Some(line) = RequestLine::of(&request) else {
@@ -139,22 +139,16 @@ impl HeadParser {
                 let control = add_fields(&mut filled.headers, request.headers, |value| {
                     lines.slice(range(value, received))
                 })?;
-                if let Some(kept) = parts.keep(lines.len()) {
-                    kept.positions.clear();
-                    let positions = request.headers.iter().map(|field| FieldPosition {
-                        name: range(field.name.as_bytes(), received),
-                        value: range(field.value, received),
-                    });
-                    kept.positions.extend(positions);
-                    (kept.lines, kept.control) = (lines, control);
-                }
+                let values = request.headers.iter();
+                let values = values.map(|field| range(field.value, received));
+                parts.keep(lines, values, control);
                 control
             }
         };
-        RequestHead::new(len, &line, control).map(Some)
+        head.set(len, &line, control).map(|()| true)
     }
 
-    /// Parses a head whose field lines are those of the last head. `None` if they are not, or the
+    /// Parses a head whose field lines are those of the last head. False if they are not, or the
     /// request line has an error.
     #[inline]
     fn parse_repeated(
@@ -162,29 +156,33 @@ impl HeadParser {
         input: &[u8],
         limits: &RequestLimits,
         parts: &mut SpareParts,
-    ) -> Result<Option<RequestHead>, Rejection> {
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
         if !parts.has_kept_fields() {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut request = httparse::Request::new(&mut []);
-        // Without room for fields, parsing ends with an error behind the request line.
-        let _ = request.parse(input);
-        let Some(line) = RequestLine::of(&request) else {
-            return Ok(None);
+        let Some(line_feed) = memchr::memchr(b'\n', input) else {
+            return Ok(false);
         };
-        let line_end = position(line.target.as_bytes(), input) + line.target.len() + LINE_END_LEN;
-        // Empty lines may come before, and the line may end in another way.
-        let is_exact = position(line.method.as_bytes(), input) == 0
-            && input.get(line_end - 2..line_end) == Some(b"\r\n");
-        match input.get(line_end..) {
-            Some(lines) if is_exact => match parts.refill(lines, limits.fields) {
-                Some((filled, kept)) => {
-                    self.set_request_line(filled, &line)?;
-                    RequestHead::new(line_end + kept.lines.len(), &line, kept.control).map(Some)
-                }
-                None => Ok(None),
-            },
-            _ => Ok(None),
+        let (line, lines) = input.split_at(line_feed + 1);
+        let Some((filled, kept)) = parts.refill(lines, limits.fields) else {
+            return Ok(false);
+        };
+        let mut request = httparse::Request::new(&mut []);
+        // The end of the line is not the end of the head.
+        let is_valid = matches!(request.parse(line), Ok(httparse::Status::Partial));
+        match RequestLine::of(&request) {
+            // `httparse` would accept LF alone, and empty lines before.
+            Some(parsed)
+                if is_valid
+                    && line.ends_with(b"\r\n")
+                    && position(parsed.method.as_bytes(), line) == 0 =>
+            {
+                self.set_request_line(filled, &parsed)?;
+                let len = line.len() + kept.lines.len();
+                head.set(len, &parsed, kept.control).map(|()| true)
+            }
+            _ => Ok(false),
         }
     }
 
@@ -229,17 +227,20 @@ impl<'a> RequestLine<'a> {
 
 impl RequestHead {
     #[inline]
-    fn new(len: usize, line: &RequestLine<'_>, control: ControlFields) -> Result<Self, Rejection> {
-        let version = line.version;
-        Ok(Self {
-            len,
-            version,
-            is_head: line.method == "HEAD",
-            is_connect: line.method == "CONNECT",
-            expects_continue: control.expects_continue && version == Version::HTTP_11,
-            keep_alive: control.keep_alive(version),
-            body: control.body_decoder(version)?,
-        })
+    fn set(
+        &mut self,
+        len: usize,
+        line: &RequestLine<'_>,
+        control: ControlFields,
+    ) -> Result<(), Rejection> {
+        self.body = control.body_decoder(line.version)?;
+        self.len = len;
+        self.version = line.version;
+        self.is_head = line.method == "HEAD";
+        self.is_connect = line.method == "CONNECT";
+        self.expects_continue = control.expects_continue && line.version == Version::HTTP_11;
+        self.keep_alive = control.keep_alive(line.version);
+        Ok(())
     }
 }
 
@@ -377,10 +378,10 @@ mod tests {
     use super::*;
 
     fn parse_all(input: &[u8]) -> Result<Option<(RequestHead, Parts)>, Rejection> {
-        let mut parts = SpareParts::default();
+        let (mut parts, mut head) = (SpareParts::default(), RequestHead::default());
         let limits = RequestLimits::default();
-        let head = HeadParser::default().parse(input, &limits, &mut parts)?;
-        Ok(head.map(|head| (head, parts.take())))
+        let is_complete = HeadParser::default().parse(input, &limits, &mut parts, &mut head)?;
+        Ok(is_complete.then(|| (head, parts.take())))
     }
 
     /// The status of the rejection; 200 for a valid head, 0 for an incomplete one.
@@ -590,10 +591,12 @@ mod tests {
                 head,
                 ..RequestLimits::default()
             };
-            let mut parts = SpareParts::default();
+            let (mut parts, mut head) = (SpareParts::default(), RequestHead::default());
             let mut parse = |input: &str| {
-                let head = HeadParser::default().parse(input.as_bytes(), &limits, &mut parts);
-                head.map(drop)
+                let input = input.as_bytes();
+                let parsed = HeadParser::default().parse(input, &limits, &mut parts, &mut head);
+                parsed
+                    .map(drop)
                     .map_err(|rejection| rejection.status.as_u16())
             };
             let input = format!("GET /{} HTTP/1.1\r\n\0", "a".repeat(10_000));
@@ -626,9 +629,10 @@ mod tests {
         limits: &RequestLimits,
         input: &str,
     ) -> Result<Option<String>, u16> {
-        let head = parser.parse(input.as_bytes(), limits, spare);
-        let head = head.map_err(|rejection| rejection.status.as_u16())?;
-        Ok(head.map(|head| format!("{head:?} {:?}", spare.filled())))
+        let mut head = RequestHead::default();
+        let is_complete = parser.parse(input.as_bytes(), limits, spare, &mut head);
+        let is_complete = is_complete.map_err(|rejection| rejection.status.as_u16())?;
+        Ok(is_complete.then(|| format!("{head:?} {:?}", spare.filled())))
     }
 
     #[test]

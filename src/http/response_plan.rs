@@ -15,12 +15,11 @@
 //! The connection is closed after the response if the request or the response demands it, if the
 //! close ends the body, and after a 2xx to CONNECT without an upgrade.
 
-use ::http::response::Parts;
-use ::http::{HeaderMap, StatusCode, Version, header};
+use ::http::{HeaderMap, Response, StatusCode, Version, header};
 
 use super::control_fields::connection_options;
 use super::head::RequestHead;
-use super::reply::ReplyKind;
+use super::reply::{Reply, ReplyKind};
 
 /// How a response marks the end of its body (RFC 9112, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +48,10 @@ impl ResponsePlan {
     pub(super) fn new(
         request: &RequestHead,
         is_body_consumed: bool,
-        head: &Parts,
-        reply: &ReplyKind,
+        response: &Response<Reply>,
     ) -> Result<Self, String> {
-        let (status, fields) = (head.status, &head.headers);
+        let (status, fields, Reply(reply)) =
+            (response.status(), response.headers(), response.body());
         let is_tunnel = request.is_connect && status.is_success();
         let is_upgrade = matches!(reply, ReplyKind::Upgrade(_));
         let is_switch =

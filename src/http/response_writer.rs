@@ -7,12 +7,11 @@
 use std::fs::File;
 use std::io::{self, Seek};
 
-use ::http::response::Parts;
-use ::http::{HeaderMap, HeaderName, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, Response, StatusCode, header};
 
 use super::date::{Date, TEXT_LINE};
 use super::rejection::Rejection;
-use super::reply::ReplyKind;
+use super::reply::{Reply, ReplyKind};
 use super::response_plan::{Framing, ResponsePlan};
 use crate::connection::Connection;
 
@@ -52,23 +51,23 @@ impl ResponseWriter {
     pub(super) fn add_head(
         &mut self,
         out: &mut Vec<u8>,
-        head: &Parts,
+        response: &Response<Reply>,
         plan: &ResponsePlan,
-        reply: &ReplyKind,
     ) {
-        let has_text_line = matches!(reply, ReplyKind::Text(_))
+        let (status, fields) = (response.status(), response.headers());
+        let has_text_line = matches!(response.body(), Reply(ReplyKind::Text(_)))
             && plan.framing != Framing::NoBody
-            && (head.headers.is_empty() || !head.headers.contains_key(header::CONTENT_TYPE));
-        match (head.status, has_text_line) {
+            && (fields.is_empty() || !fields.contains_key(header::CONTENT_TYPE));
+        match (status, has_text_line) {
             (StatusCode::OK, true) => out.extend_from_slice(self.date.ok_date_and_text_lines()),
             (StatusCode::OK, false) => out.extend_from_slice(self.date.ok_and_date_lines()),
-            (status, _) => self.add_status_line(out, status),
+            _ => self.add_status_line(out, status),
         }
-        if has_text_line && head.status != StatusCode::OK {
+        if has_text_line && status != StatusCode::OK {
             out.extend_from_slice(TEXT_LINE);
         }
-        if !head.headers.is_empty() {
-            add_fields(out, &head.headers);
+        if !fields.is_empty() {
+            add_fields(out, fields);
         }
         if !plan.connection_line.is_empty() {
             out.extend_from_slice(plan.connection_line);

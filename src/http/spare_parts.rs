@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use ::http::request::Parts;
-use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use ::http::{HeaderMap, Request, Uri};
 use bytes::Bytes;
 
 use super::control_fields::ControlFields;
@@ -33,20 +33,17 @@ pub(super) struct SpareParts {
     is_filled: bool,
 }
 
-/// The fields of one head, as they were received.
+/// The fields of one head.
 #[derive(Debug, Default)]
 pub(super) struct KeptFields {
-    /// The field lines and the empty line behind them. Empty if no fields are kept.
+    /// The field lines and the empty line behind them, as they were received. Empty if no fields
+    /// are kept.
     pub(super) lines: Bytes,
-    /// Where in the lines each field's name and value are.
-    pub(super) positions: Vec<FieldPosition>,
     pub(super) control: ControlFields,
-}
-
-#[derive(Debug)]
-pub(super) struct FieldPosition {
-    pub(super) name: Range<usize>,
-    pub(super) value: Range<usize>,
+    /// The names, one behind the other, as the map has them.
+    names: String,
+    /// Where each field's name is in `names`, and its value in `lines`.
+    positions: Vec<(Range<usize>, Range<usize>)>,
 }
 
 impl SpareParts {
@@ -86,11 +83,30 @@ impl SpareParts {
         Some((parts, kept))
     }
 
-    /// The place for what is kept of the fields that the parts were just filled with. `None` if
-    /// their lines are too long, in bytes.
+    /// Keeps the fields that the parts were just filled with, unless their lines are too long.
+    /// `values` says where in the lines the values are.
     #[inline]
-    pub(super) fn keep(&mut self, lines_len: usize) -> Option<&mut KeptFields> {
-        (lines_len <= MAX_KEPT_LINES).then_some(&mut self.kept)
+    pub(super) fn keep(
+        &mut self,
+        lines: Bytes,
+        values: impl Iterator<Item = Range<usize>>,
+        control: ControlFields,
+    ) {
+        let (Some(parts), true) = (&self.parts, lines.len() <= MAX_KEPT_LINES) else {
+            return;
+        };
+        let KeptFields {
+            names, positions, ..
+        } = &mut self.kept;
+        names.clear();
+        positions.clear();
+        // Where a name occurs twice, the map may have another order: then the values differ.
+        for (name, value) in parts.headers.iter().map(|(name, _)| name).zip(values) {
+            let start = names.len();
+            names.push_str(name.as_str());
+            positions.push((start..names.len(), value));
+        }
+        (self.kept.lines, self.kept.control) = (lines, control);
     }
 
     /// The parts as they are.
@@ -133,15 +149,14 @@ impl KeptFields {
     /// Whether the map has these fields and no others.
     #[inline]
     fn are_in(&self, map: &HeaderMap) -> bool {
-        let is_same = |((name, value), position): ((&HeaderName, &HeaderValue), &FieldPosition)| {
-            let (kept_name, kept_value) = (&position.name, &position.value);
-            self.lines[kept_name.clone()].eq_ignore_ascii_case(name.as_str().as_bytes())
-                && self.lines[kept_value.clone()] == *value.as_bytes()
-                && !value.is_sensitive()
-        };
+        let mut fields = map.iter().zip(&self.positions);
         !self.lines.is_empty()
             && self.positions.len() == map.len()
-            && map.iter().zip(&self.positions).all(is_same)
+            && fields.all(|((name, value), (kept_name, kept_value))| {
+                self.names[kept_name.clone()] == *name.as_str()
+                    && self.lines[kept_value.clone()] == *value.as_bytes()
+                    && !value.is_sensitive()
+            })
     }
 }
 
@@ -162,7 +177,7 @@ fn clear_rest(parts: &mut Parts) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::http::header;
+    use ::http::{HeaderValue, header};
 
     fn fill(parts: &mut Parts) {
         assert!(parts.headers.is_empty() && parts.uri == "/" && parts.extensions.is_empty());
