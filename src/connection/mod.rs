@@ -32,6 +32,7 @@ use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
 use input::Input;
 pub(crate) use input::READ_SIZE;
+use outbox::Lent;
 pub(crate) use outbox::{Outbox, OutboxWatch};
 pub(crate) use output::Flushed;
 use output::Output;
@@ -185,6 +186,8 @@ pub struct Connection {
     output: Output,
     /// The gathered output is in the outbox.
     is_lent: bool,
+    /// What the outbox lends it in, meanwhile not used.
+    spare_lent: Option<Box<Lent>>,
     /// The socket may be ready without a further edge: the poller has to look at it again.
     must_rearm: bool,
     /// A read or write deadline may be running. If false, the clock is not read.
@@ -248,6 +251,7 @@ impl Connection {
             input: Input::default(),
             output: Output::default(),
             is_lent: false,
+            spare_lent: None,
             must_rearm: false,
             watched: None,
             bytes_in: 0,
@@ -582,7 +586,8 @@ impl Connection {
     #[inline]
     pub(crate) fn lend_output(&mut self) {
         if !self.has_output() && !self.output.is_empty() {
-            self.info.outbox.lend(self.output.gathered());
+            let (bytes, spare) = (self.output.gathered(), &mut self.spare_lent);
+            self.info.outbox.lend(bytes, spare);
             self.is_lent = true;
             self.outboxes.note_use();
         }
@@ -596,7 +601,8 @@ impl Connection {
     #[inline]
     pub(crate) fn reclaim_output(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_lent) {
-            let sent = self.info.outbox.reclaim(self.output.gathered())?;
+            let (bytes, spare) = (self.output.gathered(), &mut self.spare_lent);
+            let sent = self.info.outbox.reclaim(bytes, spare)?;
             self.note_sent(sent);
         }
         Ok(())
