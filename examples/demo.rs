@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Calls the handler of the route, or refuses a method that the route does not have.
-fn answer(request: Request<Body<'_>>) -> Response<Reply> {
+fn answer(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let route: (Route, &[Method]) = match request.uri().path() {
         "/" => (hello, GET),
         "/echo" => (echo, POST),
@@ -87,7 +87,7 @@ fn answer(request: Request<Body<'_>>) -> Response<Reply> {
     response
 }
 
-type Route = fn(Request<Body<'_>>) -> Response<Reply>;
+type Route = fn(&mut Request<Body<'_>>) -> Response<Reply>;
 
 const GET: &[Method] = &[Method::GET, Method::HEAD];
 
@@ -106,13 +106,13 @@ const ALL: &[Method] = &[
     Method::CONNECT,
 ];
 
-fn hello(_: Request<Body<'_>>) -> Response<Reply> {
+fn hello(_: &mut Request<Body<'_>>) -> Response<Reply> {
     Response::new("Hello, World!".into())
 }
 
-fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn echo(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let kind = request.headers_mut().remove(header::CONTENT_TYPE);
-    let mut response = match request.into_body().into_owned() {
+    let mut response = match request.body_mut().take_owned() {
         Ok(body) => Response::new(Reply::from(body)),
         // The service responds, and ignores this response.
         Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to echo\n"),
@@ -123,7 +123,7 @@ fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
     response
 }
 
-fn upload(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn upload(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match io::copy(request.body_mut(), &mut io::sink()) {
         Ok(count) => Response::new(format!("{count} bytes\n").into()),
         // The service responds, and ignores this response.
@@ -131,7 +131,7 @@ fn upload(mut request: Request<Body<'_>>) -> Response<Reply> {
     }
 }
 
-fn stream(_: Request<Body<'_>>) -> Response<Reply> {
+fn stream(_: &mut Request<Body<'_>>) -> Response<Reply> {
     Response::new(Reply::stream(Chunks { next: 1 }))
 }
 
@@ -151,7 +151,7 @@ impl Read for Chunks {
     }
 }
 
-fn sleep(request: Request<Body<'_>>) -> Response<Reply> {
+fn sleep(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let Some(millis) = number(&request, "ms", 5) else {
         return bad_request();
     };
@@ -159,7 +159,7 @@ fn sleep(request: Request<Body<'_>>) -> Response<Reply> {
     Response::new(format!("slept {millis}").into())
 }
 
-fn big(request: Request<Body<'_>>) -> Response<Reply> {
+fn big(request: &mut Request<Body<'_>>) -> Response<Reply> {
     /// A body up to this size is sent from memory.
     static BYTES: [u8; 1 << 20] = [b'x'; 1 << 20];
     let Some(count) = number(&request, "n", 102_400) else {
@@ -171,25 +171,25 @@ fn big(request: Request<Body<'_>>) -> Response<Reply> {
     })
 }
 
-fn later(request: Request<Body<'_>>) -> Response<Reply> {
-    number(&request, "ms", 5).map_or_else(bad_request, push::later)
+fn later(request: &mut Request<Body<'_>>) -> Response<Reply> {
+    number(request, "ms", 5).map_or_else(bad_request, push::later)
 }
 
-fn events(request: Request<Body<'_>>) -> Response<Reply> {
-    match number(&request, "every", 1000) {
+fn events(request: &mut Request<Body<'_>>) -> Response<Reply> {
+    match number(request, "every", 1000) {
         None | Some(0) => bad_request(),
         Some(millis) => {
             let every = Duration::from_millis(millis);
-            push::events(every, last_id(&request).unwrap_or(0))
+            push::events(every, last_id(request).unwrap_or(0))
         }
     }
 }
 
-fn subscribe(request: Request<Body<'_>>) -> Response<Reply> {
-    push::subscribe(last_id(&request))
+fn subscribe(request: &mut Request<Body<'_>>) -> Response<Reply> {
+    push::subscribe(last_id(request))
 }
 
-fn publish(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn publish(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match request
         .body_mut()
         .read_all(16 * 1024)
@@ -207,11 +207,11 @@ fn last_id(request: &Request<Body<'_>>) -> Option<u64> {
     Events::last_id(request.headers())?.parse().ok()
 }
 
-fn panics(_: Request<Body<'_>>) -> Response<Reply> {
+fn panics(_: &mut Request<Body<'_>>) -> Response<Reply> {
     panic!("as it was asked to");
 }
 
-fn whoami(_: Request<Body<'_>>) -> Response<Reply> {
+fn whoami(_: &mut Request<Body<'_>>) -> Response<Reply> {
     let (pid, generation) = (std::process::id(), GENERATION.load(Relaxed));
     let version = option_env!("DEMO_VERSION").unwrap_or(env!("CARGO_PKG_VERSION"));
     let json = format!(r#"{{"pid":{pid},"generation":{generation},"version":"{version}"}}"#);
@@ -221,28 +221,28 @@ fn whoami(_: Request<Body<'_>>) -> Response<Reply> {
     response
 }
 
-fn crash(_: Request<Body<'_>>) -> Response<Reply> {
+fn crash(_: &mut Request<Body<'_>>) -> Response<Reply> {
     std::process::abort();
 }
 
-fn wedge(_: Request<Body<'_>>) -> Response<Reply> {
+fn wedge(_: &mut Request<Body<'_>>) -> Response<Reply> {
     loop {
         thread::park();
     }
 }
 
-fn exit(request: Request<Body<'_>>) -> Response<Reply> {
+fn exit(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match number(&request, "code", 0).map(i32::try_from) {
         Some(Ok(code)) => std::process::exit(code),
         _ => bad_request(),
     }
 }
 
-fn no_read(_: Request<Body<'_>>) -> Response<Reply> {
+fn no_read(_: &mut Request<Body<'_>>) -> Response<Reply> {
     Response::new("not read\n".into())
 }
 
-fn status(request: Request<Body<'_>>) -> Response<Reply> {
+fn status(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let code = number(&request, "code", 200).and_then(|code| u16::try_from(code).ok());
     match code.map(StatusCode::from_u16) {
         Some(Ok(code)) => plain(code, "status body"),
@@ -250,7 +250,7 @@ fn status(request: Request<Body<'_>>) -> Response<Reply> {
     }
 }
 
-fn header(request: Request<Body<'_>>) -> Response<Reply> {
+fn header(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let value = query(&request, "v").unwrap_or_default();
     let Ok(value) = HeaderValue::from_bytes(&percent_decoded(value)) else {
         return plain(
@@ -264,7 +264,7 @@ fn header(request: Request<Body<'_>>) -> Response<Reply> {
     response
 }
 
-fn hdr(request: Request<Body<'_>>) -> Response<Reply> {
+fn hdr(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let name = percent_decoded(query(&request, "name").unwrap_or_default());
     let Ok(name) = HeaderName::from_bytes(&name) else {
         return bad_request();
@@ -280,11 +280,11 @@ fn hdr(request: Request<Body<'_>>) -> Response<Reply> {
     response
 }
 
-fn target(request: Request<Body<'_>>) -> Response<Reply> {
+fn target(request: &mut Request<Body<'_>>) -> Response<Reply> {
     Response::new(request.uri().to_string().into())
 }
 
-fn not_found(_: Request<Body<'_>>) -> Response<Reply> {
+fn not_found(_: &mut Request<Body<'_>>) -> Response<Reply> {
     plain(StatusCode::NOT_FOUND, "not found\n")
 }
 

@@ -28,7 +28,7 @@ fn lines(format: Option<AccessLog>, requests: &[(&[u8], u16)]) -> Vec<String> {
         lines.map(|line| line.text).collect::<Vec<_>>()
     };
     let before = access_lines().len();
-    let answer = |request: Request<Body<'_>>| Response::new(request.uri().path().to_owned());
+    let answer = |request: &mut Request<Body<'_>>| Response::new(request.uri().path().to_owned());
     let handle = start(server(), http::service(answer).access_log(format));
     for (request, status) in requests {
         let mut client = Client::to(&handle);

@@ -19,7 +19,7 @@ use web::{Client, serve};
 
 static PAGE: [u8; 48 * 1024] = [b'x'; 48 * 1024];
 
-fn answer(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn answer(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match request.uri().path() {
         "/echo" => match request.body_mut().read_all(1 << 24) {
             Ok(body) => Response::new(body.into()),

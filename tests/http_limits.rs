@@ -19,7 +19,7 @@ use web::{Client, get, post, post_chunks, serve, serve_streaming, status};
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Sends a request's body back, if it comes.
-fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn echo(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match request.body_mut().read_all(1 << 24) {
         Ok(body) => Response::new(body.into()),
         Err(_) => Response::new("the service answers this one".into()),
@@ -224,7 +224,7 @@ fn an_empty_line_after_a_request_does_not_shorten_the_idle_time() {
 #[test]
 fn clients_that_do_not_read_hold_no_worker_and_are_closed() {
     let builder = server().write_timeout(SHORT).workers(1);
-    let handle = serve(builder, |request: Request<Body<'_>>| {
+    let handle = serve(builder, |request: &mut Request<Body<'_>>| {
         Response::new(match request.uri().path() {
             "/stream" => Reply::stream(std::io::repeat(b'x')),
             "/sized" => Reply::sized(std::io::repeat(b'x'), 1 << 40),
@@ -412,7 +412,7 @@ fn a_pipeline_that_waits_too_long_for_its_next_turn_is_refused() {
         .workers(1)
         .queue_timeout(SHORT)
         .overload(Overload::Refuse(http::OVERLOADED.to_vec()));
-    let handle = serve(builder, move |request: Request<Body<'_>>| {
+    let handle = serve(builder, move |request: &mut Request<Body<'_>>| {
         if request.uri().path() == "/wait" {
             at_door.pass();
             // A slow handler: a pipeline whose handlers are fast goes on in its turn.
@@ -448,7 +448,7 @@ fn a_refusal_is_no_part_of_another_protocol_or_answer() {
         .workers(1)
         .queue_timeout(Duration::from_secs(1))
         .overload(Overload::Refuse(http::OVERLOADED.to_vec()));
-    let handle = serve_streaming(builder, move |mut request: Request<Body<'_>>| {
+    let handle = serve_streaming(builder, move |request: &mut Request<Body<'_>>| {
         match request.uri().path() {
             "/upgrade" => return status(101, Reply::upgrade(support::lines)),
             "/part" => {
@@ -545,7 +545,7 @@ struct Unchecked<H>(Http<H>);
 
 impl<H> Service for Unchecked<H>
 where
-    H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
+    H: Fn(&mut Request<Body<'_>>) -> Response<Reply> + Send + Sync,
 {
     type Session = http::Session;
     type Worker = http::WorkerBuffers;
@@ -587,7 +587,7 @@ fn heads_that_are_too_long_are_counted() {
 /// There is no byte with which a value or a name could end early, and begin something else.
 #[test]
 fn answers_cannot_be_split() {
-    let handle = serve(server(), |request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         let hex = request.uri().path().trim_start_matches('/').to_owned();
         let bytes: Vec<u8> = hex
             .as_bytes()

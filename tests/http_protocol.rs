@@ -22,7 +22,7 @@ use support::{
 use web::{Answer, Client, Seen, get, post, post_chunks, serve, serve_streaming, status};
 
 /// The handler of most tests here.
-fn answer(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn answer(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match request.uri().path() {
         "/echo" => match request.body_mut().read_all(1 << 24) {
             Ok(body) => Response::new(body.into()),
@@ -228,7 +228,7 @@ fn chunked_requests_come_without_extensions_and_trailers() {
 
 #[test]
 fn trailers_are_no_fields() {
-    let handle = serve(server(), |mut request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         let all = request.body_mut().read_all(100).unwrap();
         assert_eq!(all, b"x");
         Response::new(format!("{:?}", request.headers().get("x-sum")))
@@ -242,7 +242,7 @@ fn trailers_are_no_fields() {
 #[test]
 fn the_handler_is_told_to_go_on_only_when_it_reads() {
     let (keeper, guarded) = door();
-    let handle = serve_streaming(server(), move |mut request: Request<Body<'_>>| {
+    let handle = serve_streaming(server(), move |request: &mut Request<Body<'_>>| {
         if request.uri().path() == "/noread" {
             return Response::new("not read".to_owned());
         }
@@ -316,7 +316,7 @@ fn a_body_that_nobody_reads_is_skipped_or_ends_the_connection() {
     let seen = Seen::default();
     let handle = serve_streaming(server(), {
         let seen = seen.clone();
-        move |request: Request<Body<'_>>| {
+        move |request: &mut Request<Body<'_>>| {
             seen.note(&request);
             Response::new("not read")
         }
@@ -358,7 +358,7 @@ fn the_rest_of_a_body_is_skipped_while_parked() {
     let seen = Seen::default();
     let handle = serve_streaming(server().workers(1), {
         let seen = seen.clone();
-        move |mut request: Request<Body<'_>>| {
+        move |request: &mut Request<Body<'_>>| {
             seen.note(&request);
             // Of the large one so much that the rest is worth skipping.
             let mut begin = [0; 2000];
@@ -406,7 +406,7 @@ fn a_malformed_body_is_a_bad_request_wherever_it_is() {
     let seen = Seen::default();
     let handle = serve(server(), {
         let seen = seen.clone();
-        move |request: Request<Body<'_>>| {
+        move |request: &mut Request<Body<'_>>| {
             seen.note(&request);
             answer(request)
         }
@@ -468,7 +468,7 @@ fn head_is_get_without_the_body() {
 /// Also where the service itself answers.
 #[test]
 fn what_is_answered_to_head_has_no_body() {
-    let handle = serve(server(), |request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         match request.uri().path() {
             "/fault" => status(101, "an answer that cannot be"),
             _ => answer(request),
@@ -501,7 +501,7 @@ fn what_is_answered_to_head_has_no_body() {
 /// Some responses have no body, whatever the handler gave them.
 #[test]
 fn some_statuses_have_no_body() {
-    let handle = serve(server(), |request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         let code = request.uri().path()[1..].parse().unwrap();
         match request.uri().query() {
             Some("stream") => status(code, Reply::stream(&b"a body"[..])),
@@ -571,7 +571,7 @@ fn bodies_of_every_kind_arrive_whole() {
     const SIZE: usize = 3 << 20;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes_at(0, SIZE)).unwrap();
-    let handle = serve(server(), move |request: Request<Body<'_>>| {
+    let handle = serve(server(), move |request: &mut Request<Body<'_>>| {
         Response::new(match request.uri().path() {
             "/sized" => Reply::sized(Pattern::of(SIZE), SIZE as u64),
             "/stream" => Reply::stream(Pattern::of(SIZE)),
@@ -614,7 +614,7 @@ fn bodies_of_every_kind_arrive_whole() {
 #[test]
 fn large_bodies_arrive_whole() {
     const SIZE: usize = 3 << 20;
-    let handle = serve(server(), |mut request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         let way = request.uri().path().to_owned();
         let body = request.body_mut();
         let mut place = 0;
@@ -674,7 +674,7 @@ fn large_bodies_arrive_whole() {
 #[test]
 fn a_handler_can_be_answered_while_it_reads() {
     const SIZE: usize = 8 << 20;
-    let handle = serve(server(), |mut request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         let mut all = Vec::new();
         request.body_mut().read_to_end(&mut all).unwrap();
         Response::new(Reply::sized(io::Cursor::new(all), SIZE as u64))
@@ -698,7 +698,7 @@ fn a_handler_can_be_answered_while_it_reads() {
 #[test]
 fn clients_that_have_said_all_get_their_answers() {
     let (keeper, guarded) = door();
-    let handle = serve(server(), move |request: Request<Body<'_>>| {
+    let handle = serve(server(), move |request: &mut Request<Body<'_>>| {
         if request.uri().path() == "/door" {
             guarded.pass();
         }
@@ -802,7 +802,7 @@ fn the_last_answer_arrives_though_input_is_unread() {
     let seen = Seen::default();
     let handle = serve_streaming(server(), {
         let seen = seen.clone();
-        move |request: Request<Body<'_>>| {
+        move |request: &mut Request<Body<'_>>| {
             seen.note(&request);
             answer(request)
         }
@@ -891,7 +891,7 @@ fn the_last_answer_arrives_though_input_comes_after_it() {
 
 #[test]
 fn an_upgrade_gives_the_connection_away() {
-    let handle = serve_streaming(server().workers(1), |request: Request<Body<'_>>| {
+    let handle = serve_streaming(server().workers(1), |request: &mut Request<Body<'_>>| {
         if *request.method() == Method::CONNECT {
             return Response::new(Reply::upgrade(lines));
         }
@@ -943,7 +943,7 @@ fn an_upgrade_gives_the_connection_away() {
 /// A response that is no upgrade may say what can be upgraded to (RFC 9110, section 15.5.22).
 #[test]
 fn an_upgrade_can_be_offered() {
-    let handle = serve(server(), |request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         let mut response = status(426, "not without an upgrade");
         let fields = response.headers_mut();
         fields.insert(header::UPGRADE, header::HeaderValue::from_static("lines"));
@@ -995,7 +995,7 @@ impl Client {
 /// The only worker is free for others while a client does not read its answer.
 #[test]
 fn slow_readers_hold_no_worker() {
-    let handle = serve(server().workers(1), |request: Request<Body<'_>>| {
+    let handle = serve(server().workers(1), |request: &mut Request<Body<'_>>| {
         let size = request.uri().path()[1..].parse().unwrap();
         Response::new(bytes_at(0, size))
     });
@@ -1050,7 +1050,7 @@ fn files_for_slow_readers_hold_no_worker() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes_at(0, SIZE)).unwrap();
     let builder = server().workers(1).output_limit(SIZE);
-    let handle = serve(builder, move |request: Request<Body<'_>>| {
+    let handle = serve(builder, move |request: &mut Request<Body<'_>>| {
         if request.uri().path() == "/small" {
             return Response::new("small".into());
         }
@@ -1145,7 +1145,7 @@ fn a_panic_waits_for_no_client() {
     let (_dir, path) = support::socket_path();
     let handle = serve(
         server().listen(support::unix(&path)).workers(1),
-        |request: Request<Body<'_>>| match request.uri().path() {
+        |request: &mut Request<Body<'_>>| match request.uri().path() {
             "/long" => Response::new(Reply::from(vec![b'x'; 8000])),
             _ => answer(request),
         },
@@ -1206,7 +1206,7 @@ fn a_body_that_fails_is_cut_off() {
             panic!("while the answer is written");
         }
     }
-    let handle = serve(server().workers(1), |request: Request<Body<'_>>| {
+    let handle = serve(server().workers(1), |request: &mut Request<Body<'_>>| {
         Response::new(match request.uri().path() {
             "/short" => Reply::sized(&b"short"[..], 100),
             "/fails" => Reply::sized(Fails(10), 100),
@@ -1259,7 +1259,7 @@ fn a_slow_reader_gets_what_was_there_before_a_panic() {
             panic!("behind the body");
         }
     }
-    let handle = serve(server().workers(1), |request: Request<Body<'_>>| {
+    let handle = serve(server().workers(1), |request: &mut Request<Body<'_>>| {
         Response::new(match request.uri().path() {
             "/panics" => Reply::sized(Pattern::of(SIZE).chain(Panics), SIZE as u64 + 1),
             _ => "fine".into(),
@@ -1290,19 +1290,22 @@ fn slow_readers_of_any_body_hold_no_worker_and_miss_nothing() {
     const TARGETS: [&str; 4] = ["/bytes", "/file", "/sized", "/stream"];
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes_at(0, SIZE)).unwrap();
-    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
-        Response::new(match request.uri().path() {
-            "/bytes" => bytes_at(0, SIZE).into(),
-            "/file" => {
-                let mut copy = file.try_clone().unwrap();
-                copy.rewind().unwrap();
-                copy.into()
-            }
-            "/sized" => Reply::sized(Pattern::of(SIZE), SIZE as u64),
-            "/stream" => Reply::stream(Pattern::of(SIZE)),
-            _ => "small".into(),
-        })
-    });
+    let handle = serve(
+        server().workers(1),
+        move |request: &mut Request<Body<'_>>| {
+            Response::new(match request.uri().path() {
+                "/bytes" => bytes_at(0, SIZE).into(),
+                "/file" => {
+                    let mut copy = file.try_clone().unwrap();
+                    copy.rewind().unwrap();
+                    copy.into()
+                }
+                "/sized" => Reply::sized(Pattern::of(SIZE), SIZE as u64),
+                "/stream" => Reply::stream(Pattern::of(SIZE)),
+                _ => "small".into(),
+            })
+        },
+    );
     let mut slow: Vec<Client> = (0..TARGETS.len())
         .map(|first| {
             let mut client = Client::on(connect_narrow(addr(&handle)));
@@ -1346,12 +1349,15 @@ fn slow_readers_of_any_body_hold_no_worker_and_miss_nothing() {
 #[test]
 fn answers_never_reach_another_client() {
     let (keeper, guarded) = door();
-    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
-        if request.uri().path().starts_with("/secret") {
-            guarded.pass();
-        }
-        Response::new(request.uri().path().to_owned())
-    });
+    let handle = serve(
+        server().workers(1),
+        move |request: &mut Request<Body<'_>>| {
+            if request.uri().path().starts_with("/secret") {
+                guarded.pass();
+            }
+            Response::new(request.uri().path().to_owned())
+        },
+    );
     for round in 0..20 {
         let mut gone = Client::to(&handle);
         gone.send(get(&format!("/secret{round}")));
@@ -1368,7 +1374,7 @@ fn answers_never_reach_another_client() {
 
 #[test]
 fn a_handler_that_reads_too_much_gets_an_error_and_answers() {
-    let handle = serve(server(), |mut request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         match request.body_mut().read_all(10) {
             Ok(body) => Response::new(body.into()),
             Err(error) => {

@@ -50,7 +50,7 @@ impl Later {
 fn later_handler(
     responders: Sender<(String, Responder)>,
     within: Duration,
-) -> impl Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync {
+) -> impl Fn(&mut Request<Body<'_>>) -> Response<Reply> + Send + Sync {
     move |request| {
         let target = request.uri().to_string();
         if target == "/now" {
@@ -107,7 +107,7 @@ fn a_response_from_another_thread_holds_no_worker() {
 
 #[test]
 fn a_response_that_is_given_before_the_handler_returns_is_sent() {
-    let handle = serve(server(), |_: Request<Body<'_>>| {
+    let handle = serve(server(), |_: &mut Request<Body<'_>>| {
         let (responder, reply) = Reply::later(LONG);
         responder.send(Response::new("early")).unwrap();
         Response::new(reply)
@@ -192,12 +192,15 @@ fn an_answer_that_is_first_wins_over_a_deadline_that_no_worker_has_noted() {
     let (keeper, door) = door();
     let (sender, responders) = crossbeam_channel::unbounded();
     let later = later_handler(sender, Duration::from_millis(50));
-    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
-        if request.uri().path() == "/door" {
-            door.pass();
-        }
-        later(request)
-    });
+    let handle = serve(
+        server().workers(1),
+        move |request: &mut Request<Body<'_>>| {
+            if request.uri().path() == "/door" {
+                door.pass();
+            }
+            later(request)
+        },
+    );
     let mut client = Client::to(&handle);
     client.send(get("/later"));
     let (_, responder) = responders.recv_timeout(LIMIT).unwrap();
@@ -429,7 +432,7 @@ impl Channels {
 fn channel_handler(
     senders: Sender<BodySender>,
     capacity: usize,
-) -> impl Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync {
+) -> impl Fn(&mut Request<Body<'_>>) -> Response<Reply> + Send + Sync {
     move |request| {
         if request.uri() == "/now" {
             return Response::new("now".into());
@@ -472,13 +475,16 @@ fn pieces_of_a_body_need_no_worker() {
     let (keeper, door) = door();
     let (sender, senders) = crossbeam_channel::unbounded();
     let channel = channel_handler(sender, 64 * 1024);
-    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
-        if request.uri().path() == "/door" {
-            door.pass();
-            return Response::new("door".into());
-        }
-        channel(request)
-    });
+    let handle = serve(
+        server().workers(1),
+        move |request: &mut Request<Body<'_>>| {
+            if request.uri().path() == "/door" {
+                door.pass();
+                return Response::new("door".into());
+            }
+            channel(request)
+        },
+    );
     let mut client = Client::to(&handle);
     client.send(get("/"));
     let body: BodySender = senders.recv_timeout(LIMIT).unwrap();
@@ -518,7 +524,7 @@ fn the_sender_ends_the_body_and_the_connection_goes_on() {
     // The pipelined request has waited.
     client.answer().is(200, "now");
     // A body that ends before the handler returns, and one that is empty.
-    let handle = serve(support::server(), |request: Request<Body<'_>>| {
+    let handle = serve(support::server(), |request: &mut Request<Body<'_>>| {
         let (body, reply) = Reply::channel(100);
         if request.uri() == "/some" {
             body.try_send("some").unwrap();
@@ -599,7 +605,7 @@ fn a_full_channel_says_so_and_a_blocking_send_waits_for_room() {
     // 14 bytes with its frame.
     let piece = "12345678 ";
     let (sender, senders) = crossbeam_channel::unbounded();
-    let handle = serve(server(), move |_: Request<Body<'_>>| {
+    let handle = serve(server(), move |_: &mut Request<Body<'_>>| {
         let (body, reply) = Reply::channel(30);
         body.try_send(piece).unwrap();
         body.try_send(piece).unwrap();
@@ -827,7 +833,7 @@ fn the_access_line_of_a_body_comes_when_it_ends_however_it_ends() {
 #[test]
 fn an_event_stream_is_what_browsers_expect_and_ends_at_a_drain() {
     let (sender, streams) = crossbeam_channel::unbounded();
-    let handle = serve(server(), move |request: Request<Body<'_>>| {
+    let handle = serve(server(), move |request: &mut Request<Body<'_>>| {
         let (events, response) = Events::channel(1000);
         let last = Events::last_id(request.headers()).unwrap_or("none");
         let event = Event::new().id("7").data(last).data("two\nthree");
@@ -859,16 +865,19 @@ fn an_event_stream_is_what_browsers_expect_and_ends_at_a_drain() {
 #[test]
 fn an_event_stream_that_begins_in_a_drain_ends_at_once() {
     let (keeper, door) = door();
-    let handle = serve(server().workers(1), move |request: Request<Body<'_>>| {
-        door.pass();
-        let (events, response) = Events::channel(1000);
-        let id = Events::last_id(request.headers());
-        events
-            .try_send(Event::new().data(id.unwrap_or("none")))
-            .unwrap();
-        support::forever(events);
-        response
-    });
+    let handle = serve(
+        server().workers(1),
+        move |request: &mut Request<Body<'_>>| {
+            door.pass();
+            let (events, response) = Events::channel(1000);
+            let id = Events::last_id(request.headers());
+            events
+                .try_send(Event::new().data(id.unwrap_or("none")))
+                .unwrap();
+            support::forever(events);
+            response
+        },
+    );
     let mut client = Client::to(&handle);
     client.send(get("/"));
     keeper.wait();

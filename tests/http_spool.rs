@@ -47,7 +47,7 @@ fn chunks(body: &[u8], size: usize) -> Vec<u8> {
 }
 
 /// Sends a request's body back.
-fn echo(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn echo(request: &mut Request<Body<'_>>) -> Response<Reply> {
     match request.uri().path() {
         "/panic" => panic!("as it was asked to"),
         "/noread" => Response::new("not read".into()),
@@ -129,7 +129,7 @@ fn slow_senders_hold_no_worker() {
 /// A client that sends as fast as it can, and never ends, takes turns with the others.
 #[test]
 fn a_fast_sender_takes_turns() {
-    let service = http::service(|mut request: Request<Body<'_>>| {
+    let service = http::service(|request: &mut Request<Body<'_>>| {
         let count = std::io::copy(request.body_mut(), &mut std::io::sink());
         Response::new(format!("{count:?}"))
     });
@@ -161,7 +161,7 @@ fn a_fast_sender_takes_turns() {
 fn bodies_arrive_whole_from_memory_and_from_files() {
     let dir = Dir::new();
     let path = dir.path().to_owned();
-    let service = http::service(move |mut request: Request<Body<'_>>| {
+    let service = http::service(move |request: &mut Request<Body<'_>>| {
         let files = open_files(&path);
         let peer = request.body().connection().peer_addr().to_string();
         assert!(peer.starts_with("127.0.0.1:"), "{peer}");
@@ -236,12 +236,12 @@ fn bodies_can_outlive_their_requests() {
     let dir = Dir::new();
     let kept: Arc<Mutex<Vec<OwnedBody>>> = Arc::default();
     let keep = Arc::clone(&kept);
-    let service = http::service(move |request: Request<Body<'_>>| {
+    let service = http::service(move |request: &mut Request<Body<'_>>| {
         let keeps = request.uri().path() == "/keep";
-        let mut body = request.into_body();
+        let body = request.body_mut();
         let mut begin = [0; 10];
         body.read_exact(&mut begin).unwrap();
-        let body = body.into_owned().unwrap();
+        let body = body.take_owned().unwrap();
         let length = body.remaining().to_string();
         match keeps {
             true => keep.lock().push(body),
@@ -280,7 +280,7 @@ fn bodies_can_outlive_their_requests() {
 /// A server on which 300,000 bytes of bodies have room.
 fn narrow(
     dir: &Dir,
-) -> Http<impl Fn(Request<Body<'_>>) -> Response<Reply> + Clone + Send + Sync + use<>> {
+) -> Http<impl Fn(&mut Request<Body<'_>>) -> Response<Reply> + Clone + Send + Sync + use<>> {
     http::service(echo)
         .max_spooled(300_000)
         .spool_dir(dir.path())
@@ -562,7 +562,7 @@ fn bodies_stream_where_the_service_asks_for_it() {
     let (keeper, at_door) = door();
     let seen = Seen::default();
     let noted = seen.clone();
-    let service = http::service(move |request: Request<Body<'_>>| {
+    let service = http::service(move |request: &mut Request<Body<'_>>| {
         noted.note(&request);
         if request.uri().path() == "/stream" {
             at_door.pass();

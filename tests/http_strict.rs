@@ -23,7 +23,7 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
 fn noting() -> (Handle, Seen) {
     let seen = Seen::default();
     let noted = seen.clone();
-    let handle = serve(server(), move |mut request: Request<Body<'_>>| {
+    let handle = serve(server(), move |request: &mut Request<Body<'_>>| {
         noted.note(&request);
         let Ok(body) = request.body_mut().read_all(1 << 20) else {
             return Response::new(Reply::empty());
@@ -556,7 +556,7 @@ fn targets_are_of_one_of_the_four_forms() {
 
 #[test]
 fn methods_are_told_apart_by_case() {
-    let handle = serve(server(), |request: Request<Body<'_>>| {
+    let handle = serve(server(), |request: &mut Request<Body<'_>>| {
         Response::new(request.method().to_string())
     });
     let mut client = Client::to(&handle);
@@ -738,7 +738,7 @@ fn corpus() -> Vec<Vec<u8>> {
 /// Cut anywhere, or to single bytes, a stream gets the same answers.
 #[test]
 fn answers_do_not_depend_on_how_requests_are_split() {
-    let service = http::service(|mut request: Request<Body<'_>>| {
+    let service = http::service(|request: &mut Request<Body<'_>>| {
         let mut text = format!("{} {}\n", request.method(), request.uri()).into_bytes();
         if request.uri().path() != "/noread" {
             READING.store(true, SeqCst);

@@ -303,7 +303,7 @@ mod http {
 
     pub(super) fn panics() {
         let (keeper, door) = door();
-        let handler = move |request: Request<Body<'_>>| {
+        let handler = move |request: &mut Request<Body<'_>>| {
             let reader = |read, drop: bool| Reader {
                 read,
                 _drop: drop.then_some(Bomb),

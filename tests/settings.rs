@@ -366,7 +366,7 @@ fn far_away() -> Instant {
 use handover::http::{self, Body, Http, Request, Response};
 
 #[cfg(feature = "http")]
-type HttpService = Http<fn(Request<Body<'_>>) -> Response<Vec<u8>>>;
+type HttpService = Http<fn(&mut Request<Body<'_>>) -> Response<Vec<u8>>>;
 
 #[cfg(feature = "http")]
 fn http_cases() -> Vec<(&'static str, Change, Outcome)> {
@@ -450,8 +450,8 @@ fn outcome_of(change: &Change) -> Result<(), String> {
     }
     #[cfg(feature = "http")]
     if let Change::Http(change) = change {
-        let handler: fn(Request<Body<'_>>) -> Response<Vec<u8>> =
-            |mut request| Response::new(request.body_mut().read_all(usize::MAX).unwrap());
+        let handler: fn(&mut Request<Body<'_>>) -> Response<Vec<u8>> =
+            |request| Response::new(request.body_mut().read_all(usize::MAX).unwrap());
         let service = change(http::service(handler));
         let handle = builder.build(service).map_err(|error| error.to_string())?;
         let request = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello";

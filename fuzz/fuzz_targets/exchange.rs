@@ -43,7 +43,7 @@ fn server() -> &'static Handle {
 }
 
 /// Shows what it was asked, so that any other understanding of it shows as well.
-fn answer(mut request: Request<Body<'_>>) -> Response<Reply> {
+fn answer(request: &mut Request<Body<'_>>) -> Response<Reply> {
     let fields = request.headers();
     let both = fields.contains_key("content-length") && fields.contains_key("transfer-encoding");
     READ_BOTH.fetch_or(both, SeqCst);

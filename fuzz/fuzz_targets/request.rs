@@ -10,6 +10,8 @@
 #![no_main]
 #![allow(dead_code)]
 
+#[path = "../../src/http/authority.rs"]
+mod authority;
 #[path = "../../src/http/body_decoder.rs"]
 mod body_decoder;
 #[path = "../../src/http/control_fields.rs"]
@@ -18,14 +20,17 @@ mod control_fields;
 mod head;
 #[path = "../../src/http/rejection.rs"]
 mod rejection;
+#[path = "../../src/http/spare_parts.rs"]
+mod spare_parts;
 
 use http::request::Parts;
-use http::{Request, Version, header};
+use http::{Version, header};
 use libfuzzer_sys::fuzz_target;
 
 use body_decoder::BodyDecoder;
 use head::{HeadParser, RequestHead};
 use rejection::RequestLimits;
+use spare_parts::SpareParts;
 
 fuzz_target!(|input: (Vec<u8>, &[u8])| {
     let (splits, stream) = input;
@@ -60,6 +65,7 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
         ..RequestLimits::default()
     };
     let mut parser = HeadParser::default();
+    let mut spare = SpareParts::default();
     let (mut events, mut at, mut end) = (Vec::new(), 0, 0);
     let mut body: Option<(BodyDecoder, Vec<u8>)> = None;
     loop {
@@ -90,19 +96,21 @@ fn read(stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<Event> {
                 }
             }
         } else if !input.is_empty() {
-            let mut parts = Request::new(()).into_parts().0;
-            match parser.parse(input, &limits, &mut parts) {
-                Ok(Some(head)) => {
+            let mut head = RequestHead::default();
+            match parser.parse(input, &limits, &mut spare, &mut head) {
+                Ok(true) => {
+                    let parts = spare.take();
                     check(&head, &parts, &input[..head.len]);
                     at += head.len;
                     events.push(Event::Head(format!("{parts:?} {head:?}"), at));
+                    spare.reuse(parts);
                     body = Some((head.body, Vec::new()));
                     if body.as_ref().is_some_and(|(decoder, _)| decoder.is_done()) {
                         events.push(Event::Body(Vec::new(), at));
                         body = None;
                     }
                 }
-                Ok(None) => wants_more = true,
+                Ok(false) => wants_more = true,
                 Err(rejection) => {
                     let status = rejection.status;
                     assert!(status.is_client_error() || status.is_server_error());

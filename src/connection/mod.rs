@@ -36,6 +36,7 @@ use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
 use calls::DueCalls;
 pub use calls::{Cause, Expiry};
+use early_output::Lent;
 pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 use input::Input;
 pub(crate) use input::READ_SIZE;
@@ -195,6 +196,8 @@ pub struct Connection {
     output: Output,
     /// The gathered output is lent to the keeper.
     is_lent: bool,
+    /// What it is lent in, while that is not used.
+    spare_lent: Option<Box<Lent>>,
     /// The socket may be ready without a further edge: the poller has to look at it again.
     must_rearm: bool,
     /// A read or write deadline may be running. If false, the clock is not read.
@@ -268,6 +271,7 @@ impl Connection {
             input: Input::default(),
             output: Output::default(),
             is_lent: false,
+            spare_lent: None,
             must_rearm: false,
             watched: None,
             bytes_in: 0,
@@ -699,7 +703,8 @@ impl Connection {
     #[inline]
     pub(crate) fn lend_output(&mut self) {
         if !self.has_output() && !self.output.is_empty() {
-            self.info.early_output.lend(self.output.gathered());
+            let (bytes, spare) = (self.output.gathered(), &mut self.spare_lent);
+            self.info.early_output.lend(bytes, spare);
             self.is_lent = true;
             self.early_outputs.note_use();
         }
@@ -713,7 +718,8 @@ impl Connection {
     #[inline]
     pub(crate) fn reclaim_output(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_lent) {
-            let sent = self.info.early_output.reclaim(self.output.gathered())?;
+            let (bytes, spare) = (self.output.gathered(), &mut self.spare_lent);
+            let sent = self.info.early_output.reclaim(bytes, spare)?;
             self.note_sent(sent);
         }
         Ok(())

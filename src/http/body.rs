@@ -108,8 +108,8 @@ impl Body<'_> {
     }
 
     /// Takes the rest of the body out of the request, as a reader that may outlive it: for the
-    /// response's body, or for another thread. A body that was spooled is not copied. A body that
-    /// streams is received first, and spooled meanwhile.
+    /// response's body, or for another thread. This body is at its end then. A body that was
+    /// spooled is not copied. A body that streams is received first, and spooled meanwhile.
     ///
     /// # Errors
     ///
@@ -121,12 +121,12 @@ impl Body<'_> {
     /// ```
     /// use handover::http::{self, Body, Reply, Request, Response};
     ///
-    /// let echo = http::service(|request: Request<Body<'_>>| {
-    ///     let body = request.into_body().into_owned();
+    /// let echo = http::service(|request: &mut Request<Body<'_>>| {
+    ///     let body = request.body_mut().take_owned();
     ///     Response::new(body.map_or_else(|_| Reply::empty(), Reply::from))
     /// });
     /// ```
-    pub fn into_owned(mut self) -> io::Result<OwnedBody> {
+    pub fn take_owned(&mut self) -> io::Result<OwnedBody> {
         if let Some(spooled) = self.spooled.take() {
             return Ok(OwnedBody(spooled));
         }
@@ -245,7 +245,7 @@ impl BufRead for Body<'_> {
     }
 }
 
-/// The rest of a request's body, from [`Body::into_owned`]: `Read` and `BufRead`, in memory or in a
+/// The rest of a request's body, from [`Body::take_owned`]: `Read` and `BufRead`, in memory or in a
 /// temporary file. It counts towards [`Http::max_spooled`](super::Http::max_spooled) until it is
 /// dropped.
 #[derive(Debug)]

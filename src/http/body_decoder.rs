@@ -36,7 +36,7 @@ use super::rejection::{Rejection, bad_request};
 const MAX_EXTRA: usize = 16 * 1024;
 
 /// A body's framing, and how far the body has been decoded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct BodyDecoder {
     state: DecoderState,
     /// A chunk's size as far as it has been read; how many bytes of data are left of the chunk, or
@@ -47,7 +47,7 @@ pub(super) struct BodyDecoder {
 }
 
 /// What the next byte belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum DecoderState {
     /// The data of a body with a Content-Length.
     Length,
@@ -67,6 +67,7 @@ enum DecoderState {
     TrailerValue,
     TrailerLf,
     EndLf,
+    #[default]
     Done,
 }
 

@@ -15,7 +15,7 @@ use super::body_decoder::{BodyDecoder, is_token};
 use super::rejection::{Rejection, bad_request};
 
 /// What the control fields of one head say, as far as the head has been read.
-#[derive(Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ControlFields {
     has_host: bool,
     content_length: Option<u64>,

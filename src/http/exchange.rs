@@ -57,8 +57,7 @@ use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use ::http::request::Parts;
-use ::http::{Request, Response, StatusCode, response};
+use ::http::{Request, Response, StatusCode};
 
 use super::access_log::{AccessLine, BodyLine, LoggedBody, LoggedRequest};
 use super::answer_race::Winner;
@@ -77,6 +76,7 @@ use super::session::{
     AwaitedResponse, OpenChannel, OpenResponse, ResponseEnd, Session, SessionState,
 };
 use super::settings::Http;
+use super::spare_parts::SpareParts;
 use super::spool::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
@@ -116,6 +116,7 @@ const INVALID_RESPONSE: Rejection = Rejection::new(
 #[derive(Debug, Default)]
 pub struct WorkerBuffers {
     parser: HeadParser,
+    parts: SpareParts,
     writer: ResponseWriter,
     /// Room to read the bodies of responses into.
     body: Vec<u8>,
@@ -123,7 +124,7 @@ pub struct WorkerBuffers {
 
 impl<H, R> Service for Http<H>
 where
-    H: Fn(Request<Body<'_>>) -> Response<R> + Send + Sync,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync,
     R: Into<Reply>,
 {
     type Session = Session;
@@ -153,23 +154,27 @@ where
         }
         let WorkerBuffers {
             parser,
+            parts,
             writer,
             body,
         } = buffers;
         conn.take_no_message();
         // A service that contains this one may have written before.
         conn.reclaim_output()?;
-        writer.start();
+        let began = clock::millis();
+        writer.start(began);
         let mut call = ServeCall {
             http: self,
             conn,
             state,
             parser,
+            parts,
+            request: RequestHead::default(),
             writer,
             spooled: None,
             body_buffer: body,
             logged_request: None,
-            began: clock::millis(),
+            began,
             responses: 0,
         };
         let next = call.serve_requests()?;
@@ -200,6 +205,9 @@ struct ServeCall<'a, H> {
     conn: &'a mut Connection,
     state: &'a mut SessionState,
     parser: &'a mut HeadParser,
+    /// The request that was received: its parts, until the handler is called, and its head.
+    parts: &'a mut SpareParts,
+    request: RequestHead,
     writer: &'a mut ResponseWriter,
     /// The body of the request that was received, if it was spooled.
     spooled: Option<Box<SpooledBody>>,
@@ -215,7 +223,7 @@ struct ServeCall<'a, H> {
 
 impl<H, R> ServeCall<'_, H>
 where
-    H: Fn(Request<Body<'_>>) -> Response<R>,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R>,
     R: Into<Reply>,
 {
     /// Responds to every request that has arrived. The connection gathers the last responses.
@@ -238,16 +246,12 @@ where
                     _ => Next::Park,
                 });
             }
-            // `Parts` is large: it is filled in place, and moved once, into the handler's request.
-            let mut parts = None;
-            let filled = parts.get_or_insert_with(|| Request::new(()).into_parts().0);
-            let mut request = match self.receive(filled) {
-                Ok(request) => request,
-                Err(next) => return Ok(next),
-            };
-            self.conn.consume(request.len);
-            self.begin_log_entry(filled);
-            if !request.body.is_done() {
+            if let Err(next) = self.receive() {
+                return Ok(next);
+            }
+            self.conn.consume(self.request.len);
+            self.begin_log_entry();
+            if !self.request.body.is_done() {
                 // The client may wait for the responses so far before it sends the body.
                 self.conn.flush_some()?;
             }
@@ -255,27 +259,27 @@ where
                 self.conn.abandon();
                 return Ok(Next::Close);
             }
-            let Some((head, reply)) = self.call_handler(&mut request, parts)? else {
+            let Some(response) = self.call_handler()? else {
                 return Ok(Next::Close);
             };
-            if let Some(next) = self.respond(request, head, reply, self.conn.waited())? {
+            if let Some(next) = self.respond(response, self.conn.waited())? {
                 return Ok(next);
             }
             self.responses += 1;
-            let must_yield =
-                self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began;
-            if must_yield && !self.conn.buffer().is_empty() {
+            let has_more = !self.conn.buffer().is_empty();
+            if has_more
+                && (self.responses % REQUESTS_PER_CALL == 0 || clock::millis() != self.began)
+            {
                 // The responses so far are written, and other connections are served next.
                 return Ok(Next::Again);
             }
         }
     }
 
-    /// Receives a request that can be handled. Its head is parsed into `parts`, and is still in the
-    /// buffer unless the body was spooled. The error says what comes next if there is no such
-    /// request.
+    /// Receives a request that can be handled. Its head is parsed, and is still in the buffer unless
+    /// the body was spooled. The error says what comes next if there is no such request.
     #[inline]
-    fn receive(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
+    fn receive(&mut self) -> Result<(), Next> {
         if let SessionState::Discard(body) = self.state {
             match body.discard(self.conn) {
                 Ok(true) => {}
@@ -286,10 +290,10 @@ where
                 }
             }
             self.conn.set_closing_notice(ClosingNotice::Refusal);
-            *self.state = SessionState::Head { examined: 0 };
+            self.state.expect_head();
         }
         if matches!(self.state, SessionState::Spool(_)) {
-            return self.receive_spooled(parts);
+            return self.receive_spooled();
         }
         // Empty lines before a request are ignored (RFC 9112, section 2.2).
         let mut has_empty_line = false;
@@ -297,31 +301,31 @@ where
             && self.conn.buffer().starts_with(b"\r\n")
         {
             self.conn.consume(2);
-            *self.state = SessionState::Head { examined: 0 };
+            self.state.expect_head();
             has_empty_line = true;
         }
         if self.conn.buffer().is_empty() {
-            *self.state = SessionState::Head { examined: 0 };
+            self.state.expect_head();
             if has_empty_line && self.responses == 0 {
                 // Otherwise empty lines would keep a connection open for ever.
                 self.conn.note_no_message();
             }
             return Err(Next::Park);
         }
-        let rejection = match self.receive_request(parts) {
-            Ok(Some(request)) => {
-                *self.state = SessionState::Head { examined: 0 };
-                return Ok(request);
+        let rejection = match self.receive_request() {
+            Ok(true) => {
+                self.state.expect_head();
+                return Ok(());
             }
-            Ok(None) if matches!(self.state, SessionState::Spool(_)) => {
-                return self.receive_spooled(parts);
+            Ok(false) if matches!(self.state, SessionState::Spool(_)) => {
+                return self.receive_spooled();
             }
-            Ok(None) if self.conn.at_eof() => ENDED_EARLY,
-            Ok(None) if self.conn.is_input_full() => {
+            Ok(false) if self.conn.at_eof() => ENDED_EARLY,
+            Ok(false) if self.conn.is_input_full() => {
                 self.conn.note_too_long();
                 TOO_LONG
             }
-            Ok(None) => return Err(Next::More),
+            Ok(false) => return Err(Next::More),
             Err(rejection) => rejection,
         };
         let is_head = self.conn.buffer().starts_with(b"HEAD ");
@@ -329,9 +333,10 @@ where
     }
 
     /// Parses a request's head, once the request can be handled or its body is to be spooled. Until
-    /// then, the state records how much of the request has been examined.
+    /// then, the state records how much of the request has been examined. True if the request can
+    /// be handled.
     #[inline]
-    fn receive_request(&mut self, parts: &mut Parts) -> Result<Option<RequestHead>, Rejection> {
+    fn receive_request(&mut self) -> Result<bool, Rejection> {
         let (input, limits) = (self.conn.buffer(), &self.http.limits);
         let mut collected = None;
         let may_be_complete = match self.state {
@@ -347,85 +352,75 @@ where
             | SessionState::Channel(_)
             | SessionState::Upgraded(_) => true,
         };
-        if !may_be_complete {
-            return Ok(None);
+        let (parts, head) = (&mut *self.parts, &mut self.request);
+        if !may_be_complete || !self.parser.parse(input, limits, parts, head)? {
+            return Ok(false);
         }
-        let Some(head) = self.parser.parse(input, limits, parts)? else {
-            return Ok(None);
-        };
-        match head.body.is_done() {
-            true => Ok(Some(head)),
-            false => {
-                let received = self.receive_body(head, parts, collected);
-                if received.is_err() {
-                    self.begin_log_entry(parts);
-                }
-                received
-            }
+        if self.request.body.is_done() {
+            return Ok(true);
         }
+        let received = self.receive_body(collected);
+        if received.is_err() {
+            self.begin_log_entry();
+        }
+        received
     }
 
     /// Decides on how the body of a request is received. `collected` says how much of it has been
-    /// collected already, if the head has been parsed before. Returns the head if the request can
-    /// be handled.
-    fn receive_body(
-        &mut self,
-        mut head: RequestHead,
-        parts: &mut Parts,
-        collected: Option<Collected>,
-    ) -> Result<Option<RequestHead>, Rejection> {
-        let limits = &self.http.limits;
+    /// collected already, if the head has been parsed before. True if the request can be handled.
+    fn receive_body(&mut self, collected: Option<Collected>) -> Result<bool, Rejection> {
+        let (limits, head) = (&self.http.limits, &mut self.request);
         // If the body was being collected, 100 has been sent.
         head.expects_continue &= collected.is_none();
-        let mut body = CollectedBody::new(&head, limits, self.conn.input_limit())?;
+        let mut body = CollectedBody::new(head, limits, self.conn.input_limit())?;
         let collected = match collected {
             Some(collected) => collected,
             None => body.collect(self.conn.buffer())?,
         };
         if collected == Collected::All {
             head.expects_continue = false;
-            return Ok(Some(head));
+            return Ok(true);
         }
         let is_small = collected == Collected::Part;
-        if (!is_small || head.expects_continue) && self.streams(parts, head.is_head) {
-            return Ok(Some(head));
+        if (!is_small || head.expects_continue) && self.streams() {
+            return Ok(true);
         }
         if !is_small {
-            self.http.spool_space.admit(head.body.data_left())?;
+            let length = self.request.body.data_left();
+            self.http.spool_space.admit(length)?;
         }
-        if std::mem::take(&mut head.expects_continue) {
+        if std::mem::take(&mut self.request.expects_continue) {
             let out = self.conn.gathered();
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         *self.state = match is_small {
             true => SessionState::Body(body),
             false => {
-                self.conn.consume(std::mem::take(&mut head.len));
-                let parts = std::mem::replace(parts, Request::new(()).into_parts().0);
-                let space = &self.http.spool_space;
+                self.conn.consume(std::mem::take(&mut self.request.len));
+                let parts = self.parts.take();
+                let (head, space) = (self.request.clone(), &self.http.spool_space);
                 SessionState::Spool(Box::new(SpooledRequest::new(parts, head, limits, space)))
             }
         };
-        Ok(None)
+        Ok(false)
     }
 
     /// Whether the service asks to stream the body of a request.
-    fn streams(&mut self, parts: &Parts, is_head: bool) -> bool {
+    fn streams(&mut self) -> bool {
         let Some(streams) = &self.http.stream_body_if else {
             return false;
         };
-        match catch_unwind(AssertUnwindSafe(|| streams(parts))) {
+        match catch_unwind(AssertUnwindSafe(|| streams(self.parts.filled()))) {
             Ok(streams) => streams,
             Err(panic) => {
-                self.reject(HANDLER_PANICKED, is_head);
+                self.reject(HANDLER_PANICKED, self.request.is_head);
                 self.resume_panic(panic)
             }
         }
     }
 
-    /// Spools what has arrived of a body. Returns the request when its body is complete, with its
-    /// head in `parts`.
-    fn receive_spooled(&mut self, parts: &mut Parts) -> Result<RequestHead, Next> {
+    /// Spools what has arrived of a body. The request can be handled when its body is complete.
+    fn receive_spooled(&mut self) -> Result<(), Next> {
         let state = std::mem::replace(self.state, SessionState::Head { examined: 0 });
         let SessionState::Spool(mut request) = state else {
             return Err(Next::Again);
@@ -438,9 +433,10 @@ where
                     spool,
                     ..
                 } = *request;
-                *parts = received;
+                self.parts.put(received);
+                self.request = head;
                 self.spooled = Some(Box::new(spool.into_body()));
-                return Ok(head);
+                return Ok(());
             }
             Ok(false) if self.conn.at_eof() => ENDED_EARLY,
             Ok(false) => {
@@ -449,32 +445,31 @@ where
             }
             Err(rejection) => rejection,
         };
-        self.begin_log_entry(&request.parts);
+        self.parts.put(request.parts);
+        self.begin_log_entry();
         Err(self.reject(rejection, request.head.is_head))
     }
 
     /// Calls the handler. `None` if the service has responded instead, because the handler panicked
     /// or the body could not be read; the connection must then be closed.
     #[inline]
-    fn call_handler(
-        &mut self,
-        request: &mut RequestHead,
-        mut parts: Option<Parts>,
-    ) -> io::Result<Option<(response::Parts, Reply)>> {
+    fn call_handler(&mut self) -> io::Result<Option<Response<Reply>>> {
         self.conn.lend_output();
         let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let body = Body {
                 conn: self.conn,
-                request,
+                request: &mut self.request,
                 allowance: self.http.limits.body,
                 rejection: &mut rejection,
                 spooled: self.spooled.take(),
                 space: &self.http.spool_space,
             };
-            let request = parts.take().map(|parts| Request::from_parts(parts, body));
-            let returned = request.map(|request| (self.http.handler)(request).into_parts());
-            response = returned.map(|(head, body)| (head, body.into()));
+            let mut request = Request::from_parts(self.parts.take(), body);
+            let returned = (self.http.handler)(&mut request).map(Into::into);
+            // The drop of an extension is the application's code: it may panic too.
+            self.parts.reuse(request.into_parts().0);
+            response = Some(returned);
         }));
         let reclaimed = self.conn.reclaim_output();
         let rejection = match rejection {
@@ -482,7 +477,7 @@ where
             None => return reclaimed.map(|()| response),
             Some(rejection) => rejection,
         };
-        self.reject(rejection, request.is_head);
+        self.reject(rejection, self.request.is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);
         }
@@ -501,16 +496,11 @@ where
     /// Discards the rest of the request's body, and writes the response. `waited`: how long the
     /// request waited for a worker.
     #[inline]
-    fn respond(
-        &mut self,
-        mut request: RequestHead,
-        head: response::Parts,
-        Reply(reply): Reply,
-        waited: Duration,
-    ) -> io::Result<Option<Next>> {
-        if matches!(reply, ReplyKind::Later(_)) {
-            return self.begin_waiting(request, reply, waited);
+    fn respond(&mut self, response: Response<Reply>, waited: Duration) -> io::Result<Option<Next>> {
+        if matches!(response.body(), Reply(ReplyKind::Later(_))) {
+            return self.begin_waiting(response, waited);
         }
+        let (request, status) = (&mut self.request, response.status());
         // A client that still waits for `100 Continue` may now send the body, or leave it out.
         let is_uncertain = request.expects_continue && !request.body.is_done();
         let mut rest = DiscardedBody::new(request.body.clone());
@@ -520,13 +510,13 @@ where
             self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
         request.keep_alive &= !is_abandoned && !is_last;
         let mut end = ResponseEnd {
-            status: head.status,
+            status,
             closes: true,
             rest,
             is_body_consumed: is_consumed,
             waited,
         };
-        let plan = match ResponsePlan::new(&request, is_consumed, &head, &reply) {
+        let plan = match ResponsePlan::new(request, is_consumed, &response) {
             Ok(plan) => plan,
             Err(problem) => {
                 let info = self.conn.info();
@@ -534,16 +524,16 @@ where
                 end.status = INVALID_RESPONSE.status;
                 let out = self.conn.gathered();
                 self.writer.reject(out, INVALID_RESPONSE, request.is_head);
-                self.contain(|_| drop(reply));
+                self.contain(|_| drop(response));
                 return Ok(self.end_response(end, 0));
             }
         };
         end.closes = plan.closes;
-        self.writer
-            .add_head(self.conn.gathered(), &head, &plan, &reply);
+        self.writer.add_head(self.conn.gathered(), &response, &plan);
+        let Reply(reply) = response.into_body();
         let body_len = match (reply, plan.framing) {
             (ReplyKind::Upgrade(protocol), _) => {
-                self.log_response(head.status, 0, end.waited);
+                self.log_response(status, 0, end.waited);
                 self.conn.set_closing_notice(ClosingNotice::Forbidden);
                 *self.state = SessionState::Upgraded(protocol);
                 return Ok(Some(Next::Again));
@@ -599,21 +589,20 @@ where
     #[cold]
     fn begin_waiting(
         &mut self,
-        request: RequestHead,
-        reply: ReplyKind,
+        response: Response<Reply>,
         waited: Duration,
     ) -> io::Result<Option<Next>> {
-        let ReplyKind::Later(answer) = reply else {
+        let Reply(ReplyKind::Later(answer)) = response.into_body() else {
             return Ok(None);
         };
         answer.attach(self.conn.waker());
-        let logged_request = self.logged_request.take();
-        self.continue_waiting(Box::new(AwaitedResponse {
+        let awaited = AwaitedResponse {
             answer,
-            request,
-            logged_request,
+            request: std::mem::take(&mut self.request),
+            logged_request: self.logged_request.take(),
             waited,
-        }))
+        };
+        self.continue_waiting(Box::new(awaited))
     }
 
     /// Writes the response of another thread, or that of the deadline, if one of them is there.
@@ -646,9 +635,8 @@ where
             waited,
             ..
         } = *awaited;
-        self.logged_request = logged_request;
-        let (head, reply) = response.into_parts();
-        self.respond(request, head, reply, waited)
+        (self.request, self.logged_request) = (request, logged_request);
+        self.respond(response, waited)
     }
 
     /// Opens the channel of a body, whose head is gathered: its pieces go to the outbox from now
@@ -790,9 +778,9 @@ where
 
     /// Keeps what the access log says about a request.
     #[inline]
-    fn begin_log_entry(&mut self, parts: &Parts) {
+    fn begin_log_entry(&mut self) {
         if self.http.access_log.is_some() {
-            self.logged_request = Some(LoggedRequest::new(parts));
+            self.logged_request = Some(LoggedRequest::new(self.parts.filled()));
         }
     }
 

@@ -28,6 +28,7 @@
 //! | a head over its limit | the error of the part within the limit, else 431 |
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
@@ -39,6 +40,7 @@ use super::authority::{is_absolute_authority, is_host_field, is_tunnel_authority
 use super::body_decoder::BodyDecoder;
 use super::control_fields::ControlFields;
 use super::rejection::{MAX_FIELDS, Rejection, RequestLimits, bad_request};
+use super::spare_parts::SpareParts;
 
 /// The size of the memory that is allocated at a time for targets and field values, in bytes.
 const ARENA_SIZE: usize = 4 * 1024;
@@ -49,7 +51,7 @@ const LINE_TOO_LONG: Rejection =
     Rejection::new(StatusCode::URI_TOO_LONG, "the request line is too long");
 
 /// The result of parsing a head, in addition to [`Parts`].
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RequestHead {
     /// The head's length in bytes, with the empty lines before and after it.
     pub(super) len: usize,
@@ -66,39 +68,40 @@ pub(super) struct RequestHead {
 /// A worker's parser, with the memory that one request leaves to the next.
 #[derive(Debug, Default)]
 pub(super) struct HeadParser {
-    /// The target and the field values of a request share one allocation, which is free again when
-    /// the request has been dropped.
-    arena: BytesMut,
-    /// The last valid value of Host. The next request nearly always has the same value.
-    last_host: Option<HeaderValue>,
+    /// The memory of the targets, and that of the field lines, which may be kept for longer. It is
+    /// used again when the requests have been dropped.
+    targets: BytesMut,
+    lines: BytesMut,
 }
 
 impl HeadParser {
-    /// Parses the head at the front of `input` into `parts`; `None` if the head is incomplete.
+    /// Parses the head at the front of `input` into `parts` and `head`. False if the head is
+    /// incomplete.
     pub(super) fn parse(
         &mut self,
         input: &[u8],
         limits: &RequestLimits,
-        parts: &mut Parts,
-    ) -> Result<Option<RequestHead>, Rejection> {
+        parts: &mut SpareParts,
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
         if input.first() == Some(&b'\n') {
             // `httparse` would accept an empty line.
             return Err(BARE_LF);
         }
         // The request line is a part of the head.
         let line_limit = limits.request_line.min(limits.head);
-        if input.len() > line_limit && !input[..line_limit].contains(&b'\n') {
-            self.parse_within(&input[..line_limit], limits, parts)?;
+        if input.len() > line_limit && memchr::memchr(b'\n', &input[..line_limit]).is_none() {
+            self.parse_within(&input[..line_limit], limits, parts, head)?;
             return Err(LINE_TOO_LONG);
         }
         let window = &input[..input.len().min(limits.head)];
-        match self.parse_within(window, limits, parts)? {
-            None if input.len() >= limits.head && !window.contains(&b'\n') => Err(LINE_TOO_LONG),
-            None if input.len() >= limits.head => Err(Rejection::new(
+        match self.parse_within(window, limits, parts, head)? {
+            false if input.len() >= limits.head && !window.contains(&b'\n') => Err(LINE_TOO_LONG),
+            false if input.len() >= limits.head => Err(Rejection::new(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the header fields are too long",
             )),
-            head => Ok(head),
+            is_complete => Ok(is_complete),
         }
     }
 
@@ -107,61 +110,148 @@ impl HeadParser {
         &mut self,
         input: &[u8],
         limits: &RequestLimits,
-        parts: &mut Parts,
-    ) -> Result<Option<RequestHead>, Rejection> {
+        parts: &mut SpareParts,
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
+        if self.parse_repeated(input, limits, parts, head)? {
+            return Ok(true);
+        }
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let fields = &mut fields[..limits.fields.min(MAX_FIELDS)];
         let len = match request.parse_with_uninit_headers(input, fields) {
             Ok(httparse::Status::Complete(len)) => len,
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(None),
+            Ok(httparse::Status::Partial) => return Ok(false),
+            Err(httparse::Error::Version) if !input.contains(&b'\n') => return Ok(false),
             Err(error) => return Err(rejection_of(error, input)),
         };
-        let (Some(method), Some(target), Some(minor_version)) =
-            (request.method, request.path, request.version)
-        else {
+        let Some(line) = RequestLine::of(&request) else {
             return Err(bad_request("the request line is incomplete"));
         };
-        check_line_ends(&input[..len], method, request.headers)?;
-        parts.version = match minor_version {
-            0 => Version::HTTP_10,
-            _ => Version::HTTP_11,
-        };
-        // The first part that is shared copies the whole head.
-        let Self { arena, last_host } = self;
-        let mut copy = None;
-        let mut share = |part: &[u8]| {
-            if part.is_empty() {
-                return Bytes::new();
+        check_line_ends(&input[..len], line.method, request.headers)?;
+        let filled = parts.fill();
+        self.set_request_line(filled, &line)?;
+        let control = match request.headers {
+            [] => ControlFields::default(),
+            [first, ..] => {
+                let received = &input[position(first.name.as_bytes(), input)..len];
+                let lines = copy(&mut self.lines, received);
+                let control = add_fields(&mut filled.headers, request.headers, |value| {
+                    lines.slice(range(value, received))
+                })?;
+                let values = request.headers.iter();
+                let values = values.map(|field| range(field.value, received));
+                parts.keep(lines, values, control);
+                control
             }
-            let copy = copy.get_or_insert_with(|| {
-                if arena.capacity() < len {
-                    arena.reserve(len.max(ARENA_SIZE));
-                }
-                arena.extend_from_slice(&input[..len]);
-                arena.split().freeze()
-            });
-            let start = position(part, input);
-            copy.slice(start..start + part.len())
         };
-        parts.method =
-            Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("a malformed method"))?;
-        if target != "/" || method == "CONNECT" {
-            parts.uri = parse_target(&parts.method, share(target.as_bytes()))?;
-        }
-        let control = add_fields(&mut parts.headers, request.headers, last_host, share)?;
-        let body = control.body_decoder(parts.version)?;
-        Ok(Some(RequestHead {
-            len,
-            version: parts.version,
-            is_head: method == "HEAD",
-            is_connect: method == "CONNECT",
-            expects_continue: control.expects_continue && parts.version == Version::HTTP_11,
-            keep_alive: control.keep_alive(parts.version),
-            body,
-        }))
+        head.set(len, &line, control).map(|()| true)
     }
+
+    /// Parses a head whose field lines are those of the last head. False if they are not, or the
+    /// request line has an error.
+    #[inline]
+    fn parse_repeated(
+        &mut self,
+        input: &[u8],
+        limits: &RequestLimits,
+        parts: &mut SpareParts,
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
+        if !parts.has_kept_fields() {
+            return Ok(false);
+        }
+        let Some(line_feed) = memchr::memchr(b'\n', input) else {
+            return Ok(false);
+        };
+        let (line, lines) = input.split_at(line_feed + 1);
+        let Some((filled, kept)) = parts.refill(lines, limits.fields) else {
+            return Ok(false);
+        };
+        let mut request = httparse::Request::new(&mut []);
+        // The end of the line is not the end of the head.
+        let is_valid = matches!(request.parse(line), Ok(httparse::Status::Partial));
+        match RequestLine::of(&request) {
+            // `httparse` would accept LF alone, and empty lines before.
+            Some(parsed)
+                if is_valid
+                    && line.ends_with(b"\r\n")
+                    && position(parsed.method.as_bytes(), line) == 0 =>
+            {
+                self.set_request_line(filled, &parsed)?;
+                let len = line.len() + kept.lines.len();
+                head.set(len, &parsed, kept.control).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Sets the parts of the request line.
+    #[inline]
+    fn set_request_line(
+        &mut self,
+        parts: &mut Parts,
+        line: &RequestLine<'_>,
+    ) -> Result<(), Rejection> {
+        let method = Method::from_bytes(line.method.as_bytes());
+        parts.method = method.map_err(|_| bad_request("a malformed method"))?;
+        parts.version = line.version;
+        if line.target != "/" || line.method == "CONNECT" {
+            let target = copy(&mut self.targets, line.target.as_bytes());
+            parts.uri = parse_target(&parts.method, target)?;
+        }
+        Ok(())
+    }
+}
+
+struct RequestLine<'a> {
+    method: &'a str,
+    target: &'a str,
+    version: Version,
+}
+
+impl<'a> RequestLine<'a> {
+    /// The request line of a request that has been parsed that far.
+    #[inline]
+    fn of(request: &httparse::Request<'_, 'a>) -> Option<Self> {
+        Some(Self {
+            method: request.method?,
+            target: request.path?,
+            version: match request.version? {
+                0 => Version::HTTP_10,
+                _ => Version::HTTP_11,
+            },
+        })
+    }
+}
+
+impl RequestHead {
+    #[inline]
+    fn set(
+        &mut self,
+        len: usize,
+        line: &RequestLine<'_>,
+        control: ControlFields,
+    ) -> Result<(), Rejection> {
+        self.body = control.body_decoder(line.version)?;
+        self.len = len;
+        self.version = line.version;
+        self.is_head = line.method == "HEAD";
+        self.is_connect = line.method == "CONNECT";
+        self.expects_continue = control.expects_continue && line.version == Version::HTTP_11;
+        self.keep_alive = control.keep_alive(line.version);
+        Ok(())
+    }
+}
+
+/// A copy of `bytes` in the arena.
+#[inline]
+fn copy(arena: &mut BytesMut, bytes: &[u8]) -> Bytes {
+    if arena.capacity() < bytes.len() {
+        arena.reserve(bytes.len().max(ARENA_SIZE));
+    }
+    arena.extend_from_slice(bytes);
+    arena.split().freeze()
 }
 
 /// Whether parsing can find out more than when only the first `examined` bytes of `input` had
@@ -183,6 +273,14 @@ fn position(part: &[u8], whole: &[u8]) -> usize {
     part.as_ptr() as usize - whole.as_ptr() as usize
 }
 
+/// Where `part` is in `whole`, which contains it in memory unless it is empty.
+fn range(part: &[u8], whole: &[u8]) -> Range<usize> {
+    match part {
+        [] => 0..0,
+        _ => position(part, whole)..position(part, whole) + part.len(),
+    }
+}
+
 /// Rejects a head with a line that ends with LF alone.
 #[inline]
 fn check_line_ends(head: &[u8], method: &str, fields: &[Header<'_>]) -> Result<(), Rejection> {
@@ -199,13 +297,13 @@ fn check_line_ends(head: &[u8], method: &str, fields: &[Header<'_>]) -> Result<(
     Ok(())
 }
 
-/// Adds the fields to `headers`, and returns the control fields among them.
+/// Adds the fields to `headers`, and returns the control fields among them. `share` gives the bytes
+/// of a value as shared bytes.
 #[inline]
 fn add_fields(
     headers: &mut HeaderMap,
     fields: &[Header<'_>],
-    last_host: &mut Option<HeaderValue>,
-    mut share: impl FnMut(&[u8]) -> Bytes,
+    share: impl Fn(&[u8]) -> Bytes,
 ) -> Result<ControlFields, Rejection> {
     headers.reserve(fields.len());
     let mut control = ControlFields::default();
@@ -213,16 +311,10 @@ fn add_fields(
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let name = name.map_err(|_| bad_request("a malformed field name"))?;
         control.read_field(&name, field.value)?;
-        let value = match (name == header::HOST, &*last_host) {
-            (true, Some(host)) if host.as_bytes() == field.value => Ok(host.clone()),
-            (true, _) if !is_host_field(field.value) => {
-                return Err(bad_request("a malformed Host field"));
-            }
-            (true, _) => HeaderValue::from_bytes(field.value).inspect(|value| {
-                *last_host = Some(value.clone());
-            }),
-            (false, _) => HeaderValue::from_maybe_shared(share(field.value)),
-        };
+        if name == header::HOST && !is_host_field(field.value) {
+            return Err(bad_request("a malformed Host field"));
+        }
+        let value = HeaderValue::from_maybe_shared(share(field.value));
         let value = value.map_err(|_| bad_request("a malformed field value"))?;
         headers.append(name, value);
     }
@@ -283,15 +375,13 @@ fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Rejection> {
 
 #[cfg(test)]
 mod tests {
-    use ::http::Request;
-
     use super::*;
 
     fn parse_all(input: &[u8]) -> Result<Option<(RequestHead, Parts)>, Rejection> {
-        let (mut parts, ()) = Request::new(()).into_parts();
+        let (mut parts, mut head) = (SpareParts::default(), RequestHead::default());
         let limits = RequestLimits::default();
-        let head = HeadParser::default().parse(input, &limits, &mut parts)?;
-        Ok(head.map(|head| (head, parts)))
+        let is_complete = HeadParser::default().parse(input, &limits, &mut parts, &mut head)?;
+        Ok(is_complete.then(|| (head, parts.take())))
     }
 
     /// The status of the rejection; 200 for a valid head, 0 for an incomplete one.
@@ -501,10 +591,12 @@ mod tests {
                 head,
                 ..RequestLimits::default()
             };
-            let (mut parts, ()) = Request::new(()).into_parts();
+            let (mut parts, mut head) = (SpareParts::default(), RequestHead::default());
             let mut parse = |input: &str| {
-                let head = HeadParser::default().parse(input.as_bytes(), &limits, &mut parts);
-                head.map(drop)
+                let input = input.as_bytes();
+                let parsed = HeadParser::default().parse(input, &limits, &mut parts, &mut head);
+                parsed
+                    .map(drop)
                     .map_err(|rejection| rejection.status.as_u16())
             };
             let input = format!("GET /{} HTTP/1.1\r\n\0", "a".repeat(10_000));
@@ -527,6 +619,100 @@ mod tests {
             let input = format!("GET / HTTP/{version}\r\nHost: a\r\n{field}\r\n");
             let (head, _) = parse_all(input.as_bytes()).unwrap().unwrap();
             assert_eq!(head.keep_alive, keep_alive, "{input}");
+        }
+    }
+
+    /// A head and its parts, or the status of the rejection.
+    fn shown(
+        parser: &mut HeadParser,
+        spare: &mut SpareParts,
+        limits: &RequestLimits,
+        input: &str,
+    ) -> Result<Option<String>, u16> {
+        let mut head = RequestHead::default();
+        let is_complete = parser.parse(input.as_bytes(), limits, spare, &mut head);
+        let is_complete = is_complete.map_err(|rejection| rejection.status.as_u16())?;
+        Ok(is_complete.then(|| format!("{head:?} {:?}", spare.filled())))
+    }
+
+    #[test]
+    fn a_head_with_the_fields_of_the_last_one_is_parsed_as_any_other() {
+        let fields = "Host: a:80\r\nX-A: 1\r\nCookie:\r\nconnection: keep-alive\r\n\r\n";
+        let kept = fields;
+        let few = "Host: a:80\r\nX-A: 1\r\n\r\n";
+        let limits = RequestLimits::default();
+        let strict = RequestLimits {
+            fields: 3,
+            ..RequestLimits::default()
+        };
+        for (line, fields, limits) in [
+            ("GET / HTTP/1.1\r\n", fields, &limits),
+            ("GET /a?b HTTP/1.1\r\n", fields, &limits),
+            ("GET http://a/ HTTP/1.0\r\n", fields, &limits),
+            ("HEAD / HTTP/1.1\r\n", fields, &limits),
+            ("CONNECT a:1 HTTP/1.1\r\n", fields, &limits),
+            ("CONNECT / HTTP/1.1\r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\n", fields, &strict),
+            ("GET / HTTP/1.1\n", fields, &limits),
+            ("\r\nGET / HTTP/1.1\r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\n\r\n", fields, &limits),
+            ("GET / HTTP/1.1 \r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\r\n", fields, &limits),
+            ("GET / HTTP/1.1\r\nX: y\r\n", fields, &limits),
+            ("GET / HTTP/2.0\r\n", fields, &limits),
+            ("GET /", "", &limits),
+            ("GET / HTTP/1.1\r\n", few, &limits),
+            ("GET / HTTP/1.1\r\n", &fields[..fields.len() - 1], &limits),
+            ("GET / HTTP/1.1\r\n", &fields[1..], &limits),
+        ] {
+            let input = format!("{line}{fields}GET /next HTTP/1.1\r\n");
+            let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+            let whole = shown(&mut parser, &mut spare, limits, &input);
+            for first in ["GET /first HTTP/1.1\r\n", "POST / HTTP/1.1\r\n"] {
+                let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+                let first = format!("{first}{kept}");
+                let all = RequestLimits::default();
+                assert!(shown(&mut parser, &mut spare, &all, &first).is_ok());
+                let parts = spare.take();
+                spare.reuse(parts);
+                assert!(spare.has_kept_fields());
+                for _ in 0..2 {
+                    let repeated = shown(&mut parser, &mut spare, limits, &input);
+                    assert_eq!(repeated, whole, "{input:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fields_that_a_handler_has_changed_are_not_kept() {
+        let change: [fn(&mut HeaderMap); 6] = [
+            |map| map.clear(),
+            |map| drop(map.remove("x-a")),
+            |map| drop(map.insert("x-a", HeaderValue::from_static("2"))),
+            |map| {
+                map.append("x-a", HeaderValue::from_static("2"));
+            },
+            |map| {
+                let value = map.remove("x-a").unwrap();
+                map.append("x-b", value);
+            },
+            |map| map.get_mut("x-a").unwrap().set_sensitive(true),
+        ];
+        let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+        let limits = RequestLimits::default();
+        let input = "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n";
+        let first = shown(&mut parser, &mut spare, &limits, input);
+        for change in change {
+            let mut parts = spare.take();
+            change(&mut parts.headers);
+            spare.reuse(parts);
+            assert!(!spare.has_kept_fields() && spare.filled().headers.is_empty());
+            assert_eq!(shown(&mut parser, &mut spare, &limits, input), first);
+            let parts = spare.take();
+            spare.reuse(parts);
+            assert!(spare.has_kept_fields());
+            assert_eq!(shown(&mut parser, &mut spare, &limits, input), first);
         }
     }
 }

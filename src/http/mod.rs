@@ -17,6 +17,8 @@
 //! ```
 //!
 //! The types of requests and responses are those of the `http` crate, and are exported here again.
+//! The handler borrows the request, `&mut Request<Body>`: the next request is parsed into the same
+//! memory, so that a request on a kept-alive connection allocates nothing.
 //! The handler's closure captures the state that its calls share. A handler whose responses have
 //! different kinds of bodies returns `Response<Reply>`, see [`Reply`]. The request's [`Body`] gives
 //! access to the connection, for example to the client's address.
@@ -86,6 +88,7 @@ mod control_fields;
 mod head;
 mod reader_body;
 mod rejection;
+mod spare_parts;
 mod spool;
 
 // Responses.

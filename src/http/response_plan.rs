@@ -15,12 +15,11 @@
 //! The connection is closed after the response if the request or the response demands it, if the
 //! close ends the body, and after a 2xx to CONNECT without an upgrade.
 
-use ::http::response::Parts;
-use ::http::{HeaderMap, StatusCode, Version, header};
+use ::http::{HeaderMap, Response, StatusCode, Version, header};
 
 use super::control_fields::connection_options;
 use super::head::RequestHead;
-use super::reply::ReplyKind;
+use super::reply::{Reply, ReplyKind};
 
 /// How a response marks the end of its body (RFC 9112, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +48,10 @@ impl ResponsePlan {
     pub(super) fn new(
         request: &RequestHead,
         is_body_consumed: bool,
-        head: &Parts,
-        reply: &ReplyKind,
+        response: &Response<Reply>,
     ) -> Result<Self, String> {
-        let (status, fields) = (head.status, &head.headers);
+        let (status, fields, Reply(reply)) =
+            (response.status(), response.headers(), response.body());
         let is_tunnel = request.is_connect && status.is_success();
         let is_upgrade = matches!(reply, ReplyKind::Upgrade(_));
         let is_switch =
@@ -77,10 +76,11 @@ impl ResponsePlan {
             && (!request.keep_alive
                 || framing == Framing::Close
                 || is_tunnel
-                || has_close_option(fields));
+                || (!fields.is_empty() && has_close_option(fields)));
         // A response that only offers an upgrade names the Upgrade field there too (RFC 9110,
         // section 7.8).
-        let has_upgrade_field = is_upgrade || fields.contains_key(header::UPGRADE);
+        let has_upgrade_field =
+            is_upgrade || (!fields.is_empty() && fields.contains_key(header::UPGRADE));
         let connection_line: &[u8] = match (has_upgrade_field, closes, request.version) {
             _ if is_upgrade && is_tunnel => b"",
             (true, true, _) => b"Connection: Upgrade, close\r\n",

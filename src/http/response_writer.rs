@@ -7,12 +7,11 @@
 use std::fs::File;
 use std::io::{self, Seek};
 
-use ::http::response::Parts;
-use ::http::{HeaderMap, HeaderName, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, Response, StatusCode, header};
 
-use super::date::Date;
+use super::date::{Date, TEXT_LINE};
 use super::rejection::Rejection;
-use super::reply::ReplyKind;
+use super::reply::{Reply, ReplyKind};
 use super::response_plan::{Framing, ResponsePlan};
 use crate::connection::Connection;
 
@@ -23,9 +22,10 @@ pub(super) struct ResponseWriter {
 }
 
 impl ResponseWriter {
-    /// Starts a call.
-    pub(super) fn start(&mut self) {
-        self.date.refresh();
+    /// Starts a call. `now` is in the clock's milliseconds.
+    #[inline]
+    pub(super) fn start(&mut self, now: u64) {
+        self.date.refresh(now);
     }
 
     /// Adds an error response, after which the connection is closed. A response to HEAD has the
@@ -36,9 +36,9 @@ impl ResponseWriter {
         if rejection.status == StatusCode::SERVICE_UNAVAILABLE {
             out.extend_from_slice(b"Retry-After: 1\r\n");
         }
-        out.extend_from_slice(b"Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\n");
-        add_content_length(out, (reason.len() + rejection.detail.len() + 3) as u64);
-        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(b"Connection: close\r\n");
+        out.extend_from_slice(TEXT_LINE);
+        end_with_length(out, (reason.len() + rejection.detail.len() + 3) as u64);
         if !is_head {
             for part in [reason, ": ", rejection.detail, "\n"] {
                 out.extend_from_slice(part.as_bytes());
@@ -51,37 +51,41 @@ impl ResponseWriter {
     pub(super) fn add_head(
         &mut self,
         out: &mut Vec<u8>,
-        head: &Parts,
+        response: &Response<Reply>,
         plan: &ResponsePlan,
-        reply: &ReplyKind,
     ) {
-        self.add_status_line(out, head.status);
-        if matches!(reply, ReplyKind::Text(_))
+        let (status, fields) = (response.status(), response.headers());
+        let has_text_line = matches!(response.body(), Reply(ReplyKind::Text(_)))
             && plan.framing != Framing::NoBody
-            && !head.headers.contains_key(header::CONTENT_TYPE)
-        {
-            out.extend_from_slice(b"Content-Type: text/plain; charset=utf-8\r\n");
+            && (fields.is_empty() || !fields.contains_key(header::CONTENT_TYPE));
+        match (status, has_text_line) {
+            (StatusCode::OK, true) => out.extend_from_slice(self.date.ok_date_and_text_lines()),
+            (StatusCode::OK, false) => out.extend_from_slice(self.date.ok_and_date_lines()),
+            _ => self.add_status_line(out, status),
         }
-        add_fields(out, &head.headers);
-        out.extend_from_slice(plan.connection_line);
+        if has_text_line && status != StatusCode::OK {
+            out.extend_from_slice(TEXT_LINE);
+        }
+        if !fields.is_empty() {
+            add_fields(out, fields);
+        }
+        if !plan.connection_line.is_empty() {
+            out.extend_from_slice(plan.connection_line);
+        }
         match plan.framing {
-            Framing::Length(length) => add_content_length(out, length),
-            Framing::Chunks => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-            Framing::NoBody | Framing::Close => {}
+            Framing::Length(length) => end_with_length(out, length),
+            Framing::Chunks => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n"),
+            Framing::NoBody | Framing::Close => out.extend_from_slice(b"\r\n"),
         }
-        out.extend_from_slice(b"\r\n");
     }
 
-    fn add_status_line(&mut self, out: &mut Vec<u8>, status: StatusCode) {
-        if status == StatusCode::OK {
-            out.extend_from_slice(self.date.ok_and_date_lines());
-        } else {
-            let reason = status.canonical_reason().unwrap_or_default();
-            for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
-                out.extend_from_slice(part.as_bytes());
-            }
-            out.extend_from_slice(self.date.date_line());
+    /// Adds the status line and the Date line.
+    fn add_status_line(&self, out: &mut Vec<u8>, status: StatusCode) {
+        let reason = status.canonical_reason().unwrap_or_default();
+        for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
         }
+        out.extend_from_slice(self.date.date_line());
     }
 }
 
@@ -91,11 +95,28 @@ pub(super) fn write_file(conn: &mut Connection, mut file: File, length: u64) -> 
     conn.send_file(file, start..start.saturating_add(length))
 }
 
-fn add_content_length(out: &mut Vec<u8>, length: u64) {
-    out.extend_from_slice(b"Content-Length: ");
-    let mut digits = itoa::Buffer::new();
-    out.extend_from_slice(digits.format(length).as_bytes());
-    out.extend_from_slice(b"\r\n");
+/// Ends a head with the Content-Length line. The line is written from its end, and added at once.
+#[inline]
+fn end_with_length(out: &mut Vec<u8>, length: u64) {
+    const NAME: &[u8; 16] = b"Content-Length: ";
+    const END: &[u8; 4] = b"\r\n\r\n";
+    /// The digits of `u64::MAX`.
+    const DIGITS: usize = 20;
+    let mut line = [0; NAME.len() + DIGITS + END.len()];
+    let mut start = NAME.len() + DIGITS;
+    line[start..].copy_from_slice(END);
+    let mut left = length;
+    while start > NAME.len() {
+        start -= 1;
+        line[start] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    start -= NAME.len();
+    line[start..start + NAME.len()].copy_from_slice(NAME);
+    out.extend_from_slice(&line[start..]);
 }
 
 /// Adds the handler's fields, except those that the service writes.
@@ -129,5 +150,20 @@ fn add_field_name(out: &mut Vec<u8>, name: &HeaderName) {
             byte.make_ascii_uppercase();
         }
         is_word_start = *byte == b'-';
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_have_all_their_digits() {
+        for length in [0, 9, 10, 102_400, u64::MAX] {
+            let mut out = Vec::new();
+            end_with_length(&mut out, length);
+            let expected = format!("Content-Length: {length}\r\n\r\n");
+            assert_eq!(String::from_utf8(out).as_deref(), Ok(&*expected));
+        }
     }
 }

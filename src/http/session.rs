@@ -31,7 +31,7 @@ use super::reply::{Reply, UpgradedProtocol};
 ///
 /// impl<H> Service for Patient<H>
 /// where
-///     H: Fn(Request<Body<'_>>) -> Response<Reply> + Send + Sync,
+///     H: Fn(&mut Request<Body<'_>>) -> Response<Reply> + Send + Sync,
 /// {
 ///     type Session = Session;
 ///     type Worker = WorkerBuffers;
@@ -89,6 +89,16 @@ impl SessionState {
     #[inline]
     pub(super) fn has_open_response(&self) -> bool {
         matches!(self, Self::Response(_) | Self::Later(_) | Self::Channel(_))
+    }
+
+    /// The next bytes are a new request's.
+    #[inline]
+    pub(super) fn expect_head(&mut self) {
+        match self {
+            // Nothing is to be dropped.
+            Self::Head { examined } => *examined = 0,
+            _ => *self = Self::Head { examined: 0 },
+        }
     }
 }
 

@@ -27,7 +27,7 @@ const MAX_SPOOLED: u64 = 4 << 30;
 /// use std::io::Read;
 /// use handover::http::{self, Method, Reply, Response, StatusCode};
 ///
-/// let service = http::service(|mut request| match (request.method(), request.uri().path()) {
+/// let service = http::service(|request| match (request.method(), request.uri().path()) {
 ///     (&Method::GET, "/") => Response::new(Reply::from("Hello!")),
 ///     (&Method::POST, "/length") => match request.body_mut().read_all(1 << 20) {
 ///         Ok(bytes) => Response::new(Reply::from(bytes.len().to_string())),
@@ -44,7 +44,7 @@ const MAX_SPOOLED: u64 = 4 << 30;
 /// ```
 pub fn service<H, R>(handler: H) -> Http<H>
 where
-    H: Fn(Request<Body<'_>>) -> Response<R> + Send + Sync,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync,
     R: Into<Reply>,
 {
     Http {
@@ -141,7 +141,7 @@ impl<H> Http<H> {
     /// use std::io::Read;
     /// use handover::http::{self, Response};
     ///
-    /// let service = http::service(|mut request| {
+    /// let service = http::service(|request| {
     ///     let copied = std::io::copy(request.body_mut(), &mut std::io::sink());
     ///     Response::new(format!("{copied:?}"))
     /// });

@@ -83,7 +83,7 @@ pub(crate) fn serve_if_child() {
             }
         });
     let export = format!("{state}{generation},");
-    let service = http::service(move |request: Request<Body<'_>>| {
+    let service = http::service(move |request: &mut Request<Body<'_>>| {
         if request.uri().path() == "/descriptors" {
             let limits = format!("{descriptors_at_start} {}", descriptor_limit());
             return Response::new(limits.into());
@@ -218,7 +218,7 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
     }
 }
 
-pub(crate) fn respond(mut request: Request<Body<'_>>, who: String) -> Response<Reply> {
+pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<Reply> {
     Response::new(match request.uri().path() {
         "/" => "Hello, World!".into(),
         "/echo" => request

@@ -16,7 +16,7 @@ use super::support::{addr, connect, start};
 /// A server for a handler.
 pub(crate) fn serve<H, R>(builder: Builder, handler: H) -> Handle
 where
-    H: Fn(Request<Body<'_>>) -> Response<R> + Send + Sync + 'static,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync + 'static,
     R: Into<Reply> + 'static,
 {
     start(builder, http::service(handler))
@@ -25,7 +25,7 @@ where
 /// A server for a handler that receives large bodies itself.
 pub(crate) fn serve_streaming<H, R>(builder: Builder, handler: H) -> Handle
 where
-    H: Fn(Request<Body<'_>>) -> Response<R> + Send + Sync + 'static,
+    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync + 'static,
     R: Into<Reply> + 'static,
 {
     start(builder, http::service(handler).stream_body_if(|_| true))

@@ -86,7 +86,7 @@ const REFUSAL: &[u8] =
 
 /// Serves with `handover` until the process is killed.
 pub(super) fn serve(workers: usize, queue: Option<usize>, refuses: bool) -> Result<()> {
-    let service = http::service(|request: http::Request<http::Body<'_>>| {
+    let service = http::service(|request: &mut http::Request<http::Body<'_>>| {
         let target = request
             .uri()
             .path_and_query()
