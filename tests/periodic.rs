@@ -1,4 +1,4 @@
-//! Periodic calls of the application: `Handle::every`.
+//! Periodic calls of the application: `Handle::every`, `Server::every`.
 
 mod support;
 
@@ -63,6 +63,22 @@ fn calls_come_on_a_thread_with_the_servers_prefix_until_the_stop() {
     stop(&handle);
     assert!(calls.is_dropped());
     assert_eq!(threads("tick-every"), 0);
+}
+
+#[test]
+fn calls_that_are_set_before_the_start_begin_with_it() {
+    let mut server = server().workers(1).build(lines).unwrap();
+    let error = server.every(Duration::ZERO, || {}).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let calls = Calls::default();
+    for _ in 0..2 {
+        let counted = calls.clone();
+        server.every(OFTEN, move || counted.add()).unwrap();
+    }
+    let handle = server.start().unwrap();
+    calls.until_more();
+    stop(&handle);
+    assert!(calls.is_dropped());
 }
 
 #[test]

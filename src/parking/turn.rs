@@ -85,18 +85,16 @@ impl<S> Turn<'_, S> {
                 }
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
+                let must_be_told = must_be_told && !is_blocked && lot.drain.is_draining();
+                let drains = lot.drain.is_closing() || lot.drain.idle_grace() != grace;
                 if lot.drain.is_forced() {
-                    if let Some(turn) = lot.claim_parked(self.token, self.counters) {
-                        turn.close();
-                    }
-                } else if must_be_told && !is_blocked && lot.drain.is_draining() {
+                    lot.claim_parked(self.token, self.counters)?.close();
+                } else if must_be_told || idle && drains {
                     let mut turn = lot.claim_parked(self.token, self.counters)?;
                     if let Some(occupant) = turn.occupant() {
                         occupant.check_drain();
                     }
                     return Some(turn);
-                } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
-                    return lot.claim_parked(self.token, self.counters);
                 }
                 None
             }

@@ -368,6 +368,7 @@ impl Builder {
             service,
             listeners,
             settings: self,
+            periodic: Vec::new(),
         })
     }
 }

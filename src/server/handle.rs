@@ -14,7 +14,7 @@ use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::log;
 use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
-use crate::server::periodic::PeriodicThreads;
+use crate::server::periodic::{PeriodicCall, PeriodicThreads};
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::ServerCommand;
 use crate::stats::Stats;
@@ -207,11 +207,9 @@ impl Handle {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn every(&self, interval: Duration, call: impl FnMut() + Send + 'static) -> io::Result<()> {
-        let shared = &self.0.shared;
-        let name = format!("{}-every", shared.thread_name_prefix);
-        let server_id = shared.server_id;
-        let begin = move || mark_thread(server_id);
-        shared.periodic.start(name, interval, begin, call)
+        self.0
+            .shared
+            .start_periodic(PeriodicCall::new(interval, call)?)
     }
 
     /// The server's counters and gauges. They can be read after the stop as well.
@@ -231,6 +229,16 @@ impl Handle {
             "a thread of the server cannot wait for the server to stop"
         );
         self.0.join()
+    }
+}
+
+impl ServerShared {
+    /// Starts a thread that makes the calls.
+    pub(super) fn start_periodic(&self, call: PeriodicCall) -> io::Result<()> {
+        let name = format!("{}-every", self.thread_name_prefix);
+        let server_id = self.server_id;
+        let begin = move || mark_thread(server_id);
+        self.periodic.start(name, begin, call)
     }
 }
 

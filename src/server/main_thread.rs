@@ -20,6 +20,7 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
 
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
@@ -30,6 +31,7 @@ use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
+use crate::server::periodic::PeriodicCall;
 use crate::server::report::{Forced, Report};
 use crate::server::start_error;
 use crate::server::watchdog::Watchdog;
@@ -50,6 +52,8 @@ pub(super) struct MainThread<S: Service> {
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
     pub(super) settings: Builder,
+    /// Taken when the server has started. Under a lock only because all threads see this type.
+    pub(super) periodic: Mutex<Vec<PeriodicCall>>,
     pub(super) lots: Arc<Lots<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) commands: Receiver<ServerCommand>,
@@ -83,6 +87,7 @@ impl<S: Service> MainThread<S> {
         let listeners = std::mem::take(&mut self.listeners);
         let restart_thread = self.restarter.take();
         let runs = self.runs.take();
+        let mut periodic = std::mem::take(self.periodic.get_mut()).into_iter();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
         let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 2);
         let workers = Workers {
@@ -108,6 +113,8 @@ impl<S: Service> MainThread<S> {
             };
             let result =
                 result.and_then(|()| self.start_threads(scope, &workers, listeners, &ends));
+            let result =
+                result.and_then(|()| periodic.try_for_each(|call| shared.start_periodic(call)));
             drop(ends);
             let failed = result.is_err();
             // `start_main_thread` and `run_scoped` wait for this message.

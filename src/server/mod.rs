@@ -34,7 +34,7 @@ pub use descriptor_limit::restore_descriptor_limit;
 pub use handle::Handle;
 use handle::{ReportCell, ServerShared};
 use main_thread::MainThread;
-use periodic::PeriodicThreads;
+use periodic::{PeriodicCall, PeriodicThreads};
 pub use report::{Forced, Generation, Report, RestartReport};
 
 /// A server that is bound and not started yet.
@@ -64,6 +64,8 @@ pub struct Server<S> {
     service: S,
     listeners: Vec<Listener>,
     settings: Builder,
+    /// The periodic calls, which begin when the server has started.
+    periodic: Vec<PeriodicCall>,
 }
 
 impl Server<()> {
@@ -125,6 +127,22 @@ impl<S: Service> Server<S> {
             drop(stop);
             Ok((result, handle.join()))
         })
+    }
+
+    /// As [`Handle::every`], for a server that has not started: makes the calls from its start on,
+    /// also under [`run`](Self::run), which gives no handle.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the interval is zero. A thread that cannot be started is an error of the
+    /// server's start.
+    pub fn every(
+        &mut self,
+        interval: Duration,
+        call: impl FnMut() + Send + 'static,
+    ) -> io::Result<()> {
+        self.periodic.push(PeriodicCall::new(interval, call)?);
+        Ok(())
     }
 
     /// Connects the modules. Starts no thread. `owns_process`: the process exists for this server.
@@ -194,6 +212,7 @@ impl<S: Service> Server<S> {
             idle_grace,
             runs: Some(runs),
             settings: self.settings,
+            periodic: self.periodic.into(),
             lots,
             gate,
             commands,

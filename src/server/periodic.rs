@@ -30,6 +30,23 @@ struct Running {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// A call that is to be made at intervals.
+pub(super) struct PeriodicCall {
+    interval: Duration,
+    call: Box<dyn FnMut() + Send>,
+}
+
+impl PeriodicCall {
+    pub(super) fn new(interval: Duration, call: impl FnMut() + Send + 'static) -> io::Result<Self> {
+        if interval.is_zero() {
+            let text = "the interval of a periodic call is zero";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let call = Box::new(call);
+        Ok(Self { interval, call })
+    }
+}
+
 impl PeriodicThreads {
     pub(super) fn new(stopped: Receiver<()>) -> Self {
         let (alive, ended) = crossbeam_channel::bounded(0);
@@ -48,14 +65,9 @@ impl PeriodicThreads {
     pub(super) fn start(
         &self,
         name: String,
-        interval: Duration,
         begin: impl FnOnce() + Send + 'static,
-        call: impl FnMut() + Send + 'static,
+        PeriodicCall { interval, call }: PeriodicCall,
     ) -> io::Result<()> {
-        if interval.is_zero() {
-            let text = "the interval of a periodic call is zero";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
         let mut running = self.running.lock();
         let Some(running) = &mut *running else {
             return Err(io::Error::other("the server has stopped"));
