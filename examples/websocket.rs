@@ -120,7 +120,7 @@ impl Room {
 
 /// The HTTP service of a room.
 pub(crate) fn service(room: Arc<Room>) -> impl Service {
-    http::service(move |request| answer(&request, &room))
+    http::service(move |request| answer(request, &room))
 }
 
 /// Accepts the upgrade to a WebSocket (RFC 6455, section 4.2.2).
