@@ -142,7 +142,7 @@ impl Read for Chunks {
 }
 
 fn sleep(request: &mut Request<Body<'_>>) -> Response<Reply> {
-    let Some(millis) = number(&request, "ms", 5) else {
+    let Some(millis) = number(request, "ms", 5) else {
         return bad_request();
     };
     thread::sleep(Duration::from_millis(millis));
@@ -152,7 +152,7 @@ fn sleep(request: &mut Request<Body<'_>>) -> Response<Reply> {
 fn big(request: &mut Request<Body<'_>>) -> Response<Reply> {
     /// A body up to this size is sent from memory.
     static BYTES: [u8; 1 << 20] = [b'x'; 1 << 20];
-    let Some(count) = number(&request, "n", 102_400) else {
+    let Some(count) = number(request, "n", 102_400) else {
         return bad_request();
     };
     Response::new(match usize::try_from(count) {
@@ -186,7 +186,7 @@ fn wedge(_: &mut Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn exit(request: &mut Request<Body<'_>>) -> Response<Reply> {
-    match number(&request, "code", 0).map(i32::try_from) {
+    match number(request, "code", 0).map(i32::try_from) {
         Some(Ok(code)) => std::process::exit(code),
         _ => bad_request(),
     }
@@ -197,7 +197,7 @@ fn no_read(_: &mut Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn status(request: &mut Request<Body<'_>>) -> Response<Reply> {
-    let code = number(&request, "code", 200).and_then(|code| u16::try_from(code).ok());
+    let code = number(request, "code", 200).and_then(|code| u16::try_from(code).ok());
     match code.map(StatusCode::from_u16) {
         Some(Ok(code)) => plain(code, "status body"),
         _ => bad_request(),
@@ -205,7 +205,7 @@ fn status(request: &mut Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn header(request: &mut Request<Body<'_>>) -> Response<Reply> {
-    let value = query(&request, "v").unwrap_or_default();
+    let value = query(request, "v").unwrap_or_default();
     let Ok(value) = HeaderValue::from_bytes(&percent_decoded(value)) else {
         return plain(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -219,7 +219,7 @@ fn header(request: &mut Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn hdr(request: &mut Request<Body<'_>>) -> Response<Reply> {
-    let name = percent_decoded(query(&request, "name").unwrap_or_default());
+    let name = percent_decoded(query(request, "name").unwrap_or_default());
     let Ok(name) = HeaderName::from_bytes(&name) else {
         return bad_request();
     };

@@ -317,7 +317,7 @@ fn a_body_that_nobody_reads_is_skipped_or_ends_the_connection() {
     let handle = serve_streaming(server(), {
         let seen = seen.clone();
         move |request: &mut Request<Body<'_>>| {
-            seen.note(&request);
+            seen.note(request);
             Response::new("not read")
         }
     });
@@ -359,7 +359,7 @@ fn the_rest_of_a_body_is_skipped_while_parked() {
     let handle = serve_streaming(server().workers(1), {
         let seen = seen.clone();
         move |request: &mut Request<Body<'_>>| {
-            seen.note(&request);
+            seen.note(request);
             // Of the large one so much that the rest is worth skipping.
             let mut begin = [0; 2000];
             let _ = request.body_mut().read_exact(&mut begin);
@@ -407,7 +407,7 @@ fn a_malformed_body_is_a_bad_request_wherever_it_is() {
     let handle = serve(server(), {
         let seen = seen.clone();
         move |request: &mut Request<Body<'_>>| {
-            seen.note(&request);
+            seen.note(request);
             answer(request)
         }
     });
@@ -803,7 +803,7 @@ fn the_last_answer_arrives_though_input_is_unread() {
     let handle = serve_streaming(server(), {
         let seen = seen.clone();
         move |request: &mut Request<Body<'_>>| {
-            seen.note(&request);
+            seen.note(request);
             answer(request)
         }
     });

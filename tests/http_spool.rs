@@ -563,7 +563,7 @@ fn bodies_stream_where_the_service_asks_for_it() {
     let seen = Seen::default();
     let noted = seen.clone();
     let service = http::service(move |request: &mut Request<Body<'_>>| {
-        noted.note(&request);
+        noted.note(request);
         if request.uri().path() == "/stream" {
             at_door.pass();
         }

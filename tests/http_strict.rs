@@ -24,7 +24,7 @@ fn noting() -> (Handle, Seen) {
     let seen = Seen::default();
     let noted = seen.clone();
     let handle = serve(server(), move |request: &mut Request<Body<'_>>| {
-        noted.note(&request);
+        noted.note(request);
         let Ok(body) = request.body_mut().read_all(1 << 20) else {
             return Response::new(Reply::empty());
         };
