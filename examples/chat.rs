@@ -44,7 +44,7 @@ impl Service for Chat {
             room.push(outbox);
         }
         if conn.cause().draining {
-            conn.end_outbox();
+            conn.close_outbox();
             writeln!(conn, "goodbye")?;
             return Ok(Next::Close);
         }

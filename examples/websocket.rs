@@ -330,7 +330,7 @@ impl Client {
     fn leave(&mut self, conn: &mut Connection) {
         self.forget();
         // Messages that were sent before come before the close.
-        conn.end_outbox();
+        conn.close_outbox();
     }
 
     fn forget(&mut self) {

@@ -13,7 +13,7 @@
 /// | [`Outbox`](crate::Outbox) | sends bytes to the client | the bytes are ready: a broadcast, an event |
 /// | [`wake_at`](crate::Connection::wake_at) | has the service called at a time | heartbeats, game ticks, time-outs of the protocol |
 /// | [`Handle::every`](crate::Handle::every) | calls a closure at intervals | the application's own periodic work |
-/// | [`Service::expired`](crate::Service::expired) | has the service called when a time-out expires | the protocol has a word for it, such as SMTP's 421 |
+/// | [`Service::expired`](crate::Service::expired) | has the service called when a time-out expires | the protocol has a reply for it, such as SMTP's 421 |
 /// | `Reply::later` | an HTTP response from another thread | a request starts a job |
 /// | `Reply::channel`, `Events` | an HTTP body from other threads | streams, server-sent events |
 ///
@@ -32,9 +32,9 @@
 /// | the rest of what was sent | a worker or the keeper, as the client reads |
 /// | the drop of a session | a worker, the keeper, or the main thread; never a thread that wakes or sends |
 /// | the closure of [`Handle::every`](crate::Handle::every) | a thread of its own |
-/// | the callback of `Responder::on_close` | a worker, or the thread that ends the connection |
+/// | the callback of `Responder::on_close` | as the drop of a session; the caller's, if already closed |
 ///
-/// So a thread may hold a lock while it sends, also a lock that the drop of a session takes.
+/// So sending under a lock cannot deadlock with a session's drop. It still is I/O under the lock.
 ///
 /// # Subscribers
 ///
@@ -85,7 +85,7 @@
 /// there, the other thread wakes the connection: the example at [`Waker`](crate::Waker). With a time
 /// limit, the service sets [`wake_at`](crate::Connection::wake_at) as well; then
 /// [`cause`](crate::Connection::cause) says whether the answer or the limit came first. Whether the
-/// client has left is `cause().ended`.
+/// client has ended its side is `cause().ended`.
 ///
 /// For HTTP, `Reply::later` does all of this: exactly one of the answer, the limit and the client's
 /// leaving wins, and the thread with the answer learns which.
@@ -121,5 +121,5 @@
 /// drain ([`cause().draining`](crate::Cause::draining)). To end it, say goodbye and return `Close`;
 /// a WebSocket has close codes for it. After `Wait` the connection goes on until the drain's
 /// deadline, so that an answer can still come. After `Park` it is closed as idle connections are.
-/// [`Report::told`](crate::Report::told) counts these calls.
+/// [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
 pub mod push {}

@@ -80,7 +80,7 @@
 //! | stop it, restart it, read its counters | [`Handle`], [`Report`], [`Stats`] |
 //! | write a service with state per connection or per worker | [`Service`], [`Next`] |
 //! | read and write, under deadlines | [`Connection`] |
-//! | let a library read and write that never waits | [`Connection::nonblocking`] |
+//! | use a library that needs non-blocking reads and writes | [`Connection::nonblocking`] |
 //! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |
 //! | say what happens when the server is full | [`Overload`] |
 //! | restart without refusing a client, pass state on | [`Restart`], [`Service::export`] |

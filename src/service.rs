@@ -18,8 +18,8 @@ pub enum Next {
     /// until the message's [`read_timeout`](crate::Builder::read_timeout) expires. At the end of
     /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
-    /// The answer comes from elsewhere: wait until a [`Waker`](crate::Waker) or the timer
-    /// ([`Connection::wake_at`]) has the service called, or the client ends its side, on no thread.
+    /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
+    /// ([`Connection::wake_at`]), the end of the client's side, or the beginning of a drain.
     /// What the client sends meanwhile stays in the buffer, up to
     /// [`input_limit`](crate::Builder::input_limit), and leads to no call. Expires after
     /// [`idle_timeout`](crate::Builder::idle_timeout), counted from each call. A service that waits
@@ -46,7 +46,7 @@ pub struct BufferLimits {
     pub output_limit: usize,
 }
 
-/// A service: called with a connection whenever its client has sent something.
+/// A service: called with a connection when there is a [`Cause`](crate::Cause), such as new input.
 ///
 /// One value serves all connections on all workers, so shared state is `&self`. The state of one
 /// connection goes into its [`Session`](Self::Session). The state of one thread, such as a database
@@ -90,7 +90,7 @@ pub struct BufferLimits {
 /// ```
 pub trait Service: Send + Sync {
     /// The state of one connection. It survives parking, and is dropped with the connection: by a
-    /// worker, or by the keeper thread when a time-out has expired. So its `drop` should not block.
+    /// worker, the keeper thread or the main thread. So its `drop` should not block.
     type Session: Send + 'static;
 
     /// The state of one worker. The state is built, used and dropped on the worker's own thread.

@@ -185,7 +185,7 @@ pub(crate) struct Counters {
     pub(crate) too_long: AtomicU64,
     pub(crate) panics: AtomicU64,
     /// Connections whose service was told that the server drains.
-    pub(crate) told_of_drain: AtomicU64,
+    pub(crate) drain_calls: AtomicU64,
     pub(crate) refused_max_connections: AtomicU64,
     pub(crate) refused_max_per_client: AtomicU64,
     pub(crate) refused_queue_full: AtomicU64,

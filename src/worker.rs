@@ -519,7 +519,7 @@ impl<'a, S: Service> Workers<'a, S> {
         };
         occupant.conn.begin_call();
         if occupant.conn.cause().draining {
-            count(&self.lots.counters.told_of_drain);
+            count(&self.lots.counters.drain_calls);
         }
         self.service.serve(&mut occupant.conn, session, own)
     }

@@ -204,6 +204,15 @@ fn the_oldest_messages_may_be_dropped() {
         received += 1;
     }
     assert_eq!(received + outbox.dropped(), 50_000);
+    // A message that can never fit costs no other.
+    let dropped = outbox.dropped();
+    outbox.send("kept\n").unwrap();
+    assert!(matches!(
+        outbox.send("y".repeat(64_001)),
+        Err(SendError::Full(_))
+    ));
+    assert_eq!(answer(&mut reader), "kept");
+    assert_eq!(outbox.dropped(), dropped);
     drop(client);
     stop(&handle);
 }
@@ -250,7 +259,7 @@ fn closing_writes_what_was_sent_before() {
     let message = "x".repeat(900_000) + "\n";
     outbox.send(message.clone()).unwrap();
     outbox.send("bye\n").unwrap();
-    outbox.close();
+    outbox.close_connection();
     assert!(matches!(outbox.send("late"), Err(SendError::Closed(_))));
     let mut text = String::new();
     client.read_to_string(&mut text).unwrap();
@@ -259,7 +268,7 @@ fn closing_writes_what_was_sent_before() {
     // A connection with nothing to write is closed at once.
     let mut client = connect(addr(&handle));
     let outbox = subscribe(&mut client, &told);
-    outbox.close();
+    outbox.close_connection();
     assert_closed(&mut client);
     stop(&handle);
 }

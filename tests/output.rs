@@ -245,7 +245,7 @@ fn what_was_written_before_an_outbox_ends_comes_before_its_messages() {
         let outbox = conn.outbox(1024);
         outbox.send("message ").map_err(io::Error::other)?;
         conn.write_all(b"before ")?;
-        conn.end_outbox();
+        conn.close_outbox();
         conn.write_all(b"after")?;
         Ok(Next::Close)
     });

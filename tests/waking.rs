@@ -670,7 +670,7 @@ fn waiting_connections_are_told_of_a_drain_once() {
             stats.parked == COUNT as u64 + 1
         });
         stop(&handle);
-        assert_eq!(handle.join().told, COUNT);
+        assert_eq!(handle.join().drain_calls, COUNT);
         for mut client in waiting {
             assert_eq!(answer(&mut client), "goodbye");
             assert_closed(&mut client);

@@ -299,7 +299,7 @@ impl Redis {
         }
         if count == 0 && session.subscriber.take().is_some() {
             // Messages that are in the outbox are written before the confirmation, and none after.
-            conn.end_outbox();
+            conn.close_outbox();
             self.set_idle_timeout(conn, session);
         }
         Reply::Each(replies)

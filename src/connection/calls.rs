@@ -5,11 +5,11 @@ use std::time::Instant;
 use crate::clock;
 
 /// Why the service is called, from [`Connection::cause`](crate::Connection::cause). Several may be
-/// true at once.
+/// true at once. All are false if none applies, as after [`Next::Again`](crate::Next::Again).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cause {
-    /// The client has sent bytes, which are in the [`buffer`](crate::Connection::buffer).
+    /// The [`buffer`](crate::Connection::buffer) has bytes, perhaps left from an earlier call.
     pub readable: bool,
     /// A [`Waker`](crate::Waker) has woken the connection.
     pub woken: bool,
@@ -18,9 +18,9 @@ pub struct Cause {
     /// The client has ended its side of the stream: as
     /// [`at_eof`](crate::Connection::at_eof).
     pub ended: bool,
-    /// The server has begun to stop, or was replaced by a successor: as
-    /// [`is_draining`](crate::Connection::is_draining). A connection that has a waker, an outbox or
-    /// a timer is called once for this.
+    /// The server has begun to stop, or was replaced by a successor. True in one call only, unlike
+    /// [`is_draining`](crate::Connection::is_draining), and only if the connection has ever had a
+    /// waker, an outbox or a timer.
     pub draining: bool,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct DueCalls {
     /// When the timer is due, in the clock's milliseconds.
     pub(crate) timer_at: Option<u64>,
     /// The service was told of the drain, or of the client's end.
-    was_told_of_drain: bool,
+    had_drain_call: bool,
     was_told_of_end: bool,
     /// What the present call was told.
     present: Cause,
@@ -80,13 +80,13 @@ impl DueCalls {
         self.was_told_of_end
     }
 
-    pub(crate) fn was_told_of_drain(&self) -> bool {
-        self.was_told_of_drain
+    pub(crate) fn had_drain_call(&self) -> bool {
+        self.had_drain_call
     }
 
     pub(crate) fn note_drain(&mut self) {
         self.draining = true;
-        self.was_told_of_drain = true;
+        self.had_drain_call = true;
     }
 
     /// Sets the timer. A timer that is due already leads to a call after the present one.

@@ -232,7 +232,7 @@ pub struct Connection {
     write: Pace,
     waker: Waker,
     /// The service waits for more than its client: it has made a waker, an outbox or a timer.
-    is_told_of_drain: AtomicBool,
+    wants_drain_call: AtomicBool,
     poller: Arc<Poller>,
     early_outputs: Arc<EarlyOutputWatch>,
     /// The service has found that the client has left: the connection is closed after the call.
@@ -292,7 +292,7 @@ impl Connection {
             read: Pace::new(limits.read_timeout, limits.min_rate),
             write: Pace::new(limits.write_timeout, limits.min_rate),
             waker,
-            is_told_of_drain: AtomicBool::new(false),
+            wants_drain_call: AtomicBool::new(false),
             poller,
             early_outputs,
             is_abandoned: false,
@@ -330,7 +330,7 @@ impl Connection {
     }
 
     /// Whether the server drains because a successor has replaced it: a client that connects again
-    /// reaches the successor. Some protocols have a word for it, such as the close code 1012 of
+    /// reaches the successor. A protocol may have a code for this, such as the close code 1012 of
     /// WebSocket.
     pub fn has_successor(&self) -> bool {
         self.info.open_connection.drain().has_successor()
@@ -444,7 +444,7 @@ impl Connection {
     ///
     /// Errors of writing, and those of duplicating the descriptor.
     pub fn detach(&mut self) -> io::Result<Detached> {
-        self.end_outbox();
+        self.close_outbox();
         self.flush_all()?;
         self.unwatch();
         let stream = sys::socket::duplicate_stream(&self.info.socket)?;
@@ -465,7 +465,7 @@ impl Connection {
     /// A waker, with which any thread can have the service called for this connection. See
     /// [`Next::Wait`](crate::Next::Wait).
     pub fn waker(&self) -> Waker {
-        self.is_told_of_drain.store(true, Relaxed);
+        self.wants_drain_call.store(true, Relaxed);
         self.waker.clone()
     }
 
@@ -474,7 +474,7 @@ impl Connection {
     /// comes a few milliseconds late, and later if no worker is free, if the output waits for the
     /// client to read, or if the service is being called.
     pub fn wake_at(&mut self, at: impl Into<Option<Instant>>) {
-        self.is_told_of_drain.store(true, Relaxed);
+        self.wants_drain_call.store(true, Relaxed);
         self.due.set_timer(at.into());
     }
 
@@ -485,15 +485,15 @@ impl Connection {
     /// Messages do not extend the connection's idle time-out, see
     /// [`set_idle_timeout`](Self::set_idle_timeout).
     pub fn outbox(&mut self, limit: usize) -> Outbox {
-        self.is_told_of_drain.store(true, Relaxed);
-        self.end_outbox();
+        self.wants_drain_call.store(true, Relaxed);
+        self.close_outbox();
         let outbox = Outbox::new(self.waker.clone(), limit);
         self.outbox.insert(outbox).clone()
     }
 
     /// Closes the outbox, if the connection has one. Messages that were sent before are written,
     /// before all that the service writes from now on.
-    pub fn end_outbox(&mut self) {
+    pub fn close_outbox(&mut self) {
         if let Some(outbox) = self.outbox.take() {
             outbox.detach();
             // What the service has written comes first, also what the keeper has been lent.
@@ -509,14 +509,14 @@ impl Connection {
 
     /// Whether the service still has to be told that the server drains.
     #[inline]
-    pub(crate) fn must_be_told_of_drain(&self) -> bool {
-        self.is_told_of_drain_later() && self.info.open_connection.drain().is_draining()
+    pub(crate) fn needs_drain_call(&self) -> bool {
+        self.expects_drain_call() && self.info.open_connection.drain().is_draining()
     }
 
     /// Whether the service has to be told when the server begins to drain.
     #[inline]
-    pub(crate) fn is_told_of_drain_later(&self) -> bool {
-        self.is_told_of_drain.load(Relaxed) && !self.due.was_told_of_drain()
+    pub(crate) fn expects_drain_call(&self) -> bool {
+        self.wants_drain_call.load(Relaxed) && !self.due.had_drain_call()
     }
 
     /// Whether the outbox ends the connection, once all output is written.

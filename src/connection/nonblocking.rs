@@ -24,8 +24,8 @@ use super::{Connection, Filled, READ_SIZE};
 /// # Reading
 ///
 /// Gives what is in the [`buffer`](Connection::buffer), then what has arrived by now, and 0 at the
-/// end of the stream. A service that reads until `WouldBlock` ends its call from time to time, with
-/// [`Next::Again`], or a client that sends without a pause holds its worker.
+/// end of the stream. A service that reads until `WouldBlock` must return now and then, with
+/// [`Next::Again`]. Otherwise a client that sends without a pause holds the worker.
 ///
 /// The library may keep a part of a message. Only the service can know: the connection's buffer is
 /// empty. With [`Next::Park`] such a connection counts as idle. Its client has the

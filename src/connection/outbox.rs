@@ -26,12 +26,12 @@ const BATCH: usize = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// The message is not sent, and the sender is told. The default.
+    /// `send` returns the message in [`SendError::Full`]. The default.
     #[default]
     Refuse,
     /// The oldest messages that are not being written yet are dropped to make room.
     DropOldest,
-    /// The connection is closed: its client reads too slowly.
+    /// The connection is closed at once, and `send` returns the message in [`SendError::Full`].
     CloseConnection,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full(_) => "the outbox is full: the client reads too slowly",
-            Self::Closed(_) => "the connection has ended",
+            Self::Closed(_) => "nothing more can be sent: the outbox is closed",
         })
     }
 }
@@ -99,6 +99,8 @@ pub(super) struct Messages {
 #[derive(Default)]
 struct Waiting {
     messages: VecDeque<Bytes>,
+    /// The length of all messages that wait.
+    bytes: usize,
     when_full: WhenFull,
 }
 
@@ -170,7 +172,7 @@ impl Outbox {
 
     /// Closes the connection when the messages so far, and what the service has written, are
     /// written. Nothing more can be sent. The service is not called again.
-    pub fn close(&self) {
+    pub fn close_connection(&self) {
         if self.0.set_state(ENDS_CONNECTION) == OPEN {
             self.0.connection.send();
         }
@@ -197,10 +199,13 @@ impl Outbox {
     pub(super) fn take_batch(&self, mut queue: impl FnMut(Message)) -> usize {
         let mut waiting = self.0.waiting.lock();
         let count = waiting.messages.len().min(BATCH);
+        let mut waiting_bytes = waiting.bytes;
         for bytes in waiting.messages.drain(..count) {
+            waiting_bytes -= bytes.len();
             let messages = Arc::clone(&self.0);
             queue(Message { bytes, messages });
         }
+        waiting.bytes = waiting_bytes;
         count
     }
 
@@ -222,8 +227,8 @@ impl Outbox {
     /// The connection has ended. Messages that wait are dropped.
     pub(super) fn end(&self) {
         self.0.set_state(CLOSED);
-        let messages = std::mem::take(&mut self.0.waiting.lock().messages);
-        self.0.note_gone(messages.iter().map(Bytes::len).sum());
+        let waiting = std::mem::take(&mut *self.0.waiting.lock());
+        self.0.note_gone(waiting.bytes);
     }
 }
 
@@ -234,9 +239,13 @@ impl Messages {
         if self.state.load(SeqCst) != OPEN {
             return Err(SendError::Closed(message));
         }
+        // Nothing is dropped for a message that does not fit beside those that are being written.
+        let in_output = self.unsent.load(SeqCst) - waiting.bytes;
+        let can_fit = in_output.saturating_add(message.len()) <= self.limit;
         while self.unsent.load(SeqCst).saturating_add(message.len()) > self.limit {
             let oldest = match waiting.when_full {
-                WhenFull::DropOldest => waiting.messages.pop_front(),
+                WhenFull::DropOldest if can_fit => waiting.messages.pop_front(),
+                WhenFull::DropOldest => None,
                 WhenFull::Refuse => None,
                 WhenFull::CloseConnection => {
                     self.state.store(BREAKS_CONNECTION, SeqCst);
@@ -247,12 +256,14 @@ impl Messages {
             let Some(oldest) = oldest else {
                 return Err(SendError::Full(message));
             };
+            waiting.bytes -= oldest.len();
             self.unsent.fetch_sub(oldest.len(), SeqCst);
             self.dropped.fetch_add(1, Relaxed);
             // Dropped after the lock: the drop may be the application's code.
             dropped.push(oldest);
         }
         self.unsent.fetch_add(message.len(), SeqCst);
+        waiting.bytes += message.len();
         waiting.messages.push_back(message);
         Ok(())
     }

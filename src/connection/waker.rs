@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-/// The part of a server that a waker or an outbox reaches. It outlives no server.
+/// The part of a server that wakers and outboxes call. They refer to it weakly.
 pub(crate) trait WakeTarget: Send + Sync {
     /// Has the service called for the connection with this token. False if the connection has
     /// ended.

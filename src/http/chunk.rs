@@ -17,9 +17,9 @@ use bytes::Bytes;
 /// use handover::http::{BodySender, Chunk};
 ///
 /// /// Sends a message to all who can take it, and forgets the others.
-/// fn publish(message: &str, listeners: &mut Vec<BodySender>) {
+/// fn publish(message: &str, subscribers: &mut Vec<BodySender>) {
 ///     let chunk = Chunk::from(message);
-///     listeners.retain(|listener| listener.try_send(chunk.clone()).is_ok());
+///     subscribers.retain(|subscriber| subscriber.try_send(chunk.clone()).is_ok());
 /// }
 /// ```
 #[derive(Clone, PartialEq, Eq)]

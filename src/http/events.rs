@@ -19,9 +19,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 ///
 /// Dropping it ends the stream. The client then connects again, and so it does when the stream ends
 /// because the server stops or a successor has taken over: it reaches the successor. A client that
-/// is not to connect again gets a response with status 204.
+/// should not connect again must get status 204 for its next request.
 ///
-/// A client that leaves without a word is noticed when nothing more can be written to it: send a
+/// A client that vanishes without closing is noticed only when writing to it fails: send a
 /// [`comment`](Event::comment) every 15 seconds or so if there is no other event. This also keeps
 /// proxies from closing the connection.
 ///
@@ -31,13 +31,13 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// use std::sync::Mutex;
 /// use handover::http::{self, Chunk, Event, Events, Response};
 ///
-/// static LISTENERS: Mutex<Vec<Events>> = Mutex::new(Vec::new());
+/// static SUBSCRIBERS: Mutex<Vec<Events>> = Mutex::new(Vec::new());
 ///
-/// /// Sends one event to all. A listener that has left, or that reads too slowly, is dropped.
+/// /// Sends one event to all. A subscriber that has left, or that reads too slowly, is dropped.
 /// fn publish(id: u64, text: &str) {
 ///     let event = Chunk::from(Event::new().id(&id.to_string()).data(text));
-///     let mut listeners = LISTENERS.lock().unwrap();
-///     listeners.retain(|listener| listener.try_send(event.clone()).is_ok());
+///     let mut subscribers = SUBSCRIBERS.lock().unwrap();
+///     subscribers.retain(|subscriber| subscriber.try_send(event.clone()).is_ok());
 /// }
 ///
 /// let service = http::service(|request| {
@@ -46,7 +46,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 ///         // The client connects again: send what it has missed since `id`.
 ///         let _ = events.try_send(Event::new().comment(id));
 ///     }
-///     LISTENERS.lock().unwrap().push(events);
+///     SUBSCRIBERS.lock().unwrap().push(events);
 ///     response
 /// });
 /// ```
@@ -152,7 +152,7 @@ impl Event {
     }
 
     /// Sets the id, which the client names as [`last id`](Events::last_id) when it connects again,
-    /// until another event has another one. An empty id stands for none. An id with CR, LF or NUL
+    /// until a later event sets a new id. An empty id clears the last id. An id with CR, LF or NUL
     /// is not sent: the client would ignore it, or name another one.
     pub fn id(mut self, id: &str) -> Self {
         if !id.contains(['\r', '\n', '\0']) {

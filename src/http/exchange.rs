@@ -682,7 +682,7 @@ where
                 return Some(Next::Wait);
             }
         };
-        self.conn.end_outbox();
+        self.conn.close_outbox();
         if let Some(reason) = reason {
             body.close(reason);
         }

@@ -13,8 +13,8 @@ use super::reply::{Reply, ReplyKind};
 
 /// Sends the response to one request, from any thread. From [`Reply::later`].
 ///
-/// Exactly one of three wins, and each hears which: the response, the deadline, and the client's
-/// leaving. If a responder is dropped, the client gets 500 and an error is logged.
+/// Exactly one of three comes first: the response, the deadline, or the client's leaving. The
+/// responder learns which. If it is dropped unused, the client gets 500 and an error is logged.
 pub struct Responder(Arc<AnswerRace<Response<Reply>>>);
 
 impl Reply {
@@ -31,7 +31,7 @@ impl Reply {
     /// A client that resets the connection or ends its side has left. With
     /// [`Http::abandoned_after`](super::Http::abandoned_after) set to `Duration::MAX`, a client
     /// that ends its side still gets the response. A stop or a restart waits for the response until the
-    /// end of its own [`drain_timeout`](crate::Builder::drain_timeout).
+    /// end of the server's [`drain_timeout`](crate::Builder::drain_timeout).
     ///
     /// # Examples
     ///
@@ -71,7 +71,7 @@ impl Responder {
     ///
     /// # Errors
     ///
-    /// The response, if the deadline or the client's leaving was first.
+    /// The response, if the deadline or the client's leaving was first, or the reply was not sent.
     pub fn send(self, response: Response<impl Into<Reply>>) -> Result<(), LateResponse> {
         let (head, body) = response.into_parts();
         let response = Response::from_parts(head, body.into());
@@ -92,7 +92,7 @@ impl Responder {
         self
     }
 
-    /// Whether it is too late for a response: the deadline has passed, or the client has left.
+    /// Whether [`send`](Self::send) would fail. The deadline counts when a worker has noted it.
     pub fn is_closed(&self) -> bool {
         self.0.close_reason().is_some()
     }

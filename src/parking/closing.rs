@@ -14,7 +14,7 @@ impl<S> Lot<S> {
             let Some(mut turn) = self.claim_parked(token, counters) else {
                 continue;
             };
-            if !turn.is_between_messages() || turn.must_be_told_of_drain() {
+            if !turn.is_between_messages() || turn.needs_drain_call() {
                 turn.park_again();
             } else if turn.read_new_input() {
                 turn.bring_to_worker();

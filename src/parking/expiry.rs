@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
-use super::{ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, TOLD_OF_DRAIN, Token, Turn};
+use super::{
+    ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, Token, Turn, WANTS_DRAIN_CALL,
+};
 use crate::clock;
 use crate::log;
 use crate::stats::count;
@@ -120,7 +122,7 @@ impl<S> Lot<S> {
     pub(crate) fn shorten_idle(&self) {
         for (token, slot) in self.tokens() {
             let since = slot.since.load(SeqCst);
-            let is_concerned = since & MID_MESSAGE == 0 || since & TOLD_OF_DRAIN != 0;
+            let is_concerned = since & MID_MESSAGE == 0 || since & WANTS_DRAIN_CALL != 0;
             if !is_concerned || !slot.owner.is_parked(token.generation) {
                 continue;
             }

@@ -157,7 +157,7 @@ impl<S> Occupant<S> {
     /// Notes that the server drains, if the service has to be told. Returns whether it has.
     #[inline]
     pub(crate) fn check_drain(&mut self) -> bool {
-        let must_be_told = self.conn.must_be_told_of_drain() && self.may_call_service();
+        let must_be_told = self.conn.needs_drain_call() && self.may_call_service();
         if must_be_told {
             self.conn.due.note_drain();
         }
@@ -171,7 +171,7 @@ impl<S> Occupant<S> {
             Stage::Waiting => true,
             _ => false,
         };
-        waits && !self.conn.due.is_any() && !self.conn.must_be_told_of_drain()
+        waits && !self.conn.due.is_any() && !self.conn.needs_drain_call()
     }
 
     /// Reads what has arrived, for a connection [without a message](Self::is_without_message). True

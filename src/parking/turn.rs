@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
 use super::{
-    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, TOLD_OF_DRAIN,
-    Token,
+    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, Token,
+    WANTS_DRAIN_CALL,
 };
 use crate::clock;
 use crate::connection::{ClosingNotice, Expiry, Filled};
@@ -68,9 +68,9 @@ impl<S> Turn<'_, S> {
         if occupant.is_answering() {
             since |= ANSWERING;
         }
-        let must_be_told = occupant.conn.is_told_of_drain_later();
-        if must_be_told {
-            since |= TOLD_OF_DRAIN;
+        let wants_drain_call = occupant.conn.expects_drain_call();
+        if wants_drain_call {
+            since |= WANTS_DRAIN_CALL;
         }
         self.slot.since.store(since, Relaxed);
         let is_blocked = interest == Interest::Write;
@@ -85,11 +85,11 @@ impl<S> Turn<'_, S> {
                 }
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
-                let must_be_told = must_be_told && !is_blocked && lot.drain.is_draining();
+                let wants_drain_call = wants_drain_call && !is_blocked && lot.drain.is_draining();
                 let drains = lot.drain.is_closing() || lot.drain.idle_grace() != grace;
                 if lot.drain.is_forced() {
                     lot.claim_parked(self.token, self.counters)?.close();
-                } else if must_be_told || idle && drains {
+                } else if wants_drain_call || idle && drains {
                     let mut turn = lot.claim_parked(self.token, self.counters)?;
                     if let Some(occupant) = turn.occupant() {
                         occupant.check_drain();
@@ -202,9 +202,9 @@ impl<S> Turn<'_, S> {
         occupant.is_some_and(|occupant| occupant.is_answering())
     }
 
-    pub(super) fn must_be_told_of_drain(&self) -> bool {
+    pub(super) fn needs_drain_call(&self) -> bool {
         let occupant = self.occupant.as_ref();
-        occupant.is_some_and(|occupant| occupant.conn.must_be_told_of_drain())
+        occupant.is_some_and(|occupant| occupant.conn.needs_drain_call())
     }
 
     pub(super) fn is_between_messages(&self) -> bool {
@@ -306,7 +306,7 @@ impl<S> Turn<'_, S> {
             Stage::New => (&counters.expired_first_byte, "sent nothing"),
             Stage::Partial => (&counters.expired_read, "did not complete a message"),
             Stage::Idle => (&counters.expired_idle, "was idle"),
-            Stage::Waiting => (&counters.expired_idle, "waited in vain"),
+            Stage::Waiting => (&counters.expired_idle, "got no answer"),
             Stage::Runnable => return self.park_again(),
             Stage::Closing | Stage::Lingering { .. } => return,
         };

@@ -193,7 +193,7 @@ impl Handle {
     ///
     /// let server = Server::builder().listen("127.0.0.1:0").build(|conn: &mut Connection| {
     ///     SUBSCRIBERS.lock().push(conn.outbox(1024));
-    ///     Ok(Next::Wait)
+    ///     Ok(if conn.at_eof() { Next::Close } else { Next::Wait })
     /// })?;
     /// let handle = server.start()?;
     /// handle.every(Duration::from_secs(1), || {

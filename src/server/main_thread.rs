@@ -368,7 +368,7 @@ impl<S: Service> MainThread<S> {
             report.dropped = left.saturating_sub(report.forced.len());
             lots.close_all();
         }
-        report.told = lots.counters.told_of_drain.load(Relaxed) as usize;
+        report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
         if let Some(restarter) = &shared.restarter {

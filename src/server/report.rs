@@ -18,8 +18,8 @@ pub struct Report {
     /// worker, for the rest of a message, or for their client to read.
     pub dropped: usize,
     /// Connections that waited for more than their client, with a waker, an outbox or a timer, and
-    /// whose service was told of the stop. They are among the others too.
-    pub told: usize,
+    /// whose service was called because of the drain. The other fields count them too.
+    pub drain_calls: usize,
     /// How long the stop took, from the request to the end of the last thread. Threads that do not
     /// end are waited for until half a second after the deadline.
     pub took: Duration,
