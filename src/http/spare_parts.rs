@@ -4,10 +4,18 @@
 //! is parsed into it, the handler's request is made of it, and it comes back when the handler
 //! returns.
 //!
-//! Most clients send the same field lines with one request after the other: a balancer, another
+//! Many clients send the same field lines with one request after the other: a balancer, another
 //! program, a browser that fetches the parts of a page. So the map comes back with its fields, and
-//! the field lines are kept that they were parsed from. If the next head has the same lines, byte
-//! for byte, only its request line is parsed. Fields that a handler has changed are not used again.
+//! the field lines are kept that they were parsed from.
+//!
+//! | the next head's field lines | the map |
+//! |---|---|
+//! | other bytes | is filled again |
+//! | the same bytes, for the first time | is filled again, and what it contains is recorded |
+//! | the same bytes again, and the map is as recorded | is used as it is |
+//! | the same bytes again, and a handler has changed the map | is filled again |
+//!
+//! So a client whose lines differ each time costs no more than the comparison.
 
 use std::ops::Range;
 
@@ -31,6 +39,8 @@ pub(super) struct SpareParts {
     kept: KeptFields,
     /// The parts besides the map are those of a request.
     is_filled: bool,
+    /// The head that is being parsed has the kept lines.
+    is_repeated: bool,
 }
 
 /// The fields of one head.
@@ -42,7 +52,8 @@ pub(super) struct KeptFields {
     pub(super) control: ControlFields,
     /// The names, one behind the other, as the map has them.
     names: String,
-    /// Where each field's name is in `names`, and its value in `lines`.
+    /// Where each field's name is in `names`, and its value in `lines`. Empty if that is not
+    /// recorded.
     positions: Vec<(Range<usize>, Range<usize>)>,
 }
 
@@ -60,21 +71,21 @@ impl SpareParts {
         parts
     }
 
-    #[inline]
-    pub(super) fn has_kept_fields(&self) -> bool {
-        self.parts.is_some() && !self.kept.lines.is_empty()
-    }
-
     /// Parts that have the fields of these lines, and are empty besides; and the kept fields.
-    /// `None` if other fields are kept, or more than `most`.
+    /// `None` if the map does not have these fields, or more than `most`.
     #[inline]
     pub(super) fn refill(
         &mut self,
         lines: &[u8],
         most: usize,
     ) -> Option<(&mut Parts, &KeptFields)> {
-        let (parts, kept) = (self.parts.as_mut()?, &self.kept);
-        if kept.lines.is_empty() || !lines.starts_with(&kept.lines) || kept.positions.len() > most {
+        let kept = &self.kept;
+        self.is_repeated = !kept.lines.is_empty() && lines.starts_with(&kept.lines);
+        if !self.is_repeated || kept.positions.len() > most {
+            return None;
+        }
+        let parts = self.parts.as_mut()?;
+        if !kept.are_in(&parts.headers) {
             return None;
         }
         if std::mem::replace(&mut self.is_filled, true) {
@@ -92,19 +103,21 @@ impl SpareParts {
         values: impl Iterator<Item = Range<usize>>,
         control: ControlFields,
     ) {
-        let (Some(parts), true) = (&self.parts, lines.len() <= MAX_KEPT_LINES) else {
-            return;
-        };
         let KeptFields {
             names, positions, ..
         } = &mut self.kept;
-        names.clear();
         positions.clear();
-        // Where a name occurs twice, the map may have another order: then the values differ.
-        for (name, value) in parts.headers.iter().map(|(name, _)| name).zip(values) {
-            let start = names.len();
-            names.push_str(name.as_str());
-            positions.push((start..names.len(), value));
+        if lines.len() > MAX_KEPT_LINES {
+            return;
+        }
+        if let (Some(parts), true) = (&self.parts, self.is_repeated) {
+            names.clear();
+            // Where a name occurs twice, the map may have another order: then the values differ.
+            for ((name, _), value) in parts.headers.iter().zip(values) {
+                let start = names.len();
+                names.push_str(name.as_str());
+                positions.push((start..names.len(), value));
+            }
         }
         (self.kept.lines, self.kept.control) = (lines, control);
     }
@@ -129,15 +142,11 @@ impl SpareParts {
     }
 
     /// Takes the parts of a request back that was handled. Drops what the handler has left in them,
-    /// except the kept fields.
+    /// except the map's fields.
     #[inline]
     pub(super) fn reuse(&mut self, parts: Parts) {
         let parts = self.parts.insert(parts);
         clear_rest(parts);
-        if !self.kept.are_in(&parts.headers) {
-            self.kept.lines = Bytes::new();
-            parts.headers.clear();
-        }
         if parts.headers.capacity() > MAX_SPARE_FIELDS {
             self.kept.lines = Bytes::new();
             parts.headers = HeaderMap::new();
@@ -146,11 +155,11 @@ impl SpareParts {
 }
 
 impl KeptFields {
-    /// Whether the map has these fields and no others.
+    /// Whether the map has these fields and no others. False if they are not recorded.
     #[inline]
     fn are_in(&self, map: &HeaderMap) -> bool {
         let mut fields = map.iter().zip(&self.positions);
-        !self.lines.is_empty()
+        !self.positions.is_empty()
             && self.positions.len() == map.len()
             && fields.all(|((name, value), (kept_name, kept_value))| {
                 self.names[kept_name.clone()] == *name.as_str()
@@ -198,7 +207,7 @@ mod tests {
         let room = parts.headers.capacity();
         spare.reuse(parts);
         assert_eq!(spare.filled().headers.capacity(), room);
-        assert!(spare.filled().headers.is_empty() && spare.filled().extensions.is_empty());
+        assert!(spare.filled().uri == "/" && spare.filled().extensions.is_empty());
         // Spooled, while another one is handled.
         fill(spare.fill());
         let spooled = spare.take();
