@@ -37,8 +37,8 @@
 //! | any | closes | close; linger unless the body is consumed | |
 //! | is consumed | upgrades | | `Upgraded` |
 //!
-//! A call receives into the connection's buffer once, so that a fast client of a large body takes
-//! turns with the others.
+//! A call receives into the connection's buffer once, and up to 1 MiB of a body that is spooled, so
+//! that a fast client of a large body takes turns with the others.
 //!
 //! When the read time-out expires, the connection is closed: in `Head`, `Body` and `Spool` with
 //! 408, in `Discard` without a response, because the client expects no response.
@@ -53,7 +53,7 @@ use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode, response};
 
 use super::access_log::{AccessLine, LoggedRequest};
-use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
+use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpoolError, SpooledRequest};
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::reader_body::ReaderBody;
 use super::rejection::{Rejection, bad_request};
@@ -430,7 +430,11 @@ where
                 *self.state = SessionState::Spool(request);
                 return Err(Next::More);
             }
-            Err(rejection) => rejection,
+            Err(SpoolError::Read(error)) => {
+                log::debug!("{}: cannot read: {error}", self.conn.info());
+                return Err(Next::Close);
+            }
+            Err(SpoolError::Rejected(rejection)) => rejection,
         };
         self.begin_log_entry(&request.parts);
         Err(self.reject(rejection, request.head.is_head))

@@ -80,6 +80,7 @@ mod head;
 mod reader_body;
 mod rejection;
 mod spool;
+mod spool_buffer;
 
 // Responses.
 mod date;
