@@ -652,6 +652,11 @@ impl Connection {
     #[cfg(feature = "http")]
     pub(crate) fn consume_spooled(&mut self, count: usize) {
         self.input.consume(count);
+        self.extend_drain_limit(count);
+    }
+
+    #[cfg(feature = "http")]
+    fn extend_drain_limit(&mut self, count: usize) {
         if let Some(limit) = &mut self.drain_limit {
             limit.last_byte = limit.last_byte.saturating_add(count as u64);
         }
@@ -745,6 +750,12 @@ impl Connection {
     /// One system call.
     pub(crate) fn peer_state(&self) -> PeerState {
         sys::socket::peer_state(&self.info.socket)
+    }
+
+    /// The count of bytes received.
+    #[cfg(feature = "http")]
+    pub(crate) fn bytes_in(&self) -> u64 {
+        self.bytes_in
     }
 
     /// The count of bytes received, and the count of unread bytes. Equal marks mean the same input.

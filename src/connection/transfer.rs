@@ -138,6 +138,16 @@ impl Connection {
         Ok(self.receive(None)?.0)
     }
 
+    /// Reads a part of a message that may be longer than the input limit, past the buffer, which
+    /// must be empty. Does not wait. The bytes count as those of `consume_spooled` do.
+    #[cfg(feature = "http")]
+    pub(crate) fn receive_spooled(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        debug_assert!(self.input.is_empty());
+        let (_, count) = self.receive(Some(into))?;
+        self.extend_drain_limit(count);
+        Ok(count)
+    }
+
     /// Reads and discards, without waiting. Returns how many bytes, and how the read ended.
     pub(crate) fn discard(&mut self, scratch: &mut [u8]) -> io::Result<(usize, Filled)> {
         let buffered = self.input.len();

@@ -26,6 +26,10 @@ const BODY_LOST: Rejection = Rejection::new(
     "the stored body cannot be read",
 );
 
+/// How many bytes of a spooled body are received in one call of the service, before other
+/// connections have their turn.
+const BYTES_PER_CALL: u64 = 1024 * 1024;
+
 /// The most that is discarded of one body, in bytes of data and framing.
 const DISCARD_LIMIT: usize = 64 * 1024;
 
@@ -392,24 +396,88 @@ impl SpooledRequest {
         }
     }
 
-    /// Moves what has arrived of the body to the spool. True when the body is complete.
-    pub(super) fn receive(&mut self, conn: &mut Connection) -> Result<bool, Rejection> {
-        let decoder = &mut self.head.body;
-        while !decoder.is_done() {
-            let (framing_len, data_len) = decoder.decode(conn.buffer())?;
+    /// Moves what has arrived of the body to the spool: what is in the connection's buffer, then
+    /// what the socket has, until the socket is empty or other connections go first. True when the
+    /// body is complete.
+    pub(super) fn receive(&mut self, conn: &mut Connection) -> Result<bool, SpoolError> {
+        let end = conn.bytes_in().saturating_add(BYTES_PER_CALL);
+        let mut is_blocked = false;
+        self.spool.take_buffer();
+        while !self.take_buffered(conn)? {
+            // Before a write to the file, one more read costs little, and often finds more.
+            let goes_on = !conn.is_emptied() || self.spool.is_buffered() && !is_blocked;
+            if !goes_on || conn.at_eof() || conn.bytes_in() >= end {
+                self.spool.return_buffer()?;
+                return Ok(false);
+            }
+            let before = conn.bytes_in();
+            self.read(conn)?;
+            is_blocked = conn.bytes_in() == before;
+        }
+        self.spool.end()?;
+        Ok(true)
+    }
+
+    /// Moves what is in the connection's buffer to the spool. True when the body is complete.
+    fn take_buffered(&mut self, conn: &mut Connection) -> Result<bool, Rejection> {
+        while !self.head.body.is_done() {
+            let (framing_len, data_len) = self.head.body.decode(conn.buffer())?;
             let count = framing_len + data_len;
             if count == 0 {
                 return Ok(false);
             }
-            if data_len as u64 > self.allowance {
-                return Err(BODY_TOO_LARGE);
-            }
+            self.allow(data_len)?;
             self.spool.append(&conn.buffer()[framing_len..count])?;
             conn.consume_spooled(count);
-            decoder.consume_data(data_len);
-            self.allowance -= data_len as u64;
+            self.head.body.consume_data(data_len);
         }
-        self.spool.end().map(|()| true)
+        Ok(true)
+    }
+
+    /// Reads once, without waiting: large data straight into the spool, all else into the
+    /// connection's buffer, which is empty.
+    fn read(&mut self, conn: &mut Connection) -> Result<(), SpoolError> {
+        let data_left = self.head.body.data_left();
+        let room = match data_left < READ_SIZE as u64 {
+            true => None,
+            false => self.spool.room()?,
+        };
+        let Some(room) = room else {
+            conn.try_fill()?;
+            return Ok(());
+        };
+        let len = data_left.min(room.len() as u64) as usize;
+        let count = conn.receive_spooled(&mut room[..len])?;
+        self.allow(count)?;
+        self.spool.add_read(count)?;
+        self.head.body.consume_data(count);
+        Ok(())
+    }
+
+    fn allow(&mut self, count: usize) -> Result<(), Rejection> {
+        let left = self.allowance.checked_sub(count as u64);
+        self.allowance = left.ok_or(BODY_TOO_LARGE)?;
+        Ok(())
+    }
+}
+
+/// Why a body cannot be spooled.
+#[derive(Debug)]
+pub(super) enum SpoolError {
+    Rejected(Rejection),
+    /// The connection is broken.
+    Read(io::Error),
+}
+
+impl From<Rejection> for SpoolError {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+impl From<io::Error> for SpoolError {
+    fn from(error: io::Error) -> Self {
+        Self::Read(error)
     }
 }
 

@@ -45,8 +45,8 @@
 //! | any | closes | close; linger unless the body is consumed | |
 //! | is consumed | upgrades | | `Upgraded` |
 //!
-//! A call receives into the connection's buffer once, so that a fast client of a large body takes
-//! turns with the others.
+//! A call receives into the connection's buffer once, and up to 1 MiB of a body that is spooled, so
+//! that a fast client of a large body takes turns with the others.
 //!
 //! When the read time-out expires, the connection is closed: in `Head`, `Body` and `Spool` with
 //! 408, in `Discard` without a response, because the client expects no response.
@@ -61,7 +61,7 @@ use ::http::{Request, Response, StatusCode};
 
 use super::access_log::{AccessLine, BodyLine, LoggedBody, LoggedRequest};
 use super::answer_race::Winner;
-use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpooledRequest};
+use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpoolError, SpooledRequest};
 use super::body_channel::{BodyEnd, ChannelBody};
 use super::chunk::LAST_CHUNK;
 use super::closing::CloseReason;
@@ -443,7 +443,11 @@ where
                 *self.state = SessionState::Spool(request);
                 return Err(Next::More);
             }
-            Err(rejection) => rejection,
+            Err(SpoolError::Read(error)) => {
+                log::debug!("{}: cannot read: {error}", self.conn.info());
+                return Err(Next::Close);
+            }
+            Err(SpoolError::Rejected(rejection)) => rejection,
         };
         self.parts.put(request.parts);
         self.begin_log_entry();

@@ -90,6 +90,7 @@ mod reader_body;
 mod rejection;
 mod spare_parts;
 mod spool;
+mod spool_buffer;
 
 // Responses.
 mod answer_race;
