@@ -171,8 +171,12 @@ fn big(request: &mut Request<Body<'_>>) -> Response<Reply> {
     })
 }
 
+/// The longest wait that `/later` takes, an hour.
+const MOST_MILLIS: u64 = 3_600_000;
+
 fn later(request: &mut Request<Body<'_>>) -> Response<Reply> {
-    number(request, "ms", 5).map_or_else(bad_request, push::later)
+    let millis = number(request, "ms", 5).filter(|millis| *millis <= MOST_MILLIS);
+    millis.map_or_else(bad_request, push::later)
 }
 
 fn events(request: &mut Request<Body<'_>>) -> Response<Reply> {
@@ -195,11 +199,10 @@ fn publish(request: &mut Request<Body<'_>>) -> Response<Reply> {
         .read_all(16 * 1024)
         .map(String::from_utf8)
     {
-        Ok(Ok(text)) => push::publish(text),
-        Ok(Err(_)) => return bad_request(),
-        Err(_) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to publish\n"),
+        Ok(Ok(text)) if push::publish(&text) => plain(StatusCode::ACCEPTED, "published\n"),
+        Ok(Err(_)) => bad_request(),
+        Ok(Ok(_)) | Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to publish\n"),
     }
-    plain(StatusCode::ACCEPTED, "published\n")
 }
 
 /// The number of the last event that the client has got.

@@ -340,18 +340,22 @@ impl<'a, S: Service> Workers<'a, S> {
             };
             match disposition {
                 Disposition::Continue => {
-                    calls_left -= 1;
-                    let is_due = calls_left == 0;
-                    lot.poll_to_queue(&mut worker.events, worker.counters, is_due);
-                    if is_due || lot.has_entries() {
+                    if self.must_let_others_go_first(lot, worker, &mut calls_left) {
                         turn.queue();
                         return TurnEnd::Queued;
                     }
                 }
-                Disposition::Park => match turn.park() {
-                    Some(kept) => turn = kept,
-                    None => return TurnEnd::Over,
-                },
+                Disposition::Park => {
+                    turn = match turn.park() {
+                        Some(kept) => kept,
+                        None => return TurnEnd::Over,
+                    };
+                    // Wake-ups, messages and input may come faster than the connection is parked.
+                    if self.must_let_others_go_first(lot, worker, &mut calls_left) {
+                        turn.queue();
+                        return TurnEnd::Queued;
+                    }
+                }
                 Disposition::WriteThenClose => {
                     if let Some(occupant) = turn.occupant() {
                         occupant.begin_closing();
@@ -364,6 +368,19 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
             }
         }
+    }
+
+    /// Whether this connection has used up its turn, or others wait.
+    fn must_let_others_go_first(
+        &self,
+        lot: &Lot<S::Session>,
+        worker: &mut Worker<'a, S>,
+        calls_left: &mut usize,
+    ) -> bool {
+        *calls_left = calls_left.saturating_sub(1);
+        let is_over = *calls_left == 0;
+        lot.poll_to_queue(&mut worker.events, worker.counters, is_over);
+        is_over || lot.has_entries()
     }
 
     fn log_panic(&self, worker: &mut Worker<'a, S>, occupant: &Occupant<S::Session>, why: &str) {
@@ -427,11 +444,17 @@ impl<'a, S: Service> Workers<'a, S> {
             return Disposition::Requeue;
         }
         if reads && !conn.at_eof() {
-            let is_closing = self.lots.drain.is_closing() && !is_due && stage != Stage::Waiting;
-            if is_closing && conn.check_drain_limit(!mid_message) {
+            let is_closing = self.lots.drain.is_closing() && !is_due;
+            let is_over = is_closing && conn.check_drain_limit(!mid_message);
+            if is_over && stage != Stage::Waiting {
                 return Disposition::WriteThenClose;
             }
-            match conn.try_fill() {
+            // A connection that waits goes on, but reads no more.
+            let filled = match is_over {
+                true => Ok(Filled::Nothing),
+                false => conn.try_fill(),
+            };
+            match filled {
                 Ok(Filled::Bytes) if stage != Stage::Waiting => {
                     // The client has been faster than the call for its expiry.
                     conn.due.expiry = None;
@@ -494,7 +517,10 @@ impl<'a, S: Service> Workers<'a, S> {
         };
         let counters = worker.counters;
         counters.begin_call(token.to_u64(), worker.ready_at, worker.now);
-        let next = match occupant.conn.due.expiry.take() {
+        // A wake-up that came meanwhile goes before the expiry.
+        let due = &mut occupant.conn.due;
+        let expiry = due.expiry.take();
+        let next = match expiry.filter(|_| !due.is_any()) {
             None => self.call_with(occupant, own),
             Some(expiry) => self.call_expired(occupant, expiry),
         };
@@ -620,7 +646,7 @@ impl<'a, S: Service> Workers<'a, S> {
 
 /// Whether the client has ended its side, and a service that waits was not told.
 fn must_tell_end(conn: &Connection) -> bool {
-    conn.at_eof() && !conn.due.was_told_of_end()
+    conn.has_client_ended() && !conn.due.was_told_of_end()
 }
 
 /// What becomes of the connection after a step, once its output was flushed.

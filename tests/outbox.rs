@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use handover::{Builder, Connection, Handle, Next, Outbox, SendError, Service, WhenFull};
 
 use support::{
-    LIMIT, addr, answer, ask, assert_closed, assert_silent, connect, connect_narrow, door,
+    LIMIT, QUIET, addr, answer, ask, assert_closed, assert_silent, connect, connect_narrow, door,
     eventually, lines, pause, server, start, stop, until,
 };
 
@@ -114,7 +114,9 @@ fn what_a_call_writes_is_not_torn_apart() {
     let (keeper, at_door) = door();
     let (tell, told) = unbounded();
     let handle = start(server().workers(1), move |conn: &mut Connection| {
-        let _ = conn.take_line(64)?;
+        if conn.take_line(64)?.is_none() {
+            return Ok(Next::Close);
+        }
         let outbox = conn.outbox(1 << 20);
         conn.write_all(b"<")?;
         // More than is gathered, so that a part leaves before the call returns.
@@ -137,15 +139,18 @@ fn what_a_call_writes_is_not_torn_apart() {
     stop(&handle);
 }
 
-/// Fills the socket and the outbox of a client that does not read. Returns how many messages of 1,000 bytes were sent.
+/// Fills the socket and the outbox of a client that does not read, until the kernel takes no more.
+/// Returns how many messages of 1,000 bytes were sent.
 fn fill(outbox: &Outbox) -> usize {
     let message = bytes::Bytes::from(vec![b'x'; 1000]);
     let mut sent = 0;
-    while outbox.send(message.clone()).is_ok() {
-        sent += 1;
+    loop {
+        match outbox.send_by(message.clone(), Instant::now() + QUIET) {
+            Ok(()) => sent += 1,
+            Err(_) => return sent,
+        }
         assert!(sent < 100_000);
     }
-    sent
 }
 
 #[test]
@@ -270,6 +275,39 @@ fn closing_writes_what_was_sent_before() {
     let outbox = subscribe(&mut client, &told);
     outbox.close_connection();
     assert_closed(&mut client);
+    stop(&handle);
+}
+
+/// More than one turn writes, in messages that leave in whole batches.
+#[test]
+fn many_messages_reach_a_client_that_stalled() {
+    const COUNT: usize = 24 * 1024;
+    let (handle, told) = subscribers(server().workers(1), COUNT * 1024);
+    let mut client = connect_narrow(addr(&handle));
+    let outbox = subscribe(&mut client, &told);
+    let message = bytes::Bytes::from(vec![b'x'; 1024]);
+    for _ in 0..COUNT {
+        outbox.send(message.clone()).unwrap();
+    }
+    let mut bytes = vec![0; COUNT * 1024];
+    client.read_exact(&mut bytes).unwrap();
+    eventually("all is written", || outbox.unsent() == 0);
+    drop(client);
+    stop(&handle);
+}
+
+/// The client has begun a message, and other threads send to it meanwhile.
+#[test]
+fn messages_give_a_client_no_more_time_for_its_own() {
+    let builder = server().workers(1).read_timeout(Duration::from_millis(300));
+    let (handle, told) = subscribers(builder, 1 << 20);
+    let mut client = connect(addr(&handle));
+    let outbox = subscribe(&mut client, &told);
+    client.write_all(b"a part").unwrap();
+    until(&handle, "the time is over", |stats| {
+        let _ = outbox.send("tick\n");
+        stats.expired.read == 1
+    });
     stop(&handle);
 }
 

@@ -288,6 +288,23 @@ fn the_client_s_leaving_is_noticed_while_it_waits() {
     stop(&handle);
 }
 
+/// The client leaves, and has sent more than the buffer takes: the end is behind what is not read.
+#[test]
+fn the_client_s_leaving_is_noticed_though_the_buffer_is_full() {
+    let (service, told) = waiting(Next::Wait);
+    let handle = start(server().workers(2).input_limit(1000), service);
+    let mut client = connect(addr(&handle));
+    wait(&mut client, &told);
+    client.write_all(&[b'x'; 3000]).unwrap();
+    until(&handle, "the buffer is full", |stats| {
+        stats.bytes_in >= 1000 && stats.parked == 1
+    });
+    finish(&client);
+    assert!(called(&told).0.ended);
+    assert!(matches!(told.recv().unwrap(), Told::Dropped));
+    stop(&handle);
+}
+
 /// A service that goes on waiting after the client's end is not called again and again for it.
 #[test]
 fn the_client_s_end_is_told_once() {
@@ -315,6 +332,50 @@ fn the_client_s_end_is_told_once() {
     assert!(waker.wake());
     assert_eq!(answer(&mut client), "late answer");
     assert_closed(&mut client);
+    stop(&handle);
+}
+
+/// As above, and no answer comes: the wait ends like that of any other client.
+#[test]
+fn a_client_that_has_ended_its_side_does_not_wait_for_ever() {
+    let builder = server().workers(1).idle_timeout(Duration::from_millis(200));
+    let handle = start(builder, |conn: &mut Connection| {
+        let _ = conn.take_line(64)?;
+        Ok(Next::Wait)
+    });
+    let mut client = connect(addr(&handle));
+    client.write_all(b"hello\n").unwrap();
+    finish(&client);
+    assert_closed(&mut client);
+    assert_eq!(handle.stats().expired.idle, 1);
+    stop(&handle);
+}
+
+/// One connection is woken again during each of its calls.
+#[test]
+fn a_connection_that_is_always_woken_takes_turns_with_others() {
+    let handle = start(server().workers(1), |conn: &mut Connection| {
+        let waker = conn.waker();
+        match conn.take_line(64)? {
+            Some(line) if line == "again" => conn.set_idle_timeout(Duration::MAX),
+            Some(line) => {
+                writeln!(conn, "{line}")?;
+                return Ok(Next::Park);
+            }
+            None if conn.cause().draining || conn.cause().ended => return Ok(Next::Close),
+            None => {}
+        }
+        waker.wake();
+        Ok(Next::Wait)
+    });
+    let mut busy = connect(addr(&handle));
+    busy.write_all(b"again\n").unwrap();
+    until(&handle, "it is called again", |stats| stats.served > 100);
+    let mut client = connect(addr(&handle));
+    for _ in 0..100 {
+        ask(&mut client, "hello");
+    }
+    drop((client, busy));
     stop(&handle);
 }
 

@@ -50,9 +50,16 @@ pub(crate) fn subscribe(last: Option<u64>) -> Response<Reply> {
     response
 }
 
-/// Sends a text to all subscribers.
-pub(crate) fn publish(text: String) {
-    let _ = PUBLISHER.send(Order::Publish(text));
+/// Sends a text to all subscribers. False if it is too long: a subscriber that has read all it was
+/// sent must have room for it.
+pub(crate) fn publish(text: &str) -> bool {
+    // Each line of the text becomes a field of the event.
+    let length = text.len() + 10 * text.lines().count();
+    if length > CAPACITY / 4 {
+        return false;
+    }
+    let _ = PUBLISHER.send(Order::Publish(text.to_owned()));
+    true
 }
 
 // ---- the clock ----
@@ -174,7 +181,9 @@ fn run_publisher(orders: Receiver<Order>) {
     }
 }
 
-/// Sends a client that connects again what it has missed. False if it has left.
+/// Sends a client that connects again what it has missed. False if it has left. A client that has
+/// missed more than there is room for gets the first part: it is dropped with the next event, and
+/// connects again for the rest.
 fn replay(events: &Events, last: Option<u64>, history: &VecDeque<(u64, Chunk)>) -> bool {
     let missed = history.iter().filter(|(id, _)| Some(*id) > last);
     let missed = missed.take_while(|_| last.is_some());

@@ -15,8 +15,8 @@ pub struct Cause {
     pub woken: bool,
     /// The time of [`wake_at`](crate::Connection::wake_at) has come.
     pub timer: bool,
-    /// The client has ended its side of the stream: as
-    /// [`at_eof`](crate::Connection::at_eof).
+    /// The client has ended its side of the stream, as
+    /// [`at_eof`](crate::Connection::at_eof) says, or with bytes that the buffer had no room for.
     pub ended: bool,
     /// The server has begun to stop, or was replaced by a successor. True in one call only, unlike
     /// [`is_draining`](crate::Connection::is_draining), and only if the connection has ever had a

@@ -85,7 +85,8 @@ impl EarlyOutput {
     #[inline]
     fn take(&self) -> Option<Box<Lent>> {
         self.slot.take().or_else(|| {
-            drop(self.sending.lock());
+            // Held until the output is out: the keeper would take it again.
+            let _sending = self.sending.lock();
             self.slot.take()
         })
     }

@@ -207,6 +207,8 @@ pub struct Connection {
     pub(crate) due: DueCalls,
     /// What other threads send.
     outbox: Option<Outbox>,
+    /// An outbox that is closed has ended the connection.
+    is_ended_by_outbox: bool,
     /// The client may still be sending input that will not be read: the close waits for the client.
     lingers_on_close: bool,
     /// The readiness that the poller watches the socket for. The socket leaves the poller before it
@@ -281,6 +283,7 @@ impl Connection {
             receive: ReceiveState::Ready,
             due: DueCalls::default(),
             outbox: None,
+            is_ended_by_outbox: false,
             lingers_on_close: false,
             closing_notice: ClosingNotice::Refusal,
             waited: Duration::ZERO,
@@ -495,7 +498,7 @@ impl Connection {
     /// before all that the service writes from now on.
     pub fn close_outbox(&mut self) {
         if let Some(outbox) = self.outbox.take() {
-            outbox.detach();
+            self.is_ended_by_outbox |= outbox.detach();
             // What the service has written comes first, also what the keeper has been lent.
             if let Err(error) = self.reclaim_output() {
                 // The next write fails as well.
@@ -522,14 +525,29 @@ impl Connection {
     /// Whether the outbox ends the connection, once all output is written.
     #[inline]
     pub(crate) fn is_ended_by_outbox(&self) -> bool {
-        (self.outbox.as_ref()).is_some_and(|outbox| outbox.ends_connection())
+        self.is_ended_by_outbox
+            || (self.outbox.as_ref()).is_some_and(|outbox| outbox.ends_connection())
+    }
+
+    /// Whether the client has ended its side, also if the buffer is too full to read up to the end.
+    pub(crate) fn has_client_ended(&self) -> bool {
+        let is_unread = || self.is_input_full() && self.has_hung_up();
+        self.at_eof() || is_unread() && self.peer_state() != PeerState::Open
     }
 
     /// Begins a call of the service.
     #[inline]
     pub(crate) fn begin_call(&mut self) {
-        let readable = !self.input.is_empty();
-        self.due.begin(readable, self.receive.is_ended());
+        let (readable, ended) = (!self.input.is_empty(), self.has_client_ended());
+        self.due.begin(readable, ended);
+    }
+
+    /// Forgets wakers and the timer: what follows on this connection has not asked for them.
+    #[cfg(feature = "http")]
+    pub(crate) fn forget_waiting(&mut self) {
+        self.wants_drain_call.store(false, Relaxed);
+        self.due.woken = false;
+        self.due.set_timer(None);
     }
 
     /// Whether the last read emptied the socket, and no event has followed.

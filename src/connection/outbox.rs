@@ -16,6 +16,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::Waker;
+use crate::log;
+use crate::panic;
 
 /// The most messages that are moved to the output at once. What is in the output already is not
 /// dropped to make room.
@@ -219,9 +221,10 @@ impl Outbox {
         self.0.state.load(SeqCst) == BREAKS_CONNECTION
     }
 
-    /// Closes the outbox without closing the connection. The messages that wait stay.
-    pub(super) fn detach(&self) {
-        self.0.set_state(CLOSED);
+    /// Closes the outbox without closing the connection. The messages that wait stay. True if a
+    /// sender has ended the connection before.
+    pub(super) fn detach(&self) -> bool {
+        self.0.set_state(CLOSED) > CLOSED
     }
 
     /// The connection has ended. Messages that wait are dropped.
@@ -328,7 +331,12 @@ impl AsRef<[u8]> for Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        self.messages.note_gone(self.bytes.len());
+        let bytes = std::mem::take(&mut self.bytes);
+        self.messages.note_gone(bytes.len());
+        // The drop may be the application's code.
+        if let Err(why) = panic::contain(|| drop(bytes)) {
+            log::error!("dropping a message panicked: {why}");
+        }
     }
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Output {
     gathered: Vec<u8>,
     /// Nearly always absent. Its pieces come before what is gathered.
     queue: Option<Box<SendQueue>>,
+    /// How many bytes of messages a queue had sent that is empty now.
+    message_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +60,8 @@ struct SendQueue {
     pieces: VecDeque<Piece>,
     /// How many bytes of the pieces were copied from the service.
     copied: usize,
+    /// How many bytes of messages were sent since the last look.
+    message_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -91,6 +95,13 @@ impl Output {
 
     fn copied(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.copied)
+    }
+
+    /// How many of the bytes that were sent since the last look were messages of the outbox.
+    #[inline]
+    pub(super) fn take_message_bytes(&mut self) -> usize {
+        let in_queue = self.queue.as_mut().map(|queue| &mut queue.message_bytes);
+        std::mem::take(&mut self.message_bytes) + in_queue.map_or(0, std::mem::take)
     }
 
     /// Whether the queue has anything.
@@ -196,6 +207,7 @@ impl Output {
         let mut sent = 0;
         while let Some(queue) = &mut self.queue {
             if queue.pieces.is_empty() {
+                self.message_bytes = queue.message_bytes;
                 self.queue = None;
                 break;
             }
@@ -347,7 +359,10 @@ impl SendQueue {
                     self.copied -= sent;
                 }
                 Piece::Owned(part) => part.sent += sent,
-                Piece::Message(part) => part.sent += sent,
+                Piece::Message(part) => {
+                    part.sent += sent;
+                    self.message_bytes += sent;
+                }
                 Piece::File(_) => {}
             }
             if sent < rest {

@@ -194,13 +194,14 @@ impl Connection {
             if outbox.take_batch(|message| self.output.queue_message(message)) == 0 {
                 return Ok(Flushed::All);
             }
-            let flushed = self.flush_some()?;
-            if flushed != Flushed::All {
-                return Ok(flushed);
-            }
+            // With output in the queue, the poller reports the connection for the next turn.
             if self.bytes_out - before > TURN_SIZE as u64 {
                 self.must_rearm = true;
                 return Ok(Flushed::TurnOver);
+            }
+            let flushed = self.flush_some()?;
+            if flushed != Flushed::All {
+                return Ok(flushed);
             }
         }
     }
@@ -233,11 +234,14 @@ impl Connection {
     }
 
     pub(super) fn note_sent(&mut self, count: usize) {
-        // Written bytes end a stretch of reading. An attempt that writes nothing does not.
         if count > 0 {
             self.bytes_out += count as u64;
             self.info.activity.count_move();
-            self.end_message();
+            // What the service has written ends a stretch of reading. Messages of other threads do
+            // not: they may come while the client is in the middle of its own message.
+            if count > self.output.take_message_bytes() {
+                self.end_message();
+            }
         }
     }
 

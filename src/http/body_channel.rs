@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
@@ -139,7 +139,11 @@ impl BodySender {
     /// of an endless stream asks again, and reaches the successor. Defaults to false, which lets
     /// the body go on until the drain time-out.
     pub fn ends_at_drain(&self, ends: bool) {
-        self.0.ends_at_drain.store(ends, Relaxed);
+        self.0.ends_at_drain.store(ends, SeqCst);
+        // The drain may have begun already.
+        if let (true, Some(open)) = (ends, self.0.open.get()) {
+            open.waker.wake();
+        }
     }
 
     /// Whether nothing more can be sent.
@@ -310,7 +314,7 @@ impl ChannelBody {
     }
 
     pub(super) fn ends_at_drain(&self) -> bool {
-        self.0.ends_at_drain.load(Relaxed)
+        self.0.ends_at_drain.load(SeqCst)
     }
 
     /// How many bytes were sent, without frames.

@@ -539,6 +539,7 @@ where
             (ReplyKind::Upgrade(protocol), _) => {
                 self.log_response(status, 0, end.waited);
                 self.conn.set_closing_notice(ClosingNotice::Forbidden);
+                self.conn.forget_waiting();
                 *self.state = SessionState::Upgraded(protocol);
                 return Ok(Some(Next::Again));
             }
@@ -711,7 +712,7 @@ where
 
     /// Whether a client that waits for another thread has ended its side, and has left thereby.
     fn has_client_ended(&self) -> bool {
-        self.conn.at_eof() && self.http.abandoned_after != Duration::MAX
+        self.conn.has_client_ended() && self.http.abandoned_after != Duration::MAX
     }
 
     /// Writes the next part of a body that is read from a reader, or the last.

@@ -112,8 +112,12 @@ impl SpareParts {
         }
         if let (Some(parts), true) = (&self.parts, self.is_repeated) {
             names.clear();
-            // Where a name occurs twice, the map may have another order: then the values differ.
-            for ((name, _), value) in parts.headers.iter().zip(values) {
+            for ((name, field), value) in parts.headers.iter().zip(values) {
+                // Where a name occurs twice, the map may have another order than the lines.
+                if lines.get(value.clone()) != Some(field.as_bytes()) {
+                    self.kept.lines = Bytes::new();
+                    return;
+                }
                 let start = names.len();
                 names.push_str(name.as_str());
                 positions.push((start..names.len(), value));

@@ -184,7 +184,7 @@ impl<S> Lot<S> {
             }
         };
         let mut order = self.idle_order.lock();
-        let (idle, mid_message) = order.search(self.slots.used(), 2 * clock::millis(), most, look);
+        let (idle, mid_message) = order.search(self.slots.used(), 4 * clock::millis(), most, look);
         let (since, index) = idle.or(mid_message.filter(|_| mid_message_too))?;
         let generation = self.slots.get(index)?.owner.generation();
         let token = Token::new(self.index, index, generation);

@@ -185,6 +185,9 @@ fn time_left(state: &SleepState) -> Option<Duration> {
 /// When the keeper has to run next, in the clock's milliseconds, as far as is known now.
 fn next_wake<S>(lot: &Lot<S>, in_poller: bool) -> u64 {
     let now = clock::millis();
+    if lot.has_left_sessions() {
+        return now;
+    }
     let mut wake_at = lot.wheel.lock().next().unwrap_or(u64::MAX);
     // Where only one thread may poll, no worker polls.
     let unpolled = !Poller::SHARED && !in_poller;

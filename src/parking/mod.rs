@@ -151,7 +151,7 @@ const HAS_OUTPUT: u64 = 1;
 const ANSWERING: u64 = 1 << 62;
 
 /// A flag in `ConnectionSlot::since`: the service has to be told when the server drains.
-const WANTS_DRAIN_CALL: u64 = 1 << 61;
+const WANTS_DRAIN_CALL: u64 = 2;
 
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
@@ -203,7 +203,7 @@ struct ConnectionSlot<S> {
     /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it
     /// parks.
     expires_at: AtomicU64,
-    /// When the connection was parked, as twice the clock's milliseconds, with the flags
+    /// When the connection was parked, as four times the clock's milliseconds, with the flags
     /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING` and `WANTS_DRAIN_CALL`.
     since: AtomicU64,
     /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
@@ -576,9 +576,18 @@ impl<S> Lot<S> {
 
     /// See [`WakeTarget::break_off`].
     fn break_off(&self, token: Token) {
-        match self.claim_parked(token, &self.counters.senders) {
-            Some(turn) => turn.write_outbox(),
-            None => self.send(token),
+        let Some(slot) = self.slots.get(token.slot()) else {
+            return;
+        };
+        loop {
+            if let Some(turn) = self.claim_parked(token, &self.counters.senders) {
+                return turn.write_outbox();
+            }
+            self.send(token);
+            // The owner may have parked the connection in between.
+            if !slot.owner.is_parked(token.generation) {
+                return;
+            }
         }
     }
 
@@ -589,6 +598,10 @@ impl<S> Lot<S> {
             self.left_sessions.lock().push(session);
             self.wake_keeper();
         }
+    }
+
+    fn has_left_sessions(&self) -> bool {
+        !self.left_sessions.lock().is_empty()
     }
 
     /// Drops the sessions that were left to the keeper.

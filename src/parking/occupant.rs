@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::clock::in_millis;
 use crate::connection::{ClosingNotice, Connection, Filled, Flushed, READ_SIZE};
 use crate::log;
-use crate::sys::Interest;
+use crate::sys::{Interest, Poller};
 
 /// How long a connection lingers, and how many bytes are discarded meanwhile. A client may send
 /// this much before it reads the response.
@@ -84,7 +84,9 @@ impl<S> Occupant<S> {
     /// Does what needs no service: writes output, shuts down, lingers.
     pub(crate) fn advance(&mut self) -> Needs {
         match self.conn.flush_all_sources() {
-            Ok(Flushed::All) if self.conn.is_ended_by_outbox() => self.begin_closing(),
+            Ok(Flushed::All) if self.may_call_service() && self.conn.is_ended_by_outbox() => {
+                self.begin_closing();
+            }
             Ok(Flushed::All) => {}
             Ok(Flushed::Blocked) => return Needs::Client,
             Ok(Flushed::TurnOver) => return Needs::NextTurn,
@@ -184,6 +186,9 @@ impl<S> Occupant<S> {
             match self.conn.try_fill() {
                 Ok(Filled::Nothing) => return false,
                 Ok(Filled::Bytes) if self.stage == Stage::Waiting => {}
+                Ok(Filled::Eof) if self.stage == Stage::Waiting => {
+                    return !self.conn.due.was_told_of_end();
+                }
                 _ => return true,
             }
         }
@@ -215,6 +220,7 @@ impl<S> Occupant<S> {
     /// closes.
     pub(crate) fn begin_closing(&mut self) {
         self.stage = Stage::Closing;
+        self.conn.close_outbox();
     }
 
     /// The service has to be called, and the queue has no room. The poller reports the connection
@@ -241,6 +247,16 @@ impl<S> Occupant<S> {
             true => Interest::Write,
             false => Interest::Read,
         }
+    }
+
+    /// Whether the poller has to watch the socket while the connection is parked. A poller that
+    /// reports once would report at once, and again and again, what a service that waits does not
+    /// read.
+    pub(super) fn needs_watch(&self, interest: Interest) -> bool {
+        Poller::SHARED
+            || self.stage != Stage::Waiting
+            || interest != Interest::Read
+            || !(self.conn.at_eof() || self.conn.is_input_full())
     }
 
     /// Whether the service has to be called, whatever the client does.

@@ -175,7 +175,7 @@ impl Ownership {
     /// something has happened that the caller, which still owns the connection, has to look at.
     pub(crate) fn park(&self, blocked: bool) -> Result<(), Readiness> {
         let (flags, parked) = match blocked {
-            true => (NOTIFIED | HANGUP, PARKED | BLOCKED),
+            true => (NOTIFIED | HANGUP | SENT, PARKED | BLOCKED),
             false => (FLAGS, PARKED),
         };
         let changed = self.change(|word| {

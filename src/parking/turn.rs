@@ -39,7 +39,9 @@ impl<S> Turn<'_, S> {
         self.count_bytes();
         let mut occupant = self.occupant.take()?;
         let interest = occupant.interest();
-        if let Err(error) = occupant.conn.watch(self.token.to_u64(), interest) {
+        if !occupant.needs_watch(interest) {
+            // The poller, which reports once, is not asked again.
+        } else if let Err(error) = occupant.conn.watch(self.token.to_u64(), interest) {
             log::warn!(
                 "{}: cannot watch the connection: {error}",
                 occupant.conn.info()
@@ -57,7 +59,7 @@ impl<S> Turn<'_, S> {
         // The compare-and-swap in `Ownership::park` publishes these stores.
         self.slot.ready_at.store(NOT_READY, Relaxed);
         self.slot.expires_at.store(expiry, Relaxed);
-        let mut since = 2 * now;
+        let mut since = 4 * now;
         if !idle {
             since |= MID_MESSAGE;
         }
@@ -148,6 +150,11 @@ impl<S> Turn<'_, S> {
     /// room.
     pub(super) fn bring_to_worker(mut self) {
         while !self.lot.has_room_for_batch() {
+            // As `close_idle` does, which may have come before.
+            let may_close = self.is_between_messages() && !self.needs_drain_call();
+            if may_close && self.lot.drain.is_closing() && !self.read_new_input() {
+                return;
+            }
             if let Some(occupant) = self.occupant() {
                 occupant.wait_for_room();
             }
@@ -227,7 +234,9 @@ impl<S> Turn<'_, S> {
                 true
             }
             // The end of the stream may complete a message.
-            (Ok(Filled::Eof), Stage::Partial | Stage::Waiting) => true,
+            (Ok(Filled::Eof), Stage::Partial) => true,
+            // The service may go on waiting after the client's end, and is told once.
+            (Ok(Filled::Eof), Stage::Waiting) => !occupant.conn.due.was_told_of_end(),
             _ => false,
         }
     }
