@@ -412,6 +412,7 @@ impl<'a, S: Service> Workers<'a, S> {
         worker: &mut Worker<'a, S>,
         token: Token,
     ) -> Disposition {
+        occupant.check_drain();
         let (stage, conn) = (occupant.stage, &mut occupant.conn);
         let reads = match stage {
             Stage::New | Stage::Idle => conn.buffer().is_empty(),
@@ -420,11 +421,7 @@ impl<'a, S: Service> Workers<'a, S> {
             Stage::Runnable | Stage::Closing | Stage::Lingering { .. } => false,
         };
         let mid_message = matches!(stage, Stage::Partial | Stage::Waiting);
-        if conn.must_be_told_of_drain() {
-            conn.due.note_drain();
-            count(&self.lots.counters.told_of_drain);
-        }
-        let is_due = conn.due.is_any();
+        let mut is_due = conn.due.is_any();
         // Before the read: what was read of a message must reach the service.
         if mid_message && !self.ensure_state(worker) {
             return Disposition::Requeue;
@@ -435,6 +432,11 @@ impl<'a, S: Service> Workers<'a, S> {
                 return Disposition::WriteThenClose;
             }
             match conn.try_fill() {
+                Ok(Filled::Bytes) if stage != Stage::Waiting => {
+                    // The client has been faster than the call for its expiry.
+                    conn.due.expiry = None;
+                    is_due = conn.due.is_any();
+                }
                 Ok(Filled::Bytes | Filled::Eof) => {}
                 Ok(Filled::Nothing) if is_due => {}
                 Ok(Filled::Nothing) if self.ends_after(stage) => {
@@ -494,8 +496,11 @@ impl<'a, S: Service> Workers<'a, S> {
         counters.begin_call(token.to_u64(), worker.ready_at, worker.now);
         let next = match occupant.conn.due.expiry.take() {
             None => self.call_with(occupant, own),
-            Some(expiry) => self.call_expired(occupant, token, expiry),
+            Some(expiry) => self.call_expired(occupant, expiry),
         };
+        if let Some(lot) = self.lots.of(token) {
+            lot.end_expiry(occupant);
+        }
         worker.now = clock::nanos();
         counters.end_call(worker.now);
         worker.ready_at = worker.now;
@@ -513,6 +518,9 @@ impl<'a, S: Service> Workers<'a, S> {
             none => none.insert(self.service.session(&occupant.conn)?),
         };
         occupant.conn.begin_call();
+        if occupant.conn.cause().draining {
+            count(&self.lots.counters.told_of_drain);
+        }
         self.service.serve(&mut occupant.conn, session, own)
     }
 
@@ -520,7 +528,6 @@ impl<'a, S: Service> Workers<'a, S> {
     fn call_expired(
         &self,
         occupant: &mut Occupant<S::Session>,
-        token: Token,
         expiry: Expiry,
     ) -> io::Result<Next> {
         let Some(session) = &mut occupant.session else {
@@ -531,9 +538,6 @@ impl<'a, S: Service> Workers<'a, S> {
         // If the service goes on, the client has as much time again.
         occupant.idle_until = None;
         occupant.conn.end_message();
-        if let Some(lot) = self.lots.of(token) {
-            lot.end_expiry(occupant);
-        }
         next
     }
 

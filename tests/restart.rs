@@ -12,12 +12,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use generations::*;
@@ -358,20 +358,25 @@ fn standard_error_comes_back_to_the_successor() {
     generations.end();
 }
 
-/// The example, as a user has it: replaced by another build of it.
-#[test]
-fn the_demo_is_replaced_by_what_is_on_disk() {
+/// The program of the example, if it was built.
+fn demo() -> Option<PathBuf> {
     let test = std::env::current_exe().unwrap();
-    let demo = test
-        .parent()
-        .and_then(Path::parent)
-        .unwrap()
-        .join("examples/demo");
+    let demo = test.parent().and_then(Path::parent).unwrap();
+    let demo = demo.join("examples/demo");
     if !demo.exists() {
         let path = demo.display();
         eprintln!("SKIPPED: {path} is not there; `cargo build --examples --all-features` makes it");
-        return;
+        return None;
     }
+    Some(demo)
+}
+
+/// The example, as a user has it: replaced by another build of it.
+#[test]
+fn the_demo_is_replaced_by_what_is_on_disk() {
+    let Some(demo) = demo() else {
+        return;
+    };
     let dir = TempDir::new().unwrap();
     let program = dir.path().join("demo");
     fs::copy(&demo, &program).unwrap();
@@ -418,6 +423,83 @@ fn the_demo_is_replaced_by_what_is_on_disk() {
         .unwrap();
     first.wait().unwrap();
     signal(pid.parse().unwrap(), Signal::TERM);
+    output.read_to_string(&mut line).unwrap();
+    assert_eq!(line.matches("0 forced, 0 dropped").count(), 2, "{line}");
+}
+
+/// Processes that do not outlive a test, even if it fails.
+struct KilledGroup(Pid);
+
+impl Drop for KilledGroup {
+    fn drop(&mut self) {
+        let _ = kill_process_group(self.0, Signal::KILL);
+    }
+}
+
+/// The demo's pages that other threads send.
+#[test]
+fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited() {
+    let Some(demo) = demo() else {
+        return;
+    };
+    let mut first = Command::new(demo)
+        .args(["--listen", "127.0.0.1:0"])
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _group = KilledGroup(Pid::from_child(&first));
+    let mut line = String::new();
+    let mut output = BufReader::new(first.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    let addr: SocketAddr = line.trim().rsplit_once('/').unwrap().1.parse().unwrap();
+    let open = |path: &str, fields: &str| {
+        let mut client = BufReader::new(support::connect(addr));
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
+        client.get_mut().write_all(request.as_bytes()).unwrap();
+        client
+    };
+    fn until_line(client: &mut BufReader<TcpStream>, end: &str) -> String {
+        let mut text = String::new();
+        while !text.ends_with(end) {
+            assert_ne!(client.read_line(&mut text).unwrap(), 0, "{text}");
+        }
+        text
+    }
+    // One stream with an event from time to time, and one that is silent.
+    let mut events = open("/events?every=10", "");
+    until_line(&mut events, "data: 3\n");
+    let mut silent = open("/subscribe", "");
+    until_line(&mut silent, "retry: 1000\n");
+    let mut later = open("/later?ms=1000", "");
+    // The request has arrived.
+    get(&mut support::connect(addr), "/whoami");
+    signal(Pid::from_child(&first).as_raw_nonzero().get(), Signal::HUP);
+    let mut rest = String::new();
+    events.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+    let last = rest
+        .rsplit_once("data: ")
+        .map_or("3", |(_, last)| last.lines().next().unwrap());
+    let last: u64 = last.parse().unwrap();
+    rest.clear();
+    silent.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "\n\r\n0\r\n\r\n");
+
+    let said = get(&mut support::connect(addr), "/whoami");
+    assert!(said.contains(r#""generation":2,"#), "{said}");
+    let mut events = open("/events?every=10", &format!("Last-Event-ID: {last}\r\n"));
+    until_line(&mut events, &format!("data: {}\n", last + 1));
+    rest.clear();
+    later.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("\r\n\r\nlater 1000"), "{rest}");
+    assert!(rest.contains("Connection: close\r\n"), "{rest}");
+    first.wait().unwrap();
+    let pid = said.trim_start_matches(r#"{"pid":"#).split(',').next();
+    signal(pid.unwrap().parse().unwrap(), Signal::TERM);
+    rest.clear();
+    events.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
     output.read_to_string(&mut line).unwrap();
     assert_eq!(line.matches("0 forced, 0 dropped").count(), 2, "{line}");
 }

@@ -655,18 +655,22 @@ fn wake_ups_race_with_the_end_of_connections() {
 
 #[test]
 fn waiting_connections_are_told_of_a_drain_once() {
+    // More than the queue takes.
+    const COUNT: usize = 700;
     for next in [Next::Wait, Next::Park] {
         let (service, told) = waiting(next);
-        let handle = start(server().workers(2), service);
-        let mut waiting: Vec<_> = (0..50).map(|_| connect(addr(&handle))).collect();
+        let handle = start(server().workers(2).queue(1), service);
+        let mut waiting: Vec<_> = (0..COUNT).map(|_| connect(addr(&handle))).collect();
         for client in &mut waiting {
             wait(client, &told);
         }
         let mut idle = connect(addr(&handle));
         ask(&mut idle, "hello");
-        until(&handle, "all are parked", |stats| stats.parked == 51);
+        until(&handle, "all are parked", |stats| {
+            stats.parked == COUNT as u64 + 1
+        });
         stop(&handle);
-        assert_eq!(handle.join().told, 50);
+        assert_eq!(handle.join().told, COUNT);
         for mut client in waiting {
             assert_eq!(answer(&mut client), "goodbye");
             assert_closed(&mut client);
@@ -675,7 +679,7 @@ fn waiting_connections_are_told_of_a_drain_once() {
         let calls = told
             .try_iter()
             .filter(|told| matches!(told, Told::Called(cause, _) if cause.draining));
-        assert_eq!(calls.count(), 50);
+        assert_eq!(calls.count(), COUNT);
     }
 }
 

@@ -431,6 +431,7 @@ impl Connection {
     ///
     /// Errors of writing, and those of duplicating the descriptor.
     pub fn detach(&mut self) -> io::Result<Detached> {
+        self.end_outbox();
         self.flush_all()?;
         self.unwatch();
         let stream = sys::socket::duplicate_stream(&self.info.socket)?;
@@ -467,6 +468,9 @@ impl Connection {
     /// An outbox, with which any thread can send to the client. It holds at most `limit` bytes that
     /// the kernel has not taken yet. A connection has one outbox: an earlier one is closed, and its
     /// messages are written first.
+    ///
+    /// Messages do not extend the connection's idle time-out, see
+    /// [`set_idle_timeout`](Self::set_idle_timeout).
     pub fn outbox(&mut self, limit: usize) -> Outbox {
         self.is_told_of_drain.store(true, Relaxed);
         self.end_outbox();

@@ -6,24 +6,20 @@ use super::{Lot, MID_MESSAGE, RoomRequest, Stage};
 
 impl<S> Lot<S> {
     /// Closes the connections that wait for a message, once the drain has begun. A connection whose
-    /// message has arrived is queued, and so is one whose service has to be told of the drain. A connection in the middle of a message stays. False if the
-    /// queue had no room for all.
-    pub(crate) fn close_idle(&self) -> bool {
+    /// message has arrived is brought to a worker, and so is one whose service has to be told of the
+    /// drain. A connection in the middle of a message stays.
+    pub(crate) fn close_idle(&self) {
         let counters = &self.counters.main_thread;
         for (token, _) in self.tokens() {
-            if !self.queue.has_room() {
-                return false;
-            }
             let Some(mut turn) = self.claim_parked(token, counters) else {
                 continue;
             };
-            if !turn.is_between_messages() {
+            if !turn.is_between_messages() || turn.must_be_told_of_drain() {
                 turn.park_again();
-            } else if turn.must_be_told_of_drain() || turn.read_new_input() {
-                turn.queue();
+            } else if turn.read_new_input() {
+                turn.bring_to_worker();
             }
         }
-        true
     }
 
     /// Closes the connections that linger.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
-use super::{ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, Token, Turn};
+use super::{ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, TOLD_OF_DRAIN, Token, Turn};
 use crate::clock;
 use crate::log;
 use crate::stats::count;
@@ -115,12 +115,13 @@ impl<S> Lot<S> {
         }
     }
 
-    /// Shortens the time of the idle connections that are parked already to the drain's grace.
-    /// Called after [`Drain::mark_replaced`](crate::drain::Drain::mark_replaced).
+    /// Shortens the time of the idle connections that are parked already to the drain's grace, and
+    /// brings those to a worker whose service has to be told of the drain. Called after [`Drain::mark_replaced`](crate::drain::Drain::mark_replaced).
     pub(crate) fn shorten_idle(&self) {
         for (token, slot) in self.tokens() {
-            let mid_message = slot.since.load(SeqCst) & MID_MESSAGE != 0;
-            if mid_message || !slot.owner.is_parked(token.generation) {
+            let since = slot.since.load(SeqCst);
+            let is_concerned = since & MID_MESSAGE == 0 || since & TOLD_OF_DRAIN != 0;
+            if !is_concerned || !slot.owner.is_parked(token.generation) {
                 continue;
             }
             if let Some(turn) = self.claim_parked(token, &self.counters.main_thread) {

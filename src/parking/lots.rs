@@ -315,11 +315,9 @@ impl<S> Lots<S> {
         self.lots.iter().for_each(Lot::shorten_idle);
     }
 
-    /// See [`Lot::close_idle`]. False if the queue of some lot had no room.
-    pub(crate) fn close_idle(&self) -> bool {
-        // Every lot is asked, whatever the others say.
-        let left = self.lots.iter().filter(|lot| !lot.close_idle());
-        left.count() == 0
+    /// See [`Lot::close_idle`].
+    pub(crate) fn close_idle(&self) {
+        self.lots.iter().for_each(Lot::close_idle);
     }
 
     /// See [`Lot::close_lingering`].
@@ -330,6 +328,11 @@ impl<S> Lots<S> {
     /// See [`Lot::close_all`].
     pub(crate) fn close_all(&self) {
         self.lots.iter().for_each(Lot::close_all);
+    }
+
+    /// See [`Lot::drop_left_sessions`].
+    pub(crate) fn drop_left_sessions(&self) {
+        self.lots.iter().for_each(Lot::drop_left_sessions);
     }
 
     /// See [`Lot::end_threads`].

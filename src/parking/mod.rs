@@ -150,6 +150,9 @@ const HAS_OUTPUT: u64 = 1;
 /// the client.
 const ANSWERING: u64 = 1 << 62;
 
+/// A flag in `ConnectionSlot::since`: the service has to be told when the server drains.
+const TOLD_OF_DRAIN: u64 = 1 << 61;
+
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
 const NOT_READY: u64 = u64::MAX;
 
@@ -201,7 +204,7 @@ struct ConnectionSlot<S> {
     /// parks.
     expires_at: AtomicU64,
     /// When the connection was parked, as twice the clock's milliseconds, with the flags
-    /// `MID_MESSAGE` and `HAS_OUTPUT`.
+    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING` and `TOLD_OF_DRAIN`.
     since: AtomicU64,
     /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
     /// Set when the connection becomes QUEUED, and kept until a worker serves it.

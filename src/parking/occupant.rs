@@ -154,6 +154,16 @@ impl<S> Occupant<S> {
             && !self.conn.due.is_any()
     }
 
+    /// Notes that the server drains, if the service has to be told. Returns whether it has.
+    #[inline]
+    pub(crate) fn check_drain(&mut self) -> bool {
+        let must_be_told = self.conn.must_be_told_of_drain() && self.may_call_service();
+        if must_be_told {
+            self.conn.due.note_drain();
+        }
+        must_be_told
+    }
+
     /// Whether nothing but the client's input leads to a call of the service, and none has arrived.
     pub(super) fn is_without_message(&self) -> bool {
         let waits = match self.stage {

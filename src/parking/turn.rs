@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
 use super::{
-    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, Token,
+    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, TOLD_OF_DRAIN,
+    Token,
 };
 use crate::clock;
 use crate::connection::{ClosingNotice, Expiry, Filled};
@@ -67,9 +68,12 @@ impl<S> Turn<'_, S> {
         if occupant.is_answering() {
             since |= ANSWERING;
         }
+        let must_be_told = occupant.conn.is_told_of_drain_later();
+        if must_be_told {
+            since |= TOLD_OF_DRAIN;
+        }
         self.slot.since.store(since, Relaxed);
         let is_blocked = interest == Interest::Write;
-        let must_be_told = occupant.conn.is_told_of_drain_later();
         self.slot.occupant.store(Some(occupant));
         match self.slot.owner.park(is_blocked) {
             Ok(()) => {
@@ -86,7 +90,11 @@ impl<S> Turn<'_, S> {
                         turn.close();
                     }
                 } else if must_be_told && !is_blocked && lot.drain.is_draining() {
-                    return lot.claim_parked(self.token, self.counters);
+                    let mut turn = lot.claim_parked(self.token, self.counters)?;
+                    if let Some(occupant) = turn.occupant() {
+                        occupant.check_drain();
+                    }
+                    return Some(turn);
                 } else if idle && (lot.drain.is_closing() || lot.drain.idle_grace() != grace) {
                     return lot.claim_parked(self.token, self.counters);
                 }
@@ -130,11 +138,11 @@ impl<S> Turn<'_, S> {
         self.queue();
     }
 
-    /// Parks a connection that was parked before. If the poller has reported the connection
-    /// meanwhile, queues it instead.
+    /// Parks a connection that was parked before. If something has happened meanwhile, brings it to
+    /// a worker instead.
     pub(crate) fn park_again(self) {
         if let Some(turn) = self.park() {
-            turn.queue();
+            turn.bring_to_worker();
         }
     }
 

@@ -37,10 +37,6 @@ use crate::service::Service;
 use crate::signals::ServerCommand;
 use crate::worker::Workers;
 
-/// The time until a drain tries again to close idle connections, after the queue had no room for
-/// connections whose message has arrived.
-const CLOSE_IDLE_AGAIN: Duration = Duration::from_millis(10);
-
 /// How long a stop waits for handlers to return, once their sockets are shut down.
 const FORCED_GRACE: Duration = Duration::from_millis(500);
 
@@ -233,9 +229,7 @@ impl<S: Service> MainThread<S> {
                 if stop.is_over() {
                     return *stop;
                 }
-                wake_at = wake_at
-                    .earlier(self.close_idle(stop))
-                    .earlier(stop.deadline);
+                wake_at = wake_at.earlier(stop.deadline);
             }
             let timer = wake_at.instant();
             let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
@@ -310,6 +304,9 @@ impl<S: Service> MainThread<S> {
         // No worker parks an idle connection from here on, so that `close_idle` finds all of them.
         self.lots.drain.mark_closing();
         self.gate.close();
+        if !std::mem::replace(&mut stop.idle_closed, true) {
+            self.lots.close_idle();
+        }
     }
 
     /// A successor serves: stops accepting, and lets idle connections end within the grace.
@@ -323,17 +320,6 @@ impl<S: Service> MainThread<S> {
     fn update_progress(&self, stop: &mut StopProgress, accepting: bool) {
         stop.finished = self.lots.drain.finished_connections() - stop.closed_before;
         stop.is_clean = !accepting && self.lots.drain.in_progress() == 0;
-    }
-
-    /// Closes idle connections, unless a successor serves. Returns when to try again.
-    fn close_idle(&self, stop: &mut StopProgress) -> Deadline {
-        if !stop.idle_closed && self.lots.drain.is_closing() {
-            stop.idle_closed = self.lots.close_idle();
-            if !stop.idle_closed {
-                return Deadline::after(Instant::now(), CLOSE_IDLE_AGAIN);
-            }
-        }
-        Deadline::NEVER
     }
 
     fn call_user_signal_hook(&self) {
@@ -375,8 +361,8 @@ impl<S: Service> MainThread<S> {
             report.dropped = left.saturating_sub(report.forced.len());
             lots.close_all();
         }
-        lots.end_threads();
         report.told = lots.counters.told_of_drain.load(Relaxed) as usize;
+        lots.end_threads();
         report.took = stop.since.elapsed();
         if let Some(restarter) = restarter {
             restarter.report_stopped(report.to_string());
@@ -394,6 +380,7 @@ impl<S: Service> MainThread<S> {
                 Err(RecvTimeoutError::Disconnected) => break true,
             }
         };
+        lots.drop_left_sessions();
         report.took = stop.since.elapsed();
         (report, all_ended)
     }
