@@ -23,6 +23,7 @@ use versus::Arguments;
 
 use crate::askers::Askers;
 use crate::figures::Server;
+use crate::later::Waiting;
 use crate::publisher::Plan;
 use crate::subscribers::Subscribers;
 
@@ -36,6 +37,8 @@ struct Run {
     interval: Duration,
     body_bytes: usize,
     askers: u32,
+    /// How long after the last message the silent clients are to be dropped.
+    drop_time: Duration,
     /// The counter of the next message.
     next: u64,
 }
@@ -47,6 +50,7 @@ fn main() -> io::Result<()> {
         "--seconds",
         "--subscribers",
         "--silent",
+        "--drop-seconds",
         "--rate",
         "--body-bytes",
         "--askers",
@@ -61,6 +65,7 @@ fn main() -> io::Result<()> {
         interval: Duration::from_secs(1) / number("--rate", 10).max(1),
         body_bytes: number("--body-bytes", 32) as usize,
         askers: number("--askers", 0),
+        drop_time: Duration::from_secs(number("--drop-seconds", 40).into()),
         next: 0,
     };
     raise_descriptor_limit();
@@ -109,11 +114,18 @@ impl Run {
             let asks = askers.stop()?.json();
             parts.push(format!(r#""push_and_asks": {{{both}, "asks": {asks}}}"#));
         }
-        // A server may drop a client without a word to it, as the words before that one are not read either.
-        let closed = descriptors.saturating_sub(self.process.descriptors()?);
+        // A client that does not read cannot hear that it was dropped.
+        let closed = || io::Result::Ok(descriptors.saturating_sub(self.process.descriptors()?));
+        let last_message = Instant::now();
+        while closed()? < silent && last_message.elapsed() < self.drop_time {
+            thread::sleep(Duration::from_millis(100));
+        }
         parts.push(format!(
-            r#""ended": {}, "silent_reset": {}, "descriptors_closed": {closed}"#,
-            subscribers.ended, subscribers.silent_reset
+            r#""ended": {}, "dropped": {}, "dropped_seconds": {:.1}, "rss_bytes_end": {}"#,
+            subscribers.ended,
+            closed()?,
+            last_message.elapsed().as_secs_f64(),
+            self.process.rss_bytes()?
         ));
         Ok(parts.join(", "))
     }
@@ -161,9 +173,11 @@ impl Run {
     }
 
     fn later(&self, number: usize, ms: u32) -> io::Result<String> {
+        let waiting = Waiting::open(self.server, number)?;
+        thread::sleep(SETTLE);
         let askers = Askers::start(self.server, self.askers)?;
         let cpu_before = self.process.cpu_time()?;
-        let answers = with_low_priority(|| later::ask(self.server, number, ms))?.json();
+        let answers = with_low_priority(|| waiting.ask(ms))?.json();
         let cpu = (self.process.cpu_time()? - cpu_before).as_secs_f64();
         let rss = self.process.rss_bytes()?;
         let asks = askers.stop()?.json();

@@ -20,8 +20,6 @@ const SILENT_RECEIVE_BUFFER: usize = 4096;
 const TICK: Duration = Duration::from_millis(100);
 /// How many clients subscribe at once.
 const OPENING: usize = 64;
-/// The token of all clients that do not read.
-const SILENT: u64 = u64::MAX;
 
 /// What arrived during one part of the run.
 #[derive(Debug, Default)]
@@ -44,8 +42,6 @@ pub(crate) struct Subscribers {
     silent: Vec<TcpStream>,
     /// How many of the streams have ended.
     pub(crate) ended: usize,
-    /// How many of the silent clients were told that their connection is over.
-    pub(crate) silent_reset: usize,
     subscribed: usize,
     /// How many have got the last message.
     complete: usize,
@@ -73,7 +69,6 @@ impl Subscribers {
             all: Vec::with_capacity(number),
             silent: Vec::with_capacity(silent),
             ended: 0,
-            silent_reset: 0,
             subscribed: 0,
             complete: 0,
             delivery: Delivery::default(),
@@ -85,8 +80,6 @@ impl Subscribers {
                 .map_err(|error| io::Error::other(format!("subscriber {index}: {error}")))?;
             connection.write_all(REQUEST)?;
             if is_silent {
-                // The end of the connection is reported all the same.
-                subscribers.watch(&connection, SILENT, EventFlags::ET)?;
                 subscribers.silent.push(connection);
                 continue;
             }
@@ -167,13 +160,7 @@ impl Subscribers {
             Err(error) => return Err(error.into()),
         }
         for event in events {
-            let token = event.data.u64();
-            if token == SILENT {
-                let flags = event.flags;
-                self.silent_reset += usize::from(flags.contains(EventFlags::HUP));
-            } else {
-                self.read(token as usize, end);
-            }
+            self.read(event.data.u64() as usize, end);
         }
         Ok(())
     }
