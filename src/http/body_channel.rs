@@ -10,7 +10,7 @@
 //! | not open | a piece | it waits in the channel |
 //! | not open | the head is written | the pieces so far go to the outbox: the body is open |
 //! | open | a piece | it goes to the outbox |
-//! | any | the sender is dropped, or aborts | the service is woken, and ends the body or cuts it off |
+//! | any | the sender ends or aborts the body | the service is woken, and ends the body or cuts it |
 //! | any | the client leaves, the drain, no body | closed: the callbacks are called, sends fail |
 
 use std::collections::VecDeque;
@@ -286,11 +286,11 @@ impl ChannelBody {
     /// thread holds the connection, so that nothing is written here.
     pub(super) fn open(&self, outbox: Outbox, waker: Waker, is_chunked: bool) {
         let mut state = self.0.state.lock();
-        let open = self.0.open.get_or_init(|| OpenBody {
+        let open = OpenBody {
             outbox,
             waker,
             is_chunked,
-        });
+        };
         for piece in mem::take(&mut state.pieces) {
             // They fit, as the limit is the same.
             if open.outbox.send(open.framed(&piece)).is_err() {
@@ -298,6 +298,8 @@ impl ChannelBody {
             }
         }
         state.waiting = 0;
+        // From here on senders do not take the lock: their pieces must not overtake those above.
+        let _ = self.0.open.set(open);
         drop(state);
         self.0.changed.notify_all();
     }

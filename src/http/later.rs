@@ -28,9 +28,9 @@ impl Reply {
     ///
     /// What the client sends meanwhile stays in the connection's buffer, up to
     /// [`input_limit`](crate::Builder::input_limit), and pipelined requests are answered in order.
-    /// A client that resets the connection or ends its side has left; with
-    /// [`Http::abandoned_after`](super::Http::abandoned_after) set to `Duration::MAX`, a client that
-    /// ends its side still gets the response. A stop or a restart waits for the response until the
+    /// A client that resets the connection or ends its side has left. With
+    /// [`Http::abandoned_after`](super::Http::abandoned_after) set to `Duration::MAX`, a client
+    /// that ends its side still gets the response. A stop or a restart waits for the response until the
     /// end of its own [`drain_timeout`](crate::Builder::drain_timeout).
     ///
     /// # Examples

@@ -200,6 +200,9 @@ impl<H> Http<H> {
     /// [`Stats::abandoned`](crate::Stats::abandoned). If the client has reset the connection, the
     /// request is not handled after a wait of 10 ms already, whatever is set here.
     ///
+    /// A client whose response another thread gives or sends ([`Reply::later`], [`Reply::channel`])
+    /// has left as soon as it ends its side, unless this is `Duration::MAX`.
+    ///
     /// A client may end its side and still wait for the response, as `nc -N` does, but most clients
     /// that end their side have left. nginx closes the connection at once then (status 499), and
     /// Go's `net/http` cancels the request's context. `Duration::MAX` handles every request.
