@@ -191,8 +191,8 @@ impl Run {
 /// of their own, need not wait for it.
 fn with_low_priority<T: Send>(part: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let lowered = || {
-        // On Linux, the priority of the calling thread.
-        setpriority_process(None, 19)?;
+        // On Linux, the priority of the calling thread. It stays above that of background work.
+        setpriority_process(None, 5)?;
         part()
     };
     thread::scope(|scope| scope.spawn(lowered).join().expect("a part panicked"))
