@@ -1,5 +1,6 @@
 """Who is measured, and how each of them is started."""
 
+import os
 import pathlib
 import resource
 import shutil
@@ -7,7 +8,7 @@ import shutil
 from .workloads import BIG, HELLO
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-BINARIES = PACKAGE / "target" / "release"
+BINARIES = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", PACKAGE / "target")) / "release"
 REPOSITORY = PACKAGE.parent.parent
 DEMO = REPOSITORY / "target" / "release" / "examples" / "demo"
 BUILD_DEMO = "cargo build --release --example demo --features http"

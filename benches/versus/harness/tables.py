@@ -32,7 +32,7 @@ def table(workload, servers, cells):
     columns = COLUMNS + ([workload.companions.program.replace("_clients", " open")] if workload.companions else [])
     rows = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     remarks = []
-    disturbed = []
+    all_measured = []
     for server in servers:
         rounds = [cell for cell in cells if (cell["workload"], cell["server"]) == (workload.name, server.name)]
         measured = [cell for cell in rounds if "failure" not in cell]
@@ -41,13 +41,20 @@ def table(workload, servers, cells):
         if failures:
             often = f" in {len(failures)} of {len(rounds)} rounds" if measured else ""
             remarks.append(f"- {server.name} fails{often}: {'; '.join(dict.fromkeys(failures))}.")
-        disturbed += [cell["others_share"] for cell in measured if cell["others_share"] > DISTURBED_ABOVE]
-    if disturbed:
-        remarks.append(
-            f"- Disturbed: in {len(disturbed)} of the measurements other processes took up to {max(disturbed):.0%} of the CPUs."
-        )
+        all_measured += measured
+    remarks += disturbance(all_measured)
     lines = [f"| {' | '.join(row + [''] * (len(columns) - len(row)))} |" for row in rows]
     return "\n".join([f"### {workload.name}", "", workload.meaning, "", *lines, "", *remarks, *([""] if remarks else [])])
+
+
+def disturbance(cells):
+    """What is to be said of other processes' share in these measurements: a line, or none."""
+    shares = [cell["others_share"] for cell in cells if cell["others_share"] > DISTURBED_ABOVE]
+    if not shares:
+        return []
+    return [
+        f"- Disturbed: in {len(shares)} of the measurements other processes took up to {max(shares):.0%} of the CPUs."
+    ]
 
 
 def medians(workload, cells):

@@ -20,7 +20,8 @@ pub const HELLO: &str = "Hello, World!";
 pub enum Page {
     /// `/`: thirteen bytes at once.
     Hello,
-    /// `/sleep?ms=5`: what [`slept`] says, from a handler that blocks for so long.
+    /// `/sleep?ms=5`, and `/later?ms=5` where no thread but its own waits for it: what [`slept`] says, from a handler
+    /// that blocks for so long.
     Sleep(Duration),
     /// `/burn?ms=20`: what [`burnt`] says, from a handler that uses this much CPU time.
     Burn(Duration),
@@ -43,7 +44,7 @@ impl Page {
         };
         match path {
             "/" => Page::Hello,
-            "/sleep" => number("ms").map_or(Page::Missing, |ms| Page::Sleep(millis(ms))),
+            "/sleep" | "/later" => number("ms").map_or(Page::Missing, |ms| Page::Sleep(millis(ms))),
             "/burn" => number("ms").map_or(Page::Missing, |ms| Page::Burn(millis(ms))),
             "/big" => number("n").map_or(Page::Missing, |n| Page::Big(n as usize)),
             _ => Page::Missing,
