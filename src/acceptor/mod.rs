@@ -487,7 +487,8 @@ impl<S> Acceptor<'_, S> {
             outbox: Outbox::default(),
             _ticket: ticket,
         };
-        self.lots.add_connection(info, &mut self.events);
+        // A parked connection is one to shed, also if its first message is about to be read.
+        self.lots.add_connection(info, !sheds, &mut self.events);
         AcceptOutcome::Accepted
     }
 
