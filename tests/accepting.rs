@@ -33,6 +33,34 @@ fn a_silent_client_holds_no_worker() {
     stop(&handle);
 }
 
+// With the other poller, workers sleep on the queue.
+#[cfg(not(handover_one_waiter))]
+#[test]
+fn a_connection_wakes_no_worker_before_its_client_sends() {
+    const CONNECTIONS: usize = 200;
+    let handle = start(server().workers(2).thread_name_prefix("early"), lines);
+    let is_worker = |name: &str| name.trim_end().ends_with(['0', '1']);
+    ask(&mut connect(addr(&handle)), "hello");
+    until(&handle, "the workers are idle", |stats| stats.live == 0);
+    let before = sleeps("early", is_worker);
+    let silent: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|index| {
+            let silent = connect(addr(&handle));
+            until(&handle, "it is parked", |stats| {
+                stats.parked == index as u64 + 1
+            });
+            silent
+        })
+        .collect();
+    let slept = sleeps("early", is_worker) - before;
+    assert!(
+        slept < CONNECTIONS / 4,
+        "{slept} wake-ups for {CONNECTIONS} silent clients"
+    );
+    drop(silent);
+    stop(&handle);
+}
+
 #[test]
 fn a_loop_style_handler_is_not_called_for_a_silent_client() {
     let looping = |conn: &mut Connection| {
@@ -239,9 +267,9 @@ fn sharing(servers: usize, builder: impl Fn(usize) -> Builder) -> (SocketAddr, V
     (at, handles.collect())
 }
 
-/// How often the acceptors have slept: the threads with this name.
+/// How often the threads with this prefix have slept whose name meets the condition.
 #[cfg(not(handover_one_waiter))]
-fn sleeps(prefix: &str) -> usize {
+fn sleeps(prefix: &str, condition: impl Fn(&str) -> bool) -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let sleeps = tasks.filter_map(|task| {
         let path = task.ok()?.path();
@@ -249,8 +277,8 @@ fn sleeps(prefix: &str) -> usize {
         let status = std::fs::read_to_string(path.join("status")).ok()?;
         let mut lines = status.lines();
         let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        let is_acceptor = name.starts_with(prefix) && name.contains("accept");
-        is_acceptor.then(|| count.trim().parse::<usize>().unwrap())
+        let is_meant = name.starts_with(prefix) && condition(&name);
+        is_meant.then(|| count.trim().parse::<usize>().unwrap())
     });
     sleeps.sum()
 }
@@ -263,11 +291,12 @@ fn a_connection_wakes_one_of_the_servers_that_share_a_listener() {
     let (at, handles) = sharing(4, |_| settings().workers(1).thread_name_prefix("herd"));
     // The first connections come while the acceptors start.
     (0..50).for_each(|_| ask(&mut connect(at), "hello"));
-    let before = sleeps("herd");
+    let is_acceptor = |name: &str| name.contains("accept");
+    let before = sleeps("herd", is_acceptor);
     for _ in 0..CONNECTIONS {
         ask(&mut connect(at), "hello");
     }
-    let slept = sleeps("herd") - before;
+    let slept = sleeps("herd", is_acceptor) - before;
     assert!(
         slept < 2 * CONNECTIONS,
         "{slept} wake-ups for {CONNECTIONS} connections"

@@ -396,13 +396,19 @@ fn refuse_turns_clients_away_when_the_queue_is_full() {
     stop(&handle);
 }
 
-/// Clients that stay connected do not keep new ones out, however long the queue is.
+/// Clients that stay connected do not keep new ones out, however long the queue is. Nor do clients
+/// that have sent nothing: they do not wait for a worker.
 #[test]
 fn refuse_counts_only_new_clients() {
     let (keeper, at_door) = door();
     let builder = server().workers(1).queue(2).overload(refuse());
     let handle = start(builder, guarded(at_door));
     let mut kept: Vec<TcpStream> = (0..10).map(|_| parked(&handle)).collect();
+    let mut silent = Vec::new();
+    for parked in 11..=15 {
+        silent.push(connect(addr(&handle)));
+        until(&handle, "it is parked", |stats| stats.parked == parked);
+    }
     let mut busy = connect(addr(&handle));
     send(&mut busy, "wait");
     keeper.wait();
@@ -411,7 +417,7 @@ fn refuse_counts_only_new_clients() {
     }
     until(&handle, "they are queued", |stats| stats.queued == 10);
     let mut new: Vec<TcpStream> = (0..2).map(|_| connect(addr(&handle))).collect();
-    until(&handle, "they are accepted", |stats| stats.accepted == 13);
+    until(&handle, "they are accepted", |stats| stats.accepted == 18);
     assert_eq!(rest(&mut connect(addr(&handle))), BUSY);
     keeper.let_one_in();
     assert_eq!(answer(&mut busy), "wait");
@@ -422,7 +428,7 @@ fn refuse_counts_only_new_clients() {
         ask(client, "new");
     }
     assert_eq!(handle.stats().refused.queue_full, 1);
-    drop((busy, kept, new));
+    drop((busy, kept, new, silent));
     stop(&handle);
 }
 

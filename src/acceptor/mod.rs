@@ -3,9 +3,13 @@
 //! The thread waits in a poller of its own, never in `accept(2)`, and no error of `accept` ends it.
 //! The limits and the [`Overload`] policy decide here whether a connection is served.
 //!
+//! Where each request has a connection of its own, the wake-ups of threads are what costs most. See
+//! [`accept_rate`] for those of this thread, and `Lot::add_connection` for those of the workers.
+//!
 //! With [`Overload::Wait`], connections are accepted while the queue is full as well: the lot's
 //! poller then keeps the order in which they become ready.
 
+mod accept_rate;
 mod gate;
 mod listener_state;
 mod per_client;
@@ -19,6 +23,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::addr::Addr;
+use crate::clock;
 use crate::connection::{Activity, ConnectionInfo, EarlyOutput};
 use crate::listener::Listener;
 use crate::log;
@@ -26,6 +31,7 @@ use crate::parking::{BATCH, IdleConnection, Lots, RoomRequest};
 use crate::stats::count;
 use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
 
+use accept_rate::AcceptRate;
 pub(crate) use gate::AcceptGate;
 use gate::{CLOSED, CLOSING};
 use listener_state::{FIRST_BACKOFF, Failure, ListenerState, Watch};
@@ -93,6 +99,8 @@ pub(crate) fn run_acceptor<S>(
         has_requested_room: false,
         shortage: None,
         closed_before: 0,
+        rate: AcceptRate::new(clock::millis()),
+        may_interrupt: true,
         events: Events::with_capacity(BATCH),
     };
     acceptor.run();
@@ -123,6 +131,9 @@ struct Acceptor<'a, S> {
     shortage: Option<Failure>,
     /// How many connections had been closed when the shortage's last back-off began.
     closed_before: usize,
+    rate: AcceptRate,
+    /// The system's scheduler lets this thread interrupt others, as by default.
+    may_interrupt: bool,
     /// Room for the connections that the lot's poller reports.
     events: Events,
 }
@@ -360,8 +371,9 @@ impl<S> Acceptor<'_, S> {
     /// Accepts one connection from a listener. False if the acceptor backs off now.
     fn accept_next(&mut self, index: usize) -> bool {
         match self.accept_one(index) {
-            AcceptOutcome::Accepted | AcceptOutcome::Failed => {}
-            AcceptOutcome::Empty => {
+            AcceptOutcome::Accepted if self.has_queued(index) => {}
+            AcceptOutcome::Failed => {}
+            AcceptOutcome::Accepted | AcceptOutcome::Empty => {
                 self.listeners[index].is_ready = false;
                 self.end_failures(index);
                 self.rearm(index);
@@ -372,6 +384,14 @@ impl<S> Acceptor<'_, S> {
             }
         }
         true
+    }
+
+    /// Whether the kernel may have queued another connection. An `accept` that finds none costs
+    /// ten times as much as this check: the kernel makes the new socket before it looks.
+    fn has_queued(&self, index: usize) -> bool {
+        let socket = &self.listeners[index].listener.socket;
+        let ready = sys::socket::wait_ready(socket, Interest::Read, Some(Duration::ZERO));
+        !ready.is_ok_and(|ready| !ready.readable)
     }
 
     fn rearm(&self, index: usize) {
@@ -437,12 +457,15 @@ impl<S> Acceptor<'_, S> {
     }
 
     fn accept_one(&mut self, index: usize) -> AcceptOutcome {
-        let watched = &mut self.listeners[index];
-        let (socket, peer) = match watched.listener.accept() {
+        let (socket, peer) = match self.listeners[index].listener.accept() {
             Ok(accepted) => accepted,
             Err(error) => return self.handle_accept_error(&error, index),
         };
         count(&self.lots.counters.accepted);
+        if let Some(is_patient) = self.rate.count_accept(clock::millis()) {
+            self.set_patient(is_patient);
+        }
+        let watched = &mut self.listeners[index];
         watched.failed_connections = 0;
         for failure in watched.failure.iter_mut().chain(&mut self.shortage) {
             failure.backoff = FIRST_BACKOFF;
@@ -478,8 +501,17 @@ impl<S> Acceptor<'_, S> {
             early_output: EarlyOutput::default(),
             _ticket: ticket,
         };
-        self.lots.add_connection(info, &mut self.events);
+        // A parked connection is one to shed, also if its first message is about to be read.
+        self.lots.add_connection(info, !sheds, &mut self.events);
         AcceptOutcome::Accepted
+    }
+
+    /// Sets whether a wake-up of this thread waits for a free CPU. See [`accept_rate`].
+    fn set_patient(&mut self, is_patient: bool) {
+        // The default comes back only where it was changed here.
+        if is_patient == self.may_interrupt && sys::scheduling::set_interrupts(!is_patient) {
+            self.may_interrupt = !is_patient;
+        }
     }
 
     /// Why the policy `Refuse` refuses a connection: the counter, and the text for the log. With

@@ -211,6 +211,8 @@ pub struct Connection {
     is_ended_by_outbox: bool,
     /// The client may still be sending input that will not be read: the close waits for the client.
     lingers_on_close: bool,
+    /// The client has announced that the present message is its last one.
+    is_last_message: bool,
     /// The readiness that the poller watches the socket for. The socket leaves the poller before it
     /// is closed.
     watched: Option<Interest>,
@@ -285,6 +287,7 @@ impl Connection {
             outbox: None,
             is_ended_by_outbox: false,
             lingers_on_close: false,
+            is_last_message: false,
             closing_notice: ClosingNotice::Refusal,
             waited: Duration::ZERO,
             drain_limit: None,
@@ -641,6 +644,20 @@ impl Connection {
 
     pub(crate) fn lingers_on_close(&self) -> bool {
         self.lingers_on_close
+    }
+
+    /// Notes that the client has announced that the present message is its last one.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn note_last_message(&mut self) {
+        self.is_last_message = true;
+    }
+
+    /// Whether a close finds no unread input, as far as can be told without a read. A client that
+    /// has announced the close sends nothing after that message (RFC 9112, section 9.6).
+    pub(crate) fn has_read_all(&self) -> bool {
+        let has_last = self.is_last_message && !self.lingers_on_close;
+        self.at_eof() || (has_last && self.input.is_empty() && self.receive.is_emptied())
     }
 
     /// Checks before each read of a drain whether no more input is read. The first call sets the

@@ -512,6 +512,9 @@ where
         let is_consumed = !is_abandoned && rest.decoder.is_done();
         let is_last =
             self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
+        if !request.keep_alive {
+            self.conn.note_last_message();
+        }
         request.keep_alive &= !is_abandoned && !is_last;
         let mut end = ResponseEnd {
             status,

@@ -238,8 +238,9 @@ impl<S> Lots<S> {
 
     // ---- the acceptor ----
 
-    /// Gives a new connection to a lot. Called by the acceptor, with room for events.
-    pub(crate) fn add_connection(&self, info: ConnectionInfo, events: &mut Events) {
+    /// Gives a new connection to a lot, see [`Lot::add_connection`]. Called by the acceptor, with
+    /// room for events.
+    pub(crate) fn add_connection(&self, info: ConnectionInfo, may_park: bool, events: &mut Events) {
         let count = self.lots.len();
         let first = match count {
             1 => 0,
@@ -252,7 +253,7 @@ impl<S> Lots<S> {
                 .or_else(|| lots.clone().find(|lot| lot.queue.has_room())),
         };
         if let Some(lot) = lot.or_else(|| lots.next()) {
-            lot.add_connection(info, events);
+            lot.add_connection(info, may_park, events);
         }
     }
 

@@ -349,10 +349,14 @@ impl<S> Lot<S> {
         self.queue.has_room_for_batch()
     }
 
-    /// Takes a slot for a new connection, and puts the connection on the queue. While the queue is
-    /// full, the connection is parked, so that the poller keeps the order in which connections
-    /// become ready. Called by the acceptor, with room for events.
-    pub(crate) fn add_connection(&self, info: ConnectionInfo, events: &mut Events) {
+    /// Takes a slot for a new connection. While a worker is idle, the connection is parked, unless
+    /// `may_park` is false. The poller wakes the worker when the client has sent something: mostly
+    /// that is a moment later, and a worker that came earlier would only park the connection. While
+    /// all workers are busy, the connection is put on the queue: its client has probably sent
+    /// something before a worker is free. While the queue is full, the connection is parked, so
+    /// that the poller keeps the order in which connections become ready. Called by the acceptor,
+    /// with room for events.
+    pub(crate) fn add_connection(&self, info: ConnectionInfo, may_park: bool, events: &mut Events) {
         let info = Arc::new(info);
         let Some((index, slot)) = self.slots.take(ConnectionSlot::new) else {
             log::error!("{info}: no slot is left");
@@ -377,17 +381,22 @@ impl<S> Lot<S> {
         let occupant = Box::new(Occupant::new(conn, stage));
         *slot.info.lock() = Some(info);
         self.newcomers.fetch_add(1, SeqCst);
+        let has_idle_worker = self.queue.has_sleepers();
         // While no worker waits in the poller, connections there may have become ready earlier.
-        if !self.queue.has_sleepers() && self.queue.has_room() {
+        if !has_idle_worker && self.queue.has_room() {
             self.poll_to_queue(events, &self.counters.acceptor, true);
         }
-        let turn = Turn {
+        let mut turn = Turn {
             lot: self,
             slot,
             token,
             counters: &self.counters.acceptor,
             occupant: Some(occupant),
         };
+        if has_idle_worker && may_park && stage == Stage::New {
+            turn.end_newcomer();
+            return turn.park_again();
+        }
         match self.queue.has_room() {
             true => turn.queue(),
             false => turn.park_again(),

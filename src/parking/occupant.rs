@@ -101,7 +101,7 @@ impl<S> Occupant<S> {
         if self.stage == Stage::Closing {
             // Closing a socket with unread input resets the connection, and the reset may overtake
             // the response.
-            if self.conn.at_eof() {
+            if self.conn.has_read_all() {
                 return Needs::Close;
             }
             match self.conn.discard(&mut [0; 512]) {
@@ -295,6 +295,8 @@ impl<S> Occupant<S> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "http")]
+    use std::io::BufRead;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::sync::{Arc, Weak};
@@ -329,6 +331,42 @@ mod tests {
             &Limits::default(),
         );
         (Occupant::new(conn, Stage::Closing), client)
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn a_close_looks_for_more_input_unless_the_client_has_sent_all() {
+        for (is_last, is_read, is_reported, lingers, expected) in [
+            // Nothing is read before the close: `unread` stays in the socket.
+            (true, true, false, false, Needs::Close),
+            // Input is left in the buffer, or was reported, or may follow.
+            (true, false, false, false, Needs::Client),
+            (true, true, true, false, Needs::Client),
+            (true, true, false, true, Needs::Client),
+            (false, true, false, false, Needs::Client),
+        ] {
+            let (mut occupant, mut client) = occupant();
+            client.write_all(b"last").unwrap();
+            let conn = &mut occupant.conn;
+            while conn.buffer().len() < 4 {
+                conn.try_fill().unwrap();
+            }
+            if is_last {
+                conn.note_last_message();
+            }
+            if is_read {
+                conn.consume(4);
+            }
+            if lingers {
+                conn.linger_on_close();
+            }
+            client.write_all(b"unread").unwrap();
+            if is_reported {
+                conn.note_readable(false);
+            }
+            let case = (is_last, is_read, is_reported, lingers);
+            assert_eq!(occupant.advance(), expected, "{case:?}");
+        }
     }
 
     #[test]

@@ -199,6 +199,13 @@ impl<S> Turn<'_, S> {
         ready_at
     }
 
+    /// Notes that the connection waits for its client now, and not for its first service.
+    pub(super) fn end_newcomer(&mut self) {
+        if let Some(occupant) = &mut self.occupant {
+            self.lot.end_newcomer(occupant);
+        }
+    }
+
     pub(super) fn waits_for_input(&self) -> bool {
         let occupant = self.occupant.as_ref();
         occupant.is_some_and(|occupant| occupant.waits_for_input())

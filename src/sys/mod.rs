@@ -13,6 +13,7 @@
 //! | `file` | unnamed files, file locks, permissions, identity, the files of Unix sockets |
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
+//! | `scheduling` | whether a wake-up of a thread interrupts others |
 //! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`] |
 //!
 //! These rules hold for all of them:
@@ -27,9 +28,9 @@
 //!
 //! | folder | compiled on | provides |
 //! |---|---|---|
-//! | `unix/` | Unix | all modules but `poller` and `supervision` |
+//! | `unix/` | Unix | all modules but `poller`, `scheduling` and `supervision` |
 //! | `windows/` | Windows | the same |
-//! | `linux/` | Linux and Android | `poller`, `supervision`, and calls that only Linux has |
+//! | `linux/` | Linux and Android | those three, and calls that only Linux has |
 //! | `other/` | every other system | the same names: portable substitutes, or errors |
 //!
 //! # The poller
@@ -68,7 +69,7 @@ mod unix;
 
 use linux as native;
 
-pub(crate) use linux::{poller, supervision};
+pub(crate) use linux::{poller, scheduling, supervision};
 pub(crate) use unix::{clock, descriptor, file, limits, message, process, signal, socket};
 
 pub use descriptor::Descriptor;

@@ -6,6 +6,7 @@ pub(super) mod calls;
 // With `--cfg handover_one_waiter`, the tests on Linux use the poller of other systems.
 #[cfg_attr(handover_one_waiter, path = "../other/poller.rs")]
 pub(crate) mod poller;
+pub(crate) mod scheduling;
 pub(super) mod socket;
 pub(crate) mod supervision;
 // What stands in for these calls on other systems is tested here too.

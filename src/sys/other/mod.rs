@@ -3,5 +3,6 @@
 #[cfg(unix)]
 pub(super) mod calls;
 pub(crate) mod poller;
+pub(crate) mod scheduling;
 pub(super) mod socket;
 pub(crate) mod supervision;
