@@ -358,6 +358,33 @@ fn all_bodies_together_have_a_limit() {
     stop(&handle);
 }
 
+/// A body that is sent back takes room until its client has read it, and no worker meanwhile.
+#[test]
+fn a_body_in_a_response_has_its_room_until_it_is_sent() {
+    const SIZE: usize = 20 << 20;
+    let dir = Dir::new();
+    let service = http::service(|request: Request<Body<'_>>| {
+        let body = request.into_body().into_owned();
+        Response::new(body.map_or_else(|_| Reply::empty(), Reply::from))
+    });
+    let service = service.max_spooled(SIZE as u64).spool_dir(dir.path());
+    let handle = start(server().workers(1), service);
+    let mut client = Client::to(&handle);
+    let body = bytes_at(0, SIZE);
+    client.send(post("/", &body));
+    until(&handle, "the response has begun", |stats| {
+        stats.bytes_out > 0 && stats.active == 0 && stats.parked == 1
+    });
+    assert_eq!(status_of(&handle, BLOCK + 1), 503);
+    Client::to(&handle).get("/").is(200, "");
+    assert!(client.answer().body == body);
+    eventually("there is room again", || {
+        status_of(&handle, BLOCK + 1) == 200
+    });
+    dir.is_clean();
+    stop(&handle);
+}
+
 /// However a request ends, the room of its body is free again.
 #[test]
 fn room_is_given_back() {
