@@ -17,6 +17,7 @@ use socket2::{SockAddr, Socket, Type};
 use crate::sys::native::calls::END_OF_STREAM;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
+    set_low_water,
 };
 use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 
