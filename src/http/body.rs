@@ -10,8 +10,9 @@ use ::http::request::Parts;
 
 use super::body_decoder::BodyDecoder;
 use super::head::RequestHead;
+use super::reader_body::BodySource;
 use super::rejection::{BODY_TOO_LARGE, Rejection, RequestLimits, bad_request};
-use super::reply::Reply;
+use super::reply::{Reply, ReplyKind};
 use super::spool::{Spool, SpoolSpace, SpooledBody};
 use crate::connection::{Connection, READ_SIZE};
 use crate::log;
@@ -283,7 +284,7 @@ impl From<OwnedBody> for Reply {
     fn from(mut body: OwnedBody) -> Self {
         let length = body.remaining();
         match body.0.is_in_file() {
-            true => Self::sized(body, length),
+            true => Self(ReplyKind::Reader(BodySource::Spooled(body.0), Some(length))),
             false => body
                 .0
                 .read_rest()

@@ -1,4 +1,4 @@
-//! A response body that is read from a reader of the handler's.
+//! A response body that is read from a reader of the handler's, or from a request's body.
 //!
 //! Reading needs a worker, but a slow client does not hold it: as soon as the socket takes no more,
 //! the connection is parked with its output, and the reader waits in the session until the output
@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice, Read};
 
+use super::spool::SpooledBody;
 use crate::clock;
 use crate::connection::Connection;
 use crate::log;
@@ -17,8 +18,25 @@ const BUFFER_SIZE: usize = 64 * 1024 - 20;
 /// How many bytes are written in one call of the service.
 const BYTES_PER_CALL: u64 = 1024 * 1024;
 
+/// What a response body is read from.
+pub(super) enum BodySource {
+    /// A reader of the handler's.
+    Reader(Box<dyn Read + Send>),
+    /// The body of a request.
+    Spooled(Box<SpooledBody>),
+}
+
+impl BodySource {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Reader(reader) => reader.read(into),
+            Self::Spooled(body) => body.read(into),
+        }
+    }
+}
+
 pub(super) struct ReaderBody {
-    pub(super) reader: Box<dyn Read + Send>,
+    pub(super) reader: BodySource,
     /// How many bytes are left to read. `None`: all until the reader's end.
     pub(super) left: Option<u64>,
     pub(super) is_chunked: bool,
@@ -43,11 +61,16 @@ impl ReaderBody {
                 // The reader may need long for the next bytes. The client gets those before.
                 conn.flush_some()?;
             }
-            if self.left == Some(0) {
+            // The space of a spooled body is in use until the body is sent.
+            let is_spooled = matches!(self.reader, BodySource::Spooled(_));
+            if self.left == Some(0) && !(is_spooled && conn.has_output()) {
                 return Ok(true);
             }
             if conn.has_output() {
                 return Ok(false);
+            }
+            if self.send_file(conn)? {
+                continue;
             }
             let count = self.read(conn, buffer)?;
             self.write(conn, &buffer[..count])?;
@@ -58,6 +81,21 @@ impl ReaderBody {
                 return Ok(false);
             }
         }
+    }
+
+    /// Hands the part of a spooled body that is in a file over to the connection. The system sends
+    /// it without a copy. False if there is no such part.
+    fn send_file(&mut self, conn: &mut Connection) -> io::Result<bool> {
+        let BodySource::Spooled(body) = &mut self.reader else {
+            return Ok(false);
+        };
+        let Some((file, range)) = body.take_file()? else {
+            return Ok(false);
+        };
+        let count = range.end - range.start;
+        self.len += count;
+        self.left = self.left.map(|left| left.saturating_sub(count));
+        conn.send_file(file, range).map(|()| true)
     }
 
     /// Reads once. 0: the body has ended.

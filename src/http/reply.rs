@@ -9,6 +9,7 @@ use ::http::Response;
 
 use super::answer_race::AwaitedAnswer;
 use super::body_channel::{BodySender, ChannelBody, body_channel};
+use super::reader_body::BodySource;
 use crate::connection::Connection;
 use crate::log;
 use crate::panic;
@@ -33,7 +34,7 @@ pub(super) enum ReplyKind {
     Text(Cow<'static, [u8]>),
     Bytes(Cow<'static, [u8]>),
     /// A reader, and how many bytes of it are sent; `None` for all.
-    Reader(Box<dyn Read + Send>, Option<u64>),
+    Reader(BodySource, Option<u64>),
     File(File),
     Upgrade(UpgradedProtocol),
     /// Another thread gives the response.
@@ -147,8 +148,8 @@ impl Reply {
 /// another panic, and two panics at once would end the process.
 struct ContainedDrop<R>(Option<R>);
 
-fn contain_drop(reader: impl Read + Send + 'static) -> Box<dyn Read + Send> {
-    Box::new(ContainedDrop(Some(reader)))
+fn contain_drop(reader: impl Read + Send + 'static) -> BodySource {
+    BodySource::Reader(Box::new(ContainedDrop(Some(reader))))
 }
 
 impl<R: Read> Read for ContainedDrop<R> {

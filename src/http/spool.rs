@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -324,6 +325,19 @@ impl SpooledBody {
         }
         rest.append(&mut self.tail);
         Ok(rest)
+    }
+
+    /// Takes what is left in the file out, as a range of the file, if that comes next.
+    pub(super) fn take_file(&mut self) -> io::Result<Option<(Arc<File>, Range<u64>)>> {
+        if self.start < self.end || self.in_file == 0 {
+            return Ok(None);
+        }
+        let Some(mut file) = self.file.take() else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        let start = file.stream_position()?;
+        let end = start + std::mem::take(&mut self.in_file);
+        Ok(Some((Arc::new(file), start..end)))
     }
 
     /// Reads from the file, at most what is left there.
