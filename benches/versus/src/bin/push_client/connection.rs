@@ -1,15 +1,17 @@
 //! Connections to the server, and the plain responses that arrive on them.
 
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use rustix::net::{self, AddressFamily, SocketType, sockopt};
+use socket2::{Domain, Socket, Type};
 
 /// How long a client waits for something that the server owes it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// One address has a few more ports than these for its connections to one server.
 const PORTS: usize = 20_000;
+const SMALL_BUFFER: usize = 4096;
+const SMALL_SEGMENT: u32 = 536;
 
 /// A blocking connection.
 pub(crate) fn connect(server: SocketAddr) -> io::Result<TcpStream> {
@@ -20,31 +22,27 @@ pub(crate) fn connect(server: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// The connection number `index` of very many, not blocking. To a loopback address, each 20,000 have another source
-/// address. A receive buffer of so many bytes makes the server soon see that a client does not read.
+/// address. One that `reads_nothing` has small buffers, on both sides, so that the server soon notices that.
 pub(crate) fn connect_many(
     server: SocketAddr,
     index: usize,
-    receive_buffer: Option<usize>,
+    reads_nothing: bool,
 ) -> io::Result<TcpStream> {
-    let family = if server.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    let socket = net::socket(family, SocketType::STREAM, None)?;
-    if let Some(bytes) = receive_buffer {
-        sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+    if reads_nothing {
+        socket.set_recv_buffer_size(SMALL_BUFFER)?;
+        // Linux sizes the other side's send buffer by the segment, and one of loopback has 64 KiB.
+        socket.set_tcp_mss(SMALL_SEGMENT)?;
     }
     if server.is_ipv4() && server.ip().is_loopback() && index >= PORTS {
         let host = 1 + u8::try_from(index / PORTS).map_err(io::Error::other)?;
-        let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, host));
-        net::bind(&socket, &SocketAddr::new(source, 0))?;
+        let source = SocketAddr::from(([127, 0, 0, host], 0));
+        socket.bind(&source.into())?;
     }
-    net::connect(&socket, &server)?;
-    let connection = TcpStream::from(socket);
-    connection.set_nodelay(true)?;
-    connection.set_nonblocking(true)?;
-    Ok(connection)
+    socket.connect(&server.into())?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Reads one response.

@@ -25,7 +25,7 @@ impl Waiting {
         let poller = epoll::create(CreateFlags::CLOEXEC)?;
         let mut connections = Vec::with_capacity(number);
         for index in 0..number {
-            let connection = connect_many(server, index, None)?;
+            let connection = connect_many(server, index, false)?;
             let token = EventData::new_u64(index as u64);
             epoll::add(&poller, &connection, token, EventFlags::IN)?;
             connections.push((connection, 0, Vec::new()));

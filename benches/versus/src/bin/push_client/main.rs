@@ -65,7 +65,7 @@ fn main() -> io::Result<()> {
         interval: Duration::from_secs(1) / number("--rate", 10).max(1),
         body_bytes: number("--body-bytes", 32) as usize,
         askers: number("--askers", 0),
-        drop_time: Duration::from_secs(number("--drop-seconds", 40).into()),
+        drop_time: Duration::from_secs(number("--drop-seconds", 90).into()),
         next: 0,
     };
     raise_descriptor_limit();

@@ -16,7 +16,6 @@ use crate::figures::{Latencies, monotonic_ns};
 
 const REQUEST: &[u8] =
     b"GET /subscribe HTTP/1.1\r\nHost: versus\r\nAccept: text/event-stream\r\n\r\n";
-const SILENT_RECEIVE_BUFFER: usize = 4096;
 const TICK: Duration = Duration::from_millis(100);
 /// How many clients subscribe at once.
 const OPENING: usize = 64;
@@ -75,8 +74,7 @@ impl Subscribers {
         };
         for index in 0..number {
             let is_silent = index < silent;
-            let buffer = is_silent.then_some(SILENT_RECEIVE_BUFFER);
-            let mut connection = connect_many(server, index, buffer)
+            let mut connection = connect_many(server, index, is_silent)
                 .map_err(|error| io::Error::other(format!("subscriber {index}: {error}")))?;
             connection.write_all(REQUEST)?;
             if is_silent {
