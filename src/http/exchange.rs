@@ -62,7 +62,7 @@ use super::response_plan::{Framing, ResponsePlan};
 use super::response_writer::{ResponseWriter, write_file};
 use super::session::{OpenResponse, ResponseEnd, Session, SessionState};
 use super::settings::Http;
-use super::spool::SpooledBody;
+use super::spooled_body::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
 use crate::log;
@@ -548,9 +548,9 @@ where
                 length
             }
             (ReplyKind::File(_), _) => 0,
-            (ReplyKind::Reader(reader, length), framing) => {
+            (ReplyKind::Reader(source, length), framing) => {
                 let body = ReaderBody {
-                    reader,
+                    source,
                     left: length,
                     is_chunked: framing == Framing::Chunks,
                     len: 0,

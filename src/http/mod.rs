@@ -81,6 +81,7 @@ mod reader_body;
 mod rejection;
 mod spool;
 mod spool_buffer;
+mod spooled_body;
 
 // Responses.
 mod date;
