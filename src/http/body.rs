@@ -13,7 +13,8 @@ use super::head::RequestHead;
 use super::reader_body::BodySource;
 use super::rejection::{BODY_TOO_LARGE, Rejection, RequestLimits, bad_request};
 use super::reply::{Reply, ReplyKind};
-use super::spool::{Spool, SpoolSpace, SpooledBody};
+use super::spool::{Spool, SpoolSpace};
+use super::spooled_body::SpooledBody;
 use crate::connection::{Connection, READ_SIZE};
 use crate::log;
 
@@ -132,7 +133,9 @@ impl Body<'_> {
     /// });
     /// ```
     pub fn take_owned(&mut self) -> io::Result<OwnedBody> {
-        if let Some(spooled) = self.spooled.take() {
+        if let Some(mut spooled) = self.spooled.take() {
+            let stored = spooled.outlive_request();
+            stored.map_err(|rejection| self.reject(rejection, io::ErrorKind::StorageFull))?;
             return Ok(OwnedBody(spooled));
         }
         let mut spool = Spool::new(Arc::clone(self.space));
@@ -283,12 +286,12 @@ impl BufRead for OwnedBody {
 impl From<OwnedBody> for Reply {
     fn from(mut body: OwnedBody) -> Self {
         let length = body.remaining();
-        match body.0.is_in_file() {
-            true => Self(ReplyKind::Reader(BodySource::Spooled(body.0), Some(length))),
-            false => body
+        match body.0.is_in_memory() {
+            true => body
                 .0
                 .read_rest()
                 .map_or_else(|_| Self::empty(), Self::from),
+            false => Self(ReplyKind::Reader(BodySource::Spooled(body.0), Some(length))),
         }
     }
 }

@@ -77,7 +77,7 @@ use super::session::{
 };
 use super::settings::Http;
 use super::spare_parts::SpareParts;
-use super::spool::SpooledBody;
+use super::spooled_body::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
 use crate::log;
@@ -567,9 +567,9 @@ where
             (ReplyKind::Channel(body), framing) => {
                 return self.begin_channel(body, end, framing == Framing::Chunks);
             }
-            (ReplyKind::Reader(reader, length), framing) => {
+            (ReplyKind::Reader(source, length), framing) => {
                 let body = ReaderBody {
-                    reader,
+                    source,
                     left: length,
                     is_chunked: framing == Framing::Chunks,
                     len: 0,

@@ -91,6 +91,7 @@ mod rejection;
 mod spare_parts;
 mod spool;
 mod spool_buffer;
+mod spooled_body;
 
 // Responses.
 mod answer_race;

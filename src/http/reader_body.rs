@@ -4,9 +4,9 @@
 //! the connection is parked with its output, and the reader waits in the session until the output
 //! is written. A body of any size takes turns with other connections.
 
-use std::io::{self, IoSlice, Read};
+use std::io::{self, BufRead, IoSlice, Read};
 
-use super::spool::SpooledBody;
+use super::spooled_body::SpooledBody;
 use crate::clock;
 use crate::connection::Connection;
 use crate::log;
@@ -14,6 +14,9 @@ use crate::log;
 /// How many bytes are read at a time. As a chunk, with a size of up to 16 digits and two line ends,
 /// they are at most 64 KiB.
 const BUFFER_SIZE: usize = 64 * 1024 - 20;
+
+/// How many bytes of a spooled body in memory are written at a time.
+const SPOOLED_SIZE: usize = 256 * 1024;
 
 /// How many bytes are written in one call of the service.
 const BYTES_PER_CALL: u64 = 1024 * 1024;
@@ -26,17 +29,8 @@ pub(super) enum BodySource {
     Spooled(Box<SpooledBody>),
 }
 
-impl BodySource {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Reader(reader) => reader.read(into),
-            Self::Spooled(body) => body.read(into),
-        }
-    }
-}
-
 pub(super) struct ReaderBody {
-    pub(super) reader: BodySource,
+    pub(super) source: BodySource,
     /// How many bytes are left to read. `None`: all until the reader's end.
     pub(super) left: Option<u64>,
     pub(super) is_chunked: bool,
@@ -62,40 +56,61 @@ impl ReaderBody {
                 conn.flush_some()?;
             }
             // The space of a spooled body is in use until the body is sent.
-            let is_spooled = matches!(self.reader, BodySource::Spooled(_));
+            let is_spooled = matches!(self.source, BodySource::Spooled(_));
             if self.left == Some(0) && !(is_spooled && conn.has_output()) {
                 return Ok(true);
             }
             if conn.has_output() {
                 return Ok(false);
             }
-            if self.send_file(conn)? {
-                continue;
-            }
-            let count = self.read(conn, buffer)?;
-            self.write(conn, &buffer[..count])?;
+            let count = match is_spooled {
+                true => self.write_spooled(conn)?,
+                false => {
+                    let count = self.read(conn, buffer)?;
+                    self.write(conn, &buffer[..count])?;
+                    count as u64
+                }
+            };
             if count == 0 {
                 return Ok(true);
             }
-            if self.len >= end || clock::millis() != began {
+            let is_over = self.len >= end || clock::millis() != began;
+            if is_over && self.left != Some(0) {
                 return Ok(false);
             }
         }
     }
 
-    /// Hands the part of a spooled body that is in a file over to the connection. The system sends
-    /// it without a copy. False if there is no such part.
-    fn send_file(&mut self, conn: &mut Connection) -> io::Result<bool> {
-        let BodySource::Spooled(body) = &mut self.reader else {
-            return Ok(false);
+    /// Writes the next part of a spooled body, and returns its length. A part that is in a file is
+    /// handed over to the connection: the system sends it without a copy.
+    fn write_spooled(&mut self, conn: &mut Connection) -> io::Result<u64> {
+        let BodySource::Spooled(body) = &mut self.source else {
+            return Ok(0);
         };
-        let Some((file, range)) = body.take_file()? else {
-            return Ok(false);
+        let in_file = body.take_file().inspect_err(|error| {
+            log::error!("{}: cannot read a stored body: {error}", conn.info());
+        })?;
+        let count = match in_file {
+            Some((file, range)) => {
+                let count = range.end - range.start;
+                conn.send_file(file, range)?;
+                count
+            }
+            None => {
+                let bytes = body.fill_buf()?;
+                let count = bytes.len().min(SPOOLED_SIZE);
+                conn.write_whole(&[IoSlice::new(&bytes[..count])])?;
+                body.consume(count);
+                count as u64
+            }
         };
-        let count = range.end - range.start;
+        self.add_read(count);
+        Ok(count)
+    }
+
+    fn add_read(&mut self, count: u64) {
         self.len += count;
         self.left = self.left.map(|left| left.saturating_sub(count));
-        conn.send_file(file, range).map(|()| true)
     }
 
     /// Reads once. 0: the body has ended.
@@ -104,10 +119,13 @@ impl ReaderBody {
             Some(left) => usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len())),
             None => buffer.len(),
         };
+        let BodySource::Reader(reader) = &mut self.source else {
+            return Ok(0);
+        };
         // The reader may take long: the keeper may send what is gathered meanwhile.
         conn.lend_output();
         let read = loop {
-            match self.reader.read(&mut buffer[..most]) {
+            match reader.read(&mut buffer[..most]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read,
             }
@@ -119,14 +137,11 @@ impl ReaderBody {
                 conn.info()
             );
         })?;
-        self.len += count as u64;
-        if let Some(left) = &mut self.left {
-            if count == 0 && *left > 0 {
-                log::error!("{}: a response body ended {left} bytes early", conn.info());
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            *left -= count as u64;
+        if let (0, Some(left @ 1..)) = (count, self.left) {
+            log::error!("{}: a response body ended {left} bytes early", conn.info());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.add_read(count as u64);
         Ok(count)
     }
 

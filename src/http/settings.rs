@@ -98,9 +98,11 @@ impl<H> Http<H> {
     ///
     /// A body larger than [`small_body`](Self::small_body) is spooled: the server stores the body
     /// while the connection is parked, and calls the handler when the body is complete. So a slow
-    /// client holds no worker. Up to 64 KiB of each body are in memory. A larger body is in an
-    /// unnamed temporary file in [`spool_dir`](Self::spool_dir), which the system removes even if
-    /// the process is killed. The bytes count as they arrive, until the [`Body`], or the
+    /// client holds no worker. While the connection is parked, up to 64 KiB of the body are in
+    /// memory. A larger body is in an unnamed temporary file in [`spool_dir`](Self::spool_dir),
+    /// which the system removes even if the process is killed. A service also has 16 buffers of
+    /// 1 MiB: the rest of a body that has come at once stays in one of them, and a body that has
+    /// come at once needs no file. The bytes count as they arrive, until the [`Body`], or the
     /// [`OwnedBody`](super::OwnedBody) made from the body, is dropped.
     ///
     /// A single body larger than this is rejected with 413. If there is no room for a body, because

@@ -3,13 +3,13 @@
 //!
 //! A client that sends single bytes causes a write to the file only every 64 KiB, since the part
 //! behind that in the file stays in memory until it is too large. From a client that is fast, a
-//! call of the service receives up to 1 MiB, and writes that at once. A [`SpoolSpace`] bounds all spools of a service together.
+//! call of the service receives up to 1 MiB, and writes that at once, unless the body is complete: a
+//! body that comes at once needs no file. A [`SpoolSpace`] bounds all spools of a service together.
 //! A spool takes bytes of the space as they arrive, since a client that only declares a length must
 //! not take room from the others, and returns them when it is dropped.
 
 use std::fs::File;
-use std::io::{self, BufRead, Read, Seek, Write};
-use std::ops::Range;
+use std::io::{self, Seek, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,12 +18,16 @@ use ::http::StatusCode;
 
 use super::rejection::{BODY_TOO_LARGE, Rejection};
 use super::spool_buffer::{BUFFER_SIZE, SpoolBuffer, SpoolBuffers};
+use super::spooled_body::{Memory, SpooledBody};
 use crate::clock;
 use crate::log;
 
 /// How many bytes of a body are kept in memory while its connection is parked, and read from the
 /// file at a time.
-const BLOCK_SIZE: usize = 64 * 1024;
+pub(super) const BLOCK_SIZE: usize = 64 * 1024;
+
+/// The buffer is written to the file when it has less room than this, in bytes.
+const MIN_ROOM: usize = 16 * 1024;
 
 /// A failure is logged if none has occurred for this long before it, in milliseconds.
 const QUIET_BEFORE_WARNING: u64 = 10_000;
@@ -46,7 +50,7 @@ pub(super) struct SpoolSpace {
     /// The directory of the temporary files. `None`: the system's.
     pub(super) dir: Option<PathBuf>,
     used: AtomicU64,
-    buffers: SpoolBuffers,
+    pub(super) buffers: SpoolBuffers,
     /// When a file could last not be written, in the clock's milliseconds; 0: never.
     failed_at: AtomicU64,
 }
@@ -76,7 +80,7 @@ impl SpoolSpace {
         }
     }
 
-    fn open_file(&self) -> io::Result<File> {
+    pub(super) fn open_file(&self) -> io::Result<File> {
         match &self.dir {
             Some(dir) => tempfile::tempfile_in(dir),
             None => tempfile::tempfile(),
@@ -85,7 +89,7 @@ impl SpoolSpace {
 
     /// Logs that a body cannot be stored, once for a series of failures.
     #[cold]
-    fn note_failure(&self, error: &io::Error) -> Rejection {
+    pub(super) fn note_failure(&self, error: &io::Error) -> Rejection {
         let now = clock::millis().max(1);
         let before = self.failed_at.swap(now, Relaxed);
         if before == 0 || now.saturating_sub(before) > QUIET_BEFORE_WARNING {
@@ -101,8 +105,8 @@ impl SpoolSpace {
 
 /// A part of the space, which is returned on drop.
 #[derive(Debug)]
-struct Reservation {
-    space: Arc<SpoolSpace>,
+pub(super) struct Reservation {
+    pub(super) space: Arc<SpoolSpace>,
     bytes: u64,
 }
 
@@ -131,8 +135,8 @@ impl Drop for Reservation {
 
 /// A body that is being received.
 ///
-/// While a call of the service receives, the body may have a buffer. What is in the buffer at the
-/// end of the call is written to the file, if it is too much for the tail.
+/// While a call of the service receives, the body may have a buffer. What is in the buffer when the
+/// connection is parked is written to the file, if it is too much for the tail.
 #[derive(Debug)]
 pub(super) struct Spool {
     reservation: Reservation,
@@ -207,9 +211,9 @@ impl Spool {
         Ok(())
     }
 
-    /// Room in the buffer to read into, at least a quarter of it. `None` without a buffer.
+    /// Room in the buffer to read into, at least `MIN_ROOM`. `None` without a buffer.
     pub(super) fn room(&mut self) -> Result<Option<&mut [u8]>, Rejection> {
-        if self.buffered > BUFFER_SIZE / 4 * 3 {
+        if self.buffered > BUFFER_SIZE - MIN_ROOM {
             self.spill()?;
         }
         // The tail has its place in front.
@@ -261,140 +265,27 @@ impl Spool {
         Ok(())
     }
 
-    /// Ends the body: it is complete.
+    /// Ends the body: it is complete. What is in the buffer stays there.
     pub(super) fn end(&mut self) -> Result<(), Rejection> {
-        self.return_buffer()?;
         let rewound = self.file.as_mut().map_or(Ok(()), File::rewind);
         rewound.map_err(|error| self.reservation.space.note_failure(&error))
     }
 
     /// Makes an ended body readable.
     pub(super) fn into_body(self) -> SpooledBody {
-        SpooledBody {
-            file: self.file,
-            in_file: self.reservation.bytes - self.tail.len() as u64,
-            block: Vec::new(),
-            start: 0,
-            end: 0,
-            tail: self.tail,
-            _reservation: self.reservation,
-        }
-    }
-}
-
-/// A complete body. Reading it never waits for the client.
-#[derive(Debug)]
-pub(super) struct SpooledBody {
-    file: Option<File>,
-    /// How many bytes of the file have not been read.
-    in_file: u64,
-    /// What was read from the file, or the tail. The bytes from `start` to `end` are next.
-    block: Vec<u8>,
-    start: usize,
-    end: usize,
-    tail: Vec<u8>,
-    _reservation: Reservation,
-}
-
-impl SpooledBody {
-    /// How many bytes are left to read.
-    pub(super) fn remaining(&self) -> u64 {
-        self.in_file + (self.end - self.start + self.tail.len()) as u64
-    }
-
-    /// Whether a part of what is left is in the file.
-    pub(super) fn is_in_file(&self) -> bool {
-        self.in_file > 0
-    }
-
-    /// Reads the rest at once.
-    pub(super) fn read_rest(&mut self) -> io::Result<Vec<u8>> {
-        if self.start == self.end && self.in_file == 0 {
-            return Ok(std::mem::take(&mut self.tail));
-        }
-        // All of it has arrived: the length is not the client's claim.
-        let mut rest = Vec::with_capacity(self.remaining() as usize);
-        rest.extend_from_slice(&self.block[self.start..self.end]);
-        self.start = self.end;
-        if let (Some(file), 1..) = (&mut self.file, self.in_file) {
-            let count = file.take(self.in_file).read_to_end(&mut rest)? as u64;
-            if count < self.in_file {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.in_file = 0;
-        }
-        rest.append(&mut self.tail);
-        Ok(rest)
-    }
-
-    /// Takes what is left in the file out, as a range of the file, if that comes next.
-    pub(super) fn take_file(&mut self) -> io::Result<Option<(Arc<File>, Range<u64>)>> {
-        if self.start < self.end || self.in_file == 0 {
-            return Ok(None);
-        }
-        let Some(mut file) = self.file.take() else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let in_file = self.reservation.bytes - self.in_memory() as u64;
+        let tail = match self.buffer {
+            Some(buffer) if self.buffered > 0 => Memory::Buffer(buffer, self.buffered),
+            _ => Memory::Vec(self.tail),
         };
-        let start = file.stream_position()?;
-        let end = start + std::mem::take(&mut self.in_file);
-        Ok(Some((Arc::new(file), start..end)))
-    }
-
-    /// Reads from the file, at most what is left there.
-    fn read_file(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let len = self.in_file.min(into.len() as u64) as usize;
-        let count = loop {
-            match self.file.as_mut().map(|file| file.read(&mut into[..len])) {
-                Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Some(Err(error)) => return Err(error),
-                // Another process has truncated the file.
-                Some(Ok(0)) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Some(Ok(count)) => break count,
-            }
-        };
-        self.in_file -= count as u64;
-        Ok(count)
-    }
-}
-
-impl Read for SpooledBody {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.start == self.end && self.in_file > 0 && into.len() >= BLOCK_SIZE {
-            return self.read_file(into);
-        }
-        let bytes = self.fill_buf()?;
-        let count = bytes.len().min(into.len());
-        into[..count].copy_from_slice(&bytes[..count]);
-        self.consume(count);
-        Ok(count)
-    }
-}
-
-impl BufRead for SpooledBody {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-            if self.in_file > 0 {
-                let mut block = std::mem::take(&mut self.block);
-                block.resize(BLOCK_SIZE, 0);
-                self.end = self.read_file(&mut block)?;
-                self.block = block;
-            } else {
-                self.block = std::mem::take(&mut self.tail);
-                self.end = self.block.len();
-            }
-        }
-        Ok(&self.block[self.start..self.end])
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.start += count;
-        debug_assert!(self.start <= self.end);
+        SpooledBody::new(self.file, in_file, tail, self.reservation)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn space(limit: u64) -> Arc<SpoolSpace> {
@@ -418,7 +309,7 @@ mod tests {
                 spool.take_buffer();
             }
             match spool.room()? {
-                Some(room) if at % 2 == 1 => {
+                Some(room) if at % 2 == 1 && room.len() >= piece.len() => {
                     room[..piece.len()].copy_from_slice(piece);
                     spool.add_read(piece.len())?;
                 }
@@ -444,7 +335,7 @@ mod tests {
             65_537,
             131_073,
             300_000,
-            1 << 20,
+            900_000,
             3 << 20,
         ] {
             let all = bytes(size);
@@ -462,9 +353,14 @@ mod tests {
         let size = all.len();
         let pieces: Vec<&[u8]> = all.chunks(step).collect();
         let again = || body(space, &pieces, how).unwrap();
-        assert_eq!(again().remaining(), size as u64);
-        assert_eq!(again().is_in_file(), size > BLOCK_SIZE);
         let what = format!("{size} in steps of {step}, {how:?}");
+        assert_eq!(again().remaining(), size as u64);
+        let most = if how == (true, false) {
+            BUFFER_SIZE
+        } else {
+            BLOCK_SIZE
+        };
+        assert_eq!(again().file.is_some(), size > most, "{what}");
         assert!(again().read_rest().unwrap() == all, "{what}");
         let mut read = Vec::new();
         again().read_to_end(&mut read).unwrap();
@@ -474,6 +370,13 @@ mod tests {
         let mut begin = vec![0; size.min(777)];
         body.read_exact(&mut begin).unwrap();
         assert_eq!(body.remaining(), (size - begin.len()) as u64);
+        if how.1 {
+            // As if another thread had taken most buffers.
+            let others: Vec<_> = std::iter::from_fn(|| space.buffers.take()).collect();
+            body.outlive_request().unwrap();
+            assert!(!body.has_buffer() && others.len() > 8);
+            assert_eq!(body.remaining(), (size - begin.len()) as u64);
+        }
         begin.extend(body.read_rest().unwrap());
         assert!(begin == all, "{what}");
         assert_eq!(body.remaining(), 0);

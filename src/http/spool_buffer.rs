@@ -1,8 +1,10 @@
 //! Buffers that large request bodies are received into, so that the bytes are not copied and one
 //! write to a file has many of them.
 //!
-//! A connection has a buffer only while a worker serves it. All connections of a service share
-//! [`MAX_BUFFERS`] of them. A buffer goes back when it is dropped.
+//! All connections of a service share [`MAX_BUFFERS`] of them. While a body is received, its
+//! connection has a buffer only in a turn. A complete body may be in a buffer until its handler, or
+//! its response, is done; a body that outlives its request gets none while they are scarce. A
+//! buffer goes back when it is dropped.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -45,6 +47,12 @@ impl SpoolBuffers {
             bytes: free.unwrap_or_else(|| vec![0; BUFFER_SIZE].into()),
             pool: self.clone(),
         })
+    }
+
+    /// Whether more than half of the buffers are in use.
+    pub(super) fn are_scarce(&self) -> bool {
+        let pool = self.0.lock();
+        pool.count - pool.free.len() > MAX_BUFFERS / 2
     }
 }
 
