@@ -76,6 +76,9 @@
 /// }
 /// ```
 ///
+/// A thread that sends to thousands at once takes the CPU from the workers meanwhile. Call
+/// `std::thread::yield_now` after each 64 messages or so.
+///
 /// The [write time-out](crate::Builder::write_timeout) closes a subscriber that does not read,
 /// whatever the bound of its outbox is.
 ///

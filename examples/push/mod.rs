@@ -89,10 +89,12 @@ fn set_alarm(delay: Duration, alarm: Alarm) {
 fn run_clock(alarms: Receiver<(Instant, Alarm)>) {
     // The number tells alarms of the same time apart.
     let mut waiting: BTreeMap<(Instant, u64), Alarm> = BTreeMap::new();
+    let mut turn = Turn::default();
     for number in 0_u64.. {
         let now = Instant::now();
         while let Some(first) = waiting.first_entry().filter(|first| first.key().0 <= now) {
             let (at, alarm) = first.remove_entry();
+            turn.take();
             if let Some((later, alarm)) = ring(at, alarm) {
                 waiting.insert(later, alarm);
             }
@@ -165,7 +167,7 @@ fn run_publisher(orders: Receiver<Order>) {
                 last_id = time.max(last_id + 1);
                 let event = Event::new().id(&last_id.to_string()).data(&text);
                 let event = Chunk::from(event);
-                subscribers.retain(|events| events.try_send(event.clone()).is_ok());
+                send_to_all(&mut subscribers, &event);
                 if history.len() == HISTORY {
                     history.pop_front();
                 }
@@ -174,11 +176,20 @@ fn run_publisher(orders: Receiver<Order>) {
             Err(RecvTimeoutError::Timeout) => {
                 heartbeat = Instant::now() + HEARTBEAT;
                 let comment = Chunk::from(Event::new().comment(""));
-                subscribers.retain(|events| events.try_send(comment.clone()).is_ok());
+                send_to_all(&mut subscribers, &comment);
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
+}
+
+/// Sends an event to all. A subscriber that has left, or that reads too slowly, is dropped.
+fn send_to_all(subscribers: &mut Vec<Events>, event: &Chunk) {
+    let mut turn = Turn::default();
+    subscribers.retain(|events| {
+        turn.take();
+        events.try_send(event.clone()).is_ok()
+    });
 }
 
 /// Sends a client that connects again what it has missed. False if it has left. A client that has
@@ -195,6 +206,20 @@ fn replay(events: &Events, last: Option<u64>, history: &VecDeque<(u64, Chunk)>) 
 }
 
 // ---- threads ----
+
+/// A thread that sends to thousands at once lets other threads run in between: the workers, if there
+/// are fewer CPUs than threads.
+#[derive(Default)]
+struct Turn(u32);
+
+impl Turn {
+    fn take(&mut self) {
+        self.0 = (self.0 + 1) % 64;
+        if self.0 == 0 {
+            thread::yield_now();
+        }
+    }
+}
 
 /// Starts a thread, which gets what is sent to it until the process ends.
 fn start<T: Send + 'static>(

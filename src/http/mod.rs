@@ -91,6 +91,7 @@ mod rejection;
 mod spare_parts;
 mod spool;
 mod spool_buffer;
+mod spool_space;
 mod spooled_body;
 
 // Responses.

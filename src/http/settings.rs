@@ -12,7 +12,7 @@ use super::access_log::AccessLog;
 use super::body::Body;
 use super::rejection::{MAX_FIELDS, RequestLimits};
 use super::reply::Reply;
-use super::spool::SpoolSpace;
+use super::spool_space::SpoolSpace;
 use crate::service::BufferLimits;
 
 /// The default of [`Http::max_spooled`], in bytes.

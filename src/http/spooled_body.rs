@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::rejection::Rejection;
-use super::spool::{BLOCK_SIZE, Reservation, SpoolSpace};
 use super::spool_buffer::SpoolBuffer;
+use super::spool_space::{BLOCK_SIZE, Reservation, SpoolSpace};
 
 /// A part of a body.
 #[derive(Debug)]
