@@ -9,7 +9,7 @@
 //! not take room from the others, and returns them when it is dropped.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{Seek, Write};
 use std::sync::Arc;
 
 use super::rejection::Rejection;
@@ -174,6 +174,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+    use crate::http::spool_space::CANNOT_STORE;
 
     fn space(limit: u64) -> Arc<SpoolSpace> {
         Arc::new(SpoolSpace::new(limit, None))
@@ -232,7 +233,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(space.used.load(Relaxed), 0);
+        assert_eq!(space.used(), 0);
     }
 
     #[track_caller]
@@ -284,7 +285,7 @@ mod tests {
             status(body(&space, &[&[0; 400], &[0; 1]], (true, true)).map(drop)),
             Some(503)
         );
-        assert_eq!(space.used.load(Relaxed), 600);
+        assert_eq!(space.used(), 600);
         // A body that would not fit into an empty space either.
         let mut large = Spool::new(Arc::clone(&space));
         assert_eq!(status(large.append(&[0; 1001])), Some(413));
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(status(large.append(&[0; 1000])), None);
         assert_eq!(status(large.append(&[0; 1])), Some(413));
         drop(large);
-        assert_eq!(space.used.load(Relaxed), 0);
+        assert_eq!(space.used(), 0);
     }
 
     #[test]
@@ -310,7 +311,10 @@ mod tests {
         spool.append(&[0; 1]).unwrap();
         assert_eq!(spool.return_buffer(), Err(CANNOT_STORE));
         drop(spool);
-        assert_eq!(space.used.load(Relaxed), 0);
-        assert_ne!(space.failed_at.load(Relaxed), 0);
+        assert_eq!(space.used(), 0);
+        assert_ne!(
+            space.failed_at.load(std::sync::atomic::Ordering::Relaxed),
+            0
+        );
     }
 }

@@ -26,7 +26,7 @@ const NO_SPACE: Rejection = Rejection::new(
     "no room for another body at the moment",
 );
 
-const CANNOT_STORE: Rejection = Rejection::new(
+pub(super) const CANNOT_STORE: Rejection = Rejection::new(
     StatusCode::SERVICE_UNAVAILABLE,
     "the body cannot be stored at the moment",
 );
@@ -41,7 +41,7 @@ pub(super) struct SpoolSpace {
     used: AtomicU64,
     pub(super) buffers: SpoolBuffers,
     /// When a file could last not be written, in the clock's milliseconds; 0: never.
-    failed_at: AtomicU64,
+    pub(super) failed_at: AtomicU64,
 }
 
 impl SpoolSpace {
@@ -53,6 +53,12 @@ impl SpoolSpace {
             buffers: SpoolBuffers::default(),
             failed_at: AtomicU64::new(0),
         }
+    }
+
+    /// How many bytes are in use.
+    #[cfg(test)]
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
     }
 
     /// Refuses a body of `length` bytes that cannot be stored now, before it is received.
@@ -96,7 +102,7 @@ impl SpoolSpace {
 #[derive(Debug)]
 pub(super) struct Reservation {
     pub(super) space: Arc<SpoolSpace>,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl Reservation {
