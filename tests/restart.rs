@@ -470,7 +470,9 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
     let mut events = open("/events?every=10", "");
     until_line(&mut events, "data: 3\n");
     let mut silent = open("/subscribe", "");
-    until_line(&mut silent, "retry: 1000\n");
+    let begin = until_line(&mut silent, "retry: 1000\n");
+    let (_, id) = begin.rsplit_once("id: ").unwrap();
+    let id = id.lines().next().unwrap();
     let mut later = open("/later?ms=1000", "");
     // The request has arrived.
     get(&mut support::connect(addr), "/whoami");
@@ -490,6 +492,16 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
     assert!(said.contains(r#""generation":2,"#), "{said}");
     let mut events = open("/events?every=10", &format!("Last-Event-ID: {last}\r\n"));
     until_line(&mut events, &format!("data: {}\n", last + 1));
+    // Published while the client of the silent stream was away.
+    let mut publish = support::connect(addr);
+    publish
+        .write_all(b"POST /publish HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnews")
+        .unwrap();
+    rest.clear();
+    publish.read_to_string(&mut rest).unwrap();
+    assert!(rest.starts_with("HTTP/1.1 202 "), "{rest}");
+    let mut silent = open("/subscribe", &format!("Last-Event-ID: {id}\r\n"));
+    until_line(&mut silent, "data: news\n");
     rest.clear();
     later.read_to_string(&mut rest).unwrap();
     assert!(rest.ends_with("\r\n\r\nlater 1000"), "{rest}");

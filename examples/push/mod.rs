@@ -156,15 +156,18 @@ fn run_publisher(orders: Receiver<Order>) {
         let left = heartbeat.saturating_duration_since(Instant::now());
         match orders.recv_timeout(left) {
             Ok(Order::Subscribe(events, last)) => {
+                // Without an id, a client whose stream ends before its first event could not say
+                // from where on it has missed events.
+                let last = last.unwrap_or_else(|| {
+                    last_id = next_id(last_id);
+                    last_id
+                });
                 if replay(&events, last, &history) {
                     subscribers.push(events);
                 }
             }
             Ok(Order::Publish(text)) => {
-                // By the time, so that the ids go on in the process that comes next.
-                let time = SystemTime::now().duration_since(UNIX_EPOCH);
-                let time = time.map_or(0, |time| time.as_micros() as u64);
-                last_id = time.max(last_id + 1);
+                last_id = next_id(last_id);
                 let event = Event::new().id(&last_id.to_string()).data(&text);
                 let event = Chunk::from(event);
                 send_to_all(&mut subscribers, &event);
@@ -192,14 +195,20 @@ fn send_to_all(subscribers: &mut Vec<Events>, event: &Chunk) {
     });
 }
 
-/// Sends a client that connects again what it has missed. False if it has left. A client that has
-/// missed more than there is room for gets the first part: it is dropped with the next event, and
-/// connects again for the rest.
-fn replay(events: &Events, last: Option<u64>, history: &VecDeque<(u64, Chunk)>) -> bool {
-    let missed = history.iter().filter(|(id, _)| Some(*id) > last);
-    let missed = missed.take_while(|_| last.is_some());
-    let sent = events.try_send(Event::new().retry(RETRY));
-    sent.is_ok()
+/// An id by the time, so that the ids go on in the process that comes next.
+fn next_id(last_id: u64) -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    let time = time.map_or(0, |time| time.as_micros() as u64);
+    time.max(last_id + 1)
+}
+
+/// Sends a client what it has missed since the event `last`. False if it has left. A client that
+/// has missed more than there is room for gets the first part: it is dropped with the next event,
+/// and connects again for the rest.
+fn replay(events: &Events, last: u64, history: &VecDeque<(u64, Chunk)>) -> bool {
+    let first = Event::new().id(&last.to_string()).retry(RETRY);
+    let missed = history.iter().filter(|(id, _)| *id > last);
+    events.try_send(first).is_ok()
         && missed
             .map(|(_, event)| event.clone())
             .all(|event| events.try_send(event).is_ok())
