@@ -126,31 +126,6 @@ fn slow_senders_hold_no_worker() {
     stop(&handle);
 }
 
-/// A large body in small pieces does not cost a call of the service for each, and the request behind it does.
-#[cfg(target_os = "linux")]
-#[test]
-fn small_pieces_of_a_large_body_are_received_together() {
-    const PIECE: usize = 200;
-    const PIECES: usize = 400;
-    let handle = start(server().workers(1), http::service(echo));
-    let mut client = Client::to(&handle);
-    let mut other = Client::to(&handle);
-    for _ in 0..2 {
-        client.send(post_head("/", PIECE * PIECES));
-        let before = handle.stats().served_for.count();
-        for at in 0..PIECES {
-            client.send(bytes_at(at * PIECE, PIECE));
-            // Whoever was ready before has been served.
-            other.get("/").is(200, "");
-        }
-        assert!(client.answer().body == bytes_at(0, PIECE * PIECES));
-        client.get("/").is(200, "");
-        let calls = handle.stats().served_for.count() - before - PIECES as u64;
-        assert!(calls < 20, "{calls}");
-    }
-    stop(&handle);
-}
-
 /// A client that sends as fast as it can, and never ends, takes turns with the others.
 #[test]
 fn a_fast_sender_takes_turns() {
@@ -632,27 +607,6 @@ fn a_spooled_body_has_a_minimum_rate() {
         assert_eq!(expired, u64::from(is_late));
         drop(client);
         dir.is_clean();
-        stop(&handle);
-    }
-}
-
-/// The same for a client that sends small pieces, which are received together.
-#[test]
-fn small_pieces_extend_the_time_too() {
-    const SHORT: Duration = Duration::from_millis(500);
-    for (piece, is_late) in [(1000, false), (10, true)] {
-        let builder = server().workers(1).read_timeout(SHORT).min_rate(2000);
-        let handle = start(builder, http::service(echo));
-        let mut client = Client::to(&handle);
-        client.send(post_head("/", 100_000));
-        for _ in 0..40 {
-            let _ = client.stream.write_all(&vec![b'x'; piece]);
-            pause(SHORT / 10);
-        }
-        let _ = client.stream.write_all(&vec![b'x'; 100_000 - 40 * piece]);
-        let status = client.answer().status;
-        assert_eq!(status, if is_late { 408 } else { 200 });
-        assert_eq!(handle.stats().expired.read, u64::from(is_late));
         stop(&handle);
     }
 }

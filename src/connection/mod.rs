@@ -245,9 +245,6 @@ pub struct Connection {
     has_no_message: bool,
     /// A message was too long.
     is_too_long: bool,
-    /// How many bytes of input the poller waits for.
-    #[cfg(feature = "http")]
-    low_water: usize,
 }
 
 /// The buffers that a worker lends to one connection after the other.
@@ -307,8 +304,6 @@ impl Connection {
             is_abandoned: false,
             has_no_message: false,
             is_too_long: false,
-            #[cfg(feature = "http")]
-            low_water: 1,
         }
     }
 
@@ -699,28 +694,6 @@ impl Connection {
     fn extend_drain_limit(&mut self, count: usize) {
         if let Some(limit) = &mut self.drain_limit {
             limit.last_byte = limit.last_byte.saturating_add(count as u64);
-        }
-    }
-
-    /// Makes the poller report input when `wanted` bytes have arrived, or as many as the socket
-    /// holds with ease; with 1, when any have. So a large message costs few calls of the service, and
-    /// a client that sends it in small pieces costs no more. The deadlines stay as they are: what
-    /// has arrived is read when they expire.
-    #[cfg(feature = "http")]
-    pub(crate) fn expect_input(&mut self, wanted: u64) {
-        if wanted <= 1 && self.low_water <= 1 || !matches!(self.info.peer, Addr::Ip(_)) {
-            return;
-        }
-        // More than this, and the kernel would enlarge the socket's buffer.
-        let most = self.info.socket.recv_buffer_size().unwrap_or(0) / 4;
-        let low_water = usize::try_from(wanted)
-            .map_or(most, |wanted| wanted.min(most))
-            .max(1);
-        if low_water != self.low_water {
-            match sys::socket::set_low_water(&self.info.socket, low_water) {
-                Ok(()) => self.low_water = low_water,
-                Err(error) => log::debug!("{}: cannot set SO_RCVLOWAT: {error}", self.info),
-            }
         }
     }
 

@@ -425,11 +425,7 @@ where
         let SessionState::Spool(mut request) = state else {
             return Err(Next::Again);
         };
-        let received = request.receive(self.conn);
-        let is_over = !matches!(received, Ok(false));
-        let data_left = request.head.body.data_left();
-        self.conn.expect_input(if is_over { 1 } else { data_left });
-        let rejection = match received {
+        let rejection = match request.receive(self.conn) {
             Ok(true) => {
                 let SpooledRequest {
                     parts: received,

@@ -38,31 +38,13 @@ pub(crate) fn set_accept_options(
     Ok(())
 }
 
-/// Sets SO_RCVLOWAT (socket(7)), in bytes: a TCP socket is reported as readable when this many have
-/// arrived, or when its buffer has no room for more. The end of the stream and errors are always
-/// reported.
-#[cfg(feature = "http")]
-pub(crate) fn set_low_water(socket: &Socket, bytes: usize) -> io::Result<()> {
-    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
-}
-
-fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_TCP, option, value)
-}
-
 #[allow(unsafe_code)]
-fn set_option(
-    socket: &Socket,
-    level: libc::c_int,
-    option: libc::c_int,
-    value: libc::c_int,
-) -> io::Result<()> {
+fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and the call reads as many bytes as a live `c_int` has.
     check(unsafe {
         let (fd, value) = (socket.as_raw_fd(), (&raw const value).cast());
-        libc::setsockopt(fd, level, option, value, size)
+        libc::setsockopt(fd, libc::IPPROTO_TCP, option, value, size)
     })?;
     Ok(())
 }

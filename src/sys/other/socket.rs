@@ -28,12 +28,6 @@ pub(crate) fn set_accept_options(
     Ok(())
 }
 
-/// Only saves time, and not every system's poller knows it.
-#[cfg(feature = "http")]
-pub(crate) fn set_low_water(_: &Socket, _: usize) -> io::Result<()> {
-    Ok(())
-}
-
 pub(crate) fn send_file(_: &Socket, _: &File, _: u64, _: usize) -> io::Result<Option<usize>> {
     Ok(None)
 }

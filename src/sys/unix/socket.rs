@@ -15,8 +15,6 @@ use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{SockAddr, Socket, Type};
 
 use crate::sys::native::calls::END_OF_STREAM;
-#[cfg(feature = "http")]
-pub(crate) use crate::sys::native::socket::set_low_water;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };

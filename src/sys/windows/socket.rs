@@ -14,8 +14,6 @@ use windows_sys::Win32::Networking::WinSock::{
 };
 
 use super::unsupported_error;
-#[cfg(feature = "http")]
-pub(crate) use crate::sys::native::socket::set_low_water;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };
