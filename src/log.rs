@@ -4,6 +4,7 @@
 //! written between the steps of a change of state, where a panic would leave a connection without
 //! an owner. So a panic ends here, and the record is lost.
 
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 
 use ::log::{Level, STATIC_MAX_LEVEL, max_level};
@@ -61,6 +62,14 @@ macro_rules! log_trace {
             $crate::log::write(|| ::log::trace!($($arg)+));
         }
     };
+}
+
+/// Drops a value of the application's, whose drop may panic. The panic is logged, with `what` was
+/// dropped.
+pub(crate) fn drop_contained<T>(what: impl fmt::Display, value: T) {
+    if let Err(why) = panic::contain(|| drop(value)) {
+        log_error!("dropping {what} panicked: {why}");
+    }
 }
 
 pub(crate) use {

@@ -27,7 +27,7 @@ pub struct Stats {
     pub served: u64,
     /// Connections refused, by reason.
     pub refused: Refused,
-    /// Connections closed because a time-out expired, by time-out.
+    /// Connections whose time-out has expired, by time-out.
     pub expired: Expired,
     /// Parked connections closed to make room.
     pub shed: u64,
@@ -68,7 +68,8 @@ pub struct Refused {
     pub queue_timeout: u64,
 }
 
-/// Which time-outs closed connections, in [`Stats`].
+/// Which time-outs have expired, in [`Stats`]. The connections were closed, or their service was
+/// called ([`Service::expired`](crate::Service::expired)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Expired {

@@ -195,7 +195,7 @@ impl<'a, S: Service> Workers<'a, S> {
                          serve meanwhile",
                         worker.index
                     );
-                    discard_error(error);
+                    log::drop_contained("an error", error);
                 }
             }
             worker.now = clock::nanos();
@@ -221,7 +221,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     log::debug!("worker {index}: still cannot build its state: {error}");
-                    discard_error(error);
+                    log::drop_contained("an error", error);
                 }
             }
         }
@@ -233,12 +233,7 @@ impl<'a, S: Service> Workers<'a, S> {
     /// Drops a worker's state. The drop is the application's code.
     fn discard_state(&self, worker: &mut Worker<'a, S>) {
         let state = worker.own.take();
-        if let Err(why) = panic::contain(|| drop(state)) {
-            log::error!(
-                "worker {}: dropping its state panicked: {why}",
-                worker.index
-            );
-        }
+        log::drop_contained(format_args!("the state of worker {}", worker.index), state);
     }
 
     fn end(&self, index: usize) {
@@ -665,13 +660,6 @@ fn after_flush<S>(
         // The socket has just refused to take more.
         (Ok(_), Disposition::Continue) if occupant.conn.has_output() => Disposition::Park,
         (Ok(_), disposition) => disposition,
-    }
-}
-
-/// Drops an error of the application, whose drop may panic.
-fn discard_error(error: io::Error) {
-    if let Err(why) = panic::contain(|| drop(error)) {
-        log::error!("dropping an error panicked: {why}");
     }
 }
 

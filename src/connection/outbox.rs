@@ -17,7 +17,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Waker;
 use crate::log;
-use crate::panic;
 
 /// The most messages that are moved to the output at once. What is in the output already is not
 /// dropped to make room.
@@ -248,8 +247,7 @@ impl Messages {
         while self.unsent.load(SeqCst).saturating_add(message.len()) > self.limit {
             let oldest = match waiting.when_full {
                 WhenFull::DropOldest if can_fit => waiting.messages.pop_front(),
-                WhenFull::DropOldest => None,
-                WhenFull::Refuse => None,
+                WhenFull::DropOldest | WhenFull::Refuse => None,
                 WhenFull::CloseConnection => {
                     self.state.store(BREAKS_CONNECTION, SeqCst);
                     self.room.notify_all();
@@ -333,10 +331,7 @@ impl Drop for Message {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         self.messages.note_gone(bytes.len());
-        // The drop may be the application's code.
-        if let Err(why) = panic::contain(|| drop(bytes)) {
-            log::error!("dropping a message panicked: {why}");
-        }
+        log::drop_contained("a message", bytes);
     }
 }
 

@@ -30,7 +30,6 @@ pub(crate) trait WakeTarget: Send + Sync {
 /// A service whose answers come from another thread:
 ///
 /// ```
-/// use std::collections::HashMap;
 /// use std::io::{self, Write};
 /// use std::sync::{Arc, Mutex, mpsc};
 ///

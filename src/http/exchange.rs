@@ -55,26 +55,19 @@ use std::any::Any;
 use std::error::Error;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::http::{Request, Response, StatusCode};
 
-use super::access_log::{AccessLine, BodyLine, LoggedBody, LoggedRequest};
-use super::answer_race::Winner;
+use super::access_log::{AccessLine, LoggedRequest};
 use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpoolError, SpooledRequest};
-use super::body_channel::{BodyEnd, ChannelBody};
-use super::chunk::LAST_CHUNK;
-use super::closing::CloseReason;
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
-use super::later::{deadline_response, dropped_response};
 use super::reader_body::ReaderBody;
 use super::rejection::{Rejection, bad_request};
 use super::reply::{Reply, ReplyKind};
 use super::response_plan::{Framing, ResponsePlan};
 use super::response_writer::{ResponseWriter, write_file};
-use super::session::{
-    AwaitedResponse, OpenChannel, OpenResponse, ResponseEnd, Session, SessionState,
-};
+use super::session::{OpenResponse, ResponseEnd, Session, SessionState};
 use super::settings::Http;
 use super::spare_parts::SpareParts;
 use super::spooled_body::SpooledBody;
@@ -200,21 +193,21 @@ where
 }
 
 /// One call of the service.
-struct ServeCall<'a, H> {
-    http: &'a Http<H>,
-    conn: &'a mut Connection,
-    state: &'a mut SessionState,
+pub(super) struct ServeCall<'a, H> {
+    pub(super) http: &'a Http<H>,
+    pub(super) conn: &'a mut Connection,
+    pub(super) state: &'a mut SessionState,
     parser: &'a mut HeadParser,
     /// The request that was received: its parts, until the handler is called, and its head.
     parts: &'a mut SpareParts,
-    request: RequestHead,
+    pub(super) request: RequestHead,
     writer: &'a mut ResponseWriter,
     /// The body of the request that was received, if it was spooled.
     spooled: Option<Box<SpooledBody>>,
     body_buffer: &'a mut Vec<u8>,
     /// The request, for the access log. `None` if the log is off, and for a request without a valid
     /// head.
-    logged_request: Option<LoggedRequest>,
+    pub(super) logged_request: Option<LoggedRequest>,
     /// When the call began, in the coarse clock's milliseconds.
     began: u64,
     /// How many requests this call has responded to.
@@ -500,7 +493,11 @@ where
     /// Discards the rest of the request's body, and writes the response. `waited`: how long the
     /// request waited for a worker.
     #[inline]
-    fn respond(&mut self, response: Response<Reply>, waited: Duration) -> io::Result<Option<Next>> {
+    pub(super) fn respond(
+        &mut self,
+        response: Response<Reply>,
+        waited: Duration,
+    ) -> io::Result<Option<Next>> {
         if matches!(response.body(), Reply(ReplyKind::Later(_))) {
             return self.begin_waiting(response, waited);
         }
@@ -593,131 +590,6 @@ where
         }
     }
 
-    /// Begins to wait for a response from another thread.
-    #[cold]
-    fn begin_waiting(
-        &mut self,
-        response: Response<Reply>,
-        waited: Duration,
-    ) -> io::Result<Option<Next>> {
-        let Reply(ReplyKind::Later(answer)) = response.into_body() else {
-            return Ok(None);
-        };
-        answer.attach(self.conn.waker());
-        let awaited = AwaitedResponse {
-            answer,
-            request: std::mem::take(&mut self.request),
-            logged_request: self.logged_request.take(),
-            waited,
-        };
-        self.continue_waiting(Box::new(awaited))
-    }
-
-    /// Writes the response of another thread, or that of the deadline, if one of them is there.
-    fn continue_waiting(&mut self, awaited: Box<AwaitedResponse>) -> io::Result<Option<Next>> {
-        let has_left = self.has_client_ended();
-        let response = match awaited.answer.decide(Instant::now(), has_left) {
-            None => {
-                self.conn.suspend_idle_timeout(true);
-                self.conn.wake_at(awaited.answer.deadline());
-                *self.state = SessionState::Later(awaited);
-                return Ok(Some(Next::Wait));
-            }
-            Some(Winner::Client) => {
-                self.conn.abandon();
-                return Ok(Some(Next::Close));
-            }
-            Some(Winner::Answer(response)) => response,
-            Some(Winner::Deadline(fallback)) => fallback.unwrap_or_else(deadline_response),
-            Some(Winner::Nobody) => {
-                let info = self.conn.info();
-                log::error!("{info}: a responder was dropped without a response");
-                dropped_response()
-            }
-        };
-        self.conn.suspend_idle_timeout(false);
-        self.conn.wake_at(None);
-        let AwaitedResponse {
-            request,
-            logged_request,
-            waited,
-            ..
-        } = *awaited;
-        (self.request, self.logged_request) = (request, logged_request);
-        self.respond(response, waited)
-    }
-
-    /// Opens the channel of a body, whose head is gathered: its pieces go to the outbox from now
-    /// on.
-    #[cold]
-    fn begin_channel(
-        &mut self,
-        body: ChannelBody,
-        end: ResponseEnd,
-        is_chunked: bool,
-    ) -> io::Result<Option<Next>> {
-        let request = self.logged_request.take();
-        let line = self.http.access_log.map(|format| BodyLine {
-            format,
-            client: self.conn.peer_addr().clone(),
-            listener: self.conn.listener_name().to_owned(),
-            request,
-            status: end.status,
-            waited: end.waited,
-        });
-        let outbox = self.conn.outbox(body.capacity());
-        body.open(outbox, self.conn.waker(), is_chunked);
-        let body = LoggedBody { body, line };
-        Ok(self.continue_channel(Box::new(OpenChannel {
-            body,
-            end,
-            is_chunked,
-        })))
-    }
-
-    /// Ends a body that other threads send, if it has ended.
-    fn continue_channel(&mut self, open: Box<OpenChannel>) -> Option<Next> {
-        let body = &open.body.body;
-        let is_drained = self.conn.is_draining() && body.ends_at_drain();
-        let (is_complete, reason) = match body.end() {
-            Some(end) => (end == BodyEnd::Complete, None),
-            None if self.has_client_ended() => (false, Some(CloseReason::ClientLeft)),
-            None if is_drained => (true, Some(CloseReason::Draining)),
-            None => {
-                self.conn.suspend_idle_timeout(true);
-                self.conn.set_closing_notice(ClosingNotice::Forbidden);
-                *self.state = SessionState::Channel(open);
-                return Some(Next::Wait);
-            }
-        };
-        self.conn.close_outbox();
-        if let Some(reason) = reason {
-            body.close(reason);
-        }
-        self.conn.suspend_idle_timeout(false);
-        let OpenChannel {
-            body,
-            mut end,
-            is_chunked,
-        } = *open;
-        // Writes the line of the access log.
-        drop(body);
-        if !is_complete {
-            return Some(Next::Close);
-        }
-        self.conn.set_closing_notice(ClosingNotice::Refusal);
-        if is_chunked {
-            self.conn.gathered().extend_from_slice(LAST_CHUNK);
-        }
-        end.closes |= self.conn.is_draining() && self.conn.buffer().is_empty();
-        self.after_response(end)
-    }
-
-    /// Whether a client that waits for another thread has ended its side, and has left thereby.
-    fn has_client_ended(&self) -> bool {
-        self.conn.has_client_ended() && self.http.abandoned_after != Duration::MAX
-    }
-
     /// Writes the next part of a body that is read from a reader, or the last.
     fn write_reader(&mut self, mut response: OpenResponse) -> io::Result<Option<Next>> {
         let is_complete = self.contain(|call| {
@@ -750,7 +622,7 @@ where
 
     /// Prepares for the rest of the request's body. `None`: the next request may follow.
     #[inline]
-    fn after_response(&mut self, end: ResponseEnd) -> Option<Next> {
+    pub(super) fn after_response(&mut self, end: ResponseEnd) -> Option<Next> {
         if end.closes {
             if !end.is_body_consumed {
                 self.conn.linger_on_close();

@@ -82,6 +82,7 @@ mod settings;
 
 // Requests.
 mod authority;
+mod awaited;
 mod body;
 mod body_decoder;
 mod control_fields;

@@ -12,7 +12,6 @@ use super::body_channel::{BodySender, ChannelBody, body_channel};
 use super::reader_body::BodySource;
 use crate::connection::Connection;
 use crate::log;
-use crate::panic;
 use crate::service::Next;
 
 /// The body of a response.
@@ -161,9 +160,7 @@ impl<R: Read> Read for ContainedDrop<R> {
 impl<R> Drop for ContainedDrop<R> {
     fn drop(&mut self) {
         let reader = self.0.take();
-        if let Err(why) = panic::contain(|| drop(reader)) {
-            log::error!("dropping the reader of a response panicked: {why}");
-        }
+        log::drop_contained("the reader of a response", reader);
     }
 }
 

@@ -21,9 +21,9 @@ pub(crate) struct IdleConnection {
     pub(super) token: Token,
 }
 
-/// The expiries that the service handles at once: at most a quarter of the workers does, so that a
-/// flood of silent clients keeps no others waiting. The connections beyond are closed without a
-/// call.
+/// Counts the calls of `Service::expired` that are due or in progress: at most a quarter of the
+/// workers, so that a flood of silent clients keeps no others waiting. The connections beyond are
+/// closed without a call.
 pub(super) struct Expiries {
     most: usize,
     in_progress: AtomicUsize,
@@ -118,7 +118,8 @@ impl<S> Lot<S> {
     }
 
     /// Shortens the time of the idle connections that are parked already to the drain's grace, and
-    /// brings those to a worker whose service has to be told of the drain. Called after [`Drain::mark_replaced`](crate::drain::Drain::mark_replaced).
+    /// brings the connections whose service is called at a drain to a worker. Called after
+    /// [`Drain::mark_replaced`](crate::drain::Drain::mark_replaced).
     pub(crate) fn shorten_idle(&self) {
         for (token, slot) in self.tokens() {
             let since = slot.since.load(SeqCst);

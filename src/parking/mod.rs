@@ -115,7 +115,6 @@ use crate::clock::{self, in_millis};
 use crate::connection::{Connection, ConnectionInfo, EarlyOutputWatch, Limits, WakeTarget, Waker};
 use crate::drain::Drain;
 use crate::log;
-use crate::panic;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 
@@ -150,7 +149,7 @@ const HAS_OUTPUT: u64 = 1;
 /// the client.
 const ANSWERING: u64 = 1 << 62;
 
-/// A flag in `ConnectionSlot::since`: the service has to be told when the server drains.
+/// A flag in `ConnectionSlot::since`: the service is called when the server begins to drain.
 const WANTS_DRAIN_CALL: u64 = 2;
 
 /// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
@@ -617,9 +616,7 @@ impl<S> Lot<S> {
     fn drop_left_sessions(&self) {
         let sessions = std::mem::take(&mut *self.left_sessions.lock());
         for session in sessions {
-            if let Err(why) = panic::contain(|| drop(session)) {
-                log::error!("dropping a session panicked: {why}");
-            }
+            log::drop_contained("a session", session);
         }
     }
 

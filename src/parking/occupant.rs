@@ -156,14 +156,12 @@ impl<S> Occupant<S> {
             && !self.conn.due.is_any()
     }
 
-    /// Notes that the server drains, if the service has to be told. Returns whether it has.
+    /// Makes a call of the service due if the server drains, and the service expects to be told.
     #[inline]
-    pub(crate) fn check_drain(&mut self) -> bool {
-        let must_be_told = self.conn.needs_drain_call() && self.may_call_service();
-        if must_be_told {
+    pub(crate) fn check_drain(&mut self) {
+        if self.conn.needs_drain_call() && self.may_call_service() {
             self.conn.due.note_drain();
         }
-        must_be_told
     }
 
     /// Whether nothing but the client's input leads to a call of the service, and none has arrived.
@@ -264,7 +262,8 @@ impl<S> Occupant<S> {
         self.stage == Stage::Runnable || self.conn.due.is_any() && self.may_call_service()
     }
 
-    /// When a parked connection has to be looked at: it expires, or its timer is due. In the clock's milliseconds.
+    /// When a parked connection has to be looked at, because it expires or its timer is due, in the
+    /// clock's milliseconds.
     pub(super) fn next_check(&mut self, now: u64, first_byte_timeout: Duration) -> u64 {
         let timer_at = self.conn.due.timer_at.unwrap_or(u64::MAX);
         self.expiry(now, first_byte_timeout).min(timer_at)

@@ -12,7 +12,6 @@ use super::{
 use crate::clock;
 use crate::connection::{ClosingNotice, Expiry, Filled};
 use crate::log;
-use crate::panic;
 use crate::stats::{ThreadCounters, count};
 use crate::sys::Interest;
 
@@ -432,9 +431,7 @@ impl<S> Turn<'_, S> {
         // What the session holds, such as the space of a body, is given back before the connection
         // lingers.
         let session = occupant.session.take();
-        if let Err(why) = panic::contain(|| drop(session)) {
-            log::error!("dropping a session panicked: {why}");
-        }
+        log::drop_contained("a session", session);
         self.advance();
     }
 }
@@ -463,8 +460,6 @@ impl<S> Drop for Turn<'_, S> {
         if std::ptr::eq(self.counters, &self.lot.counters.senders) {
             return self.lot.leave_to_keeper(session);
         }
-        if let Err(why) = panic::contain(|| drop(session)) {
-            log::error!("{peer}: dropping the session panicked: {why}");
-        }
+        log::drop_contained(format_args!("the session of {peer}"), session);
     }
 }

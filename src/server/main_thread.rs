@@ -131,9 +131,7 @@ impl<S: Service> MainThread<S> {
             shared.report.set(report, all_ended);
         });
         // The drop of the service and of the hooks is the application's code.
-        if let Err(why) = panic::contain(|| drop(self)) {
-            log::error!("dropping the service panicked: {why}");
-        }
+        log::drop_contained("the service", self);
     }
 
     /// Starts a thread of this server. Its end is sent to `ends`.

@@ -127,12 +127,7 @@ fn call_every(interval: Duration, mut call: impl FnMut(), stopped: &Receiver<()>
         }
     }
     // The drop is the application's code.
-    if let Err(why) = panic::contain(|| drop(call)) {
-        log::error!(
-            "{}: dropping a periodic call panicked: {why}",
-            thread_name()
-        );
-    }
+    log::drop_contained(format_args!("a call of {}", thread_name()), call);
 }
 
 /// The first time after `now` that is a whole number of intervals after `due`, so that the calls do
