@@ -252,10 +252,7 @@ where
                 self.conn.abandon();
                 return Ok(Next::Close);
             }
-            let Some(response) = self.call_handler()? else {
-                return Ok(Next::Close);
-            };
-            if let Some(next) = self.respond(response, self.conn.waited())? {
+            if let Some(next) = self.handle_request()? {
                 return Ok(next);
             }
             self.responses += 1;
@@ -447,10 +444,10 @@ where
         Err(self.reject(rejection, request.head.is_head))
     }
 
-    /// Calls the handler. `None` if the service has responded instead, because the handler panicked
-    /// or the body could not be read; the connection must then be closed.
+    /// Calls the handler, and responds. If the handler panicked or the body could not be read, the
+    /// service responds instead, and the connection must then be closed.
     #[inline]
-    fn call_handler(&mut self) -> io::Result<Option<Response<Reply>>> {
+    fn handle_request(&mut self) -> io::Result<Option<Next>> {
         self.conn.lend_output();
         let (mut response, mut rejection) = (None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
@@ -469,16 +466,18 @@ where
             response = Some(returned);
         }));
         let reclaimed = self.conn.reclaim_output();
-        let rejection = match rejection {
-            None if response.is_none() => HANDLER_PANICKED,
-            None => return reclaimed.map(|()| response),
-            Some(rejection) => rejection,
+        let rejection = match response {
+            Some(response) if rejection.is_none() => {
+                reclaimed?;
+                return self.respond(response, self.conn.waited());
+            }
+            _ => rejection.unwrap_or(HANDLER_PANICKED),
         };
-        self.reject(rejection, self.request.is_head);
+        let next = self.reject(rejection, self.request.is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);
         }
-        reclaimed.map(|()| None)
+        reclaimed.map(|()| Some(next))
     }
 
     /// Whether the client has left: the first request of this call waited for a worker for longer
@@ -504,23 +503,22 @@ where
         let (request, status) = (&mut self.request, response.status());
         // A client that still waits for `100 Continue` may now send the body, or leave it out.
         let is_uncertain = request.expects_continue && !request.body.is_done();
-        let mut rest = DiscardedBody::new(request.body.clone());
-        let is_abandoned = is_uncertain || rest.discard(self.conn).is_err();
-        let is_consumed = !is_abandoned && rest.decoder.is_done();
+        let mut end = ResponseEnd {
+            status,
+            closes: true,
+            rest: DiscardedBody::new(request.body.clone()),
+            is_body_consumed: false,
+            waited,
+        };
+        let is_abandoned = is_uncertain || end.rest.discard(self.conn).is_err();
+        end.is_body_consumed = !is_abandoned && end.rest.decoder.is_done();
         let is_last =
             self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
         if !request.keep_alive {
             self.conn.note_last_message();
         }
         request.keep_alive &= !is_abandoned && !is_last;
-        let mut end = ResponseEnd {
-            status,
-            closes: true,
-            rest,
-            is_body_consumed: is_consumed,
-            waited,
-        };
-        let plan = match ResponsePlan::new(request, is_consumed, &response) {
+        let plan = match ResponsePlan::new(request, end.is_body_consumed, &response) {
             Ok(plan) => plan,
             Err(problem) => {
                 let info = self.conn.info();
@@ -665,6 +663,7 @@ where
     }
 
     /// Writes a line of the access log. `body_len` is in bytes.
+    #[inline]
     fn log_response(&mut self, status: StatusCode, body_len: u64, waited: Duration) {
         if let Some(format) = self.http.access_log {
             let request = self.logged_request.take();
