@@ -223,7 +223,7 @@ struct Turn(u32);
 
 impl Turn {
     fn take(&mut self) {
-        self.0 = (self.0 + 1) % 64;
+        self.0 = (self.0 + 1) % 16;
         if self.0 == 0 {
             thread::yield_now();
         }
