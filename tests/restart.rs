@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use generations::*;
@@ -386,6 +386,7 @@ fn the_demo_is_replaced_by_what_is_on_disk() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let _group = support::ProcessGroup::of(&first);
     let mut line = String::new();
     let mut output = BufReader::new(first.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
@@ -427,15 +428,6 @@ fn the_demo_is_replaced_by_what_is_on_disk() {
     assert_eq!(line.matches("0 forced, 0 dropped").count(), 2, "{line}");
 }
 
-/// Processes that do not outlive a test, even if it fails.
-struct KilledGroup(Pid);
-
-impl Drop for KilledGroup {
-    fn drop(&mut self) {
-        let _ = kill_process_group(self.0, Signal::KILL);
-    }
-}
-
 /// The demo's pages that other threads send.
 #[test]
 fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited() {
@@ -448,7 +440,7 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let _group = KilledGroup(Pid::from_child(&first));
+    let _group = support::ProcessGroup::of(&first);
     let mut line = String::new();
     let mut output = BufReader::new(first.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
@@ -559,7 +551,7 @@ fn what_is_published_during_a_restart_is_sent_or_refused() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let group = KilledGroup(Pid::from_child(&first));
+    let group = support::ProcessGroup::of(&first);
     let mut line = String::new();
     let mut output = BufReader::new(first.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
