@@ -194,14 +194,20 @@ fn subscribe(request: &mut Request<Body<'_>>) -> Response<Reply> {
 }
 
 fn publish(request: &mut Request<Body<'_>>) -> Response<Reply> {
+    const TOO_MUCH: &str = "too much to publish\n";
+    if request.body().connection().is_draining() {
+        return push::not_published();
+    }
     match request
         .body_mut()
         .read_all(16 * 1024)
         .map(String::from_utf8)
     {
-        Ok(Ok(text)) if push::publish(&text) => plain(StatusCode::ACCEPTED, "published\n"),
+        Ok(Ok(text)) => {
+            push::publish(&text).unwrap_or_else(|| plain(StatusCode::PAYLOAD_TOO_LARGE, TOO_MUCH))
+        }
         Ok(Err(_)) => bad_request(),
-        Ok(Ok(_)) | Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, "too much to publish\n"),
+        Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, TOO_MUCH),
     }
 }
 

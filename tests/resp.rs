@@ -6,15 +6,16 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 
+use support::{ProcessGroup, assert_closed, connect, connect_narrow, eventually, finish};
 #[cfg(target_os = "linux")]
 use support::{ServerSide, reset};
-use support::{assert_closed, connect, connect_narrow, eventually, finish};
 
 const SUBSCRIBERS: usize = 2000;
 const WAITING: usize = 1000;
@@ -546,6 +547,7 @@ struct Redis {
     child: Child,
     output: BufReader<ChildStdout>,
     addr: SocketAddr,
+    _group: ProcessGroup,
 }
 
 impl Redis {
@@ -566,7 +568,9 @@ impl Redis {
         setrlimit(Resource::Nofile, files).unwrap();
         let mut command = Command::new(binary);
         command.args(["--listen", "127.0.0.1:0"]).args(options);
+        command.process_group(0);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let group = ProcessGroup::of(&child);
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
@@ -576,6 +580,7 @@ impl Redis {
             child,
             output,
             addr,
+            _group: group,
         })
     }
 

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use generations::*;
@@ -386,6 +386,7 @@ fn the_demo_is_replaced_by_what_is_on_disk() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let _group = support::ProcessGroup::of(&first);
     let mut line = String::new();
     let mut output = BufReader::new(first.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
@@ -427,15 +428,6 @@ fn the_demo_is_replaced_by_what_is_on_disk() {
     assert_eq!(line.matches("0 forced, 0 dropped").count(), 2, "{line}");
 }
 
-/// Processes that do not outlive a test, even if it fails.
-struct KilledGroup(Pid);
-
-impl Drop for KilledGroup {
-    fn drop(&mut self) {
-        let _ = kill_process_group(self.0, Signal::KILL);
-    }
-}
-
 /// The demo's pages that other threads send.
 #[test]
 fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited() {
@@ -448,7 +440,7 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let _group = KilledGroup(Pid::from_child(&first));
+    let _group = support::ProcessGroup::of(&first);
     let mut line = String::new();
     let mut output = BufReader::new(first.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
@@ -514,4 +506,124 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
     assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
     output.read_to_string(&mut line).unwrap();
     assert_eq!(line.matches("0 forced, 0 dropped").count(), 2, "{line}");
+}
+
+/// Publishes, on a new connection if there is none. The status, if a whole response came.
+fn publish(client: &mut Option<BufReader<TcpStream>>, addr: SocketAddr, text: &str) -> Option<u16> {
+    let mut stream = client
+        .take()
+        .unwrap_or_else(|| BufReader::new(support::connect(addr)));
+    let length = text.len();
+    let request =
+        format!("POST /publish HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n{text}");
+    stream.get_mut().write_all(request.as_bytes()).ok()?;
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let fields = head.to_ascii_lowercase();
+    let length = fields.split_once("content-length: ").unwrap().1;
+    let length: usize = length.lines().next().unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; length]).ok()?;
+    let status = head[9..12].parse().unwrap();
+    assert_eq!(
+        status == 503,
+        fields.contains("retry-after: 1\r\n"),
+        "{head}"
+    );
+    if !fields.contains("connection: close\r\n") {
+        *client = Some(stream);
+    }
+    Some(status)
+}
+
+/// A message that was accepted reaches a subscriber that comes back. Any other is refused.
+#[test]
+fn what_is_published_during_a_restart_is_sent_or_refused() {
+    let Some(demo) = demo() else {
+        return;
+    };
+    let mut first = Command::new(demo)
+        .args(["--listen", "127.0.0.1:0", "--workers", "2"])
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let group = support::ProcessGroup::of(&first);
+    let mut line = String::new();
+    let mut output = BufReader::new(first.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    let addr: SocketAddr = line.trim().rsplit_once('/').unwrap().1.parse().unwrap();
+
+    let subscribe = |last: &str| {
+        let mut stream = BufReader::new(support::connect(addr));
+        let request =
+            format!("GET /subscribe HTTP/1.1\r\nHost: test\r\nLast-Event-ID: {last}\r\n\r\n");
+        stream.get_mut().write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    // These connections to the first process stay open, as their clients are idle.
+    let mut idle = None;
+    assert_eq!(publish(&mut idle, addr, "first"), Some(202));
+    let mut stream = subscribe("0");
+    let (mut last, mut got, mut accepted, mut refused) = (String::new(), Vec::new(), 0, 0);
+    // Reads one line. False at the end of the stream.
+    let mut read = |stream: &mut BufReader<TcpStream>, got: &mut Vec<String>, last: &mut String| {
+        line.clear();
+        let count = stream.read_line(&mut line).unwrap();
+        if let Some(text) = line.strip_prefix("data: ") {
+            got.push(text.trim().to_owned());
+        } else if let Some(id) = line.strip_prefix("id: ") {
+            *last = id.trim().to_owned();
+        }
+        count > 0
+    };
+    while got.is_empty() {
+        assert!(read(&mut stream, &mut got, &mut last));
+    }
+    std::thread::scope(|scope| {
+        let publisher = scope.spawn(|| {
+            let mut client = None;
+            let (mut sent, mut refused) = (Vec::new(), 0);
+            for number in 0..600 {
+                let text = format!("message {number}");
+                if number == 200 {
+                    signal(Pid::from_child(&first).as_raw_nonzero().get(), Signal::HUP);
+                }
+                loop {
+                    match publish(&mut client, addr, &text) {
+                        Some(202) => break,
+                        status => {
+                            assert!(matches!(status, None | Some(503)), "{status:?}");
+                            refused += 1;
+                        }
+                    }
+                }
+                sent.push(text);
+            }
+            (sent, refused)
+        });
+        while got.last().is_none_or(|text| text != "message 599") {
+            if !read(&mut stream, &mut got, &mut last) {
+                // The old process lets go of the publisher that was idle.
+                if idle.is_some() {
+                    let status = publish(&mut idle, addr, "late");
+                    assert!(status.is_none_or(|status| status == 503), "{status:?}");
+                }
+                stream = subscribe(&last);
+            }
+        }
+        let (sent, count) = publisher.join().unwrap();
+        (accepted, refused) = (sent.len(), count);
+        for text in &sent {
+            assert!(got.contains(text), "{text:?} was accepted, and is lost");
+        }
+    });
+    println!("{accepted} accepted, {refused} refused or cut off");
+    assert!(!got.contains(&"late".to_owned()));
+    drop(stream);
+    drop(group);
+    first.wait().unwrap();
 }

@@ -339,6 +339,7 @@ fn a_restart_says_1012_and_the_clients_come_back() {
         .spawn()
         .unwrap();
     let group = Pid::from_child(&first);
+    let _killed_at_last = support::ProcessGroup::of(&first);
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     let at: SocketAddr = lines
         .next()

@@ -3,11 +3,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use handover::http::{Chunk, Event, Events, Reply, Responder, Response};
+use handover::http::{
+    Chunk, CloseReason, Event, Events, HeaderValue, Reply, Responder, Response, StatusCode, header,
+};
 
 /// How many bytes a client may be behind. A client that is further behind is dropped.
 const CAPACITY: usize = 64 * 1024;
@@ -45,21 +48,42 @@ pub(crate) fn events(every: Duration, last: u64) -> Response<Reply> {
 /// Sends what is published from now on, and what was published after the event `last`.
 pub(crate) fn subscribe(last: Option<u64>) -> Response<Reply> {
     let (events, response) = Events::channel(CAPACITY);
+    events.on_close(|reason| {
+        if reason == CloseReason::Draining {
+            IS_DRAINING.store(true, SeqCst);
+        }
+    });
     // If the publisher has ended, the events are dropped, and the stream ends.
     let _ = PUBLISHER.send(Order::Subscribe(events, last));
     response
 }
 
-/// Sends a text to all subscribers. False if it is too long: a subscriber that has read all it was
-/// sent must have room for it.
-pub(crate) fn publish(text: &str) -> bool {
+/// Sends a text to all subscribers. The response comes when it is sent. `None` if the text is too
+/// long: a subscriber that has read all it was sent must have room for it.
+pub(crate) fn publish(text: &str) -> Option<Response<Reply>> {
     // Each line of the text becomes a field of the event.
     let length = text.len() + 10 * text.lines().count();
     if length > CAPACITY / 4 {
-        return false;
+        return None;
     }
-    let _ = PUBLISHER.send(Order::Publish(text.to_owned()));
-    true
+    let (responder, reply) = Reply::later(Duration::from_secs(30));
+    let text = text.to_owned();
+    // If the publisher has ended, the responder is dropped: the client gets 500.
+    let _ = PUBLISHER.send(Order::Publish { text, responder });
+    Some(Response::new(reply))
+}
+
+/// The response to a client that publishes while the server drains. The subscribers are on their
+/// way to the next process, which does not know this one's history. If the client publishes again,
+/// it reaches that process.
+pub(crate) fn not_published() -> Response<Reply> {
+    let mut response = Response::new("the server stops or restarts\n".into());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let retry_after = HeaderValue::from_static("1");
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, retry_after);
+    response
 }
 
 // ---- the clock ----
@@ -141,8 +165,11 @@ fn ring((at, number): (Instant, u64), alarm: Alarm) -> Option<((Instant, u64), A
 
 enum Order {
     Subscribe(Events, Option<u64>),
-    Publish(String),
+    Publish { text: String, responder: Responder },
 }
+
+/// A stream has ended because the server drains.
+static IS_DRAINING: AtomicBool = AtomicBool::new(false);
 
 static PUBLISHER: LazyLock<SyncSender<Order>> =
     LazyLock::new(|| start("demo-publisher", run_publisher));
@@ -166,7 +193,7 @@ fn run_publisher(orders: Receiver<Order>) {
                     subscribers.push(events);
                 }
             }
-            Ok(Order::Publish(text)) => {
+            Ok(Order::Publish { text, responder }) => {
                 last_id = next_id(last_id);
                 let event = Event::new().id(&last_id.to_string()).data(&text);
                 let event = Chunk::from(event);
@@ -175,6 +202,13 @@ fn run_publisher(orders: Receiver<Order>) {
                     history.pop_front();
                 }
                 history.push_back((last_id, event));
+                // Read after the sends: one that has failed because of the drain is seen.
+                let response = match IS_DRAINING.load(SeqCst) {
+                    true => not_published(),
+                    false => accepted(),
+                };
+                // An error says that the client has left.
+                let _ = responder.send(response);
             }
             Err(RecvTimeoutError::Timeout) => {
                 heartbeat = Instant::now() + HEARTBEAT;
@@ -184,6 +218,12 @@ fn run_publisher(orders: Receiver<Order>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
+}
+
+fn accepted() -> Response<Reply> {
+    let mut response = Response::new("published\n".into());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
 }
 
 /// Sends an event to all. A subscriber that has left, or that reads too slowly, is dropped.
@@ -223,7 +263,7 @@ struct Turn(u32);
 
 impl Turn {
     fn take(&mut self) {
-        self.0 = (self.0 + 1) % 64;
+        self.0 = (self.0 + 1) % 16;
         if self.0 == 0 {
             thread::yield_now();
         }

@@ -124,10 +124,11 @@ where
                 return Some(Next::Wait);
             }
         };
-        self.conn.close_outbox();
+        // The reason comes first: a thread whose send fails because of a drain can know that.
         if let Some(reason) = reason {
             body.close(reason);
         }
+        self.conn.close_outbox();
         self.conn.suspend_idle_timeout(false);
         let OpenChannel {
             body,

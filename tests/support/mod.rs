@@ -589,3 +589,49 @@ impl Drop for Child {
         let _ = process.wait();
     }
 }
+
+/// A process that leads a group, and the processes that it starts. They are killed when this is dropped, and after
+/// [`CHILD_LIMIT`]: then a test that reads their output or waits for their end fails, and does not hang.
+#[cfg(unix)]
+pub(crate) struct ProcessGroup {
+    leader: rustix::process::Pid,
+    _watchdog: Sender<()>,
+}
+
+#[cfg(unix)]
+impl ProcessGroup {
+    /// The process was started with `process_group(0)`.
+    pub(crate) fn of(leader: &std::process::Child) -> Self {
+        Self::killed_after(leader, CHILD_LIMIT)
+    }
+
+    fn killed_after(leader: &std::process::Child, limit: Duration) -> Self {
+        let leader = rustix::process::Pid::from_child(leader);
+        let (watchdog, bark) = crossbeam_channel::bounded::<()>(0);
+        thread::spawn(move || {
+            if bark.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!(
+                    "killed: in {limit:?} the example has not done what the test waits for; if it is an old build, \
+                     `cargo build --examples --all-features` makes a new one"
+                );
+                Self::kill(leader);
+            }
+        });
+        Self {
+            leader,
+            _watchdog: watchdog,
+        }
+    }
+
+    fn kill(leader: rustix::process::Pid) {
+        // An error says that all of them have ended.
+        let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(unix)]
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        Self::kill(self.leader);
+    }
+}

@@ -36,8 +36,9 @@ impl Waiting {
         })
     }
 
-    /// Sends `GET /later?ms=…` on all of them at once, and returns how long after its request each answer came.
-    pub(crate) fn ask(mut self, ms: u32) -> io::Result<Latencies> {
+    /// Sends `GET /later?ms=…` on all of them at once, and returns how long after its request each answer came. The
+    /// connections stay open.
+    pub(crate) fn ask(&mut self, ms: u32) -> io::Result<Latencies> {
         let number = self.connections.len();
         let request = format!("GET /later?ms={ms} HTTP/1.1\r\nHost: versus\r\n\r\n");
         for (connection, sent, _) in &mut self.connections {
