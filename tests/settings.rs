@@ -278,6 +278,12 @@ fn cases() -> Vec<(&'static str, Change, Outcome)> {
         ),
         ("Restart::idle_grace", R(|r| r.idle_grace(ZERO)), Serves),
         ("Restart::idle_grace", R(|r| r.idle_grace(MAX)), Serves),
+        ("Restart::max_draining", R(|r| r.max_draining(0)), Serves),
+        (
+            "Restart::max_draining",
+            R(|r| r.max_draining(usize::MAX)),
+            Serves,
+        ),
         // With zero, what has not arrived is too late; the message of the test arrives in one piece.
         (
             "Connection::set_read_timeout",

@@ -14,7 +14,7 @@ use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
 use crate::log;
 use crate::sys::{self, Descriptor};
-use crate::wire::{Launch, to_fd_name};
+use crate::wire::{EarlierGeneration, Launch, to_fd_name};
 
 /// The name under which a predecessor passes the supervisor's lifeline on.
 pub(super) const LIFELINE_NAME: &str = "handover-supervisor";
@@ -26,6 +26,8 @@ pub(crate) struct Inherited {
     /// The positions of the descriptors that this process took.
     pub(super) taken: Vec<u32>,
     pub(super) predecessor: Option<Predecessor>,
+    /// The predecessor, and the generations before it that still drain.
+    pub(super) earlier: Vec<PassedGeneration>,
     /// The socket on which this process sees end-of-file when the supervisor dies.
     pub(super) lifeline: Option<Socket>,
     /// Zero if this process was started without a number.
@@ -41,6 +43,29 @@ struct Passed {
     descriptor: Descriptor,
     /// A bind request with this name gets this listener, even if the address differs.
     matches_by_name: bool,
+}
+
+/// An earlier generation, as a predecessor passes it.
+pub(super) struct PassedGeneration {
+    pub(super) generation: u64,
+    /// This process sees end-of-file on it when the generation has drained.
+    pub(super) socket: Socket,
+    /// See [`EarlierGeneration`].
+    pub(super) drains_until: Option<u64>,
+}
+
+impl PassedGeneration {
+    fn adopt(record: &EarlierGeneration) -> Option<Self> {
+        let generation = record.generation;
+        let failed = |error: &io::Error| {
+            log::error!("cannot see when generation {generation} has drained: {error}");
+        };
+        Some(Self {
+            generation,
+            socket: adopt_socket(record.socket).inspect_err(failed).ok()?,
+            drains_until: record.drains_until,
+        })
+    }
 }
 
 /// What a predecessor passes beside listeners.
@@ -87,7 +112,9 @@ impl Inherited {
                 stderr,
                 state,
                 matched_by_name,
+                earlier,
             })) => {
+                self.earlier = earlier.iter().filter_map(PassedGeneration::adopt).collect();
                 let failed = |error: &io::Error| {
                     self.predecessor_error =
                         Some(format!("cannot talk to the predecessor: {error}"));

@@ -140,10 +140,13 @@ mod tests {
         assert!(other.receive().is_none());
         let path = PathBuf::from(sys::file::os_string(b"/run/\xff"));
         let paths = WirePath::new(&path).into_iter().collect();
-        own.send(&HandshakeMessage::Commit { paths });
+        own.send(&HandshakeMessage::Commit {
+            paths,
+            drain_millis: None,
+        });
         drop(own);
         match other.receive() {
-            Some(Incoming::Message(HandshakeMessage::Commit { paths })) => {
+            Some(Incoming::Message(HandshakeMessage::Commit { paths, .. })) => {
                 assert_eq!(paths.iter().map(path_of).collect::<Vec<_>>(), [path]);
             }
             _ => panic!("no message"),

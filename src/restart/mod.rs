@@ -111,6 +111,7 @@ pub struct Restart {
     pub(crate) inherited: Inherited,
     pub(crate) ready_timeout: Duration,
     pub(crate) idle_grace: Duration,
+    max_draining: usize,
     pub(crate) ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
     pid_file: Option<PathBuf>,
@@ -148,6 +149,7 @@ impl Restart {
             inherited,
             ready_timeout: Duration::from_secs(60),
             idle_grace: Duration::from_secs(10),
+            max_draining: 4,
             ready_when: None,
             passed: Vec::new(),
             pid_file: None,
@@ -168,6 +170,14 @@ impl Restart {
     /// [`drain_timeout`](crate::Builder::drain_timeout) ends the grace early. Defaults to 10 s.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.idle_grace = grace;
+        self
+    }
+
+    /// How many earlier generations may drain at once. A restart beyond that begins when one of them
+    /// has finished its requests, or its [`drain_timeout`](crate::Builder::drain_timeout) has
+    /// passed: no restart cuts off the requests of an earlier one. At least 1. Defaults to 4.
+    pub fn max_draining(mut self, generations: usize) -> Self {
+        self.max_draining = generations.max(1);
         self
     }
 
@@ -343,6 +353,7 @@ impl fmt::Debug for Restart {
             .field("generation", &self.generation())
             .field("ready_timeout", &self.ready_timeout)
             .field("idle_grace", &self.idle_grace)
+            .field("max_draining", &self.max_draining)
             .field("pid_file", &self.pid_file)
             .finish_non_exhaustive()
     }

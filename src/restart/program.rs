@@ -15,7 +15,7 @@ use socket2::Socket;
 use super::launch::{LAUNCH_VARIABLES, launch_variable, passing_variables};
 use crate::log;
 use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions};
-use crate::wire::Launch;
+use crate::wire::{EarlierGeneration, Launch};
 
 /// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
@@ -92,7 +92,8 @@ impl Program {
     ///
     /// `descriptors` are listeners and others, with their names. `matched_by_name` has the
     /// positions of the listeners that a bind request matches by name. `handshake` is the
-    /// successor's end of the handshake socket. `state` is what the service exported.
+    /// successor's end of the handshake socket. `state` is what the service exported. `earlier` are
+    /// the generations before the successor, with the sockets that tell their ends.
     pub(super) fn spawn_as_successor(
         &self,
         descriptors: Vec<(String, Descriptor)>,
@@ -100,6 +101,7 @@ impl Program {
         handshake: &Socket,
         state: Option<Vec<u8>>,
         generation: u64,
+        earlier: Vec<(u64, Descriptor, Option<u64>)>,
     ) -> io::Result<(Process, StderrTail)> {
         let (names, mut descriptors): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
         let mut pass = |descriptor: Descriptor| {
@@ -117,12 +119,20 @@ impl Program {
         let stderr_tail = StderrTail::read(reader)?;
         let state = state.map(|state| sys::file::create_anonymous(&state));
         let state = state.transpose()?.map(|file| pass(file.into()));
+        let earlier = earlier.into_iter();
+        let earlier = earlier.map(|(generation, socket, drains_until)| EarlierGeneration {
+            generation,
+            socket: pass(socket),
+            drains_until,
+        });
+        let earlier = earlier.collect();
         let launch = Launch::Successor {
             generation,
             handshake,
             stderr,
             state,
             matched_by_name,
+            earlier,
         };
         let (variables, listen_pid) = passing_variables(&names);
         let mut env = self.env.clone();

@@ -125,7 +125,9 @@ impl Handle {
     }
 
     /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has
-    /// drained. Calls at the same time share one restart.
+    /// drained. A call that comes before a restart in progress has executed the program shares that
+    /// restart. A later call starts another one, as the program on disk may have changed: the
+    /// successor is replaced as well, and the report names the process that serves in the end.
     ///
     /// # Errors
     ///
@@ -152,7 +154,7 @@ impl Handle {
                 pid: std::process::id(),
             },
             new: Generation {
-                number: done.generation + 1,
+                number: done.new_generation,
                 pid: done.pid,
             },
         })

@@ -374,8 +374,22 @@ impl<S: Service> MainThread<S> {
         }
         let until = Instant::now() + FORCED_GRACE;
         let until = stop.deadline.instant().map_or(until, |at| at.max(until));
+        let restarter_stays = || {
+            shared
+                .restarter
+                .as_ref()
+                .is_some_and(RestarterHandle::stays)
+        };
         let mut all_ended = loop {
-            match ended.recv_deadline(until) {
+            let next = match ended.recv_deadline(until) {
+                // The result of a restart is still to be reported, and then the restarter ends.
+                Err(RecvTimeoutError::Timeout) if restarter_stays() => {
+                    let next = ended.recv();
+                    next.map_err(|_| RecvTimeoutError::Disconnected)
+                }
+                next => next,
+            };
+            match next {
                 Ok(Ended::Worker(index)) => {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
@@ -452,10 +466,6 @@ impl<S: Service> RestartableServer for ServerHost<'_, S> {
 
     fn stop_in_drain_timeout(&self) {
         self.command(ServerCommand::Drain);
-    }
-
-    fn stop_now(&self) {
-        self.command(ServerCommand::StopNow);
     }
 }
 

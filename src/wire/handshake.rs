@@ -24,7 +24,12 @@ pub(crate) enum HandshakeMessage {
     },
     /// Predecessor: this process accepts no more. When the successor stops, it removes the files of
     /// these Unix sockets.
-    Commit { paths: Vec<WirePath> },
+    Commit {
+        paths: Vec<WirePath>,
+        /// How long the predecessor drains at most, in milliseconds. `None`: there is no limit.
+        #[serde(default)]
+        drain_millis: Option<u64>,
+    },
     /// Successor: this process has taken over. Of the messages below, only `Abort` belongs to the
     /// restart.
     Ack,
@@ -34,16 +39,40 @@ pub(crate) enum HandshakeMessage {
         #[serde(serialize_with = "shortened::<8192, _>")]
         reason: String,
     },
-    /// Successor: the sender's own successor serves, and the sender drains.
-    Superseded,
-    /// Successor: the sender and its successor drain already. The receiver, which is older, must
-    /// stop now.
-    Force,
+    /// Predecessor: another restart was requested after the receiver's program was executed. The
+    /// receiver starts a successor, and answers with `Restarted` or `RestartFailed`.
+    RestartAgain,
+    /// Successor: the restart that the receiver has passed on succeeded.
+    Restarted {
+        /// The process that serves now, and its generation.
+        pid: u32,
+        generation: u64,
+        ready_after_nanos: u64,
+        accept_gap_nanos: u64,
+    },
+    /// Successor: the restart that the receiver has passed on failed.
+    RestartFailed {
+        kind: RestartFailure,
+        #[serde(serialize_with = "shortened::<8192, _>")]
+        reason: String,
+    },
     /// Predecessor: this process has ended its drain, with this report.
     Drained {
         #[serde(serialize_with = "shortened::<8192, _>")]
         report: String,
     },
+}
+
+/// Why a restart failed, as a process tells its predecessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum RestartFailure {
+    Start,
+    Ended,
+    TimedOut,
+    Stopping,
+    Replaced,
 }
 
 impl Record for HandshakeMessage {

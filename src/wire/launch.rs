@@ -22,6 +22,9 @@ pub(crate) enum Launch {
         /// A file with what the predecessor's service exported.
         state: Option<i32>,
         matched_by_name: Vec<u32>,
+        /// The predecessor, and the earlier generations that still drain.
+        #[serde(default)]
+        earlier: Vec<EarlierGeneration>,
     },
     /// A serving process of the supervisor that started it.
     Serve {
@@ -39,6 +42,18 @@ pub(crate) enum Launch {
     },
     /// The supervisor itself, replaced in place by this program.
     Resume { snapshot: i32 },
+}
+
+/// A generation that drains, or will when its successor has taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct EarlierGeneration {
+    pub(crate) generation: u64,
+    /// A socket on which a process sees end-of-file when this generation has drained.
+    pub(crate) socket: i32,
+    /// When the drain is over at the latest, by the system's monotonic clock, in nanoseconds.
+    /// `None`: the generation serves still, or drains without a limit.
+    pub(crate) drains_until: Option<u64>,
 }
 
 impl Record for Launch {

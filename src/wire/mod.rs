@@ -125,8 +125,8 @@ pub(crate) use control::{
     Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
 pub(crate) use handover_fields::{HandoverFields, ListenerRecord, to_fd_name};
-pub(crate) use handshake::HandshakeMessage;
-pub(crate) use launch::{Launch, LaunchError};
+pub(crate) use handshake::{HandshakeMessage, RestartFailure};
+pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{ProcessRecord, SlotRecord, Snapshot, SnapshotListener};
 

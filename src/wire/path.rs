@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn a_path_need_not_be_text() {
         let paths = |json: &str| {
-            let text = format!(r#"{{"v":1,"type":"commit","paths":{json}}}"#);
+            let text = format!(r#"{{"v":1,"type":"commit","paths":{json},"drain_millis":null}}"#);
             HandshakeMessage::decode(text.as_bytes())
                 .map(|message| (message.encode().unwrap(), text))
         };

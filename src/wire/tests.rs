@@ -176,7 +176,10 @@ fn nothing_that_is_too_long_is_written_or_read() {
     check::<Snapshot>();
     check::<Status>();
     let paths = vec![WirePath::from_bytes(vec![255; 100]).unwrap(); 200];
-    let message = HandshakeMessage::Commit { paths };
+    let message = HandshakeMessage::Commit {
+        paths,
+        drain_millis: None,
+    };
     assert!(matches!(message.encode(), Err(WireError::TooLong(_))));
 }
 

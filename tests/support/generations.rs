@@ -64,6 +64,9 @@ pub(crate) fn serve_if_child() {
     if let Some(grace) = option(&dir, "grace") {
         restart = restart.idle_grace(Duration::from_millis(grace.parse().unwrap()));
     }
+    if let Some(generations) = option(&dir, "max-draining") {
+        restart = restart.max_draining(generations.parse().unwrap());
+    }
     if option(&dir, "pid-file").is_some() {
         restart = restart.pid_file(dir.join("pid"));
     }
@@ -121,7 +124,8 @@ pub(crate) fn serve_if_child() {
         });
         HANDLE.get_or_init(|| handle.clone());
         let report = handle.join();
-        if let Some(reporter) = REPORTER.lock().take() {
+        let reporters = std::mem::take(&mut *REPORTERS.lock());
+        for reporter in reporters {
             reporter.join().unwrap();
         }
         report
@@ -176,7 +180,7 @@ fn descriptor_limit() -> u64 {
 pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();
 
 /// Who waits for a restart, and says what it came to.
-static REPORTER: Mutex<Option<thread::JoinHandle<()>>> = Mutex::new(None);
+static REPORTERS: Mutex<Vec<thread::JoinHandle<()>>> = Mutex::new(Vec::new());
 
 pub(crate) fn option(dir: &Path, name: &str) -> Option<String> {
     fs::read_to_string(dir.join(name)).ok()
@@ -245,13 +249,23 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
             thread::sleep(Duration::from_millis(millis.unwrap_or(1000)));
             who.into()
         }
+        // Until the test says so.
+        "/hold" => {
+            let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+            let go = dir.join(request.uri().query().unwrap_or_default());
+            while !go.exists() {
+                thread::park_timeout(Duration::from_millis(2));
+            }
+            who.into()
+        }
         // Nobody waits for it, as it ends when all have been served.
         "/restart-later" => {
-            let reporter = thread::spawn(|| match HANDLE.wait_for().restart() {
+            let report = || match HANDLE.wait_for().restart() {
                 Ok(report) => println!("\nreport: {report:?}"),
                 Err(error) => println!("\nno report: {error}"),
-            });
-            *REPORTER.lock() = Some(reporter);
+            };
+            let reporter = thread::Builder::new().name("reporter".to_owned());
+            REPORTERS.lock().push(reporter.spawn(report).unwrap());
             "".into()
         }
         "/restart" => {

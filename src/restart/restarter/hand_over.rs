@@ -18,9 +18,11 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use super::rounds::kind_of;
 use super::take_over::is_among;
 use super::{
-    CompletedRestart, RestartableServer, Restarter, SUCCESSOR, ServerStage, reply, stopping_error,
+    ACK_TIMEOUT, CompletedRestart, RestartableServer, Restarter, SUCCESSOR, ServerStage,
+    stopping_error,
 };
 use crate::clock::Deadline;
 use crate::listener::Listener;
@@ -76,9 +78,6 @@ pub(super) enum SuccessorStage {
     Aborted,
 }
 
-/// How long a successor that accepts may take to acknowledge the takeover.
-const ACK_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long a process may take to end that has closed its control socket.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -90,21 +89,19 @@ impl Restarter {
         match self.stage {
             // The request waits until this process serves alone.
             ServerStage::Building | ServerStage::Waiting(_) | ServerStage::Accepting => {}
-            ServerStage::Serving => match &self.successor {
-                // The restart in progress is the one that is requested.
-                Some(successor) if successor.stage != SuccessorStage::Aborted => {
-                    self.restart_requested = false;
-                    // A service manager that asked again waits for notifications from now on.
-                    self.notify_reloading();
-                }
-                Some(_) => {}
+            // The program of the restart in progress may be older than the request.
+            ServerStage::Serving if self.successor.is_some() => {}
+            ServerStage::Serving => match self.restart_may_begin(Instant::now()) {
                 None => self.start_successor(server),
+                Some(_) => self.announce_wait_for_drains(),
             },
             ServerStage::Replaced => {
                 let why = "another process has taken over already";
-                self.refuse_waiters(&RestartError::new(RestartErrorKind::Replaced, why));
+                let failure = RestartError::new(RestartErrorKind::Replaced, why);
+                log::warn!("a restart was requested: {failure}");
+                self.refuse_next_round(&failure);
             }
-            ServerStage::Stopping => self.refuse_waiters(&stopping_error()),
+            ServerStage::Stopping => self.refuse_next_round(&stopping_error()),
         }
     }
 
@@ -113,8 +110,9 @@ impl Restarter {
     }
 
     fn start_successor(&mut self, server: &dyn RestartableServer) {
-        self.restart_requested = false;
-        let (next, program) = (self.generation + 1, self.program.path().display());
+        self.begin_round();
+        let next = self.generation + 1;
+        let program = self.program.path().display().to_string();
         log::info!("starting generation {next}: {program}");
         self.notify_reloading();
         self.last_extension = Instant::now();
@@ -133,7 +131,7 @@ impl Restarter {
         }
     }
 
-    fn spawn_successor(&self, server: &dyn RestartableServer) -> io::Result<Successor> {
+    fn spawn_successor(&mut self, server: &dyn RestartableServer) -> io::Result<Successor> {
         let (own_end, successor_end) = sys::message::create_pair()?;
         let (mut descriptors, mut matched_by_name) = (Vec::new(), Vec::new());
         for (position, listener) in (0..).zip(self.listeners.iter().filter_map(Weak::upgrade)) {
@@ -150,6 +148,7 @@ impl Restarter {
         for (name, descriptor) in &self.passed {
             descriptors.push((name.clone(), descriptor.try_clone()?));
         }
+        let (drain_token, earlier) = self.pass_generations()?;
         let started_at = Instant::now();
         let link = Link::new(own_end, &self.poller, SUCCESSOR)?;
         let (process, stderr_tail) = self.program.spawn_as_successor(
@@ -158,7 +157,9 @@ impl Restarter {
             &successor_end,
             server.export_state(),
             self.generation + 1,
+            earlier,
         )?;
+        self.drain_token = Some(drain_token);
         Ok(Successor {
             process,
             link,
@@ -211,12 +212,24 @@ impl Restarter {
                 self.abandon_successor(server, RestartError::new(RestartErrorKind::Ended, reason));
             }
             (SuccessorStage::Accepting, HandshakeMessage::Ack) => self.finish_restart(server),
-            (SuccessorStage::Serving, HandshakeMessage::Superseded) => {
-                self.tell_predecessor(&HandshakeMessage::Force);
-            }
-            (SuccessorStage::Serving, HandshakeMessage::Force) => {
-                log::warn!("two later generations drain already: stopping now");
-                server.stop_now();
+            (
+                SuccessorStage::Serving,
+                HandshakeMessage::Restarted {
+                    pid,
+                    generation: new_generation,
+                    ready_after_nanos,
+                    accept_gap_nanos,
+                },
+            ) => self.finish_passed_on_round(&Ok(CompletedRestart {
+                ready_after: Duration::from_nanos(ready_after_nanos),
+                accept_gap: Duration::from_nanos(accept_gap_nanos),
+                pid,
+                new_generation,
+                generation: self.generation,
+            })),
+            (SuccessorStage::Serving, HandshakeMessage::RestartFailed { kind, reason }) => {
+                let failure = RestartError::new(kind_of(kind), reason);
+                self.finish_passed_on_round(&Err(failure));
             }
             (stage, unexpected) => {
                 log::debug!("ignoring {unexpected:?} from the successor in the stage {stage:?}");
@@ -235,7 +248,11 @@ impl Restarter {
         let socket_files = release_socket_files(&self.listeners);
         let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
         let paths = paths.collect();
-        successor.link.send(&HandshakeMessage::Commit { paths });
+        let drain_millis = u64::try_from(self.drain_timeout.as_millis()).ok();
+        successor.link.send(&HandshakeMessage::Commit {
+            paths,
+            drain_millis,
+        });
         successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
         successor.handoff = Some(Handoff {
             taken,
@@ -261,9 +278,10 @@ impl Restarter {
             ready_after: successor.ready_after,
             accept_gap: handoff.accept_gap,
             pid: successor.process.id(),
+            new_generation: self.generation + 1,
             generation: self.generation,
         };
-        let (pid, next) = (completed.pid, self.generation + 1);
+        let (pid, next) = (completed.pid, completed.new_generation);
         let millis = completed.ready_after.as_millis();
         log::info!("generation {next}, process {pid}, serves; it was ready after {millis} ms");
         if !matches!(self.stage, ServerStage::Stopping) {
@@ -279,12 +297,10 @@ impl Restarter {
             }
         }
         server.drain_after_replacement(&handoff.taken);
-        self.tell_predecessor(&HandshakeMessage::Superseded);
         let generation = self.lifeline.as_ref().map(|_| next);
         notify::send_main_pid(pid, generation, format_args!("generation {next} serves"));
-        for waiter in self.waiters.drain(..) {
-            reply(&waiter, Ok(completed));
-        }
+        self.end_round(&Ok(completed));
+        self.pass_on_next_round();
     }
 
     /// The successor has closed its end of the handshake socket.
@@ -296,6 +312,9 @@ impl Restarter {
             SuccessorStage::Serving => {
                 let pid = successor.process.id();
                 log::warn!("the successor, process {pid}, has ended");
+                let why = "the successor has ended before it was replaced";
+                let failure = RestartError::new(RestartErrorKind::Ended, why);
+                self.finish_passed_on_round(&Err(failure));
                 return;
             }
             SuccessorStage::Aborted => {
@@ -365,6 +384,7 @@ impl Restarter {
 
     fn fail_handover(&mut self, failure: &RestartError) {
         log::error!("the restart failed: {failure}");
+        self.drain_token = None;
         let generation = self.supervised_generation();
         match self.stage {
             ServerStage::Serving => {
@@ -377,14 +397,7 @@ impl Restarter {
             }
             _ => {}
         }
-        self.refuse_waiters(failure);
-    }
-
-    fn refuse_waiters(&mut self, failure: &RestartError) {
-        self.restart_requested = false;
-        for waiter in self.waiters.drain(..) {
-            reply(&waiter, Err(failure.clone()));
-        }
+        self.end_round(&Err(failure.clone()));
     }
 
     /// Aborts the restart if the successor is late or this process stops, and kills a successor

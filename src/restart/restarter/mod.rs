@@ -15,8 +15,13 @@
 //! ```
 //!
 //! A stop leads from each of them but `Replaced` to `Stopping`.
+//!
+//! [`rounds`] has what happens to a restart that is requested while another one runs, and
+//! [`earlier`] why a restart may have to wait for generations that drain.
 
+mod earlier;
 mod hand_over;
+mod rounds;
 mod take_over;
 
 use std::io;
@@ -26,6 +31,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use socket2::Socket;
 
 use crate::clock::Deadline;
 use crate::listener::Listener;
@@ -40,7 +46,9 @@ use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
 use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
+use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
+use rounds::Waiter;
 
 /// What the restarter asks of the server that it belongs to.
 pub(crate) trait RestartableServer: Sync {
@@ -62,9 +70,6 @@ pub(crate) trait RestartableServer: Sync {
 
     /// Stops: finishes the open connections within the server's drain time-out.
     fn stop_in_drain_timeout(&self);
-
-    /// Stops without letting anything finish.
-    fn stop_now(&self);
 }
 
 /// What the server asks of the restarter, or reports to it.
@@ -91,7 +96,9 @@ pub(crate) struct CompletedRestart {
     pub(crate) accept_gap: Duration,
     /// The successor's process id.
     pub(crate) pid: u32,
-    /// The generation of this process; the successor's is the next one.
+    /// The successor's generation. The successor may be another process's: see [`rounds`].
+    pub(crate) new_generation: u64,
+    /// The generation of this process.
     pub(crate) generation: u64,
 }
 
@@ -103,6 +110,8 @@ pub(crate) struct RestarterHandle {
     /// channel, and their senders with them.
     ended: Receiver<()>,
     poller: Arc<Poller>,
+    /// The server has stopped, and the restarter has results to report before it ends.
+    stays: Arc<AtomicBool>,
 }
 
 impl RestarterHandle {
@@ -114,7 +123,7 @@ impl RestarterHandle {
         self.wait_for(&answer).unwrap_or(Ok(()))
     }
 
-    /// Begins a restart, unless one is in progress.
+    /// Begins a restart; after the one in progress, if there is one.
     pub(crate) fn request_restart(&self) {
         // If the channel is full, restarts that were requested before are in it.
         if self
@@ -126,7 +135,7 @@ impl RestarterHandle {
         }
     }
 
-    /// Begins a restart, or joins the one in progress, and waits for the result.
+    /// Begins a restart, or joins the next one, and waits for the result.
     pub(crate) fn wait_for_restart(&self) -> Result<CompletedRestart, RestartError> {
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.send(RestarterRequest::Restart(Some(reply)));
@@ -141,6 +150,11 @@ impl RestarterHandle {
     /// Ends the restarter.
     pub(crate) fn report_stopped(&self, report: String) {
         self.send(RestarterRequest::Stopped(report));
+    }
+
+    /// Whether the restarter still has to report the result of a restart. It ends then.
+    pub(crate) fn stays(&self) -> bool {
+        self.stays.load(SeqCst)
     }
 
     /// The answer; `None` if the restarter ends without one.
@@ -190,6 +204,8 @@ pub(crate) struct Restarter {
     passed: Vec<(String, Descriptor)>,
     ready_timeout: Duration,
     drain_timeout: Duration,
+    /// How many generations may drain at once.
+    max_draining: usize,
     pid_file_path: Option<PathBuf>,
     pid_file: Option<PidFile>,
     generation: u64,
@@ -204,9 +220,23 @@ pub(crate) struct Restarter {
     /// Why the predecessor aborted, if it did before this process was ready.
     abort_reason: Option<String>,
     successor: Option<Successor>,
-    /// A restart begins as soon as possible.
+    /// The generations before this one that have not ended.
+    earlier: Vec<Earlier>,
+    /// This process holds it until it has drained. Later generations see its end.
+    drain_token: Option<Socket>,
+    /// A restart, or another one, begins as soon as possible.
     restart_requested: bool,
-    waiters: Vec<ResultSender>,
+    /// The requested restart waits until fewer generations drain, and has said so.
+    waits_for_drains: bool,
+    /// Who waits for the restart in progress, or for the one that was passed on.
+    waiters: Vec<Waiter>,
+    /// Who waits for the next restart.
+    next_waiters: Vec<Waiter>,
+    /// When the successor must have reported the result of a restart that was passed on.
+    passed_on_until: Deadline,
+    /// This server was told to stop, also while it drained already.
+    stop_requested: bool,
+    stays: Arc<AtomicBool>,
     /// When the service manager was last asked for more time.
     last_extension: Instant,
     created_at: Instant,
@@ -228,6 +258,11 @@ impl Drop for OnlyRestarter {
 const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
 const LIFELINE: u64 = 2;
+/// The tokens of earlier generations begin here.
+const EARLIER: u64 = 3;
+
+/// How long a successor that accepts may take to acknowledge the takeover.
+const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most requests that wait for the restarter. Senders of more wait themselves.
 const MAX_REQUESTS: usize = 1024;
@@ -256,11 +291,16 @@ impl Restarter {
         let (sender, requests) = crossbeam_channel::bounded(MAX_REQUESTS);
         let poller = Arc::new(Poller::new()?);
         let (end, ended) = crossbeam_channel::bounded(0);
+        let stays = Arc::new(AtomicBool::new(false));
         let handle = RestarterHandle {
             requests: sender,
             ended,
             poller: Arc::clone(&poller),
+            stays: Arc::clone(&stays),
         };
+        let earlier = restart.inherited.earlier.into_iter();
+        let earlier = earlier.map(|passed| Earlier::watch(passed, &poller));
+        let earlier = earlier.collect::<io::Result<_>>()?;
         let (mut predecessor, mut own_stderr) = (None, None);
         if let Some(inherited) = restart.inherited.predecessor {
             predecessor = Some(Link::new(inherited.handshake, &poller, PREDECESSOR)?);
@@ -281,6 +321,7 @@ impl Restarter {
             passed: restart.passed,
             ready_timeout: restart.ready_timeout,
             drain_timeout,
+            max_draining: restart.max_draining,
             pid_file_path: restart.pid_file,
             pid_file: None,
             generation,
@@ -291,8 +332,15 @@ impl Restarter {
             taken: restart.inherited.taken,
             abort_reason: None,
             successor: None,
+            earlier,
+            drain_token: None,
             restart_requested: false,
+            waits_for_drains: false,
             waiters: Vec::new(),
+            next_waiters: Vec::new(),
+            passed_on_until: Deadline::NEVER,
+            stop_requested: false,
+            stays,
             last_extension: Instant::now(),
             created_at: Instant::now(),
         };
@@ -307,18 +355,30 @@ impl Restarter {
                 match request {
                     RestarterRequest::Ready(reply) => self.handle_ready(server, reply),
                     RestarterRequest::Restart(waiter) => {
-                        self.restart_requested = true;
-                        self.waiters.extend(waiter);
+                        self.add_request(waiter.map(Waiter::Caller));
                     }
-                    RestarterRequest::Stopping => self.begin_stop(),
-                    RestarterRequest::Stopped(report) => return self.finish(server, report),
+                    RestarterRequest::Stopping => {
+                        self.stop_requested = true;
+                        self.begin_stop();
+                    }
+                    RestarterRequest::Stopped(report) => {
+                        self.finish(server, report);
+                        self.stays.store(true, SeqCst);
+                    }
                 }
             }
+            if self.stays.load(SeqCst) && !self.stays_for_callers() {
+                return;
+            }
+            self.watch_earlier_generations();
             self.watch_lifeline(server);
             self.receive_from_predecessor(server);
             self.receive_from_successor(server);
             self.handle_deadlines(server);
             self.begin_requested_restart(server);
+            if self.stays.load(SeqCst) && self.waiters.is_empty() {
+                return;
+            }
             let timeout = self.next_deadline().time_left(Instant::now());
             if let Err(error) = self.poller.wait(&mut events, 4, timeout) {
                 log::error!("the restart thread cannot wait for events: {error}");
@@ -347,7 +407,8 @@ impl Restarter {
         self.stage = ServerStage::Stopping;
     }
 
-    fn finish(mut self, server: &dyn RestartableServer, report: String) {
+    /// The server has stopped.
+    fn finish(&mut self, server: &dyn RestartableServer, report: String) {
         self.begin_stop();
         // The successor may have taken over since its last message was received.
         self.receive_from_successor(server);
@@ -358,6 +419,8 @@ impl Restarter {
                 successor.link.send(&message);
             }
         }
+        self.drain_token = None;
+        self.refuse_next_round(&stopping_error());
     }
 
     // ---- time ----
@@ -365,6 +428,7 @@ impl Restarter {
     fn handle_deadlines(&mut self, server: &dyn RestartableServer) {
         let now = Instant::now();
         self.handle_successor_deadline(server, now);
+        self.handle_passed_on_deadline(now);
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
             self.last_extension = now;
             notify::request_more_time(EXTEND_BY);
@@ -381,7 +445,7 @@ impl Restarter {
                         && self.lifeline.is_none()
                         && self.created_at.elapsed() < self.ready_timeout
                 }
-                ServerStage::Serving => self.successor.is_some(),
+                ServerStage::Serving => self.successor.is_some() || self.waits_for_drains,
                 ServerStage::Stopping => true,
                 // systemd listens to the main process only, which is the successor now.
                 ServerStage::Replaced => self.lifeline.is_some(),
@@ -394,6 +458,9 @@ impl Restarter {
         let deadline = successor.map_or(Deadline::NEVER, |successor| successor.deadline);
         let needs_more_time = self.needs_more_time();
         let extend = needs_more_time.then(|| self.last_extension + EXTEND_EVERY);
+        let deadline = deadline
+            .earlier(self.passed_on_until)
+            .earlier(self.drain_deadline());
         deadline.earlier(Deadline::at(extend))
     }
 
@@ -444,6 +511,7 @@ mod tests {
             requests,
             ended,
             poller,
+            stays: Arc::default(),
         };
         // Unread requests stay in the channel as long as there are senders.
         drop(end);

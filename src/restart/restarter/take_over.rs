@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
+use super::rounds::Waiter;
 use super::{RestartableServer, Restarter, ServerStage, reply};
 use crate::log;
 use crate::notify;
@@ -88,7 +90,14 @@ impl Restarter {
                 reply(&waiter, Ok(()));
                 ServerStage::Accepting
             }
-            (ServerStage::Accepting, HandshakeMessage::Commit { paths }) => {
+            (
+                ServerStage::Accepting,
+                HandshakeMessage::Commit {
+                    paths,
+                    drain_millis,
+                },
+            ) => {
+                self.note_drain_of_predecessor(drain_millis.map(Duration::from_millis));
                 let paths: Vec<PathBuf> = paths.iter().map(path_of).collect();
                 self.take_over_files(&paths);
                 self.tell_predecessor(&HandshakeMessage::Ack);
@@ -113,6 +122,11 @@ impl Restarter {
             (stage, HandshakeMessage::Drained { report }) => {
                 let generation = self.generation.saturating_sub(1);
                 log::info!("generation {generation}: {report}");
+                self.forget_predecessor();
+                stage
+            }
+            (stage, HandshakeMessage::RestartAgain) => {
+                self.add_request(Some(Waiter::Predecessor));
                 stage
             }
             (stage, unexpected) => {
