@@ -325,6 +325,43 @@ fn what_is_no_request_is_answered_with_an_error() {
     assert!(daemon.end().0.success());
 }
 
+/// A subprocess waits for its client in each worker. That is progress, however long it takes.
+#[test]
+#[cfg(target_os = "linux")]
+fn silent_clients_on_every_worker_are_no_hang() {
+    let Some(example) = example() else { return };
+    let base = TempDir::new().unwrap();
+    make_repository(&base.path().join("repo.git"), 3);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let options = ["--supervised", "--watchdog", "1", "--workers", "4"];
+    let mut daemon = Daemon::start_with(&example, base.path(), &options, |command| {
+        command.stderr(log.reopen().unwrap());
+    });
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = TcpStream::connect(daemon.addr).unwrap();
+        let request = pkt_line("git-upload-pack /repo.git\0host=test\0");
+        client.write_all(request.as_bytes()).unwrap();
+        // The references: the subprocess runs, and waits for what the client wants.
+        let mut length = [0; 4];
+        client.read_exact(&mut length).unwrap();
+        clients.push(client);
+    }
+    // Longer than the watchdog's limit and its second chance.
+    thread::sleep(Duration::from_millis(2500));
+    for mut client in clients {
+        // Nothing is wanted: the subprocess ends as usual.
+        client.write_all(b"0000").unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(b"0000"));
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end().0.success());
+    let log = fs::read_to_string(log.path()).unwrap();
+    assert!(!log.contains("aborting"), "{log}");
+}
+
 // ---- the daemon ----
 
 /// The example beside this test. `cargo test` builds it; `cargo test --tests` does not, and then there is nothing to
@@ -351,12 +388,22 @@ struct Daemon {
 
 impl Daemon {
     fn start(binary: &Path, base: &Path, options: &[&str]) -> Self {
+        Self::start_with(binary, base, options, |_| {})
+    }
+
+    fn start_with(
+        binary: &Path,
+        base: &Path,
+        options: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let mut command = Command::new(binary);
         isolate(&mut command, base);
         command
             .args(["--listen", "127.0.0.1:0", "--base-path"])
             .arg(base)
             .args(options);
+        prepare(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let leash = watch(&child);

@@ -100,6 +100,17 @@ impl ConnectionInfo {
         matches!(self.peer, Addr::Ip(_))
             || sys::socket::unread_len(&self.socket).is_ok_and(|left| left == 0)
     }
+
+    /// For the watchdog: how many reads and writes of the connection have moved bytes. `None` while
+    /// the call waits for the client. A call that has detached the connection waits for the client
+    /// as long as everything that the client has sent is read.
+    pub(crate) fn moves(&self) -> Option<u64> {
+        let activity = &self.activity;
+        let unread = || sys::socket::unread_len(&self.socket).unwrap_or(0);
+        let is_waiting = activity.is_waiting.load(Relaxed)
+            || activity.is_detached.load(Relaxed) && unread() == 0;
+        (!is_waiting).then(|| activity.moves.load(Relaxed))
+    }
 }
 
 /// The progress of a call, for the watchdog: whether the call moves bytes, or waits for the client.
@@ -109,6 +120,8 @@ pub(crate) struct Activity {
     moves: AtomicU64,
     /// The call waits for the client, for at most its time-out.
     is_waiting: AtomicBool,
+    /// The service has taken the socket: other code reads and writes.
+    is_detached: AtomicBool,
 }
 
 impl Activity {
@@ -116,11 +129,6 @@ impl Activity {
     fn count_move(&self) {
         // Only the thread that holds the connection writes it.
         self.moves.store(self.moves.load(Relaxed) + 1, Relaxed);
-    }
-
-    /// How many reads and writes have moved bytes. `None` while the call waits for the client.
-    pub(crate) fn moves(&self) -> Option<u64> {
-        (!self.is_waiting.load(Relaxed)).then(|| self.moves.load(Relaxed))
     }
 }
 
@@ -456,6 +464,7 @@ impl Connection {
         self.unwatch();
         let stream = sys::socket::duplicate_stream(&self.info.socket)?;
         self.receive = ReceiveState::Detached;
+        self.info.activity.is_detached.store(true, Relaxed);
         Ok(Detached {
             stream,
             unread: self.input.take(),

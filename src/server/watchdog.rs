@@ -137,7 +137,7 @@ impl<'a, T> Watchdog<'a, T> {
         for (worker, seen) in self.lots.counters.workers.iter().zip(&mut self.workers) {
             let call = worker.call();
             let moves = call.and_then(|(token, _)| {
-                let moves = self.lots.with_info(token, |info| info.activity.moves());
+                let moves = self.lots.with_info(token, |info| info.moves());
                 moves.flatten()
             });
             // A wait for the client has a deadline of its own, so it is progress.
