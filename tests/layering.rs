@@ -32,12 +32,6 @@ const LAYERS: [&[&str]; 9] = [
     &["server"],
 ];
 
-/// The modules whose files still import each other in cycles, and why.
-const CYCLES_LEFT: [(&str, &str); 1] = [(
-    "supervisor",
-    "its files share the type `Run` until the policy is a value of its own",
-)];
-
 /// The directory of the programs. Each program is a crate of its own above all layers, and uses
 /// only the public interface of the library.
 const PROGRAMS: &str = "bin";
@@ -59,15 +53,9 @@ fn src_keeps_to_the_layers() {
 #[test]
 fn files_of_a_module_do_not_import_each_other_in_a_cycle() {
     let found = cycles::find(&sources());
-    let is_left = |module: &str| CYCLES_LEFT.iter().any(|(left, _)| *left == module);
     let mut report = String::new();
-    for cycle in found.iter().filter(|cycle| !is_left(&cycle.module)) {
+    for cycle in found {
         report += &format!("\n{}", cycle.what);
-    }
-    for (module, _) in CYCLES_LEFT {
-        if found.iter().all(|cycle| cycle.module != module) {
-            report += &format!("\nsrc/{module} has no cycle: remove it from CYCLES_LEFT");
-        }
     }
     assert!(report.is_empty(), "src has import cycles:{report}");
 }

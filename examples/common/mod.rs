@@ -72,10 +72,6 @@ impl Options {
                     let limit = parser.value()?.parse_with(seconds)?;
                     options.set(|supervisor| supervisor.watchdog(limit));
                 }
-                Long("healthy-after") => {
-                    let served = parser.value()?.parse_with(seconds)?;
-                    options.set(|supervisor| supervisor.healthy_after(served));
-                }
                 Value(value) => options.rest.push(value.string()?),
                 Long(name) => {
                     let name = name.to_owned();

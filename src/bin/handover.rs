@@ -91,6 +91,17 @@ struct RunArgs {
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
+    /// The working directory of the program. Defaults to the present one, by the name in PWD: if that
+    /// leads through a symbolic link, the link is followed at each start
+    #[arg(long, value_name = "PATH")]
+    working_directory: Option<PathBuf>,
+    /// A file with environment variables for the program, as systemd's EnvironmentFile=. It is read
+    /// at each start
+    #[arg(long, value_name = "PATH")]
+    environment_file: Option<PathBuf>,
+    /// How many replaced processes may finish their requests at once; a restart beyond that waits
+    #[arg(long, value_name = "N", default_value = "4")]
+    max_draining: NonZeroUsize,
     /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
     /// Defaults to no limit
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -213,7 +224,8 @@ impl RunArgs {
             .watchdog(self.watchdog)
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
-            .stop_timeout(self.stop_timeout);
+            .stop_timeout(self.stop_timeout)
+            .max_draining(self.max_draining.get());
         for listener in self.listen {
             supervisor = supervisor.listen(listener);
         }
@@ -222,6 +234,12 @@ impl RunArgs {
         }
         if let Some(path) = self.pid_file {
             supervisor = supervisor.pid_file(path);
+        }
+        if let Some(path) = self.working_directory {
+            supervisor = supervisor.working_directory(path);
+        }
+        if let Some(path) = self.environment_file {
+            supervisor = supervisor.environment_file(path);
         }
         process::exit(supervisor.run(self.program)?);
     }

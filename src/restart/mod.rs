@@ -23,6 +23,7 @@
 //! both processes.
 
 mod bind_request;
+mod environment_file;
 mod error;
 mod inherited;
 mod launch;
@@ -154,6 +155,29 @@ impl Restart {
             passed: Vec::new(),
             pid_file: None,
         }
+    }
+
+    /// The working directory of successors, looked up at each restart. Defaults to that of this
+    /// process when it was started, by the name in `PWD` if that names this directory: if `PWD` is
+    /// `/srv/app/current`, a symbolic link, a successor is started where the link leads by then, and
+    /// so is a program that was started by a relative path. If there is no such directory, an error
+    /// is logged, and the successor gets the directory of this process.
+    pub fn working_directory(mut self, dir: impl Into<PathBuf>) -> Self {
+        if let Ok(program) = &mut self.program {
+            program.set_working_directory(&dir.into());
+        }
+        self
+    }
+
+    /// A file with environment variables for successors, read at each restart. They replace those of
+    /// the same names; a variable that is taken out of the file keeps its value. The format is that
+    /// of systemd's `EnvironmentFile=` (systemd.exec(5)). If the file cannot be read, or a line is not understood, the restart fails with this reason. Defaults
+    /// to none.
+    pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
+        if let Ok(program) = &mut self.program {
+            program.set_environment_file(path.into());
+        }
+        self
     }
 
     /// How long a successor may take until it is ready; then it is ended, and this process goes on

@@ -1,7 +1,9 @@
 //! The program that this process runs, and the start of a successor from it.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -12,7 +14,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
-use super::launch::{LAUNCH_VARIABLES, launch_variable, passing_variables};
+use super::environment_file;
+use super::launch::{LAUNCH_VARIABLES, launch_variable, own_launch, passing_variables};
 use crate::log;
 use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions};
 use crate::wire::{EarlierGeneration, Launch};
@@ -28,7 +31,11 @@ pub(crate) struct Program {
     args: Vec<OsString>,
     /// `NAME=value`, without the variables that were for this process only.
     pub(crate) env: Vec<OsString>,
-    dir: PathBuf,
+    /// A file with further variables, which is read at each start.
+    environment_file: Option<PathBuf>,
+    /// The working directory, by a name that is looked up at each start. `None`: it has no name any
+    /// more.
+    dir: Option<PathBuf>,
     /// A service manager's watchdog is for this process, and then for its successor.
     has_watchdog: bool,
 }
@@ -38,9 +45,10 @@ impl Program {
     /// runs the file that has this name then.
     pub(crate) fn of_this_process() -> io::Result<Self> {
         let args: Vec<OsString> = env::args_os().collect();
-        let dir = env::current_dir()?;
+        let dir = named_working_dir();
         let name = args.first().map(PathBuf::from).unwrap_or_default();
-        let path = find_program(&dir, &name).filter(|path| sys::file::is_executable(path));
+        let path =
+            find_program(dir.as_deref(), &name).filter(|path| sys::file::is_executable(path));
         // The name need not be a program's: the process that starts another chooses it freely.
         let path = path.map_or_else(env::current_exe, Ok)?;
         let is_own = |name: &OsString| {
@@ -56,6 +64,7 @@ impl Program {
             path,
             args,
             env,
+            environment_file: None,
             dir,
             has_watchdog,
         })
@@ -66,8 +75,72 @@ impl Program {
     pub(crate) fn find(args: Vec<OsString>) -> io::Result<Self> {
         let own = Self::of_this_process()?;
         let name = PathBuf::from(args.first().ok_or(io::ErrorKind::InvalidInput)?);
-        let path = find_program(&own.dir, &name).unwrap_or(name);
+        let path = find_program(own.dir.as_deref(), &name).unwrap_or(name);
         Ok(Self { path, args, ..own })
+    }
+
+    /// Sets the working directory of the processes that are started. A program that was started by
+    /// a relative path is looked up there, if it is there.
+    pub(crate) fn set_working_directory(&mut self, dir: &Path) {
+        let dir = self
+            .dir
+            .as_deref()
+            .map_or(dir.to_owned(), |own| own.join(dir));
+        let name = self
+            .args
+            .first()
+            .map(Path::new)
+            .filter(|name| name.is_relative());
+        let path = name
+            .filter(|name| name.components().count() > 1)
+            .map(|name| dir.join(name));
+        if let Some(path) = path.filter(|path| sys::file::is_executable(path)) {
+            self.path = path;
+        }
+        self.dir = Some(dir);
+    }
+
+    /// Sets a file with environment variables.
+    pub(crate) fn set_environment_file(&mut self, path: PathBuf) {
+        self.environment_file = Some(path);
+    }
+
+    /// The environment of a process that is started now: that of this process, `PWD`, and what the
+    /// environment file says. The last two replace variables of the same names.
+    pub(crate) fn read_env(&self) -> io::Result<Vec<OsString>> {
+        let mut env = self.env.clone();
+        let mut set = |name: &str, value: &OsStr| {
+            let prefix = format!("{name}=");
+            env.retain(|entry| !entry.as_encoded_bytes().starts_with(prefix.as_bytes()));
+            env.push(sys::env_entry(name.as_ref(), value));
+        };
+        if let Some(dir) = &self.dir {
+            set("PWD", dir.as_os_str());
+        }
+        if let Some(path) = &self.environment_file {
+            let failed = |why: &dyn fmt::Display| {
+                io::Error::other(format!("environment file {}: {why}", path.display()))
+            };
+            let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+            let variables = environment_file::parse(&text).map_err(|error| failed(&error))?;
+            for (name, value) in &variables {
+                set(name, value.as_ref());
+            }
+        }
+        Ok(env)
+    }
+
+    /// The working directory for a process that is started now. `None`: that of this process.
+    fn existing_dir(&self) -> Option<&Path> {
+        let dir = self.dir.as_deref()?;
+        if dir.is_dir() {
+            return Some(dir);
+        }
+        log::error!(
+            "the working directory {} is gone: using that of this process",
+            dir.display()
+        );
+        None
     }
 
     /// How to start the program in its directory, with its arguments.
@@ -82,7 +155,7 @@ impl Program {
             args: &self.args,
             env,
             env_with_pid,
-            dir: &self.dir,
+            dir: self.existing_dir(),
             descriptors,
             stderr: None,
         }
@@ -135,7 +208,7 @@ impl Program {
             earlier,
         };
         let (variables, listen_pid) = passing_variables(&names);
-        let mut env = self.env.clone();
+        let mut env = self.read_env()?;
         env.extend(variables);
         let mut env_with_pid = vec![listen_pid, launch_variable(&launch)?];
         if self.has_watchdog {
@@ -153,13 +226,37 @@ impl Program {
     }
 }
 
+/// The working directory, by the name that the shell gave it (`PWD`), if that is one: the name may
+/// lead through symbolic links that lead elsewhere later, such as `current -> releases/2`.
+fn named_working_dir() -> Option<PathBuf> {
+    let own = env::current_dir().ok();
+    let named = env::var_os("PWD")
+        .map(PathBuf::from)
+        .filter(|named| named.is_absolute());
+    // A supervisor that was upgraded stays in its directory, since paths that it was given begin
+    // there. What it starts goes by the name.
+    let is_upgraded = matches!(own_launch(), Ok(Some(Launch::Resume { .. })));
+    let is_own = |named: &PathBuf| {
+        let (named, own) = (fs::canonicalize(named).ok(), own.as_ref());
+        named.is_some() && named == own.and_then(|own| fs::canonicalize(own).ok())
+    };
+    // A directory that was deleted has no other name.
+    named
+        .filter(|named| own.is_none() || is_upgraded || is_own(named))
+        .or(own)
+}
+
 /// The path of a program: relative to the directory, or on the search path if it is only a name.
-fn find_program(dir: &Path, name: &Path) -> Option<PathBuf> {
+fn find_program(dir: Option<&Path>, name: &Path) -> Option<PathBuf> {
+    let absolute = |path: PathBuf| match path.is_absolute() {
+        true => Some(path),
+        false => Some(dir?.join(path)),
+    };
     if name.components().count() > 1 || name.is_absolute() {
-        return Some(dir.join(name));
+        return absolute(name.to_owned());
     }
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut places = env::split_paths(&path).map(|place| dir.join(place).join(name));
+    let mut places = env::split_paths(&path).filter_map(|place| absolute(place.join(name)));
     places.find(|place| sys::file::is_executable(place))
 }
 

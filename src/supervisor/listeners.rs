@@ -4,6 +4,7 @@
 use std::io;
 
 use super::Settings;
+use super::fleet::event::ListenerId;
 use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::log;
 use crate::notify;
@@ -28,9 +29,6 @@ pub(super) struct HeldListener {
     pub(super) held_by_manager: bool,
     pub(super) id: ListenerId,
 }
-
-/// The device and inode numbers of a socket. Copies of its descriptor have the same.
-pub(super) type ListenerId = (u64, u64);
 
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].

@@ -8,30 +8,26 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | [`run`] | the loop, and the path of a crash, a restart and a stop through the code |
-//! | [`processes`] | starts processes, and handles readiness, exits and deadlines |
-//! | [`notifications`] | handles the notifications of processes |
-//! | [`rolling_restart`] | replaces the processes one after another |
-//! | [`slot`] | a slot for one serving process, and the state of a process |
-//! | [`backoff`] | the delay before another process is started |
+//! | [`fleet`] | the policy, as a value: when processes are started, restarted, stopped, given up |
+//! | [`run`] | the loop: turns what happens into events of the fleet, and does what it decides |
+//! | [`notifications`] | the notifications of processes |
+//! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`listeners`] | holds the listeners |
+//! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`thread_report`] | what the threads of a hung process wait for |
-//! | [`spawn`] | the environment and the descriptors of a new process |
-//! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
-//! | [`upgrade`], [`snapshot`] | the supervisor replaces itself, and the state that it passes on |
+//! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
+//! | [`snapshot`] | the fleet, as the upgrade passes it on |
 //! | [`logger`] | logs to standard error if the program has set no logger |
 
 mod ancestry;
-mod backoff;
 mod control;
+mod dry_run;
+mod fleet;
 mod listeners;
 mod logger;
 mod notifications;
-mod processes;
-mod rolling_restart;
 mod run;
-mod slot;
 mod snapshot;
 mod spawn;
 mod status;
@@ -49,9 +45,11 @@ use crate::restart::{Program, Restart, own_launch};
 use crate::sys::{self, SignalFd};
 use crate::wire::Launch;
 
-use backoff::BackoffSettings;
+use dry_run::perform_dry_run;
+use fleet::Policy;
+use fleet::backoff::BackoffSettings;
 use run::Run;
-use upgrade::{perform_dry_run, resume};
+use upgrade::resume;
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -69,8 +67,8 @@ pub fn supervise() -> io::Result<Restart> {
 /// the call returns the [`Restart`] for the server. So make it the first call in `main`.
 ///
 /// - **A process that exits is restarted**, whether it crashed, was killed, or exited with success
-///   without having been asked to: immediately the first time, then after 0.1 s, and each time
-///   twice as long, up to 30 s, see [`backoff`](Self::backoff). The supervisor holds the listeners:
+///   without having been asked to: immediately if it has served, and else after growing delays, see
+///   [`backoff`](Self::backoff). The supervisor holds the listeners:
 ///   clients wait in the kernel's queue meanwhile, and none is refused. Serving processes need no
 ///   privileges to listen.
 /// - **A process that hangs is aborted and restarted**, by default after 60 s, see
@@ -132,18 +130,12 @@ pub struct Supervisor(Settings);
 /// The settings, each as the setter of the same name says if not said here.
 #[derive(Clone, Debug)]
 struct Settings {
-    processes: usize,
-    ready_timeout: Duration,
-    ready_after: Option<Duration>,
-    stop_timeout: Duration,
-    watchdog: Option<Duration>,
-    abort_timeout: Duration,
-    backoff: BackoffSettings,
-    restart_after_success: bool,
-    no_restart_code: Option<i32>,
+    policy: Policy,
     /// The path of the control socket.
     control: Option<PathBuf>,
     pid_file: Option<PathBuf>,
+    working_directory: Option<PathBuf>,
+    environment_file: Option<PathBuf>,
     listen: Vec<Bind>,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
@@ -151,11 +143,11 @@ struct Settings {
 
 impl Settings {
     fn check(&self) -> io::Result<()> {
-        let problem = match self {
-            Self { processes, .. } if *processes > MOST_PROCESSES => {
+        let problem = match &self.policy {
+            Policy { processes, .. } if *processes > MOST_PROCESSES => {
                 format!("processes must be at most {MOST_PROCESSES}")
             }
-            Self { ready_timeout, .. } if ready_timeout.is_zero() => {
+            Policy { ready_timeout, .. } if ready_timeout.is_zero() => {
                 "ready_timeout must be more than zero (Duration::MAX is no limit)".to_owned()
             }
             _ => return Ok(()),
@@ -174,21 +166,26 @@ impl Supervisor {
     /// A supervisor with the default settings.
     pub fn new() -> Self {
         Self(Settings {
-            processes: 1,
-            ready_timeout: Duration::from_secs(60),
-            ready_after: None,
-            stop_timeout: Duration::from_secs(60),
-            watchdog: Some(Duration::from_secs(60)),
-            abort_timeout: Duration::from_secs(5),
-            backoff: BackoffSettings {
-                first: Duration::from_millis(100),
-                longest: Duration::from_secs(30),
-                healthy_after: Duration::from_secs(60),
+            policy: Policy {
+                processes: 1,
+                ready_timeout: Duration::from_secs(60),
+                ready_after: None,
+                stop_timeout: Duration::from_secs(60),
+                watchdog: Some(Duration::from_secs(60)),
+                abort_timeout: Duration::from_secs(5),
+                backoff: BackoffSettings {
+                    first: Duration::from_millis(100),
+                    longest: Duration::from_secs(30),
+                },
+                max_draining: 4,
+                restart_after_success: true,
+                no_restart_code: Some(EX_CONFIG),
+                starts_all: false,
             },
-            restart_after_success: true,
-            no_restart_code: Some(EX_CONFIG),
             control: None,
             pid_file: None,
+            working_directory: None,
+            environment_file: None,
             listen: Vec::new(),
             runs_other_program: false,
         })
@@ -197,7 +194,7 @@ impl Supervisor {
     /// How many processes serve, on the same listeners. If one crashes, only its clients are
     /// affected; a graceful restart replaces one after another. From 1 to 1024. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
-        self.0.processes = count.max(1);
+        self.0.policy.processes = count.max(1);
         self
     }
 
@@ -205,7 +202,7 @@ impl Supervisor {
     /// another one is started. (In a graceful restart of a server of this crate,
     /// [`Restart::ready_timeout`] applies.) More than zero. Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
-        self.0.ready_timeout = timeout;
+        self.0.policy.ready_timeout = timeout;
         self
     }
 
@@ -213,7 +210,7 @@ impl Supervisor {
     /// for this long. Replaces [`ready_timeout`](Self::ready_timeout). Defaults to `None`: a
     /// process is ready when it notifies READY=1.
     pub fn ready_after(mut self, running_for: impl Into<Option<Duration>>) -> Self {
-        self.0.ready_after = running_for.into();
+        self.0.policy.ready_after = running_for.into();
         self
     }
 
@@ -221,15 +218,16 @@ impl Supervisor {
     /// can extend this by EXTEND_TIMEOUT_USEC (sd_notify(3)), as a server does for its own
     /// [`drain_timeout`](crate::Builder::drain_timeout). Defaults to 60 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
-        self.0.stop_timeout = timeout;
+        self.0.policy.stop_timeout = timeout;
         self
     }
 
-    /// How long a serving process may make no progress. Then what its threads wait for is logged,
-    /// and it is aborted (SIGABRT, which leaves a core dump where these are enabled) and restarted.
+    /// How long a serving process may make no progress, and a quarter longer, since a process and
+    /// the supervisor may have been stopped together (SIGSTOP, a frozen container). Then what its
+    /// threads wait for is logged, and it is aborted (SIGABRT, which leaves a core dump where these are enabled) and restarted.
     /// `None` or zero: for ever. Defaults to 60 s.
     pub fn watchdog(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.0.watchdog = limit.into().filter(|limit| !limit.is_zero());
+        self.0.policy.watchdog = limit.into().filter(|limit| !limit.is_zero());
         self
     }
 
@@ -237,31 +235,34 @@ impl Supervisor {
     /// 5 s.
     pub fn abort_timeout(mut self, timeout: Duration) -> Self {
         // Zero would leave no time to reap the process.
-        self.0.abort_timeout = timeout.max(Duration::from_millis(10));
+        self.0.policy.abort_timeout = timeout.max(Duration::from_millis(10));
         self
     }
 
-    /// The delay before the second restart, and the longest delay. The first restart is immediate,
-    /// each further delay is twice the one before, and each is shortened by a random part of up to
-    /// 20 %. After five processes in a row that exited before they were ready, it is `longest`.
-    /// Defaults to 0.1 s and 30 s.
+    /// The delays before a process is started again. After a process that served, the start is
+    /// immediate; if the process served for less than `first`, the start waits as long as the process
+    /// served. After a process that was never ready, the start waits for `first`, and each further
+    /// start twice as long as the one before, up to `longest`, each shortened by a random part of up
+    /// to 20 %. After five such processes in a row, the delay is `longest`. Defaults to 0.1 s and
+    /// 30 s.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
-        self.0.backoff.first = first;
-        self.0.backoff.longest = longest;
+        self.0.policy.backoff.first = first;
+        self.0.policy.backoff.longest = longest;
         self
     }
 
-    /// A process that has served for this long was healthy: if it exits, the restart is immediate,
-    /// and the [`backoff`](Self::backoff) begins again. Defaults to 60 s.
-    pub fn healthy_after(mut self, served: Duration) -> Self {
-        self.0.backoff.healthy_after = served;
+    /// How many processes of one slot may finish their requests at the same time, after others have
+    /// replaced them. A restart beyond that waits until one of them has exited, at most for
+    /// [`stop_timeout`](Self::stop_timeout). At least 1. Defaults to 4.
+    pub fn max_draining(mut self, processes: usize) -> Self {
+        self.0.policy.max_draining = processes.max(1);
         self
     }
 
     /// Whether a process that exits with code 0, without having been asked to, is started again. If
     /// not, the supervisor exits with code 0 when no process is left. Defaults to true.
     pub fn restart_after_success(mut self, on: bool) -> Self {
-        self.0.restart_after_success = on;
+        self.0.policy.restart_after_success = on;
         self
     }
 
@@ -269,7 +270,7 @@ impl Supervisor {
     /// supervisor exits with this code. `None`: there is no such code. Defaults to 78, EX_CONFIG:
     /// the configuration is wrong.
     pub fn no_restart(mut self, code: impl Into<Option<i32>>) -> Self {
-        self.0.no_restart_code = code.into();
+        self.0.policy.no_restart_code = code.into();
         self
     }
 
@@ -286,6 +287,25 @@ impl Supervisor {
     /// none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.pid_file = Some(path.into());
+        self
+    }
+
+    /// The working directory of serving processes, looked up at each start. Defaults to that of the
+    /// supervisor when it was started, by the name in `PWD` if that names this directory: if `PWD` is
+    /// `/srv/app/current`, a symbolic link, a process is started where the link leads by then, and so
+    /// is a program that was started by a relative path. If there is no such directory, an error is
+    /// logged, and the process gets the directory of the supervisor.
+    pub fn working_directory(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.0.working_directory = Some(dir.into());
+        self
+    }
+
+    /// A file with environment variables for serving processes, read at each start. They replace
+    /// those of the same names. The format is that of systemd's `EnvironmentFile=`
+    /// (systemd.exec(5)). If the file cannot be read, or a line is not understood, the start fails
+    /// with this reason. Defaults to none.
+    pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.environment_file = Some(path.into());
         self
     }
 
@@ -317,7 +337,14 @@ impl Supervisor {
                 process::exit(code);
             }
         }
-        Ok(Restart::new())
+        let mut restart = Restart::new().max_draining(self.0.policy.max_draining);
+        if let Some(dir) = self.0.working_directory {
+            restart = restart.working_directory(dir);
+        }
+        if let Some(path) = self.0.environment_file {
+            restart = restart.environment_file(path);
+        }
+        Ok(restart)
     }
 
     /// Supervises another program, which takes its listeners as systemd passes them
@@ -334,17 +361,24 @@ impl Supervisor {
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         self.0.runs_other_program = true;
+        self.0.policy.starts_all = true;
         let launch = own_launch().map_err(|error| io::Error::other(error.text))?;
         self.be_supervisor(program, launch)
     }
 
-    fn be_supervisor(self, program: Program, launch: Option<Launch>) -> io::Result<i32> {
+    fn be_supervisor(self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {
         if !sys::supervision::IS_SUPPORTED {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         self.0.check()?;
         logger::install();
+        if let Some(dir) = &self.0.working_directory {
+            program.set_working_directory(dir);
+        }
+        if let Some(path) = &self.0.environment_file {
+            program.set_environment_file(path.clone());
+        }
         let run = match launch {
             // A supervisor that runs another program may be supervised itself.
             None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {

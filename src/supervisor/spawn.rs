@@ -2,18 +2,33 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::time::Duration;
 
-use super::run::Run;
+use socket2::Socket;
+
+use super::listeners::HeldListeners;
 use crate::restart::{Program, launch_variable, passing_variables};
-use crate::sys::{self, FIRST_PASSED};
+use crate::sys::{self, FIRST_PASSED, NotifySocket};
 use crate::wire::Launch;
 
 /// The variables that the supervisor's own service manager has set for the supervisor alone.
 const SUPERVISOR_ONLY: [&str; 3] = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "FDSTORE="];
 
-impl Run {
-    /// Starts the program as a serving process of this generation, and returns the process id.
-    pub(super) fn spawn_process(&self, generation: u64) -> io::Result<u32> {
+/// What a serving process is started with.
+#[derive(Debug)]
+pub(super) struct ServingProcess<'a> {
+    pub(super) program: &'a Program,
+    pub(super) generation: u64,
+    pub(super) listeners: &'a HeldListeners,
+    /// The end of the socket pair that serving processes hold.
+    pub(super) lifeline: &'a Socket,
+    pub(super) notify_socket: &'a NotifySocket,
+    pub(super) watchdog: Option<Duration>,
+}
+
+impl ServingProcess<'_> {
+    /// Starts the process, and returns its id.
+    pub(super) fn spawn(&self) -> io::Result<u32> {
         let (mut names, mut matched_by_name, mut descriptors) =
             (Vec::new(), Vec::new(), Vec::new());
         for (position, held) in (0..).zip(self.listeners.iter()) {
@@ -24,18 +39,18 @@ impl Run {
             descriptors.push(sys::descriptor::duplicate(&held.listener.socket)?);
         }
         let launch = Launch::Serve {
-            generation,
+            generation: self.generation,
             lifeline: FIRST_PASSED + descriptors.len() as i32,
             matched_by_name,
         };
-        descriptors.push(sys::descriptor::duplicate(&self.lifeline.1)?);
+        descriptors.push(sys::descriptor::duplicate(self.lifeline)?);
         let (variables, listen_pid) = passing_variables(&names);
-        let mut env = child_env(&self.program);
+        let mut env = child_env(self.program.read_env()?);
         env.extend(variables);
         let notify = self.notify_socket.name();
-        env.push(sys::env_entry(&"NOTIFY_SOCKET".into(), &notify.into()));
+        env.push(sys::env_entry("NOTIFY_SOCKET".as_ref(), notify));
         // The largest number of microseconds means that there is no limit (sd_watchdog_enabled(3)).
-        let watchdog = self.settings.watchdog.map(|limit| limit.as_micros());
+        let watchdog = self.watchdog.map(|limit| limit.as_micros());
         if let Some(micros) = watchdog.filter(|micros| *micros < u128::from(u64::MAX)) {
             env.push(format!("WATCHDOG_USEC={micros}").into());
         }
@@ -47,13 +62,12 @@ impl Run {
     }
 }
 
-/// The environment of a child process: that of the supervisor without [`SUPERVISOR_ONLY`].
-pub(super) fn child_env(program: &Program) -> Vec<OsString> {
-    let is_kept = |entry: &&OsString| {
+/// The environment of a child process: this one without [`SUPERVISOR_ONLY`].
+pub(super) fn child_env(mut env: Vec<OsString>) -> Vec<OsString> {
+    env.retain(|entry| {
         let entry = entry.as_encoded_bytes();
         let mut names = SUPERVISOR_ONLY.iter();
         !names.any(|name| entry.starts_with(name.as_bytes()))
-    };
-    let env = program.env.iter().filter(is_kept);
-    env.cloned().collect()
+    });
+    env
 }

@@ -3,8 +3,11 @@
 use std::process;
 use std::time::Instant;
 
+use super::fleet::Fleet;
+use super::fleet::event::Event;
+use super::fleet::process::Stage;
+use super::fleet::slot::Slot;
 use super::run::Run;
-use super::slot::ProcessSlot;
 use crate::log;
 use crate::wire::{
     Answer, ControlRequest, ListenerStatus, Record, ServiceState, SlotState, SlotStatus, Status,
@@ -15,22 +18,27 @@ impl Run {
     pub(super) fn handle_control_requests(&mut self) {
         let requests = self.control.as_mut().map(|control| control.requests());
         for (id, request) in requests.into_iter().flatten() {
-            log::debug!("control client {id}: {request:?}");
-            match ControlRequest::parse(&request) {
+            let parsed = ControlRequest::parse(&request);
+            if parsed.is_some_and(|request| request != ControlRequest::Status) {
+                log::info!("received {request:?} on the control socket");
+            }
+            match parsed {
                 Some(ControlRequest::Status) => {
                     let status = self.status();
                     self.reply(id, &status);
                 }
                 Some(ControlRequest::Restart { waits }) => {
-                    self.begin_rolling_restart(waits.then_some(id));
+                    let client = waits.then_some(id);
+                    self.handle(Event::Restart { client });
                     self.reply_unless(waits, id);
                 }
                 Some(ControlRequest::Upgrade { waits }) => {
-                    self.upgrade(waits.then_some(id));
+                    let client = waits.then_some(id);
+                    self.handle(Event::Upgrade { client });
                     self.reply_unless(waits, id);
                 }
                 Some(ControlRequest::Stop) => {
-                    self.stop();
+                    self.handle(Event::Stop);
                     self.reply(id, &Answer::success());
                 }
                 None => {
@@ -45,7 +53,7 @@ impl Run {
     /// Tells a client that does not wait for the result whether its request was accepted.
     fn reply_unless(&mut self, waits: bool, id: u64) {
         if !waits {
-            let answer = match self.shutdown {
+            let answer = match self.fleet.shutdown {
                 Some(_) => Answer::failure("the supervisor is being stopped"),
                 None => Answer::success(),
             };
@@ -60,52 +68,56 @@ impl Run {
     }
 
     fn status(&self) -> Status {
-        let ready = self.slots.iter().filter(|slot| slot.is_ready()).count();
-        let state = if self.shutdown.is_some() {
-            ServiceState::Stopping
-        } else if self.rolling_restart.is_some() {
-            ServiceState::Restarting
-        } else if ready == self.slots.len() {
-            ServiceState::Serving
-        } else if ready > 0 {
-            ServiceState::Degraded
-        } else if self.slots.iter().any(|slot| slot.current.is_some()) {
-            ServiceState::Starting
-        } else {
-            ServiceState::Down
-        };
+        let fleet = &self.fleet;
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
             name: held.record.name.clone(),
             address: held.listener.local_addr().to_string(),
         });
+        let last_restart = fleet.last_restart.clone();
         Status {
             ok: true,
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: self.program.path().to_string_lossy().into_owned(),
-            state,
+            state: service_state(fleet),
             uptime_seconds: seconds(self.started_at.elapsed()),
-            processes: self.slots.iter().map(slot_status).collect(),
-            draining: self.draining.iter().map(|process| process.pid).collect(),
+            processes: fleet.slots.iter().map(slot_status).collect(),
+            draining: fleet.draining.iter().map(|process| process.pid).collect(),
             listeners: listeners.collect(),
-            last_restart: self.last_restart.clone(),
+            last_restart: last_restart.map(|(error, took)| Answer::new(error, Some(took))),
         }
     }
 }
 
-fn slot_status(slot: &ProcessSlot) -> SlotStatus {
-    let state = match &slot.current {
-        Some(current) if current.aborted => SlotState::Aborting,
-        Some(current) if current.ready_since.is_some() && slot.successor.is_some() => {
-            SlotState::Restarting
-        }
-        Some(current) if current.ready_since.is_some() => SlotState::Serving,
-        Some(_) => SlotState::Starting,
+fn service_state(fleet: &Fleet) -> ServiceState {
+    let serving = fleet.serving();
+    if fleet.shutdown.is_some() {
+        ServiceState::Stopping
+    } else if fleet.round.is_some() {
+        ServiceState::Restarting
+    } else if serving == fleet.slots.len() {
+        ServiceState::Serving
+    } else if serving > 0 {
+        ServiceState::Degraded
+    } else if fleet.slots.iter().any(|slot| slot.current.is_some()) {
+        ServiceState::Starting
+    } else {
+        ServiceState::Down
+    }
+}
+
+fn slot_status(slot: &Slot) -> SlotStatus {
+    let current = slot.current.as_ref();
+    let state = match current.map(|current| current.stage) {
+        Some(Stage::Aborted { .. }) => SlotState::Aborting,
+        Some(Stage::Serving { .. }) if slot.successor.is_some() => SlotState::Restarting,
+        Some(Stage::Serving { .. }) => SlotState::Serving,
+        Some(Stage::Stopping { .. }) => SlotState::Stopping,
+        Some(Stage::Starting { .. }) => SlotState::Starting,
         None if slot.successor.is_some() => SlotState::Starting,
         None if slot.start_at.instant().is_some() => SlotState::Waiting,
         None => SlotState::Down,
     };
-    let current = slot.current.as_ref();
     let starts_in = slot.start_at.time_left(Instant::now());
     SlotStatus {
         state,

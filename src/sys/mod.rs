@@ -52,7 +52,7 @@
 //! or the next; several calls before a wait may end only one. The caller calls `remove` before it
 //! closes a socket, because another process may hold the same open file description.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -188,8 +188,8 @@ pub(crate) struct SpawnOptions<'a> {
     pub(crate) env: &'a [OsString],
     /// Further entries of the environment.
     pub(crate) env_with_pid: &'a [PidVariable],
-    /// The working directory.
-    pub(crate) dir: &'a Path,
+    /// The working directory. Defaults to that of this process.
+    pub(crate) dir: Option<&'a Path>,
     /// The program gets them as its descriptors 3, 4, and so on. Beside them it gets standard
     /// input, output and error only.
     pub(crate) descriptors: &'a [Descriptor],
@@ -215,8 +215,8 @@ impl PidVariable {
 }
 
 /// The entry `NAME=value` of an environment.
-pub(crate) fn env_entry(name: &OsString, value: &OsString) -> OsString {
-    let mut entry = name.clone();
+pub(crate) fn env_entry(name: &OsStr, value: &OsStr) -> OsString {
+    let mut entry = name.to_owned();
     entry.push("=");
     entry.push(value);
     entry

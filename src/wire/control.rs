@@ -163,6 +163,8 @@ pub(crate) enum SlotState {
     Serving,
     /// The process is not ready yet.
     Starting,
+    /// The process stops: it was asked to, or does so by itself.
+    Stopping,
     /// There is no process, and one is to be started.
     Waiting,
     /// There is no process, and none is to be started.

@@ -37,7 +37,8 @@
 //!
 //! ```text
 //! {"v":1,"type":"successor","generation":2,"handshake":4,"stderr":[5,6],"state":7,
-//!   "matched_by_name":[0],"pid":4711      }
+//!   "matched_by_name":[0],"earlier":[{"generation":1,"socket":8,"drains_until":null}],
+//!   "pid":4711      }
 //! {"v":1,"type":"serve","generation":3,"lifeline":4,"matched_by_name":[],"pid":4711      }
 //! {"v":1,"type":"dry_run","snapshot":3,"report":4,"pid":4711      }
 //! {"v":1,"type":"resume","snapshot":9,"pid":4711      }
@@ -50,11 +51,14 @@
 //! {"v":1,"type":"ready"}
 //! {"v":1,"type":"cutover"}
 //! {"v":1,"type":"accepting","since":81204471893,"taken":[0,2]}
-//! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]]}
+//! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]],
+//!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
-//! {"v":1,"type":"superseded"}
-//! {"v":1,"type":"force"}
+//! {"v":1,"type":"restart_again"}
+//! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
+//!   "accept_gap_nanos":0}
+//! {"v":1,"type":"restart_failed","kind":"timed_out","reason":"the successor was not ready"}
 //! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
 //! ```
 //!
@@ -81,15 +85,15 @@
 //! [`Snapshot`]:
 //!
 //! ```text
-//! {"v":1,"age_ms":81204,"sent_ready":true,"has_been_ready":true,"notify_socket":7,
-//!   "lifeline":[8,9],"control":10,"exit_code":0,"upgrade_clients":[11],
+//! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,"upgrade_clients":[11],
 //!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
-//!   "matches_by_name":true,"removes_file":false}}],"slots":[{"generation":2,"restarts":0,
-//!   "failures":0,"failures_before_ready":0,"start_in_ms":null,"last_failure":null}],"processes":[{"slot":0,
-//!   "pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,"last_watchdog_ms":100,
-//!   "started_here":false,"watchdog_ms":60000,"replaced_in":null,"starts_successors":true,
-//!   "stopping":false,"deadline_ms":null,"aborted":false,"listeners":[[8,48151]],
-//!   "status":"generation 2 serves"}]}
+//!   "matches_by_name":true,"removes_file":false}}],"fleet":{"sent_ready":true,
+//!   "has_been_ready":true,"exit_code":0,"last_restart":{"ok":true,"took_seconds":0.125},
+//!   "slots":[{"generation":2,"restarts":0,"failures":0,"start_in_ms":null,"last_failure":null,
+//!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
+//!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
+//!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves"}}],
+//!   "processes":[]}}
 //! ```
 //!
 //! [`Status`] and [`Answer`]:
@@ -128,7 +132,9 @@ pub(crate) use handover_fields::{HandoverFields, ListenerRecord, to_fd_name};
 pub(crate) use handshake::{HandshakeMessage, RestartFailure};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
-pub(crate) use snapshot::{ProcessRecord, SlotRecord, Snapshot, SnapshotListener};
+pub(crate) use snapshot::{
+    FleetRecord, ProcessRecord, SlotRecord, Snapshot, SnapshotListener, StageRecord,
+};
 
 /// The version of the format that this process writes, and the only one that it reads.
 pub(crate) const VERSION: u32 = 1;

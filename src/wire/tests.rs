@@ -215,7 +215,7 @@ fn the_examples_are_records() {
             is_open = false;
         }
     }
-    assert_eq!(examples.len(), 4 + 10 + 4 + 2 + 1 + 3);
+    assert_eq!(examples.len(), 4 + 11 + 4 + 2 + 1 + 3);
     let mut lines = examples.into_iter();
     let mut check = |written: fn(&str) -> String, count| {
         for line in lines.by_ref().take(count) {
@@ -231,7 +231,7 @@ fn the_examples_are_records() {
         format!("{before}4711      {behind}")
     }
     check(launch, 4);
-    check(again::<HandshakeMessage>, 10);
+    check(again::<HandshakeMessage>, 11);
     check(again::<HandoverFields>, 4);
     check(again::<BindAnswer>, 2);
     check(again::<Snapshot>, 1);

@@ -9,6 +9,9 @@ mod generations;
 #[path = "../support/load.rs"]
 mod load;
 #[cfg(target_os = "linux")]
+#[path = "../support/releases.rs"]
+mod releases;
+#[cfg(target_os = "linux")]
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(target_os = "linux")]

@@ -45,7 +45,19 @@ pub(crate) fn serve_if_child() {
     let descriptors_at_start = descriptor_limit();
     let mode = fs::read_to_string(dir.join("mode")).unwrap_or_default();
     misbehave(&dir, &mode, "early ");
+    let wrapper = dir.join("wrapper");
+    let is_wrapped = std::env::var_os("WRAPPED").is_some();
     let mut restart = match option(&dir, "supervised") {
+        // Another program is supervised, which sets its environment and executes this one.
+        Some(settings) if wrapper.exists() && !is_wrapped => {
+            let supervisor = supervisor(&dir, &settings).listen("127.0.0.1:0");
+            std::process::exit(
+                supervisor
+                    .run(["/bin/sh".as_ref(), wrapper.as_os_str()])
+                    .unwrap(),
+            );
+        }
+        Some(_) if is_wrapped => Restart::new(),
         Some(settings) => supervisor(&dir, &settings)
             .supervise()
             .unwrap_or_else(|error| {
@@ -58,6 +70,9 @@ pub(crate) fn serve_if_child() {
     let generation = restart.generation();
     let state = restart.state().map(String::from_utf8_lossy);
     let state = state.map(std::borrow::Cow::into_owned).unwrap_or_default();
+    if option(&dir, "environment").is_some() {
+        restart = restart.environment_file(dir.join("environment"));
+    }
     if let Some(timeout) = option(&dir, "ready-timeout") {
         restart = restart.ready_timeout(Duration::from_millis(timeout.parse().unwrap()));
     }
@@ -90,6 +105,9 @@ pub(crate) fn serve_if_child() {
         if request.uri().path() == "/descriptors" {
             let limits = format!("{descriptors_at_start} {}", descriptor_limit());
             return Response::new(limits.into());
+        }
+        if request.uri().path() == "/wrapped" {
+            return Response::new(std::env::var("WRAPPED").unwrap_or_default().into());
         }
         let who = format!("{} {generation} {udp} {state}", std::process::id());
         respond(request, who)
@@ -159,11 +177,12 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "abort" => supervisor.abort_timeout(time),
             "ready" => supervisor.ready_timeout(time),
             "stop" => supervisor.stop_timeout(time),
-            "healthy" => supervisor.healthy_after(time),
+            "draining" => supervisor.max_draining(number as usize),
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
             "ready-after" => supervisor.ready_after(time),
             "no-restart" => supervisor.no_restart(number as i32),
+            "environment" => supervisor.environment_file(dir.join("environment")),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),
         };
@@ -231,6 +250,12 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
             .unwrap_or_default()
             .into(),
         "/who" => who.into(),
+        // Where this process runs, and what it was told.
+        "/place" => {
+            let dir = std::env::current_dir().unwrap_or_default();
+            let told = std::env::var("TOLD").unwrap_or_default();
+            format!("{} {told}", dir.display()).into()
+        }
         "/crash" => std::process::abort(),
         "/wedge" => loop {
             thread::park();

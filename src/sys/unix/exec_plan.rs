@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr;
 
 use rustix::process::{Pid, getpid};
@@ -23,7 +24,7 @@ use crate::sys::{FIRST_PASSED, PidVariable, SpawnOptions};
 /// What a new process needs to become the program.
 pub(super) struct ExecPlan {
     program: CString,
-    dir: CString,
+    dir: Option<CString>,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
     /// What `argv` and `envp` point to.
@@ -47,6 +48,7 @@ impl ExecPlan {
             let strings = texts.iter().map(|text| CString::new(text.as_bytes()));
             Ok(strings.collect::<Result<_, _>>()?)
         };
+        let to_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
         let (args, env) = (to_strings(options.args)?, to_strings(options.env)?);
         let pid_texts = options.env_with_pid.iter().map(PidText::new);
         let pid_texts = pid_texts.collect::<io::Result<Vec<_>>>()?;
@@ -54,8 +56,8 @@ impl ExecPlan {
         let envp = env.iter().map(|entry| entry.as_ptr());
         let envp = envp.chain(pid_texts.iter().map(|text| text.bytes.as_ptr().cast()));
         Ok(Self {
-            program: CString::new(options.program.as_os_str().as_bytes())?,
-            dir: CString::new(options.dir.as_os_str().as_bytes())?,
+            program: to_path(options.program)?,
+            dir: options.dir.map(to_path).transpose()?,
             argv: argv.chain([ptr::null()]).collect(),
             envp: envp.chain([ptr::null()]).collect(),
             _strings: [args, env],
@@ -144,7 +146,9 @@ impl ExecPlan {
             }
             // Other code of this process may have opened descriptors without CLOEXEC.
             close_range(first_free, true);
-            check(libc::chdir(self.dir.as_ptr()))?;
+            if let Some(dir) = &self.dir {
+                check(libc::chdir(dir.as_ptr()))?;
+            }
             // Rust programs ignore SIGPIPE, and the program would inherit this.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }

@@ -1,0 +1,264 @@
+//! What the fleet does about the notifications of processes (sd_notify(3)).
+
+use std::time::Duration;
+
+use super::Fleet;
+use super::event::{ManagerNotice, Notice};
+use super::process::{Process, Stage};
+use super::processes::Place;
+use crate::clock::Deadline;
+use crate::sys::Signal;
+
+/// The fleet knows at most this many unannounced processes.
+const MAX_UNANNOUNCED: usize = 16;
+
+impl Fleet {
+    pub(super) fn handle_notice(&mut self, pid: u32, notice: Notice) {
+        let Some(place) = self
+            .place_of(pid)
+            .or_else(|| self.add_unannounced(pid, &notice))
+        else {
+            return;
+        };
+        let Some(process) = self.process_mut(pid) else {
+            return;
+        };
+        // Beside MAINPID=, the generation is that of the successor.
+        if let (Some(generation), None) = (notice.generation, notice.main_pid) {
+            process.starts_successors = true;
+            process.generation = generation;
+        }
+        process.listeners.extend(&notice.listeners);
+        if let Some(status) = &notice.status {
+            process.status.clone_from(status);
+        }
+        if let Some(time) = notice.extend {
+            self.extend_deadlines(pid, place, time);
+        }
+        match place {
+            Place::Current(index) => self.handle_current_notice(index, pid, notice),
+            // The sender may have stopped, or may not be known to serve, as its successor took over.
+            _ if notice.ready => self.handle_ready(notice.main_pid.unwrap_or(pid)),
+            _ => {}
+        }
+    }
+
+    /// Adds the sender of a notification that no process has announced. It must name its generation,
+    /// which other subprocesses of a server do not.
+    fn add_unannounced(&mut self, pid: u32, notice: &Notice) -> Option<Place> {
+        if notice.generation.is_none() || self.unannounced.len() >= MAX_UNANNOUNCED {
+            return None;
+        }
+        let ready_by = Deadline::after(self.now, self.policy.ready_timeout);
+        let mut process = Process {
+            is_adopted: true,
+            watchdog: self.policy.watchdog,
+            ..Process::new(pid, ready_by, self.now)
+        };
+        if self.shutdown.is_some() {
+            self.signal(pid, Signal::Terminate);
+            process.stage = Stage::Stopping {
+                exit_by: Deadline::NEVER,
+                by_itself: false,
+            };
+        }
+        self.unannounced.push(process);
+        Some(Place::Unannounced)
+    }
+
+    /// Gives a process more time, counted from now (EXTEND_TIMEOUT_USEC), and all who wait for it:
+    /// the round, the stop, and the service manager.
+    fn extend_deadlines(&mut self, pid: u32, place: Place, time: Duration) {
+        let until = Deadline::after(self.now, time);
+        if let Some(process) = self.process_mut(pid) {
+            process.extend(until);
+        }
+        let index = match place {
+            Place::Current(index) | Place::Successor(index) => Some(index),
+            Place::Draining | Place::Unannounced => None,
+        };
+        let mut manager_waits = index.is_some() && !self.sent_ready;
+        let round = self
+            .round
+            .as_mut()
+            .filter(|round| Some(round.index) == index);
+        if let Some(round) = round {
+            round.extend(until);
+            manager_waits = true;
+        }
+        if let Some(stop) = self.shutdown.as_mut().filter(|stop| !stop.is_immediate) {
+            stop.deadline = stop.deadline.later(until);
+            manager_waits = true;
+        }
+        if manager_waits {
+            self.notify(ManagerNotice::MoreTime(time));
+        }
+    }
+
+    /// An unannounced process is ready, and its predecessor is gone. It takes the first slot that
+    /// does not serve; if there is none, or in a stop, it is terminated.
+    pub(super) fn promote_unannounced(&mut self, pid: u32) {
+        let Some(at) = self
+            .unannounced
+            .iter()
+            .position(|process| process.pid == pid)
+        else {
+            return;
+        };
+        let mut process = self.unannounced.remove(at);
+        let slot = self.slots.iter().position(|slot| !slot.is_serving());
+        let Some(index) = slot.filter(|_| self.shutdown.is_none() && process.is_starting()) else {
+            return self.terminate(process);
+        };
+        process.slot = Some(index);
+        if let Some(other) = self.slots[index].current.replace(process) {
+            self.terminate(other);
+        }
+        self.mark_ready(index);
+    }
+
+    // ---- a slot's current process ----
+
+    fn handle_current_notice(&mut self, index: usize, pid: u32, notice: Notice) {
+        // Some programs name themselves in MAINPID=.
+        let is_other = |other: &u32| *other != pid;
+        if let Some(successor) = notice.successor.filter(is_other) {
+            if let Some(process) = self.adopt(index, successor) {
+                match self.slots[index].successor.replace(process) {
+                    Some(former) if former.is_adopted => self.drain(former, false),
+                    Some(former) => self.terminate(former),
+                    None => {}
+                }
+            }
+        }
+        // A successor that the supervisor has started is none of the sender's business.
+        let is_own = |successor: &Process| !successor.is_adopted;
+        let has_own = self.slots[index].successor.as_ref().is_some_and(is_own);
+        if let Some(why) = notice.failed.filter(|_| !has_own) {
+            // The predecessor ends the successor, or has ended it.
+            let successor = self.slots[index].successor.take();
+            successor
+                .into_iter()
+                .for_each(|successor| self.drain(successor, false));
+            self.close_unused_listeners();
+            self.fail_round(self.round_of(index), index, &why);
+        }
+        if let Some(successor) = notice.main_pid.filter(is_other) {
+            return self.replace_current(index, successor, notice.generation);
+        }
+        if notice.stopping && self.shutdown.is_none() {
+            return self.handle_stopping_current(index);
+        }
+        let now = self.now;
+        match notice.is_alive {
+            Some(true) => {
+                if let Some(current) = &mut self.slots[index].current {
+                    current.renew_watchdog(now);
+                }
+            }
+            Some(false) if self.slots[index].is_serving() => {
+                self.abort(pid, "reports that it makes no progress");
+            }
+            _ => {}
+        }
+        if notice.ready {
+            self.mark_ready(index);
+        }
+    }
+
+    /// The successor serves in place of the current process (MAINPID=), which drains.
+    fn replace_current(&mut self, index: usize, pid: u32, generation: Option<u64>) {
+        let known = self.slots[index].successor.take();
+        let successor = match known {
+            Some(successor) if successor.pid == pid => Some(successor),
+            other => {
+                other.into_iter().for_each(|other| self.terminate(other));
+                self.adopt(index, pid)
+            }
+        };
+        let Some(mut successor) = successor else {
+            return;
+        };
+        successor.generation = generation.unwrap_or(successor.generation);
+        if let Some(old) = self.slots[index].current.replace(successor) {
+            self.drain(old, false);
+        }
+        self.mark_ready(index);
+    }
+
+    /// The current process of this slot stops without having been asked to.
+    fn handle_stopping_current(&mut self, index: usize) {
+        let exit_by = Deadline::after(self.now, self.policy.stop_timeout);
+        let ready_by = Deadline::after(self.now, self.policy.ready_timeout);
+        let slot = &mut self.slots[index];
+        if !self.policy.restart_after_success {
+            // Perhaps no other process is to be started: its exit code tells.
+            if let Some(current) = slot
+                .current
+                .as_mut()
+                .filter(|current| !current.is_aborted())
+            {
+                current.stage = Stage::Stopping {
+                    exit_by,
+                    by_itself: true,
+                };
+            }
+            return;
+        }
+        let Some(current) = slot.current.take() else {
+            return;
+        };
+        // The current process ends a successor that does not serve yet. A successor that serves
+        // notifies the supervisor.
+        if let Some(mut successor) = slot.successor.take() {
+            if let Stage::Starting { ready_by: deadline } = &mut successor.stage {
+                *deadline = ready_by;
+            }
+            successor.slot = None;
+            self.unannounced.push(successor);
+        }
+        let served = current.served(self.now);
+        let why = format!("process {} stops without having been asked to", current.pid);
+        self.slots[index].last_failure = Some(why.clone());
+        let round = current.round;
+        self.drain(current, true);
+        self.schedule_start(index, served, &why);
+        self.fail_round(round, index, &why);
+    }
+
+    /// The process that the current process of this slot has started as its successor. It may be
+    /// among the unannounced processes, if its own notifications came first. `None`: the fleet has
+    /// this process in another place.
+    fn adopt(&mut self, index: usize, pid: u32) -> Option<Process> {
+        let mut process = match self.place_of(pid) {
+            None => Process::new(pid, Deadline::NEVER, self.now),
+            Some(Place::Unannounced) => {
+                let at = self
+                    .unannounced
+                    .iter()
+                    .position(|process| process.pid == pid)?;
+                self.unannounced.remove(at)
+            }
+            Some(_) => return None,
+        };
+        let slot = &self.slots[index];
+        process.slot = Some(index);
+        process.generation = slot.generation + 1;
+        process.watchdog = slot.current.as_ref().and_then(|current| current.watchdog);
+        process.round = self.round_of(index);
+        process.is_adopted = true;
+        process.starts_successors = true;
+        // The predecessor ends a successor that is not ready in time.
+        if let Stage::Starting { ready_by } = &mut process.stage {
+            *ready_by = Deadline::NEVER;
+        }
+        if self.shutdown.is_some() && process.is_starting() {
+            self.signal(pid, Signal::Terminate);
+            process.stage = Stage::Stopping {
+                exit_by: Deadline::NEVER,
+                by_itself: false,
+            };
+        }
+        Some(process)
+    }
+}

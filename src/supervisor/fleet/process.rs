@@ -1,0 +1,168 @@
+//! A process of the fleet, and its stages.
+//!
+//! ```text
+//!            ready              told to stop, or stops by itself
+//! Starting ─────────► Serving ─────────────────────────────────► Stopping
+//!     │                  │                                          │
+//!     │ not ready        │ no progress                              │ has not exited
+//!     ▼ in time          ▼                                          ▼ in time
+//!     └──────────────► Aborted, killed after `abort_timeout` ◄──────┘
+//! ```
+//!
+//! A process leaves the fleet when it has exited, whatever its stage.
+
+use std::time::{Duration, Instant};
+
+use super::event::ListenerId;
+use crate::clock::Deadline;
+
+/// A process that the supervisor watches.
+#[derive(Clone, Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// The slot that the process is in, or has left. `None`: nobody has announced the process.
+    pub(crate) slot: Option<usize>,
+    pub(crate) generation: u64,
+    /// When the supervisor started this process, or first heard of it.
+    pub(crate) started_at: Instant,
+    pub(crate) ready_since: Option<Instant>,
+    pub(crate) stage: Stage,
+    /// The process was started by its predecessor, which watches over its start.
+    pub(crate) is_adopted: bool,
+    /// The process starts its successors itself: to restart it, the supervisor sends SIGHUP.
+    pub(crate) starts_successors: bool,
+    /// The longest time between two watchdog notifications, as the process was told at its start.
+    pub(crate) watchdog: Option<Duration>,
+    /// The round of restarts that this process was started for.
+    pub(crate) round: Option<u64>,
+    /// The last `STATUS=` notification.
+    pub(crate) status: String,
+    /// The listeners that this process uses, of those that the supervisor holds.
+    pub(crate) listeners: Vec<ListenerId>,
+}
+
+/// What a process does, and by when it must have done that.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Stage {
+    /// The process is to become ready. `NEVER`: its predecessor sees to that.
+    Starting {
+        ready_by: Deadline,
+    },
+    Serving {
+        watch: Watch,
+    },
+    /// The process finishes its requests and exits. `NEVER`: the stop of the supervisor has a
+    /// deadline for all.
+    Stopping {
+        exit_by: Deadline,
+        /// The process was not asked to stop.
+        by_itself: bool,
+    },
+    /// The process was sent SIGABRT.
+    Aborted {
+        kill_at: Deadline,
+    },
+}
+
+/// The watchdog of a process that serves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Watch {
+    /// There is no limit, or none before the first notification.
+    Off,
+    /// A notification must come by then.
+    OnTime { until: Deadline },
+    /// No notification has come in time. The process has a little longer: it, or the supervisor,
+    /// may have been stopped meanwhile.
+    Late { until: Deadline },
+}
+
+impl Process {
+    pub(crate) fn new(pid: u32, ready_by: Deadline, now: Instant) -> Self {
+        Self {
+            pid,
+            slot: None,
+            generation: 0,
+            started_at: now,
+            ready_since: None,
+            stage: Stage::Starting { ready_by },
+            is_adopted: false,
+            starts_successors: false,
+            watchdog: None,
+            round: None,
+            status: String::new(),
+            listeners: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_starting(&self) -> bool {
+        matches!(self.stage, Stage::Starting { .. })
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        matches!(self.stage, Stage::Serving { .. })
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        matches!(self.stage, Stage::Aborted { .. })
+    }
+
+    /// The process was told to stop, stops by itself, or is aborted.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self.stage, Stage::Stopping { .. } | Stage::Aborted { .. })
+    }
+
+    /// How long the process has been ready, if it has been.
+    pub(crate) fn served(&self, now: Instant) -> Option<Duration> {
+        self.ready_since
+            .map(|since| now.saturating_duration_since(since))
+    }
+
+    /// The process has sent a watchdog notification, or is watched from now on.
+    pub(crate) fn renew_watchdog(&mut self, now: Instant) {
+        if let (Stage::Serving { watch }, Some(limit)) = (&mut self.stage, self.watchdog) {
+            let until = Deadline::after(now, limit);
+            *watch = Watch::OnTime { until };
+        }
+    }
+
+    /// When something is to be done about this process.
+    pub(crate) fn deadline(&self) -> Deadline {
+        match self.stage {
+            Stage::Starting { ready_by } => ready_by,
+            Stage::Serving { watch: Watch::Off } => Deadline::NEVER,
+            Stage::Serving {
+                watch: Watch::OnTime { until } | Watch::Late { until },
+            } => until,
+            Stage::Stopping { exit_by, .. } => exit_by,
+            Stage::Aborted { kill_at } => kill_at,
+        }
+    }
+
+    /// Lets the process take until then, if its deadline is earlier.
+    pub(crate) fn extend(&mut self, until: Deadline) {
+        match &mut self.stage {
+            Stage::Starting { ready_by: deadline }
+            | Stage::Stopping {
+                exit_by: deadline, ..
+            } => *deadline = deadline.later(until),
+            Stage::Serving { .. } | Stage::Aborted { .. } => {}
+        }
+    }
+
+    /// The supervisor has not run for `stall`, and perhaps the process has not run either: what it
+    /// had to do in this time it may do later.
+    pub(crate) fn forgive(&mut self, stall: Duration, now: Instant) {
+        match &mut self.stage {
+            Stage::Serving { watch: Watch::Off } | Stage::Aborted { .. } => {}
+            Stage::Serving { .. } => self.renew_watchdog(now),
+            Stage::Starting { ready_by: deadline }
+            | Stage::Stopping {
+                exit_by: deadline, ..
+            } => {
+                *deadline = deadline
+                    .instant()
+                    .map_or(Deadline::NEVER, |at| Deadline::after(at, stall))
+            }
+        }
+    }
+}
