@@ -1,7 +1,6 @@
 //! What the supervisor is tried with.
 
 use std::fs;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -1471,8 +1470,4 @@ fn the_environment_file_is_read_at_each_start() {
     assert!(answer.contains("environment: line 1: "), "{answer}");
     assert_eq!(told().unwrap(), "3");
     supervised.end();
-}
-
-fn random_below(limit: u64) -> u64 {
-    RandomState::new().build_hasher().finish() % limit
 }

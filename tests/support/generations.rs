@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -669,4 +670,9 @@ impl Generations {
     pub(crate) fn wait_for_first(&mut self) -> std::process::ExitStatus {
         self.first.wait().unwrap()
     }
+}
+
+/// A random number below this.
+pub(crate) fn random_below(limit: u64) -> u64 {
+    RandomState::new().build_hasher().finish() % limit
 }
