@@ -58,6 +58,11 @@ impl Deadline {
         Self(self.0.and_then(|at| Some(at.max(other.0?))))
     }
 
+    /// This deadline, moved by this much.
+    pub(crate) fn postponed(self, by: Duration) -> Self {
+        self.0.map_or(Self::NEVER, |at| Self::after(at, by))
+    }
+
     /// Whether the deadline is `now` or earlier.
     pub(crate) fn has_passed(self, now: Instant) -> bool {
         self.0.is_some_and(|at| at <= now)

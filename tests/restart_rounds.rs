@@ -264,9 +264,14 @@ fn restarts_in_quick_succession_cut_no_request() {
     });
     let last = generations.who();
     let answers = answers.load(SeqCst);
-    println!("{restarts} restarts: generation {}, {answers} answers, none failed", last.generation);
+    println!(
+        "{restarts} restarts: generation {}, {answers} answers, none failed",
+        last.generation
+    );
     assert!(last.generation > 1);
-    eventually("one process is left", || generations.processes().0.len() == 1);
+    eventually("one process is left", || {
+        generations.processes().0.len() == 1
+    });
     signal(generations.who().pid, Signal::TERM);
     generations.wait();
 }

@@ -83,13 +83,14 @@ impl Run {
 fn notice(notification: Notification) -> Notice {
     let fields = notification.handover_fields;
     let is_descendant = |pid: &u32| ancestry::is_descendant(*pid);
+    let is_server = fields.generation.is_some();
     Notice {
         ready: notification.ready,
         stopping: notification.stopping,
         // A successor that serves, and has ended since, has replaced its predecessor all the same.
         main_pid: notification
             .main_pid
-            .filter(|pid| is_descendant(pid) || PidFd::open(*pid).has_ended()),
+            .filter(|pid| is_descendant(pid) || is_server && PidFd::open(*pid).has_ended()),
         generation: fields.generation,
         successor: fields.successor.filter(is_descendant),
         failed: fields.failed.map(notify::one_line),

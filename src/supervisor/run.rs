@@ -243,6 +243,11 @@ impl Run {
         let reap_child = || sys::supervision::reap_child().inspect_err(failed).ok()?;
         let exits: Vec<_> = std::iter::from_fn(reap_child).collect();
         self.read_notifications();
+        // The end of a dry run comes last: the upgrade that follows ends this program.
+        let dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.pid);
+        let (last, exits): (Vec<_>, Vec<_>) = exits
+            .into_iter()
+            .partition(|(pid, _)| Some(*pid) == dry_run);
         for (pid, status) in exits {
             self.handle_exit(pid, Some(status));
         }
@@ -257,6 +262,9 @@ impl Run {
         reaped
             .into_iter()
             .for_each(|pid| self.handle_exit(pid, None));
+        for (pid, status) in last {
+            self.handle_exit(pid, Some(status));
+        }
     }
 
     /// A process has exited. Its status is unknown if another process has reaped it.

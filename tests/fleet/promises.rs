@@ -115,7 +115,9 @@ impl Promises {
 
     pub(crate) fn add_stall(&mut self, time: u64) {
         self.stalled += time + MOST_BEFORE_STALL;
-        self.stop_limit = self.stop_limit.map(|limit| limit + time);
+        self.stop_limit = self
+            .stop_limit
+            .map(|limit| limit + 2 * time + MOST_BEFORE_STALL);
     }
 
     /// The supervisor is told of a process, by itself or by another one.
@@ -275,7 +277,11 @@ impl Promises {
         let delay = match ready.map(|since| machine.now - since) {
             Some(served) => {
                 start.failures = 0;
-                if served < micros(first) { served } else { 0 }
+                if served < micros(first) {
+                    served.min(micros(longest))
+                } else {
+                    0
+                }
             }
             None => {
                 start.failures += 1;

@@ -39,10 +39,9 @@ impl Backoff {
     ) -> Duration {
         if let Some(served) = served {
             self.failures = 0;
-            return if served < settings.first {
-                served
-            } else {
-                Duration::ZERO
+            return match served < settings.first {
+                true => served.min(settings.longest),
+                false => Duration::ZERO,
             };
         }
         self.failures = self.failures.saturating_add(1);

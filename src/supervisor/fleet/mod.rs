@@ -204,7 +204,10 @@ impl Fleet {
             Event::Restart { client } => self.request_round(client),
             Event::Upgrade { client } => self.request_upgrade(client),
             Event::DryRunEnded(result) => self.finish_dry_run(result),
-            Event::NotReplaced { why } => self.end_upgrade(Some(why)),
+            Event::NotReplaced { why } => {
+                self.end_upgrade(Some(why));
+                self.notify_state();
+            }
             Event::Replaced => self.resume(),
             Event::Stop => self.stop(),
             Event::StopNow => self.stop_now(),
@@ -295,14 +298,21 @@ impl Fleet {
 
     /// The state of the service, in words.
     pub(crate) fn summary(&self) -> String {
-        let serving = self.serving();
-        match self.slots.len() {
-            1 if serving == 1 => {
-                let generation = self.slots.first().map_or(0, |slot| slot.generation);
+        match (&self.slots[..], self.serving()) {
+            ([slot], 1) => {
+                let generation = slot
+                    .current
+                    .as_ref()
+                    .map_or(0, |current| current.generation);
                 format!("generation {generation} serves")
             }
-            all => format!("{serving} of {all} processes serve"),
+            (slots, serving) => format!("{serving} of {} processes serve", slots.len()),
         }
+    }
+
+    /// How long a process may take to become ready.
+    fn ready_limit(&self) -> Duration {
+        self.policy.ready_after.unwrap_or(self.policy.ready_timeout)
     }
 
     // ---- effects ----
@@ -313,6 +323,16 @@ impl Fleet {
 
     fn notify(&mut self, notice: ManagerNotice) {
         self.effects.push(Effect::Notify(notice));
+    }
+
+    /// Tells the service manager how many processes serve.
+    fn notify_state(&mut self) {
+        let summary = self.summary();
+        self.sent_ready |= self.slots.iter().all(Slot::is_serving);
+        self.notify(match self.sent_ready {
+            true => ManagerNotice::Ready(summary),
+            false => ManagerNotice::Status(summary),
+        });
     }
 
     fn log(&mut self, severity: Severity, text: String) {
@@ -395,6 +415,12 @@ impl Fleet {
             stall.as_secs_f32()
         );
         self.log(Severity::Warn, text);
+        if let Some(round) = &mut self.round {
+            round.forgive(stall);
+        }
+        if let Some(stop) = self.shutdown.as_mut().filter(|stop| !stop.was_killed) {
+            stop.deadline = stop.deadline.postponed(stall);
+        }
         self.processes_mut()
             .for_each(|process| process.forgive(stall, now));
     }
@@ -440,7 +466,8 @@ impl Fleet {
     fn handle_process_deadline(&mut self, pid: u32) {
         let (now, policy) = (self.now, &self.policy);
         let (ready_after, abort_timeout) = (policy.ready_after, policy.abort_timeout);
-        let Some(process) = self.process_mut(pid) else {
+        let is_late = |process: &&mut Process| process.deadline().has_passed(now);
+        let Some(process) = self.process_mut(pid).filter(is_late) else {
             return;
         };
         match process.stage {

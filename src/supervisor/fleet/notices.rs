@@ -6,6 +6,7 @@ use super::Fleet;
 use super::event::{ManagerNotice, Notice};
 use super::process::{Process, Stage};
 use super::processes::Place;
+use super::round::Step;
 use crate::clock::Deadline;
 use crate::sys::Signal;
 
@@ -37,8 +38,14 @@ impl Fleet {
         }
         match place {
             Place::Current(index) => self.handle_current_notice(index, pid, notice),
-            // The sender may have stopped, or may not be known to serve, as its successor took over.
-            _ if notice.ready => self.handle_ready(notice.main_pid.unwrap_or(pid)),
+            _ if notice.ready => {
+                // The sender may have stopped, or may not be known to serve, as its successor took
+                // over. Other programs may name any process.
+                let named = notice
+                    .main_pid
+                    .filter(|named| self.place_of(*named).is_some());
+                self.handle_ready(named.unwrap_or(pid));
+            }
             _ => {}
         }
     }
@@ -77,7 +84,12 @@ impl Fleet {
             Place::Current(index) | Place::Successor(index) => Some(index),
             Place::Draining | Place::Unannounced => None,
         };
-        let mut manager_waits = index.is_some() && !self.sent_ready;
+        let round_waits = self
+            .round
+            .as_ref()
+            .is_some_and(|round| round.step == Step::WaitingForDrain);
+        let mut manager_waits =
+            index.is_some() && !self.sent_ready || round_waits && place == Place::Draining;
         let round = self
             .round
             .as_mut()
@@ -149,10 +161,14 @@ impl Fleet {
         if notice.stopping && self.shutdown.is_none() {
             return self.handle_stopping_current(index);
         }
+        if notice.ready {
+            self.mark_ready(index);
+        }
         let now = self.now;
         match notice.is_alive {
             Some(true) => {
                 if let Some(current) = &mut self.slots[index].current {
+                    current.sends_watchdog = true;
                     current.renew_watchdog(now);
                 }
             }
@@ -160,9 +176,6 @@ impl Fleet {
                 self.abort(pid, "reports that it makes no progress");
             }
             _ => {}
-        }
-        if notice.ready {
-            self.mark_ready(index);
         }
     }
 
@@ -180,8 +193,11 @@ impl Fleet {
             return;
         };
         successor.generation = generation.unwrap_or(successor.generation);
-        if let Some(old) = self.slots[index].current.replace(successor) {
-            self.drain(old, false);
+        match self.slots[index].current.replace(successor) {
+            // A server of this crate, which names a generation, drains by itself.
+            Some(old) if generation.is_some() => self.drain(old, false),
+            Some(old) => self.terminate(old),
+            None => {}
         }
         self.mark_ready(index);
     }
@@ -189,7 +205,7 @@ impl Fleet {
     /// The current process of this slot stops without having been asked to.
     fn handle_stopping_current(&mut self, index: usize) {
         let exit_by = Deadline::after(self.now, self.policy.stop_timeout);
-        let ready_by = Deadline::after(self.now, self.policy.ready_timeout);
+        let ready_by = Deadline::after(self.now, self.ready_limit());
         let slot = &mut self.slots[index];
         if !self.policy.restart_after_success {
             // Perhaps no other process is to be started: its exit code tells.
@@ -208,8 +224,9 @@ impl Fleet {
         let Some(current) = slot.current.take() else {
             return;
         };
-        // The current process ends a successor that does not serve yet. A successor that serves
-        // notifies the supervisor.
+        let own = slot.successor.take_if(|successor| !successor.is_adopted);
+        // The current process ends a successor of its own that does not serve yet. A successor that
+        // serves notifies the supervisor.
         if let Some(mut successor) = slot.successor.take() {
             if let Stage::Starting { ready_by: deadline } = &mut successor.stage {
                 *deadline = ready_by;
@@ -217,12 +234,17 @@ impl Fleet {
             successor.slot = None;
             self.unannounced.push(successor);
         }
+        slot.successor = own;
+        let has_successor = slot.successor.is_some();
         let served = current.served(self.now);
         let why = format!("process {} stops without having been asked to", current.pid);
         self.slots[index].last_failure = Some(why.clone());
         let round = current.round;
         self.drain(current, true);
-        self.schedule_start(index, served, &why);
+        // A successor that the supervisor has started takes the slot.
+        if !has_successor {
+            self.schedule_start(index, served, &why);
+        }
         self.fail_round(round, index, &why);
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Process {
     pub(crate) starts_successors: bool,
     /// The longest time between two watchdog notifications, as the process was told at its start.
     pub(crate) watchdog: Option<Duration>,
+    /// The process has sent a watchdog notification.
+    pub(crate) sends_watchdog: bool,
     /// The round of restarts that this process was started for.
     pub(crate) round: Option<u64>,
     /// The last `STATUS=` notification.
@@ -88,6 +90,7 @@ impl Process {
             is_adopted: false,
             starts_successors: false,
             watchdog: None,
+            sends_watchdog: false,
             round: None,
             status: String::new(),
             listeners: Vec::new(),
@@ -158,11 +161,7 @@ impl Process {
             Stage::Starting { ready_by: deadline }
             | Stage::Stopping {
                 exit_by: deadline, ..
-            } => {
-                *deadline = deadline
-                    .instant()
-                    .map_or(Deadline::NEVER, |at| Deadline::after(at, stall))
-            }
+            } => *deadline = deadline.postponed(stall),
         }
     }
 }

@@ -60,8 +60,7 @@ impl Fleet {
 
     pub(super) fn add_started(&mut self, index: usize, pid: u32) {
         let (now, policy) = (self.now, &self.policy);
-        let timeout = policy.ready_after.unwrap_or(policy.ready_timeout);
-        let (ready_by, watchdog) = (Deadline::after(now, timeout), policy.watchdog);
+        let (ready_by, watchdog) = (Deadline::after(now, self.ready_limit()), policy.watchdog);
         let round = self.round_of(index);
         let slot = &mut self.slots[index];
         slot.is_start_pending = false;
@@ -158,7 +157,7 @@ impl Fleet {
         current.ready_since = Some(now);
         current.stage = Stage::Serving { watch: Watch::Off };
         // Any other program may send no watchdog notification, and is not watched before it does.
-        if current.starts_successors {
+        if current.starts_successors || current.sends_watchdog {
             current.renew_watchdog(now);
         }
         slot.generation = slot.generation.max(current.generation);
@@ -324,21 +323,25 @@ impl Fleet {
             None => "before it was ready".to_owned(),
         };
         let why = format!("process {} exited {when} ({})", process.pid, exit.how);
-        let ready_by = Deadline::after(self.now, self.policy.ready_timeout);
+        let ready_by = Deadline::after(self.now, self.ready_limit());
         let slot = &mut self.slots[index];
         slot.last_failure = Some(why.clone());
         if self.shutdown.is_some() {
             return self.log(Severity::Info, why);
         }
-        if let Some(successor) = &mut slot.successor {
-            if let Stage::Starting { ready_by: deadline } = &mut successor.stage {
-                *deadline = deadline.earlier(ready_by);
+        match slot.successor.take() {
+            Some(mut successor) if successor.is_starting() => {
+                if let Stage::Starting { ready_by: deadline } = &mut successor.stage {
+                    *deadline = deadline.earlier(ready_by);
+                }
+                let pid = successor.pid;
+                slot.successor = Some(successor);
+                let text = format!("{why}; waiting for its successor, process {pid}");
+                return self.log(Severity::Warn, text);
             }
-            let text = format!(
-                "{why}; waiting for its successor, process {}",
-                successor.pid
-            );
-            return self.log(Severity::Warn, text);
+            // It ends already.
+            Some(successor) => self.drain(successor, false),
+            None => {}
         }
         if let Some(code) = self.final_exit_code(exit) {
             return self.give_up_slot(index, code, &why);

@@ -98,7 +98,7 @@ impl Fleet {
     /// Begins to replace the process of this slot, unless something else has to end first. Returns
     /// the round's next step.
     fn replace(&mut self, index: usize, before: Step) -> Step {
-        let timeout = self.policy.ready_timeout.saturating_add(REPORT_TIMEOUT);
+        let timeout = self.ready_limit().saturating_add(REPORT_TIMEOUT);
         let deadline = Deadline::after(self.now, timeout);
         let slot = &self.slots[index];
         let serving = slot.current.as_ref().filter(|current| current.is_serving());
@@ -116,6 +116,7 @@ impl Fleet {
                          requests",
                         self.drains(index)
                     );
+                    self.notify(ManagerNotice::MoreTime(self.policy.stop_timeout));
                     self.notify(ManagerNotice::Status(text.clone()));
                     self.log(Severity::Warn, text);
                 }

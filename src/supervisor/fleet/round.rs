@@ -1,6 +1,6 @@
 //! A round of restarts: the processes are replaced slot by slot.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock::Deadline;
 
@@ -44,6 +44,7 @@ impl Round {
         }
     }
 
+    /// Lets the step take until then, if its deadline is earlier.
     pub(crate) fn extend(&mut self, until: Deadline) {
         match &mut self.step {
             Step::Next | Step::WaitingForDrain => {}
@@ -51,6 +52,11 @@ impl Round {
                 *deadline = deadline.later(until);
             }
         }
+    }
+
+    /// The supervisor has not run for `stall`, and perhaps the processes have not run either.
+    pub(crate) fn forgive(&mut self, stall: Duration) {
+        self.extend(self.deadline().postponed(stall));
     }
 
     /// The process in this slot is being replaced.

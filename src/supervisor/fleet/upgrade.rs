@@ -85,6 +85,7 @@ impl Fleet {
                 .for_each(|current| self.terminate(current));
         }
         self.end_upgrade(None);
+        self.notify_state();
     }
 
     pub(super) fn handle_dry_run_deadline(&mut self) {
