@@ -75,6 +75,7 @@ pub(crate) struct Before {
 struct SlotBefore {
     current: Option<u32>,
     successor: Option<u32>,
+    has_starting_successor: bool,
     /// The current process accepts, in truth.
     accepts: bool,
     /// The current process serves, as the fleet knows.
@@ -139,6 +140,7 @@ impl Promises {
             SlotBefore {
                 current: current.map(|current| current.pid),
                 successor: slot.successor.as_ref().map(|successor| successor.pid),
+                has_starting_successor: slot.successor.as_ref().is_some_and(Process::is_starting),
                 accepts: current.is_some_and(|current| accepts(machine, current.pid)),
                 serves: slot.is_serving(),
             }
@@ -222,7 +224,7 @@ impl Promises {
                 });
                 self.has_given_up |= is_final;
                 let of_slot = before.slots.iter().position(|slot| match slot.current {
-                    Some(current) => current == *pid && slot.successor.is_none(),
+                    Some(current) => current == *pid && !slot.has_starting_successor,
                     None => slot.successor == Some(*pid),
                 });
                 if let Some(slot) = of_slot.filter(|_| !is_final) {
@@ -236,7 +238,8 @@ impl Promises {
                     .position(|slot| slot.current == Some(*pid));
                 if let Some(slot) = of_slot.filter(|_| notice.stopping) {
                     let stays = fleet.slots[slot].current.as_ref();
-                    if stays.is_none_or(|current| current.pid != *pid) {
+                    let has_successor = fleet.slots[slot].successor.is_some();
+                    if stays.is_none_or(|current| current.pid != *pid) && !has_successor {
                         self.record_failure(slot, Some(*pid), machine);
                     }
                 }

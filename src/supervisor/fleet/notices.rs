@@ -224,24 +224,31 @@ impl Fleet {
         let Some(current) = slot.current.take() else {
             return;
         };
-        let own = slot.successor.take_if(|successor| !successor.is_adopted);
-        // The current process ends a successor of its own that does not serve yet. A successor that
-        // serves notifies the supervisor.
-        if let Some(mut successor) = slot.successor.take() {
-            if let Stage::Starting { ready_by: deadline } = &mut successor.stage {
-                *deadline = ready_by;
+        let mut ending = None;
+        match slot.successor.take() {
+            // The supervisor has started it: it takes the slot.
+            Some(own) if !own.is_adopted && own.is_starting() => slot.successor = Some(own),
+            Some(own) if !own.is_adopted => ending = Some(own),
+            // The current process ends a successor that does not serve yet. A successor that serves
+            // notifies the supervisor.
+            Some(mut successor) => {
+                if let Stage::Starting { ready_by: deadline } = &mut successor.stage {
+                    *deadline = ready_by;
+                }
+                successor.slot = None;
+                self.unannounced.push(successor);
             }
-            successor.slot = None;
-            self.unannounced.push(successor);
+            None => {}
         }
-        slot.successor = own;
         let has_successor = slot.successor.is_some();
+        ending
+            .into_iter()
+            .for_each(|ending| self.drain(ending, false));
         let served = current.served(self.now);
         let why = format!("process {} stops without having been asked to", current.pid);
         self.slots[index].last_failure = Some(why.clone());
         let round = current.round;
         self.drain(current, true);
-        // A successor that the supervisor has started takes the slot.
         if !has_successor {
             self.schedule_start(index, served, &why);
         }
