@@ -573,6 +573,16 @@ fn a_detached_socket_counts_until_its_handler_returns() {
 
 #[test]
 fn stuck_handlers_are_forced_and_named() {
+    stop_with_stuck_handlers(Server::builder());
+}
+
+#[cfg(unix)]
+#[test]
+fn stuck_handlers_do_not_keep_a_server_with_restarts() {
+    stop_with_stuck_handlers(Server::builder().restart(handover::Restart::new()));
+}
+
+fn stop_with_stuck_handlers(builder: handover::Builder) {
     let (reached, arrivals) = unbounded();
     let (release, gate) = bounded::<()>(0);
     let service = move |conn: &mut Connection| {
@@ -588,7 +598,7 @@ fn stuck_handlers_are_forced_and_named() {
         Ok(Next::Close)
     };
     let listener = handover::Bind::new("127.0.0.1:0").name("front");
-    let server = Server::builder().listen(listener).workers(4).build(service);
+    let server = builder.listen(listener).workers(4).build(service);
     let handle = server.unwrap().start().unwrap();
     let clients = ["read", "write", "sleep"].map(|what| {
         let mut client = Client::new(addr_of(&handle));

@@ -106,10 +106,16 @@ impl ConnectionInfo {
     /// as long as everything that the client has sent is read.
     pub(crate) fn moves(&self) -> Option<u64> {
         let activity = &self.activity;
-        let unread = || sys::socket::unread_len(&self.socket).unwrap_or(0);
-        let is_waiting = activity.is_waiting.load(Relaxed)
-            || activity.is_detached.load(Relaxed) && unread() == 0;
-        (!is_waiting).then(|| activity.moves.load(Relaxed))
+        let moves = activity.moves.load(Relaxed);
+        if activity.is_waiting.load(Relaxed) {
+            None
+        } else if activity.is_detached.load(Relaxed) {
+            // A change of what is unread is progress.
+            let unread = sys::socket::unread_len(&self.socket).unwrap_or(0);
+            (unread > 0).then(|| moves.wrapping_add(unread))
+        } else {
+            Some(moves)
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Each line is empty, a comment (`#` or `;` first), or `NAME=VALUE`. White space around a line and
 //! around a value is removed. In a value:
 //!
+//! - quotes count at the beginning of a value and after other quotes only,
 //! - between single quotes, every character stands for itself,
 //! - between double quotes, a backslash before `"`, `\`, `` ` `` or `$` stands for that character,
 //! - outside of quotes, a backslash before any character stands for that character,
@@ -91,24 +92,29 @@ impl Input<'_> {
         let mut value = String::new();
         // How long the value is without white space at its end that is not quoted.
         let mut length = 0;
+        // Quotes count only before other characters.
+        let mut is_plain = false;
         self.skip(|char| char.is_whitespace() && char != '\n');
         while let Some(char) = self.next() {
             match char {
                 '\n' => break,
                 '\0' => return Err("a value cannot have a null character"),
-                '\'' => {
+                '\'' if !is_plain => {
                     self.take_quoted(&mut value, '\'')?;
                     length = value.len();
                 }
-                '"' => {
+                '"' if !is_plain => {
                     self.take_quoted(&mut value, '"')?;
                     length = value.len();
                 }
                 '\\' => {
                     value.extend(self.next().filter(|char| *char != '\n'));
+                    is_plain = true;
                     length = value.len();
                 }
+                char if char.is_whitespace() && !is_plain => {}
                 char => {
+                    is_plain = true;
                     value.push(char);
                     length = if char.is_whitespace() {
                         length
@@ -158,6 +164,8 @@ mod tests {
             ("A=a\\\n b\nC=d", "A=a b|C=d"),
             ("A=\"a\nb\\\nc\"", "A=a\nbc"),
             ("A=x#y;z", "A=x#y;z"),
+            ("A=pa\"ss\nB=it's up", "A=pa\"ss|B=it's up"),
+            ("A='a' 'b'", "A=ab"),
             ("A=a=b", "A=a=b"),
             ("A=$B ${C}", "A=$B ${C}"),
             ("A=ä", "A=ä"),

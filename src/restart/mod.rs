@@ -170,7 +170,7 @@ impl Restart {
     }
 
     /// A file with environment variables for successors, read at each restart. They replace those of
-    /// the same names; a variable that is taken out of the file keeps its value. The format is that
+    /// the same names; a variable that is removed from the file stays set. The format is that
     /// of systemd's `EnvironmentFile=` (systemd.exec(5)). If the file cannot be read, or a line is not understood, the restart fails with this reason. Defaults
     /// to none.
     pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {

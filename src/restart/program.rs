@@ -121,6 +121,11 @@ impl Program {
             let failed = |why: &dyn fmt::Display| {
                 io::Error::other(format!("environment file {}: {why}", path.display()))
             };
+            // A relative path begins in the directory of the process that is started.
+            let path = match &self.dir {
+                Some(dir) => &dir.join(path),
+                None => path,
+            };
             let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
             let variables = environment_file::parse(&text).map_err(|error| failed(&error))?;
             for (name, value) in &variables {

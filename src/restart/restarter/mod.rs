@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use socket2::Socket;
 
 use crate::clock::Deadline;
@@ -154,7 +154,8 @@ impl RestarterHandle {
 
     /// Whether the restarter still has to report the result of a restart. It ends then.
     pub(crate) fn stays(&self) -> bool {
-        self.stays.load(SeqCst)
+        let has_ended = !matches!(self.ended.try_recv(), Err(TryRecvError::Empty));
+        self.stays.load(SeqCst) && !has_ended
     }
 
     /// The answer; `None` if the restarter ends without one.
