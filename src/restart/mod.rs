@@ -169,10 +169,10 @@ impl Restart {
         self
     }
 
-    /// A file with environment variables for successors, read at each restart. They replace those of
-    /// the same names; a variable that is removed from the file stays set. The format is that
-    /// of systemd's `EnvironmentFile=` (systemd.exec(5)). If the file cannot be read, or a line is not understood, the restart fails with this reason. Defaults
-    /// to none.
+    /// A file with environment variables for successors, read at each restart. They replace those
+    /// of the same names; a variable that is removed from the file stays set. The format is that of
+    /// systemd's `EnvironmentFile=` (systemd.exec(5)). If the file cannot be read, or a line is not
+    /// understood, the restart fails with this reason. Defaults to none.
     pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
         if let Ok(program) = &mut self.program {
             program.set_environment_file(path.into());

@@ -301,11 +301,11 @@ impl Builder {
 
     /// Sets after how long a worker counts as stuck: it is in the same call of the service, and has
     /// neither moved bytes for its client nor waited for the client. (A call that has
-    /// [detached](crate::Connection::detach) its connection waits for the client as long as all that
-    /// the client has sent is read.) A process whose workers are all stuck counts as hung. A [`Supervisor`](crate::Supervisor), or systemd with
-    /// `WatchdogSec=`, then ends the process and starts it again. Without either, this has no
-    /// effect. Choose a time longer than the longest call of the service, and more than zero.
-    /// Defaults to the watchdog's limit.
+    /// [detached](crate::Connection::detach) its connection waits for the client as long as all
+    /// that the client has sent is read.) A process whose workers are all stuck counts as hung. A
+    /// [`Supervisor`](crate::Supervisor), or systemd with `WatchdogSec=`, then ends the process and
+    /// starts it again. Without either, this has no effect. Choose a time longer than the longest
+    /// call of the service, and more than zero. Defaults to the watchdog's limit.
     pub fn stuck_after(mut self, limit: Duration) -> Self {
         self.stuck_after = Some(limit);
         self
