@@ -91,8 +91,8 @@ struct RunArgs {
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
-    /// The working directory of the program. Defaults to the present one, by the name in PWD: if that
-    /// leads through a symbolic link, the link is followed at each start
+    /// The working directory of the program. Defaults to the present one, by the name in PWD: if
+    /// that leads through a symbolic link, the link is followed at each start
     #[arg(long, value_name = "PATH")]
     working_directory: Option<PathBuf>,
     /// A file with environment variables for the program, as systemd's EnvironmentFile=. It is read

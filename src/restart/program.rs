@@ -129,6 +129,10 @@ impl Program {
             let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
             let variables = environment_file::parse(&text).map_err(|error| failed(&error))?;
             for (name, value) in &variables {
+                if LAUNCH_VARIABLES.contains(&name.as_str()) || name == WATCHDOG_PID {
+                    log::warn!("ignoring {name} of the environment file {}", path.display());
+                    continue;
+                }
                 set(name, value.as_ref());
             }
         }

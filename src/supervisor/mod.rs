@@ -224,8 +224,8 @@ impl Supervisor {
 
     /// How long a serving process may make no progress, and a quarter longer, since a process and
     /// the supervisor may have been stopped together (SIGSTOP, a frozen container). Then what its
-    /// threads wait for is logged, and it is aborted (SIGABRT, which leaves a core dump where these are enabled) and restarted.
-    /// `None` or zero: for ever. Defaults to 60 s.
+    /// threads wait for is logged, and it is aborted (SIGABRT, which leaves a core dump where these
+    /// are enabled) and restarted. `None` or zero: for ever. Defaults to 60 s.
     pub fn watchdog(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.0.policy.watchdog = limit.into().filter(|limit| !limit.is_zero());
         self

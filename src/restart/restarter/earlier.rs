@@ -66,8 +66,8 @@ impl Earlier {
     }
 }
 
-/// What a successor is passed of an earlier generation: its number, its socket, and when it has
-/// drained.
+/// The record of an earlier generation for a successor: the number, the socket, and the deadline of
+/// the drain.
 pub(super) type ToPass = (u64, Descriptor, Option<u64>);
 
 impl Restarter {

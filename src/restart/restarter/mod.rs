@@ -96,7 +96,8 @@ pub(crate) struct CompletedRestart {
     pub(crate) accept_gap: Duration,
     /// The successor's process id.
     pub(crate) pid: u32,
-    /// The successor's generation. The successor may be another process's: see [`rounds`].
+    /// The successor's generation. After a round that was passed on, this
+    /// is the successor's successor: see [`rounds`].
     pub(crate) new_generation: u64,
     /// The generation of this process.
     pub(crate) generation: u64,
@@ -110,7 +111,7 @@ pub(crate) struct RestarterHandle {
     /// channel, and their senders with them.
     ended: Receiver<()>,
     poller: Arc<Poller>,
-    /// The server has stopped, and the restarter has results to report before it ends.
+    /// The server has stopped. The restarter may run on, to report results to callers.
     stays: Arc<AtomicBool>,
 }
 
@@ -225,13 +226,13 @@ pub(crate) struct Restarter {
     earlier: Vec<Earlier>,
     /// This process holds it until it has drained. Later generations see its end.
     drain_token: Option<Socket>,
-    /// A restart, or another one, begins as soon as possible.
+    /// A restart was requested, and has not begun.
     restart_requested: bool,
     /// The requested restart waits until fewer generations drain, and has said so.
     waits_for_drains: bool,
-    /// Who waits for the restart in progress, or for the one that was passed on.
+    /// The callers of the restart in progress, or of the one that was passed on.
     waiters: Vec<Waiter>,
-    /// Who waits for the next restart.
+    /// The callers of the next restart.
     next_waiters: Vec<Waiter>,
     /// When the successor must have reported the result of a restart that was passed on.
     passed_on_until: Deadline,

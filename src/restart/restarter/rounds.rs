@@ -16,7 +16,7 @@
 //!  the first callers have their result
 //!  RestartAgain ──────────────► start ────────────────────► ...
 //!  drain                                                 ◄─ Ack
-//!  the others have theirs    ◄─ Restarted, or RestartFailed
+//!  the other callers have it ◄─ Restarted, or RestartFailed
 //! ```
 //!
 //! A process that has drained stays as long as callers wait for the result of a round that it has
@@ -31,6 +31,9 @@ use crate::clock::Deadline;
 use crate::log;
 use crate::restart::error::{RestartError, RestartErrorKind};
 use crate::wire::{HandshakeMessage, RestartFailure};
+
+/// How much of an unlimited drain the callers of a round that was passed on wait for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 
 /// Where the result of a restart goes.
 pub(super) enum Waiter {
@@ -103,15 +106,14 @@ impl Restarter {
         log::info!("another restart was requested: passing it on to the successor");
         successor.link.send(&HandshakeMessage::RestartAgain);
         self.begin_round();
-        // The successor may have to wait for this process's drain.
-        let limit = self
-            .ready_timeout
-            .saturating_add(self.drain_timeout)
+        // The successor may have to end a round of its own, and to wait for this process's drain.
+        let limit = (self.ready_timeout.saturating_mul(2))
+            .saturating_add(self.drain_timeout.min(LONGEST_DRAIN))
             .saturating_add(ACK_TIMEOUT);
         self.passed_on_until = Deadline::after(Instant::now(), limit);
     }
 
-    /// What the round that was passed on came to.
+    /// Handles the result of the round that was passed on.
     pub(super) fn finish_passed_on_round(&mut self, result: &RestartResult) {
         self.passed_on_until = Deadline::NEVER;
         if let (Err(error), [_, ..]) = (result, &self.waiters[..]) {

@@ -143,7 +143,7 @@ impl Fleet {
                 }
             }
         }
-        // A successor that the supervisor has started is none of the sender's business.
+        // The sender does not control a successor that the supervisor has started.
         let is_own = |successor: &Process| !successor.is_adopted;
         let has_own = self.slots[index].successor.as_ref().is_some_and(is_own);
         if let Some(why) = notice.failed.filter(|_| !has_own) {

@@ -2,7 +2,7 @@
 //!
 //! A restart that is asked for while a round waits to begin joins that round. While a round is in
 //! progress, some process may have executed the program before the restart was asked for: so another
-//! round follows, and whoever asks waits for that one. If a process cannot be replaced, it serves
+//! round follows, and the client waits for that second round. If a process cannot be replaced, it serves
 //! on, and so do the processes of the slots that follow.
 
 use std::time::{Duration, Instant};
