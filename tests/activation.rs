@@ -66,6 +66,7 @@ fn systemd_socket_activate_starts_the_first_generation() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let _group = support::ProcessGroup::of(&activator);
     let pid = Pid::from_child(&activator).as_raw_nonzero().get();
     // The file is there a moment before that.
     eventually("it listens", || UnixStream::connect(&path).is_ok());

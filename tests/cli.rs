@@ -71,6 +71,7 @@ while not stopping:
 struct Supervised {
     dir: TempDir,
     supervisor: Child,
+    _group: support::ProcessGroup,
 }
 
 impl Supervised {
@@ -91,7 +92,11 @@ impl Supervised {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { dir, supervisor }
+        Self {
+            dir,
+            _group: support::ProcessGroup::of(&supervisor),
+            supervisor,
+        }
     }
 
     fn control(&self) -> PathBuf {

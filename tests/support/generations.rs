@@ -328,6 +328,7 @@ pub(crate) struct Generations {
     pub(crate) output: BufReader<std::process::ChildStdout>,
     pub(crate) addrs: Vec<String>,
     pub(crate) program: PathBuf,
+    _group: support::ProcessGroup,
 }
 
 /// What a process says of itself.
@@ -362,6 +363,7 @@ impl Generations {
             .stdout(Stdio::piped());
         prepare(&mut command);
         let mut first = command.spawn().unwrap();
+        let group = support::ProcessGroup::of(&first);
         let output = BufReader::new(first.stdout.take().unwrap());
         let mut generations = Self {
             dir,
@@ -369,6 +371,7 @@ impl Generations {
             output,
             addrs: Vec::new(),
             program,
+            _group: group,
         };
         let line = generations.until("listening on ");
         let addrs = line

@@ -607,12 +607,14 @@ impl ProcessGroup {
 
     fn killed_after(leader: &std::process::Child, limit: Duration) -> Self {
         let leader = rustix::process::Pid::from_child(leader);
+        let test = thread::current().name().unwrap_or("a test").to_owned();
         let (watchdog, bark) = crossbeam_channel::bounded::<()>(0);
         thread::spawn(move || {
             if bark.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 eprintln!(
-                    "killed: in {limit:?} the example has not done what the test waits for; if it is an old build, \
-                     `cargo build --examples --all-features` makes a new one"
+                    "killed: in {limit:?} the processes have not done what {test} waits for; if it starts an example \
+                     that is an old build, `cargo build --examples --all-features` makes a new one\n{}",
+                    describe_group(leader.as_raw_nonzero().get())
                 );
                 Self::kill(leader);
             }
@@ -634,4 +636,38 @@ impl Drop for ProcessGroup {
     fn drop(&mut self) {
         Self::kill(self.leader);
     }
+}
+
+/// The processes of a group, their signals, and what their threads wait for in the kernel, from /proc (proc(5)).
+#[cfg(unix)]
+fn describe_group(leader: i32) -> String {
+    let mut text = String::new();
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+    let names = |dir: String| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    };
+    for pid in names("/proc".to_owned()) {
+        let stat = read(format!("/proc/{pid}/stat"));
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let (state, parent, group) = (fields.next(), fields.next(), fields.next());
+        if group != Some(&leader.to_string()) {
+            continue;
+        }
+        let command = read(format!("/proc/{pid}/cmdline")).replace('\0', " ");
+        let status = read(format!("/proc/{pid}/status"));
+        let signals = status
+            .lines()
+            .filter(|line| line.starts_with("Sig") || line.starts_with("ShdPnd"));
+        let signals: Vec<_> = signals.collect();
+        text += &format!(
+            "process {pid}, state {state:?}, parent {parent:?}: {command}\n  {signals:?}\n"
+        );
+        for thread in names(format!("/proc/{pid}/task")) {
+            let name = read(format!("/proc/{pid}/task/{thread}/comm"));
+            let place = read(format!("/proc/{pid}/task/{thread}/wchan"));
+            text += &format!("  {}: {place}\n", name.trim_end());
+        }
+    }
+    text
 }
