@@ -451,9 +451,19 @@ impl Generations {
         processes_of(self.first.id())
     }
 
-    /// Stops the serving process, and waits until all have ended.
+    /// Stops the process that serves, and waits until all have ended. If a restart is in progress, the process that was
+    /// asked may have been replaced by the time that the signal arrives: then its successor is stopped, too.
     pub(crate) fn end(mut self) {
-        signal(self.who().pid, Signal::TERM);
+        let mut stopped = Vec::new();
+        eventually("the end of the last generation", || {
+            let who = try_get(self.addr(), "/who").map(|who| Who::parse(&who));
+            // A second SIGTERM would cut off what is in progress.
+            if let Some(who) = who.ok().filter(|who| !stopped.contains(&who.pid)) {
+                stopped.push(who.pid);
+                let _ = kill_process(Pid::from_raw(who.pid).unwrap(), Signal::TERM);
+            }
+            self.processes().0.is_empty()
+        });
         self.wait();
     }
 
@@ -490,7 +500,7 @@ impl Who {
 
 /// Waits until something holds. Other processes need the time more than this one.
 #[track_caller]
-pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     support::eventually(what, || {
         let holds = holds();
         if !holds {

@@ -102,7 +102,7 @@ pub(crate) fn until(handle: &Handle, what: &str, holds: impl Fn(&Stats) -> bool)
 
 /// Waits until something holds that no server counts.
 #[track_caller]
-pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
