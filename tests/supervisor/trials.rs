@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -174,6 +174,27 @@ impl Supervised {
         let pids = processes.split(r#""pid":"#).skip(1);
         pids.map(|rest| rest.split(',').next().unwrap().parse().unwrap())
             .collect()
+    }
+
+    /// Sends a request that the process that serves answers when there is a file of this name. Returns
+    /// the client and the process.
+    fn hold_request(&self, name: &str) -> (TcpStream, i32) {
+        let dir = self.generations.dir.path();
+        let taken = dir.join(format!("{name}-taken"));
+        loop {
+            let mut client = support::connect(self.addr());
+            write!(client, "GET /hold?{name} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+            eventually("the request is taken", || taken.exists());
+            let pid = fs::read_to_string(&taken).unwrap().parse().unwrap();
+            fs::remove_file(&taken).unwrap();
+            if self.pids() == [pid] {
+                return (client, pid);
+            }
+            // A process that was replaced a moment ago has accepted the connection.
+            self.generations.option(name, "");
+            client.read_to_string(&mut String::new()).unwrap();
+            fs::remove_file(dir.join(name)).unwrap();
+        }
     }
 
     /// Stops it, and looks whether anybody is left.
@@ -725,7 +746,10 @@ fn a_restart_during_the_start_ends_with_ready() {
 
 fn an_exit_code_counts_also_behind_a_stop() {
     let mut supervised = Supervised::start_with("", &[("exit-code", "78")]);
-    signal(supervised.who().pid, Signal::TERM);
+    let serving = supervised.who().pid;
+    // If the next process served before this one exits, its exit code would no longer count.
+    supervised.generations.mode("exit 3");
+    signal(serving, Signal::TERM);
     assert_eq!(supervised.generations.wait_for_first().code(), Some(78));
     supervised.generations.wait();
 }
@@ -1320,24 +1344,29 @@ fn a_restart_replaces_a_process_that_is_starting() {
 /// Each of three generations has a request in progress. The fourth has to wait for the first.
 fn no_restart_cuts_the_requests_of_an_earlier_generation() {
     let supervised = Supervised::start("draining=2");
-    let mut slow = Vec::new();
-    for millis in [1500, 2500, 2500] {
-        let mut client = support::connect(supervised.addr());
-        write!(client, "GET /slow?{millis} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
-        slow.push((client, supervised.who().pid));
-        if slow.len() < 3 {
+    let mut held = Vec::new();
+    for name in ["first", "second", "third"] {
+        if !held.is_empty() {
             supervised.succeed("restart wait");
         }
+        held.push((name, supervised.hold_request(name)));
     }
-    let first = slow[0].1;
-    assert!(
-        stat(first).is_some_and(|stat| stat.0 != 'Z'),
-        "the first generation drains"
-    );
-    supervised.succeed("restart wait");
-    assert!(supervised.log().contains("the restart waits: 2 processes"));
+    let first = held[0].1.1;
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| supervised.succeed("restart wait"));
+        eventually("the restart waits", || {
+            supervised.log().contains("the restart waits: 2 processes")
+        });
+        assert!(
+            stat(first).is_some_and(|stat| stat.0 != 'Z'),
+            "the first generation drains"
+        );
+        supervised.generations.option("first", "");
+        restart.join().unwrap();
+    });
     assert!(stat(first).is_none_or(|stat| stat.0 == 'Z'));
-    for (mut client, pid) in slow {
+    for (name, (mut client, pid)) in held {
+        supervised.generations.option(name, "");
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert!(answer.contains(&format!("{pid} ")), "{answer}");

@@ -279,6 +279,9 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
         "/hold" => {
             let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
             let go = dir.join(request.uri().query().unwrap_or_default());
+            let taken = go.with_extension("new");
+            fs::write(&taken, std::process::id().to_string()).unwrap();
+            fs::rename(taken, format!("{}-taken", go.display())).unwrap();
             while !go.exists() {
                 thread::park_timeout(Duration::from_millis(2));
             }
