@@ -66,6 +66,7 @@ fn systemd_socket_activate_starts_the_first_generation() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let group = support::ProcessGroup::of(&activator);
     let pid = Pid::from_child(&activator).as_raw_nonzero().get();
     // The file is there a moment before that.
     eventually("it listens", || UnixStream::connect(&path).is_ok());
@@ -76,6 +77,7 @@ fn systemd_socket_activate_starts_the_first_generation() {
     eventually("the next generation", || who().generation == 2);
     let second = who().pid;
     activator.wait().unwrap();
+    group.assert_in_time();
     signal(second, Signal::TERM);
     eventually("the end", || stat(second).is_none());
     assert!(path.exists(), "it is not the server's");

@@ -239,7 +239,7 @@ impl Generations {
         std::os::unix::fs::symlink(pid_file, dir.path().join("pid")).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["child", "--exact", "--nocapture", "--test-threads=1"]);
-        let output = command.env(DIR, dir.path()).output().unwrap();
+        let output = support::output_of(command.env(DIR, dir.path()));
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     }

@@ -1227,11 +1227,11 @@ fn the_pid_file_is_the_supervisors() {
     assert_eq!(pid(), supervised.pid());
     supervised.succeed("upgrade wait");
     assert_eq!(pid(), supervised.pid());
-    let second = Command::new(std::env::current_exe().unwrap())
+    let mut second = Command::new(std::env::current_exe().unwrap());
+    second
         .args(["child", "--exact", "--nocapture", "--test-threads=1"])
-        .env(DIR, supervised.generations.dir.path())
-        .output()
-        .unwrap();
+        .env(DIR, supervised.generations.dir.path());
+    let second = support::output_of(&mut second);
     assert!(!second.status.success());
     supervised.end();
     assert!(!path.exists());

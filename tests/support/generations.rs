@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use handover::http::{self, Body, Reply, Request, Response};
 use handover::{Bind, Handle, Restart, Server, Supervisor};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Resource, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Resource, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::support;
@@ -324,6 +324,8 @@ impl WaitFor for OnceLock<Handle> {
 /// The generations of one server: a group of processes.
 pub(crate) struct Generations {
     pub(crate) dir: TempDir,
+    /// Bounds every wait for what the processes say, and for their ends.
+    group: support::ProcessGroup,
     pub(crate) first: Child,
     pub(crate) output: BufReader<std::process::ChildStdout>,
     pub(crate) addrs: Vec<String>,
@@ -365,6 +367,7 @@ impl Generations {
         let output = BufReader::new(first.stdout.take().unwrap());
         let mut generations = Self {
             dir,
+            group: support::ProcessGroup::killed_after(&first, time_limit()),
             first,
             output,
             addrs: Vec::new(),
@@ -457,7 +460,7 @@ impl Generations {
     pub(crate) fn wait(&mut self) {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
-        self.first.wait().unwrap();
+        self.wait_for_first();
         eventually("the end of all processes", || self.processes().0.is_empty());
     }
 }
@@ -465,8 +468,7 @@ impl Generations {
 impl Drop for Generations {
     fn drop(&mut self) {
         // For tests that failed; otherwise there is nobody any more.
-        let group = Pid::from_child(&self.first);
-        let _ = kill_process_group(group, Signal::KILL);
+        self.group.kill_all();
         let _ = self.first.wait();
     }
 }
@@ -534,7 +536,9 @@ pub(crate) fn get(stream: &mut (impl Read + Write), path: &str) -> String {
 }
 
 pub(crate) fn try_get(from: SocketAddr, path: &str) -> io::Result<String> {
-    exchange(&mut TcpStream::connect(from)?, path)
+    let mut stream = TcpStream::connect(from)?;
+    stream.set_read_timeout(Some(support::LIMIT))?;
+    exchange(&mut stream, path)
 }
 
 pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
@@ -667,8 +671,20 @@ pub(crate) fn threads(pid: i32) -> String {
 }
 
 impl Generations {
+    #[track_caller]
     pub(crate) fn wait_for_first(&mut self) -> std::process::ExitStatus {
-        self.first.wait().unwrap()
+        let status = self.first.wait().unwrap();
+        self.group.assert_in_time();
+        status
+    }
+}
+
+/// How long the processes of a test may live.
+fn time_limit() -> Duration {
+    let longer = ["HANDOVER_TEST_RESTARTS", "HANDOVER_TEST_CRASHES"];
+    match longer.iter().any(|name| std::env::var_os(name).is_some()) {
+        true => Duration::from_secs(3600),
+        false => Duration::from_secs(300),
     }
 }
 

@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -595,6 +596,7 @@ impl Drop for Child {
 #[cfg(unix)]
 pub(crate) struct ProcessGroup {
     leader: rustix::process::Pid,
+    is_late: Arc<AtomicBool>,
     _watchdog: Sender<()>,
 }
 
@@ -605,22 +607,36 @@ impl ProcessGroup {
         Self::killed_after(leader, CHILD_LIMIT)
     }
 
-    fn killed_after(leader: &std::process::Child, limit: Duration) -> Self {
+    pub(crate) fn killed_after(leader: &std::process::Child, limit: Duration) -> Self {
         let leader = rustix::process::Pid::from_child(leader);
         let (watchdog, bark) = crossbeam_channel::bounded::<()>(0);
+        let is_late = Arc::<AtomicBool>::default();
+        let set_late = Arc::clone(&is_late);
         thread::spawn(move || {
             if bark.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 eprintln!(
-                    "killed: in {limit:?} the example has not done what the test waits for; if it is an old build, \
-                     `cargo build --examples --all-features` makes a new one"
+                    "killed: in {limit:?} the processes have not done what the test waits for; if an example is an \
+                     old build, `cargo build --examples --all-features` makes a new one"
                 );
+                set_late.store(true, SeqCst);
                 Self::kill(leader);
             }
         });
         Self {
             leader,
+            is_late,
             _watchdog: watchdog,
         }
+    }
+
+    /// For a test that would take the end of the processes for a success.
+    #[track_caller]
+    pub(crate) fn assert_in_time(&self) {
+        assert!(!self.is_late.load(SeqCst), "killed, as they were too late");
+    }
+
+    pub(crate) fn kill_all(&self) {
+        Self::kill(self.leader);
     }
 
     fn kill(leader: rustix::process::Pid) {
@@ -632,6 +648,24 @@ impl ProcessGroup {
 #[cfg(unix)]
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        Self::kill(self.leader);
+        self.kill_all();
     }
+}
+
+/// Runs a command that is to end by itself, and returns what it says. It and its children are killed if it is late.
+#[cfg(unix)]
+#[track_caller]
+pub(crate) fn output_of(command: &mut Command) -> std::process::Output {
+    use std::os::unix::process::CommandExt;
+    let child = command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let group = ProcessGroup::killed_after(&child, LIMIT);
+    let output = child.wait_with_output().unwrap();
+    group.assert_in_time();
+    output
 }
