@@ -49,6 +49,8 @@ fn the_environment_file_is_read_at_each_restart_and_a_bad_one_changes_nothing() 
         ("TOLD=second\n", "second"),
         ("# comment\nTOLD='third'\n", "third"),
         ("OTHER=1\n", "third"),
+        // systemd ignores the lines that are no variables.
+        ("export TOLD=x\nTOLD\nTOLD=fourth\n1=2\n", "fourth"),
     ] {
         generations.option("environment", text);
         let next = generations.who().generation + 1;
@@ -57,7 +59,7 @@ fn the_environment_file_is_read_at_each_restart_and_a_bad_one_changes_nothing() 
         assert_eq!(told(), expected);
     }
     let pid = generations.who().pid;
-    generations.option("environment", "TOLD=x\nexport TOLD=y\n");
+    generations.option("environment", "TOLD=x\nTOLD='y\n");
     let report = generations.get("/restart");
     assert!(report.contains("environment: line 2: "), "{report}");
     fs::remove_file(generations.dir.path().join("environment")).unwrap();

@@ -127,10 +127,14 @@ impl Program {
                 None => path,
             };
             let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
-            let variables = environment_file::parse(&text).map_err(|error| failed(&error))?;
-            for (name, value) in &variables {
+            let file = environment_file::parse(&text).map_err(|error| failed(&error))?;
+            let shown = path.display();
+            for fault in &file.ignored {
+                log::warn!("environment file {shown}: ignoring {fault}");
+            }
+            for (name, value) in &file.variables {
                 if LAUNCH_VARIABLES.contains(&name.as_str()) || name == WATCHDOG_PID {
-                    log::warn!("ignoring {name} of the environment file {}", path.display());
+                    log::warn!("environment file {shown}: ignoring {name}");
                     continue;
                 }
                 set(name, value.as_ref());

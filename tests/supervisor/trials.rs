@@ -1465,9 +1465,16 @@ fn the_environment_file_is_read_at_each_start() {
             told().is_ok_and(|told| told == expected)
         });
     }
-    supervised.generations.option("environment", "TOLD");
+    // A line that systemd ignores.
+    let text = "export TOLD=x\nTOLD=4\n";
+    supervised.generations.option("environment", text);
+    supervised.succeed("restart wait");
+    assert_eq!(told().unwrap(), "4");
+    let warning = "environment: ignoring line 1: ";
+    assert!(supervised.log().contains(warning), "{}", supervised.log());
+    supervised.generations.option("environment", "TOLD='5");
     let answer = supervised.ask("restart wait").unwrap();
     assert!(answer.contains("environment: line 1: "), "{answer}");
-    assert_eq!(told().unwrap(), "3");
+    assert_eq!(told().unwrap(), "4");
     supervised.end();
 }
