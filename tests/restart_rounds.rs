@@ -3,13 +3,14 @@
 
 #[path = "support/generations.rs"]
 mod generations;
+#[path = "support/load.rs"]
+mod load;
 mod support;
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -237,38 +238,19 @@ impl Generations {
     }
 }
 
-/// Restarts at random distances, while requests take up to two seconds.
 #[test]
 fn restarts_in_quick_succession_cut_no_request() {
-    let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(8, |n| n.parse().unwrap());
     let mut generations = Generations::start(&[]);
-    let addr = generations.addr();
-    let (ends, answers) = (AtomicBool::new(false), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for _ in 0..16 {
-            scope.spawn(|| {
-                while !ends.load(SeqCst) {
-                    let path = format!("/slow?{}", random_below(2000));
-                    try_get(addr, &path).expect("no request fails");
-                    answers.fetch_add(1, SeqCst);
-                }
-            });
-        }
-        for _ in 0..restarts {
-            thread::sleep(Duration::from_millis(50 + random_below(950)));
+    let answers = load::under_slow_requests(generations.addr(), || {
+        load::restart_in_quick_succession(|| {
             let pid = Pid::from_raw(generations.who().pid).unwrap();
             // The process may have been replaced, and have ended, since it answered.
             let _ = kill_process(pid, Signal::HUP);
-        }
-        ends.store(true, SeqCst);
+        });
     });
-    let last = generations.who();
-    let answers = answers.load(SeqCst);
-    println!(
-        "{restarts} restarts: generation {}, {answers} answers, none failed",
-        last.generation
-    );
-    assert!(last.generation > 1);
+    let last = generations.who().generation;
+    println!("generation {last}, {answers} answers, none failed");
+    assert!(last > 1);
     eventually("one process is left", || {
         generations.processes().0.len() == 1
     });
