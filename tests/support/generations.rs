@@ -142,6 +142,16 @@ pub(crate) fn serve_if_child() {
             std::process::exit(1);
         });
         HANDLE.get_or_init(|| handle.clone());
+        if option(&dir, "stoppable").is_some() {
+            let (own, handle) = (dir.clone(), handle.clone());
+            let stop = dir.join(format!("stop {}", std::process::id()));
+            thread::spawn(move || {
+                while own.exists() && !stop.exists() {
+                    thread::park_timeout(Duration::from_millis(2));
+                }
+                handle.stop(support::LIMIT);
+            });
+        }
         let report = handle.join();
         let reporters = std::mem::take(&mut *REPORTERS.lock());
         for reporter in reporters {
@@ -238,7 +248,53 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
         }
         // What is not inherited by the new program is closed; the process lives on.
         "sleep" => panic!("{}", Command::new("sleep").arg("1000").exec()),
+        "half takeover" => take_over_by_half(),
         _ => {}
+    }
+}
+
+/// Accepts, as far as the predecessor knows, gives up, and stays. The handshake socket becomes standard input first.
+fn take_over_by_half() {
+    if std::env::var_os("HALF").is_none() {
+        let record = std::env::var("HANDOVER").unwrap();
+        let (_, number) = record.split_once(r#""handshake":"#).unwrap();
+        let number = number.split(',').next().unwrap();
+        let mut shell = Command::new("sh");
+        let error = shell
+            .args(["-c", &format!("exec \"$0\" \"$@\" <&{number}")])
+            .arg(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .env("HALF", "")
+            .exec();
+        panic!("{error}");
+    }
+    let handshake = io::stdin();
+    let say = |message: &str| {
+        let packet = format!(r#"{{"v":1,"type":{message}}}"#);
+        rustix::net::send(
+            &handshake,
+            packet.as_bytes(),
+            rustix::net::SendFlags::empty(),
+        )
+        .unwrap();
+    };
+    let hear = || {
+        let mut packet = [0; 4096];
+        while let Err(error) =
+            rustix::net::recv(&handshake, &mut packet, rustix::net::RecvFlags::empty())
+        {
+            assert_eq!(error, rustix::io::Errno::AGAIN);
+            thread::park_timeout(Duration::from_millis(2));
+        }
+    };
+    say(r#""hello""#);
+    say(r#""ready""#);
+    hear();
+    say(r#""accepting","since":0,"taken":[]"#);
+    hear();
+    say(r#""abort","reason":"half a takeover""#);
+    loop {
+        thread::park();
     }
 }
 
@@ -288,7 +344,12 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
         "/restart-later" => {
             let report = || match HANDLE.wait_for().restart() {
                 Ok(report) => println!("\nreport: {report:?}"),
-                Err(error) => println!("\nno report: {error}"),
+                Err(error) => {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    let (kind, status) = (error.kind(), error.status());
+                    let stderr = error.stderr();
+                    println!("\nno report: {error}|{kind:?}|{status:?}|{stderr:?}|{source:?}");
+                }
             };
             let reporter = thread::Builder::new().name("reporter".to_owned());
             REPORTERS.lock().push(reporter.spawn(report).unwrap());
@@ -553,6 +614,23 @@ pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Resu
         Some(body) => Ok(body.to_owned()),
         None => Err(io::Error::other(answer)),
     }
+}
+
+/// Reads an answer that has a length.
+pub(crate) fn one_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    let head = String::from_utf8(answer).unwrap();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "));
+    let mut body = vec![0; length.unwrap().parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    head + &String::from_utf8(body).unwrap()
 }
 
 /// What a process holds.
