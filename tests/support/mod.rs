@@ -8,6 +8,8 @@ use std::any::Any;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+#[cfg(unix)]
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -592,11 +594,14 @@ impl Drop for Child {
 }
 
 /// A process that leads a group, and the processes that it starts. They are killed when this is dropped, and after
-/// [`CHILD_LIMIT`]: then a test that reads their output or waits for their end fails, and does not hang.
+/// [`CHILD_LIMIT`]: then a test that reads their output or waits for their end fails, and does not hang. They are killed
+/// as well when this process is killed: what is left behind keeps the pipes of the whole run open.
 #[cfg(unix)]
 pub(crate) struct ProcessGroup {
     leader: rustix::process::Pid,
     is_late: Arc<AtomicBool>,
+    /// A shell that kills the group when it sees the end of this process.
+    guard: std::process::Child,
     _watchdog: Sender<()>,
 }
 
@@ -622,9 +627,19 @@ impl ProcessGroup {
                 Self::kill(leader);
             }
         });
+        let script = format!("read line; kill -9 -{}", leader.as_raw_nonzero());
+        let guard = Command::new("sh")
+            .args(["-c", &script])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         Self {
             leader,
             is_late,
+            guard,
             _watchdog: watchdog,
         }
     }
@@ -649,6 +664,8 @@ impl ProcessGroup {
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         self.kill_all();
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
     }
 }
 
@@ -656,7 +673,6 @@ impl Drop for ProcessGroup {
 #[cfg(unix)]
 #[track_caller]
 pub(crate) fn output_of(command: &mut Command) -> std::process::Output {
-    use std::os::unix::process::CommandExt;
     let child = command
         .process_group(0)
         .stdin(Stdio::null())
