@@ -103,7 +103,7 @@ fn no_request_is_lost_by_restarts_under_load() {
 }
 
 #[test]
-fn many_triggers_are_at_most_two_restarts() {
+fn many_triggers_are_few_restarts_and_one_at_a_time() {
     let generations = Generations::start(&[]);
     let first = generations.who().pid;
     let load = Load::start(&[(To::Tcp(generations.addr()), Kind::KeepAlive)], 4);
@@ -115,16 +115,16 @@ fn many_triggers_are_at_most_two_restarts() {
     }
     eventually("the old process ends", || {
         let (live, _) = generations.processes();
-        // Those that drain, the one that serves, its successor, and a process that waits for that.
-        assert!(live.len() <= 6, "a storm: {live:?}");
+        // Four that drain, the one that serves, its successor, and a process that waits for that.
+        assert!(live.len() <= 7, "a storm: {live:?}");
         stat(first).is_none_or(|s| s.0 == 'Z')
     });
-    // Those that came when the program had been executed have shared another restart. If a signal was handled after the
-    // process had been replaced, its successor was asked for one more.
-    let last = generations.who().generation;
-    assert!((2..=4).contains(&last), "{last}");
     load.end();
-    generations.end();
+    let output = generations.end();
+    let ends = output.matches("\ngeneration ").count();
+    // The signals that came when the program had been executed have shared another restart. For those that were handled
+    // after the process had been replaced, its successor was asked for more, and has put together what it could.
+    assert!((2..=6).contains(&ends), "{output}");
 }
 
 /// One that a new version does not listen on any more.

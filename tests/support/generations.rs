@@ -512,17 +512,31 @@ impl Generations {
         processes_of(self.first.id())
     }
 
-    /// Stops the serving process, and waits until all have ended.
-    pub(crate) fn end(mut self) {
-        signal(self.who().pid, Signal::TERM);
-        self.wait();
+    /// Stops the serving process, waits until all have ended, and returns the rest of their output. Where a restart is in
+    /// progress, the successor may have taken over from a process that was told to stop, and is told as well.
+    pub(crate) fn end(mut self) -> String {
+        let told = Mutex::new(Vec::new());
+        eventually("the end of all processes", || {
+            let mut told = told.lock();
+            if let Ok(text) = try_get(self.addr(), "/who") {
+                let who = Who::parse(&text);
+                if !told.contains(&who.pid) {
+                    // It may have ended since it answered.
+                    let _ = kill_process(Pid::from_raw(who.pid).unwrap(), Signal::TERM);
+                    told.push(who.pid);
+                }
+            }
+            self.processes().0.is_empty()
+        });
+        self.wait()
     }
 
-    pub(crate) fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) -> String {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
         self.wait_for_first();
         eventually("the end of all processes", || self.processes().0.is_empty());
+        rest
     }
 }
 
