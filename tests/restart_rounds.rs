@@ -325,6 +325,8 @@ fn a_signal_to_a_process_that_was_replaced_reaches_the_process_that_serves() {
 fn callers_in_a_process_that_was_replaced_get_the_result_of_their_round() {
     let mut generations = Generations::start(&[("by-handle", ""), ("grace", "60000")]);
     let first = generations.who();
+    // The first process drains as long as this request is in progress, so that no caller comes too late.
+    let _held = generations.hold("held");
     let mut clients = [(); 2].map(|()| support::connect(generations.addr()));
     for client in &mut clients {
         // The connections are those of the first process.
@@ -343,6 +345,7 @@ fn callers_in_a_process_that_was_replaced_get_the_result_of_their_round() {
     generations.mode("");
     get(&mut clients[1], "/restart-later");
     let third = generations.until_generation(3);
+    generations.option("held", "");
     let reports = [generations.until("report: "), generations.until("report: ")];
     let new = |number: u64| format!("new: Generation {{ number: {number},");
     for number in [2, 3] {
