@@ -474,17 +474,8 @@ mod tests {
             ),
         ] {
             let (found, left) = play(steps);
-            assert_eq!(
-                (&found[..], left),
-                (
-                    &answers
-                        .iter()
-                        .map(|answer| answer.to_vec())
-                        .collect::<Vec<_>>()[..],
-                    is_requested
-                ),
-                "{steps:?}"
-            );
+            assert_eq!(found, answers, "{steps:?}");
+            assert_eq!(left, is_requested, "{steps:?}");
         }
     }
 
