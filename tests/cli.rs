@@ -398,8 +398,8 @@ fn one_that_does_not_answer_is_not_waited_for_forever() {
     };
     assert!(status().ends_with("has not answered in time\n"));
     drop(listener);
-    let said = status();
-    assert!(said.contains("Connection refused"), "{said}");
+    // A process that another test is just starting may still have a copy.
+    support::eventually("nobody listens", || status().contains("Connection refused"));
 }
 
 #[test]

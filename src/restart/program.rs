@@ -49,8 +49,10 @@ impl Program {
         let name = args.first().map(PathBuf::from).unwrap_or_default();
         let path =
             find_program(dir.as_deref(), &name).filter(|path| sys::file::is_executable(path));
-        // The name need not be a program's: the process that starts another chooses it freely.
-        let path = path.map_or_else(env::current_exe, Ok)?;
+        // The name need not be a program's: the process that starts another chooses it freely, and
+        // on the search path there may be another program with the name.
+        let path = path.filter(|path| !is_bare(&name) || sys::file::is_own_program(path));
+        let path = path.map_or_else(|| env::current_exe().map(without_deletion_mark), Ok)?;
         let is_own = |name: &OsString| {
             let mut own = LAUNCH_VARIABLES.iter().chain([&WATCHDOG_PID]);
             own.any(|own| name == own)
@@ -127,10 +129,14 @@ impl Program {
                 None => path,
             };
             let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
-            let variables = environment_file::parse(&text).map_err(|error| failed(&error))?;
-            for (name, value) in &variables {
+            let file = environment_file::parse(&text).map_err(|error| failed(&error))?;
+            let shown = path.display();
+            for fault in &file.ignored {
+                log::warn!("environment file {shown}: ignoring {fault}");
+            }
+            for (name, value) in &file.variables {
                 if LAUNCH_VARIABLES.contains(&name.as_str()) || name == WATCHDOG_PID {
-                    log::warn!("ignoring {name} of the environment file {}", path.display());
+                    log::warn!("environment file {shown}: ignoring {name}");
                     continue;
                 }
                 set(name, value.as_ref());
@@ -255,13 +261,33 @@ fn named_working_dir() -> Option<PathBuf> {
         .or(own)
 }
 
+/// Whether a program has only a name, which is looked up on the search path.
+fn is_bare(name: &Path) -> bool {
+    name.components().count() <= 1 && !name.is_absolute()
+}
+
+/// What Linux adds to the path of a running program whose file was deleted or replaced (proc(5)).
+const DELETION_MARK: &str = " (deleted)";
+
+/// The path that the file of a running program had before it was deleted: a later start runs the
+/// file that has this path then.
+fn without_deletion_mark(path: PathBuf) -> PathBuf {
+    let before = path
+        .to_str()
+        .and_then(|path| path.strip_suffix(DELETION_MARK));
+    match before {
+        Some(before) if !path.exists() => before.into(),
+        _ => path,
+    }
+}
+
 /// The path of a program: relative to the directory, or on the search path if it is only a name.
 fn find_program(dir: Option<&Path>, name: &Path) -> Option<PathBuf> {
     let absolute = |path: PathBuf| match path.is_absolute() {
         true => Some(path),
         false => Some(dir?.join(path)),
     };
-    if name.components().count() > 1 || name.is_absolute() {
+    if !is_bare(name) {
         return absolute(name.to_owned());
     }
     let path = env::var_os("PATH").unwrap_or_default();
@@ -345,4 +371,21 @@ pub(super) fn wait_or_kill(process: &mut Process, within: Duration) -> Option<Ex
     }
     let state = process.wait(KILL_TIMEOUT).inspect_err(failed);
     state.ok()?.exit_status()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_deleted_program_is_that_of_its_replacement() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("app (deleted)");
+        assert_eq!(without_deletion_mark(gone.clone()), dir.path().join("app"));
+        // A file may have this name.
+        fs::write(&gone, "").unwrap();
+        assert_eq!(without_deletion_mark(gone.clone()), gone);
+        let other = dir.path().join("app");
+        assert_eq!(without_deletion_mark(other.clone()), other);
+    }
 }

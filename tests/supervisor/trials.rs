@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::generations::*;
-use super::load::{self, Kind, Load, To};
+use super::load::{self, EndOnDrop, Kind, Load, To};
 use super::releases::Releases;
 use super::support;
 
@@ -220,15 +220,6 @@ impl Supervised {
             other.lock().is_some()
         });
         other.into_inner().unwrap()
-    }
-}
-
-/// Ends what other threads go on with, also when a test fails.
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
     }
 }
 
@@ -1257,11 +1248,11 @@ fn the_pid_file_is_the_supervisors() {
     assert_eq!(pid(), supervised.pid());
     supervised.succeed("upgrade wait");
     assert_eq!(pid(), supervised.pid());
-    let second = Command::new(std::env::current_exe().unwrap())
+    let mut second = Command::new(std::env::current_exe().unwrap());
+    second
         .args(["child", "--exact", "--nocapture", "--test-threads=1"])
-        .env(DIR, supervised.generations.dir.path())
-        .output()
-        .unwrap();
+        .env(DIR, supervised.generations.dir.path());
+    let second = support::output_of(&mut second);
     assert!(!second.status.success());
     supervised.end();
     assert!(!path.exists());
@@ -1418,34 +1409,14 @@ fn a_restart_runs_the_wrapper_of_a_server_again() {
     supervised.end();
 }
 
-/// Restarts at random distances, while requests take up to two seconds.
 fn restarts_in_quick_succession_cut_no_request() {
-    let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(8, |n| n.parse().unwrap());
     for processes in [1, 2] {
         let supervised = Supervised::start(&format!("processes={processes}"));
-        let addr = supervised.addr();
-        let (ends, answers) = (AtomicBool::new(false), AtomicU64::new(0));
-        thread::scope(|scope| {
-            for _ in 0..16 {
-                scope.spawn(|| {
-                    while !ends.load(SeqCst) {
-                        let path = format!("/slow?{}", random_below(2000));
-                        try_get(addr, &path).expect("no request fails");
-                        answers.fetch_add(1, SeqCst);
-                    }
-                });
-            }
-            let _ends = EndOnDrop(&ends);
-            for _ in 0..restarts {
-                thread::sleep(Duration::from_millis(50 + random_below(950)));
-                supervised.signal(Signal::HUP);
-            }
+        let answers = load::under_slow_requests(supervised.addr(), || {
+            load::restart_in_quick_succession(|| supervised.signal(Signal::HUP));
             supervised.succeed("restart wait");
         });
-        println!(
-            "{restarts} restarts: {} answers, none failed",
-            answers.load(SeqCst)
-        );
+        println!("{answers} answers, none failed");
         supervised.end();
     }
 }
@@ -1500,9 +1471,19 @@ fn the_environment_file_is_read_at_each_start() {
             told().is_ok_and(|told| told == expected)
         });
     }
-    supervised.generations.option("environment", "TOLD");
+    // A line that systemd ignores.
+    let text = "export TOLD=x\nTOLD=4\n";
+    supervised.generations.option("environment", text);
+    // The supervisor starts this process, and has a log.
+    signal(supervised.who().pid, Signal::KILL);
+    eventually("the new environment", || {
+        told().is_ok_and(|told| told == "4")
+    });
+    let warning = "environment: ignoring line 1: ";
+    assert!(supervised.log().contains(warning), "{}", supervised.log());
+    supervised.generations.option("environment", "TOLD='5");
     let answer = supervised.ask("restart wait").unwrap();
     assert!(answer.contains("environment: line 1: "), "{answer}");
-    assert_eq!(told().unwrap(), "3");
+    assert_eq!(told().unwrap(), "4");
     supervised.end();
 }

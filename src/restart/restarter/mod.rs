@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 use socket2::Socket;
 
 use crate::clock::Deadline;
@@ -48,7 +48,7 @@ use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
 use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
-use rounds::Waiter;
+use rounds::{Rounds, Waiter};
 
 /// What the restarter asks of the server that it belongs to.
 pub(crate) trait RestartableServer: Sync {
@@ -126,13 +126,13 @@ impl RestarterHandle {
 
     /// Begins a restart; after the one in progress, if there is one.
     pub(crate) fn request_restart(&self) {
-        // If the channel is full, restarts that were requested before are in it.
-        if self
-            .requests
-            .try_send(RestarterRequest::Restart(None))
-            .is_ok()
-        {
-            self.poller.wake();
+        match self.requests.try_send(RestarterRequest::Restart(None)) {
+            Ok(()) => self.poller.wake(),
+            // Restarts that were requested before are in it.
+            Err(TrySendError::Full(_)) => {}
+            Err(TrySendError::Disconnected(_)) => {
+                log::warn!("a restart was requested too late: this process is about to exit");
+            }
         }
     }
 
@@ -226,16 +226,9 @@ pub(crate) struct Restarter {
     earlier: Vec<Earlier>,
     /// This process holds it until it has drained. Later generations see its end.
     drain_token: Option<Socket>,
-    /// A restart was requested, and has not begun.
-    restart_requested: bool,
-    /// The requested restart waits until fewer generations drain, and has said so.
+    rounds: Rounds<Waiter>,
+    /// The requested restart waits until fewer processes drain, and has said so.
     waits_for_drains: bool,
-    /// The callers of the restart in progress, or of the one that was passed on.
-    waiters: Vec<Waiter>,
-    /// The callers of the next restart.
-    next_waiters: Vec<Waiter>,
-    /// When the successor must have reported the result of a restart that was passed on.
-    passed_on_until: Deadline,
     /// This server was told to stop, also while it drained already.
     stop_requested: bool,
     stays: Arc<AtomicBool>,
@@ -265,6 +258,9 @@ const EARLIER: u64 = 3;
 
 /// How long a successor that accepts may take to acknowledge the takeover.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of an unlimited drain a restart waits for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The most requests that wait for the restarter. Senders of more wait themselves.
 const MAX_REQUESTS: usize = 1024;
@@ -336,11 +332,8 @@ impl Restarter {
             successor: None,
             earlier,
             drain_token: None,
-            restart_requested: false,
+            rounds: Rounds::default(),
             waits_for_drains: false,
-            waiters: Vec::new(),
-            next_waiters: Vec::new(),
-            passed_on_until: Deadline::NEVER,
             stop_requested: false,
             stays,
             last_extension: Instant::now(),
@@ -369,16 +362,13 @@ impl Restarter {
                     }
                 }
             }
-            if self.stays.load(SeqCst) && !self.stays_for_callers() {
-                return;
-            }
             self.watch_earlier_generations();
             self.watch_lifeline(server);
             self.receive_from_predecessor(server);
             self.receive_from_successor(server);
             self.handle_deadlines(server);
             self.begin_requested_restart(server);
-            if self.stays.load(SeqCst) && self.waiters.is_empty() {
+            if self.stays.load(SeqCst) && !self.stays_for_callers() {
                 return;
             }
             let timeout = self.next_deadline().time_left(Instant::now());
@@ -422,7 +412,8 @@ impl Restarter {
             }
         }
         self.drain_token = None;
-        self.refuse_next_round(&stopping_error());
+        // A request that has just come is not to be lost by the end of this process.
+        self.pass_on_next_round();
     }
 
     // ---- time ----
@@ -461,7 +452,7 @@ impl Restarter {
         let needs_more_time = self.needs_more_time();
         let extend = needs_more_time.then(|| self.last_extension + EXTEND_EVERY);
         let deadline = deadline
-            .earlier(self.passed_on_until)
+            .earlier(self.passed_on_deadline())
             .earlier(self.drain_deadline());
         deadline.earlier(Deadline::at(extend))
     }

@@ -195,7 +195,8 @@ impl Fleet {
     /// [`Event::Tick`] only, which must come after all other events that are there already.
     pub(crate) fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let last_event = std::mem::replace(&mut self.now, now);
-        self.forgive_stall(last_event);
+        let is_start = matches!(event, Event::Started { .. } | Event::StartFailed { .. });
+        self.forgive_stall(last_event, is_start);
         match event {
             Event::Started { slot, pid } => self.add_started(slot, pid),
             Event::StartFailed { slot, why } => self.handle_failed_start(slot, why),
@@ -402,18 +403,21 @@ impl Fleet {
     // ---- time ----
 
     /// If the supervisor has not run for a while, gives every process the time that has passed since
-    /// the last event: the stall may have begun then.
-    fn forgive_stall(&mut self, last_event: Instant) {
+    /// the last event: the stall may have begun then. Before the answer to a start, the supervisor
+    /// waits for the new process to execute the program.
+    fn forgive_stall(&mut self, last_event: Instant, is_start: bool) {
         let now = self.now;
         let due = self.next_event_by.instant();
         if due.is_none_or(|due| now.saturating_duration_since(due) < STALL) {
             return;
         }
         let stall = now.saturating_duration_since(last_event);
-        let text = format!(
-            "the supervisor has not run for {:.1} s: the processes have more time",
-            stall.as_secs_f32()
-        );
+        let what = match is_start {
+            true => "the supervisor was busy starting a process",
+            false => "the supervisor has not run",
+        };
+        let seconds = stall.as_secs_f32();
+        let text = format!("{what} for {seconds:.1} s: the processes have more time");
         self.log(Severity::Warn, text);
         if let Some(round) = &mut self.round {
             round.forgive(stall);

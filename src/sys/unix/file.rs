@@ -89,6 +89,17 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     access(path, Access::EXEC_OK).is_ok() && path.is_file()
 }
 
+/// Whether a path leads to the file of the program that this process runs, as far as the system
+/// tells.
+pub(crate) fn is_own_program(path: &Path) -> bool {
+    // On Linux, this name leads to the file even after the file was deleted (proc(5)).
+    let own = fs::metadata("/proc/self/exe").or_else(|_| fs::metadata(std::env::current_exe()?));
+    let identity = |file: fs::Metadata| (file.dev(), file.ino());
+    own.map_or(true, |own| {
+        fs::metadata(path).is_ok_and(|file| identity(file) == identity(own))
+    })
+}
+
 /// The device and inode of the file at a path, which tell it from another file that takes the path
 /// later. `None` if there is no file.
 pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {

@@ -189,6 +189,16 @@ pub(crate) fn replace_program(options: &SpawnOptions<'_>) -> io::Error {
     }
 }
 
+/// The number that another process can make an exit status of, by [`exit_status`].
+pub(crate) fn raw_exit_status(status: ExitStatus) -> Option<i32> {
+    Some(status.into_raw())
+}
+
+/// The exit status with this number.
+pub(crate) fn exit_status(raw: i32) -> Option<ExitStatus> {
+    Some(ExitStatus::from_raw(raw))
+}
+
 /// The user as which this process acts.
 pub(crate) fn effective_uid() -> u32 {
     rustix::process::geteuid().as_raw()

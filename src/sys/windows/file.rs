@@ -32,6 +32,13 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
+pub(crate) fn is_own_program(path: &Path) -> bool {
+    let own = std::env::current_exe().and_then(std::fs::canonicalize);
+    own.map_or(true, |own| {
+        std::fs::canonicalize(path).is_ok_and(|path| path == own)
+    })
+}
+
 pub(crate) fn inode(_path: &Path) -> Option<(u64, u64)> {
     None
 }
