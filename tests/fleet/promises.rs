@@ -288,6 +288,12 @@ impl Promises {
             }
             None => {
                 start.failures += 1;
+                let limit = self.policy.give_up_after;
+                if limit.is_some_and(|limit| start.failures >= limit) {
+                    start.failures = 0;
+                    self.has_given_up = true;
+                    return;
+                }
                 let doubled = micros(first) << start.failures.min(BREAKER_LIMIT).saturating_sub(1);
                 let longest = micros(longest);
                 let most = match start.failures >= BREAKER_LIMIT {

@@ -835,7 +835,7 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
 
 fn the_longest_and_the_shortest_times_are_no_overflow() {
     for settings in [
-        "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max",
+        "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max give-up=max",
         "watchdog=max abort=max ready-after=max stop=max backoff=max processes=2",
         "watchdog=0 abort=0 ready=10000 ready-after=0 stop=5000 backoff=0 processes=0",
     ] {
@@ -1001,7 +1001,7 @@ fn a_process_that_stops_by_itself_is_replaced_before_it_has_finished() {
     let old = supervised.who().pid;
     signal(old, Signal::TERM);
     supervised.until_other(old);
-    supervised.until_status(&format!(r#""draining":[{old}]"#));
+    supervised.until_status(&format!(r#""draining":[{{"pid":{old},"#));
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

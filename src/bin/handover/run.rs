@@ -3,17 +3,17 @@
 //! An option is a field of [`RunArgs`], and a line in [`RunArgs::supervisor`].
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
 
 use clap::Args;
 
-use handover::{Bind, Supervisor};
+use handover::{Bind, StopSignal, Supervisor};
 
 use super::CommandResult;
-use super::values::{listener, seconds};
+use super::values::{NoRestartCode, RestartWhen, delays, listener, seconds};
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
@@ -58,6 +58,29 @@ pub(super) struct RunArgs {
     /// How long the processes may take to exit in a stop before they are killed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     stop_timeout: Duration,
+    /// The signal by which a process finishes its requests and exits: a name such as QUIT, or a number
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
+    stop_signal: StopSignal,
+    /// The same, for a process that another one has replaced in a restart. Defaults to the stop signal
+    #[arg(long, value_name = "SIGNAL")]
+    restart_signal: Option<StopSignal>,
+    /// How long an aborted process may take to exit before it is killed
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
+    abort_timeout: Duration,
+    /// Which processes are started again that exit unasked: all, or only those that fail
+    #[arg(long, value_name = "WHEN", default_value = "always")]
+    restart: RestartWhen,
+    /// The exit code after which the program is not started again, or "none"
+    #[arg(long, value_name = "CODE", default_value = "78")]
+    no_restart_code: NoRestartCode,
+    /// The shortest and the longest delay before the program is started again, in seconds, if it has
+    /// not become ready
+    #[arg(long, value_name = "FIRST..LONGEST", value_parser = delays, default_value = "0.1..30")]
+    backoff: (Duration, Duration),
+    /// Give up when so many processes in a row have not become ready: the exit code is 69 if no
+    /// process is left. Defaults to never
+    #[arg(long, value_name = "N")]
+    give_up_after: Option<NonZeroU32>,
     /// The program, a path or a name on the search path, and its arguments
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -77,6 +100,13 @@ impl RunArgs {
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)
             .max_draining(self.max_draining.get())
+            .stop_signal(self.stop_signal)
+            .restart_signal(self.restart_signal)
+            .abort_timeout(self.abort_timeout)
+            .restart_after_success(self.restart == RestartWhen::Always)
+            .no_restart(self.no_restart_code.0)
+            .backoff(self.backoff.0, self.backoff.1)
+            .give_up_after(self.give_up_after.map(NonZeroU32::get))
             .each(self.listen, Supervisor::listen)
             .each(self.control, Supervisor::control_socket)
             .each(self.pid_file, Supervisor::pid_file)
