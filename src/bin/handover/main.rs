@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`run`] | `handover run`: its options, and the supervisor that they make |
 //! | [`request`] | a request to a supervisor, and its answer; restart, stop, upgrade |
+//! | [`stages`] | what each process does during a restart, as it goes |
 //! | [`status`] | `handover status`: the answer as a table |
 //! | [`values`] | the values of options |
 //! | [`output`] | text for people |
@@ -11,6 +12,7 @@
 mod output;
 mod request;
 mod run;
+mod stages;
 mod status;
 mod values;
 
@@ -42,7 +44,7 @@ enum Subcommand {
     /// Replace the serving processes, one after another, without losing a request
     ///
     /// If a process cannot be replaced, that process and all later ones go on serving. With
-    /// --wait, the exit code is then 1.
+    /// --wait, the exit code is then 1, and what each process does is shown as it goes.
     Restart(RequestArgs),
     /// Stop the service when all requests in progress are finished
     Stop(RequestArgs),
@@ -53,10 +55,14 @@ enum Subcommand {
     Upgrade(RequestArgs),
     /// Supervise a program that takes its listeners as systemd passes them (LISTEN_FDS)
     ///
-    /// SIGTERM stops, SIGHUP restarts gracefully. The exit code is 0 after a stop, 1 if processes
-    /// had to be killed for it, and 78 (EX_CONFIG) if the program exits with 78: it is then not
-    /// restarted.
-    Run(RunArgs),
+    /// Signals: SIGTERM and SIGINT stop when all requests are finished, SIGQUIT stops at once, SIGHUP
+    /// restarts gracefully, SIGUSR1 is passed on, SIGUSR2 replaces the supervisor by the program that
+    /// is on disk now.
+    ///
+    /// Exit codes: 0 after a stop; 1 if processes had to be killed for it; 69 (EX_UNAVAILABLE) after
+    /// --give-up-after; 78 (EX_CONFIG) if the program exits with 78, see --no-restart-code. 2 if the
+    /// options are wrong.
+    Run(Box<RunArgs>),
 }
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
 //! Requests to a supervisor, on its control socket, and the answers.
 
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -13,6 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::CommandResult;
 use super::output::{escape_controls, print};
+use super::stages::Stages;
 use super::values::seconds;
 
 /// The supervisor that is to answer, and how long it may take.
@@ -44,16 +45,52 @@ const RESULT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The time between two checks whether the supervisor has exited.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The time between two looks at what the processes do during a restart.
+const STAGES_INTERVAL: Duration = Duration::from_millis(200);
+
 /// The longest answer, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
 impl RequestArgs {
     pub(super) fn restart(&self) -> CommandResult {
-        let answer = self.send("restart")?;
+        let answer = match self.wait {
+            true => self.restart_and_show_stages()?,
+            false => self.send("restart")?,
+        };
         if let Some(seconds) = answer["took_seconds"].as_f64() {
             print(&format!("restarted in {seconds:.3} s\n"))?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Requests a restart, and shows what the processes do until its result is there.
+    fn restart_and_show_stages(&self) -> Result<Value, Box<dyn Error>> {
+        let supervisor = &self.supervisor;
+        let deadline = supervisor.deadline(true);
+        let mut stages = Stages::new(io::stdout().is_terminal());
+        // The status is for show only: its errors are not those of the restart.
+        let mut show_stages = || match supervisor.try_send("status", supervisor.deadline(false)) {
+            Ok(line) => parse_answer(&line).map_or(Ok(()), |status| stages.show(&status)),
+            Err(_) => Ok(()),
+        };
+        show_stages()?;
+        let describe = |error| supervisor.describe_error(error);
+        let mut exchange = supervisor
+            .begin("restart wait", deadline)
+            .map_err(describe)?;
+        let answer = loop {
+            let next = Instant::now() + STAGES_INTERVAL;
+            let until = deadline.map_or(next, |deadline| deadline.min(next));
+            match exchange.read_answer(Some(until)).map_err(describe)? {
+                Some(answer) => break answer,
+                None if deadline.is_some_and(|deadline| deadline <= until) => {
+                    return Err(describe(io::ErrorKind::TimedOut.into()).into());
+                }
+                None => show_stages()?,
+            }
+        };
+        show_stages()?;
+        parse_answer(&answer).map_err(|error| format!("the restart failed: {error}").into())
     }
 
     pub(super) fn upgrade(&self) -> CommandResult {
@@ -132,28 +169,57 @@ impl Target {
     }
 
     fn try_send(&self, request: &str, deadline: Option<Instant>) -> io::Result<String> {
+        let answer = self.begin(request, deadline)?.read_answer(deadline)?;
+        answer.ok_or_else(|| io::ErrorKind::TimedOut.into())
+    }
+
+    /// Sends a request.
+    fn begin(&self, request: &str, deadline: Option<Instant>) -> io::Result<Exchange> {
         let addr = SockAddr::unix(&self.socket)?;
         let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // This bounds the connect as well, which waits while the queue of the listener is full.
         socket.set_write_timeout(time_left(deadline)?)?;
         socket.connect(&addr)?;
         socket.write_all(format!("{request}\n").as_bytes())?;
-        let mut answer = Vec::new();
+        let answer = Vec::new();
+        Ok(Exchange { socket, answer })
+    }
+}
+
+/// A request that was sent, and what has come of its answer.
+#[derive(Debug)]
+struct Exchange {
+    socket: Socket,
+    answer: Vec<u8>,
+}
+
+impl Exchange {
+    /// Waits for the answer. `None`: it has not come until then, and may come later.
+    fn read_answer(&mut self, until: Option<Instant>) -> io::Result<Option<String>> {
         loop {
-            socket.set_read_timeout(time_left(deadline)?)?;
-            let room = MAX_ANSWER - answer.len();
+            let Ok(left) = time_left(until) else {
+                return Ok(None);
+            };
             // The time-out of the socket is for one read, so that it is set before each.
+            self.socket.set_read_timeout(left)?;
+            let room = MAX_ANSWER - self.answer.len();
             let mut buffer = [0; 4096];
-            match socket.read(&mut buffer) {
+            match self.socket.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(size) if size > room => return Err(io::ErrorKind::InvalidData.into()),
-                Ok(size) => answer.extend_from_slice(&buffer[..size]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Ok(size) => self.answer.extend_from_slice(&buffer[..size]),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Ok(None),
+                    _ => return Err(error),
+                },
             }
         }
+        let answer = std::mem::take(&mut self.answer);
         match answer.ends_with(b"\n") {
-            true => String::from_utf8(answer).map_err(io::Error::other),
+            true => String::from_utf8(answer)
+                .map(Some)
+                .map_err(io::Error::other),
             // The supervisor exited before it had answered.
             false => Err(io::ErrorKind::ConnectionReset.into()),
         }
