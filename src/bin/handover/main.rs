@@ -6,10 +6,12 @@
 //! | [`request`] | a request to a supervisor, and its answer; restart, stop, upgrade |
 //! | [`stages`] | what each process does during a restart, as it goes |
 //! | [`status`] | `handover status`: the answer as a table |
+//! | [`packaging`] | completions for shells, and manual pages |
 //! | [`values`] | the values of options |
 //! | [`output`] | text for people |
 
 mod output;
+mod packaging;
 mod request;
 mod run;
 mod stages;
@@ -20,8 +22,9 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
+use packaging::{CompletionsArgs, ManArgs};
 use request::RequestArgs;
 use run::RunArgs;
 use status::StatusArgs;
@@ -63,6 +66,10 @@ enum Subcommand {
     /// --give-up-after; 78 (EX_CONFIG) if the program exits with 78, see --no-restart-code. 2 if the
     /// options are wrong.
     Run(Box<RunArgs>),
+    /// Print the completions for a shell, which a package installs
+    Completions(CompletionsArgs),
+    /// Print a manual page, which a package installs
+    Man(ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +79,8 @@ fn main() -> ExitCode {
         Subcommand::Stop(request) => request.stop(),
         Subcommand::Upgrade(request) => request.upgrade(),
         Subcommand::Run(args) => args.execute(),
+        Subcommand::Completions(args) => args.execute(Options::command()),
+        Subcommand::Man(args) => args.execute(Options::command()),
     };
     result.unwrap_or_else(|error| {
         // A failure to write to standard error can be reported nowhere.
@@ -85,8 +94,6 @@ type CommandResult = Result<ExitCode, Box<dyn Error>>;
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
