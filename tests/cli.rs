@@ -499,6 +499,7 @@ fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
             .iter()
             .all(|reason| reason.contains("SIGKILL"))
     );
+    assert_all_documented(&before);
     service.must(&["upgrade", "--wait"]);
     let after = service.status();
     assert_eq!(reasons(&after), reasons(&before));
@@ -511,6 +512,26 @@ fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
     assert!(table.contains("last restart  succeeded in "), "{table}");
     assert!(table.contains("\nLAST DEATHS\n"), "{table}");
     service.stop();
+}
+
+/// Each field of the status is in a table of the guide.
+fn assert_all_documented(status: &serde_json::Value) {
+    let guide = include_str!("../src/guide/operating.md");
+    let (_, section) = guide.split_once("\n# Status\n").unwrap();
+    let (section, _) = section.split_once("\n# ").unwrap();
+    match status {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                assert!(
+                    section.contains(&format!("`{name}`")),
+                    "{name} is not in the guide"
+                );
+                assert_all_documented(value);
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(assert_all_documented),
+        _ => {}
+    }
 }
 
 /// Python runs the command on a terminal of its own.

@@ -271,7 +271,7 @@ impl Supervisor {
     }
 
     /// The signal that has a process finish its requests and exit, for programs of other kinds
-    /// ([`run`](Self::run)): SIGQUIT for nginx and PHP-FPM, SIGWINCH for Apache. A stop at once sends
+    /// ([`run`](Self::run)): SIGQUIT for Unicorn, SIGWINCH for Apache httpd. A stop at once sends
     /// SIGQUIT, and SIGTERM if `stop_signal` is another signal than SIGTERM. A server of this crate
     /// needs SIGTERM. Defaults to SIGTERM.
     pub fn stop_signal(mut self, signal: StopSignal) -> Self {

@@ -106,7 +106,7 @@
 //!   "pid":4711,"generation":2,"uptime_seconds":4.0,"status":"generation 2 serves",
 //!   "last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
 //!   "seconds_ago":9.0}]}],"draining":[{"pid":4710,"generation":1,"state":"draining",
-//!   "uptime_seconds":13.0,"status":"draining: 2 connections left"}],
+//!   "uptime_seconds":13.0,"status":"2 connections left"}],
 //!   "listeners":[{"name":"web","address":"127.0.0.1:80"}],"last_restart":{"ok":true,
 //!   "took_seconds":0.125,"seconds_ago":4.0}}
 //! {"v":1,"ok":true}

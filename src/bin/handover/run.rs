@@ -58,9 +58,10 @@ pub(super) struct RunArgs {
     /// How long the processes may take to exit in a stop before they are killed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     stop_timeout: Duration,
-    /// The signal by which a process finishes its requests and exits: a name such as QUIT, or a number
-    #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
-    stop_signal: StopSignal,
+    /// The signal by which a process finishes its requests and exits: a name such as QUIT, or a
+    /// number. Defaults to TERM
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<StopSignal>,
     /// The same, for a process that another one has replaced in a restart. Defaults to the stop signal
     #[arg(long, value_name = "SIGNAL")]
     restart_signal: Option<StopSignal>,
@@ -100,7 +101,7 @@ impl RunArgs {
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)
             .max_draining(self.max_draining.get())
-            .stop_signal(self.stop_signal)
+            .each(self.stop_signal, Supervisor::stop_signal)
             .restart_signal(self.restart_signal)
             .abort_timeout(self.abort_timeout)
             .restart_after_success(self.restart == RestartWhen::Always)

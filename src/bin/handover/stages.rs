@@ -91,8 +91,6 @@ fn line_of(process: &Value) -> Option<(u64, Line)> {
     let generation = format_value(&process["generation"]);
     let mut text = format!("process {pid}, generation {generation}: {stage}");
     let status = process["status"].as_str().unwrap_or_default();
-    // "draining: 2 connections left" is a status that begins with the stage.
-    let status = status.strip_prefix(&format!("{stage}: ")).unwrap_or(status);
     if !status.is_empty() && stage != "serving" {
         text += &format!(": {}", escape_controls(status));
     }
@@ -113,7 +111,7 @@ mod tests {
             json!({"pid": 9, "generation": 2, "state": "starting", "status": "a\u{1b}b"});
         let new = json!({"pid": 9, "generation": 2, "state": "serving", "status": "fine"});
         let left = json!({"pid": 8, "generation": 1, "state": "draining",
-            "status": "draining: 2 connections left"});
+            "status": "2 connections left"});
         [
             json!({"processes": [old], "draining": []}),
             json!({"processes": [replaced], "draining": []}),

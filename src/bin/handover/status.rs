@@ -151,7 +151,7 @@ mod tests {
             {"state":"waiting","restarts":3,"starts_in_seconds":0.25,
             "last_deaths":[{"reason":"process 9 ended","seconds_ago":61.0}]}],
             "draining":[{"pid":4,"generation":11,"state":"draining","uptime_seconds":90.0,
-            "status":"draining: 2 connections left"}],
+            "status":"2 connections left"}],
             "listeners":[{"name":"web","address":"127.0.0.1:80"}],
             "last_restart":{"ok":false,"error":"it is ill","took_seconds":1.5,"seconds_ago":7.0}}"#,
         );
@@ -168,7 +168,7 @@ PID  GENERATION  STATE       UPTIME      RESTARTS
 8    12          serving     1 min 2 s   0         fine\u{1b}[2J
 10   13          warming up  0.5 s       -         reading the cache
 -    -           waiting     -           3         starts in 0.2 s
-4    11          draining    1 min 30 s  -         draining: 2 connections left
+4    11          draining    1 min 30 s  -         2 connections left
 
 LAST DEATHS
 1 min 1 s ago  process 9 ended

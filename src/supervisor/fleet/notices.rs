@@ -194,7 +194,10 @@ impl Fleet {
         successor.generation = generation.unwrap_or(successor.generation);
         match self.slots[index].current.replace(successor) {
             // A server of this crate, which names a generation, drains by itself.
-            Some(old) if generation.is_some() => self.drain(old, false),
+            Some(mut old) if generation.is_some() => {
+                old.status.clear();
+                self.drain(old, false);
+            }
             Some(old) => self.end_replaced(old),
             None => {}
         }

@@ -238,7 +238,8 @@ impl Fleet {
     }
 
     /// As [`terminate`](Self::terminate), for a process that another one has replaced.
-    pub(super) fn end_replaced(&mut self, process: Process) {
+    pub(super) fn end_replaced(&mut self, mut process: Process) {
+        process.status.clear();
         let signal = self.policy.restart_signal;
         self.terminate_by(signal.unwrap_or(self.policy.stop_signal), process);
     }
