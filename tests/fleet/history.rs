@@ -206,7 +206,7 @@ fn random_policy(random: &mut Random, is_foreign: bool) -> Policy {
         starts_all: random.one_in(4),
         give_up_after: random.pick(&[None, None, None, Some(2), Some(6)]),
         stop_signal: Signal::Terminate,
-        restart_signal: None,
+        restart_signal: (is_foreign && random.one_in(2)).then_some(Signal::Window),
     }
 }
 
