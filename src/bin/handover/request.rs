@@ -69,9 +69,16 @@ impl RequestArgs {
         let deadline = supervisor.deadline(true);
         let mut stages = Stages::new(io::stdout().is_terminal());
         // The status is for show only: its errors are not those of the restart.
-        let mut show_stages = || match supervisor.try_send("status", supervisor.deadline(false)) {
-            Ok(line) => parse_answer(&line).map_or(Ok(()), |status| stages.show(&status)),
-            Err(_) => Ok(()),
+        let mut show_stages = || {
+            let until = supervisor.deadline(false).into_iter().chain(deadline).min();
+            match supervisor
+                .try_send("status", until)
+                .as_deref()
+                .map(parse_answer)
+            {
+                Ok(Ok(status)) => stages.show(&status),
+                _ => Ok(()),
+            }
         };
         show_stages()?;
         let describe = |error| supervisor.describe_error(error);
