@@ -447,8 +447,7 @@ fn a_program_has_signals_of_its_own_for_a_stop_and_a_restart() {
         "--restart-signal",
         "SIGWINCH",
     ];
-    let start = || Supervised::start_program(&options, &["python3", "-c", SIGNALLED]);
-    let mut service = start();
+    let mut service = Supervised::start_program(&options, &["python3", "-c", SIGNALLED]);
     service.until_serving();
     let signals = service.dir.path().join("signals");
     let has = |path: &PathBuf, text: &str| fs::read_to_string(path).is_ok_and(|read| read == text);
@@ -457,13 +456,6 @@ fn a_program_has_signals_of_its_own_for_a_stop_and_a_restart() {
     service.must(&["stop"]);
     assert_eq!(service.wait().code(), Some(0));
     assert!(has(&signals, "SIGWINCH\nSIGQUIT\n"));
-
-    // What SIGQUIT stops gracefully, SIGTERM stops at once.
-    let mut service = start();
-    service.until_serving();
-    kill_process(Pid::from_child(&service.supervisor), Signal::QUIT).unwrap();
-    assert_eq!(service.wait().code(), Some(0));
-    assert!(has(&service.dir.path().join("signals"), "SIGTERM\n"));
 }
 
 #[test]

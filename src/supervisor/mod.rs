@@ -438,3 +438,35 @@ impl Default for Supervisor {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::fleet::Fleet;
+    use super::fleet::event::{Effect, Event};
+    use super::*;
+
+    #[test]
+    fn a_stop_and_a_stop_at_once_have_the_signals_that_the_settings_say() {
+        for (stop_signal, stop, stop_at_once) in [
+            (None, Signal::Terminate, Signal::Quit),
+            (Some(Signal::Quit), Signal::Quit, Signal::Terminate),
+            (Some(Signal::User2), Signal::User2, Signal::Terminate),
+        ] {
+            let mut supervisor = Supervisor::new();
+            if let Some(signal) = stop_signal {
+                supervisor = supervisor.stop_signal(StopSignal(signal));
+            }
+            for (event, signal) in [(Event::Stop, stop), (Event::StopNow, stop_at_once)] {
+                let now = Instant::now();
+                let mut fleet = Fleet::new(supervisor.0.policy.clone(), now, 0);
+                fleet.handle(Event::Tick, now);
+                fleet.handle(Event::Started { slot: 0, pid: 7 }, now);
+                let effects = fleet.handle(event, now);
+                let expected = Effect::Signal { pid: 7, signal };
+                assert!(effects.contains(&expected), "{stop_signal:?}: {effects:?}");
+            }
+        }
+    }
+}
