@@ -118,7 +118,11 @@ mod watch {
                 Signal::User1 => ServerCommand::UserSignal,
                 Signal::Hangup | Signal::User2 if subscriber.can_restart => ServerCommand::Restart,
                 // A process can neither catch SIGKILL nor does it ask for SIGABRT.
-                Signal::Hangup | Signal::User2 | Signal::Abort | Signal::Kill => continue,
+                Signal::Hangup
+                | Signal::User2
+                | Signal::Abort
+                | Signal::Kill
+                | Signal::Other(_) => continue,
             };
             log::info!("received {signal}: {}", action(command));
             // A server that has ended meanwhile needs no command.

@@ -521,6 +521,10 @@ impl<S: Service> RestartableServer for ServerHost<'_, S> {
         self.command(ServerCommand::Replaced);
     }
 
+    fn connections_left(&self) -> usize {
+        self.main.lots.drain.in_progress()
+    }
+
     fn stop_in_drain_timeout(&self) {
         self.command(ServerCommand::Drain);
     }

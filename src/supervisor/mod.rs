@@ -17,6 +17,7 @@
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
+//! | [`stop_signal`] | the signal that has a process finish its requests and exit |
 //! | [`snapshot`] | the fleet, as the upgrade passes it on |
 //! | [`logger`] | logs to standard error if the program has set no logger |
 
@@ -31,6 +32,7 @@ mod run;
 mod snapshot;
 mod spawn;
 mod status;
+mod stop_signal;
 mod thread_report;
 mod upgrade;
 
@@ -42,7 +44,7 @@ use std::time::Duration;
 
 use crate::listener::Bind;
 use crate::restart::{Program, Restart, own_launch};
-use crate::sys::{self, SignalFd};
+use crate::sys::{self, Signal, SignalFd};
 use crate::wire::Launch;
 
 use dry_run::perform_dry_run;
@@ -50,6 +52,8 @@ use fleet::Policy;
 use fleet::backoff::BackoffSettings;
 use run::Run;
 use upgrade::resume;
+
+pub use stop_signal::{StopSignal, StopSignalError};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -99,8 +103,10 @@ pub fn supervise() -> io::Result<Restart> {
 /// |---|---|
 /// | 0 | after a stop, or when all processes have succeeded: see [`restart_after_success`] |
 /// | 1 | after a stop in which processes had to be killed |
+/// | 69 | when all slots are given up: see [`give_up_after`] |
 /// | 78 | when all processes have exited with this code: see [`no_restart`] |
 ///
+/// [`give_up_after`]: Self::give_up_after
 /// [`no_restart`]: Self::no_restart
 /// [`restart_after_success`]: Self::restart_after_success
 /// [`stop_timeout`]: Self::stop_timeout
@@ -180,6 +186,9 @@ impl Supervisor {
                 max_draining: 4,
                 restart_after_success: true,
                 no_restart_code: Some(EX_CONFIG),
+                give_up_after: None,
+                stop_signal: Signal::Terminate,
+                restart_signal: None,
                 starts_all: false,
             },
             control: None,
@@ -248,6 +257,34 @@ impl Supervisor {
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.0.policy.backoff.first = first;
         self.0.policy.backoff.longest = longest;
+        self
+    }
+
+    /// How many processes in a row may exit in one slot, or not start, before one is ready. Then no
+    /// other one is started there, except by a graceful restart, which has as many attempts again.
+    /// When no process is left, the supervisor exits with code 69 (EX_UNAVAILABLE in
+    /// sysexits.h(3head)), so that the service manager can react. At least 1. `None`: it never gives
+    /// up. Defaults to `None`.
+    pub fn give_up_after(mut self, processes: impl Into<Option<u32>>) -> Self {
+        self.0.policy.give_up_after = processes.into().map(|count| count.max(1));
+        self
+    }
+
+    /// The signal that has a process finish its requests and exit, for programs of other kinds
+    /// ([`run`](Self::run)): SIGQUIT for Unicorn, SIGWINCH for Apache httpd. A stop at once sends
+    /// SIGQUIT, and SIGTERM if `stop_signal` is another signal than SIGTERM. A server of this crate
+    /// needs SIGTERM. Defaults to SIGTERM.
+    pub fn stop_signal(mut self, signal: StopSignal) -> Self {
+        self.0.policy.stop_signal = signal.0;
+        self
+    }
+
+    /// The signal that has a process finish its requests and exit when another one has replaced it in
+    /// a graceful restart, for programs which distinguish this from a stop. As systemd's
+    /// `RestartKillSignal=`. Servers of this crate, which start their successors themselves, get
+    /// none. Defaults to `None`: [`stop_signal`](Self::stop_signal).
+    pub fn restart_signal(mut self, signal: impl Into<Option<StopSignal>>) -> Self {
+        self.0.policy.restart_signal = signal.into().map(|signal| signal.0);
         self
     }
 
@@ -400,5 +437,37 @@ impl Supervisor {
 impl Default for Supervisor {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::fleet::Fleet;
+    use super::fleet::event::{Effect, Event};
+    use super::*;
+
+    #[test]
+    fn a_stop_and_a_stop_at_once_have_the_signals_that_the_settings_say() {
+        for (stop_signal, stop, stop_at_once) in [
+            (None, Signal::Terminate, Signal::Quit),
+            (Some(Signal::Quit), Signal::Quit, Signal::Terminate),
+            (Some(Signal::User2), Signal::User2, Signal::Terminate),
+        ] {
+            let mut supervisor = Supervisor::new();
+            if let Some(signal) = stop_signal {
+                supervisor = supervisor.stop_signal(StopSignal(signal));
+            }
+            for (event, signal) in [(Event::Stop, stop), (Event::StopNow, stop_at_once)] {
+                let now = Instant::now();
+                let mut fleet = Fleet::new(supervisor.0.policy.clone(), now, 0);
+                fleet.handle(Event::Tick, now);
+                fleet.handle(Event::Started { slot: 0, pid: 7 }, now);
+                let effects = fleet.handle(event, now);
+                let expected = Effect::Signal { pid: 7, signal };
+                assert!(effects.contains(&expected), "{stop_signal:?}: {effects:?}");
+            }
+        }
     }
 }

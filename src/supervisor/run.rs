@@ -221,7 +221,7 @@ impl Run {
                     Event::Stop
                 }
                 Signal::Quit => Event::StopNow,
-                Signal::Abort | Signal::Kill => continue,
+                Signal::Abort | Signal::Kill | Signal::Other(_) => continue,
             };
             self.handle(event);
         }

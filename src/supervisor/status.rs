@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use super::fleet::Fleet;
 use super::fleet::event::Event;
-use super::fleet::process::Stage;
-use super::fleet::slot::Slot;
+use super::fleet::process::{Process, Stage};
+use super::fleet::slot::{Death, Slot};
 use super::run::Run;
 use crate::log;
 use crate::wire::{
-    Answer, ControlRequest, ListenerStatus, Record, ServiceState, SlotState, SlotStatus, Status,
-    seconds,
+    Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus, Record,
+    RestartStatus, SCHEMA, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
 
 impl Run {
@@ -73,18 +73,24 @@ impl Run {
             name: held.record.name.clone(),
             address: held.listener.local_addr().to_string(),
         });
-        let last_restart = fleet.last_restart.clone();
+        let last_restart = fleet.last_restart.as_ref();
         Status {
             ok: true,
+            schema: SCHEMA,
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: self.program.path().to_string_lossy().into_owned(),
             state: service_state(fleet),
             uptime_seconds: seconds(self.started_at.elapsed()),
             processes: fleet.slots.iter().map(slot_status).collect(),
-            draining: fleet.draining.iter().map(|process| process.pid).collect(),
+            draining: fleet.draining.iter().map(process_status).collect(),
             listeners: listeners.collect(),
-            last_restart: last_restart.map(|(error, took)| Answer::new(error, Some(took))),
+            last_restart: last_restart.map(|restart| RestartStatus {
+                ok: restart.error.is_none(),
+                error: restart.error.clone(),
+                took_seconds: seconds(restart.took),
+                seconds_ago: seconds(restart.ended_at.elapsed()),
+            }),
         }
     }
 }
@@ -127,6 +133,29 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         uptime_seconds: current.map(|current| seconds(current.started_at.elapsed())),
         status: current.map(|current| current.status.clone()),
         starts_in_seconds: starts_in.filter(|_| current.is_none()).map(seconds),
-        last_end: slot.last_failure.clone(),
+        successor: slot.successor.as_ref().map(process_status),
+        last_deaths: slot.deaths.iter().map(death_status).collect(),
+    }
+}
+
+fn process_status(process: &Process) -> ProcessStatus {
+    let state = match process.stage {
+        Stage::Aborted { .. } => ProcessState::Aborting,
+        Stage::Starting { .. } => ProcessState::Starting,
+        Stage::Serving { .. } | Stage::Stopping { .. } => ProcessState::Draining,
+    };
+    ProcessStatus {
+        pid: process.pid,
+        generation: process.generation,
+        state,
+        uptime_seconds: seconds(process.started_at.elapsed()),
+        status: process.status.clone(),
+    }
+}
+
+fn death_status(death: &Death) -> DeathStatus {
+    DeathStatus {
+        reason: death.why.clone(),
+        seconds_ago: seconds(death.at.elapsed()),
     }
 }

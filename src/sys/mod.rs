@@ -149,11 +149,18 @@ pub(crate) enum Signal {
     Terminate,
     User1,
     User2,
+    /// Any other signal that the system names, for a program of another kind. Only
+    /// [`signal::from_name`] and [`signal::from_any_number`] make it.
+    Other(i32),
 }
 
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Other(number) => {
+                let name = signal::name_of(*number).unwrap_or("?");
+                return write!(f, "SIG{name}");
+            }
             Self::Abort => "SIGABRT",
             Self::Hangup => "SIGHUP",
             Self::Interrupt => "SIGINT",

@@ -78,6 +78,8 @@ impl Record for Answer {
 pub(crate) struct Status {
     /// Always true: there is an answer.
     pub(crate) ok: bool,
+    /// The version of this answer: [`SCHEMA`].
+    pub(crate) schema: u32,
     /// Of the supervisor.
     pub(crate) pid: u32,
     /// The version of this crate in the supervisor.
@@ -90,13 +92,17 @@ pub(crate) struct Status {
     pub(crate) uptime_seconds: f64,
     /// One for each slot.
     pub(crate) processes: Vec<SlotStatus>,
-    /// The ids of processes that were replaced, and finish their requests.
-    pub(crate) draining: Vec<u32>,
+    /// The processes that were replaced, and finish their requests.
+    pub(crate) draining: Vec<ProcessStatus>,
     /// The listeners that the supervisor holds.
     pub(crate) listeners: Vec<ListenerStatus>,
     /// The last restart that was requested; null if there was none.
-    pub(crate) last_restart: Option<Answer>,
+    pub(crate) last_restart: Option<RestartStatus>,
 }
+
+/// The version of [`Status`] for the programs that read it. Fields may be added to a version; a field
+/// that goes, or changes its meaning, takes a new version.
+pub(crate) const SCHEMA: u32 = 1;
 
 impl Record for Status {
     /// The command `handover` reads at most this many bytes.
@@ -145,10 +151,65 @@ pub(crate) struct SlotStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) starts_in_seconds: Option<f64>,
-    /// Why the slot last lost its process: the process exited or stopped without having been asked
-    /// to, or could not be started.
+    /// The process that starts, and is to replace this one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last_end: Option<String>,
+    pub(crate) successor: Option<ProcessStatus>,
+    /// The last five times that the slot lost its process: the process exited or stopped without
+    /// having been asked to, or could not be started. The newest is the last.
+    #[serde(default)]
+    pub(crate) last_deaths: Vec<DeathStatus>,
+}
+
+/// A process that is to serve, or has served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct ProcessStatus {
+    pub(crate) pid: u32,
+    pub(crate) generation: u64,
+    pub(crate) state: ProcessState,
+    /// Since the process was started.
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) uptime_seconds: f64,
+    /// As in [`SlotStatus`].
+    pub(crate) status: String,
+}
+
+/// The state of a process that is not in a slot, or not yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum ProcessState {
+    /// The process is not ready yet.
+    Starting,
+    /// The process finishes its requests, and exits.
+    Draining,
+    /// The process was sent SIGABRT.
+    Aborting,
+}
+
+/// The loss of a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct DeathStatus {
+    pub(crate) reason: String,
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) seconds_ago: f64,
+}
+
+/// The last restart that was requested.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct RestartStatus {
+    /// The restart succeeded.
+    pub(crate) ok: bool,
+    /// Why the restart failed; there if `ok` is false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) took_seconds: f64,
+    /// Since the end of the restart.
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) seconds_ago: f64,
 }
 
 /// The state of a slot.

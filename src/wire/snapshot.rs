@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ListenerRecord, Record};
+use super::{ListenerRecord, Record};
 
 /// All of the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,10 +51,32 @@ pub(crate) struct FleetRecord {
     /// The supervisor's exit code if every slot is given up.
     pub(crate) exit_code: i32,
     /// The result of the last restart that was requested.
-    pub(crate) last_restart: Option<Answer>,
+    pub(crate) last_restart: Option<RestartRecord>,
     pub(crate) slots: Vec<SlotRecord>,
     /// The processes that drain.
     pub(crate) processes: Vec<ProcessRecord>,
+}
+
+/// The last restart that was requested.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct RestartRecord {
+    /// Why the restart failed; null if it succeeded.
+    pub(crate) error: Option<String>,
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) took_seconds: f64,
+    /// Since the end of the restart.
+    pub(crate) age_ms: u64,
+}
+
+/// The loss of a slot's process: the process exited or stopped without having been asked to, or
+/// could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct DeathRecord {
+    pub(crate) age_ms: u64,
+    /// Why, in words.
+    pub(crate) why: String,
 }
 
 /// A slot for one serving process.
@@ -69,9 +91,9 @@ pub(crate) struct SlotRecord {
     pub(crate) failures: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
-    /// Why the slot last lost its process: the process exited or stopped without having been asked
-    /// to, or could not be started.
-    pub(crate) last_failure: Option<String>,
+    /// The last losses of a process, the newest last.
+    #[serde(default)]
+    pub(crate) deaths: Vec<DeathRecord>,
     /// The process that serves, or that is being started to serve.
     pub(crate) current: Option<ProcessRecord>,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::fleet::Policy;
 use crate::fleet::backoff::BackoffSettings;
+use crate::sys::Signal;
 
 #[derive(Clone, Debug)]
 pub(crate) struct History {
@@ -203,6 +204,9 @@ fn random_policy(random: &mut Random, is_foreign: bool) -> Policy {
         restart_after_success: !random.one_in(3),
         no_restart_code: (!random.one_in(3)).then_some(78),
         starts_all: random.one_in(4),
+        give_up_after: random.pick(&[None, None, None, Some(2), Some(6)]),
+        stop_signal: Signal::Terminate,
+        restart_signal: (is_foreign && random.one_in(2)).then_some(Signal::Window),
     }
 }
 

@@ -579,6 +579,10 @@ impl<'a> Machine<'a> {
         let is_foreign = self.history.is_foreign;
         let program = self.program_mut(pid);
         let (state, is_hung) = (program.state, program.is_hung);
+        let signal = match signal {
+            Signal::Window => Signal::Terminate,
+            other => other,
+        };
         match (signal, state) {
             (_, State::Dead) => {}
             (Signal::Kill, _) if program.fate.kill_takes > 0 => {

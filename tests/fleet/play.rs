@@ -438,7 +438,7 @@ fn restored(old: &Fleet, policy: Policy, now: Instant, seed: u64) -> Fleet {
         backoff: old.backoff,
         generation: old.generation,
         restarts: old.restarts,
-        last_failure: old.last_failure.clone(),
+        deaths: old.deaths.clone(),
         ..Slot::default()
     });
     fleet.slots = slots.collect();

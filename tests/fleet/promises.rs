@@ -59,6 +59,8 @@ struct Client {
 /// A model of the back-off in one slot: see the head of `backoff.rs`.
 #[derive(Clone, Default)]
 struct Start {
+    /// The last attempt has failed.
+    is_given_up: bool,
     failures: u32,
     not_before: u64,
     is_pending: bool,
@@ -209,6 +211,7 @@ impl Promises {
         match event {
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
+                self.starts[*slot].is_given_up = false;
                 machine.program_mut(*pid).was_added = true;
             }
             Event::StartFailed { slot, .. } => {
@@ -288,6 +291,13 @@ impl Promises {
             }
             None => {
                 start.failures += 1;
+                let limit = self.policy.give_up_after;
+                if limit.is_some_and(|limit| start.failures >= limit) {
+                    start.failures = 0;
+                    start.is_given_up = true;
+                    self.has_given_up = true;
+                    return;
+                }
                 let doubled = micros(first) << start.failures.min(BREAKER_LIMIT).saturating_sub(1);
                 let longest = micros(longest);
                 let most = match start.failures >= BREAKER_LIMIT {
@@ -318,6 +328,9 @@ impl Promises {
         }
         if std::mem::replace(&mut start.is_pending, true) {
             return broken("one_start_at_once", "two starts at once");
+        }
+        if !is_restart && start.is_given_up {
+            return broken("given_up_slots_stay_down", "a start after the last attempt");
         }
         if !is_restart && machine.now < start.not_before {
             return broken("no_start_before_its_back_off", "a start comes too early");
@@ -413,7 +426,16 @@ impl Promises {
                     return broken("restarts_wait_for_draining", "too many processes drain");
                 }
             }
-            Signal::Terminate => {
+            Signal::Terminate | Signal::Window => {
+                let slot = before
+                    .slots
+                    .iter()
+                    .position(|slot| slot.current == Some(pid));
+                let slot = slot.and_then(|slot| fleet.slots.get(slot));
+                let is_replaced = slot.is_some_and(|slot| slot.is_serving());
+                if signal == Signal::Window && (!is_replaced || fleet.shutdown.is_some()) {
+                    return broken("restart_signal_in_restarts_only", "it is not replaced");
+                }
                 if self.terminated.contains(&pid) && program.is_alive() {
                     return broken("no_second_terminate", "a second SIGTERM stops it at once");
                 }

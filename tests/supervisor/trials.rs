@@ -57,6 +57,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_stop_at_any_other_time_leaves_nobody,
         a_process_that_is_stopped_during_its_restart_is_replaced_all_the_same,
         a_process_that_stops_by_itself_is_replaced_before_it_has_finished,
+        the_status_says_how_many_connections_a_replaced_process_has,
         a_kill_at_any_time_leaves_no_orphan,
         strangers_are_buried,
         process_1_of_a_container_is_a_good_init,
@@ -170,10 +171,10 @@ impl Supervised {
     /// The processes that serve, as the supervisor has them.
     fn pids(&self) -> Vec<i32> {
         let status = self.ask("status").unwrap();
-        let processes = status.split_once(r#""processes""#).unwrap().1;
-        let pids = processes.split(r#""pid":"#).skip(1);
-        pids.map(|rest| rest.split(',').next().unwrap().parse().unwrap())
-            .collect()
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let processes = status["processes"].as_array().unwrap().iter();
+        let pids = processes.filter_map(|process| process["pid"].as_i64());
+        pids.map(|pid| pid.try_into().unwrap()).collect()
     }
 
     /// Sends a request that the process that serves answers when there is a file of this name. Returns
@@ -852,7 +853,7 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
 
 fn the_longest_and_the_shortest_times_are_no_overflow() {
     for settings in [
-        "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max",
+        "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max give-up=max",
         "watchdog=max abort=max ready-after=max stop=max backoff=max processes=2",
         "watchdog=0 abort=0 ready=10000 ready-after=0 stop=5000 backoff=0 processes=0",
     ] {
@@ -1018,7 +1019,7 @@ fn a_process_that_stops_by_itself_is_replaced_before_it_has_finished() {
     let old = supervised.who().pid;
     signal(old, Signal::TERM);
     supervised.until_other(old);
-    supervised.until_status(&format!(r#""draining":[{old}]"#));
+    supervised.until_status(&format!(r#""draining":[{{"pid":{old},"#));
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -1328,6 +1329,27 @@ fn a_restart_replaces_a_process_that_is_starting() {
     supervised.succeed("restart wait");
     let new = supervised.who();
     assert!(!starting.contains(&new.pid), "{starting:?} {new:?}");
+    supervised.until_status(r#""draining":[]"#);
+    supervised.end();
+}
+
+/// What an operator sees of a replaced process: how much it has left to do.
+fn the_status_says_how_many_connections_a_replaced_process_has() {
+    let supervised = Supervised::start("");
+    let mut slow = support::connect(supervised.addr());
+    write!(slow, "GET /slow?4000 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let old = supervised.who().pid;
+    supervised.succeed("restart wait");
+    let status = supervised.until_status(" left\"");
+    assert!(
+        status.contains(&format!(
+            r#""draining":[{{"pid":{old},"generation":1,"state":"draining""#
+        )),
+        "{status}"
+    );
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     supervised.until_status(r#""draining":[]"#);
     supervised.end();
 }

@@ -192,6 +192,7 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
             "ready-after" => supervisor.ready_after(time),
+            "give-up" => supervisor.give_up_after(number as u32),
             "no-restart" => supervisor.no_restart(number as i32),
             "environment" => supervisor.environment_file(dir.join("environment")),
             "success" => supervisor.restart_after_success(number != 0),

@@ -19,6 +19,7 @@
 //! [`rounds`] has what happens to a restart that is requested while another one runs, and
 //! [`earlier`] why a restart may have to wait for generations that drain.
 
+mod drain_status;
 mod earlier;
 mod hand_over;
 mod rounds;
@@ -46,6 +47,7 @@ use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
 use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
+use drain_status::DrainStatus;
 use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
 use rounds::{Rounds, Waiter};
@@ -67,6 +69,9 @@ pub(crate) trait RestartableServer: Sync {
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`.
     fn drain_after_replacement(&self, taken: &[u32]);
+
+    /// How many connections are open and not finished.
+    fn connections_left(&self) -> usize;
 
     /// Stops: finishes the open connections within the server's drain time-out.
     fn stop_in_drain_timeout(&self);
@@ -234,6 +239,7 @@ pub(crate) struct Restarter {
     stays: Arc<AtomicBool>,
     /// When the service manager was last asked for more time.
     last_extension: Instant,
+    drain_status: DrainStatus,
     created_at: Instant,
 }
 
@@ -337,6 +343,7 @@ impl Restarter {
             stop_requested: false,
             stays,
             last_extension: Instant::now(),
+            drain_status: DrainStatus::default(),
             created_at: Instant::now(),
         };
         Ok((restarter, handle))
@@ -426,6 +433,31 @@ impl Restarter {
             self.last_extension = now;
             notify::request_more_time(EXTEND_BY);
         }
+        if self.is_draining() {
+            self.drain_status.begin(now);
+        }
+        if let Some(left) = self.drain_status.report(now, || server.connections_left()) {
+            match self.stage {
+                ServerStage::Replaced => notify::send_status(left),
+                _ => {
+                    let generation = self.generation;
+                    notify::send_status(format_args!(
+                        "generation {generation} is stopping: {left}"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Whether this process finishes its connections, and a service manager asks for its status:
+    /// systemd listens to the main process only, which is the successor after a replacement.
+    fn is_draining(&self) -> bool {
+        let is_draining = match self.stage {
+            ServerStage::Stopping => true,
+            ServerStage::Replaced => self.lifeline.is_some(),
+            _ => false,
+        };
+        is_draining && notify::has_manager()
     }
 
     /// Whether the service manager is to be asked for more time.
@@ -454,7 +486,8 @@ impl Restarter {
         let deadline = deadline
             .earlier(self.passed_on_deadline())
             .earlier(self.drain_deadline());
-        deadline.earlier(Deadline::at(extend))
+        let drain_status = self.drain_status.deadline();
+        deadline.earlier(Deadline::at(extend)).earlier(drain_status)
     }
 
     /// The generation of this process, for notifications, if a supervisor of this crate reads them.

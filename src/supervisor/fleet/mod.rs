@@ -92,7 +92,13 @@ pub(crate) struct Policy {
     pub(crate) backoff: BackoffSettings,
     pub(crate) max_draining: usize,
     pub(crate) restart_after_success: bool,
+    /// Failures in a row before a process was ready. Never, if `None`.
+    pub(crate) give_up_after: Option<u32>,
     pub(crate) no_restart_code: Option<i32>,
+    /// Has a process finish its requests and exit.
+    pub(crate) stop_signal: Signal,
+    /// The same, for a process that another one has replaced; `stop_signal` if `None`.
+    pub(crate) restart_signal: Option<Signal>,
     /// Successors are always started by the supervisor, even if a process could start its own. So a
     /// wrapper script is run again at each restart.
     pub(crate) starts_all: bool,
@@ -114,7 +120,7 @@ pub(crate) struct Fleet {
     /// The number of rounds so far.
     pub(crate) rounds: u64,
     /// The result of the last round, and how long it took.
-    pub(crate) last_restart: Option<(Option<String>, Duration)>,
+    pub(crate) last_restart: Option<FinishedRestart>,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
     /// A process has been ready. Until then, only the first slot starts one.
@@ -143,6 +149,15 @@ pub(crate) struct Shutdown {
     is_immediate: bool,
     /// SIGKILL was sent to all processes.
     was_killed: bool,
+}
+
+/// The last restart that was requested.
+#[derive(Clone, Debug)]
+pub(crate) struct FinishedRestart {
+    /// Why the restart failed; `None` if it succeeded.
+    pub(crate) error: Option<String>,
+    pub(crate) took: Duration,
+    pub(crate) ended_at: Instant,
 }
 
 /// How the supervisor ends.
@@ -362,12 +377,17 @@ impl Fleet {
         self.notify(ManagerNotice::MoreTime(
             timeout.saturating_add(KILL_TIMEOUT),
         ));
-        self.begin_stop(timeout, false, Signal::Terminate);
+        self.begin_stop(timeout, false, self.policy.stop_signal);
     }
 
     fn stop_now(&mut self) {
         self.notify(ManagerNotice::Stopping("stopping at once"));
-        self.begin_stop(KILL_TIMEOUT, true, Signal::Quit);
+        // Programs that are to finish their requests on another signal stop at once on SIGTERM.
+        let signal = match self.policy.stop_signal {
+            Signal::Terminate => Signal::Quit,
+            _ => Signal::Terminate,
+        };
+        self.begin_stop(KILL_TIMEOUT, true, signal);
     }
 
     fn begin_stop(&mut self, timeout: Duration, is_immediate: bool, signal: Signal) {
@@ -382,7 +402,7 @@ impl Fleet {
             slot.start_at = Deadline::NEVER;
         }
         // A second SIGTERM would end a process at once that finishes its requests.
-        let is_told = |process: &Process| signal == Signal::Terminate && process.is_ending();
+        let is_told = |process: &Process| !is_immediate && process.is_ending();
         let untold = self.processes().filter(|process| !is_told(process));
         let pids: Vec<_> = untold.map(|process| process.pid).collect();
         self.signal_each(pids, signal);

@@ -8,7 +8,6 @@ use super::process::{Process, Stage};
 use super::processes::Place;
 use super::round::Step;
 use crate::clock::Deadline;
-use crate::sys::Signal;
 
 /// The fleet knows at most this many unannounced processes.
 const MAX_UNANNOUNCED: usize = 16;
@@ -63,7 +62,7 @@ impl Fleet {
             ..Process::new(pid, ready_by, self.now)
         };
         if self.shutdown.is_some() {
-            self.signal(pid, Signal::Terminate);
+            self.signal(pid, self.policy.stop_signal);
             process.stage = Stage::Stopping {
                 exit_by: Deadline::NEVER,
                 by_itself: false,
@@ -195,8 +194,11 @@ impl Fleet {
         successor.generation = generation.unwrap_or(successor.generation);
         match self.slots[index].current.replace(successor) {
             // A server of this crate, which names a generation, drains by itself.
-            Some(old) if generation.is_some() => self.drain(old, false),
-            Some(old) => self.terminate(old),
+            Some(mut old) if generation.is_some() => {
+                old.status.clear();
+                self.drain(old, false);
+            }
+            Some(old) => self.end_replaced(old),
             None => {}
         }
         self.mark_ready(index);
@@ -246,7 +248,7 @@ impl Fleet {
             .for_each(|ending| self.drain(ending, false));
         let served = current.served(self.now);
         let why = format!("process {} stops without having been asked to", current.pid);
-        self.slots[index].last_failure = Some(why.clone());
+        self.slots[index].record_death(self.now, &why);
         let round = current.round;
         self.drain(current, true);
         if !has_successor {
@@ -282,7 +284,7 @@ impl Fleet {
             *ready_by = Deadline::NEVER;
         }
         if self.shutdown.is_some() && process.is_starting() {
-            self.signal(pid, Signal::Terminate);
+            self.signal(pid, self.policy.stop_signal);
             process.stage = Stage::Stopping {
                 exit_by: Deadline::NEVER,
                 by_itself: false,

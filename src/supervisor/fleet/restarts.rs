@@ -7,12 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::Fleet;
-use super::IS_STOPPING;
 use super::event::{ManagerNotice, Severity};
 use super::process::Process;
 use super::round::{Round, Step};
 use super::slot::Slot;
+use super::{FinishedRestart, Fleet, IS_STOPPING};
 use crate::clock::Deadline;
 use crate::sys::Signal;
 
@@ -77,7 +76,7 @@ impl Fleet {
         let is_new = |current: &Process| current.is_serving() && current.started_at >= begin;
         let is_complete = |slot: &Slot| slot.current.as_ref().is_some_and(is_new);
         let slot = self.slots.iter().find(|slot| !is_complete(slot))?;
-        let why = slot.last_failure.as_deref();
+        let why = slot.deaths.back().map(|death| death.why.as_str());
         Some(why.unwrap_or("not all processes were replaced").to_owned())
     }
 
@@ -188,7 +187,11 @@ impl Fleet {
             self.notify(notice);
         }
         self.reply(round.clients, &error, Some(took));
-        self.last_restart = Some((error, took));
+        self.last_restart = Some(FinishedRestart {
+            error,
+            took,
+            ended_at: self.now,
+        });
     }
 
     /// The supervisor stops: ends the round in progress, and the one that waits.

@@ -1,0 +1,131 @@
+//! `handover run`: its options, and the supervisor that they make.
+//!
+//! An option is a field of [`RunArgs`], and a line in [`RunArgs::supervisor`].
+
+use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::process;
+use std::time::Duration;
+
+use clap::Args;
+
+use handover::{Bind, StopSignal, Supervisor};
+
+use super::CommandResult;
+use super::values::{NoRestartCode, RestartWhen, delays, listener, seconds};
+
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock. May be given
+    /// several times
+    #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
+    listen: Vec<Bind>,
+    /// Number of serving processes
+    #[arg(long, value_name = "N", default_value = "1")]
+    processes: NonZeroUsize,
+    /// The path of the supervisor's control socket, which is created
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// The path of a file to create with the supervisor's process id
+    #[arg(long, value_name = "PATH")]
+    pid_file: Option<PathBuf>,
+    /// The working directory of the program. Defaults to the present one, by the name in PWD: if
+    /// that leads through a symbolic link, the link is followed at each start
+    #[arg(long, value_name = "PATH")]
+    working_directory: Option<PathBuf>,
+    /// A file with environment variables for the program, as systemd's EnvironmentFile=. It is read
+    /// at each start
+    #[arg(long, value_name = "PATH")]
+    environment_file: Option<PathBuf>,
+    /// How many replaced processes may finish their requests at once; a restart beyond that waits
+    #[arg(long, value_name = "N", default_value = "4")]
+    max_draining: NonZeroUsize,
+    /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
+    /// Defaults to no limit
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    watchdog: Option<Duration>,
+    /// A process is ready only when it sends READY=1, see sd_notify(3)
+    #[arg(long, conflicts_with = "ready_after")]
+    notify: bool,
+    /// A process is ready when it has run for this long, or sends READY=1 before
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
+    ready_after: Duration,
+    /// With --notify: how long a process may take to send READY=1
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
+    #[arg(requires = "notify")]
+    ready_timeout: Duration,
+    /// How long the processes may take to exit in a stop before they are killed
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
+    stop_timeout: Duration,
+    /// The signal by which a process finishes its requests and exits: a name such as QUIT, or a
+    /// number. Defaults to TERM
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<StopSignal>,
+    /// The same, for a process that another one has replaced in a restart. Defaults to the stop signal
+    #[arg(long, value_name = "SIGNAL")]
+    restart_signal: Option<StopSignal>,
+    /// How long an aborted process may take to exit before it is killed
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
+    abort_timeout: Duration,
+    /// Which processes are started again that exit unasked: all, or only those that fail
+    #[arg(long, value_name = "WHEN", default_value = "always")]
+    restart: RestartWhen,
+    /// The exit code after which the program is not started again, or "none"
+    #[arg(long, value_name = "CODE", default_value = "78")]
+    no_restart_code: NoRestartCode,
+    /// The shortest and the longest delay before the program is started again, in seconds, if it has
+    /// not become ready
+    #[arg(long, value_name = "FIRST..LONGEST", value_parser = delays, default_value = "0.1..30")]
+    backoff: (Duration, Duration),
+    /// Give up when so many processes in a row have not become ready: the exit code is 69 if no
+    /// process is left. Defaults to never
+    #[arg(long, value_name = "N")]
+    give_up_after: Option<NonZeroU32>,
+    /// The program, a path or a name on the search path, and its arguments
+    #[arg(last = true, required = true)]
+    program: Vec<OsString>,
+}
+
+impl RunArgs {
+    pub(super) fn execute(mut self) -> CommandResult {
+        let program = std::mem::take(&mut self.program);
+        process::exit(self.supervisor().run(program)?);
+    }
+
+    fn supervisor(self) -> Supervisor {
+        Supervisor::new()
+            .processes(self.processes.get())
+            .watchdog(self.watchdog)
+            .ready_after((!self.notify).then_some(self.ready_after))
+            .ready_timeout(self.ready_timeout)
+            .stop_timeout(self.stop_timeout)
+            .max_draining(self.max_draining.get())
+            .each(self.stop_signal, Supervisor::stop_signal)
+            .restart_signal(self.restart_signal)
+            .abort_timeout(self.abort_timeout)
+            .restart_after_success(self.restart == RestartWhen::Always)
+            .no_restart(self.no_restart_code.0)
+            .backoff(self.backoff.0, self.backoff.1)
+            .give_up_after(self.give_up_after.map(NonZeroU32::get))
+            .each(self.listen, Supervisor::listen)
+            .each(self.control, Supervisor::control_socket)
+            .each(self.pid_file, Supervisor::pid_file)
+            .each(self.working_directory, Supervisor::working_directory)
+            .each(self.environment_file, Supervisor::environment_file)
+    }
+}
+
+/// Options that may be absent, or be given several times.
+trait Each: Sized {
+    /// Calls the setter with each value.
+    fn each<T>(
+        self,
+        values: impl IntoIterator<Item = T>,
+        setter: impl Fn(Self, T) -> Self,
+    ) -> Self {
+        values.into_iter().fold(self, setter)
+    }
+}
+
+impl Each for Supervisor {}
