@@ -88,6 +88,25 @@ struct RunArgs {
     /// The path of the supervisor's control socket, which is created
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// The mode of the control socket, in octal. Defaults to 600, or to 660 with --control-group
+    #[arg(long, value_name = "MODE", value_parser = octal, requires = "control")]
+    control_mode: Option<u32>,
+    /// A group whose members can send requests to the supervisor, and stop the service
+    #[arg(long, value_name = "GROUP", requires = "control")]
+    control_group: Option<String>,
+    /// The user of the program, a name or a number. The supervisor itself stays root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// The group of the program, a name or a number. Defaults to the user's
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// With --user or --group: let the program start others that get more privileges, such as sudo
+    #[arg(long)]
+    allow_new_privileges: bool,
+    /// An address that the supervisor binds for the program although it runs as another user,
+    /// beside those that it asks for at its first start. May be given several times
+    #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
+    allow_bind: Vec<Bind>,
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
@@ -225,7 +244,23 @@ impl RunArgs {
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)
-            .max_draining(self.max_draining.get());
+            .max_draining(self.max_draining.get())
+            .no_new_privileges(!self.allow_new_privileges);
+        for addr in self.allow_bind {
+            supervisor = supervisor.allow_bind(addr);
+        }
+        if let Some(user) = self.user {
+            supervisor = supervisor.user(user);
+        }
+        if let Some(group) = self.group {
+            supervisor = supervisor.group(group);
+        }
+        if let Some(mode) = self.control_mode {
+            supervisor = supervisor.control_mode(mode);
+        }
+        if let Some(group) = self.control_group {
+            supervisor = supervisor.control_group(group);
+        }
         for listener in self.listen {
             supervisor = supervisor.listen(listener);
         }
@@ -249,6 +284,13 @@ impl RunArgs {
 
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
+
+fn octal(text: &str) -> Result<u32, Box<dyn Error + Send + Sync>> {
+    match u32::from_str_radix(text, 8)? {
+        mode @ ..=0o777 => Ok(mode),
+        _ => Err("must be at most 777".into()),
+    }
 }
 
 fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {
