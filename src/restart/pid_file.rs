@@ -52,6 +52,34 @@ impl PidFile {
         }
     }
 
+    /// Takes the file that this process has written before it executed another program. If that
+    /// file is gone, writes a new one.
+    ///
+    /// # Errors
+    ///
+    /// As [`replace`](Self::replace).
+    pub(crate) fn renew(path: &Path) -> io::Result<Self> {
+        let own = open(path)?.filter(|file| read_pid(file) == Some(process::id()));
+        if let Some(file) = own {
+            let entry = DirectoryEntry::open(path)?;
+            if sys::file::try_lock(&file)? && is_own(&entry, &file)? {
+                return PidFile::hold(path, entry, file);
+            }
+        }
+        Self::replace(path)
+    }
+
+    fn hold(path: &Path, entry: DirectoryEntry, file: File) -> io::Result<Self> {
+        let id = sys::file::inode(&file)?;
+        let found = entry.find()?.filter(|found| found.id == id);
+        Ok(Self {
+            path: path.to_owned(),
+            entry,
+            found,
+            _file: file,
+        })
+    }
+
     /// Writes the file in place of the predecessor's.
     ///
     /// # Errors
@@ -98,14 +126,14 @@ fn write(path: &Path) -> io::Result<PidFile> {
     });
     // After an error, the temporary file may not exist.
     let file = written.inspect_err(|_| drop(entry.remove_beside(&temporary)))?;
-    let id = sys::file::inode(&file)?;
-    let found = entry.find()?.filter(|found| found.id == id);
-    Ok(PidFile {
-        path: path.to_owned(),
-        entry,
-        found,
-        _file: file,
-    })
+    PidFile::hold(path, entry, file)
+}
+
+/// Whether the open file has the name, and belongs to the user of this process.
+fn is_own(entry: &DirectoryEntry, file: &File) -> io::Result<bool> {
+    let id = sys::file::inode(file)?;
+    let is_own = |found: FoundFile| found.id == id && found.owner == sys::process::effective_uid();
+    Ok(entry.find()?.is_some_and(is_own))
 }
 
 impl Drop for PidFile {

@@ -19,8 +19,13 @@ impl Run {
         let sender = Sender { uid };
         let identity = self.settings.identity.as_ref();
         let credentials = identity.and_then(|identity| identity.credentials.as_ref());
-        let is_of_service = credentials.is_some_and(|own| own.uid == uid);
-        if !sender.is_privileged() && !is_of_service && !is_known {
+        // A server that has changed its user itself starts successors of that user.
+        let is_of_service = || {
+            let mut processes = self.fleet.processes();
+            credentials.is_some_and(|own| own.uid == uid)
+                || processes.any(|process| ancestry::user(process.pid) == Some(uid))
+        };
+        if !is_known && !sender.is_privileged() && !is_of_service() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
             return;
         }

@@ -345,7 +345,11 @@ impl Run {
     }
 
     fn start(&mut self, slot: usize, generation: u64) -> Event {
-        let path = self.program.path().display().to_string();
+        let mut path = self.program.path().display().to_string();
+        let identity = self.settings.identity.as_ref();
+        if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {
+            path += &format!(" as user {}", login.name);
+        }
         let process = ServingProcess {
             program: &self.program,
             generation,
@@ -353,7 +357,7 @@ impl Run {
             lifeline: &self.lifeline.1,
             notify_socket: &self.notify_socket,
             watchdog: self.settings.policy.watchdog,
-            identity: self.settings.identity.as_ref(),
+            identity,
         };
         match process.spawn() {
             Ok(pid) => {

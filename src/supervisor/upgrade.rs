@@ -96,7 +96,7 @@ impl Run {
         if let Some(path) = &self.settings.pid_file {
             let failed =
                 |error: &io::Error| log::error!("cannot write {}: {error}", path.display());
-            self.pid_file = PidFile::replace(path).inspect_err(failed).ok();
+            self.pid_file = PidFile::renew(path).inspect_err(failed).ok();
         }
     }
 

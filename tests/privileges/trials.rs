@@ -617,31 +617,44 @@ fn a_full_disk_keeps_the_old_pid_file() {
         return;
     }
     let dir = public_dir();
+    let log = tempfile::NamedTempFile::new().unwrap();
     let script = r#"mount -t tmpfs -o size=4k,nr_inodes=20 none . || exit 99
-        cd . && cd "$PWD" || exit 98
+        cd "$PWD" || exit 98
         echo 4711 >old && dd if=/dev/zero of=fill bs=4k count=2 2>/dev/null
         ln old pid
         "$0" run --pid-file pid -- true 2>/dev/null
-        echo "$? $(cat pid) $(ls)""#;
-    let mut command = Command::new("unshare");
+        echo "$? $(cat pid) $(ls)"
+        rm old pid fill
+        "$0" run --pid-file pid -- sleep 100 2>"$1" &
+        until [ -e pid ]; do sleep 0.01; done
+        dd if=/dev/zero of=fill bs=4k count=2 2>/dev/null
+        kill -USR2 $!
+        until grep -q "runs version" "$1"; do sleep 0.01; done
+        kill -TERM $!
+        wait
+        echo "$(ls)""#;
+    // All processes end with the namespace.
+    let mut command = Command::new("timeout");
     command.args([
+        "60",
+        "unshare",
         "--mount",
-        "sh",
-        "-c",
-        script,
-        env!("CARGO_BIN_EXE_handover"),
+        "--pid",
+        "--fork",
+        "--kill-child",
     ]);
-    let output = match command
-        .current_dir(dir.path())
-        .stdin(Stdio::null())
-        .output()
-    {
-        Ok(output) if !matches!(output.status.code(), Some(1 | 98 | 99)) => output,
+    command.args(["--mount-proc", "sh", "-c", script]);
+    command.arg(env!("CARGO_BIN_EXE_handover")).arg(log.path());
+    command.current_dir(dir.path()).stdin(Stdio::null());
+    let output = match command.output() {
+        Ok(output) if !matches!(output.status.code(), Some(1 | 98 | 99 | 127)) => output,
         other => return eprintln!("SKIPPED: no file system can be mounted: {other:?}"),
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let words: Vec<_> = text.split_whitespace().collect();
-    assert_eq!(words, ["1", "4711", "fill", "old", "pid"], "{output:?}");
+    // The last word is what is left after an upgrade and a stop of a supervisor.
+    let expected = ["1", "4711", "fill", "old", "pid", "fill"];
+    assert_eq!(words, expected, "{output:?}");
 }
 
 fn an_environment_file_waits_for_nobody() {
