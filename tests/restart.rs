@@ -236,7 +236,7 @@ impl Generations {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("listen"), "127.0.0.1:0").unwrap();
         fs::write(dir.path().join("pid-file"), "").unwrap();
-        std::os::unix::fs::symlink(pid_file, dir.path().join("pid")).unwrap();
+        fs::hard_link(pid_file, dir.path().join("pid")).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["child", "--exact", "--nocapture", "--test-threads=1"]);
         let output = command.env(DIR, dir.path()).output().unwrap();
