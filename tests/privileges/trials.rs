@@ -80,12 +80,22 @@ fn start_server(options: &[(&str, &str)]) -> Generations {
         // The other user has to reach the program.
         let program = PathBuf::from(command.get_program());
         fs::remove_file(&program).unwrap();
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        copy_program(&std::env::current_exe().unwrap(), &program);
         fs::set_permissions(program.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         let log = fs::File::create(program.with_file_name("log")).unwrap();
         // A backtrace would leave no room for the error.
         command.stderr(log).env("RUST_BACKTRACE", "0");
     })
+}
+
+/// Copies a program. Not in this process: a child that another test starts meanwhile would have the file open for
+/// writing, and such a file cannot be executed.
+fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp")
+        .args([from, to])
+        .stdin(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
 }
 
 fn control(server: &Generations, command: &str) -> Output {
@@ -371,7 +381,7 @@ fn a_program_of_another_user_cannot_get_roots_rights() {
     let id = ["/usr/bin/id", "/bin/id"]
         .iter()
         .find(|id| Path::new(id).exists());
-    fs::copy(id.unwrap(), dir.path().join("id")).unwrap();
+    copy_program(id.unwrap().as_ref(), &dir.path().join("id"));
     fs::set_permissions(dir.path().join("id"), fs::Permissions::from_mode(0o4755)).unwrap();
     let other = OTHER.to_string();
     let program = r#"
