@@ -98,12 +98,23 @@ fn copy_program(from: &Path, to: &Path) {
     assert!(status.unwrap().success());
 }
 
+/// Stops the supervisor, and waits until all processes have ended.
+fn end(server: Generations) {
+    kill_process(Pid::from_child(&server.first), Signal::TERM).unwrap();
+    eventually("the end of all processes", || {
+        server.processes().0.is_empty()
+    });
+}
+
 fn control(server: &Generations, command: &str) -> Output {
     let mut words = command.split(' ');
     let mut handover = handover();
     handover.arg(words.next().unwrap());
     let socket = server.dir.path().join("control");
-    handover.args(words).arg("--socket").arg(socket);
+    handover
+        .args(words)
+        .args(["--timeout", "100", "--socket"])
+        .arg(socket);
     handover.output().unwrap()
 }
 
@@ -138,7 +149,7 @@ fn a_server_of_another_user_keeps_no_privileges() {
         return;
     }
     let listen = low_addr().to_string();
-    let mut server = start_server(&[("listen", &listen)]);
+    let server = start_server(&[("listen", &listen)]);
     let supervisor = server.first.id() as i32;
     let until = |generation| {
         let who = || generations::try_get(server.addr(), "/who").map(|text| Who::parse(&text));
@@ -168,8 +179,7 @@ fn a_server_of_another_user_keeps_no_privileges() {
     let output = control(&server, "restart --wait");
     assert!(output.status.success(), "{output:?}");
     until(6);
-    kill_process(Pid::from_child(&server.first), Signal::TERM).unwrap();
-    server.wait();
+    end(server);
 }
 
 fn a_new_address_is_bound_by_the_server_itself_or_refused() {
@@ -178,7 +188,7 @@ fn a_new_address_is_bound_by_the_server_itself_or_refused() {
     }
     let listen = low_addr().to_string();
     let (named, refused) = (low_addr().to_string(), low_addr().to_string());
-    let mut server = start_server(&[("listen", &listen), ("allow-bind", &named)]);
+    let server = start_server(&[("listen", &listen), ("allow-bind", &named)]);
     // Such as the process may bind itself. The supervisor holds it from then on.
     server.option("listen", &format!("{listen} {named} 127.0.0.1:0"));
     let output = control(&server, "restart --wait");
@@ -195,8 +205,7 @@ fn a_new_address_is_bound_by_the_server_itself_or_refused() {
         );
     }
     assert_eq!(server.who().generation, 2);
-    kill_process(Pid::from_child(&server.first), Signal::TERM).unwrap();
-    server.wait();
+    end(server);
 }
 
 /// In some containers, everybody may bind low ports.
@@ -549,15 +558,11 @@ fn a_user_or_group_that_does_not_exist_is_named() {
             "there is no group \"no-such-group\"",
         ),
     ] {
-        let mut command = handover();
-        command.args(["run", "--control", "control"]).args(option);
-        let output = command
-            .args(["--", "true"])
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && text.contains(error), "{text}");
+        let options = format!("--control control {}", option.join(" "));
+        let mut supervisor = start_by_shell(dir.path(), "true", &options);
+        assert!(!supervisor.wait().success());
+        let text = fs::read_to_string(dir.path().join("log")).unwrap();
+        assert!(text.contains(error), "{text}");
     }
 }
 
