@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use fleet::backoff::{BREAKER_LIMIT, BackoffSettings};
 use fleet::event::{Effect, Event, Notice};
 use fleet::{Fleet, Policy};
+use sys::Signal;
 
 #[path = "../src/clock.rs"]
 #[allow(dead_code)] // The policy needs deadlines only.
@@ -65,6 +66,9 @@ fn a_slow_start_is_not_said_to_be_a_stall() {
         max_draining: 4,
         restart_after_success: true,
         no_restart_code: None,
+        give_up_after: None,
+        stop_signal: Signal::Terminate,
+        restart_signal: None,
         starts_all: false,
     };
     let begin = Instant::now();

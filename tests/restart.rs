@@ -203,6 +203,36 @@ fn state_and_descriptors_are_passed_on() {
     generations.end();
 }
 
+/// So systemd does when it stops a service, and the main process ends first.
+#[test]
+fn a_replaced_process_that_is_told_twice_to_stop_finishes_its_requests() {
+    let mut generations = Generations::start(&[("grace", "3600000")]);
+    let first = generations.who();
+    let mut busy = support::connect(generations.addr());
+    busy.write_all(b"GET /hold?go HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    // Accepted later, so that the request before is in progress by then.
+    let mut idle = support::connect(generations.addr());
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    idle.read_exact(&mut [0; 64]).unwrap();
+    generations.restart();
+    signal(first.pid, Signal::TERM);
+    // The first signal was handled when idle connections are closed.
+    idle.read_to_end(&mut Vec::new()).unwrap();
+    signal(first.pid, Signal::TERM);
+    support::assert_silent(&mut busy);
+    fs::write(generations.dir.path().join("go"), "").unwrap();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.ends_with(&format!("\r\n\r\n{} 1 {} ", first.pid, first.udp)),
+        "{answer}"
+    );
+    signal(generations.who().pid, Signal::TERM);
+    generations.wait();
+}
+
 #[test]
 fn a_unix_socket_and_the_pid_file_go_from_hand_to_hand() {
     let dir = TempDir::new().unwrap();
@@ -247,7 +277,7 @@ impl Generations {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("listen"), "127.0.0.1:0").unwrap();
         fs::write(dir.path().join("pid-file"), "").unwrap();
-        std::os::unix::fs::symlink(pid_file, dir.path().join("pid")).unwrap();
+        fs::hard_link(pid_file, dir.path().join("pid")).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["child", "--exact", "--nocapture", "--test-threads=1"]);
         let output = support::output_of(command.env(DIR, dir.path()));

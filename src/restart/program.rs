@@ -15,9 +15,9 @@ use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
 use super::environment_file;
-use super::launch::{LAUNCH_VARIABLES, launch_variable, own_launch, passing_variables};
+use super::launch::{is_for_one_process, launch_variable, own_launch, passing_variables};
 use crate::log;
-use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions};
+use crate::sys::{self, Descriptor, Login, PidVariable, Process, ProcessState, SpawnOptions};
 use crate::wire::{EarlierGeneration, Launch};
 
 /// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
@@ -53,13 +53,9 @@ impl Program {
         // on the search path there may be another program with the name.
         let path = path.filter(|path| !is_bare(&name) || sys::file::is_own_program(path));
         let path = path.map_or_else(|| env::current_exe().map(without_deletion_mark), Ok)?;
-        let is_own = |name: &OsString| {
-            let mut own = LAUNCH_VARIABLES.iter().chain([&WATCHDOG_PID]);
-            own.any(|own| name == own)
-        };
         let has_watchdog = env::var(WATCHDOG_PID).is_ok_and(|pid| pid.parse() == Ok(process::id()));
         let env = env::vars_os()
-            .filter(|(name, _)| !is_own(name))
+            .filter(|(name, _)| !is_for_one_process(name))
             .map(|(name, value)| sys::env_entry(&name, &value))
             .collect();
         Ok(Self {
@@ -102,6 +98,20 @@ impl Program {
         self.dir = Some(dir);
     }
 
+    /// Sets the variables that name the user of the processes that are started: HOME, LOGNAME, SHELL
+    /// and USER.
+    pub(crate) fn set_login(&mut self, login: &Login) {
+        let (name, home, shell) = (login.name.as_ref(), &login.home, &login.shell);
+        for (variable, value) in [
+            ("HOME", home.as_os_str()),
+            ("LOGNAME", name),
+            ("SHELL", shell.as_os_str()),
+            ("USER", name),
+        ] {
+            set_variable(&mut self.env, variable, value);
+        }
+    }
+
     /// Sets a file with environment variables.
     pub(crate) fn set_environment_file(&mut self, path: PathBuf) {
         self.environment_file = Some(path);
@@ -111,11 +121,7 @@ impl Program {
     /// environment file says. The last two replace variables of the same names.
     pub(crate) fn read_env(&self) -> io::Result<Vec<OsString>> {
         let mut env = self.env.clone();
-        let mut set = |name: &str, value: &OsStr| {
-            let prefix = format!("{name}=");
-            env.retain(|entry| !entry.as_encoded_bytes().starts_with(prefix.as_bytes()));
-            env.push(sys::env_entry(name.as_ref(), value));
-        };
+        let mut set = |name: &str, value: &OsStr| set_variable(&mut env, name, value);
         if let Some(dir) = &self.dir {
             set("PWD", dir.as_os_str());
         }
@@ -128,14 +134,17 @@ impl Program {
                 Some(dir) => &dir.join(path),
                 None => path,
             };
-            let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+            // Another kind of file could make this process wait, as an idle FIFO does.
+            let file = sys::file::open_regular(path, true);
+            let text = file.and_then(io::read_to_string);
+            let text = text.map_err(|error| failed(&error))?;
             let file = environment_file::parse(&text).map_err(|error| failed(&error))?;
             let shown = path.display();
             for fault in &file.ignored {
                 log::warn!("environment file {shown}: ignoring {fault}");
             }
             for (name, value) in &file.variables {
-                if LAUNCH_VARIABLES.contains(&name.as_str()) || name == WATCHDOG_PID {
+                if is_for_one_process(name.as_ref()) {
                     log::warn!("environment file {shown}: ignoring {name}");
                     continue;
                 }
@@ -173,6 +182,7 @@ impl Program {
             dir: self.existing_dir(),
             descriptors,
             stderr: None,
+            identity: None,
         }
     }
 
@@ -239,6 +249,12 @@ impl Program {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn set_variable(env: &mut Vec<OsString>, name: &str, value: &OsStr) {
+    let prefix = format!("{name}=");
+    env.retain(|entry| !entry.as_encoded_bytes().starts_with(prefix.as_bytes()));
+    env.push(sys::env_entry(name.as_ref(), value));
 }
 
 /// The working directory, by the name that the shell gave it (`PWD`), if that is one: the name may

@@ -222,6 +222,7 @@ impl<S: Service> MainThread<S> {
     ) -> StopProgress {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
+        let mut is_replaced = false;
         let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after);
         loop {
             let mut wake_at = Deadline::NEVER;
@@ -268,14 +269,20 @@ impl<S: Service> MainThread<S> {
                     None => log::warn!("the server was built without Builder::restart"),
                 },
                 ServerCommand::Replaced => {
+                    is_replaced = true;
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
                         self.drain_after_replacement();
                     }
                 }
+                // systemd sends SIGTERM to all processes of a service, and again to those that are left
+                // when the main process has ended: by then, these finish what they have begun.
+                ServerCommand::TerminateAgain if is_replaced => {
+                    self.stop_by(self.drain_deadline(), &mut stop, restarter);
+                }
                 ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restarter),
                 ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restarter),
-                ServerCommand::StopNow => {
+                ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
                 }
             }
@@ -407,7 +414,9 @@ impl<S: Service> MainThread<S> {
         let deadline = match command {
             ServerCommand::Drain => self.drain_deadline(),
             ServerCommand::StopBy(deadline) => deadline,
-            ServerCommand::StopNow => Deadline::at(Some(Instant::now())),
+            ServerCommand::StopNow | ServerCommand::TerminateAgain => {
+                Deadline::at(Some(Instant::now()))
+            }
             ServerCommand::Restart => {
                 restarter.inspect(|restarter| restarter.request_restart());
                 return Deadline::NEVER;

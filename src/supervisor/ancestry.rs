@@ -13,6 +13,14 @@ pub(super) fn is_descendant(pid: u32) -> bool {
     parent(own).is_none() || pid != own && ancestors.any(|ancestor| ancestor == own)
 }
 
+/// The effective user of a process. `None` if there is no such process.
+pub(super) fn user(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // The real one comes first.
+    uids.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The children of this process, in any state.
 pub(super) fn children() -> Vec<u32> {
     let own = std::process::id();

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::Settings;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::log;
-use crate::sys;
+use crate::sys::{self, DirectoryEntry};
 use crate::wire::{Answer, Record};
 
 /// The control socket and its clients.
@@ -25,6 +26,12 @@ pub(super) struct ControlSocket {
     next_id: u64,
     /// No client is accepted before this time, after an error of `accept`.
     not_before: Option<Instant>,
+    /// When to look whether the socket's file is still there.
+    next_check: Deadline,
+    /// Why the socket cannot be bound again, to log each reason once.
+    failure: Option<String>,
+    /// The settings let others than the supervisor's user send requests.
+    is_open: bool,
 }
 
 #[derive(Debug)]
@@ -45,26 +52,69 @@ const MAX_CLIENTS: usize = 16;
 const MAX_REQUEST: usize = 256;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The time between two looks whether the socket's file is still there. One call each costs less
+/// than a watch of the directory (inotify(7)), which reports what others do there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How long to wait after an error of `accept`.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl ControlSocket {
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
-        let listener = bind
-            .name("control")
-            .unix_mode(0o600)
-            .bind_attempts(1)
-            .bind()?;
-        Ok(Self::new(listener))
+    pub(super) fn bind(path: &Path, settings: &Settings) -> io::Result<Self> {
+        Ok(Self::new(bind_listener(path, settings)?, settings))
     }
 
-    pub(super) fn new(listener: Listener) -> Self {
+    /// Binds the socket again if its file was removed or replaced. What took its place is left alone,
+    /// but for the file of a dead process of this user.
+    pub(super) fn restore_file(&mut self, now: Instant, settings: &Settings) {
+        if !self.next_check.has_passed(now) {
+            return;
+        }
+        self.next_check = Deadline::after(now, CHECK_INTERVAL);
+        let Some(path) = self.listener.local_addr().as_path().map(Path::to_owned) else {
+            return;
+        };
+        if self.listener.has_its_file() {
+            self.failure = None;
+            return;
+        }
+        let bound = match owner_of(&path) {
+            Some(owner) if owner != sys::process::effective_uid() => Err(io::Error::other(
+                format!("a file of user {owner} has its place"),
+            )),
+            _ => bind_listener(&path, settings),
+        };
+        match bound {
+            Ok(listener) => {
+                log::warn!(
+                    "the control socket {} was gone: bound it again",
+                    path.display()
+                );
+                self.listener = listener;
+                self.failure = None;
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if self.failure.as_ref() != Some(&why) {
+                    log::error!(
+                        "cannot bind the control socket {} again: {why}",
+                        path.display()
+                    );
+                }
+                self.failure = Some(why);
+            }
+        }
+    }
+
+    pub(super) fn new(listener: Listener, settings: &Settings) -> Self {
         Self {
             listener,
             clients: Vec::new(),
             next_id: 1,
             not_before: None,
+            next_check: Deadline::after(Instant::now(), CHECK_INTERVAL),
+            failure: None,
+            is_open: settings.control_mode.is_some() || settings.control_group.is_some(),
         }
     }
 
@@ -131,8 +181,10 @@ impl ControlSocket {
             let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
             let user = sys::socket::peer_uid(&socket);
             let id = self.adopt(socket, deadline);
-            // The mode of the file already keeps other users out, unless it was changed.
-            let is_allowed = |uid: &u32| *uid == 0 || *uid == sys::process::effective_uid();
+            // The mode of the file already keeps other users out, unless it was changed. If the
+            // settings let others in, the mode alone decides.
+            let is_allowed =
+                |uid: &u32| self.is_open || *uid == 0 || *uid == sys::process::effective_uid();
             if !user.as_ref().is_ok_and(is_allowed) {
                 log::warn!("refused a control connection of user {user:?}");
                 self.reply(id, &Answer::failure("permission denied"));
@@ -160,7 +212,8 @@ impl ControlSocket {
 
     pub(super) fn deadline(&self) -> Deadline {
         let deadlines = self.clients.iter().map(|client| client.deadline);
-        deadlines.fold(Deadline::at(self.not_before), Deadline::earlier)
+        let own = Deadline::at(self.not_before).earlier(self.next_check);
+        deadlines.fold(own, Deadline::earlier)
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
@@ -204,4 +257,39 @@ impl ControlClient {
         self.deadline = Deadline::NEVER;
         String::from_utf8_lossy(&self.input[..end]).into_owned()
     }
+}
+
+// ---- the socket's file ----
+
+/// The mode of the socket's file, if only its group is set.
+const GROUP_MODE: u32 = 0o660;
+
+fn bind_listener(path: &Path, settings: &Settings) -> io::Result<Listener> {
+    let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
+    let bind = bind.name("control").unix_mode(0o600).bind_attempts(1);
+    let listener = bind.bind()?;
+    set_access(&listener, settings)?;
+    Ok(listener)
+}
+
+/// Sets the group and the mode of the socket's file as the settings say.
+pub(super) fn set_access(listener: &Listener, settings: &Settings) -> io::Result<()> {
+    let group = settings.control_group.as_deref();
+    let group = group.map(sys::supervision::find_group).transpose()?;
+    let mode = settings.control_mode.or(group.map(|_| GROUP_MODE));
+    let Some(mode) = mode else {
+        return Ok(());
+    };
+    listener.set_file_access(group, mode).map_err(|error| {
+        let addr = listener.local_addr();
+        let text =
+            format!("cannot set the group and the mode of the control socket {addr}: {error}");
+        io::Error::new(error.kind(), text)
+    })
+}
+
+/// The user that the file at a path belongs to.
+fn owner_of(path: &Path) -> Option<u32> {
+    let found = DirectoryEntry::open(path).ok()?.find().ok()?;
+    found.map(|found| found.owner)
 }

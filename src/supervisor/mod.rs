@@ -13,6 +13,7 @@
 //! | [`notifications`] | the notifications of processes |
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`listeners`] | holds the listeners |
+//! | [`bind_rules`] | what is bound for processes of other users |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`thread_report`] | what the threads of a hung process wait for |
@@ -22,6 +23,7 @@
 //! | [`logger`] | logs to standard error if the program has set no logger |
 
 mod ancestry;
+mod bind_rules;
 mod control;
 mod dry_run;
 mod fleet;
@@ -44,7 +46,7 @@ use std::time::Duration;
 
 use crate::listener::Bind;
 use crate::restart::{Program, Restart, own_launch};
-use crate::sys::{self, Signal, SignalFd};
+use crate::sys::{self, Identity, Signal, SignalFd};
 use crate::wire::Launch;
 
 use dry_run::perform_dry_run;
@@ -143,6 +145,15 @@ struct Settings {
     working_directory: Option<PathBuf>,
     environment_file: Option<PathBuf>,
     listen: Vec<Bind>,
+    /// What processes of other users can have bound.
+    allowed_binds: Vec<Bind>,
+    user: Option<String>,
+    group: Option<String>,
+    no_new_privileges: bool,
+    /// What `user` and `group` mean on this system; `None` if neither is set.
+    identity: Option<Identity>,
+    control_mode: Option<u32>,
+    control_group: Option<String>,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -156,9 +167,29 @@ impl Settings {
             Policy { ready_timeout, .. } if ready_timeout.is_zero() => {
                 "ready_timeout must be more than zero (Duration::MAX is no limit)".to_owned()
             }
-            _ => return Ok(()),
+            _ => {
+                let binds = self.allowed_binds.iter();
+                let mut bad = binds.filter(|bind| bind.to_request().is_none());
+                match bad.next() {
+                    Some(bind) => format!("allow_bind: no address that can be bound: {bind:?}"),
+                    None => return Ok(()),
+                }
+            }
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    }
+
+    /// Looks up the names of users and groups.
+    fn find_identity(&mut self) -> io::Result<()> {
+        if let Some(group) = &self.control_group {
+            sys::supervision::find_group(group)?;
+        }
+        let (user, group) = (self.user.as_deref(), self.group.as_deref());
+        if user.is_some() || group.is_some() {
+            let identity = sys::supervision::find_identity(user, group, self.no_new_privileges)?;
+            self.identity = Some(identity);
+        }
+        Ok(())
     }
 }
 
@@ -196,6 +227,13 @@ impl Supervisor {
             working_directory: None,
             environment_file: None,
             listen: Vec::new(),
+            allowed_binds: Vec::new(),
+            user: None,
+            group: None,
+            no_new_privileges: true,
+            identity: None,
+            control_mode: None,
+            control_group: None,
             runs_other_program: false,
         })
     }
@@ -312,11 +350,74 @@ impl Supervisor {
     }
 
     /// The path of the control socket, through which the command `handover` reaches the supervisor:
-    /// a Unix socket for the supervisor's user and root only. A request is one of the lines
+    /// a Unix socket, by default for the supervisor's user and root only. If its file is removed or
+    /// replaced, the socket is bound again within 5 s, unless the path is in use. A request is one of the lines
     /// `status`, `restart`, `restart wait`, `stop`, `upgrade` and `upgrade wait`; the answer is a
     /// line of JSON. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
+        self
+    }
+
+    /// The mode of the control socket's file, such as `0o660`. Who may write to the file can stop the
+    /// service. Defaults to `0o600`, and to `0o660` with a [`control_group`](Self::control_group).
+    pub fn control_mode(mut self, mode: u32) -> Self {
+        self.0.control_mode = Some(mode);
+        self
+    }
+
+    /// The group of the control socket's file, a name or a number: its members can send requests,
+    /// and stop the service. A group that does not exist is an error of the start. Defaults to the
+    /// supervisor's own group, which has no permission.
+    pub fn control_group(mut self, group: impl Into<String>) -> Self {
+        self.0.control_group = Some(group.into());
+        self
+    }
+
+    /// The user as which the serving processes run, a name or a number. Only root's supervisor can
+    /// set another user. The supervisor itself keeps its user: it binds the listeners, starts a
+    /// process, and gives up its privileges before the program begins. So a server needs no
+    /// privileges for port 80, and a crash, a restart or an upgrade does not need them either.
+    ///
+    /// The process has the group and the supplementary groups of the user (initgroups(3)), none of
+    /// root's capabilities (capabilities(7)), and HOME, LOGNAME, SHELL and USER of the user
+    /// database, which [`environment_file`](Self::environment_file) can replace. It must be able to
+    /// read and execute the program. See [`no_new_privileges`](Self::no_new_privileges) and
+    /// [`allow_bind`](Self::allow_bind). Defaults to the supervisor's own user.
+    ///
+    /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if there is no such user, or if
+    /// only root may set it. A number without an entry in the user database needs a
+    /// [`group`](Self::group).
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.0.user = Some(user.into());
+        self
+    }
+
+    /// The group as which the serving processes run, a name or a number. Without a
+    /// [`user`](Self::user), they are in no other group. A group that does not exist is an error, as
+    /// with `user`. Defaults to the group of the user.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.0.group = Some(group.into());
+        self
+    }
+
+    /// With a [`user`](Self::user) or a [`group`](Self::group): whether no program that a serving
+    /// process starts gets more privileges than the process has, such as by a set-user-ID bit
+    /// (PR_SET_NO_NEW_PRIVS in prctl(2)). Turn this off for programs that use `sudo` or `ping`.
+    /// Defaults to true.
+    pub fn no_new_privileges(mut self, on: bool) -> Self {
+        self.0.no_new_privileges = on;
+        self
+    }
+
+    /// Adds an address that the supervisor binds for a serving process of another user, see
+    /// [`user`](Self::user). Others are refused; the process then tries to bind with its own
+    /// privileges. Defaults to the addresses of [`listen`](Self::listen), those that a process of
+    /// the supervisor's user asks for, and those that the program asks for before it is ready for
+    /// the first time. So this is needed only for an address that a later version of the program
+    /// adds.
+    pub fn allow_bind(mut self, addr: impl Into<Bind>) -> Self {
+        self.0.allowed_binds.push(addr.into());
         self
     }
 
@@ -404,13 +505,17 @@ impl Supervisor {
         self.be_supervisor(program, launch)
     }
 
-    fn be_supervisor(self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {
+    fn be_supervisor(mut self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {
         if !sys::supervision::IS_SUPPORTED {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         self.0.check()?;
+        self.0.find_identity()?;
         logger::install();
+        if let Some(login) = self.0.identity.as_ref().and_then(|own| own.login.as_ref()) {
+            program.set_login(login);
+        }
         if let Some(dir) = &self.0.working_directory {
             program.set_working_directory(dir);
         }

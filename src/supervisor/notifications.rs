@@ -2,6 +2,7 @@
 //! rest becomes a [`Notice`] for the fleet.
 
 use super::ancestry;
+use super::bind_rules::Sender;
 use super::fleet::event::{Event, ListenerId, Notice};
 use super::run::Run;
 use crate::listener::Bind;
@@ -15,7 +16,16 @@ impl Run {
         let (pid, uid, text) = (datagram.pid, datagram.uid, datagram.text);
         // Every process of the system can write to the socket, whatever its user.
         let is_known = self.fleet.processes().any(|process| process.pid == pid);
-        if uid != sys::process::effective_uid() && uid != 0 && !is_known {
+        let sender = Sender { uid };
+        let identity = self.settings.identity.as_ref();
+        let credentials = identity.and_then(|identity| identity.credentials.as_ref());
+        // A server that has changed its user itself starts successors of that user.
+        let is_of_service = || {
+            let mut processes = self.fleet.processes();
+            credentials.is_some_and(|own| own.uid == uid)
+                || processes.any(|process| ancestry::user(process.pid) == Some(uid))
+        };
+        if !is_known && !sender.is_privileged() && !is_of_service() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
             return;
         }
@@ -33,8 +43,8 @@ impl Run {
         }
         let bind = fields.bind.clone();
         let notice = Notice {
-            listeners: self.take_listeners(bind, &fields.listeners, datagram.descriptors),
-            ..notice(notification)
+            listeners: self.take_listeners(bind, &fields.listeners, datagram.descriptors, sender),
+            ..notice(notification, sender)
         };
         self.handle(Event::Notified { pid, notice });
     }
@@ -46,13 +56,14 @@ impl Run {
         bind: Option<BindRequest>,
         records: &[ListenerRecord],
         descriptors: Vec<Descriptor>,
+        sender: Sender,
     ) -> Vec<ListenerId> {
         let mut used = Vec::new();
         if let (Some(bind), [reply_to, ..]) = (bind, &descriptors[..]) {
-            used.extend(self.answer_bind_request(bind, reply_to));
+            used.extend(self.answer_bind_request(bind, reply_to, sender));
         }
         for (record, descriptor) in records.iter().zip(descriptors) {
-            match self.listeners.hold_copy(record.clone(), descriptor) {
+            match self.listeners.hold_copy(record.clone(), descriptor, sender) {
                 Ok(id) => used.push(id),
                 Err(error) => log::error!("cannot hold the listener {}: {error}", record.name),
             }
@@ -65,10 +76,21 @@ impl Run {
         &mut self,
         request: BindRequest,
         reply_to: &Descriptor,
+        sender: Sender,
     ) -> Option<ListenerId> {
-        let found = self.listeners.find_or_bind(Bind::from_request(request));
+        let (is_privileged, has_served) = (sender.is_privileged(), self.fleet.has_been_ready);
+        let addr = request.addr.clone();
+        let may_bind = self.bind_rules.allow(&addr, is_privileged, has_served);
+        let found = self
+            .listeners
+            .find_or_bind(Bind::from_request(request), may_bind);
         let (answer, descriptors) = match &found {
-            Ok((_, descriptor)) => (BindAnswer::Given.encode(), vec![descriptor]),
+            Ok(Some((_, descriptor))) => (BindAnswer::Given.encode(), vec![descriptor]),
+            Ok(None) => {
+                let (addr, user) = (notify::one_line(addr), sender.uid);
+                log::warn!("not binding {addr} for user {user}, see Supervisor::allow_bind");
+                (BindAnswer::forbidden().encode(), Vec::new())
+            }
             Err(error) => (BindAnswer::from(error).encode(), Vec::new()),
         };
         let socket = reply_to.try_clone().and_then(sys::descriptor::into_socket);
@@ -76,13 +98,20 @@ impl Run {
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }
-        found.ok().map(|(id, _)| id)
+        found.ok().flatten().map(|(id, _)| id)
     }
 }
 
-fn notice(notification: Notification) -> Notice {
+fn notice(notification: Notification, sender: Sender) -> Notice {
     let fields = notification.handover_fields;
-    let is_descendant = |pid: &u32| ancestry::is_descendant(*pid);
+    // A process that cannot send signals to another one must not have the supervisor do so.
+    let is_descendant = |pid: &u32| {
+        let has_rights = || {
+            let user = ancestry::user(*pid);
+            sender.is_privileged() || user.is_none_or(|user| user == sender.uid)
+        };
+        ancestry::is_descendant(*pid) && has_rights()
+    };
     let is_server = fields.generation.is_some();
     Notice {
         ready: notification.ready,

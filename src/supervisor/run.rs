@@ -28,6 +28,7 @@ use socket2::Socket;
 
 use super::Settings;
 use super::ancestry;
+use super::bind_rules::BindRules;
 use super::control::ControlSocket;
 use super::dry_run::DryRun;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
@@ -58,6 +59,7 @@ pub(super) struct Run {
 
     // What serving processes get.
     pub(super) listeners: HeldListeners,
+    pub(super) bind_rules: BindRules,
     /// A socket pair. Serving processes inherit the second socket. They see end-of-file when the
     /// supervisor dies, since no other process has the first.
     pub(super) lifeline: (Socket, Socket),
@@ -97,7 +99,8 @@ impl Run {
             settings, program, signals, notify, lifeline, listeners, fleet,
         )?;
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
-        run.control = control.as_deref().map(ControlSocket::bind).transpose()?;
+        let bind = |path| ControlSocket::bind(path, &run.settings);
+        run.control = control.as_deref().map(bind).transpose()?;
         run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)
     }
@@ -115,6 +118,7 @@ impl Run {
         let now = Instant::now();
         let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
         Ok(Self {
+            bind_rules: BindRules::new(&settings),
             settings,
             program,
             own_program: Program::of_this_process()?,
@@ -292,6 +296,7 @@ impl Run {
         }
         if let Some(control) = &mut self.control {
             control.expire(now);
+            control.restore_file(now, &self.settings);
         }
         self.handle(Event::Tick);
     }
@@ -340,7 +345,11 @@ impl Run {
     }
 
     fn start(&mut self, slot: usize, generation: u64) -> Event {
-        let path = self.program.path().display().to_string();
+        let mut path = self.program.path().display().to_string();
+        let identity = self.settings.identity.as_ref();
+        if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {
+            path += &format!(" as user {}", login.name);
+        }
         let process = ServingProcess {
             program: &self.program,
             generation,
@@ -348,6 +357,7 @@ impl Run {
             lifeline: &self.lifeline.1,
             notify_socket: &self.notify_socket,
             watchdog: self.settings.policy.watchdog,
+            identity,
         };
         match process.spawn() {
             Ok(pid) => {

@@ -8,7 +8,7 @@ use socket2::Socket;
 
 use super::listeners::HeldListeners;
 use crate::restart::{Program, launch_variable, passing_variables};
-use crate::sys::{self, FIRST_PASSED, NotifySocket};
+use crate::sys::{self, FIRST_PASSED, Identity, NotifySocket, SpawnOptions};
 use crate::wire::Launch;
 
 /// The variables that the supervisor's own service manager has set for the supervisor alone.
@@ -24,6 +24,8 @@ pub(super) struct ServingProcess<'a> {
     pub(super) lifeline: &'a Socket,
     pub(super) notify_socket: &'a NotifySocket,
     pub(super) watchdog: Option<Duration>,
+    /// The user and the groups. `None` if the process has those of the supervisor.
+    pub(super) identity: Option<&'a Identity>,
 }
 
 impl ServingProcess<'_> {
@@ -58,7 +60,10 @@ impl ServingProcess<'_> {
         let options = self
             .program
             .spawn_options(&env, &env_with_pid, &descriptors);
-        sys::process::spawn_child(&options)
+        sys::process::spawn_child(&SpawnOptions {
+            identity: self.identity,
+            ..options
+        })
     }
 }
 

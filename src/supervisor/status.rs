@@ -9,6 +9,7 @@ use super::fleet::process::{Process, Stage};
 use super::fleet::slot::{Death, Slot};
 use super::run::Run;
 use crate::log;
+use crate::notify;
 use crate::wire::{
     Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus, Record,
     RestartStatus, SCHEMA, ServiceState, SlotState, SlotStatus, Status, seconds,
@@ -71,7 +72,8 @@ impl Run {
         let fleet = &self.fleet;
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
             name: held.record.name.clone(),
-            address: held.listener.local_addr().to_string(),
+            // A process of another user may have chosen the path, and a terminal show it.
+            address: notify::one_line(held.listener.local_addr()),
         });
         let last_restart = fleet.last_restart.as_ref();
         Status {

@@ -80,15 +80,18 @@
 //!
 //! ```text
 //! {"v":1,"type":"given"}
-//! {"v":1,"type":"refused","in_use":false,"errno":13,"text":"Permission denied (os error 13)"}
+//! {"v":1,"type":"refused","in_use":false,"errno":13,"text":"Permission denied (os error 13)",
+//!   "is_forbidden":false}
 //! ```
 //!
 //! [`Snapshot`]:
 //!
 //! ```text
-//! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,"upgrade_clients":[11],
+//! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,
+//!   "control_file":[25,311],"upgrade_clients":[11],
 //!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
-//!   "matches_by_name":true,"removes_file":false}}],"fleet":{"sent_ready":true,
+//!   "matches_by_name":true,"removes_file":false},"file":null}],
+//!   "allowed_binds":[{"tcp":"0.0.0.0:80"}],"fleet":{"sent_ready":true,
 //!   "has_been_ready":true,"exit_code":0,"last_restart":{"error":null,
 //!   "took_seconds":0.125,"age_ms":4000},"slots":[{"generation":2,"restarts":1,"failures":0,
 //!   "start_in_ms":null,

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ListenerRecord, Record};
+use super::{BindAddr, ListenerRecord, Record};
 
 /// All of the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,9 +20,15 @@ pub(crate) struct Snapshot {
     pub(crate) lifeline: [i32; 2],
     /// The listening control socket.
     pub(crate) control: Option<i32>,
+    /// The device and inode of the control socket's file.
+    #[serde(default)]
+    pub(crate) control_file: Option<(u64, u64)>,
     /// The connections of the control clients that wait for the result of the upgrade.
     pub(crate) upgrade_clients: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
+    /// What the supervisor binds for processes of other users.
+    #[serde(default)]
+    pub(crate) allowed_binds: Vec<BindAddr>,
     pub(crate) fleet: FleetRecord,
 }
 
@@ -38,6 +44,9 @@ pub(crate) struct SnapshotListener {
     /// The listener is held even if no process uses it.
     pub(crate) kept_when_unused: bool,
     pub(crate) listener: ListenerRecord,
+    /// The device and inode of a Unix socket's file.
+    #[serde(default)]
+    pub(crate) file: Option<(u64, u64)>,
 }
 
 /// What the supervisor has decided so far.

@@ -172,6 +172,15 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
     if option(dir, "supervisor-pid-file").is_some() {
         supervisor = supervisor.pid_file(dir.join("pid"));
     }
+    if let Some(user) = option(dir, "user") {
+        supervisor = supervisor.user(user);
+    }
+    if let Some(group) = option(dir, "group") {
+        supervisor = supervisor.group(group);
+    }
+    if let Some(addr) = option(dir, "allow-bind") {
+        supervisor = supervisor.allow_bind(addr);
+    }
     for setting in settings.split_whitespace() {
         let (name, number) = setting.split_once('=').unwrap();
         let number: u64 = match number {
@@ -195,6 +204,7 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "give-up" => supervisor.give_up_after(number as u32),
             "no-restart" => supervisor.no_restart(number as i32),
             "environment" => supervisor.environment_file(dir.join("environment")),
+            "control-mode" => supervisor.control_mode(number as u32),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),
         };

@@ -13,7 +13,7 @@ use clap::Args;
 use handover::{Bind, StopSignal, Supervisor};
 
 use super::CommandResult;
-use super::values::{NoRestartCode, RestartWhen, delays, listener, seconds};
+use super::values::{NoRestartCode, RestartWhen, delays, listener, octal, seconds};
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
@@ -27,6 +27,25 @@ pub(super) struct RunArgs {
     /// The path of the supervisor's control socket, which is created
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// The mode of the control socket, in octal. Defaults to 600, or to 660 with --control-group
+    #[arg(long, value_name = "MODE", value_parser = octal, requires = "control")]
+    control_mode: Option<u32>,
+    /// A group whose members can send requests to the supervisor, and stop the service
+    #[arg(long, value_name = "GROUP", requires = "control")]
+    control_group: Option<String>,
+    /// The user of the program, a name or a number. The supervisor itself stays root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// The group of the program, a name or a number. Defaults to the user's
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// With --user or --group: let the program start others that get more privileges, such as sudo
+    #[arg(long)]
+    allow_new_privileges: bool,
+    /// An address that the supervisor binds for the program although it runs as another user,
+    /// beside those that it asks for at its first start. May be given several times
+    #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
+    allow_bind: Vec<Bind>,
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
@@ -110,6 +129,12 @@ impl RunArgs {
             .give_up_after(self.give_up_after.map(NonZeroU32::get))
             .each(self.listen, Supervisor::listen)
             .each(self.control, Supervisor::control_socket)
+            .each(self.control_mode, Supervisor::control_mode)
+            .each(self.control_group, Supervisor::control_group)
+            .each(self.user, Supervisor::user)
+            .each(self.group, Supervisor::group)
+            .no_new_privileges(!self.allow_new_privileges)
+            .each(self.allow_bind, Supervisor::allow_bind)
             .each(self.pid_file, Supervisor::pid_file)
             .each(self.working_directory, Supervisor::working_directory)
             .each(self.environment_file, Supervisor::environment_file)

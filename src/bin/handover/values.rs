@@ -47,6 +47,14 @@ impl FromStr for NoRestartCode {
     }
 }
 
+/// The mode of a file, in octal.
+pub(super) fn octal(text: &str) -> Result<u32, Box<dyn Error + Send + Sync>> {
+    match u32::from_str_radix(text, 8)? {
+        mode @ ..=0o777 => Ok(mode),
+        _ => Err("must be at most 777".into()),
+    }
+}
+
 pub(super) fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {
     // The whole text is tried as an address first: the path of a Unix socket may contain "=".
     match (text.parse::<Addr>(), text.split_once('=')) {

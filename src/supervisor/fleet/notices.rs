@@ -28,7 +28,11 @@ impl Fleet {
             process.starts_successors = true;
             process.generation = generation;
         }
-        process.listeners.extend(&notice.listeners);
+        for listener in &notice.listeners {
+            if !process.listeners.contains(listener) {
+                process.listeners.push(*listener);
+            }
+        }
         if let Some(status) = &notice.status {
             process.status.clone_from(status);
         }

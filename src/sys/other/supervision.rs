@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::{Datagram, Signal};
+use crate::sys::{Datagram, Identity, Signal};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 
@@ -30,6 +30,18 @@ pub(crate) fn wait_for_any<'a>(
 }
 
 pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
+    unsupported()
+}
+
+pub(crate) fn find_identity(
+    _user: Option<&str>,
+    _group: Option<&str>,
+    _no_new_privileges: bool,
+) -> io::Result<Identity> {
+    unsupported()
+}
+
+pub(crate) fn find_group(_group: &str) -> io::Result<u32> {
     unsupported()
 }
 

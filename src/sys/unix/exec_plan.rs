@@ -18,8 +18,8 @@ use rustix::process::{Pid, getpid};
 
 use super::limits::restore_own_descriptor_limit;
 use super::{check, signal};
-use crate::sys::native::calls::{close_range, request_signal_at_parent_end};
-use crate::sys::{FIRST_PASSED, PidVariable, SpawnOptions};
+use crate::sys::native::calls::{become_identity, close_range, request_signal_at_parent_end};
+use crate::sys::{FIRST_PASSED, Identity, PidVariable, SpawnOptions};
 
 /// What a new process needs to become the program.
 pub(super) struct ExecPlan {
@@ -34,6 +34,7 @@ pub(super) struct ExecPlan {
     /// The descriptors that the program gets from [`FIRST_PASSED`] on.
     sources: Vec<RawFd>,
     stderr: RawFd,
+    identity: Option<Identity>,
     /// The signals that are blocked when the program starts.
     mask: libc::sigset_t,
     /// Where a new process writes the number of the error that ends it.
@@ -64,6 +65,7 @@ impl ExecPlan {
             pid_texts,
             sources: options.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
+            identity: options.identity.cloned(),
             mask,
             error_pipe: -1,
             waiter_socket: -1,
@@ -91,7 +93,7 @@ impl ExecPlan {
     /// Becomes the program.
     pub(super) fn run_child(&mut self, parent: Pid) -> ! {
         end_with_parent(parent, libc::SIGTERM);
-        let Err(error) = self.exec();
+        let Err(error) = self.exec(Some(parent));
         exit_with_error(self.error_pipe, &error)
     }
 
@@ -103,7 +105,7 @@ impl ExecPlan {
         unsafe {
             let program = libc::fork();
             if program <= 0 {
-                let Err(error) = check(program).and_then(|_| self.exec());
+                let Err(error) = check(program).and_then(|_| self.exec(None));
                 exit_with_error(self.error_pipe, &error);
             }
             // A client's connection that is open here would stay open when the parent closes it.
@@ -123,9 +125,10 @@ impl ExecPlan {
         }
     }
 
-    /// Becomes the program, in a new process. Returns only an error.
+    /// Becomes the program, in a new process. Returns only an error. The process ends with the
+    /// parent, if one is given.
     #[allow(unsafe_code)]
-    fn exec(&mut self) -> io::Result<Infallible> {
+    fn exec(&mut self, parent: Option<Pid>) -> io::Result<Infallible> {
         let first_free = FIRST_PASSED + self.sources.len() as i32;
         let kept = [&mut self.stderr, &mut self.error_pipe];
         // SAFETY: all calls are async-signal-safe, and take numbers and strings that end with null.
@@ -154,6 +157,14 @@ impl ExecPlan {
         }
         // The program raises the limit itself, or is one that must not have it raised.
         restore_own_descriptor_limit()?;
+        // The last step that needs privileges: the directory may be one that only root can enter.
+        if let Some(identity) = &self.identity {
+            become_identity(identity)?;
+            // A change of the user cancels the signal at the parent's end.
+            if let Some(parent) = parent {
+                end_with_parent(parent, libc::SIGTERM);
+            }
+        }
         signal::change_mask(libc::SIG_SETMASK, &self.mask);
         self.execve()
     }

@@ -14,10 +14,12 @@ use rustix::process::{
 };
 use socket2::Socket;
 
+mod identity;
 mod notify_socket;
 mod pid_fd;
 mod signal_fd;
 
+pub(crate) use identity::{find_group, find_identity};
 pub(crate) use notify_socket::NotifySocket;
 pub(crate) use pid_fd::PidFd;
 pub(crate) use signal_fd::SignalFd;
