@@ -9,11 +9,12 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use handover::{Addr, Bind, Supervisor};
+use handover::{Addr, Bind, LogFormat, Supervisor};
 
 /// Supervises a program and holds its listeners, and sends requests to a supervisor
 #[derive(Debug, Parser)]
@@ -119,6 +120,10 @@ struct RunArgs {
     /// How long the processes may take to exit in a stop before they are killed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     stop_timeout: Duration,
+    /// The format of the log, on standard error. With "auto", that of systemd's journal if standard
+    /// error leads there, and else plain lines with times
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = log_format())]
+    log_format: LogFormat,
     /// The program, a path or a name on the search path, and its arguments
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -225,7 +230,8 @@ impl RunArgs {
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)
-            .max_draining(self.max_draining.get());
+            .max_draining(self.max_draining.get())
+            .log_format(self.log_format);
         for listener in self.listen {
             supervisor = supervisor.listen(listener);
         }
@@ -249,6 +255,16 @@ impl RunArgs {
 
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
+
+fn log_format() -> impl TypedValueParser<Value = LogFormat> {
+    let names = ["auto", "plain", "journal", "json"];
+    PossibleValuesParser::new(names).map(|name| match name.as_str() {
+        "plain" => LogFormat::Plain,
+        "journal" => LogFormat::Journal,
+        "json" => LogFormat::Json,
+        _ => LogFormat::Auto,
+    })
 }
 
 fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {

@@ -18,13 +18,14 @@
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`snapshot`] | the fleet, as the upgrade passes it on |
-//! | [`logger`] | logs to standard error if the program has set no logger |
+//! | [`logger`], [`log_format`] | the log, if the program has set no logger |
 
 mod ancestry;
 mod control;
 mod dry_run;
 mod fleet;
 mod listeners;
+mod log_format;
 mod logger;
 mod notifications;
 mod run;
@@ -41,6 +42,7 @@ use std::process;
 use std::time::Duration;
 
 use crate::listener::Bind;
+use crate::log;
 use crate::restart::{Program, Restart, own_launch};
 use crate::sys::{self, SignalFd};
 use crate::wire::Launch;
@@ -50,6 +52,8 @@ use fleet::Policy;
 use fleet::backoff::BackoffSettings;
 use run::Run;
 use upgrade::resume;
+
+pub use log_format::LogFormat;
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -76,8 +80,15 @@ pub fn supervise() -> io::Result<Restart> {
 ///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// It logs with the logger that the program has set, or to standard error if there is none. If the
-/// supervisor dies, the serving processes finish their requests and exit. Linux only.
+/// If the supervisor dies, the serving processes finish their requests and exit. Linux only.
+///
+/// # Log
+///
+/// The supervisor logs with the logger that the program has set before the call. Such a logger must
+/// not block, or the supervisor blocks with it. If there is none, records of level "info" and above
+/// are lines on standard error, see [`log_format`](Self::log_format). If nobody reads them, 1023
+/// lines are kept, and further ones are dropped and counted: the supervisor does not wait. At its
+/// end and before an upgrade, it waits for up to a second until the lines are read.
 ///
 /// # Signals
 ///
@@ -137,6 +148,7 @@ struct Settings {
     working_directory: Option<PathBuf>,
     environment_file: Option<PathBuf>,
     listen: Vec<Bind>,
+    log_format: LogFormat,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -187,6 +199,7 @@ impl Supervisor {
             working_directory: None,
             environment_file: None,
             listen: Vec::new(),
+            log_format: LogFormat::Auto,
             runs_other_program: false,
         })
     }
@@ -317,6 +330,14 @@ impl Supervisor {
         self
     }
 
+    /// The format of the [log](Self#log), if the program has set no logger. Defaults to
+    /// [`LogFormat::Auto`]: with the prefixes of systemd's journal if standard error leads there,
+    /// and with times if not.
+    pub fn log_format(mut self, format: LogFormat) -> Self {
+        self.0.log_format = format;
+        self
+    }
+
     /// Supervises this program. Returns only in the serving processes. In the supervisor, it ends
     /// the process, see [Exit codes](Self#exit-codes).
     ///
@@ -372,27 +393,26 @@ impl Supervisor {
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         self.0.check()?;
-        logger::install();
         if let Some(dir) = &self.0.working_directory {
             program.set_working_directory(dir);
         }
         if let Some(path) = &self.0.environment_file {
             program.set_environment_file(path.clone());
         }
+        if let Some(Launch::DryRun { snapshot, report }) = launch {
+            perform_dry_run(snapshot, report)?;
+            process::exit(0);
+        }
+        let signals = SignalFd::open()?;
+        logger::install(self.0.log_format);
         let run = match launch {
+            Some(Launch::Resume { snapshot }) => resume(self.0, program, signals, snapshot),
             // A supervisor that runs another program may be supervised itself.
-            None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {
-                Run::new(self.0, program, SignalFd::open()?)?
-            }
-            Some(Launch::Resume { snapshot }) => {
-                resume(self.0, program, SignalFd::open()?, snapshot)?
-            }
-            Some(Launch::DryRun { snapshot, report }) => {
-                perform_dry_run(snapshot, report)?;
-                process::exit(0);
-            }
+            _ => Run::new(self.0, program, signals),
         };
-        Ok(run.run_until_stopped())
+        let code = run.map(Run::run_until_stopped);
+        log::flush();
+        code
     }
 }
 
