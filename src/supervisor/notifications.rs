@@ -17,7 +17,7 @@ impl Run {
         let is_known = self.fleet.processes().any(|process| process.pid == pid);
         if uid != sys::process::effective_uid() && uid != 0 && !is_known {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
-            return;
+            return discard(datagram.descriptors);
         }
         log::debug!("notification of process {pid}: {text:?}");
         let notification = Notification::parse(&text);
@@ -29,7 +29,7 @@ impl Run {
             fields.generation.is_some() && ancestry::is_descendant(pid) && is_running
         };
         if !is_known && !is_server() {
-            return;
+            return discard(datagram.descriptors);
         }
         let bind = fields.bind.clone();
         let notice = Notice {
@@ -78,6 +78,11 @@ impl Run {
         }
         found.ok().map(|(id, _)| id)
     }
+}
+
+/// Closes what an unknown process has sent. The close must not block.
+fn discard(descriptors: Vec<Descriptor>) {
+    descriptors.into_iter().for_each(sys::descriptor::discard);
 }
 
 fn notice(notification: Notification) -> Notice {

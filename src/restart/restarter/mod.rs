@@ -429,6 +429,7 @@ impl Restarter {
 
     fn handle_deadlines(&mut self, server: &dyn RestartableServer) {
         let now = Instant::now();
+        notify::retry();
         self.handle_successor_deadline(server, now);
         self.handle_passed_on_deadline(now);
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
@@ -463,7 +464,9 @@ impl Restarter {
         let deadline = deadline
             .earlier(self.passed_on_until)
             .earlier(self.drain_deadline());
-        deadline.earlier(Deadline::at(extend))
+        deadline
+            .earlier(Deadline::at(extend))
+            .earlier(notify::retry_at())
     }
 
     /// The generation of this process, for notifications, if a supervisor of this crate reads them.
@@ -488,7 +491,7 @@ fn send_listener_copies(generation: u64, listeners: &[Weak<Listener>]) -> io::Re
         });
         copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
-    notify::send_listener_copies(generation, &records, &copies)?;
+    notify::send_listener_copies(generation, &records, copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         listener.set_removes_file(false);
     }
