@@ -18,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -116,7 +117,7 @@ impl Drop for Supervised {
 
 /// A pipe that takes no byte more. Returns the reading and the writing end, and how much is in it.
 fn full_pipe() -> (fs::File, OwnedFd, usize) {
-    let (reader, writer) = io::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     // Another open file description, so that the one that the supervisor gets stays a blocking one.
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -127,7 +128,7 @@ fn full_pipe() -> (fs::File, OwnedFd, usize) {
             filled += count;
         }
     }
-    (OwnedFd::from(reader).into(), writer.into(), filled)
+    (reader.into(), writer, filled)
 }
 
 /// A service manager that reads nothing, and whose queue is full.
@@ -449,7 +450,7 @@ const NOTIFICATIONS: [&str; 6] = [
 /// Sends a datagram with up to this many descriptors: files, pipes, sockets.
 fn send_with_descriptors(to: &UnixDatagram, text: &[u8], count: usize) {
     let file = fs::File::open("/proc/self/exe").unwrap();
-    let (reader, writer) = io::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (one, other) = UnixStream::pair().unwrap();
     let kinds = [
         file.as_fd(),
