@@ -26,6 +26,7 @@ use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::log;
+use crate::notify;
 use crate::panic;
 use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
@@ -228,7 +229,8 @@ impl<S: Service> MainThread<S> {
             let mut wake_at = Deadline::NEVER;
             if let Some(watchdog) = &mut watchdog {
                 watchdog.check(stop.is_some());
-                wake_at = Deadline::at(Some(watchdog.next_check()));
+                notify::retry();
+                wake_at = Deadline::at(Some(watchdog.next_check())).earlier(notify::retry_at());
             }
             if let Some(stop) = &mut stop {
                 self.update_progress(stop, accepting);

@@ -44,7 +44,7 @@ impl HeldListener {
     /// Stores a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
-            Ok(copy) => notify::store_listener(self.record.to_stored_name(), &copy),
+            Ok(copy) => notify::store_listener(self.record.to_stored_name(), copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.record.name),
         }
     }
@@ -255,11 +255,14 @@ impl HeldListeners {
         if self.0.len() < before {
             // The service manager forgets all listeners of a name, and another listener that is
             // still held may have the same name.
-            self.0
-                .iter()
-                .filter(|held| !held.held_by_manager)
-                .for_each(HeldListener::store);
+            self.store_all();
         }
+    }
+
+    /// Stores copies with the service manager, which ignores those that it has.
+    pub(super) fn store_all(&self) {
+        let own = self.0.iter().filter(|held| !held.held_by_manager);
+        own.for_each(HeldListener::store);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &HeldListener> {

@@ -20,7 +20,7 @@
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`stop_signal`] | the signal that has a process finish its requests and exit |
 //! | [`snapshot`] | the fleet, as the upgrade passes it on |
-//! | [`logger`] | logs to standard error if the program has set no logger |
+//! | [`logger`], [`log_format`] | the log, if the program has set no logger |
 
 mod ancestry;
 mod bind_rules;
@@ -28,6 +28,7 @@ mod control;
 mod dry_run;
 mod fleet;
 mod listeners;
+mod log_format;
 mod logger;
 mod notifications;
 mod run;
@@ -45,6 +46,7 @@ use std::process;
 use std::time::Duration;
 
 use crate::listener::Bind;
+use crate::log;
 use crate::restart::{Program, Restart, own_launch};
 use crate::sys::{self, Identity, Signal, SignalFd};
 use crate::wire::Launch;
@@ -55,6 +57,7 @@ use fleet::backoff::BackoffSettings;
 use run::Run;
 use upgrade::resume;
 
+pub use log_format::LogFormat;
 pub use stop_signal::{StopSignal, StopSignalError};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
@@ -82,8 +85,15 @@ pub fn supervise() -> io::Result<Restart> {
 ///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// It logs with the logger that the program has set, or to standard error if there is none. If the
-/// supervisor dies, the serving processes finish their requests and exit. Linux only.
+/// If the supervisor dies, the serving processes finish their requests and exit. Linux only.
+///
+/// # Log
+///
+/// The supervisor logs with the logger that the program has set before the call. Such a logger must
+/// not block, or the supervisor blocks with it. If there is none, records of level "info" and above
+/// are lines on standard error, see [`log_format`](Self::log_format). If nobody reads them, 1023
+/// lines are kept, and further ones are dropped and counted: the supervisor does not wait. At its
+/// end and before an upgrade, it waits for up to a second until the lines are read.
 ///
 /// # Signals
 ///
@@ -154,6 +164,7 @@ struct Settings {
     identity: Option<Identity>,
     control_mode: Option<u32>,
     control_group: Option<String>,
+    log_format: LogFormat,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -234,6 +245,7 @@ impl Supervisor {
             identity: None,
             control_mode: None,
             control_group: None,
+            log_format: LogFormat::Auto,
             runs_other_program: false,
         })
     }
@@ -456,6 +468,14 @@ impl Supervisor {
         self
     }
 
+    /// The format of the [log](Self#log), if the program has set no logger. Defaults to
+    /// [`LogFormat::Auto`]: with the prefixes of systemd's journal if standard error leads there,
+    /// and with times if not.
+    pub fn log_format(mut self, format: LogFormat) -> Self {
+        self.0.log_format = format;
+        self
+    }
+
     /// Supervises this program. Returns only in the serving processes. In the supervisor, it ends
     /// the process, see [Exit codes](Self#exit-codes).
     ///
@@ -512,7 +532,6 @@ impl Supervisor {
         }
         self.0.check()?;
         self.0.find_identity()?;
-        logger::install();
         if let Some(login) = self.0.identity.as_ref().and_then(|own| own.login.as_ref()) {
             program.set_login(login);
         }
@@ -522,20 +541,20 @@ impl Supervisor {
         if let Some(path) = &self.0.environment_file {
             program.set_environment_file(path.clone());
         }
+        if let Some(Launch::DryRun { snapshot, report }) = launch {
+            perform_dry_run(snapshot, report)?;
+            process::exit(0);
+        }
+        let signals = SignalFd::open()?;
+        logger::install(self.0.log_format);
         let run = match launch {
+            Some(Launch::Resume { snapshot }) => resume(self.0, program, signals, snapshot),
             // A supervisor that runs another program may be supervised itself.
-            None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {
-                Run::new(self.0, program, SignalFd::open()?)?
-            }
-            Some(Launch::Resume { snapshot }) => {
-                resume(self.0, program, SignalFd::open()?, snapshot)?
-            }
-            Some(Launch::DryRun { snapshot, report }) => {
-                perform_dry_run(snapshot, report)?;
-                process::exit(0);
-            }
+            _ => Run::new(self.0, program, signals),
         };
-        Ok(run.run_until_stopped())
+        let code = run.map(Run::run_until_stopped);
+        log::flush();
+        code
     }
 }
 

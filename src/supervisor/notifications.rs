@@ -27,7 +27,7 @@ impl Run {
         };
         if !is_known && !sender.is_privileged() && !is_of_service() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
-            return;
+            return discard(datagram.descriptors);
         }
         log::debug!("notification of process {pid}: {text:?}");
         let notification = Notification::parse(&text);
@@ -39,7 +39,7 @@ impl Run {
             fields.generation.is_some() && ancestry::is_descendant(pid) && is_running
         };
         if !is_known && !is_server() {
-            return;
+            return discard(datagram.descriptors);
         }
         let bind = fields.bind.clone();
         let notice = Notice {
@@ -100,6 +100,11 @@ impl Run {
         }
         found.ok().flatten().map(|(id, _)| id)
     }
+}
+
+/// Closes what an unknown process has sent. The close must not block.
+fn discard(descriptors: Vec<Descriptor>) {
+    descriptors.into_iter().for_each(sys::descriptor::discard);
 }
 
 fn notice(notification: Notification, sender: Sender) -> Notice {

@@ -40,7 +40,7 @@ use crate::clock::Deadline;
 use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
-use crate::sys::{self, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -161,9 +161,10 @@ impl Run {
             .fleet
             .deadline()
             .earlier(self.next_watchdog)
+            .earlier(notify::retry_at())
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
-        let mut sockets = vec![self.notify_socket.socket()];
+        let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
         sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
         let pidfds = self.pidfds.values();
         let waited = sys::supervision::wait_for_any(&self.signals, &sockets, pidfds, timeout);
@@ -294,6 +295,7 @@ impl Run {
             self.next_watchdog = Deadline::after(now, interval);
             notify::send_watchdog_alive();
         }
+        notify::retry();
         if let Some(control) = &mut self.control {
             control.expire(now);
             control.restore_file(now, &self.settings);

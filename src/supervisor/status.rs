@@ -3,6 +3,7 @@
 use std::process;
 use std::time::Instant;
 
+use super::control::ControlSocket;
 use super::fleet::Fleet;
 use super::fleet::event::Event;
 use super::fleet::process::{Process, Stage};
@@ -27,6 +28,13 @@ impl Run {
                 Some(ControlRequest::Status) => {
                     let status = self.status();
                     self.reply(id, &status);
+                }
+                Some(
+                    ControlRequest::Restart { waits: true }
+                    | ControlRequest::Upgrade { waits: true },
+                ) if !self.control.as_ref().is_some_and(ControlSocket::may_wait) => {
+                    let why = "too many clients wait for a result already";
+                    self.reply(id, &Answer::failure(why));
                 }
                 Some(ControlRequest::Restart { waits }) => {
                     let client = waits.then_some(id);

@@ -14,7 +14,6 @@ use super::fleet::event::Event;
 use super::listeners::HeldListeners;
 use super::run::{Run, random_seed};
 use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
-use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
@@ -43,6 +42,8 @@ impl Run {
         notify::send_status("replacing the supervisor");
         let env = self.own_program.read_env()?;
         let options = self.own_program.spawn_options(&env, &env_with_pid, &kept);
+        // What the threads of this program have not written is lost with them.
+        log::flush();
         Err(sys::process::replace_program(&options))
     }
 
@@ -117,7 +118,7 @@ impl Run {
         let control = ControlSocket::new(listener, &self.settings);
         let control = self.control.insert(control);
         for client in clients {
-            let id = control.adopt(adopt_socket(*client)?, Deadline::NEVER);
+            let id = control.adopt(adopt_socket(*client)?);
             self.fleet.upgrade.clients.push(id);
         }
         Ok(())
@@ -153,6 +154,8 @@ pub(super) fn resume(
         run.restore_control(listener, snapshot.control_file, &snapshot.upgrade_clients)?;
     }
     run.apply_new_settings();
+    // The program before may have ended while the service manager did not read.
+    run.listeners.store_all();
     log::info!(
         "the supervisor runs version {} now",
         env!("CARGO_PKG_VERSION")

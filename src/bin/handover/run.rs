@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use handover::{Bind, StopSignal, Supervisor};
+use handover::{Bind, LogFormat, StopSignal, Supervisor};
 
 use super::CommandResult;
-use super::values::{NoRestartCode, RestartWhen, delays, listener, octal, seconds};
+use super::values::{NoRestartCode, RestartWhen, delays, listener, log_format, octal, seconds};
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
@@ -101,6 +101,10 @@ pub(super) struct RunArgs {
     /// process is left. Defaults to never
     #[arg(long, value_name = "N")]
     give_up_after: Option<NonZeroU32>,
+    /// The format of the log, on standard error. With "auto", that of systemd's journal if standard
+    /// error leads there, and else plain lines with times
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = log_format())]
+    log_format: LogFormat,
     /// The program, a path or a name on the search path, and its arguments
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -127,6 +131,7 @@ impl RunArgs {
             .no_restart(self.no_restart_code.0)
             .backoff(self.backoff.0, self.backoff.1)
             .give_up_after(self.give_up_after.map(NonZeroU32::get))
+            .log_format(self.log_format)
             .each(self.listen, Supervisor::listen)
             .each(self.control, Supervisor::control_socket)
             .each(self.control_mode, Supervisor::control_mode)

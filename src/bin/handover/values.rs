@@ -5,8 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use handover::{Addr, Bind};
+use handover::{Addr, Bind, LogFormat};
 
 pub(super) fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
@@ -45,6 +46,16 @@ impl FromStr for NoRestartCode {
             _ => Err("neither a number from 1 to 255 nor \"none\""),
         }
     }
+}
+
+pub(super) fn log_format() -> impl TypedValueParser<Value = LogFormat> {
+    let names = ["auto", "plain", "journal", "json"];
+    PossibleValuesParser::new(names).map(|name| match name.as_str() {
+        "plain" => LogFormat::Plain,
+        "journal" => LogFormat::Journal,
+        "json" => LogFormat::Json,
+        _ => LogFormat::Auto,
+    })
 }
 
 /// The mode of a file, in octal.

@@ -427,6 +427,7 @@ impl Restarter {
 
     fn handle_deadlines(&mut self, server: &dyn RestartableServer) {
         let now = Instant::now();
+        notify::retry();
         self.handle_successor_deadline(server, now);
         self.handle_passed_on_deadline(now);
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
@@ -487,7 +488,10 @@ impl Restarter {
             .earlier(self.passed_on_deadline())
             .earlier(self.drain_deadline());
         let drain_status = self.drain_status.deadline();
-        deadline.earlier(Deadline::at(extend)).earlier(drain_status)
+        deadline
+            .earlier(Deadline::at(extend))
+            .earlier(drain_status)
+            .earlier(notify::retry_at())
     }
 
     /// The generation of this process, for notifications, if a supervisor of this crate reads them.
@@ -512,7 +516,7 @@ fn send_listener_copies(generation: u64, listeners: &[Weak<Listener>]) -> io::Re
         });
         copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
-    notify::send_listener_copies(generation, &records, &copies)?;
+    notify::send_listener_copies(generation, &records, copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         listener.set_removes_file(false);
     }

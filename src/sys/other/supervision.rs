@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::{Datagram, Identity, Signal};
+use crate::sys::{Datagram, Identity, Interest, Signal};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 
@@ -22,7 +22,7 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
-    _sockets: &[&Socket],
+    _sockets: &[(&Socket, Interest)],
     _processes: impl Iterator<Item = &'a PidFd>,
     _timeout: Option<Duration>,
 ) -> io::Result<()> {

@@ -14,6 +14,8 @@ use rustix::process::{
 };
 use socket2::Socket;
 
+use crate::sys::Interest;
+
 mod identity;
 mod notify_socket;
 mod pid_fd;
@@ -33,19 +35,26 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Waits for a signal, for a socket that is readable or can accept, for the end of a process, or
-/// for the time-out.
+/// Waits for a signal, for a socket that is ready or can accept, for the end of a process, or for the
+/// time-out.
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
-    sockets: &[&Socket],
+    sockets: &[(&Socket, Interest)],
     processes: impl Iterator<Item = &'a PidFd>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
-    let sockets = sockets.iter().map(|socket| socket.as_fd());
+    let sockets = sockets.iter().map(|(socket, interest)| {
+        let wanted = match interest {
+            Interest::Read => PollFlags::IN,
+            Interest::Write => PollFlags::OUT,
+            Interest::Both => PollFlags::IN | PollFlags::OUT,
+        };
+        PollFd::from_borrowed_fd(socket.as_fd(), wanted)
+    });
     let processes = processes.filter_map(|process| Some(process.fd.as_ref()?.as_fd()));
-    let all = sockets.chain(processes).chain([signals.0.as_fd()]);
-    let fds = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    let mut fds: Vec<PollFd<'_>> = fds.collect();
+    let others = processes.chain([signals.0.as_fd()]);
+    let others = others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds: Vec<PollFd<'_>> = sockets.chain(others).collect();
     // A time-out too long for the call is none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut fds, timeout.as_ref()) {
