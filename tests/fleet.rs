@@ -9,6 +9,8 @@ mod clock;
 #[path = "../src/supervisor/fleet/mod.rs"]
 #[allow(dead_code)] // The status and the snapshot read more of the fleet than the simulation.
 mod fleet;
+#[path = "fleet/rules.rs"]
+mod rules;
 #[path = "fleet/mod.rs"]
 mod simulation;
 #[path = "fleet/sys.rs"]

@@ -1,8 +1,10 @@
 //! The notifications of processes (sd_notify(3)): the listeners in them are handled here, and the
 //! rest becomes a [`Notice`] for the fleet.
 
+use std::time::Instant;
+
 use super::ancestry;
-use super::fleet::event::{Event, ListenerId, Notice};
+use super::fleet::event::{Event, ListenerId, NamedProcess, Notice};
 use super::run::Run;
 use crate::listener::Bind;
 use crate::log;
@@ -34,6 +36,10 @@ impl Run {
         let bind = fields.bind.clone();
         let notice = Notice {
             listeners: self.take_listeners(bind, &fields.listeners, datagram.descriptors),
+            sender_started_at: match is_known {
+                true => None,
+                false => ancestry::start_time(pid),
+            },
             ..notice(notification)
         };
         self.handle(Event::Notified { pid, notice });
@@ -82,17 +88,21 @@ impl Run {
 
 fn notice(notification: Notification) -> Notice {
     let fields = notification.handover_fields;
-    let is_descendant = |pid: &u32| ancestry::is_descendant(*pid);
     let is_server = fields.generation.is_some();
     Notice {
         ready: notification.ready,
         stopping: notification.stopping,
-        // A successor that serves, and has ended since, has replaced its predecessor all the same.
+        sender_started_at: None,
+        // A server tells the truth, but its successor may have ended since.
         main_pid: notification
             .main_pid
-            .filter(|pid| is_descendant(pid) || is_server && PidFd::open(*pid).has_ended()),
+            .and_then(named_process)
+            .filter(|named| is_server || !named.has_ended),
         generation: fields.generation,
-        successor: fields.successor.filter(is_descendant),
+        successor: fields
+            .successor
+            .and_then(named_process)
+            .filter(|named| !named.has_ended),
         failed: fields.failed.map(notify::one_line),
         status: notification.status.map(notify::one_line),
         extend: notification.extend,
@@ -101,4 +111,17 @@ fn notice(notification: Notification) -> Notice {
             .watchdog
             .map(|message| message == WatchdogMessage::Alive),
     }
+}
+
+/// The process of this id: a descendant of the supervisor, or one that has ended.
+fn named_process(pid: u32) -> Option<NamedProcess> {
+    // The order counts: what has not ended after its ancestors were looked at is what they were.
+    let is_descendant = ancestry::is_descendant(pid);
+    let started_at = ancestry::start_time(pid);
+    let has_ended = PidFd::open(pid).has_ended();
+    (is_descendant || has_ended).then(|| NamedProcess {
+        pid,
+        started_at: started_at.unwrap_or_else(Instant::now),
+        has_ended,
+    })
 }

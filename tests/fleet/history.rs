@@ -162,11 +162,15 @@ impl History {
             }
             decisions.push(Decision::Act { at, act });
         }
+        let sends_watchdog = random.one_in(2);
+        if !is_foreign && random.one_in(16) {
+            add_lost_successor(&mut random, &policy, &mut decisions);
+        }
         Self {
             seed,
             policy,
             is_foreign,
-            sends_watchdog: random.one_in(2),
+            sends_watchdog,
             decisions,
         }
     }
@@ -280,6 +284,41 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
         21 => Act::StallSupervisor(random.pick(&[30, 240, 260, 6_100, 12_000])),
         22 | 23 => Act::StallAll(random.pick(&[30, 240, 249, 260, 1_300, 6_100, 12_000])),
         _ => Act::RestartForClient,
+    }
+}
+
+/// A process replaces itself, but the supervisor is not told, or is told late: because the process
+/// crashes, or because its notifications are late. Before the supervisor hears of the successor, a
+/// restart is asked for, so that the successor is older than the restart. Meanwhile other processes
+/// crash, whose slots it may get. Acts by themselves hardly ever come together like this.
+fn add_lost_successor(random: &mut Random, policy: &Policy, decisions: &mut Vec<Decision>) {
+    let slots = policy.processes;
+    let nth = random.below(slots as u64) as usize;
+    let mut add = |at, act| decisions.push(Decision::Act { at, act });
+    let begin = 1_000;
+    add(begin, Act::SelfRestart(nth as u32));
+    add(begin + 40 + random.below(100), Act::Install);
+    add(begin + 140 + random.below(60), Act::RestartForClient);
+    let (mut fate, mut successor) = (Fate::default(), Fate::default());
+    if random.one_in(2) {
+        fate.lateness = random.pick(&[200, 400, 800]);
+        fate.drain = Some(2_000);
+    } else {
+        fate.lost = Some(Lost::Announcement);
+        successor.build = Build::Ready(random.pick(&[300, 600, 900]));
+        add(begin + 30, Act::End(nth as u32, Ending::Crashes));
+        for _ in 0..1 + random.below(3) {
+            let any = random.below(8) as u32;
+            add(
+                begin + 250 + random.below(600),
+                Act::End(any, Ending::Crashes),
+            );
+        }
+    }
+    let mut of_restart = Fate::default();
+    of_restart.build = Build::Ready(random.pick(&[100, 900, 2_000]));
+    for (nth, fate) in [(nth, fate), (slots, successor), (slots + 2, of_restart)] {
+        decisions.push(Decision::Fate { nth, fate });
     }
 }
 

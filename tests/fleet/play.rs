@@ -8,7 +8,7 @@ use super::history::{Act, Decision, DryRunFate, History};
 use super::machine::{MS, Machine, Step};
 use super::promises::Promises;
 use crate::clock::Deadline;
-use crate::fleet::event::{Effect, Event, Exit, Notice};
+use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice};
 use crate::fleet::process::{Process, Stage, Watch};
 use crate::fleet::slot::Slot;
 use crate::fleet::{Fleet, Policy};
@@ -278,22 +278,23 @@ impl<'a> Play<'a> {
         while let Some((pid, notice)) = self.machine.mail.pop_front() {
             let is_alive = |pid: &u32| self.machine.program(*pid).is_some_and(|one| one.is_alive());
             let is_known = self.fleet.processes().any(|process| process.pid == pid);
-            let is_server = notice.generation.is_some() && is_alive(&pid);
-            if !is_known && !is_server {
+            let is_server = notice.generation.is_some();
+            if !is_known && !(is_server && is_alive(&pid)) {
                 continue;
             }
+            let named = |named: NamedProcess| self.machine.named(named.pid);
             let notice = Notice {
-                successor: notice.successor.filter(is_alive),
+                sender_started_at: (!is_known).then(|| self.machine.named(pid).started_at),
+                successor: notice.successor.map(named).filter(|one| !one.has_ended),
+                main_pid: notice
+                    .main_pid
+                    .map(named)
+                    .filter(|one| is_server || !one.has_ended),
                 ..notice
             };
-            // The exit of a process is noticed that the fleet is told of when it has ended.
-            if let Some(dead) = notice.main_pid.filter(|pid| !is_alive(pid)) {
-                self.machine.ended.retain(|pid| *pid != dead);
-                self.machine.ended.push(dead);
-                self.machine.program_mut(dead).known_ready = None;
-            }
-            let named = [Some(pid), notice.main_pid, notice.successor];
-            for known in named.into_iter().flatten() {
+            let named = [notice.main_pid, notice.successor];
+            let named = named.into_iter().flatten().map(|named| named.pid);
+            for known in named.chain([pid]) {
                 self.promises
                     .hears_of(known, pid, &self.fleet, &mut self.machine);
             }
@@ -475,9 +476,13 @@ fn describe(event: &Event) -> String {
     let mut add = |name: &str, value: Option<String>| {
         words.extend(value.map(|value| format!("{name}={value}")));
     };
-    add("main_pid", notice.main_pid.map(|pid| pid.to_string()));
+    let name = |named: NamedProcess| match named.has_ended {
+        true => format!("{}, which has ended", named.pid),
+        false => named.pid.to_string(),
+    };
+    add("main_pid", notice.main_pid.map(name));
     add("generation", notice.generation.map(|one| one.to_string()));
-    add("successor", notice.successor.map(|pid| pid.to_string()));
+    add("successor", notice.successor.map(name));
     add("failed", notice.failed.clone());
     add("extend", notice.extend.map(|time| format!("{time:?}")));
     add("is_alive", notice.is_alive.map(|alive| alive.to_string()));

@@ -196,6 +196,7 @@ impl Promises {
         }
         self.takes_no_acceptor_away(before, effects, fleet, machine)?;
         each_slot_starts_one_process(fleet, machine)?;
+        takes_no_dead_process(event, before, fleet)?;
         each_process_has_a_deadline(fleet)?;
         self.deadlines_are_bounded(fleet, machine)?;
         none_is_forgotten(fleet, machine)?;
@@ -241,6 +242,15 @@ impl Promises {
                     let has_successor = fleet.slots[slot].successor.is_some();
                     if stays.is_none_or(|current| current.pid != *pid) && !has_successor {
                         self.record_failure(slot, Some(*pid), machine);
+                    }
+                }
+                let ended = notice.main_pid.filter(|named| named.has_ended);
+                if let (Some(slot), Some(ended)) = (of_slot, ended) {
+                    // The successor took the slot, and has left it already.
+                    if fleet.slots[slot].current.is_none() && !before.has_shutdown {
+                        let now = machine.now;
+                        machine.program_mut(ended.pid).known_ready = Some(now);
+                        self.record_failure(slot, Some(ended.pid), machine);
                     }
                 }
                 if let (Some(limit), Some(time)) = (self.stop_limit, notice.extend) {
@@ -468,8 +478,7 @@ impl Promises {
             let Some(program) = current.and_then(|current| machine.program(current.pid)) else {
                 return broken(format!("success, but slot {index} does not serve"));
             };
-            let is_told_late = program.is_misleading && program.predecessor.is_some();
-            if program.version < client.version && !is_told_late {
+            if program.version < client.version {
                 return broken(format!("success, but slot {index} serves an old version"));
             }
         }
@@ -661,6 +670,26 @@ fn each_slot_starts_one_process(fleet: &Fleet, machine: &Machine) -> Check {
         }
     }
     Ok(())
+}
+
+/// A process that is named when it has ended takes no slot, so that no restart succeeds with it.
+fn takes_no_dead_process(event: &Event, before: &Before, fleet: &Fleet) -> Check {
+    let Event::Notified { notice, .. } = event else {
+        return Ok(());
+    };
+    let ended = notice.main_pid.filter(|named| named.has_ended);
+    let Some(ended) = ended.map(|named| Some(named.pid)) else {
+        return Ok(());
+    };
+    let mut slots = fleet.slots.iter().zip(&before.slots);
+    let pid = |current: &Process| current.pid;
+    match slots.any(|(slot, old)| slot.current.as_ref().map(pid) == ended && old.current != ended) {
+        true => {
+            let text = format!("process {ended:?} has ended, and takes a slot");
+            Err(("takes_no_dead_process", text))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Each process serves, or has a deadline of its own or one by the stop. A predecessor that lives

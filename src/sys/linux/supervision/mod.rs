@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{
     Pid, WaitId, WaitIdOptions, WaitOptions, getpid, set_child_subreaper, wait, waitid,
 };
+use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
 mod notify_socket;
@@ -68,6 +70,15 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
 pub(crate) fn is_child(pid: u32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     kernel_pid(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
+}
+
+/// How long ago something was that /proc dates in clock ticks since the boot (`starttime` in
+/// proc_pid_stat(5)). The result may be a tick too short, 10 ms, and never too long.
+pub(crate) fn time_since_tick(ticks: u64) -> Duration {
+    let now = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+    let end_of_tick = ticks.saturating_add(1) as f64 / clock_ticks_per_second().max(1) as f64;
+    let then = Duration::try_from_secs_f64(end_of_tick).unwrap_or(Duration::MAX);
+    now.saturating_sub(then)
 }
 
 fn kernel_pid(pid: u32) -> Option<Pid> {

@@ -1,0 +1,135 @@
+//! Rules of the policy, one by one: events, and the effects that follow.
+
+use std::time::{Duration, Instant};
+
+use crate::fleet::backoff::BackoffSettings;
+use crate::fleet::event::{Effect, Event, NamedProcess, Notice, Severity};
+use crate::fleet::{Fleet, Policy};
+
+/// A fleet and its clock. The processes of slot 0 have the ids 100, 101 and so on, those of slot 1
+/// 200, 201 and so on.
+struct Played {
+    fleet: Fleet,
+    now: Instant,
+    started: Vec<u32>,
+}
+
+fn policy() -> Policy {
+    Policy {
+        processes: 1,
+        ready_timeout: Duration::from_secs(60),
+        ready_after: None,
+        stop_timeout: Duration::from_secs(60),
+        watchdog: None,
+        abort_timeout: Duration::from_secs(5),
+        backoff: BackoffSettings {
+            first: Duration::from_millis(100),
+            longest: Duration::from_secs(30),
+        },
+        max_draining: 4,
+        restart_after_success: true,
+        no_restart_code: Some(78),
+        starts_all: false,
+    }
+}
+
+impl Played {
+    /// All slots serve. The processes are servers of this crate if not `starts_all`.
+    fn serving(policy: Policy) -> Self {
+        let now = Instant::now();
+        let is_server = !policy.starts_all;
+        let mut played = Self {
+            started: vec![0; 1024],
+            fleet: Fleet::new(policy, now, 1),
+            now,
+        };
+        played.tick(0);
+        for slot in 0..played.fleet.slots.len() {
+            played.ready(100 * (slot as u32 + 1), is_server.then_some(1));
+            played.tick(1);
+        }
+        played
+    }
+
+    /// Handles an event. Returns its effects in words; each start succeeds at once.
+    fn handle(&mut self, event: Event) -> Vec<String> {
+        let mut words = Vec::new();
+        for effect in self.fleet.handle(event, self.now) {
+            match effect {
+                Effect::Start { slot, .. } => {
+                    let pid = 100 * (slot as u32 + 1) + self.started[slot];
+                    self.started[slot] += 1;
+                    words.push(format!("start {pid}"));
+                    words.extend(self.handle(Event::Started { slot, pid }));
+                }
+                Effect::Signal { pid, signal } => words.push(format!("{signal:?} {pid}")),
+                Effect::Abort { pid } => words.push(format!("abort {pid}")),
+                Effect::Reply { error, .. } => {
+                    words.push(format!("reply {}", error.unwrap_or("ok".to_owned())));
+                }
+                Effect::Log(Severity::Error, text) => words.push(format!("error {text}")),
+                _ => {}
+            }
+        }
+        words
+    }
+
+    fn tick(&mut self, seconds: u64) -> Vec<String> {
+        self.now += Duration::from_secs(seconds);
+        self.handle(Event::Tick)
+    }
+
+    fn notify(&mut self, pid: u32, notice: Notice) -> Vec<String> {
+        self.handle(Event::Notified { pid, notice })
+    }
+
+    fn ready(&mut self, pid: u32, generation: Option<u64>) -> Vec<String> {
+        let notice = Notice {
+            ready: true,
+            generation,
+            ..Notice::default()
+        };
+        self.notify(pid, notice)
+    }
+}
+
+#[test]
+fn a_main_pid_completes_a_restart_if_its_process_is_new_and_lives() {
+    let second = Duration::from_secs(1);
+    for (started_after, has_ended, expected) in [
+        (second, false, vec!["reply ok"]),
+        // The restart goes on with a process that is older.
+        (Duration::ZERO, false, vec!["Hangup 150"]),
+        (second, true, vec!["error", "reply process 150 exited"]),
+        // The restart waits for the process that is started next.
+        (Duration::ZERO, true, vec![]),
+    ] {
+        let mut played = Played::serving(policy());
+        let before = played.now;
+        played.tick(1);
+        let client = Some(1);
+        assert_eq!(played.handle(Event::Restart { client }), ["Hangup 100"]);
+        played.now += second;
+        let named = NamedProcess {
+            pid: 150,
+            started_at: before + started_after,
+            has_ended,
+        };
+        let notice = Notice {
+            ready: true,
+            generation: Some(2),
+            main_pid: Some(named),
+            ..Notice::default()
+        };
+        let effects = played.notify(100, notice);
+        let is_expected = |(effect, start): (&String, &&str)| effect.starts_with(start);
+        assert!(
+            effects.len() == expected.len() && effects.iter().zip(&expected).all(is_expected),
+            "{started_after:?}, {has_ended}: {effects:?}"
+        );
+        if expected.is_empty() {
+            assert_eq!(played.tick(0), ["start 101"]);
+            assert_eq!(played.ready(101, Some(3)), ["reply ok"]);
+        }
+    }
+}
