@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, value_parser};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -41,6 +41,22 @@ enum Subcommand {
     /// If a process cannot be replaced, that process and all later ones go on serving. With
     /// --wait, the exit code is then 1.
     Restart(RequestArgs),
+    /// Change the number of serving processes, until the supervisor ends
+    ///
+    /// Surplus processes finish their requests and exit. With --wait, the exit code is 0 as soon as
+    /// so many processes serve, and 1 if one of them fails before it is ready, which is then started
+    /// again after a while. An upgrade keeps the number.
+    Scale {
+        /// From 1 to 1024
+        #[arg(value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+        processes: u16,
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Have the serving processes open their log files again, after these were rotated
+    ///
+    /// Sends SIGUSR1 to each process that handles it. A process that would die of it gets none.
+    Reopen(Target),
     /// Stop the service when all requests in progress are finished
     Stop(RequestArgs),
     /// Replace the supervisor itself, in the same process, by the program that is on disk now
@@ -140,6 +156,8 @@ fn main() -> ExitCode {
     let result = match Options::parse().command {
         Subcommand::Status { supervisor, json } => status(&supervisor, json),
         Subcommand::Restart(request) => restart(&request),
+        Subcommand::Scale { processes, request } => scale(processes, &request),
+        Subcommand::Reopen(supervisor) => reopen(&supervisor),
         Subcommand::Stop(request) => stop(&request),
         Subcommand::Upgrade(request) => upgrade(&request),
         Subcommand::Run(args) => args.execute(),
@@ -181,6 +199,19 @@ fn upgrade(request: &RequestArgs) -> CommandResult {
     if request.wait {
         print("the supervisor has been replaced\n")?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn scale(processes: u16, request: &RequestArgs) -> CommandResult {
+    request.send(&format!("scale {processes}"))?;
+    if request.wait {
+        print(&format!("{processes} processes serve\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reopen(supervisor: &Target) -> CommandResult {
+    parse_answer(&supervisor.send("reopen", supervisor.deadline(false))?)?;
     Ok(ExitCode::SUCCESS)
 }
 

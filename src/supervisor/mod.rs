@@ -15,6 +15,7 @@
 //! | [`listeners`] | holds the listeners |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
+//! | [`disposition`] | whether a process survives a signal |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`snapshot`] | the fleet, as the upgrade passes it on |
@@ -22,6 +23,7 @@
 
 mod ancestry;
 mod control;
+mod disposition;
 mod dry_run;
 mod fleet;
 mod listeners;
@@ -86,12 +88,16 @@ pub fn supervise() -> io::Result<Restart> {
 /// | SIGTERM, SIGINT | stop when all requests are finished, at most after [`stop_timeout`] |
 /// | SIGQUIT, second SIGINT | stop at once: requests are cut off; processes are killed after 5 s |
 /// | SIGHUP | graceful restart of the serving processes, one after another |
-/// | SIGUSR1 | passed on to the serving processes |
+/// | SIGUSR1 | log files are reopened: passed on to the serving processes, unless it would end them |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
 ///
+/// SIGUSR1 ends a process that has no handler for it. So it is sent only to a process that has been
+/// ready, and that handles, ignores or blocks it, as /proc tells; for any other, a warning is logged.
+///
 /// An upgrade leaves the serving processes alone. The supervisor then has the settings of the new
-/// program, with these exceptions: the control socket and the listeners stay where they are, and
-/// processes that serve already keep their watchdog limit, as do their successors.
+/// program, with these exceptions: the control socket and the listeners stay where they are,
+/// processes that serve already keep their watchdog limit, as do their successors, and a number of
+/// processes that was asked for at run time (`handover scale`) stays until the supervisor ends.
 ///
 /// # Exit codes
 ///
@@ -192,7 +198,8 @@ impl Supervisor {
     }
 
     /// How many processes serve, on the same listeners. If one crashes, only its clients are
-    /// affected; a graceful restart replaces one after another. From 1 to 1024. Defaults to 1.
+    /// affected; a graceful restart replaces one after another. From 1 to 1024. The command
+    /// `handover scale` changes the number at run time. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
         self.0.policy.processes = count.max(1);
         self
@@ -276,8 +283,8 @@ impl Supervisor {
 
     /// The path of the control socket, through which the command `handover` reaches the supervisor:
     /// a Unix socket for the supervisor's user and root only. A request is one of the lines
-    /// `status`, `restart`, `restart wait`, `stop`, `upgrade` and `upgrade wait`; the answer is a
-    /// line of JSON. Defaults to none.
+    /// `status`, `restart`, `restart wait`, `scale N`, `scale N wait`, `reopen`, `stop`, `upgrade` and
+    /// `upgrade wait`; the answer is a line of JSON. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
         self

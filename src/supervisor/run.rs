@@ -29,6 +29,7 @@ use socket2::Socket;
 use super::Settings;
 use super::ancestry;
 use super::control::ControlSocket;
+use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
 use super::fleet::{Fleet, Outcome};
@@ -376,6 +377,9 @@ impl Run {
     }
 
     fn send(&mut self, pid: u32, signal: Signal) {
+        if signal == Signal::User1 && !survives(pid, signal) {
+            return log::warn!("{signal} is not sent to process {pid}, which would die of it");
+        }
         let pidfd = self.pidfds.entry(pid).or_insert_with(|| PidFd::open(pid));
         send_signal(pidfd, pid, signal);
     }

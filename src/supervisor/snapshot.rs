@@ -33,6 +33,7 @@ pub(super) fn record_fleet(fleet: &Fleet) -> FleetRecord {
         has_been_ready: fleet.has_been_ready,
         exit_code: fleet.exit_code,
         last_restart: last_restart.map(|(error, took)| Answer::new(error, Some(took))),
+        scale: fleet.scale.wanted,
         slots: fleet.slots.iter().map(record_slot).collect(),
         processes: fleet.draining.iter().map(record_process).collect(),
     }
@@ -86,12 +87,13 @@ fn record_stage(stage: Stage) -> StageRecord {
 // ---- going on from a snapshot ----
 
 /// Makes a fleet of a record. If the new policy has fewer slots, the processes in the others drain;
-/// if more, the slots that are new start processes.
+/// if more, the slots that are new start processes. A number that was asked for at run time stays.
 pub(super) fn restore_fleet(record: FleetRecord, policy: Policy, now: Instant, seed: u64) -> Fleet {
     let mut fleet = Fleet::new(policy, now, seed);
     fleet.sent_ready = record.sent_ready;
     fleet.has_been_ready = record.has_been_ready;
     fleet.exit_code = record.exit_code;
+    fleet.scale.wanted = record.scale;
     fleet.last_restart = record.last_restart.map(|answer| {
         let took = answer.took_seconds.unwrap_or_default();
         let took = Duration::try_from_secs_f64(took).unwrap_or_default();

@@ -91,6 +91,10 @@ pub(crate) enum Act {
         dry_run: DryRunFate,
         slots: usize,
     },
+    Scale {
+        for_client: bool,
+        slots: usize,
+    },
     Stop,
     StopNow,
     User1,
@@ -259,7 +263,11 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
     let any = random.below(8) as u32;
     match random.below(24) {
         0 | 1 => Act::Install,
-        2 | 3 => Act::Restart,
+        2 => Act::Restart,
+        3 => Act::Scale {
+            for_client: random.one_in(2),
+            slots: 1 + random.below(4) as usize,
+        },
         4..=8 => Act::RestartForClient,
         9..=11 => Act::Upgrade {
             for_client: random.one_in(2),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::history::{Act, Decision, DryRunFate, History};
 use super::machine::{MS, Machine, Step};
-use super::promises::Promises;
+use super::promises::{Promises, Wish};
 use crate::clock::Deadline;
 use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice};
 use crate::fleet::process::{Process, Stage, Watch};
@@ -218,7 +218,7 @@ impl<'a> Play<'a> {
         match act {
             Act::Restart => self.requests.push_back(Event::Restart { client: None }),
             Act::RestartForClient => {
-                let client = Some(self.new_client(true));
+                let client = Some(self.new_client(Wish::Restart));
                 self.requests.push_back(Event::Restart { client });
             }
             Act::Upgrade {
@@ -227,8 +227,13 @@ impl<'a> Play<'a> {
                 slots,
             } => {
                 self.upgrade = (dry_run, slots);
-                let client = for_client.then(|| self.new_client(false));
+                let client = for_client.then(|| self.new_client(Wish::Upgrade));
                 self.requests.push_back(Event::Upgrade { client });
+            }
+            Act::Scale { for_client, slots } => {
+                let client = for_client.then(|| self.new_client(Wish::Scale(slots)));
+                let processes = slots;
+                self.requests.push_back(Event::Scale { processes, client });
             }
             Act::Stop if self.stop_received => self.requests.push_back(Event::StopNow),
             Act::Stop => {
@@ -251,10 +256,10 @@ impl<'a> Play<'a> {
         self.stalled_until = self.stalled_until.max(until);
     }
 
-    fn new_client(&mut self, restarts: bool) -> u64 {
+    fn new_client(&mut self, wish: Wish) -> u64 {
         self.clients += 1;
         let version = self.machine.version;
-        self.promises.add_client(self.clients, restarts, version);
+        self.promises.add_client(self.clients, wish, version);
         self.clients
     }
 
@@ -427,6 +432,7 @@ fn restored(old: &Fleet, policy: Policy, now: Instant, seed: u64) -> Fleet {
     fleet.sent_ready = old.sent_ready;
     fleet.has_been_ready = old.has_been_ready;
     fleet.exit_code = old.exit_code;
+    fleet.scale.wanted = old.scale.wanted;
     fleet.last_restart.clone_from(&old.last_restart);
     fleet.draining = old
         .draining

@@ -47,10 +47,19 @@ pub(crate) struct Promises {
     stalled: u64,
 }
 
+/// What a control client has asked for.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Wish {
+    Restart,
+    Upgrade,
+    /// This number of slots.
+    Scale(usize),
+}
+
 /// A control client.
 struct Client {
     id: u64,
-    restarts: bool,
+    wish: Wish,
     /// The version on the disk when the client asked.
     version: u32,
     is_answered: bool,
@@ -105,10 +114,10 @@ impl Promises {
         }
     }
 
-    pub(crate) fn add_client(&mut self, id: u64, restarts: bool, version: u32) {
+    pub(crate) fn add_client(&mut self, id: u64, wish: Wish, version: u32) {
         self.clients.push(Client {
             id,
-            restarts,
+            wish,
             version,
             is_answered: false,
         });
@@ -257,6 +266,16 @@ impl Promises {
                     let until = machine.now + micros(time) + micros(KILL_TIMEOUT);
                     if !self.is_immediate {
                         self.stop_limit = Some(limit.max(until));
+                    }
+                }
+            }
+            Event::Scale { .. } => {
+                // A slot may have got the process of another one, or was given up and starts one.
+                let slots = fleet.slots.iter().zip(&before.slots);
+                for ((slot, old), start) in slots.zip(&mut self.starts) {
+                    let is_due = slot.start_at.instant() == Some(machine.instant());
+                    if slot.current.as_ref().map(|current| current.pid) != old.current || is_due {
+                        *start = Start::default();
                     }
                 }
             }
@@ -467,18 +486,21 @@ impl Promises {
         if error.is_some() {
             return Ok(());
         }
-        if !client.restarts {
-            return match event {
-                Event::Replaced => Ok(()),
-                _ => broken("the supervisor was not replaced".to_owned()),
-            };
+        match (client.wish, event) {
+            (Wish::Upgrade, Event::Replaced) | (Wish::Restart, _) => {}
+            (Wish::Scale(slots), _) if fleet.slots.len() == slots => {}
+            (Wish::Upgrade, _) => return broken("the supervisor was not replaced".to_owned()),
+            (Wish::Scale(_), _) => return broken("another number of slots".to_owned()),
+        }
+        if client.wish == Wish::Upgrade {
+            return Ok(());
         }
         for (index, slot) in fleet.slots.iter().enumerate() {
             let current = slot.current.as_ref().filter(|current| current.is_serving());
             let Some(program) = current.and_then(|current| machine.program(current.pid)) else {
                 return broken(format!("success, but slot {index} does not serve"));
             };
-            if program.version < client.version {
+            if client.wish == Wish::Restart && program.version < client.version {
                 return broken(format!("success, but slot {index} serves an old version"));
             }
         }
@@ -527,10 +549,11 @@ impl Promises {
             .clients
             .iter()
             .filter(waits)
-            .any(|client| client.restarts)
+            .any(|client| client.wish != Wish::Upgrade)
         {
             // A request that the supervisor has not read yet waits in its socket.
-            if fleet.round.is_some() || fleet.next_round.is_some() {
+            let scales = fleet.scale.has_client();
+            if fleet.round.is_some() || fleet.next_round.is_some() || scales {
                 return broken("a client waits for a restart");
             }
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::fleet::backoff::BackoffSettings;
-use crate::fleet::event::{Effect, Event, NamedProcess, Notice, Severity};
+use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice, Severity};
 use crate::fleet::{Fleet, Policy};
 
 /// A fleet and its clock. The processes of slot 0 have the ids 100, 101 and so on, those of slot 1
@@ -132,4 +132,63 @@ fn a_main_pid_completes_a_restart_if_its_process_is_new_and_lives() {
             assert_eq!(played.ready(101, Some(3)), ["reply ok"]);
         }
     }
+}
+
+#[test]
+fn a_scale_is_answered_when_so_many_processes_serve() {
+    let mut played = Played::serving(policy());
+    let scale = |processes, client| Event::Scale {
+        processes,
+        client: Some(client),
+    };
+    assert!(played.handle(scale(3, 1)).is_empty());
+    assert_eq!(played.tick(0), ["start 200", "start 300"]);
+    assert!(played.ready(200, Some(1)).is_empty());
+    assert_eq!(played.ready(300, Some(1)), ["reply ok"]);
+    // The surplus processes finish their requests.
+    assert_eq!(
+        played.handle(scale(1, 2)),
+        ["Terminate 200", "Terminate 300", "reply ok"]
+    );
+    // A newer request, a process that fails, and a stop end the wait.
+    assert!(played.handle(scale(2, 3)).is_empty());
+    let effects = played.handle(scale(3, 4));
+    assert_eq!(effects, ["reply another request asks for 3 processes"]);
+    assert_eq!(played.tick(0), ["start 201", "start 301"]);
+    let exit = Exit {
+        code: Some(1),
+        how: "exit code 1".to_owned(),
+    };
+    let effects = played.handle(Event::Exited { pid: 201, exit });
+    assert_eq!(
+        effects,
+        ["reply process 201 exited before it was ready (exit code 1)"]
+    );
+    assert!(played.handle(scale(3, 5)).is_empty());
+    let effects = played.handle(Event::Stop);
+    assert!(effects.contains(&"reply the supervisor is being stopped".to_owned()));
+    let effects = played.handle(scale(3, 6));
+    assert_eq!(effects, ["reply the supervisor is being stopped"]);
+}
+
+#[test]
+fn fewer_slots_keep_the_processes_that_serve() {
+    let mut played = Played::serving(Policy {
+        processes: 3,
+        ..policy()
+    });
+    let exit = Exit {
+        code: Some(78),
+        how: "exit code 78".to_owned(),
+    };
+    played.handle(Event::Exited { pid: 100, exit });
+    let client = Some(1);
+    let processes = 1;
+    // Slot 0 was given up, and gets the process of slot 1.
+    let effects = played.handle(Event::Scale { processes, client });
+    assert_eq!(effects, ["Terminate 300", "reply ok"]);
+    // The number stays when the supervisor is replaced.
+    played.fleet.policy.processes = 3;
+    played.handle(Event::Replaced);
+    assert_eq!(played.fleet.slots.len(), 1);
 }

@@ -17,6 +17,11 @@ pub(crate) enum Event {
     Notified { pid: u32, notice: Notice },
     /// A graceful restart is wanted. The client gets the result.
     Restart { client: Option<u64> },
+    /// So many processes are to serve. The client gets the result.
+    Scale {
+        processes: usize,
+        client: Option<u64>,
+    },
     /// An upgrade of the supervisor is wanted. The client gets the result.
     Upgrade { client: Option<u64> },
     /// Answer to [`Effect::StartDryRun`]: the process of the dry run has ended, or did not start.

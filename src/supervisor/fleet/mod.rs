@@ -16,6 +16,7 @@
 //! | [`processes`] | starts, readiness and exits |
 //! | [`notices`] | the notifications of processes |
 //! | [`restarts`] | graceful restarts |
+//! | [`scale`] | the number of slots, which may change at run time |
 //! | [`upgrade`] | the upgrade of the supervisor |
 //!
 //! # Promises
@@ -63,6 +64,7 @@ pub(crate) mod process;
 pub(crate) mod processes;
 pub(crate) mod restarts;
 pub(crate) mod round;
+pub(crate) mod scale;
 pub(crate) mod slot;
 pub(crate) mod upgrade;
 
@@ -75,6 +77,7 @@ use backoff::BackoffSettings;
 use event::{Effect, Event, ManagerNotice, Severity};
 use process::{Process, Stage, Watch};
 use round::Round;
+use scale::Scale;
 use slot::Slot;
 use upgrade::Upgrade;
 
@@ -82,7 +85,7 @@ use upgrade::Upgrade;
 /// else is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
-    /// The number of slots.
+    /// The number of slots, unless another one was asked for at run time.
     pub(crate) processes: usize,
     pub(crate) ready_timeout: Duration,
     pub(crate) ready_after: Option<Duration>,
@@ -115,6 +118,7 @@ pub(crate) struct Fleet {
     pub(crate) rounds: u64,
     /// The result of the last round, and how long it took.
     pub(crate) last_restart: Option<(Option<String>, Duration)>,
+    pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
     /// A process has been ready. Until then, only the first slot starts one.
@@ -179,6 +183,7 @@ impl Fleet {
             next_round: None,
             rounds: 0,
             last_restart: None,
+            scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,
             has_been_ready: false,
@@ -202,6 +207,7 @@ impl Fleet {
             Event::Exited { pid, exit } => self.handle_exit(pid, &exit),
             Event::Notified { pid, notice } => self.handle_notice(pid, notice),
             Event::Restart { client } => self.request_round(client),
+            Event::Scale { processes, client } => self.request_scale(processes, client),
             Event::Upgrade { client } => self.request_upgrade(client),
             Event::DryRunEnded(result) => self.finish_dry_run(result),
             Event::NotReplaced { why } => {
@@ -222,6 +228,7 @@ impl Fleet {
             Event::Tick => self.handle_deadlines(),
         }
         self.advance_round();
+        self.advance_scale();
         self.advance_upgrade();
         // What is due already is no sign of a stall.
         self.next_event_by = self.deadline().later(Deadline::at(Some(now)));
@@ -392,6 +399,7 @@ impl Fleet {
             };
         }
         self.end_all_rounds(IS_STOPPING);
+        self.end_scale(Some(IS_STOPPING.to_owned()));
         self.end_upgrade(Some(IS_STOPPING.to_owned()));
     }
 

@@ -87,6 +87,7 @@ impl Fleet {
         // Without a current process, the start was due, or is repeated after the back-off.
         if slot.current.is_none() && self.shutdown.is_none() {
             slot.last_failure = Some(why.clone());
+            self.end_scale(Some(why.clone()));
             self.schedule_start(index, None, &why);
         }
         self.fail_round(round, index, &why);
@@ -343,6 +344,9 @@ impl Fleet {
             Some(successor) => self.drain(successor, false),
             None => {}
         }
+        if served.is_none() {
+            self.end_scale(Some(why.clone()));
+        }
         if let Some(code) = self.final_exit_code(exit) {
             return self.give_up_slot(index, code, &why);
         }
@@ -365,6 +369,7 @@ impl Fleet {
         let text = format!("{why}; exit code {code}: the program must not be started again");
         self.log(Severity::Error, text);
         self.exit_code = code;
+        self.end_scale(Some(why.to_owned()));
         let slot = &mut self.slots[index];
         slot.start_at = Deadline::NEVER;
         let processes = [slot.current.take(), slot.successor.take()];

@@ -16,6 +16,8 @@ use rustix::process::{
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
+use crate::sys::{Signal, signal};
+
 mod notify_socket;
 mod pid_fd;
 mod signal_fd;
@@ -79,6 +81,11 @@ pub(crate) fn time_since_tick(ticks: u64) -> Duration {
     let end_of_tick = ticks.saturating_add(1) as f64 / clock_ticks_per_second().max(1) as f64;
     let then = Duration::try_from_secs_f64(end_of_tick).unwrap_or(Duration::MAX);
     now.saturating_sub(then)
+}
+
+/// The bit of a signal in the masks of /proc/PID/status (`SigCgt` in proc_pid_status(5)).
+pub(crate) fn mask_bit(signal: Signal) -> u64 {
+    1 << (signal::number(signal) - 1)
 }
 
 fn kernel_pid(pid: u32) -> Option<Pid> {
