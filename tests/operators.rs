@@ -196,3 +196,50 @@ fn a_service_is_scaled_at_run_time() {
         "{error}"
     );
 }
+
+/// A program that becomes large when the file `grow` is there.
+const GROWS: &str = r#"
+import os, time
+grown = None
+while True:
+    if grown is None and os.path.exists("grow"):
+        os.remove("grow")
+        grown = b"x" * (200 << 20)
+    time.sleep(0.02)
+"#;
+
+#[test]
+fn a_process_that_has_served_for_long_is_replaced() {
+    let supervised = Supervised::start(PLAIN, &["--recycle-after", "0.02"]);
+    let first = supervised.pids();
+    supervised.until("another process", || {
+        let status = supervised.status();
+        let pid = status["processes"][0]["pid"].as_u64();
+        // A process that serves was never missing.
+        assert!(pid.is_some() && status["state"] != "down", "{status}");
+        pid != Some(first[0])
+    });
+    assert_eq!(supervised.status()["processes"][0]["restarts"], 0);
+}
+
+#[test]
+fn a_process_that_has_become_large_is_replaced() {
+    let supervised = Supervised::start(GROWS, &["--recycle-above", "100", "--processes", "2"]);
+    let first = supervised.pids();
+    fs::write(supervised.path("grow"), "").unwrap();
+    supervised.until("another process", || {
+        let pids = supervised.pids();
+        pids.len() == 2 && pids.iter().any(|pid| !first.contains(pid))
+    });
+    supervised.until("the end of the recycling", || {
+        supervised.status()["state"] == "serving"
+    });
+    // The other process, which is small, stays.
+    let pids = supervised.pids();
+    assert_eq!(pids.iter().filter(|pid| first.contains(pid)).count(), 1);
+    assert!(
+        supervised
+            .read("log")
+            .contains("recycling the process of slot")
+    );
+}

@@ -118,6 +118,14 @@ struct RunArgs {
     /// How many replaced processes may finish their requests at once; a restart beyond that waits
     #[arg(long, value_name = "N", default_value = "4")]
     max_draining: NonZeroUsize,
+    /// Replace a process gracefully when it has served for this many minutes, shortened by up to a
+    /// tenth. Defaults to no limit
+    #[arg(long, value_name = "MINUTES", value_parser = minutes)]
+    recycle_after: Option<Duration>,
+    /// Replace a process gracefully when it occupies more than this many MiB of memory (RSS),
+    /// looked at every 5 s. Defaults to no limit
+    #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(1..1 << 40))]
+    recycle_above: Option<u64>,
     /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
     /// Defaults to no limit
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -253,6 +261,8 @@ impl RunArgs {
         let mut supervisor = Supervisor::new()
             .processes(self.processes.get())
             .watchdog(self.watchdog)
+            .recycle_after(self.recycle_after)
+            .recycle_above(self.recycle_above.map(|mib| mib << 20))
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)
@@ -280,6 +290,10 @@ impl RunArgs {
 
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
+
+fn minutes(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+    Ok(Duration::try_from_secs_f64(60.0 * text.parse::<f64>()?)?)
 }
 
 fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {

@@ -1,4 +1,4 @@
-//! Ancestry and age of processes: a notification may name only processes that descend from the
+//! Ancestry, age and size of processes, as /proc tells: a notification may name only processes that descend from the
 //! supervisor, and a process that is older than a restart does not complete it.
 
 use std::fs;
@@ -31,6 +31,13 @@ pub(super) fn children() -> Vec<u32> {
 pub(super) fn start_time(pid: u32) -> Option<Instant> {
     let age = sys::supervision::time_since_tick(stat_field(pid, 22)?);
     Instant::now().checked_sub(age)
+}
+
+/// The resident size of a process in bytes (`statm` in proc_pid_statm(5)).
+pub(super) fn resident_size(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages.saturating_mul(sys::supervision::page_size()))
 }
 
 fn parent(pid: u32) -> Option<u32> {

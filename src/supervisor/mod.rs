@@ -50,6 +50,7 @@ use crate::wire::Launch;
 use dry_run::perform_dry_run;
 use fleet::Policy;
 use fleet::backoff::BackoffSettings;
+use fleet::recycling::RecyclingSettings;
 use run::Run;
 use upgrade::resume;
 
@@ -184,6 +185,7 @@ impl Supervisor {
                     longest: Duration::from_secs(30),
                 },
                 max_draining: 4,
+                recycling: RecyclingSettings::default(),
                 restart_after_success: true,
                 no_restart_code: Some(EX_CONFIG),
                 starts_all: false,
@@ -263,6 +265,26 @@ impl Supervisor {
     /// [`stop_timeout`](Self::stop_timeout). At least 1. Defaults to 4.
     pub fn max_draining(mut self, processes: usize) -> Self {
         self.0.policy.max_draining = processes.max(1);
+        self
+    }
+
+    /// How long a process serves before it is replaced gracefully, as by a restart: the next process
+    /// serves before it stops, one process at a time. Shortened by up to a tenth, so that processes
+    /// that were started together are not replaced together. If the process cannot be replaced, it
+    /// serves on, and another attempt follows after 60 s. `None` or zero: for ever. Defaults to `None`.
+    pub fn recycle_after(mut self, serving_for: impl Into<Option<Duration>>) -> Self {
+        let limit = serving_for.into().filter(|limit| !limit.is_zero());
+        self.0.policy.recycling.recycle_after = limit;
+        self
+    }
+
+    /// How many bytes of memory a serving process may occupy before it is replaced, as by
+    /// [`recycle_after`](Self::recycle_after). Looked at every 5 s: the resident size in
+    /// /proc/PID/statm, which counts pages that are shared with other processes, too.
+    /// (smaps_rollup, which tells them apart, halts a large process for milliseconds.) `None` or
+    /// zero: no limit. Defaults to `None`.
+    pub fn recycle_above(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.0.policy.recycling.recycle_above = bytes.into().filter(|bytes| *bytes > 0);
         self
     }
 

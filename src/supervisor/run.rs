@@ -79,7 +79,12 @@ pub(super) struct Run {
     /// When the next one is due.
     next_watchdog: Deadline,
     pub(super) pid_file: Option<PidFile>,
+    /// When the sizes of the processes are looked at next. Never, if no setting limits them.
+    next_measurement: Deadline,
 }
+
+/// The time between two looks at the sizes of the processes.
+const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
@@ -115,7 +120,9 @@ impl Run {
         sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
+        let has_limit = settings.policy.recycling.recycle_above.is_some();
         Ok(Self {
+            next_measurement: Deadline::at(has_limit.then_some(now)),
             settings,
             program,
             own_program: Program::of_this_process()?,
@@ -158,6 +165,7 @@ impl Run {
             .fleet
             .deadline()
             .earlier(self.next_watchdog)
+            .earlier(self.next_measurement)
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
         let mut sockets = vec![self.notify_socket.socket()];
@@ -294,7 +302,25 @@ impl Run {
         if let Some(control) = &mut self.control {
             control.expire(now);
         }
+        if self.next_measurement.has_passed(now) {
+            self.next_measurement = Deadline::after(now, MEASUREMENT_INTERVAL);
+            self.measure_processes();
+        }
         self.handle(Event::Tick);
+    }
+
+    /// Tells the fleet how large the processes are that serve.
+    fn measure_processes(&mut self) {
+        let serving = self
+            .fleet
+            .processes()
+            .filter(|process| process.is_serving());
+        let pids: Vec<_> = serving.map(|process| process.pid).collect();
+        for pid in pids {
+            if let Some(bytes) = ancestry::resident_size(pid) {
+                self.handle(Event::Measured { pid, bytes });
+            }
+        }
     }
 
     // ---- effects ----

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::fleet::Policy;
 use crate::fleet::backoff::BackoffSettings;
+use crate::fleet::recycling::RecyclingSettings;
 
 #[derive(Clone, Debug)]
 pub(crate) struct History {
@@ -98,6 +99,8 @@ pub(crate) enum Act {
     Stop,
     StopNow,
     User1,
+    /// A process becomes large.
+    Grow(u32),
     End(u32, Ending),
     EndBuilding(u32),
     SelfRestart(u32),
@@ -211,6 +214,10 @@ fn random_policy(random: &mut Random, is_foreign: bool) -> Policy {
         restart_after_success: !random.one_in(3),
         no_restart_code: (!random.one_in(3)).then_some(78),
         starts_all: random.one_in(4),
+        recycling: RecyclingSettings {
+            recycle_after: random.one_in(6).then_some(millis(20_000)),
+            recycle_above: Some(1),
+        },
     }
 }
 
@@ -285,7 +292,8 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
         },
         12 if random.one_in(2) => Act::Stop,
         12 if random.one_in(2) => Act::StopNow,
-        13 => Act::User1,
+        13 if random.one_in(2) => Act::User1,
+        13 => Act::Grow(any),
         14..=17 => Act::End(any, random.ending()),
         18 => Act::EndBuilding(any),
         19 | 20 => Act::SelfRestart(any),

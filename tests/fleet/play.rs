@@ -241,6 +241,13 @@ impl<'a> Play<'a> {
                 self.requests.push_back(Event::Stop);
             }
             Act::StopNow => self.requests.push_back(Event::StopNow),
+            Act::Grow(nth) => {
+                let serving = self.fleet.processes().filter(|one| one.is_serving());
+                let pids: Vec<_> = serving.map(|process| process.pid).collect();
+                if let Some(pid) = pids.get(nth as usize % pids.len().max(1)).copied() {
+                    self.requests.push_back(Event::Measured { pid, bytes: 2 });
+                }
+            }
             Act::User1 => self.requests.push_back(Event::User1),
             Act::StallSupervisor(time) => self.stall_supervisor(now + time * MS),
             Act::StallAll(time) => {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::fleet::backoff::BackoffSettings;
 use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice, Severity};
+use crate::fleet::recycling::RecyclingSettings;
 use crate::fleet::{Fleet, Policy};
 
 /// A fleet and its clock. The processes of slot 0 have the ids 100, 101 and so on, those of slot 1
@@ -27,6 +28,7 @@ fn policy() -> Policy {
             longest: Duration::from_secs(30),
         },
         max_draining: 4,
+        recycling: RecyclingSettings::default(),
         restart_after_success: true,
         no_restart_code: Some(78),
         starts_all: false,
@@ -191,4 +193,44 @@ fn fewer_slots_keep_the_processes_that_serve() {
     played.fleet.policy.processes = 3;
     played.handle(Event::Replaced);
     assert_eq!(played.fleet.slots.len(), 1);
+}
+
+#[test]
+fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does() {
+    let limit = Duration::from_secs(100);
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        starts_all: true,
+        recycling: RecyclingSettings {
+            recycle_after: Some(limit),
+            recycle_above: Some(1000),
+        },
+        ..policy()
+    });
+    // The jitter shortens by a tenth at most. Process 100 is a second older than process 200.
+    assert!(played.tick(88).is_empty());
+    assert_eq!(played.tick(12), ["start 101"]);
+    assert!(played.tick(5).is_empty());
+    assert_eq!(played.ready(101, None), ["Terminate 100", "start 201"]);
+    // A restart waits for the recycling, and follows it.
+    let client = Some(1);
+    assert!(played.handle(Event::Restart { client }).is_empty());
+    assert_eq!(played.ready(201, None), ["Terminate 200", "start 102"]);
+    assert_eq!(played.ready(102, None), ["Terminate 101", "start 202"]);
+    assert_eq!(played.ready(202, None), ["Terminate 201", "reply ok"]);
+    let measured = |pid, bytes| Event::Measured { pid, bytes };
+    assert!(played.handle(measured(102, 1000)).is_empty());
+    assert_eq!(played.handle(measured(202, 1001)), ["start 203"]);
+    // The process serves on if the recycling fails. The next one begins after a pause.
+    let exit = Exit {
+        code: Some(1),
+        how: "exit code 1".to_owned(),
+    };
+    let effects = played.handle(Event::Exited { pid: 203, exit });
+    assert!(effects.iter().all(|effect| effect.starts_with("error ")));
+    assert!(played.tick(59).is_empty());
+    assert_eq!(played.tick(1), ["start 204"]);
+    assert_eq!(played.ready(204, None), ["Terminate 202"]);
+    let client = Some(2);
+    assert_eq!(played.handle(Event::Restart { client }), ["start 103"]);
 }

@@ -36,6 +36,8 @@ pub(crate) enum Event {
     StopNow,
     /// The processes that serve are to be sent SIGUSR1.
     User1,
+    /// The resident size of a process.
+    Measured { pid: u32, bytes: u64 },
     /// All events until now were handled: what is late now is late.
     Tick,
 }

@@ -16,6 +16,7 @@
 //! | [`processes`] | starts, readiness and exits |
 //! | [`notices`] | the notifications of processes |
 //! | [`restarts`] | graceful restarts |
+//! | [`recycling`] | processes that have served for long, or are large, are replaced |
 //! | [`scale`] | the number of slots, which may change at run time |
 //! | [`upgrade`] | the upgrade of the supervisor |
 //!
@@ -62,6 +63,7 @@ pub(crate) mod event;
 pub(crate) mod notices;
 pub(crate) mod process;
 pub(crate) mod processes;
+pub(crate) mod recycling;
 pub(crate) mod restarts;
 pub(crate) mod round;
 pub(crate) mod scale;
@@ -76,6 +78,7 @@ use crate::sys::Signal;
 use backoff::BackoffSettings;
 use event::{Effect, Event, ManagerNotice, Severity};
 use process::{Process, Stage, Watch};
+use recycling::RecyclingSettings;
 use round::Round;
 use scale::Scale;
 use slot::Slot;
@@ -94,6 +97,7 @@ pub(crate) struct Policy {
     pub(crate) abort_timeout: Duration,
     pub(crate) backoff: BackoffSettings,
     pub(crate) max_draining: usize,
+    pub(crate) recycling: RecyclingSettings,
     pub(crate) restart_after_success: bool,
     pub(crate) no_restart_code: Option<i32>,
     /// Successors are always started by the supervisor, even if a process could start its own. So a
@@ -118,6 +122,8 @@ pub(crate) struct Fleet {
     pub(crate) rounds: u64,
     /// The result of the last round, and how long it took.
     pub(crate) last_restart: Option<(Option<String>, Duration)>,
+    /// After a recycling that has failed: when the next one may begin.
+    recycle_not_before: Deadline,
     pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
@@ -183,6 +189,7 @@ impl Fleet {
             next_round: None,
             rounds: 0,
             last_restart: None,
+            recycle_not_before: Deadline::at(Some(now)),
             scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,
@@ -225,6 +232,7 @@ impl Fleet {
                 let pids = ready.map(|process| process.pid).collect();
                 self.signal_each(pids, Signal::User1);
             }
+            Event::Measured { pid, bytes } => self.handle_size(pid, bytes),
             Event::Tick => self.handle_deadlines(),
         }
         self.advance_round();
@@ -243,6 +251,7 @@ impl Fleet {
             self.shutdown.map_or(Deadline::NEVER, |stop| stop.deadline),
             self.round.as_ref().map_or(Deadline::NEVER, Round::deadline),
             self.upgrade.deadline(),
+            self.recycling_deadline(),
         ];
         slots
             .chain(processes)

@@ -37,6 +37,10 @@ pub(crate) fn is_child(_pid: u32) -> bool {
     false
 }
 
+pub(crate) fn page_size() -> u64 {
+    1
+}
+
 pub(crate) fn mask_bit(_signal: Signal) -> u64 {
     0
 }
