@@ -185,7 +185,7 @@ pub use server::{
 };
 pub use service::{BufferLimits, Next, Service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
-pub use supervisor::{Supervisor, supervise};
+pub use supervisor::{NotifyAccess, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};
 
 /// Compiles the programs in README.md as tests.

@@ -33,21 +33,38 @@ struct Supervised {
 }
 
 impl Supervised {
-    fn start(program: &str, options: &[&str]) -> Self {
+    /// The program may be wrapped by a shell script.
+    fn begin(program: &str, options: &[&str], wrapped: bool) -> Self {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("program.py"), program).unwrap();
         fs::write(dir.path().join("environment"), "").unwrap();
         let supervisor = handover()
-            .args(["run", "--control", "control", "--ready-after", "0.1"])
+            .args(["run", "--control", "control"])
             .args(["--stop-timeout", "5"])
             .args(options)
-            .args(["--", "python3", "program.py"])
+            .arg("--")
+            .args(
+                ["sh", "-c", "python3 program.py & wait"]
+                    .into_iter()
+                    .filter(|_| wrapped),
+            )
+            .args(["python3", "program.py"].into_iter().filter(|_| !wrapped))
             .current_dir(dir.path())
             .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path().join("log")).unwrap())
             .spawn()
             .unwrap();
         let supervised = Self { dir, supervisor };
+        supervised
+    }
+
+    /// As [`begin`](Self::begin), and waits until all processes serve.
+    fn start(program: &str, options: &[&str]) -> Self {
+        let supervised = Self::begin(
+            program,
+            &[&["--ready-after", "0.1"], options].concat(),
+            false,
+        );
         supervised.until("it serves", || supervised.status()["state"] == "serving");
         supervised
     }
@@ -242,4 +259,40 @@ fn a_process_that_has_become_large_is_replaced() {
             .read("log")
             .contains("recycling the process of slot")
     );
+}
+
+/// A program that notifies READY=1 and a status, and ends when its parent, a shell, has ended.
+const NOTIFIES: &str = r#"
+import os, socket, time
+open("up", "a").write("up\n")
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to = os.environ["NOTIFY_SOCKET"].replace("@", "\0")
+speaker.sendto(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=of a descendant".encode(), to)
+parent = os.getppid()
+while os.getppid() == parent: time.sleep(0.02)
+"#;
+
+#[test]
+fn a_descendant_notifies_for_its_wrapper() {
+    let wrapped = Supervised::begin(NOTIFIES, &["--notify"], true);
+    wrapped.until("it serves", || wrapped.status()["state"] == "serving");
+    let status = wrapped.status();
+    assert_eq!(status["processes"][0]["status"], "of a descendant");
+    // The process that counts is the wrapper.
+    let pid = wrapped.pids()[0];
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    assert_eq!(command.trim(), "sh");
+
+    let options = [
+        "--notify",
+        "--ready-timeout",
+        "1",
+        "--notify-access",
+        "main",
+    ];
+    let refused = Supervised::begin(NOTIFIES, &options, true);
+    refused.until("the end of the time-out", || {
+        refused.read("log").contains("was not ready in time")
+    });
+    assert!(!refused.read("up").is_empty(), "{}", refused.read("log"));
 }

@@ -13,7 +13,7 @@ use clap::{Args, Parser, value_parser};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use handover::{Addr, Bind, Supervisor};
+use handover::{Addr, Bind, NotifyAccess, Supervisor};
 
 /// Supervises a program and holds its listeners, and sends requests to a supervisor
 #[derive(Debug, Parser)]
@@ -133,6 +133,10 @@ struct RunArgs {
     /// A process is ready only when it sends READY=1, see sd_notify(3)
     #[arg(long, conflicts_with = "ready_after")]
     notify: bool,
+    /// Whose notifications count: those of the program that is started alone (main), or also those
+    /// of its descendants (all), such as the server that a wrapper script starts
+    #[arg(long, value_name = "main|all", value_parser = notify_access, default_value = "all")]
+    notify_access: NotifyAccess,
     /// A process is ready when it has run for this long, or sends READY=1 before
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
     ready_after: Duration,
@@ -261,6 +265,7 @@ impl RunArgs {
         let mut supervisor = Supervisor::new()
             .processes(self.processes.get())
             .watchdog(self.watchdog)
+            .notify_access(self.notify_access)
             .recycle_after(self.recycle_after)
             .recycle_above(self.recycle_above.map(|mib| mib << 20))
             .ready_after((!self.notify).then_some(self.ready_after))
@@ -290,6 +295,14 @@ impl RunArgs {
 
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
+
+fn notify_access(text: &str) -> Result<NotifyAccess, &'static str> {
+    match text {
+        "main" => Ok(NotifyAccess::Main),
+        "all" => Ok(NotifyAccess::All),
+        _ => Err("neither main nor all"),
+    }
 }
 
 fn minutes(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {

@@ -14,8 +14,12 @@ const MAX_DEPTH: usize = 8;
 /// Whether a process descends from this one. True as well where /proc (proc(5)) is not available.
 pub(super) fn is_descendant(pid: u32) -> bool {
     let own = std::process::id();
-    let mut ancestors = std::iter::successors(Some(pid), |pid| parent(*pid)).take(MAX_DEPTH);
-    parent(own).is_none() || pid != own && ancestors.any(|ancestor| ancestor == own)
+    parent(own).is_none() || pid != own && ancestors(pid).any(|ancestor| ancestor == own)
+}
+
+/// The process, its parent, and so on, at most [`MAX_DEPTH`] processes.
+pub(super) fn ancestors(pid: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(pid), |pid| parent(*pid)).take(MAX_DEPTH)
 }
 
 /// The children of this process, in any state.

@@ -134,6 +134,22 @@ pub fn supervise() -> io::Result<Restart> {
 #[must_use = "nothing is supervised before `supervise` or `run` is called"]
 pub struct Supervisor(Settings);
 
+/// Whose notifications count for a process that is supervised, as `NotifyAccess=` of
+/// systemd.service(5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotifyAccess {
+    /// Those of the process that the supervisor has started, and of servers of this crate.
+    Main,
+    /// Those of its descendants as well: of the server that a wrapper script has started, for
+    /// example. A descendant tells that the process is ready, needs more time or makes progress
+    /// (READY, EXTEND_TIMEOUT_USEC, WATCHDOG, STATUS). Its MAINPID and STOPPING are ignored: the
+    /// process that the supervisor has started is signalled, and its exit counts. The sender must
+    /// live until the supervisor has read the notification, as systemd-notify(1) does.
+    #[default]
+    All,
+}
+
 /// The settings, each as the setter of the same name says if not said here.
 #[derive(Clone, Debug)]
 struct Settings {
@@ -144,6 +160,7 @@ struct Settings {
     working_directory: Option<PathBuf>,
     environment_file: Option<PathBuf>,
     listen: Vec<Bind>,
+    notify_access: NotifyAccess,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -195,6 +212,7 @@ impl Supervisor {
             working_directory: None,
             environment_file: None,
             listen: Vec::new(),
+            notify_access: NotifyAccess::default(),
             runs_other_program: false,
         })
     }
@@ -343,6 +361,13 @@ impl Supervisor {
     /// [`Builder::listen`](crate::Builder::listen). Defaults to none.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.0.listen.push(addr.into());
+        self
+    }
+
+    /// Whose notifications (sd_notify(3)) count: those of a process alone, or also those of its
+    /// descendants. Defaults to [`NotifyAccess::All`].
+    pub fn notify_access(mut self, access: NotifyAccess) -> Self {
+        self.0.notify_access = access;
         self
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::NotifyAccess;
 use super::ancestry;
 use super::fleet::event::{Event, ListenerId, NamedProcess, Notice};
 use super::run::Run;
@@ -31,6 +32,13 @@ impl Run {
             fields.generation.is_some() && ancestry::is_descendant(pid) && is_running
         };
         if !is_known && !is_server() {
+            if let Some(process) = self.represented_process(pid) {
+                let notice = notice_of_descendant(notification);
+                self.handle(Event::Notified {
+                    pid: process,
+                    notice,
+                });
+            }
             return;
         }
         let bind = fields.bind.clone();
@@ -43,6 +51,16 @@ impl Run {
             ..notice(notification)
         };
         self.handle(Event::Notified { pid, notice });
+    }
+
+    /// The process that a descendant of it speaks for, such as a wrapper script for which its server
+    /// notifies, if the settings allow that. A server of this crate speaks for itself.
+    fn represented_process(&self, sender: u32) -> Option<u32> {
+        let find = |pid: u32| self.fleet.processes().find(|process| process.pid == pid);
+        let process = ancestry::ancestors(sender).find_map(find)?;
+        let is_accepted = self.settings.notify_access == NotifyAccess::All;
+        let speaks = is_accepted && !process.starts_successors;
+        speaks.then_some(process.pid)
     }
 
     /// Answers a bind request, or holds the listeners that a process has sent copies of. Returns the
@@ -83,6 +101,19 @@ impl Run {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }
         found.ok().map(|(id, _)| id)
+    }
+}
+
+/// What a descendant may say for the process: that the process is ready, needs more time, or makes
+/// progress. The process itself stays the one that is signalled and whose exit counts.
+fn notice_of_descendant(notification: Notification) -> Notice {
+    let all = notice(notification);
+    Notice {
+        ready: all.ready,
+        status: all.status,
+        extend: all.extend,
+        is_alive: all.is_alive,
+        ..Notice::default()
     }
 }
 

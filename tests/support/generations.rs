@@ -181,6 +181,8 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "draining" => supervisor.max_draining(number as usize),
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
+            "recycle-after" => supervisor.recycle_after(time),
+            "recycle-above" => supervisor.recycle_above(number),
             "ready-after" => supervisor.ready_after(time),
             "no-restart" => supervisor.no_restart(number as i32),
             "environment" => supervisor.environment_file(dir.join("environment")),
