@@ -54,8 +54,7 @@ impl Supervised {
             .stderr(fs::File::create(dir.path().join("log")).unwrap())
             .spawn()
             .unwrap();
-        let supervised = Self { dir, supervisor };
-        supervised
+        Self { dir, supervisor }
     }
 
     /// As [`begin`](Self::begin), and waits until all processes serve.

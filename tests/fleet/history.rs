@@ -331,8 +331,10 @@ fn add_lost_successor(random: &mut Random, policy: &Policy, decisions: &mut Vec<
             );
         }
     }
-    let mut of_restart = Fate::default();
-    of_restart.build = Build::Ready(random.pick(&[100, 900, 2_000]));
+    let of_restart = Fate {
+        build: Build::Ready(random.pick(&[100, 900, 2_000])),
+        ..Fate::default()
+    };
     for (nth, fate) in [(nth, fate), (slots, successor), (slots + 2, of_restart)] {
         decisions.push(Decision::Fate { nth, fate });
     }

@@ -291,7 +291,7 @@ impl<'a> Play<'a> {
             let is_alive = |pid: &u32| self.machine.program(*pid).is_some_and(|one| one.is_alive());
             let is_known = self.fleet.processes().any(|process| process.pid == pid);
             let is_server = notice.generation.is_some();
-            if !is_known && !(is_server && is_alive(&pid)) {
+            if !(is_known || is_server && is_alive(&pid)) {
                 continue;
             }
             let named = |named: NamedProcess| self.machine.named(named.pid);
