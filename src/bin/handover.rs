@@ -69,7 +69,7 @@ enum Subcommand {
     /// SIGTERM stops, SIGHUP restarts gracefully. The exit code is 0 after a stop, 1 if processes
     /// had to be killed for it, and 78 (EX_CONFIG) if the program exits with 78: it is then not
     /// restarted.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
 }
 
 /// The supervisor that is to answer, and how long it may take.
