@@ -187,7 +187,7 @@ pub use server::{
 };
 pub use service::{BufferLimits, Next, Service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
-pub use supervisor::{LogFormat, StopSignal, StopSignalError, Supervisor, supervise};
+pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};
 
 /// Compiles the programs in README.md as tests.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use fleet::backoff::{BREAKER_LIMIT, BackoffSettings};
 use fleet::event::{Effect, Event, Notice};
+use fleet::recycling::RecyclingSettings;
 use fleet::{Fleet, Policy};
 use sys::Signal;
 
@@ -14,6 +15,8 @@ mod clock;
 #[path = "../src/supervisor/fleet/mod.rs"]
 #[allow(dead_code)] // The status and the snapshot read more of the fleet than the simulation.
 mod fleet;
+#[path = "fleet/rules.rs"]
+mod rules;
 #[path = "fleet/mod.rs"]
 mod simulation;
 #[path = "fleet/sys.rs"]
@@ -69,6 +72,7 @@ fn a_slow_start_is_not_said_to_be_a_stall() {
         give_up_after: None,
         stop_signal: Signal::Terminate,
         restart_signal: None,
+        recycling: RecyclingSettings::default(),
         starts_all: false,
     };
     let begin = Instant::now();

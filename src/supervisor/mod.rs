@@ -16,6 +16,7 @@
 //! | [`bind_rules`] | what is bound for processes of other users |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
+//! | [`disposition`] | whether a process survives a signal |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`stop_signal`] | the signal that has a process finish its requests and exit |
@@ -25,6 +26,7 @@
 mod ancestry;
 mod bind_rules;
 mod control;
+mod disposition;
 mod dry_run;
 mod fleet;
 mod listeners;
@@ -54,6 +56,7 @@ use crate::wire::Launch;
 use dry_run::perform_dry_run;
 use fleet::Policy;
 use fleet::backoff::BackoffSettings;
+use fleet::recycling::RecyclingSettings;
 use run::Run;
 use upgrade::resume;
 
@@ -102,12 +105,16 @@ pub fn supervise() -> io::Result<Restart> {
 /// | SIGTERM, SIGINT | stop when all requests are finished, at most after [`stop_timeout`] |
 /// | SIGQUIT, second SIGINT | stop at once: requests are cut off; processes are killed after 5 s |
 /// | SIGHUP | graceful restart of the serving processes, one after another |
-/// | SIGUSR1 | passed on to the serving processes |
+/// | SIGUSR1 | log files are reopened: passed on to the serving processes, unless it would end them |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
 ///
+/// SIGUSR1 ends a process that has no handler for it. So it is sent only to a process that has been
+/// ready, and that handles, ignores or blocks it, as /proc tells; for any other, a warning is logged.
+///
 /// An upgrade leaves the serving processes alone. The supervisor then has the settings of the new
-/// program, with these exceptions: the control socket and the listeners stay where they are, and
-/// processes that serve already keep their watchdog limit, as do their successors.
+/// program, with these exceptions: the control socket and the listeners stay where they are,
+/// processes that serve already keep their watchdog limit, as do their successors, and a number of
+/// processes that was asked for at run time (`handover scale`) stays until the supervisor ends.
 ///
 /// # Exit codes
 ///
@@ -145,6 +152,22 @@ pub fn supervise() -> io::Result<Restart> {
 #[must_use = "nothing is supervised before `supervise` or `run` is called"]
 pub struct Supervisor(Settings);
 
+/// Whose notifications count for a process that is supervised, as `NotifyAccess=` of
+/// systemd.service(5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotifyAccess {
+    /// Those of the process that the supervisor has started, and of servers of this crate.
+    Main,
+    /// Those of its descendants as well: of the server that a wrapper script has started, for
+    /// example. A descendant tells that the process is ready, needs more time or makes progress
+    /// (READY, EXTEND_TIMEOUT_USEC, WATCHDOG, STATUS). Its MAINPID and STOPPING are ignored: the
+    /// process that the supervisor has started is signalled, and its exit counts. The sender must
+    /// live until the supervisor has read the notification, as systemd-notify(1) does.
+    #[default]
+    All,
+}
+
 /// The settings, each as the setter of the same name says if not said here.
 #[derive(Clone, Debug)]
 struct Settings {
@@ -165,6 +188,7 @@ struct Settings {
     control_mode: Option<u32>,
     control_group: Option<String>,
     log_format: LogFormat,
+    notify_access: NotifyAccess,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -226,6 +250,7 @@ impl Supervisor {
                     longest: Duration::from_secs(30),
                 },
                 max_draining: 4,
+                recycling: RecyclingSettings::default(),
                 restart_after_success: true,
                 no_restart_code: Some(EX_CONFIG),
                 give_up_after: None,
@@ -246,12 +271,14 @@ impl Supervisor {
             control_mode: None,
             control_group: None,
             log_format: LogFormat::Auto,
+            notify_access: NotifyAccess::default(),
             runs_other_program: false,
         })
     }
 
     /// How many processes serve, on the same listeners. If one crashes, only its clients are
-    /// affected; a graceful restart replaces one after another. From 1 to 1024. Defaults to 1.
+    /// affected; a graceful restart replaces one after another. From 1 to 1024. The command
+    /// `handover scale` changes the number at run time. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
         self.0.policy.processes = count.max(1);
         self
@@ -346,6 +373,26 @@ impl Supervisor {
         self
     }
 
+    /// How long a process serves before it is replaced gracefully, as by a restart: the next process
+    /// serves before it stops, one process at a time. Shortened by up to a tenth, so that processes
+    /// that were started together are not replaced together. If the process cannot be replaced, it
+    /// serves on, and another attempt follows after 60 s. `None` or zero: for ever. Defaults to `None`.
+    pub fn recycle_after(mut self, serving_for: impl Into<Option<Duration>>) -> Self {
+        let limit = serving_for.into().filter(|limit| !limit.is_zero());
+        self.0.policy.recycling.recycle_after = limit;
+        self
+    }
+
+    /// How many bytes of memory a serving process may occupy before it is replaced, as by
+    /// [`recycle_after`](Self::recycle_after). Looked at every 5 s: the resident size in
+    /// /proc/PID/statm, which counts pages that are shared with other processes, too.
+    /// (smaps_rollup, which tells them apart, halts a large process for milliseconds.) `None` or
+    /// zero: no limit. Defaults to `None`.
+    pub fn recycle_above(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.0.policy.recycling.recycle_above = bytes.into().filter(|bytes| *bytes > 0);
+        self
+    }
+
     /// Whether a process that exits with code 0, without having been asked to, is started again. If
     /// not, the supervisor exits with code 0 when no process is left. Defaults to true.
     pub fn restart_after_success(mut self, on: bool) -> Self {
@@ -363,9 +410,9 @@ impl Supervisor {
 
     /// The path of the control socket, through which the command `handover` reaches the supervisor:
     /// a Unix socket, by default for the supervisor's user and root only. If its file is removed or
-    /// replaced, the socket is bound again within 5 s, unless the path is in use. A request is one of the lines
-    /// `status`, `restart`, `restart wait`, `stop`, `upgrade` and `upgrade wait`; the answer is a
-    /// line of JSON. Defaults to none.
+    /// replaced, the socket is bound again within 5 s, unless the path is in use. A request is one
+    /// of the lines `status`, `restart`, `restart wait`, `scale N`, `scale N wait`, `reopen`,
+    /// `stop`, `upgrade` and `upgrade wait`; the answer is a line of JSON. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
         self
@@ -473,6 +520,13 @@ impl Supervisor {
     /// and with times if not.
     pub fn log_format(mut self, format: LogFormat) -> Self {
         self.0.log_format = format;
+        self
+    }
+
+    /// Whose notifications (sd_notify(3)) count: those of a process alone, or also those of its
+    /// descendants. Defaults to [`NotifyAccess::All`].
+    pub fn notify_access(mut self, access: NotifyAccess) -> Self {
+        self.0.notify_access = access;
         self
     }
 

@@ -30,6 +30,7 @@ use super::Settings;
 use super::ancestry;
 use super::bind_rules::BindRules;
 use super::control::ControlSocket;
+use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
 use super::fleet::{Fleet, Outcome};
@@ -80,7 +81,12 @@ pub(super) struct Run {
     /// When the next one is due.
     next_watchdog: Deadline,
     pub(super) pid_file: Option<PidFile>,
+    /// When the sizes of the processes are looked at next. Never, if no setting limits them.
+    next_measurement: Deadline,
 }
+
+/// The time between two looks at the sizes of the processes.
+const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
@@ -117,8 +123,10 @@ impl Run {
         sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
+        let has_limit = settings.policy.recycling.recycle_above.is_some();
         Ok(Self {
             bind_rules: BindRules::new(&settings),
+            next_measurement: Deadline::at(has_limit.then_some(now)),
             settings,
             program,
             own_program: Program::of_this_process()?,
@@ -162,6 +170,7 @@ impl Run {
             .deadline()
             .earlier(self.next_watchdog)
             .earlier(notify::retry_at())
+            .earlier(self.next_measurement)
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
         let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
@@ -300,7 +309,25 @@ impl Run {
             control.expire(now);
             control.restore_file(now, &self.settings);
         }
+        if self.next_measurement.has_passed(now) {
+            self.next_measurement = Deadline::after(now, MEASUREMENT_INTERVAL);
+            self.measure_processes();
+        }
         self.handle(Event::Tick);
+    }
+
+    /// Tells the fleet how large the processes are that serve.
+    fn measure_processes(&mut self) {
+        let serving = self
+            .fleet
+            .processes()
+            .filter(|process| process.is_serving());
+        let pids: Vec<_> = serving.map(|process| process.pid).collect();
+        for pid in pids {
+            if let Some(bytes) = ancestry::resident_size(pid) {
+                self.handle(Event::Measured { pid, bytes });
+            }
+        }
     }
 
     // ---- effects ----
@@ -388,6 +415,9 @@ impl Run {
     }
 
     fn send(&mut self, pid: u32, signal: Signal) {
+        if signal == Signal::User1 && !survives(pid, signal) {
+            return log::warn!("{signal} is not sent to process {pid}, which would die of it");
+        }
         let pidfd = self.pidfds.entry(pid).or_insert_with(|| PidFd::open(pid));
         send_signal(pidfd, pid, signal);
     }

@@ -39,6 +39,7 @@ pub(super) fn record_fleet(fleet: &Fleet) -> FleetRecord {
             took_seconds: seconds(restart.took),
             age_ms: age_of(restart.ended_at),
         }),
+        scale: fleet.scale.wanted,
         slots: fleet.slots.iter().map(record_slot).collect(),
         processes: fleet.draining.iter().map(record_process).collect(),
     }
@@ -99,12 +100,13 @@ fn record_stage(stage: Stage) -> StageRecord {
 // ---- going on from a snapshot ----
 
 /// Makes a fleet of a record. If the new policy has fewer slots, the processes in the others drain;
-/// if more, the slots that are new start processes.
+/// if more, the slots that are new start processes. A number that was asked for at run time stays.
 pub(super) fn restore_fleet(record: FleetRecord, policy: Policy, now: Instant, seed: u64) -> Fleet {
     let mut fleet = Fleet::new(policy, now, seed);
     fleet.sent_ready = record.sent_ready;
     fleet.has_been_ready = record.has_been_ready;
     fleet.exit_code = record.exit_code;
+    fleet.scale.wanted = record.scale;
     fleet.last_restart = record.last_restart.map(|restart| FinishedRestart {
         error: restart.error,
         took: Duration::try_from_secs_f64(restart.took_seconds).unwrap_or_default(),

@@ -3,6 +3,7 @@
 use std::process;
 use std::time::Instant;
 
+use super::MOST_PROCESSES;
 use super::control::ControlSocket;
 use super::fleet::Fleet;
 use super::fleet::event::Event;
@@ -46,13 +47,28 @@ impl Run {
                     self.handle(Event::Upgrade { client });
                     self.reply_unless(waits, id);
                 }
+                Some(ControlRequest::Scale { processes, .. })
+                    if !(1..=MOST_PROCESSES).contains(&processes) =>
+                {
+                    let why = format!("the number of processes is from 1 to {MOST_PROCESSES}");
+                    self.reply(id, &Answer::failure(why));
+                }
+                Some(ControlRequest::Scale { processes, waits }) => {
+                    let client = waits.then_some(id);
+                    self.handle(Event::Scale { processes, client });
+                    self.reply_unless(waits, id);
+                }
+                Some(ControlRequest::Reopen) => {
+                    self.handle(Event::User1);
+                    self.reply(id, &Answer::success());
+                }
                 Some(ControlRequest::Stop) => {
                     self.handle(Event::Stop);
                     self.reply(id, &Answer::success());
                 }
                 None => {
-                    let why = "unknown request: use status, restart, restart wait, stop, upgrade or \
-                               upgrade wait";
+                    let why = "unknown request: use status, restart, restart wait, scale N, \
+                               scale N wait, reopen, stop, upgrade or upgrade wait";
                     self.reply(id, &Answer::failure(why));
                 }
             }

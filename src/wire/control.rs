@@ -14,6 +14,10 @@ pub(crate) enum ControlRequest {
     Status,
     /// `restart`, or `restart wait` for an answer when the restart is over.
     Restart { waits: bool },
+    /// `scale N`, or `scale N wait` for an answer when N processes serve.
+    Scale { processes: usize, waits: bool },
+    /// `reopen`: log files are opened again.
+    Reopen,
     /// `stop`.
     Stop,
     /// `upgrade`, or `upgrade wait` for an answer when the upgrade is over.
@@ -27,10 +31,18 @@ impl ControlRequest {
             "status" => Self::Status,
             "restart" => Self::Restart { waits: false },
             "restart wait" => Self::Restart { waits: true },
+            "reopen" => Self::Reopen,
             "stop" => Self::Stop,
             "upgrade" => Self::Upgrade { waits: false },
             "upgrade wait" => Self::Upgrade { waits: true },
-            _ => return None,
+            line => {
+                let number = line.strip_prefix("scale ")?;
+                let waiting = number.strip_suffix(" wait");
+                Self::Scale {
+                    processes: waiting.unwrap_or(number).parse().ok()?,
+                    waits: waiting.is_some(),
+                }
+            }
         })
     }
 }
@@ -254,7 +266,22 @@ mod tests {
     fn control_requests_are_exact() {
         let restart = ControlRequest::Restart { waits: true };
         assert_eq!(ControlRequest::parse("restart wait\r\n"), Some(restart));
-        for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
+        let scale = |processes, waits| Some(ControlRequest::Scale { processes, waits });
+        assert_eq!(ControlRequest::parse("scale 3"), scale(3, false));
+        assert_eq!(ControlRequest::parse("scale 12 wait\n"), scale(12, true));
+        for line in [
+            "",
+            "restart  wait",
+            "Status",
+            "stop now",
+            "scale",
+            "scale -1",
+            "scale  1",
+            "scale 1 now",
+            "scale wait",
+            "scale 99999999999999999999",
+            "\u{fffd}",
+        ] {
             assert_eq!(ControlRequest::parse(line), None, "{line:?}");
         }
     }

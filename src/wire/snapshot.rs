@@ -61,6 +61,9 @@ pub(crate) struct FleetRecord {
     pub(crate) exit_code: i32,
     /// The result of the last restart that was requested.
     pub(crate) last_restart: Option<RestartRecord>,
+    /// The number of slots that was asked for at run time.
+    #[serde(default)]
+    pub(crate) scale: Option<usize>,
     pub(crate) slots: Vec<SlotRecord>,
     /// The processes that drain.
     pub(crate) processes: Vec<ProcessRecord>,

@@ -854,9 +854,11 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
 
 fn the_longest_and_the_shortest_times_are_no_overflow() {
     for settings in [
-        "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max give-up=max",
-        "watchdog=max abort=max ready-after=max stop=max backoff=max processes=2",
-        "watchdog=0 abort=0 ready=10000 ready-after=0 stop=5000 backoff=0 processes=0",
+        "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max give-up=max \
+         recycle-after=max",
+        "watchdog=max abort=max ready-after=max stop=max backoff=max processes=2 recycle-above=max",
+        "watchdog=0 abort=0 ready=10000 ready-after=0 stop=5000 backoff=0 processes=0 \
+         recycle-after=0 recycle-above=0",
     ] {
         let mut supervised = Supervised::start(settings);
         let before = supervised.who().pid;

@@ -200,6 +200,8 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "draining" => supervisor.max_draining(number as usize),
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
+            "recycle-after" => supervisor.recycle_after(time),
+            "recycle-above" => supervisor.recycle_above(number),
             "ready-after" => supervisor.ready_after(time),
             "give-up" => supervisor.give_up_after(number as u32),
             "no-restart" => supervisor.no_restart(number as i32),

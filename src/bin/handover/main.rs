@@ -3,7 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`run`] | `handover run`: its options, and the supervisor that they make |
-//! | [`request`] | a request to a supervisor, and its answer; restart, stop, upgrade |
+//! | [`request`] | a request to a supervisor, and its answer; restart, scale, reopen, stop, upgrade |
 //! | [`stages`] | what each process does during a restart, as it goes |
 //! | [`status`] | `handover status`: the answer as a table |
 //! | [`packaging`] | completions for shells, and manual pages |
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use packaging::{CompletionsArgs, ManArgs};
-use request::RequestArgs;
+use request::{RequestArgs, ScaleArgs, Target};
 use run::RunArgs;
 use status::StatusArgs;
 
@@ -49,6 +49,16 @@ enum Subcommand {
     /// If a process cannot be replaced, that process and all later ones go on serving. With
     /// --wait, the exit code is then 1, and what each process does is shown as it goes.
     Restart(RequestArgs),
+    /// Change the number of serving processes, until the supervisor ends
+    ///
+    /// Surplus processes finish their requests and exit. With --wait, the exit code is 0 as soon as
+    /// so many processes serve, and 1 if one of them fails before it is ready, which is then started
+    /// again after a while. An upgrade keeps the number.
+    Scale(ScaleArgs),
+    /// Have the serving processes open their log files again, after these were rotated
+    ///
+    /// Sends SIGUSR1 to each process that handles it. A process that would die of it gets none.
+    Reopen(Target),
     /// Stop the service when all requests in progress are finished
     Stop(RequestArgs),
     /// Replace the supervisor itself, in the same process, by the program that is on disk now
@@ -59,7 +69,7 @@ enum Subcommand {
     /// Supervise a program that takes its listeners as systemd passes them (LISTEN_FDS)
     ///
     /// Signals: SIGTERM and SIGINT stop when all requests are finished, SIGQUIT stops at once, SIGHUP
-    /// restarts gracefully, SIGUSR1 is passed on, SIGUSR2 replaces the supervisor by the program that
+    /// restarts gracefully, SIGUSR1 is passed on to processes that handle it, SIGUSR2 replaces the supervisor by the program that
     /// is on disk now.
     ///
     /// Exit codes: 0 after a stop; 1 if processes had to be killed for it; 69 (EX_UNAVAILABLE) after
@@ -76,6 +86,8 @@ fn main() -> ExitCode {
     let result = match Options::parse().command {
         Subcommand::Status(args) => args.execute(),
         Subcommand::Restart(request) => request.restart(),
+        Subcommand::Scale(args) => args.execute(),
+        Subcommand::Reopen(supervisor) => supervisor.reopen(),
         Subcommand::Stop(request) => request.stop(),
         Subcommand::Upgrade(request) => request.upgrade(),
         Subcommand::Run(args) => args.execute(),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, value_parser};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -34,6 +34,25 @@ pub(super) struct RequestArgs {
     /// Wait until the request is done, and print its result
     #[arg(long)]
     wait: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ScaleArgs {
+    /// From 1 to 1024
+    #[arg(value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    processes: u16,
+    #[command(flatten)]
+    request: RequestArgs,
+}
+
+impl ScaleArgs {
+    pub(super) fn execute(&self) -> CommandResult {
+        self.request.send(&format!("scale {}", self.processes))?;
+        if self.request.wait {
+            print(&format!("{} processes serve\n", self.processes))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// How long the supervisor may take to answer without --wait.
@@ -152,6 +171,11 @@ fn is_running(answer: io::Result<String>, pid: &Value) -> io::Result<bool> {
 }
 
 impl Target {
+    pub(super) fn reopen(&self) -> CommandResult {
+        parse_answer(&self.send("reopen", self.deadline(false))?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
     /// When an answer is late, to a request with or without --wait. `None` is never: the time-out
     /// is past the end of the clock.
     pub(super) fn deadline(&self, wait: bool) -> Option<Instant> {

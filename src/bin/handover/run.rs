@@ -8,12 +8,15 @@ use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, value_parser};
 
-use handover::{Bind, LogFormat, StopSignal, Supervisor};
+use handover::{Bind, LogFormat, NotifyAccess, StopSignal, Supervisor};
 
 use super::CommandResult;
-use super::values::{NoRestartCode, RestartWhen, delays, listener, log_format, octal, seconds};
+use super::values::{
+    NoRestartCode, RestartWhen, delays, listener, log_format, minutes, notify_access, octal,
+    seconds,
+};
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
@@ -60,6 +63,14 @@ pub(super) struct RunArgs {
     /// How many replaced processes may finish their requests at once; a restart beyond that waits
     #[arg(long, value_name = "N", default_value = "4")]
     max_draining: NonZeroUsize,
+    /// Replace a process gracefully when it has served for this many minutes, shortened by up to a
+    /// tenth. Defaults to no limit
+    #[arg(long, value_name = "MINUTES", value_parser = minutes)]
+    recycle_after: Option<Duration>,
+    /// Replace a process gracefully when it occupies more than this many MiB of memory (RSS),
+    /// looked at every 5 s. Defaults to no limit
+    #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(1..1 << 40))]
+    recycle_above: Option<u64>,
     /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
     /// Defaults to no limit
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -67,6 +78,10 @@ pub(super) struct RunArgs {
     /// A process is ready only when it sends READY=1, see sd_notify(3)
     #[arg(long, conflicts_with = "ready_after")]
     notify: bool,
+    /// Whose notifications count: those of the program that is started alone (main), or also those
+    /// of its descendants (all), such as the server that a wrapper script starts
+    #[arg(long, value_name = "main|all", value_parser = notify_access, default_value = "all")]
+    notify_access: NotifyAccess,
     /// A process is ready when it has run for this long, or sends READY=1 before
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
     ready_after: Duration,
@@ -120,6 +135,9 @@ impl RunArgs {
         Supervisor::new()
             .processes(self.processes.get())
             .watchdog(self.watchdog)
+            .notify_access(self.notify_access)
+            .recycle_after(self.recycle_after)
+            .recycle_above(self.recycle_above.map(|mib| mib << 20))
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use handover::{Addr, Bind, LogFormat};
+use handover::{Addr, Bind, LogFormat, NotifyAccess};
 
 pub(super) fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
@@ -56,6 +56,18 @@ pub(super) fn log_format() -> impl TypedValueParser<Value = LogFormat> {
         "json" => LogFormat::Json,
         _ => LogFormat::Auto,
     })
+}
+
+pub(super) fn notify_access(text: &str) -> Result<NotifyAccess, &'static str> {
+    match text {
+        "main" => Ok(NotifyAccess::Main),
+        "all" => Ok(NotifyAccess::All),
+        _ => Err("neither main nor all"),
+    }
+}
+
+pub(super) fn minutes(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+    Ok(Duration::try_from_secs_f64(60.0 * text.parse::<f64>()?)?)
 }
 
 /// The mode of a file, in octal.

@@ -16,6 +16,8 @@
 //! | [`processes`] | starts, readiness and exits |
 //! | [`notices`] | the notifications of processes |
 //! | [`restarts`] | graceful restarts |
+//! | [`recycling`] | processes that have served for long, or are large, are replaced |
+//! | [`scale`] | the number of slots, which may change at run time |
 //! | [`upgrade`] | the upgrade of the supervisor |
 //!
 //! # Promises
@@ -61,8 +63,10 @@ pub(crate) mod event;
 pub(crate) mod notices;
 pub(crate) mod process;
 pub(crate) mod processes;
+pub(crate) mod recycling;
 pub(crate) mod restarts;
 pub(crate) mod round;
+pub(crate) mod scale;
 pub(crate) mod slot;
 pub(crate) mod upgrade;
 
@@ -74,7 +78,9 @@ use crate::sys::Signal;
 use backoff::BackoffSettings;
 use event::{Effect, Event, ManagerNotice, Severity};
 use process::{Process, Stage, Watch};
+use recycling::RecyclingSettings;
 use round::Round;
+use scale::Scale;
 use slot::Slot;
 use upgrade::Upgrade;
 
@@ -82,7 +88,7 @@ use upgrade::Upgrade;
 /// else is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
-    /// The number of slots.
+    /// The number of slots, unless another one was asked for at run time.
     pub(crate) processes: usize,
     pub(crate) ready_timeout: Duration,
     pub(crate) ready_after: Option<Duration>,
@@ -91,6 +97,7 @@ pub(crate) struct Policy {
     pub(crate) abort_timeout: Duration,
     pub(crate) backoff: BackoffSettings,
     pub(crate) max_draining: usize,
+    pub(crate) recycling: RecyclingSettings,
     pub(crate) restart_after_success: bool,
     /// Failures in a row before a process was ready. Never, if `None`.
     pub(crate) give_up_after: Option<u32>,
@@ -121,6 +128,9 @@ pub(crate) struct Fleet {
     pub(crate) rounds: u64,
     /// The result of the last round, and how long it took.
     pub(crate) last_restart: Option<FinishedRestart>,
+    /// After a recycling that has failed: when the next one may begin.
+    recycle_not_before: Deadline,
+    pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
     /// A process has been ready. Until then, only the first slot starts one.
@@ -194,6 +204,8 @@ impl Fleet {
             next_round: None,
             rounds: 0,
             last_restart: None,
+            recycle_not_before: Deadline::at(Some(now)),
+            scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,
             has_been_ready: false,
@@ -218,6 +230,7 @@ impl Fleet {
             Event::Exited { pid, exit } => self.handle_exit(pid, &exit),
             Event::Notified { pid, notice } => self.handle_notice(pid, notice),
             Event::Restart { client } => self.request_round(client),
+            Event::Scale { processes, client } => self.request_scale(processes, client),
             Event::Upgrade { client } => self.request_upgrade(client),
             Event::DryRunEnded(result) => self.finish_dry_run(result),
             Event::NotReplaced { why } => {
@@ -235,9 +248,11 @@ impl Fleet {
                 let pids = ready.map(|process| process.pid).collect();
                 self.signal_each(pids, Signal::User1);
             }
+            Event::Measured { pid, bytes } => self.handle_size(pid, bytes),
             Event::Tick => self.handle_deadlines(),
         }
         self.advance_round();
+        self.advance_scale();
         self.advance_upgrade();
         // What is due already is no sign of a stall.
         self.next_event_by = self.deadline().later(Deadline::at(Some(now)));
@@ -252,6 +267,7 @@ impl Fleet {
             self.shutdown.map_or(Deadline::NEVER, |stop| stop.deadline),
             self.round.as_ref().map_or(Deadline::NEVER, Round::deadline),
             self.upgrade.deadline(),
+            self.recycling_deadline(),
         ];
         slots
             .chain(processes)
@@ -413,6 +429,7 @@ impl Fleet {
             };
         }
         self.end_all_rounds(IS_STOPPING);
+        self.end_scale(Some(IS_STOPPING.to_owned()));
         self.end_upgrade(Some(IS_STOPPING.to_owned()));
     }
 

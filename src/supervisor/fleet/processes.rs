@@ -91,6 +91,7 @@ impl Fleet {
         // Without a current process, the start was due, or is repeated after the back-off.
         if slot.current.is_none() && self.shutdown.is_none() {
             slot.record_death(self.now, &why);
+            self.end_scale(Some(why.clone()));
             self.schedule_start(index, None, &why);
         }
         self.fail_round(round, index, &why);
@@ -371,6 +372,9 @@ impl Fleet {
             Some(successor) => self.drain(successor, false),
             None => {}
         }
+        if served.is_none() {
+            self.end_scale(Some(why.clone()));
+        }
         if let Some(code) = self.final_exit_code(exit) {
             return self.give_up_slot(index, code, must_not_restart(&why, code));
         }
@@ -393,6 +397,7 @@ impl Fleet {
     fn give_up_slot(&mut self, index: usize, code: i32, why: String) {
         self.log(Severity::Error, why.clone());
         self.exit_code = code;
+        self.end_scale(Some(why.to_owned()));
         let slot = &mut self.slots[index];
         slot.start_at = Deadline::NEVER;
         let processes = [slot.current.take(), slot.successor.take()];

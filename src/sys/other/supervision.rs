@@ -49,6 +49,18 @@ pub(crate) fn is_child(_pid: u32) -> bool {
     false
 }
 
+pub(crate) fn page_size() -> u64 {
+    1
+}
+
+pub(crate) fn mask_bit(_signal: Signal) -> u64 {
+    0
+}
+
+pub(crate) fn time_since_tick(_ticks: u64) -> Duration {
+    Duration::ZERO
+}
+
 #[derive(Debug)]
 pub(crate) enum SignalFd {}
 

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::param;
 use rustix::process::{
     Pid, WaitId, WaitIdOptions, WaitOptions, getpid, set_child_subreaper, wait, waitid,
 };
+use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
-use crate::sys::Interest;
+use crate::sys::{Interest, Signal, signal};
 
 mod identity;
 mod notify_socket;
@@ -79,6 +81,25 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
 pub(crate) fn is_child(pid: u32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     kernel_pid(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
+}
+
+/// How long ago something was that /proc dates in clock ticks since the boot (`starttime` in
+/// proc_pid_stat(5)). The result may be a tick too short, 10 ms, and never too long.
+pub(crate) fn time_since_tick(ticks: u64) -> Duration {
+    let now = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+    let end_of_tick =
+        ticks.saturating_add(1) as f64 / param::clock_ticks_per_second().max(1) as f64;
+    let then = Duration::try_from_secs_f64(end_of_tick).unwrap_or(Duration::MAX);
+    now.saturating_sub(then)
+}
+
+/// The bit of a signal in the masks of /proc/PID/status (`SigCgt` in proc_pid_status(5)).
+pub(crate) fn mask_bit(signal: Signal) -> u64 {
+    1 << (signal::number(signal) - 1)
+}
+
+pub(crate) fn page_size() -> u64 {
+    param::page_size() as u64
 }
 
 fn kernel_pid(pid: u32) -> Option<Pid> {
