@@ -428,19 +428,15 @@ fn a_program_is_started_again_as_the_options_say() {
 
 /// A program that writes the signals down that it ends by.
 const SIGNALLED: &str = r#"
-import os, signal, socket, sys
+import os, signal, socket
 
-def end(number, _):
-    with open("signals", "a") as file:
-        file.write(signal.Signals(number).name + "\n")
-    sys.exit(0)
-
-for number in signal.SIGTERM, signal.SIGQUIT, signal.SIGWINCH:
-    signal.signal(number, end)
+signals = {signal.SIGTERM, signal.SIGQUIT, signal.SIGWINCH}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 to = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", to)
-while True:
-    signal.pause()
+number = signal.sigwait(signals)
+with open("signals", "a") as file:
+    file.write(signal.Signals(number).name + "\n")
 "#;
 
 #[test]
