@@ -341,9 +341,10 @@ impl Supervisor {
 
     /// After how many failures in a row the supervisor gives up a slot. A failure is a process that
     /// exits before it is ready, or that cannot be started. In a slot that was given up, only a
-    /// graceful restart or `handover scale` starts a process, with the same number of attempts. When no process is
-    /// left, the supervisor exits with code 69 (EX_UNAVAILABLE in sysexits.h(3head)), so that the
-    /// service manager can react. At least 1. `None`: no limit. Defaults to `None`.
+    /// graceful restart or `handover scale` starts a process, with the same number of attempts.
+    /// When no process is left, the supervisor exits with code 69 (EX_UNAVAILABLE in
+    /// sysexits.h(3head)), so that the service manager can react. At least 1. `None`: no limit.
+    /// Defaults to `None`.
     pub fn give_up_after(mut self, processes: impl Into<Option<u32>>) -> Self {
         self.0.policy.give_up_after = processes.into().map(|count| count.max(1));
         self
