@@ -123,9 +123,14 @@ impl StderrLogger {
             let line = match self.take_line() {
                 QueuedLine::Text(line) => line,
                 QueuedLine::Dropped(count) => {
-                    let text =
-                        format_args!("{count} log lines were dropped: standard error was not read");
-                    self.line(Level::Warn, module_path!(), &text)
+                    // One expression: up to Rust 1.88 the arguments do not outlive a statement.
+                    self.line(
+                        Level::Warn,
+                        module_path!(),
+                        &format_args!(
+                            "{count} log lines were dropped: standard error was not read"
+                        ),
+                    )
                 }
             };
             // One write for a whole line, since the serving processes write to the same file. A
