@@ -3,11 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use fleet::backoff::{BREAKER_LIMIT, BackoffSettings};
+use fleet::backoff::BREAKER_LIMIT;
 use fleet::event::{Effect, Event, Notice};
-use fleet::recycling::RecyclingSettings;
 use fleet::{Fleet, Policy};
-use sys::Signal;
 
 #[path = "../src/clock.rs"]
 #[allow(dead_code)] // The policy needs deadlines only.
@@ -57,23 +55,7 @@ fn the_simulation_knows_the_settings_of_the_back_off() {
 fn a_slow_start_is_not_said_to_be_a_stall() {
     let policy = Policy {
         processes: 2,
-        ready_timeout: Duration::from_secs(60),
-        ready_after: None,
-        stop_timeout: Duration::from_secs(30),
-        watchdog: None,
-        abort_timeout: Duration::from_secs(5),
-        backoff: BackoffSettings {
-            first: Duration::from_millis(100),
-            longest: Duration::from_secs(30),
-        },
-        max_draining: 4,
-        restart_after_success: true,
-        no_restart_code: None,
-        give_up_after: None,
-        stop_signal: Signal::Terminate,
-        restart_signal: None,
-        recycling: RecyclingSettings::default(),
-        starts_all: false,
+        ..rules::policy()
     };
     let begin = Instant::now();
     let second = Duration::from_secs(1);

@@ -450,8 +450,8 @@ const REQUESTS: [&str; 6] = [
     "status\n",
     "status",
     "stoq now\n",
-    "reXXXrt wait\n",
-    "upXXXde\0\n",
+    "re___rt wait\n",
+    "up___de\0\n",
     "\n",
 ];
 

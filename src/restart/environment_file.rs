@@ -210,12 +210,14 @@ mod tests {
         ] {
             let file = parse(text).unwrap();
             assert_eq!(file.ignored, [], "{text:?}");
-            let found = file
-                .variables
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"));
-            assert_eq!(found.collect::<Vec<_>>().join("|"), expected, "{text:?}");
+            assert_eq!(join_variables(&file), expected, "{text:?}");
         }
+    }
+
+    fn join_variables(file: &EnvironmentFile) -> String {
+        let variables = file.variables.iter();
+        let lines = variables.map(|(name, value)| format!("{name}={value}"));
+        lines.collect::<Vec<_>>().join("|")
     }
 
     #[test]
@@ -230,11 +232,7 @@ mod tests {
             let file = parse(text).unwrap();
             let lines: Vec<usize> = file.ignored.iter().map(|fault| fault.line).collect();
             assert_eq!(lines, ignored, "{text:?}");
-            let found = file
-                .variables
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"));
-            assert_eq!(found.collect::<Vec<_>>().join("|"), expected, "{text:?}");
+            assert_eq!(join_variables(&file), expected, "{text:?}");
         }
     }
 

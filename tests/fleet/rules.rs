@@ -16,7 +16,7 @@ struct Played {
     started: Vec<u32>,
 }
 
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         processes: 1,
         ready_timeout: Duration::from_secs(60),
