@@ -119,6 +119,11 @@ struct RunArgs {
     /// How long the processes may take to exit in a stop before they are killed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     stop_timeout: Duration,
+    /// Leave the program in the process group of the supervisor, and leave alone what it leaves
+    /// behind. By default, each process is the leader of a process group of its own, whose other
+    /// processes are ended when it has exited
+    #[arg(long)]
+    no_process_groups: bool,
     /// The program, a path or a name on the search path, and its arguments
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -225,6 +230,7 @@ impl RunArgs {
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
             .stop_timeout(self.stop_timeout)
+            .process_groups(!self.no_process_groups)
             .max_draining(self.max_draining.get());
         for listener in self.listen {
             supervisor = supervisor.listen(listener);

@@ -15,12 +15,14 @@
 //! | [`listeners`] | holds the listeners |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
+//! | [`stragglers`], [`cleanup`] | end what a process leaves behind |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`snapshot`] | the fleet, as the upgrade passes it on |
 //! | [`logger`] | logs to standard error if the program has set no logger |
 
 mod ancestry;
+mod cleanup;
 mod control;
 mod dry_run;
 mod fleet;
@@ -31,6 +33,7 @@ mod run;
 mod snapshot;
 mod spawn;
 mod status;
+mod stragglers;
 mod thread_report;
 mod upgrade;
 
@@ -76,8 +79,8 @@ pub fn supervise() -> io::Result<Restart> {
 ///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// It logs with the logger that the program has set, or to standard error if there is none. If the
-/// supervisor dies, the serving processes finish their requests and exit. Linux only.
+/// It logs with the logger that the program has set, or to standard error if there is none. Linux
+/// only.
 ///
 /// # Signals
 ///
@@ -88,17 +91,59 @@ pub fn supervise() -> io::Result<Restart> {
 /// | SIGHUP | graceful restart of the serving processes, one after another |
 /// | SIGUSR1 | passed on to the serving processes |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
+/// | SIGTSTP (Ctrl-Z) | the supervisor stops, and its processes with it, until SIGCONT (`fg`) |
+/// | SIGHUP of a terminal that is closed | as SIGTERM; nothing, if SIGHUP was ignored at the start |
+///
+/// The supervisor handles these signals whatever the process that started it ignored, and the
+/// processes that it starts ignore and block none. So a service that was started with `nohup` is
+/// restarted by `kill -HUP`, and goes on when its terminal is closed.
 ///
 /// An upgrade leaves the serving processes alone. The supervisor then has the settings of the new
 /// program, with these exceptions: the control socket and the listeners stay where they are, and
 /// processes that serve already keep their watchdog limit, as do their successors.
+///
+/// # Process groups
+///
+/// Each process that the supervisor or a predecessor starts is the leader of a process group of its
+/// own. As with systemd's `KillMode=mixed`, a stop or a restart sends SIGTERM to this process only,
+/// so that it can let its children finish their work. When it has exited, however that came, what is
+/// left of its group gets SIGTERM, and SIGKILL after [`stop_timeout`]. SIGKILL goes to the whole
+/// group. When the last process has exited in a stop, everything else that descends from it gets the
+/// same, daemons as well that have left the group. If a process has to be killed for this, the exit
+/// code is 1. This needs /proc (proc(5)).
+///
+/// Children that the process had before it became the supervisor are left alone, such as that of a
+/// script that does `sidecar & exec handover run …`, and so are their children.
+///
+/// [`process_groups(false)`](Self::process_groups) turns all of this off: the processes are then in
+/// the supervisor's group, which a terminal's signals reach as a whole, and only the processes
+/// themselves are ended.
+///
+/// # In a terminal
+///
+/// | event | effect |
+/// |---|---|
+/// | Ctrl-C, Ctrl-\ | SIGINT or SIGQUIT for the supervisor alone, which sends its processes SIGTERM or SIGQUIT: once |
+/// | Ctrl-Z, `fg`, `bg` | the supervisor and its processes stop and go on; no watchdog aborts them for it |
+/// | the terminal is closed | a stop |
+/// | a process reads standard input | end-of-file: if this is the terminal, the processes get /dev/null instead |
+///
+/// # If the supervisor dies
+///
+/// A server of this crate sees the end of the supervisor, finishes its requests within its
+/// [`drain_timeout`](crate::Builder::drain_timeout), and exits. Other programs, and what a process
+/// leaves behind, are ended by the guardian, a small process that the supervisor starts first
+/// (`handover-guard` in ps(1)): SIGTERM for each process and then for the rest of its group, and
+/// SIGKILL after [`stop_timeout`]. It does so for programs as well that have changed their user
+/// (su(1), a set-user-ID bit), for which the kernel's PR_SET_PDEATHSIG does nothing. Process 1 of a
+/// container has no guardian: the kernel ends the others with it.
 ///
 /// # Exit codes
 ///
 /// | code | the supervisor exits with it |
 /// |---|---|
 /// | 0 | after a stop, or when all processes have succeeded: see [`restart_after_success`] |
-/// | 1 | after a stop in which processes had to be killed |
+/// | 1 | after a stop in which processes, or what they left behind, had to be killed |
 /// | 78 | when all processes have exited with this code: see [`no_restart`] |
 ///
 /// [`no_restart`]: Self::no_restart
@@ -137,6 +182,7 @@ struct Settings {
     working_directory: Option<PathBuf>,
     environment_file: Option<PathBuf>,
     listen: Vec<Bind>,
+    process_groups: bool,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -187,6 +233,7 @@ impl Supervisor {
             working_directory: None,
             environment_file: None,
             listen: Vec::new(),
+            process_groups: true,
             runs_other_program: false,
         })
     }
@@ -314,6 +361,13 @@ impl Supervisor {
     /// [`Builder::listen`](crate::Builder::listen). Defaults to none.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.0.listen.push(addr.into());
+        self
+    }
+
+    /// Whether each process that the supervisor starts is in a process group of its own, which is
+    /// ended with it. Defaults to true. See [Process groups](Self#process-groups).
+    pub fn process_groups(mut self, on: bool) -> Self {
+        self.0.process_groups = on;
         self
     }
 

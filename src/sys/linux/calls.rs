@@ -21,6 +21,11 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(memfd_create("handover", MemfdFlags::CLOEXEC)?.into())
 }
 
+/// Whether the kernel sent a signal by itself, given the field `si_code` (sigaction(2)).
+pub(in crate::sys) fn is_from_kernel(code: libc::c_int) -> bool {
+    code > 0
+}
+
 /// Makes the kernel send this process a signal when the thread that forked it ends
 /// (PR_SET_PDEATHSIG).
 #[allow(unsafe_code)]

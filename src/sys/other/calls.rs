@@ -27,6 +27,11 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(file)
 }
 
+/// Not known here.
+pub(in crate::sys) fn is_from_kernel(_code: libc::c_int) -> bool {
+    false
+}
+
 pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
 
 pub(in crate::sys) fn close_range(_first: RawFd, _in_exec: bool) -> bool {

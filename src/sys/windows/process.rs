@@ -41,6 +41,10 @@ pub(crate) fn replace_program(_options: &SpawnOptions<'_>) -> io::Error {
     no_restarts_error()
 }
 
+pub(crate) fn is_group_leader() -> bool {
+    false
+}
+
 pub(crate) fn effective_uid() -> u32 {
     u32::MAX
 }
