@@ -16,7 +16,7 @@
 //! which process answers. `--ready-timeout SECONDS` limits the start of the new process.
 //!
 //! `--supervised` starts a supervisor. `POST /crash`, `/wedge` and `/exit?code=N` test it, and
-//! `--processes N`, `--control PATH` and `--watchdog SECONDS` are its settings.
+//! `--processes N`, `--control PATH`, `--watchdog SECONDS` and `--user NAME` are its settings.
 
 mod common;
 mod push;

@@ -127,3 +127,6 @@
 /// deadline, so that an answer can still come. After `Park` it is closed as idle connections are.
 /// [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
 pub mod push {}
+
+#[doc = include_str!("guide/operating.md")]
+pub mod operating {}

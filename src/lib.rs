@@ -108,7 +108,9 @@
 //! | `handover::supervisor` | processes started, ready and ended (info), crashes (warn, error) |
 //! | `handover::worker` | errors that a service returned (debug), panics (error) |
 //!
-//! A supervisor without a logger writes its records to standard error, from level info on.
+//! A supervisor without a logger writes its records to standard error, from level info on, as
+//! lines with times, for systemd's journal, or in JSON ([`LogFormat`]). No record makes it wait.
+//! The other threads of the crate call the logger of the program, and wait for it if it blocks.
 //!
 //! # Limitations
 //!
@@ -185,7 +187,7 @@ pub use server::{
 };
 pub use service::{BufferLimits, Next, Service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
-pub use supervisor::{Supervisor, supervise};
+pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};
 
 /// Compiles the programs in README.md as tests.

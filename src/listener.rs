@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::log;
-use crate::sys;
+use crate::sys::{self, DirectoryEntry, FoundFile};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
 /// An address to listen on, and the options for it.
@@ -253,7 +253,8 @@ impl Bind {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
                 let path = path.as_deref().unwrap_or(Path::new(""));
-                (self.bind_unix(path)?, Some(UnixPath::of(path, true)))
+                let (socket, path) = self.bind_unix(path)?;
+                (socket, Some(path))
             }
         };
         let backlog = i32::try_from(self.options.backlog).unwrap_or(i32::MAX);
@@ -275,15 +276,17 @@ impl Bind {
         Ok(socket)
     }
 
-    fn bind_unix(&self, path: &Path) -> io::Result<Socket> {
+    fn bind_unix(&self, path: &Path) -> io::Result<(Socket, UnixPath)> {
         let addr = SockAddr::unix(path)?;
         sys::file::free_socket_path(path)?;
+        let entry = DirectoryEntry::open(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
+        let path = UnixPath::in_directory(path, entry, true);
         if let Some(mode) = self.options.unix_mode {
-            sys::file::set_mode(path, mode)?;
+            path.set_mode(mode)?;
         }
-        Ok(socket)
+        Ok((socket, path))
     }
 }
 
@@ -502,6 +505,36 @@ impl Listener {
         }
     }
 
+    /// The socket's file, if it is a Unix socket whose file was found.
+    pub(crate) fn file(&self) -> Option<&FoundFile> {
+        self.path.as_ref()?.file.as_ref().map(|(_, file)| file)
+    }
+
+    /// Forgets the file that was found at the path of a Unix socket, unless it is the socket's.
+    pub(crate) fn check_file(&mut self, is_own: impl FnOnce(&FoundFile) -> bool) {
+        if let Some(path) = &mut self.path {
+            path.file = path.file.take().filter(|(_, file)| is_own(file));
+        }
+    }
+
+    /// Whether the socket's file is still at its path.
+    pub(crate) fn has_its_file(&self) -> bool {
+        // The directory may be another one by now.
+        let path = self.path.as_ref().map(|path| &path.path);
+        let there = path.and_then(|path| DirectoryEntry::open(path).ok());
+        let file = self.file();
+        file.is_some_and(|file| there.is_some_and(|there| there.is(file)))
+    }
+
+    /// Sets the group and the mode of the file of a Unix socket that this process has bound.
+    pub(crate) fn set_file_access(&self, group: Option<u32>, mode: u32) -> io::Result<()> {
+        let path = self.path.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let (entry, file) = path.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        // The mode comes last: until then, the file is for its owner only.
+        group.map_or(Ok(()), |group| entry.set_group(file, group))?;
+        entry.set_mode(file, mode)
+    }
+
     /// Accepts one connection.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
         let (socket, peer) = sys::socket::accept(&self.socket)?;
@@ -533,30 +566,50 @@ impl ListenerInfo {
 #[derive(Debug)]
 struct UnixPath {
     path: PathBuf,
-    id: Option<(u64, u64)>,
+    /// `None` if there was no socket at the path.
+    file: Option<(DirectoryEntry, FoundFile)>,
     /// The file is removed on drop: this process has made it, or has taken it over.
     is_own: AtomicBool,
 }
 
 impl UnixPath {
     fn of(path: &Path, is_own: bool) -> Self {
+        match DirectoryEntry::open(path) {
+            Ok(entry) => Self::in_directory(path, entry, is_own),
+            Err(_) => Self {
+                path: path.to_owned(),
+                file: None,
+                is_own: AtomicBool::new(is_own),
+            },
+        }
+    }
+
+    fn in_directory(path: &Path, entry: DirectoryEntry, is_own: bool) -> Self {
+        let found = entry.find().ok().flatten();
+        let socket = found.filter(|found| found.is_socket);
         Self {
             path: path.to_owned(),
-            id: sys::file::inode(path),
+            file: socket.map(|socket| (entry, socket)),
             is_own: AtomicBool::new(is_own),
         }
+    }
+
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let (entry, file) = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        entry.set_mode(file, mode)
     }
 }
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
         let is_own = self.is_own.load(SeqCst);
-        let _lock = is_own.then(|| sys::file::lock_directory_of(&self.path));
-        // The path may be the file of another listener now.
-        if is_own && self.id.is_some() && self.id == sys::file::inode(&self.path) {
-            if let Err(error) = std::fs::remove_file(&self.path) {
-                log::warn!("cannot remove {}: {error}", self.path.display());
-            }
+        let Some((entry, file)) = self.file.as_ref().filter(|_| is_own) else {
+            return;
+        };
+        let _lock = sys::file::lock_directory_of(&self.path);
+        // The path may be the file of another listener now, which is left alone.
+        if let Err(error) = entry.remove(file) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }

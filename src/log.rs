@@ -24,6 +24,11 @@ pub(crate) fn write(call: impl FnOnce()) {
     let _ = panic::contain(AssertUnwindSafe(call));
 }
 
+/// Waits until the logger has written its records, as long as the logger likes to.
+pub(crate) fn flush() {
+    let _ = panic::contain(AssertUnwindSafe(|| ::log::logger().flush()));
+}
+
 macro_rules! log_error {
     ($($arg:tt)+) => {
         if $crate::log::is_on(::log::Level::Error) {

@@ -11,6 +11,9 @@ pub(crate) enum ServerCommand {
     StopBy(Deadline),
     /// End now.
     StopNow,
+    /// SIGTERM has come a second time: end now, unless a successor serves.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
+    TerminateAgain,
     /// Start a successor.
     Restart,
     /// A successor has taken over: finish what is in progress, then end.
@@ -109,9 +112,10 @@ mod watch {
         for subscriber in &servers {
             let command = match signal {
                 Signal::Terminate | Signal::Interrupt => {
-                    match is_second && !subscriber.is_supervised {
-                        true => ServerCommand::StopNow,
-                        false => ServerCommand::Drain,
+                    match (is_second && !subscriber.is_supervised, signal) {
+                        (true, Signal::Terminate) => ServerCommand::TerminateAgain,
+                        (true, _) => ServerCommand::StopNow,
+                        (false, _) => ServerCommand::Drain,
                     }
                 }
                 Signal::TerminalClosed => ServerCommand::Drain,
@@ -133,6 +137,7 @@ mod watch {
     fn action(command: ServerCommand) -> &'static str {
         match command {
             ServerCommand::StopNow => "stopping now",
+            ServerCommand::TerminateAgain => "stopping now, unless a successor serves",
             ServerCommand::UserSignal => "calling the hook",
             ServerCommand::Restart => "restarting",
             _ => "stopping",

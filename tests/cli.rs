@@ -71,27 +71,39 @@ while not stopping:
 struct Supervised {
     dir: TempDir,
     supervisor: Child,
+    _group: support::ProcessGroup,
 }
 
 impl Supervised {
     /// Supervises the server.
     fn start(options: &[&str], args: &[&str]) -> Self {
+        let listens = ["--listen", "web=127.0.0.1:0"];
+        let program = ["python3", "server.py"];
+        Self::start_program(&[&listens, options].concat(), &[&program, args].concat())
+    }
+
+    /// Supervises any program.
+    fn start_program(options: &[&str], program: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("server.py"), SERVER).unwrap();
         let python = Command::new("python3").arg("--version").output();
         assert!(python.is_ok(), "python3 is not there: {python:?}");
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let supervisor = handover()
-            .args(["run", "--listen", "web=127.0.0.1:0", "--control", "control"])
+            .args(["run", "--control", "control"])
             .args(options)
-            .args(["--", "python3", "server.py"])
-            .args(args)
+            .arg("--")
+            .args(program)
             .current_dir(dir.path())
             .process_group(0)
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { dir, supervisor }
+        Self {
+            dir,
+            _group: support::ProcessGroup::of(&supervisor),
+            supervisor,
+        }
     }
 
     fn control(&self) -> PathBuf {
@@ -136,12 +148,22 @@ impl Supervised {
         i32::try_from(pid.unwrap()).unwrap()
     }
 
+    /// Waits until the supervisor has exited.
+    #[track_caller]
+    fn wait(&mut self) -> std::process::ExitStatus {
+        let supervisor = std::cell::RefCell::new(&mut self.supervisor);
+        eventually("the supervisor exits", || {
+            supervisor.borrow_mut().try_wait().unwrap().is_some()
+        });
+        supervisor.borrow_mut().wait().unwrap()
+    }
+
     /// Ends it all, and asserts that nothing is left.
     #[track_caller]
     fn stop(mut self) {
         assert_eq!(self.must(&["stop", "--wait"]), "stopped\n");
         assert!(!self.control().exists());
-        assert_eq!(self.supervisor.wait().unwrap().code(), Some(0));
+        assert_eq!(self.wait().code(), Some(0));
         let output = self.ask(&["status"]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
     }
@@ -195,6 +217,41 @@ fn ask_server(addr: SocketAddr) -> io::Result<i32> {
     pid.ok_or_else(|| io::Error::other(answer))
 }
 
+/// A command and its children, which are killed with it when a test fails.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Runs a command to its end, which must come. A process that it leaves behind keeps nobody waiting.
+#[track_caller]
+fn finish(command: &mut Command) -> (Option<i32>, String) {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let both = || log.as_file().try_clone().unwrap();
+    let child = command.stdout(both()).stderr(both()).process_group(0);
+    let child = std::cell::RefCell::new(Group(child.spawn().unwrap()));
+    eventually("the command ends", || {
+        child.borrow_mut().0.try_wait().unwrap().is_some()
+    });
+    let code = child.borrow_mut().0.wait().unwrap().code();
+    (code, fs::read_to_string(log.path()).unwrap())
+}
+
+/// Sets the flag in the end, whatever the end is.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 fn kill(pid: i32) {
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
 }
@@ -219,6 +276,8 @@ fn a_program_comes_back_is_restarted_and_stopped() {
     // Nobody is lost by a restart either.
     let (done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
+        // Also when an assertion fails: the scope waits for its threads.
+        let _done = SetOnDrop(&done);
         for _ in 0..4 {
             scope.spawn(|| {
                 while !done.load(SeqCst) {
@@ -229,13 +288,18 @@ fn a_program_comes_back_is_restarted_and_stopped() {
         }
         eventually("some answers", || answers.load(SeqCst) > 50);
         let said = service.must(&["restart", "--wait"]);
-        assert!(said.starts_with("restarted in "), "{said}");
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("restarted in "), "{said}");
+        assert!(!said.contains('\x1b'), "{said}");
+        // The old one may have ended before the next look.
+        let old = format!("process {second}");
+        let drains = said.contains(&format!("{old}, generation 2: draining"));
+        assert!(drains || said.contains(&format!("{old}: exited")), "{said}");
         eventually("the old one has ended", || {
             service.status()["draining"] == serde_json::json!([])
         });
         let so_far = answers.load(SeqCst);
         eventually("more answers", || answers.load(SeqCst) > so_far + 50);
-        done.store(true, SeqCst);
     });
     let third = ask_server(addr).unwrap();
     assert_ne!(third, second);
@@ -339,13 +403,167 @@ fn a_stop_and_a_restart_need_not_be_waited_for() {
 }
 
 #[test]
-fn a_program_that_must_not_be_started_again_is_not() {
-    let mut run = handover();
-    let output = run
-        .args(["run", "--", "sh", "-c", "exit 78"])
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(78), "{output:?}");
+fn a_program_is_started_again_as_the_options_say() {
+    for (options, script, expected) in [
+        (&[][..], "exit 78", 78),
+        (&["--no-restart-code", "3"], "exit 3", 3),
+        (&["--restart", "on-failure"], "exit 0", 0),
+        (&["--give-up-after", "1"], "exit 5", 69),
+        (
+            &[
+                "--no-restart-code",
+                "none",
+                "--give-up-after",
+                "3",
+                "--backoff",
+                "0..0.01",
+            ],
+            "exit 78",
+            69,
+        ),
+    ] {
+        let mut run = handover();
+        run.arg("run").args(options).args(["--", "sh", "-c"]);
+        let (code, log) = finish(run.arg(format!("echo started; {script}")));
+        assert_eq!(code, Some(expected), "{options:?}: {log}");
+        let starts = log.lines().filter(|line| *line == "started").count();
+        let wanted = if options.contains(&"3") && expected == 69 {
+            3
+        } else {
+            1
+        };
+        assert_eq!(starts, wanted, "{options:?}: {log}");
+    }
+}
+
+/// A program that writes the signals down that it ends by.
+const SIGNALLED: &str = r#"
+import os, signal, socket
+
+signals = {signal.SIGTERM, signal.SIGQUIT, signal.SIGWINCH}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+to = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", to)
+number = signal.sigwait(signals)
+with open("signals", "a") as file:
+    file.write(signal.Signals(number).name + "\n")
+"#;
+
+#[test]
+fn a_program_has_signals_of_its_own_for_a_stop_and_a_restart() {
+    let options = [
+        "--notify",
+        "--stop-signal",
+        "quit",
+        "--restart-signal",
+        "SIGWINCH",
+    ];
+    let mut service = Supervised::start_program(&options, &["python3", "-c", SIGNALLED]);
+    service.until_serving();
+    let signals = service.dir.path().join("signals");
+    let has = |path: &PathBuf, text: &str| fs::read_to_string(path).is_ok_and(|read| read == text);
+    service.must(&["restart", "--wait"]);
+    eventually("the old one ends", || has(&signals, "SIGWINCH\n"));
+    service.must(&["stop"]);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(has(&signals, "SIGWINCH\nSIGQUIT\n"));
+}
+
+#[test]
+fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
+    let service = Supervised::start(&["--ready-after", "0"], &[]);
+    for _ in 0..6 {
+        service.until_serving();
+        let pid = service.pid();
+        kill(pid);
+        eventually("the death is known", || {
+            let status = service.status();
+            let deaths = status["processes"][0]["last_deaths"].as_array();
+            let last = deaths.and_then(|deaths| deaths.last()?["reason"].as_str());
+            last.is_some_and(|reason| reason.starts_with(&format!("process {pid} exited")))
+        });
+    }
+    service.until_serving();
+    service.must(&["restart", "--wait"]);
+    let before = service.status();
+    let reasons = |status: &serde_json::Value| {
+        let deaths = status["processes"][0]["last_deaths"].as_array().unwrap();
+        let reasons = deaths.iter().map(|death| {
+            assert!(death["seconds_ago"].is_f64(), "{death}");
+            death["reason"].as_str().unwrap().to_owned()
+        });
+        reasons.collect::<Vec<_>>()
+    };
+    assert_eq!(before["schema"], 1);
+    assert_eq!(before["processes"][0]["restarts"], 6, "{before}");
+    assert_eq!(reasons(&before).len(), 5, "{before}");
+    assert!(
+        reasons(&before)
+            .iter()
+            .all(|reason| reason.contains("SIGKILL"))
+    );
+    assert_all_documented(&before);
+    service.must(&["upgrade", "--wait"]);
+    let after = service.status();
+    assert_eq!(reasons(&after), reasons(&before));
+    assert_eq!(after["processes"][0]["restarts"], 6, "{after}");
+    let (last, earlier) = (&after["last_restart"], &before["last_restart"]);
+    assert_eq!(last["ok"], true, "{after}");
+    assert_eq!(last["took_seconds"], earlier["took_seconds"], "{after}");
+    assert!(last["seconds_ago"].as_f64() >= earlier["seconds_ago"].as_f64());
+    let table = service.must(&["status"]);
+    assert!(table.contains("last restart  succeeded in "), "{table}");
+    assert!(table.contains("\nLAST DEATHS\n"), "{table}");
+    service.stop();
+}
+
+/// Each field of the status is in a table of the guide.
+fn assert_all_documented(status: &serde_json::Value) {
+    let guide = include_str!("../src/guide/operating.md");
+    let (_, section) = guide.split_once("\n# Status\n").unwrap();
+    let (section, _) = section.split_once("\n# ").unwrap();
+    match status {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                assert!(
+                    section.contains(&format!("`{name}`")),
+                    "{name} is not in the guide"
+                );
+                assert_all_documented(value);
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(assert_all_documented),
+        _ => {}
+    }
+}
+
+/// Python runs the command on a terminal of its own.
+const ON_TERMINAL: &str =
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+
+#[test]
+fn a_restart_on_a_terminal_shows_each_process_as_it_goes() {
+    let service = Supervised::start(&["--ready-after", "0.5"], &[]);
+    service.until_serving();
+    let old = service.pid();
+    let mut python = Command::new("python3");
+    python.args(["-c", ON_TERMINAL, env!("CARGO_BIN_EXE_handover")]);
+    python
+        .args(["restart", "--wait", "--socket"])
+        .arg(service.control());
+    let (code, shown) = finish(python.stdin(Stdio::null()));
+    assert_eq!(code, Some(0), "{shown:?}");
+    let new = service.pid();
+    for line in [
+        format!("process {old}, generation 1: serving\r\n"),
+        format!("process {new}, generation 2: starting\r\n"),
+        format!("process {new}, generation 2: serving\r\n"),
+        "\x1b[?7h".to_owned(),
+    ] {
+        assert!(shown.contains(&line), "{line:?} is not in {shown:?}");
+    }
+    assert!(shown.contains("restarted in "), "{shown:?}");
+    service.stop();
 }
 
 #[test]
@@ -393,8 +611,10 @@ fn one_that_does_not_answer_is_not_waited_for_forever() {
     };
     assert!(status().ends_with("has not answered in time\n"));
     drop(listener);
-    let said = status();
-    assert!(said.contains("Connection refused"), "{said}");
+    // A process that another test starts has a copy of the listener until it executes its program.
+    eventually("the connection is refused", || {
+        status().contains("Connection refused")
+    });
 }
 
 #[test]
@@ -408,6 +628,10 @@ fn bad_arguments_are_told_apart() {
         &[&["run", "--processes", "0"][..], &runs].concat(),
         &[&["run", "--listen", "localhost:80"][..], &runs].concat(),
         &[&["run", "--notify", "--ready-after", "2"][..], &runs].concat(),
+        &[&["run", "--stop-signal", "SEGV"][..], &runs].concat(),
+        &[&["run", "--backoff", "2..1"][..], &runs].concat(),
+        &[&["run", "--give-up-after", "0"][..], &runs].concat(),
+        &["completions", "dash"],
         &["nonsense"],
         &[],
     ] {

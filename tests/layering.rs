@@ -32,8 +32,9 @@ const LAYERS: [&[&str]; 9] = [
     &["server"],
 ];
 
-/// The directory of the programs. Each program is a crate of its own above all layers, and uses
-/// only the public interface of the library.
+/// The directory of the programs. Each program is a folder with a `main.rs`: a crate of its own above
+/// all layers, which uses only the public interface of the library. Its files name each other by
+/// `super`, and form no cycles.
 const PROGRAMS: &str = "bin";
 
 /// The words in a `cfg` that make code depend on the platform.
@@ -89,7 +90,7 @@ fn module_of(path: &str) -> Vec<&str> {
         .and_then(|path| path.strip_suffix(".rs"));
     let parts = parts.unwrap_or(path).split('/');
     parts
-        .filter(|part| !["lib", "mod"].contains(part))
+        .filter(|part| !["lib", "main", "mod"].contains(part))
         .collect()
 }
 
@@ -163,19 +164,19 @@ impl File<'_> {
                 _ => continue,
             };
             match word.as_str() {
-                "mod" => {
-                    body_of_mod = matches!(rest, [_, TokenTree::Group(_), ..]);
-                    if in_program && !body_of_mod {
-                        self.fault(
-                            line,
-                            "a program is one file: put what it shares with others into the library",
-                        );
-                    }
+                "mod" => body_of_mod = matches!(rest, [_, TokenTree::Group(_), ..]),
+                "path" if in_program && matches!(rest, [_, TokenTree::Literal(_)]) => {
+                    self.fault(
+                        line,
+                        "a program has files of its own only: put what it shares with others into \
+                         the library",
+                    );
                 }
                 "crate" if in_program => {
                     self.fault(
                         line,
-                        "a program uses only what is public: write the path from `handover`",
+                        "a program uses only what is public: write the path from `handover`, or \
+                         from `super` for its own files",
                     );
                 }
                 "crate" => self.check_root(line, rest),
@@ -442,8 +443,10 @@ fn a_program_knows_the_public_interface_only() {
     let code = "
         use handover::{Bind, Supervisor};
         use crate::supervisor::Supervisor; //~
-        #[path = \"../clock.rs\"]
-        mod clock; //~
+        #[path = \"../../clock.rs\"] //~
+        mod clock;
+        mod run;
+        use super::request::Target;
         #[cfg(unix)] //~
         fn f() {
             unsafe { g() } //~
@@ -452,7 +455,8 @@ fn a_program_knows_the_public_interface_only() {
             use super::*;
         }
     ";
-    probe("src/bin/handover.rs", code);
+    probe("src/bin/handover/main.rs", code);
+    probe("src/bin/handover/run.rs", code);
 }
 
 #[test]

@@ -74,7 +74,8 @@ fn messages_arrive_in_order_without_a_call_of_the_service() {
     let stats = handle.stats();
     assert_eq!(stats.served, served);
     assert!(stats.bytes_out > 4000 * 4, "{stats:?}");
-    assert_eq!(outbox.unsent(), 0);
+    // Bytes that a client has read are counted as sent a moment later, perhaps by another thread.
+    eventually("all is sent", || outbox.unsent() == 0);
     // The connection goes on as before.
     ask(&mut client, "hello");
     outbox.send("bye\n").unwrap();

@@ -103,36 +103,50 @@ fn no_request_is_lost_by_restarts_under_load() {
 }
 
 #[test]
-fn many_triggers_are_at_most_two_restarts() {
+fn many_triggers_are_few_restarts_and_one_at_a_time() {
     let generations = Generations::start(&[]);
     let first = generations.who().pid;
     let load = Load::start(&[(To::Tcp(generations.addr()), Kind::KeepAlive)], 4);
     load.wait_for(20);
     for _ in 0..20 {
-        // Those that come when it has been replaced, and has ended, reach nobody.
+        // Those that come when it has ended reach nobody.
         let _ = kill_process(Pid::from_raw(first).unwrap(), Signal::HUP);
         let _ = kill_process(Pid::from_raw(first).unwrap(), Signal::USR2);
-        let (live, _) = generations.processes();
-        // Three generations, and a process that waits for a successor.
-        assert!(live.len() <= 4, "a storm: {live:?}");
     }
     eventually("the old process ends", || {
+        let (live, _) = generations.processes();
+        // Four that drain, the one that serves, its successor, and a process that waits for that.
+        assert!(live.len() <= 7, "a storm: {live:?}");
         stat(first).is_none_or(|s| s.0 == 'Z')
     });
-    // Those that came when the program had been executed have shared another restart.
-    let last = generations.who().generation;
-    assert!(matches!(last, 2 | 3), "{last}");
     load.end();
-    generations.end();
+    let output = generations.end();
+    let ends = output.matches("\ngeneration ").count();
+    // The signals that came when the program had been executed have shared another restart. For those that were handled
+    // after the process had been replaced, its successor was asked for more, and has put together what it could.
+    assert!((2..=6).contains(&ends), "{output}");
 }
 
 /// One that a new version does not listen on any more.
 #[test]
 fn what_is_queued_for_a_listener_that_is_given_up_is_served() {
+    // Who comes between the last look at the queue and the close is reset, and no system has a way to prevent that. On
+    // a busy machine the process may be interrupted there.
+    let mut resets = Vec::new();
+    for _ in 0..5 {
+        resets = resets_of_a_listener_that_is_given_up();
+        if resets.len() <= 2 {
+            return;
+        }
+    }
+    panic!("{resets:?}");
+}
+
+fn resets_of_a_listener_that_is_given_up() -> Vec<String> {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("socket");
     let listen = format!("127.0.0.1:0 127.0.0.1:0 unix:{}", path.display());
-    let mut generations = Generations::start(&[("listen", &listen)]);
+    let generations = Generations::start(&[("listen", &listen)]);
     let first = generations.who();
     let kept = generations.addrs[0].clone();
     let given_up: SocketAddr = generations.addrs[1].parse().unwrap();
@@ -144,14 +158,11 @@ fn what_is_queued_for_a_listener_that_is_given_up_is_served() {
     eventually("nobody listens there", || {
         TcpStream::connect(given_up).is_err()
     });
-    let (_, failures) = load.finish();
+    let (_, mut failures) = load.finish();
     eventually("nobody needs the file any more", || !path.exists());
-    // Who comes between the last look at the queue and the close is reset, and no system has a way to prevent that.
-    let mut reset = failures;
-    reset.retain(|failure| !failure.contains("refused"));
-    assert!(reset.len() <= 2, "{reset:?}");
-    signal(generations.who().pid, Signal::TERM);
-    generations.wait();
+    failures.retain(|failure| !failure.contains("refused"));
+    generations.end();
+    failures
 }
 
 #[test]
@@ -190,6 +201,36 @@ fn state_and_descriptors_are_passed_on() {
     assert_eq!((&*second.state, &*third.state), ("1,", "1,2,"));
     assert_eq!((second.udp, third.udp), (first.udp, first.udp));
     generations.end();
+}
+
+/// So systemd does when it stops a service, and the main process ends first.
+#[test]
+fn a_replaced_process_that_is_told_twice_to_stop_finishes_its_requests() {
+    let mut generations = Generations::start(&[("grace", "3600000")]);
+    let first = generations.who();
+    let mut busy = support::connect(generations.addr());
+    busy.write_all(b"GET /hold?go HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    // Accepted later, so that the request before is in progress by then.
+    let mut idle = support::connect(generations.addr());
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    idle.read_exact(&mut [0; 64]).unwrap();
+    generations.restart();
+    signal(first.pid, Signal::TERM);
+    // The first signal was handled when idle connections are closed.
+    idle.read_to_end(&mut Vec::new()).unwrap();
+    signal(first.pid, Signal::TERM);
+    support::assert_silent(&mut busy);
+    fs::write(generations.dir.path().join("go"), "").unwrap();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.ends_with(&format!("\r\n\r\n{} 1 {} ", first.pid, first.udp)),
+        "{answer}"
+    );
+    signal(generations.who().pid, Signal::TERM);
+    generations.wait();
 }
 
 #[test]
@@ -236,10 +277,10 @@ impl Generations {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("listen"), "127.0.0.1:0").unwrap();
         fs::write(dir.path().join("pid-file"), "").unwrap();
-        std::os::unix::fs::symlink(pid_file, dir.path().join("pid")).unwrap();
+        fs::hard_link(pid_file, dir.path().join("pid")).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["child", "--exact", "--nocapture", "--test-threads=1"]);
-        let output = command.env(DIR, dir.path()).output().unwrap();
+        let output = support::output_of(command.env(DIR, dir.path()));
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
@@ -284,23 +325,6 @@ fn idle_clients_have_their_grace_and_then_the_end() {
         stat(first.pid).is_none_or(|s| s.0 == 'Z')
     });
     generations.end();
-}
-
-/// Reads an answer that has a length.
-fn one_answer(stream: &mut TcpStream) -> String {
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
-    }
-    let head = String::from_utf8(answer).unwrap();
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("Content-Length: "));
-    let mut body = vec![0; length.unwrap().parse().unwrap()];
-    stream.read_exact(&mut body).unwrap();
-    head + &String::from_utf8(body).unwrap()
 }
 
 #[test]

@@ -404,13 +404,13 @@ fn a_launch_record_of_another_version_is_an_error() {
         }
         // The shell knows the id of the process.
         let record = format!(r#"{{"v":9,"type":"{kind}","pid":'$$'}}"#);
-        let output = Command::new("sh")
+        let mut shell = Command::new("sh");
+        shell
             .args(["-c", &format!("HANDOVER='{record}' exec \"$0\" \"$@\"")])
             .arg(std::env::current_exe().unwrap())
             .args(["child", "--exact", "--nocapture", "--test-threads=1"])
-            .env(DIR, dir.path())
-            .output()
-            .unwrap();
+            .env(DIR, dir.path());
+        let output = support::output_of(&mut shell);
         let stderr = String::from_utf8_lossy(&output.stderr);
         let why = format!(
             "the {starter} uses version 9 of the protocol, but this process uses version 1"

@@ -3,13 +3,14 @@
 
 #[path = "support/generations.rs"]
 mod generations;
+#[path = "support/load.rs"]
+mod load;
 mod support;
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ fn child() {
 impl Generations {
     /// A restart whose successor warms up, and `callers` threads that ask for another one meanwhile.
     fn start_two_rounds(callers: usize) -> (Self, Who, i32) {
-        let generations = Self::start(&[("by-handle", "")]);
+        let generations = Self::start(&[("by-handle", ""), ("stoppable", "")]);
         let first = generations.who();
         generations.mode("pause");
         generations.get("/restart-later");
@@ -92,13 +93,34 @@ fn the_callers_of_another_round_learn_of_its_failure() {
     reports.sort();
     for report in &reports[..2] {
         assert!(report.starts_with("no report: "), "{reports:?}");
-        assert!(report.contains("no configuration"), "{reports:?}");
+        // As complete as the reason that the process that has tried it gets.
+        assert!(
+            report.contains("its last output: first line | no configuration|Ended|"),
+            "{reports:?}"
+        );
+        let status = "|Some(ExitStatus(unix_wait_status(768)))|";
+        assert!(report.contains(status), "{reports:?}");
+        let lines = r#"|["first line", "no configuration"]|None"#;
+        assert!(report.contains(lines), "{reports:?}");
     }
     assert!(reports[2].contains("new: Generation { number: 2,"));
     let second = generations.until_generation(2);
     generations.mode("");
     generations.restart_by_handle(second.generation + 1);
     signal(generations.who().pid, Signal::TERM);
+    generations.wait();
+}
+
+#[test]
+fn the_callers_of_another_round_learn_why_no_process_was_started() {
+    let (mut generations, ..) = Generations::start_two_rounds(1);
+    fs::remove_file(&generations.program).unwrap();
+    generations.go();
+    let mut reports = [generations.until("report: "), generations.until("report: ")];
+    reports.sort();
+    let cause = r#"|Start|None|[]|Some("No such file or directory (os error 2)")"#;
+    assert!(reports[0].contains(cause), "{reports:?}");
+    signal(generations.until_generation(2).pid, Signal::TERM);
     generations.wait();
 }
 
@@ -237,41 +259,140 @@ impl Generations {
     }
 }
 
-/// Restarts at random distances, while requests take up to two seconds.
 #[test]
 fn restarts_in_quick_succession_cut_no_request() {
-    let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(8, |n| n.parse().unwrap());
-    let mut generations = Generations::start(&[]);
-    let addr = generations.addr();
-    let (ends, answers) = (AtomicBool::new(false), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for _ in 0..16 {
-            scope.spawn(|| {
-                while !ends.load(SeqCst) {
-                    let path = format!("/slow?{}", random_below(2000));
-                    try_get(addr, &path).expect("no request fails");
-                    answers.fetch_add(1, SeqCst);
-                }
-            });
-        }
-        for _ in 0..restarts {
-            thread::sleep(Duration::from_millis(50 + random_below(950)));
+    let generations = Generations::start(&[]);
+    let answers = load::under_slow_requests(generations.addr(), || {
+        load::restart_in_quick_succession(|| {
             let pid = Pid::from_raw(generations.who().pid).unwrap();
             // The process may have been replaced, and have ended, since it answered.
             let _ = kill_process(pid, Signal::HUP);
-        }
-        ends.store(true, SeqCst);
+        });
     });
-    let last = generations.who();
-    let answers = answers.load(SeqCst);
-    println!(
-        "{restarts} restarts: generation {}, {answers} answers, none failed",
-        last.generation
+    let last = generations.who().generation;
+    println!("generation {last}, {answers} answers, none failed");
+    assert!(last > 1);
+    generations.end();
+}
+
+/// A drained process that stays only for the callers of a round that was passed on.
+#[test]
+fn a_stop_ends_a_process_that_waits_for_a_round_that_it_has_passed_on() {
+    let (mut generations, first, _) = Generations::start_two_rounds(1);
+    generations.mode("hang");
+    generations.go();
+    let second = generations.until_generation_beside(2);
+    wait_for_child(second.pid);
+    eventually("the first process has drained", || {
+        !threads(first.pid).contains("handover-0")
+    });
+    generations.option(&format!("stop {}", first.pid), "");
+    let mut reports = [generations.until("report: "), generations.until("report: ")];
+    reports.sort();
+    assert!(
+        reports[0].contains("the server is being stopped|Stopping|"),
+        "{reports:?}"
     );
-    assert!(last.generation > 1);
-    eventually("one process is left", || {
-        generations.processes().0.len() == 1
-    });
+    assert!(
+        reports[1].contains("new: Generation { number: 2,"),
+        "{reports:?}"
+    );
+    assert!(generations.wait_for_first().success());
+    assert_eq!(generations.who(), second);
+}
+
+#[test]
+fn a_signal_to_a_process_that_was_replaced_reaches_the_process_that_serves() {
+    let mut generations = Generations::start(&[]);
+    let first = generations.who();
+    // The first two processes drain as long as these requests are in progress.
+    let _first_held = generations.hold("first");
+    generations.restart();
+    let _second_held = generations.hold("second");
+    for (signals, last) in [(Signal::HUP, 3), (Signal::USR2, 4)] {
+        signal(first.pid, signals);
+        generations.until_generation(last);
+    }
+    for file in ["first", "second"] {
+        generations.option(file, "");
+    }
     signal(generations.who().pid, Signal::TERM);
     generations.wait();
+}
+
+/// Calls of a process that was replaced, a moment apart: each gets the result of its round.
+#[test]
+fn callers_in_a_process_that_was_replaced_get_the_result_of_their_round() {
+    let mut generations = Generations::start(&[("by-handle", ""), ("grace", "60000")]);
+    let first = generations.who();
+    // The first process drains as long as this request is in progress, so that no caller comes too late.
+    let _held = generations.hold("held");
+    let mut clients = [(); 2].map(|()| support::connect(generations.addr()));
+    for client in &mut clients {
+        // The connections are those of the first process.
+        client
+            .write_all(b"GET /who HTTP/1.1\r\nHost: test\r\n\r\n")
+            .unwrap();
+        assert!(one_answer(client).contains(&format!("\r\n\r\n{} 1 ", first.pid)));
+    }
+    generations.restart_by_handle(2);
+    generations.mode("exit 3");
+    get(&mut clients[0], "/restart-later");
+    let failed = |report: &str| report.contains("no configuration");
+    // The first process reports when it has drained, so that the failure comes first.
+    let first_report = generations.until("report: ");
+    assert!(failed(&first_report), "{first_report}");
+    generations.mode("");
+    get(&mut clients[1], "/restart-later");
+    let third = generations.until_generation(3);
+    generations.option("held", "");
+    let reports = [generations.until("report: "), generations.until("report: ")];
+    let new = |number: u64| format!("new: Generation {{ number: {number},");
+    for number in [2, 3] {
+        let own = reports
+            .iter()
+            .filter(|report| report.contains(&new(number)));
+        assert_eq!(own.count(), 1, "{reports:?}");
+    }
+    let old = format!("old: Generation {{ number: 1, pid: {} }}", first.pid);
+    assert!(
+        reports.iter().all(|report| report.contains(&old)),
+        "{reports:?}"
+    );
+    signal(third.pid, Signal::TERM);
+    generations.wait();
+}
+
+/// The successor has accepted, so that it may have requests in progress, and has not taken over.
+#[test]
+fn a_restart_waits_for_a_successor_that_failed_but_not_for_ever() {
+    let dir = TempDir::new().unwrap();
+    let notify = dir.path().join("notify");
+    let notified = notifications(&notify);
+    let unlimited = u64::MAX.to_string();
+    let options = [
+        ("drain", &*unlimited),
+        ("ready-timeout", "10000"),
+        ("by-handle", ""),
+    ];
+    let generations = Generations::start_with(&options, |command| {
+        command.env("NOTIFY_SOCKET", &notify);
+    });
+    generations.mode("early half takeover");
+    let report = generations.get("/restart");
+    assert!(report.starts_with("Ended|None|"), "{report}");
+    assert!(report.ends_with("half a takeover"), "{report}");
+    generations.mode("");
+    generations.get("/restart-later");
+    let waits = "a restart waits until the successor that failed, process ";
+    let told = loop {
+        let text = notified.recv_timeout(support::LIMIT).unwrap();
+        if let Some((_, told)) = text.split_once(waits) {
+            break told.to_owned();
+        }
+    };
+    let pid: i32 = told.split(',').next().unwrap().parse().unwrap();
+    assert!(stat(pid).is_some(), "it was not waited for");
+    generations.until_generation(2);
+    assert!(stat(pid).is_none(), "it was not killed");
 }

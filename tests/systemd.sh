@@ -5,15 +5,19 @@ set -eu
 units=/etc/systemd/system
 install -D "$1/demo" /usr/local/bin/demo
 cp "$1"/demo*.service "$1/demo.socket" $units/
-systemd-analyze verify $units/demo.service $units/demo.socket $units/demo-supervised.service
+systemd-analyze verify $units/demo*.service $units/demo.socket
 systemctl daemon-reload
 
+# A process that ends while a request is sent to it is no failure.
+trap '' PIPE
+
 unit=demo.service
+port=8080
 
 # send METHOD TARGET: fails if nobody listens; a process that ends meanwhile gives no answer.
 send() {
-    exec 9<>/dev/tcp/127.0.0.1/8080 || return 1
-    printf '%s %s HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$1" "$2" >&9
+    exec 9<>/dev/tcp/127.0.0.1/$port || return 1
+    printf '%s %s HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$1" "$2" >&9 2>/dev/null || true
     tail -1 <&9 2>/dev/null || true
     exec 9<&-
 }
@@ -127,3 +131,37 @@ expect 'is the same process' "$main" "$(property MainPID)"
 send POST '/exit?code=78'
 while [ "$(property ActiveState)" = active ]; do sleep 0.1; done
 expect 'a wrong configuration' 'exit-code 78' "$(property Result) $(property ExecMainStatus)"
+
+unit=demo-root.service
+port=80
+
+# The user, the groups, the capabilities and the right to get more, of the process that serves.
+privileges() {
+    awk '/^(Uid|Gid|Groups|Cap(Inh|Prm|Eff|Amb)|NoNewPrivs):/ { printf "%s %s%s ", $1, $2, $3 == "" ? "" : "/" $3 }' \
+        "/proc/$(serving)/status"
+}
+id=$(id -u www-data)
+none=0000000000000000
+unprivileged="Uid: $id/$id Gid: $id/$id Groups: $id CapInh: $none CapPrm: $none CapEff: $none CapAmb: $none NoNewPrivs: 1 "
+
+systemctl start $unit
+main=$(property MainPID)
+expect 'the supervisor is root' 'Uid: 0' "$(awk '/^Uid:/ { print $1, $2 }' "/proc/$main/status")"
+expect 'the serving process is not' "$unprivileged" "$(privileges)"
+send POST /crash
+expect 'after a crash' '*"generation":2,*' "$(get /whoami)"
+expect 'neither' "$unprivileged" "$(privileges)"
+systemctl reload $unit
+expect 'after a restart' '*"generation":3,*' "$(get /whoami)"
+expect 'neither' "$unprivileged" "$(privileges)"
+systemctl kill --signal=SIGUSR2 --kill-whom=main $unit
+send POST /crash
+expect 'after an upgrade' '*"generation":4,*' "$(get /whoami)"
+expect 'neither' "$unprivileged" "$(privileges)"
+expect 'all under one supervisor' "$main 0" "$(property MainPID) $(property NRestarts)"
+kill -KILL "$main"
+while [ "$(property NRestarts)" != 1 ]; do get /whoami >/dev/null; done
+expect 'a killed supervisor is started again' '*"generation":1,*' "$(get /whoami)"
+expect 'and its process has no privileges' "$unprivileged" "$(privileges)"
+systemctl stop $unit
+expect 'a stop is a success' success "$(property Result)"

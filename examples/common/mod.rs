@@ -72,6 +72,10 @@ impl Options {
                     let limit = parser.value()?.parse_with(seconds)?;
                     options.set(|supervisor| supervisor.watchdog(limit));
                 }
+                Long("user") => {
+                    let user = parser.value()?.string()?;
+                    options.set(|supervisor| supervisor.user(user));
+                }
                 Value(value) => options.rest.push(value.string()?),
                 Long(name) => {
                     let name = name.to_owned();

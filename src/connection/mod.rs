@@ -6,6 +6,7 @@
 //! Output that the client has not read yet stays with the connection. So a connection that waits
 //! for input, or for its client to read, costs no thread.
 
+mod activity;
 mod calls;
 mod early_output;
 mod input;
@@ -23,7 +24,7 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -35,6 +36,7 @@ use crate::listener::ListenerInfo;
 use crate::log;
 use crate::sys::{self, Interest, PeerState, Poller, Stream};
 
+pub(crate) use activity::Activity;
 use calls::DueCalls;
 pub use calls::{Cause, Expiry};
 use early_output::Lent;
@@ -99,42 +101,6 @@ impl ConnectionInfo {
     fn is_empty_after_short_read(&self) -> bool {
         matches!(self.peer, Addr::Ip(_))
             || sys::socket::unread_len(&self.socket).is_ok_and(|left| left == 0)
-    }
-
-    /// For the watchdog: how many reads and writes of the connection have moved bytes. `None` while
-    /// the call waits for the client. A call that has detached the connection waits for the client
-    /// as long as everything that the client has sent is read.
-    pub(crate) fn moves(&self) -> Option<u64> {
-        let activity = &self.activity;
-        let moves = activity.moves.load(Relaxed);
-        if activity.is_waiting.load(Relaxed) {
-            None
-        } else if activity.is_detached.load(Relaxed) {
-            // A change of what is unread is progress.
-            let unread = sys::socket::unread_len(&self.socket).unwrap_or(0);
-            (unread > 0).then(|| moves.wrapping_add(unread))
-        } else {
-            Some(moves)
-        }
-    }
-}
-
-/// The progress of a call, for the watchdog: whether the call moves bytes, or waits for the client.
-#[derive(Default)]
-pub(crate) struct Activity {
-    /// How many reads and writes have moved bytes.
-    moves: AtomicU64,
-    /// The call waits for the client, for at most its time-out.
-    is_waiting: AtomicBool,
-    /// The service has taken the socket: other code reads and writes.
-    is_detached: AtomicBool,
-}
-
-impl Activity {
-    #[inline]
-    fn count_move(&self) {
-        // Only the thread that holds the connection writes it.
-        self.moves.store(self.moves.load(Relaxed) + 1, Relaxed);
     }
 }
 

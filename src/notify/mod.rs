@@ -4,18 +4,25 @@
 //!
 //! A notification is a datagram of lines `VARIABLE=value`. A supervisor of this crate gets one more
 //! variable, with [`HandoverFields`]. [`Notification`] is what a supervisor reads.
+//!
+//! No call waits for the manager, unless it says so. What the manager does not take at once is sent
+//! later, by [`retry`].
 
 mod notification;
+mod outbox;
 
 use std::env;
 use std::fmt::Display;
 use std::io;
 use std::process;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::clock::Deadline;
 use crate::log;
 use crate::sys::{self, Descriptor};
 use crate::wire::{BindRequest, HandoverFields, ListenerRecord, Record};
+
+use outbox::{Kind, Message, OUTBOX};
 
 pub(crate) use notification::{Notification, WatchdogMessage};
 
@@ -29,21 +36,21 @@ pub(crate) fn has_manager() -> bool {
 /// The process serves. `generation` is for the supervisor.
 pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
-    send_or_log(&text, of_generation(generation).as_ref());
+    send_state(&text, of_generation(generation).as_ref());
 }
 
 /// A restart has begun. [`send_ready`], [`send_main_pid`] or [`send_restart_failed`] follows.
 pub(crate) fn send_reloading(status: impl Display) {
     let micros = sys::clock::monotonic_nanos() / 1000;
     let text = format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}\n");
-    send_or_log(&text, None);
+    send_state(&text, None);
 }
 
 /// Another process serves from now on; `generation` is its generation, for the supervisor. Returns
-/// when the manager has read this, so that this process may end.
+/// when the manager has read this, so that this process may end, or after five seconds.
 pub(crate) fn send_main_pid(pid: u32, generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n");
-    send_or_log(&text, of_generation(generation).as_ref());
+    send_state(&text, of_generation(generation).as_ref());
     if has_manager() {
         // The manager closes the socket when it has read this (sd_notify_barrier(3)).
         let end = send_and_receive("BARRIER=1", None, READ_TIMEOUT, &mut [0]);
@@ -66,36 +73,36 @@ pub(crate) fn send_restart_failed(
     if let Some(handover_fields) = &mut handover_fields {
         handover_fields.failed = Some(one_line(why));
     }
-    send_or_log(&text, handover_fields.as_ref());
+    send_state(&text, handover_fields.as_ref());
 }
 
 /// The process ends.
 pub(crate) fn send_stopping(status: impl Display) {
-    send_or_log(&format!("STOPPING=1\nSTATUS={status}\n"), None);
+    send_state(&format!("STOPPING=1\nSTATUS={status}\n"), None);
 }
 
 /// What the process does now, for people.
 pub(crate) fn send_status(status: impl Display) {
-    send_or_log(&format!("STATUS={}\n", one_line(status)), None);
+    send_or_log(Kind::Status, &format!("STATUS={}\n", one_line(status)));
 }
 
 /// Asks for more time for the start, the restart or the stop in progress.
 pub(crate) fn request_more_time(by: Duration) {
     let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
     let text = format!("EXTEND_TIMEOUT_USEC={micros}\n");
-    send_or_log(&text, None);
+    send_or_log(Kind::MoreTime, &text);
 }
 
 // ---- the watchdog ----
 
 /// The process makes progress.
 pub(crate) fn send_watchdog_alive() {
-    send_or_log("WATCHDOG=1\n", None);
+    send_or_log(Kind::Watchdog, "WATCHDOG=1\n");
 }
 
 /// The process makes no progress, and is to be ended.
 pub(crate) fn send_watchdog_trigger() {
-    send_or_log("WATCHDOG=trigger\n", None);
+    send_or_log(Kind::Watchdog, "WATCHDOG=trigger\n");
 }
 
 /// How long the manager waits for [`send_watchdog_alive`] before it ends the process
@@ -119,16 +126,21 @@ pub(crate) fn has_store() -> bool {
 }
 
 /// Stores a listener with the manager.
-pub(crate) fn store_listener(name: impl Display, descriptor: &Descriptor) {
+pub(crate) fn store_listener(name: impl Display, descriptor: Descriptor) {
     let text = format!("FDSTORE=1\nFDNAME={name}\n");
-    if let Err(error) = send(&text, None, &[descriptor]) {
-        log::warn!("cannot store the listener {name} with the service manager: {error}");
-    }
+    let kind = Kind::Store {
+        name: name.to_string(),
+        socket: sys::descriptor::inode(&descriptor).ok(),
+    };
+    let sent = send(kind, &text, None, vec![descriptor]);
+    log_error(format_args!("of the listener {name}"), sent);
 }
 
 /// Makes the manager close all that was stored under a name.
 pub(crate) fn remove_stored_listeners(name: impl Display) {
-    send_or_log(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
+    let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
+    let name = name.to_string();
+    send_or_log(Kind::Remove { name }, &text);
 }
 
 // ---- for the supervisor only ----
@@ -140,22 +152,22 @@ const LISTENERS_AT_ONCE: usize = 40;
 pub(crate) fn send_listener_copies(
     generation: u64,
     listeners: &[ListenerRecord],
-    descriptors: &[Descriptor],
+    descriptors: Vec<Descriptor>,
 ) -> io::Result<()> {
-    let pieces = listeners.chunks(LISTENERS_AT_ONCE);
-    for (listeners, descriptors) in pieces.zip(descriptors.chunks(LISTENERS_AT_ONCE)) {
+    let mut descriptors = descriptors.into_iter();
+    for listeners in listeners.chunks(LISTENERS_AT_ONCE) {
         let handover_fields = HandoverFields {
             generation: Some(generation),
             listeners: listeners.to_vec(),
             ..HandoverFields::default()
         };
-        let descriptors: Vec<&Descriptor> = descriptors.iter().collect();
-        send("", Some(&handover_fields), &descriptors)?;
+        let descriptors = descriptors.by_ref().take(LISTENERS_AT_ONCE).collect();
+        send(Kind::State, "", Some(&handover_fields), descriptors)?;
     }
     Ok(())
 }
 
-/// Asks for a listener. Receives the supervisor's answer into `buffer`, and the listener. The
+/// Asks for a listener, and waits for at most ten seconds. Receives the supervisor's answer into `buffer`, and the listener. The
 /// answer's length is 0 if the supervisor does not answer.
 pub(crate) fn request_bind(
     generation: u64,
@@ -176,7 +188,7 @@ pub(crate) fn announce_successor(pid: u32) {
         successor: Some(pid),
         ..HandoverFields::default()
     };
-    send_or_log("", Some(&handover_fields));
+    send_state("", Some(&handover_fields));
 }
 
 fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
@@ -188,30 +200,60 @@ fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
 
 // ---- sending ----
 
-fn send_or_log(text: &str, handover_fields: Option<&HandoverFields>) {
-    if let Err(error) = send(text, handover_fields, &[]) {
-        log::warn!("cannot notify the service manager of {text:?}, {handover_fields:?}: {error}");
+/// Sends what the manager has not taken yet, if the time for another attempt has come. Each thread
+/// that notifies calls this in its loop, at [`retry_at`].
+pub(crate) fn retry() {
+    log_error("of what waited", OUTBOX.retry(Instant::now()));
+}
+
+/// When [`retry`] is to be called.
+pub(crate) fn retry_at() -> Deadline {
+    OUTBOX.retry_at()
+}
+
+fn send_state(text: &str, handover_fields: Option<&HandoverFields>) {
+    let sent = send(Kind::State, text, handover_fields, Vec::new());
+    log_error(format_args!("of {text:?} with {handover_fields:?}"), sent);
+}
+
+fn send_or_log(kind: Kind, text: &str) {
+    log_error(
+        format_args!("of {text:?}"),
+        send(kind, text, None, Vec::new()),
+    );
+}
+
+/// Sends a notification, now or when the manager takes it. An error may be that of an earlier
+/// notification, which could not be sent either.
+fn send(
+    kind: Kind,
+    text: &str,
+    handover_fields: Option<&HandoverFields>,
+    descriptors: Vec<Descriptor>,
+) -> io::Result<()> {
+    if !has_manager() {
+        return Ok(());
+    }
+    let text = with_fields(text, handover_fields)?;
+    OUTBOX.send(Message {
+        kind,
+        text,
+        descriptors,
+    })
+}
+
+fn log_error(what: impl Display, sent: io::Result<()>) {
+    if let Err(error) = sent {
+        log::warn!("cannot notify the service manager {what}: {error}");
     }
 }
 
-fn send(
-    text: &str,
-    handover_fields: Option<&HandoverFields>,
-    descriptors: &[&Descriptor],
-) -> io::Result<()> {
-    let manager = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
-    if manager.is_empty() {
-        return Ok(());
-    }
-    let mut text = text.to_owned();
-    if let Some(handover_fields) = handover_fields {
-        text += &format!(
-            "{}={}\n",
-            HandoverFields::VARIABLE,
-            handover_fields.encode()?
-        );
-    }
-    sys::message::notify(&manager, &text, descriptors)
+fn with_fields(text: &str, handover_fields: Option<&HandoverFields>) -> io::Result<String> {
+    let Some(handover_fields) = handover_fields else {
+        return Ok(text.to_owned());
+    };
+    let record = handover_fields.encode()?;
+    Ok(format!("{text}{}={record}\n", HandoverFields::VARIABLE))
 }
 
 /// How long the supervisor may take to bind a listener.
@@ -231,10 +273,14 @@ fn send_and_receive(
 ) -> io::Result<(usize, Option<Descriptor>)> {
     let (own_end, manager_end) = sys::message::create_pair()?;
     let descriptor = sys::descriptor::duplicate(&manager_end)?;
-    send(text, handover_fields, &[&descriptor])?;
+    let deadline = Deadline::after(Instant::now(), timeout);
+    let text = with_fields(text, handover_fields)?;
+    OUTBOX.send_by(&text, &[&descriptor], deadline)?;
     drop((manager_end, descriptor));
     own_end.set_nonblocking(false)?;
-    own_end.set_read_timeout(Some(timeout))?;
+    // A time-out of zero would be none.
+    let left = deadline.time_left(Instant::now());
+    own_end.set_read_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
     match sys::message::receive(&own_end, buffer) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(io::ErrorKind::TimedOut.into())

@@ -2,6 +2,9 @@
 //!
 //! A supervised process asks the supervisor for each listener that it was not started with. So all
 //! processes of the service share the same listeners, and need no privileges to bind them.
+//!
+//! For a process of another user, the supervisor binds only what is on its list. The process binds
+//! other addresses itself, if it may, and leaves a copy with the supervisor.
 
 use std::io;
 
@@ -12,13 +15,29 @@ use crate::wire::{BindAnswer, BindRequest, Record};
 
 /// Makes the supervisor bind.
 pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
-    bind.bind_by(|bind, addr| match bind.to_request() {
-        Some(request) => ask_supervisor(generation, bind, request),
-        None => bind.try_bind(addr),
+    bind.bind_by(|bind, addr| {
+        let Some(request) = bind.to_request() else {
+            return bind.try_bind(addr);
+        };
+        match ask_supervisor(generation, bind, request)? {
+            Some(listener) => Ok(listener),
+            None => bind.try_bind(addr).map_err(|error| {
+                let text = format!("{error}; the supervisor binds other addresses for this user only, see Supervisor::allow_bind");
+                match error.kind() {
+                    io::ErrorKind::PermissionDenied => io::Error::new(error.kind(), text),
+                    _ => error,
+                }
+            }),
+        }
     })
 }
 
-fn ask_supervisor(generation: u64, bind: &Bind, request: BindRequest) -> io::Result<Listener> {
+/// `None` if the supervisor does not bind this address for the user of this process.
+fn ask_supervisor(
+    generation: u64,
+    bind: &Bind,
+    request: BindRequest,
+) -> io::Result<Option<Listener>> {
     let mut buffer = [0; BindAnswer::LIMIT];
     let (size, descriptor) = match notify::request_bind(generation, request, &mut buffer) {
         Ok((0, _)) => return Err(io::Error::other("the supervisor does not answer")),
@@ -27,10 +46,17 @@ fn ask_supervisor(generation: u64, bind: &Bind, request: BindRequest) -> io::Res
         }
         answer => answer?,
     };
-    BindAnswer::decode(&buffer[..size])?.into_result()?;
+    let answer = BindAnswer::decode(&buffer[..size])?;
+    if let BindAnswer::Refused {
+        is_forbidden: true, ..
+    } = answer
+    {
+        return Ok(None);
+    }
+    answer.into_result()?;
     let descriptor = descriptor.ok_or_else(|| io::Error::other("the listener was not passed"))?;
-    bind.clone()
-        .adopt(sys::descriptor::into_socket(descriptor)?, false)
+    let socket = sys::descriptor::into_socket(descriptor)?;
+    bind.clone().adopt(socket, false).map(Some)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Environment files, in the format of `EnvironmentFile=` in systemd.exec(5).
 //!
-//! Each line is empty, a comment (`#` or `;` first), or `NAME=VALUE`. White space around a line and
-//! around a value is removed. In a value:
+//! Each line is empty, a comment (`#` or `;` first), or `NAME=VALUE`. A line ends with a line feed
+//! or a carriage return. White space (these two, spaces and tabs) around a line and around a value
+//! is removed. In a value:
 //!
 //! - quotes count at the beginning of a value and after other quotes only,
 //! - between single quotes, every character stands for itself,
@@ -11,8 +12,22 @@
 //!   line; between quotes, a value may also have line breaks.
 //!
 //! Variables in values are not expanded.
+//!
+//! Another line, and a name with other characters than letters, digits and underscores or with a
+//! digit first, is ignored, and the file counts without that line. systemd does the same. A text
+//! with a null character is an error for systemd too. A quote that is not closed is an error here
+//! only: systemd takes the rest of the file for the value.
 
 use std::fmt;
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct EnvironmentFile {
+    /// Names and values, in the order of the file.
+    pub(super) variables: Vec<(String, String)>,
+    /// The lines that are ignored.
+    pub(super) ignored: Vec<SyntaxError>,
+}
 
 /// A line that is not understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,26 +43,58 @@ impl fmt::Display for SyntaxError {
     }
 }
 
-/// Reads the text of a file: names and values, in the order of the file.
-pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, SyntaxError> {
-    let mut variables = Vec::new();
+/// Reads the text of a file.
+///
+/// # Errors
+///
+/// A fault that leaves open where the next line begins, or what was meant.
+pub(super) fn parse(text: &str) -> Result<EnvironmentFile, SyntaxError> {
+    if let Some((before, _)) = text.split_once('\0') {
+        return Err(SyntaxError {
+            line: 1 + before.matches('\n').count(),
+            what: "there is a null character",
+        });
+    }
+    let mut file = EnvironmentFile::default();
     let mut input = Input {
         rest: text.chars().peekable(),
         line: 1,
     };
     loop {
-        input.skip(char::is_whitespace);
+        input.skip(is_space);
         let line = input.line;
+        let fault = |what| SyntaxError { line, what };
         match input.rest.peek() {
-            None => return Ok(variables),
-            Some('#' | ';') => input.skip(|char| char != '\n'),
-            Some(_) => {
-                let fault = |what| SyntaxError { line, what };
-                let name = input.take_name().map_err(fault)?;
-                variables.push((name, input.take_value().map_err(fault)?));
-            }
+            None => return Ok(file),
+            Some('#' | ';') => input.skip(|char| !is_line_end(char)),
+            Some(_) => match input.take_name() {
+                None => file.ignored.push(fault("there is no equals sign")),
+                Some(name) => {
+                    let value = input.take_value().map_err(fault)?;
+                    match is_name(&name) {
+                        true => file.variables.push((name, value)),
+                        false => file.ignored.push(fault(NO_NAME)),
+                    }
+                }
+            },
         }
     }
+}
+
+const NO_NAME: &str = "a name has letters, digits and underscores, and begins with no digit";
+
+fn is_name(name: &str) -> bool {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    let first = name.chars().next();
+    first.is_some_and(|first| !first.is_ascii_digit()) && name.chars().all(is_plain)
+}
+
+fn is_line_end(char: char) -> bool {
+    matches!(char, '\n' | '\r')
+}
+
+fn is_space(char: char) -> bool {
+    matches!(char, ' ' | '\t') || is_line_end(char)
 }
 
 struct Input<'a> {
@@ -68,23 +115,15 @@ impl Input<'_> {
         }
     }
 
-    fn take_name(&mut self) -> Result<String, &'static str> {
+    /// What stands before the equals sign. `None` if the line has none.
+    fn take_name(&mut self) -> Option<String> {
         let mut name = String::new();
-        let end = loop {
+        loop {
             match self.next() {
-                Some(char) if char != '=' && char != '\n' => name.push(char),
-                end => break end,
+                Some('=') => return Some(name.trim_end_matches(is_space).to_owned()),
+                Some(char) if !is_line_end(char) => name.push(char),
+                _ => return None,
             }
-        };
-        let name = name.trim_end();
-        let is_plain = |char: char| char.is_ascii_alphanumeric() || char == '_';
-        match name.chars().next() {
-            Some(first)
-                if end == Some('=') && !first.is_ascii_digit() && name.chars().all(is_plain) =>
-            {
-                Ok(name.to_owned())
-            }
-            _ => Err("not NAME=VALUE, with a name of letters, digits and underscores"),
         }
     }
 
@@ -94,11 +133,10 @@ impl Input<'_> {
         let mut length = 0;
         // Quotes count only before other characters.
         let mut is_plain = false;
-        self.skip(|char| char.is_whitespace() && char != '\n');
+        self.skip(|char| is_space(char) && !is_line_end(char));
         while let Some(char) = self.next() {
             match char {
-                '\n' => break,
-                '\0' => return Err("a value cannot have a null character"),
+                char if is_line_end(char) => break,
                 '\'' if !is_plain => {
                     self.take_quoted(&mut value, '\'')?;
                     length = value.len();
@@ -108,19 +146,15 @@ impl Input<'_> {
                     length = value.len();
                 }
                 '\\' => {
-                    value.extend(self.next().filter(|char| *char != '\n'));
+                    value.extend(self.next().filter(|char| !is_line_end(*char)));
                     is_plain = true;
                     length = value.len();
                 }
-                char if char.is_whitespace() && !is_plain => {}
+                char if is_space(char) && !is_plain => {}
                 char => {
                     is_plain = true;
                     value.push(char);
-                    length = if char.is_whitespace() {
-                        length
-                    } else {
-                        value.len()
-                    };
+                    length = if is_space(char) { length } else { value.len() };
                 }
             }
         }
@@ -131,7 +165,6 @@ impl Input<'_> {
     fn take_quoted(&mut self, value: &mut String, quote: char) -> Result<(), &'static str> {
         loop {
             match self.next().ok_or("a quote is not closed")? {
-                '\0' => return Err("a value cannot have a null character"),
                 char if char == quote => return Ok(()),
                 '\\' if quote == '"' => match self.next().ok_or("a quote is not closed")? {
                     '\n' => {}
@@ -170,9 +203,15 @@ mod tests {
             ("A=$B ${C}", "A=$B ${C}"),
             ("A=ä", "A=ä"),
             ("A=1\nA=2", "A=1|A=2"),
+            ("A=1\rB=2", "A=1|B=2"),
+            ("# a \\\nA=1", "A=1"),
+            // Only ASCII's white space is removed.
+            ("A=1\u{a0}", "A=1\u{a0}"),
         ] {
-            let variables = parse(text).unwrap();
-            let found = variables
+            let file = parse(text).unwrap();
+            assert_eq!(file.ignored, [], "{text:?}");
+            let found = file
+                .variables
                 .iter()
                 .map(|(name, value)| format!("{name}={value}"));
             assert_eq!(found.collect::<Vec<_>>().join("|"), expected, "{text:?}");
@@ -180,17 +219,32 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named() {
+    fn a_line_that_is_no_variable_is_ignored_and_named() {
+        for (text, ignored, expected) in [
+            ("A", vec![1], ""),
+            ("A=1\n\nno equals\nB=2", vec![3], "A=1|B=2"),
+            ("export A=1\nB=2", vec![1], "B=2"),
+            ("=1\n1A=1\r\nA=1\n-B='2\n'", vec![1, 2, 4], "A=1"),
+            ("\u{a0}A=1\nB=2\nC-D=3\nE", vec![1, 3, 4], "B=2"),
+        ] {
+            let file = parse(text).unwrap();
+            let lines: Vec<usize> = file.ignored.iter().map(|fault| fault.line).collect();
+            assert_eq!(lines, ignored, "{text:?}");
+            let found = file
+                .variables
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"));
+            assert_eq!(found.collect::<Vec<_>>().join("|"), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_without_an_end_is_an_error_and_its_line_named() {
         for (text, line) in [
-            ("A", 1),
-            ("A=1\n\nno equals\nB=2", 3),
-            ("export A=1", 1),
-            ("=1", 1),
-            ("1A=1", 1),
-            ("A=1\n-B=2", 2),
             ("A=1\nB='not closed\nC=3", 2),
             ("A=\"x\\", 1),
             ("A=\0", 1),
+            ("A=1\n# comment\nB=\"\0\"", 3),
         ] {
             assert_eq!(parse(text).unwrap_err().line, line, "{text:?}");
         }

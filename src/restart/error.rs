@@ -32,7 +32,8 @@ pub enum RestartErrorKind {
     TimedOut,
     /// The server is being stopped, or was stopped.
     Stopping,
-    /// The process has been replaced already.
+    /// The process has been replaced already, and could not pass the request on: its successor has
+    /// ended, or does not answer.
     Replaced,
     /// The call came from a thread of the server, which would wait for itself.
     OwnThread,
@@ -59,6 +60,16 @@ impl RestartError {
         self.status = status;
         self.stderr = stderr;
         self
+    }
+
+    /// The reason without the exit status and the output.
+    pub(super) fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// The number of the system's error, if there is one.
+    pub(super) fn errno(&self) -> Option<i32> {
+        self.source.as_ref()?.raw_os_error()
     }
 
     /// What kind of failure it is.

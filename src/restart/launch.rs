@@ -5,7 +5,7 @@
 //! inherits the variables, but not the descriptors.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::process;
 
@@ -17,9 +17,26 @@ const LISTEN_PID: &str = "LISTEN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 
-/// The names of all these variables.
-pub(super) const LAUNCH_VARIABLES: [&str; 4] =
-    [LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, Launch::VARIABLE];
+/// How the names of the variables begin that are for one process, and that its children must not
+/// see: systemd's above with what it adds to them (LISTEN_PIDFDID, MAINPIDFDID since systemd 258),
+/// and those by which systemd tells a process which one it is (systemd.exec(5), "Environment
+/// Variables Set or Propagated by the Service Manager"). What holds for the whole service is kept,
+/// such as CREDENTIALS_DIRECTORY, INVOCATION_ID and MEMORY_PRESSURE_WATCH.
+const FOR_ONE_PROCESS: [&str; 5] = [
+    LISTEN_PID,
+    "LISTEN_FD",
+    "MAINPID",
+    "SYSTEMD_EXEC_PID",
+    "WATCHDOG_PID",
+];
+
+/// Whether the variable is for the process that has it, and not for its children.
+pub(super) fn is_for_one_process(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    let mut beginnings = FOR_ONE_PROCESS.iter();
+    name == Launch::VARIABLE.as_bytes()
+        || beginnings.any(|beginning| name.starts_with(beginning.as_bytes()))
+}
 
 /// More descriptors than any starter passes.
 const MAX_PASSED: i32 = 4096;
@@ -77,6 +94,36 @@ fn names_for_process(pid: &str, count: &str, names: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_for_one_process_are_known_by_their_beginning() {
+        for (name, is_for_one) in [
+            ("LISTEN_PID", true),
+            ("LISTEN_PIDFDID", true),
+            ("LISTEN_FDS", true),
+            ("LISTEN_FDNAMES", true),
+            ("MAINPID", true),
+            ("MAINPIDFDID", true),
+            ("WATCHDOG_PID", true),
+            ("WATCHDOG_PIDFDID", true),
+            ("SYSTEMD_EXEC_PID", true),
+            ("HANDOVER", true),
+            // These are the application's, or the whole service's.
+            ("HANDOVER_SOCKET", false),
+            ("LISTEN_ADDR", false),
+            ("LISTEN_PORT", false),
+            ("MY_LISTEN_PID", false),
+            ("WATCHDOG_USEC", false),
+            ("NOTIFY_SOCKET", false),
+            ("MANAGERPID", false),
+            ("CREDENTIALS_DIRECTORY", false),
+            ("MEMORY_PRESSURE_WATCH", false),
+            ("INVOCATION_ID", false),
+            ("PATH", false),
+        ] {
+            assert_eq!(is_for_one_process(name.as_ref()), is_for_one, "{name}");
+        }
+    }
 
     #[test]
     fn descriptors_for_another_process_have_no_names() {

@@ -64,6 +64,11 @@ pub(crate) type ReadyWhen =
 /// until then, finishes its connections, and ends. If the new process fails, this process goes on
 /// serving, and [`RestartError`] says why.
 ///
+/// A request for a restart that comes while another one runs, and has executed its program, starts
+/// another round: see [`Handle::restart`](crate::Handle::restart). A process that has been replaced
+/// passes the request on to its successor, so a signal to an old process id is not lost as long as
+/// that process drains and its successor runs.
+///
 /// Call [`new`](Self::new) early in `main`, before the program has other threads, files, or
 /// subprocesses: the call takes the descriptors that the process was started with, from its
 /// predecessor or from a socket activator such as systemd. An address of
@@ -179,8 +184,10 @@ impl Restart {
 
     /// A file with environment variables for successors, read at each restart. They replace those
     /// of the same names; a variable that is removed from the file stays set. The format is that of
-    /// systemd's `EnvironmentFile=` (systemd.exec(5)). If the file cannot be read, or a line is not
-    /// understood, the restart fails with this reason. Defaults to none.
+    /// systemd's `EnvironmentFile=` (systemd.exec(5)). As systemd does, a line that is not
+    /// `NAME=VALUE`, such as `export NAME=VALUE`, is ignored, and a warning names the file and the
+    /// line. If the file cannot be read, is not UTF-8, has a null character, or has a quote that is
+    /// not closed, the restart fails with this reason. Defaults to none.
     pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
         if let Ok(program) = &mut self.program {
             program.set_environment_file(path.into());
@@ -189,7 +196,9 @@ impl Restart {
     }
 
     /// How long a successor may take until it is ready; then it is ended, and this process goes on
-    /// serving. More than zero. Defaults to 60 s.
+    /// serving. A successor that fails after it has begun to accept may finish its requests for the
+    /// same time, or within the [`drain_timeout`](crate::Builder::drain_timeout) if that is
+    /// shorter; another restart waits for that. More than zero. Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = timeout;
         self

@@ -16,9 +16,11 @@ use socket2::Socket;
 
 use super::environment_file;
 use super::inherited::LIFELINE_NAME;
-use super::launch::{LAUNCH_VARIABLES, launch_variable, own_launch, passing_variables};
+use super::launch::{is_for_one_process, launch_variable, own_launch, passing_variables};
 use crate::log;
-use crate::sys::{self, Descriptor, PidVariable, Process, ProcessState, SpawnOptions, StartGuard};
+use crate::sys::{
+    self, Descriptor, Login, PidVariable, Process, ProcessState, SpawnOptions, StartGuard,
+};
 use crate::wire::{EarlierGeneration, Launch};
 
 /// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
@@ -50,15 +52,13 @@ impl Program {
         let name = args.first().map(PathBuf::from).unwrap_or_default();
         let path =
             find_program(dir.as_deref(), &name).filter(|path| sys::file::is_executable(path));
-        // The name need not be a program's: the process that starts another chooses it freely.
-        let path = path.map_or_else(env::current_exe, Ok)?;
-        let is_own = |name: &OsString| {
-            let mut own = LAUNCH_VARIABLES.iter().chain([&WATCHDOG_PID]);
-            own.any(|own| name == own)
-        };
+        // The name need not be a program's: the process that starts another chooses it freely, and
+        // on the search path there may be another program with the name.
+        let path = path.filter(|path| !is_bare(&name) || sys::file::is_own_program(path));
+        let path = path.map_or_else(|| env::current_exe().map(without_deletion_mark), Ok)?;
         let has_watchdog = env::var(WATCHDOG_PID).is_ok_and(|pid| pid.parse() == Ok(process::id()));
         let env = env::vars_os()
-            .filter(|(name, _)| !is_own(name))
+            .filter(|(name, _)| !is_for_one_process(name))
             .map(|(name, value)| sys::env_entry(&name, &value))
             .collect();
         Ok(Self {
@@ -101,6 +101,20 @@ impl Program {
         self.dir = Some(dir);
     }
 
+    /// Sets the variables that name the user of the processes that are started: HOME, LOGNAME, SHELL
+    /// and USER.
+    pub(crate) fn set_login(&mut self, login: &Login) {
+        let (name, home, shell) = (login.name.as_ref(), &login.home, &login.shell);
+        for (variable, value) in [
+            ("HOME", home.as_os_str()),
+            ("LOGNAME", name),
+            ("SHELL", shell.as_os_str()),
+            ("USER", name),
+        ] {
+            set_variable(&mut self.env, variable, value);
+        }
+    }
+
     /// Sets a file with environment variables.
     pub(crate) fn set_environment_file(&mut self, path: PathBuf) {
         self.environment_file = Some(path);
@@ -110,11 +124,7 @@ impl Program {
     /// environment file says. The last two replace variables of the same names.
     pub(crate) fn read_env(&self) -> io::Result<Vec<OsString>> {
         let mut env = self.env.clone();
-        let mut set = |name: &str, value: &OsStr| {
-            let prefix = format!("{name}=");
-            env.retain(|entry| !entry.as_encoded_bytes().starts_with(prefix.as_bytes()));
-            env.push(sys::env_entry(name.as_ref(), value));
-        };
+        let mut set = |name: &str, value: &OsStr| set_variable(&mut env, name, value);
         if let Some(dir) = &self.dir {
             set("PWD", dir.as_os_str());
         }
@@ -127,11 +137,18 @@ impl Program {
                 Some(dir) => &dir.join(path),
                 None => path,
             };
-            let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
-            let variables = environment_file::parse(&text).map_err(|error| failed(&error))?;
-            for (name, value) in &variables {
-                if LAUNCH_VARIABLES.contains(&name.as_str()) || name == WATCHDOG_PID {
-                    log::warn!("ignoring {name} of the environment file {}", path.display());
+            // Another kind of file could make this process wait, as an idle FIFO does.
+            let file = sys::file::open_regular(path, true);
+            let text = file.and_then(io::read_to_string);
+            let text = text.map_err(|error| failed(&error))?;
+            let file = environment_file::parse(&text).map_err(|error| failed(&error))?;
+            let shown = path.display();
+            for fault in &file.ignored {
+                log::warn!("environment file {shown}: ignoring {fault}");
+            }
+            for (name, value) in &file.variables {
+                if is_for_one_process(name.as_ref()) {
+                    log::warn!("environment file {shown}: ignoring {name}");
                     continue;
                 }
                 set(name, value.as_ref());
@@ -172,6 +189,7 @@ impl Program {
             own_group: false,
             guardian: None,
             start_guard: None,
+            identity: None,
         }
     }
 
@@ -266,6 +284,12 @@ pub(super) struct SuccessorStart<'a> {
     pub(super) ready_timeout: Duration,
 }
 
+fn set_variable(env: &mut Vec<OsString>, name: &str, value: &OsStr) {
+    let prefix = format!("{name}=");
+    env.retain(|entry| !entry.as_encoded_bytes().starts_with(prefix.as_bytes()));
+    env.push(sys::env_entry(name.as_ref(), value));
+}
+
 /// The working directory, by the name that the shell gave it (`PWD`), if that is one: the name may
 /// lead through symbolic links that lead elsewhere later, such as `current -> releases/2`.
 fn named_working_dir() -> Option<PathBuf> {
@@ -286,13 +310,33 @@ fn named_working_dir() -> Option<PathBuf> {
         .or(own)
 }
 
+/// Whether a program has only a name, which is looked up on the search path.
+fn is_bare(name: &Path) -> bool {
+    name.components().count() <= 1 && !name.is_absolute()
+}
+
+/// What Linux adds to the path of a running program whose file was deleted or replaced (proc(5)).
+const DELETION_MARK: &str = " (deleted)";
+
+/// The path that the file of a running program had before it was deleted: a later start runs the
+/// file that has this path then.
+fn without_deletion_mark(path: PathBuf) -> PathBuf {
+    let before = path
+        .to_str()
+        .and_then(|path| path.strip_suffix(DELETION_MARK));
+    match before {
+        Some(before) if !path.exists() => before.into(),
+        _ => path,
+    }
+}
+
 /// The path of a program: relative to the directory, or on the search path if it is only a name.
 fn find_program(dir: Option<&Path>, name: &Path) -> Option<PathBuf> {
     let absolute = |path: PathBuf| match path.is_absolute() {
         true => Some(path),
         false => Some(dir?.join(path)),
     };
-    if name.components().count() > 1 || name.is_absolute() {
+    if !is_bare(name) {
         return absolute(name.to_owned());
     }
     let path = env::var_os("PATH").unwrap_or_default();
@@ -382,4 +426,21 @@ pub(super) fn wait_or_kill(process: &mut Process, within: Duration) -> Option<Ex
     }
     let state = process.wait(KILL_TIMEOUT).inspect_err(failed);
     state.ok()?.exit_status()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_deleted_program_is_that_of_its_replacement() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("app (deleted)");
+        assert_eq!(without_deletion_mark(gone.clone()), dir.path().join("app"));
+        // A file may have this name.
+        fs::write(&gone, "").unwrap();
+        assert_eq!(without_deletion_mark(gone.clone()), gone);
+        let other = dir.path().join("app");
+        assert_eq!(without_deletion_mark(other.clone()), other);
+    }
 }

@@ -127,12 +127,13 @@ impl Handle {
     /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has
     /// drained. A call that comes before a restart in progress has executed the program shares that
     /// restart. A later call starts another one, as the program on disk may have changed: the
-    /// successor is replaced as well, and the report names the process that serves in the end.
+    /// successor is replaced as well, and the report names the process that serves in the end. So
+    /// is the successor if this process has been replaced before the call.
     ///
     /// # Errors
     ///
-    /// [`RestartError`] says why this process was not replaced. The process goes on serving, unless
-    /// it is being stopped or has been replaced before.
+    /// [`RestartError`] says why there was no restart. This process goes on serving, unless it is
+    /// being stopped or has been replaced before.
     pub fn restart(&self) -> Result<RestartReport, RestartError> {
         let shared = &self.0.shared;
         let Some(restarter) = &shared.restarter else {

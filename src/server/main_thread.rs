@@ -19,13 +19,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
 use crate::listener::Listener;
 use crate::log;
+use crate::notify;
 use crate::panic;
 use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
@@ -124,7 +125,7 @@ impl<S: Service> MainThread<S> {
                 false => self.handle_commands(&commands, &ended, restarter),
             };
             drop(runs);
-            let (report, all_ended) = self.finish(stop, &ended, shared);
+            let (report, all_ended) = self.finish(stop, &commands, &ended, shared);
             log::info!("{report}");
             // A handle that sends a command from now on must not block.
             drop(commands);
@@ -222,12 +223,14 @@ impl<S: Service> MainThread<S> {
     ) -> StopProgress {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
+        let mut is_replaced = false;
         let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after);
         loop {
             let mut wake_at = Deadline::NEVER;
             if let Some(watchdog) = &mut watchdog {
                 watchdog.check(stop.is_some());
-                wake_at = Deadline::at(Some(watchdog.next_check()));
+                notify::retry();
+                wake_at = Deadline::at(Some(watchdog.next_check())).earlier(notify::retry_at());
             }
             if let Some(stop) = &mut stop {
                 self.update_progress(stop, accepting);
@@ -268,14 +271,20 @@ impl<S: Service> MainThread<S> {
                     None => log::warn!("the server was built without Builder::restart"),
                 },
                 ServerCommand::Replaced => {
+                    is_replaced = true;
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
                         self.drain_after_replacement();
                     }
                 }
+                // systemd sends SIGTERM to all processes of a service, and again to those that are left
+                // when the main process has ended: by then, these finish what they have begun.
+                ServerCommand::TerminateAgain if is_replaced => {
+                    self.stop_by(self.drain_deadline(), &mut stop, restarter);
+                }
                 ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restarter),
                 ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restarter),
-                ServerCommand::StopNow => {
+                ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
                 }
             }
@@ -340,6 +349,7 @@ impl<S: Service> MainThread<S> {
     fn finish(
         &self,
         stop: StopProgress,
+        commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
         shared: &ServerShared,
     ) -> (Report, bool) {
@@ -373,36 +383,58 @@ impl<S: Service> MainThread<S> {
             restarter.report_stopped(report.to_string());
         }
         let until = Instant::now() + FORCED_GRACE;
-        let until = stop.deadline.instant().map_or(until, |at| at.max(until));
-        let restarter_stays = || {
-            shared
-                .restarter
-                .as_ref()
-                .is_some_and(RestarterHandle::stays)
-        };
+        let mut until = stop.deadline.instant().map_or(until, |at| at.max(until));
+        let restarter = shared.restarter.as_ref();
         let mut all_ended = loop {
-            let next = match ended.recv_deadline(until) {
-                // The result of a restart is still to be reported, and then the restarter ends.
-                Err(RecvTimeoutError::Timeout) if restarter_stays() => {
-                    let next = ended.recv();
-                    next.map_err(|_| RecvTimeoutError::Disconnected)
-                }
-                next => next,
-            };
-            match next {
-                Ok(Ended::Worker(index)) => {
+            match next_of_finish(commands, ended, until, restarter) {
+                NextOfFinish::Ended(Ended::Worker(index)) => {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
                 }
-                Ok(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
-                Err(RecvTimeoutError::Timeout) => break false,
-                Err(RecvTimeoutError::Disconnected) => break true,
+                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
+                NextOfFinish::Command(command) => {
+                    let deadline = self.handle_late_command(command, restarter).instant();
+                    let earliest = Instant::now() + FORCED_GRACE;
+                    until = deadline.map_or(until, |at| until.min(at.max(earliest)));
+                }
+                NextOfFinish::TimedOut => break false,
+                NextOfFinish::AllEnded => break true,
             }
         };
         lots.drop_left_sessions();
         all_ended &= shared.periodic.join(until);
         report.took = stop.since.elapsed();
         (report, all_ended)
+    }
+
+    /// Handles a command to a server that has drained. Returns the deadline of a stop.
+    fn handle_late_command(
+        &self,
+        command: ServerCommand,
+        restarter: Option<&RestarterHandle>,
+    ) -> Deadline {
+        let deadline = match command {
+            ServerCommand::Drain => self.drain_deadline(),
+            ServerCommand::StopBy(deadline) => deadline,
+            ServerCommand::StopNow | ServerCommand::TerminateAgain => {
+                Deadline::at(Some(Instant::now()))
+            }
+            ServerCommand::Restart => {
+                restarter.inspect(|restarter| restarter.request_restart());
+                return Deadline::NEVER;
+            }
+            ServerCommand::UserSignal => {
+                self.call_user_signal_hook();
+                return Deadline::NEVER;
+            }
+            ServerCommand::Check
+            | ServerCommand::Pause
+            | ServerCommand::Resume
+            | ServerCommand::Replaced => return Deadline::NEVER,
+        };
+        // The callers of a restart that was passed on wait no longer.
+        restarter.inspect(|restarter| restarter.report_stopping());
+        deadline
     }
 
     fn calls_in_progress(&self) -> Vec<Forced> {
@@ -423,6 +455,42 @@ impl<S: Service> MainThread<S> {
 
     pub(super) fn thread_name(&self, what: &str) -> String {
         format!("{}-{what}", self.settings.thread_name_prefix)
+    }
+}
+
+/// What comes next while a server ends.
+enum NextOfFinish {
+    Ended(Ended),
+    Command(ServerCommand),
+    AllEnded,
+    TimedOut,
+}
+
+/// Waits for the next one, until this point in time; without a limit while the restarter still has
+/// to report the result of a restart. It ends then.
+fn next_of_finish(
+    commands: &Receiver<ServerCommand>,
+    ended: &Receiver<Ended>,
+    until: Instant,
+    restarter: Option<&RestarterHandle>,
+) -> NextOfFinish {
+    let thread =
+        |thread: Result<Ended, _>| thread.map_or(NextOfFinish::AllEnded, NextOfFinish::Ended);
+    // `ServerShared` has a sender of commands, so that the channel is open.
+    let command = |command: Result<ServerCommand, _>| {
+        NextOfFinish::Command(command.unwrap_or(ServerCommand::StopNow))
+    };
+    crossbeam_channel::select_biased! {
+        recv(ended) -> next => return thread(next),
+        recv(commands) -> next => return command(next),
+        default(until.saturating_duration_since(Instant::now())) => {}
+    }
+    if !restarter.is_some_and(RestarterHandle::stays) {
+        return NextOfFinish::TimedOut;
+    }
+    crossbeam_channel::select_biased! {
+        recv(ended) -> next => thread(next),
+        recv(commands) -> next => command(next),
     }
 }
 
@@ -462,6 +530,10 @@ impl<S: Service> RestartableServer for ServerHost<'_, S> {
     fn drain_after_replacement(&self, taken: &[u32]) {
         self.main.gate.set_served_elsewhere(taken);
         self.command(ServerCommand::Replaced);
+    }
+
+    fn connections_left(&self) -> usize {
+        self.main.lots.drain.in_progress()
     }
 
     fn stop_in_drain_timeout(&self) {

@@ -1,8 +1,11 @@
-//! Ancestry of processes: a notification may name only processes that descend from the supervisor,
-//! and the supervisor ends only such processes.
+//! Ancestry, age and size of processes, as /proc tells: a notification may name only processes that descend from the
+//! supervisor, the supervisor ends only such processes, and a process that is older than a restart does not complete it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::time::Instant;
+
+use crate::sys;
 
 /// How many ancestors are looked at. Between a process and its successor is one helper process,
 /// which waits until the successor has executed its program.
@@ -11,12 +14,38 @@ const MAX_DEPTH: usize = 8;
 /// Whether a process descends from this one. True as well where /proc (proc(5)) is not available.
 pub(super) fn is_descendant(pid: u32) -> bool {
     let own = std::process::id();
-    let mut ancestors = std::iter::successors(Some(pid), |pid| parent(*pid)).take(MAX_DEPTH);
-    parent(own).is_none() || pid != own && ancestors.any(|ancestor| ancestor == own)
+    parent(own).is_none() || pid != own && ancestors(pid).any(|ancestor| ancestor == own)
+}
+
+/// The process, its parent, and so on, at most [`MAX_DEPTH`] processes.
+pub(super) fn ancestors(pid: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(pid), |pid| parent(*pid)).take(MAX_DEPTH)
+}
+
+/// The effective user of a process. `None` if there is no such process.
+pub(super) fn user(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // The real one comes first.
+    uids.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn parent(pid: u32) -> Option<u32> {
     read_stat(pid).map(|stat| stat.parent)
+}
+
+/// When a process was started; rather a little later (10 ms) than too early. `None`: there is no
+/// such process, or /proc is not available.
+pub(super) fn start_time(pid: u32) -> Option<Instant> {
+    let age = sys::supervision::time_since_tick(read_stat(pid)?.started_at);
+    Instant::now().checked_sub(age)
+}
+
+/// The resident size of a process in bytes (`statm` in proc_pid_statm(5)).
+pub(super) fn resident_size(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages.saturating_mul(sys::supervision::page_size()))
 }
 
 /// Whether the environment with which a process executed its program has this entry. False if it
@@ -26,13 +55,15 @@ pub(super) fn has_env_entry(pid: u32, entry: &[u8]) -> bool {
     env.split(|byte| *byte == 0).any(|own| own == entry)
 }
 
-/// What is known of a process.
+/// What is known of a process (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug)]
 struct Stat {
     parent: u32,
     group: u32,
     /// Not reaped yet, or about to vanish.
     has_ended: bool,
+    /// In clock ticks since the boot.
+    started_at: u64,
 }
 
 /// All processes at one moment. Empty where /proc is not available.
@@ -87,24 +118,30 @@ fn read_stat(pid: u32) -> Option<Stat> {
 fn parse_stat(stat: &str) -> Option<Stat> {
     // The command's name stands before the last ")", and may itself contain any character.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let has_ended = matches!(fields.next()?, "Z" | "X" | "x");
     Some(Stat {
-        has_ended,
+        has_ended: matches!(fields.next()?, "Z" | "X" | "x"),
         parent: fields.next()?.parse().ok()?,
         group: fields.next()?.parse().ok()?,
+        // The 22nd field of the line.
+        started_at: fields.nth(16)?.parse().ok()?,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_child_is_a_descendant_and_other_processes_are_not() {
-        let own = std::process::id();
+        let (own, before) = (std::process::id(), Instant::now());
         assert!(parent(own).is_none() || !is_descendant(own) && !is_descendant(1));
         if let Ok(mut child) = std::process::Command::new("sleep").arg("10").spawn() {
             assert!(is_descendant(child.id()));
+            let started = start_time(child.id()).map(|at| at.saturating_duration_since(before));
+            assert!(started.is_none_or(|after| after < Duration::from_secs(5)));
+            assert!(start_time(own).is_none_or(|at| at <= Instant::now()));
             child
                 .kill()
                 .and_then(|()| child.wait())
@@ -126,7 +163,12 @@ mod tests {
             (30, "S 10 10 10"),
             (31, "S 30 10 10"),
         ];
-        let stat = |(pid, rest)| Some((pid, parse_stat(&format!("{pid} (a) b) {rest} 0"))?));
+        let stat = |(pid, rest)| {
+            Some((
+                pid,
+                parse_stat(&format!("{pid} (a) b) {rest} 0 {}", "7 ".repeat(20)))?,
+            ))
+        };
         let table = ProcessTable(processes.into_iter().filter_map(stat).collect());
         for (others, wanted) in [
             (vec![], vec![20, 21, 23, 30, 31]),

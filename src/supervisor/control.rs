@@ -2,7 +2,7 @@
 //!
 //! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets
 //! a line with the answer ([`Status`](crate::wire::Status) or [`Answer`]), which ends the
-//! connection.
+//! connection. Nothing here waits for a client.
 
 use std::io;
 use std::path::Path;
@@ -10,83 +10,160 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::Settings;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::log;
-use crate::sys;
+use crate::sys::{self, DirectoryEntry, Interest};
 use crate::wire::{Answer, Record};
 
 /// The control socket and its clients.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
     pub(super) listener: Listener,
+    /// The oldest first.
     clients: Vec<ControlClient>,
     next_id: u64,
     /// No client is accepted before this time, after an error of `accept`.
     not_before: Option<Instant>,
+    /// When to look whether the socket's file is still there.
+    next_check: Deadline,
+    /// Why the socket cannot be bound again, to log each reason once.
+    failure: Option<String>,
+    /// The settings let others than the supervisor's user send requests.
+    is_open: bool,
 }
 
 #[derive(Debug)]
 struct ControlClient {
     id: u64,
     socket: Socket,
-    input: Vec<u8>,
-    /// When the request must have come; never, if the request has come.
+    stage: ClientStage,
+    /// When the client is given up.
     deadline: Deadline,
-    /// The client sends no more: end-of-file or an error was received.
-    ended: bool,
 }
 
-/// The most clients that have not sent their end-of-file yet; others wait in the kernel's queue.
-const MAX_CLIENTS: usize = 16;
+#[derive(Debug)]
+enum ClientStage {
+    /// This much of the request has come.
+    Requesting { input: Vec<u8> },
+    /// The client waits for a result. `ended`: it sends no more.
+    Waiting { ended: bool },
+    /// This much of the answer is to be sent.
+    Answering { output: Vec<u8> },
+    /// The client has disconnected.
+    Gone,
+}
 
-/// The longest request, in bytes, and how long it may take.
+/// The most clients that have not sent their requests, and that have not read their answers. Beyond
+/// that, the oldest of them is given up: a new client is served, whatever others do.
+const MAX_SLOW: usize = 64;
+
+/// The most clients that wait for a result. Further ones are refused.
+const MAX_WAITING: usize = 64;
+
+/// The most clients that are accepted in one turn of the supervisor's loop.
+const MAX_ACCEPTED: usize = 256;
+
+/// The longest request, in bytes.
 const MAX_REQUEST: usize = 256;
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a request may take to come, and an answer to be read.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time between two looks whether the socket's file is still there. One call each costs less
+/// than a watch of the directory (inotify(7)), which reports what others do there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long to wait after an error of `accept`.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl ControlSocket {
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
-        let listener = bind
-            .name("control")
-            .unix_mode(0o600)
-            .bind_attempts(1)
-            .bind()?;
-        Ok(Self::new(listener))
+    pub(super) fn bind(path: &Path, settings: &Settings) -> io::Result<Self> {
+        Ok(Self::new(bind_listener(path, settings)?, settings))
     }
 
-    pub(super) fn new(listener: Listener) -> Self {
+    /// Binds the socket again if its file was removed or replaced. What took its place is left alone,
+    /// but for the file of a dead process of this user.
+    pub(super) fn restore_file(&mut self, now: Instant, settings: &Settings) {
+        if !self.next_check.has_passed(now) {
+            return;
+        }
+        self.next_check = Deadline::after(now, CHECK_INTERVAL);
+        let Some(path) = self.listener.local_addr().as_path().map(Path::to_owned) else {
+            return;
+        };
+        if self.listener.has_its_file() {
+            self.failure = None;
+            return;
+        }
+        let bound = match owner_of(&path) {
+            Some(owner) if owner != sys::process::effective_uid() => Err(io::Error::other(
+                format!("a file of user {owner} has its place"),
+            )),
+            _ => bind_listener(&path, settings),
+        };
+        match bound {
+            Ok(listener) => {
+                log::warn!(
+                    "the control socket {} was gone: bound it again",
+                    path.display()
+                );
+                self.listener = listener;
+                self.failure = None;
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if self.failure.as_ref() != Some(&why) {
+                    log::error!(
+                        "cannot bind the control socket {} again: {why}",
+                        path.display()
+                    );
+                }
+                self.failure = Some(why);
+            }
+        }
+    }
+
+    pub(super) fn new(listener: Listener, settings: &Settings) -> Self {
         Self {
             listener,
             clients: Vec::new(),
             next_id: 1,
             not_before: None,
+            next_check: Deadline::after(Instant::now(), CHECK_INTERVAL),
+            failure: None,
+            is_open: settings.control_mode.is_some() || settings.control_group.is_some(),
         }
     }
 
     /// The sockets to wait for.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
-        let accepts = self.has_room() && self.not_before.is_none();
-        let clients = self.clients.iter().filter(|client| !client.ended);
-        let clients = clients.map(|client| &client.socket);
-        let listener = accepts.then_some(&self.listener.socket);
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&Socket, Interest)> {
+        let accepts = self.not_before.is_none();
+        let listener = accepts.then_some((&self.listener.socket, Interest::Read));
+        let clients = self.clients.iter();
+        let clients = clients.filter_map(|client| Some((&client.socket, client.stage.interest()?)));
         listener.into_iter().chain(clients)
     }
 
-    /// Adds a client that is connected already. Returns its id.
-    pub(super) fn adopt(&mut self, socket: Socket, deadline: Deadline) -> u64 {
+    /// Adds a client that waits for a result already. Returns its id.
+    pub(super) fn adopt(&mut self, socket: Socket) -> u64 {
+        self.add(
+            socket,
+            ClientStage::Waiting { ended: false },
+            Deadline::NEVER,
+        )
+    }
+
+    fn add(&mut self, socket: Socket, stage: ClientStage, deadline: Deadline) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.clients.push(ControlClient {
             id,
             socket,
-            input: Vec::new(),
+            stage,
             deadline,
-            ended: false,
         });
         id
     }
@@ -96,71 +173,101 @@ impl ControlSocket {
         client.map(|client| &client.socket)
     }
 
-    /// The lines that clients have sent since the last call, with the ids of the clients.
+    /// Whether one more client may wait for a result. The clients whose requests were returned by
+    /// [`requests`](Self::requests) count as waiting.
+    pub(super) fn may_wait(&self) -> bool {
+        let is_waiting =
+            |client: &&ControlClient| matches!(client.stage, ClientStage::Waiting { .. });
+        self.clients.iter().filter(is_waiting).count() <= MAX_WAITING
+    }
+
+    /// The lines that clients have sent since the last call, with the ids of the clients. Also sends
+    /// what is left of answers.
     pub(super) fn requests(&mut self) -> Vec<(u64, String)> {
-        self.accept();
-        let clients = self.clients.iter_mut().filter(|client| !client.ended);
-        let requests = clients.filter_map(|client| Some((client.id, client.read_request()?)));
-        let requests = requests.collect();
-        // Clients that have disconnected without a request.
-        self.clients
-            .retain(|client| !(client.ended && client.deadline != Deadline::NEVER));
+        let clients = self.clients.iter_mut();
+        let requests = clients.filter_map(|client| Some((client.id, client.proceed()?)));
+        let mut requests: Vec<_> = requests.collect();
+        self.drop_gone();
+        self.accept(&mut requests);
         requests
     }
 
-    fn has_room(&self) -> bool {
-        let sending = self.clients.iter().filter(|client| !client.ended).count();
-        sending < MAX_CLIENTS && self.clients.len() < 4 * MAX_CLIENTS
-    }
-
-    fn accept(&mut self) {
-        if self.not_before.is_some_and(|at| at > Instant::now()) {
+    /// Accepts clients. Most have sent their requests already.
+    fn accept(&mut self, requests: &mut Vec<(u64, String)>) {
+        let now = Instant::now();
+        if self.not_before.is_some_and(|at| at > now) {
             return;
         }
         self.not_before = None;
-        while self.has_room() {
+        for _ in 0..MAX_ACCEPTED {
             let socket = match self.listener.accept() {
                 Ok((socket, _)) => socket,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     log::warn!("cannot accept on the control socket: {error}");
-                    self.not_before = Some(Instant::now() + PAUSE);
-                    return;
+                    self.not_before = Some(now + PAUSE);
+                    break;
                 }
             };
-            let deadline = Deadline::after(Instant::now(), REQUEST_TIMEOUT);
             let user = sys::socket::peer_uid(&socket);
-            let id = self.adopt(socket, deadline);
-            // The mode of the file already keeps other users out, unless it was changed.
-            let is_allowed = |uid: &u32| *uid == 0 || *uid == sys::process::effective_uid();
+            let stage = ClientStage::Requesting { input: Vec::new() };
+            let id = self.add(socket, stage, Deadline::after(now, CLIENT_TIMEOUT));
+            // The mode of the file already keeps other users out, unless it was changed. If the
+            // settings let others in, the mode alone decides.
+            let is_allowed =
+                |uid: &u32| self.is_open || *uid == 0 || *uid == sys::process::effective_uid();
             if !user.as_ref().is_ok_and(is_allowed) {
                 log::warn!("refused a control connection of user {user:?}");
                 self.reply(id, &Answer::failure("permission denied"));
+            } else if let Some(request) = self.clients.last_mut().and_then(ControlClient::proceed) {
+                requests.push((id, request));
+            }
+            self.give_up_slow_clients();
+        }
+    }
+
+    fn give_up_slow_clients(&mut self) {
+        self.drop_gone();
+        let slow = |stage: &ClientStage| !matches!(stage, ClientStage::Waiting { .. });
+        let count = self
+            .clients
+            .iter()
+            .filter(|client| slow(&client.stage))
+            .count();
+        if count > MAX_SLOW {
+            if let Some(oldest) = self.clients.iter().position(|client| slow(&client.stage)) {
+                log::debug!("giving up the slowest of {count} control clients");
+                self.clients.remove(oldest);
             }
         }
     }
 
-    /// Answers a client, and closes its connection.
+    fn drop_gone(&mut self) {
+        self.clients
+            .retain(|client| !matches!(client.stage, ClientStage::Gone));
+    }
+
+    /// Answers a client, and closes its connection when the answer is sent.
     pub(super) fn reply(&mut self, id: u64, answer: &impl Record) {
-        let Some(at) = self.clients.iter().position(|client| client.id == id) else {
-            return;
-        };
-        let client = self.clients.remove(at);
         let line = answer.encode().map(|record| record + "\n");
         let line = line.unwrap_or_else(|error| {
             log::error!("cannot answer a control client: {error}");
             String::new()
         });
-        // The answer fits into the socket's buffer, or the client has not read for a long time.
-        match sys::socket::send(&client.socket, line.as_bytes()) {
-            Ok(sent) if sent == line.len() => {}
-            other => log::debug!("a control client has not got its answer: {other:?}"),
+        let mut clients = self.clients.iter_mut();
+        if let Some(client) = clients.find(|client| client.id == id) {
+            let output = line.into_bytes();
+            client.stage = ClientStage::Answering { output };
+            client.deadline = Deadline::after(Instant::now(), CLIENT_TIMEOUT);
+            client.send_answer();
         }
+        self.give_up_slow_clients();
     }
 
     pub(super) fn deadline(&self) -> Deadline {
         let deadlines = self.clients.iter().map(|client| client.deadline);
-        deadlines.fold(Deadline::at(self.not_before), Deadline::earlier)
+        let own = Deadline::at(self.not_before).earlier(self.next_check);
+        deadlines.fold(own, Deadline::earlier)
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
@@ -169,39 +276,161 @@ impl ControlSocket {
     }
 }
 
+impl ClientStage {
+    /// What the supervisor waits for. `None`: the client sends no more.
+    fn interest(&self) -> Option<Interest> {
+        match self {
+            Self::Requesting { .. } | Self::Waiting { ended: false } => Some(Interest::Read),
+            Self::Answering { .. } => Some(Interest::Write),
+            Self::Waiting { ended: true } | Self::Gone => None,
+        }
+    }
+}
+
 impl ControlClient {
-    /// The line of the request, when all of the line has come.
-    fn read_request(&mut self) -> Option<String> {
+    /// Does what can be done without waiting. Returns the line of the request, when all of the line
+    /// has come.
+    fn proceed(&mut self) -> Option<String> {
         let mut piece = [0; MAX_REQUEST];
         // A client that sends without a pause must not delay the supervisor.
         for _ in 0..4 {
-            match sys::socket::recv(&self.socket, &mut piece) {
-                Ok(0) => {
-                    self.ended = true;
-                    let is_request = self.deadline != Deadline::NEVER && !self.input.is_empty();
-                    return is_request.then(|| self.take_line(self.input.len()));
-                }
-                // Input after the request is ignored.
-                Ok(_) if self.deadline == Deadline::NEVER => {}
-                Ok(count) => {
-                    self.input.extend_from_slice(&piece[..count]);
-                    let end = self.input.iter().position(|&byte| byte == b'\n');
-                    if end.is_some() || self.input.len() > MAX_REQUEST {
+            if matches!(self.stage, ClientStage::Answering { .. }) {
+                self.send_answer();
+                return None;
+            }
+            self.stage.interest()?;
+            let received = match sys::socket::recv(&self.socket, &mut piece) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                received => received.unwrap_or(0),
+            };
+            match (&mut self.stage, received) {
+                (ClientStage::Requesting { input }, 1..) => {
+                    input.extend_from_slice(&piece[..received]);
+                    let end = input.iter().position(|&byte| byte == b'\n');
+                    if end.is_some() || input.len() > MAX_REQUEST {
                         return Some(self.take_line(end.unwrap_or(0)));
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(_) => {
-                    self.ended = true;
-                    return None;
+                (ClientStage::Requesting { input }, 0) if !input.is_empty() => {
+                    let end = input.len();
+                    return Some(self.take_line(end));
                 }
+                // The client may have ended its side only, and read its answer.
+                (ClientStage::Waiting { ended }, 0) => *ended = true,
+                // Input after the request is ignored.
+                (ClientStage::Waiting { .. }, _) => {}
+                _ => self.stage = ClientStage::Gone,
             }
         }
         None
     }
 
+    /// Sends what the socket takes of the answer.
+    fn send_answer(&mut self) {
+        while let ClientStage::Answering { output } = &mut self.stage {
+            match sys::socket::send(&self.socket, output) {
+                Ok(sent) if sent < output.len() => drop(output.drain(..sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                result => {
+                    if let Err(error) = result {
+                        log::debug!("a control client has not got its answer: {error}");
+                    }
+                    self.stage = ClientStage::Gone;
+                }
+            }
+        }
+    }
+
     fn take_line(&mut self, end: usize) -> String {
+        let waiting = ClientStage::Waiting { ended: false };
         self.deadline = Deadline::NEVER;
-        String::from_utf8_lossy(&self.input[..end]).into_owned()
+        match std::mem::replace(&mut self.stage, waiting) {
+            ClientStage::Requesting { input } => {
+                String::from_utf8_lossy(&input[..end]).into_owned()
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+// ---- the socket's file ----
+
+/// The mode of the socket's file, if only its group is set.
+const GROUP_MODE: u32 = 0o660;
+
+fn bind_listener(path: &Path, settings: &Settings) -> io::Result<Listener> {
+    let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
+    let bind = bind.name("control").unix_mode(0o600).bind_attempts(1);
+    let listener = bind.bind()?;
+    set_access(&listener, settings)?;
+    Ok(listener)
+}
+
+/// Sets the group and the mode of the socket's file as the settings say.
+pub(super) fn set_access(listener: &Listener, settings: &Settings) -> io::Result<()> {
+    let group = settings.control_group.as_deref();
+    let group = group.map(sys::supervision::find_group).transpose()?;
+    let mode = settings.control_mode.or(group.map(|_| GROUP_MODE));
+    let Some(mode) = mode else {
+        return Ok(());
+    };
+    listener.set_file_access(group, mode).map_err(|error| {
+        let addr = listener.local_addr();
+        let text =
+            format!("cannot set the group and the mode of the control socket {addr}: {error}");
+        io::Error::new(error.kind(), text)
+    })
+}
+
+/// The user that the file at a path belongs to.
+fn owner_of(path: &Path) -> Option<u32> {
+    let found = DirectoryEntry::open(path).ok()?.find().ok()?;
+    found.map(|found| found.owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use socket2::{Domain, SockAddr, Type};
+
+    use super::*;
+    use crate::Supervisor;
+
+    #[test]
+    fn a_client_may_read_a_long_answer_slowly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0) else {
+            return;
+        };
+        let mut client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        client.connect(&SockAddr::unix(&path).unwrap()).unwrap();
+        client.write_all(b"status\n").unwrap();
+        let requests = control.requests();
+        let [(id, _)] = requests[..] else {
+            panic!("{requests:?}");
+        };
+        // More than the buffer of a Unix socket takes.
+        control.reply(id, &Answer::failure("x".repeat(900_000)));
+        assert!(
+            control
+                .sockets()
+                .any(|(_, wanted)| wanted == Interest::Write)
+        );
+        client.set_nonblocking(true).unwrap();
+        let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+        loop {
+            match client.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => answer.extend_from_slice(&piece[..count]),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    assert!(control.requests().is_empty());
+                }
+            }
+        }
+        assert!(answer.len() > 900_000 && answer.ends_with(b"}\n"));
+        assert_eq!(control.sockets().count(), 1);
     }
 }

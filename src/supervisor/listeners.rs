@@ -4,13 +4,18 @@
 use std::io;
 
 use super::Settings;
+use super::bind_rules::Sender;
 use super::fleet::event::ListenerId;
 use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::log;
 use crate::notify;
 use crate::restart::Inherited;
-use crate::sys::{self, Descriptor};
+use crate::sys::{self, Descriptor, FoundFile};
 use crate::wire::{ListenerRecord, to_fd_name};
+
+/// The most listeners that processes can have the supervisor hold, beside those of the settings and
+/// of a socket activator: each of them takes a descriptor, and is passed to each process.
+const MAX_OF_PROCESSES: usize = 256;
 
 /// All listeners that are held.
 #[derive(Debug, Default)]
@@ -39,7 +44,7 @@ impl HeldListener {
     /// Stores a copy with the service manager, for the next supervisor.
     fn store(&self) {
         match sys::descriptor::duplicate(&self.listener.socket) {
-            Ok(copy) => notify::store_listener(self.record.to_stored_name(), &copy),
+            Ok(copy) => notify::store_listener(self.record.to_stored_name(), copy),
             Err(error) => log::error!("cannot copy the listener {}: {error}", self.record.name),
         }
     }
@@ -74,7 +79,9 @@ impl HeldListeners {
                 matches_by_name: true,
                 removes_file: false,
             });
-            match self.add_descriptor(record, descriptor, kept_when_unused) {
+            // A process of another user may have had the file's place meanwhile.
+            let is_own = |found: &FoundFile| found.owner == sys::process::effective_uid();
+            match self.add_descriptor(record, descriptor, kept_when_unused, is_own) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
                 Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
             }
@@ -136,45 +143,78 @@ impl HeldListeners {
     }
 
     /// The listener that a process asks for: a held listener that matches, or a new one. A process
-    /// that asks for any free port does not get the port of another process.
-    pub(super) fn find_or_bind(&mut self, bind: Bind) -> io::Result<(ListenerId, Descriptor)> {
+    /// that asks for any free port does not get the port of another process. `None` if there is no
+    /// such listener, and the process may not have one bound.
+    pub(super) fn find_or_bind(
+        &mut self,
+        bind: Bind,
+        may_bind: bool,
+    ) -> io::Result<Option<(ListenerId, Descriptor)>> {
         let fits = |held: &&HeldListener| {
             let fit = held.fit(&bind, held.record.matches_by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
         if let Some(held) = self.0.iter().find(fits) {
-            return Ok((held.id, sys::descriptor::duplicate(&held.listener.socket)?));
+            let descriptor = sys::descriptor::duplicate(&held.listener.socket)?;
+            return Ok(Some((held.id, descriptor)));
         }
+        if !may_bind {
+            return Ok(None);
+        }
+        self.check_room()?;
         let listener = bind.bind().map_err(BindError::into_cause)?;
         let descriptor = sys::descriptor::duplicate(&listener.socket)?;
-        Ok((self.hold(listener, false, false)?, descriptor))
+        Ok(Some((self.hold(listener, false, false)?, descriptor)))
     }
 
-    /// Holds the copy of a listener that a process has sent, unless the listener is held already.
+    /// Whether a process may have one more listener held.
+    fn check_room(&self) -> io::Result<()> {
+        let of_processes = self.0.iter().filter(|held| !held.kept_when_unused);
+        match of_processes.count() < MAX_OF_PROCESSES {
+            true => Ok(()),
+            false => {
+                let text = format!("{MAX_OF_PROCESSES} listeners of processes are held already");
+                Err(io::Error::other(text))
+            }
+        }
+    }
+
+    /// Holds the copy of a listener that a process has sent, unless the listener is held already. A
+    /// process of another user cannot make this process remove a file of yet another user, nor have
+    /// later processes take the listener for one of another address.
     pub(super) fn hold_copy(
         &mut self,
-        record: ListenerRecord,
+        mut record: ListenerRecord,
         descriptor: Descriptor,
+        sender: Sender,
     ) -> io::Result<ListenerId> {
-        let before = self.0.len();
-        let id = self.add_descriptor(record, descriptor, false)?;
-        if let Some(new) = self.0.get(before) {
+        let id = sys::descriptor::inode(&descriptor)?;
+        if self.0.iter().any(|held| held.id == id) {
+            return Ok(id);
+        }
+        self.check_room()?;
+        record.matches_by_name &= sender.is_privileged();
+        let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
+        self.add_descriptor(record, descriptor, false, is_own)?;
+        if let Some(new) = self.0.last() {
             log::info!("holding the listener {}", new.listener.local_addr());
             new.store();
         }
         Ok(id)
     }
 
-    /// Adds the listener of a descriptor, unless the listener is held already.
+    /// Adds the listener of a descriptor, unless the listener is held already. `is_own`: whether the
+    /// file at the path of a Unix socket is the listener's, so that it may be removed in the end.
     ///
     /// # Errors
     ///
     /// When the descriptor is not a listening stream socket.
     pub(super) fn add_descriptor(
         &mut self,
-        record: ListenerRecord,
+        mut record: ListenerRecord,
         descriptor: Descriptor,
         kept_when_unused: bool,
+        is_own: impl FnOnce(&FoundFile) -> bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
         if self.0.iter().any(|held| held.id == id) {
@@ -185,7 +225,10 @@ impl HeldListeners {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let listener = Listener::for_others(socket, record.name.clone(), record.matches_by_name)?;
+        let mut listener =
+            Listener::for_others(socket, record.name.clone(), record.matches_by_name)?;
+        listener.check_file(is_own);
+        record.removes_file &= listener.file().is_some();
         listener.set_removes_file(record.removes_file);
         self.0.push(HeldListener {
             listener,
@@ -212,11 +255,14 @@ impl HeldListeners {
         if self.0.len() < before {
             // The service manager forgets all listeners of a name, and another listener that is
             // still held may have the same name.
-            self.0
-                .iter()
-                .filter(|held| !held.held_by_manager)
-                .for_each(HeldListener::store);
+            self.store_all();
         }
+    }
+
+    /// Stores copies with the service manager, which ignores those that it has.
+    pub(super) fn store_all(&self) {
+        let own = self.0.iter().filter(|held| !held.held_by_manager);
+        own.for_each(HeldListener::store);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &HeldListener> {

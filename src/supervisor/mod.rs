@@ -13,26 +13,33 @@
 //! | [`notifications`] | the notifications of processes |
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`listeners`] | holds the listeners |
+//! | [`bind_rules`] | what is bound for processes of other users |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
+//! | [`disposition`] | whether a process survives a signal |
 //! | [`stragglers`], [`cleanup`] | end what a process leaves behind |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
+//! | [`stop_signal`] | the signal that has a process finish its requests and exit |
 //! | [`snapshot`] | the fleet, as the upgrade passes it on |
-//! | [`logger`] | logs to standard error if the program has set no logger |
+//! | [`logger`], [`log_format`] | the log, if the program has set no logger |
 
 mod ancestry;
+mod bind_rules;
 mod cleanup;
 mod control;
+mod disposition;
 mod dry_run;
 mod fleet;
 mod listeners;
+mod log_format;
 mod logger;
 mod notifications;
 mod run;
 mod snapshot;
 mod spawn;
 mod status;
+mod stop_signal;
 mod stragglers;
 mod thread_report;
 mod upgrade;
@@ -44,15 +51,20 @@ use std::process;
 use std::time::Duration;
 
 use crate::listener::Bind;
+use crate::log;
 use crate::restart::{Program, Restart, own_launch};
-use crate::sys::{self, SignalFd};
+use crate::sys::{self, Identity, Signal, SignalFd};
 use crate::wire::Launch;
 
 use dry_run::perform_dry_run;
 use fleet::Policy;
 use fleet::backoff::BackoffSettings;
+use fleet::recycling::RecyclingSettings;
 use run::Run;
 use upgrade::resume;
+
+pub use log_format::LogFormat;
+pub use stop_signal::{StopSignal, StopSignalError};
 
 /// Supervises this program with the default settings, see [`Supervisor`].
 ///
@@ -79,8 +91,15 @@ pub fn supervise() -> io::Result<Restart> {
 ///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// It logs with the logger that the program has set, or to standard error if there is none. Linux
-/// only.
+/// Linux only.
+///
+/// # Log
+///
+/// The supervisor logs with the logger that the program has set before the call. Such a logger must
+/// not block, or the supervisor blocks with it. If there is none, records of level "info" and above
+/// are lines on standard error, see [`log_format`](Self::log_format). If nobody reads them, 1023
+/// lines are kept, and further ones are dropped and counted: the supervisor does not wait. At its
+/// end and before an upgrade, it waits for up to a second until the lines are read.
 ///
 /// # Signals
 ///
@@ -89,7 +108,7 @@ pub fn supervise() -> io::Result<Restart> {
 /// | SIGTERM, SIGINT | stop when all requests are finished, at most after [`stop_timeout`] |
 /// | SIGQUIT, second SIGINT | stop at once: requests are cut off; processes are killed after 5 s |
 /// | SIGHUP | graceful restart of the serving processes, one after another |
-/// | SIGUSR1 | passed on to the serving processes |
+/// | SIGUSR1 | log files are reopened: passed on to the serving processes, unless it would end them |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
 /// | SIGTSTP (Ctrl-Z) | the supervisor stops, and its processes with it, until SIGCONT (`fg`) |
 /// | SIGHUP of a terminal that is closed | as SIGTERM; nothing, if SIGHUP was ignored at the start |
@@ -98,9 +117,13 @@ pub fn supervise() -> io::Result<Restart> {
 /// processes that it starts ignore and block none. So a service that was started with `nohup` is
 /// restarted by `kill -HUP`, and goes on when its terminal is closed.
 ///
+/// SIGUSR1 ends a process that has no handler for it. So it is sent only to a process that has been
+/// ready, and that handles, ignores or blocks it, as /proc tells; for any other, a warning is logged.
+///
 /// An upgrade leaves the serving processes alone. The supervisor then has the settings of the new
-/// program, with these exceptions: the control socket and the listeners stay where they are, and
-/// processes that serve already keep their watchdog limit, as do their successors.
+/// program, with these exceptions: the control socket and the listeners stay where they are,
+/// processes that serve already keep their watchdog limit, as do their successors, and a number of
+/// processes that was asked for at run time (`handover scale`) stays until the supervisor ends.
 ///
 /// # Process groups
 ///
@@ -144,8 +167,10 @@ pub fn supervise() -> io::Result<Restart> {
 /// |---|---|
 /// | 0 | after a stop, or when all processes have succeeded: see [`restart_after_success`] |
 /// | 1 | after a stop in which processes, or what they left behind, had to be killed |
+/// | 69 | when all slots are given up: see [`give_up_after`] |
 /// | 78 | when all processes have exited with this code: see [`no_restart`] |
 ///
+/// [`give_up_after`]: Self::give_up_after
 /// [`no_restart`]: Self::no_restart
 /// [`restart_after_success`]: Self::restart_after_success
 /// [`stop_timeout`]: Self::stop_timeout
@@ -172,6 +197,22 @@ pub fn supervise() -> io::Result<Restart> {
 #[must_use = "nothing is supervised before `supervise` or `run` is called"]
 pub struct Supervisor(Settings);
 
+/// Whose notifications count for a process that is supervised, as `NotifyAccess=` of
+/// systemd.service(5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotifyAccess {
+    /// Those of the process that the supervisor has started, and of servers of this crate.
+    Main,
+    /// Those of its descendants as well: of the server that a wrapper script has started, for
+    /// example. A descendant tells that the process is ready, needs more time or makes progress
+    /// (READY, EXTEND_TIMEOUT_USEC, WATCHDOG, STATUS). Its MAINPID and STOPPING are ignored: the
+    /// process that the supervisor has started is signalled, and its exit counts. The sender must
+    /// live until the supervisor has read the notification, as systemd-notify(1) does.
+    #[default]
+    All,
+}
+
 /// The settings, each as the setter of the same name says if not said here.
 #[derive(Clone, Debug)]
 struct Settings {
@@ -182,6 +223,17 @@ struct Settings {
     working_directory: Option<PathBuf>,
     environment_file: Option<PathBuf>,
     listen: Vec<Bind>,
+    /// What processes of other users can have bound.
+    allowed_binds: Vec<Bind>,
+    user: Option<String>,
+    group: Option<String>,
+    no_new_privileges: bool,
+    /// What `user` and `group` mean on this system; `None` if neither is set.
+    identity: Option<Identity>,
+    control_mode: Option<u32>,
+    control_group: Option<String>,
+    log_format: LogFormat,
+    notify_access: NotifyAccess,
     process_groups: bool,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
@@ -196,9 +248,29 @@ impl Settings {
             Policy { ready_timeout, .. } if ready_timeout.is_zero() => {
                 "ready_timeout must be more than zero (Duration::MAX is no limit)".to_owned()
             }
-            _ => return Ok(()),
+            _ => {
+                let binds = self.allowed_binds.iter();
+                let mut bad = binds.filter(|bind| bind.to_request().is_none());
+                match bad.next() {
+                    Some(bind) => format!("allow_bind: no address that can be bound: {bind:?}"),
+                    None => return Ok(()),
+                }
+            }
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    }
+
+    /// Looks up the names of users and groups.
+    fn find_identity(&mut self) -> io::Result<()> {
+        if let Some(group) = &self.control_group {
+            sys::supervision::find_group(group)?;
+        }
+        let (user, group) = (self.user.as_deref(), self.group.as_deref());
+        if user.is_some() || group.is_some() {
+            let identity = sys::supervision::find_identity(user, group, self.no_new_privileges)?;
+            self.identity = Some(identity);
+        }
+        Ok(())
     }
 }
 
@@ -224,8 +296,12 @@ impl Supervisor {
                     longest: Duration::from_secs(30),
                 },
                 max_draining: 4,
+                recycling: RecyclingSettings::default(),
                 restart_after_success: true,
                 no_restart_code: Some(EX_CONFIG),
+                give_up_after: None,
+                stop_signal: Signal::Terminate,
+                restart_signal: None,
                 starts_all: false,
             },
             control: None,
@@ -233,13 +309,23 @@ impl Supervisor {
             working_directory: None,
             environment_file: None,
             listen: Vec::new(),
+            allowed_binds: Vec::new(),
+            user: None,
+            group: None,
+            no_new_privileges: true,
+            identity: None,
+            control_mode: None,
+            control_group: None,
+            log_format: LogFormat::Auto,
+            notify_access: NotifyAccess::default(),
             process_groups: true,
             runs_other_program: false,
         })
     }
 
     /// How many processes serve, on the same listeners. If one crashes, only its clients are
-    /// affected; a graceful restart replaces one after another. From 1 to 1024. Defaults to 1.
+    /// affected; a graceful restart replaces one after another. From 1 to 1024. The command
+    /// `handover scale` changes the number at run time. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
         self.0.policy.processes = count.max(1);
         self
@@ -298,11 +384,59 @@ impl Supervisor {
         self
     }
 
+    /// How many processes in a row may exit in one slot, or not start, before one is ready. Then no
+    /// other one is started there, except by a graceful restart, which has as many attempts again.
+    /// When no process is left, the supervisor exits with code 69 (EX_UNAVAILABLE in
+    /// sysexits.h(3head)), so that the service manager can react. At least 1. `None`: it never gives
+    /// up. Defaults to `None`.
+    pub fn give_up_after(mut self, processes: impl Into<Option<u32>>) -> Self {
+        self.0.policy.give_up_after = processes.into().map(|count| count.max(1));
+        self
+    }
+
+    /// The signal that has a process finish its requests and exit, for programs of other kinds
+    /// ([`run`](Self::run)): SIGQUIT for Unicorn, SIGWINCH for Apache httpd. A stop at once sends
+    /// SIGQUIT, and SIGTERM if `stop_signal` is another signal than SIGTERM. A server of this crate
+    /// needs SIGTERM. Defaults to SIGTERM.
+    pub fn stop_signal(mut self, signal: StopSignal) -> Self {
+        self.0.policy.stop_signal = signal.0;
+        self
+    }
+
+    /// The signal that has a process finish its requests and exit when another one has replaced it in
+    /// a graceful restart, for programs which distinguish this from a stop. As systemd's
+    /// `RestartKillSignal=`. Servers of this crate, which start their successors themselves, get
+    /// none. Defaults to `None`: [`stop_signal`](Self::stop_signal).
+    pub fn restart_signal(mut self, signal: impl Into<Option<StopSignal>>) -> Self {
+        self.0.policy.restart_signal = signal.into().map(|signal| signal.0);
+        self
+    }
+
     /// How many processes of one slot may finish their requests at the same time, after others have
     /// replaced them. A restart beyond that waits until one of them has exited, at most for
     /// [`stop_timeout`](Self::stop_timeout). At least 1. Defaults to 4.
     pub fn max_draining(mut self, processes: usize) -> Self {
         self.0.policy.max_draining = processes.max(1);
+        self
+    }
+
+    /// How long a process serves before it is replaced gracefully, as by a restart: the next process
+    /// serves before it stops, one process at a time. Shortened by up to a tenth, so that processes
+    /// that were started together are not replaced together. If the process cannot be replaced, it
+    /// serves on, and another attempt follows after 60 s. `None` or zero: for ever. Defaults to `None`.
+    pub fn recycle_after(mut self, serving_for: impl Into<Option<Duration>>) -> Self {
+        let limit = serving_for.into().filter(|limit| !limit.is_zero());
+        self.0.policy.recycling.recycle_after = limit;
+        self
+    }
+
+    /// How many bytes of memory a serving process may occupy before it is replaced, as by
+    /// [`recycle_after`](Self::recycle_after). Looked at every 5 s: the resident size in
+    /// /proc/PID/statm, which counts pages that are shared with other processes, too.
+    /// (smaps_rollup, which tells them apart, halts a large process for milliseconds.) `None` or
+    /// zero: no limit. Defaults to `None`.
+    pub fn recycle_above(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.0.policy.recycling.recycle_above = bytes.into().filter(|bytes| *bytes > 0);
         self
     }
 
@@ -322,11 +456,74 @@ impl Supervisor {
     }
 
     /// The path of the control socket, through which the command `handover` reaches the supervisor:
-    /// a Unix socket for the supervisor's user and root only. A request is one of the lines
-    /// `status`, `restart`, `restart wait`, `stop`, `upgrade` and `upgrade wait`; the answer is a
-    /// line of JSON. Defaults to none.
+    /// a Unix socket, by default for the supervisor's user and root only. If its file is removed or
+    /// replaced, the socket is bound again within 5 s, unless the path is in use. A request is one
+    /// of the lines `status`, `restart`, `restart wait`, `scale N`, `scale N wait`, `reopen`,
+    /// `stop`, `upgrade` and `upgrade wait`; the answer is a line of JSON. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
+        self
+    }
+
+    /// The mode of the control socket's file, such as `0o660`. Who may write to the file can stop the
+    /// service. Defaults to `0o600`, and to `0o660` with a [`control_group`](Self::control_group).
+    pub fn control_mode(mut self, mode: u32) -> Self {
+        self.0.control_mode = Some(mode);
+        self
+    }
+
+    /// The group of the control socket's file, a name or a number: its members can send requests,
+    /// and stop the service. A group that does not exist is an error of the start. Defaults to the
+    /// supervisor's own group, which has no permission.
+    pub fn control_group(mut self, group: impl Into<String>) -> Self {
+        self.0.control_group = Some(group.into());
+        self
+    }
+
+    /// The user as which the serving processes run, a name or a number. Only root's supervisor can
+    /// set another user. The supervisor itself keeps its user: it binds the listeners, starts a
+    /// process, and gives up its privileges before the program begins. So a server needs no
+    /// privileges for port 80, and a crash, a restart or an upgrade does not need them either.
+    ///
+    /// The process has the group and the supplementary groups of the user (initgroups(3)), none of
+    /// root's capabilities (capabilities(7)), and HOME, LOGNAME, SHELL and USER of the user
+    /// database, which [`environment_file`](Self::environment_file) can replace. It must be able to
+    /// read and execute the program. See [`no_new_privileges`](Self::no_new_privileges) and
+    /// [`allow_bind`](Self::allow_bind). Defaults to the supervisor's own user.
+    ///
+    /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if there is no such user, or if
+    /// only root may set it. A number without an entry in the user database needs a
+    /// [`group`](Self::group).
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.0.user = Some(user.into());
+        self
+    }
+
+    /// The group as which the serving processes run, a name or a number. Without a
+    /// [`user`](Self::user), they are in no other group. A group that does not exist is an error, as
+    /// with `user`. Defaults to the group of the user.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.0.group = Some(group.into());
+        self
+    }
+
+    /// With a [`user`](Self::user) or a [`group`](Self::group): whether no program that a serving
+    /// process starts gets more privileges than the process has, such as by a set-user-ID bit
+    /// (PR_SET_NO_NEW_PRIVS in prctl(2)). Turn this off for programs that use `sudo` or `ping`.
+    /// Defaults to true.
+    pub fn no_new_privileges(mut self, on: bool) -> Self {
+        self.0.no_new_privileges = on;
+        self
+    }
+
+    /// Adds an address that the supervisor binds for a serving process of another user, see
+    /// [`user`](Self::user). Others are refused; the process then tries to bind with its own
+    /// privileges. Defaults to the addresses of [`listen`](Self::listen), those that a process of
+    /// the supervisor's user asks for, and those that the program asks for before it is ready for
+    /// the first time. So this is needed only for an address that a later version of the program
+    /// adds.
+    pub fn allow_bind(mut self, addr: impl Into<Bind>) -> Self {
+        self.0.allowed_binds.push(addr.into());
         self
     }
 
@@ -349,8 +546,9 @@ impl Supervisor {
 
     /// A file with environment variables for serving processes, read at each start. They replace
     /// those of the same names. The format is that of systemd's `EnvironmentFile=`
-    /// (systemd.exec(5)). If the file cannot be read, or a line is not understood, the start fails
-    /// with this reason. Defaults to none.
+    /// (systemd.exec(5)). As systemd does, a line that is not `NAME=VALUE` is ignored, and a warning
+    /// names the file and the line. If the file cannot be read, is not UTF-8, has a null character,
+    /// or has a quote that is not closed, the start fails with this reason. Defaults to none.
     pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.environment_file = Some(path.into());
         self
@@ -361,6 +559,21 @@ impl Supervisor {
     /// [`Builder::listen`](crate::Builder::listen). Defaults to none.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.0.listen.push(addr.into());
+        self
+    }
+
+    /// The format of the [log](Self#log), if the program has set no logger. Defaults to
+    /// [`LogFormat::Auto`]: with the prefixes of systemd's journal if standard error leads there,
+    /// and with times if not.
+    pub fn log_format(mut self, format: LogFormat) -> Self {
+        self.0.log_format = format;
+        self
+    }
+
+    /// Whose notifications (sd_notify(3)) count: those of a process alone, or also those of its
+    /// descendants. Defaults to [`NotifyAccess::All`].
+    pub fn notify_access(mut self, access: NotifyAccess) -> Self {
+        self.0.notify_access = access;
         self
     }
 
@@ -420,38 +633,73 @@ impl Supervisor {
         self.be_supervisor(program, launch)
     }
 
-    fn be_supervisor(self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {
+    fn be_supervisor(mut self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {
         if !sys::supervision::IS_SUPPORTED {
             let text = "supervision is not supported on this system";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         self.0.check()?;
-        logger::install();
+        self.0.find_identity()?;
+        if let Some(login) = self.0.identity.as_ref().and_then(|own| own.login.as_ref()) {
+            program.set_login(login);
+        }
         if let Some(dir) = &self.0.working_directory {
             program.set_working_directory(dir);
         }
         if let Some(path) = &self.0.environment_file {
             program.set_environment_file(path.clone());
         }
+        if let Some(Launch::DryRun { snapshot, report }) = launch {
+            perform_dry_run(snapshot, report)?;
+            process::exit(0);
+        }
+        let signals = SignalFd::open()?;
+        logger::install(self.0.log_format);
         let run = match launch {
+            Some(Launch::Resume { snapshot }) => resume(self.0, program, signals, snapshot),
             // A supervisor that runs another program may be supervised itself.
-            None | Some(Launch::Successor { .. } | Launch::Serve { .. }) => {
-                Run::new(self.0, program, SignalFd::open()?)?
-            }
-            Some(Launch::Resume { snapshot }) => {
-                resume(self.0, program, SignalFd::open()?, snapshot)?
-            }
-            Some(Launch::DryRun { snapshot, report }) => {
-                perform_dry_run(snapshot, report)?;
-                process::exit(0);
-            }
+            _ => Run::new(self.0, program, signals),
         };
-        Ok(run.run_until_stopped())
+        let code = run.map(Run::run_until_stopped);
+        log::flush();
+        code
     }
 }
 
 impl Default for Supervisor {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::fleet::Fleet;
+    use super::fleet::event::{Effect, Event};
+    use super::*;
+
+    #[test]
+    fn a_stop_and_a_stop_at_once_have_the_signals_that_the_settings_say() {
+        for (stop_signal, stop, stop_at_once) in [
+            (None, Signal::Terminate, Signal::Quit),
+            (Some(Signal::Quit), Signal::Quit, Signal::Terminate),
+            (Some(Signal::User2), Signal::User2, Signal::Terminate),
+        ] {
+            let mut supervisor = Supervisor::new();
+            if let Some(signal) = stop_signal {
+                supervisor = supervisor.stop_signal(StopSignal(signal));
+            }
+            for (event, signal) in [(Event::Stop, stop), (Event::StopNow, stop_at_once)] {
+                let now = Instant::now();
+                let mut fleet = Fleet::new(supervisor.0.policy.clone(), now, 0);
+                fleet.handle(Event::Tick, now);
+                fleet.handle(Event::Started { slot: 0, pid: 7 }, now);
+                let effects = fleet.handle(event, now);
+                let expected = Effect::Signal { pid: 7, signal };
+                assert!(effects.contains(&expected), "{stop_signal:?}: {effects:?}");
+            }
+        }
     }
 }

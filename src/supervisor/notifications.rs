@@ -1,8 +1,12 @@
 //! The notifications of processes (sd_notify(3)): the listeners in them are handled here, and the
 //! rest becomes a [`Notice`] for the fleet.
 
+use std::time::Instant;
+
+use super::NotifyAccess;
 use super::ancestry;
-use super::fleet::event::{Event, ListenerId, Notice};
+use super::bind_rules::Sender;
+use super::fleet::event::{Event, ListenerId, NamedProcess, Notice};
 use super::run::Run;
 use crate::listener::Bind;
 use crate::log;
@@ -15,9 +19,18 @@ impl Run {
         let (pid, uid, text) = (datagram.pid, datagram.uid, datagram.text);
         // Every process of the system can write to the socket, whatever its user.
         let is_known = self.fleet.processes().any(|process| process.pid == pid);
-        if uid != sys::process::effective_uid() && uid != 0 && !is_known {
+        let sender = Sender { uid };
+        let identity = self.settings.identity.as_ref();
+        let credentials = identity.and_then(|identity| identity.credentials.as_ref());
+        // A server that has changed its user itself starts successors of that user.
+        let is_of_service = || {
+            let mut processes = self.fleet.processes();
+            credentials.is_some_and(|own| own.uid == uid)
+                || processes.any(|process| ancestry::user(process.pid) == Some(uid))
+        };
+        if !is_known && !sender.is_privileged() && !is_of_service() {
             log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
-            return;
+            return discard(datagram.descriptors);
         }
         log::debug!("notification of process {pid}: {text:?}");
         let notification = Notification::parse(&text);
@@ -29,14 +42,35 @@ impl Run {
             fields.generation.is_some() && ancestry::is_descendant(pid) && is_running
         };
         if !is_known && !is_server() {
-            return;
+            if let Some(process) = self.represented_process(pid) {
+                let notice = notice_of_descendant(notification, sender);
+                self.handle(Event::Notified {
+                    pid: process,
+                    notice,
+                });
+            }
+            return discard(datagram.descriptors);
         }
         let bind = fields.bind.clone();
         let notice = Notice {
-            listeners: self.take_listeners(bind, &fields.listeners, datagram.descriptors),
-            ..notice(notification)
+            listeners: self.take_listeners(bind, &fields.listeners, datagram.descriptors, sender),
+            sender_started_at: match is_known {
+                true => None,
+                false => ancestry::start_time(pid),
+            },
+            ..notice(notification, sender)
         };
         self.handle(Event::Notified { pid, notice });
+    }
+
+    /// The process that a descendant of it speaks for, such as a wrapper script for which its server
+    /// notifies, if the settings allow that. A server of this crate speaks for itself.
+    fn represented_process(&self, sender: u32) -> Option<u32> {
+        let find = |pid: u32| self.fleet.processes().find(|process| process.pid == pid);
+        let process = ancestry::ancestors(sender).find_map(find)?;
+        let is_accepted = self.settings.notify_access == NotifyAccess::All;
+        let speaks = is_accepted && !process.starts_successors;
+        speaks.then_some(process.pid)
     }
 
     /// Answers a bind request, or holds the listeners that a process has sent copies of. Returns the
@@ -46,13 +80,14 @@ impl Run {
         bind: Option<BindRequest>,
         records: &[ListenerRecord],
         descriptors: Vec<Descriptor>,
+        sender: Sender,
     ) -> Vec<ListenerId> {
         let mut used = Vec::new();
         if let (Some(bind), [reply_to, ..]) = (bind, &descriptors[..]) {
-            used.extend(self.answer_bind_request(bind, reply_to));
+            used.extend(self.answer_bind_request(bind, reply_to, sender));
         }
         for (record, descriptor) in records.iter().zip(descriptors) {
-            match self.listeners.hold_copy(record.clone(), descriptor) {
+            match self.listeners.hold_copy(record.clone(), descriptor, sender) {
                 Ok(id) => used.push(id),
                 Err(error) => log::error!("cannot hold the listener {}: {error}", record.name),
             }
@@ -65,10 +100,21 @@ impl Run {
         &mut self,
         request: BindRequest,
         reply_to: &Descriptor,
+        sender: Sender,
     ) -> Option<ListenerId> {
-        let found = self.listeners.find_or_bind(Bind::from_request(request));
+        let (is_privileged, has_served) = (sender.is_privileged(), self.fleet.has_been_ready);
+        let addr = request.addr.clone();
+        let may_bind = self.bind_rules.allow(&addr, is_privileged, has_served);
+        let found = self
+            .listeners
+            .find_or_bind(Bind::from_request(request), may_bind);
         let (answer, descriptors) = match &found {
-            Ok((_, descriptor)) => (BindAnswer::Given.encode(), vec![descriptor]),
+            Ok(Some((_, descriptor))) => (BindAnswer::Given.encode(), vec![descriptor]),
+            Ok(None) => {
+                let (addr, user) = (notify::one_line(addr), sender.uid);
+                log::warn!("not binding {addr} for user {user}, see Supervisor::allow_bind");
+                (BindAnswer::forbidden().encode(), Vec::new())
+            }
             Err(error) => (BindAnswer::from(error).encode(), Vec::new()),
         };
         let socket = reply_to.try_clone().and_then(sys::descriptor::into_socket);
@@ -76,23 +122,51 @@ impl Run {
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }
-        found.ok().map(|(id, _)| id)
+        found.ok().flatten().map(|(id, _)| id)
     }
 }
 
-fn notice(notification: Notification) -> Notice {
+/// Closes what an unknown process has sent. The close must not block.
+fn discard(descriptors: Vec<Descriptor>) {
+    descriptors.into_iter().for_each(sys::descriptor::discard);
+}
+
+/// What a descendant may say for the process: that the process is ready, needs more time, or makes
+/// progress. The process itself stays the one that is signalled and whose exit counts.
+fn notice_of_descendant(notification: Notification, sender: Sender) -> Notice {
+    let all = notice(notification, sender);
+    Notice {
+        ready: all.ready,
+        status: all.status,
+        extend: all.extend,
+        is_alive: all.is_alive,
+        ..Notice::default()
+    }
+}
+
+fn notice(notification: Notification, sender: Sender) -> Notice {
     let fields = notification.handover_fields;
-    let is_descendant = |pid: &u32| ancestry::is_descendant(*pid);
+    // A process that cannot send signals to another one must not have the supervisor do so.
+    let may_signal = |named: &NamedProcess| {
+        let user = ancestry::user(named.pid);
+        sender.is_privileged() || user.is_none_or(|user| user == sender.uid)
+    };
+    let named_process = |pid| named_process(pid).filter(may_signal);
     let is_server = fields.generation.is_some();
     Notice {
         ready: notification.ready,
         stopping: notification.stopping,
-        // A successor that serves, and has ended since, has replaced its predecessor all the same.
+        sender_started_at: None,
+        // A server tells the truth, but its successor may have ended since.
         main_pid: notification
             .main_pid
-            .filter(|pid| is_descendant(pid) || is_server && PidFd::open(*pid).has_ended()),
+            .and_then(named_process)
+            .filter(|named| is_server || !named.has_ended),
         generation: fields.generation,
-        successor: fields.successor.filter(is_descendant),
+        successor: fields
+            .successor
+            .and_then(named_process)
+            .filter(|named| !named.has_ended),
         failed: fields.failed.map(notify::one_line),
         status: notification.status.map(notify::one_line),
         extend: notification.extend,
@@ -101,4 +175,17 @@ fn notice(notification: Notification) -> Notice {
             .watchdog
             .map(|message| message == WatchdogMessage::Alive),
     }
+}
+
+/// The process of this id: a descendant of the supervisor, or one that has ended.
+fn named_process(pid: u32) -> Option<NamedProcess> {
+    // The order counts: what has not ended after its ancestors were looked at is what they were.
+    let is_descendant = ancestry::is_descendant(pid);
+    let started_at = ancestry::start_time(pid);
+    let has_ended = PidFd::open(pid).has_ended();
+    (is_descendant || has_ended).then(|| NamedProcess {
+        pid,
+        started_at: started_at.unwrap_or_else(Instant::now),
+        has_ended,
+    })
 }

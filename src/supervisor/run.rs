@@ -27,7 +27,10 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::Settings;
+use super::ancestry;
+use super::bind_rules::BindRules;
 use super::control::ControlSocket;
+use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
@@ -40,7 +43,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -59,6 +62,7 @@ pub(super) struct Run {
 
     // What serving processes get.
     pub(super) listeners: HeldListeners,
+    pub(super) bind_rules: BindRules,
     /// A socket pair. Serving processes inherit the second socket. They see end-of-file when the
     /// supervisor dies, since no other process has the first.
     pub(super) lifeline: (Socket, Socket),
@@ -85,7 +89,12 @@ pub(super) struct Run {
     /// When the next one is due.
     next_watchdog: Deadline,
     pub(super) pid_file: Option<PidFile>,
+    /// When the sizes of the processes are looked at next. Never, if no setting limits them.
+    next_measurement: Deadline,
 }
+
+/// The time between two looks at the sizes of the processes.
+const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A process of the fleet.
 #[derive(Debug)]
@@ -123,7 +132,8 @@ impl Run {
         run.stragglers = Stragglers::with_earlier_children();
         run.start_guardian();
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
-        run.control = control.as_deref().map(ControlSocket::bind).transpose()?;
+        let bind = |path| ControlSocket::bind(path, &run.settings);
+        run.control = control.as_deref().map(bind).transpose()?;
         run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)
     }
@@ -140,7 +150,10 @@ impl Run {
         sys::supervision::become_subreaper()?;
         let now = Instant::now();
         let watchdog_interval = notify::watchdog_limit().map(|limit| limit / 2);
+        let has_limit = settings.policy.recycling.recycle_above.is_some();
         Ok(Self {
+            bind_rules: BindRules::new(&settings),
+            next_measurement: Deadline::at(has_limit.then_some(now)),
             settings,
             program,
             own_program: Program::of_this_process()?,
@@ -190,9 +203,11 @@ impl Run {
             .deadline()
             .earlier(self.next_watchdog)
             .earlier(self.stragglers.deadline())
+            .earlier(notify::retry_at())
+            .earlier(self.next_measurement)
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
-        let mut sockets = vec![self.notify_socket.socket()];
+        let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
         sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
         let pidfds = self.watched.values().map(|watched| &watched.pidfd);
         let waited = sys::supervision::wait_for_any(&self.signals, &sockets, pidfds, timeout);
@@ -394,10 +409,30 @@ impl Run {
             self.next_watchdog = Deadline::after(now, interval);
             notify::send_watchdog_alive();
         }
+        notify::retry();
         if let Some(control) = &mut self.control {
             control.expire(now);
+            control.restore_file(now, &self.settings);
+        }
+        if self.next_measurement.has_passed(now) {
+            self.next_measurement = Deadline::after(now, MEASUREMENT_INTERVAL);
+            self.measure_processes();
         }
         self.handle(Event::Tick);
+    }
+
+    /// Tells the fleet how large the processes are that serve.
+    fn measure_processes(&mut self) {
+        let serving = self
+            .fleet
+            .processes()
+            .filter(|process| process.is_serving());
+        let pids: Vec<_> = serving.map(|process| process.pid).collect();
+        for pid in pids {
+            if let Some(bytes) = ancestry::resident_size(pid) {
+                self.handle(Event::Measured { pid, bytes });
+            }
+        }
     }
 
     // ---- effects ----
@@ -447,7 +482,11 @@ impl Run {
         if self.guardian.is_none() {
             self.start_guardian();
         }
-        let path = self.program.path().display().to_string();
+        let mut path = self.program.path().display().to_string();
+        let identity = self.settings.identity.as_ref();
+        if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {
+            path += &format!(" as user {}", login.name);
+        }
         let process = ServingProcess {
             program: &self.program,
             generation,
@@ -455,6 +494,7 @@ impl Run {
             lifeline: &self.lifeline.1,
             notify_socket: &self.notify_socket,
             watchdog: self.settings.policy.watchdog,
+            identity,
             own_group: self.settings.process_groups,
             guardian: self
                 .guardian
@@ -488,6 +528,9 @@ impl Run {
     }
 
     fn send(&mut self, pid: u32, signal: Signal) {
+        if signal == Signal::User1 && !survives(pid, signal) {
+            return log::warn!("{signal} is not sent to process {pid}, which would die of it");
+        }
         let watched = self.watch(pid);
         let is_running = !watched.pidfd.has_ended();
         send_signal(&watched.pidfd, pid, signal);

@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::fleet::backoff::Backoff;
 use super::fleet::process::{Process, Stage, Watch};
-use super::fleet::slot::Slot;
-use super::fleet::{Fleet, Policy};
+use super::fleet::slot::{Death, MAX_DEATHS, Slot};
+use super::fleet::{FinishedRestart, Fleet, Policy};
 use crate::clock::{Deadline, in_millis};
 use crate::notify;
-use crate::wire::{Answer, FleetRecord, ProcessRecord, SlotRecord, StageRecord};
+use crate::wire::{
+    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, StageRecord, seconds,
+};
 
 pub(super) fn age_of(since: Instant) -> u64 {
     in_millis(since.elapsed())
@@ -27,12 +29,17 @@ fn time_to(deadline: Deadline) -> Option<u64> {
 
 /// A record of a fleet that is settled: no round is in progress, and no process has a successor.
 pub(super) fn record_fleet(fleet: &Fleet) -> FleetRecord {
-    let last_restart = fleet.last_restart.clone();
+    let last_restart = fleet.last_restart.as_ref();
     FleetRecord {
         sent_ready: fleet.sent_ready,
         has_been_ready: fleet.has_been_ready,
         exit_code: fleet.exit_code,
-        last_restart: last_restart.map(|(error, took)| Answer::new(error, Some(took))),
+        last_restart: last_restart.map(|restart| RestartRecord {
+            error: restart.error.clone(),
+            took_seconds: seconds(restart.took),
+            age_ms: age_of(restart.ended_at),
+        }),
+        scale: fleet.scale.wanted,
         slots: fleet.slots.iter().map(record_slot).collect(),
         processes: fleet.draining.iter().map(record_process).collect(),
     }
@@ -44,8 +51,15 @@ fn record_slot(slot: &Slot) -> SlotRecord {
         restarts: slot.restarts,
         failures: slot.backoff.failures,
         start_in_ms: time_to(slot.start_at),
-        last_failure: slot.last_failure.as_ref().map(notify::one_line),
+        deaths: slot.deaths.iter().map(record_death).collect(),
         current: slot.current.as_ref().map(record_process),
+    }
+}
+
+fn record_death(death: &Death) -> DeathRecord {
+    DeathRecord {
+        age_ms: age_of(death.at),
+        why: notify::one_line(&death.why),
     }
 }
 
@@ -86,16 +100,17 @@ fn record_stage(stage: Stage) -> StageRecord {
 // ---- going on from a snapshot ----
 
 /// Makes a fleet of a record. If the new policy has fewer slots, the processes in the others drain;
-/// if more, the slots that are new start processes.
+/// if more, the slots that are new start processes. A number that was asked for at run time stays.
 pub(super) fn restore_fleet(record: FleetRecord, policy: Policy, now: Instant, seed: u64) -> Fleet {
     let mut fleet = Fleet::new(policy, now, seed);
     fleet.sent_ready = record.sent_ready;
     fleet.has_been_ready = record.has_been_ready;
     fleet.exit_code = record.exit_code;
-    fleet.last_restart = record.last_restart.map(|answer| {
-        let took = answer.took_seconds.unwrap_or_default();
-        let took = Duration::try_from_secs_f64(took).unwrap_or_default();
-        (answer.error, took)
+    fleet.scale.wanted = record.scale;
+    fleet.last_restart = record.last_restart.map(|restart| FinishedRestart {
+        error: restart.error,
+        took: Duration::try_from_secs_f64(restart.took_seconds).unwrap_or_default(),
+        ended_at: time_before(restart.age_ms, now),
     });
     let processes = record.processes.into_iter();
     fleet.draining = processes
@@ -107,13 +122,17 @@ pub(super) fn restore_fleet(record: FleetRecord, policy: Policy, now: Instant, s
 }
 
 fn restore_slot(record: SlotRecord, now: Instant) -> Slot {
+    let deaths = record.deaths.into_iter().map(|death| Death {
+        at: time_before(death.age_ms, now),
+        why: death.why,
+    });
     Slot {
         generation: record.generation,
         restarts: record.restarts,
         backoff: Backoff {
             failures: record.failures,
         },
-        last_failure: record.last_failure,
+        deaths: deaths.take(MAX_DEATHS).collect(),
         current: record.current.map(|process| restore_process(process, now)),
         ..Slot::new(deadline_in(record.start_in_ms, now))
     }

@@ -10,7 +10,7 @@ use socket2::Socket;
 use super::listeners::HeldListeners;
 use crate::restart::{Program, launch_variable, passing_variables};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Descriptor, FIRST_PASSED, NotifySocket, SpawnOptions};
+use crate::sys::{self, Descriptor, FIRST_PASSED, Identity, NotifySocket, SpawnOptions};
 use crate::wire::Launch;
 
 /// The variables that the supervisor's own service manager has set for the supervisor alone.
@@ -26,6 +26,8 @@ pub(super) struct ServingProcess<'a> {
     pub(super) lifeline: &'a Socket,
     pub(super) notify_socket: &'a NotifySocket,
     pub(super) watchdog: Option<Duration>,
+    /// The user and the groups. `None` if the process has those of the supervisor.
+    pub(super) identity: Option<&'a Identity>,
     /// The process gets a process group of its own.
     pub(super) own_group: bool,
     /// Ends the process when the supervisor dies. `None` for a program that sees this by the
@@ -67,13 +69,15 @@ impl ServingProcess<'_> {
         let is_terminal = self.own_group && io::stdin().is_terminal();
         let null = is_terminal.then(|| File::open("/dev/null")).transpose()?;
         let null = null.map(Descriptor::from);
+        let options = self
+            .program
+            .spawn_options(&env, &env_with_pid, &descriptors);
         sys::process::spawn_child(&SpawnOptions {
+            identity: self.identity,
             stdin: null.as_ref(),
             own_group: self.own_group,
             guardian: self.guardian,
-            ..self
-                .program
-                .spawn_options(&env, &env_with_pid, &descriptors)
+            ..options
         })
     }
 }

@@ -3,15 +3,18 @@
 use std::process;
 use std::time::Instant;
 
+use super::MOST_PROCESSES;
+use super::control::ControlSocket;
 use super::fleet::Fleet;
 use super::fleet::event::Event;
-use super::fleet::process::Stage;
-use super::fleet::slot::Slot;
+use super::fleet::process::{Process, Stage};
+use super::fleet::slot::{Death, Slot};
 use super::run::Run;
 use crate::log;
+use crate::notify;
 use crate::wire::{
-    Answer, ControlRequest, ListenerStatus, Record, ServiceState, SlotState, SlotStatus, Status,
-    seconds,
+    Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus, Record,
+    RestartStatus, SCHEMA, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
 
 impl Run {
@@ -27,6 +30,13 @@ impl Run {
                     let status = self.status();
                     self.reply(id, &status);
                 }
+                Some(
+                    ControlRequest::Restart { waits: true }
+                    | ControlRequest::Upgrade { waits: true },
+                ) if !self.control.as_ref().is_some_and(ControlSocket::may_wait) => {
+                    let why = "too many clients wait for a result already";
+                    self.reply(id, &Answer::failure(why));
+                }
                 Some(ControlRequest::Restart { waits }) => {
                     let client = waits.then_some(id);
                     self.handle(Event::Restart { client });
@@ -37,13 +47,28 @@ impl Run {
                     self.handle(Event::Upgrade { client });
                     self.reply_unless(waits, id);
                 }
+                Some(ControlRequest::Scale { processes, .. })
+                    if !(1..=MOST_PROCESSES).contains(&processes) =>
+                {
+                    let why = format!("the number of processes is from 1 to {MOST_PROCESSES}");
+                    self.reply(id, &Answer::failure(why));
+                }
+                Some(ControlRequest::Scale { processes, waits }) => {
+                    let client = waits.then_some(id);
+                    self.handle(Event::Scale { processes, client });
+                    self.reply_unless(waits, id);
+                }
+                Some(ControlRequest::Reopen) => {
+                    self.handle(Event::User1);
+                    self.reply(id, &Answer::success());
+                }
                 Some(ControlRequest::Stop) => {
                     self.handle(Event::Stop);
                     self.reply(id, &Answer::success());
                 }
                 None => {
-                    let why = "unknown request: use status, restart, restart wait, stop, upgrade or \
-                               upgrade wait";
+                    let why = "unknown request: use status, restart, restart wait, scale N, \
+                               scale N wait, reopen, stop, upgrade or upgrade wait";
                     self.reply(id, &Answer::failure(why));
                 }
             }
@@ -71,20 +96,27 @@ impl Run {
         let fleet = &self.fleet;
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
             name: held.record.name.clone(),
-            address: held.listener.local_addr().to_string(),
+            // A process of another user may have chosen the path, and a terminal show it.
+            address: notify::one_line(held.listener.local_addr()),
         });
-        let last_restart = fleet.last_restart.clone();
+        let last_restart = fleet.last_restart.as_ref();
         Status {
             ok: true,
+            schema: SCHEMA,
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: self.program.path().to_string_lossy().into_owned(),
             state: service_state(fleet),
             uptime_seconds: seconds(self.started_at.elapsed()),
             processes: fleet.slots.iter().map(slot_status).collect(),
-            draining: fleet.draining.iter().map(|process| process.pid).collect(),
+            draining: fleet.draining.iter().map(process_status).collect(),
             listeners: listeners.collect(),
-            last_restart: last_restart.map(|(error, took)| Answer::new(error, Some(took))),
+            last_restart: last_restart.map(|restart| RestartStatus {
+                ok: restart.error.is_none(),
+                error: restart.error.clone(),
+                took_seconds: seconds(restart.took),
+                seconds_ago: seconds(restart.ended_at.elapsed()),
+            }),
         }
     }
 }
@@ -127,6 +159,29 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         uptime_seconds: current.map(|current| seconds(current.started_at.elapsed())),
         status: current.map(|current| current.status.clone()),
         starts_in_seconds: starts_in.filter(|_| current.is_none()).map(seconds),
-        last_end: slot.last_failure.clone(),
+        successor: slot.successor.as_ref().map(process_status),
+        last_deaths: slot.deaths.iter().map(death_status).collect(),
+    }
+}
+
+fn process_status(process: &Process) -> ProcessStatus {
+    let state = match process.stage {
+        Stage::Aborted { .. } => ProcessState::Aborting,
+        Stage::Starting { .. } => ProcessState::Starting,
+        Stage::Serving { .. } | Stage::Stopping { .. } => ProcessState::Draining,
+    };
+    ProcessStatus {
+        pid: process.pid,
+        generation: process.generation,
+        state,
+        uptime_seconds: seconds(process.started_at.elapsed()),
+        status: process.status.clone(),
+    }
+}
+
+fn death_status(death: &Death) -> DeathStatus {
+    DeathStatus {
+        reason: death.why.clone(),
+        seconds_ago: seconds(death.at.elapsed()),
     }
 }

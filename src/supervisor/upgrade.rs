@@ -8,19 +8,18 @@ use std::io;
 use std::time::Instant;
 
 use super::Settings;
-use super::control::ControlSocket;
+use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
 use super::listeners::HeldListeners;
 use super::run::{Run, random_seed};
 use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
-use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Descriptor, NotifySocket, SignalFd};
+use crate::sys::{self, Descriptor, FoundFile, NotifySocket, SignalFd};
 use crate::wire::{Launch, Record, Snapshot, SnapshotListener};
 
 impl Run {
@@ -44,6 +43,8 @@ impl Run {
         notify::send_status("replacing the supervisor");
         let env = self.own_program.read_env()?;
         let options = self.own_program.spawn_options(&env, &env_with_pid, &kept);
+        // What the threads of this program have not written is lost with them.
+        log::flush();
         Err(sys::process::replace_program(&options))
     }
 
@@ -64,6 +65,7 @@ impl Run {
             age_ms: age_of(self.started_at),
             notify_socket: keep(self.notify_socket.socket(), kept)?,
             lifeline: [keep(&self.lifeline.0, kept)?, keep(&self.lifeline.1, kept)?],
+            allowed_binds: self.bind_rules.allowed().to_vec(),
             fleet: record_fleet(&self.fleet),
             ..Snapshot::default()
         };
@@ -74,6 +76,7 @@ impl Run {
         }
         if let Some(control) = &self.control {
             snapshot.control = Some(keep(&control.listener.socket, kept)?);
+            snapshot.control_file = control.listener.file().map(|file| file.id);
             for id in &self.fleet.upgrade.clients {
                 if let Some(socket) = control.socket_of(*id) {
                     snapshot.upgrade_clients.push(keep(socket, kept)?);
@@ -85,6 +88,7 @@ impl Run {
                 descriptor: keep(&held.listener.socket, kept)?,
                 kept_when_unused: held.kept_when_unused,
                 listener: held.record.clone(),
+                file: held.listener.file().map(|file| file.id),
             });
         }
         Ok(snapshot)
@@ -96,22 +100,35 @@ impl Run {
         self.listeners.bind_missing(&self.settings);
         if let (None, Some(path)) = (&self.control, &self.settings.control) {
             let failed = |error: &io::Error| log::error!("{error}");
-            self.control = ControlSocket::bind(path).inspect_err(failed).ok();
+            self.control = ControlSocket::bind(path, &self.settings)
+                .inspect_err(failed)
+                .ok();
         }
         if let Some(path) = &self.settings.pid_file {
             let failed =
                 |error: &io::Error| log::error!("cannot write {}: {error}", path.display());
-            self.pid_file = PidFile::replace(path).inspect_err(failed).ok();
+            self.pid_file = PidFile::renew(path).inspect_err(failed).ok();
         }
     }
 
     /// Restores the control socket, and the clients that wait for the result of the upgrade.
-    fn restore_control(&mut self, listener: i32, clients: &[i32]) -> io::Result<()> {
-        let listener = Listener::for_others(adopt_socket(listener)?, "control".to_owned(), true)?;
+    fn restore_control(
+        &mut self,
+        listener: i32,
+        file: Option<(u64, u64)>,
+        clients: &[i32],
+    ) -> io::Result<()> {
+        let socket = adopt_socket(listener)?;
+        let mut listener = Listener::for_others(socket, "control".to_owned(), true)?;
+        listener.check_file(|found| Some(found.id) == file);
         listener.set_removes_file(true);
-        let control = self.control.insert(ControlSocket::new(listener));
+        if let Err(error) = set_access(&listener, &self.settings) {
+            log::error!("{error}");
+        }
+        let control = ControlSocket::new(listener, &self.settings);
+        let control = self.control.insert(control);
         for client in clients {
-            let id = control.adopt(adopt_socket(*client)?, Deadline::NEVER);
+            let id = control.adopt(adopt_socket(*client)?);
             self.fleet.upgrade.clients.push(id);
         }
         Ok(())
@@ -133,13 +150,15 @@ pub(super) fn resume(
     let mut listeners = HeldListeners::default();
     for held in snapshot.listeners {
         let descriptor = sys::descriptor::adopt(held.descriptor)?;
-        listeners.add_descriptor(held.listener, descriptor, held.kept_when_unused)?;
+        let is_own = |found: &FoundFile| Some(found.id) == held.file;
+        listeners.add_descriptor(held.listener, descriptor, held.kept_when_unused, is_own)?;
     }
     let policy = settings.policy.clone();
     let fleet = restore_fleet(snapshot.fleet, policy, Instant::now(), random_seed());
     let mut run = Run::from_parts(
         settings, program, signals, notify, lifeline, listeners, fleet,
     )?;
+    run.bind_rules.extend(snapshot.allowed_binds);
     run.restore_stragglers(
         snapshot.earlier_children,
         snapshot.had_children,
@@ -153,9 +172,11 @@ pub(super) fn resume(
     }
     run.started_at = time_before(snapshot.age_ms, Instant::now());
     if let Some(listener) = snapshot.control {
-        run.restore_control(listener, &snapshot.upgrade_clients)?;
+        run.restore_control(listener, snapshot.control_file, &snapshot.upgrade_clients)?;
     }
     run.apply_new_settings();
+    // The program before may have ended while the service manager did not read.
+    run.listeners.store_all();
     log::info!(
         "the supervisor runs version {} now",
         env!("CARGO_PKG_VERSION")

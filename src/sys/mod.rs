@@ -10,11 +10,12 @@
 //! | `signal` | the signals of this process |
 //! | `process` | starts a program with exactly the descriptors that it is given |
 //! | `descriptor` | descriptors that cross an exec, pipes, standard error |
-//! | `file` | unnamed files, file locks, permissions, identity, the files of Unix sockets |
+//! | `directory` | [`DirectoryEntry`]: a file is changed and removed in the directory where it was found |
+//! | `file` | unnamed files, file locks, identity, opens that never wait, the files of Unix sockets |
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
-//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian) |
+//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian), users |
 //!
 //! These rules hold for all of them:
 //!
@@ -54,7 +55,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 // The platform is chosen here and nowhere else. Where the condition holds, the path replaces the
@@ -70,9 +71,12 @@ mod unix;
 use linux as native;
 
 pub(crate) use linux::{poller, scheduling, supervision};
-pub(crate) use unix::{clock, descriptor, file, limits, message, process, signal, socket};
+pub(crate) use unix::{
+    clock, descriptor, directory, file, limits, message, process, signal, socket,
+};
 
 pub use descriptor::Descriptor;
+pub(crate) use directory::{DirectoryEntry, FoundFile};
 pub(crate) use poller::{Events, Poller};
 pub(crate) use process::Process;
 pub use socket::Stream;
@@ -154,11 +158,18 @@ pub(crate) enum Signal {
     Terminate,
     User1,
     User2,
+    /// Any other signal that the system names, for a program of another kind. Only
+    /// [`signal::from_name`] and [`signal::from_any_number`] make it.
+    Other(i32),
 }
 
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Other(number) => {
+                let name = signal::name_of(*number).unwrap_or("?");
+                return write!(f, "SIG{name}");
+            }
             Self::Abort => "SIGABRT",
             Self::Continue => "SIGCONT",
             Self::Hangup => "SIGHUP",
@@ -206,6 +217,8 @@ pub(crate) struct SpawnOptions<'a> {
     pub(crate) stdin: Option<&'a Descriptor>,
     /// Standard error. Defaults to that of this process.
     pub(crate) stderr: Option<&'a Descriptor>,
+    /// The user and the groups. Defaults to those of this process.
+    pub(crate) identity: Option<&'a Identity>,
     /// The program is in a process group of its own, which has its process id.
     pub(crate) own_group: bool,
     /// Where the new process says that it is there: see [`Guardian`](supervision::Guardian). Then it
@@ -224,6 +237,36 @@ pub(crate) struct StartGuard<'a> {
     pub(crate) pipe: &'a Descriptor,
     /// How long the start may take.
     pub(crate) limit: std::time::Duration,
+}
+
+/// The user and the groups that a program is started as.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    /// `None` if the program keeps those of this process.
+    pub(crate) credentials: Option<Credentials>,
+    /// What the user database says of the user. `None` if the user stays.
+    pub(crate) login: Option<Login>,
+    /// No program that the process starts gets other privileges than the process has.
+    pub(crate) no_new_privileges: bool,
+}
+
+/// See credentials(7).
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// The supplementary groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+/// What the environment says of a user (environ(7)).
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(crate) name: String,
+    pub(crate) home: PathBuf,
+    pub(crate) shell: PathBuf,
 }
 
 /// An environment variable whose value contains the id of the new process: `prefix`, the id in

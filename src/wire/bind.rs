@@ -1,5 +1,6 @@
 //! The request of a serving process for a listener, and the supervisor's answer.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
@@ -46,6 +47,15 @@ pub(crate) enum BindAddr {
     Unix(WirePath),
 }
 
+impl fmt::Display for BindAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", String::from_utf8_lossy(path.as_bytes())),
+        }
+    }
+}
+
 /// The answer to a [`BindRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -61,6 +71,10 @@ pub(crate) enum BindAnswer {
         errno: Option<i32>,
         #[serde(serialize_with = "shortened::<128, _>")]
         text: String,
+        /// The supervisor does not bind this address for the user of the process, which may try
+        /// with its own privileges.
+        #[serde(default)]
+        is_forbidden: bool,
     },
 }
 
@@ -75,11 +89,22 @@ impl From<&io::Error> for BindAnswer {
             in_use: error.kind() == io::ErrorKind::AddrInUse,
             errno: error.raw_os_error(),
             text: error.to_string(),
+            is_forbidden: false,
         }
     }
 }
 
 impl BindAnswer {
+    /// The supervisor does not bind this address for the user of the process.
+    pub(crate) fn forbidden() -> Self {
+        Self::Refused {
+            in_use: false,
+            errno: None,
+            text: "the supervisor does not bind this address for this user".to_owned(),
+            is_forbidden: true,
+        }
+    }
+
     /// The error of a refusal.
     pub(crate) fn into_result(self) -> io::Result<()> {
         match self {

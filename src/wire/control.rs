@@ -14,6 +14,10 @@ pub(crate) enum ControlRequest {
     Status,
     /// `restart`, or `restart wait` for an answer when the restart is over.
     Restart { waits: bool },
+    /// `scale N`, or `scale N wait` for an answer when N processes serve.
+    Scale { processes: usize, waits: bool },
+    /// `reopen`: log files are opened again.
+    Reopen,
     /// `stop`.
     Stop,
     /// `upgrade`, or `upgrade wait` for an answer when the upgrade is over.
@@ -27,10 +31,18 @@ impl ControlRequest {
             "status" => Self::Status,
             "restart" => Self::Restart { waits: false },
             "restart wait" => Self::Restart { waits: true },
+            "reopen" => Self::Reopen,
             "stop" => Self::Stop,
             "upgrade" => Self::Upgrade { waits: false },
             "upgrade wait" => Self::Upgrade { waits: true },
-            _ => return None,
+            line => {
+                let number = line.strip_prefix("scale ")?;
+                let waiting = number.strip_suffix(" wait");
+                Self::Scale {
+                    processes: waiting.unwrap_or(number).parse().ok()?,
+                    waits: waiting.is_some(),
+                }
+            }
         })
     }
 }
@@ -78,6 +90,8 @@ impl Record for Answer {
 pub(crate) struct Status {
     /// Always true: there is an answer.
     pub(crate) ok: bool,
+    /// The version of this answer: [`SCHEMA`].
+    pub(crate) schema: u32,
     /// Of the supervisor.
     pub(crate) pid: u32,
     /// The version of this crate in the supervisor.
@@ -90,13 +104,17 @@ pub(crate) struct Status {
     pub(crate) uptime_seconds: f64,
     /// One for each slot.
     pub(crate) processes: Vec<SlotStatus>,
-    /// The ids of processes that were replaced, and finish their requests.
-    pub(crate) draining: Vec<u32>,
+    /// The processes that were replaced, and finish their requests.
+    pub(crate) draining: Vec<ProcessStatus>,
     /// The listeners that the supervisor holds.
     pub(crate) listeners: Vec<ListenerStatus>,
     /// The last restart that was requested; null if there was none.
-    pub(crate) last_restart: Option<Answer>,
+    pub(crate) last_restart: Option<RestartStatus>,
 }
+
+/// The version of [`Status`] for the programs that read it. Fields may be added to a version; a field
+/// that goes, or changes its meaning, takes a new version.
+pub(crate) const SCHEMA: u32 = 1;
 
 impl Record for Status {
     /// The command `handover` reads at most this many bytes.
@@ -145,10 +163,65 @@ pub(crate) struct SlotStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]
     pub(crate) starts_in_seconds: Option<f64>,
-    /// Why the slot last lost its process: the process exited or stopped without having been asked
-    /// to, or could not be started.
+    /// The process that starts, and is to replace this one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last_end: Option<String>,
+    pub(crate) successor: Option<ProcessStatus>,
+    /// The last five times that the slot lost its process: the process exited or stopped without
+    /// having been asked to, or could not be started. The newest is the last.
+    #[serde(default)]
+    pub(crate) last_deaths: Vec<DeathStatus>,
+}
+
+/// A process that is to serve, or has served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct ProcessStatus {
+    pub(crate) pid: u32,
+    pub(crate) generation: u64,
+    pub(crate) state: ProcessState,
+    /// Since the process was started.
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) uptime_seconds: f64,
+    /// As in [`SlotStatus`].
+    pub(crate) status: String,
+}
+
+/// The state of a process that is not in a slot, or not yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum ProcessState {
+    /// The process is not ready yet.
+    Starting,
+    /// The process finishes its requests, and exits.
+    Draining,
+    /// The process was sent SIGABRT.
+    Aborting,
+}
+
+/// The loss of a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct DeathStatus {
+    pub(crate) reason: String,
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) seconds_ago: f64,
+}
+
+/// The last restart that was requested.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct RestartStatus {
+    /// The restart succeeded.
+    pub(crate) ok: bool,
+    /// Why the restart failed; there if `ok` is false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) took_seconds: f64,
+    /// Since the end of the restart.
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) seconds_ago: f64,
 }
 
 /// The state of a slot.
@@ -193,7 +266,22 @@ mod tests {
     fn control_requests_are_exact() {
         let restart = ControlRequest::Restart { waits: true };
         assert_eq!(ControlRequest::parse("restart wait\r\n"), Some(restart));
-        for line in ["", "restart  wait", "Status", "stop now", "\u{fffd}"] {
+        let scale = |processes, waits| Some(ControlRequest::Scale { processes, waits });
+        assert_eq!(ControlRequest::parse("scale 3"), scale(3, false));
+        assert_eq!(ControlRequest::parse("scale 12 wait\n"), scale(12, true));
+        for line in [
+            "",
+            "restart  wait",
+            "Status",
+            "stop now",
+            "scale",
+            "scale -1",
+            "scale  1",
+            "scale 1 now",
+            "scale wait",
+            "scale 99999999999999999999",
+            "\u{fffd}",
+        ] {
             assert_eq!(ControlRequest::parse(line), None, "{line:?}");
         }
     }

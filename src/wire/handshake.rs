@@ -1,8 +1,13 @@
 //! The messages between a process and its successor.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Record, WirePath, shortened};
+
+/// How many lines of standard error a message has at most, and how many bytes. JSON may make six
+/// bytes of each.
+const LAST_LINES: usize = 20;
+const LAST_BYTES: usize = 6 * 1024;
 
 /// A message. Each comment begins with the sender; the module `restart` has the order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +58,17 @@ pub(crate) enum HandshakeMessage {
     /// Successor: the restart that the receiver has passed on failed.
     RestartFailed {
         kind: RestartFailure,
-        #[serde(serialize_with = "shortened::<8192, _>")]
+        #[serde(serialize_with = "shortened::<4096, _>")]
         reason: String,
+        /// The number of the system's error, if no process could be started.
+        #[serde(default)]
+        errno: Option<i32>,
+        /// How the process exited, as waitpid(2) has it.
+        #[serde(default)]
+        status: Option<i32>,
+        /// The last lines that the process wrote to standard error.
+        #[serde(default, serialize_with = "last_lines")]
+        stderr: Vec<String>,
     },
     /// Predecessor: this process has ended its drain, with this report.
     Drained {
@@ -73,6 +87,24 @@ pub(crate) enum RestartFailure {
     TimedOut,
     Stopping,
     Replaced,
+}
+
+/// The lines at the end that a message has room for.
+fn last_lines<S: Serializer>(lines: &[String], to: S) -> Result<S::Ok, S::Error> {
+    let mut room = LAST_BYTES;
+    let mut kept: Vec<&str> = Vec::new();
+    for line in lines.iter().rev().take(LAST_LINES) {
+        let begin = (line.len().saturating_sub(room)..=line.len())
+            .find(|begin| line.is_char_boundary(*begin));
+        let end = &line[begin.unwrap_or_default()..];
+        if end.is_empty() && !line.is_empty() {
+            break;
+        }
+        room -= end.len();
+        kept.push(end);
+    }
+    kept.reverse();
+    kept.serialize(to)
 }
 
 impl Record for HandshakeMessage {

@@ -58,7 +58,8 @@
 //! {"v":1,"type":"restart_again"}
 //! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
 //!   "accept_gap_nanos":0}
-//! {"v":1,"type":"restart_failed","kind":"timed_out","reason":"the successor was not ready"}
+//! {"v":1,"type":"restart_failed","kind":"timed_out","reason":"the successor was not ready",
+//!   "errno":null,"status":9,"stderr":["no configuration"]}
 //! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
 //! ```
 //!
@@ -79,17 +80,22 @@
 //!
 //! ```text
 //! {"v":1,"type":"given"}
-//! {"v":1,"type":"refused","in_use":false,"errno":13,"text":"Permission denied (os error 13)"}
+//! {"v":1,"type":"refused","in_use":false,"errno":13,"text":"Permission denied (os error 13)",
+//!   "is_forbidden":false}
 //! ```
 //!
 //! [`Snapshot`]:
 //!
 //! ```text
-//! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,"upgrade_clients":[11],
+//! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,
+//!   "control_file":[25,311],"upgrade_clients":[11],
 //!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
-//!   "matches_by_name":true,"removes_file":false}}],"fleet":{"sent_ready":true,
-//!   "has_been_ready":true,"exit_code":0,"last_restart":{"ok":true,"took_seconds":0.125},
-//!   "slots":[{"generation":2,"restarts":0,"failures":0,"start_in_ms":null,"last_failure":null,
+//!   "matches_by_name":true,"removes_file":false},"file":null}],
+//!   "allowed_binds":[{"tcp":"0.0.0.0:80"}],"fleet":{"sent_ready":true,
+//!   "has_been_ready":true,"exit_code":0,"last_restart":{"error":null,
+//!   "took_seconds":0.125,"age_ms":4000},"slots":[{"generation":2,"restarts":1,"failures":0,
+//!   "start_in_ms":null,
+//!   "deaths":[{"age_ms":9000,"why":"process 4709 exited after serving for 3.0 s (exit status: 1)"}],
 //!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
 //!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves"}}],
@@ -100,11 +106,14 @@
 //! [`Status`] and [`Answer`]:
 //!
 //! ```text
-//! {"v":1,"ok":true,"pid":4700,"version":"0.1.0","program":"/srv/app","state":"serving",
-//!   "uptime_seconds":81.204,"processes":[{"state":"serving","restarts":0,"pid":4711,
-//!   "generation":2,"uptime_seconds":4.0,"status":"generation 2 serves"}],"draining":[],
+//! {"v":1,"ok":true,"schema":1,"pid":4700,"version":"0.1.0","program":"/srv/app",
+//!   "state":"serving","uptime_seconds":81.204,"processes":[{"state":"serving","restarts":1,
+//!   "pid":4711,"generation":2,"uptime_seconds":4.0,"status":"generation 2 serves",
+//!   "last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
+//!   "seconds_ago":9.0}]}],"draining":[{"pid":4710,"generation":1,"state":"draining",
+//!   "uptime_seconds":13.0,"status":"2 connections left"}],
 //!   "listeners":[{"name":"web","address":"127.0.0.1:80"}],"last_restart":{"ok":true,
-//!   "took_seconds":0.125}}
+//!   "took_seconds":0.125,"seconds_ago":4.0}}
 //! {"v":1,"ok":true}
 //! {"v":1,"ok":false,"error":"the supervisor is being stopped","took_seconds":0.0}
 //! ```
@@ -127,14 +136,16 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
 pub(crate) use control::{
-    Answer, ControlRequest, ListenerStatus, ServiceState, SlotState, SlotStatus, Status, seconds,
+    Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus,
+    RestartStatus, SCHEMA, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
 pub(crate) use handover_fields::{HandoverFields, ListenerRecord, to_fd_name};
 pub(crate) use handshake::{HandshakeMessage, RestartFailure};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
-    FleetRecord, ProcessRecord, SlotRecord, Snapshot, SnapshotListener, StageRecord,
+    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot, SnapshotListener,
+    StageRecord,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ListenerRecord, Record};
+use super::{BindAddr, ListenerRecord, Record};
 
 /// All of the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,9 +20,15 @@ pub(crate) struct Snapshot {
     pub(crate) lifeline: [i32; 2],
     /// The listening control socket.
     pub(crate) control: Option<i32>,
+    /// The device and inode of the control socket's file.
+    #[serde(default)]
+    pub(crate) control_file: Option<(u64, u64)>,
     /// The connections of the control clients that wait for the result of the upgrade.
     pub(crate) upgrade_clients: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
+    /// What the supervisor binds for processes of other users.
+    #[serde(default)]
+    pub(crate) allowed_binds: Vec<BindAddr>,
     pub(crate) fleet: FleetRecord,
     /// The guardian: its pipe, and its process id.
     #[serde(default)]
@@ -50,6 +56,9 @@ pub(crate) struct SnapshotListener {
     /// The listener is held even if no process uses it.
     pub(crate) kept_when_unused: bool,
     pub(crate) listener: ListenerRecord,
+    /// The device and inode of a Unix socket's file.
+    #[serde(default)]
+    pub(crate) file: Option<(u64, u64)>,
 }
 
 /// What the supervisor has decided so far.
@@ -63,10 +72,35 @@ pub(crate) struct FleetRecord {
     /// The supervisor's exit code if every slot is given up.
     pub(crate) exit_code: i32,
     /// The result of the last restart that was requested.
-    pub(crate) last_restart: Option<Answer>,
+    pub(crate) last_restart: Option<RestartRecord>,
+    /// The number of slots that was asked for at run time.
+    #[serde(default)]
+    pub(crate) scale: Option<usize>,
     pub(crate) slots: Vec<SlotRecord>,
     /// The processes that drain.
     pub(crate) processes: Vec<ProcessRecord>,
+}
+
+/// The last restart that was requested.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct RestartRecord {
+    /// Why the restart failed; null if it succeeded.
+    pub(crate) error: Option<String>,
+    #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]
+    pub(crate) took_seconds: f64,
+    /// Since the end of the restart.
+    pub(crate) age_ms: u64,
+}
+
+/// The loss of a slot's process: the process exited or stopped without having been asked to, or
+/// could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct DeathRecord {
+    pub(crate) age_ms: u64,
+    /// Why, in words.
+    pub(crate) why: String,
 }
 
 /// A slot for one serving process.
@@ -81,9 +115,9 @@ pub(crate) struct SlotRecord {
     pub(crate) failures: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
-    /// Why the slot last lost its process: the process exited or stopped without having been asked
-    /// to, or could not be started.
-    pub(crate) last_failure: Option<String>,
+    /// The last losses of a process, the newest last.
+    #[serde(default)]
+    pub(crate) deaths: Vec<DeathRecord>,
     /// The process that serves, or that is being started to serve.
     pub(crate) current: Option<ProcessRecord>,
 }

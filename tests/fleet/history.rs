@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::fleet::Policy;
 use crate::fleet::backoff::BackoffSettings;
+use crate::fleet::recycling::RecyclingSettings;
+use crate::sys::Signal;
 
 #[derive(Clone, Debug)]
 pub(crate) struct History {
@@ -91,9 +93,15 @@ pub(crate) enum Act {
         dry_run: DryRunFate,
         slots: usize,
     },
+    Scale {
+        for_client: bool,
+        slots: usize,
+    },
     Stop,
     StopNow,
     User1,
+    /// A process becomes large.
+    Grow(u32),
     End(u32, Ending),
     EndBuilding(u32),
     SelfRestart(u32),
@@ -162,11 +170,15 @@ impl History {
             }
             decisions.push(Decision::Act { at, act });
         }
+        let sends_watchdog = random.one_in(2);
+        if !is_foreign && random.one_in(16) {
+            add_lost_successor(&mut random, &policy, &mut decisions);
+        }
         Self {
             seed,
             policy,
             is_foreign,
-            sends_watchdog: random.one_in(2),
+            sends_watchdog,
             decisions,
         }
     }
@@ -203,6 +215,13 @@ fn random_policy(random: &mut Random, is_foreign: bool) -> Policy {
         restart_after_success: !random.one_in(3),
         no_restart_code: (!random.one_in(3)).then_some(78),
         starts_all: random.one_in(4),
+        give_up_after: random.pick(&[None, None, None, Some(2), Some(6)]),
+        stop_signal: Signal::Terminate,
+        restart_signal: (is_foreign && random.one_in(2)).then_some(Signal::Window),
+        recycling: RecyclingSettings {
+            recycle_after: random.one_in(6).then_some(millis(20_000)),
+            recycle_above: Some(1),
+        },
     }
 }
 
@@ -255,7 +274,11 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
     let any = random.below(8) as u32;
     match random.below(24) {
         0 | 1 => Act::Install,
-        2 | 3 => Act::Restart,
+        2 => Act::Restart,
+        3 => Act::Scale {
+            for_client: random.one_in(2),
+            slots: 1 + random.below(4) as usize,
+        },
         4..=8 => Act::RestartForClient,
         9..=11 => Act::Upgrade {
             for_client: random.one_in(2),
@@ -273,13 +296,51 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
         },
         12 if random.one_in(2) => Act::Stop,
         12 if random.one_in(2) => Act::StopNow,
-        13 => Act::User1,
+        13 if random.one_in(2) => Act::User1,
+        13 => Act::Grow(any),
         14..=17 => Act::End(any, random.ending()),
         18 => Act::EndBuilding(any),
         19 | 20 => Act::SelfRestart(any),
         21 => Act::StallSupervisor(random.pick(&[30, 240, 260, 6_100, 12_000])),
         22 | 23 => Act::StallAll(random.pick(&[30, 240, 249, 260, 1_300, 6_100, 12_000])),
         _ => Act::RestartForClient,
+    }
+}
+
+/// A process replaces itself, but the supervisor is not told, or is told late: because the process
+/// crashes, or because its notifications are late. Before the supervisor hears of the successor, a
+/// restart is asked for, so that the successor is older than the restart. Meanwhile other processes
+/// crash, whose slots it may get. Acts by themselves hardly ever come together like this.
+fn add_lost_successor(random: &mut Random, policy: &Policy, decisions: &mut Vec<Decision>) {
+    let slots = policy.processes;
+    let nth = random.below(slots as u64) as usize;
+    let mut add = |at, act| decisions.push(Decision::Act { at, act });
+    let begin = 1_000;
+    add(begin, Act::SelfRestart(nth as u32));
+    add(begin + 40 + random.below(100), Act::Install);
+    add(begin + 140 + random.below(60), Act::RestartForClient);
+    let (mut fate, mut successor) = (Fate::default(), Fate::default());
+    if random.one_in(2) {
+        fate.lateness = random.pick(&[200, 400, 800]);
+        fate.drain = Some(2_000);
+    } else {
+        fate.lost = Some(Lost::Announcement);
+        successor.build = Build::Ready(random.pick(&[300, 600, 900]));
+        add(begin + 30, Act::End(nth as u32, Ending::Crashes));
+        for _ in 0..1 + random.below(3) {
+            let any = random.below(8) as u32;
+            add(
+                begin + 250 + random.below(600),
+                Act::End(any, Ending::Crashes),
+            );
+        }
+    }
+    let of_restart = Fate {
+        build: Build::Ready(random.pick(&[100, 900, 2_000])),
+        ..Fate::default()
+    };
+    for (nth, fate) in [(nth, fate), (slots, successor), (slots + 2, of_restart)] {
+        decisions.push(Decision::Fate { nth, fate });
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::history::{Act, Build, Ending, Fate, History, Lost};
-use crate::fleet::event::{ListenerId, Notice};
+use crate::fleet::event::{ListenerId, NamedProcess, Notice};
 use crate::sys::Signal;
 
 /// Times are in microseconds since the beginning.
@@ -54,6 +54,7 @@ pub(crate) struct Program {
     fate: Fate,
     pub(crate) state: State,
     pub(crate) version: u32,
+    pub(crate) started: u64,
     generation: u64,
     /// The slot that the process, or its first predecessor, was started for.
     pub(crate) slot: usize,
@@ -148,6 +149,17 @@ impl<'a> Machine<'a> {
         &mut self.programs[(pid - FIRST_PID) as usize]
     }
 
+    /// A process as the supervisor finds it now.
+    pub(crate) fn named(&self, pid: u32) -> NamedProcess {
+        let program = self.program(pid);
+        let started = program.map_or(self.now, |program| program.started);
+        NamedProcess {
+            pid,
+            started_at: self.base + Duration::from_micros(started),
+            has_ended: !program.is_some_and(Program::is_alive),
+        }
+    }
+
     fn state(&self, pid: u32) -> State {
         self.program(pid)
             .map_or(State::Dead, |program| program.state)
@@ -228,6 +240,7 @@ impl<'a> Machine<'a> {
             fate,
             state: State::Building,
             version: self.version,
+            started: self.now,
             generation,
             slot,
             predecessor,
@@ -286,7 +299,7 @@ impl<'a> Machine<'a> {
             Some(successor) => {
                 self.program_mut(pid).successor = Some(successor);
                 let notice = Notice {
-                    successor: Some(successor),
+                    successor: Some(self.named(successor)),
                     ..Notice::default()
                 };
                 self.send(pid, Some(Lost::Announcement), notice);
@@ -330,11 +343,15 @@ impl<'a> Machine<'a> {
         let notice = Notice {
             ready: true,
             generation: is_server.then_some(program.generation),
-            main_pid: (program.fate.names_itself && !is_server).then_some(pid),
             status: Some("serves".to_owned()),
             ..Notice::default()
         };
-        if program.fate.names_itself {
+        let names_itself = program.fate.names_itself;
+        let notice = Notice {
+            main_pid: (names_itself && !is_server).then(|| self.named(pid)),
+            ..notice
+        };
+        if names_itself {
             self.send(pid, Some(Lost::Ready), notice.clone());
         }
         self.send(pid, Some(Lost::Ready), notice);
@@ -475,7 +492,7 @@ impl<'a> Machine<'a> {
         let generation = self.program_mut(pid).generation;
         let notice = Notice {
             ready: true,
-            main_pid: Some(pid),
+            main_pid: Some(self.named(pid)),
             generation: Some(generation),
             ..Notice::default()
         };
@@ -579,6 +596,10 @@ impl<'a> Machine<'a> {
         let is_foreign = self.history.is_foreign;
         let program = self.program_mut(pid);
         let (state, is_hung) = (program.state, program.is_hung);
+        let signal = match signal {
+            Signal::Window => Signal::Terminate,
+            other => other,
+        };
         match (signal, state) {
             (_, State::Dead) => {}
             (Signal::Kill, _) if program.fate.kill_takes > 0 => {

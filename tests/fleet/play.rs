@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::history::{Act, Decision, DryRunFate, History};
 use super::machine::{MS, Machine, Step};
-use super::promises::Promises;
+use super::promises::{Promises, Wish};
 use crate::clock::Deadline;
-use crate::fleet::event::{Effect, Event, Exit, Notice};
+use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice};
 use crate::fleet::process::{Process, Stage, Watch};
 use crate::fleet::slot::Slot;
 use crate::fleet::{Fleet, Policy};
@@ -218,7 +218,7 @@ impl<'a> Play<'a> {
         match act {
             Act::Restart => self.requests.push_back(Event::Restart { client: None }),
             Act::RestartForClient => {
-                let client = Some(self.new_client(true));
+                let client = Some(self.new_client(Wish::Restart));
                 self.requests.push_back(Event::Restart { client });
             }
             Act::Upgrade {
@@ -227,8 +227,13 @@ impl<'a> Play<'a> {
                 slots,
             } => {
                 self.upgrade = (dry_run, slots);
-                let client = for_client.then(|| self.new_client(false));
+                let client = for_client.then(|| self.new_client(Wish::Upgrade));
                 self.requests.push_back(Event::Upgrade { client });
+            }
+            Act::Scale { for_client, slots } => {
+                let client = for_client.then(|| self.new_client(Wish::Scale(slots)));
+                let processes = slots;
+                self.requests.push_back(Event::Scale { processes, client });
             }
             Act::Stop if self.stop_received => self.requests.push_back(Event::StopNow),
             Act::Stop => {
@@ -236,6 +241,13 @@ impl<'a> Play<'a> {
                 self.requests.push_back(Event::Stop);
             }
             Act::StopNow => self.requests.push_back(Event::StopNow),
+            Act::Grow(nth) => {
+                let serving = self.fleet.processes().filter(|one| one.is_serving());
+                let pids: Vec<_> = serving.map(|process| process.pid).collect();
+                if let Some(pid) = pids.get(nth as usize % pids.len().max(1)).copied() {
+                    self.requests.push_back(Event::Measured { pid, bytes: 2 });
+                }
+            }
             Act::User1 => self.requests.push_back(Event::User1),
             Act::StallSupervisor(time) => self.stall_supervisor(now + time * MS),
             Act::StallAll(time) => {
@@ -251,10 +263,10 @@ impl<'a> Play<'a> {
         self.stalled_until = self.stalled_until.max(until);
     }
 
-    fn new_client(&mut self, restarts: bool) -> u64 {
+    fn new_client(&mut self, wish: Wish) -> u64 {
         self.clients += 1;
         let version = self.machine.version;
-        self.promises.add_client(self.clients, restarts, version);
+        self.promises.add_client(self.clients, wish, version);
         self.clients
     }
 
@@ -278,22 +290,23 @@ impl<'a> Play<'a> {
         while let Some((pid, notice)) = self.machine.mail.pop_front() {
             let is_alive = |pid: &u32| self.machine.program(*pid).is_some_and(|one| one.is_alive());
             let is_known = self.fleet.processes().any(|process| process.pid == pid);
-            let is_server = notice.generation.is_some() && is_alive(&pid);
-            if !is_known && !is_server {
+            let is_server = notice.generation.is_some();
+            if !(is_known || is_server && is_alive(&pid)) {
                 continue;
             }
+            let named = |named: NamedProcess| self.machine.named(named.pid);
             let notice = Notice {
-                successor: notice.successor.filter(is_alive),
+                sender_started_at: (!is_known).then(|| self.machine.named(pid).started_at),
+                successor: notice.successor.map(named).filter(|one| !one.has_ended),
+                main_pid: notice
+                    .main_pid
+                    .map(named)
+                    .filter(|one| is_server || !one.has_ended),
                 ..notice
             };
-            // The exit of a process is noticed that the fleet is told of when it has ended.
-            if let Some(dead) = notice.main_pid.filter(|pid| !is_alive(pid)) {
-                self.machine.ended.retain(|pid| *pid != dead);
-                self.machine.ended.push(dead);
-                self.machine.program_mut(dead).known_ready = None;
-            }
-            let named = [Some(pid), notice.main_pid, notice.successor];
-            for known in named.into_iter().flatten() {
+            let named = [notice.main_pid, notice.successor];
+            let named = named.into_iter().flatten().map(|named| named.pid);
+            for known in named.chain([pid]) {
                 self.promises
                     .hears_of(known, pid, &self.fleet, &mut self.machine);
             }
@@ -426,6 +439,7 @@ fn restored(old: &Fleet, policy: Policy, now: Instant, seed: u64) -> Fleet {
     fleet.sent_ready = old.sent_ready;
     fleet.has_been_ready = old.has_been_ready;
     fleet.exit_code = old.exit_code;
+    fleet.scale.wanted = old.scale.wanted;
     fleet.last_restart.clone_from(&old.last_restart);
     fleet.draining = old
         .draining
@@ -438,7 +452,7 @@ fn restored(old: &Fleet, policy: Policy, now: Instant, seed: u64) -> Fleet {
         backoff: old.backoff,
         generation: old.generation,
         restarts: old.restarts,
-        last_failure: old.last_failure.clone(),
+        deaths: old.deaths.clone(),
         ..Slot::default()
     });
     fleet.slots = slots.collect();
@@ -475,9 +489,13 @@ fn describe(event: &Event) -> String {
     let mut add = |name: &str, value: Option<String>| {
         words.extend(value.map(|value| format!("{name}={value}")));
     };
-    add("main_pid", notice.main_pid.map(|pid| pid.to_string()));
+    let name = |named: NamedProcess| match named.has_ended {
+        true => format!("{}, which has ended", named.pid),
+        false => named.pid.to_string(),
+    };
+    add("main_pid", notice.main_pid.map(name));
     add("generation", notice.generation.map(|one| one.to_string()));
-    add("successor", notice.successor.map(|pid| pid.to_string()));
+    add("successor", notice.successor.map(name));
     add("failed", notice.failed.clone());
     add("extend", notice.extend.map(|time| format!("{time:?}")));
     add("is_alive", notice.is_alive.map(|alive| alive.to_string()));

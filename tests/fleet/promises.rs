@@ -47,10 +47,19 @@ pub(crate) struct Promises {
     stalled: u64,
 }
 
+/// What a control client has asked for.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Wish {
+    Restart,
+    Upgrade,
+    /// This number of slots.
+    Scale(usize),
+}
+
 /// A control client.
 struct Client {
     id: u64,
-    restarts: bool,
+    wish: Wish,
     /// The version on the disk when the client asked.
     version: u32,
     is_answered: bool,
@@ -59,6 +68,8 @@ struct Client {
 /// A model of the back-off in one slot: see the head of `backoff.rs`.
 #[derive(Clone, Default)]
 struct Start {
+    /// The last attempt has failed.
+    is_given_up: bool,
     failures: u32,
     not_before: u64,
     is_pending: bool,
@@ -105,10 +116,10 @@ impl Promises {
         }
     }
 
-    pub(crate) fn add_client(&mut self, id: u64, restarts: bool, version: u32) {
+    pub(crate) fn add_client(&mut self, id: u64, wish: Wish, version: u32) {
         self.clients.push(Client {
             id,
-            restarts,
+            wish,
             version,
             is_answered: false,
         });
@@ -196,6 +207,7 @@ impl Promises {
         }
         self.takes_no_acceptor_away(before, effects, fleet, machine)?;
         each_slot_starts_one_process(fleet, machine)?;
+        takes_no_dead_process(event, before, fleet)?;
         each_process_has_a_deadline(fleet)?;
         self.deadlines_are_bounded(fleet, machine)?;
         none_is_forgotten(fleet, machine)?;
@@ -209,6 +221,7 @@ impl Promises {
         match event {
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
+                self.starts[*slot].is_given_up = false;
                 machine.program_mut(*pid).was_added = true;
             }
             Event::StartFailed { slot, .. } => {
@@ -243,10 +256,29 @@ impl Promises {
                         self.record_failure(slot, Some(*pid), machine);
                     }
                 }
+                let ended = notice.main_pid.filter(|named| named.has_ended);
+                if let (Some(slot), Some(ended)) = (of_slot, ended) {
+                    // The successor took the slot, and has left it already.
+                    if fleet.slots[slot].current.is_none() && !before.has_shutdown {
+                        let now = machine.now;
+                        machine.program_mut(ended.pid).known_ready = Some(now);
+                        self.record_failure(slot, Some(ended.pid), machine);
+                    }
+                }
                 if let (Some(limit), Some(time)) = (self.stop_limit, notice.extend) {
                     let until = machine.now + micros(time) + micros(KILL_TIMEOUT);
                     if !self.is_immediate {
                         self.stop_limit = Some(limit.max(until));
+                    }
+                }
+            }
+            Event::Scale { .. } => {
+                // A slot may have got the process of another one, or was given up and starts one.
+                let slots = fleet.slots.iter().zip(&before.slots);
+                for ((slot, old), start) in slots.zip(&mut self.starts) {
+                    let is_due = slot.start_at.instant() == Some(machine.instant());
+                    if slot.current.as_ref().map(|current| current.pid) != old.current || is_due {
+                        *start = Start::default();
                     }
                 }
             }
@@ -288,6 +320,13 @@ impl Promises {
             }
             None => {
                 start.failures += 1;
+                let limit = self.policy.give_up_after;
+                if limit.is_some_and(|limit| start.failures >= limit) {
+                    start.failures = 0;
+                    start.is_given_up = true;
+                    self.has_given_up = true;
+                    return;
+                }
                 let doubled = micros(first) << start.failures.min(BREAKER_LIMIT).saturating_sub(1);
                 let longest = micros(longest);
                 let most = match start.failures >= BREAKER_LIMIT {
@@ -318,6 +357,9 @@ impl Promises {
         }
         if std::mem::replace(&mut start.is_pending, true) {
             return broken("one_start_at_once", "two starts at once");
+        }
+        if !is_restart && start.is_given_up {
+            return broken("given_up_slots_stay_down", "a start after the last attempt");
         }
         if !is_restart && machine.now < start.not_before {
             return broken("no_start_before_its_back_off", "a start comes too early");
@@ -413,7 +455,16 @@ impl Promises {
                     return broken("restarts_wait_for_draining", "too many processes drain");
                 }
             }
-            Signal::Terminate => {
+            Signal::Terminate | Signal::Window => {
+                let slot = before
+                    .slots
+                    .iter()
+                    .position(|slot| slot.current == Some(pid));
+                let slot = slot.and_then(|slot| fleet.slots.get(slot));
+                let is_replaced = slot.is_some_and(|slot| slot.is_serving());
+                if signal == Signal::Window && (!is_replaced || fleet.shutdown.is_some()) {
+                    return broken("restart_signal_in_restarts_only", "it is not replaced");
+                }
                 if self.terminated.contains(&pid) && program.is_alive() {
                     return broken("no_second_terminate", "a second SIGTERM stops it at once");
                 }
@@ -457,19 +508,21 @@ impl Promises {
         if error.is_some() {
             return Ok(());
         }
-        if !client.restarts {
-            return match event {
-                Event::Replaced => Ok(()),
-                _ => broken("the supervisor was not replaced".to_owned()),
-            };
+        match (client.wish, event) {
+            (Wish::Upgrade, Event::Replaced) | (Wish::Restart, _) => {}
+            (Wish::Scale(slots), _) if fleet.slots.len() == slots => {}
+            (Wish::Upgrade, _) => return broken("the supervisor was not replaced".to_owned()),
+            (Wish::Scale(_), _) => return broken("another number of slots".to_owned()),
+        }
+        if client.wish == Wish::Upgrade {
+            return Ok(());
         }
         for (index, slot) in fleet.slots.iter().enumerate() {
             let current = slot.current.as_ref().filter(|current| current.is_serving());
             let Some(program) = current.and_then(|current| machine.program(current.pid)) else {
                 return broken(format!("success, but slot {index} does not serve"));
             };
-            let is_told_late = program.is_misleading && program.predecessor.is_some();
-            if program.version < client.version && !is_told_late {
+            if client.wish == Wish::Restart && program.version < client.version {
                 return broken(format!("success, but slot {index} serves an old version"));
             }
         }
@@ -518,10 +571,11 @@ impl Promises {
             .clients
             .iter()
             .filter(waits)
-            .any(|client| client.restarts)
+            .any(|client| client.wish != Wish::Upgrade)
         {
             // A request that the supervisor has not read yet waits in its socket.
-            if fleet.round.is_some() || fleet.next_round.is_some() {
+            let scales = fleet.scale.has_client();
+            if fleet.round.is_some() || fleet.next_round.is_some() || scales {
                 return broken("a client waits for a restart");
             }
         }
@@ -661,6 +715,26 @@ fn each_slot_starts_one_process(fleet: &Fleet, machine: &Machine) -> Check {
         }
     }
     Ok(())
+}
+
+/// A process that is named when it has ended takes no slot, so that no restart succeeds with it.
+fn takes_no_dead_process(event: &Event, before: &Before, fleet: &Fleet) -> Check {
+    let Event::Notified { notice, .. } = event else {
+        return Ok(());
+    };
+    let ended = notice.main_pid.filter(|named| named.has_ended);
+    let Some(ended) = ended.map(|named| Some(named.pid)) else {
+        return Ok(());
+    };
+    let mut slots = fleet.slots.iter().zip(&before.slots);
+    let pid = |current: &Process| current.pid;
+    match slots.any(|(slot, old)| slot.current.as_ref().map(pid) == ended && old.current != ended) {
+        true => {
+            let text = format!("process {ended:?} has ended, and takes a slot");
+            Err(("takes_no_dead_process", text))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Each process serves, or has a deadline of its own or one by the stop. A predecessor that lives

@@ -7,6 +7,8 @@ pub(crate) enum Signal {
     Quit,
     Terminate,
     User1,
+    /// The signal by which a replaced process ends, where the policy has one.
+    Window,
 }
 
 pub(crate) mod clock {

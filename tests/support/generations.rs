@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use handover::http::{self, Body, Reply, Request, Response};
 use handover::{Bind, Handle, Restart, Server, Supervisor};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Resource, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Resource, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::support;
@@ -142,6 +142,16 @@ pub(crate) fn serve_if_child() {
             std::process::exit(1);
         });
         HANDLE.get_or_init(|| handle.clone());
+        if option(&dir, "stoppable").is_some() {
+            let (own, handle) = (dir.clone(), handle.clone());
+            let stop = dir.join(format!("stop {}", std::process::id()));
+            thread::spawn(move || {
+                while own.exists() && !stop.exists() {
+                    thread::park_timeout(Duration::from_millis(2));
+                }
+                handle.stop(support::LIMIT);
+            });
+        }
         let report = handle.join();
         let reporters = std::mem::take(&mut *REPORTERS.lock());
         for reporter in reporters {
@@ -162,6 +172,15 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
     if option(dir, "supervisor-pid-file").is_some() {
         supervisor = supervisor.pid_file(dir.join("pid"));
     }
+    if let Some(user) = option(dir, "user") {
+        supervisor = supervisor.user(user);
+    }
+    if let Some(group) = option(dir, "group") {
+        supervisor = supervisor.group(group);
+    }
+    if let Some(addr) = option(dir, "allow-bind") {
+        supervisor = supervisor.allow_bind(addr);
+    }
     for setting in settings.split_whitespace() {
         let (name, number) = setting.split_once('=').unwrap();
         let number: u64 = match number {
@@ -181,9 +200,13 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "draining" => supervisor.max_draining(number as usize),
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
+            "recycle-after" => supervisor.recycle_after(time),
+            "recycle-above" => supervisor.recycle_above(number),
             "ready-after" => supervisor.ready_after(time),
+            "give-up" => supervisor.give_up_after(number as u32),
             "no-restart" => supervisor.no_restart(number as i32),
             "environment" => supervisor.environment_file(dir.join("environment")),
+            "control-mode" => supervisor.control_mode(number as u32),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),
         };
@@ -251,7 +274,53 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
         }
         // What is not inherited by the new program is closed; the process lives on.
         "sleep" => panic!("{}", Command::new("sleep").arg("1000").exec()),
+        "half takeover" => take_over_by_half(),
         _ => {}
+    }
+}
+
+/// Accepts, as far as the predecessor knows, gives up, and stays. The handshake socket becomes standard input first.
+fn take_over_by_half() {
+    if std::env::var_os("HALF").is_none() {
+        let record = std::env::var("HANDOVER").unwrap();
+        let (_, number) = record.split_once(r#""handshake":"#).unwrap();
+        let number = number.split(',').next().unwrap();
+        let mut shell = Command::new("sh");
+        let error = shell
+            .args(["-c", &format!("exec \"$0\" \"$@\" <&{number}")])
+            .arg(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .env("HALF", "")
+            .exec();
+        panic!("{error}");
+    }
+    let handshake = io::stdin();
+    let say = |message: &str| {
+        let packet = format!(r#"{{"v":1,"type":{message}}}"#);
+        rustix::net::send(
+            &handshake,
+            packet.as_bytes(),
+            rustix::net::SendFlags::empty(),
+        )
+        .unwrap();
+    };
+    let hear = || {
+        let mut packet = [0; 4096];
+        while let Err(error) =
+            rustix::net::recv(&handshake, &mut packet, rustix::net::RecvFlags::empty())
+        {
+            assert_eq!(error, rustix::io::Errno::AGAIN);
+            thread::park_timeout(Duration::from_millis(2));
+        }
+    };
+    say(r#""hello""#);
+    say(r#""ready""#);
+    hear();
+    say(r#""accepting","since":0,"taken":[]"#);
+    hear();
+    say(r#""abort","reason":"half a takeover""#);
+    loop {
+        thread::park();
     }
 }
 
@@ -292,6 +361,9 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
         "/hold" => {
             let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
             let go = dir.join(request.uri().query().unwrap_or_default());
+            let taken = go.with_extension("new");
+            fs::write(&taken, std::process::id().to_string()).unwrap();
+            fs::rename(taken, format!("{}-taken", go.display())).unwrap();
             while !go.exists() {
                 thread::park_timeout(Duration::from_millis(2));
             }
@@ -301,7 +373,12 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
         "/restart-later" => {
             let report = || match HANDLE.wait_for().restart() {
                 Ok(report) => println!("\nreport: {report:?}"),
-                Err(error) => println!("\nno report: {error}"),
+                Err(error) => {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    let (kind, status) = (error.kind(), error.status());
+                    let stderr = error.stderr();
+                    println!("\nno report: {error}|{kind:?}|{status:?}|{stderr:?}|{source:?}");
+                }
             };
             let reporter = thread::Builder::new().name("reporter".to_owned());
             REPORTERS.lock().push(reporter.spawn(report).unwrap());
@@ -337,6 +414,8 @@ impl WaitFor for OnceLock<Handle> {
 /// The generations of one server: a group of processes.
 pub(crate) struct Generations {
     pub(crate) dir: TempDir,
+    /// Bounds every wait for what the processes say, and for their ends.
+    group: support::ProcessGroup,
     pub(crate) first: Child,
     pub(crate) output: BufReader<std::process::ChildStdout>,
     pub(crate) addrs: Vec<String>,
@@ -378,6 +457,7 @@ impl Generations {
         let output = BufReader::new(first.stdout.take().unwrap());
         let mut generations = Self {
             dir,
+            group: support::ProcessGroup::killed_after(&first, time_limit()),
             first,
             output,
             addrs: Vec::new(),
@@ -496,27 +576,40 @@ impl Generations {
         (all, zombies)
     }
 
-    /// Stops the serving process, and waits until all have ended.
-    pub(crate) fn end(mut self) {
-        signal(self.who().pid, Signal::TERM);
-        self.wait();
+    /// Stops the serving process, waits until all have ended, and returns the rest of their output. Where a restart is in
+    /// progress, the successor may have taken over from a process that was told to stop, and is told as well.
+    pub(crate) fn end(mut self) -> String {
+        let told = Mutex::new(Vec::new());
+        eventually("the end of all processes", || {
+            let mut told = told.lock();
+            if let Ok(text) = try_get(self.addr(), "/who") {
+                let who = Who::parse(&text);
+                if !told.contains(&who.pid) {
+                    // It may have ended since it answered.
+                    let _ = kill_process(Pid::from_raw(who.pid).unwrap(), Signal::TERM);
+                    told.push(who.pid);
+                }
+            }
+            self.processes().0.is_empty()
+        });
+        self.wait()
     }
 
-    pub(crate) fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) -> String {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
-        self.first.wait().unwrap();
+        self.wait_for_first();
         eventually("the end of all processes", || {
             self.all_processes().0.is_empty()
         });
+        rest
     }
 }
 
 impl Drop for Generations {
     fn drop(&mut self) {
         // For tests that failed; otherwise there is nobody any more.
-        let group = Pid::from_child(&self.first);
-        let _ = kill_process_group(group, Signal::KILL);
+        self.group.kill_all();
         for pid in self.all_processes().0 {
             let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
         }
@@ -540,7 +633,7 @@ impl Who {
 
 /// Waits until something holds. Other processes need the time more than this one.
 #[track_caller]
-pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     support::eventually(what, || {
         let holds = holds();
         if !holds {
@@ -587,7 +680,9 @@ pub(crate) fn get(stream: &mut (impl Read + Write), path: &str) -> String {
 }
 
 pub(crate) fn try_get(from: SocketAddr, path: &str) -> io::Result<String> {
-    exchange(&mut TcpStream::connect(from)?, path)
+    let mut stream = TcpStream::connect(from)?;
+    stream.set_read_timeout(Some(support::LIMIT))?;
+    exchange(&mut stream, path)
 }
 
 pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
@@ -602,6 +697,23 @@ pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Resu
         Some(body) => Ok(body.to_owned()),
         None => Err(io::Error::other(answer)),
     }
+}
+
+/// Reads an answer that has a length.
+pub(crate) fn one_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    let head = String::from_utf8(answer).unwrap();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "));
+    let mut body = vec![0; length.unwrap().parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    head + &String::from_utf8(body).unwrap()
 }
 
 /// What a process holds.
@@ -720,8 +832,20 @@ pub(crate) fn threads(pid: i32) -> String {
 }
 
 impl Generations {
+    #[track_caller]
     pub(crate) fn wait_for_first(&mut self) -> std::process::ExitStatus {
-        self.first.wait().unwrap()
+        let status = self.first.wait().unwrap();
+        self.group.assert_in_time();
+        status
+    }
+}
+
+/// How long the processes of a test may live.
+fn time_limit() -> Duration {
+    let longer = ["HANDOVER_TEST_RESTARTS", "HANDOVER_TEST_CRASHES"];
+    match longer.iter().any(|name| std::env::var_os(name).is_some()) {
+        true => Duration::from_secs(3600),
+        false => Duration::from_secs(300),
     }
 }
 

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::generations::{random_below, try_get};
+
 /// Where a client connects to.
 #[derive(Clone, Debug)]
 pub(crate) enum To {
@@ -117,6 +119,44 @@ fn client(to: &To, kind: Kind, seen: &Seen, stop: &AtomicBool) {
                 failures.push(format!("{kind:?} to {to:?}: {why}"));
             }
         }
+    }
+}
+
+/// Runs something while clients send requests that take up to two seconds, and returns the number of answers. No request
+/// may fail.
+pub(crate) fn under_slow_requests(addr: SocketAddr, during: impl FnOnce()) -> u64 {
+    let (ends, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !ends.load(SeqCst) {
+                    let path = format!("/slow?{}", random_below(2000));
+                    try_get(addr, &path).expect("no request fails");
+                    answers.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        let _ends = EndOnDrop(&ends);
+        during();
+    });
+    answers.into_inner()
+}
+
+/// Restarts at random distances of 0.05 to 1 s.
+pub(crate) fn restart_in_quick_succession(mut restart: impl FnMut()) {
+    let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(8, |n| n.parse().unwrap());
+    for _ in 0..restarts {
+        thread::sleep(Duration::from_millis(50 + random_below(950)));
+        restart();
+    }
+}
+
+/// Ends what other threads go on with, also when a test fails.
+pub(crate) struct EndOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
     }
 }
 

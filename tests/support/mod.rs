@@ -8,8 +8,12 @@ use std::any::Any;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+#[cfg(unix)]
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
+#[cfg(unix)]
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -102,7 +106,7 @@ pub(crate) fn until(handle: &Handle, what: &str, holds: impl Fn(&Stats) -> bool)
 
 /// Waits until something holds that no server counts.
 #[track_caller]
-pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
@@ -591,10 +595,14 @@ impl Drop for Child {
 }
 
 /// A process that leads a group, and the processes that it starts. They are killed when this is dropped, and after
-/// [`CHILD_LIMIT`]: then a test that reads their output or waits for their end fails, and does not hang.
+/// [`CHILD_LIMIT`]: then a test that reads their output or waits for their end fails, and does not hang. They are killed
+/// as well when this process is killed: what is left behind keeps the pipes of the whole run open.
 #[cfg(unix)]
 pub(crate) struct ProcessGroup {
     leader: rustix::process::Pid,
+    is_late: Arc<AtomicBool>,
+    /// A shell that kills the group when it sees the end of this process.
+    guard: std::process::Child,
     _watchdog: Sender<()>,
 }
 
@@ -605,22 +613,48 @@ impl ProcessGroup {
         Self::killed_after(leader, CHILD_LIMIT)
     }
 
-    fn killed_after(leader: &std::process::Child, limit: Duration) -> Self {
+    pub(crate) fn killed_after(leader: &std::process::Child, limit: Duration) -> Self {
         let leader = rustix::process::Pid::from_child(leader);
+        let test = thread::current().name().unwrap_or("a test").to_owned();
         let (watchdog, bark) = crossbeam_channel::bounded::<()>(0);
+        let is_late = Arc::<AtomicBool>::default();
+        let set_late = Arc::clone(&is_late);
         thread::spawn(move || {
             if bark.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 eprintln!(
-                    "killed: in {limit:?} the example has not done what the test waits for; if it is an old build, \
-                     `cargo build --examples --all-features` makes a new one"
+                    "killed: in {limit:?} the processes have not done what {test} waits for; if it starts an example \
+                     that is an old build, `cargo build --examples --all-features` makes a new one\n{}",
+                    describe_group(leader.as_raw_nonzero().get())
                 );
+                set_late.store(true, SeqCst);
                 Self::kill(leader);
             }
         });
+        let script = format!("read line; kill -9 -{}", leader.as_raw_nonzero());
+        let guard = Command::new("sh")
+            .args(["-c", &script])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         Self {
             leader,
+            is_late,
+            guard,
             _watchdog: watchdog,
         }
+    }
+
+    /// For a test that would take the end of the processes for a success.
+    #[track_caller]
+    pub(crate) fn assert_in_time(&self) {
+        assert!(!self.is_late.load(SeqCst), "killed, as they were too late");
+    }
+
+    pub(crate) fn kill_all(&self) {
+        Self::kill(self.leader);
     }
 
     fn kill(leader: rustix::process::Pid) {
@@ -632,6 +666,59 @@ impl ProcessGroup {
 #[cfg(unix)]
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        Self::kill(self.leader);
+        self.kill_all();
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
     }
+}
+
+/// The processes of a group, their signals, and what their threads wait for in the kernel, from /proc (proc(5)).
+#[cfg(unix)]
+fn describe_group(leader: i32) -> String {
+    let mut text = String::new();
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+    let names = |dir: String| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    };
+    for pid in names("/proc".to_owned()) {
+        let stat = read(format!("/proc/{pid}/stat"));
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let (state, parent, group) = (fields.next(), fields.next(), fields.next());
+        if group != Some(&leader.to_string()) {
+            continue;
+        }
+        let command = read(format!("/proc/{pid}/cmdline")).replace('\0', " ");
+        let status = read(format!("/proc/{pid}/status"));
+        let signals = status
+            .lines()
+            .filter(|line| line.starts_with("Sig") || line.starts_with("ShdPnd"));
+        let signals: Vec<_> = signals.collect();
+        text += &format!(
+            "process {pid}, state {state:?}, parent {parent:?}: {command}\n  {signals:?}\n"
+        );
+        for thread in names(format!("/proc/{pid}/task")) {
+            let name = read(format!("/proc/{pid}/task/{thread}/comm"));
+            let place = read(format!("/proc/{pid}/task/{thread}/wchan"));
+            text += &format!("  {}: {place}\n", name.trim_end());
+        }
+    }
+    text
+}
+
+/// Runs a command that is to end by itself, and returns what it says. It and its children are killed if it is late.
+#[cfg(unix)]
+#[track_caller]
+pub(crate) fn output_of(command: &mut Command) -> std::process::Output {
+    let child = command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let group = ProcessGroup::killed_after(&child, LIMIT);
+    let output = child.wait_with_output().unwrap();
+    group.assert_in_time();
+    output
 }

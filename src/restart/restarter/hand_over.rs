@@ -8,7 +8,7 @@
 //! | `Started`, `HelloReceived` | the ready time-out | killed | the restart fails |
 //! | `Ready` | the ready time-out | told to abort: `Aborted` | the restart fails |
 //! | `Accepting` | 10 s | told to abort: `Aborted` | the restart fails; accept again |
-//! | `Aborted` | the drain time-out | killed | |
+//! | `Aborted` | the drain time-out or the ready time-out, the shorter one | killed | |
 //! | `Serving` | none | | a warning |
 //!
 //! A stop of this process aborts the restart up to the stage `Ready`.
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use super::rounds::kind_of;
 use super::take_over::is_among;
 use super::{
-    ACK_TIMEOUT, CompletedRestart, RestartableServer, Restarter, SUCCESSOR, ServerStage,
-    stopping_error,
+    ACK_TIMEOUT, CompletedRestart, LONGEST_DRAIN, RestartableServer, Restarter, SUCCESSOR,
+    ServerStage, stopping_error,
 };
 use crate::clock::Deadline;
 use crate::listener::Listener;
@@ -83,26 +83,47 @@ const END_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Restarter {
     pub(super) fn begin_requested_restart(&mut self, server: &dyn RestartableServer) {
-        if !self.restart_requested {
+        if !self.rounds.is_requested() {
             return;
         }
         match self.stage {
             // The request waits until this process serves alone.
             ServerStage::Building | ServerStage::Waiting(_) | ServerStage::Accepting => {}
-            // The program of the restart in progress may be older than the request.
-            ServerStage::Serving if self.successor.is_some() => {}
+            ServerStage::Serving if self.successor.is_some() => self.announce_wait_for_aborted(),
             ServerStage::Serving => match self.restart_may_begin(Instant::now()) {
                 None => self.start_successor(server),
                 Some(_) => self.announce_wait_for_drains(),
             },
-            ServerStage::Replaced => {
-                let why = "another process has taken over already";
-                let failure = RestartError::new(RestartErrorKind::Replaced, why);
-                log::warn!("a restart was requested: {failure}");
-                self.refuse_next_round(&failure);
-            }
+            ServerStage::Replaced => self.pass_on_next_round(),
+            // The answers come in the order of the requests.
+            ServerStage::Stopping if self.rounds.has_running_waiters() => {}
             ServerStage::Stopping => self.refuse_next_round(&stopping_error()),
         }
+    }
+
+    /// Says once that the requested restart waits for a successor that has failed. One that may
+    /// still take over needs no word: the program that it runs may be older than the request, and
+    /// the next round follows.
+    fn announce_wait_for_aborted(&mut self) {
+        let Some(successor) = &self.successor else {
+            return;
+        };
+        if successor.stage != SuccessorStage::Aborted || self.waits_for_drains {
+            return;
+        }
+        self.waits_for_drains = true;
+        let pid = successor.process.id();
+        let left = successor.deadline.time_left(Instant::now());
+        let seconds = left.unwrap_or(LONGEST_DRAIN).as_secs_f32();
+        log::warn!(
+            "the restart waits: the successor that failed, process {pid}, may finish its requests, \
+             for {seconds:.1} s at most"
+        );
+        self.last_extension = Instant::now();
+        notify::send_reloading(format_args!(
+            "{}; a restart waits until the successor that failed, process {pid}, has ended",
+            self.status()
+        ));
     }
 
     fn notify_reloading(&self) {
@@ -228,9 +249,23 @@ impl Restarter {
                 new_generation,
                 generation: self.generation,
             })),
-            (SuccessorStage::Serving, HandshakeMessage::RestartFailed { kind, reason }) => {
-                let failure = RestartError::new(kind_of(kind), reason);
-                self.finish_passed_on_round(&Err(failure));
+            (
+                SuccessorStage::Serving,
+                HandshakeMessage::RestartFailed {
+                    kind,
+                    reason,
+                    errno,
+                    status,
+                    stderr,
+                },
+            ) => {
+                let status = status.and_then(sys::process::exit_status);
+                let failure = RestartError::new(kind_of(kind), reason).with_exit(status, stderr);
+                let cause = errno.map(io::Error::from_raw_os_error);
+                self.finish_passed_on_round(&Err(match cause {
+                    Some(cause) => failure.with_source(cause),
+                    None => failure,
+                }));
             }
             (stage, unexpected) => {
                 log::debug!("ignoring {unexpected:?} from the successor in the stage {stage:?}");
@@ -315,11 +350,12 @@ impl Restarter {
                 log::warn!("the successor, process {pid}, has ended");
                 let why = "the successor has ended before it was replaced";
                 let failure = RestartError::new(RestartErrorKind::Ended, why);
-                self.finish_passed_on_round(&Err(failure));
+                self.fail_passed_on_rounds(failure);
                 return;
             }
             SuccessorStage::Aborted => {
                 wait_or_kill(&mut successor.process, END_TIMEOUT);
+                self.waits_for_drains = false;
                 return;
             }
             SuccessorStage::Started => "the successor exited before it called Restart::new",
@@ -360,13 +396,18 @@ impl Restarter {
         }
     }
 
-    /// Goes on serving beside a successor that may have connections, and ends by itself.
+    /// Goes on serving beside a successor that may have connections, and ends by itself. The next
+    /// restart waits for its end, so the successor gets no more time than another start could take.
     fn abandon_successor(&mut self, server: &dyn RestartableServer, failure: RestartError) {
         let Some(successor) = &mut self.successor else {
             return;
         };
         successor.stage = SuccessorStage::Aborted;
-        successor.deadline = Deadline::after(Instant::now(), self.drain_timeout);
+        let limit = self
+            .drain_timeout
+            .min(self.ready_timeout)
+            .min(LONGEST_DRAIN);
+        successor.deadline = Deadline::after(Instant::now(), limit);
         let handoff = successor.handoff.take();
         self.undo_handoff(server, handoff);
         self.fail_handover(&failure);
@@ -420,6 +461,7 @@ impl Restarter {
                     log::error!("killing the successor, which has not ended by itself");
                     wait_or_kill(&mut successor.process, Duration::ZERO);
                     self.successor = None;
+                    self.waits_for_drains = false;
                 }
                 return;
             }

@@ -19,6 +19,7 @@
 //! [`rounds`] has what happens to a restart that is requested while another one runs, and
 //! [`earlier`] why a restart may have to wait for generations that drain.
 
+mod drain_status;
 mod earlier;
 mod hand_over;
 mod rounds;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 use socket2::Socket;
 
 use crate::clock::Deadline;
@@ -46,9 +47,10 @@ use crate::restart::program::Program;
 use crate::sys::{self, Descriptor, Events, Poller};
 use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
+use drain_status::DrainStatus;
 use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
-use rounds::Waiter;
+use rounds::{Rounds, Waiter};
 
 /// What the restarter asks of the server that it belongs to.
 pub(crate) trait RestartableServer: Sync {
@@ -67,6 +69,9 @@ pub(crate) trait RestartableServer: Sync {
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`.
     fn drain_after_replacement(&self, taken: &[u32]);
+
+    /// How many connections are open and not finished.
+    fn connections_left(&self) -> usize;
 
     /// Stops: finishes the open connections within the server's drain time-out.
     fn stop_in_drain_timeout(&self);
@@ -126,13 +131,13 @@ impl RestarterHandle {
 
     /// Begins a restart; after the one in progress, if there is one.
     pub(crate) fn request_restart(&self) {
-        // If the channel is full, restarts that were requested before are in it.
-        if self
-            .requests
-            .try_send(RestarterRequest::Restart(None))
-            .is_ok()
-        {
-            self.poller.wake();
+        match self.requests.try_send(RestarterRequest::Restart(None)) {
+            Ok(()) => self.poller.wake(),
+            // Restarts that were requested before are in it.
+            Err(TrySendError::Full(_)) => {}
+            Err(TrySendError::Disconnected(_)) => {
+                log::warn!("a restart was requested too late: this process is about to exit");
+            }
         }
     }
 
@@ -231,21 +236,15 @@ pub(crate) struct Restarter {
     earlier: Vec<Earlier>,
     /// This process holds it until it has drained. Later generations see its end.
     drain_token: Option<Socket>,
-    /// A restart was requested, and has not begun.
-    restart_requested: bool,
-    /// The requested restart waits until fewer generations drain, and has said so.
+    rounds: Rounds<Waiter>,
+    /// The requested restart waits until fewer processes drain, and has said so.
     waits_for_drains: bool,
-    /// The callers of the restart in progress, or of the one that was passed on.
-    waiters: Vec<Waiter>,
-    /// The callers of the next restart.
-    next_waiters: Vec<Waiter>,
-    /// When the successor must have reported the result of a restart that was passed on.
-    passed_on_until: Deadline,
     /// This server was told to stop, also while it drained already.
     stop_requested: bool,
     stays: Arc<AtomicBool>,
     /// When the service manager was last asked for more time.
     last_extension: Instant,
+    drain_status: DrainStatus,
     created_at: Instant,
 }
 
@@ -270,6 +269,9 @@ const EARLIER: u64 = 3;
 
 /// How long a successor that accepts may take to acknowledge the takeover.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of an unlimited drain a restart waits for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The most requests that wait for the restarter. Senders of more wait themselves.
 const MAX_REQUESTS: usize = 1024;
@@ -344,14 +346,12 @@ impl Restarter {
             successor: None,
             earlier,
             drain_token: None,
-            restart_requested: false,
+            rounds: Rounds::default(),
             waits_for_drains: false,
-            waiters: Vec::new(),
-            next_waiters: Vec::new(),
-            passed_on_until: Deadline::NEVER,
             stop_requested: false,
             stays,
             last_extension: Instant::now(),
+            drain_status: DrainStatus::default(),
             created_at: Instant::now(),
         };
         Ok((restarter, handle))
@@ -377,16 +377,13 @@ impl Restarter {
                     }
                 }
             }
-            if self.stays.load(SeqCst) && !self.stays_for_callers() {
-                return;
-            }
             self.watch_earlier_generations();
             self.watch_lifeline(server);
             self.receive_from_predecessor(server);
             self.receive_from_successor(server);
             self.handle_deadlines(server);
             self.begin_requested_restart(server);
-            if self.stays.load(SeqCst) && self.waiters.is_empty() {
+            if self.stays.load(SeqCst) && !self.stays_for_callers() {
                 return;
             }
             let timeout = self.next_deadline().time_left(Instant::now());
@@ -430,19 +427,46 @@ impl Restarter {
             }
         }
         self.drain_token = None;
-        self.refuse_next_round(&stopping_error());
+        // A request that has just come is not to be lost by the end of this process.
+        self.pass_on_next_round();
     }
 
     // ---- time ----
 
     fn handle_deadlines(&mut self, server: &dyn RestartableServer) {
         let now = Instant::now();
+        notify::retry();
         self.handle_successor_deadline(server, now);
         self.handle_passed_on_deadline(now);
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
             self.last_extension = now;
             notify::request_more_time(EXTEND_BY);
         }
+        if self.is_draining() {
+            self.drain_status.begin(now);
+        }
+        if let Some(left) = self.drain_status.report(now, || server.connections_left()) {
+            match self.stage {
+                ServerStage::Replaced => notify::send_status(left),
+                _ => {
+                    let generation = self.generation;
+                    notify::send_status(format_args!(
+                        "generation {generation} is stopping: {left}"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Whether this process finishes its connections, and a service manager asks for its status:
+    /// systemd listens to the main process only, which is the successor after a replacement.
+    fn is_draining(&self) -> bool {
+        let is_draining = match self.stage {
+            ServerStage::Stopping => true,
+            ServerStage::Replaced => self.lifeline.is_some(),
+            _ => false,
+        };
+        is_draining && notify::has_manager()
     }
 
     /// Whether the service manager is to be asked for more time.
@@ -469,9 +493,13 @@ impl Restarter {
         let needs_more_time = self.needs_more_time();
         let extend = needs_more_time.then(|| self.last_extension + EXTEND_EVERY);
         let deadline = deadline
-            .earlier(self.passed_on_until)
+            .earlier(self.passed_on_deadline())
             .earlier(self.drain_deadline());
-        deadline.earlier(Deadline::at(extend))
+        let drain_status = self.drain_status.deadline();
+        deadline
+            .earlier(Deadline::at(extend))
+            .earlier(drain_status)
+            .earlier(notify::retry_at())
     }
 
     /// The generation of this process, for notifications, if a supervisor of this crate reads them.
@@ -496,7 +524,7 @@ fn send_listener_copies(generation: u64, listeners: &[Weak<Listener>]) -> io::Re
         });
         copies.push(sys::descriptor::duplicate(&listener.socket)?);
     }
-    notify::send_listener_copies(generation, &records, &copies)?;
+    notify::send_listener_copies(generation, &records, copies)?;
     for listener in listeners.iter().filter_map(Weak::upgrade) {
         listener.set_removes_file(false);
     }

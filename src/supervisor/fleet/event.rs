@@ -1,6 +1,6 @@
 //! What happens to a [`Fleet`](super::Fleet), and what the fleet wants done.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sys::Signal;
 
@@ -17,6 +17,11 @@ pub(crate) enum Event {
     Notified { pid: u32, notice: Notice },
     /// A graceful restart is wanted. The client gets the result.
     Restart { client: Option<u64> },
+    /// So many processes are to serve. The client gets the result.
+    Scale {
+        processes: usize,
+        client: Option<u64>,
+    },
     /// An upgrade of the supervisor is wanted. The client gets the result.
     Upgrade { client: Option<u64> },
     /// Answer to [`Effect::StartDryRun`]: the process of the dry run has ended, or did not start.
@@ -31,6 +36,8 @@ pub(crate) enum Event {
     StopNow,
     /// The processes that serve are to be sent SIGUSR1.
     User1,
+    /// The resident size of a process.
+    Measured { pid: u32, bytes: u64 },
     /// All events until now were handled: what is late now is late.
     Tick,
 }
@@ -47,19 +54,29 @@ pub(crate) struct Exit {
 /// The device and inode numbers of a socket. Copies of its descriptor have the same.
 pub(crate) type ListenerId = (u64, u64);
 
-/// A notification. Process ids in a notice are of descendants of the supervisor, and lines of text
-/// have no line breaks.
+/// A process that a notification names: a descendant of the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamedProcess {
+    pub(crate) pid: u32,
+    pub(crate) started_at: Instant,
+    /// The process has ended already. Its exit is no event any more.
+    pub(crate) has_ended: bool,
+}
+
+/// A notification. Lines of text have no line breaks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notice {
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
-    /// The sender's successor serves in its place.
-    pub(crate) main_pid: Option<u32>,
+    /// When the sender was started. `None`: the fleet knows the sender.
+    pub(crate) sender_started_at: Option<Instant>,
+    /// The sender's successor serves in its place, or has served there before it ended.
+    pub(crate) main_pid: Option<NamedProcess>,
     /// The generation of the process that `main_pid` names, or else of the sender. Only servers of
     /// this crate name a generation.
     pub(crate) generation: Option<u64>,
     /// The sender has started this process as its successor.
-    pub(crate) successor: Option<u32>,
+    pub(crate) successor: Option<NamedProcess>,
     /// Why the restart of the sender failed.
     pub(crate) failed: Option<String>,
     pub(crate) status: Option<String>,

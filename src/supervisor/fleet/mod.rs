@@ -16,6 +16,8 @@
 //! | [`processes`] | starts, readiness and exits |
 //! | [`notices`] | the notifications of processes |
 //! | [`restarts`] | graceful restarts |
+//! | [`recycling`] | processes that have served for long, or are large, are replaced |
+//! | [`scale`] | the number of slots, which may change at run time |
 //! | [`upgrade`] | the upgrade of the supervisor |
 //!
 //! # Promises
@@ -61,8 +63,10 @@ pub(crate) mod event;
 pub(crate) mod notices;
 pub(crate) mod process;
 pub(crate) mod processes;
+pub(crate) mod recycling;
 pub(crate) mod restarts;
 pub(crate) mod round;
+pub(crate) mod scale;
 pub(crate) mod slot;
 pub(crate) mod upgrade;
 
@@ -74,7 +78,9 @@ use crate::sys::Signal;
 use backoff::BackoffSettings;
 use event::{Effect, Event, ManagerNotice, Severity};
 use process::{Process, Stage, Watch};
+use recycling::RecyclingSettings;
 use round::Round;
+use scale::Scale;
 use slot::Slot;
 use upgrade::Upgrade;
 
@@ -82,7 +88,7 @@ use upgrade::Upgrade;
 /// else is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
-    /// The number of slots.
+    /// The number of slots, unless another one was asked for at run time.
     pub(crate) processes: usize,
     pub(crate) ready_timeout: Duration,
     pub(crate) ready_after: Option<Duration>,
@@ -91,8 +97,15 @@ pub(crate) struct Policy {
     pub(crate) abort_timeout: Duration,
     pub(crate) backoff: BackoffSettings,
     pub(crate) max_draining: usize,
+    pub(crate) recycling: RecyclingSettings,
     pub(crate) restart_after_success: bool,
+    /// Failures in a row before a process was ready. Never, if `None`.
+    pub(crate) give_up_after: Option<u32>,
     pub(crate) no_restart_code: Option<i32>,
+    /// Has a process finish its requests and exit.
+    pub(crate) stop_signal: Signal,
+    /// The same, for a process that another one has replaced; `stop_signal` if `None`.
+    pub(crate) restart_signal: Option<Signal>,
     /// Successors are always started by the supervisor, even if a process could start its own. So a
     /// wrapper script is run again at each restart.
     pub(crate) starts_all: bool,
@@ -114,7 +127,10 @@ pub(crate) struct Fleet {
     /// The number of rounds so far.
     pub(crate) rounds: u64,
     /// The result of the last round, and how long it took.
-    pub(crate) last_restart: Option<(Option<String>, Duration)>,
+    pub(crate) last_restart: Option<FinishedRestart>,
+    /// After a recycling that has failed: when the next one may begin.
+    recycle_not_before: Deadline,
+    pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
     /// A process has been ready. Until then, only the first slot starts one.
@@ -143,6 +159,15 @@ pub(crate) struct Shutdown {
     is_immediate: bool,
     /// SIGKILL was sent to all processes.
     was_killed: bool,
+}
+
+/// The last restart that was requested.
+#[derive(Clone, Debug)]
+pub(crate) struct FinishedRestart {
+    /// Why the restart failed; `None` if it succeeded.
+    pub(crate) error: Option<String>,
+    pub(crate) took: Duration,
+    pub(crate) ended_at: Instant,
 }
 
 /// How the supervisor ends.
@@ -179,6 +204,8 @@ impl Fleet {
             next_round: None,
             rounds: 0,
             last_restart: None,
+            recycle_not_before: Deadline::at(Some(now)),
+            scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,
             has_been_ready: false,
@@ -195,13 +222,15 @@ impl Fleet {
     /// [`Event::Tick`] only, which must come after all other events that are there already.
     pub(crate) fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let last_event = std::mem::replace(&mut self.now, now);
-        self.forgive_stall(last_event);
+        let is_start = matches!(event, Event::Started { .. } | Event::StartFailed { .. });
+        self.forgive_stall(last_event, is_start);
         match event {
             Event::Started { slot, pid } => self.add_started(slot, pid),
             Event::StartFailed { slot, why } => self.handle_failed_start(slot, why),
             Event::Exited { pid, exit } => self.handle_exit(pid, &exit),
             Event::Notified { pid, notice } => self.handle_notice(pid, notice),
             Event::Restart { client } => self.request_round(client),
+            Event::Scale { processes, client } => self.request_scale(processes, client),
             Event::Upgrade { client } => self.request_upgrade(client),
             Event::DryRunEnded(result) => self.finish_dry_run(result),
             Event::NotReplaced { why } => {
@@ -219,9 +248,11 @@ impl Fleet {
                 let pids = ready.map(|process| process.pid).collect();
                 self.signal_each(pids, Signal::User1);
             }
+            Event::Measured { pid, bytes } => self.handle_size(pid, bytes),
             Event::Tick => self.handle_deadlines(),
         }
         self.advance_round();
+        self.advance_scale();
         self.advance_upgrade();
         // What is due already is no sign of a stall.
         self.next_event_by = self.deadline().later(Deadline::at(Some(now)));
@@ -236,6 +267,7 @@ impl Fleet {
             self.shutdown.map_or(Deadline::NEVER, |stop| stop.deadline),
             self.round.as_ref().map_or(Deadline::NEVER, Round::deadline),
             self.upgrade.deadline(),
+            self.recycling_deadline(),
         ];
         slots
             .chain(processes)
@@ -361,12 +393,17 @@ impl Fleet {
         self.notify(ManagerNotice::MoreTime(
             timeout.saturating_add(KILL_TIMEOUT),
         ));
-        self.begin_stop(timeout, false, Signal::Terminate);
+        self.begin_stop(timeout, false, self.policy.stop_signal);
     }
 
     fn stop_now(&mut self) {
         self.notify(ManagerNotice::Stopping("stopping at once"));
-        self.begin_stop(KILL_TIMEOUT, true, Signal::Quit);
+        // Programs that are to finish their requests on another signal stop at once on SIGTERM.
+        let signal = match self.policy.stop_signal {
+            Signal::Terminate => Signal::Quit,
+            _ => Signal::Terminate,
+        };
+        self.begin_stop(KILL_TIMEOUT, true, signal);
     }
 
     fn begin_stop(&mut self, timeout: Duration, is_immediate: bool, signal: Signal) {
@@ -381,7 +418,7 @@ impl Fleet {
             slot.start_at = Deadline::NEVER;
         }
         // A second SIGTERM would end a process at once that finishes its requests.
-        let is_told = |process: &Process| signal == Signal::Terminate && process.is_ending();
+        let is_told = |process: &Process| !is_immediate && process.is_ending();
         let untold = self.processes().filter(|process| !is_told(process));
         let pids: Vec<_> = untold.map(|process| process.pid).collect();
         self.signal_each(pids, signal);
@@ -392,6 +429,7 @@ impl Fleet {
             };
         }
         self.end_all_rounds(IS_STOPPING);
+        self.end_scale(Some(IS_STOPPING.to_owned()));
         self.end_upgrade(Some(IS_STOPPING.to_owned()));
     }
 
@@ -402,18 +440,21 @@ impl Fleet {
     // ---- time ----
 
     /// If the supervisor has not run for a while, gives every process the time that has passed since
-    /// the last event: the stall may have begun then.
-    fn forgive_stall(&mut self, last_event: Instant) {
+    /// the last event: the stall may have begun then. Before the answer to a start, the supervisor
+    /// waits for the new process to execute the program.
+    fn forgive_stall(&mut self, last_event: Instant, is_start: bool) {
         let now = self.now;
         let due = self.next_event_by.instant();
         if due.is_none_or(|due| now.saturating_duration_since(due) < STALL) {
             return;
         }
         let stall = now.saturating_duration_since(last_event);
-        let text = format!(
-            "the supervisor has not run for {:.1} s: the processes have more time",
-            stall.as_secs_f32()
-        );
+        let what = match is_start {
+            true => "the supervisor was busy starting a process",
+            false => "the supervisor has not run",
+        };
+        let seconds = stall.as_secs_f32();
+        let text = format!("{what} for {seconds:.1} s: the processes have more time");
         self.log(Severity::Warn, text);
         if let Some(round) = &mut self.round {
             round.forgive(stall);

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use super::Fleet;
-use super::event::{ManagerNotice, Notice};
+use super::event::{Exit, ManagerNotice, NamedProcess, Notice};
 use super::process::{Process, Stage};
 use super::processes::Place;
 use super::round::Step;
 use crate::clock::Deadline;
-use crate::sys::Signal;
 
 /// The fleet knows at most this many unannounced processes.
 const MAX_UNANNOUNCED: usize = 16;
@@ -29,7 +28,11 @@ impl Fleet {
             process.starts_successors = true;
             process.generation = generation;
         }
-        process.listeners.extend(&notice.listeners);
+        for listener in &notice.listeners {
+            if !process.listeners.contains(listener) {
+                process.listeners.push(*listener);
+            }
+        }
         if let Some(status) = &notice.status {
             process.status.clone_from(status);
         }
@@ -41,10 +44,12 @@ impl Fleet {
             _ if notice.ready => {
                 // The sender may have stopped, or may not be known to serve, as its successor took
                 // over. Other programs may name any process.
-                let named = notice
-                    .main_pid
-                    .filter(|named| self.place_of(*named).is_some());
-                self.handle_ready(named.unwrap_or(pid));
+                let is_known = |named: &NamedProcess| self.place_of(named.pid).is_some();
+                match notice.main_pid.filter(is_known) {
+                    // The sender finishes its requests, and nobody serves in its place.
+                    Some(named) if named.has_ended && named.pid != pid => {}
+                    named => self.handle_ready(named.map_or(pid, |named| named.pid)),
+                }
             }
             _ => {}
         }
@@ -60,10 +65,11 @@ impl Fleet {
         let mut process = Process {
             is_adopted: true,
             watchdog: self.policy.watchdog,
+            started_at: notice.sender_started_at.unwrap_or(self.now),
             ..Process::new(pid, ready_by, self.now)
         };
         if self.shutdown.is_some() {
-            self.signal(pid, Signal::Terminate);
+            self.signal(pid, self.policy.stop_signal);
             process.stage = Stage::Stopping {
                 exit_by: Deadline::NEVER,
                 by_itself: false,
@@ -123,9 +129,12 @@ impl Fleet {
             return self.terminate(process);
         };
         process.slot = Some(index);
-        if let Some(other) = self.slots[index].current.replace(process) {
-            self.terminate(other);
-        }
+        let slot = &mut self.slots[index];
+        // The predecessor that would end its successor is gone.
+        let orphan = slot.successor.take_if(|successor| successor.is_adopted);
+        let other = slot.current.replace(process);
+        let others = orphan.into_iter().chain(other);
+        others.for_each(|other| self.terminate(other));
         self.mark_ready(index);
     }
 
@@ -133,7 +142,7 @@ impl Fleet {
 
     fn handle_current_notice(&mut self, index: usize, pid: u32, notice: Notice) {
         // Some programs name themselves in MAINPID=.
-        let is_other = |other: &u32| *other != pid;
+        let is_other = |other: &NamedProcess| other.pid != pid;
         if let Some(successor) = notice.successor.filter(is_other) {
             if let Some(process) = self.adopt(index, successor) {
                 match self.slots[index].successor.replace(process) {
@@ -179,14 +188,15 @@ impl Fleet {
         }
     }
 
-    /// The successor serves in place of the current process (MAINPID=), which drains.
-    fn replace_current(&mut self, index: usize, pid: u32, generation: Option<u64>) {
+    /// The successor serves in place of the current process (MAINPID=), which drains. A successor
+    /// that has ended since has replaced the current process all the same.
+    fn replace_current(&mut self, index: usize, named: NamedProcess, generation: Option<u64>) {
         let known = self.slots[index].successor.take();
         let successor = match known {
-            Some(successor) if successor.pid == pid => Some(successor),
+            Some(successor) if successor.pid == named.pid => Some(successor),
             other => {
                 other.into_iter().for_each(|other| self.terminate(other));
-                self.adopt(index, pid)
+                self.adopt(index, named)
             }
         };
         let Some(mut successor) = successor else {
@@ -195,11 +205,21 @@ impl Fleet {
         successor.generation = generation.unwrap_or(successor.generation);
         match self.slots[index].current.replace(successor) {
             // A server of this crate, which names a generation, drains by itself.
-            Some(old) if generation.is_some() => self.drain(old, false),
-            Some(old) => self.terminate(old),
+            Some(mut old) if generation.is_some() => {
+                old.status.clear();
+                self.drain(old, false);
+            }
+            Some(old) => self.end_replaced(old),
             None => {}
         }
-        self.mark_ready(index);
+        if !named.has_ended {
+            return self.mark_ready(index);
+        }
+        if let Some(current) = &mut self.slots[index].current {
+            current.ready_since = Some(self.now);
+        }
+        let how = "exit status unknown".to_owned();
+        self.handle_exit(named.pid, &Exit { code: None, how });
     }
 
     /// The current process of this slot stops without having been asked to.
@@ -246,7 +266,7 @@ impl Fleet {
             .for_each(|ending| self.drain(ending, false));
         let served = current.served(self.now);
         let why = format!("process {} stops without having been asked to", current.pid);
-        self.slots[index].last_failure = Some(why.clone());
+        self.slots[index].record_death(self.now, &why);
         let round = current.round;
         self.drain(current, true);
         if !has_successor {
@@ -258,7 +278,8 @@ impl Fleet {
     /// The process that the current process of this slot has started as its successor. It may be
     /// among the unannounced processes, if its own notifications came first. `None`: the fleet has
     /// this process in another place.
-    fn adopt(&mut self, index: usize, pid: u32) -> Option<Process> {
+    fn adopt(&mut self, index: usize, named: NamedProcess) -> Option<Process> {
+        let pid = named.pid;
         let mut process = match self.place_of(pid) {
             None => Process::new(pid, Deadline::NEVER, self.now),
             Some(Place::Unannounced) => {
@@ -274,15 +295,19 @@ impl Fleet {
         process.slot = Some(index);
         process.generation = slot.generation + 1;
         process.watchdog = slot.current.as_ref().and_then(|current| current.watchdog);
-        process.round = self.round_of(index);
+        process.started_at = named.started_at;
+        // A notification may be late: it may name a process that is older than the restart.
+        let round = self.round.as_ref().filter(|round| round.replaces(index));
+        let round = round.filter(|round| named.started_at >= round.started_at);
+        process.round = round.map(|round| round.number);
         process.is_adopted = true;
         process.starts_successors = true;
         // The predecessor ends a successor that is not ready in time.
         if let Stage::Starting { ready_by } = &mut process.stage {
             *ready_by = Deadline::NEVER;
         }
-        if self.shutdown.is_some() && process.is_starting() {
-            self.signal(pid, Signal::Terminate);
+        if self.shutdown.is_some() && process.is_starting() && !named.has_ended {
+            self.signal(pid, self.policy.stop_signal);
             process.stage = Stage::Stopping {
                 exit_by: Deadline::NEVER,
                 by_itself: false,

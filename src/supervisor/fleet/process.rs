@@ -37,7 +37,10 @@ pub(crate) struct Process {
     pub(crate) sends_watchdog: bool,
     /// The round of restarts that this process was started for.
     pub(crate) round: Option<u64>,
-    /// The last `STATUS=` notification.
+    /// The process has become so large that it is to be replaced.
+    pub(crate) is_large: bool,
+    /// The last `STATUS=` notification. That of a process that serves is empty once another one has
+    /// replaced the process.
     pub(crate) status: String,
     /// The listeners that this process uses, of those that the supervisor holds.
     pub(crate) listeners: Vec<ListenerId>,
@@ -92,6 +95,7 @@ impl Process {
             watchdog: None,
             sends_watchdog: false,
             round: None,
+            is_large: false,
             status: String::new(),
             listeners: Vec::new(),
         }

@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use super::Fleet;
-use super::backoff::BREAKER_LIMIT;
+use super::backoff::{BREAKER_LIMIT, Backoff};
 use super::event::{Effect, Exit, ManagerNotice, Severity};
 use super::process::{Process, Stage, Watch};
 use super::slot::Slot;
 use crate::clock::Deadline;
 use crate::sys::Signal;
+
+/// The exit code of the supervisor after [`Policy::give_up_after`](super::Policy::give_up_after): the
+/// service is unavailable (sysexits.h(3head)).
+const EX_UNAVAILABLE: i32 = 69;
 
 /// Where the fleet keeps a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,13 +90,14 @@ impl Fleet {
         slot.is_start_pending = false;
         // Without a current process, the start was due, or is repeated after the back-off.
         if slot.current.is_none() && self.shutdown.is_none() {
-            slot.last_failure = Some(why.clone());
+            slot.record_death(self.now, &why);
+            self.end_scale(Some(why.clone()));
             self.schedule_start(index, None, &why);
         }
         self.fail_round(round, index, &why);
     }
 
-    /// Has a process started in this slot after the back-off. `served` is how long the process
+    /// Has a process started in this slot after the back-off, or gives the slot up. `served` is how long the process
     /// before was ready, and `why` is why there is none now.
     pub(super) fn schedule_start(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let jitter = self.next_jitter();
@@ -100,10 +105,23 @@ impl Fleet {
         let delay = slot
             .backoff
             .record_failure(&self.policy.backoff, served, jitter);
+        let failures = slot.backoff.failures;
+        if self
+            .policy
+            .give_up_after
+            .is_some_and(|limit| failures >= limit)
+        {
+            // A restart that an operator asks for has all attempts again.
+            slot.backoff = Backoff::default();
+            let text = format!(
+                "{why}; {failures} processes in a row have failed before they were ready: no \
+                 other one is started"
+            );
+            return self.give_up_slot(index, EX_UNAVAILABLE, text);
+        }
         slot.start_at = Deadline::after(self.now, delay);
         slot.restarts += 1;
         let seconds = delay.as_secs_f32();
-        let failures = slot.backoff.failures;
         match slot.backoff.is_breaker_open() {
             true => self.log(
                 Severity::Error,
@@ -190,7 +208,7 @@ impl Fleet {
         }
         let successor = slot.successor.take();
         if let Some(old) = std::mem::replace(&mut slot.current, successor) {
-            self.terminate(old);
+            self.end_replaced(old);
         }
         self.mark_ready(index);
     }
@@ -217,9 +235,20 @@ impl Fleet {
 
     /// Has a process that has left its slot finish its requests and exit.
     pub(super) fn terminate(&mut self, process: Process) {
+        self.terminate_by(self.policy.stop_signal, process);
+    }
+
+    /// As [`terminate`](Self::terminate), for a process that another one has replaced.
+    pub(super) fn end_replaced(&mut self, mut process: Process) {
+        process.status.clear();
+        let signal = self.policy.restart_signal;
+        self.terminate_by(signal.unwrap_or(self.policy.stop_signal), process);
+    }
+
+    fn terminate_by(&mut self, signal: Signal, process: Process) {
         // A second SIGTERM would end a process at once that finishes its requests.
         if !process.is_ending() {
-            self.signal(process.pid, Signal::Terminate);
+            self.signal(process.pid, signal);
         }
         self.drain(process, false);
     }
@@ -310,7 +339,7 @@ impl Fleet {
         if let (true, Some(index), Some(code)) =
             (stopped_by_itself, slot, self.final_exit_code(exit))
         {
-            self.give_up_slot(index, code, &why);
+            self.give_up_slot(index, code, must_not_restart(&why, code));
         }
     }
 
@@ -325,7 +354,7 @@ impl Fleet {
         let why = format!("process {} exited {when} ({})", process.pid, exit.how);
         let ready_by = Deadline::after(self.now, self.ready_limit());
         let slot = &mut self.slots[index];
-        slot.last_failure = Some(why.clone());
+        slot.record_death(self.now, &why);
         if self.shutdown.is_some() {
             return self.log(Severity::Info, why);
         }
@@ -343,8 +372,11 @@ impl Fleet {
             Some(successor) => self.drain(successor, false),
             None => {}
         }
+        if served.is_none() {
+            self.end_scale(Some(why.clone()));
+        }
         if let Some(code) = self.final_exit_code(exit) {
-            return self.give_up_slot(index, code, &why);
+            return self.give_up_slot(index, code, must_not_restart(&why, code));
         }
         self.schedule_start(index, served, &why);
         self.fail_round(process.round, index, &why);
@@ -360,11 +392,12 @@ impl Fleet {
         (is_final && self.shutdown.is_none()).then_some(code)
     }
 
-    /// Starts no more processes in this slot.
-    fn give_up_slot(&mut self, index: usize, code: i32, why: &str) {
-        let text = format!("{why}; exit code {code}: the program must not be started again");
-        self.log(Severity::Error, text);
+    /// Starts no more processes in this slot, but by a restart that is asked for. If no slot is left,
+    /// the supervisor exits with this code.
+    fn give_up_slot(&mut self, index: usize, code: i32, why: String) {
+        self.log(Severity::Error, why.clone());
         self.exit_code = code;
+        self.end_scale(Some(why.to_owned()));
         let slot = &mut self.slots[index];
         slot.start_at = Deadline::NEVER;
         let processes = [slot.current.take(), slot.successor.take()];
@@ -372,6 +405,10 @@ impl Fleet {
             .into_iter()
             .flatten()
             .for_each(|process| self.terminate(process));
-        self.fail_round(self.round_of(index), index, why);
+        self.fail_round(self.round_of(index), index, &why);
     }
+}
+
+fn must_not_restart(why: &str, code: i32) -> String {
+    format!("{why}; exit code {code}: the program must not be started again")
 }

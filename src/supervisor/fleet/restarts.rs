@@ -7,12 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::Fleet;
-use super::IS_STOPPING;
 use super::event::{ManagerNotice, Severity};
 use super::process::Process;
+use super::recycling::PAUSE;
 use super::round::{Round, Step};
 use super::slot::Slot;
+use super::{FinishedRestart, Fleet, IS_STOPPING};
 use crate::clock::Deadline;
 use crate::sys::Signal;
 
@@ -38,19 +38,27 @@ impl Fleet {
     pub(super) fn advance_round(&mut self) {
         loop {
             let Some(round) = &mut self.round else {
-                match self.next_round.take() {
-                    Some(clients) => self.begin_round(clients),
-                    None => return,
+                match (self.next_round.take(), self.recyclable_slot()) {
+                    (Some(clients), _) => self.begin_round(clients, None),
+                    (None, Some(index)) => self.begin_round(Vec::new(), Some(index)),
+                    (None, None) => return,
                 }
                 continue;
             };
             let Some(slot) = self.slots.get(round.index) else {
-                let begin = round.started_at;
-                self.end_round(self.why_incomplete(begin));
+                let (begin, is_recycling) = (round.started_at, round.is_recycling);
+                let error = self.why_incomplete(begin);
+                // The slot of a recycling may have become surplus meanwhile.
+                self.end_round(error.filter(|_| !is_recycling));
                 continue;
             };
             let current = slot.current.as_ref().filter(|current| current.is_serving());
             match (round.step, current) {
+                (Step::Replacing { .. }, Some(current))
+                    if current.round == Some(round.number) && round.is_recycling =>
+                {
+                    self.end_round(None);
+                }
                 (Step::Replacing { .. }, Some(current)) if current.round == Some(round.number) => {
                     round.index += 1;
                     round.step = Step::Next;
@@ -77,18 +85,24 @@ impl Fleet {
         let is_new = |current: &Process| current.is_serving() && current.started_at >= begin;
         let is_complete = |slot: &Slot| slot.current.as_ref().is_some_and(is_new);
         let slot = self.slots.iter().find(|slot| !is_complete(slot))?;
-        let why = slot.last_failure.as_deref();
+        let why = slot.deaths.back().map(|death| death.why.as_str());
         Some(why.unwrap_or("not all processes were replaced").to_owned())
     }
 
-    fn begin_round(&mut self, clients: Vec<u64>) {
+    /// Begins a round of all slots, or of the slot whose process is to be recycled.
+    fn begin_round(&mut self, clients: Vec<u64>, recycled: Option<usize>) {
+        if let Some(index) = recycled {
+            let text = format!("recycling the process of slot {index}");
+            self.log(Severity::Info, text);
+        }
         if self.sent_ready {
             self.notify(ManagerNotice::Reloading);
         }
         self.rounds += 1;
         self.round = Some(Round {
             number: self.rounds,
-            index: 0,
+            index: recycled.unwrap_or(0),
+            is_recycling: recycled.is_some(),
             step: Step::Next,
             started_at: self.now,
             clients,
@@ -168,6 +182,9 @@ impl Fleet {
             return;
         };
         let took = self.now.saturating_duration_since(round.started_at);
+        if round.is_recycling && error.is_some() {
+            self.recycle_not_before = Deadline::after(self.now, PAUSE);
+        }
         match &error {
             None => self.log(
                 Severity::Info,
@@ -188,7 +205,13 @@ impl Fleet {
             self.notify(notice);
         }
         self.reply(round.clients, &error, Some(took));
-        self.last_restart = Some((error, took));
+        if !round.is_recycling {
+            self.last_restart = Some(FinishedRestart {
+                error,
+                took,
+                ended_at: self.now,
+            });
+        }
     }
 
     /// The supervisor stops: ends the round in progress, and the one that waits.

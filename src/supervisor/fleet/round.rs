@@ -11,6 +11,8 @@ pub(crate) struct Round {
     pub(crate) number: u64,
     /// The index of the slot whose process is being replaced.
     pub(crate) index: usize,
+    /// The round ends after the slot at `index`: its process is recycled.
+    pub(crate) is_recycling: bool,
     pub(crate) step: Step,
     pub(crate) started_at: Instant,
     /// The control clients that wait for the result.

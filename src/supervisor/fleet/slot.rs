@@ -1,5 +1,8 @@
 //! A slot: the place of one process that is to serve.
 
+use std::collections::VecDeque;
+use std::time::Instant;
+
 use super::backoff::Backoff;
 use super::process::Process;
 use crate::clock::Deadline;
@@ -19,10 +22,21 @@ pub(crate) struct Slot {
     pub(crate) generation: u64,
     /// Number of starts because the process before had exited.
     pub(crate) restarts: u64,
-    /// Why the slot last lost its process: the process exited or stopped without having been asked
-    /// to, or could not be started.
-    pub(crate) last_failure: Option<String>,
+    /// The last losses of a process, at most [`MAX_DEATHS`], the newest last.
+    pub(crate) deaths: VecDeque<Death>,
 }
+
+/// The loss of a slot's process: the process exited or stopped without having been asked to, or
+/// could not be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Death {
+    pub(crate) at: Instant,
+    /// Why, in words.
+    pub(crate) why: String,
+}
+
+/// How many deaths a slot remembers.
+pub(crate) const MAX_DEATHS: usize = 5;
 
 impl Slot {
     pub(crate) fn new(start_at: Deadline) -> Self {
@@ -30,6 +44,14 @@ impl Slot {
             start_at,
             ..Self::default()
         }
+    }
+
+    pub(crate) fn record_death(&mut self, at: Instant, why: &str) {
+        if self.deaths.len() >= MAX_DEATHS {
+            self.deaths.pop_front();
+        }
+        let why = why.to_owned();
+        self.deaths.push_back(Death { at, why });
     }
 
     pub(crate) fn is_serving(&self) -> bool {

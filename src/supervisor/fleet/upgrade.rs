@@ -56,7 +56,11 @@ impl Fleet {
     /// Whether no process is about to replace another one.
     fn is_settled(&self) -> bool {
         let is_settled = |slot: &Slot| slot.successor.is_none() && !slot.is_start_pending;
-        self.round.is_none() && self.unannounced.is_empty() && self.slots.iter().all(is_settled)
+        let is_answered = !self.scale.has_client();
+        is_answered
+            && self.round.is_none()
+            && self.unannounced.is_empty()
+            && self.slots.iter().all(is_settled)
     }
 
     pub(super) fn finish_dry_run(&mut self, result: Result<(), String>) {
@@ -71,19 +75,10 @@ impl Fleet {
         }
     }
 
-    /// Goes on after an upgrade, with the number of slots that the new program wants.
+    /// Goes on after an upgrade, with the number of slots that the new program wants, unless another
+    /// number was asked for at run time.
     pub(super) fn resume(&mut self) {
-        let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
-        let wanted = self.policy.processes;
-        while self.slots.len() < wanted {
-            self.slots.push(Slot::new(start_at));
-        }
-        for surplus in self.slots.split_off(wanted) {
-            surplus
-                .current
-                .into_iter()
-                .for_each(|current| self.terminate(current));
-        }
+        self.resize();
         self.end_upgrade(None);
         self.notify_state();
     }

@@ -1,14 +1,19 @@
 //! Linux: single calls that other Unix systems lack.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::event::PollFlags;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
+use rustix::fs::{chmod, chmodat, fstat, memfd_create, openat};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use rustix::time::ClockId;
 
-use crate::sys::ThreadUsage;
+use crate::sys::unix::check;
+use crate::sys::{Credentials, Identity, ThreadUsage};
 
 /// The clock that costs least. Its resolution is that of the kernel's tick, 1 to 10 ms.
 /// What poll(2) reports when the peer has ended its side.
@@ -26,6 +31,34 @@ pub(in crate::sys) fn is_from_kernel(code: libc::c_int) -> bool {
     code > 0
 }
 
+/// How a directory is opened for what is done in it. Permission to read it is not needed.
+pub(in crate::sys) const OPEN_DIRECTORY: OFlags = OFlags::PATH;
+
+/// Sets the permissions of the file that has this name, device and inode. No link is followed.
+#[allow(clippy::unnecessary_cast)]
+pub(in crate::sys) fn set_mode_of_entry(
+    directory: &OwnedFd,
+    name: &OsStr,
+    id: (u64, u64),
+    mode: u32,
+) -> io::Result<()> {
+    let (mode, flags) = (
+        Mode::from_raw_mode(mode),
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+    );
+    let file = openat(directory, name, flags, Mode::empty())?;
+    let found = fstat(&file)?;
+    if (found.st_dev as u64, found.st_ino as u64) != id {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // chmod(2) of a name follows links, and fchmod(2) refuses such a descriptor.
+    match chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode) {
+        // Where /proc is not mounted, the check has to do.
+        Err(Errno::NOENT) => Ok(chmodat(directory, name, mode, AtFlags::empty())?),
+        result => Ok(result?),
+    }
+}
+
 /// Makes the kernel send this process a signal when the thread that forked it ends
 /// (PR_SET_PDEATHSIG).
 #[allow(unsafe_code)]
@@ -34,6 +67,34 @@ pub(in crate::sys) fn request_signal_at_parent_end(signal: libc::c_int) {
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, signal);
     }
+}
+
+/// Changes the user and the groups of this process, which has one thread, for good. Of root's
+/// capabilities (capabilities(7)), another user keeps none: the change of the user clears the
+/// permitted, effective and ambient ones, and the last call the inheritable ones. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn become_identity(identity: &Identity) -> io::Result<()> {
+    if let Some(Credentials { uid, gid, groups }) = &identity.credentials {
+        // SAFETY: the calls take numbers, and the length and address of a live list.
+        unsafe {
+            check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+            check(libc::setresgid(*gid, *gid, *gid))?;
+            check(libc::setresuid(*uid, *uid, *uid))?;
+        }
+        if *uid != 0 {
+            let none = CapabilitySet::empty();
+            let sets = CapabilitySets {
+                effective: none,
+                permitted: none,
+                inheritable: none,
+            };
+            set_capabilities(None, sets)?;
+        }
+    }
+    if identity.no_new_privileges {
+        set_no_new_privs(true)?;
+    }
+    Ok(())
 }
 
 /// Closes every descriptor from `first` on (close_range(2)): at once, or in an exec. False if the

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::{Datagram, Descriptor, Signal};
+use crate::sys::{Datagram, Descriptor, Identity, Interest, Signal};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 
@@ -22,7 +22,7 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
-    _sockets: &[&Socket],
+    _sockets: &[(&Socket, Interest)],
     _processes: impl Iterator<Item = &'a PidFd>,
     _timeout: Option<Duration>,
 ) -> io::Result<()> {
@@ -33,8 +33,32 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
     unsupported()
 }
 
+pub(crate) fn find_identity(
+    _user: Option<&str>,
+    _group: Option<&str>,
+    _no_new_privileges: bool,
+) -> io::Result<Identity> {
+    unsupported()
+}
+
+pub(crate) fn find_group(_group: &str) -> io::Result<u32> {
+    unsupported()
+}
+
 pub(crate) fn is_child(_pid: u32) -> bool {
     false
+}
+
+pub(crate) fn page_size() -> u64 {
+    1
+}
+
+pub(crate) fn mask_bit(_signal: Signal) -> u64 {
+    0
+}
+
+pub(crate) fn time_since_tick(_ticks: u64) -> Duration {
+    Duration::ZERO
 }
 
 pub(crate) fn group_of(_pid: u32) -> Option<u32> {

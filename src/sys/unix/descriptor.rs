@@ -47,6 +47,13 @@ pub(crate) fn into_socket(descriptor: Descriptor) -> io::Result<Socket> {
     Ok(Socket::from(descriptor))
 }
 
+/// Closes a descriptor that another process has sent, without waiting for the time-out that the
+/// process may have set (SO_LINGER in socket(7)).
+pub(crate) fn discard(descriptor: Descriptor) {
+    // It need not be a socket.
+    let _ = Socket::from(descriptor).set_linger(None);
+}
+
 /// A pipe: its reading and its writing end.
 pub(crate) fn create_pipe() -> io::Result<(Descriptor, Descriptor)> {
     Ok(pipe_with(PipeFlags::CLOEXEC)?)
@@ -62,4 +69,35 @@ pub(crate) fn duplicate_stderr() -> io::Result<Descriptor> {
 pub(crate) fn replace_stderr(to: &Descriptor) -> io::Result<()> {
     // SAFETY: the call takes numbers of descriptors, of which the first is open.
     check(unsafe { libc::dup2(to.as_raw_fd(), 2) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_discarded_socket_does_not_linger() {
+        const AGES: Duration = Duration::from_secs(600);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _receiver = listener.accept().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        // Until the buffers of both sides are full.
+        while sender.write(&[0; 65536]).is_ok() {}
+        let sender = Socket::from(sender);
+        sender.set_linger(Some(AGES)).unwrap();
+        let (done, closed) = crossbeam_channel::bounded(1);
+        let discards = move || {
+            discard(sender.into());
+            done.send(())
+        };
+        let thread = thread::Builder::new().name("discard".to_owned());
+        thread.spawn(discards).unwrap();
+        closed.recv_timeout(Duration::from_secs(120)).unwrap();
+    }
 }

@@ -19,8 +19,8 @@ use rustix::process::{Pid, getpid};
 
 use super::limits::restore_own_descriptor_limit;
 use super::{check, signal};
-use crate::sys::native::calls::{close_range, request_signal_at_parent_end};
-use crate::sys::{FIRST_PASSED, PidVariable, SpawnOptions};
+use crate::sys::native::calls::{become_identity, close_range, request_signal_at_parent_end};
+use crate::sys::{FIRST_PASSED, Identity, PidVariable, SpawnOptions};
 
 /// What a new process needs to become the program.
 pub(super) struct ExecPlan {
@@ -36,6 +36,7 @@ pub(super) struct ExecPlan {
     sources: Vec<RawFd>,
     stdin: RawFd,
     stderr: RawFd,
+    identity: Option<Identity>,
     own_group: bool,
     /// Otherwise SIGHUP has its default action.
     pub(super) ignores_hangup: bool,
@@ -74,6 +75,7 @@ impl ExecPlan {
             sources: options.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
             stdin: options.stdin.map_or(0, AsRawFd::as_raw_fd),
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
+            identity: options.identity.cloned(),
             own_group: options.own_group,
             ignores_hangup: false,
             guardian: options.guardian.map(|guardian| guardian.pipe().as_raw_fd()),
@@ -104,22 +106,25 @@ impl ExecPlan {
         pid.ok_or(error)
     }
 
+    /// What the kernel sends a child of this process when this process ends. A program that can take
+    /// two requests to stop for a request to stop at once gets one only: from the guardian, or from
+    /// the kernel.
+    fn signal_at_parent_end(&self) -> libc::c_int {
+        match self.guardian {
+            Some(_) => 0,
+            None => libc::SIGTERM,
+        }
+    }
+
     /// Becomes the program.
     pub(super) fn run_child(&mut self, parent: Pid) -> ! {
-        // A program that can take two requests to stop for a request to stop at once gets one only:
-        // from the guardian, or from the kernel.
-        let signal = if self.guardian.is_some() {
-            0
-        } else {
-            libc::SIGTERM
-        };
-        end_with_parent(parent, signal);
+        end_with_parent(parent, self.signal_at_parent_end());
         let own = getpid().as_raw_nonzero().get();
         let group = if self.own_group { own } else { 0 };
         if let Some(guardian) = self.guardian {
             write_record(guardian, &[GUARDIAN_WATCH, own, group]);
         }
-        let Err(error) = self.exec();
+        let Err(error) = self.exec(Some(parent));
         if let Some(guardian) = self.guardian {
             write_record(guardian, &[GUARDIAN_FORGET, own, group]);
         }
@@ -137,7 +142,7 @@ impl ExecPlan {
         unsafe {
             let program = libc::fork();
             if program <= 0 {
-                let Err(error) = check(program).and_then(|_| self.exec());
+                let Err(error) = check(program).and_then(|_| self.exec(None));
                 exit_with_error(self.error_pipe, &error);
             }
             // A client's connection that is open here would stay open when the parent closes it.
@@ -198,11 +203,13 @@ impl ExecPlan {
         }
     }
 
-    /// Becomes the program, in a new process. Returns only an error.
+    /// Becomes the program, in a new process. Returns only an error. The process ends with the
+    /// parent, if one is given.
     #[allow(unsafe_code)]
-    fn exec(&mut self) -> io::Result<Infallible> {
+    fn exec(&mut self, parent: Option<Pid>) -> io::Result<Infallible> {
         let first_free = FIRST_PASSED + self.sources.len() as i32;
         let kept = [&mut self.stdin, &mut self.stderr, &mut self.error_pipe];
+        let kept = kept.into_iter().chain(&mut self.guardian);
         // SAFETY: all calls are async-signal-safe, and take numbers and strings that end with null.
         unsafe {
             if self.own_group {
@@ -233,6 +240,14 @@ impl ExecPlan {
         signal::reset_dispositions(self.ignores_hangup);
         // The program raises the limit itself, or is one that must not have it raised.
         restore_own_descriptor_limit()?;
+        // The last step that needs privileges: the directory may be one that only root can enter.
+        if let Some(identity) = &self.identity {
+            become_identity(identity)?;
+            // A change of the user cancels the signal at the parent's end.
+            if let Some(parent) = parent {
+                end_with_parent(parent, self.signal_at_parent_end());
+            }
+        }
         signal::change_mask(libc::SIG_SETMASK, &self.mask);
         self.execve()
     }

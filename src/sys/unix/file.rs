@@ -1,10 +1,10 @@
 //! Unix: files, also those of Unix sockets.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Error, ErrorKind, Seek, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::directory::{DirectoryEntry, parent_of};
 use crate::log;
 use crate::sys::native::calls::create_unnamed_file;
 
@@ -62,12 +63,11 @@ impl Drop for DirectoryLock {
 /// who may read the directory can take the lock, and must not be able to prevent the start of a
 /// server.
 pub(crate) fn lock_directory_of(path: &Path) -> Option<DirectoryLock> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let directory = parent.unwrap_or(Path::new("."));
+    let directory = parent_of(path);
     let give_up_at = Instant::now() + DIRECTORY_LOCK_WAIT;
-    let locked = File::open(directory).and_then(|file| {
+    let mut options = File::options();
+    let options = options.read(true).custom_flags(libc::O_DIRECTORY);
+    let locked = options.open(directory).and_then(|file| {
         while !try_lock(&file)? {
             if Instant::now() >= give_up_at {
                 return Err(ErrorKind::TimedOut.into());
@@ -84,16 +84,46 @@ pub(crate) fn lock_directory_of(path: &Path) -> Option<DirectoryLock> {
         .ok()
 }
 
+/// Opens a regular file for reading. Never waits, as the open of an idle FIFO would. If
+/// `follows_link`, the path may be a symbolic link.
+///
+/// # Errors
+///
+/// `InvalidInput` if there is something other than a regular file.
+pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> {
+    let no_follow = if follows_link { 0 } else { libc::O_NOFOLLOW };
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | no_follow;
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    let file = match opened.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(file) if file.metadata()?.is_file() => return Ok(file),
+        Ok(_) | Err((Some(libc::ENXIO), _)) => None,
+        Err((Some(libc::ELOOP), _)) if !follows_link => None,
+        Err((_, error)) => Some(error),
+    };
+    let not_regular = || Error::new(ErrorKind::InvalidInput, "not a regular file");
+    Err(file.unwrap_or_else(not_regular))
+}
+
 /// Whether this process may run the file as a program.
 pub(crate) fn is_executable(path: &Path) -> bool {
     access(path, Access::EXEC_OK).is_ok() && path.is_file()
 }
 
-/// The device and inode of the file at a path, which tell it from another file that takes the path
-/// later. `None` if there is no file.
-pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
-    let found = fs::symlink_metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
+/// Whether a path leads to the file of the program that this process runs, as far as the system
+/// tells.
+pub(crate) fn is_own_program(path: &Path) -> bool {
+    // On Linux, this name leads to the file even after the file was deleted (proc(5)).
+    let own = fs::metadata("/proc/self/exe").or_else(|_| fs::metadata(std::env::current_exe()?));
+    let identity = |file: fs::Metadata| (file.dev(), file.ino());
+    own.map_or(true, |own| {
+        fs::metadata(path).is_ok_and(|file| identity(file) == identity(own))
+    })
+}
+
+/// The device and inode of an open file, which tell it from another file that takes its path later.
+pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
+    let found = file.metadata()?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// Makes a path free for a Unix socket: removes the file of one on which no process listens any
@@ -105,12 +135,11 @@ pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
 /// `AddrInUse` if a process listens there, `AlreadyExists` for a file that is not a socket. Both
 /// are left alone.
 pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+    let entry = DirectoryEntry::open(path)?;
+    let Some(found) = entry.find()? else {
+        return Ok(());
     };
-    if !found.file_type().is_socket() {
+    if !found.is_socket {
         let text = "the path is a file that is not a socket; the file was not removed";
         return Err(Error::new(ErrorKind::AlreadyExists, text));
     }
@@ -119,7 +148,7 @@ pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
     probe.set_nonblocking(true)?;
     let connected = probe.connect(&SockAddr::unix(path)?);
     match connected.map_err(|error| error.kind()) {
-        Err(ErrorKind::ConnectionRefused) => fs::remove_file(path),
+        Err(ErrorKind::ConnectionRefused) => entry.remove(&found),
         Err(ErrorKind::NotFound) => Ok(()),
         // A full queue is EAGAIN. A datagram or seqpacket socket is EPROTOTYPE: it is in use too.
         Ok(()) | Err(_) => {
@@ -127,11 +156,6 @@ pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
             Err(Error::new(ErrorKind::AddrInUse, text))
         }
     }
-}
-
-/// Sets the permissions of a file (chmod(2)).
-pub(crate) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// A path, or other text of the system, from its bytes.

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -56,7 +56,8 @@ pub(crate) fn receive(
 /// The most descriptors that go with one message (unix(7), SCM_MAX_FD).
 const MAX_DESCRIPTORS: usize = 253;
 
-/// Sends a message, and up to 253 descriptors with it.
+/// Sends a message, and up to 253 descriptors with it. Does not wait, even if another process has
+/// made the socket a blocking one.
 pub(crate) fn send(socket: &Socket, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -65,25 +66,41 @@ pub(crate) fn send(socket: &Socket, text: &str, descriptors: &[&Descriptor]) -> 
         return Err(io::Error::other("too many descriptors"));
     }
     let text = [IoSlice::new(text.as_bytes())];
-    retry_on_intr(|| sendmsg(socket, &text, &mut control, SEND_FLAGS))?;
+    let flags = SEND_FLAGS | SendFlags::DONTWAIT;
+    retry_on_intr(|| sendmsg(socket, &text, &mut control, flags))?;
     Ok(())
 }
 
-/// Sends a notification to the service manager (sd_notify(3)). `manager` is the value of
-/// NOTIFY_SOCKET: a path, or an abstract name behind an @.
-pub(crate) fn notify(manager: &OsStr, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+/// A non-blocking socket for notifications to the service manager (sd_notify(3)). `manager` is the
+/// value of NOTIFY_SOCKET: a path, or an abstract name behind an @.
+pub(crate) fn connect_to_manager(manager: &OsStr) -> io::Result<Socket> {
     let addr = match manager.as_bytes().strip_prefix(b"@") {
         Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
         None => SockAddr::unix(manager)?,
     };
     let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     socket.connect(&addr)?;
-    send(&socket, text, descriptors)
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_send_does_not_wait_for_a_peer_that_does_not_read() {
+        let Ok((own, _other)) = create_pair() else {
+            return;
+        };
+        own.set_nonblocking(false).unwrap();
+        let error = loop {
+            if let Err(error) = send(&own, "text", &[]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn a_message_that_is_cut_is_an_error() {

@@ -203,6 +203,16 @@ pub(crate) fn replace_program(options: &SpawnOptions<'_>) -> io::Error {
     }
 }
 
+/// The number that another process can make an exit status of, by [`exit_status`].
+pub(crate) fn raw_exit_status(status: ExitStatus) -> Option<i32> {
+    Some(status.into_raw())
+}
+
+/// The exit status with this number.
+pub(crate) fn exit_status(raw: i32) -> Option<ExitStatus> {
+    Some(ExitStatus::from_raw(raw))
+}
+
 /// Whether the id of this process is that of its process group.
 #[allow(unsafe_code)]
 pub(crate) fn is_group_leader() -> bool {

@@ -22,7 +22,58 @@ pub(in crate::sys) const HANDLED: [Signal; 6] = [
     Signal::User2,
 ];
 
-pub(in crate::sys) const fn to_kernel(signal: Signal) -> KernelSignal {
+/// The signals that the system names and a program may be told to end by, beside those of
+/// [`Signal`]. A signal of the processor (SEGV, FPE) is none of them, nor is one that stops a process.
+const OTHERS: [(&str, libc::c_int); 12] = [
+    ("ALRM", libc::SIGALRM),
+    ("CHLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("IO", libc::SIGIO),
+    ("PIPE", libc::SIGPIPE),
+    ("PROF", libc::SIGPROF),
+    ("TRAP", libc::SIGTRAP),
+    ("URG", libc::SIGURG),
+    ("VTALRM", libc::SIGVTALRM),
+    ("WINCH", libc::SIGWINCH),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+];
+
+/// The signals that have a name in [`Signal`].
+const NAMED: [(&str, Signal); 8] = [
+    ("ABRT", Signal::Abort),
+    ("HUP", Signal::Hangup),
+    ("INT", Signal::Interrupt),
+    ("KILL", Signal::Kill),
+    ("QUIT", Signal::Quit),
+    ("TERM", Signal::Terminate),
+    ("USR1", Signal::User1),
+    ("USR2", Signal::User2),
+];
+
+/// The signal with this name in capital letters, without `SIG`.
+pub(crate) fn from_name(name: &str) -> Option<Signal> {
+    let named = NAMED.iter().find(|(known, _)| *known == name);
+    let other = OTHERS.iter().find(|(known, _)| *known == name);
+    let other = other.map(|(_, number)| Signal::Other(*number));
+    named.map(|(_, signal)| *signal).or(other)
+}
+
+/// The signal with this number.
+pub(crate) fn from_any_number(wanted: i32) -> Option<Signal> {
+    let named = NAMED.iter().find(|(_, signal)| number(*signal) == wanted);
+    let is_other = OTHERS.iter().any(|(_, number)| *number == wanted);
+    let other = is_other.then_some(Signal::Other(wanted));
+    named.map(|(_, signal)| *signal).or(other)
+}
+
+/// The name of a [`Signal::Other`], without `SIG`.
+pub(in crate::sys) fn name_of(wanted: i32) -> Option<&'static str> {
+    let other = OTHERS.iter().find(|(_, number)| *number == wanted);
+    other.map(|(name, _)| *name)
+}
+
+pub(in crate::sys) fn to_kernel(signal: Signal) -> KernelSignal {
     match signal {
         Signal::Abort => KernelSignal::ABORT,
         Signal::Continue => KernelSignal::CONT,
@@ -35,10 +86,12 @@ pub(in crate::sys) const fn to_kernel(signal: Signal) -> KernelSignal {
         Signal::Terminate => KernelSignal::TERM,
         Signal::User1 => KernelSignal::USR1,
         Signal::User2 => KernelSignal::USR2,
+        // The number is one of `OTHERS`, which the kernel names all.
+        Signal::Other(number) => KernelSignal::from_named_raw(number).unwrap_or(KernelSignal::TERM),
     }
 }
 
-pub(in crate::sys) const fn number(signal: Signal) -> libc::c_int {
+pub(in crate::sys) fn number(signal: Signal) -> libc::c_int {
     to_kernel(signal).as_raw()
 }
 

@@ -30,6 +30,8 @@ pub(crate) fn into_socket(_descriptor: Descriptor) -> io::Result<Socket> {
     Err(no_restarts_error())
 }
 
+pub(crate) fn discard(_descriptor: Descriptor) {}
+
 pub(crate) fn create_pipe() -> io::Result<(Descriptor, Descriptor)> {
     Err(no_restarts_error())
 }

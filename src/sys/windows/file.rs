@@ -32,16 +32,23 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
-pub(crate) fn inode(_path: &Path) -> Option<(u64, u64)> {
-    None
+pub(crate) fn is_own_program(path: &Path) -> bool {
+    let own = std::env::current_exe().and_then(std::fs::canonicalize);
+    own.map_or(true, |own| {
+        std::fs::canonicalize(path).is_ok_and(|path| path == own)
+    })
+}
+
+/// Nothing is opened here that could wait.
+pub(crate) fn open_regular(path: &Path, _follows_link: bool) -> io::Result<File> {
+    File::open(path)
+}
+
+pub(crate) fn inode(_file: &File) -> io::Result<(u64, u64)> {
+    Err(no_restarts_error())
 }
 
 pub(crate) fn free_socket_path(_path: &Path) -> io::Result<()> {
-    Err(no_unix_sockets_error())
-}
-
-/// The permissions are those of a Unix socket.
-pub(crate) fn set_mode(_path: &Path, _mode: u32) -> io::Result<()> {
     Err(no_unix_sockets_error())
 }
 

@@ -20,6 +20,6 @@ pub(crate) fn send(_: &Socket, _text: &str, _: &[&Descriptor]) -> io::Result<()>
     Err(no_restarts_error())
 }
 
-pub(crate) fn notify(_manager: &OsStr, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
     Err(no_restarts_error())
 }

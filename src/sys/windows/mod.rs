@@ -5,6 +5,7 @@ use std::io;
 
 pub(crate) mod clock;
 pub(crate) mod descriptor;
+pub(crate) mod directory;
 pub(crate) mod file;
 pub(crate) mod limits;
 pub(crate) mod message;

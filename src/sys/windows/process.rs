@@ -1,6 +1,7 @@
 //! Windows: no process starts a successor yet.
 
 use std::io;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::no_restarts_error;
@@ -39,6 +40,14 @@ pub(crate) fn spawn_child(_options: &SpawnOptions<'_>) -> io::Result<u32> {
 
 pub(crate) fn replace_program(_options: &SpawnOptions<'_>) -> io::Error {
     no_restarts_error()
+}
+
+pub(crate) fn raw_exit_status(_status: ExitStatus) -> Option<i32> {
+    None
+}
+
+pub(crate) fn exit_status(_raw: i32) -> Option<ExitStatus> {
+    None
 }
 
 pub(crate) fn is_group_leader() -> bool {

@@ -1,6 +1,5 @@
 //! Windows: Ctrl-C.
 
-#[cfg(feature = "signals")]
 use crate::sys::Signal;
 
 /// Calls `deliver` for each Ctrl-C, from a thread of its own, until the process ends. Where
@@ -17,6 +16,20 @@ pub(crate) fn install_handlers(
         }
     })
     .map_err(std::io::Error::other)
+}
+
+/// No program is told to end by a signal.
+pub(crate) fn from_name(_name: &str) -> Option<Signal> {
+    None
+}
+
+/// No program is told to end by a signal.
+pub(crate) fn from_any_number(_number: i32) -> Option<Signal> {
+    None
+}
+
+pub(in crate::sys) fn name_of(_number: i32) -> Option<&'static str> {
+    None
 }
 
 /// No program starts with blocked signals.

@@ -9,20 +9,24 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::param;
 use rustix::process::{
     Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper, wait,
     waitid,
 };
+use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
-use crate::sys::{Signal, signal};
+use crate::sys::{Interest, Signal, signal};
 
 mod guardian;
+mod identity;
 mod notify_socket;
 mod pid_fd;
 mod signal_fd;
 
 pub(crate) use guardian::Guardian;
+pub(crate) use identity::{find_group, find_identity};
 pub(crate) use notify_socket::NotifySocket;
 pub(crate) use pid_fd::PidFd;
 pub(crate) use signal_fd::SignalFd;
@@ -36,19 +40,26 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Waits for a signal, for a socket that is readable or can accept, for the end of a process, or
-/// for the time-out.
+/// Waits for a signal, for a socket that is ready or can accept, for the end of a process, or for the
+/// time-out.
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
-    sockets: &[&Socket],
+    sockets: &[(&Socket, Interest)],
     processes: impl Iterator<Item = &'a PidFd>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
-    let sockets = sockets.iter().map(|socket| socket.as_fd());
+    let sockets = sockets.iter().map(|(socket, interest)| {
+        let wanted = match interest {
+            Interest::Read => PollFlags::IN,
+            Interest::Write => PollFlags::OUT,
+            Interest::Both => PollFlags::IN | PollFlags::OUT,
+        };
+        PollFd::from_borrowed_fd(socket.as_fd(), wanted)
+    });
     let processes = processes.filter_map(|process| Some(process.fd.as_ref()?.as_fd()));
-    let all = sockets.chain(processes).chain([signals.0.as_fd()]);
-    let fds = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    let mut fds: Vec<PollFd<'_>> = fds.collect();
+    let others = processes.chain([signals.0.as_fd()]);
+    let others = others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds: Vec<PollFd<'_>> = sockets.chain(others).collect();
     // A time-out too long for the call is none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut fds, timeout.as_ref()) {
@@ -73,6 +84,25 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
 pub(crate) fn is_child(pid: u32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     kernel_pid(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
+}
+
+/// How long ago something was that /proc dates in clock ticks since the boot (`starttime` in
+/// proc_pid_stat(5)). The result may be a tick too short, 10 ms, and never too long.
+pub(crate) fn time_since_tick(ticks: u64) -> Duration {
+    let now = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+    let end_of_tick =
+        ticks.saturating_add(1) as f64 / param::clock_ticks_per_second().max(1) as f64;
+    let then = Duration::try_from_secs_f64(end_of_tick).unwrap_or(Duration::MAX);
+    now.saturating_sub(then)
+}
+
+/// The bit of a signal in the masks of /proc/PID/status (`SigCgt` in proc_pid_status(5)).
+pub(crate) fn mask_bit(signal: Signal) -> u64 {
+    1 << (signal::number(signal) - 1)
+}
+
+pub(crate) fn page_size() -> u64 {
+    param::page_size() as u64
 }
 
 /// Stops this process as the terminal's stop character does by default (SIGTSTP). Returns when the

@@ -1,0 +1,104 @@
+//! The number of slots, which operators may change at run time.
+//!
+//! More slots start processes as after the start of the supervisor. Of the surplus slots, which are
+//! those with the highest numbers, the processes finish their requests and exit. A slot that stays
+//! and does not serve gets the process of a surplus slot that serves. The number that was
+//! asked for stays until the supervisor ends, also over an upgrade: a service that was scaled up for
+//! its load must not lose processes when a new program is installed.
+
+use std::time::Instant;
+
+use super::Fleet;
+use super::IS_STOPPING;
+use super::event::Severity;
+use super::slot::Slot;
+use crate::clock::Deadline;
+
+/// What was asked for at run time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scale {
+    /// The number of slots. `None`: the setting counts.
+    pub(crate) wanted: Option<usize>,
+    /// The control clients that wait until all slots serve, and since when.
+    clients: Vec<(u64, Instant)>,
+}
+
+impl Scale {
+    pub(crate) fn has_client(&self) -> bool {
+        !self.clients.is_empty()
+    }
+}
+
+impl Fleet {
+    pub(super) fn request_scale(&mut self, wanted: usize, client: Option<u64>) {
+        if self.shutdown.is_none() {
+            self.end_scale(Some(format!("another request asks for {wanted} processes")));
+            let text = format!(
+                "processes that are to serve: {wanted}, before {}",
+                self.slots.len()
+            );
+            self.log(Severity::Info, text);
+            self.scale.wanted = Some(wanted);
+            self.scale.clients.extend(client.map(|id| (id, self.now)));
+            self.keep_serving(wanted);
+            self.resize();
+            // Slots that were given up are wanted again.
+            let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
+            for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {
+                slot.start_at = start_at;
+            }
+            return self.notify_state();
+        }
+        self.scale.clients.extend(client.map(|id| (id, self.now)));
+        self.end_scale(Some(IS_STOPPING.to_owned()));
+    }
+
+    /// Moves processes that serve from surplus slots to slots that stay and do not serve. During a
+    /// restart, which goes by the numbers of the slots, all stay where they are.
+    fn keep_serving(&mut self, wanted: usize) {
+        for surplus in wanted..self.slots.len() {
+            let idle = self.slots.iter().position(|slot| !slot.is_serving());
+            let idle = idle.filter(|idle| *idle < wanted && self.round.is_none());
+            if let Some(idle) = idle.filter(|_| self.slots[surplus].is_serving()) {
+                self.slots.swap(idle, surplus);
+                for index in [idle, surplus] {
+                    let slot = &mut self.slots[index];
+                    let processes = [&mut slot.current, &mut slot.successor];
+                    for process in processes.into_iter().flatten() {
+                        process.slot = Some(index);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds slots, or removes those with the highest numbers, until their number is what is wanted.
+    pub(super) fn resize(&mut self) {
+        let wanted = self.scale.wanted.unwrap_or(self.policy.processes);
+        let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
+        while self.slots.len() < wanted {
+            self.slots.push(Slot::new(start_at));
+        }
+        for surplus in self.slots.split_off(wanted) {
+            let processes = [surplus.current, surplus.successor];
+            let processes = processes.into_iter().flatten();
+            processes.for_each(|process| self.terminate(process));
+        }
+    }
+
+    /// Answers the clients if all slots serve.
+    pub(super) fn advance_scale(&mut self) {
+        if self.scale.has_client() && self.slots.iter().all(Slot::is_serving) {
+            self.end_scale(None);
+        }
+    }
+
+    /// Tells the clients that all slots serve, or why they do not. The number of slots stays, and
+    /// processes that fail are started again.
+    pub(super) fn end_scale(&mut self, error: Option<String>) {
+        for (client, since) in std::mem::take(&mut self.scale.clients) {
+            let took = self.now.saturating_duration_since(since);
+            self.reply(vec![client], &error, Some(took));
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Rules of the policy, one by one: events, and the effects that follow.
+
+use std::time::{Duration, Instant};
+
+use crate::fleet::backoff::BackoffSettings;
+use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice, Severity};
+use crate::fleet::recycling::RecyclingSettings;
+use crate::fleet::{Fleet, Policy};
+use crate::sys::Signal;
+
+/// A fleet and its clock. The processes of slot 0 have the ids 100, 101 and so on, those of slot 1
+/// 200, 201 and so on.
+struct Played {
+    fleet: Fleet,
+    now: Instant,
+    started: Vec<u32>,
+}
+
+fn policy() -> Policy {
+    Policy {
+        processes: 1,
+        ready_timeout: Duration::from_secs(60),
+        ready_after: None,
+        stop_timeout: Duration::from_secs(60),
+        watchdog: None,
+        abort_timeout: Duration::from_secs(5),
+        backoff: BackoffSettings {
+            first: Duration::from_millis(100),
+            longest: Duration::from_secs(30),
+        },
+        max_draining: 4,
+        recycling: RecyclingSettings::default(),
+        restart_after_success: true,
+        no_restart_code: Some(78),
+        give_up_after: None,
+        stop_signal: Signal::Terminate,
+        restart_signal: None,
+        starts_all: false,
+    }
+}
+
+impl Played {
+    /// All slots serve. The processes are servers of this crate if not `starts_all`.
+    fn serving(policy: Policy) -> Self {
+        let now = Instant::now();
+        let is_server = !policy.starts_all;
+        let mut played = Self {
+            started: vec![0; 1024],
+            fleet: Fleet::new(policy, now, 1),
+            now,
+        };
+        played.tick(0);
+        for slot in 0..played.fleet.slots.len() {
+            played.ready(100 * (slot as u32 + 1), is_server.then_some(1));
+            played.tick(1);
+        }
+        played
+    }
+
+    /// Handles an event. Returns its effects in words; each start succeeds at once.
+    fn handle(&mut self, event: Event) -> Vec<String> {
+        let mut words = Vec::new();
+        for effect in self.fleet.handle(event, self.now) {
+            match effect {
+                Effect::Start { slot, .. } => {
+                    let pid = 100 * (slot as u32 + 1) + self.started[slot];
+                    self.started[slot] += 1;
+                    words.push(format!("start {pid}"));
+                    words.extend(self.handle(Event::Started { slot, pid }));
+                }
+                Effect::Signal { pid, signal } => words.push(format!("{signal:?} {pid}")),
+                Effect::Abort { pid } => words.push(format!("abort {pid}")),
+                Effect::Reply { error, .. } => {
+                    words.push(format!("reply {}", error.unwrap_or("ok".to_owned())));
+                }
+                Effect::Log(Severity::Error, text) => words.push(format!("error {text}")),
+                _ => {}
+            }
+        }
+        words
+    }
+
+    fn tick(&mut self, seconds: u64) -> Vec<String> {
+        self.now += Duration::from_secs(seconds);
+        self.handle(Event::Tick)
+    }
+
+    fn notify(&mut self, pid: u32, notice: Notice) -> Vec<String> {
+        self.handle(Event::Notified { pid, notice })
+    }
+
+    fn ready(&mut self, pid: u32, generation: Option<u64>) -> Vec<String> {
+        let notice = Notice {
+            ready: true,
+            generation,
+            ..Notice::default()
+        };
+        self.notify(pid, notice)
+    }
+}
+
+#[test]
+fn a_main_pid_completes_a_restart_if_its_process_is_new_and_lives() {
+    let second = Duration::from_secs(1);
+    for (started_after, has_ended, expected) in [
+        (second, false, vec!["reply ok"]),
+        // The restart goes on with a process that is older.
+        (Duration::ZERO, false, vec!["Hangup 150"]),
+        (second, true, vec!["error", "reply process 150 exited"]),
+        // The restart waits for the process that is started next.
+        (Duration::ZERO, true, vec![]),
+    ] {
+        let mut played = Played::serving(policy());
+        let before = played.now;
+        played.tick(1);
+        let client = Some(1);
+        assert_eq!(played.handle(Event::Restart { client }), ["Hangup 100"]);
+        played.now += second;
+        let named = NamedProcess {
+            pid: 150,
+            started_at: before + started_after,
+            has_ended,
+        };
+        let notice = Notice {
+            ready: true,
+            generation: Some(2),
+            main_pid: Some(named),
+            ..Notice::default()
+        };
+        let effects = played.notify(100, notice);
+        let is_expected = |(effect, start): (&String, &&str)| effect.starts_with(start);
+        assert!(
+            effects.len() == expected.len() && effects.iter().zip(&expected).all(is_expected),
+            "{started_after:?}, {has_ended}: {effects:?}"
+        );
+        if expected.is_empty() {
+            assert_eq!(played.tick(0), ["start 101"]);
+            assert_eq!(played.ready(101, Some(3)), ["reply ok"]);
+        }
+    }
+}
+
+#[test]
+fn a_scale_is_answered_when_so_many_processes_serve() {
+    let mut played = Played::serving(policy());
+    let scale = |processes, client| Event::Scale {
+        processes,
+        client: Some(client),
+    };
+    assert!(played.handle(scale(3, 1)).is_empty());
+    assert_eq!(played.tick(0), ["start 200", "start 300"]);
+    assert!(played.ready(200, Some(1)).is_empty());
+    assert_eq!(played.ready(300, Some(1)), ["reply ok"]);
+    // The surplus processes finish their requests.
+    assert_eq!(
+        played.handle(scale(1, 2)),
+        ["Terminate 200", "Terminate 300", "reply ok"]
+    );
+    // A newer request, a process that fails, and a stop end the wait.
+    assert!(played.handle(scale(2, 3)).is_empty());
+    let effects = played.handle(scale(3, 4));
+    assert_eq!(effects, ["reply another request asks for 3 processes"]);
+    assert_eq!(played.tick(0), ["start 201", "start 301"]);
+    let exit = Exit {
+        code: Some(1),
+        how: "exit code 1".to_owned(),
+    };
+    let effects = played.handle(Event::Exited { pid: 201, exit });
+    assert_eq!(
+        effects,
+        ["reply process 201 exited before it was ready (exit code 1)"]
+    );
+    assert!(played.handle(scale(3, 5)).is_empty());
+    let effects = played.handle(Event::Stop);
+    assert!(effects.contains(&"reply the supervisor is being stopped".to_owned()));
+    let effects = played.handle(scale(3, 6));
+    assert_eq!(effects, ["reply the supervisor is being stopped"]);
+}
+
+#[test]
+fn fewer_slots_keep_the_processes_that_serve() {
+    let mut played = Played::serving(Policy {
+        processes: 3,
+        ..policy()
+    });
+    let exit = Exit {
+        code: Some(78),
+        how: "exit code 78".to_owned(),
+    };
+    played.handle(Event::Exited { pid: 100, exit });
+    let client = Some(1);
+    let processes = 1;
+    // Slot 0 was given up, and gets the process of slot 1.
+    let effects = played.handle(Event::Scale { processes, client });
+    assert_eq!(effects, ["Terminate 300", "reply ok"]);
+    // The number stays when the supervisor is replaced.
+    played.fleet.policy.processes = 3;
+    played.handle(Event::Replaced);
+    assert_eq!(played.fleet.slots.len(), 1);
+}
+
+#[test]
+fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does() {
+    let limit = Duration::from_secs(100);
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        starts_all: true,
+        recycling: RecyclingSettings {
+            recycle_after: Some(limit),
+            recycle_above: Some(1000),
+        },
+        ..policy()
+    });
+    // The jitter shortens by a tenth at most. Process 100 is a second older than process 200.
+    assert!(played.tick(88).is_empty());
+    assert_eq!(played.tick(12), ["start 101"]);
+    assert!(played.tick(5).is_empty());
+    assert_eq!(played.ready(101, None), ["Terminate 100", "start 201"]);
+    // A restart waits for the recycling, and follows it.
+    let client = Some(1);
+    assert!(played.handle(Event::Restart { client }).is_empty());
+    assert_eq!(played.ready(201, None), ["Terminate 200", "start 102"]);
+    assert_eq!(played.ready(102, None), ["Terminate 101", "start 202"]);
+    assert_eq!(played.ready(202, None), ["Terminate 201", "reply ok"]);
+    let measured = |pid, bytes| Event::Measured { pid, bytes };
+    assert!(played.handle(measured(102, 1000)).is_empty());
+    assert_eq!(played.handle(measured(202, 1001)), ["start 203"]);
+    // The process serves on if the recycling fails. The next one begins after a pause.
+    let exit = Exit {
+        code: Some(1),
+        how: "exit code 1".to_owned(),
+    };
+    let effects = played.handle(Event::Exited { pid: 203, exit });
+    assert!(effects.iter().all(|effect| effect.starts_with("error ")));
+    assert!(played.tick(59).is_empty());
+    assert_eq!(played.tick(1), ["start 204"]);
+    assert_eq!(played.ready(204, None), ["Terminate 202"]);
+    let client = Some(2);
+    assert_eq!(played.handle(Event::Restart { client }), ["start 103"]);
+}

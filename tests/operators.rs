@@ -1,0 +1,290 @@
+//! What operators ask of `handover run` at run time, with real processes: programs in Python.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A wait of these tests ends at the latest after this.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A program that writes a line to the file `usr1` for each SIGUSR1, and ends on SIGTERM.
+const REOPENS: &str = r#"
+import os, signal
+signal.signal(signal.SIGUSR1, lambda *_: open("usr1", "a").write(f"{os.getpid()}\n"))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+open("up", "a").write("up\n")
+while True: signal.pause()
+"#;
+
+/// A program that handles no signal.
+const PLAIN: &str = "import time\nopen('up', 'a').write('up\\n')\ntime.sleep(600)";
+
+/// `handover run`, and a directory of its own. The drop ends both.
+struct Supervised {
+    dir: TempDir,
+    supervisor: Child,
+}
+
+impl Supervised {
+    /// The program may be wrapped by a shell script.
+    fn begin(program: &str, options: &[&str], wrapped: bool) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("program.py"), program).unwrap();
+        fs::write(dir.path().join("environment"), "").unwrap();
+        let supervisor = handover()
+            .args(["run", "--control", "control"])
+            .args(["--stop-timeout", "5"])
+            .args(options)
+            .arg("--")
+            .args(
+                ["sh", "-c", "python3 program.py & wait"]
+                    .into_iter()
+                    .filter(|_| wrapped),
+            )
+            .args(["python3", "program.py"].into_iter().filter(|_| !wrapped))
+            .current_dir(dir.path())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self { dir, supervisor }
+    }
+
+    /// As [`begin`](Self::begin), and waits until all processes serve.
+    fn start(program: &str, options: &[&str]) -> Self {
+        let supervised = Self::begin(
+            program,
+            &[&["--ready-after", "0.1"], options].concat(),
+            false,
+        );
+        supervised.until("it serves", || supervised.status()["state"] == "serving");
+        supervised
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    fn ask(&self, args: &[&str]) -> Output {
+        let mut command = handover();
+        let command = command.args(args).arg("--socket").arg(self.path("control"));
+        command.output().unwrap()
+    }
+
+    #[track_caller]
+    fn succeed(&self, args: &[&str]) -> String {
+        let output = self.ask(args);
+        assert!(
+            output.status.success(),
+            "{args:?}: {output:?}\n{}",
+            self.read("log")
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn status(&self) -> Value {
+        let output = self.ask(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    fn pids(&self) -> Vec<u64> {
+        let status = self.status();
+        let processes = status["processes"].as_array().cloned().unwrap_or_default();
+        let pids = processes
+            .iter()
+            .filter_map(|process| process["pid"].as_u64());
+        pids.collect()
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !holds() {
+            assert!(
+                Instant::now() < end,
+                "{what} does not come:\n{}",
+                self.read("log")
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        let pid = Pid::from_child(&self.supervisor);
+        // Ends the processes too, after the time-out of the stop by SIGKILL.
+        let _ = kill_process(pid, Signal::TERM);
+        let end = Instant::now() + LIMIT;
+        while matches!(self.supervisor.try_wait(), Ok(None)) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.supervisor.kill();
+        let _ = self.supervisor.wait();
+    }
+}
+
+fn handover() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn lines(text: &str) -> usize {
+    text.lines().count()
+}
+
+#[test]
+fn sigusr1_reaches_only_a_program_that_survives_it() {
+    let supervised = Supervised::start(REOPENS, &["--processes", "2"]);
+    supervised.until("both programs", || lines(&supervised.read("up")) == 2);
+    supervised.succeed(&["reopen"]);
+    supervised.until("two lines", || lines(&supervised.read("usr1")) == 2);
+    kill_process(Pid::from_child(&supervised.supervisor), Signal::USR1).unwrap();
+    supervised.until("four lines", || lines(&supervised.read("usr1")) == 4);
+
+    let supervised = Supervised::start(PLAIN, &[]);
+    supervised.until("the program", || lines(&supervised.read("up")) == 1);
+    let pids = supervised.pids();
+    supervised.succeed(&["reopen"]);
+    kill_process(Pid::from_child(&supervised.supervisor), Signal::USR1).unwrap();
+    let warning = format!(
+        "SIGUSR1 is not sent to process {}, which would die",
+        pids[0]
+    );
+    supervised.until("two warnings", || {
+        supervised.read("log").matches(&warning).count() == 2
+    });
+    assert_eq!(supervised.pids(), pids);
+    assert_eq!(supervised.status()["processes"][0]["restarts"], 0);
+}
+
+#[test]
+fn a_service_is_scaled_at_run_time() {
+    let supervised = Supervised::start(REOPENS, &["--environment-file", "environment"]);
+    let first = supervised.pids();
+    let output = supervised.succeed(&["scale", "3", "--wait"]);
+    assert_eq!(output, "3 processes serve\n");
+    let pids = supervised.pids();
+    assert_eq!((pids.len(), pids[0]), (3, first[0]));
+    // An upgrade, whose program has the old setting, keeps the number.
+    supervised.succeed(&["upgrade", "--wait"]);
+    supervised.succeed(&["scale", "3", "--wait"]);
+    assert_eq!(supervised.pids(), pids);
+    // While a restart is in progress, too.
+    supervised.succeed(&["restart"]);
+    supervised.succeed(&["scale", "2", "--wait"]);
+    supervised.until("the restart's end", || {
+        supervised.status()["state"] == "serving"
+    });
+    assert_eq!(supervised.pids().len(), 2);
+    for pid in &pids {
+        let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
+        supervised.until("the end of a process", is_gone);
+    }
+    supervised.succeed(&["scale", "1"]);
+    assert_eq!(supervised.pids().len(), 1);
+
+    for bad in ["0", "1025", "x", "-1"] {
+        assert_eq!(
+            supervised.ask(&["scale", bad]).status.code(),
+            Some(2),
+            "{bad}"
+        );
+    }
+    fs::write(supervised.path("environment"), "no assignment").unwrap();
+    let output = supervised.ask(&["scale", "2", "--wait"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("the scale 2 failed: cannot start"),
+        "{error}"
+    );
+}
+
+/// A program that becomes large when the file `grow` is there.
+const GROWS: &str = r#"
+import os, time
+grown = None
+while True:
+    if grown is None and os.path.exists("grow"):
+        os.remove("grow")
+        grown = b"x" * (200 << 20)
+    time.sleep(0.02)
+"#;
+
+#[test]
+fn a_process_that_has_served_for_long_is_replaced() {
+    let supervised = Supervised::start(PLAIN, &["--recycle-after", "0.02"]);
+    let first = supervised.pids();
+    supervised.until("another process", || {
+        let status = supervised.status();
+        let pid = status["processes"][0]["pid"].as_u64();
+        // A process that serves was never missing.
+        assert!(pid.is_some() && status["state"] != "down", "{status}");
+        pid != Some(first[0])
+    });
+    assert_eq!(supervised.status()["processes"][0]["restarts"], 0);
+}
+
+#[test]
+fn a_process_that_has_become_large_is_replaced() {
+    let supervised = Supervised::start(GROWS, &["--recycle-above", "100", "--processes", "2"]);
+    let first = supervised.pids();
+    fs::write(supervised.path("grow"), "").unwrap();
+    supervised.until("another process", || {
+        let pids = supervised.pids();
+        pids.len() == 2 && pids.iter().any(|pid| !first.contains(pid))
+    });
+    supervised.until("the end of the recycling", || {
+        supervised.status()["state"] == "serving"
+    });
+    // The other process, which is small, stays.
+    let pids = supervised.pids();
+    assert_eq!(pids.iter().filter(|pid| first.contains(pid)).count(), 1);
+    assert!(
+        supervised
+            .read("log")
+            .contains("recycling the process of slot")
+    );
+}
+
+/// A program that notifies READY=1 and a status, and ends when its parent, a shell, has ended.
+const NOTIFIES: &str = r#"
+import os, socket, time
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to = os.environ["NOTIFY_SOCKET"].replace("@", "\0")
+speaker.sendto(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=of a descendant".encode(), to)
+open("sent", "a").write("sent\n")
+parent = os.getppid()
+while os.getppid() == parent: time.sleep(0.02)
+"#;
+
+#[test]
+fn a_descendant_notifies_for_its_wrapper() {
+    let wrapped = Supervised::begin(NOTIFIES, &["--notify"], true);
+    wrapped.until("it serves", || wrapped.status()["state"] == "serving");
+    let status = wrapped.status();
+    assert_eq!(status["processes"][0]["status"], "of a descendant");
+    // The process that counts is the wrapper.
+    let pid = wrapped.pids()[0];
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    assert_eq!(command.trim(), "sh");
+
+    let options = ["--notify", "--notify-access", "main"];
+    let refused = Supervised::begin(NOTIFIES, &options, true);
+    refused.until("the notification", || !refused.read("sent").is_empty());
+    // The supervisor reads notifications before control requests.
+    assert_eq!(refused.status()["state"], "starting");
+}
