@@ -9,9 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 9] = [
     "status",
     "restart",
+    "scale",
+    "reopen",
     "stop",
     "upgrade",
     "run",

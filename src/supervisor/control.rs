@@ -395,7 +395,7 @@ mod tests {
     use socket2::{Domain, SockAddr, Type};
 
     use super::*;
-    use crate::Supervisor;
+    use crate::supervisor::Supervisor;
 
     #[test]
     fn a_client_may_read_a_long_answer_slowly() {

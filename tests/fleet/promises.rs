@@ -358,7 +358,9 @@ impl Promises {
         if std::mem::replace(&mut start.is_pending, true) {
             return broken("one_start_at_once", "two starts at once");
         }
-        if !is_restart && start.is_given_up {
+        // A restart gives the slot all its attempts again.
+        start.is_given_up &= !is_restart;
+        if start.is_given_up {
             return broken("given_up_slots_stay_down", "a start after the last attempt");
         }
         if !is_restart && machine.now < start.not_before {
