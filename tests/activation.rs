@@ -245,6 +245,10 @@ fn the_service_manager_hears_all_in_order_and_from_the_main_process_only() {
     generations.who();
     signal(third, Signal::TERM);
     manager.expect(third, &["STOPPING=1"]);
+    manager.expect(
+        third,
+        &["STATUS=generation 3 is stopping: 1 connection left"],
+    );
     manager.expect(third, &["EXTEND_TIMEOUT_USEC=20000000"]);
     generations.wait();
 }

@@ -203,7 +203,7 @@ fn a_service_is_scaled_at_run_time() {
             "{bad}"
         );
     }
-    fs::write(supervised.path("environment"), "no assignment").unwrap();
+    fs::write(supervised.path("environment"), "NAME=\"no end").unwrap();
     let output = supervised.ask(&["scale", "2", "--wait"]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{error}");
