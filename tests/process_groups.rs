@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -304,11 +305,33 @@ fn a_supervisor_that_is_killed_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_guardian_that_is_killed_is_replaced_at_the_next_start() {
-    let mut service = Service::start(&[], WRAPPER);
-    let leader = service.pid("leader");
-    let supervisor = service.supervisor.id() as i32;
-    let guardian = || {
+fn a_supervisor_that_is_killed_leaves_no_process_of_its_user_behind() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not run: only root can start processes of another user");
+    }
+    // The second is ended together with its child, which ignores the first signal.
+    let stubborn = "sh -c 'trap : TERM; echo $$ > child; while :; do sleep 0.05; done' &
+        echo $$ > leader; wait";
+    for program in ["echo $$ > leader; exec sleep 1000", stubborn] {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("program"), program).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let options = ["--stop-timeout", "0.5", "--user", "65534"];
+        let mut service = Service::start_in(dir, &options, "exec \"$@\"");
+        let leader = service.pid("leader");
+        assert_eq!(
+            fs::metadata(format!("/proc/{leader}")).unwrap().uid(),
+            65534
+        );
+        service.signal(Signal::KILL);
+        service.wait();
+        service.until_left(&[]);
+    }
+}
+
+impl Service {
+    fn guardian(&self) -> Option<i32> {
+        let supervisor = self.supervisor.id() as i32;
         let pids = fs::read_dir("/proc").unwrap().flatten();
         let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         pids.find(|pid| {
@@ -316,19 +339,60 @@ fn a_guardian_that_is_killed_is_replaced_at_the_next_start() {
                 && fs::read_to_string(format!("/proc/{pid}/comm"))
                     .is_ok_and(|name| name == "handover-guard\n")
         })
-    };
-    eventually("the guardian", || guardian().is_some());
-    let first = guardian().unwrap();
-    kill(first);
-    eventually("it is reaped", || stat(first).is_none());
+    }
+
+    /// Kills the guardian. Returns when the supervisor knows.
+    #[track_caller]
+    fn kill_guardian(&self) -> i32 {
+        eventually("the guardian", || self.guardian().is_some());
+        let guardian = self.guardian().unwrap();
+        kill(guardian);
+        let text = format!("the guardian, process {guardian}, exited");
+        eventually("the end of the guardian", || {
+            self.text("log").contains(&text)
+        });
+        guardian
+    }
+}
+
+#[test]
+fn the_next_guardian_knows_of_all_processes_and_of_what_is_being_ended() {
+    // The child ends at the second SIGTERM: the supervisor sends the first one, and the guardian another.
+    let program = "
+        test -e again && { echo $$ > leader2; exec sleep 1000; }
+        : > again
+        sh -c 'trap \"test -e term && exit; : > term\" TERM; echo $$ > child; while :; do sleep 0.02; done' &
+        echo $$ > leader
+        wait";
+    let mut service = Service::start(&[], program);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    // The first may be too young to be replaced at once. Then the next start replaces it.
+    let first = service.kill_guardian();
     kill(leader);
-    service.other_pid("leader", leader);
-    eventually("another guardian", || guardian().is_some());
+    service.pid("leader2");
+    eventually("the first signal", || service.path("term").exists());
+    eventually("the second guardian", || service.guardian().is_some());
+    assert_ne!(service.guardian(), Some(first));
+    assert!(is_alive(child));
     service.signal(Signal::KILL);
     service.wait();
-    eventually("the end of all processes", || {
-        service.processes().is_empty()
-    });
+    service.until_left(&[]);
+}
+
+#[test]
+fn a_guardian_is_replaced_although_no_process_starts() {
+    let mut service = Service::start(&[], WRAPPER);
+    service.pid("leader");
+    service.pid("child");
+    eventually("the guardian", || service.guardian().is_some());
+    // Younger ones are replaced at the next start only.
+    thread::sleep(Duration::from_secs(1));
+    let first = service.kill_guardian();
+    eventually("the second guardian", || service.guardian().is_some());
+    assert_ne!(service.guardian(), Some(first));
+    service.signal(Signal::KILL);
+    service.wait();
+    service.until_left(&[]);
 }
 
 #[test]

@@ -77,6 +77,8 @@ pub(super) struct Run {
     /// Ends what this supervisor has started if it dies. `None` if it could not be started, and
     /// where the kernel does the same: for the first process of a pid namespace (pid_namespaces(7)).
     pub(super) guardian: Option<Guardian>,
+    /// When this process started or took over the guardian.
+    guardian_started_at: Instant,
     pub(super) dry_run: Option<DryRun>,
     pub(super) started_at: Instant,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -92,6 +94,10 @@ pub(super) struct Run {
     /// When the sizes of the processes are looked at next. Never, if no setting limits them.
     next_measurement: Deadline,
 }
+
+/// A guardian that has not run for so long is replaced only when a process is started: whatever ended
+/// the guardian may end the next one, too.
+const MIN_GUARDIAN_AGE: Duration = Duration::from_secs(1);
 
 /// The time between two looks at the sizes of the processes.
 const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
@@ -167,6 +173,7 @@ impl Run {
             own_group: sys::supervision::group_of(std::process::id()),
             stragglers: Stragglers::default(),
             guardian: None,
+            guardian_started_at: now,
             dry_run: None,
             started_at: now,
             stop_signal_received: false,
@@ -229,19 +236,26 @@ impl Run {
 
     /// Opens a process, and tells the guardian of it, if this was not done before.
     fn watch(&mut self, pid: u32) -> &Watched {
-        self.watched.entry(pid).or_insert_with(|| {
+        if !self.watched.contains_key(&pid) {
             let watched = Watched::open(pid);
-            if let Some(guardian) = &self.guardian {
-                let has_groups = self.settings.process_groups;
-                let is_own = |group: &u32| has_groups && Some(*group) != self.own_group;
-                if !guardian.watch(Some(pid), watched.group.filter(is_own)) {
-                    log::error!("the guardian does not know of process {pid}");
-                }
-            }
-            watched
-        })
+            self.tell_guardian(pid, watched.group);
+            self.watched.insert(pid, watched);
+        }
+        &self.watched[&pid]
     }
 
+    fn tell_guardian(&self, pid: u32, group: Option<u32>) {
+        let Some(guardian) = &self.guardian else {
+            return;
+        };
+        let has_groups = self.settings.process_groups;
+        let is_own = |group: &u32| has_groups && Some(*group) != self.own_group;
+        if !guardian.watch(Some(pid), group.filter(is_own)) {
+            log::error!("the guardian does not know of process {pid}");
+        }
+    }
+
+    /// Starts a guardian, and tells it of all processes and of what is being ended.
     pub(super) fn start_guardian(&mut self) {
         const FIRST_PROCESS: u32 = 1;
         if std::process::id() == FIRST_PROCESS {
@@ -251,12 +265,24 @@ impl Run {
         let policy = &self.settings.policy;
         let guardian = Guardian::start(policy.stop_timeout, self.settings.runs_other_program);
         self.guardian = guardian.inspect_err(failed).ok();
-        // The guardian is told of all processes again, and of what is being ended.
-        self.watched.clear();
+        self.guardian_started_at = Instant::now();
+        for (pid, watched) in &self.watched {
+            self.tell_guardian(*pid, watched.group);
+        }
         if let Some(guardian) = &self.guardian {
             for group in self.stragglers.groups() {
                 guardian.watch(None, Some(group));
             }
+        }
+    }
+
+    /// The guardian has exited: another one is started at once, or with the next process if this one
+    /// did not last.
+    fn replace_guardian(&mut self, pid: u32, how: &str) {
+        log::warn!("the guardian, process {pid}, exited ({how}): starting another");
+        self.guardian = None;
+        if self.guardian_started_at.elapsed() >= MIN_GUARDIAN_AGE {
+            self.start_guardian();
         }
     }
 
@@ -379,14 +405,8 @@ impl Run {
             return self.handle(Event::DryRunEnded(dry_run.result(&how)));
         }
         log::debug!("process {pid} exited ({how})");
-        if self
-            .guardian
-            .take_if(|guardian| guardian.pid() == pid)
-            .is_some()
-        {
-            log::warn!(
-                "the guardian, process {pid}, exited ({how}): the next start starts another"
-            );
+        if self.guardian.as_ref().is_some_and(|own| own.pid() == pid) {
+            self.replace_guardian(pid, &how);
         }
         // Another process may get this id.
         let watched = self.watched.remove(&pid);
