@@ -339,6 +339,13 @@ fn has_terminal(pid: i32) -> bool {
     fields.and_then(|mut fields| fields.nth(4)) != Some("0")
 }
 
+/// Whether a process has not taken a SIGHUP yet (the field ShdPnd, proc(5)).
+fn is_hangup_pending(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    pending.is_some_and(|set| u64::from_str_radix(set.trim(), 16).unwrap() & 1 != 0)
+}
+
 /// A server of this crate without a supervisor, in the foreground of a terminal. The shell stays when it is restarted:
 /// its end would be that of the session.
 fn server_in(terminal: &Terminal, prefix: &str) -> Generations {
@@ -388,6 +395,11 @@ fn a_server_under_nohup_outlives_its_terminal_and_is_restarted_by_hup() {
     let pid = server.who().pid;
     drop(terminal);
     eventually("the terminal is closed", || !has_terminal(pid));
+    // The shell reads an end-of-file, and at its exit the kernel sends SIGHUP to the foreground. While that is pending,
+    // another SIGHUP would be lost: signals do not queue (signal(7)).
+    let shell = server.first.id() as i32;
+    eventually("the shell has exited", || state(shell) == Some('Z'));
+    eventually("its signal was taken", || !is_hangup_pending(pid));
     let next = server.restart();
     signal(next.pid, Signal::TERM);
     server.wait();
