@@ -128,10 +128,10 @@ pub fn supervise() -> io::Result<Restart> {
 /// # Process groups
 ///
 /// Each process that the supervisor or a predecessor starts is the leader of a process group of its
-/// own. As with systemd's `KillMode=mixed`, a stop or a restart sends SIGTERM to this process only,
-/// so that it can let its children finish their work. When it has exited, however that came, what is
-/// left of its group gets SIGTERM, and SIGKILL after [`stop_timeout`]. SIGKILL goes to the whole
-/// group. When the last process has exited in a stop, everything else that descends from it gets the
+/// own. As with systemd's `KillMode=mixed`, a stop or a restart sends its signal to this process
+/// only, so that it can let its children finish their work. When it has exited, however that came,
+/// what is left of its group gets SIGTERM, and SIGKILL after [`stop_timeout`]. SIGKILL goes to the
+/// whole group. When the last process has exited in a stop, everything else that descends from it gets the
 /// same, daemons as well that have left the group. If a process has to be killed for this, the exit
 /// code is 1. This needs /proc (proc(5)).
 ///

@@ -244,36 +244,40 @@ impl Run {
         &self.watched[&pid]
     }
 
+    /// Tells the guardian of a process and its group.
     fn tell_guardian(&self, pid: u32, group: Option<u32>) {
         let Some(guardian) = &self.guardian else {
             return;
         };
-        let has_groups = self.settings.process_groups;
-        let is_own = |group: &u32| has_groups && Some(*group) != self.own_group;
-        if !guardian.watch(Some(pid), group.filter(is_own)) {
+        if !guardian.watch(Some(pid), self.guarded_group(group)) {
             log::error!("the guardian does not know of process {pid}");
         }
     }
 
-    /// Starts a guardian, and tells it of all processes and of what is being ended.
+    /// The group of a process, if the group is to be ended with the process.
+    fn guarded_group(&self, group: Option<u32>) -> Option<u32> {
+        let has_groups = self.settings.process_groups;
+        group.filter(|group| has_groups && Some(*group) != self.own_group)
+    }
+
+    /// Starts a guardian, which knows of all processes and of what is being ended.
     pub(super) fn start_guardian(&mut self) {
         const FIRST_PROCESS: u32 = 1;
         if std::process::id() == FIRST_PROCESS {
             return;
         }
+        let watched = self.watched.iter();
+        let processes =
+            watched.map(|(pid, watched)| (Some(*pid), self.guarded_group(watched.group)));
+        let ending = self.stragglers.groups().map(|group| (None, Some(group)));
+        let (limit, kills_all) = (
+            self.settings.policy.stop_timeout,
+            self.settings.runs_other_program,
+        );
         let failed = |error: &io::Error| log::error!("cannot start the guardian: {error}");
-        let policy = &self.settings.policy;
-        let guardian = Guardian::start(policy.stop_timeout, self.settings.runs_other_program);
+        let guardian = Guardian::start(limit, kills_all, processes.chain(ending));
         self.guardian = guardian.inspect_err(failed).ok();
         self.guardian_started_at = Instant::now();
-        for (pid, watched) in &self.watched {
-            self.tell_guardian(*pid, watched.group);
-        }
-        if let Some(guardian) = &self.guardian {
-            for group in self.stragglers.groups() {
-                guardian.watch(None, Some(group));
-            }
-        }
     }
 
     /// The guardian has exited: another one is started at once, or with the next process if this one

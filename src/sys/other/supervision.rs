@@ -73,7 +73,11 @@ pub(crate) fn signal_group(_group: u32, _signal: Signal) -> io::Result<()> {
 pub(crate) enum Guardian {}
 
 impl Guardian {
-    pub(crate) fn start(_limit: Duration, _kills_all: bool) -> io::Result<Self> {
+    pub(crate) fn start(
+        _limit: Duration,
+        _kills_all: bool,
+        _known: impl Iterator<Item = (Option<u32>, Option<u32>)>,
+    ) -> io::Result<Self> {
         unsupported()
     }
 

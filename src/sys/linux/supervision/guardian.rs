@@ -44,7 +44,8 @@ const INTERVAL: libc::timespec = libc::timespec {
 };
 
 impl Guardian {
-    /// Starts a guardian. `limit` is how long processes may take to exit after SIGTERM. With
+    /// Starts a guardian, which knows of these processes and groups from the beginning, as with
+    /// [`watch`](Self::watch). `limit` is how long processes may take to exit after SIGTERM. With
     /// `kills_all`, this is so for the processes themselves, too, and not only for what they leave
     /// behind.
     ///
@@ -52,10 +53,17 @@ impl Guardian {
     ///
     /// No memory, no descriptors.
     #[allow(unsafe_code)]
-    pub(crate) fn start(limit: Duration, kills_all: bool) -> io::Result<Self> {
+    pub(crate) fn start(
+        limit: Duration,
+        kills_all: bool,
+        known: impl Iterator<Item = (Option<u32>, Option<u32>)>,
+    ) -> io::Result<Self> {
         let (reader, pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
         let mut entries = Vec::with_capacity(MAX_ENTRIES);
+        for (process, group) in known {
+            record(&mut entries, numbers(GUARDIAN_WATCH, process, group));
+        }
         let reader_number = reader.as_raw_fd();
         let mask = signal::block_all();
         // SAFETY: the new process calls `run` only, which is async-signal-safe and does not return.
@@ -108,12 +116,14 @@ impl Guardian {
     }
 
     fn write(&self, what: i32, process: Option<u32>, group: Option<u32>) -> bool {
-        let number = |pid: Option<u32>| pid.unwrap_or(0) as i32;
-        write_record(
-            self.pipe.as_raw_fd(),
-            &[what, number(process), number(group)],
-        )
+        write_record(self.pipe.as_raw_fd(), &numbers(what, process, group))
     }
+}
+
+/// A record for the guardian.
+fn numbers(what: i32, process: Option<u32>, group: Option<u32>) -> [i32; 3] {
+    let number = |pid: Option<u32>| pid.unwrap_or(0) as i32;
+    [what, number(process), number(group)]
 }
 
 /// A process and its group, or a group alone. Zero is none.
