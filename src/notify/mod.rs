@@ -167,8 +167,8 @@ pub(crate) fn send_listener_copies(
     Ok(())
 }
 
-/// Asks for a listener, and waits for at most ten seconds. Receives the supervisor's answer into `buffer`, and the listener. The
-/// answer's length is 0 if the supervisor does not answer.
+/// Asks for a listener, and waits for at most 10 s. Receives the supervisor's answer into `buffer`,
+/// and the listener. The answer's length is 0 if the supervisor does not answer.
 pub(crate) fn request_bind(
     generation: u64,
     request: BindRequest,
@@ -203,7 +203,7 @@ fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
 /// Sends what the manager has not taken yet, if the time for another attempt has come. Each thread
 /// that notifies calls this in its loop, at [`retry_at`].
 pub(crate) fn retry() {
-    log_error("of what waited", OUTBOX.retry(Instant::now()));
+    log_error("of the queued notifications", OUTBOX.retry(Instant::now()));
 }
 
 /// When [`retry`] is to be called.

@@ -22,7 +22,10 @@ pub(super) fn bind(generation: u64, bind: Bind) -> Result<Listener, BindError> {
         match ask_supervisor(generation, bind, request)? {
             Some(listener) => Ok(listener),
             None => bind.try_bind(addr).map_err(|error| {
-                let text = format!("{error}; the supervisor binds other addresses for this user only, see Supervisor::allow_bind");
+                let text = format!(
+                    "{error}; the supervisor does not bind this address for this user, see \
+                     Supervisor::allow_bind"
+                );
                 match error.kind() {
                     io::ErrorKind::PermissionDenied => io::Error::new(error.kind(), text),
                     _ => error,

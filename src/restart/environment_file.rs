@@ -13,10 +13,10 @@
 //!
 //! Variables in values are not expanded.
 //!
-//! Another line, and a name with other characters than letters, digits and underscores or with a
-//! digit first, is ignored, and the file counts without that line. systemd does the same. A text
-//! with a null character is an error for systemd too. A quote that is not closed is an error here
-//! only: systemd takes the rest of the file for the value.
+//! A line of any other form is ignored. A line whose name has other characters than letters, digits
+//! and underscores, or begins with a digit, is ignored too. systemd ignores the same lines. A null
+//! character in the file is an error, also for systemd. A quote that is not closed is an error
+//! here; systemd takes the rest of the file as the value.
 
 use std::fmt;
 

@@ -17,11 +17,12 @@ const LISTEN_PID: &str = "LISTEN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 
-/// How the names of the variables begin that are for one process, and that its children must not
-/// see: systemd's above with what it adds to them (LISTEN_PIDFDID, MAINPIDFDID since systemd 258),
-/// and those by which systemd tells a process which one it is (systemd.exec(5), "Environment
-/// Variables Set or Propagated by the Service Manager"). What holds for the whole service is kept,
-/// such as CREDENTIALS_DIRECTORY, INVOCATION_ID and MEMORY_PRESSURE_WATCH.
+/// The prefixes of variables that are for one process, and that its children must not inherit: the
+/// variables above, MAINPID, and what systemd adds to these (LISTEN_PIDFDID and MAINPIDFDID, since
+/// systemd 258); and the variables in which systemd names the process that they are for
+/// (systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager"). Variables
+/// for the whole service are kept, such as CREDENTIALS_DIRECTORY, INVOCATION_ID and
+/// MEMORY_PRESSURE_WATCH.
 const FOR_ONE_PROCESS: [&str; 5] = [
     LISTEN_PID,
     "LISTEN_FD",

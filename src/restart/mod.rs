@@ -196,9 +196,9 @@ impl Restart {
     }
 
     /// How long a successor may take until it is ready; then it is ended, and this process goes on
-    /// serving. A successor that fails after it has begun to accept may finish its requests for the
-    /// same time, or within the [`drain_timeout`](crate::Builder::drain_timeout) if that is
-    /// shorter; another restart waits for that. More than zero. Defaults to 60 s.
+    /// serving. A successor that fails after it has begun to accept may finish its requests for
+    /// this time, or for the [`drain_timeout`](crate::Builder::drain_timeout) if that is shorter.
+    /// Another restart waits until this successor has ended. More than zero. Defaults to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = timeout;
         self

@@ -4,8 +4,8 @@
 //! locked, and renamed, so that there is no moment without a locked file, and the old file stays if
 //! the new one cannot be written.
 //!
-//! The directory may be one that other users write to, such as /tmp. So no link is followed, nothing
-//! is overwritten, and what is there is opened without waiting.
+//! Other users may be able to write to the directory, such as /tmp. So no link is followed, nothing
+//! is overwritten, and an existing file is opened without waiting.
 
 use std::ffi::OsString;
 use std::fs::File;

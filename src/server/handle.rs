@@ -127,8 +127,8 @@ impl Handle {
     /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has
     /// drained. A call that comes before a restart in progress has executed the program shares that
     /// restart. A later call starts another one, as the program on disk may have changed: the
-    /// successor is replaced as well, and the report names the process that serves in the end. So
-    /// is the successor if this process has been replaced before the call.
+    /// successor is replaced as well, and the report names the process that serves in the end. If
+    /// this process was replaced before the call, its successor is replaced in the same way.
     ///
     /// # Errors
     ///

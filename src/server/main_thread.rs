@@ -277,8 +277,9 @@ impl<S: Service> MainThread<S> {
                         self.drain_after_replacement();
                     }
                 }
-                // systemd sends SIGTERM to all processes of a service, and again to those that are left
-                // when the main process has ended: by then, these finish what they have begun.
+                // systemd sends SIGTERM to all processes of a service. When the main process has
+                // ended, systemd sends SIGTERM again to the processes that are left. These still
+                // finish their requests.
                 ServerCommand::TerminateAgain if is_replaced => {
                     self.stop_by(self.drain_deadline(), &mut stop, restarter);
                 }
@@ -466,8 +467,8 @@ enum NextOfFinish {
     TimedOut,
 }
 
-/// Waits for the next one, until this point in time; without a limit while the restarter still has
-/// to report the result of a restart. It ends then.
+/// Waits for the next event until this point in time. While the restarter has to report the result
+/// of a restart, the wait has no limit: the restarter ends after its report.
 fn next_of_finish(
     commands: &Receiver<ServerCommand>,
     ended: &Receiver<Ended>,

@@ -1,5 +1,6 @@
-//! Ancestry, age and size of processes, as /proc tells: a notification may name only processes that descend from the
-//! supervisor, the supervisor ends only such processes, and a process that is older than a restart does not complete it.
+//! Ancestry, age and size of processes, from /proc: a notification may name only processes that
+//! descend from the supervisor, the supervisor ends only such processes, and a process that is older
+//! than a restart does not complete the restart.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -34,8 +35,8 @@ fn parent(pid: u32) -> Option<u32> {
     read_stat(pid).map(|stat| stat.parent)
 }
 
-/// When a process was started; rather a little later (10 ms) than too early. `None`: there is no
-/// such process, or /proc is not available.
+/// When a process was started. The result may be up to 10 ms too late, and is never too early.
+/// `None`: there is no such process, or /proc is not available.
 pub(super) fn start_time(pid: u32) -> Option<Instant> {
     let age = sys::supervision::time_since_tick(read_stat(pid)?.started_at);
     Instant::now().checked_sub(age)

@@ -84,8 +84,8 @@ impl ControlSocket {
         Ok(Self::new(bind_listener(path, settings)?, settings))
     }
 
-    /// Binds the socket again if its file was removed or replaced. What took its place is left alone,
-    /// but for the file of a dead process of this user.
+    /// Binds the socket again if its file was removed or replaced. A file that has taken the path
+    /// is not removed, except the socket file of a dead process of this user.
     pub(super) fn restore_file(&mut self, now: Instant, settings: &Settings) {
         if !self.next_check.has_passed(now) {
             return;
@@ -236,7 +236,7 @@ impl ControlSocket {
             .count();
         if count > MAX_SLOW {
             if let Some(oldest) = self.clients.iter().position(|client| slow(&client.stage)) {
-                log::debug!("giving up the slowest of {count} control clients");
+                log::debug!("giving up the oldest of {count} slow control clients");
                 self.clients.remove(oldest);
             }
         }

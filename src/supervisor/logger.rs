@@ -73,7 +73,7 @@ struct LineQueue {
 #[derive(Debug, PartialEq, Eq)]
 enum QueuedLine {
     Text(String),
-    /// So many lines were dropped here.
+    /// The number of lines that were dropped at this place.
     Dropped(u64),
 }
 
@@ -123,7 +123,8 @@ impl StderrLogger {
             let line = match self.take_line() {
                 QueuedLine::Text(line) => line,
                 QueuedLine::Dropped(count) => {
-                    let text = format_args!("{count} log lines were dropped: nobody read them");
+                    let text =
+                        format_args!("{count} log lines were dropped: standard error was not read");
                     self.line(Level::Warn, module_path!(), &text)
                 }
             };

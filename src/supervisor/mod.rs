@@ -106,9 +106,9 @@ pub fn supervise() -> io::Result<Restart> {
 /// | signal | effect |
 /// |---|---|
 /// | SIGTERM, SIGINT | stop when all requests are finished, at most after [`stop_timeout`] |
-/// | SIGQUIT, second SIGINT | stop at once: requests are cut off; processes are killed after 5 s |
+/// | SIGQUIT, second SIGTERM or SIGINT | stop at once: requests are cut off; SIGKILL after 5 s |
 /// | SIGHUP | graceful restart of the serving processes, one after another |
-/// | SIGUSR1 | log files are reopened: passed on to the serving processes, unless it would end them |
+/// | SIGUSR1 | reopen log files: SIGUSR1 is sent to each serving process that it does not end |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
 /// | SIGTSTP (Ctrl-Z) | the supervisor stops, and its processes with it, until SIGCONT (`fg`) |
 /// | SIGHUP of a terminal that is closed | as SIGTERM; nothing, if SIGHUP was ignored at the start |
@@ -117,8 +117,9 @@ pub fn supervise() -> io::Result<Restart> {
 /// processes that it starts ignore and block none. So a service that was started with `nohup` is
 /// restarted by `kill -HUP`, and goes on when its terminal is closed.
 ///
-/// SIGUSR1 ends a process that has no handler for it. So it is sent only to a process that has been
-/// ready, and that handles, ignores or blocks it, as /proc tells; for any other, a warning is logged.
+/// SIGUSR1 ends a process that has no handler for SIGUSR1. So the supervisor sends SIGUSR1 only to
+/// a process that has been ready and that handles, ignores or blocks SIGUSR1 according to /proc.
+/// For another process that has been ready, the supervisor logs a warning.
 ///
 /// An upgrade leaves the serving processes alone. The supervisor then has the settings of the new
 /// program, with these exceptions: the control socket and the listeners stay where they are,
@@ -204,11 +205,12 @@ pub struct Supervisor(Settings);
 pub enum NotifyAccess {
     /// Those of the process that the supervisor has started, and of servers of this crate.
     Main,
-    /// Those of its descendants as well: of the server that a wrapper script has started, for
-    /// example. A descendant tells that the process is ready, needs more time or makes progress
-    /// (READY, EXTEND_TIMEOUT_USEC, WATCHDOG, STATUS). Its MAINPID and STOPPING are ignored: the
-    /// process that the supervisor has started is signalled, and its exit counts. The sender must
-    /// live until the supervisor has read the notification, as systemd-notify(1) does.
+    /// Also those of the descendants of that process, for example of a server that a wrapper script
+    /// has started. A descendant can notify that the process is ready, needs more time or makes
+    /// progress (READY, EXTEND_TIMEOUT_USEC, WATCHDOG, STATUS). MAINPID and STOPPING of a
+    /// descendant are ignored: signals go to the process that the supervisor has started, and the
+    /// exit of that process counts. A descendant must run until the supervisor has read its
+    /// notification, as systemd-notify(1) does.
     #[default]
     All,
 }
@@ -384,20 +386,21 @@ impl Supervisor {
         self
     }
 
-    /// How many processes in a row may exit in one slot, or not start, before one is ready. Then no
-    /// other one is started there, except by a graceful restart, which has as many attempts again.
+    /// After how many failures in a row the supervisor gives up a slot. A failure is a process that
+    /// exits before it is ready, or that cannot be started. In a slot that was given up, only a
+    /// graceful restart or `handover scale` starts a process, with the same number of attempts.
     /// When no process is left, the supervisor exits with code 69 (EX_UNAVAILABLE in
-    /// sysexits.h(3head)), so that the service manager can react. At least 1. `None`: it never gives
-    /// up. Defaults to `None`.
+    /// sysexits.h(3head)), so that the service manager can react. At least 1. `None`: no limit.
+    /// Defaults to `None`.
     pub fn give_up_after(mut self, processes: impl Into<Option<u32>>) -> Self {
         self.0.policy.give_up_after = processes.into().map(|count| count.max(1));
         self
     }
 
     /// The signal that has a process finish its requests and exit, for programs of other kinds
-    /// ([`run`](Self::run)): SIGQUIT for Unicorn, SIGWINCH for Apache httpd. A stop at once sends
-    /// SIGQUIT, and SIGTERM if `stop_signal` is another signal than SIGTERM. A server of this crate
-    /// needs SIGTERM. Defaults to SIGTERM.
+    /// ([`run`](Self::run)): SIGQUIT for Unicorn, SIGWINCH for Apache httpd. To stop a process at
+    /// once, the supervisor sends SIGQUIT if `stop_signal` is SIGTERM, and SIGTERM if not. A server
+    /// of this crate needs SIGTERM. Defaults to SIGTERM.
     pub fn stop_signal(mut self, signal: StopSignal) -> Self {
         self.0.policy.stop_signal = signal.0;
         self
@@ -420,10 +423,11 @@ impl Supervisor {
         self
     }
 
-    /// How long a process serves before it is replaced gracefully, as by a restart: the next process
-    /// serves before it stops, one process at a time. Shortened by up to a tenth, so that processes
-    /// that were started together are not replaced together. If the process cannot be replaced, it
-    /// serves on, and another attempt follows after 60 s. `None` or zero: for ever. Defaults to `None`.
+    /// How long a process serves before it is replaced gracefully, as in a restart: the successor
+    /// serves before the old process stops. Processes are replaced one at a time. The time is
+    /// shortened by up to a tenth, so that processes that were started together are not replaced
+    /// together. If the replacement fails, the old process goes on serving, and another attempt
+    /// follows after 60 s. `None` or zero: no limit. Defaults to `None`.
     pub fn recycle_after(mut self, serving_for: impl Into<Option<Duration>>) -> Self {
         let limit = serving_for.into().filter(|limit| !limit.is_zero());
         self.0.policy.recycling.recycle_after = limit;
@@ -431,9 +435,9 @@ impl Supervisor {
     }
 
     /// How many bytes of memory a serving process may occupy before it is replaced, as by
-    /// [`recycle_after`](Self::recycle_after). Looked at every 5 s: the resident size in
-    /// /proc/PID/statm, which counts pages that are shared with other processes, too.
-    /// (smaps_rollup, which tells them apart, halts a large process for milliseconds.) `None` or
+    /// [`recycle_after`](Self::recycle_after). The supervisor reads the resident size in
+    /// /proc/PID/statm every 5 s. That size includes pages that are shared with other processes.
+    /// (smaps_rollup separates shared pages, but halts a large process for milliseconds.) `None` or
     /// zero: no limit. Defaults to `None`.
     pub fn recycle_above(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.0.policy.recycling.recycle_above = bytes.into().filter(|bytes| *bytes > 0);
@@ -481,9 +485,10 @@ impl Supervisor {
     }
 
     /// The user as which the serving processes run, a name or a number. Only root's supervisor can
-    /// set another user. The supervisor itself keeps its user: it binds the listeners, starts a
-    /// process, and gives up its privileges before the program begins. So a server needs no
-    /// privileges for port 80, and a crash, a restart or an upgrade does not need them either.
+    /// set another user. The supervisor keeps its own user and binds the listeners. Each new
+    /// process gives up the privileges before it executes the program. So the program needs no
+    /// privileges for port 80, neither at its first start nor after a crash, a restart or an
+    /// upgrade.
     ///
     /// The process has the group and the supplementary groups of the user (initgroups(3)), none of
     /// root's capabilities (capabilities(7)), and HOME, LOGNAME, SHELL and USER of the user
@@ -517,11 +522,12 @@ impl Supervisor {
     }
 
     /// Adds an address that the supervisor binds for a serving process of another user, see
-    /// [`user`](Self::user). Others are refused; the process then tries to bind with its own
-    /// privileges. Defaults to the addresses of [`listen`](Self::listen), those that a process of
-    /// the supervisor's user asks for, and those that the program asks for before it is ready for
-    /// the first time. So this is needed only for an address that a later version of the program
-    /// adds.
+    /// [`user`](Self::user). Without this setting, the supervisor binds the addresses of
+    /// [`listen`](Self::listen), the addresses that a process of the supervisor's user asks for,
+    /// and the addresses that the program asks for before it is ready for the first time. So this
+    /// setting is needed only for an address that a later version of the program adds. The
+    /// supervisor refuses to bind other addresses; the process then tries to bind with its own
+    /// privileges. Defaults to none.
     pub fn allow_bind(mut self, addr: impl Into<Bind>) -> Self {
         self.0.allowed_binds.push(addr.into());
         self

@@ -63,8 +63,9 @@ impl Run {
         self.handle(Event::Notified { pid, notice });
     }
 
-    /// The process that a descendant of it speaks for, such as a wrapper script for which its server
-    /// notifies, if the settings allow that. A server of this crate speaks for itself.
+    /// The process for which a notification of its descendant counts, if the settings allow that,
+    /// such as a wrapper script whose server notifies. A server of this crate sends its own
+    /// notifications, which count for that server.
     fn represented_process(&self, sender: u32) -> Option<u32> {
         let find = |pid: u32| self.fleet.processes().find(|process| process.pid == pid);
         let process = ancestry::ancestors(sender).find_map(find)?;

@@ -46,18 +46,19 @@ enum Subcommand {
     Status(StatusArgs),
     /// Replace the serving processes, one after another, without losing a request
     ///
-    /// If a process cannot be replaced, that process and all later ones go on serving. With
-    /// --wait, the exit code is then 1, and what each process does is shown as it goes.
+    /// If a process cannot be replaced, that process and all later ones go on serving; with --wait,
+    /// the exit code is then 1. --wait also shows what each process does during the restart.
     Restart(RequestArgs),
     /// Change the number of serving processes, until the supervisor ends
     ///
     /// Surplus processes finish their requests and exit. With --wait, the exit code is 0 as soon as
-    /// so many processes serve, and 1 if one of them fails before it is ready, which is then started
-    /// again after a while. An upgrade keeps the number.
+    /// N processes serve, and 1 if a process fails before it is ready. The supervisor starts
+    /// another process after a failure. An upgrade keeps the number.
     Scale(ScaleArgs),
     /// Have the serving processes open their log files again, after these were rotated
     ///
-    /// Sends SIGUSR1 to each process that handles it. A process that would die of it gets none.
+    /// Sends SIGUSR1 to each process that handles, ignores or blocks SIGUSR1. SIGUSR1 would end any
+    /// other process.
     Reopen(Target),
     /// Stop the service when all requests in progress are finished
     Stop(RequestArgs),
@@ -68,13 +69,13 @@ enum Subcommand {
     Upgrade(RequestArgs),
     /// Supervise a program that takes its listeners as systemd passes them (LISTEN_FDS)
     ///
-    /// Signals: SIGTERM and SIGINT stop when all requests are finished, SIGQUIT stops at once, SIGHUP
-    /// restarts gracefully, SIGUSR1 is passed on to processes that handle it, SIGUSR2 replaces the supervisor by the program that
-    /// is on disk now.
+    /// Signals: SIGTERM and SIGINT stop when all requests are finished; SIGQUIT stops at once;
+    /// SIGHUP restarts gracefully; SIGUSR1 is sent to the serving processes that handle, ignore or
+    /// block SIGUSR1; SIGUSR2 replaces the supervisor by the program that is on disk now.
     ///
-    /// Exit codes: 0 after a stop; 1 if processes had to be killed for it; 69 (EX_UNAVAILABLE) after
-    /// --give-up-after; 78 (EX_CONFIG) if the program exits with 78, see --no-restart-code. 2 if the
-    /// options are wrong.
+    /// Exit codes: 0 after a stop; 1 after a stop in which processes had to be killed; 2 if the
+    /// options are wrong; 69 (EX_UNAVAILABLE) after --give-up-after; 78 (EX_CONFIG) if the program
+    /// exits with 78, see --no-restart-code.
     Run(Box<RunArgs>),
     /// Print the completions for a shell, which a package installs
     Completions(CompletionsArgs),

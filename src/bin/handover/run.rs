@@ -45,8 +45,8 @@ pub(super) struct RunArgs {
     /// With --user or --group: let the program start others that get more privileges, such as sudo
     #[arg(long)]
     allow_new_privileges: bool,
-    /// An address that the supervisor binds for the program although it runs as another user,
-    /// beside those that it asks for at its first start. May be given several times
+    /// An address that the supervisor binds for a program that runs as another user, besides the
+    /// addresses that the program asks for at its first start. May be given several times
     #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
     allow_bind: Vec<Bind>,
     /// The path of a file to create with the supervisor's process id
@@ -78,8 +78,8 @@ pub(super) struct RunArgs {
     /// A process is ready only when it sends READY=1, see sd_notify(3)
     #[arg(long, conflicts_with = "ready_after")]
     notify: bool,
-    /// Whose notifications count: those of the program that is started alone (main), or also those
-    /// of its descendants (all), such as the server that a wrapper script starts
+    /// Whose notifications count: only those of the process that the supervisor starts (main), or
+    /// also those of its descendants (all), such as a server that a wrapper script starts
     #[arg(long, value_name = "main|all", value_parser = notify_access, default_value = "all")]
     notify_access: NotifyAccess,
     /// A process is ready when it has run for this long, or sends READY=1 before
@@ -96,13 +96,15 @@ pub(super) struct RunArgs {
     /// number. Defaults to TERM
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<StopSignal>,
-    /// The same, for a process that another one has replaced in a restart. Defaults to the stop signal
+    /// The signal by which a process finishes its requests and exits when another process has
+    /// replaced it in a restart. Defaults to the stop signal
     #[arg(long, value_name = "SIGNAL")]
     restart_signal: Option<StopSignal>,
     /// How long an aborted process may take to exit before it is killed
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
     abort_timeout: Duration,
-    /// Which processes are started again that exit unasked: all, or only those that fail
+    /// Which processes are started again after an exit without a request to stop: all processes, or
+    /// only those that fail
     #[arg(long, value_name = "WHEN", default_value = "always")]
     restart: RestartWhen,
     /// The exit code after which the program is not started again, or "none"
@@ -112,8 +114,8 @@ pub(super) struct RunArgs {
     /// not become ready
     #[arg(long, value_name = "FIRST..LONGEST", value_parser = delays, default_value = "0.1..30")]
     backoff: (Duration, Duration),
-    /// Give up when so many processes in a row have not become ready: the exit code is 69 if no
-    /// process is left. Defaults to never
+    /// Give up when N processes in a row have not become ready: the exit code is 69 if no process
+    /// is left. Defaults to never
     #[arg(long, value_name = "N")]
     give_up_after: Option<NonZeroU32>,
     /// The format of the log, on standard error. With "auto", that of systemd's journal if standard

@@ -101,9 +101,9 @@ impl Restarter {
         }
     }
 
-    /// Says once that the requested restart waits for a successor that has failed. One that may
-    /// still take over needs no word: the program that it runs may be older than the request, and
-    /// the next round follows.
+    /// Logs once that the requested restart waits for a successor that has failed. The wait for a
+    /// successor that may still take over is not logged: that successor may run a program that is
+    /// older than the request, and the next round follows.
     fn announce_wait_for_aborted(&mut self) {
         let Some(successor) = &self.successor else {
             return;

@@ -270,7 +270,7 @@ const EARLIER: u64 = 3;
 /// How long a successor that accepts may take to acknowledge the takeover.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much of an unlimited drain a restart waits for.
+/// The longest drain that a restart waits for, also if the drain time-out is longer.
 const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The most requests that wait for the restarter. Senders of more wait themselves.

@@ -19,9 +19,9 @@
 //!  the other callers have it ◄─ Restarted, or RestartFailed
 //! ```
 //!
-//! So does a process that was replaced before the request came. The successor answers each
-//! `RestartAgain` once, in the order of the messages: a request joins the next round of the
-//! successor, and rounds end in the order in which they began.
+//! A process that was replaced before the request came sends `RestartAgain` as well. The successor
+//! answers each `RestartAgain` once, in the order of the messages: a request joins the next round
+//! of the successor, and rounds end in the order in which they began.
 //!
 //! A process that has drained stays as long as callers wait for the result of a round that it has
 //! passed on.
@@ -54,8 +54,8 @@ pub(super) enum Waiter {
 /// The result of a restart.
 pub(super) type RestartResult = Result<CompletedRestart, RestartError>;
 
-/// The requests, as a value without processes and clock: each method returns the waiters that have
-/// their result with it. Each waiter is returned exactly once.
+/// The requests and their waiters, separate from processes and from the clock. A call that decides
+/// the result of waiters returns these waiters. Each waiter is returned exactly once.
 pub(super) struct Rounds<W> {
     /// A restart was requested, and has not begun.
     is_requested: bool,

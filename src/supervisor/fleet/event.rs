@@ -17,7 +17,7 @@ pub(crate) enum Event {
     Notified { pid: u32, notice: Notice },
     /// A graceful restart is wanted. The client gets the result.
     Restart { client: Option<u64> },
-    /// So many processes are to serve. The client gets the result.
+    /// This number of serving processes is wanted. The client gets the result.
     Scale {
         processes: usize,
         client: Option<u64>,

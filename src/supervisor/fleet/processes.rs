@@ -97,8 +97,8 @@ impl Fleet {
         self.fail_round(round, index, &why);
     }
 
-    /// Has a process started in this slot after the back-off, or gives the slot up. `served` is how long the process
-    /// before was ready, and `why` is why there is none now.
+    /// Has a process started in this slot after the back-off, or gives the slot up. `served` is how
+    /// long the last process of the slot was ready, and `why` is why the slot has no process now.
     pub(super) fn schedule_start(&mut self, index: usize, served: Option<Duration>, why: &str) {
         let jitter = self.next_jitter();
         let slot = &mut self.slots[index];

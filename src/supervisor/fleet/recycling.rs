@@ -1,9 +1,9 @@
 //! Recycling: a process that has served for long, or has become large, is replaced gracefully.
 //!
-//! A recycling is a round of one slot, so that it is done as a restart is: the successor serves before
-//! the process stops, one process at a time. It begins while no round is in progress, and a restart
-//! that is asked for waits for it. If it fails, the process serves on, and the next recycling of any
-//! process begins after [`PAUSE`].
+//! A recycling is a round of one slot, and proceeds as a restart: the successor serves before the
+//! old process stops, and one process is replaced at a time. A recycling begins only while no round
+//! is in progress, and a requested restart waits for the recycling. If a recycling fails, the old
+//! process goes on serving, and the next recycling of any process begins after [`PAUSE`].
 
 use std::time::Duration;
 

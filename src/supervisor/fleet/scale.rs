@@ -1,10 +1,10 @@
 //! The number of slots, which operators may change at run time.
 //!
-//! More slots start processes as after the start of the supervisor. Of the surplus slots, which are
-//! those with the highest numbers, the processes finish their requests and exit. A slot that stays
-//! and does not serve gets the process of a surplus slot that serves. The number that was
-//! asked for stays until the supervisor ends, also over an upgrade: a service that was scaled up for
-//! its load must not lose processes when a new program is installed.
+//! New slots start processes as at the start of the supervisor. The surplus slots are the slots
+//! with the highest numbers: their processes finish their requests and exit. First, a slot that
+//! stays and does not serve gets the process of a surplus slot that serves. The requested number is
+//! kept until the supervisor ends, also over an upgrade: a service that was scaled up for its load
+//! must not lose processes when a new program is installed.
 
 use std::time::Instant;
 

@@ -1,8 +1,8 @@
 //! Unix: names in a directory that is held open.
 //!
-//! Whoever may write to a directory on the way to a file can make the path lead elsewhere at any
-//! time. So a file that was found by its path is changed or removed in the directory where it was
-//! found, and only if it still is that file.
+//! A user who may write to a directory on the path to a file can change where the path leads at any
+//! time. So this module changes or removes a file that was found by its path only in the directory
+//! where the file was found, and only if the name still belongs to the same file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
