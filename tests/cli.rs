@@ -543,7 +543,7 @@ const ON_TERMINAL: &str =
 
 #[test]
 fn a_restart_on_a_terminal_shows_each_process_as_it_goes() {
-    let service = Supervised::start(&["--ready-after", "0.5"], &[]);
+    let service = Supervised::start(&["--ready-after", "2"], &[]);
     service.until_serving();
     let old = service.pid();
     let mut python = Command::new("python3");

@@ -16,11 +16,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A program that writes a line to the file `usr1` for each SIGUSR1, and ends on SIGTERM.
 const REOPENS: &str = r#"
-import os, signal
+import os, signal, time
 signal.signal(signal.SIGUSR1, lambda *_: open("usr1", "a").write(f"{os.getpid()}\n"))
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 open("up", "a").write("up\n")
-while True: signal.pause()
+# A signal just before signal.pause() would be handled after the next one only.
+while True: time.sleep(0.05)
 "#;
 
 /// A program that handles no signal.
@@ -218,9 +219,12 @@ const GROWS: &str = r#"
 import os, time
 grown = None
 while True:
-    if grown is None and os.path.exists("grow"):
-        os.remove("grow")
-        grown = b"x" * (200 << 20)
+    if grown is None:
+        try:
+            os.remove("grow")
+            grown = b"x" * (200 << 20)
+        except FileNotFoundError:
+            pass
     time.sleep(0.02)
 "#;
 

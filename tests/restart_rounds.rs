@@ -158,10 +158,12 @@ fn the_callers_of_another_round_learn_of_the_end_of_the_process_that_was_to_do_i
 impl Generations {
     /// Waits until this generation answers, with a successor that starts.
     fn until_generation_beside(&self, generation: u64) -> Who {
+        let mut who = self.who();
         eventually("the next generation", || {
-            self.who().generation == generation
+            who = self.who();
+            who.generation == generation
         });
-        self.who()
+        who
     }
 
     /// Starts a request that is in progress until the test creates the file of that name.
@@ -395,4 +397,20 @@ fn a_restart_waits_for_a_successor_that_failed_but_not_for_ever() {
     assert!(stat(pid).is_some(), "it was not waited for");
     generations.until_generation(2);
     assert!(stat(pid).is_none(), "it was not killed");
+}
+
+/// The process that has aborted its successor is the only one that can end a successor that hangs.
+#[test]
+fn a_stop_ends_a_successor_that_was_aborted() {
+    let options = [("by-handle", ""), ("ready-timeout", "3000")];
+    let mut generations = Generations::start(&options);
+    let first = generations.who().pid;
+    generations.mode("early half takeover");
+    let report = generations.get("/restart");
+    assert!(report.ends_with("half a takeover"), "{report}");
+    let (live, _) = generations.processes();
+    assert!(live.iter().any(|pid| *pid != first), "it hangs: {live:?}");
+    generations.get("/stop");
+    generations.wait();
+    assert!(TcpStream::connect(generations.addr()).is_err());
 }

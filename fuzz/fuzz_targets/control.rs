@@ -20,7 +20,8 @@ use wire::{Answer, ControlRequest, Record, Status};
 fuzz_target!(|bytes: &[u8]| {
     let line = String::from_utf8_lossy(bytes);
     if ControlRequest::parse(&line).is_some() {
-        let is_plain = |byte: u8| byte == b' ' || byte.is_ascii_lowercase();
+        let is_plain =
+            |byte: u8| matches!(byte, b' ' | b'+') || byte.is_ascii_lowercase() || byte.is_ascii_digit();
         assert!(line.trim_end().bytes().all(is_plain), "{line:?}");
     }
     keeps_its_meaning::<Answer>(bytes);

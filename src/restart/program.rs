@@ -26,6 +26,9 @@ use crate::wire::{EarlierGeneration, Launch};
 /// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
+/// An environment file is shorter than this, in bytes.
+const MOST_ENVIRONMENT: u64 = 1 << 20;
+
 /// A program, and how this process was started, for processes that are started later.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
@@ -139,8 +142,11 @@ impl Program {
             };
             // Another kind of file could make this process wait, as an idle FIFO does.
             let file = sys::file::open_regular(path, true);
-            let text = file.and_then(io::read_to_string);
+            let text = file.and_then(|file| io::read_to_string(file.take(MOST_ENVIRONMENT)));
             let text = text.map_err(|error| failed(&error))?;
+            if text.len() as u64 >= MOST_ENVIRONMENT {
+                return Err(failed(&"1 MiB or longer"));
+            }
             let file = environment_file::parse(&text).map_err(|error| failed(&error))?;
             let shown = path.display();
             for fault in &file.ignored {

@@ -380,12 +380,15 @@ impl<S: Service> MainThread<S> {
         report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
-        if let Some(restarter) = &shared.restarter {
-            restarter.report_stopped(report.to_string());
+        let (now, restarter) = (Instant::now(), shared.restarter.as_ref());
+        let latest = |grace: Duration| {
+            let at = stop.deadline.instant();
+            at.map_or(now + grace, |at| at.max(now + grace))
+        };
+        let mut until = latest(FORCED_GRACE);
+        if let Some(restarter) = restarter {
+            restarter.report_stopped(report.to_string(), latest(FORCED_GRACE / 2));
         }
-        let until = Instant::now() + FORCED_GRACE;
-        let mut until = stop.deadline.instant().map_or(until, |at| at.max(until));
-        let restarter = shared.restarter.as_ref();
         let mut all_ended = loop {
             match next_of_finish(commands, ended, until, restarter) {
                 NextOfFinish::Ended(Ended::Worker(index)) => {

@@ -249,11 +249,11 @@ impl ControlSocket {
 
     /// Answers a client, and closes its connection when the answer is sent.
     pub(super) fn reply(&mut self, id: u64, answer: &impl Record) {
-        let line = answer.encode().map(|record| record + "\n");
-        let line = line.unwrap_or_else(|error| {
+        let line = answer.encode().or_else(|error| {
             log::error!("cannot answer a control client: {error}");
-            String::new()
+            Answer::failure(format!("cannot encode the answer: {error}")).encode()
         });
+        let line = line.map_or(String::new(), |record| record + "\n");
         let mut clients = self.clients.iter_mut();
         if let Some(client) = clients.find(|client| client.id == id) {
             let output = line.into_bytes();

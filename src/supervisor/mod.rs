@@ -553,8 +553,9 @@ impl Supervisor {
     /// A file with environment variables for serving processes, read at each start. They replace
     /// those of the same names. The format is that of systemd's `EnvironmentFile=`
     /// (systemd.exec(5)). As systemd does, a line that is not `NAME=VALUE` is ignored, and a warning
-    /// names the file and the line. If the file cannot be read, is not UTF-8, has a null character,
-    /// or has a quote that is not closed, the start fails with this reason. Defaults to none.
+    /// names the file and the line. If the file cannot be read, has 1 MiB or more, is not UTF-8, has a
+    /// null character, or has a quote that is not closed, the start fails with this reason. Defaults
+    /// to none.
     pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.environment_file = Some(path.into());
         self

@@ -552,7 +552,8 @@ impl Run {
     }
 
     fn send(&mut self, pid: u32, signal: Signal) {
-        if signal == Signal::User1 && !survives(pid, signal) {
+        let stops = self.settings.policy.stops_by(signal);
+        if signal == Signal::User1 && !stops && !survives(pid, signal) {
             return log::warn!("{signal} is not sent to process {pid}, which would die of it");
         }
         let watched = self.watch(pid);

@@ -178,6 +178,38 @@ fn a_scale_is_answered_when_so_many_processes_serve() {
 }
 
 #[test]
+fn a_scale_to_the_same_number_joins() {
+    let mut played = Played::serving(policy());
+    for client in [1, 2] {
+        let client = Some(client);
+        let scale = Event::Scale {
+            processes: 2,
+            client,
+        };
+        assert!(played.handle(scale).is_empty());
+    }
+    assert_eq!(played.tick(0), ["start 200"]);
+    assert_eq!(played.ready(200, Some(1)), ["reply ok", "reply ok"]);
+}
+
+#[test]
+fn sigusr1_reopens_nothing_if_it_stops_processes() {
+    let mut played = Played::serving(policy());
+    assert_eq!(played.handle(Event::User1), ["User1 100"]);
+    for (stop_signal, restart_signal) in [
+        (Signal::User1, None),
+        (Signal::Terminate, Some(Signal::User1)),
+    ] {
+        let mut played = Played::serving(Policy {
+            stop_signal,
+            restart_signal,
+            ..policy()
+        });
+        assert!(played.handle(Event::User1).is_empty());
+    }
+}
+
+#[test]
 fn fewer_slots_keep_the_processes_that_serve() {
     let mut played = Played::serving(Policy {
         processes: 3,

@@ -71,7 +71,7 @@ fn low_addr() -> SocketAddr {
 fn start_server(options: &[(&str, &str)]) -> Generations {
     let other = OTHER.to_string();
     let mut all = vec![
-        ("supervised", "backoff=1 watchdog=2000"),
+        ("supervised", "backoff=1 watchdog=10000"),
         ("user", &other),
         ("group", &other),
     ];
@@ -759,9 +759,10 @@ fn a_control_socket_that_others_replaced_is_not_removed() {
     let socket = supervised.dir.path().join("control");
     for has_program in [false, true] {
         // A socket of another user's, with a program that listens or without.
-        fs::remove_file(&socket).unwrap();
-        let other = UnixListener::bind(&socket).unwrap();
-        chown(&socket, Some(OTHER), Some(OTHER)).unwrap();
+        let new = supervised.dir.path().join("new");
+        let other = UnixListener::bind(&new).unwrap();
+        chown(&new, Some(OTHER), Some(OTHER)).unwrap();
+        fs::rename(&new, &socket).unwrap();
         let other = Some(other).filter(|_| has_program);
         let count = if has_program { 2 } else { 1 };
         eventually("it says so", || {
@@ -784,9 +785,10 @@ fn a_control_socket_that_others_replaced_is_not_removed() {
             supervised.status()["state"] == "serving"
         });
     }
-    fs::remove_file(&socket).unwrap();
-    fs::write(&socket, "").unwrap();
-    chown(&socket, Some(OTHER), Some(OTHER)).unwrap();
+    let new = supervised.dir.path().join("new");
+    fs::write(&new, "").unwrap();
+    chown(&new, Some(OTHER), Some(OTHER)).unwrap();
+    fs::rename(&new, &socket).unwrap();
     supervised.stop();
     assert!(socket.exists());
 }

@@ -1018,12 +1018,11 @@ fn a_process_that_is_stopped_during_its_restart_is_replaced_all_the_same() {
 
 fn a_process_that_stops_by_itself_is_replaced_before_it_has_finished() {
     let supervised = Supervised::start("");
-    let mut slow = support::connect(supervised.addr());
-    write!(slow, "GET /slow?1500 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
-    let old = supervised.who().pid;
+    let (mut slow, old) = supervised.hold_request("held");
     signal(old, Signal::TERM);
     supervised.until_other(old);
     supervised.until_status(&format!(r#""draining":[{{"pid":{old},"#));
+    supervised.generations.option("held", "");
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -1367,9 +1366,7 @@ fn a_restart_replaces_a_process_that_is_starting() {
 /// What an operator sees of a replaced process: how much it has left to do.
 fn the_status_says_how_many_connections_a_replaced_process_has() {
     let supervised = Supervised::start("");
-    let mut slow = support::connect(supervised.addr());
-    write!(slow, "GET /slow?4000 HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
-    let old = supervised.who().pid;
+    let (mut slow, old) = supervised.hold_request("held");
     supervised.succeed("restart wait");
     let status = supervised.until_status(" left\"");
     assert!(
@@ -1378,6 +1375,7 @@ fn the_status_says_how_many_connections_a_replaced_process_has() {
         )),
         "{status}"
     );
+    supervised.generations.option("held", "");
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

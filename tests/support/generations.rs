@@ -369,6 +369,10 @@ pub(crate) fn respond(request: &mut Request<Body<'_>>, who: String) -> Response<
             }
             who.into()
         }
+        "/stop" => {
+            HANDLE.wait_for().stop(Duration::from_secs(20));
+            "".into()
+        }
         // Nobody waits for it, as it ends when all have been served.
         "/restart-later" => {
             let report = || match HANDLE.wait_for().restart() {
@@ -584,7 +588,8 @@ impl Generations {
             let mut told = told.lock();
             if let Ok(text) = try_get(self.addr(), "/who") {
                 let who = Who::parse(&text);
-                if !told.contains(&who.pid) {
+                // Another test's server may have got the port meanwhile.
+                if !told.contains(&who.pid) && self.processes().0.contains(&who.pid) {
                     // It may have ended since it answered.
                     let _ = kill_process(Pid::from_raw(who.pid).unwrap(), Signal::TERM);
                     told.push(who.pid);

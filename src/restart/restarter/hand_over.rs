@@ -442,6 +442,19 @@ impl Restarter {
         self.end_round(&Err(failure.clone()));
     }
 
+    /// A successor that is aborted has not ended yet. If this process ended before, nothing would end
+    /// a successor that hangs.
+    pub(super) fn aborts_successor(&self) -> bool {
+        let successor = self.successor.as_ref();
+        successor.is_some_and(|successor| successor.stage == SuccessorStage::Aborted)
+    }
+
+    pub(super) fn end_aborted_successor_by(&mut self, latest: Instant) {
+        if let (true, Some(successor)) = (self.aborts_successor(), &mut self.successor) {
+            successor.deadline = successor.deadline.earlier(Deadline::at(Some(latest)));
+        }
+    }
+
     /// Aborts the restart if the successor is late or this process stops, and kills a successor
     /// that does not end.
     pub(super) fn handle_successor_deadline(

@@ -85,8 +85,8 @@ enum RestarterRequest {
     Restart(Option<ResultSender>),
     /// The server has begun to stop.
     Stopping,
-    /// The server has stopped, with this report.
-    Stopped(String),
+    /// The server has stopped, with this report. The process ends by this time.
+    Stopped(String, Instant),
 }
 
 /// Where the result of a restart goes.
@@ -154,8 +154,8 @@ impl RestarterHandle {
     }
 
     /// Ends the restarter.
-    pub(crate) fn report_stopped(&self, report: String) {
-        self.send(RestarterRequest::Stopped(report));
+    pub(crate) fn report_stopped(&self, report: String, exit_by: Instant) {
+        self.send(RestarterRequest::Stopped(report, exit_by));
     }
 
     /// Whether the restarter still has to report the result of a restart. It ends then.
@@ -370,9 +370,13 @@ impl Restarter {
                     RestarterRequest::Stopping => {
                         self.stop_requested = true;
                         self.begin_stop();
+                        if self.stays.load(SeqCst) {
+                            self.end_aborted_successor_by(Instant::now());
+                        }
                     }
-                    RestarterRequest::Stopped(report) => {
+                    RestarterRequest::Stopped(report, exit_by) => {
                         self.finish(server, report);
+                        self.end_aborted_successor_by(exit_by);
                         self.stays.store(true, SeqCst);
                     }
                 }
@@ -383,7 +387,7 @@ impl Restarter {
             self.receive_from_successor(server);
             self.handle_deadlines(server);
             self.begin_requested_restart(server);
-            if self.stays.load(SeqCst) && !self.stays_for_callers() {
+            if self.stays.load(SeqCst) && !self.stays_for_callers() && !self.aborts_successor() {
                 return;
             }
             let timeout = self.next_deadline().time_left(Instant::now());

@@ -190,6 +190,13 @@ pub(crate) const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 const IS_STOPPING: &str = "the supervisor is being stopped";
 
+impl Policy {
+    /// Whether this signal has a process finish its requests and exit.
+    pub(crate) fn stops_by(&self, signal: Signal) -> bool {
+        self.stop_signal == signal || self.restart_signal == Some(signal)
+    }
+}
+
 impl Fleet {
     /// A fleet that is to start its first process now. `seed` is for the jitter of the back-off.
     pub(crate) fn new(policy: Policy, now: Instant, seed: u64) -> Self {
@@ -240,6 +247,10 @@ impl Fleet {
             Event::Replaced => self.resume(),
             Event::Stop => self.stop(),
             Event::StopNow => self.stop_now(),
+            Event::User1 if self.policy.stops_by(Signal::User1) => {
+                let text = "SIGUSR1 is not passed on: it is the signal that stops processes";
+                self.log(Severity::Warn, text.to_owned());
+            }
             Event::User1 => {
                 // SIGUSR1 kills a process that has not installed its handler yet.
                 let ready = self

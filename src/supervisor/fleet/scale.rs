@@ -32,7 +32,10 @@ impl Scale {
 impl Fleet {
     pub(super) fn request_scale(&mut self, wanted: usize, client: Option<u64>) {
         if self.shutdown.is_none() {
-            self.end_scale(Some(format!("another request asks for {wanted} processes")));
+            // A request for the same number joins those that wait.
+            if self.scale.wanted != Some(wanted) {
+                self.end_scale(Some(format!("another request asks for {wanted} processes")));
+            }
             let text = format!(
                 "processes that are to serve: {wanted}, before {}",
                 self.slots.len()
@@ -40,7 +43,6 @@ impl Fleet {
             self.log(Severity::Info, text);
             self.scale.wanted = Some(wanted);
             self.scale.clients.extend(client.map(|id| (id, self.now)));
-            self.keep_serving(wanted);
             self.resize();
             // Slots that were given up are wanted again.
             let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
@@ -61,12 +63,14 @@ impl Fleet {
             let idle = idle.filter(|idle| *idle < wanted && self.round.is_none());
             if let Some(idle) = idle.filter(|_| self.slots[surplus].is_serving()) {
                 self.slots.swap(idle, surplus);
-                for index in [idle, surplus] {
-                    let slot = &mut self.slots[index];
-                    let processes = [&mut slot.current, &mut slot.successor];
-                    for process in processes.into_iter().flatten() {
-                        process.slot = Some(index);
-                    }
+                let slots = self.slots.iter_mut();
+                let of_slots = slots.flat_map(|slot| [&mut slot.current, &mut slot.successor]);
+                for process in of_slots.flatten().chain(&mut self.draining) {
+                    process.slot = match process.slot {
+                        Some(slot) if slot == idle => Some(surplus),
+                        Some(slot) if slot == surplus => Some(idle),
+                        slot => slot,
+                    };
                 }
             }
         }
@@ -79,6 +83,7 @@ impl Fleet {
         while self.slots.len() < wanted {
             self.slots.push(Slot::new(start_at));
         }
+        self.keep_serving(wanted);
         for surplus in self.slots.split_off(wanted) {
             let processes = [surplus.current, surplus.successor];
             let processes = processes.into_iter().flatten();
