@@ -118,15 +118,12 @@ mod watch {
                         (false, _) => ServerCommand::Drain,
                     }
                 }
+                Signal::TerminalClosed => ServerCommand::Drain,
                 Signal::Quit => ServerCommand::StopNow,
                 Signal::User1 => ServerCommand::UserSignal,
                 Signal::Hangup | Signal::User2 if subscriber.can_restart => ServerCommand::Restart,
-                // A process can neither catch SIGKILL nor does it ask for SIGABRT.
-                Signal::Hangup
-                | Signal::User2
-                | Signal::Abort
-                | Signal::Kill
-                | Signal::Other(_) => continue,
+                // The process handles no other signals.
+                _ => continue,
             };
             log::info!("received {signal}: {}", action(command));
             // A server that has ended meanwhile needs no command.

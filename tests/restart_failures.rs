@@ -421,3 +421,94 @@ fn a_launch_record_of_another_version_is_an_error() {
         );
     }
 }
+
+#[test]
+fn a_successor_that_hangs_ends_though_its_predecessor_was_killed() {
+    for way in ["early hang", "hang", "late hang"] {
+        let mut generations = Generations::start(&[("ready-timeout", "700")]);
+        generations.mode(way);
+        let first = generations.who().pid;
+        signal(first, Signal::HUP);
+        wait_for_child(first);
+        eventually("the successor runs", || {
+            generations.processes().0.len() == 3
+        });
+        signal(first, Signal::KILL);
+        generations.wait();
+    }
+}
+
+#[test]
+fn a_successor_that_hangs_ends_though_the_process_that_waits_for_it_was_killed() {
+    let generations = Generations::start(&[("ready-timeout", "700")]);
+    generations.mode("hang");
+    let first = generations.who().pid;
+    signal(first, Signal::HUP);
+    let child = wait_for_child(first);
+    let waiter = stat(child).unwrap().2;
+    assert_ne!(waiter, first);
+    signal(waiter, Signal::KILL);
+    eventually("the successor has ended", || {
+        stat(child).is_none_or(|stat| stat.0 == 'Z')
+    });
+    generations.mode("");
+    generations.restart();
+    generations.end();
+}
+
+#[test]
+fn a_subprocess_of_a_starting_successor_has_its_signals_and_a_standard_error_that_lasts() {
+    let mut log = None;
+    let mut generations = Generations::start_with(&[], |command| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        command.stderr(file.reopen().unwrap());
+        log = Some(file);
+    });
+    generations.mode("sidecar");
+    let second = generations.restart();
+    let dir = generations.dir.path().to_owned();
+    eventually("the sidecar", || dir.join("sidecar").exists());
+    let sidecar = fs::read_to_string(dir.join("sidecar")).unwrap();
+    let (blocked, pid) = sidecar.trim().split_once('\n').unwrap();
+    let blocked = blocked.split_whitespace().nth(1).unwrap();
+    assert_eq!(u64::from_str_radix(blocked, 16), Ok(0));
+    // The predecessor has ended, which has relayed what the successor wrote.
+    fs::write(dir.join("say"), "").unwrap();
+    eventually("it has written", || dir.join("said").exists());
+    let log = log.unwrap();
+    let text = || fs::read_to_string(log.path()).unwrap();
+    eventually("what it has written", || {
+        text().contains("from the sidecar")
+    });
+    let pid: i32 = pid.parse().unwrap();
+    eventually("the sidecar has ended", || {
+        stat(pid).is_none_or(|stat| stat.0 == 'Z')
+    });
+    generations.mode("");
+    signal(second.pid, Signal::TERM);
+    generations.wait();
+}
+
+/// Recorded, and handled when the server is there.
+#[test]
+fn a_signal_during_the_start_of_a_successor_is_handled_when_it_serves() {
+    let generations = Generations::start(&[]);
+    generations.mode("pause");
+    let first = generations.who().pid;
+    signal(first, Signal::HUP);
+    let child = wait_for_child(first);
+    let (at, go) = (
+        generations.dir.path().join("at"),
+        generations.dir.path().join("go"),
+    );
+    eventually("it has called Restart::new", || at.exists());
+    for what in [Signal::USR1, Signal::HUP] {
+        signal(child, what);
+    }
+    generations.mode("");
+    fs::write(&go, "").unwrap();
+    // SIGHUP restarts it once more.
+    let third = generations.until_generation(3);
+    assert_ne!(third.pid, child);
+    generations.end();
+}

@@ -74,6 +74,8 @@ pub(super) struct Predecessor {
     pub(super) stderr: Option<OwnStderr>,
     /// What the predecessor's service exported.
     pub(super) state: Option<Vec<u8>>,
+    /// Closed when this process can serve.
+    pub(super) start_pipe: Option<Descriptor>,
 }
 
 /// The standard error that this process gets back when it is ready.
@@ -81,7 +83,7 @@ pub(super) struct OwnStderr {
     pub(super) own: Descriptor,
     /// The reading end of the pipe that is in its place: writing to the pipe is no error while
     /// this is open, even if the predecessor has died.
-    _pipe: Option<Descriptor>,
+    pub(super) pipe: Option<Descriptor>,
 }
 
 impl Inherited {
@@ -113,6 +115,7 @@ impl Inherited {
                 state,
                 matched_by_name,
                 earlier,
+                start_pipe,
             })) => {
                 self.earlier = earlier.iter().filter_map(PassedGeneration::adopt).collect();
                 let failed = |error: &io::Error| {
@@ -122,13 +125,14 @@ impl Inherited {
                 let handshake = adopt_socket(handshake).inspect_err(failed).ok()?;
                 let adopt = |number| sys::descriptor::adopt(number).ok();
                 let own_stderr = |(own, pipe)| {
-                    let _pipe = adopt(pipe);
-                    adopt(own).map(|own| OwnStderr { own, _pipe })
+                    let pipe = adopt(pipe);
+                    adopt(own).map(|own| OwnStderr { own, pipe })
                 };
                 self.predecessor = Some(Predecessor {
                     handshake,
                     stderr: stderr.and_then(own_stderr),
                     state: state.and_then(read_state),
+                    start_pipe: start_pipe.and_then(adopt),
                 });
                 self.generation = generation;
                 Some(matched_by_name)

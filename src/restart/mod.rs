@@ -79,12 +79,16 @@ pub(crate) type ReadyWhen =
 /// systemd is told of restarts (sd_notify(3)): use `Type=notify-reload`, or `Type=notify` with an
 /// `ExecReload=` that sends SIGHUP.
 ///
-/// In a new process, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are blocked until its
-/// server runs, so that none of them kills the process before it has handlers. Threads and
-/// subprocesses that it starts earlier inherit the blocked signals. Until the new process is ready,
-/// its standard error is a pipe to the old process, which relays it. If the old process dies before
-/// that, the pipe holds 64 KiB; further writes to standard error wait until the server is built. A
-/// new process that fails is killed half a second after its server has ended.
+/// In a new process, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are blocked until
+/// [`new`](Self::new) is called, and then recorded until its server runs, so that none of them kills
+/// the process before the server can handle them. Threads and subprocesses that the process starts
+/// after the call have the usual signals. Until the new process is ready, its standard error is a
+/// pipe to the old process, which relays it. A subprocess that was started meanwhile keeps the pipe;
+/// when the old process has ended, the new process relays what comes. If the old process dies before
+/// the new one is ready, the pipe holds 64 KiB; further writes to standard error wait until the
+/// server is built. A new process that fails is killed half a second after its server has ended. A
+/// new process that hangs in its start is killed after `ready_timeout`, also if the old process has
+/// died meanwhile.
 ///
 /// While a new process starts, it has a parent that waits for it: a copy of the old process, which
 /// shares the old one's memory until either writes to it.
@@ -122,20 +126,21 @@ pub struct Restart {
     passed: Vec<(String, Descriptor)>,
     pid_file: Option<PathBuf>,
     /// `None` once the server has taken them.
-    pub(crate) blocked_signals: Option<BlockedSignals>,
+    pub(crate) recorded_signals: Option<RecordedSignals>,
 }
 
-/// The signals that are blocked in a successor, if they are. A drop releases them.
-pub(crate) struct BlockedSignals(bool);
+/// The signals that are recorded in a successor, if they are. A drop releases them.
+pub(crate) struct RecordedSignals(bool);
 
-impl BlockedSignals {
-    /// Unblocks the signals. True if one that means a stop has come already.
+impl RecordedSignals {
+    /// Has the signals handled that have come, and those that will come. True if one that means a
+    /// stop has come already.
     pub(crate) fn release(&mut self) -> bool {
-        std::mem::take(&mut self.0) && sys::signal::unblock()
+        std::mem::take(&mut self.0) && sys::signal::release()
     }
 }
 
-impl Drop for BlockedSignals {
+impl Drop for RecordedSignals {
     fn drop(&mut self) {
         self.release();
     }
@@ -149,8 +154,11 @@ impl Restart {
             send_message(&predecessor.handshake, &HandshakeMessage::Hello);
         }
         let is_successor = inherited.predecessor.is_some() || inherited.predecessor_error.is_some();
+        if is_successor {
+            sys::signal::record();
+        }
         Self {
-            blocked_signals: Some(BlockedSignals(is_successor)),
+            recorded_signals: Some(RecordedSignals(is_successor)),
             program: Program::of_this_process(),
             inherited,
             ready_timeout: Duration::from_secs(60),

@@ -15,9 +15,12 @@ use crossbeam_channel::{Receiver, Sender};
 use socket2::Socket;
 
 use super::environment_file;
+use super::inherited::LIFELINE_NAME;
 use super::launch::{is_for_one_process, launch_variable, own_launch, passing_variables};
 use crate::log;
-use crate::sys::{self, Descriptor, Login, PidVariable, Process, ProcessState, SpawnOptions};
+use crate::sys::{
+    self, Descriptor, Login, PidVariable, Process, ProcessState, SpawnOptions, StartGuard,
+};
 use crate::wire::{EarlierGeneration, Launch};
 
 /// The process that a service manager's watchdog is for (sd_watchdog_enabled(3)).
@@ -187,26 +190,29 @@ impl Program {
             env_with_pid,
             dir: self.existing_dir(),
             descriptors,
+            stdin: None,
             stderr: None,
+            own_group: false,
+            guardian: None,
+            start_guard: None,
             identity: None,
         }
     }
 
     /// Starts the program as a successor.
-    ///
-    /// `descriptors` are listeners and others, with their names. `matched_by_name` has the
-    /// positions of the listeners that a bind request matches by name. `handshake` is the
-    /// successor's end of the handshake socket. `state` is what the service exported. `earlier` are
-    /// the generations before the successor, with the sockets that tell their ends.
     pub(super) fn spawn_as_successor(
         &self,
-        descriptors: Vec<(String, Descriptor)>,
-        matched_by_name: Vec<u32>,
-        handshake: &Socket,
-        state: Option<Vec<u8>>,
-        generation: u64,
-        earlier: Vec<(u64, Descriptor, Option<u64>)>,
+        start: SuccessorStart<'_>,
     ) -> io::Result<(Process, StderrTail)> {
+        let SuccessorStart {
+            descriptors,
+            matched_by_name,
+            handshake,
+            state,
+            generation,
+            earlier,
+            ready_timeout,
+        } = start;
         let (names, mut descriptors): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
         let mut pass = |descriptor: Descriptor| {
             descriptors.push(descriptor);
@@ -230,6 +236,8 @@ impl Program {
             drains_until,
         });
         let earlier = earlier.collect();
+        let (start_reader, start_writer) = sys::descriptor::create_pipe()?;
+        let start_pipe = Some(pass(start_writer));
         let launch = Launch::Successor {
             generation,
             handshake,
@@ -237,6 +245,7 @@ impl Program {
             state,
             matched_by_name,
             earlier,
+            start_pipe,
         };
         let (variables, listen_pid) = passing_variables(&names);
         let mut env = self.read_env()?;
@@ -245,8 +254,15 @@ impl Program {
         if self.has_watchdog {
             env_with_pid.push(PidVariable::new(format!("{WATCHDOG_PID}="), ""));
         }
+        // A supervisor ends the group of a process that has exited, and must not end its successor.
+        let is_supervised = names.iter().any(|name| name == LIFELINE_NAME);
         let process = sys::process::spawn(&SpawnOptions {
             stderr: writer.as_ref(),
+            own_group: is_supervised && sys::process::is_group_leader(),
+            start_guard: Some(StartGuard {
+                pipe: &start_reader,
+                limit: ready_timeout,
+            }),
             ..self.spawn_options(&env, &env_with_pid, &descriptors)
         })?;
         Ok((process, stderr_tail))
@@ -255,6 +271,23 @@ impl Program {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// What a successor is started with.
+pub(super) struct SuccessorStart<'a> {
+    /// Listeners and others, with their names.
+    pub(super) descriptors: Vec<(String, Descriptor)>,
+    /// The positions of the listeners that a bind request matches by name.
+    pub(super) matched_by_name: Vec<u32>,
+    /// The successor's end of the handshake socket.
+    pub(super) handshake: &'a Socket,
+    /// What the service exported.
+    pub(super) state: Option<Vec<u8>>,
+    pub(super) generation: u64,
+    /// The generations before the successor, with the sockets that tell their ends.
+    pub(super) earlier: Vec<(u64, Descriptor, Option<u64>)>,
+    /// How long the start may take if this process dies meanwhile.
+    pub(super) ready_timeout: Duration,
 }
 
 fn set_variable(env: &mut Vec<OsString>, name: &str, value: &OsStr) {
@@ -345,6 +378,12 @@ impl StderrTail {
     pub(super) fn take(&self) -> Vec<String> {
         self.0.recv_timeout(TAIL_TIMEOUT).unwrap_or_default()
     }
+}
+
+/// Relays what subprocesses write to a pipe that was the standard error of this process, until they
+/// have ended. A thread does this, and is never joined.
+pub(super) fn relay_subprocesses(pipe: Descriptor) -> io::Result<()> {
+    StderrTail::read(Some(pipe)).map(drop)
 }
 
 fn relay_stderr(pipe: Descriptor, done: &Sender<Vec<String>>) {

@@ -275,6 +275,16 @@ impl Builder {
     /// | a second SIGTERM or SIGINT, SIGQUIT | stop now |
     /// | SIGUSR1 | call [`on_user_signal`](Self::on_user_signal) |
     /// | SIGHUP, SIGUSR2 | restart, if [`restart`](Self::restart) is on |
+    /// | SIGHUP of a terminal that is closed | drain; nothing, if SIGHUP was ignored at the start |
+    ///
+    /// A SIGHUP is that of a terminal if the kernel sent it, or if the terminal's shell did after the
+    /// terminal was closed. So a server in the foreground ends with its terminal, a server that was
+    /// started with `nohup` goes on, and `kill -HUP` restarts both. Ctrl-Z and `fg` stop and continue
+    /// the process, as by default; time-outs of clients that pass meanwhile are not extended.
+    ///
+    /// The process handles the signals of this table whatever the process that started it ignored, as
+    /// other servers do. A SIGHUP or SIGUSR2 for which there is no restart keeps its default action,
+    /// or stays ignored.
     ///
     /// When no server runs any more, signals have their default action. In a supervised process a
     /// second SIGTERM or SIGINT changes nothing: the supervisor handles it, and sends SIGQUIT.

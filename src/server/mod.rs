@@ -23,7 +23,7 @@ use crate::clock;
 use crate::listener::Listener;
 use crate::panic;
 use crate::parking::{Lots, LotsOptions, MOST_LOTS};
-use crate::restart::{BlockedSignals, ReadyWhen, Restarter, RestarterHandle};
+use crate::restart::{ReadyWhen, RecordedSignals, Restarter, RestarterHandle};
 use crate::service::Service;
 use crate::signals::ServerCommand;
 use crate::stats::{Stats, WorkerState};
@@ -177,7 +177,7 @@ impl<S: Service> Server<S> {
             gate: Arc::clone(&gate),
             restarter: None,
             ready_when: None,
-            blocked_signals: None,
+            recorded_signals: None,
             handles_signals: false,
             is_supervised: restart
                 .as_ref()
@@ -187,7 +187,7 @@ impl<S: Service> Server<S> {
         let mut restarter = None;
         if let Some(mut restart) = restart {
             startup.ready_when = restart.ready_when.take();
-            startup.blocked_signals = restart.blocked_signals.take();
+            startup.recorded_signals = restart.recorded_signals.take();
             let listeners = listeners.iter().map(Arc::downgrade).collect();
             let drain_timeout = self.settings.drain_timeout;
             let (thread, handle) = Restarter::new(restart, listeners, drain_timeout)?;
@@ -304,7 +304,7 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// The last steps of a start, once all threads run: signals are unblocked, `ready_when` is called,
+/// The last steps of a start, once all threads run: signals are handled, `ready_when` is called,
 /// and the acceptor begins.
 struct Startup {
     /// Disconnected when the server has stopped.
@@ -313,7 +313,7 @@ struct Startup {
     gate: Arc<AcceptGate>,
     restarter: Option<RestarterHandle>,
     ready_when: Option<ReadyWhen>,
-    blocked_signals: Option<BlockedSignals>,
+    recorded_signals: Option<RecordedSignals>,
     handles_signals: bool,
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     is_supervised: bool,
@@ -322,10 +322,10 @@ struct Startup {
 }
 
 impl Startup {
-    /// Unblocks the signals that were blocked until there are handlers for them.
+    /// Has the signals handled that were recorded until there are handlers for them.
     fn release_signals(&mut self) {
-        if let Some(mut blocked) = self.blocked_signals.take() {
-            self.is_stopped = blocked.release() && self.handles_signals;
+        if let Some(mut recorded) = self.recorded_signals.take() {
+            self.is_stopped = recorded.release() && self.handles_signals;
         }
     }
 

@@ -1,9 +1,9 @@
 //! Ancestry, age and size of processes, from /proc: a notification may name only processes that
-//! descend from the supervisor, and a process that is older than a restart does not complete the
-//! restart.
+//! descend from the supervisor, the supervisor ends only such processes, and a process that is older
+//! than a restart does not complete the restart.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::str::FromStr;
 use std::time::Instant;
 
 use crate::sys;
@@ -31,18 +31,14 @@ pub(super) fn user(pid: u32) -> Option<u32> {
     uids.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The children of this process, in any state.
-pub(super) fn children() -> Vec<u32> {
-    let own = std::process::id();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| parent(*pid) == Some(own)).collect()
+fn parent(pid: u32) -> Option<u32> {
+    read_stat(pid).map(|stat| stat.parent)
 }
 
 /// When a process was started. The result may be up to 10 ms too late, and is never too early.
 /// `None`: there is no such process, or /proc is not available.
 pub(super) fn start_time(pid: u32) -> Option<Instant> {
-    let age = sys::supervision::time_since_tick(stat_field(pid, 22)?);
+    let age = sys::supervision::time_since_tick(read_stat(pid)?.started_at);
     Instant::now().checked_sub(age)
 }
 
@@ -53,16 +49,83 @@ pub(super) fn resident_size(pid: u32) -> Option<u64> {
     Some(pages.saturating_mul(sys::supervision::page_size()))
 }
 
-fn parent(pid: u32) -> Option<u32> {
-    stat_field(pid, 4)
+/// Whether the environment with which a process executed its program has this entry. False if it
+/// cannot be read.
+pub(super) fn has_env_entry(pid: u32, entry: &[u8]) -> bool {
+    let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    env.split(|byte| *byte == 0).any(|own| own == entry)
 }
 
-/// A field of /proc/PID/stat by its number (proc_pid_stat(5)), from the third on.
-fn stat_field<T: FromStr>(pid: u32, number: usize) -> Option<T> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// What is known of a process (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug)]
+struct Stat {
+    parent: u32,
+    group: u32,
+    /// Not reaped yet, or about to vanish.
+    has_ended: bool,
+    /// In clock ticks since the boot.
+    started_at: u64,
+}
+
+/// All processes at one moment. Empty where /proc is not available.
+#[derive(Debug, Default)]
+pub(super) struct ProcessTable(HashMap<u32, Stat>);
+
+impl ProcessTable {
+    pub(super) fn read() -> Self {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Self(
+            pids.filter_map(|pid| Some((pid, read_stat(pid)?)))
+                .collect(),
+        )
+    }
+
+    /// The children of a process, in any state.
+    pub(super) fn children(&self, of: u32) -> Vec<u32> {
+        let children = self.0.iter().filter(|(_, stat)| stat.parent == of);
+        children.map(|(pid, _)| *pid).collect()
+    }
+
+    /// These processes and their descendants, without those that have ended. The processes in
+    /// `others`, and what descends from them, are left out.
+    pub(super) fn trees(&self, roots: Vec<u32>, others: &HashSet<u32>) -> Vec<u32> {
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (pid, stat) in &self.0 {
+            children.entry(stat.parent).or_default().push(*pid);
+        }
+        let (mut found, mut queue) = (Vec::new(), roots);
+        while let Some(pid) = queue.pop() {
+            if others.contains(&pid) {
+                continue;
+            }
+            queue.extend(children.remove(&pid).unwrap_or_default());
+            if self.0.get(&pid).is_some_and(|stat| !stat.has_ended) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    pub(super) fn is_in_group(&self, pid: u32, group: u32) -> bool {
+        self.0.get(&pid).is_some_and(|stat| stat.group == group)
+    }
+}
+
+fn read_stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(stat: &str) -> Option<Stat> {
     // The command's name stands before the last ")", and may itself contain any character.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    fields.nth(number - 3)?.parse().ok()
+    Some(Stat {
+        has_ended: matches!(fields.next()?, "Z" | "X" | "x"),
+        parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
+        // The 22nd field of the line.
+        started_at: fields.nth(16)?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -86,5 +149,38 @@ mod tests {
                 .map(drop)
                 .unwrap_or_default();
         }
+    }
+
+    #[test]
+    fn a_tree_has_no_process_of_others_and_none_that_has_ended() {
+        // Each line: id, state, parent, group.
+        let processes = [
+            (1, "S 0 1 1"),
+            (10, "S 1 10 10"),
+            (20, "S 10 20 10"),
+            (21, "S 20 20 10"),
+            (22, "Z 20 20 10"),
+            (23, "R 22 23 23"),
+            (30, "S 10 10 10"),
+            (31, "S 30 10 10"),
+        ];
+        let stat = |(pid, rest)| {
+            Some((
+                pid,
+                parse_stat(&format!("{pid} (a) b) {rest} 0 {}", "7 ".repeat(20)))?,
+            ))
+        };
+        let table = ProcessTable(processes.into_iter().filter_map(stat).collect());
+        for (others, wanted) in [
+            (vec![], vec![20, 21, 23, 30, 31]),
+            (vec![30], vec![20, 21, 23]),
+            (vec![20, 31], vec![30]),
+        ] {
+            let mut tree = table.trees(table.children(10), &others.into_iter().collect());
+            tree.sort_unstable();
+            assert_eq!(tree, wanted);
+        }
+        assert!(table.is_in_group(21, 20) && !table.is_in_group(23, 20));
+        assert!(!table.is_in_group(99, 20));
     }
 }

@@ -17,6 +17,7 @@
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`disposition`] | whether a process survives a signal |
+//! | [`stragglers`], [`cleanup`] | end what a process leaves behind |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`stop_signal`] | the signal that has a process finish its requests and exit |
@@ -25,6 +26,7 @@
 
 mod ancestry;
 mod bind_rules;
+mod cleanup;
 mod control;
 mod disposition;
 mod dry_run;
@@ -38,6 +40,7 @@ mod snapshot;
 mod spawn;
 mod status;
 mod stop_signal;
+mod stragglers;
 mod thread_report;
 mod upgrade;
 
@@ -88,7 +91,7 @@ pub fn supervise() -> io::Result<Restart> {
 ///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// If the supervisor dies, the serving processes finish their requests and exit. Linux only.
+/// Linux only.
 ///
 /// # Log
 ///
@@ -107,6 +110,12 @@ pub fn supervise() -> io::Result<Restart> {
 /// | SIGHUP | graceful restart of the serving processes, one after another |
 /// | SIGUSR1 | reopen log files: SIGUSR1 is sent to each serving process that it does not end |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
+/// | SIGTSTP (Ctrl-Z) | the supervisor stops, and its processes with it, until SIGCONT (`fg`) |
+/// | SIGHUP of a terminal that is closed | as SIGTERM; nothing, if SIGHUP was ignored at the start |
+///
+/// The supervisor handles these signals whatever the process that started it ignored, and the
+/// processes that it starts ignore and block none. So a service that was started with `nohup` is
+/// restarted by `kill -HUP`, and goes on when its terminal is closed.
 ///
 /// SIGUSR1 ends a process that has no handler for SIGUSR1. So the supervisor sends SIGUSR1 only to
 /// a process that has been ready and that handles, ignores or blocks SIGUSR1 according to /proc.
@@ -117,12 +126,48 @@ pub fn supervise() -> io::Result<Restart> {
 /// processes that serve already keep their watchdog limit, as do their successors, and a number of
 /// processes that was asked for at run time (`handover scale`) stays until the supervisor ends.
 ///
+/// # Process groups
+///
+/// Each process that the supervisor or a predecessor starts is the leader of a process group of its
+/// own. As with systemd's `KillMode=mixed`, a stop or a restart sends its signal to this process
+/// only, so that it can let its children finish their work. When it has exited, however that came,
+/// what is left of its group gets SIGTERM, and SIGKILL after [`stop_timeout`]. SIGKILL goes to the
+/// whole group. When the last process has exited in a stop, everything else that descends from it gets the
+/// same, daemons as well that have left the group. If a process has to be killed for this, the exit
+/// code is 1. This needs /proc (proc(5)).
+///
+/// Children that the process had before it became the supervisor are left alone, such as that of a
+/// script that does `sidecar & exec handover run …`, and so are their children.
+///
+/// [`process_groups(false)`](Self::process_groups) turns all of this off: the processes are then in
+/// the supervisor's group, which a terminal's signals reach as a whole, and only the processes
+/// themselves are ended.
+///
+/// # In a terminal
+///
+/// | event | effect |
+/// |---|---|
+/// | Ctrl-C, Ctrl-\ | SIGINT or SIGQUIT for the supervisor alone, which sends its processes SIGTERM or SIGQUIT: once |
+/// | Ctrl-Z, `fg`, `bg` | the supervisor and its processes stop and go on; no watchdog aborts them for it |
+/// | the terminal is closed | a stop |
+/// | a process reads standard input | end-of-file: if this is the terminal, the processes get /dev/null instead |
+///
+/// # If the supervisor dies
+///
+/// A server of this crate sees the end of the supervisor, finishes its requests within its
+/// [`drain_timeout`](crate::Builder::drain_timeout), and exits. Other programs, and what a process
+/// leaves behind, are ended by the guardian, a small process that the supervisor starts first
+/// (`handover-guard` in ps(1)): SIGTERM for each process and then for the rest of its group, and
+/// SIGKILL after [`stop_timeout`]. It does so for programs as well that have changed their user
+/// (su(1), a set-user-ID bit), for which the kernel's PR_SET_PDEATHSIG does nothing. Process 1 of a
+/// container has no guardian: the kernel ends the others with it.
+///
 /// # Exit codes
 ///
 /// | code | the supervisor exits with it |
 /// |---|---|
 /// | 0 | after a stop, or when all processes have succeeded: see [`restart_after_success`] |
-/// | 1 | after a stop in which processes had to be killed |
+/// | 1 | after a stop in which processes, or what they left behind, had to be killed |
 /// | 69 | when all slots are given up: see [`give_up_after`] |
 /// | 78 | when all processes have exited with this code: see [`no_restart`] |
 ///
@@ -191,6 +236,7 @@ struct Settings {
     control_group: Option<String>,
     log_format: LogFormat,
     notify_access: NotifyAccess,
+    process_groups: bool,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
     runs_other_program: bool,
 }
@@ -274,6 +320,7 @@ impl Supervisor {
             control_group: None,
             log_format: LogFormat::Auto,
             notify_access: NotifyAccess::default(),
+            process_groups: true,
             runs_other_program: false,
         })
     }
@@ -534,6 +581,13 @@ impl Supervisor {
     /// descendants. Defaults to [`NotifyAccess::All`].
     pub fn notify_access(mut self, access: NotifyAccess) -> Self {
         self.0.notify_access = access;
+        self
+    }
+
+    /// Whether each process that the supervisor starts is in a process group of its own, which is
+    /// ended with it. Defaults to true. See [Process groups](Self#process-groups).
+    pub fn process_groups(mut self, on: bool) -> Self {
+        self.0.process_groups = on;
         self
     }
 

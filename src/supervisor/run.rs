@@ -32,15 +32,17 @@ use super::bind_rules::BindRules;
 use super::control::ControlSocket;
 use super::disposition::survives;
 use super::dry_run::DryRun;
+use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
-use super::fleet::{Fleet, Outcome};
 use super::listeners::HeldListeners;
 use super::spawn::ServingProcess;
+use super::stragglers::Stragglers;
 use super::thread_report;
 use crate::clock::Deadline;
 use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
+use crate::sys::supervision::Guardian;
 use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
@@ -68,7 +70,15 @@ pub(super) struct Run {
     /// What is decided.
     pub(super) fleet: Fleet,
     /// The processes of the fleet, by their process ids.
-    pidfds: HashMap<u32, PidFd>,
+    pub(super) watched: HashMap<u32, Watched>,
+    /// The process group of the supervisor.
+    pub(super) own_group: Option<u32>,
+    pub(super) stragglers: Stragglers,
+    /// Ends what this supervisor has started if it dies. `None` if it could not be started, and
+    /// where the kernel does the same: for the first process of a pid namespace (pid_namespaces(7)).
+    pub(super) guardian: Option<Guardian>,
+    /// When this process started or took over the guardian.
+    guardian_started_at: Instant,
     pub(super) dry_run: Option<DryRun>,
     pub(super) started_at: Instant,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -85,8 +95,29 @@ pub(super) struct Run {
     next_measurement: Deadline,
 }
 
+/// A guardian that has not run for so long is replaced only when a process is started: whatever ended
+/// the guardian may end the next one, too.
+const MIN_GUARDIAN_AGE: Duration = Duration::from_secs(1);
+
 /// The time between two looks at the sizes of the processes.
 const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A process of the fleet.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pidfd: PidFd,
+    /// Its process group.
+    pub(super) group: Option<u32>,
+}
+
+impl Watched {
+    fn open(pid: u32) -> Self {
+        Self {
+            pidfd: PidFd::open(pid),
+            group: sys::supervision::group_of(pid),
+        }
+    }
+}
 
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
@@ -104,6 +135,8 @@ impl Run {
         let mut run = Self::from_parts(
             settings, program, signals, notify, lifeline, listeners, fleet,
         )?;
+        run.stragglers = Stragglers::with_earlier_children();
+        run.start_guardian();
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
         let bind = |path| ControlSocket::bind(path, &run.settings);
         run.control = control.as_deref().map(bind).transpose()?;
@@ -136,7 +169,11 @@ impl Run {
             listeners,
             lifeline,
             fleet,
-            pidfds: HashMap::new(),
+            watched: HashMap::new(),
+            own_group: sys::supervision::group_of(std::process::id()),
+            stragglers: Stragglers::default(),
+            guardian: None,
+            guardian_started_at: now,
             dry_run: None,
             started_at: now,
             stop_signal_received: false,
@@ -154,8 +191,11 @@ impl Run {
             self.handle_control_requests();
             self.reap_children();
             self.handle_time();
+            self.handle_stragglers();
             if let Some(outcome) = self.fleet.outcome() {
-                return self.finish(outcome);
+                if let Some(code) = self.end_stragglers(outcome) {
+                    return self.finish(code);
+                }
             }
             self.wait();
         }
@@ -169,13 +209,14 @@ impl Run {
             .fleet
             .deadline()
             .earlier(self.next_watchdog)
+            .earlier(self.stragglers.deadline())
             .earlier(notify::retry_at())
             .earlier(self.next_measurement)
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
         let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
         sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
-        let pidfds = self.pidfds.values();
+        let pidfds = self.watched.values().map(|watched| &watched.pidfd);
         let waited = sys::supervision::wait_for_any(&self.signals, &sockets, pidfds, timeout);
         if let Err(error) = waited {
             log::error!("cannot wait for events: {error}");
@@ -187,24 +228,74 @@ impl Run {
     fn watch_processes(&mut self) {
         let pids = self.fleet.processes().map(|process| process.pid);
         let pids: Vec<_> = pids.collect();
-        self.pidfds.retain(|pid, _| pids.contains(pid));
+        self.watched.retain(|pid, _| pids.contains(pid));
         for pid in pids {
-            self.pidfds.entry(pid).or_insert_with(|| PidFd::open(pid));
+            self.watch(pid);
         }
     }
 
-    fn finish(self, outcome: Outcome) -> i32 {
+    /// Opens a process, and tells the guardian of it, if this was not done before.
+    fn watch(&mut self, pid: u32) -> &Watched {
+        if !self.watched.contains_key(&pid) {
+            let watched = Watched::open(pid);
+            self.tell_guardian(pid, watched.group);
+            self.watched.insert(pid, watched);
+        }
+        &self.watched[&pid]
+    }
+
+    /// Tells the guardian of a process and its group.
+    fn tell_guardian(&self, pid: u32, group: Option<u32>) {
+        let Some(guardian) = &self.guardian else {
+            return;
+        };
+        if !guardian.watch(Some(pid), self.guarded_group(group)) {
+            log::error!("the guardian does not know of process {pid}");
+        }
+    }
+
+    /// The group of a process, if the group is to be ended with the process.
+    fn guarded_group(&self, group: Option<u32>) -> Option<u32> {
+        let has_groups = self.settings.process_groups;
+        group.filter(|group| has_groups && Some(*group) != self.own_group)
+    }
+
+    /// Starts a guardian, which knows of all processes and of what is being ended.
+    pub(super) fn start_guardian(&mut self) {
+        const FIRST_PROCESS: u32 = 1;
+        if std::process::id() == FIRST_PROCESS {
+            return;
+        }
+        let watched = self.watched.iter();
+        let processes =
+            watched.map(|(pid, watched)| (Some(*pid), self.guarded_group(watched.group)));
+        let ending = self.stragglers.groups().map(|group| (None, Some(group)));
+        let (limit, kills_all) = (
+            self.settings.policy.stop_timeout,
+            self.settings.runs_other_program,
+        );
+        let failed = |error: &io::Error| log::error!("cannot start the guardian: {error}");
+        let guardian = Guardian::start(limit, kills_all, processes.chain(ending));
+        self.guardian = guardian.inspect_err(failed).ok();
+        self.guardian_started_at = Instant::now();
+    }
+
+    /// The guardian has exited: another one is started at once, or with the next process if this one
+    /// did not last.
+    fn replace_guardian(&mut self, pid: u32, how: &str) {
+        log::warn!("the guardian, process {pid}, exited ({how}): starting another");
+        self.guardian = None;
+        if self.guardian_started_at.elapsed() >= MIN_GUARDIAN_AGE {
+            self.start_guardian();
+        }
+    }
+
+    fn finish(self, code: i32) -> i32 {
         if notify::has_store() {
             self.listeners.keep_socket_files();
         }
-        if outcome.was_killed {
-            for orphan in ancestry::children() {
-                log::warn!("killing process {orphan}, which a killed process has left behind");
-                send_signal(&PidFd::open(orphan), orphan, Signal::Kill);
-            }
-        }
         log::info!("the supervisor exits");
-        outcome.code
+        code
     }
 
     // ---- events ----
@@ -234,11 +325,35 @@ impl Run {
                     self.stop_signal_received = true;
                     Event::Stop
                 }
+                Signal::TerminalClosed => Event::Stop,
                 Signal::Quit => Event::StopNow,
-                Signal::Abort | Signal::Kill | Signal::Other(_) => continue,
+                Signal::Suspend => {
+                    self.suspend();
+                    continue;
+                }
+                // The supervisor handles no other signals.
+                _ => continue,
             };
             self.handle(event);
         }
+    }
+
+    /// Stops this process, as a terminal's stop character asks for (Ctrl-Z), and with it those of its
+    /// processes that the terminal does not reach.
+    fn suspend(&mut self) {
+        self.signal_own_groups(Signal::Stop);
+        sys::supervision::suspend();
+        log::info!("the supervisor goes on");
+        self.signal_own_groups(Signal::Continue);
+    }
+
+    fn signal_own_groups(&mut self, signal: Signal) {
+        self.watch_processes();
+        let groups = self.watched.values().filter_map(|watched| watched.group);
+        let own = |group: &u32| self.settings.process_groups && Some(*group) != self.own_group;
+        groups
+            .filter(own)
+            .for_each(|group| signal_group(group, signal));
     }
 
     fn read_notifications(&mut self) {
@@ -256,6 +371,9 @@ impl Run {
         let failed = |error: &io::Error| log::error!("cannot reap child processes: {error}");
         let reap_child = || sys::supervision::reap_child().inspect_err(failed).ok()?;
         let exits: Vec<_> = std::iter::from_fn(reap_child).collect();
+        if !exits.is_empty() {
+            self.stragglers.check_now(Instant::now());
+        }
         self.read_notifications();
         // The end of a dry run comes last: the upgrade that follows ends this program.
         let dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.pid);
@@ -268,7 +386,8 @@ impl Run {
         // Successors are reaped by their predecessors, so that their exit status is not known here.
         // Once its predecessor has exited, a successor is a child of the supervisor.
         self.watch_processes();
-        let ended = self.pidfds.iter().filter(|(_, pidfd)| pidfd.has_ended());
+        let watched = self.watched.iter();
+        let ended = watched.filter(|(_, watched)| watched.pidfd.has_ended());
         let ended = ended.map(|(pid, _)| *pid);
         let reaped: Vec<_> = ended
             .filter(|pid| !sys::supervision::is_child(*pid))
@@ -290,8 +409,18 @@ impl Run {
             return self.handle(Event::DryRunEnded(dry_run.result(&how)));
         }
         log::debug!("process {pid} exited ({how})");
+        if self.guardian.as_ref().is_some_and(|own| own.pid() == pid) {
+            self.replace_guardian(pid, &how);
+        }
         // Another process may get this id.
-        self.pidfds.remove(&pid);
+        let watched = self.watched.remove(&pid);
+        self.stragglers.earlier_children.remove(&pid);
+        if self.fleet.processes().any(|process| process.pid == pid) {
+            if let Some(guardian) = &self.guardian {
+                guardian.forget(Some(pid), None);
+            }
+            self.end_group_of(pid, watched.and_then(|watched| watched.group));
+        }
         let code = status.and_then(|status| status.code());
         let exit = Exit { code, how };
         self.handle(Event::Exited { pid, exit });
@@ -374,6 +503,9 @@ impl Run {
     }
 
     fn start(&mut self, slot: usize, generation: u64) -> Event {
+        if self.guardian.is_none() {
+            self.start_guardian();
+        }
         let mut path = self.program.path().display().to_string();
         let identity = self.settings.identity.as_ref();
         if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {
@@ -387,6 +519,11 @@ impl Run {
             notify_socket: &self.notify_socket,
             watchdog: self.settings.policy.watchdog,
             identity,
+            own_group: self.settings.process_groups,
+            guardian: self
+                .guardian
+                .as_ref()
+                .filter(|_| self.settings.runs_other_program),
         };
         match process.spawn() {
             Ok(pid) => {
@@ -419,12 +556,26 @@ impl Run {
         if signal == Signal::User1 && !stops && !survives(pid, signal) {
             return log::warn!("{signal} is not sent to process {pid}, which would die of it");
         }
-        let pidfd = self.pidfds.entry(pid).or_insert_with(|| PidFd::open(pid));
-        send_signal(pidfd, pid, signal);
+        let watched = self.watch(pid);
+        let is_running = !watched.pidfd.has_ended();
+        send_signal(&watched.pidfd, pid, signal);
+        let group = watched.group;
+        // When a process has exited, its group is ended: see `stragglers`.
+        if signal == Signal::Kill && is_running && self.settings.process_groups {
+            if let Some(group) = group.filter(|group| self.has_own_group(*group, pid)) {
+                signal_group(group, signal);
+            }
+        }
     }
 }
 
-fn send_signal(pidfd: &PidFd, pid: u32, signal: Signal) {
+pub(super) fn signal_group(group: u32, signal: Signal) {
+    if let Err(error) = sys::supervision::signal_group(group, signal) {
+        log::debug!("cannot send {signal} to process group {group}: {error}");
+    }
+}
+
+pub(super) fn send_signal(pidfd: &PidFd, pid: u32, signal: Signal) {
     if let Err(error) = pidfd.send_signal(signal) {
         log::debug!("cannot send {signal} to process {pid}: {error}");
     }

@@ -1,14 +1,16 @@
 //! The start of a serving process: its descriptors and its environment.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use socket2::Socket;
 
 use super::listeners::HeldListeners;
 use crate::restart::{Program, launch_variable, passing_variables};
-use crate::sys::{self, FIRST_PASSED, Identity, NotifySocket, SpawnOptions};
+use crate::sys::supervision::Guardian;
+use crate::sys::{self, Descriptor, FIRST_PASSED, Identity, NotifySocket, SpawnOptions};
 use crate::wire::Launch;
 
 /// The variables that the supervisor's own service manager has set for the supervisor alone.
@@ -26,6 +28,11 @@ pub(super) struct ServingProcess<'a> {
     pub(super) watchdog: Option<Duration>,
     /// The user and the groups. `None` if the process has those of the supervisor.
     pub(super) identity: Option<&'a Identity>,
+    /// The process gets a process group of its own.
+    pub(super) own_group: bool,
+    /// Ends the process when the supervisor dies. `None` for a program that sees this by the
+    /// lifeline.
+    pub(super) guardian: Option<&'a Guardian>,
 }
 
 impl ServingProcess<'_> {
@@ -57,11 +64,19 @@ impl ServingProcess<'_> {
             env.push(format!("WATCHDOG_USEC={micros}").into());
         }
         let env_with_pid = [listen_pid, launch_variable(&launch)?];
+        // A process that is not in the terminal's foreground group is stopped when it reads from the
+        // terminal (SIGTTIN).
+        let is_terminal = self.own_group && io::stdin().is_terminal();
+        let null = is_terminal.then(|| File::open("/dev/null")).transpose()?;
+        let null = null.map(Descriptor::from);
         let options = self
             .program
             .spawn_options(&env, &env_with_pid, &descriptors);
         sys::process::spawn_child(&SpawnOptions {
             identity: self.identity,
+            stdin: null.as_ref(),
+            own_group: self.own_group,
+            guardian: self.guardian,
             ..options
         })
     }

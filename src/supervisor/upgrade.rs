@@ -18,6 +18,7 @@ use crate::listener::Listener;
 use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
+use crate::sys::supervision::Guardian;
 use crate::sys::{self, Descriptor, FoundFile, NotifySocket, SignalFd};
 use crate::wire::{Launch, Record, Snapshot, SnapshotListener};
 
@@ -50,32 +51,41 @@ impl Run {
     /// Takes a snapshot. The descriptors in the snapshot are copies, which are added to `kept`: they
     /// must stay open until the snapshot is used.
     fn take_snapshot(&self, kept: &mut Vec<Descriptor>) -> io::Result<Snapshot> {
-        let mut keep = |socket| -> io::Result<i32> {
+        let keep = |socket, kept: &mut Vec<Descriptor>| -> io::Result<i32> {
             let copy = sys::descriptor::duplicate(socket)?;
             let number = sys::descriptor::number(&copy);
             kept.push(copy);
             Ok(number)
         };
+        let stragglers = &self.stragglers;
         let mut snapshot = Snapshot {
+            earlier_children: stragglers.earlier_children.iter().copied().collect(),
+            had_children: stragglers.had_children,
+            ending_groups: stragglers.groups().collect(),
             age_ms: age_of(self.started_at),
-            notify_socket: keep(self.notify_socket.socket())?,
-            lifeline: [keep(&self.lifeline.0)?, keep(&self.lifeline.1)?],
+            notify_socket: keep(self.notify_socket.socket(), kept)?,
+            lifeline: [keep(&self.lifeline.0, kept)?, keep(&self.lifeline.1, kept)?],
             allowed_binds: self.bind_rules.allowed().to_vec(),
             fleet: record_fleet(&self.fleet),
             ..Snapshot::default()
         };
+        if let Some(guardian) = &self.guardian {
+            let pipe = guardian.pipe().try_clone()?;
+            snapshot.guardian = Some((sys::descriptor::number(&pipe), guardian.pid()));
+            kept.push(pipe);
+        }
         if let Some(control) = &self.control {
-            snapshot.control = Some(keep(&control.listener.socket)?);
+            snapshot.control = Some(keep(&control.listener.socket, kept)?);
             snapshot.control_file = control.listener.file().map(|file| file.id);
             for id in &self.fleet.upgrade.clients {
                 if let Some(socket) = control.socket_of(*id) {
-                    snapshot.upgrade_clients.push(keep(socket)?);
+                    snapshot.upgrade_clients.push(keep(socket, kept)?);
                 }
             }
         }
         for held in self.listeners.iter() {
             snapshot.listeners.push(SnapshotListener {
-                descriptor: keep(&held.listener.socket)?,
+                descriptor: keep(&held.listener.socket, kept)?,
                 kept_when_unused: held.kept_when_unused,
                 listener: held.record.clone(),
                 file: held.listener.file().map(|file| file.id),
@@ -149,6 +159,17 @@ pub(super) fn resume(
         settings, program, signals, notify, lifeline, listeners, fleet,
     )?;
     run.bind_rules.extend(snapshot.allowed_binds);
+    run.restore_stragglers(
+        snapshot.earlier_children,
+        snapshot.had_children,
+        &snapshot.ending_groups,
+    );
+    match snapshot.guardian {
+        Some((pipe, pid)) => {
+            run.guardian = Some(Guardian::resume(pid, pipe)?);
+        }
+        None => run.start_guardian(),
+    }
     run.started_at = time_before(snapshot.age_ms, Instant::now());
     if let Some(listener) = snapshot.control {
         run.restore_control(listener, snapshot.control_file, &snapshot.upgrade_clients)?;

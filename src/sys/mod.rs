@@ -15,7 +15,7 @@
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
-//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], users |
+//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian), users |
 //!
 //! These rules hold for all of them:
 //!
@@ -146,10 +146,15 @@ pub(crate) struct Ready {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Abort,
+    Continue,
     Hangup,
     Interrupt,
     Kill,
     Quit,
+    Stop,
+    Suspend,
+    /// SIGHUP as [`Hangup`](Self::Hangup), but because the terminal of this process was closed.
+    TerminalClosed,
     Terminate,
     User1,
     User2,
@@ -166,10 +171,14 @@ impl fmt::Display for Signal {
                 return write!(f, "SIG{name}");
             }
             Self::Abort => "SIGABRT",
+            Self::Continue => "SIGCONT",
             Self::Hangup => "SIGHUP",
             Self::Interrupt => "SIGINT",
             Self::Kill => "SIGKILL",
             Self::Quit => "SIGQUIT",
+            Self::Stop => "SIGSTOP",
+            Self::Suspend => "SIGTSTP",
+            Self::TerminalClosed => "SIGHUP, as the terminal was closed",
             Self::Terminate => "SIGTERM",
             Self::User1 => "SIGUSR1",
             Self::User2 => "SIGUSR2",
@@ -204,10 +213,30 @@ pub(crate) struct SpawnOptions<'a> {
     /// The program gets them as its descriptors 3, 4, and so on. Beside them it gets standard
     /// input, output and error only.
     pub(crate) descriptors: &'a [Descriptor],
+    /// Standard input. Defaults to that of this process.
+    pub(crate) stdin: Option<&'a Descriptor>,
     /// Standard error. Defaults to that of this process.
     pub(crate) stderr: Option<&'a Descriptor>,
     /// The user and the groups. Defaults to those of this process.
     pub(crate) identity: Option<&'a Identity>,
+    /// The program is in a process group of its own, which has its process id.
+    pub(crate) own_group: bool,
+    /// Where the new process says that it is there: see [`Guardian`](supervision::Guardian). Then it
+    /// gets no signal when its parent ends.
+    pub(crate) guardian: Option<&'a supervision::Guardian>,
+    /// Ends the program if it is still starting when its parent has died.
+    pub(crate) start_guard: Option<StartGuard<'a>>,
+}
+
+/// Bounds the start of a program whose parent dies meanwhile.
+#[cfg_attr(windows, allow(dead_code))]
+#[derive(Clone, Copy)]
+pub(crate) struct StartGuard<'a> {
+    /// The reading end of a pipe. The program holds the writing end, and closes it when it has
+    /// started.
+    pub(crate) pipe: &'a Descriptor,
+    /// How long the start may take.
+    pub(crate) limit: std::time::Duration,
 }
 
 /// The user and the groups that a program is started as.

@@ -25,6 +25,10 @@ pub(crate) enum Launch {
         /// The predecessor, and the earlier generations that still drain.
         #[serde(default)]
         earlier: Vec<EarlierGeneration>,
+        /// The writing end of a pipe that is closed when the successor can serve. Then it does not
+        /// hang in its start.
+        #[serde(default)]
+        start_pipe: Option<i32>,
     },
     /// A serving process of the supervisor that started it.
     Serve {

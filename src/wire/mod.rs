@@ -38,7 +38,7 @@
 //! ```text
 //! {"v":1,"type":"successor","generation":2,"handshake":4,"stderr":[5,6],"state":7,
 //!   "matched_by_name":[0],"earlier":[{"generation":1,"socket":8,"drains_until":null}],
-//!   "pid":4711      }
+//!   "start_pipe":9,"pid":4711      }
 //! {"v":1,"type":"serve","generation":3,"lifeline":4,"matched_by_name":[],"pid":4711      }
 //! {"v":1,"type":"dry_run","snapshot":3,"report":4,"pid":4711      }
 //! {"v":1,"type":"resume","snapshot":9,"pid":4711      }
@@ -100,7 +100,8 @@
 //!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
 //!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves"}}],
-//!   "processes":[]}}
+//!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
+//!   "ending_groups":[4702]}
 //! ```
 //!
 //! [`Status`] and [`Answer`]:

@@ -30,6 +30,18 @@ pub(crate) struct Snapshot {
     #[serde(default)]
     pub(crate) allowed_binds: Vec<BindAddr>,
     pub(crate) fleet: FleetRecord,
+    /// The guardian: its pipe, and its process id.
+    #[serde(default)]
+    pub(crate) guardian: Option<(i32, u32)>,
+    /// Children that the process had before it became the supervisor.
+    #[serde(default)]
+    pub(crate) earlier_children: Vec<u32>,
+    /// There were such children.
+    #[serde(default)]
+    pub(crate) had_children: bool,
+    /// Process groups that are being ended, because their processes have exited.
+    #[serde(default)]
+    pub(crate) ending_groups: Vec<u32>,
 }
 
 impl Record for Snapshot {

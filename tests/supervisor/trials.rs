@@ -61,6 +61,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_kill_at_any_time_leaves_no_orphan,
         strangers_are_buried,
         process_1_of_a_container_is_a_good_init,
+        a_successor_has_a_group_of_its_own_and_what_its_predecessor_leaves_is_ended,
         what_the_supervisor_was_told_is_not_for_those_that_serve,
         the_control_socket_is_for_its_owner,
         the_pid_file_is_the_supervisors,
@@ -1102,6 +1103,33 @@ fn strangers_are_buried() {
     let is_ours = || stat(orphan).is_some_and(|s| s.2 == supervised.pid());
     assert!(is_ours() || stat(orphan).is_none());
     eventually("it is buried", || stat(orphan).is_none());
+    supervised.end();
+}
+
+fn a_successor_has_a_group_of_its_own_and_what_its_predecessor_leaves_is_ended() {
+    let supervised = Supervised::start("");
+    let group = |pid: i32| stat(pid).map(|stat| stat.1 as i32);
+    let first = supervised.who().pid;
+    assert_eq!(group(first), Some(first));
+    supervised.generations.mode("sidecar");
+    supervised.signal(Signal::HUP);
+    let second = supervised.until_other(first).pid;
+    assert_eq!(group(second), Some(second));
+    let file = supervised.generations.dir.path().join("sidecar");
+    eventually("its subprocess", || file.exists());
+    let sidecar = fs::read_to_string(file).unwrap();
+    let sidecar: i32 = sidecar.lines().last().unwrap().parse().unwrap();
+    assert_eq!(group(sidecar), Some(second));
+    supervised.until_state("serving");
+    // The first one has ended, and its group with it: that of its successor is another one.
+    eventually("the first one has ended", || stat(first).is_none());
+    assert!(stat(sidecar).is_some());
+    supervised.generations.mode("");
+    supervised.signal(Signal::HUP);
+    let third = supervised.until_other(second).pid;
+    eventually("the second one has ended", || stat(second).is_none());
+    eventually("its subprocess has ended", || stat(sidecar).is_none());
+    assert_eq!(supervised.who().pid, third);
     supervised.end();
 }
 

@@ -230,6 +230,8 @@ pub(crate) fn option(dir: &Path, name: &str) -> Option<String> {
 }
 
 /// What a new version may do instead of serving.
+// The sidecar outlives this call.
+#[allow(clippy::zombie_processes)]
 pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
     match mode.strip_prefix(prefix).unwrap_or_default() {
         "exit 0" => std::process::exit(0),
@@ -258,6 +260,17 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
             while !dir.join("go").exists() {
                 thread::yield_now();
             }
+        }
+        // A subprocess that the service starts before its server is there.
+        "sidecar" => {
+            let script = "grep SigBlk /proc/self/status > new; echo $$ >> new; mv new sidecar; \
+                while ! test -e say; do sleep 0.01; done; echo from the sidecar >&2; echo $? > said";
+            Command::new("sh")
+                .args(["-c", script])
+                .current_dir(dir)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
         }
         // What is not inherited by the new program is closed; the process lives on.
         "sleep" => panic!("{}", Command::new("sleep").arg("1000").exec()),
@@ -527,9 +540,44 @@ impl Generations {
         who
     }
 
-    /// The processes of the group that have not ended, and those that nobody has waited for.
+    /// The processes of this test's directory that have not ended, without the guardian, and the number of those that
+    /// nobody has waited for.
     pub(crate) fn processes(&self) -> (Vec<i32>, usize) {
-        processes_of(self.first.id())
+        let (all, zombies) = self.all_processes();
+        let is_guardian = |pid: &i32| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+            name.is_ok_and(|name| name.trim() == "handover-guard")
+        };
+        (
+            all.into_iter().filter(|pid| !is_guardian(pid)).collect(),
+            zombies,
+        )
+    }
+
+    fn all_processes(&self) -> (Vec<i32>, usize) {
+        // Each process of a supervisor has a group of its own.
+        let entry = format!("{DIR}={}", self.dir.path().display());
+        let is_own = |pid: &i32| {
+            let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            env.split(|byte| *byte == 0)
+                .any(|own| own == entry.as_bytes())
+        };
+        let (live, mut zombies) = processes_of(self.first.id());
+        let mut all: Vec<i32> = all_pids().filter(is_own).collect();
+        all.retain(|pid| stat(*pid).is_some_and(|stat| !matches!(stat.0, 'Z' | 'X')));
+        all.extend(
+            live.into_iter()
+                .filter(|pid| !all.contains(pid))
+                .collect::<Vec<_>>(),
+        );
+        let group = self.first.id();
+        zombies += all_pids()
+            .filter_map(stat)
+            .filter(|(state, own, parent)| {
+                matches!(state, 'Z' | 'X') && *own != group && all.contains(parent)
+            })
+            .count();
+        (all, zombies)
     }
 
     /// Stops the serving process, waits until all have ended, and returns the rest of their output. Where a restart is in
@@ -556,7 +604,9 @@ impl Generations {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
         self.wait_for_first();
-        eventually("the end of all processes", || self.processes().0.is_empty());
+        eventually("the end of all processes", || {
+            self.all_processes().0.is_empty()
+        });
         rest
     }
 }
@@ -565,6 +615,9 @@ impl Drop for Generations {
     fn drop(&mut self) {
         // For tests that failed; otherwise there is nobody any more.
         self.group.kill_all();
+        for pid in self.all_processes().0 {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+        }
         let _ = self.first.wait();
     }
 }

@@ -627,7 +627,12 @@ impl ProcessGroup {
                     describe_group(leader.as_raw_nonzero().get())
                 );
                 set_late.store(true, SeqCst);
+                // Some are in groups of their own.
+                let left = descendants_of(leader.as_raw_nonzero().get());
                 Self::kill(leader);
+                for pid in left.into_iter().filter_map(rustix::process::Pid::from_raw) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
             }
         });
         let script = format!("read line; kill -9 -{}", leader.as_raw_nonzero());
@@ -661,6 +666,29 @@ impl ProcessGroup {
         // An error says that all of them have ended.
         let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
     }
+}
+
+/// The descendants of a process, by /proc (proc(5)).
+#[cfg(unix)]
+fn descendants_of(pid: i32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents: Vec<(i32, i32)> = entries
+        .filter_map(|entry| {
+            let child = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+            Some((child, parent))
+        })
+        .collect();
+    let mut found = vec![pid];
+    for index in 0.. {
+        let Some(parent) = found.get(index).copied() else {
+            break;
+        };
+        let children = parents.iter().filter(|(_, of)| *of == parent);
+        found.extend(children.map(|(child, _)| *child));
+    }
+    found.split_off(1)
 }
 
 #[cfg(unix)]

@@ -122,6 +122,11 @@ pub(super) struct RunArgs {
     /// error leads there, and else plain lines with times
     #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = log_format())]
     log_format: LogFormat,
+    /// Leave the program in the process group of the supervisor, and leave alone what it leaves
+    /// behind. By default, each process is the leader of a process group of its own, whose other
+    /// processes are ended when it has exited
+    #[arg(long)]
+    no_process_groups: bool,
     /// The program, a path or a name on the search path, and its arguments
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -152,6 +157,7 @@ impl RunArgs {
             .backoff(self.backoff.0, self.backoff.1)
             .give_up_after(self.give_up_after.map(NonZeroU32::get))
             .log_format(self.log_format)
+            .process_groups(!self.no_process_groups)
             .each(self.listen, Supervisor::listen)
             .each(self.control, Supervisor::control_socket)
             .each(self.control_mode, Supervisor::control_mode)

@@ -31,7 +31,7 @@ use crate::notify;
 use crate::restart::error::{RestartError, RestartErrorKind};
 use crate::restart::inherited::LIFELINE_NAME;
 use crate::restart::link::{Incoming, Link};
-use crate::restart::program::{StderrTail, wait_or_kill};
+use crate::restart::program::{StderrTail, SuccessorStart, wait_or_kill};
 use crate::sys::{self, Process};
 use crate::wire::{HandshakeMessage, WirePath};
 
@@ -172,14 +172,15 @@ impl Restarter {
         let (drain_token, earlier) = self.pass_generations()?;
         let started_at = Instant::now();
         let link = Link::new(own_end, &self.poller, SUCCESSOR)?;
-        let (process, stderr_tail) = self.program.spawn_as_successor(
+        let (process, stderr_tail) = self.program.spawn_as_successor(SuccessorStart {
             descriptors,
             matched_by_name,
-            &successor_end,
-            server.export_state(),
-            self.generation + 1,
+            handshake: &successor_end,
+            state: server.export_state(),
+            generation: self.generation + 1,
             earlier,
-        )?;
+            ready_timeout: self.ready_timeout,
+        })?;
         self.drain_token = Some(drain_token);
         Ok(Successor {
             process,

@@ -222,6 +222,11 @@ pub(crate) struct Restarter {
     lifeline: Option<Link>,
     /// The standard error of this process, while a pipe to the predecessor is in its place.
     own_stderr: Option<OwnStderr>,
+    /// The pipe that was the standard error of this process, and still is that of subprocesses that
+    /// were started meanwhile. The predecessor relays it as long as it lives.
+    stderr_pipe: Option<Descriptor>,
+    /// Closed when this process can serve: see [`StartGuard`](sys::StartGuard).
+    start_pipe: Option<Descriptor>,
     /// The positions of the inherited descriptors that this process took.
     taken: Vec<u32>,
     /// Why the predecessor aborted, if it did before this process was ready.
@@ -305,10 +310,11 @@ impl Restarter {
         let earlier = restart.inherited.earlier.into_iter();
         let earlier = earlier.map(|passed| Earlier::watch(passed, &poller));
         let earlier = earlier.collect::<io::Result<_>>()?;
-        let (mut predecessor, mut own_stderr) = (None, None);
+        let (mut predecessor, mut own_stderr, mut start_pipe) = (None, None, None);
         if let Some(inherited) = restart.inherited.predecessor {
             predecessor = Some(Link::new(inherited.handshake, &poller, PREDECESSOR)?);
             own_stderr = inherited.stderr;
+            start_pipe = inherited.start_pipe;
         }
         let mut lifeline = None;
         if let Some(socket) = restart.inherited.lifeline {
@@ -333,6 +339,8 @@ impl Restarter {
             predecessor,
             lifeline,
             own_stderr,
+            stderr_pipe: None,
+            start_pipe,
             taken: restart.inherited.taken,
             abort_reason: None,
             successor: None,

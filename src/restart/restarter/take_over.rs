@@ -12,6 +12,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
+use crate::restart::program::relay_subprocesses;
 use crate::sys;
 use crate::wire::HandshakeMessage;
 
@@ -23,6 +24,7 @@ impl Restarter {
         waiter: Sender<Result<(), String>>,
     ) {
         self.restore_stderr();
+        self.start_pipe = None;
         if let Some(reason) = self.abort_reason.take() {
             reply(&waiter, Err(reason));
         } else if matches!(self.stage, ServerStage::Stopping) {
@@ -42,6 +44,7 @@ impl Restarter {
             if let Err(error) = sys::descriptor::replace_stderr(&stderr.own) {
                 log::error!("cannot restore standard error: {error}");
             }
+            self.stderr_pipe = stderr.pipe;
         }
     }
 
@@ -139,6 +142,9 @@ impl Restarter {
     /// The predecessor has ended. If it had not handed over, this process serves in its place.
     fn handle_predecessor_end(&mut self, server: &dyn RestartableServer) {
         self.restore_stderr();
+        if let Some(Err(error)) = self.stderr_pipe.take().map(relay_subprocesses) {
+            log::error!("cannot relay the standard error of subprocesses: {error}");
+        }
         match std::mem::replace(&mut self.stage, ServerStage::Stopping) {
             ServerStage::Waiting(waiter) => {
                 log::warn!("the predecessor has died; serving in its place");

@@ -26,6 +26,11 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(memfd_create("handover", MemfdFlags::CLOEXEC)?.into())
 }
 
+/// Whether the kernel sent a signal by itself, given the field `si_code` (sigaction(2)).
+pub(in crate::sys) fn is_from_kernel(code: libc::c_int) -> bool {
+    code > 0
+}
+
 /// How a directory is opened for what is done in it. Permission to read it is not needed.
 pub(in crate::sys) const OPEN_DIRECTORY: OFlags = OFlags::PATH;
 

@@ -29,6 +29,11 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(file)
 }
 
+/// Not known here.
+pub(in crate::sys) fn is_from_kernel(_code: libc::c_int) -> bool {
+    false
+}
+
 pub(in crate::sys) const OPEN_DIRECTORY: OFlags = OFlags::RDONLY;
 
 pub(in crate::sys) fn set_mode_of_entry(

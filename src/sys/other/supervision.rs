@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::{Datagram, Identity, Interest, Signal};
+use crate::sys::{Datagram, Descriptor, Identity, Interest, Signal};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 
@@ -61,6 +61,49 @@ pub(crate) fn time_since_tick(_ticks: u64) -> Duration {
     Duration::ZERO
 }
 
+pub(crate) fn group_of(_pid: u32) -> Option<u32> {
+    None
+}
+
+pub(crate) fn signal_group(_group: u32, _signal: Signal) -> io::Result<()> {
+    unsupported()
+}
+
+#[derive(Debug)]
+pub(crate) enum Guardian {}
+
+impl Guardian {
+    pub(crate) fn start(
+        _limit: Duration,
+        _kills_all: bool,
+        _known: impl Iterator<Item = (Option<u32>, Option<u32>)>,
+    ) -> io::Result<Self> {
+        unsupported()
+    }
+
+    pub(crate) fn resume(_pid: u32, _pipe: i32) -> io::Result<Self> {
+        unsupported()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn pipe(&self) -> &Descriptor {
+        match *self {}
+    }
+
+    pub(crate) fn watch(&self, _process: Option<u32>, _group: Option<u32>) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn forget(&self, _process: Option<u32>, _group: Option<u32>) -> bool {
+        match *self {}
+    }
+}
+
+pub(crate) fn suspend() {}
+
 #[derive(Debug)]
 pub(crate) enum SignalFd {}
 
@@ -74,16 +117,36 @@ impl SignalFd {
     }
 }
 
+/// Only the id tells the process.
+#[cfg_attr(windows, allow(dead_code))]
 #[derive(Debug)]
-pub(crate) struct PidFd;
+pub(crate) struct PidFd(u32);
 
 impl PidFd {
-    pub(crate) fn open(_pid: u32) -> Self {
-        Self
+    pub(crate) fn open(pid: u32) -> Self {
+        Self(pid)
     }
 
+    #[cfg(unix)]
+    pub(crate) fn send_signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.0).ok();
+        let pid = pid.and_then(rustix::process::Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::NotFound)?;
+        Ok(rustix::process::kill_process(
+            pid,
+            crate::sys::signal::to_kernel(signal),
+        )?)
+    }
+
+    #[cfg(windows)]
     pub(crate) fn send_signal(&self, _signal: Signal) -> io::Result<()> {
         unsupported()
+    }
+
+    /// Nothing tells of the end of a process that is no child.
+    #[cfg_attr(windows, allow(dead_code))]
+    pub(crate) fn wait_for_end(&self, _timeout: Duration) -> bool {
+        true
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
+use std::time::Duration;
 
 use rustix::process::{Pid, getpid};
 
@@ -33,8 +34,16 @@ pub(super) struct ExecPlan {
     pid_texts: Vec<PidText>,
     /// The descriptors that the program gets from [`FIRST_PASSED`] on.
     sources: Vec<RawFd>,
+    stdin: RawFd,
     stderr: RawFd,
     identity: Option<Identity>,
+    own_group: bool,
+    /// Otherwise SIGHUP has its default action.
+    pub(super) ignores_hangup: bool,
+    /// The pipe to the guardian.
+    guardian: Option<RawFd>,
+    /// The pipe and the limit of a start guard.
+    start_guard: Option<(RawFd, Duration)>,
     /// The signals that are blocked when the program starts.
     mask: libc::sigset_t,
     /// Where a new process writes the number of the error that ends it.
@@ -64,8 +73,15 @@ impl ExecPlan {
             _strings: [args, env],
             pid_texts,
             sources: options.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
+            stdin: options.stdin.map_or(0, AsRawFd::as_raw_fd),
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
             identity: options.identity.cloned(),
+            own_group: options.own_group,
+            ignores_hangup: false,
+            guardian: options.guardian.map(|guardian| guardian.pipe().as_raw_fd()),
+            start_guard: options
+                .start_guard
+                .map(|guard| (guard.pipe.as_raw_fd(), guard.limit)),
             mask,
             error_pipe: -1,
             waiter_socket: -1,
@@ -90,17 +106,38 @@ impl ExecPlan {
         pid.ok_or(error)
     }
 
+    /// What the kernel sends a child of this process when this process ends. A program that can take
+    /// two requests to stop for a request to stop at once gets one only: from the guardian, or from
+    /// the kernel.
+    fn signal_at_parent_end(&self) -> libc::c_int {
+        match self.guardian {
+            Some(_) => 0,
+            None => libc::SIGTERM,
+        }
+    }
+
     /// Becomes the program.
     pub(super) fn run_child(&mut self, parent: Pid) -> ! {
-        end_with_parent(parent, libc::SIGTERM);
+        end_with_parent(parent, self.signal_at_parent_end());
+        let own = getpid().as_raw_nonzero().get();
+        let group = if self.own_group { own } else { 0 };
+        if let Some(guardian) = self.guardian {
+            write_record(guardian, &[GUARDIAN_WATCH, own, group]);
+        }
         let Err(error) = self.exec(Some(parent));
+        if let Some(guardian) = self.guardian {
+            write_record(guardian, &[GUARDIAN_FORGET, own, group]);
+        }
         exit_with_error(self.error_pipe, &error)
     }
 
     /// Starts the program, and waits for its end: see "The waiter" in [`process`](super::process).
     #[allow(unsafe_code)]
     pub(super) fn run_waiter(&mut self, parent: Pid) -> ! {
-        end_with_parent(parent, libc::SIGKILL);
+        // The end of the parent, or of the program, interrupts a wait.
+        end_with_parent(parent, libc::SIGCHLD);
+        signal::interrupt_waits_by_sigchld();
+        let started_at = super::clock::monotonic_nanos();
         // SAFETY: all calls are async-signal-safe, and the pointers are to live memory.
         unsafe {
             let program = libc::fork();
@@ -109,19 +146,60 @@ impl ExecPlan {
                 exit_with_error(self.error_pipe, &error);
             }
             // A client's connection that is open here would stay open when the parent closes it.
-            libc::dup2(self.waiter_socket, 0);
-            close_descriptors(1);
-            write_word(0, program as u32);
-            let mut info = mem::zeroed::<libc::siginfo_t>();
-            // WNOWAIT leaves the program unreaped, so that no other process gets its id.
-            let options = libc::WEXITED | libc::WNOWAIT;
-            let id = program as libc::id_t;
-            while libc::waitid(libc::P_PID, id, &mut info, options) < 0 && is_interrupted() {}
-            write_word(0, raw_status(&info));
-            // Ends when the parent closes its end.
-            while libc::read(0, (&raw mut info).cast(), 1) < 0 && is_interrupted() {}
-            libc::waitpid(program, ptr::null_mut(), 0);
-            libc::_exit(0)
+            libc::dup2(self.waiter_socket, SOCKET);
+            match self.start_guard {
+                Some((pipe, _)) => libc::dup2(pipe, START_PIPE),
+                None => libc::close(START_PIPE),
+            };
+            close_descriptors(START_PIPE + 1);
+            write_word(SOCKET, program as u32);
+            let limit = self.start_guard.map(|(_, limit)| limit.as_nanos());
+            let limit = limit.and_then(|limit| started_at.checked_add(u64::try_from(limit).ok()?));
+            self.wait_for_program(program, parent, limit)
+        }
+    }
+
+    /// `start_by` is the time of the monotonic clock by which the program must have started, if its
+    /// parent has died.
+    #[allow(unsafe_code)]
+    fn wait_for_program(&self, program: libc::pid_t, parent: Pid, start_by: Option<u64>) -> ! {
+        let mut state = WaiterState {
+            has_started: self.start_guard.is_none(),
+            ..WaiterState::default()
+        };
+        let group = if self.own_group { -program } else { program };
+        loop {
+            if let (false, Some(status)) = (state.has_ended, ended_status(program)) {
+                state.has_ended = true;
+                write_word(SOCKET, status);
+            }
+            // SAFETY: all calls are async-signal-safe and take numbers only. The program is not
+            // reaped before the waiter exits, so that its id is still its own.
+            unsafe {
+                state.is_orphan = libc::getppid() != parent.as_raw_nonzero().get();
+                let now = super::clock::monotonic_nanos();
+                state.is_late = start_by.is_some_and(|start_by| now >= start_by);
+                match state.step() {
+                    WaiterStep::Wait => {}
+                    WaiterStep::Leave => libc::_exit(0),
+                    WaiterStep::Reap => {
+                        if self.own_group {
+                            libc::kill(group, libc::SIGTERM);
+                        }
+                        libc::waitpid(program, ptr::null_mut(), 0);
+                        libc::_exit(0)
+                    }
+                    WaiterStep::Kill => {
+                        libc::kill(program, libc::SIGKILL);
+                        libc::kill(group, libc::SIGKILL);
+                        libc::waitpid(program, ptr::null_mut(), 0);
+                        libc::_exit(0)
+                    }
+                }
+                let time_left = start_by.map(|start_by| start_by.saturating_sub(now));
+                let timeout = time_left.filter(|_| state.is_orphan);
+                wait_for_input(&mut state, timeout);
+            }
         }
     }
 
@@ -130,31 +208,36 @@ impl ExecPlan {
     #[allow(unsafe_code)]
     fn exec(&mut self, parent: Option<Pid>) -> io::Result<Infallible> {
         let first_free = FIRST_PASSED + self.sources.len() as i32;
-        let kept = [&mut self.stderr, &mut self.error_pipe];
+        let kept = [&mut self.stdin, &mut self.stderr, &mut self.error_pipe];
+        let kept = kept.into_iter().chain(&mut self.guardian);
         // SAFETY: all calls are async-signal-safe, and take numbers and strings that end with null.
         unsafe {
+            if self.own_group {
+                check(libc::setpgid(0, 0))?;
+            }
             // First move all out of the way of the numbers that the sources get.
             for fd in self.sources.iter_mut().chain(kept) {
                 *fd = match check(libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, first_free)) {
-                    // Standard error may be closed.
-                    Err(_) if *fd == 2 => -1,
+                    // Standard input and standard error may be closed.
+                    Err(_) if matches!(*fd, 0 | 2) => -1,
                     copy => copy?,
                 };
             }
             for (target, source) in (FIRST_PASSED..).zip(&self.sources) {
                 check(libc::dup2(*source, target))?;
             }
-            if self.stderr >= 0 {
-                check(libc::dup2(self.stderr, 2))?;
+            for (target, source) in [(0, self.stdin), (2, self.stderr)] {
+                if source >= 0 {
+                    check(libc::dup2(source, target))?;
+                }
             }
             // Other code of this process may have opened descriptors without CLOEXEC.
             close_range(first_free, true);
             if let Some(dir) = &self.dir {
                 check(libc::chdir(dir.as_ptr()))?;
             }
-            // Rust programs ignore SIGPIPE, and the program would inherit this.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }
+        signal::reset_dispositions(self.ignores_hangup);
         // The program raises the limit itself, or is one that must not have it raised.
         restore_own_descriptor_limit()?;
         // The last step that needs privileges: the directory may be one that only root can enter.
@@ -162,7 +245,7 @@ impl ExecPlan {
             become_identity(identity)?;
             // A change of the user cancels the signal at the parent's end.
             if let Some(parent) = parent {
-                end_with_parent(parent, libc::SIGTERM);
+                end_with_parent(parent, self.signal_at_parent_end());
             }
         }
         signal::change_mask(libc::SIG_SETMASK, &self.mask);
@@ -203,14 +286,110 @@ impl ExecPlan {
     }
 }
 
-/// Whether a signal has interrupted the last call, which failed. Does not allocate.
-fn is_interrupted() -> bool {
-    io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+/// The waiter's end of its socket.
+const SOCKET: RawFd = 0;
+/// The reading end of a start guard's pipe.
+const START_PIPE: RawFd = 1;
+
+/// What the waiter knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct WaiterState {
+    /// The program has ended.
+    has_ended: bool,
+    /// The parent has closed its end of the socket.
+    is_released: bool,
+    /// The parent has died.
+    is_orphan: bool,
+    /// The program has closed its end of the start guard's pipe, or has none.
+    has_started: bool,
+    /// The program should have started by now.
+    is_late: bool,
 }
 
-/// Closes every descriptor from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaiterStep {
+    Wait,
+    /// Exit, and let the program go on.
+    Leave,
+    Reap,
+    Kill,
+}
+
+impl WaiterState {
+    fn step(self) -> WaiterStep {
+        let is_unwanted = self.is_orphan || self.is_released;
+        match self {
+            Self {
+                has_ended: true, ..
+            } if is_unwanted => WaiterStep::Reap,
+            Self {
+                has_ended: true, ..
+            } => WaiterStep::Wait,
+            // A parent that is alive kills the waiter.
+            Self {
+                is_orphan: false, ..
+            } => WaiterStep::Wait,
+            Self {
+                has_started: true, ..
+            } => WaiterStep::Leave,
+            Self { is_late: true, .. } => WaiterStep::Kill,
+            _ => WaiterStep::Wait,
+        }
+    }
+}
+
+/// The status of the program, if it has ended, as wait(2) encodes it. Leaves the program unreaped, so
+/// that no other process gets its id.
 #[allow(unsafe_code)]
-fn close_descriptors(first: RawFd) {
+fn ended_status(program: libc::pid_t) -> Option<u32> {
+    let options = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    // SAFETY: the structure is valid when it is zeroed, and alive. It stays zeroed while the program
+    // runs.
+    unsafe {
+        let mut info = mem::zeroed::<libc::siginfo_t>();
+        let result = libc::waitid(libc::P_PID, program as libc::id_t, &mut info, options);
+        (result < 0 || info.si_pid() != 0).then(|| raw_status(&info))
+    }
+}
+
+/// Waits for the end of the socket or of the start guard's pipe, for SIGCHLD, or until `timeout`, in
+/// nanoseconds, has passed. Async-signal-safe.
+#[allow(unsafe_code)]
+fn wait_for_input(state: &mut WaiterState, timeout: Option<u64>) {
+    // SAFETY: the sets and the time are alive, and the descriptors are below FD_SETSIZE.
+    unsafe {
+        let mut read = mem::zeroed::<libc::fd_set>();
+        for (number, is_wanted) in [
+            (SOCKET, !state.is_released),
+            (START_PIPE, !state.has_started),
+        ] {
+            if is_wanted {
+                libc::FD_SET(number, &mut read);
+            }
+        }
+        let time = timeout.map(|nanos| libc::timespec {
+            tv_sec: (nanos / 1_000_000_000) as _,
+            tv_nsec: (nanos % 1_000_000_000) as _,
+        });
+        let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
+        let mask = signal::all_but_sigchld();
+        let (none, count) = (ptr::null_mut(), START_PIPE + 1);
+        if libc::pselect(count, &mut read, none, none, time, &mask) <= 0 {
+            return;
+        }
+        let mut byte = 0_u8;
+        let mut is_at_end = |number| {
+            let is_ready = libc::FD_ISSET(number, &read);
+            is_ready && libc::read(number, (&raw mut byte).cast(), 1) == 0
+        };
+        state.is_released |= is_at_end(SOCKET);
+        state.has_started |= is_at_end(START_PIPE);
+    }
+}
+
+/// Closes every descriptor from `first` on. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn close_descriptors(first: RawFd) {
     if close_range(first, false) {
         return;
     }
@@ -241,6 +420,21 @@ fn exit_with_error(error_pipe: RawFd, error: &io::Error) -> ! {
     write_word(error_pipe, error.raw_os_error().unwrap_or(0) as u32);
     // SAFETY: the call takes a number, and ends the process.
     unsafe { libc::_exit(127) }
+}
+
+/// The first number of a record for the guardian: a process and its group are to be ended with the
+/// supervisor.
+pub(in crate::sys) const GUARDIAN_WATCH: i32 = 1;
+/// The process, or what was left of its group, has ended.
+pub(in crate::sys) const GUARDIAN_FORGET: i32 = 0;
+
+/// Writes a record for the guardian. A pipe takes this many bytes at once. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn write_record(to: RawFd, record: &[i32; 3]) -> bool {
+    // SAFETY: the call reads the length of a live array.
+    unsafe {
+        libc::write(to, record.as_ptr().cast(), size_of_val(record)) == size_of_val(record) as isize
+    }
 }
 
 /// A pipe or socket takes four bytes at once. An error means that the reader has ended.
@@ -310,6 +504,70 @@ mod tests {
         check_text("LISTEN_PID=", u32::MAX, "", "LISTEN_PID=4294967295");
         check_text("A={\"pid\":", 1234, "}", "A={\"pid\":1234      }");
         check_text("A={\"pid\":", u32::MAX, "}", "A={\"pid\":4294967295}");
+    }
+
+    #[test]
+    fn the_waiter_ends_a_start_only_when_the_parent_has_died() {
+        let running = WaiterState::default();
+        let orphan = WaiterState {
+            is_orphan: true,
+            ..running
+        };
+        let late = WaiterState {
+            is_late: true,
+            ..orphan
+        };
+        for (state, wanted) in [
+            (running, WaiterStep::Wait),
+            // The parent bounds the start itself.
+            (
+                WaiterState {
+                    is_orphan: false,
+                    ..late
+                },
+                WaiterStep::Wait,
+            ),
+            (
+                WaiterState {
+                    is_released: true,
+                    ..running
+                },
+                WaiterStep::Wait,
+            ),
+            (
+                WaiterState {
+                    has_ended: true,
+                    ..running
+                },
+                WaiterStep::Wait,
+            ),
+            (
+                WaiterState {
+                    has_ended: true,
+                    is_released: true,
+                    ..running
+                },
+                WaiterStep::Reap,
+            ),
+            (
+                WaiterState {
+                    has_ended: true,
+                    ..late
+                },
+                WaiterStep::Reap,
+            ),
+            (orphan, WaiterStep::Wait),
+            (
+                WaiterState {
+                    has_started: true,
+                    ..late
+                },
+                WaiterStep::Leave,
+            ),
+            (late, WaiterStep::Kill),
+        ] {
+            assert_eq!(state.step(), wanted, "{state:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
-mod exec_plan;
+pub(in crate::sys) mod exec_plan;
 pub(crate) mod file;
 pub(crate) mod limits;
 pub(crate) mod message;

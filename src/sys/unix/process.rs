@@ -23,7 +23,12 @@
 //! - No other code of the host program can reap the program by `wait()`.
 //! - [`Process::detach`] ends the waiter. The program becomes a child of init or of the service
 //!   manager, which is told of the end of its own children only.
-//! - If this process dies, the kernel kills the waiter (on Linux), and the program lives on.
+//! - If this process dies, the program lives on, unless it hangs in its start: the waiter exits when
+//!   the program has started, and kills the program if it has not started in time ([`StartGuard`]).
+//! - If another process kills the waiter, the program can still be killed, but its exit status is not
+//!   known (on Linux).
+//!
+//! [`StartGuard`]: crate::sys::StartGuard
 //!
 //! [`spawn_child`] has no waiter: the caller reaps its children itself.
 
@@ -34,7 +39,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -42,7 +47,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use super::descriptor::create_pipe;
 use super::exec_plan::ExecPlan;
 use super::signal;
-use crate::sys::{Descriptor, ProcessState, SpawnOptions};
+use crate::sys::{Descriptor, PidFd, ProcessState, SpawnOptions};
 
 /// Whether a successor can replace this process. Apple's systems have no sockets that keep messages
 /// apart.
@@ -53,6 +58,8 @@ pub(crate) const SUPPORTS_RESTARTS: bool = cfg!(not(target_vendor = "apple"));
 pub(crate) struct Process {
     pid: u32,
     state: ProcessState,
+    /// Tells of the program's end even if another process has killed the waiter.
+    pidfd: PidFd,
     /// `None` after [`detach`](Self::detach).
     waiter: Option<Pid>,
     /// Its other end is the waiter's.
@@ -68,6 +75,7 @@ impl Process {
     /// what was known before.
     pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<ProcessState> {
         if let (ProcessState::Running, Some(_)) = (self.state, self.waiter) {
+            let (began_at, limit) = (Instant::now(), timeout);
             // The standard library refuses a time-out of zero.
             let timeout = timeout.max(Duration::from_millis(1));
             self.socket.set_read_timeout(Some(timeout))?;
@@ -76,7 +84,10 @@ impl Process {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Another process has killed the waiter.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.state = ProcessState::Unknown;
+                    let time_left = limit.saturating_sub(began_at.elapsed());
+                    if self.pidfd.wait_for_end(time_left) {
+                        self.state = ProcessState::Unknown;
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -93,9 +104,8 @@ impl Process {
 
     /// Sends SIGKILL, unless the program has ended or is detached.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        match (self.waiter, self.state, pid) {
-            (Some(_), ProcessState::Running, Some(pid)) => Ok(kill_process(pid, Signal::KILL)?),
+        match (self.waiter, self.state) {
+            (Some(_), ProcessState::Running) => self.pidfd.send_signal(crate::sys::Signal::Kill),
             _ => Ok(()),
         }
     }
@@ -123,14 +133,15 @@ impl Drop for Process {
 }
 
 /// Starts a program that may outlive this process, with the handled signals blocked (see
-/// [`unblock`](signal::unblock)). To be called from a thread that lives until the program ends or
-/// is detached, because the waiter ends with that thread.
+/// [`record`](signal::record)). To be called from a thread that lives until the program ends or is
+/// detached, because the waiter takes the end of that thread for the end of this process.
 ///
 /// # Errors
 ///
 /// No memory, no descriptors, no such directory or program.
 pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
     let mut plan = ExecPlan::new(options, signal::handled_set())?;
+    plan.ignores_hangup = signal::was_hangup_ignored();
     let (error_pipe, error_pipe_end) = create_pipe()?;
     let (socket, socket_end) = UnixStream::pair()?;
     plan.error_pipe = error_pipe_end.as_raw_fd();
@@ -138,6 +149,7 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
     let mut process = Process {
         pid: 0,
         state: ProcessState::Running,
+        pidfd: PidFd::open(0),
         waiter: Some(plan.fork(ExecPlan::run_waiter)?),
         socket,
     };
@@ -150,11 +162,13 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
         return Err(error);
     }
     process.pid = pid?;
+    process.pidfd = PidFd::open(process.pid);
     Ok(process)
 }
 
 /// Starts a program as a child that the caller reaps, and returns the program's id. No signal is
-/// blocked in the program. On Linux the program gets SIGTERM when this thread ends.
+/// blocked in the program. On Linux the program gets SIGTERM when this thread ends, or is ended by
+/// the guardian in the options.
 ///
 /// # Errors
 ///
@@ -197,6 +211,13 @@ pub(crate) fn raw_exit_status(status: ExitStatus) -> Option<i32> {
 /// The exit status with this number.
 pub(crate) fn exit_status(raw: i32) -> Option<ExitStatus> {
     Some(ExitStatus::from_raw(raw))
+}
+
+/// Whether the id of this process is that of its process group.
+#[allow(unsafe_code)]
+pub(crate) fn is_group_leader() -> bool {
+    // SAFETY: the calls take nothing.
+    unsafe { libc::getpgrp() == libc::getpid() }
 }
 
 /// The user as which this process acts.

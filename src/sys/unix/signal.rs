@@ -1,15 +1,18 @@
 //! Unix: signals, and which of them a thread blocks.
 
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use rustix::process::Signal as KernelSignal;
 
 #[cfg(feature = "signals")]
 use crate::log;
 use crate::sys::Signal;
+use crate::sys::native::calls::is_from_kernel;
 
-/// The signals that a program of this crate handles. They are blocked while it starts, so that none
-/// of them ends it before it can handle them.
+/// The signals that a program of this crate handles. They are blocked, and then recorded, while it
+/// starts, so that none of them ends it before it can handle them.
 pub(in crate::sys) const HANDLED: [Signal; 6] = [
     Signal::Hangup,
     Signal::Interrupt,
@@ -73,10 +76,13 @@ pub(in crate::sys) fn name_of(wanted: i32) -> Option<&'static str> {
 pub(in crate::sys) fn to_kernel(signal: Signal) -> KernelSignal {
     match signal {
         Signal::Abort => KernelSignal::ABORT,
-        Signal::Hangup => KernelSignal::HUP,
+        Signal::Continue => KernelSignal::CONT,
+        Signal::Hangup | Signal::TerminalClosed => KernelSignal::HUP,
         Signal::Interrupt => KernelSignal::INT,
         Signal::Kill => KernelSignal::KILL,
         Signal::Quit => KernelSignal::QUIT,
+        Signal::Stop => KernelSignal::STOP,
+        Signal::Suspend => KernelSignal::TSTP,
         Signal::Terminate => KernelSignal::TERM,
         Signal::User1 => KernelSignal::USR1,
         Signal::User2 => KernelSignal::USR2,
@@ -96,14 +102,24 @@ pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
 }
 
 /// Calls `deliver` for each signal that this process gets, from a thread of its own, until the
-/// process ends. Where `deliver` returns false, the signal's default action follows. To be called
-/// once.
+/// process ends. Where `deliver` returns false, the signal's default action follows, unless the
+/// signal was ignored before. To be called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
     deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
 ) -> std::io::Result<()> {
+    use signal_hook::iterator::SignalsInfo;
+    use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
+
+    // Asked before there are handlers.
+    hangup_at_start();
+    let ignored = HANDLED.map(is_ignored);
     let handle = move |signal| {
-        if !deliver(signal) {
+        let was_ignored = HANDLED
+            .into_iter()
+            .zip(ignored)
+            .any(|(handled, is_ignored)| is_ignored && number(handled) == number(signal));
+        if !deliver(signal) && !was_ignored {
             let number = number(signal);
             if let Err(error) = signal_hook::low_level::emulate_default_handler(number) {
                 log::error!("cannot take the default action of {signal}: {error}");
@@ -114,25 +130,174 @@ pub(crate) fn install_handlers(
     ctrlc::set_handler(move || handle_ctrl_c(Signal::Interrupt)).map_err(std::io::Error::other)?;
     let numbers = HANDLED.into_iter().map(number);
     let others = numbers.filter(|number| *number != libc::SIGINT);
-    let mut signals = signal_hook::iterator::Signals::new(others)?;
+    let mut signals = SignalsInfo::<WithRawSiginfo>::new(others)?;
     std::thread::Builder::new()
         .name("handover-signal".to_owned())
-        .spawn(move || signals.forever().filter_map(from_number).for_each(handle))?;
+        .spawn(move || {
+            let received = signals.forever().filter_map(|info| {
+                // SAFETY: a signal that a process has sent has the process's id.
+                #[allow(unsafe_code)]
+                let sender = unsafe { info.si_pid() };
+                signal_of(info.si_signo, info.si_code, sender)
+            });
+            received.for_each(handle);
+        })?;
     Ok(())
 }
 
-/// Unblocks the handled signals, which [`spawn`](super::process::spawn) has blocked, on this thread
-/// and on those that it starts from now on. True if a signal that means a stop was pending.
+// ---- SIGHUP ----
+
+/// How a process stood to its terminal when it started.
+#[derive(Clone, Copy, Debug)]
+struct HangupAtStart {
+    /// SIGHUP was ignored, as by `nohup`.
+    was_ignored: bool,
+    had_terminal: bool,
+}
+
+/// To be called before there is a handler.
+fn hangup_at_start() -> HangupAtStart {
+    static AT_START: OnceLock<HangupAtStart> = OnceLock::new();
+    *AT_START.get_or_init(|| HangupAtStart {
+        was_ignored: is_ignored(Signal::Hangup),
+        had_terminal: has_terminal(),
+    })
+}
+
+/// Whether SIGHUP was ignored when this process started. To be called before there is a handler.
+pub(in crate::sys) fn was_hangup_ignored() -> bool {
+    hangup_at_start().was_ignored
+}
+
+/// Whether this process has a controlling terminal (tty(4)). It has none any more after the terminal
+/// was closed.
+fn has_terminal() -> bool {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    open("/dev/tty", flags, Mode::empty()).is_ok()
+}
+
+/// What a SIGHUP is known to come from.
+#[derive(Clone, Copy, Debug)]
+struct HangupOrigin {
+    from_kernel: bool,
+    /// From the first process of the session, such as the terminal's shell, and not from this one.
+    from_session_leader: bool,
+    /// This process had a terminal when it started, and has none now.
+    has_lost_terminal: bool,
+    was_ignored: bool,
+}
+
+/// The policy for SIGHUP: the kernel sends it when a terminal is closed, and then the terminal's
+/// shell does. From anything else, it is a request. A terminal that is closed does nothing to a
+/// process that ignored SIGHUP when it started.
+fn classify_hangup(origin: HangupOrigin) -> Option<Signal> {
+    let from_shell = origin.from_session_leader && origin.has_lost_terminal;
+    match (origin.from_kernel || from_shell, origin.was_ignored) {
+        (true, true) => None,
+        (true, false) => Some(Signal::TerminalClosed),
+        (false, _) => Some(Signal::Hangup),
+    }
+}
+
+/// The handled signal that was received. `None` if it means nothing. `code` and `sender` are fields
+/// of siginfo_t (sigaction(2)).
 #[allow(unsafe_code)]
-pub(crate) fn unblock() -> bool {
-    let mut pending = set_of([]);
-    // SAFETY: the call writes to a live set.
-    unsafe { libc::sigpending(&mut pending) };
+pub(in crate::sys) fn signal_of(
+    number: libc::c_int,
+    code: libc::c_int,
+    sender: libc::pid_t,
+) -> Option<Signal> {
+    let signal = from_number(number)?;
+    if signal != Signal::Hangup {
+        return Some(signal);
+    }
+    // SAFETY: the calls take numbers only.
+    let (leader, own) = unsafe { (libc::getsid(0), libc::getpid()) };
+    let at_start = hangup_at_start();
+    classify_hangup(HangupOrigin {
+        from_kernel: is_from_kernel(code),
+        from_session_leader: sender == leader && sender != own && sender != 0,
+        has_lost_terminal: at_start.had_terminal && !has_terminal(),
+        was_ignored: at_start.was_ignored,
+    })
+}
+
+/// Whether this process ignores a signal.
+#[allow(unsafe_code)]
+fn is_ignored(signal: Signal) -> bool {
+    disposition(number(signal)) == libc::SIG_IGN
+}
+
+// ---- the start of a process ----
+
+/// The signals that [`record_signal`] has recorded, a bit for each number.
+static RECORDED: AtomicU32 = AtomicU32::new(0);
+
+/// Records the handled signals from now on, which [`spawn`](super::process::spawn) has blocked until
+/// now, and unblocks them on this thread. Child processes neither block nor ignore them: an exec
+/// gives a signal that has a handler its default action.
+#[allow(unsafe_code)]
+pub(crate) fn record() {
+    hangup_at_start();
+    // SAFETY: the structure is valid when it is zeroed, and the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = record_signal as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        for number in HANDLED.map(number) {
+            libc::sigaction(number, &action, std::ptr::null_mut());
+        }
+    }
     change_mask(libc::SIG_UNBLOCK, &handled_set());
-    let stops = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
-    // SAFETY: the set and the numbers are valid.
-    let is_pending = |signal| unsafe { libc::sigismember(&pending, signal) } == 1;
-    stops.into_iter().any(is_pending)
+}
+
+/// Ends [`record`]. What was recorded happens now: its handler is called, or its default action
+/// follows. True if a signal that means a stop was recorded.
+#[allow(unsafe_code)]
+pub(crate) fn release() -> bool {
+    let own = record_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    for signal in HANDLED {
+        let is_nohup = signal == Signal::Hangup && was_hangup_ignored();
+        if disposition(number(signal)) == own {
+            let action = if is_nohup {
+                libc::SIG_IGN
+            } else {
+                libc::SIG_DFL
+            };
+            // SAFETY: the call takes numbers only.
+            unsafe { libc::signal(number(signal), action) };
+        }
+    }
+    let recorded = RECORDED.swap(0, SeqCst);
+    let is_recorded = |signal: &Signal| recorded & (1 << number(*signal)) != 0;
+    let signals: Vec<Signal> = HANDLED.into_iter().filter(is_recorded).collect();
+    for signal in &signals {
+        // SAFETY: the calls take numbers only.
+        unsafe { libc::kill(libc::getpid(), number(*signal)) };
+    }
+    let is_stop = |signal| matches!(signal, Signal::Terminate | Signal::Interrupt | Signal::Quit);
+    signals.into_iter().any(is_stop)
+}
+
+/// A handler. Async-signal-safe.
+extern "C" fn record_signal(number: libc::c_int) {
+    let own = record_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // A handler that was installed later may call this one too.
+    if disposition(number) == own {
+        RECORDED.fetch_or(1 << number, SeqCst);
+    }
+}
+
+/// The action that a signal has: a handler, SIG_DFL or SIG_IGN. Async-signal-safe.
+#[allow(unsafe_code)]
+fn disposition(number: libc::c_int) -> libc::sighandler_t {
+    // SAFETY: the call fills the structure, which is valid when it is zeroed.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(number, std::ptr::null(), &mut action);
+        action.sa_sigaction
+    }
 }
 
 /// The set of the [`HANDLED`] signals.
@@ -155,11 +320,55 @@ pub(in crate::sys) fn set_of(numbers: impl IntoIterator<Item = libc::c_int>) -> 
 
 /// Blocks every signal on this thread. Returns the signals that were blocked before.
 #[allow(unsafe_code)]
-pub(super) fn block_all() -> libc::sigset_t {
+pub(in crate::sys) fn block_all() -> libc::sigset_t {
     let mut all = set_of([]);
     // SAFETY: the call writes to a live set.
     unsafe { libc::sigfillset(&mut all) };
     change_mask(libc::SIG_SETMASK, &all)
+}
+
+/// The numbers of all signals. Where a system has fewer, calls for the others fail.
+const NUMBERS: std::ops::RangeInclusive<libc::c_int> = 1..=64;
+
+/// Gives each signal its default action, also those that this process, or the process that started
+/// it, ignores: a Rust program ignores SIGPIPE, `nohup` SIGHUP, and a shell SIGINT and SIGQUIT in a
+/// program that it starts in the background. A program would inherit this (execve(2)). A successor
+/// of a program that `nohup` has started ignores SIGHUP too.
+/// Async-signal-safe.
+#[allow(unsafe_code)]
+pub(super) fn reset_dispositions(ignores_hangup: bool) {
+    for number in NUMBERS {
+        let action = match number == libc::SIGHUP && ignores_hangup {
+            true => libc::SIG_IGN,
+            false => libc::SIG_DFL,
+        };
+        // SAFETY: the call takes numbers only. It fails for SIGKILL and SIGSTOP.
+        unsafe { libc::signal(number, action) };
+    }
+}
+
+/// Lets SIGCHLD interrupt a wait that unblocks it. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(super) fn interrupt_waits_by_sigchld() {
+    extern "C" fn ignore(_number: libc::c_int) {}
+    // SAFETY: the structure is valid when it is zeroed, and the handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(libc::SIGCHLD, &action, std::ptr::null_mut());
+    }
+}
+
+/// The set of all signals but SIGCHLD. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(super) fn all_but_sigchld() -> libc::sigset_t {
+    let mut set = set_of([]);
+    // SAFETY: the calls write to a live set.
+    unsafe {
+        libc::sigfillset(&mut set);
+        libc::sigdelset(&mut set, libc::SIGCHLD);
+    }
+    set
 }
 
 /// Changes which signals this thread blocks (pthread_sigmask(3)). Returns the set before the
@@ -170,4 +379,38 @@ pub(in crate::sys) fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> lib
     // SAFETY: both sets are alive. With a valid `how`, the call succeeds.
     unsafe { libc::pthread_sigmask(how, set, &mut before) };
     before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hangup_is_a_request_unless_the_terminal_was_closed() {
+        let closed = Some(Signal::TerminalClosed);
+        for (from_kernel, from_session_leader, has_lost_terminal, was_ignored, wanted) in [
+            // `kill -HUP`, from anywhere.
+            (false, false, false, false, Some(Signal::Hangup)),
+            (false, false, false, true, Some(Signal::Hangup)),
+            // The same after a logout which left the process alone (`disown`).
+            (false, false, true, false, Some(Signal::Hangup)),
+            // `kill -HUP %1` in the shell, or in a script that is the container's first process.
+            (false, true, false, false, Some(Signal::Hangup)),
+            // The terminal was closed.
+            (true, false, false, false, closed),
+            (true, false, true, false, closed),
+            (false, true, true, false, closed),
+            // The same, under `nohup`.
+            (true, false, true, true, None),
+            (false, true, true, true, None),
+        ] {
+            let origin = HangupOrigin {
+                from_kernel,
+                from_session_leader,
+                has_lost_terminal,
+                was_ignored,
+            };
+            assert_eq!(classify_hangup(origin), wanted, "{origin:?}");
+        }
+    }
 }

@@ -50,6 +50,10 @@ pub(crate) fn exit_status(_raw: i32) -> Option<ExitStatus> {
     None
 }
 
+pub(crate) fn is_group_leader() -> bool {
+    false
+}
+
 pub(crate) fn effective_uid() -> u32 {
     u32::MAX
 }

@@ -11,18 +11,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::param;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, set_child_subreaper, wait, waitid,
+    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper, wait,
+    waitid,
 };
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
 use crate::sys::{Interest, Signal, signal};
 
+mod guardian;
 mod identity;
 mod notify_socket;
 mod pid_fd;
 mod signal_fd;
 
+pub(crate) use guardian::Guardian;
 pub(crate) use identity::{find_group, find_identity};
 pub(crate) use notify_socket::NotifySocket;
 pub(crate) use pid_fd::PidFd;
@@ -100,6 +103,38 @@ pub(crate) fn mask_bit(signal: Signal) -> u64 {
 
 pub(crate) fn page_size() -> u64 {
     param::page_size() as u64
+}
+
+/// Stops this process as the terminal's stop character does by default (SIGTSTP). Returns when the
+/// process goes on. To be called while SIGTSTP is blocked.
+#[allow(unsafe_code)]
+pub(crate) fn suspend() {
+    let set = signal::set_of([libc::SIGTSTP]);
+    // SAFETY: the calls take numbers only.
+    unsafe {
+        libc::signal(libc::SIGTSTP, libc::SIG_DFL);
+        libc::raise(libc::SIGTSTP);
+    }
+    // The kernel ignores the signal where no shell would continue this process: if its process group
+    // is orphaned.
+    signal::change_mask(libc::SIG_UNBLOCK, &set);
+    signal::change_mask(libc::SIG_BLOCK, &set);
+}
+
+/// The process group of a process that has not been reaped. `None` for a group from outside of this
+/// process's pid namespace.
+#[allow(unsafe_code)]
+pub(crate) fn group_of(pid: u32) -> Option<u32> {
+    // rustix takes no group 0, which is one from outside.
+    // SAFETY: the call takes a number.
+    let group = unsafe { libc::getpgid(i32::try_from(pid).ok()?) };
+    u32::try_from(group).ok().filter(|group| *group != 0)
+}
+
+/// Sends a signal to all processes of a group. A process of the group must not be reaped yet.
+pub(crate) fn signal_group(group: u32, signal: Signal) -> io::Result<()> {
+    let group = kernel_pid(group).ok_or(io::ErrorKind::NotFound)?;
+    Ok(kill_process_group(group, signal::to_kernel(signal))?)
 }
 
 fn kernel_pid(pid: u32) -> Option<Pid> {

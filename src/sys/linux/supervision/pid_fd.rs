@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, kill_process, pidfd_open, pidfd_send_signal, test_kill_process};
@@ -31,6 +32,18 @@ impl PidFd {
             (None, Some(pid)) => Ok(kill_process(pid, signal)?),
             (None, None) => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    /// Waits for the end of the process. False if it has not ended in time.
+    pub(crate) fn wait_for_end(&self, timeout: Duration) -> bool {
+        let Some(fd) = &self.fd else {
+            return true;
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        // A time-out too long for the call is none.
+        let timeout = Timespec::try_from(timeout).ok();
+        // A signal ends the wait early; the caller waits again.
+        matches!(poll(&mut fds, timeout.as_ref()), Ok(1))
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -25,8 +25,10 @@ impl SignalFd {
             let text = "a supervisor has to be on the process's main thread";
             return Err(io::Error::new(ErrorKind::InvalidInput, text));
         }
+        // Asked before the dispositions change.
+        signal::was_hangup_ignored();
         let numbers = signal::HANDLED.into_iter().map(signal::number);
-        let set = signal::set_of(numbers.chain([libc::SIGCHLD]));
+        let set = signal::set_of(numbers.chain([libc::SIGCHLD, libc::SIGTSTP]));
         signal::change_mask(libc::SIG_BLOCK, &set);
         // SAFETY: the set is alive, the numbers are valid, and the descriptor has no other owner.
         unsafe {
@@ -48,10 +50,17 @@ impl SignalFd {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            // The first field is the number of the signal.
-            let number = info.first_chunk().copied().map(i32::from_ne_bytes);
-            if let Some(signal) = number.and_then(signal::from_number) {
-                return Ok(Some(signal));
+            // The first fields are the number of the signal, an error, the code, and the sender.
+            let field = |index: usize| {
+                let bytes = info[index * 4..].first_chunk();
+                bytes.copied().map_or(0, i32::from_ne_bytes)
+            };
+            let signal = match field(0) {
+                libc::SIGTSTP => Some(Signal::Suspend),
+                number => signal::signal_of(number, field(2), field(3)),
+            };
+            if signal.is_some() {
+                return Ok(signal);
             }
         }
     }

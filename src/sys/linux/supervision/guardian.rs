@@ -1,0 +1,299 @@
+//! Linux: the guardian, a small process that ends what the supervisor has started when the supervisor
+//! has died.
+//!
+//! The kernel does this as well (PR_SET_PDEATHSIG), but not for a program that changes its user, by a
+//! set-user-ID bit or by itself, nor for the children of a program. The guardian reads from a pipe
+//! which processes there are. The pipe's end-of-file is the end of the supervisor. Then the guardian
+//! does what the supervisor would have done in a stop: SIGTERM for each process; SIGTERM for what is
+//! left of its group, when it has exited; SIGKILL for those that are left after the limit. Servers of
+//! this crate get no SIGKILL: they see the supervisor's end as well, and have a limit of their own.
+//!
+//! The guardian has a session of its own, so that neither a terminal nor a signal to the supervisor's
+//! group reaches it. It blocks all signals, and has no descriptor but the pipe. Its memory is a copy
+//! of the supervisor's, which the kernel shares as long as neither process writes to it.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+use std::time::Duration;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::sys::Descriptor;
+use crate::sys::unix::exec_plan::{
+    GUARDIAN_FORGET, GUARDIAN_WATCH, close_descriptors, write_record,
+};
+use crate::sys::unix::{check, clock, descriptor, signal};
+
+/// The guardian of the processes that this process starts. It goes on when this is dropped, and ends
+/// them: there is one as long as the supervisor lives.
+#[derive(Debug)]
+pub(crate) struct Guardian {
+    pid: u32,
+    /// The writing end.
+    pipe: Descriptor,
+}
+
+/// More entries than there are processes: at most 1024 serve, each with a few that drain.
+const MAX_ENTRIES: usize = 16 * 1024;
+
+/// The time between two looks at the processes that are being ended.
+const INTERVAL: libc::timespec = libc::timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
+impl Guardian {
+    /// Starts a guardian, which knows of these processes and groups from the beginning, as with
+    /// [`watch`](Self::watch). `limit` is how long processes may take to exit after SIGTERM. With
+    /// `kills_all`, this is so for the processes themselves, too, and not only for what they leave
+    /// behind.
+    ///
+    /// # Errors
+    ///
+    /// No memory, no descriptors.
+    #[allow(unsafe_code)]
+    pub(crate) fn start(
+        limit: Duration,
+        kills_all: bool,
+        known: impl Iterator<Item = (Option<u32>, Option<u32>)>,
+    ) -> io::Result<Self> {
+        let (reader, pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let mut entries = Vec::with_capacity(MAX_ENTRIES);
+        for (process, group) in known {
+            record(&mut entries, numbers(GUARDIAN_WATCH, process, group));
+        }
+        let reader_number = reader.as_raw_fd();
+        let mask = signal::block_all();
+        // SAFETY: the new process calls `run` only, which is async-signal-safe and does not return.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            run(
+                reader_number,
+                Limit {
+                    nanos: limit,
+                    kills_all,
+                },
+                &mut entries,
+            );
+        }
+        let pid = check(pid);
+        signal::change_mask(libc::SIG_SETMASK, &mask);
+        Ok(Self {
+            pid: pid?.unsigned_abs(),
+            pipe,
+        })
+    }
+
+    /// The guardian that this process started before it executed its present program, with the number
+    /// of the pipe.
+    ///
+    /// # Errors
+    ///
+    /// No such descriptor is open.
+    pub(crate) fn resume(pid: u32, pipe: i32) -> io::Result<Self> {
+        let pipe = descriptor::adopt(pipe)?;
+        Ok(Self { pid, pipe })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn pipe(&self) -> &Descriptor {
+        &self.pipe
+    }
+
+    /// A process, or what is left of its group, is to be ended with the supervisor. False if the
+    /// guardian was not told.
+    pub(crate) fn watch(&self, process: Option<u32>, group: Option<u32>) -> bool {
+        self.write(GUARDIAN_WATCH, process, group)
+    }
+
+    pub(crate) fn forget(&self, process: Option<u32>, group: Option<u32>) -> bool {
+        self.write(GUARDIAN_FORGET, process, group)
+    }
+
+    fn write(&self, what: i32, process: Option<u32>, group: Option<u32>) -> bool {
+        write_record(self.pipe.as_raw_fd(), &numbers(what, process, group))
+    }
+}
+
+/// A record for the guardian.
+fn numbers(what: i32, process: Option<u32>, group: Option<u32>) -> [i32; 3] {
+    let number = |pid: Option<u32>| pid.unwrap_or(0) as i32;
+    [what, number(process), number(group)]
+}
+
+/// A process and its group, or a group alone. Zero is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    process: i32,
+    group: i32,
+    stage: Stage,
+    /// When the last SIGTERM was sent, by the monotonic clock in nanoseconds.
+    terminated_at: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Limit {
+    nanos: u64,
+    kills_all: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    New,
+    /// SIGTERM was sent to the process.
+    Terminated,
+    /// SIGTERM was sent to the group.
+    GroupTerminated,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Wait,
+    Terminate,
+    TerminateGroup,
+    Kill,
+    Forget,
+}
+
+/// The policy.
+fn next_step(stage: Stage, is_running: bool, has_group: bool, is_late: bool) -> Step {
+    match (is_running, has_group, stage) {
+        (false, false, _) => Step::Forget,
+        (true, _, Stage::New) => Step::Terminate,
+        (false, true, Stage::New | Stage::Terminated) => Step::TerminateGroup,
+        _ if is_late => Step::Kill,
+        _ => Step::Wait,
+    }
+}
+
+/// Records one entry. Does not allocate, since there is room for all.
+fn record(entries: &mut Vec<Entry>, [what, process, group]: [i32; 3]) {
+    let is_same = |entry: &Entry| match process {
+        0 => entry.process == 0 && entry.group == group,
+        process => entry.process == process,
+    };
+    entries.retain(|entry| !is_same(entry));
+    if what == GUARDIAN_WATCH && entries.len() < entries.capacity() {
+        entries.push(Entry {
+            process,
+            group,
+            stage: Stage::New,
+            terminated_at: 0,
+        });
+    }
+}
+
+/// The guardian. Async-signal-safe.
+#[allow(unsafe_code)]
+fn run(pipe: RawFd, limit: Limit, entries: &mut Vec<Entry>) -> ! {
+    // SAFETY: the calls take numbers, and pointers to live memory.
+    unsafe {
+        libc::setsid();
+        // A working directory would keep its file system from being unmounted.
+        libc::chdir(c"/".as_ptr());
+        libc::prctl(libc::PR_SET_NAME, c"handover-guard".as_ptr());
+        libc::dup2(pipe, 0);
+        close_descriptors(1);
+        libc::fcntl(0, libc::F_SETFL, 0);
+        loop {
+            let mut numbers = [0_i32; 3];
+            match libc::read(0, numbers.as_mut_ptr().cast(), size_of_val(&numbers)) {
+                0 => break,
+                size if size == size_of_val(&numbers) as isize => record(entries, numbers),
+                _ => {}
+            }
+        }
+        while !entries.is_empty() {
+            let now = clock::monotonic_nanos();
+            entries.retain_mut(|entry| end(entry, limit, now));
+            libc::nanosleep(&INTERVAL, ptr::null_mut());
+        }
+        libc::_exit(0)
+    }
+}
+
+/// Takes the next step with an entry. False if there is nothing more to be done.
+#[allow(unsafe_code)]
+fn end(entry: &mut Entry, limit: Limit, now: u64) -> bool {
+    let Entry { process, group, .. } = *entry;
+    // SAFETY: the calls take numbers only. The supervisor has died a moment ago, or this guardian has
+    // seen the process or its group less than INTERVAL ago, so that no other process has the id.
+    let send = |to: i32, signal| to != 0 && unsafe { libc::kill(to, signal) } == 0;
+    let (is_running, has_group) = (send(process, 0), send(-group, 0));
+    let terminate = |to, stage| {
+        send(to, libc::SIGTERM);
+        // A process that is stopped does not act on SIGTERM.
+        send(to, libc::SIGCONT);
+        (stage, now)
+    };
+    let has_passed = now.saturating_sub(entry.terminated_at) >= limit.nanos;
+    let is_late = has_passed && (limit.kills_all || !is_running);
+    match next_step(entry.stage, is_running, has_group, is_late) {
+        Step::Wait => {}
+        Step::Terminate => {
+            (entry.stage, entry.terminated_at) = terminate(process, Stage::Terminated);
+        }
+        Step::TerminateGroup => {
+            (entry.stage, entry.terminated_at) = terminate(-group, Stage::GroupTerminated);
+        }
+        Step::Kill => {
+            send(process, libc::SIGKILL);
+            send(-group, libc::SIGKILL);
+            return false;
+        }
+        Step::Forget => return false,
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_ended_before_what_it_leaves_behind() {
+        use Stage::{GroupTerminated, New, Terminated};
+        for (stage, is_running, has_group, is_late, wanted) in [
+            (New, true, true, false, Step::Terminate),
+            (New, true, false, false, Step::Terminate),
+            (Terminated, true, true, false, Step::Wait),
+            (Terminated, false, true, false, Step::TerminateGroup),
+            (New, false, true, false, Step::TerminateGroup),
+            (GroupTerminated, false, true, false, Step::Wait),
+            (GroupTerminated, false, false, false, Step::Forget),
+            (Terminated, false, false, true, Step::Forget),
+            // The limit begins again for what the process leaves behind.
+            (Terminated, false, true, true, Step::TerminateGroup),
+            (Terminated, true, false, true, Step::Kill),
+            (GroupTerminated, false, true, true, Step::Kill),
+        ] {
+            let step = next_step(stage, is_running, has_group, is_late);
+            assert_eq!(step, wanted, "{stage:?} {is_running} {has_group} {is_late}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_recorded_once_and_its_group_may_outlive_it() {
+        let mut entries = Vec::with_capacity(2);
+        let numbers = |entries: &[Entry]| -> Vec<_> {
+            entries
+                .iter()
+                .map(|entry| (entry.process, entry.group))
+                .collect()
+        };
+        record(&mut entries, [1, 7, 0]);
+        record(&mut entries, [1, 7, 7]);
+        record(&mut entries, [1, 0, 7]);
+        record(&mut entries, [1, 8, 8]);
+        assert_eq!(numbers(&entries), [(7, 7), (0, 7)]);
+        record(&mut entries, [0, 7, 0]);
+        assert_eq!(numbers(&entries), [(0, 7)]);
+        record(&mut entries, [0, 0, 7]);
+        assert_eq!(numbers(&entries), []);
+    }
+}

@@ -1,0 +1,418 @@
+//! What `handover run` ends with a program, and what it leaves alone: with shells as programs, which know nothing of
+//! this crate.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tempfile::TempDir;
+
+/// A directory, in which each process of a test runs, and writes its id to a file.
+struct Service {
+    dir: TempDir,
+    supervisor: Child,
+}
+
+impl Service {
+    /// Supervises `sh -c PROGRAM`.
+    fn start(options: &[&str], program: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("program"), program).unwrap();
+        Self::start_in(dir, options, "exec \"$@\"")
+    }
+
+    /// The same, by a shell that runs `wrapper`, with the supervisor's command line as its arguments.
+    fn start_in(dir: TempDir, options: &[&str], wrapper: &str) -> Self {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", wrapper, "sh", env!("CARGO_BIN_EXE_handover")])
+            .args(["run", "--control", "control", "--ready-after", "0.05"])
+            .args(options)
+            .args(["--", "sh", "program"])
+            .current_dir(dir.path())
+            .env_remove("HANDOVER_SOCKET")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log")).unwrap());
+        let supervisor = command.spawn().unwrap();
+        Self { dir, supervisor }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// The process that has written its id to this file.
+    #[track_caller]
+    fn pid(&self, name: &str) -> i32 {
+        eventually(name, || self.text(name).ends_with('\n'));
+        self.text(name).trim().parse().unwrap()
+    }
+
+    /// Another process than this one has written its id.
+    #[track_caller]
+    fn other_pid(&self, name: &str, old: i32) -> i32 {
+        eventually(name, || self.pid(name) != old);
+        self.pid(name)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.supervisor), signal).unwrap();
+    }
+
+    #[track_caller]
+    fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        let deadline = Instant::now() + support::LIMIT;
+        while status.is_none() {
+            assert!(Instant::now() < deadline, "the supervisor does not exit");
+            thread::park_timeout(Duration::from_millis(2));
+            status = self.supervisor.try_wait().unwrap();
+        }
+        status.unwrap()
+    }
+
+    /// Has the supervisor execute its program again.
+    #[track_caller]
+    fn upgrade(&self) {
+        self.signal(Signal::USR2);
+        let text = "the supervisor runs version";
+        eventually("the upgrade", || self.text("log").contains(text));
+    }
+
+    #[track_caller]
+    fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Only these are left. The guardian sees the end of the supervisor a moment later.
+    #[track_caller]
+    fn until_left(&self, wanted: &[i32]) {
+        eventually(&format!("only {wanted:?} are left"), || {
+            let left = self.processes();
+            left.len() == wanted.len() && wanted.iter().all(|pid| left.contains(pid))
+        });
+    }
+
+    /// All processes in this directory.
+    fn processes(&self) -> Vec<i32> {
+        let own = fs::canonicalize(self.dir.path()).unwrap();
+        let is_here = |pid: &i32| {
+            let dir = fs::read_link(format!("/proc/{pid}/cwd"));
+            dir.is_ok_and(|dir| dir == own) && is_alive(*pid)
+        };
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(is_here).collect()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.text("log"));
+        }
+        let _ = kill_process_group(Pid::from_child(&self.supervisor), Signal::KILL);
+        let _ = self.supervisor.wait();
+        for pid in self.processes() {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+        }
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    support::eventually(what, || {
+        let holds = holds();
+        if !holds {
+            thread::park_timeout(Duration::from_millis(2));
+        }
+        holds
+    });
+}
+
+/// The state, the parent and the group of a process.
+fn stat(pid: i32) -> Option<(char, i32, i32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    Some((
+        state,
+        fields.next()?.parse().ok()?,
+        fields.next()?.parse().ok()?,
+    ))
+}
+
+fn is_alive(pid: i32) -> bool {
+    stat(pid).is_some_and(|stat| !matches!(stat.0, 'Z' | 'X'))
+}
+
+fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+/// A program with a child. Neither is told to end by anything but its process group.
+const WRAPPER: &str = "sleep 1000 & echo $! > child; echo $$ > leader; wait";
+
+#[test]
+fn a_process_and_its_children_are_a_group_and_end_together() {
+    let mut service = Service::start(&[], WRAPPER);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    assert_eq!(stat(leader).unwrap().2, leader);
+    assert_eq!(stat(child).unwrap().2, leader);
+    assert_eq!(service.stop().code(), Some(0));
+    service.until_left(&[]);
+}
+
+#[test]
+fn what_a_dead_process_leaves_behind_is_ended() {
+    let service = Service::start(&[], WRAPPER);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    kill(leader);
+    eventually("the child of the dead process has ended", || {
+        !is_alive(child)
+    });
+    let second = service.other_pid("leader", leader);
+    assert!(is_alive(second));
+    assert!(is_alive(service.other_pid("child", child)));
+}
+
+#[test]
+fn a_restart_ends_what_the_old_process_leaves_behind() {
+    let service = Service::start(&[], WRAPPER);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    service.signal(Signal::HUP);
+    let second = service.other_pid("leader", leader);
+    let second_child = service.other_pid("child", child);
+    eventually("the old ones have ended", || {
+        !is_alive(leader) && !is_alive(child)
+    });
+    assert!(is_alive(second) && is_alive(second_child));
+}
+
+#[test]
+fn a_straggler_that_ignores_the_stop_is_killed() {
+    let program = "sh -c 'trap \"\" TERM; echo $$ > child; while :; do sleep 0.05; done' &
+        echo $$ > leader; wait";
+    let mut service = Service::start(&["--stop-timeout", "0.3"], program);
+    service.pid("leader");
+    service.pid("child");
+    assert_eq!(service.stop().code(), Some(1));
+    service.until_left(&[]);
+}
+
+#[test]
+fn a_process_that_left_its_group_is_ended_by_the_stop() {
+    let program = "setsid sh -c 'echo $$ > daemon; exec sleep 1000' & echo $$ > leader; wait";
+    let mut service = Service::start(&[], program);
+    let (leader, daemon) = (service.pid("leader"), service.pid("daemon"));
+    // A daemon outlives the process that started it, as long as there is a service.
+    kill(leader);
+    service.other_pid("leader", leader);
+    assert!(is_alive(daemon));
+    assert_eq!(service.stop().code(), Some(0));
+    service.until_left(&[]);
+}
+
+#[test]
+fn children_that_the_supervisor_had_before_are_left_alone() {
+    let sidecar = "sleep 1000 & echo $! > sidecar; ";
+    // This one leaves a child of its own to the supervisor, while the supervisor runs.
+    let parent =
+        "sh -c 'sleep 1000 & echo $! > orphan; while ! test -e go; do sleep 0.01; done' & ";
+    let stubborn = "trap '' TERM; echo $$ > leader; while :; do sleep 0.05; done";
+    for (program, upgrades) in [(WRAPPER, false), (stubborn, false), (WRAPPER, true)] {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("program"), program).unwrap();
+        let wrapper = format!("{sidecar}{parent}exec \"$@\"");
+        let mut service = Service::start_in(dir, &["--stop-timeout", "0.3"], &wrapper);
+        service.pid("leader");
+        let (sidecar, orphan) = (service.pid("sidecar"), service.pid("orphan"));
+        fs::write(service.path("go"), "").unwrap();
+        let supervisor = service.supervisor.id() as i32;
+        eventually("the orphan is the supervisor's", || {
+            stat(orphan).is_some_and(|stat| stat.1 == supervisor)
+        });
+        if upgrades {
+            service.upgrade();
+        }
+        service.stop();
+        service.until_left(&[sidecar, orphan]);
+        assert!(is_alive(sidecar) && is_alive(orphan), "{program}");
+    }
+}
+
+#[test]
+fn the_exit_of_a_child_from_before_is_not_that_of_a_process() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("program"), WRAPPER).unwrap();
+    let wrapper = "sleep 1000 & echo $! > sidecar; exec \"$@\"";
+    let mut service = Service::start_in(dir, &[], wrapper);
+    let leader = service.pid("leader");
+    let sidecar = service.pid("sidecar");
+    kill(sidecar);
+    eventually("it is reaped", || stat(sidecar).is_none());
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(service.pid("leader"), leader);
+}
+
+#[test]
+fn without_process_groups_all_are_in_that_of_the_supervisor() {
+    let mut service = Service::start(&["--no-process-groups"], WRAPPER);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    let group = service.supervisor.id() as i32;
+    assert_eq!(stat(leader).unwrap().2, group);
+    assert_eq!(service.stop().code(), Some(0));
+    service.until_left(&[child]);
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_nothing_behind() {
+    // The third is in the hands of another user, and the kernel does not tell it of the supervisor's death.
+    let may_change_user = rustix::process::geteuid().is_root();
+    let other_user = "exec setpriv --reuid 65534 --clear-groups sh -c 'exec sleep 1000'";
+    let programs = [
+        WRAPPER.to_owned(),
+        "trap '' TERM; echo $$ > leader; while :; do sleep 0.05; done".to_owned(),
+        format!("echo $$ > leader; {other_user}"),
+    ];
+    for program in &programs[..if may_change_user { 3 } else { 2 }] {
+        let mut service = Service::start(&["--stop-timeout", "0.5"], program);
+        service.pid("leader");
+        if program == WRAPPER {
+            service.upgrade();
+        }
+        service.signal(Signal::KILL);
+        service.wait();
+        eventually("the end of all processes", || {
+            service.processes().is_empty()
+        });
+    }
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_no_process_of_its_user_behind() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not run: only root can start processes of another user");
+    }
+    // The second is ended together with its child, which ignores the first signal.
+    let stubborn = "sh -c 'trap : TERM; echo $$ > child; while :; do sleep 0.05; done' &
+        echo $$ > leader; wait";
+    for program in ["echo $$ > leader; exec sleep 1000", stubborn] {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("program"), program).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let options = ["--stop-timeout", "0.5", "--user", "65534"];
+        let mut service = Service::start_in(dir, &options, "exec \"$@\"");
+        let leader = service.pid("leader");
+        assert_eq!(
+            fs::metadata(format!("/proc/{leader}")).unwrap().uid(),
+            65534
+        );
+        service.signal(Signal::KILL);
+        service.wait();
+        service.until_left(&[]);
+    }
+}
+
+impl Service {
+    fn guardian(&self) -> Option<i32> {
+        let supervisor = self.supervisor.id() as i32;
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.find(|pid| {
+            stat(*pid).is_some_and(|stat| stat.1 == supervisor && stat.0 != 'Z')
+                && fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name == "handover-guard\n")
+        })
+    }
+
+    /// Kills the guardian. Returns when the supervisor knows.
+    #[track_caller]
+    fn kill_guardian(&self) -> i32 {
+        eventually("the guardian", || self.guardian().is_some());
+        let guardian = self.guardian().unwrap();
+        kill(guardian);
+        let text = format!("the guardian, process {guardian}, exited");
+        eventually("the end of the guardian", || {
+            self.text("log").contains(&text)
+        });
+        guardian
+    }
+}
+
+#[test]
+fn the_next_guardian_knows_of_all_processes_and_of_what_is_being_ended() {
+    // The child ends at the second SIGTERM: the supervisor sends the first one, and the guardian another.
+    let program = "
+        test -e again && { echo $$ > leader2; exec sleep 1000; }
+        : > again
+        sh -c 'trap \"test -e term && exit; : > term\" TERM; echo $$ > child; while :; do sleep 0.02; done' &
+        echo $$ > leader
+        wait";
+    let mut service = Service::start(&[], program);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    // The first may be too young to be replaced at once. Then the next start replaces it.
+    let first = service.kill_guardian();
+    kill(leader);
+    service.pid("leader2");
+    eventually("the first signal", || service.path("term").exists());
+    eventually("the second guardian", || service.guardian().is_some());
+    assert_ne!(service.guardian(), Some(first));
+    assert!(is_alive(child));
+    service.signal(Signal::KILL);
+    service.wait();
+    service.until_left(&[]);
+}
+
+#[test]
+fn a_guardian_is_replaced_although_no_process_starts() {
+    let mut service = Service::start(&[], WRAPPER);
+    service.pid("leader");
+    service.pid("child");
+    eventually("the guardian", || service.guardian().is_some());
+    // Younger ones are replaced at the next start only.
+    thread::sleep(Duration::from_secs(1));
+    let first = service.kill_guardian();
+    eventually("the second guardian", || service.guardian().is_some());
+    assert_ne!(service.guardian(), Some(first));
+    service.signal(Signal::KILL);
+    service.wait();
+    service.until_left(&[]);
+}
+
+#[test]
+fn no_signal_is_ignored_or_blocked_by_accident() {
+    let dir = TempDir::new().unwrap();
+    let program = "grep -E 'Sig(Ign|Blk)' /proc/self/status > new; mv new signals; echo $$ > leader; exec sleep 1000";
+    fs::write(dir.path().join("program"), program).unwrap();
+    // As `nohup`, a shell's `&` without job control, and some daemons do.
+    let wrapper = "trap '' HUP INT QUIT PIPE CHLD USR1 TSTP; exec \"$@\"";
+    let mut service = Service::start_in(dir, &[], wrapper);
+    service.pid("leader");
+    let signals = service.text("signals");
+    for line in signals.lines() {
+        let set = line.split_whitespace().nth(1).unwrap();
+        let set = u64::from_str_radix(set, 16).unwrap();
+        // The C library keeps the signals 32 and 33 for itself, and resets neither.
+        assert_eq!(set & !(3 << 31), 0, "{signals}");
+    }
+    assert_eq!(signals.lines().count(), 2);
+    // The supervisor itself reacts to the signals that it documents.
+    service.signal(Signal::INT);
+    assert_eq!(service.wait().code(), Some(0));
+}
