@@ -3,13 +3,13 @@
 use std::process;
 use std::time::Instant;
 
-use super::MOST_PROCESSES;
 use super::control::ControlSocket;
 use super::fleet::Fleet;
 use super::fleet::event::Event;
 use super::fleet::process::{Process, Stage};
 use super::fleet::slot::{Death, Slot};
 use super::run::Run;
+use super::settings::MOST_PROCESSES;
 use crate::log;
 use crate::notify;
 use crate::wire::{
