@@ -38,6 +38,8 @@ pub struct Bind {
     attempts: u32,
     interval: Duration,
     speaks_first: bool,
+    /// The user that a Unix socket is for, if this process binds it for another one.
+    for_user: Option<u32>,
 }
 
 impl Bind {
@@ -58,6 +60,7 @@ impl Bind {
             attempts: 10,
             interval: Duration::from_millis(100),
             speaks_first: false,
+            for_user: None,
         }
     }
 
@@ -143,6 +146,12 @@ impl Bind {
         self
     }
 
+    /// Binds for another user: root replaces the file of a dead socket of this user, too.
+    pub(crate) fn for_user(mut self, uid: Option<u32>) -> Self {
+        self.for_user = uid;
+        self
+    }
+
     /// Match quality between a listener and this bind request; `None` if they do not match. `name`
     /// is the listener's, as [`to_fd_name`] makes it. Where names are trusted, the name alone is a
     /// match, at any address; a name that is only the default does not count.
@@ -204,7 +213,9 @@ impl Bind {
     /// Binds and listens.
     ///
     /// The file of a Unix socket that no process listens on any more is replaced. If a process
-    /// listens, the address is in use. Any other file is left alone, and is an error.
+    /// listens, the address is in use. Any other file is left alone, and is an error; so is, for
+    /// root, a socket of another user: root replaces its own sockets, and a supervisor also those
+    /// of the user whose processes it serves.
     ///
     /// # Errors
     ///
@@ -278,8 +289,8 @@ impl Bind {
 
     fn bind_unix(&self, path: &Path) -> io::Result<(Socket, UnixPath)> {
         let addr = SockAddr::unix(path)?;
-        sys::file::free_socket_path(path)?;
         let entry = DirectoryEntry::open(path)?;
+        sys::file::free_socket_path(&entry, path, self.for_user)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);

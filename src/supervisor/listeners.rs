@@ -61,7 +61,8 @@ impl HeldListeners {
         let found = inherited.take_listeners(&settings.listen.iter().collect::<Vec<_>>());
         for (bind, found) in settings.listen.iter().zip(found) {
             let held_by_manager = found.is_some();
-            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
+            let bind = || bind.clone().for_user(settings.user_id()).bind();
+            let listener = found.map_or_else(bind, Ok)?;
             held.hold_configured(listener, held_by_manager, settings.runs_other_program)?;
         }
         held.hold_inherited(inherited.take_all());
@@ -92,7 +93,8 @@ impl HeldListeners {
     pub(super) fn bind_missing(&mut self, settings: &Settings) {
         for bind in &settings.listen {
             if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
-                let bound = bind.clone().bind().map_err(io::Error::from);
+                let bind = bind.clone().for_user(settings.user_id());
+                let bound = bind.bind().map_err(io::Error::from);
                 let held = bound.and_then(|listener| {
                     self.hold_configured(listener, false, settings.runs_other_program)
                 });
@@ -149,6 +151,7 @@ impl HeldListeners {
         &mut self,
         bind: Bind,
         may_bind: bool,
+        sender: Sender,
     ) -> io::Result<Option<(ListenerId, Descriptor)>> {
         let fits = |held: &&HeldListener| {
             let fit = held.fit(&bind, held.record.matches_by_name);
@@ -162,6 +165,7 @@ impl HeldListeners {
             return Ok(None);
         }
         self.check_room()?;
+        let bind = bind.for_user(Some(sender.uid));
         let listener = bind.bind().map_err(BindError::into_cause)?;
         let descriptor = sys::descriptor::duplicate(&listener.socket)?;
         Ok(Some((self.hold(listener, false, false)?, descriptor)))

@@ -3,9 +3,11 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, chmod, chownat, fstat, openat};
 use rustix::io::Errno;
+use socket2::{SockAddr, Socket};
 
 /// A file that is held without the right to read or write it (O_PATH in open(2)). It stays the same
 /// when another file takes its name.
@@ -38,6 +40,17 @@ impl NamedFile {
     pub(in crate::sys) fn set_group(&self, group: u32) -> io::Result<()> {
         let group = Some(Gid::from_raw(group));
         Ok(chownat(&self.0, "", None, group, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Connects to this Unix socket. `path` leads there if nobody has changed it since, and is used
+    /// where /proc is not mounted.
+    pub(in crate::sys) fn connect(&self, socket: &Socket, path: &Path) -> io::Result<()> {
+        match socket.connect(&SockAddr::unix(self.proc_path())?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                socket.connect(&SockAddr::unix(path)?)
+            }
+            result => result,
+        }
     }
 
     fn proc_path(&self) -> String {

@@ -4,8 +4,10 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, Stat, chmodat, chownat, statat};
+use socket2::{SockAddr, Socket};
 
 pub(in crate::sys) struct NamedFile {
     directory: OwnedFd,
@@ -36,5 +38,9 @@ impl NamedFile {
     pub(in crate::sys) fn set_group(&self, group: u32) -> io::Result<()> {
         let group = Some(Gid::from_raw(group));
         Ok(chownat(&self.directory, &self.name, None, group, FLAGS)?)
+    }
+
+    pub(in crate::sys) fn connect(&self, socket: &Socket, path: &Path) -> io::Result<()> {
+        socket.connect(&SockAddr::unix(path)?)
     }
 }

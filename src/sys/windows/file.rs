@@ -6,6 +6,7 @@ use std::io;
 use std::os::windows::fs::FileExt;
 use std::path::Path;
 
+use super::directory::DirectoryEntry;
 use super::{no_restarts_error, no_unix_sockets_error};
 
 pub(crate) fn create_anonymous(_bytes: &[u8]) -> io::Result<File> {
@@ -48,7 +49,11 @@ pub(crate) fn inode(_file: &File) -> io::Result<(u64, u64)> {
     Err(no_restarts_error())
 }
 
-pub(crate) fn free_socket_path(_path: &Path) -> io::Result<()> {
+pub(crate) fn free_socket_path(
+    _entry: &DirectoryEntry,
+    _path: &Path,
+    _user: Option<u32>,
+) -> io::Result<()> {
     Err(no_unix_sockets_error())
 }
 
