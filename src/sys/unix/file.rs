@@ -14,6 +14,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::directory::{DirectoryEntry, parent_of};
 use crate::log;
+use crate::sys::IfLocked;
 use crate::sys::native::calls::create_unnamed_file;
 
 /// An unnamed file that holds these bytes. Its position is the beginning.
@@ -59,29 +60,41 @@ impl Drop for DirectoryLock {
 }
 
 /// Locks the directory that a path is in (flock(2)). `None` if the directory cannot be read or
-/// locked, and if another process keeps the lock for longer than such a process needs it: everybody
-/// who may read the directory can take the lock, and must not be able to prevent the start of a
-/// server.
-pub(crate) fn lock_directory_of(path: &Path) -> Option<DirectoryLock> {
+/// locked. Everybody who may read the directory can take the lock, and must not be able to prevent
+/// the start of a server, nor to make a supervisor wait: `if_locked` says what to do then.
+pub(crate) fn lock_directory_of(
+    path: &Path,
+    if_locked: IfLocked,
+) -> io::Result<Option<DirectoryLock>> {
     let directory = parent_of(path);
-    let give_up_at = Instant::now() + DIRECTORY_LOCK_WAIT;
+    let wait = match if_locked {
+        IfLocked::Wait => DIRECTORY_LOCK_WAIT,
+        IfLocked::Ignore | IfLocked::Fail => Duration::ZERO,
+    };
+    let give_up_at = Instant::now() + wait;
     let mut options = File::options();
     let options = options.read(true).custom_flags(libc::O_DIRECTORY);
     let locked = options.open(directory).and_then(|file| {
         while !try_lock(&file)? {
             if Instant::now() >= give_up_at {
-                return Err(ErrorKind::TimedOut.into());
+                let text = "another process has locked the directory";
+                return Err(Error::new(ErrorKind::WouldBlock, text));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(DirectoryLock(file))
     });
-    let shown = directory.display();
-    locked
-        .inspect_err(|error| {
-            log::debug!("cannot lock the directory {shown}, continuing without the lock: {error}")
-        })
-        .ok()
+    match locked {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if if_locked == IfLocked::Fail && error.kind() == ErrorKind::WouldBlock => {
+            Err(error)
+        }
+        Err(error) => {
+            let shown = directory.display();
+            log::debug!("cannot lock the directory {shown}, continuing without the lock: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// Opens a regular file for reading. Never waits, as the open of an idle FIFO would. If
