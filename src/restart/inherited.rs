@@ -14,7 +14,7 @@ use crate::addr::Addr;
 use crate::listener::{Bind, Fit, Listener};
 use crate::log;
 use crate::sys::{self, Descriptor};
-use crate::wire::{EarlierGeneration, Launch, to_fd_name};
+use crate::wire::{EarlierGeneration, Launch, ListenerRecord, to_fd_name};
 
 /// The name under which a predecessor passes the supervisor's lifeline on.
 pub(super) const LIFELINE_NAME: &str = "handover-supervisor";
@@ -198,6 +198,16 @@ impl Inherited {
         let passed = self.passed.remove(index);
         self.taken.push(passed.position);
         passed
+    }
+
+    /// The listeners that an earlier supervisor has stored with the service manager, by their
+    /// devices and inodes.
+    pub(crate) fn stored_listeners(&self) -> Vec<((u64, u64), ListenerRecord)> {
+        let stored = self.passed.iter().filter_map(|passed| {
+            let record = ListenerRecord::from_stored_name(&passed.name)?;
+            Some((sys::descriptor::inode(&passed.descriptor).ok()?, record))
+        });
+        stored.collect()
     }
 
     /// Takes the listeners for these addresses, in their order; `None` where none was passed.

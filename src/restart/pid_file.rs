@@ -59,14 +59,25 @@ impl PidFile {
     ///
     /// As [`replace`](Self::replace).
     pub(crate) fn renew(path: &Path) -> io::Result<Self> {
+        Self::resume(path)?.map_or_else(|| Self::replace(path), Ok)
+    }
+
+    /// Takes the file that this process has written before it executed another program. `None` if
+    /// that file is gone, or is held already.
+    pub(crate) fn resume(path: &Path) -> io::Result<Option<Self>> {
         let own = open(path)?.filter(|file| read_pid(file) == Some(process::id()));
-        if let Some(file) = own {
-            let entry = DirectoryEntry::open(path)?;
-            if sys::file::try_lock(&file)? && is_own(&entry, &file)? {
-                return PidFile::hold(path, entry, file);
-            }
+        let Some(file) = own else {
+            return Ok(None);
+        };
+        let entry = DirectoryEntry::open(path)?;
+        match sys::file::try_lock(&file)? && is_own(&entry, &file)? {
+            true => PidFile::hold(path, entry, file).map(Some),
+            false => Ok(None),
         }
-        Self::replace(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn hold(path: &Path, entry: DirectoryEntry, file: File) -> io::Result<Self> {

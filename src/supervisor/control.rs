@@ -367,28 +367,34 @@ impl ControlClient {
 /// The mode of the socket's file, if only its group is set.
 const GROUP_MODE: u32 = 0o660;
 
+/// The mode without such settings.
+const OWN_MODE: u32 = 0o600;
+
 fn bind_listener(path: &Path, settings: &Settings, if_locked: IfLocked) -> io::Result<Listener> {
     let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
-    let bind = bind.name("control").unix_mode(0o600).bind_attempts(1);
+    let bind = bind.name("control").unix_mode(OWN_MODE).bind_attempts(1);
     let listener = bind.if_locked(if_locked).bind()?;
-    set_access(&listener, settings)?;
+    if settings.control_mode.is_some() || settings.control_group.is_some() {
+        set_access(&listener, settings)?;
+    }
     Ok(listener)
 }
 
-/// Sets the group and the mode of the socket's file as the settings say.
+/// Sets the group and the mode of the socket's file as the settings say, whatever they were.
 pub(super) fn set_access(listener: &Listener, settings: &Settings) -> io::Result<()> {
     let group = settings.control_group.as_deref();
     let group = group.map(sys::supervision::find_group).transpose()?;
-    let mode = settings.control_mode.or(group.map(|_| GROUP_MODE));
-    let Some(mode) = mode else {
-        return Ok(());
-    };
-    listener.set_file_access(group, mode).map_err(|error| {
-        let addr = listener.local_addr();
-        let text =
-            format!("cannot set the group and the mode of the control socket {addr}: {error}");
-        io::Error::new(error.kind(), text)
-    })
+    let default = group.map_or(OWN_MODE, |_| GROUP_MODE);
+    let mode = settings.control_mode.unwrap_or(default);
+    let group = group.unwrap_or_else(sys::process::effective_gid);
+    listener
+        .set_file_access(Some(group), mode)
+        .map_err(|error| {
+            let addr = listener.local_addr();
+            let text =
+                format!("cannot set the group and the mode of the control socket {addr}: {error}");
+            io::Error::new(error.kind(), text)
+        })
 }
 
 /// The user that the file at a path belongs to.

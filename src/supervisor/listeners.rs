@@ -37,12 +37,26 @@ pub(super) struct HeldListener {
     /// bound the socket.
     pub(super) listener: Listener,
     pub(super) record: ListenerRecord,
-    /// The listener is held even if no process uses it: the settings name the listener, or a socket
-    /// activator passed it.
-    pub(super) kept_when_unused: bool,
-    /// The service manager passed this listener, and holds it: no copy needs to be stored.
-    pub(super) held_by_manager: bool,
+    pub(super) holder: Holder,
     pub(super) id: ListenerId,
+}
+
+/// What a listener is held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// The processes that use it.
+    Process,
+    /// The settings, which name it.
+    Settings,
+    /// The socket activator that passed it, and holds it: no copy needs to be stored.
+    ServiceManager,
+}
+
+impl Holder {
+    /// Whether the listener is held even if no process uses it.
+    pub(super) fn keeps_when_unused(self) -> bool {
+        self != Self::Process
+    }
 }
 
 impl HeldListener {
@@ -68,12 +82,17 @@ impl HeldListeners {
         settings: &Settings,
     ) -> io::Result<Self> {
         let mut held = Self::default();
+        let stored = inherited.stored_listeners();
         let found = inherited.take_listeners(&settings.listen.iter().collect::<Vec<_>>());
         for (bind, found) in settings.listen.iter().zip(found) {
-            let held_by_manager = found.is_some();
-            let bind = || bind.clone().for_user(settings.user_id()).bind();
-            let listener = found.map_or_else(bind, Ok)?;
-            held.hold_configured(listener, held_by_manager, settings.runs_other_program)?;
+            let (listener, holder) = match found {
+                None => {
+                    let bind = bind.clone().for_user(settings.user_id());
+                    (bind.bind()?, Holder::Settings)
+                }
+                Some(listener) => claim(listener, &stored)?,
+            };
+            held.hold_configured(listener, holder, settings.runs_other_program)?;
         }
         held.hold_inherited(inherited.take_all());
         Ok(held)
@@ -84,15 +103,16 @@ impl HeldListeners {
     fn hold_inherited(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
             let stored = ListenerRecord::from_stored_name(&name);
-            let kept_when_unused = stored.is_none();
+            let holder = match stored {
+                Some(_) => Holder::Process,
+                None => Holder::ServiceManager,
+            };
             let record = stored.unwrap_or(ListenerRecord {
                 name: to_fd_name(&name),
                 matches_by_name: true,
                 removes_file: false,
             });
-            // A process of another user may have had the file's place meanwhile.
-            let is_own = |found: &FoundFile| found.owner == sys::process::effective_uid();
-            match self.add_descriptor(record, descriptor, kept_when_unused, is_own) {
+            match self.add_descriptor(record, descriptor, holder, is_of_own_user) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
                 Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
             }
@@ -107,7 +127,8 @@ impl HeldListeners {
                 let bind = bind.if_locked(IfLocked::Ignore);
                 let bound = bind.bind().map_err(io::Error::from);
                 let held = bound.and_then(|listener| {
-                    self.hold_configured(listener, false, settings.runs_other_program)
+                    let is_other = settings.runs_other_program;
+                    self.hold_configured(listener, Holder::Settings, is_other)
                 });
                 if let Err(error) = held {
                     log::error!("{error}");
@@ -121,34 +142,28 @@ impl HeldListeners {
     fn hold_configured(
         &mut self,
         listener: Listener,
-        held_by_manager: bool,
+        holder: Holder,
         runs_other_program: bool,
     ) -> io::Result<()> {
         listener.socket.set_nonblocking(!runs_other_program)?;
-        self.hold(listener, true, held_by_manager).map(drop)
+        self.hold(listener, holder).map(drop)
     }
 
     /// Holds a listener that this process has bound, or has claimed from the service manager.
-    fn hold(
-        &mut self,
-        listener: Listener,
-        kept_when_unused: bool,
-        held_by_manager: bool,
-    ) -> io::Result<ListenerId> {
+    fn hold(&mut self, listener: Listener, holder: Holder) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
         log::info!("listening on {}", listener.local_addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
                 name: to_fd_name(listener.name()),
-                matches_by_name: kept_when_unused,
+                matches_by_name: holder.keeps_when_unused(),
                 removes_file: listener.removed_file().is_some(),
             },
             listener,
-            kept_when_unused,
-            held_by_manager,
+            holder,
         };
-        if !held_by_manager {
+        if holder != Holder::ServiceManager {
             held.store();
         }
         self.all.push(held);
@@ -178,7 +193,7 @@ impl HeldListeners {
         self.check_room()?;
         let listener = self.bind_without_waiting(bind.for_user(Some(sender.uid)))?;
         let descriptor = sys::descriptor::duplicate(&listener.socket)?;
-        Ok(Some((self.hold(listener, false, false)?, descriptor)))
+        Ok(Some((self.hold(listener, Holder::Process)?, descriptor)))
     }
 
     /// Binds for a process, which tries again if the address is in use: also if another process has
@@ -207,7 +222,10 @@ impl HeldListeners {
 
     /// Whether a process may have one more listener held.
     fn check_room(&self) -> io::Result<()> {
-        let of_processes = self.all.iter().filter(|held| !held.kept_when_unused);
+        let of_processes = self
+            .all
+            .iter()
+            .filter(|held| !held.holder.keeps_when_unused());
         match of_processes.count() < MAX_OF_PROCESSES {
             true => Ok(()),
             false => {
@@ -233,7 +251,7 @@ impl HeldListeners {
         self.check_room()?;
         record.matches_by_name &= sender.is_privileged();
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
-        self.add_descriptor(record, descriptor, false, is_own)?;
+        self.add_descriptor(record, descriptor, Holder::Process, is_own)?;
         if let Some(new) = self.all.last() {
             log::info!("holding the listener {}", new.listener.local_addr());
             new.store();
@@ -251,7 +269,7 @@ impl HeldListeners {
         &mut self,
         mut record: ListenerRecord,
         descriptor: Descriptor,
-        kept_when_unused: bool,
+        holder: Holder,
         is_own: impl FnOnce(&FoundFile) -> bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
@@ -271,9 +289,7 @@ impl HeldListeners {
         self.all.push(HeldListener {
             listener,
             record,
-            kept_when_unused,
-            // The service manager passed such a listener, and holds it.
-            held_by_manager: kept_when_unused,
+            holder,
             id,
         });
         Ok(id)
@@ -283,7 +299,7 @@ impl HeldListeners {
     pub(super) fn close_unused(&mut self, used: &[ListenerId]) {
         let before = self.all.len();
         self.all.retain(|held| {
-            let stays = held.kept_when_unused || used.contains(&held.id);
+            let stays = held.holder.keeps_when_unused() || used.contains(&held.id);
             if !stays {
                 log::info!("closing the listener {}", held.listener.local_addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
@@ -299,7 +315,8 @@ impl HeldListeners {
 
     /// Stores copies with the service manager, which ignores those that it has.
     pub(super) fn store_all(&self) {
-        let own = self.all.iter().filter(|held| !held.held_by_manager);
+        let is_own = |held: &&HeldListener| held.holder != Holder::ServiceManager;
+        let own = self.all.iter().filter(is_own);
         own.for_each(HeldListener::store);
     }
 
@@ -314,6 +331,26 @@ impl HeldListeners {
             held.listener.set_removes_file(false);
         }
     }
+}
+
+/// A listener of the settings that was passed: by a socket activator, or by the service manager with
+/// which an earlier supervisor has stored it.
+fn claim(
+    mut listener: Listener,
+    stored: &[(ListenerId, ListenerRecord)],
+) -> io::Result<(Listener, Holder)> {
+    let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
+    let Some((_, record)) = stored.iter().find(|(stored, _)| *stored == id) else {
+        return Ok((listener, Holder::ServiceManager));
+    };
+    listener.check_file(is_of_own_user);
+    listener.set_removes_file(record.removes_file && listener.file().is_some());
+    Ok((listener, Holder::Settings))
+}
+
+/// A process of another user may have had the place of a socket's file while no supervisor ran.
+fn is_of_own_user(found: &FoundFile) -> bool {
+    found.owner == sys::process::effective_uid()
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Settings;
 use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
-use super::listeners::HeldListeners;
+use super::listeners::{HeldListeners, Holder};
 use super::run::{Run, random_seed};
 use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
 use crate::listener::Listener;
@@ -20,7 +21,7 @@ use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
 use crate::sys::supervision::Guardian;
 use crate::sys::{self, Descriptor, FoundFile, IfLocked, NotifySocket, SignalFd};
-use crate::wire::{Launch, Record, Snapshot, SnapshotListener};
+use crate::wire::{Launch, Record, Snapshot, SnapshotListener, WirePath};
 
 impl Run {
     pub(super) fn start_dry_run(&self) -> io::Result<DryRun> {
@@ -67,6 +68,10 @@ impl Run {
             lifeline: [keep(&self.lifeline.0, kept)?, keep(&self.lifeline.1, kept)?],
             allowed_binds: self.bind_rules.allowed().to_vec(),
             fleet: record_fleet(&self.fleet),
+            pid_file: self
+                .pid_file
+                .as_ref()
+                .and_then(|file| WirePath::new(file.path())),
             ..Snapshot::default()
         };
         if let Some(guardian) = &self.guardian {
@@ -86,7 +91,8 @@ impl Run {
         for held in self.listeners.iter() {
             snapshot.listeners.push(SnapshotListener {
                 descriptor: keep(&held.listener.socket, kept)?,
-                kept_when_unused: held.kept_when_unused,
+                kept_when_unused: held.holder.keeps_when_unused(),
+                held_by_manager: held.holder == Holder::ServiceManager,
                 listener: held.record.clone(),
                 file: held.listener.file().map(|file| file.id),
             });
@@ -96,7 +102,7 @@ impl Run {
 
     /// Makes what the settings of the new program name, and the snapshot has not. A setting that
     /// cannot be met must not end a service that works.
-    fn apply_new_settings(&mut self) {
+    fn apply_new_settings(&mut self, old_pid_file: Option<WirePath>) {
         self.listeners.bind_missing(&self.settings);
         if let (None, Some(path)) = (&self.control, &self.settings.control) {
             let failed = |error: &io::Error| log::error!("{error}");
@@ -108,6 +114,13 @@ impl Run {
             let failed =
                 |error: &io::Error| log::error!("cannot write {}: {error}", path.display());
             self.pid_file = PidFile::renew(path).inspect_err(failed).ok();
+        }
+        let old = old_pid_file.map(|old| PathBuf::from(sys::file::os_string(old.as_bytes())));
+        if let Some(path) = old {
+            // The drop removes the file, if it has another name than the new one.
+            if let Err(error) = PidFile::resume(&path) {
+                log::error!("cannot remove {}: {error}", path.display());
+            }
         }
     }
 
@@ -122,8 +135,11 @@ impl Run {
         let mut listener = Listener::for_others(socket, "control".to_owned(), true)?;
         listener.check_file(|found| Some(found.id) == file);
         listener.set_removes_file(true);
-        if let Err(error) = set_access(&listener, &self.settings) {
-            log::error!("{error}");
+        // A socket without its file is bound again.
+        if listener.file().is_some() {
+            if let Err(error) = set_access(&listener, &self.settings) {
+                log::error!("{error}");
+            }
         }
         let control = ControlSocket::new(listener, &self.settings);
         let control = self.control.insert(control);
@@ -151,7 +167,12 @@ pub(super) fn resume(
     for held in snapshot.listeners {
         let descriptor = sys::descriptor::adopt(held.descriptor)?;
         let is_own = |found: &FoundFile| Some(found.id) == held.file;
-        listeners.add_descriptor(held.listener, descriptor, held.kept_when_unused, is_own)?;
+        let holder = match (held.held_by_manager, held.kept_when_unused) {
+            (true, _) => Holder::ServiceManager,
+            (false, true) => Holder::Settings,
+            (false, false) => Holder::Process,
+        };
+        listeners.add_descriptor(held.listener, descriptor, holder, is_own)?;
     }
     let policy = settings.policy.clone();
     let fleet = restore_fleet(snapshot.fleet, policy, Instant::now(), random_seed());
@@ -174,7 +195,7 @@ pub(super) fn resume(
     if let Some(listener) = snapshot.control {
         run.restore_control(listener, snapshot.control_file, &snapshot.upgrade_clients)?;
     }
-    run.apply_new_settings();
+    run.apply_new_settings(snapshot.pid_file);
     // The program before may have ended while the service manager did not read.
     run.listeners.store_all();
     log::info!(

@@ -88,9 +88,9 @@
 //!
 //! ```text
 //! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,
-//!   "control_file":[25,311],"upgrade_clients":[11],
-//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
-//!   "matches_by_name":true,"removes_file":false},"file":null}],
+//!   "control_file":[25,311],"pid_file":"/run/app.pid","upgrade_clients":[11],
+//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"held_by_manager":false,
+//!   "listener":{"name":"web","matches_by_name":true,"removes_file":false},"file":null}],
 //!   "allowed_binds":[{"tcp":"0.0.0.0:80"}],"fleet":{"sent_ready":true,
 //!   "has_been_ready":true,"exit_code":0,"last_restart":{"error":null,
 //!   "took_seconds":0.125,"age_ms":4000},"scale":null,

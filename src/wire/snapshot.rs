@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BindAddr, ListenerRecord, Record};
+use super::{BindAddr, ListenerRecord, Record, WirePath};
 
 /// All of the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub(crate) struct Snapshot {
     /// The device and inode of the control socket's file.
     #[serde(default)]
     pub(crate) control_file: Option<(u64, u64)>,
+    /// The pid file that the supervisor has written.
+    #[serde(default)]
+    pub(crate) pid_file: Option<WirePath>,
     /// The connections of the control clients that wait for the result of the upgrade.
     pub(crate) upgrade_clients: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
@@ -55,6 +58,9 @@ pub(crate) struct SnapshotListener {
     pub(crate) descriptor: i32,
     /// The listener is held even if no process uses it.
     pub(crate) kept_when_unused: bool,
+    /// The service manager passed the listener, and holds it.
+    #[serde(default)]
+    pub(crate) held_by_manager: bool,
     pub(crate) listener: ListenerRecord,
     /// The device and inode of a Unix socket's file.
     #[serde(default)]

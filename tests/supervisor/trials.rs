@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -65,6 +65,8 @@ pub(crate) fn all() -> Vec<Trial> {
         what_the_supervisor_was_told_is_not_for_those_that_serve,
         the_control_socket_is_for_its_owner,
         the_pid_file_is_the_supervisors,
+        an_upgrade_leaves_nothing_of_settings_that_are_gone,
+        an_upgrade_stores_the_listeners_of_the_settings_again,
         many_signals_at_once_are_one_restart_and_one_upgrade,
         a_restart_during_a_restart_starts_another_round,
         a_restart_replaces_a_process_that_is_starting,
@@ -1287,6 +1289,50 @@ fn the_pid_file_is_the_supervisors() {
     assert!(!second.status.success());
     supervised.end();
     assert!(!path.exists());
+}
+
+fn an_upgrade_leaves_nothing_of_settings_that_are_gone() {
+    let options = [("supervisor-pid-file", "")];
+    let supervised = Supervised::start_with("control-mode=438", &options);
+    let dir = supervised.generations.dir.path();
+    let mode = || fs::metadata(dir.join("control")).unwrap().mode() & 0o777;
+    assert!(dir.join("pid").exists() && mode() == 438);
+    fs::remove_file(dir.join("supervisor-pid-file")).unwrap();
+    supervised.generations.option("supervised", "");
+    supervised.succeed("upgrade wait");
+    assert_eq!(mode(), 0o600);
+    assert!(!dir.join("pid").exists());
+    supervised.end();
+}
+
+/// The service manager may not have read what the program before has sent.
+fn an_upgrade_stores_the_listeners_of_the_settings_again() {
+    let manager = tempfile::TempDir::new().unwrap();
+    let path = manager.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+    let options = [("supervised", ""), ("supervisor-listen", "127.0.0.1:0")];
+    let mut generations = Generations::start_with(&options, |command| {
+        command.env("NOTIFY_SOCKET", &path).env("FDSTORE", "10");
+    });
+    let until = |what: &str| {
+        let mut text = [0; 4096];
+        loop {
+            let size = socket.recv(&mut text).unwrap();
+            if String::from_utf8_lossy(&text[..size]).contains(what) {
+                return;
+            }
+        }
+    };
+    let stored = "FDSTORE=1\nFDNAME=handover-n-127.0.0.1_";
+    until(stored);
+    until("READY=1");
+    signal(generations.first.id() as i32, Signal::USR2);
+    until("replacing the supervisor");
+    until(stored);
+    signal(generations.first.id() as i32, Signal::TERM);
+    until("STOPPING=1");
+    generations.wait();
 }
 
 /// Everything that a signal storm can do wrong.

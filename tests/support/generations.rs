@@ -172,6 +172,9 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
     if option(dir, "supervisor-pid-file").is_some() {
         supervisor = supervisor.pid_file(dir.join("pid"));
     }
+    if let Some(addr) = option(dir, "supervisor-listen") {
+        supervisor = supervisor.listen(addr);
+    }
     if let Some(user) = option(dir, "user") {
         supervisor = supervisor.user(user);
     }
