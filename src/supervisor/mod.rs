@@ -261,6 +261,9 @@ impl Supervisor {
         if let Some(login) = self.0.identity.as_ref().and_then(|own| own.login.as_ref()) {
             program.set_login(login);
         }
+        if let Some(uid) = self.0.user_id() {
+            program.set_user(uid);
+        }
         if let Some(dir) = &self.0.working_directory {
             program.set_working_directory(dir);
         }

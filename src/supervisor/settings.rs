@@ -376,8 +376,13 @@ impl Supervisor {
     /// those of the same names. The format is that of systemd's `EnvironmentFile=`
     /// (systemd.exec(5)). As systemd does, a line that is not `NAME=VALUE` is ignored, and a warning
     /// names the file and the line. If the file cannot be read, has 1 MiB or more, is not UTF-8, has a
-    /// null character, or has a quote that is not closed, the start fails with this reason. Defaults
-    /// to none.
+    /// null character, or has a quote that is not closed, the start fails with this reason.
+    ///
+    /// As systemd, the supervisor reads the file with its own privileges, so that the file can be
+    /// for root only. With another [`user`](Self::user), a symbolic link that belongs to this user
+    /// leads only to a file that belongs to this user as well (systemd follows each link): the
+    /// start fails otherwise. For a restart, a server of this crate reads the file itself, as this
+    /// user. Defaults to none.
     pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.environment_file = Some(path.into());
         self

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_pid_file_waits_for_nobody,
         a_full_disk_keeps_the_old_pid_file,
         an_environment_file_waits_for_nobody,
+        a_user_cannot_choose_which_file_of_roots_is_read,
         the_control_socket_is_for_its_group,
         the_control_socket_comes_back,
         a_control_socket_that_others_replaced_is_not_removed,
@@ -725,6 +726,37 @@ fn an_environment_file_waits_for_nobody() {
     };
     eventually("the supervisor says why", said);
     supervisor.stop();
+}
+
+/// The directory is the user's, who may put a link in place of the environment file.
+fn a_user_cannot_choose_which_file_of_roots_is_read() {
+    if !is_root() {
+        return;
+    }
+    for (link_of, is_read) in [(0, true), (OTHER, false)] {
+        let (dir, private) = (public_dir(), TempDir::new().unwrap());
+        let secret = private.path().join("secret");
+        fs::write(&secret, "SECRET=precious\n").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        symlink(&secret, dir.path().join("link")).unwrap();
+        lchown(dir.path().join("link"), Some(link_of), Some(link_of)).unwrap();
+        chown(dir.path(), Some(OTHER), Some(OTHER)).unwrap();
+        let other = OTHER.to_string();
+        let user = ["--user", &other, "--group", &other];
+        let options = [&["--environment-file", "link"], &user[..]].concat();
+        let program = "print(os.environ['SECRET'], flush=True)\nstay()";
+        let mut supervised = Supervised::start_in(dir, &options, program, |_| {});
+        if is_read {
+            assert_eq!(supervised.until_done(), ["precious", "done"]);
+        } else {
+            let reason = "a symbolic link of the user leads to a file of another user";
+            eventually("the supervisor says why", || {
+                supervised.read("log").contains(reason)
+            });
+            assert_eq!(supervised.read("out"), "");
+        }
+        supervised.stop();
+    }
 }
 
 // ---- the control socket ----

@@ -1,11 +1,12 @@
 //! Linux: a file that was found by its name, and what is done to this file and no other.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, chmod, chownat, fstat, openat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, chmod, chownat, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use socket2::{SockAddr, Socket};
 
@@ -40,6 +41,12 @@ impl NamedFile {
     pub(in crate::sys) fn set_group(&self, group: u32) -> io::Result<()> {
         let group = Some(Gid::from_raw(group));
         Ok(chownat(&self.0, "", None, group, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Where this symbolic link leads (readlink(2)).
+    pub(in crate::sys) fn read_link(&self) -> io::Result<PathBuf> {
+        let target = readlinkat(&self.0, "", Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
     /// Connects to this Unix socket. `path` leads there if nobody has changed it since, and is used

@@ -4,9 +4,10 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, Stat, chmodat, chownat, statat};
+use rustix::fs::{AtFlags, Gid, Mode, Stat, chmodat, chownat, readlinkat, statat};
 use socket2::{SockAddr, Socket};
 
 pub(in crate::sys) struct NamedFile {
@@ -38,6 +39,11 @@ impl NamedFile {
     pub(in crate::sys) fn set_group(&self, group: u32) -> io::Result<()> {
         let group = Some(Gid::from_raw(group));
         Ok(chownat(&self.directory, &self.name, None, group, FLAGS)?)
+    }
+
+    pub(in crate::sys) fn read_link(&self) -> io::Result<PathBuf> {
+        let target = readlinkat(&self.directory, &self.name, Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
     pub(in crate::sys) fn connect(&self, socket: &Socket, path: &Path) -> io::Result<()> {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use super::directory::{DirectoryEntry, parent_of};
+pub(crate) use super::links::open_regular_for;
 use crate::log;
 use crate::sys::IfLocked;
 use crate::sys::native::calls::create_unnamed_file;
@@ -113,8 +114,11 @@ pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> 
         Err((Some(libc::ELOOP), _)) if !follows_link => None,
         Err((_, error)) => Some(error),
     };
-    let not_regular = || Error::new(ErrorKind::InvalidInput, "not a regular file");
     Err(file.unwrap_or_else(not_regular))
+}
+
+pub(super) fn not_regular() -> Error {
+    Error::new(ErrorKind::InvalidInput, "not a regular file")
 }
 
 /// Whether this process may run the file as a program.

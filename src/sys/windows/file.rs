@@ -49,6 +49,10 @@ pub(crate) fn open_regular(path: &Path, _follows_link: bool) -> io::Result<File>
     File::open(path)
 }
 
+pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
+    File::open(path)
+}
+
 pub(crate) fn inode(_file: &File) -> io::Result<(u64, u64)> {
     Err(no_restarts_error())
 }
