@@ -91,6 +91,8 @@ struct SlotBefore {
     accepts: bool,
     /// The current process serves, as the fleet knows.
     serves: bool,
+    /// No process is here, and none is to be started.
+    is_down: bool,
 }
 
 fn micros(time: Duration) -> u64 {
@@ -154,6 +156,7 @@ impl Promises {
                 has_starting_successor: slot.successor.as_ref().is_some_and(Process::is_starting),
                 accepts: current.is_some_and(|current| accepts(machine, current.pid)),
                 serves: slot.is_serving(),
+                is_down: slot.is_down(),
             }
         });
         let is_ending = |stage| matches!(stage, Stage::Stopping { .. } | Stage::Aborted { .. });
@@ -217,7 +220,9 @@ impl Promises {
     // ---- what is followed ----
 
     fn follow(&mut self, before: &Before, event: &Event, fleet: &Fleet, machine: &mut Machine) {
-        self.starts.resize(fleet.slots.len(), Start::default());
+        if let Event::Scale { .. } | Event::Replaced = event {
+            self.follow_resize(before, event, fleet);
+        }
         match event {
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
@@ -272,16 +277,6 @@ impl Promises {
                     }
                 }
             }
-            Event::Scale { .. } => {
-                // A slot may have got the process of another one, or was given up and starts one.
-                let slots = fleet.slots.iter().zip(&before.slots);
-                for ((slot, old), start) in slots.zip(&mut self.starts) {
-                    let is_due = slot.start_at.instant() == Some(machine.instant());
-                    if slot.current.as_ref().map(|current| current.pid) != old.current || is_due {
-                        *start = Start::default();
-                    }
-                }
-            }
             Event::Stop if self.stop_limit.is_none() => {
                 let time = self.policy.stop_timeout + KILL_TIMEOUT;
                 self.stop_limit = Some(machine.now + micros(time));
@@ -302,6 +297,29 @@ impl Promises {
                     .get_or_insert(now);
             }
         }
+    }
+
+    /// The number of slots may have changed: a slot that gets the process of a surplus slot gets the
+    /// back-off of that slot too. A scale starts processes in the slots where none was to be started.
+    fn follow_resize(&mut self, before: &Before, event: &Event, fleet: &Fleet) {
+        let old = std::mem::take(&mut self.starts);
+        let is_scale = matches!(event, Event::Scale { .. });
+        let starts = fleet.slots.iter().enumerate().map(|(index, slot)| {
+            let current = slot.current.as_ref().map(|current| current.pid);
+            let had_it = |old: &SlotBefore| current.is_some() && old.current == current;
+            let origin = before.slots.iter().position(had_it).unwrap_or(index);
+            let start = old.get(origin).cloned().unwrap_or_default();
+            let was_down = before.slots.get(origin).is_some_and(|slot| slot.is_down);
+            match is_scale && was_down {
+                true => Start {
+                    is_given_up: false,
+                    not_before: 0,
+                    ..start
+                },
+                false => start,
+            }
+        });
+        self.starts = starts.collect();
     }
 
     /// A slot has lost its process, or could not start one.
