@@ -289,12 +289,13 @@ impl Promises {
             _ => {}
         }
         let now = machine.now;
-        for current in fleet.slots.iter().filter_map(|slot| slot.current.as_ref()) {
-            if current.is_serving() {
-                machine
-                    .program_mut(current.pid)
-                    .known_ready
-                    .get_or_insert(now);
+        for (slot, start) in fleet.slots.iter().zip(&mut self.starts) {
+            let current = slot.current.as_ref();
+            if let Some(current) = current.filter(|current| current.is_serving()) {
+                let program = machine.program_mut(current.pid);
+                program.known_ready.get_or_insert(now);
+                // A successor whose predecessor is gone may take a slot that was given up.
+                start.is_given_up = false;
             }
         }
     }
@@ -464,10 +465,10 @@ impl Promises {
         let broken = |name, text: &str| Err((name, format!("process {pid}: {text}")));
         match signal {
             Signal::Hangup => {
-                let slot = before
-                    .slots
-                    .iter()
-                    .position(|slot| slot.current == Some(pid));
+                // A scale or an upgrade may have moved the process to another slot.
+                let is_it = |current: &Process| current.pid == pid;
+                let mut slots = fleet.slots.iter();
+                let slot = slots.position(|slot| slot.current.as_ref().is_some_and(is_it));
                 if fleet.shutdown.is_some() {
                     return broken("stop_starts_none", "a restart in a stop");
                 }

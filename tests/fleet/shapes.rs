@@ -15,18 +15,33 @@ fn act(at: u64, act: Act) -> Decision {
     Decision::Act { at, act }
 }
 
-fn exits(after: u64) -> Fate {
+fn exits(after: u64, code: i32) -> Fate {
     Fate {
-        build: Build::Exits(after, 1),
+        build: Build::Exits(after, code),
         ..Fate::default()
     }
 }
 
-fn check(policy: Policy, decisions: Vec<Decision>) {
+fn upgrade(dry_run: DryRunFate, slots: usize) -> Act {
+    Act::Upgrade {
+        for_client: true,
+        dry_run,
+        slots,
+    }
+}
+
+fn scale(slots: usize) -> Act {
+    Act::Scale {
+        for_client: true,
+        slots,
+    }
+}
+
+fn check(policy: &Policy, is_foreign: bool, decisions: Vec<Decision>) {
     let failure = play_history(History {
         seed: 0,
-        policy,
-        is_foreign: false,
+        policy: policy.clone(),
+        is_foreign,
         sends_watchdog: false,
         decisions,
     });
@@ -41,26 +56,63 @@ fn the_back_off_of_a_slot_goes_where_its_process_goes() {
     policy.processes = 3;
     policy.backoff.first = Duration::from_secs(1);
     policy.backoff.longest = Duration::from_secs(10);
-    let upgrade = Act::Upgrade {
-        for_client: true,
-        dry_run: DryRunFate::Succeeds(0),
-        slots: 2,
-    };
-    let scale = Act::Scale {
-        for_client: true,
-        slots: 2,
-    };
-    for resize in [upgrade, scale] {
+    for resize in [upgrade(DryRunFate::Succeeds(0), 2), scale(2)] {
         let decisions = vec![
             // The next process of slot 0 fails, and then the successor of the process that has
             // come from slot 2.
-            fate(3, exits(300)),
-            fate(4, exits(300)),
+            fate(3, exits(300, 1)),
+            fate(4, exits(300, 1)),
             act(250, Act::End(0, Ending::Crashes)),
             act(800, resize),
             act(900, Act::SelfRestart(1)),
             act(950, Act::End(1, Ending::Crashes)),
         ];
-        check(policy.clone(), decisions);
+        check(&policy, false, decisions);
     }
+}
+
+/// The dry run ends, and a process is due to be recycled at the same time: the upgrade waits.
+#[test]
+fn no_process_is_recycled_as_the_supervisor_is_replaced() {
+    let mut policy = rules::policy();
+    policy.recycling.recycle_after = Some(Duration::from_secs(20));
+    let decisions = vec![
+        act(16_999, upgrade(DryRunFate::Succeeds(300), 4)),
+        act(17_043, Act::StallSupervisor(12_000)),
+    ];
+    check(&policy, true, decisions);
+}
+
+/// No process has been ready yet, and the first slot was given up. A dry run lets the supervisor
+/// wait: a scale has the first slot start a process again, as it says.
+#[test]
+fn a_scale_starts_the_first_process_again() {
+    let mut policy = rules::policy();
+    policy.processes = 3;
+    let decisions = vec![
+        fate(0, exits(30, 78)),
+        act(10, upgrade(DryRunFate::ExecFails(200), 3)),
+        act(100, scale(2)),
+    ];
+    check(&policy, false, decisions);
+}
+
+/// A successor that nobody has announced serves in a slot that was given up. When it crashes,
+/// another process is started at once.
+#[test]
+fn a_slot_that_was_given_up_serves_again() {
+    let mut policy = rules::policy();
+    policy.processes = 2;
+    policy.give_up_after = Some(1);
+    let late = Fate {
+        lateness: 800,
+        ..Fate::default()
+    };
+    let decisions = vec![
+        fate(0, late),
+        fate(1, exits(100, 1)),
+        act(3_000, Act::SelfRestart(0)),
+        act(5_000, Act::End(0, Ending::Crashes)),
+    ];
+    check(&policy, false, decisions);
 }

@@ -45,9 +45,13 @@ impl Fleet {
             self.scale.clients.extend(client.map(|id| (id, self.now)));
             self.resize();
             // Slots that were given up are wanted again.
-            let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
-            for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {
-                slot.start_at = start_at;
+            let startable = match self.has_been_ready {
+                true => self.slots.len(),
+                false => 1,
+            };
+            let startable = self.slots.iter_mut().take(startable);
+            for slot in startable.filter(|slot| slot.is_down()) {
+                slot.start_at = Deadline::at(Some(self.now));
             }
             return self.notify_state();
         }
