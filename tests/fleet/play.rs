@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::history::{Act, Decision, DryRunFate, History};
 use super::machine::{MS, Machine, Step};
-use super::promises::{Promises, Wish};
+use super::promises::{Promises, Wish, wanted_slots};
 use crate::clock::Deadline;
 use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice};
 use crate::fleet::process::{Process, Stage, Watch};
@@ -151,6 +151,8 @@ impl<'a> Play<'a> {
             Some("the stop has not ended".to_owned())
         } else if let Some(index) = down {
             Some(format!("slot {index} does not serve"))
+        } else if fleet.slots.len() != wanted_slots(fleet) {
+            Some("a surplus slot is left".to_owned())
         } else if fleet.round.is_some() {
             Some("a round is in progress".to_owned())
         } else if replacing {

@@ -220,9 +220,6 @@ impl Promises {
     // ---- what is followed ----
 
     fn follow(&mut self, before: &Before, event: &Event, fleet: &Fleet, machine: &mut Machine) {
-        if let Event::Scale { .. } | Event::Replaced = event {
-            self.follow_resize(before, event, fleet);
-        }
         match event {
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
@@ -254,17 +251,18 @@ impl Promises {
                     .slots
                     .iter()
                     .position(|slot| slot.current == Some(*pid));
-                if let Some(slot) = of_slot.filter(|_| notice.stopping) {
-                    let stays = fleet.slots[slot].current.as_ref();
-                    let has_successor = fleet.slots[slot].successor.is_some();
+                let slot = of_slot.and_then(|slot| Some((slot, fleet.slots.get(slot)?)));
+                if let Some((slot, after)) = slot.filter(|_| notice.stopping) {
+                    let stays = after.current.as_ref();
+                    let has_successor = after.successor.is_some();
                     if stays.is_none_or(|current| current.pid != *pid) && !has_successor {
                         self.record_failure(slot, Some(*pid), machine);
                     }
                 }
                 let ended = notice.main_pid.filter(|named| named.has_ended);
-                if let (Some(slot), Some(ended)) = (of_slot, ended) {
+                if let (Some((slot, after)), Some(ended)) = (slot, ended) {
                     // The successor took the slot, and has left it already.
-                    if fleet.slots[slot].current.is_none() && !before.has_shutdown {
+                    if after.current.is_none() && !before.has_shutdown {
                         let now = machine.now;
                         machine.program_mut(ended.pid).known_ready = Some(now);
                         self.record_failure(slot, Some(ended.pid), machine);
@@ -287,6 +285,10 @@ impl Promises {
                 self.stop_limit = Some(self.stop_limit.unwrap_or(limit).min(limit));
             }
             _ => {}
+        }
+        let is_resized = matches!(event, Event::Scale { .. } | Event::Replaced);
+        if is_resized || fleet.slots.len() != before.slots.len() {
+            self.follow_resize(before, event, fleet);
         }
         let now = machine.now;
         for (slot, start) in fleet.slots.iter().zip(&mut self.starts) {
@@ -395,8 +397,8 @@ impl Promises {
         Ok(())
     }
 
-    /// A restart takes no acceptor away before its successor is ready. Processes may end by themselves:
-    /// only what the fleet does counts.
+    /// A restart takes no acceptor away before its successor is ready, and a scale leaves as many as
+    /// are wanted. Processes may end by themselves: only what the fleet does counts.
     fn takes_no_acceptor_away(
         &self,
         before: &Before,
@@ -404,8 +406,7 @@ impl Promises {
         fleet: &Fleet,
         machine: &Machine,
     ) -> Check {
-        let has_fewer_slots = fleet.slots.len() < before.slots.len();
-        if fleet.shutdown.is_some() || has_fewer_slots {
+        if fleet.shutdown.is_some() {
             return Ok(());
         }
         let is_ended = |pid: u32| {
@@ -439,7 +440,7 @@ impl Promises {
             .iter()
             .filter(|slot| slot.accepts && slot.serves)
             .count();
-        match after < was.min(fleet.slots.len()) {
+        match after < was.min(wanted_slots(fleet)) {
             true => {
                 let text = format!("{was} processes accepted, {after} are left");
                 Err(("takes_no_acceptor_away", text))
@@ -708,6 +709,11 @@ impl Promises {
             false => Ok(()),
         }
     }
+}
+
+/// How many processes are to serve.
+pub(crate) fn wanted_slots(fleet: &Fleet) -> usize {
+    fleet.scale.wanted.unwrap_or(fleet.policy.processes)
 }
 
 fn accepts(machine: &Machine, pid: u32) -> bool {

@@ -231,6 +231,86 @@ fn fewer_slots_keep_the_processes_that_serve() {
     assert_eq!(played.fleet.slots.len(), 1);
 }
 
+/// During a restart, the slot that is being replaced has lost its process when the number of slots
+/// becomes smaller: a surplus process serves until the successor does.
+#[test]
+fn fewer_slots_during_a_restart_keep_a_process_that_serves() {
+    let mut played = Played::serving(Policy {
+        processes: 4,
+        ..policy()
+    });
+    played.tick(1);
+    let restart = Event::Restart { client: Some(1) };
+    assert_eq!(played.handle(restart), ["Hangup 100"]);
+    let named = NamedProcess {
+        pid: 150,
+        started_at: played.now,
+        has_ended: false,
+    };
+    let notice = Notice {
+        successor: Some(named),
+        ..Notice::default()
+    };
+    assert!(played.notify(100, notice).is_empty());
+    let exit = Exit {
+        code: None,
+        how: "signal: 9".to_owned(),
+    };
+    assert!(played.handle(Event::Exited { pid: 100, exit }).is_empty());
+    let scale = |processes, client| Event::Scale {
+        processes,
+        client: Some(client),
+    };
+    assert_eq!(played.handle(scale(2, 2)), ["Terminate 400"]);
+    assert_eq!(
+        played.handle(scale(1, 3)),
+        [
+            "reply another request asks for 1 processes",
+            "Terminate 300"
+        ]
+    );
+    assert_eq!(played.fleet.slots.len(), 2);
+    assert_eq!(
+        played.ready(150, Some(2)),
+        ["reply ok", "Terminate 200", "reply ok"]
+    );
+    assert_eq!(played.fleet.slots.len(), 1);
+}
+
+/// As above, but the restart fails: the surplus process takes the slot that stays.
+#[test]
+fn a_failed_restart_leaves_the_process_that_serves() {
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        starts_all: true,
+        ..policy()
+    });
+    let exit = |code| Exit {
+        code,
+        how: "it exits".to_owned(),
+    };
+    let restart = Event::Restart { client: Some(1) };
+    assert_eq!(played.handle(restart), ["start 101"]);
+    let exited = |pid, code| Event::Exited {
+        pid,
+        exit: exit(code),
+    };
+    assert!(played.handle(exited(100, None)).is_empty());
+    let scale = Event::Scale {
+        processes: 1,
+        client: Some(2),
+    };
+    assert!(played.handle(scale).is_empty());
+    let effects = played.handle(exited(101, Some(1)));
+    assert!(
+        effects.contains(&"reply process 101 exited before it was ready (it exits)".to_owned())
+    );
+    assert!(!effects.iter().any(|effect| effect.starts_with("Terminate")));
+    let current = played.fleet.slots[0].current.as_ref();
+    assert_eq!(current.map(|current| current.pid), Some(200));
+    assert_eq!(played.fleet.slots.len(), 1);
+}
+
 #[test]
 fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does() {
     let limit = Duration::from_secs(100);

@@ -116,3 +116,26 @@ fn a_slot_that_was_given_up_serves_again() {
     ];
     check(&policy, false, decisions);
 }
+
+/// In one step, a start is due in a slot, and a restart ends, after which the surplus processes of a
+/// scale go to other slots: none goes to a slot in which a process is being started.
+#[test]
+fn no_process_moves_to_a_slot_in_which_one_starts() {
+    let mut policy = rules::policy();
+    policy.processes = 4;
+    policy.ready_after = Some(Duration::from_millis(300));
+    policy.restart_after_success = false;
+    policy.backoff.first = Duration::from_secs(1);
+    let never_ready = Fate {
+        ending: Some((40, Ending::Crashes)),
+        ..Fate::default()
+    };
+    let decisions = vec![
+        fate(1, never_ready),
+        fate(5, exits(390, 0)),
+        act(4_627, Act::RestartForClient),
+        act(5_079, Act::StallSupervisor(260)),
+        act(5_132, scale(2)),
+    ];
+    check(&policy, true, decisions);
+}

@@ -37,7 +37,10 @@ impl Fleet {
     /// Takes the rounds as far as possible without waiting.
     pub(super) fn advance_round(&mut self) {
         loop {
+            let wanted = self.wanted_slots();
             let Some(round) = &mut self.round else {
+                // Processes move to other slots only between two rounds.
+                self.advance_scale();
                 match (self.next_round.take(), self.recyclable_slot()) {
                     (Some(clients), _) => self.begin_round(clients, None),
                     (None, Some(index)) => self.begin_round(Vec::new(), Some(index)),
@@ -45,7 +48,8 @@ impl Fleet {
                 }
                 continue;
             };
-            let Some(slot) = self.slots.get(round.index) else {
+            let slot = self.slots.get(round.index);
+            let Some(slot) = slot.filter(|_| round.index < wanted) else {
                 let (begin, is_recycling) = (round.started_at, round.is_recycling);
                 let error = self.why_incomplete(begin);
                 // The slot of a recycling may have become surplus meanwhile.
@@ -84,7 +88,8 @@ impl Fleet {
     fn why_incomplete(&self, begin: Instant) -> Option<String> {
         let is_new = |current: &Process| current.is_serving() && current.started_at >= begin;
         let is_complete = |slot: &Slot| slot.current.as_ref().is_some_and(is_new);
-        let slot = self.slots.iter().find(|slot| !is_complete(slot))?;
+        let mut slots = self.slots.iter().take(self.wanted_slots());
+        let slot = slots.find(|slot| !is_complete(slot))?;
         let why = slot.deaths.back().map(|death| death.why.as_str());
         Some(why.unwrap_or("not all processes were replaced").to_owned())
     }
