@@ -1,5 +1,6 @@
 //! What the policy promises, checked after each event. Each promise is a function of its name.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::machine::{MS, Machine, State};
@@ -21,6 +22,10 @@ const LONGEST_EXTENSION: Duration = Duration::from_secs(10);
 /// So long before a stall, in microseconds, the last event came at most, if something was due.
 const MOST_BEFORE_STALL: u64 = 12_000 * MS;
 
+/// The time from a recycling that has failed to the next one, and between two for the size in the
+/// same slot, in microseconds.
+const RECYCLING_PAUSE: u64 = 60_000 * MS;
+
 pub(crate) struct Promises {
     policy: Policy,
     clients: Vec<Client>,
@@ -36,6 +41,10 @@ pub(crate) struct Promises {
     killed_at: Option<u64>,
     /// When a stall was logged last.
     stall_logged_at: Option<u64>,
+    /// The first and the last size of each process.
+    sizes: BTreeMap<u32, (u64, u64)>,
+    /// No recycling begins before, in microseconds.
+    recycle_not_before: u64,
     /// The service manager was told that the service reloads, and not that it is ready again.
     is_reloading: bool,
     /// A process has exited with a code after which the program is not started again.
@@ -65,7 +74,8 @@ struct Client {
     is_answered: bool,
 }
 
-/// A model of the back-off in one slot: see the head of `backoff.rs`.
+/// A model of the back-off and the recycling in one slot: see the heads of `backoff.rs` and
+/// `recycling.rs`.
 #[derive(Clone, Default)]
 struct Start {
     /// The last attempt has failed.
@@ -73,6 +83,8 @@ struct Start {
     failures: u32,
     not_before: u64,
     is_pending: bool,
+    /// When a process of the slot was recycled for its size.
+    recycled_for_size: Option<u64>,
 }
 
 /// The fleet before an event.
@@ -81,6 +93,7 @@ pub(crate) struct Before {
     /// Processes that were told to stop, or stop by themselves.
     ending: Vec<u32>,
     has_shutdown: bool,
+    is_recycling: bool,
 }
 
 struct SlotBefore {
@@ -111,6 +124,8 @@ impl Promises {
             is_immediate: false,
             killed_at: None,
             stall_logged_at: None,
+            sizes: BTreeMap::new(),
+            recycle_not_before: 0,
             is_reloading: false,
             has_given_up: false,
             clients_before_dry_run: 0,
@@ -165,6 +180,7 @@ impl Promises {
             slots: slots.collect(),
             ending: ending.map(|process| process.pid).collect(),
             has_shutdown: fleet.shutdown.is_some(),
+            is_recycling: fleet.round.as_ref().is_some_and(|round| round.is_recycling),
         }
     }
 
@@ -204,6 +220,12 @@ impl Promises {
                         self.killed_at = Some(machine.now);
                     }
                     self.logs_a_stall_once(text, machine)?;
+                    if before.is_recycling && text.starts_with("the restart failed") {
+                        self.recycle_not_before = machine.now + RECYCLING_PAUSE;
+                    }
+                    if text.starts_with("recycling") {
+                        self.recycles_what_is_due(fleet, machine)?;
+                    }
                 }
                 Effect::KillDryRun | Effect::ExecuteOwnProgram => {}
             }
@@ -274,6 +296,9 @@ impl Promises {
                         self.stop_limit = Some(limit.max(until));
                     }
                 }
+            }
+            Event::Measured { pid, bytes } => {
+                self.sizes.entry(*pid).or_insert((*bytes, *bytes)).1 = *bytes;
             }
             Event::Stop if self.stop_limit.is_none() => {
                 let time = self.policy.stop_timeout + KILL_TIMEOUT;
@@ -558,6 +583,45 @@ impl Promises {
             return Err(("logs_a_stall_once", "a stall is logged twice".to_owned()));
         }
         Ok(())
+    }
+
+    /// A process is recycled that has served for long or has grown, and not soon after another one.
+    fn recycles_what_is_due(&mut self, fleet: &Fleet, machine: &Machine) -> Check {
+        let broken = |text: String| Err(("recycles_what_is_due", text));
+        let round = fleet.round.as_ref().filter(|round| round.is_recycling);
+        // The slot of a recycling may be gone already.
+        let Some(index) = round.map(|round| round.index) else {
+            return Ok(());
+        };
+        if machine.now < self.recycle_not_before {
+            return broken("a recycling follows one that has failed too soon".to_owned());
+        }
+        let current = fleet.slots[index].current.as_ref();
+        let Some(pid) = current.map(|current| current.pid) else {
+            return broken(format!("slot {index} has no process"));
+        };
+        let settings = &self.policy.recycling;
+        let ready = machine.program(pid).and_then(|one| one.known_ready);
+        let served = machine.now - ready.unwrap_or(machine.now);
+        // The jitter shortens the time by up to a tenth.
+        let is_old = settings
+            .recycle_after
+            .is_some_and(|limit| served >= micros(limit) / 10 * 9);
+        if is_old {
+            return Ok(());
+        }
+        let has_grown = settings.recycle_above.is_some_and(|limit| {
+            let (first, last) = self.sizes.get(&pid).copied().unwrap_or_default();
+            last > if first > limit { 2 * first } else { limit }
+        });
+        let before = self.starts[index].recycled_for_size.replace(machine.now);
+        match before {
+            _ if !has_grown => broken(format!("process {pid} is recycled, which is not due")),
+            Some(before) if machine.now < before + RECYCLING_PAUSE => broken(format!(
+                "slot {index}: two processes are recycled for their sizes"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// READY=1 for the first time when all slots serve, and again after each RELOADING=1.

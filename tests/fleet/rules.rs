@@ -336,6 +336,7 @@ fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does
     assert_eq!(played.ready(202, None), ["Terminate 201", "reply ok"]);
     let measured = |pid, bytes| Event::Measured { pid, bytes };
     assert!(played.handle(measured(102, 1000)).is_empty());
+    assert!(played.handle(measured(202, 1000)).is_empty());
     assert_eq!(played.handle(measured(202, 1001)), ["start 203"]);
     // The process serves on if the recycling fails. The next one begins after a pause.
     let exit = Exit {
@@ -349,4 +350,38 @@ fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does
     assert_eq!(played.ready(204, None), ["Terminate 202"]);
     let client = Some(2);
     assert_eq!(played.handle(Event::Restart { client }), ["start 103"]);
+}
+
+/// The next process would be as large as this one: without the rule, it would be replaced for ever.
+#[test]
+fn a_process_that_is_large_from_the_beginning_is_recycled_when_it_has_doubled() {
+    let mut played = Played::serving(Policy {
+        starts_all: true,
+        recycling: RecyclingSettings {
+            recycle_above: Some(1 << 20),
+            ..RecyclingSettings::default()
+        },
+        ..policy()
+    });
+    let measured = |pid, mib: u64| Event::Measured {
+        pid,
+        bytes: mib << 20,
+    };
+    assert_eq!(
+        played.handle(measured(100, 3)),
+        [
+            "error process 100 occupies 3.0 MiB as it begins to serve, more than recycle_above allows \
+          (1.0 MiB): such a process is recycled when it has doubled"
+        ]
+    );
+    assert!(played.tick(100).is_empty());
+    assert!(played.handle(measured(100, 6)).is_empty());
+    assert_eq!(played.handle(measured(100, 7)), ["start 101"]);
+    assert_eq!(played.ready(101, None), ["Terminate 100"]);
+    // It is logged once.
+    assert!(played.handle(measured(101, 3)).is_empty());
+    // The next recycling for the size is a minute after the last one.
+    assert!(played.handle(measured(101, 7)).is_empty());
+    assert!(played.tick(59).is_empty());
+    assert_eq!(played.tick(1), ["start 102"]);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::event::{ManagerNotice, Severity};
 use super::process::Process;
-use super::recycling::PAUSE;
+use super::recycling::{PAUSE, Reason};
 use super::round::{Round, Step};
 use super::slot::Slot;
 use super::{FinishedRestart, Fleet, IS_STOPPING};
@@ -43,7 +43,7 @@ impl Fleet {
                 self.advance_scale();
                 match (self.next_round.take(), self.recyclable_slot()) {
                     (Some(clients), _) => self.begin_round(clients, None),
-                    (None, Some(index)) => self.begin_round(Vec::new(), Some(index)),
+                    (None, Some(recycled)) => self.begin_round(Vec::new(), Some(recycled)),
                     (None, None) => return,
                 }
                 continue;
@@ -95,10 +95,13 @@ impl Fleet {
     }
 
     /// Begins a round of all slots, or of the slot whose process is to be recycled.
-    fn begin_round(&mut self, clients: Vec<u64>, recycled: Option<usize>) {
-        if let Some(index) = recycled {
-            let text = format!("recycling the process of slot {index}");
+    fn begin_round(&mut self, clients: Vec<u64>, recycled: Option<(usize, Reason)>) {
+        if let Some((index, reason)) = recycled {
+            let text = format!("recycling the process of slot {index}: {reason}");
             self.log(Severity::Info, text);
+            if let Reason::Size(_) = reason {
+                self.slots[index].recycled_for_size = Some(self.now);
+            }
         }
         if self.sent_ready {
             self.notify(ManagerNotice::Reloading);
@@ -106,7 +109,7 @@ impl Fleet {
         self.rounds += 1;
         self.round = Some(Round {
             number: self.rounds,
-            index: recycled.unwrap_or(0),
+            index: recycled.map_or(0, |(index, _)| index),
             is_recycling: recycled.is_some(),
             step: Step::Next,
             started_at: self.now,
