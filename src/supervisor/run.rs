@@ -34,6 +34,7 @@ use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
+use super::fleet::process::Process;
 use super::listeners::HeldListeners;
 use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
@@ -440,17 +441,20 @@ impl Run {
         }
         if self.next_measurement.has_passed(now) {
             self.next_measurement = Deadline::after(now, MEASUREMENT_INTERVAL);
-            self.measure_processes();
+            self.measure_processes(|_| true);
         }
         self.handle(Event::Tick);
+        if self.next_measurement != Deadline::NEVER {
+            self.measure_processes(|process| process.size.is_none());
+        }
     }
 
-    /// Tells the fleet how large the processes are that serve.
-    fn measure_processes(&mut self) {
+    /// Tells the fleet how large these processes are, if they serve.
+    fn measure_processes(&mut self, is_wanted: impl Fn(&Process) -> bool) {
         let serving = self
             .fleet
             .processes()
-            .filter(|process| process.is_serving());
+            .filter(|process| process.is_serving() && is_wanted(process));
         let pids: Vec<_> = serving.map(|process| process.pid).collect();
         for pid in pids {
             if let Some(bytes) = ancestry::resident_size(pid) {
