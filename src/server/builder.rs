@@ -243,6 +243,9 @@ impl Builder {
 
     /// Sets how long a stop by a signal, or by dropping the last [`Handle`](crate::Handle), lets
     /// work in progress go on. Zero cuts it off at once. Defaults to 30 s.
+    ///
+    /// A process that was replaced stays for up to 6 s even if this is shorter: until the service
+    /// manager knows of its successor.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self

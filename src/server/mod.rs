@@ -2,6 +2,7 @@
 
 mod builder;
 mod descriptor_limit;
+mod finish_deadlines;
 mod handle;
 mod main_thread;
 mod periodic;

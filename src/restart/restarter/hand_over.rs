@@ -449,9 +449,9 @@ impl Restarter {
         successor.is_some_and(|successor| successor.stage == SuccessorStage::Aborted)
     }
 
-    pub(super) fn end_aborted_successor_by(&mut self, latest: Instant) {
+    pub(super) fn end_aborted_successor_by(&mut self, latest: Deadline) {
         if let (true, Some(successor)) = (self.aborts_successor(), &mut self.successor) {
-            successor.deadline = successor.deadline.earlier(Deadline::at(Some(latest)));
+            successor.deadline = successor.deadline.earlier(latest);
         }
     }
 
