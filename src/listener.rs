@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::log;
-use crate::sys::{self, DirectoryEntry, FoundFile};
+use crate::sys::{self, DirectoryEntry, FoundFile, IfLocked};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
 /// An address to listen on, and the options for it.
@@ -38,6 +38,10 @@ pub struct Bind {
     attempts: u32,
     interval: Duration,
     speaks_first: bool,
+    /// The user that a Unix socket is for, if this process binds it for another one.
+    for_user: Option<u32>,
+    /// The directory of a Unix socket.
+    if_locked: IfLocked,
 }
 
 impl Bind {
@@ -58,6 +62,8 @@ impl Bind {
             attempts: 10,
             interval: Duration::from_millis(100),
             speaks_first: false,
+            for_user: None,
+            if_locked: IfLocked::Wait,
         }
     }
 
@@ -143,6 +149,18 @@ impl Bind {
         self
     }
 
+    /// Binds for another user: root replaces the file of a dead socket of this user, too.
+    pub(crate) fn for_user(mut self, uid: Option<u32>) -> Self {
+        self.for_user = uid;
+        self
+    }
+
+    /// Sets what to do if another process has locked the directory of a Unix socket.
+    pub(crate) fn if_locked(mut self, if_locked: IfLocked) -> Self {
+        self.if_locked = if_locked;
+        self
+    }
+
     /// Match quality between a listener and this bind request; `None` if they do not match. `name`
     /// is the listener's, as [`to_fd_name`] makes it. Where names are trusted, the name alone is a
     /// match, at any address; a name that is only the default does not count.
@@ -204,7 +222,9 @@ impl Bind {
     /// Binds and listens.
     ///
     /// The file of a Unix socket that no process listens on any more is replaced. If a process
-    /// listens, the address is in use. Any other file is left alone, and is an error.
+    /// listens, the address is in use. Any other file is left alone, and is an error; so is, for
+    /// root, a socket of another user: root replaces its own sockets, and a supervisor also those
+    /// of the user whose processes it serves.
     ///
     /// # Errors
     ///
@@ -248,7 +268,8 @@ impl Bind {
     pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
         // Held until the socket listens: of several servers that start over the file of a dead one,
         // exactly one gets the path.
-        let _lock = addr.as_path().map(sys::file::lock_directory_of);
+        let lock = |path| sys::file::lock_directory_of(path, self.if_locked);
+        let _lock = addr.as_path().map(lock).transpose()?;
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
@@ -278,8 +299,8 @@ impl Bind {
 
     fn bind_unix(&self, path: &Path) -> io::Result<(Socket, UnixPath)> {
         let addr = SockAddr::unix(path)?;
-        sys::file::free_socket_path(path)?;
         let entry = DirectoryEntry::open(path)?;
+        sys::file::free_socket_path(&entry, path, self.for_user)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);
@@ -606,7 +627,8 @@ impl Drop for UnixPath {
         let Some((entry, file)) = self.file.as_ref().filter(|_| is_own) else {
             return;
         };
-        let _lock = sys::file::lock_directory_of(&self.path);
+        // A server that listens is not taken for a dead one, whoever has the lock.
+        let _lock = sys::file::lock_directory_of(&self.path, IfLocked::Ignore);
         // The path may be the file of another listener now, which is left alone.
         if let Err(error) = entry.remove(file) {
             log::warn!("cannot remove {}: {error}", self.path.display());

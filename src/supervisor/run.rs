@@ -44,7 +44,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, IfLocked, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -139,7 +139,7 @@ impl Run {
         run.stragglers = Stragglers::with_earlier_children();
         run.start_guardian();
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
-        let bind = |path| ControlSocket::bind(path, &run.settings);
+        let bind = |path| ControlSocket::bind(path, &run.settings, IfLocked::Wait);
         run.control = control.as_deref().map(bind).transpose()?;
         run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)

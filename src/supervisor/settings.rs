@@ -126,6 +126,12 @@ impl Settings {
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
+    /// The user of the serving processes, if it is not that of the supervisor.
+    pub(super) fn user_id(&self) -> Option<u32> {
+        let identity = self.identity.as_ref()?.credentials.as_ref();
+        identity.map(|credentials| credentials.uid)
+    }
+
     /// Looks up the names of users and groups.
     pub(super) fn find_identity(&mut self) -> io::Result<()> {
         if let Some(group) = &self.control_group {
