@@ -93,7 +93,7 @@ where
         let request = self.logged_request.take();
         let line = self.http.access_log.map(|format| BodyLine {
             format,
-            client: self.conn.peer_addr().clone(),
+            client: self.conn.peer().clone(),
             listener: self.conn.listener_name().to_owned(),
             request,
             status: end.status,

@@ -669,7 +669,7 @@ where
             let request = self.logged_request.take();
             AccessLine {
                 format,
-                client: self.conn.peer_addr(),
+                client: self.conn.peer(),
                 listener: self.conn.listener_name(),
                 request: request.as_ref(),
                 status,

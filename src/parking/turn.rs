@@ -445,7 +445,7 @@ impl<S> Drop for Turn<'_, S> {
         self.lot.end_newcomer(&mut occupant);
         self.lot.end_expiry(&mut occupant);
         let Occupant { conn, session, .. } = *occupant;
-        let peer = conn.peer_addr().clone();
+        let peer = conn.peer().clone();
         // The order matters: the connection leaves the poller, the slot forgets it, then the slot
         // is free.
         drop(conn);

@@ -38,7 +38,7 @@ pub(super) struct HeldListener {
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
+        bind.fit(&self.record.name, self.listener.addr(), trusts_names)
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -123,7 +123,7 @@ impl HeldListeners {
         held_by_manager: bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.local_addr());
+        log::info!("listening on {}", listener.addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
@@ -197,7 +197,7 @@ impl HeldListeners {
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
         self.add_descriptor(record, descriptor, false, is_own)?;
         if let Some(new) = self.0.last() {
-            log::info!("holding the listener {}", new.listener.local_addr());
+            log::info!("holding the listener {}", new.listener.addr());
             new.store();
         }
         Ok(id)
@@ -247,7 +247,7 @@ impl HeldListeners {
         self.0.retain(|held| {
             let stays = held.kept_when_unused || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.local_addr());
+                log::info!("closing the listener {}", held.listener.addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
