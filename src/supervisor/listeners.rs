@@ -48,7 +48,7 @@ pub(super) struct HeldListener {
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
+        bind.fit(&self.record.name, self.listener.addr(), trusts_names)
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -136,7 +136,7 @@ impl HeldListeners {
         held_by_manager: bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.local_addr());
+        log::info!("listening on {}", listener.addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
@@ -235,7 +235,7 @@ impl HeldListeners {
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
         self.add_descriptor(record, descriptor, false, is_own)?;
         if let Some(new) = self.all.last() {
-            log::info!("holding the listener {}", new.listener.local_addr());
+            log::info!("holding the listener {}", new.listener.addr());
             new.store();
         }
         Ok(id)
@@ -285,7 +285,7 @@ impl HeldListeners {
         self.all.retain(|held| {
             let stays = held.kept_when_unused || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.local_addr());
+                log::info!("closing the listener {}", held.listener.addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays

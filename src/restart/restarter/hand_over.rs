@@ -327,7 +327,7 @@ impl Restarter {
         for (position, listener) in (0..).zip(&self.listeners) {
             let is_given_up = !handoff.taken.contains(&position);
             if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
-                let path = listener.local_addr().as_path();
+                let path = listener.addr().as_path();
                 let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
                 listener.set_removes_file(was_own);
             }
