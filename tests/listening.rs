@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use handover::{Addr, Bind, Connection, Listener, Next, Stream};
+use handover::{Addr, Bind, Connection, Listener, Next};
 use parking_lot::Mutex;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -124,7 +124,7 @@ fn every_connection_knows_its_listener() {
 #[test]
 fn peers_are_known_by_their_address() {
     let peer = |conn: &mut Connection| {
-        let peer = conn.peer_addr().to_string();
+        let peer = conn.peer().to_string();
         conn.consume(conn.buffer().len());
         writeln!(conn, "{peer}")?;
         Ok(Next::Close)
@@ -309,10 +309,8 @@ fn nodelay_and_keepalive(
     send: crossbeam_channel::Sender<(bool, bool)>,
 ) -> impl Fn(&mut Connection) -> io::Result<Next> {
     move |conn| {
-        let Stream::Tcp(stream) = conn.detach()?.stream else {
-            panic!("this is a TCP server");
-        };
-        let socket = SockRef::from(&stream);
+        let detached = conn.detach()?;
+        let socket = SockRef::from(detached.tcp().expect("this is a TCP server"));
         send.send((socket.tcp_nodelay()?, socket.keepalive()?))
             .unwrap();
         Ok(Next::Detach)
@@ -461,10 +459,8 @@ fn a_failed_bind_leaves_none_of_the_listeners() {
 fn the_options_reach_the_sockets() {
     let (send, received) = crossbeam_channel::unbounded();
     let options = move |conn: &mut Connection| {
-        let Stream::Tcp(stream) = conn.detach()?.stream else {
-            panic!("this is a TCP server");
-        };
-        let socket = SockRef::from(&stream);
+        let detached = conn.detach()?;
+        let socket = SockRef::from(detached.tcp().expect("this is a TCP server"));
         let idle = socket
             .keepalive()?
             .then(|| socket.tcp_keepalive_time().unwrap());
