@@ -92,7 +92,7 @@ impl ControlSocket {
             return;
         }
         self.next_check = Deadline::after(now, CHECK_INTERVAL);
-        let Some(path) = self.listener.local_addr().as_path().map(Path::to_owned) else {
+        let Some(path) = self.listener.addr().as_path().map(Path::to_owned) else {
             return;
         };
         if self.listener.has_its_file() {
@@ -390,7 +390,7 @@ pub(super) fn set_access(listener: &Listener, settings: &Settings) -> io::Result
     listener
         .set_file_access(Some(group), mode)
         .map_err(|error| {
-            let addr = listener.local_addr();
+            let addr = listener.addr();
             let text =
                 format!("cannot set the group and the mode of the control socket {addr}: {error}");
             io::Error::new(error.kind(), text)

@@ -62,7 +62,7 @@ impl Holder {
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
+        bind.fit(&self.record.name, self.listener.addr(), trusts_names)
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -152,7 +152,7 @@ impl HeldListeners {
     /// Holds a listener that this process has bound, or has claimed from the service manager.
     fn hold(&mut self, listener: Listener, holder: Holder) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.local_addr());
+        log::info!("listening on {}", listener.addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
@@ -253,7 +253,7 @@ impl HeldListeners {
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
         self.add_descriptor(record, descriptor, Holder::Process, is_own)?;
         if let Some(new) = self.all.last() {
-            log::info!("holding the listener {}", new.listener.local_addr());
+            log::info!("holding the listener {}", new.listener.addr());
             new.store();
         }
         Ok(id)
@@ -301,7 +301,7 @@ impl HeldListeners {
         self.all.retain(|held| {
             let stays = held.holder.keeps_when_unused() || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.local_addr());
+                log::info!("closing the listener {}", held.listener.addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays

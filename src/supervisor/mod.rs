@@ -15,6 +15,7 @@
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`listeners`] | holds the listeners |
 //! | [`bind_rules`] | what is bound for processes of other users |
+//! | [`output_files`] | the files of the standard output and error of processes |
 //! | [`spawn`] | the environment and the descriptors of a new process |
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`disposition`] | whether a process survives a signal |
@@ -36,6 +37,7 @@ mod listeners;
 mod log_format;
 mod logger;
 mod notifications;
+mod output_files;
 mod run;
 mod settings;
 mod snapshot;
@@ -106,7 +108,7 @@ pub fn supervise() -> io::Result<Restart> {
 /// | SIGTERM, SIGINT | stop when all requests are finished, at most after [`stop_timeout`] |
 /// | SIGQUIT, second SIGTERM or SIGINT | stop at once: requests are cut off; SIGKILL after 5 s |
 /// | SIGHUP | graceful restart of the serving processes, one after another |
-/// | SIGUSR1 | reopen log files: SIGUSR1 is sent to each serving process that it does not end |
+/// | SIGUSR1 | reopen log files: those of the [output](Self::stderr_file), and SIGUSR1 is sent to each serving process that it does not end |
 /// | SIGUSR2 | upgrade: the supervisor executes its program again, in the same process |
 /// | SIGTSTP (Ctrl-Z) | the supervisor stops, and its processes with it, until SIGCONT (`fg`) |
 /// | SIGHUP of a terminal that is closed | as SIGTERM; nothing, if SIGHUP was ignored at the start |
@@ -275,7 +277,7 @@ impl Supervisor {
             process::exit(0);
         }
         let signals = SignalFd::open()?;
-        logger::install(self.0.log_format);
+        logger::install(self.0.log_format, self.0.log_to_file);
         let run = match launch {
             Some(Launch::Resume { snapshot }) => resume(self.0, program, signals, snapshot),
             // A supervisor that runs another program may be supervised itself.

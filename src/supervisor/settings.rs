@@ -33,6 +33,9 @@ pub(super) struct Settings {
     pub(super) control_mode: Option<u32>,
     pub(super) control_group: Option<String>,
     pub(super) log_format: LogFormat,
+    pub(super) stdout: Option<PathBuf>,
+    pub(super) stderr: Option<PathBuf>,
+    pub(super) log_to_file: bool,
     pub(super) notify_access: NotifyAccess,
     pub(super) process_groups: bool,
     /// The program is not this one (`Supervisor::run`), and may expect blocking listeners.
@@ -98,6 +101,9 @@ impl Default for Settings {
             control_mode: None,
             control_group: None,
             log_format: LogFormat::Auto,
+            stdout: None,
+            stderr: None,
+            log_to_file: false,
             notify_access: NotifyAccess::default(),
             process_groups: true,
             runs_other_program: false,
@@ -259,8 +265,11 @@ impl Supervisor {
     /// How many bytes of memory a serving process may occupy before it is replaced, as by
     /// [`recycle_after`](Self::recycle_after). The supervisor reads the resident size in
     /// /proc/PID/statm every 5 s. That size includes pages that are shared with other processes.
-    /// (smaps_rollup separates shared pages, but halts a large process for milliseconds.) `None` or
-    /// zero: no limit. Defaults to `None`.
+    /// (smaps_rollup separates shared pages, but halts a large process for milliseconds.) If a process
+    /// is larger already when it begins to serve, the limit is too low: this is logged as an error,
+    /// and such a process is replaced when it has doubled. From one replacement of a process for its
+    /// size to that of its successor, at least 60 s pass. `None` or zero: no limit. Defaults to
+    /// `None`.
     pub fn recycle_above(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.0.policy.recycling.recycle_above = bytes.into().filter(|bytes| *bytes > 0);
         self
@@ -401,6 +410,43 @@ impl Supervisor {
     /// and with times if not.
     pub fn log_format(mut self, format: LogFormat) -> Self {
         self.0.log_format = format;
+        self
+    }
+
+    /// A file to which the standard error of the serving processes is appended, as systemd's
+    /// `StandardError=append:` does. It is created with mode 0640, by the supervisor's user. It is a
+    /// regular file or a character device; in a directory to which others than root and the
+    /// supervisor's user can write, no link is followed. Defaults to the supervisor's own standard
+    /// error.
+    ///
+    /// SIGUSR1, or `handover reopen`, opens the file again after a rotation, for the processes that
+    /// run too: they write to a pipe, and a small process copies (`handover-log` in ps(1)). It goes
+    /// on when the supervisor is killed or upgraded, until the last process has ended, and the
+    /// supervisor replaces it if it is killed. Lines of up to 4096 bytes are never mixed (PIPE_BUF in
+    /// pipe(7)), and no line is divided between the old and the new file, unless its rest takes
+    /// longer than a second. If the file cannot be opened again, the file before is used. Lines that
+    /// the disk does not take are lost; their number is in the file, and in the log of the
+    /// supervisor.
+    ///
+    /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if the file cannot be opened.
+    pub fn stderr_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.stderr = Some(path.into());
+        self
+    }
+
+    /// As [`stderr_file`](Self::stderr_file), for the standard output. It may be the same file.
+    /// Defaults to the supervisor's own standard output.
+    pub fn stdout_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.stdout = Some(path.into());
+        self
+    }
+
+    /// Whether the [log](Self#log) of the supervisor goes to the [`stderr_file`](Self::stderr_file),
+    /// too, if there is one and the program has set no logger. If not, it goes to the supervisor's
+    /// own standard error, as what the supervisor says before it starts does in any case. Defaults
+    /// to false.
+    pub fn log_to_file(mut self, on: bool) -> Self {
+        self.0.log_to_file = on;
         self
     }
 

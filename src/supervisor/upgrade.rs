@@ -13,6 +13,7 @@ use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
 use super::listeners::{HeldListeners, Holder};
+use super::output_files::{OutputFiles, log_to};
 use super::run::{Run, random_seed};
 use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
 use crate::listener::Listener;
@@ -74,6 +75,11 @@ impl Run {
                 .and_then(|file| WirePath::new(file.path())),
             ..Snapshot::default()
         };
+        snapshot.outputs = self.output_files.records(|descriptor| {
+            let number = sys::descriptor::number(&descriptor);
+            kept.push(descriptor);
+            number
+        })?;
         if let Some(guardian) = &self.guardian {
             let pipe = guardian.pipe().try_clone()?;
             snapshot.guardian = Some((sys::descriptor::number(&pipe), guardian.pid()));
@@ -160,6 +166,8 @@ pub(super) fn resume(
     snapshot: i32,
 ) -> io::Result<Run> {
     let snapshot = read_snapshot(snapshot)?;
+    let output_files = OutputFiles::resume(snapshot.outputs, &settings)?;
+    log_to(&settings, &output_files)?;
     let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify_socket)?)?;
     let [own_end, process_end] = snapshot.lifeline;
     let lifeline = (adopt_socket(own_end)?, adopt_socket(process_end)?);
@@ -179,6 +187,7 @@ pub(super) fn resume(
     let mut run = Run::from_parts(
         settings, program, signals, notify, lifeline, listeners, fleet,
     )?;
+    run.output_files = output_files;
     run.bind_rules.extend(snapshot.allowed_binds);
     run.restore_stragglers(
         snapshot.earlier_children,

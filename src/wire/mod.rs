@@ -93,15 +93,17 @@
 //!   "listener":{"name":"web","matches_by_name":true,"removes_file":false},"file":null}],
 //!   "allowed_binds":[{"tcp":"0.0.0.0:80"}],"fleet":{"sent_ready":true,
 //!   "has_been_ready":true,"exit_code":0,"last_restart":{"error":null,
-//!   "took_seconds":0.125,"age_ms":4000},"scale":null,
+//!   "took_seconds":0.125,"age_ms":4000},"recycle_in_ms":0,"scale":null,
 //!   "slots":[{"generation":2,"restarts":1,"failures":0,
-//!   "start_in_ms":null,
+//!   "start_in_ms":null,"recycled_for_size_ms":null,
 //!   "deaths":[{"age_ms":9000,"why":"process 4709 exited after serving for 3.0 s (exit status: 1)"}],
 //!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
 //!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
-//!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves"}}],
+//!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
+//!   "first_size":null}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
-//!   "ending_groups":[4702]}
+//!   "ending_groups":[4702],"outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
+//!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
 //! ```
 //!
 //! [`Status`] and [`Answer`]:
@@ -145,8 +147,8 @@ pub(crate) use handshake::{HandshakeMessage, RestartFailure};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
-    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot, SnapshotListener,
-    StageRecord,
+    DeathRecord, FleetRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot,
+    SnapshotListener, StageRecord,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.

@@ -45,6 +45,9 @@ pub(crate) struct Snapshot {
     /// Process groups that are being ended, because their processes have exited.
     #[serde(default)]
     pub(crate) ending_groups: Vec<u32>,
+    /// The files to which the output of the processes goes.
+    #[serde(default)]
+    pub(crate) outputs: Vec<OutputRecord>,
 }
 
 impl Record for Snapshot {
@@ -67,6 +70,22 @@ pub(crate) struct SnapshotListener {
     pub(crate) file: Option<(u64, u64)>,
 }
 
+/// A file to which the output of processes goes, by a pipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct OutputRecord {
+    pub(crate) path: WirePath,
+    /// New processes get the pipe as their standard output.
+    pub(crate) stdout: bool,
+    /// New processes get the pipe as their standard error.
+    pub(crate) stderr: bool,
+    /// The pipe.
+    pub(crate) reader: i32,
+    pub(crate) writer: i32,
+    /// The process that copies from the pipe to the file: its socket, and its process id.
+    pub(crate) log_writer: Option<(i32, u32)>,
+}
+
 /// What the supervisor has decided so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
@@ -79,6 +98,9 @@ pub(crate) struct FleetRecord {
     pub(crate) exit_code: i32,
     /// The result of the last restart that was requested.
     pub(crate) last_restart: Option<RestartRecord>,
+    /// The time until a process may be recycled, after a recycling that has failed.
+    #[serde(default)]
+    pub(crate) recycle_in_ms: Option<u64>,
     /// The number of slots that was asked for at run time.
     #[serde(default)]
     pub(crate) scale: Option<usize>,
@@ -121,6 +143,9 @@ pub(crate) struct SlotRecord {
     pub(crate) failures: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
+    /// The time since a process of the slot was recycled for its size.
+    #[serde(default)]
+    pub(crate) recycled_for_size_ms: Option<u64>,
     /// The last losses of a process, the newest last.
     #[serde(default)]
     pub(crate) deaths: Vec<DeathRecord>,
@@ -151,6 +176,9 @@ pub(crate) struct ProcessRecord {
     pub(crate) listeners: Vec<(u64, u64)>,
     /// The last `STATUS=` notification.
     pub(crate) status: String,
+    /// The size in memory when the process began to serve, in bytes.
+    #[serde(default)]
+    pub(crate) first_size: Option<u64>,
 }
 
 /// What a process does. `left_ms` is the time that it has left for that, if there is a limit.
