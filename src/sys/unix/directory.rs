@@ -196,7 +196,7 @@ mod tests {
         fs::write(&target, "").unwrap();
         // A user with one group cannot give the file another one.
         let own = fs::metadata(&path).unwrap().gid();
-        let group = if super::super::process::effective_uid() == 0 {
+        let group = if crate::sys::process::effective_uid() == 0 {
             own + 1
         } else {
             own

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use super::directory::{DirectoryEntry, parent_of};
+use super::links::not_regular;
 pub(crate) use super::links::open_regular_for;
 use crate::log;
 use crate::sys::IfLocked;
@@ -115,10 +116,6 @@ pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> 
         Err((_, error)) => Some(error),
     };
     Err(file.unwrap_or_else(not_regular))
-}
-
-pub(super) fn not_regular() -> Error {
-    Error::new(ErrorKind::InvalidInput, "not a regular file")
 }
 
 /// Whether this process may run the file as a program.

@@ -10,7 +10,6 @@ use std::path::{Component, Path};
 use rustix::fs::{CWD, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::file::not_regular;
 use crate::sys::native::calls::OPEN_DIRECTORY;
 use crate::sys::native::named_file::NamedFile;
 
@@ -104,6 +103,10 @@ impl Walk {
         }
         Ok(file)
     }
+}
+
+pub(super) fn not_regular() -> Error {
+    Error::new(ErrorKind::InvalidInput, "not a regular file")
 }
 
 fn open_directory(parent: impl AsFd, name: impl AsRef<Path>) -> io::Result<OwnedFd> {
