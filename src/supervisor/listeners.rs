@@ -6,7 +6,7 @@ use std::io;
 use super::Settings;
 use super::bind_rules::Sender;
 use super::fleet::event::ListenerId;
-use crate::listener::{Bind, BindError, Fit, Listener};
+use crate::listener::{Bind, BindError, Fit, Listener, is_datagram};
 use crate::log;
 use crate::notify;
 use crate::restart::Inherited;
@@ -38,7 +38,10 @@ pub(super) struct HeldListener {
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
+        match bind.has_kind_of(&self.listener.socket) {
+            true => bind.fit(&self.record.name, self.listener.local_addr(), trusts_names),
+            false => None,
+        }
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -61,7 +64,7 @@ impl HeldListeners {
         let found = inherited.take_listeners(&settings.listen.iter().collect::<Vec<_>>());
         for (bind, found) in settings.listen.iter().zip(found) {
             let held_by_manager = found.is_some();
-            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
+            let listener = found.map_or_else(|| bind.clone().bind_for_others(), Ok)?;
             held.hold_configured(listener, held_by_manager, settings.runs_other_program)?;
         }
         held.hold_inherited(inherited.take_all());
@@ -92,7 +95,7 @@ impl HeldListeners {
     pub(super) fn bind_missing(&mut self, settings: &Settings) {
         for bind in &settings.listen {
             if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
-                let bound = bind.clone().bind().map_err(io::Error::from);
+                let bound = bind.clone().bind_for_others().map_err(io::Error::from);
                 let held = bound.and_then(|listener| {
                     self.hold_configured(listener, false, settings.runs_other_program)
                 });
@@ -103,15 +106,16 @@ impl HeldListeners {
         }
     }
 
-    /// Holds a listener that the settings name. Another program expects a blocking
-    /// listener. A program of this crate makes it non-blocking itself.
+    /// Holds a listener that the settings name. Another program expects a blocking listener, and
+    /// every program a blocking datagram socket.
     fn hold_configured(
         &mut self,
         listener: Listener,
         held_by_manager: bool,
         runs_other_program: bool,
     ) -> io::Result<()> {
-        listener.socket.set_nonblocking(!runs_other_program)?;
+        let is_blocking = runs_other_program || listener.is_datagram();
+        listener.socket.set_nonblocking(!is_blocking)?;
         self.hold(listener, true, held_by_manager).map(drop)
     }
 
@@ -123,7 +127,7 @@ impl HeldListeners {
         held_by_manager: bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.local_addr());
+        log::info!("listening on {}", listener.shown_addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
@@ -193,6 +197,9 @@ impl HeldListeners {
             return Ok(id);
         }
         self.check_room()?;
+        if is_datagram(&sys::descriptor::into_socket(descriptor.try_clone()?)?)? {
+            return Err(not_a_listener());
+        }
         record.matches_by_name &= sender.is_privileged();
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
         self.add_descriptor(record, descriptor, false, is_own)?;
@@ -208,7 +215,7 @@ impl HeldListeners {
     ///
     /// # Errors
     ///
-    /// When the descriptor is not a listening stream socket.
+    /// When the descriptor is neither a listening stream socket nor a datagram socket.
     pub(super) fn add_descriptor(
         &mut self,
         mut record: ListenerRecord,
@@ -221,9 +228,8 @@ impl HeldListeners {
             return Ok(id);
         }
         let socket = sys::descriptor::into_socket(descriptor)?;
-        if !sys::socket::is_listening_stream(&socket)? {
-            let text = "not a listening stream socket";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        if !sys::socket::is_listening_stream(&socket)? && !is_datagram(&socket)? {
+            return Err(not_a_listener());
         }
         let mut listener =
             Listener::for_others(socket, record.name.clone(), record.matches_by_name)?;
@@ -247,7 +253,7 @@ impl HeldListeners {
         self.0.retain(|held| {
             let stays = held.kept_when_unused || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.local_addr());
+                log::info!("closing the listener {}", held.listener.shown_addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
@@ -276,4 +282,9 @@ impl HeldListeners {
             held.listener.set_removes_file(false);
         }
     }
+}
+
+fn not_a_listener() -> io::Error {
+    let text = "not a listening stream socket";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
