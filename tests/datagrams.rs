@@ -141,7 +141,13 @@ fn client() -> UdpSocket {
 /// The process that has answered, and what it was sent.
 fn receive(client: &UdpSocket) -> (u32, String) {
     let mut buffer = [0; 1024];
-    let size = client.recv(&mut buffer).unwrap();
+    let size = loop {
+        match client.recv(&mut buffer) {
+            // A receive with a time-out is not repeated by itself.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            received => break received.unwrap(),
+        }
+    };
     let text = std::str::from_utf8(&buffer[..size]).unwrap();
     let (pid, text) = text.split_once(' ').unwrap();
     (pid.parse().unwrap(), text.to_owned())
