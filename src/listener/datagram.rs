@@ -43,7 +43,8 @@ impl Bind {
     }
 
     fn try_bind_datagram(&self, addr: &Addr) -> io::Result<Listener> {
-        let _lock = addr.as_path().map(sys::file::lock_directory_of);
+        let lock = |path| sys::file::lock_directory_of(path, self.if_locked);
+        let _lock = addr.as_path().map(lock).transpose()?;
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_udp(*ip)?, None),
             Addr::Unix(path) => {
@@ -103,7 +104,7 @@ mod tests {
             (io::ErrorKind::AddrInUse, 2)
         );
         // TCP has addresses of its own.
-        let tcp = Bind::from(first.local_addr().clone());
+        let tcp = Bind::from(first.addr().clone());
         assert!(!tcp.has_kind_of(&first.socket));
     }
 }

@@ -34,6 +34,7 @@ use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
+use super::fleet::process::Process;
 use super::listeners::HeldListeners;
 use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
@@ -44,7 +45,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, IfLocked, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -144,7 +145,7 @@ impl Run {
         (run.stragglers, run.output_files) = (stragglers, output_files);
         run.start_guardian();
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
-        let bind = |path| ControlSocket::bind(path, &run.settings);
+        let bind = |path| ControlSocket::bind(path, &run.settings, IfLocked::Wait);
         run.control = control.as_deref().map(bind).transpose()?;
         run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)
@@ -466,17 +467,20 @@ impl Run {
         }
         if self.next_measurement.has_passed(now) {
             self.next_measurement = Deadline::after(now, MEASUREMENT_INTERVAL);
-            self.measure_processes();
+            self.measure_processes(|_| true);
         }
         self.handle(Event::Tick);
+        if self.next_measurement != Deadline::NEVER {
+            self.measure_processes(|process| process.size.is_none());
+        }
     }
 
-    /// Tells the fleet how large the processes are that serve.
-    fn measure_processes(&mut self) {
+    /// Tells the fleet how large these processes are, if they serve.
+    fn measure_processes(&mut self, is_wanted: impl Fn(&Process) -> bool) {
         let serving = self
             .fleet
             .processes()
-            .filter(|process| process.is_serving());
+            .filter(|process| process.is_serving() && is_wanted(process));
         let pids: Vec<_> = serving.map(|process| process.pid).collect();
         for pid in pids {
             if let Some(bytes) = ancestry::resident_size(pid) {

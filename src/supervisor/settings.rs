@@ -132,6 +132,12 @@ impl Settings {
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
+    /// The user of the serving processes, if it is not that of the supervisor.
+    pub(super) fn user_id(&self) -> Option<u32> {
+        let identity = self.identity.as_ref()?.credentials.as_ref();
+        identity.map(|credentials| credentials.uid)
+    }
+
     /// Looks up the names of users and groups.
     pub(super) fn find_identity(&mut self) -> io::Result<()> {
         if let Some(group) = &self.control_group {
@@ -259,8 +265,11 @@ impl Supervisor {
     /// How many bytes of memory a serving process may occupy before it is replaced, as by
     /// [`recycle_after`](Self::recycle_after). The supervisor reads the resident size in
     /// /proc/PID/statm every 5 s. That size includes pages that are shared with other processes.
-    /// (smaps_rollup separates shared pages, but halts a large process for milliseconds.) `None` or
-    /// zero: no limit. Defaults to `None`.
+    /// (smaps_rollup separates shared pages, but halts a large process for milliseconds.) If a process
+    /// is larger already when it begins to serve, the limit is too low: this is logged as an error,
+    /// and such a process is replaced when it has doubled. From one replacement of a process for its
+    /// size to that of its successor, at least 60 s pass. `None` or zero: no limit. Defaults to
+    /// `None`.
     pub fn recycle_above(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.0.policy.recycling.recycle_above = bytes.into().filter(|bytes| *bytes > 0);
         self

@@ -20,7 +20,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Descriptor, FoundFile, NotifySocket, SignalFd};
+use crate::sys::{self, Descriptor, FoundFile, IfLocked, NotifySocket, SignalFd};
 use crate::wire::{Launch, Record, Snapshot, SnapshotListener};
 
 impl Run {
@@ -106,7 +106,7 @@ impl Run {
         self.listeners.bind_missing(&self.settings);
         if let (None, Some(path)) = (&self.control, &self.settings.control) {
             let failed = |error: &io::Error| log::error!("{error}");
-            self.control = ControlSocket::bind(path, &self.settings)
+            self.control = ControlSocket::bind(path, &self.settings, IfLocked::Ignore)
                 .inspect_err(failed)
                 .ok();
         }

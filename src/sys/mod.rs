@@ -124,6 +124,18 @@ pub(crate) enum PeerState {
     Reset,
 }
 
+/// What to do if another process has locked a directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum IfLocked {
+    /// Wait for up to a second, and then go on without the lock. For the start of a process.
+    #[default]
+    Wait,
+    /// Go on without the lock.
+    Ignore,
+    /// Give up, with an error of the kind `WouldBlock`.
+    Fail,
+}
+
 /// What a thread has used since it began.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ThreadUsage {

@@ -92,6 +92,9 @@ pub(crate) struct FleetRecord {
     pub(crate) exit_code: i32,
     /// The result of the last restart that was requested.
     pub(crate) last_restart: Option<RestartRecord>,
+    /// The time until a process may be recycled, after a recycling that has failed.
+    #[serde(default)]
+    pub(crate) recycle_in_ms: Option<u64>,
     /// The number of slots that was asked for at run time.
     #[serde(default)]
     pub(crate) scale: Option<usize>,
@@ -134,6 +137,9 @@ pub(crate) struct SlotRecord {
     pub(crate) failures: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
+    /// The time since a process of the slot was recycled for its size.
+    #[serde(default)]
+    pub(crate) recycled_for_size_ms: Option<u64>,
     /// The last losses of a process, the newest last.
     #[serde(default)]
     pub(crate) deaths: Vec<DeathRecord>,
@@ -164,6 +170,9 @@ pub(crate) struct ProcessRecord {
     pub(crate) listeners: Vec<(u64, u64)>,
     /// The last `STATUS=` notification.
     pub(crate) status: String,
+    /// The size in memory when the process began to serve, in bytes.
+    #[serde(default)]
+    pub(crate) first_size: Option<u64>,
 }
 
 /// What a process does. `left_ms` is the time that it has left for that, if there is a limit.

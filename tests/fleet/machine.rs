@@ -106,6 +106,11 @@ impl Program {
         accepts && !self.is_hung && !self.is_misleading
     }
 
+    /// When it begins to serve.
+    pub(crate) fn size(&self) -> u64 {
+        self.fate.size
+    }
+
     pub(crate) fn listeners(&self) -> Vec<ListenerId> {
         vec![(1, 0), (1, u64::from(self.version / 2))]
     }

@@ -68,7 +68,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     recycle_after: Option<Duration>,
     /// Replace a process gracefully when it occupies more than this many MiB of memory (RSS),
-    /// looked at every 5 s. Defaults to no limit
+    /// looked at every 5 s, and at most once a minute. A process that is larger from the beginning
+    /// is replaced when it has doubled. Defaults to no limit
     #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(1..1 << 40))]
     recycle_above: Option<u64>,
     /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.

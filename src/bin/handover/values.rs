@@ -100,6 +100,8 @@ mod tests {
             "a=unix:/b=c",
             "dns=udp:[::]:53",
             "unixgram:/a=b",
+            "web=localhost:80",
+            ":0",
         ] {
             assert!(listener(good).is_ok(), "{good}");
         }

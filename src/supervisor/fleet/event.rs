@@ -36,7 +36,7 @@ pub(crate) enum Event {
     StopNow,
     /// The processes that serve are to be sent SIGUSR1.
     User1,
-    /// The resident size of a process.
+    /// The resident size of a process that serves: as soon as it serves, and at intervals.
     Measured { pid: u32, bytes: u64 },
     /// All events until now were handled: what is late now is late.
     Tick,

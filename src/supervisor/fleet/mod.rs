@@ -129,7 +129,9 @@ pub(crate) struct Fleet {
     /// The result of the last round, and how long it took.
     pub(crate) last_restart: Option<FinishedRestart>,
     /// After a recycling that has failed: when the next one may begin.
-    recycle_not_before: Deadline,
+    pub(crate) recycle_not_before: Deadline,
+    /// The process that began to serve last was larger than the limit already, and this was logged.
+    has_low_limit: bool,
     pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
@@ -212,6 +214,7 @@ impl Fleet {
             rounds: 0,
             last_restart: None,
             recycle_not_before: Deadline::at(Some(now)),
+            has_low_limit: false,
             scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,

@@ -14,6 +14,7 @@
 use std::time::{Duration, Instant};
 
 use super::event::ListenerId;
+use super::recycling::Size;
 use crate::clock::Deadline;
 
 /// A process that the supervisor watches.
@@ -37,8 +38,8 @@ pub(crate) struct Process {
     pub(crate) sends_watchdog: bool,
     /// The round of restarts that this process was started for.
     pub(crate) round: Option<u64>,
-    /// The process has become so large that it is to be replaced.
-    pub(crate) is_large: bool,
+    /// `None`: not measured yet.
+    pub(crate) size: Option<Size>,
     /// The last `STATUS=` notification. That of a process that serves is empty once another one has
     /// replaced the process.
     pub(crate) status: String,
@@ -95,7 +96,7 @@ impl Process {
             watchdog: None,
             sends_watchdog: false,
             round: None,
-            is_large: false,
+            size: None,
             status: String::new(),
             listeners: Vec::new(),
         }
