@@ -322,6 +322,11 @@ impl HeldListeners {
     }
 }
 
+fn not_a_listener() -> io::Error {
+    let text = "not a listening stream socket";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -365,9 +370,4 @@ mod tests {
         let took = waits() - before;
         assert!(took < 100 && !path.exists(), "{took} waits");
     }
-}
-
-fn not_a_listener() -> io::Error {
-    let text = "not a listening stream socket";
-    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
