@@ -104,6 +104,57 @@ impl Addr {
     }
 }
 
+/// Whether a socket has connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SocketKind {
+    /// TCP, and Unix stream sockets.
+    Stream,
+    /// UDP, and Unix datagram sockets.
+    Datagram,
+}
+
+/// What stands before the address of a datagram socket, as text.
+const UDP: &str = "udp:";
+const UNIX_DATAGRAM: &str = "unixgram:";
+
+impl SocketKind {
+    /// Reads an address as text, and the kind of its socket.
+    pub(crate) fn parse(text: &str) -> Result<(Self, Addr), AddrError> {
+        let bad = |why: Cow<'static, str>| AddrError {
+            text: text.to_owned(),
+            why,
+        };
+        if let Some(addr) = text.strip_prefix(UDP) {
+            return match Addr::resolve(addr) {
+                Ok(addr @ Addr::Ip(_)) => Ok((Self::Datagram, addr)),
+                Ok(Addr::Unix(_)) => Err(bad("an IP address must follow udp:".into())),
+                Err(AddrError { why, .. }) => Err(bad(why)),
+            };
+        }
+        match text.strip_prefix(UNIX_DATAGRAM) {
+            Some(path) => match format!("unix:{path}").parse() {
+                Ok(addr) => Ok((Self::Datagram, addr)),
+                Err(_) => Err(bad(
+                    "a path must follow unixgram:, and cannot contain NUL".into()
+                )),
+            },
+            None => Addr::resolve(text).map(|addr| (Self::Stream, addr)),
+        }
+    }
+
+    /// The text of an address of a socket of this kind.
+    pub(crate) fn show(self, addr: &Addr) -> String {
+        match (self, addr) {
+            (Self::Stream, addr) => addr.to_string(),
+            (Self::Datagram, Addr::Ip(addr)) => format!("{UDP}{addr}"),
+            (Self::Datagram, Addr::Unix(Some(path))) => {
+                format!("{UNIX_DATAGRAM}{}", path.display())
+            }
+            (Self::Datagram, Addr::Unix(None)) => format!("{UNIX_DATAGRAM}(unnamed)"),
+        }
+    }
+}
+
 impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -197,6 +248,10 @@ mod tests {
         for text in ["127.0.0.1:0", "[::1]:80", "0.0.0.0:65535", "unix:/a b/c"] {
             assert_eq!(text.parse::<Addr>().unwrap().to_string(), text);
         }
+        for text in ["127.0.0.1:0", "unix:/a", "udp:[::1]:80", "unixgram:/a b/c"] {
+            let (kind, addr) = SocketKind::parse(text).unwrap();
+            assert_eq!(kind.show(&addr), text);
+        }
     }
 
     #[test]
@@ -240,6 +295,17 @@ mod tests {
             ("unix:", "path must follow"),
         ] {
             let error = text.parse::<Addr>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(error.contains(text), "{text}: {error}");
+        }
+        for (text, part) in [
+            ("udp:", "port is missing"),
+            ("udp:127.0.0.1:65536", "0 to 65535"),
+            ("udp:unix:/a", "IP address must follow"),
+            ("udp://127.0.0.1:53", "must be an IP address"),
+            ("unixgram:", "path must follow"),
+        ] {
+            let error = SocketKind::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
             assert!(error.contains(text), "{text}: {error}");
         }

@@ -1,6 +1,8 @@
 //! Listeners: the options of a bind, the bind, and listening sockets that the application already
 //! has.
 
+mod datagram;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
@@ -12,10 +14,12 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
-use crate::addr::{Addr, AddrError};
+use crate::addr::{Addr, AddrError, SocketKind};
 use crate::log;
 use crate::sys::{self, DirectoryEntry, FoundFile, IfLocked};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
+
+pub(crate) use datagram::is_datagram;
 
 /// An address to listen on, and the options for it.
 ///
@@ -48,6 +52,7 @@ use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 #[must_use = "a Bind listens only after `bind` or `Builder::build` is called"]
 pub struct Bind {
     addr: Result<Addr, AddrError>,
+    kind: SocketKind,
     options: BindOptions,
     keepalive: Option<Duration>,
     attempts: u32,
@@ -64,13 +69,19 @@ pub struct Bind {
 impl Bind {
     /// Listens on an address as text: as [`Addr`], or with a host name, or as `:8080`, see above.
     /// [`bind`](Self::bind) reports a bad address.
+    ///
+    /// `udp:127.0.0.1:53` and `unixgram:/run/app.sock` are datagram sockets, which only a
+    /// supervisor binds, for its program: see [`Supervisor::listen`](crate::Supervisor::listen).
     pub fn new(addr: impl AsRef<str>) -> Self {
-        Self::with(Addr::resolve(addr.as_ref()))
+        addr.as_ref()
+            .parse()
+            .unwrap_or_else(|error| Self::with(Err(error)))
     }
 
     fn with(addr: Result<Addr, AddrError>) -> Self {
         Self {
             addr,
+            kind: SocketKind::Stream,
             options: BindOptions {
                 backlog: 1024,
                 nodelay: true,
@@ -181,7 +192,8 @@ impl Bind {
     }
 
     /// Match quality between a listener and this bind request; `None` if they do not match. `name`
-    /// is the listener's, as [`to_fd_name`] makes it. Where names are trusted, the name alone is a
+    /// is the listener's, as [`to_fd_name`] makes it. The listener has the [kind](Self::has_kind_of)
+    /// that this request asks for. Where names are trusted, the name alone is a
     /// match, at any address; a name that is only the default does not count.
     pub(crate) fn fit(&self, name: &str, local: &Addr, trusts_names: bool) -> Option<Fit> {
         let wanted = self.addr.as_ref().ok().filter(|_| self.given.is_none())?;
@@ -199,9 +211,9 @@ impl Bind {
     }
 
     /// The request to another process to bind and listen in place of this process. `None` if the
-    /// address is not one that can be bound, or is bound already.
+    /// address is not one that can be bound, or is bound already, and for datagram sockets.
     pub(crate) fn to_request(&self) -> Option<BindRequest> {
-        if self.given.is_some() {
+        if self.given.is_some() || self.kind == SocketKind::Datagram {
             return None;
         }
         let addr = match self.addr.as_ref().ok()? {
@@ -261,7 +273,7 @@ impl Bind {
         try_bind: impl Fn(&Self, &Addr) -> io::Result<Listener>,
     ) -> Result<Listener, BindError> {
         let addr = self.addr.clone().map_err(|error| BindError {
-            addr: None,
+            shown: None,
             attempts: 0,
             cause: io::Error::new(io::ErrorKind::InvalidInput, error),
         })?;
@@ -273,12 +285,13 @@ impl Bind {
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse && attempts < self.attempts =>
                 {
+                    let addr = self.kind.show(&addr);
                     log::info!("{addr} is in use, attempt {attempts} of {}", self.attempts);
                     std::thread::sleep(self.interval);
                 }
                 Err(cause) => {
                     return Err(BindError {
-                        addr: Some(addr),
+                        shown: Some(self.kind.show(&addr)),
                         attempts,
                         cause,
                     });
@@ -288,6 +301,7 @@ impl Bind {
     }
 
     pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+        self.check_stream().map_err(BindError::into_cause)?;
         if let Some(given) = &self.given {
             return Listener::from_given(given.try_clone()?.into(), self);
         }
@@ -299,7 +313,7 @@ impl Bind {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
                 let path = path.as_deref().unwrap_or(Path::new(""));
-                let (socket, path) = self.bind_unix(path)?;
+                let (socket, path) = self.bind_unix(path, Type::STREAM)?;
                 (socket, Some(path))
             }
         };
@@ -322,11 +336,11 @@ impl Bind {
         Ok(socket)
     }
 
-    fn bind_unix(&self, path: &Path) -> io::Result<(Socket, UnixPath)> {
+    fn bind_unix(&self, path: &Path, kind: Type) -> io::Result<(Socket, UnixPath)> {
         let addr = SockAddr::unix(path)?;
         let entry = DirectoryEntry::open(path)?;
         sys::file::free_socket_path(&entry, path, self.for_user)?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let socket = Socket::new(Domain::UNIX, kind, None)?;
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);
         if let Some(mode) = self.options.unix_mode {
@@ -336,17 +350,20 @@ impl Bind {
     }
 }
 
-impl From<&str> for Bind {
-    fn from(addr: &str) -> Self {
-        Self::new(addr)
-    }
-}
-
 impl FromStr for Bind {
     type Err = AddrError;
 
-    fn from_str(addr: &str) -> Result<Self, AddrError> {
-        Ok(Addr::resolve(addr)?.into())
+    /// As [`Bind::new`], with the error of a bad address.
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        let (kind, addr) = SocketKind::parse(text)?;
+        let stream = Self::with(Ok(addr));
+        Ok(Self { kind, ..stream })
+    }
+}
+
+impl From<&str> for Bind {
+    fn from(addr: &str) -> Self {
+        Self::new(addr)
     }
 }
 
@@ -461,6 +478,7 @@ pub(crate) enum Fit {
 pub(crate) struct ListenerInfo {
     pub(crate) name: String,
     pub(crate) local: Addr,
+    kind: SocketKind,
     pub(crate) speaks_first: bool,
     // What is set on each connection, because connections do not inherit it from the listener.
     nodelay: bool,
@@ -535,7 +553,10 @@ impl Listener {
     ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let path = local.as_path().map(|path| UnixPath::of(path, false));
-        let bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
+        let mut bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
+        if is_datagram(&socket)? {
+            bind.kind = SocketKind::Datagram;
+        }
         Self::new(socket, path, &bind, Origin::Given { matches_by_name })
     }
 
@@ -547,9 +568,10 @@ impl Listener {
     ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let name = bind.options.name.clone();
-        let is_tcp = local.as_ip().is_some();
+        let is_tcp = local.as_ip().is_some() && bind.kind == SocketKind::Stream;
         let mut info = ListenerInfo {
-            name: name.unwrap_or_else(|| local.to_string()),
+            name: name.unwrap_or_else(|| bind.kind.show(&local)),
+            kind: bind.kind,
             speaks_first: bind.speaks_first,
             nodelay: bind.options.nodelay && is_tcp,
             keepalive: bind.keepalive.filter(|_| is_tcp),
@@ -593,6 +615,16 @@ impl Listener {
     /// The address that the listener is bound to, with the real port if port 0 was requested.
     pub fn addr(&self) -> &Addr {
         &self.info.local
+    }
+
+    /// The address as text, with the kind of the socket.
+    pub(crate) fn shown_addr(&self) -> String {
+        self.info.kind.show(&self.info.local)
+    }
+
+    /// The socket is for datagrams, so that nothing can be accepted.
+    pub(crate) fn is_datagram(&self) -> bool {
+        self.info.kind == SocketKind::Datagram
     }
 
     /// The listener's name.
@@ -739,7 +771,8 @@ impl Drop for UnixPath {
 
 /// An address that could not be listened on.
 pub struct BindError {
-    addr: Option<Addr>,
+    /// The address as text. `None` if it is no address.
+    shown: Option<String>,
     attempts: u32,
     cause: io::Error,
 }
@@ -762,7 +795,7 @@ impl BindError {
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(addr) = &self.addr else {
+        let Some(addr) = &self.shown else {
             return self.cause.fmt(f);
         };
         write!(f, "cannot listen on {addr}: {}", self.cause)?;

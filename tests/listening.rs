@@ -599,3 +599,16 @@ fn a_subprocess_that_outlives_the_server_does_not_keep_the_port() {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn a_server_has_no_datagram_sockets() {
+    for addr in ["udp:127.0.0.1:0", "unixgram:none.sock"] {
+        let service = |_: &mut Connection| Ok(Next::Close);
+        let built = handover::Server::builder().listen(addr).build(service);
+        let text = built.unwrap_err().to_string();
+        assert!(
+            text.contains(addr) && text.contains("datagram socket"),
+            "{text}"
+        );
+    }
+}

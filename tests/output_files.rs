@@ -501,13 +501,40 @@ while True: time.sleep(0.05)
     let shell = "chmod 755 . && mkdir -m 750 logs &&";
     let options = ["--stderr", "logs/app.log", "--user", "nobody"];
     let mut supervised = Supervised::start_in(program, &options, shell);
+    let whole = || supervised.read("logs/app.log").ends_with("refused\n");
+    supervised.until("the lines", whole);
     fs::rename(supervised.path("logs/app.log"), supervised.path("old")).unwrap();
     supervised.succeed(&["reopen"]);
     supervised.succeed(&["restart", "--wait"]);
+    supervised.until("the lines", whole);
     assert_eq!(supervised.stop(), Some(0), "{}", supervised.read("log"));
     let found = fs::metadata(supervised.path("logs/app.log")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o640));
     assert_eq!(supervised.read("old"), supervised.read("logs/app.log"));
     assert!(supervised.read("old").ends_with("\nagain\nrefused\n"));
+}
+
+#[test]
+fn a_disk_that_hangs_delays_neither_the_supervisor_nor_a_restart() {
+    let mut supervised = Supervised::start(COUNTS, &["--stderr", "app.log"]);
+    supervised.want(100);
+    let lines = || supervised.read("app.log").lines().count();
+    supervised.until("the lines", || lines() == 100);
+    // As a process that waits for a disk.
+    let writers = supervised.children("handover-log");
+    signal(writers[0], Signal::STOP);
+    supervised.want(200);
+    let output = supervised.ask(&["reopen"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("app.log is not open yet"), "{text}");
+    supervised.succeed(&["restart", "--wait"]);
+    assert_eq!(lines(), 100);
+    signal(writers[0], Signal::CONT);
+    supervised.succeed(&["reopen"]);
+    assert_eq!(supervised.stop(), Some(0));
+    let text = supervised.read("app.log");
+    let counts = counted(&text);
+    assert!(counts.len() == 2 && counts.values().all(|count| *count >= 200));
 }

@@ -361,7 +361,10 @@ impl Builder {
                 Source::Bind(bind) => Some(bind),
                 Source::Bound(_) => None,
             });
-            inherited = restart.inherited.take_listeners(&binds.collect::<Vec<_>>());
+            let binds: Vec<_> = binds.collect();
+            let mut checked = binds.iter().map(|bind| bind.check_stream());
+            checked.try_for_each(|bind| bind.map_err(BuildError::Bind))?;
+            inherited = restart.inherited.take_listeners(&binds);
             restart.inherited.close_rest();
         }
         let mut inherited = inherited.into_iter();

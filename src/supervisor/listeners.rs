@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Settings;
 use super::bind_rules::Sender;
 use super::fleet::event::ListenerId;
-use crate::listener::{Bind, BindError, Fit, Listener};
+use crate::listener::{Bind, BindError, Fit, Listener, is_datagram};
 use crate::log;
 use crate::notify;
 use crate::restart::Inherited;
@@ -62,7 +62,10 @@ impl Holder {
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.addr(), trusts_names)
+        match bind.has_kind_of(&self.listener.socket) {
+            true => bind.fit(&self.record.name, self.listener.addr(), trusts_names),
+            false => None,
+        }
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -88,7 +91,7 @@ impl HeldListeners {
             let (listener, holder) = match found {
                 None => {
                     let bind = bind.clone().for_user(settings.user_id());
-                    (bind.bind()?, Holder::Settings)
+                    (bind.bind_for_others()?, Holder::Settings)
                 }
                 Some(listener) => claim(listener, &stored)?,
             };
@@ -125,7 +128,7 @@ impl HeldListeners {
             if !self.all.iter().any(|held| held.fit(bind, true).is_some()) {
                 let bind = bind.clone().for_user(settings.user_id());
                 let bind = bind.if_locked(IfLocked::Ignore);
-                let bound = bind.bind().map_err(io::Error::from);
+                let bound = bind.bind_for_others().map_err(io::Error::from);
                 let held = bound.and_then(|listener| {
                     let is_other = settings.runs_other_program;
                     self.hold_configured(listener, Holder::Settings, is_other)
@@ -137,22 +140,23 @@ impl HeldListeners {
         }
     }
 
-    /// Holds a listener that the settings name. Another program expects a blocking
-    /// listener. A program of this crate makes it non-blocking itself.
+    /// Holds a listener that the settings name. Another program expects a blocking listener, and
+    /// every program a blocking datagram socket.
     fn hold_configured(
         &mut self,
         listener: Listener,
         holder: Holder,
         runs_other_program: bool,
     ) -> io::Result<()> {
-        listener.socket.set_nonblocking(!runs_other_program)?;
+        let is_blocking = runs_other_program || listener.is_datagram();
+        listener.socket.set_nonblocking(!is_blocking)?;
         self.hold(listener, holder).map(drop)
     }
 
     /// Holds a listener that this process has bound, or has claimed from the service manager.
     fn hold(&mut self, listener: Listener, holder: Holder) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.addr());
+        log::info!("listening on {}", listener.shown_addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
@@ -249,6 +253,9 @@ impl HeldListeners {
             return Ok(id);
         }
         self.check_room()?;
+        if is_datagram(&sys::descriptor::into_socket(descriptor.try_clone()?)?)? {
+            return Err(not_a_listener());
+        }
         record.matches_by_name &= sender.is_privileged();
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
         self.add_descriptor(record, descriptor, Holder::Process, is_own)?;
@@ -264,7 +271,7 @@ impl HeldListeners {
     ///
     /// # Errors
     ///
-    /// When the descriptor is not a listening stream socket.
+    /// When the descriptor is neither a listening stream socket nor a datagram socket.
     pub(super) fn add_descriptor(
         &mut self,
         mut record: ListenerRecord,
@@ -277,9 +284,8 @@ impl HeldListeners {
             return Ok(id);
         }
         let socket = sys::descriptor::into_socket(descriptor)?;
-        if !sys::socket::is_listening_stream(&socket)? {
-            let text = "not a listening stream socket";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        if !sys::socket::is_listening_stream(&socket)? && !is_datagram(&socket)? {
+            return Err(not_a_listener());
         }
         let mut listener =
             Listener::for_others(socket, record.name.clone(), record.matches_by_name)?;
@@ -301,7 +307,7 @@ impl HeldListeners {
         self.all.retain(|held| {
             let stays = held.holder.keeps_when_unused() || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.addr());
+                log::info!("closing the listener {}", held.listener.shown_addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
@@ -351,6 +357,11 @@ fn claim(
 /// A process of another user may have had the place of a socket's file while no supervisor ran.
 fn is_of_own_user(found: &FoundFile) -> bool {
     found.owner == sys::process::effective_uid()
+}
+
+fn not_a_listener() -> io::Error {
+    let text = "not a listening stream socket";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 #[cfg(test)]

@@ -19,11 +19,13 @@ use crate::sys::{self, Descriptor, Identity, Interest, LogReport};
 use crate::wire::{OutputRecord, WirePath};
 
 /// All files.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct OutputFiles {
     files: Vec<OutputFile>,
     /// The control clients that wait until the files are opened again.
     clients: Vec<u64>,
+    /// When these clients get an answer in any case.
+    answer_by: Deadline,
     /// Why files could not be opened again, for these clients.
     errors: Vec<String>,
 }
@@ -62,6 +64,10 @@ pub(super) struct ReopenResult {
 /// A log writer that has not run for so long is replaced only after this time.
 const MIN_AGE: Duration = Duration::from_secs(1);
 
+/// How long a client waits until the files are opened again: less than the command `handover` waits
+/// for an answer.
+const REOPEN_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// How long to wait in the end until all output is written.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -94,6 +100,17 @@ pub(super) fn log_to(settings: &Settings, files: &OutputFiles) -> io::Result<()>
         logger::write_to(pipe.try_clone()?.into());
     }
     Ok(())
+}
+
+impl Default for OutputFiles {
+    fn default() -> Self {
+        Self {
+            files: Vec::new(),
+            clients: Vec::new(),
+            answer_by: Deadline::NEVER,
+            errors: Vec::new(),
+        }
+    }
 }
 
 impl OutputFiles {
@@ -171,11 +188,14 @@ impl OutputFiles {
 
     pub(super) fn deadline(&self) -> Deadline {
         let deadlines = self.files.iter().map(|file| file.start_at);
-        deadlines.fold(Deadline::NEVER, Deadline::earlier)
+        deadlines.fold(self.answer_by, Deadline::earlier)
     }
 
     /// Has the files opened again. The client, if there is one, gets the result.
     pub(super) fn reopen(&mut self, client: Option<u64>) {
+        if self.clients.is_empty() && client.is_some() {
+            self.answer_by = Deadline::after(Instant::now(), REOPEN_TIMEOUT);
+        }
         self.clients.extend(client);
         for file in &mut self.files {
             self.errors.extend(file.reopen());
@@ -191,17 +211,20 @@ impl OutputFiles {
                 self.errors.extend(file.handle_report(report));
             }
         }
-        let is_done = self.files.iter().all(|file| file.pending == 0);
-        let clients = std::mem::take(&mut self.clients);
-        if !is_done || clients.is_empty() {
-            self.clients = clients;
-            if is_done {
-                self.errors.clear();
-            }
+        let late = self.files.iter().filter(|file| file.pending > 0);
+        let late = late.map(|file| format!("{} is not open yet", file.path.display()));
+        let late: Vec<_> = late.collect();
+        if !late.is_empty() && !self.answer_by.has_passed(now) {
             return None;
         }
-        let errors = std::mem::take(&mut self.errors);
+        self.answer_by = Deadline::NEVER;
+        let clients = std::mem::take(&mut self.clients);
+        let mut errors = std::mem::take(&mut self.errors);
+        errors.extend(late);
         let error = (!errors.is_empty()).then(|| errors.join("; "));
+        if clients.is_empty() {
+            return None;
+        }
         Some(ReopenResult { clients, error })
     }
 

@@ -400,6 +400,16 @@ impl Supervisor {
     /// Adds a listener for a program that binds none itself ([`run`](Self::run)). The listeners of
     /// a server need not be named here: the supervisor binds and holds what a process asks for by
     /// [`Builder::listen`](crate::Builder::listen). Defaults to none.
+    ///
+    /// `udp:0.0.0.0:53` and `unixgram:/run/app.sock` are datagram sockets, which processes get in the
+    /// order of the settings and with their names, as from systemd's `ListenDatagram=`. While no
+    /// process serves, datagrams wait in the receive buffer of the socket (SO_RCVBUF in socket(7)),
+    /// and the kernel drops those that do not fit. A server of this crate closes such a socket with a
+    /// warning, unless the program takes it by [`Restart::inherited`]; to give it to a successor, the
+    /// program passes it on ([`Restart::pass`]). Name, file mode, SO_REUSEPORT, IPV6_V6ONLY and the
+    /// number of attempts are as [`Bind`] says; its other options have no effect.
+    ///
+    /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if an address cannot be bound.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.0.listen.push(addr.into());
         self

@@ -98,7 +98,7 @@ impl Run {
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
             name: held.record.name.clone(),
             // A process of another user may have chosen the path, and a terminal show it.
-            address: notify::one_line(held.listener.addr()),
+            address: notify::one_line(held.listener.shown_addr()),
         });
         let last_restart = fleet.last_restart.as_ref();
         Status {

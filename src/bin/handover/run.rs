@@ -20,8 +20,8 @@ use super::values::{
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
-    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock. May be given
-    /// several times
+    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock, or for datagrams,
+    /// such as dns=udp:0.0.0.0:53 or unixgram:/run/log.sock. May be given several times
     #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
     listen: Vec<Bind>,
     /// Number of serving processes

@@ -98,6 +98,8 @@ mod tests {
             "web=[::1]:80",
             "unix:/a=b",
             "a=unix:/b=c",
+            "dns=udp:[::]:53",
+            "unixgram:/a=b",
             "web=localhost:80",
             ":0",
         ] {
@@ -109,6 +111,7 @@ mod tests {
             "web=",
             "web",
             "localhost:80",
+            "udp:80",
             "a=b=unix:/c",
         ] {
             assert!(listener(bad).is_err(), "{bad}");
