@@ -16,7 +16,15 @@ pub(crate) fn receive(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Option<Des
     Err(no_restarts_error())
 }
 
-pub(crate) fn send(_: &Socket, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+pub(crate) fn receive_all(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<Descriptor>)> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn refuse_descriptors(_: &Socket) -> io::Result<()> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(no_restarts_error())
 }
 
