@@ -1,6 +1,8 @@
 //! What operators ask of `handover run` at run time, with real processes: programs in Python.
 #![cfg(target_os = "linux")]
 
+mod support;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -80,7 +82,7 @@ impl Supervised {
     fn ask(&self, args: &[&str]) -> Output {
         let mut command = handover();
         let command = command.args(args).arg("--socket").arg(self.path("control"));
-        command.output().unwrap()
+        support::output_of(command)
     }
 
     #[track_caller]
@@ -321,7 +323,7 @@ fn a_descendant_of_another_user_notifies_for_its_wrapper() {
 
 /// A program that sends, with READY=1, a socket whose close waits for ten minutes.
 const SENDS_LINGERING: &str = r#"
-import os, socket, struct, time
+import os, signal, socket, struct, time
 listener = socket.create_server(("127.0.0.1", 0))
 sender = socket.create_connection(listener.getsockname())
 receiver = listener.accept()[0]
@@ -332,9 +334,13 @@ except BlockingIOError: pass
 sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
 speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 speaker.connect(os.environ["NOTIFY_SOCKET"].replace("@", "\0"))
+# The supervisor has the last descriptor of the socket, as it is stopped until this one is closed.
+supervisor = os.getppid()
+os.kill(supervisor, signal.SIGSTOP)
+while open(f"/proc/{supervisor}/stat").read().rsplit(") ")[1][0] != "T": time.sleep(0.001)
 socket.send_fds(speaker, [b"READY=1"], [sender.fileno()])
-# Not the last descriptor of the socket.
 sender.close()
+os.kill(supervisor, signal.SIGCONT)
 time.sleep(600)
 "#;
 

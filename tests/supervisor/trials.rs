@@ -1134,9 +1134,8 @@ fn a_successor_has_a_group_of_its_own_and_what_its_predecessor_leaves_is_ended()
 }
 
 fn process_1_of_a_container_is_a_good_init() {
-    let may = Command::new("unshare")
-        .args(["-fp", "--mount-proc", "true"])
-        .output();
+    let mut unshare = Command::new("unshare");
+    let may = support::try_output_of(unshare.args(["-fp", "--mount-proc", "true"]));
     if !may.is_ok_and(|output| output.status.success()) {
         return println!("skipped: no namespace of processes can be made here");
     }
@@ -1254,11 +1253,11 @@ fn the_control_socket_is_for_its_owner() {
         // It is refused before it has asked.
         let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
                       print(s.recv(1000).decode())";
-        let output = Command::new("python3")
+        let mut python = Command::new("python3");
+        python
             .args(["-c", script, path.to_str().unwrap()])
-            .uid(65534)
-            .output()
-            .unwrap();
+            .uid(65534);
+        let output = support::output_of(&mut python);
         let answer = String::from_utf8_lossy(&output.stdout);
         assert!(answer.contains("permission denied"), "{output:?}");
         assert_eq!(supervised.who().generation, 1);
