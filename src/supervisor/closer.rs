@@ -32,7 +32,8 @@ const CAPACITY: usize = 1024;
 /// How often to look whether the thread has made room.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A queue of descriptors, and the thread that closes them, which is started for the first one.
+/// A queue of descriptors, and the thread that closes them, which is started for the first one or by
+/// [`Closer::started`].
 #[derive(Debug)]
 pub(super) struct Closer {
     /// The name of the thread.
@@ -56,6 +57,12 @@ impl Closer {
             left: Arc::default(),
             is_full: false,
         }
+    }
+
+    /// Starts the thread already.
+    pub(super) fn started(mut self) -> Self {
+        self.start();
+        self
     }
 
     /// Closes the descriptors, soon.
@@ -111,11 +118,15 @@ impl Closer {
         }
     }
 
-    /// Starts the thread if it does not run and is needed. After an error, the next call tries again.
+    /// Starts the thread if it does not run and is needed.
     fn ensure_thread(&mut self) {
-        if self.left() == 0 {
-            return;
+        if self.left() > 0 {
+            self.start();
         }
+    }
+
+    /// Starts the thread if it does not run. After an error, the next call tries again.
+    fn start(&mut self) {
         let Some(queue) = self.queue.take() else {
             return;
         };
@@ -139,33 +150,31 @@ impl Closer {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
-
     use super::*;
 
     #[test]
     fn nothing_more_is_received_than_can_be_closed() {
+        let Ok((own, other)) = sys::message::create_pair() else {
+            return;
+        };
         let mut closer = Closer::new("test-close");
-        // The thread of another closer has the queue, and stands still.
+        // No thread can be started yet.
         let queue = closer.queue.take().unwrap();
-        let (own, other) = UnixStream::pair().unwrap();
         for count in 0..LIMIT {
             assert!(closer.may_receive() && closer.left() == count);
-            closer.close([OwnedFd::from(own.try_clone().unwrap())]);
+            closer.close(sys::descriptor::duplicate(&own));
         }
         assert!(!closer.may_receive() && closer.deadline() != Deadline::NEVER);
         drop(own);
         closer.queue = Some(queue);
         // The thread starts, and closes all of them: the other end is at its end then.
         assert!(!closer.may_receive());
-        let mut other = other;
-        assert_eq!(io::Read::read(&mut other, &mut [0]).unwrap(), 0);
         while closer.left() > 0 {
             thread::yield_now();
         }
+        assert_eq!(sys::socket::recv(&other, &mut [0]).unwrap(), 0);
         assert!(closer.may_receive() && closer.deadline() == Deadline::NEVER);
     }
 }

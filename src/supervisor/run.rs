@@ -176,7 +176,7 @@ impl Run {
             notify_socket,
             control: None,
             foreign_senders: ForeignSenders::default(),
-            closer: Closer::new("close"),
+            closer: Closer::new("close").started(),
             foreign_closer: Closer::new("close-foreign"),
             listeners,
             lifeline,

@@ -93,12 +93,11 @@ pub(crate) fn send(socket: &impl AsFd, text: &str, descriptors: &[&Descriptor]) 
 /// Whether a send that has failed may succeed later: the receiver's queue is full, or descriptors or
 /// memory are lacking.
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
-    use Errno as E;
-    let errno = Errno::from_io_error(error);
-    matches!(
-        errno,
-        Some(E::AGAIN | E::NOBUFS | E::NOMEM | E::MFILE | E::NFILE)
-    )
+    let shortage = matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOBUFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
+    );
+    shortage || error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// A non-blocking socket for notifications to the service manager (sd_notify(3)). `manager` is the
@@ -154,6 +153,22 @@ mod tests {
                     assert!(!is_whole && error.kind() == io::ErrorKind::InvalidData);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_shortage_passes_and_a_missing_manager_does_not() {
+        for (errno, expected) in [
+            (Errno::AGAIN, true),
+            (Errno::NOBUFS, true),
+            (Errno::NOMEM, true),
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::NOENT, false),
+            (Errno::MSGSIZE, false),
+        ] {
+            assert_eq!(is_temporary(&errno.into()), expected, "{errno}");
         }
     }
 }

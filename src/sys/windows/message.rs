@@ -28,8 +28,8 @@ pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(no_restarts_error())
 }
 
-pub(crate) fn is_temporary(_: &io::Error) -> bool {
-    false
+pub(crate) fn is_temporary(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
