@@ -5,12 +5,14 @@
 //! connection. Nothing here waits for a client.
 
 use std::io;
+use std::net::Shutdown;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::Settings;
+use super::closer::Closer;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
@@ -33,6 +35,8 @@ pub(super) struct ControlSocket {
     failure: Option<String>,
     /// The settings let others than the supervisor's user send requests.
     is_open: bool,
+    /// Closes the descriptors that clients send, and clients whose close could wait.
+    pub(super) closer: Closer,
 }
 
 #[derive(Debug)]
@@ -116,6 +120,7 @@ impl ControlSocket {
                     "the control socket {} was gone: bound it again",
                     path.display()
                 );
+                refuse_descriptors(&listener);
                 self.listener = listener;
                 self.failure = None;
             }
@@ -136,6 +141,7 @@ impl ControlSocket {
     }
 
     pub(super) fn new(listener: Listener, settings: &Settings) -> Self {
+        refuse_descriptors(&listener);
         Self {
             listener,
             clients: Vec::new(),
@@ -144,16 +150,19 @@ impl ControlSocket {
             next_check: Deadline::after(Instant::now(), CHECK_INTERVAL),
             failure: None,
             is_open: settings.control_mode.is_some() || settings.control_group.is_some(),
+            closer: Closer::new("close-control"),
         }
     }
 
     /// The sockets to wait for.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (&Socket, Interest)> {
+        let may_receive = !self.closer.is_full();
         let accepts = self.not_before.is_none();
         let listener = accepts.then_some((&self.listener.socket, Interest::Read));
         let clients = self.clients.iter();
         let clients = clients.filter_map(|client| Some((&client.socket, client.stage.interest()?)));
-        listener.into_iter().chain(clients)
+        let all = listener.into_iter().chain(clients);
+        all.filter(move |(_, interest)| may_receive || *interest == Interest::Write)
     }
 
     /// Adds a client that waits for a result already. Returns its id.
@@ -193,8 +202,9 @@ impl ControlSocket {
     /// The lines that clients have sent since the last call, with the ids of the clients. Also sends
     /// what is left of answers.
     pub(super) fn requests(&mut self) -> Vec<(u64, String)> {
+        let closer = &mut self.closer;
         let clients = self.clients.iter_mut();
-        let requests = clients.filter_map(|client| Some((client.id, client.proceed()?)));
+        let requests = clients.filter_map(|client| Some((client.id, client.proceed(closer)?)));
         let mut requests: Vec<_> = requests.collect();
         self.drop_gone();
         self.accept(&mut requests);
@@ -209,6 +219,9 @@ impl ControlSocket {
         }
         self.not_before = None;
         for _ in 0..MAX_ACCEPTED {
+            if !self.closer.may_receive() {
+                break;
+            }
             let socket = match self.listener.accept() {
                 Ok((socket, _)) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -228,8 +241,9 @@ impl ControlSocket {
             if !user.as_ref().is_ok_and(is_allowed) {
                 log::warn!("refused a control connection of user {user:?}");
                 self.reply(id, &Answer::failure("permission denied"));
-            } else if let Some(request) = self.clients.last_mut().and_then(ControlClient::proceed) {
-                requests.push((id, request));
+            } else if let Some(client) = self.clients.last_mut() {
+                let request = client.proceed(&mut self.closer);
+                requests.extend(request.map(|request| (id, request)));
             }
             self.give_up_slow_clients();
         }
@@ -246,14 +260,21 @@ impl ControlSocket {
         if count > MAX_SLOW {
             if let Some(oldest) = self.clients.iter().position(|client| slow(&client.stage)) {
                 log::debug!("giving up the oldest of {count} slow control clients");
-                self.clients.remove(oldest);
+                let client = self.clients.remove(oldest);
+                client.close(&mut self.closer);
             }
         }
     }
 
     fn drop_gone(&mut self) {
-        self.clients
-            .retain(|client| !matches!(client.stage, ClientStage::Gone));
+        self.close_if(|client| matches!(client.stage, ClientStage::Gone));
+    }
+
+    fn close_if(&mut self, is_over: impl Fn(&ControlClient) -> bool) {
+        while let Some(at) = self.clients.iter().position(&is_over) {
+            let client = self.clients.remove(at);
+            client.close(&mut self.closer);
+        }
     }
 
     /// Answers a client, and closes its connection when the answer is sent.
@@ -276,12 +297,12 @@ impl ControlSocket {
     pub(super) fn deadline(&self) -> Deadline {
         let deadlines = self.clients.iter().map(|client| client.deadline);
         let own = Deadline::at(self.not_before).earlier(self.next_check);
+        let own = own.earlier(self.closer.deadline());
         deadlines.fold(own, Deadline::earlier)
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
-        self.clients
-            .retain(|client| !client.deadline.has_passed(now));
+        self.close_if(|client| client.deadline.has_passed(now));
     }
 }
 
@@ -299,7 +320,7 @@ impl ClientStage {
 impl ControlClient {
     /// Does what can be done without waiting. Returns the line of the request, when all of the line
     /// has come.
-    fn proceed(&mut self) -> Option<String> {
+    fn proceed(&mut self, closer: &mut Closer) -> Option<String> {
         let mut piece = [0; MAX_REQUEST];
         // A client that sends without a pause must not delay the supervisor.
         for _ in 0..4 {
@@ -308,9 +329,16 @@ impl ControlClient {
                 return None;
             }
             self.stage.interest()?;
-            let received = match sys::socket::recv(&self.socket, &mut piece) {
+            if !closer.may_receive() {
+                return None;
+            }
+            let received = match sys::message::receive_all(&self.socket, &mut piece) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                received => received.unwrap_or(0),
+                Err(_) => 0,
+                Ok((received, descriptors)) => {
+                    closer.close(descriptors);
+                    received
+                }
             };
             match (&mut self.stage, received) {
                 (ClientStage::Requesting { input }, 1..) => {
@@ -332,6 +360,16 @@ impl ControlClient {
             }
         }
         None
+    }
+
+    /// Ends the connection. What the client has sent and was not received is closed with the socket,
+    /// also descriptors.
+    fn close(self, closer: &mut Closer) {
+        // From here on, the client can send no more.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if sys::socket::unread_len(&self.socket).unwrap_or(1) > 0 {
+            closer.close(sys::descriptor::from_socket(self.socket));
+        }
     }
 
     /// Sends what the socket takes of the answer.
@@ -359,6 +397,13 @@ impl ControlClient {
             }
             _ => String::new(),
         }
+    }
+}
+
+/// Clients have no descriptor to send. Where the system cannot refuse them, they are closed.
+fn refuse_descriptors(listener: &Listener) {
+    if let Err(error) = sys::message::refuse_descriptors(&listener.socket) {
+        log::debug!("clients of the control socket can send descriptors: {error}");
     }
 }
 
@@ -406,6 +451,7 @@ fn owner_of(path: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
 
     use socket2::{Domain, SockAddr, Type};
 
@@ -466,5 +512,51 @@ mod tests {
         }
         assert!(answer.len() > 900_000 && answer.ends_with(b"}\n"));
         assert_eq!(control.sockets().count(), 1);
+    }
+
+    /// A socket whose close waits for ten minutes, and its peer, which does not read.
+    fn lingering() -> Option<(Socket, TcpStream)> {
+        const AGES: Duration = Duration::from_secs(600);
+        let listener = TcpListener::bind("127.0.0.1:0").ok()?;
+        let sender = TcpStream::connect(listener.local_addr().ok()?).ok()?;
+        let (receiver, _) = listener.accept().ok()?;
+        sender.set_nonblocking(true).ok()?;
+        while (&sender).write(&[0; 65536]).is_ok() {}
+        let sender = Socket::from(sender);
+        sender.set_linger(Some(AGES)).ok()?;
+        Some((sender, receiver))
+    }
+
+    #[test]
+    fn no_close_of_what_a_client_has_sent_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0) else {
+            return;
+        };
+        for is_received in [true, false] {
+            let (own_end, client) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            own_end.set_nonblocking(true).unwrap();
+            let id = control.adopt(own_end);
+            let (sender, receiver) = lingering().unwrap();
+            let descriptor = sys::descriptor::from_socket(sender).unwrap();
+            sys::message::send(&client, "x", &[&descriptor]).unwrap();
+            drop(descriptor);
+            if is_received {
+                assert!(control.requests().is_empty());
+            }
+            let before = Instant::now();
+            control.reply(id, &Answer::failure("x"));
+            control.requests();
+            assert_eq!(control.clients.len(), 0);
+            // The answer comes though the socket is closed later.
+            let mut answer = String::new();
+            let _ = (&client).read_to_string(&mut answer);
+            assert!(answer.ends_with("}\n"), "{answer}");
+            // What the socket holds is closed with the time-out of the sender.
+            assert_eq!(control.closer.left(), usize::from(!is_received));
+            assert!(before.elapsed() < Duration::from_secs(60));
+            drop(receiver);
+        }
     }
 }

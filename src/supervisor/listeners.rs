@@ -301,12 +301,17 @@ impl HeldListeners {
         Ok(id)
     }
 
-    /// Closes the listeners that no process uses, unless they are kept when unused.
-    pub(super) fn close_unused(&mut self, used: &[ListenerId]) {
-        let before = self.all.len();
+    /// Closes the listeners that no process uses, unless they are kept when unused. Returns what is
+    /// left to close: with the last descriptor of a Unix socket's listener, the descriptors are
+    /// closed that clients have sent to it.
+    pub(super) fn close_unused(&mut self, used: &[ListenerId]) -> Vec<Descriptor> {
+        let (before, mut last) = (self.all.len(), Vec::new());
         self.all.retain(|held| {
             let stays = held.holder.keeps_when_unused() || used.contains(&held.id);
             if !stays {
+                let is_unix = held.listener.addr().as_path().is_some();
+                let copy = || sys::descriptor::duplicate(&held.listener.socket).ok();
+                last.extend(is_unix.then(copy).flatten());
                 log::info!("closing the listener {}", held.listener.shown_addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
@@ -317,6 +322,7 @@ impl HeldListeners {
             // still held may have the same name.
             self.store_all();
         }
+        last
     }
 
     /// Stores copies with the service manager, which ignores those that it has.

@@ -29,10 +29,12 @@
 mod ancestry;
 mod bind_rules;
 mod cleanup;
+mod closer;
 mod control;
 mod disposition;
 mod dry_run;
 mod fleet;
+mod foreign_senders;
 mod listeners;
 mod log_format;
 mod logger;

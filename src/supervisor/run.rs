@@ -29,12 +29,14 @@ use socket2::Socket;
 use super::Settings;
 use super::ancestry;
 use super::bind_rules::BindRules;
+use super::closer::Closer;
 use super::control::ControlSocket;
 use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
 use super::fleet::process::Process;
+use super::foreign_senders::ForeignSenders;
 use super::listeners::HeldListeners;
 use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
@@ -61,6 +63,13 @@ pub(super) struct Run {
     pub(super) signals: SignalFd,
     pub(super) notify_socket: NotifySocket,
     pub(super) control: Option<ControlSocket>,
+    pub(super) foreign_senders: ForeignSenders,
+
+    // Where descriptors go that are not wanted.
+    /// Those of the service.
+    pub(super) closer: Closer,
+    /// Those of other processes, which cannot delay the service's.
+    pub(super) foreign_closer: Closer,
 
     // What serving processes get.
     pub(super) listeners: HeldListeners,
@@ -173,6 +182,9 @@ impl Run {
             signals,
             notify_socket,
             control: None,
+            foreign_senders: ForeignSenders::default(),
+            closer: Closer::new("close").started(),
+            foreign_closer: Closer::new("close-foreign"),
             listeners,
             output_files: OutputFiles::default(),
             lifeline,
@@ -212,6 +224,10 @@ impl Run {
 
     fn wait(&mut self) {
         self.watch_processes();
+        let receives = self.may_receive();
+        if let Some(control) = &mut self.control {
+            control.closer.may_receive();
+        }
         let control = self.control.as_ref();
         let control_deadline = control.map_or(Deadline::NEVER, ControlSocket::deadline);
         let deadline = self
@@ -222,9 +238,15 @@ impl Run {
             .earlier(notify::retry_at())
             .earlier(self.output_files.deadline())
             .earlier(self.next_measurement)
+            .earlier(self.foreign_senders.deadline())
+            .earlier(self.closer.deadline())
+            .earlier(self.foreign_closer.deadline())
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
-        let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
+        let mut sockets = Vec::new();
+        if receives {
+            sockets.push((self.notify_socket.socket(), Interest::Read));
+        }
         sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
         sockets.extend(self.output_files.sockets());
         let pidfds = self.watched.values().map(|watched| &watched.pidfd);
@@ -374,12 +396,20 @@ impl Run {
 
     fn read_notifications(&mut self) {
         for _ in 0..MAX_NOTIFICATIONS {
+            if !self.may_receive() {
+                return;
+            }
             match self.notify_socket.receive() {
                 Ok(Some(datagram)) => self.handle_datagram(datagram),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read notifications: {error}"),
             }
         }
+    }
+
+    /// Whether there is room for the descriptors of another notification.
+    fn may_receive(&mut self) -> bool {
+        self.closer.may_receive() && self.foreign_closer.may_receive()
     }
 
     /// Handles exits, but first the notifications: a process may have sent some before its exit.
@@ -461,6 +491,9 @@ impl Run {
             notify::send_watchdog_alive();
         }
         notify::retry();
+        if let Some(count) = self.foreign_senders.end_flood(now) {
+            log::warn!("ignored {count} notifications of processes that are not of the service");
+        }
         if let Some(control) = &mut self.control {
             control.expire(now);
             control.restore_file(now, &self.settings);
@@ -502,7 +535,10 @@ impl Run {
                 }
                 self.send(pid, Signal::Abort);
             }
-            Effect::CloseListenersExcept(used) => self.listeners.close_unused(&used),
+            Effect::CloseListenersExcept(used) => {
+                let last = self.listeners.close_unused(&used);
+                self.closer.close(last);
+            }
             Effect::Reply {
                 client,
                 error,

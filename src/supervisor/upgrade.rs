@@ -6,9 +6,11 @@
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Settings;
+use super::closer::Closer;
 use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
@@ -24,6 +26,9 @@ use crate::sys::supervision::Guardian;
 use crate::sys::{self, Descriptor, FoundFile, IfLocked, NotifySocket, SignalFd};
 use crate::wire::{Launch, Record, Snapshot, SnapshotListener, WirePath};
 
+/// How long an upgrade waits until what other processes have sent is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
 impl Run {
     pub(super) fn start_dry_run(&self) -> io::Result<DryRun> {
         // The dry run only reads the snapshot, so that its descriptors need not stay open.
@@ -32,6 +37,7 @@ impl Run {
 
     /// Executes the supervisor's program in this process. Returns only an error.
     pub(super) fn execute_own_program(&self) -> io::Result<Infallible> {
+        self.wait_for_closers()?;
         let mut kept = Vec::new();
         let snapshot = self.take_snapshot(&mut kept)?.encode()?;
         let file: Descriptor = sys::file::create_anonymous(snapshot.as_bytes())?.into();
@@ -48,6 +54,29 @@ impl Run {
         // What the threads of this program have not written is lost with them.
         log::flush();
         Err(sys::process::replace_program(&options))
+    }
+
+    /// The execution of a program ends the threads of this one, and would wait for a thread that
+    /// waits for a close.
+    fn wait_for_closers(&self) -> io::Result<()> {
+        let control = self.control.iter().map(|control| &control.closer);
+        let closers = || {
+            [&self.closer, &self.foreign_closer]
+                .into_iter()
+                .chain(control.clone())
+        };
+        let end = Instant::now() + CLOSE_TIMEOUT;
+        loop {
+            let left: usize = closers().map(Closer::left).sum();
+            if left == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let text = format!("{left} descriptors of other processes cannot be closed");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Takes a snapshot. The descriptors in the snapshot are copies, which are added to `kept`: they

@@ -93,11 +93,8 @@ fn start_server(options: &[(&str, &str)]) -> Generations {
 /// Copies a program. Not in this process: a child that another test starts meanwhile would have the file open for
 /// writing, and such a file cannot be executed.
 fn copy_program(from: &Path, to: &Path) {
-    let status = Command::new("cp")
-        .args([from, to])
-        .stdin(Stdio::null())
-        .status();
-    assert!(status.unwrap().success());
+    let copied = support::output_of(Command::new("cp").args([from, to]));
+    assert!(copied.status.success(), "{copied:?}");
 }
 
 /// Stops the supervisor, and waits until all processes have ended.
@@ -117,7 +114,7 @@ fn control(server: &Generations, command: &str) -> Output {
         .args(words)
         .args(["--timeout", "100", "--socket"])
         .arg(socket);
-    handover.output().unwrap()
+    support::output_of(&mut handover)
 }
 
 /// A line of /proc/PID/status.
@@ -364,11 +361,9 @@ impl Supervised {
 
     fn status(&self) -> Value {
         let socket = self.dir.path().join("control");
-        let output = handover()
-            .args(["status", "--json", "--socket"])
-            .arg(socket)
-            .output();
-        serde_json::from_slice(&output.unwrap().stdout).unwrap_or_default()
+        let mut handover = handover();
+        handover.args(["status", "--json", "--socket"]).arg(socket);
+        serde_json::from_slice(&support::output_of(&mut handover).stdout).unwrap_or_default()
     }
 
     #[track_caller]
@@ -700,7 +695,7 @@ fn a_full_disk_keeps_the_old_pid_file() {
     command.args(["--mount-proc", "sh", "-c", script]);
     command.arg(env!("CARGO_BIN_EXE_handover")).arg(log.path());
     command.current_dir(dir.path()).stdin(Stdio::null());
-    let output = match command.output() {
+    let output = match support::try_output_of(&mut command) {
         Ok(output) if !matches!(output.status.code(), Some(1 | 98 | 99 | 127)) => output,
         other => return eprintln!("SKIPPED: no file system can be mounted: {other:?}"),
     };
@@ -717,11 +712,9 @@ fn an_environment_file_waits_for_nobody() {
     let mut supervisor = start_by_shell(dir.path(), "mkfifo fifo", options);
     let control = dir.path().join("control");
     let said = || {
-        let output = handover()
-            .args(["status", "--socket"])
-            .arg(&control)
-            .output()
-            .unwrap();
+        let mut handover = handover();
+        handover.args(["status", "--socket"]).arg(&control);
+        let output = support::output_of(&mut handover);
         String::from_utf8_lossy(&output.stdout).contains("environment file")
     };
     eventually("the supervisor says why", said);
@@ -771,7 +764,7 @@ fn ask_as(uid: u32, gid: u32, socket: &Path) -> Output {
         .arg(socket)
         .current_dir("/")
         .stdin(Stdio::null());
-    python.uid(uid).gid(gid).output().unwrap()
+    support::output_of(python.uid(uid).gid(gid))
 }
 
 fn the_control_socket_is_for_its_group() {
