@@ -177,7 +177,8 @@ pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
 pub use bytes::Bytes;
 pub use connection::{
-    Cause, Connection, Detached, Expiry, NonBlocking, Outbox, SendError, Waker, WhenFull,
+    Cause, Connection, Detached, Expiry, NonBlocking, Outbox, ReadHalf, SendError, Waker, WhenFull,
+    WriteHalf,
 };
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
@@ -185,7 +186,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Setting,
     restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service};
+pub use service::{BufferLimits, Next, Service, service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};

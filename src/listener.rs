@@ -3,8 +3,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -13,20 +14,34 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError};
 use crate::log;
-use crate::sys::{self, DirectoryEntry, FoundFile};
+use crate::sys::{self, DirectoryEntry, FoundFile, IfLocked};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
 /// An address to listen on, and the options for it.
 ///
-/// Text and socket addresses convert into a `Bind`, so most servers never name this type.
+/// Texts, socket addresses, pairs of host and port, and a `TcpListener` convert into a `Bind`, so
+/// most servers never name this type.
+///
+/// | | listens on |
+/// |---|---|
+/// | `"127.0.0.1:8080"`, `"[::1]:8080"`, `"unix:/run/app.sock"` | this address, see [`Addr`] |
+/// | `"localhost:8080"`, `("localhost", 8080)` | one address of this host: its first IPv4 address, else its first |
+/// | `":8080"`, `("", 8080)` | all addresses of the machine, IPv6 and IPv4 |
+/// | a `SocketAddr`, `(Ipv4Addr::LOCALHOST, 8080)` | this address |
+/// | a `TcpListener` | the listener as it is: see [`Listener::from_std`] |
+///
+/// A host is resolved when the `Bind` is made, by the system's resolver, which may take a while.
+/// Port 0 is any free port.
 ///
 /// # Examples
 ///
 /// ```
-/// use handover::Bind;
+/// use handover::{Bind, Server};
 ///
 /// let listener = Bind::new("127.0.0.1:0").name("public").backlog(4096).bind()?;
-/// println!("listening on {}", listener.local_addr());
+/// println!("listening on {}", listener.addr());
+///
+/// let builder = Server::builder().listener(listener).listen("localhost:0").listen(("::1", 0));
 /// # Ok::<(), handover::BindError>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -38,12 +53,19 @@ pub struct Bind {
     attempts: u32,
     interval: Duration,
     speaks_first: bool,
+    /// The user that a Unix socket is for, if this process binds it for another one.
+    for_user: Option<u32>,
+    /// The directory of a Unix socket.
+    if_locked: IfLocked,
+    /// A listener that the application has.
+    given: Option<Arc<TcpListener>>,
 }
 
 impl Bind {
-    /// Listens on an address as text, see [`Addr`]. [`bind`](Self::bind) reports a bad address.
+    /// Listens on an address as text: as [`Addr`], or with a host name, or as `:8080`, see above.
+    /// [`bind`](Self::bind) reports a bad address.
     pub fn new(addr: impl AsRef<str>) -> Self {
-        Self::with(addr.as_ref().parse())
+        Self::with(Addr::resolve(addr.as_ref()))
     }
 
     fn with(addr: Result<Addr, AddrError>) -> Self {
@@ -58,6 +80,9 @@ impl Bind {
             attempts: 10,
             interval: Duration::from_millis(100),
             speaks_first: false,
+            for_user: None,
+            if_locked: IfLocked::Wait,
+            given: None,
         }
     }
 
@@ -143,11 +168,23 @@ impl Bind {
         self
     }
 
+    /// Binds for another user: root replaces the file of a dead socket of this user, too.
+    pub(crate) fn for_user(mut self, uid: Option<u32>) -> Self {
+        self.for_user = uid;
+        self
+    }
+
+    /// Sets what to do if another process has locked the directory of a Unix socket.
+    pub(crate) fn if_locked(mut self, if_locked: IfLocked) -> Self {
+        self.if_locked = if_locked;
+        self
+    }
+
     /// Match quality between a listener and this bind request; `None` if they do not match. `name`
     /// is the listener's, as [`to_fd_name`] makes it. Where names are trusted, the name alone is a
     /// match, at any address; a name that is only the default does not count.
     pub(crate) fn fit(&self, name: &str, local: &Addr, trusts_names: bool) -> Option<Fit> {
-        let wanted = self.addr.as_ref().ok()?;
+        let wanted = self.addr.as_ref().ok().filter(|_| self.given.is_none())?;
         let is_named = self.options.name.as_deref().map(to_fd_name).as_deref() == Some(name);
         let fits_but_for_the_port = match (wanted, local) {
             (Addr::Ip(wanted), Addr::Ip(local)) => wanted.port() == 0 && wanted.ip() == local.ip(),
@@ -162,8 +199,11 @@ impl Bind {
     }
 
     /// The request to another process to bind and listen in place of this process. `None` if the
-    /// address is not one that can be bound.
+    /// address is not one that can be bound, or is bound already.
     pub(crate) fn to_request(&self) -> Option<BindRequest> {
+        if self.given.is_some() {
+            return None;
+        }
         let addr = match self.addr.as_ref().ok()? {
             Addr::Ip(addr) => BindAddr::Tcp(*addr),
             // The other process may work in another directory.
@@ -204,7 +244,9 @@ impl Bind {
     /// Binds and listens.
     ///
     /// The file of a Unix socket that no process listens on any more is replaced. If a process
-    /// listens, the address is in use. Any other file is left alone, and is an error.
+    /// listens, the address is in use. Any other file is left alone, and is an error; so is, for
+    /// root, a socket of another user: root replaces its own sockets, and a supervisor also those
+    /// of the user whose processes it serves.
     ///
     /// # Errors
     ///
@@ -246,9 +288,13 @@ impl Bind {
     }
 
     pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+        if let Some(given) = &self.given {
+            return Listener::from_given(given.try_clone()?.into(), self);
+        }
         // Held until the socket listens: of several servers that start over the file of a dead one,
         // exactly one gets the path.
-        let _lock = addr.as_path().map(sys::file::lock_directory_of);
+        let lock = |path| sys::file::lock_directory_of(path, self.if_locked);
+        let _lock = addr.as_path().map(lock).transpose()?;
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
@@ -278,8 +324,8 @@ impl Bind {
 
     fn bind_unix(&self, path: &Path) -> io::Result<(Socket, UnixPath)> {
         let addr = SockAddr::unix(path)?;
-        sys::file::free_socket_path(path)?;
         let entry = DirectoryEntry::open(path)?;
+        sys::file::free_socket_path(&entry, path, self.for_user)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);
@@ -293,6 +339,14 @@ impl Bind {
 impl From<&str> for Bind {
     fn from(addr: &str) -> Self {
         Self::new(addr)
+    }
+}
+
+impl FromStr for Bind {
+    type Err = AddrError;
+
+    fn from_str(addr: &str) -> Result<Self, AddrError> {
+        Ok(Addr::resolve(addr)?.into())
     }
 }
 
@@ -317,6 +371,60 @@ impl From<SocketAddr> for Bind {
 impl From<Addr> for Bind {
     fn from(addr: Addr) -> Self {
         Self::with(Ok(addr))
+    }
+}
+
+impl From<SocketAddrV4> for Bind {
+    fn from(addr: SocketAddrV4) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<SocketAddrV6> for Bind {
+    fn from(addr: SocketAddrV6) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<(&str, u16)> for Bind {
+    fn from((host, port): (&str, u16)) -> Self {
+        Self::with(Addr::resolve_host(host, port))
+    }
+}
+
+impl From<(String, u16)> for Bind {
+    fn from((host, port): (String, u16)) -> Self {
+        (&*host, port).into()
+    }
+}
+
+impl From<(IpAddr, u16)> for Bind {
+    fn from(addr: (IpAddr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<(Ipv4Addr, u16)> for Bind {
+    fn from(addr: (Ipv4Addr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<(Ipv6Addr, u16)> for Bind {
+    fn from(addr: (Ipv6Addr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+/// A listener that the application has bound, as with [`Listener::from_std`]. A successor that a
+/// [`Restart`](crate::Restart) starts cannot bind its address again: give the address instead.
+impl From<TcpListener> for Bind {
+    fn from(listener: TcpListener) -> Self {
+        let addr = listener.local_addr().map_or(Addr::Unix(None), Addr::Ip);
+        Self {
+            given: Some(Arc::new(listener)),
+            ..Self::with(Ok(addr))
+        }
     }
 }
 
@@ -404,13 +512,16 @@ impl Listener {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        Self::from_given(socket, &Bind::with(Ok(Addr::Unix(None))).name(name))
+    }
+
+    fn from_given(socket: Socket, bind: &Bind) -> io::Result<Self> {
         sys::socket::set_cloexec(&socket)?;
         socket.set_nonblocking(true)?;
-        let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
         let origin = Origin::Given {
             matches_by_name: false,
         };
-        let mut listener = Self::new(socket, None, &bind, origin)?;
+        let mut listener = Self::new(socket, None, bind, origin)?;
         listener.may_be_shared = true;
         Ok(listener)
     }
@@ -468,8 +579,19 @@ impl Listener {
         })
     }
 
+    /// The address that the listener is bound to, as `TcpListener::local_addr` gives it, with the
+    /// real port if port 0 was requested. [`addr`](Self::addr) has no error, and names Unix sockets
+    /// too.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` for a Unix socket, which has no IP address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.info.local.to_ip()
+    }
+
     /// The address that the listener is bound to, with the real port if port 0 was requested.
-    pub fn local_addr(&self) -> &Addr {
+    pub fn addr(&self) -> &Addr {
         &self.info.local
     }
 
@@ -606,7 +728,8 @@ impl Drop for UnixPath {
         let Some((entry, file)) = self.file.as_ref().filter(|_| is_own) else {
             return;
         };
-        let _lock = sys::file::lock_directory_of(&self.path);
+        // A server that listens is not taken for a dead one, whoever has the lock.
+        let _lock = sys::file::lock_directory_of(&self.path, IfLocked::Ignore);
         // The path may be the file of another listener now, which is left alone.
         if let Err(error) = entry.remove(file) {
             log::warn!("cannot remove {}: {error}", self.path.display());
@@ -615,7 +738,6 @@ impl Drop for UnixPath {
 }
 
 /// An address that could not be listened on.
-#[derive(Debug)]
 pub struct BindError {
     addr: Option<Addr>,
     attempts: u32,
@@ -651,6 +773,13 @@ impl fmt::Display for BindError {
     }
 }
 
+/// The text of the error with its cause, as `main` prints it.
+impl fmt::Debug for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl std::error::Error for BindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.cause)
@@ -673,7 +802,7 @@ mod tests {
         let shared = socket.try_clone().unwrap();
         let bind = Bind::new("127.0.0.1:0").keepalive(Duration::from_secs(77));
         let listener = bind.adopt(socket, false).unwrap();
-        let _client = std::net::TcpStream::connect(listener.local_addr().as_ip().unwrap());
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap());
         let (conn, _) = loop {
             match listener.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),

@@ -1,7 +1,9 @@
 //! The service: the application's code that serves connections, and [`Next`], which says what
 //! happens after each call.
 
+use std::any::Any;
 use std::error::Error;
+use std::fmt;
 use std::io;
 
 use crate::connection::{Connection, Expiry};
@@ -51,7 +53,7 @@ pub struct BufferLimits {
 /// One value serves all connections on all workers, so shared state is `&self`. The state of one
 /// connection goes into its [`Session`](Self::Session). The state of one thread, such as a database
 /// handle, goes into its [`Worker`](Self::Worker). Every `Fn(&mut Connection) -> io::Result<Next>`
-/// is a service without the two.
+/// is a service without the two, and [`service`] makes one of a handler with any other error.
 ///
 /// # Examples
 ///
@@ -134,8 +136,10 @@ pub trait Service: Send + Sync {
     ///
     /// # Errors
     ///
-    /// An error closes the connection at once, and is logged at debug level. Errors of reading and
-    /// writing may be passed on.
+    /// An error closes the connection at once. Errors of reading and writing may be passed on: they
+    /// are logged at debug level. Any other error is a warning in the log, and counts in
+    /// [`Stats::service_errors`](crate::Stats::service_errors). `io::Error::other` makes one of any
+    /// other type.
     fn serve(
         &self,
         conn: &mut Connection,
@@ -175,6 +179,51 @@ pub trait Service: Send + Sync {
     fn export(&self) -> Option<Vec<u8>> {
         None
     }
+}
+
+/// Makes a service of a handler that returns errors of any type: `Box<dyn Error>`, or one of its
+/// own. See [`Service::serve`] for what becomes of errors. A handler that returns `io::Result` is a
+/// service already.
+///
+/// # Examples
+///
+/// ```
+/// use std::error::Error;
+/// use std::io::Write;
+///
+/// use handover::{Connection, Next, Server};
+///
+/// fn square(conn: &mut Connection) -> Result<Next, Box<dyn Error>> {
+///     let Some(line) = conn.take_line(100)? else {
+///         return Ok(if conn.at_eof() { Next::Close } else { Next::More });
+///     };
+///     let number: i64 = line.trim().parse()?;
+///     writeln!(conn, "{}", number.checked_mul(number).ok_or("too large")?)?;
+///     Ok(Next::Park)
+/// }
+///
+/// let server = Server::builder().listen("localhost:0").build(handover::service(square))?;
+/// # Ok::<(), Box<dyn Error>>(())
+/// ```
+pub fn service<F, E>(handler: F) -> impl Service<Session = (), Worker = ()>
+where
+    F: Fn(&mut Connection) -> Result<Next, E> + Send + Sync,
+    E: fmt::Display + 'static,
+{
+    move |conn: &mut Connection| handler(conn).map_err(into_io_error)
+}
+
+/// An error with the text of one that need not be `Send`, and the kind of an `io::Error`.
+fn into_io_error<E: fmt::Display + 'static>(error: E) -> io::Error {
+    let any: &dyn Any = &error;
+    let boxed = || any.downcast_ref::<Box<dyn Error>>()?.downcast_ref();
+    let sent = || {
+        any.downcast_ref::<Box<dyn Error + Send + Sync>>()?
+            .downcast_ref()
+    };
+    let found: Option<&io::Error> = any.downcast_ref().or_else(boxed).or_else(sent);
+    let kind = found.map_or(io::ErrorKind::Other, io::Error::kind);
+    io::Error::new(kind, format!("{error:#}"))
 }
 
 impl<F> Service for F

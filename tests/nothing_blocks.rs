@@ -368,6 +368,38 @@ fn a_manager_that_is_stopped_blocks_no_servers_main_thread() {
     server.wait();
 }
 
+/// Also of a process whose drain is over at once, or has no limit.
+#[test]
+fn a_manager_that_is_slow_is_told_of_the_successor() {
+    for drain in ["0", "18446744073709551615"] {
+        let manager = StoppedManager::new();
+        let mut server = Generations::start_with(&[("drain", drain)], |command| {
+            command.env("NOTIFY_SOCKET", &manager.path);
+            command.stderr(Stdio::null());
+        });
+        let first = server.who();
+        signal(first.pid, Signal::HUP);
+        let second = server.until_generation(first.generation + 1);
+        // The process that was replaced has nothing left to do but this.
+        let end = Instant::now() + Duration::from_secs(2);
+        let runs = || generations::stat(first.pid).is_some_and(|(state, ..)| state != 'Z');
+        while Instant::now() < end && runs() {
+            thread::park_timeout(Duration::from_millis(2));
+        }
+        assert!(runs(), "the process has ended without a word");
+        manager.until(&format!("MAINPID={}", second.pid));
+        // The manager goes on reading, so that the process ends.
+        let mut buffer = [0; 8192];
+        manager.socket.set_nonblocking(true).unwrap();
+        eventually("the process has ended", || {
+            while manager.socket.recv(&mut buffer).is_ok() {}
+            !runs()
+        });
+        signal(second.pid, Signal::TERM);
+        server.wait();
+    }
+}
+
 // ---- control clients ----
 
 #[test]

@@ -231,7 +231,7 @@ impl Inherited {
         let name = self.take_at(index).name;
         match bind.clone().adopt(socket, fit == Fit::TrustedName) {
             Ok(listener) => {
-                log::info!("inherited the listener {}", listener.local_addr());
+                log::info!("inherited the listener {}", listener.addr());
                 Some(listener)
             }
             Err(error) => {

@@ -191,6 +191,7 @@ impl Program {
             dir: self.existing_dir(),
             descriptors,
             stdin: None,
+            stdout: None,
             stderr: None,
             own_group: false,
             guardian: None,

@@ -11,7 +11,8 @@
 //! 2. Close the idle connections.
 //! 3. Wait until no connection is in progress, or the deadline has passed.
 //! 4. Force the remaining connections.
-//! 5. Close the queues, and wait for the threads.
+//! 5. Close the queues, and wait for the threads. The workers and the restarter have deadlines of
+//!    their own: [`FinishDeadlines`].
 
 use std::io;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::panic;
 use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
+use crate::server::finish_deadlines::FinishDeadlines;
 use crate::server::handle::{ServerShared, mark_thread};
 use crate::server::periodic::PeriodicCall;
 use crate::server::report::{Forced, Report};
@@ -39,9 +41,6 @@ use crate::server::watchdog::Watchdog;
 use crate::service::Service;
 use crate::signals::ServerCommand;
 use crate::worker::Workers;
-
-/// How long a stop waits for handlers to return, once their sockets are shut down.
-const FORCED_GRACE: Duration = Duration::from_millis(500);
 
 /// What a server's main thread needs.
 pub(super) struct MainThread<S: Service> {
@@ -287,6 +286,7 @@ impl<S: Service> MainThread<S> {
                 ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restarter),
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
+                    stop.iter_mut().for_each(|stop| stop.is_immediate = true);
                 }
             }
         }
@@ -380,16 +380,14 @@ impl<S: Service> MainThread<S> {
         report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
-        let (now, restarter) = (Instant::now(), shared.restarter.as_ref());
-        let latest = |grace: Duration| {
-            let at = stop.deadline.instant();
-            at.map_or(now + grace, |at| at.max(now + grace))
-        };
-        let mut until = latest(FORCED_GRACE);
+        let restarter = shared.restarter.as_ref();
+        let mut deadlines = FinishDeadlines::new(Instant::now(), stop.deadline, stop.is_immediate);
         if let Some(restarter) = restarter {
-            restarter.report_stopped(report.to_string(), latest(FORCED_GRACE / 2));
+            restarter.report_stopped(report.to_string(), deadlines.aborted_successor);
         }
         let mut all_ended = loop {
+            let restarter_runs = restarter.is_some_and(|one| !one.has_ended());
+            let until = deadlines.until(restarter_runs);
             match next_of_finish(commands, ended, until, restarter) {
                 NextOfFinish::Ended(Ended::Worker(index)) => {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
@@ -397,16 +395,16 @@ impl<S: Service> MainThread<S> {
                 }
                 NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
                 NextOfFinish::Command(command) => {
-                    let deadline = self.handle_late_command(command, restarter).instant();
-                    let earliest = Instant::now() + FORCED_GRACE;
-                    until = deadline.map_or(until, |at| until.min(at.max(earliest)));
+                    let is_immediate = is_immediate(&command);
+                    let stop = self.handle_late_command(command, restarter);
+                    deadlines.shorten(Instant::now(), stop, is_immediate);
                 }
                 NextOfFinish::TimedOut => break false,
                 NextOfFinish::AllEnded => break true,
             }
         };
         lots.drop_left_sessions();
-        all_ended &= shared.periodic.join(until);
+        all_ended &= shared.periodic.join(deadlines.workers);
         report.took = stop.since.elapsed();
         (report, all_ended)
     }
@@ -470,12 +468,18 @@ enum NextOfFinish {
     TimedOut,
 }
 
+/// Whether a stop waits for nothing.
+fn is_immediate(command: &ServerCommand) -> bool {
+    use ServerCommand::{StopNow, TerminateAgain};
+    matches!(command, StopNow | TerminateAgain)
+}
+
 /// Waits for the next event until this point in time. While the restarter has to report the result
 /// of a restart, the wait has no limit: the restarter ends after its report.
 fn next_of_finish(
     commands: &Receiver<ServerCommand>,
     ended: &Receiver<Ended>,
-    until: Instant,
+    until: Deadline,
     restarter: Option<&RestarterHandle>,
 ) -> NextOfFinish {
     let thread =
@@ -484,10 +488,12 @@ fn next_of_finish(
     let command = |command: Result<ServerCommand, _>| {
         NextOfFinish::Command(command.unwrap_or(ServerCommand::StopNow))
     };
+    let timer = until.instant();
+    let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
     crossbeam_channel::select_biased! {
         recv(ended) -> next => return thread(next),
         recv(commands) -> next => return command(next),
-        default(until.saturating_duration_since(Instant::now())) => {}
+        recv(timer) -> _ => {}
     }
     if !restarter.is_some_and(RestarterHandle::stays) {
         return NextOfFinish::TimedOut;
@@ -561,6 +567,8 @@ struct StopProgress {
     idle_closed: bool,
     /// No connection is in progress, and none can be accepted.
     is_clean: bool,
+    /// The stop is to wait for nothing.
+    is_immediate: bool,
 }
 
 impl StopProgress {
@@ -572,6 +580,7 @@ impl StopProgress {
             finished: 0,
             idle_closed: false,
             is_clean: false,
+            is_immediate: false,
         }
     }
 

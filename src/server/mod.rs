@@ -2,6 +2,7 @@
 
 mod builder;
 mod descriptor_limit;
+mod finish_deadlines;
 mod handle;
 mod main_thread;
 mod periodic;
@@ -78,7 +79,7 @@ impl Server<()> {
 impl<S: Service> Server<S> {
     /// The addresses that the server listens on, in the order of the builder, with real ports.
     pub fn local_addrs(&self) -> Vec<Addr> {
-        let addrs = self.listeners.iter().map(Listener::local_addr);
+        let addrs = self.listeners.iter().map(Listener::addr);
         addrs.cloned().collect()
     }
 

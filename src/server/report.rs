@@ -21,7 +21,8 @@ pub struct Report {
     /// whose service was called because of the drain. The other fields count them too.
     pub drain_calls: usize,
     /// How long the stop took, from the request to the end of the last thread. Threads that do not
-    /// end are waited for until half a second after the deadline.
+    /// end are waited for until half a second after the deadline. A restart that is not complete is
+    /// waited for longer: for 6 s, or until the deadline, unless the stop is an immediate one.
     pub took: Duration,
 }
 

@@ -15,7 +15,7 @@ use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::log;
-use crate::sys::{self, DirectoryEntry, Interest};
+use crate::sys::{self, DirectoryEntry, IfLocked, Interest};
 use crate::wire::{Answer, Record};
 
 /// The control socket and its clients.
@@ -76,12 +76,13 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// than a watch of the directory (inotify(7)), which reports what others do there.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long to wait after an error of `accept`.
+/// How long to wait after an error of `accept`, and for a lock on the directory of the socket.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl ControlSocket {
-    pub(super) fn bind(path: &Path, settings: &Settings) -> io::Result<Self> {
-        Ok(Self::new(bind_listener(path, settings)?, settings))
+    pub(super) fn bind(path: &Path, settings: &Settings, if_locked: IfLocked) -> io::Result<Self> {
+        let listener = bind_listener(path, settings, if_locked)?;
+        Ok(Self::new(listener, settings))
     }
 
     /// Binds the socket again if its file was removed or replaced. A file that has taken the path
@@ -91,18 +92,23 @@ impl ControlSocket {
             return;
         }
         self.next_check = Deadline::after(now, CHECK_INTERVAL);
-        let Some(path) = self.listener.local_addr().as_path().map(Path::to_owned) else {
+        let Some(path) = self.listener.addr().as_path().map(Path::to_owned) else {
             return;
         };
         if self.listener.has_its_file() {
             self.failure = None;
             return;
         }
+        // Another process may have the lock for a moment, but must not keep the socket away.
+        let if_locked = match self.failure {
+            None => IfLocked::Fail,
+            Some(_) => IfLocked::Ignore,
+        };
         let bound = match owner_of(&path) {
             Some(owner) if owner != sys::process::effective_uid() => Err(io::Error::other(
                 format!("a file of user {owner} has its place"),
             )),
-            _ => bind_listener(&path, settings),
+            _ => bind_listener(&path, settings, if_locked),
         };
         match bound {
             Ok(listener) => {
@@ -114,6 +120,9 @@ impl ControlSocket {
                 self.failure = None;
             }
             Err(error) => {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    self.next_check = Deadline::after(now, PAUSE);
+                }
                 let why = error.to_string();
                 if self.failure.as_ref() != Some(&why) {
                     log::error!(
@@ -358,10 +367,10 @@ impl ControlClient {
 /// The mode of the socket's file, if only its group is set.
 const GROUP_MODE: u32 = 0o660;
 
-fn bind_listener(path: &Path, settings: &Settings) -> io::Result<Listener> {
+fn bind_listener(path: &Path, settings: &Settings, if_locked: IfLocked) -> io::Result<Listener> {
     let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
     let bind = bind.name("control").unix_mode(0o600).bind_attempts(1);
-    let listener = bind.bind()?;
+    let listener = bind.if_locked(if_locked).bind()?;
     set_access(&listener, settings)?;
     Ok(listener)
 }
@@ -375,7 +384,7 @@ pub(super) fn set_access(listener: &Listener, settings: &Settings) -> io::Result
         return Ok(());
     };
     listener.set_file_access(group, mode).map_err(|error| {
-        let addr = listener.local_addr();
+        let addr = listener.addr();
         let text =
             format!("cannot set the group and the mode of the control socket {addr}: {error}");
         io::Error::new(error.kind(), text)
@@ -398,10 +407,29 @@ mod tests {
     use crate::supervisor::Supervisor;
 
     #[test]
+    fn the_file_comes_back_though_the_directory_is_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let settings = Supervisor::new().0;
+        let Ok(mut control) = ControlSocket::bind(&path, &settings, IfLocked::Wait) else {
+            return;
+        };
+        let lock = std::fs::File::open(dir.path()).unwrap();
+        assert!(sys::file::try_lock(&lock).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        let first = Instant::now() + CHECK_INTERVAL;
+        control.restore_file(first, &settings);
+        assert!(!path.exists(), "another process may be about to bind");
+        control.restore_file(first + PAUSE, &settings);
+        assert!(path.exists());
+    }
+
+    #[test]
     fn a_client_may_read_a_long_answer_slowly() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0) else {
+        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0, IfLocked::Wait)
+        else {
             return;
         };
         let mut client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();

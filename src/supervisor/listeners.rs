@@ -2,6 +2,7 @@
 //! the connections of clients for them.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::bind_rules::Sender;
@@ -10,16 +11,25 @@ use crate::listener::{Bind, BindError, Fit, Listener};
 use crate::log;
 use crate::notify;
 use crate::restart::Inherited;
-use crate::sys::{self, Descriptor, FoundFile};
+use crate::sys::{self, Descriptor, FoundFile, IfLocked};
 use crate::wire::{ListenerRecord, to_fd_name};
 
 /// The most listeners that processes can have the supervisor hold, beside those of the settings and
 /// of a socket activator: each of them takes a descriptor, and is passed to each process.
 const MAX_OF_PROCESSES: usize = 256;
 
+/// How long processes are told to try again if another process has locked the directory of a Unix
+/// socket. Then the socket is bound without the lock. Less than the time for which a process tries
+/// by default, see [`Bind::bind_attempts`].
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// All listeners that are held.
 #[derive(Debug, Default)]
-pub(super) struct HeldListeners(Vec<HeldListener>);
+pub(super) struct HeldListeners {
+    all: Vec<HeldListener>,
+    /// Since when another process has locked a directory that is needed.
+    locked_since: Option<Instant>,
+}
 
 #[derive(Debug)]
 pub(super) struct HeldListener {
@@ -38,7 +48,7 @@ pub(super) struct HeldListener {
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
+        bind.fit(&self.record.name, self.listener.addr(), trusts_names)
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -61,7 +71,8 @@ impl HeldListeners {
         let found = inherited.take_listeners(&settings.listen.iter().collect::<Vec<_>>());
         for (bind, found) in settings.listen.iter().zip(found) {
             let held_by_manager = found.is_some();
-            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
+            let bind = || bind.clone().for_user(settings.user_id()).bind();
+            let listener = found.map_or_else(bind, Ok)?;
             held.hold_configured(listener, held_by_manager, settings.runs_other_program)?;
         }
         held.hold_inherited(inherited.take_all());
@@ -91,8 +102,10 @@ impl HeldListeners {
     /// Binds the listeners of the settings that are not held yet. Errors are only logged.
     pub(super) fn bind_missing(&mut self, settings: &Settings) {
         for bind in &settings.listen {
-            if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
-                let bound = bind.clone().bind().map_err(io::Error::from);
+            if !self.all.iter().any(|held| held.fit(bind, true).is_some()) {
+                let bind = bind.clone().for_user(settings.user_id());
+                let bind = bind.if_locked(IfLocked::Ignore);
+                let bound = bind.bind().map_err(io::Error::from);
                 let held = bound.and_then(|listener| {
                     self.hold_configured(listener, false, settings.runs_other_program)
                 });
@@ -123,7 +136,7 @@ impl HeldListeners {
         held_by_manager: bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.local_addr());
+        log::info!("listening on {}", listener.addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
@@ -138,7 +151,7 @@ impl HeldListeners {
         if !held_by_manager {
             held.store();
         }
-        self.0.push(held);
+        self.all.push(held);
         Ok(id)
     }
 
@@ -149,12 +162,13 @@ impl HeldListeners {
         &mut self,
         bind: Bind,
         may_bind: bool,
+        sender: Sender,
     ) -> io::Result<Option<(ListenerId, Descriptor)>> {
         let fits = |held: &&HeldListener| {
             let fit = held.fit(&bind, held.record.matches_by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
-        if let Some(held) = self.0.iter().find(fits) {
+        if let Some(held) = self.all.iter().find(fits) {
             let descriptor = sys::descriptor::duplicate(&held.listener.socket)?;
             return Ok(Some((held.id, descriptor)));
         }
@@ -162,14 +176,38 @@ impl HeldListeners {
             return Ok(None);
         }
         self.check_room()?;
-        let listener = bind.bind().map_err(BindError::into_cause)?;
+        let listener = self.bind_without_waiting(bind.for_user(Some(sender.uid)))?;
         let descriptor = sys::descriptor::duplicate(&listener.socket)?;
         Ok(Some((self.hold(listener, false, false)?, descriptor)))
     }
 
+    /// Binds for a process, which tries again if the address is in use: also if another process has
+    /// locked the directory of a Unix socket. Such a process must not make the supervisor wait, nor
+    /// keep others from listening.
+    fn bind_without_waiting(&mut self, bind: Bind) -> io::Result<Listener> {
+        let is_patient = self
+            .locked_since
+            .is_none_or(|since| since.elapsed() < LOCK_PATIENCE);
+        let if_locked = match is_patient {
+            true => IfLocked::Fail,
+            false => IfLocked::Ignore,
+        };
+        let bound = bind.if_locked(if_locked).bind();
+        match bound.map_err(BindError::into_cause) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.locked_since.get_or_insert_with(Instant::now);
+                Err(io::Error::new(io::ErrorKind::AddrInUse, error))
+            }
+            bound => {
+                self.locked_since = None;
+                bound
+            }
+        }
+    }
+
     /// Whether a process may have one more listener held.
     fn check_room(&self) -> io::Result<()> {
-        let of_processes = self.0.iter().filter(|held| !held.kept_when_unused);
+        let of_processes = self.all.iter().filter(|held| !held.kept_when_unused);
         match of_processes.count() < MAX_OF_PROCESSES {
             true => Ok(()),
             false => {
@@ -189,15 +227,15 @@ impl HeldListeners {
         sender: Sender,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
-        if self.0.iter().any(|held| held.id == id) {
+        if self.all.iter().any(|held| held.id == id) {
             return Ok(id);
         }
         self.check_room()?;
         record.matches_by_name &= sender.is_privileged();
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
         self.add_descriptor(record, descriptor, false, is_own)?;
-        if let Some(new) = self.0.last() {
-            log::info!("holding the listener {}", new.listener.local_addr());
+        if let Some(new) = self.all.last() {
+            log::info!("holding the listener {}", new.listener.addr());
             new.store();
         }
         Ok(id)
@@ -217,7 +255,7 @@ impl HeldListeners {
         is_own: impl FnOnce(&FoundFile) -> bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
-        if self.0.iter().any(|held| held.id == id) {
+        if self.all.iter().any(|held| held.id == id) {
             return Ok(id);
         }
         let socket = sys::descriptor::into_socket(descriptor)?;
@@ -230,7 +268,7 @@ impl HeldListeners {
         listener.check_file(is_own);
         record.removes_file &= listener.file().is_some();
         listener.set_removes_file(record.removes_file);
-        self.0.push(HeldListener {
+        self.all.push(HeldListener {
             listener,
             record,
             kept_when_unused,
@@ -243,16 +281,16 @@ impl HeldListeners {
 
     /// Closes the listeners that no process uses, unless they are kept when unused.
     pub(super) fn close_unused(&mut self, used: &[ListenerId]) {
-        let before = self.0.len();
-        self.0.retain(|held| {
+        let before = self.all.len();
+        self.all.retain(|held| {
             let stays = held.kept_when_unused || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.local_addr());
+                log::info!("closing the listener {}", held.listener.addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
         });
-        if self.0.len() < before {
+        if self.all.len() < before {
             // The service manager forgets all listeners of a name, and another listener that is
             // still held may have the same name.
             self.store_all();
@@ -261,19 +299,64 @@ impl HeldListeners {
 
     /// Stores copies with the service manager, which ignores those that it has.
     pub(super) fn store_all(&self) {
-        let own = self.0.iter().filter(|held| !held.held_by_manager);
+        let own = self.all.iter().filter(|held| !held.held_by_manager);
         own.for_each(HeldListener::store);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &HeldListener> {
-        self.0.iter()
+        self.all.iter()
     }
 
     /// Makes the drop keep the files of Unix sockets: the next supervisor gets the listeners from
     /// the service manager.
     pub(super) fn keep_socket_files(&self) {
-        for held in &self.0 {
+        for held in &self.all {
             held.listener.set_removes_file(false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::addr::Addr;
+
+    /// How often this thread has given up its CPU. To wait for a lock takes many such times.
+    fn waits() -> u64 {
+        sys::clock::thread_usage().map_or(0, |usage| usage.waits)
+    }
+
+    #[test]
+    fn a_locked_directory_makes_nobody_wait_and_keeps_no_process_from_listening() {
+        let dir = tempfile::tempdir().unwrap();
+        let locked = File::open(dir.path());
+        let is_locked = |file: &File| sys::file::try_lock(file).is_ok_and(|done| done);
+        let Some(_lock) = locked.ok().filter(is_locked) else {
+            return;
+        };
+        let uid = sys::process::effective_uid();
+        let path = dir.path().join("socket");
+        let mut held = HeldListeners::default();
+        let before = waits();
+        let mut ask = || {
+            let bind = Bind::from(Addr::Unix(Some(path.clone()))).bind_attempts(1);
+            held.find_or_bind(bind, true, Sender { uid })
+        };
+        assert_eq!(ask().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let took = waits() - before;
+        assert!(took < 100, "{took} waits");
+        let asked_at = Instant::now();
+        while let Err(error) = ask() {
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            assert!(asked_at.elapsed() < Duration::from_secs(60));
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        assert!(path.exists());
+        let before = waits();
+        held.close_unused(&[]);
+        let took = waits() - before;
+        assert!(took < 100 && !path.exists(), "{took} waits");
     }
 }

@@ -108,7 +108,7 @@ impl Run {
         let may_bind = self.bind_rules.allow(&addr, is_privileged, has_served);
         let found = self
             .listeners
-            .find_or_bind(Bind::from_request(request), may_bind);
+            .find_or_bind(Bind::from_request(request), may_bind, sender);
         let (answer, descriptors) = match &found {
             Ok(Some((_, descriptor))) => (BindAnswer::Given.encode(), vec![descriptor]),
             Ok(None) => {

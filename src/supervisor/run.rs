@@ -36,6 +36,7 @@ use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
 use super::fleet::process::Process;
 use super::listeners::HeldListeners;
+use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
 use super::thread_report;
@@ -44,7 +45,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, IfLocked, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -64,6 +65,7 @@ pub(super) struct Run {
     // What serving processes get.
     pub(super) listeners: HeldListeners,
     pub(super) bind_rules: BindRules,
+    pub(super) output_files: OutputFiles,
     /// A socket pair. Serving processes inherit the second socket. They see end-of-file when the
     /// supervisor dies, since no other process has the first.
     pub(super) lifeline: (Socket, Socket),
@@ -129,6 +131,10 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 impl Run {
     /// Takes or makes what the first process needs: listeners, sockets, files.
     pub(super) fn new(settings: Settings, program: Program, signals: SignalFd) -> io::Result<Self> {
+        // These are no children from before.
+        let stragglers = Stragglers::with_earlier_children();
+        let output_files = OutputFiles::open(&settings)?;
+        log_to(&settings, &output_files)?;
         let listeners = HeldListeners::inherit_or_bind(Inherited::take(), &settings)?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message::create_pair()?;
@@ -136,10 +142,10 @@ impl Run {
         let mut run = Self::from_parts(
             settings, program, signals, notify, lifeline, listeners, fleet,
         )?;
-        run.stragglers = Stragglers::with_earlier_children();
+        (run.stragglers, run.output_files) = (stragglers, output_files);
         run.start_guardian();
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
-        let bind = |path| ControlSocket::bind(path, &run.settings);
+        let bind = |path| ControlSocket::bind(path, &run.settings, IfLocked::Wait);
         run.control = control.as_deref().map(bind).transpose()?;
         run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)
@@ -168,6 +174,7 @@ impl Run {
             notify_socket,
             control: None,
             listeners,
+            output_files: OutputFiles::default(),
             lifeline,
             fleet,
             watched: HashMap::new(),
@@ -191,6 +198,7 @@ impl Run {
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();
+            self.handle_output_reports();
             self.handle_time();
             self.handle_stragglers();
             if let Some(outcome) = self.fleet.outcome() {
@@ -212,11 +220,13 @@ impl Run {
             .earlier(self.next_watchdog)
             .earlier(self.stragglers.deadline())
             .earlier(notify::retry_at())
+            .earlier(self.output_files.deadline())
             .earlier(self.next_measurement)
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
         let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
         sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
+        sockets.extend(self.output_files.sockets());
         let pidfds = self.watched.values().map(|watched| &watched.pidfd);
         let waited = sys::supervision::wait_for_any(&self.signals, &sockets, pidfds, timeout);
         if let Err(error) = waited {
@@ -291,11 +301,13 @@ impl Run {
         }
     }
 
-    fn finish(self, code: i32) -> i32 {
+    fn finish(mut self, code: i32) -> i32 {
         if notify::has_store() {
             self.listeners.keep_socket_files();
         }
         log::info!("the supervisor exits");
+        log::flush();
+        self.output_files.drain();
         code
     }
 
@@ -315,6 +327,9 @@ impl Run {
         let failed = |error: &io::Error| log::error!("cannot read signals: {error}");
         while let Ok(Some(signal)) = self.signals.read().inspect_err(failed) {
             log::info!("received {signal}");
+            if signal == Signal::User1 {
+                self.output_files.reopen(None);
+            }
             let event = match signal {
                 Signal::Hangup => Event::Restart { client: None },
                 Signal::User2 => Event::Upgrade { client: None },
@@ -413,6 +428,7 @@ impl Run {
         if self.guardian.as_ref().is_some_and(|own| own.pid() == pid) {
             self.replace_guardian(pid, &how);
         }
+        self.output_files.handle_exit(pid, &how, Instant::now());
         // Another process may get this id.
         let watched = self.watched.remove(&pid);
         self.stragglers.earlier_children.remove(&pid);
@@ -425,6 +441,16 @@ impl Run {
         let code = status.and_then(|status| status.code());
         let exit = Exit { code, how };
         self.handle(Event::Exited { pid, exit });
+    }
+
+    /// Tells the clients that have asked for it that the files of the output are opened again.
+    fn handle_output_reports(&mut self) {
+        if let Some(result) = self.output_files.handle_reports(Instant::now()) {
+            let answer = Answer::new(result.error, None);
+            for client in result.clients {
+                self.reply(client, &answer);
+            }
+        }
     }
 
     fn handle_time(&mut self) {
@@ -521,6 +547,7 @@ impl Run {
             listeners: &self.listeners,
             lifeline: &self.lifeline.1,
             notify_socket: &self.notify_socket,
+            output_files: &self.output_files,
             watchdog: self.settings.policy.watchdog,
             identity,
             own_group: self.settings.process_groups,

@@ -12,6 +12,7 @@ use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
 use super::listeners::HeldListeners;
+use super::output_files::{OutputFiles, log_to};
 use super::run::{Run, random_seed};
 use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
 use crate::listener::Listener;
@@ -19,7 +20,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Descriptor, FoundFile, NotifySocket, SignalFd};
+use crate::sys::{self, Descriptor, FoundFile, IfLocked, NotifySocket, SignalFd};
 use crate::wire::{Launch, Record, Snapshot, SnapshotListener};
 
 impl Run {
@@ -69,6 +70,11 @@ impl Run {
             fleet: record_fleet(&self.fleet),
             ..Snapshot::default()
         };
+        snapshot.outputs = self.output_files.records(|descriptor| {
+            let number = sys::descriptor::number(&descriptor);
+            kept.push(descriptor);
+            number
+        })?;
         if let Some(guardian) = &self.guardian {
             let pipe = guardian.pipe().try_clone()?;
             snapshot.guardian = Some((sys::descriptor::number(&pipe), guardian.pid()));
@@ -100,7 +106,7 @@ impl Run {
         self.listeners.bind_missing(&self.settings);
         if let (None, Some(path)) = (&self.control, &self.settings.control) {
             let failed = |error: &io::Error| log::error!("{error}");
-            self.control = ControlSocket::bind(path, &self.settings)
+            self.control = ControlSocket::bind(path, &self.settings, IfLocked::Ignore)
                 .inspect_err(failed)
                 .ok();
         }
@@ -144,6 +150,8 @@ pub(super) fn resume(
     snapshot: i32,
 ) -> io::Result<Run> {
     let snapshot = read_snapshot(snapshot)?;
+    let output_files = OutputFiles::resume(snapshot.outputs, &settings)?;
+    log_to(&settings, &output_files)?;
     let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify_socket)?)?;
     let [own_end, process_end] = snapshot.lifeline;
     let lifeline = (adopt_socket(own_end)?, adopt_socket(process_end)?);
@@ -158,6 +166,7 @@ pub(super) fn resume(
     let mut run = Run::from_parts(
         settings, program, signals, notify, lifeline, listeners, fleet,
     )?;
+    run.output_files = output_files;
     run.bind_rules.extend(snapshot.allowed_binds);
     run.restore_stragglers(
         snapshot.earlier_children,

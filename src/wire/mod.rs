@@ -104,7 +104,8 @@
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
 //!   "requests":48151,"first_size":null}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
-//!   "ending_groups":[4702]}
+//!   "ending_groups":[4702],"outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
+//!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
 //! ```
 //!
 //! [`Status`] and [`Answer`]:
@@ -148,8 +149,8 @@ pub(crate) use handshake::{HandshakeMessage, RestartFailure};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
-    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot, SnapshotListener,
-    StageRecord,
+    DeathRecord, FleetRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot,
+    SnapshotListener, StageRecord,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.

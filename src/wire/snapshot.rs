@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BindAddr, ListenerRecord, Record};
+use super::{BindAddr, ListenerRecord, Record, WirePath};
 
 /// All of the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub(crate) struct Snapshot {
     /// Process groups that are being ended, because their processes have exited.
     #[serde(default)]
     pub(crate) ending_groups: Vec<u32>,
+    /// The files to which the output of the processes goes.
+    #[serde(default)]
+    pub(crate) outputs: Vec<OutputRecord>,
 }
 
 impl Record for Snapshot {
@@ -59,6 +62,22 @@ pub(crate) struct SnapshotListener {
     /// The device and inode of a Unix socket's file.
     #[serde(default)]
     pub(crate) file: Option<(u64, u64)>,
+}
+
+/// A file to which the output of processes goes, by a pipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct OutputRecord {
+    pub(crate) path: WirePath,
+    /// New processes get the pipe as their standard output.
+    pub(crate) stdout: bool,
+    /// New processes get the pipe as their standard error.
+    pub(crate) stderr: bool,
+    /// The pipe.
+    pub(crate) reader: i32,
+    pub(crate) writer: i32,
+    /// The process that copies from the pipe to the file: its socket, and its process id.
+    pub(crate) log_writer: Option<(i32, u32)>,
 }
 
 /// What the supervisor has decided so far.

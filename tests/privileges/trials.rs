@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -30,6 +30,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_program_of_another_user_cannot_get_roots_rights,
         only_listed_addresses_are_bound_for_another_user,
         no_file_is_removed_that_is_not_the_listeners,
+        a_dead_socket_of_another_user_is_left_alone,
         so_many_listeners_are_held_for_processes,
         a_user_or_group_that_does_not_exist_is_named,
         nothing_is_overwritten_by_a_pid_file,
@@ -519,6 +520,43 @@ stay()
     assert!(own.join("replaced").exists());
     // What is the sender's own goes as ever.
     assert!(!own.join("kept").exists());
+}
+
+/// Root's supervisor replaces a dead socket of its own, and one of the user that its processes run as.
+fn a_dead_socket_of_another_user_is_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let user = format!("--user {OTHER} --group {OTHER}");
+    for (owner, options, is_replaced) in [
+        (0, "", true),
+        (0, &*user, true),
+        (OTHER, &*user, true),
+        (OTHER, "", false),
+        (1, &*user, false),
+    ] {
+        let dir = public_dir();
+        let path = dir.path().join("socket");
+        // The standard library leaves the file behind.
+        drop(UnixListener::bind(&path).unwrap());
+        chown(&path, Some(owner), Some(owner)).unwrap();
+        let options = format!("--listen unix:socket {options}");
+        let mut supervisor = start_by_shell(dir.path(), "true", &options);
+        let case = format!("{owner} {options}");
+        if is_replaced {
+            let is_listening = || UnixStream::connect(&path).is_ok();
+            eventually("the supervisor listens", is_listening);
+            assert_eq!(fs::metadata(&path).unwrap().uid(), 0, "{case}");
+            supervisor.stop();
+            assert!(!path.exists(), "{case}");
+        } else {
+            assert!(!supervisor.wait().success(), "{case}");
+            assert_eq!(fs::metadata(&path).unwrap().uid(), owner, "{case}");
+            let log = fs::read_to_string(dir.path().join("log")).unwrap();
+            let reason = format!("its file belongs to user {owner}");
+            assert!(log.contains(&reason), "{case}: {log}");
+        }
+    }
 }
 
 fn so_many_listeners_are_held_for_processes() {

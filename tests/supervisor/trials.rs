@@ -750,7 +750,19 @@ fn an_exit_code_counts_also_behind_a_stop() {
 }
 
 fn a_bad_version_costs_nothing_and_says_why() {
-    let supervised = Supervised::start("");
+    check_bad_versions("").end();
+    // The last lines reach the client as well as the file.
+    let supervised = check_bad_versions("stderr=1");
+    let errors = fs::read_to_string(supervised.generations.dir.path().join("errors")).unwrap();
+    assert!(
+        errors.contains("first line\nno configuration\n"),
+        "{errors}"
+    );
+    supervised.end();
+}
+
+fn check_bad_versions(settings: &str) -> Supervised {
+    let supervised = Supervised::start(settings);
     let old = supervised.who();
     for (mode, why) in [
         ("early exit 3", "no configuration"),
@@ -772,7 +784,7 @@ fn a_bad_version_costs_nothing_and_says_why() {
     supervised.succeed("restart wait");
     let status = supervised.ask("status").unwrap();
     assert!(status.contains(r#""restarts":0"#), "{status}");
-    supervised.end();
+    supervised
 }
 
 fn several_processes_are_replaced_one_after_another() {

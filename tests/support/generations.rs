@@ -207,6 +207,7 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "give-up" => supervisor.give_up_after(number as u32),
             "no-restart" => supervisor.no_restart(number as i32),
             "environment" => supervisor.environment_file(dir.join("environment")),
+            "stderr" => supervisor.stderr_file(dir.join("errors")),
             "control-mode" => supervisor.control_mode(number as u32),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),

@@ -128,6 +128,17 @@ pub(super) struct RunArgs {
     /// error leads there, and else plain lines with times
     #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = log_format())]
     log_format: LogFormat,
+    /// A file to which the standard error of the program is appended. "handover reopen" opens it
+    /// again after a rotation. Defaults to the standard error of the supervisor
+    #[arg(long, value_name = "FILE")]
+    stderr: Option<PathBuf>,
+    /// A file to which the standard output of the program is appended, as with --stderr. It may be
+    /// the same file. Defaults to the standard output of the supervisor
+    #[arg(long, value_name = "FILE")]
+    stdout: Option<PathBuf>,
+    /// Append the log of the supervisor to the file of --stderr, too
+    #[arg(long, requires = "stderr")]
+    log_to_file: bool,
     /// Leave the program in the process group of the supervisor, and leave alone what it leaves
     /// behind. By default, each process is the leader of a process group of its own, whose other
     /// processes are ended when it has exited
@@ -176,6 +187,9 @@ impl RunArgs {
             .each(self.pid_file, Supervisor::pid_file)
             .each(self.working_directory, Supervisor::working_directory)
             .each(self.environment_file, Supervisor::environment_file)
+            .each(self.stderr, Supervisor::stderr_file)
+            .each(self.stdout, Supervisor::stdout_file)
+            .log_to_file(self.log_to_file)
     }
 }
 

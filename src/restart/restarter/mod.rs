@@ -90,8 +90,8 @@ enum RestarterRequest {
     Restart(Option<ResultSender>),
     /// The server has begun to stop.
     Stopping,
-    /// The server has stopped, with this report. The process ends by this time.
-    Stopped(String, Instant),
+    /// The server has stopped, with this report. A successor that was aborted ends by this time.
+    Stopped(String, Deadline),
 }
 
 /// Where the result of a restart goes.
@@ -159,14 +159,18 @@ impl RestarterHandle {
     }
 
     /// Ends the restarter.
-    pub(crate) fn report_stopped(&self, report: String, exit_by: Instant) {
+    pub(crate) fn report_stopped(&self, report: String, exit_by: Deadline) {
         self.send(RestarterRequest::Stopped(report, exit_by));
     }
 
     /// Whether the restarter still has to report the result of a restart. It ends then.
     pub(crate) fn stays(&self) -> bool {
-        let has_ended = !matches!(self.ended.try_recv(), Err(TryRecvError::Empty));
-        self.stays.load(SeqCst) && !has_ended
+        self.stays.load(SeqCst) && !self.has_ended()
+    }
+
+    /// Whether the restarter's thread has nothing left to do.
+    pub(crate) fn has_ended(&self) -> bool {
+        !matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
     }
 
     /// The answer; `None` if the restarter ends without one.
@@ -378,7 +382,7 @@ impl Restarter {
                         self.stop_requested = true;
                         self.begin_stop();
                         if self.stays.load(SeqCst) {
-                            self.end_aborted_successor_by(Instant::now());
+                            self.end_aborted_successor_by(Deadline::at(Some(Instant::now())));
                         }
                     }
                     RestarterRequest::Stopped(report, exit_by) => {

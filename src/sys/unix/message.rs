@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -69,6 +69,17 @@ pub(crate) fn send(socket: &Socket, text: &str, descriptors: &[&Descriptor]) -> 
     let flags = SEND_FLAGS | SendFlags::DONTWAIT;
     retry_on_intr(|| sendmsg(socket, &text, &mut control, flags))?;
     Ok(())
+}
+
+/// Whether a send that has failed may succeed later: the receiver's queue is full, or descriptors or
+/// memory are lacking.
+pub(crate) fn is_temporary(error: &io::Error) -> bool {
+    use Errno as E;
+    let errno = Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(E::AGAIN | E::NOBUFS | E::NOMEM | E::MFILE | E::NFILE)
+    )
 }
 
 /// A non-blocking socket for notifications to the service manager (sd_notify(3)). `manager` is the

@@ -20,6 +20,10 @@ pub(crate) fn send(_: &Socket, _text: &str, _: &[&Descriptor]) -> io::Result<()>
     Err(no_restarts_error())
 }
 
+pub(crate) fn is_temporary(_: &io::Error) -> bool {
+    false
+}
+
 pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
     Err(no_restarts_error())
 }
