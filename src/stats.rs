@@ -310,6 +310,15 @@ impl Counters {
         }
     }
 
+    /// Calls of the service.
+    pub(crate) fn served(&self) -> u64 {
+        let served = self
+            .workers
+            .iter()
+            .map(|worker| worker.served.load(Relaxed));
+        served.sum()
+    }
+
     /// The counters' part of a snapshot. The caller adds the gauges and what the workers do.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |counter: fn(&ThreadCounters) -> &AtomicU64| {

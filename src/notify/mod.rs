@@ -191,6 +191,16 @@ pub(crate) fn announce_successor(pid: u32) {
     send_state("", Some(&handover_fields));
 }
 
+/// How many requests this process has served.
+pub(crate) fn send_requests(count: u64) {
+    let handover_fields = HandoverFields {
+        requests: Some(count),
+        ..HandoverFields::default()
+    };
+    let sent = send(Kind::Requests, "", Some(&handover_fields), Vec::new());
+    log_error("of the number of requests", sent);
+}
+
 fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
     generation.map(|generation| HandoverFields {
         generation: Some(generation),

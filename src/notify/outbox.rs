@@ -45,6 +45,8 @@ pub(super) enum Kind {
     Status,
     MoreTime,
     Watchdog,
+    /// How many requests the process has served.
+    Requests,
     /// The socket with this device and inode is stored under the name.
     Store {
         name: String,

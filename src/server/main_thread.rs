@@ -546,6 +546,10 @@ impl<S: Service> RestartableServer for ServerHost<'_, S> {
         self.main.lots.drain.in_progress()
     }
 
+    fn requests(&self) -> u64 {
+        self.main.lots.counters.served()
+    }
+
     fn stop_in_drain_timeout(&self) {
         self.command(ServerCommand::Drain);
     }

@@ -214,6 +214,7 @@ fn notice(notification: Notification, sender: Sender) -> Notice {
         is_alive: notification
             .watchdog
             .map(|message| message == WatchdogMessage::Alive),
+        requests: fields.requests,
     }
 }
 

@@ -262,6 +262,19 @@ impl Supervisor {
         self
     }
 
+    /// How many requests a process serves before it is replaced, as by
+    /// [`recycle_after`](Self::recycle_after): shortened by up to a tenth, and one process at a time.
+    /// A process goes on serving until its successor does, so that it serves a few more. Requests
+    /// are calls of the service ([`Stats::served`](crate::Stats::served)), which a server of this
+    /// crate with [`Builder::restart`](crate::Builder::restart) tells the supervisor once a second.
+    /// Other programs do not tell, and are not replaced for this; a warning in the log says so.
+    /// `None` or zero: no limit. Defaults to `None`.
+    pub fn recycle_after_requests(mut self, requests: impl Into<Option<u64>>) -> Self {
+        let limit = requests.into().filter(|limit| *limit > 0);
+        self.0.policy.recycling.recycle_after_requests = limit;
+        self
+    }
+
     /// How many bytes of memory a serving process may occupy before it is replaced, as by
     /// [`recycle_after`](Self::recycle_after). The supervisor reads the resident size in
     /// /proc/PID/statm every 5 s. That size includes pages that are shared with other processes.

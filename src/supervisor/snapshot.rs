@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::fleet::backoff::Backoff;
-use super::fleet::process::{Process, Stage, Watch};
-use super::fleet::recycling::Size;
+use super::fleet::process::{Process, Size, Stage, Watch};
 use super::fleet::slot::{Death, MAX_DEATHS, Slot};
 use super::fleet::{FinishedRestart, Fleet, Policy};
 use crate::clock::{Deadline, in_millis};
@@ -79,6 +78,7 @@ fn record_process(process: &Process) -> ProcessRecord {
         watchdog_ms: process.watchdog.map(in_millis),
         listeners: process.listeners.clone(),
         status: process.status.clone(),
+        requests: process.requests,
         first_size: process.size.map(|size| size.first),
     }
 }
@@ -159,6 +159,7 @@ fn restore_process(record: ProcessRecord, now: Instant) -> Process {
         starts_successors: record.starts_successors,
         watchdog,
         status: record.status,
+        requests: record.requests,
         size: record.first_size.map(|first| Size { first, now: first }),
         listeners: record.listeners,
         ..Process::new(record.pid, Deadline::NEVER, now)

@@ -159,6 +159,7 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         generation: current.map(|current| current.generation),
         uptime_seconds: current.map(|current| seconds(current.started_at.elapsed())),
         status: current.map(|current| current.status.clone()),
+        requests: current.and_then(|current| current.requests),
         starts_in_seconds: starts_in.filter(|_| current.is_none()).map(seconds),
         successor: slot.successor.as_ref().map(process_status),
         last_deaths: slot.deaths.iter().map(death_status).collect(),

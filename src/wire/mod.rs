@@ -74,6 +74,8 @@
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
 //!   "failed":"the successor exited before it was ready"}
+//! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":null,"failed":null,
+//!   "requests":48151}
 //! ```
 //!
 //! [`BindAnswer`]; the listener goes with the first one:
@@ -100,7 +102,7 @@
 //!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
 //!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
-//!   "first_size":null}}],
+//!   "requests":48151,"first_size":null}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
 //!   "ending_groups":[4702],"outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
 //!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
@@ -112,7 +114,7 @@
 //! {"v":1,"ok":true,"schema":1,"pid":4700,"version":"0.1.0","program":"/srv/app",
 //!   "state":"serving","uptime_seconds":81.204,"processes":[{"state":"serving","restarts":1,
 //!   "pid":4711,"generation":2,"uptime_seconds":4.0,"status":"generation 2 serves",
-//!   "last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
+//!   "requests":48151,"last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
 //!   "seconds_ago":9.0}]}],"draining":[{"pid":4710,"generation":1,"state":"draining",
 //!   "uptime_seconds":13.0,"status":"2 connections left"}],
 //!   "listeners":[{"name":"web","address":"127.0.0.1:80"}],"last_restart":{"ok":true,

@@ -176,6 +176,9 @@ pub(crate) struct ProcessRecord {
     pub(crate) listeners: Vec<(u64, u64)>,
     /// The last `STATUS=` notification.
     pub(crate) status: String,
+    /// How many requests the process has served, as it has told.
+    #[serde(default)]
+    pub(crate) requests: Option<u64>,
     /// The size in memory when the process began to serve, in bytes.
     #[serde(default)]
     pub(crate) first_size: Option<u64>,

@@ -104,6 +104,8 @@ pub(crate) enum Act {
     User1,
     /// A process becomes this large.
     Grow(u32, u64),
+    /// A process tells that it has served this many requests. The limit is 1000.
+    Serve(u32, u64),
     End(u32, Ending),
     EndBuilding(u32),
     SelfRestart(u32),
@@ -222,6 +224,7 @@ fn random_policy(random: &mut Random, is_foreign: bool) -> Policy {
         stop_signal: Signal::Terminate,
         restart_signal: (is_foreign && random.one_in(2)).then_some(Signal::Window),
         recycling: RecyclingSettings {
+            recycle_after_requests: random.one_in(2).then_some(1_000),
             recycle_after: random.one_in(6).then_some(millis(20_000)),
             recycle_above: random.one_in(2).then_some(1),
         },
@@ -301,6 +304,7 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
         12 if random.one_in(2) => Act::Stop,
         12 if random.one_in(2) => Act::StopNow,
         13 if random.one_in(2) => Act::User1,
+        13 if random.one_in(2) => Act::Serve(any, random.pick(&[800, 950, 1_000])),
         13 => Act::Grow(any, random.pick(&[2, 7])),
         14..=17 => Act::End(any, random.ending()),
         18 => Act::EndBuilding(any),

@@ -668,6 +668,15 @@ impl<'a> Machine<'a> {
                     self.end(pid, ending);
                 }
             }
+            Act::Serve(nth, count) if !self.history.is_foreign => {
+                if let Some(pid) = chosen(self, nth, &serving) {
+                    let notice = Notice {
+                        requests: Some(count),
+                        ..Notice::default()
+                    };
+                    self.send(pid, None, notice);
+                }
+            }
             Act::EndBuilding(nth) => {
                 if let Some(pid) = chosen(self, nth, &[State::Building]) {
                     self.exit(pid, None);

@@ -517,6 +517,7 @@ fn describe(event: &Event) -> String {
     add("generation", notice.generation.map(|one| one.to_string()));
     add("successor", notice.successor.map(name));
     add("failed", notice.failed.clone());
+    add("requests", notice.requests.map(|one| one.to_string()));
     add("extend", notice.extend.map(|time| format!("{time:?}")));
     add("is_alive", notice.is_alive.map(|alive| alive.to_string()));
     format!("Notified by {pid}: {}", words.join(" "))

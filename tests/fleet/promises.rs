@@ -43,6 +43,8 @@ pub(crate) struct Promises {
     stall_logged_at: Option<u64>,
     /// The first and the last size of each process.
     sizes: BTreeMap<u32, (u64, u64)>,
+    /// How many requests each process has served, as it has told last.
+    requests: BTreeMap<u32, u64>,
     /// No recycling begins before, in microseconds.
     recycle_not_before: u64,
     /// The service manager was told that the service reloads, and not that it is ready again.
@@ -125,6 +127,7 @@ impl Promises {
             killed_at: None,
             stall_logged_at: None,
             sizes: BTreeMap::new(),
+            requests: BTreeMap::new(),
             recycle_not_before: 0,
             is_reloading: false,
             has_given_up: false,
@@ -280,6 +283,9 @@ impl Promises {
                     if stays.is_none_or(|current| current.pid != *pid) && !has_successor {
                         self.record_failure(slot, Some(*pid), machine);
                     }
+                }
+                if let Some(count) = notice.requests {
+                    self.requests.insert(*pid, count);
                 }
                 let ended = notice.main_pid.filter(|named| named.has_ended);
                 if let (Some((slot, after)), Some(ended)) = (slot, ended) {
@@ -585,7 +591,7 @@ impl Promises {
         Ok(())
     }
 
-    /// A process is recycled that has served for long or has grown, and not soon after another one.
+    /// A process is recycled that has served for long or many requests, or has grown, and not soon after another one.
     fn recycles_what_is_due(&mut self, fleet: &Fleet, machine: &Machine) -> Check {
         let broken = |text: String| Err(("recycles_what_is_due", text));
         let round = fleet.round.as_ref().filter(|round| round.is_recycling);
@@ -607,7 +613,11 @@ impl Promises {
         let is_old = settings
             .recycle_after
             .is_some_and(|limit| served >= micros(limit) / 10 * 9);
-        if is_old {
+        let requests = self.requests.get(&pid).copied().unwrap_or(0);
+        let has_served_many = settings
+            .recycle_after_requests
+            .is_some_and(|limit| requests * 10 >= limit * 9);
+        if is_old || has_served_many {
             return Ok(());
         }
         let has_grown = settings.recycle_above.is_some_and(|limit| {

@@ -74,6 +74,7 @@ impl Played {
                     words.push(format!("reply {}", error.unwrap_or("ok".to_owned())));
                 }
                 Effect::Log(Severity::Error, text) => words.push(format!("error {text}")),
+                Effect::Log(_, text) if text.contains("requests") => words.push(text),
                 _ => {}
             }
         }
@@ -320,6 +321,7 @@ fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does
         recycling: RecyclingSettings {
             recycle_after: Some(limit),
             recycle_above: Some(1000),
+            ..RecyclingSettings::default()
         },
         ..policy()
     });
@@ -384,4 +386,63 @@ fn a_process_that_is_large_from_the_beginning_is_recycled_when_it_has_doubled() 
     assert!(played.handle(measured(101, 7)).is_empty());
     assert!(played.tick(59).is_empty());
     assert_eq!(played.tick(1), ["start 102"]);
+}
+
+#[test]
+fn processes_are_recycled_when_they_have_told_of_many_requests() {
+    let settings = RecyclingSettings {
+        recycle_after_requests: Some(1_000),
+        ..RecyclingSettings::default()
+    };
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        recycling: settings,
+        ..policy()
+    });
+    let told = |count| Notice {
+        requests: Some(count),
+        ..Notice::default()
+    };
+    // The jitter shortens by a tenth at most.
+    assert!(played.notify(100, told(899)).is_empty());
+    assert!(played.notify(200, told(0)).is_empty());
+    let effects = played.notify(100, told(1_000));
+    let text = "recycling the process of slot 0: it has served 1000 requests";
+    assert_eq!(effects, [text, "Hangup 100"]);
+    // One process at a time.
+    assert!(played.notify(200, told(2_000)).is_empty());
+    assert!(played.tick(60).is_empty());
+    let notice = Notice {
+        ready: true,
+        generation: Some(2),
+        main_pid: Some(NamedProcess {
+            pid: 150,
+            started_at: played.now,
+            has_ended: false,
+        }),
+        ..Notice::default()
+    };
+    let text = "recycling the process of slot 1: it has served 2000 requests";
+    assert_eq!(played.notify(100, notice), [text, "Hangup 200"]);
+}
+
+#[test]
+fn a_program_that_does_not_tell_of_its_requests_is_named_once() {
+    let mut played = Played::serving(Policy {
+        starts_all: true,
+        recycling: RecyclingSettings {
+            recycle_after_requests: Some(1_000),
+            ..RecyclingSettings::default()
+        },
+        ..policy()
+    });
+    assert!(played.tick(8).is_empty());
+    let text = "process 100 does not tell how many requests it has served, as servers of the crate \
+                handover do: recycle_after_requests has no effect on such a program";
+    assert_eq!(played.tick(1), [text]);
+    let client = Some(1);
+    assert_eq!(played.handle(Event::Restart { client }), ["start 101"]);
+    let effects = played.ready(101, None);
+    assert_eq!(effects, ["Terminate 100", "reply ok"]);
+    assert!(played.tick(100).is_empty());
 }

@@ -50,6 +50,7 @@ pub(crate) fn all() -> Vec<Trial> {
         several_processes_are_replaced_one_after_another,
         a_listener_that_a_new_version_does_not_want_is_closed,
         the_longest_and_the_shortest_times_are_no_overflow,
+        a_process_that_has_served_many_requests_is_replaced,
         settings_that_mean_nothing_are_refused_by_name,
         every_process_starts_with_the_old_limit_of_descriptors,
         a_stop_finishes_what_is_in_progress,
@@ -868,13 +869,31 @@ fn a_listener_that_a_new_version_does_not_want_is_closed() {
     supervised.end();
 }
 
+/// The process tells its supervisor how many requests it has served. So does its successor, which
+/// it has started itself.
+fn a_process_that_has_served_many_requests_is_replaced() {
+    let supervised = Supervised::start("recycle-requests=100");
+    let mut before = supervised.who().pid;
+    supervised.until_status(r#""requests":"#);
+    for _ in 0..2 {
+        // Each look is a request.
+        before = supervised.until_other(before).pid;
+    }
+    let log = supervised.log();
+    assert!(
+        log.contains("recycling the process of slot 0: it has served"),
+        "{log}"
+    );
+    supervised.end();
+}
+
 fn the_longest_and_the_shortest_times_are_no_overflow() {
     for settings in [
         "watchdog=max abort=max ready=max stop=max backoff=max no-restart=max give-up=max \
-         recycle-after=max",
+         recycle-after=max recycle-requests=max",
         "watchdog=max abort=max ready-after=max stop=max backoff=max processes=2 recycle-above=max",
         "watchdog=0 abort=0 ready=10000 ready-after=0 stop=5000 backoff=0 processes=0 \
-         recycle-after=0 recycle-above=0",
+         recycle-after=0 recycle-above=0 recycle-requests=0",
     ] {
         let mut supervised = Supervised::start(settings);
         let before = supervised.who().pid;

@@ -204,6 +204,7 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
             "recycle-after" => supervisor.recycle_after(time),
+            "recycle-requests" => supervisor.recycle_after_requests(number),
             "recycle-above" => supervisor.recycle_above(number),
             "ready-after" => supervisor.ready_after(time),
             "give-up" => supervisor.give_up_after(number as u32),

@@ -3,7 +3,7 @@
 //! An option is a field of [`RunArgs`], and a line in [`RunArgs::supervisor`].
 
 use std::ffi::OsString;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
@@ -67,6 +67,11 @@ pub(super) struct RunArgs {
     /// tenth. Defaults to no limit
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     recycle_after: Option<Duration>,
+    /// Replace a process gracefully when it has served this many requests, shortened by up to a
+    /// tenth. Only servers of the crate handover tell how many they have served: there is no effect
+    /// on other programs. Defaults to no limit
+    #[arg(long, value_name = "N")]
+    recycle_after_requests: Option<NonZeroU64>,
     /// Replace a process gracefully when it occupies more than this many MiB of memory (RSS),
     /// looked at every 5 s, and at most once a minute. A process that is larger from the beginning
     /// is replaced when it has doubled. Defaults to no limit
@@ -156,6 +161,7 @@ impl RunArgs {
             .watchdog(self.watchdog)
             .notify_access(self.notify_access)
             .recycle_after(self.recycle_after)
+            .recycle_after_requests(self.recycle_after_requests.map(NonZeroU64::get))
             .recycle_above(self.recycle_above.map(|mib| mib << 20))
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)

@@ -22,6 +22,7 @@
 mod drain_status;
 mod earlier;
 mod hand_over;
+mod request_report;
 mod rounds;
 mod take_over;
 
@@ -50,6 +51,7 @@ use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 use drain_status::DrainStatus;
 use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
+use request_report::RequestReport;
 use rounds::{Rounds, Waiter};
 
 /// What the restarter asks of the server that it belongs to.
@@ -72,6 +74,9 @@ pub(crate) trait RestartableServer: Sync {
 
     /// How many connections are open and not finished.
     fn connections_left(&self) -> usize;
+
+    /// How many calls of the service have begun.
+    fn requests(&self) -> u64;
 
     /// Stops: finishes the open connections within the server's drain time-out.
     fn stop_in_drain_timeout(&self);
@@ -249,6 +254,7 @@ pub(crate) struct Restarter {
     /// When the service manager was last asked for more time.
     last_extension: Instant,
     drain_status: DrainStatus,
+    request_report: RequestReport,
     created_at: Instant,
 }
 
@@ -356,6 +362,7 @@ impl Restarter {
             stays,
             last_extension: Instant::now(),
             drain_status: DrainStatus::default(),
+            request_report: RequestReport::default(),
             created_at: Instant::now(),
         };
         Ok((restarter, handle))
@@ -450,6 +457,14 @@ impl Restarter {
             self.last_extension = now;
             notify::request_more_time(EXTEND_BY);
         }
+        if matches!(self.stage, ServerStage::Serving) && self.lifeline.is_some() {
+            self.request_report.begin(now);
+        } else {
+            self.request_report.end();
+        }
+        if let Some(count) = self.request_report.report(now, || server.requests()) {
+            notify::send_requests(count);
+        }
         if self.is_draining() {
             self.drain_status.begin(now);
         }
@@ -507,6 +522,7 @@ impl Restarter {
         deadline
             .earlier(Deadline::at(extend))
             .earlier(drain_status)
+            .earlier(self.request_report.deadline())
             .earlier(notify::retry_at())
     }
 

@@ -86,6 +86,8 @@ pub(crate) struct Notice {
     pub(crate) listeners: Vec<ListenerId>,
     /// The sender makes progress (true), or makes none and is to be aborted (false).
     pub(crate) is_alive: Option<bool>,
+    /// How many requests the sender has served.
+    pub(crate) requests: Option<u64>,
 }
 
 /// Something that is to be done, in the order of the effects.

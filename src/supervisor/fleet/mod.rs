@@ -16,7 +16,7 @@
 //! | [`processes`] | starts, readiness and exits |
 //! | [`notices`] | the notifications of processes |
 //! | [`restarts`] | graceful restarts |
-//! | [`recycling`] | processes that have served for long, or are large, are replaced |
+//! | [`recycling`] | processes that have served for long or many requests, or are large, are replaced |
 //! | [`scale`] | the number of slots, which may change at run time |
 //! | [`upgrade`] | the upgrade of the supervisor |
 //!
@@ -132,6 +132,9 @@ pub(crate) struct Fleet {
     pub(crate) recycle_not_before: Deadline,
     /// The process that began to serve last was larger than the limit already, and this was logged.
     has_low_limit: bool,
+    /// When processes must have told how many requests they have served, and whether this was set.
+    check_reports_at: Deadline,
+    has_checked_reports: bool,
     pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
@@ -215,6 +218,8 @@ impl Fleet {
             last_restart: None,
             recycle_not_before: Deadline::at(Some(now)),
             has_low_limit: false,
+            check_reports_at: Deadline::NEVER,
+            has_checked_reports: false,
             scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,
@@ -282,6 +287,7 @@ impl Fleet {
             self.round.as_ref().map_or(Deadline::NEVER, Round::deadline),
             self.upgrade.deadline(),
             self.recycling_deadline(),
+            self.check_reports_at,
         ];
         slots
             .chain(processes)
@@ -516,6 +522,7 @@ impl Fleet {
             }
         }
         self.handle_dry_run_deadline();
+        self.handle_report_deadline();
     }
 
     fn handle_process_deadline(&mut self, pid: u32) {

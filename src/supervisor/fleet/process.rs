@@ -14,7 +14,6 @@
 use std::time::{Duration, Instant};
 
 use super::event::ListenerId;
-use super::recycling::Size;
 use crate::clock::Deadline;
 
 /// A process that the supervisor watches.
@@ -38,6 +37,8 @@ pub(crate) struct Process {
     pub(crate) sends_watchdog: bool,
     /// The round of restarts that this process was started for.
     pub(crate) round: Option<u64>,
+    /// How many requests the process has served. `None`: it has not told.
+    pub(crate) requests: Option<u64>,
     /// `None`: not measured yet.
     pub(crate) size: Option<Size>,
     /// The last `STATUS=` notification. That of a process that serves is empty once another one has
@@ -45,6 +46,14 @@ pub(crate) struct Process {
     pub(crate) status: String,
     /// The listeners that this process uses, of those that the supervisor holds.
     pub(crate) listeners: Vec<ListenerId>,
+}
+
+/// The size of a process in memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// When the process began to serve.
+    pub(crate) first: u64,
+    pub(crate) now: u64,
 }
 
 /// What a process does, and by when it must have done that.
@@ -96,6 +105,7 @@ impl Process {
             watchdog: None,
             sends_watchdog: false,
             round: None,
+            requests: None,
             size: None,
             status: String::new(),
             listeners: Vec::new(),

@@ -1,9 +1,13 @@
-//! Recycling: a process that has served for long, or has become large, is replaced gracefully.
+//! Recycling: a process that has served for long or many requests, or has become large, is replaced
+//! gracefully.
 //!
 //! A recycling is a round of one slot, and proceeds as a restart: the successor serves before the
 //! old process stops, and one process is replaced at a time. A recycling begins only while no round
 //! is in progress, and a requested restart waits for the recycling. If a recycling fails, the old
 //! process goes on serving, and the next recycling of any process begins after [`PAUSE`].
+//!
+//! Servers of this crate tell how many requests they have served. For other programs the limit of the
+//! requests has no effect, which is logged once.
 //!
 //! A limit of the size that is too low must not replace processes for ever:
 //!
@@ -17,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::Fleet;
 use super::event::Severity;
-use super::process::Process;
+use super::process::{Process, Size};
 use super::slot::Slot;
 use crate::clock::Deadline;
 
@@ -25,6 +29,7 @@ use crate::clock::Deadline;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RecyclingSettings {
     pub(crate) recycle_after: Option<Duration>,
+    pub(crate) recycle_after_requests: Option<u64>,
     /// In bytes.
     pub(crate) recycle_above: Option<u64>,
 }
@@ -33,18 +38,15 @@ pub(crate) struct RecyclingSettings {
 /// size in the same slot. uWSGI's `min-worker-lifetime` has the same default.
 pub(crate) const PAUSE: Duration = Duration::from_secs(60);
 
-/// The size of a process in memory, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size {
-    /// When the process began to serve.
-    pub(crate) first: u64,
-    pub(crate) now: u64,
-}
+/// A server tells how many requests it has served soon after it is ready. When no process has told
+/// anything for this long, this is logged.
+pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a process is recycled.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reason {
     Age(Duration),
+    Requests(u64),
     Size(u64),
 }
 
@@ -52,6 +54,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Age(age) => write!(f, "it has served for {:.1} min", age.as_secs_f64() / 60.0),
+            Self::Requests(count) => write!(f, "it has served {count} requests"),
             Self::Size(bytes) => write!(f, "it occupies {:.1} MiB", in_mib(*bytes)),
         }
     }
@@ -62,17 +65,29 @@ fn in_mib(bytes: u64) -> f64 {
 }
 
 impl Process {
-    /// When the process has served for long: after `recycle_after`, shortened by up to a tenth, so
-    /// that processes that were started together are not replaced together. The part depends on the
-    /// process alone, so that an upgrade does not change it.
+    /// By how much the limits of this process are shortened, so that processes that were started
+    /// together are not replaced together: 10,240th parts, up to a tenth. They depend on the process
+    /// alone, so that an upgrade does not change them.
+    fn jitter(&self) -> u32 {
+        self.pid.wrapping_mul(0x9e37_79b9) >> 22
+    }
+
+    /// When the process has served for long.
     fn recycle_at(&self, settings: &RecyclingSettings) -> Deadline {
         let (Some(since), Some(limit)) = (self.ready_since, settings.recycle_after) else {
             return Deadline::NEVER;
         };
-        let part = self.pid.wrapping_mul(0x9e37_79b9) >> 22;
-        // A tenth of 1023 / 1024 at most.
-        let jitter = limit / 10_240 * part;
+        let jitter = limit / 10_240 * self.jitter();
         Deadline::after(since, limit.saturating_sub(jitter))
+    }
+
+    /// Whether the process has served many requests.
+    fn has_served_many(&self, settings: &RecyclingSettings) -> bool {
+        let (Some(served), Some(limit)) = (self.requests, settings.recycle_after_requests) else {
+            return false;
+        };
+        let jitter = u128::from(limit) * u128::from(self.jitter()) / 10_240;
+        u128::from(served) >= u128::from(limit) - jitter
     }
 
     /// Whether the process has become large. A process that was large from the beginning has become
@@ -103,11 +118,15 @@ impl Slot {
             (true, None) => Deadline::at(Some(now)),
             (false, _) => Deadline::NEVER,
         };
+        let of_requests = Deadline::at(current.has_served_many(settings).then_some(now));
         let age = current.served(now).unwrap_or_default();
         let size = current.size.map_or(0, |size| size.now);
-        match of_age.earlier(of_size) {
+        match of_age.earlier(of_requests).earlier(of_size) {
             Deadline::NEVER => (Deadline::NEVER, None),
             first if first == of_age => (first, Some(Reason::Age(age))),
+            first if first == of_requests => {
+                (first, Some(Reason::Requests(current.requests.unwrap_or(0))))
+            }
             first => (first, Some(Reason::Size(size))),
         }
     }
@@ -140,6 +159,31 @@ impl Fleet {
             self.log(Severity::Error, text);
         }
         self.has_low_limit = is_low;
+    }
+
+    /// A process is ready, which may tell how many requests it has served.
+    pub(super) fn expect_request_report(&mut self) {
+        if self.policy.recycling.recycle_after_requests.is_some() && !self.has_checked_reports {
+            self.check_reports_at = Deadline::after(self.now, REPORT_TIMEOUT);
+            self.has_checked_reports = true;
+        }
+    }
+
+    /// Logs it if a process does not tell how many requests it has served.
+    pub(super) fn handle_report_deadline(&mut self) {
+        if !self.check_reports_at.has_passed(self.now) {
+            return;
+        }
+        self.check_reports_at = Deadline::NEVER;
+        let is_silent = |process: &&Process| process.is_serving() && process.requests.is_none();
+        let silent = self.processes().find(is_silent);
+        if let Some(pid) = silent.map(|process| process.pid) {
+            let text = format!(
+                "process {pid} does not tell how many requests it has served, as servers of the \
+                 crate handover do: recycle_after_requests has no effect on such a program"
+            );
+            self.log(Severity::Warn, text);
+        }
     }
 
     /// The slot whose process is to be recycled next, and why.

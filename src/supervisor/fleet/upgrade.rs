@@ -86,6 +86,7 @@ impl Fleet {
     /// number was asked for at run time.
     pub(super) fn resume(&mut self) {
         self.resize();
+        self.expect_request_report();
         self.end_upgrade(None);
         self.notify_state();
     }
