@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use socket2::Socket;
 
 use crate::addr::Addr;
@@ -118,7 +119,7 @@ impl fmt::Display for ConnectionInfo {
 
 /// What may be sent to a client that is not served although it has sent a message or a part of one:
 /// its time-out has expired, or no worker was free in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "http"), allow(dead_code))]
 pub(crate) enum ClosingNotice {
     /// Nothing: the client expects no response now, and would misread one.
@@ -126,7 +127,7 @@ pub(crate) enum ClosingNotice {
     /// The server's refusal, if no worker was free in time.
     Refusal,
     /// As `Refusal`; and these bytes, if the message does not arrive in time.
-    RefusalOrTimeout(&'static [u8]),
+    RefusalOrTimeout(Bytes),
 }
 
 /// The limit of what is read once the server drains.
@@ -487,8 +488,8 @@ impl Connection {
         self.closing_notice = notice;
     }
 
-    pub(crate) fn closing_notice(&self) -> ClosingNotice {
-        self.closing_notice
+    pub(crate) fn closing_notice(&self) -> &ClosingNotice {
+        &self.closing_notice
     }
 
     /// Makes the close wait until the client has read the response. The client may still be

@@ -339,7 +339,8 @@ impl<S> Turn<'_, S> {
         if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(notice)) =
             (has_output, occupant.stage, occupant.conn.closing_notice())
         {
-            self.close_with(notice);
+            let notice = notice.clone();
+            self.close_with(&notice);
         }
     }
 
