@@ -124,7 +124,7 @@ fn every_connection_knows_its_listener() {
 #[test]
 fn peers_are_known_by_their_address() {
     let peer = |conn: &mut Connection| {
-        let peer = conn.peer_addr().to_string();
+        let peer = conn.peer().to_string();
         conn.consume(conn.buffer().len());
         writeln!(conn, "{peer}")?;
         Ok(Next::Close)
@@ -309,7 +309,7 @@ fn nodelay_and_keepalive(
     send: crossbeam_channel::Sender<(bool, bool)>,
 ) -> impl Fn(&mut Connection) -> io::Result<Next> {
     move |conn| {
-        let Stream::Tcp(stream) = conn.detach()?.stream else {
+        let (Stream::Tcp(stream), _) = conn.detach()?.into_parts() else {
             panic!("this is a TCP server");
         };
         let socket = SockRef::from(&stream);
@@ -429,7 +429,7 @@ fn a_port_that_gets_free_meanwhile_is_taken() {
 
 #[test]
 fn a_bad_address_is_named() {
-    for bad in ["localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
+    for bad in ["web=localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
         let error = settings().listen(bad).build(lines).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&format!("{bad:?}")), "{bad}: {text}");
@@ -461,7 +461,7 @@ fn a_failed_bind_leaves_none_of_the_listeners() {
 fn the_options_reach_the_sockets() {
     let (send, received) = crossbeam_channel::unbounded();
     let options = move |conn: &mut Connection| {
-        let Stream::Tcp(stream) = conn.detach()?.stream else {
+        let (Stream::Tcp(stream), _) = conn.detach()?.into_parts() else {
             panic!("this is a TCP server");
         };
         let socket = SockRef::from(&stream);
