@@ -79,6 +79,7 @@
 //! | start, run and embed a server | [`Server`] |
 //! | stop it, restart it, read its counters | [`Handle`], [`Report`], [`Stats`] |
 //! | write a service with state per connection or per worker | [`Service`], [`Next`] |
+//! | port a server with one thread per connection | [`guide::from_std`] |
 //! | read and write, under deadlines | [`Connection`] |
 //! | use a library that needs non-blocking reads and writes | [`Connection::nonblocking`] |
 //! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |

@@ -15,9 +15,14 @@ pub enum Next {
     /// [`idle_timeout`](crate::Builder::idle_timeout). If bytes are left in the buffer, they are
     /// the next message, and the service is called again. If a call for them consumes nothing and
     /// returns `Park` again, `Park` means [`More`](Self::More), and a warning is logged once.
+    ///
+    /// Not in the middle of a message: a stop or a restart closes a parked connection, and the idle
+    /// time-out applies. A protocol whose message has several lines, as the text of a mail has,
+    /// returns [`More`](Self::More) between them, also if it has consumed the lines so far.
     Park,
-    /// The message is incomplete: wait until more bytes follow those in the buffer, on no thread,
-    /// until the message's [`read_timeout`](crate::Builder::read_timeout) expires. At the end of
+    /// The message is incomplete: wait until more bytes follow those in the buffer, which may be
+    /// empty, on no thread, until the message's [`read_timeout`](crate::Builder::read_timeout)
+    /// expires. A stop or a restart waits for the message, within its own deadline. At the end of
     /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
@@ -28,7 +33,10 @@ pub enum Next {
     /// for both its client and other threads returns [`Park`](Self::Park): wake-ups work there too.
     Wait,
     /// There is more to do without the client: call the service again, after the connections that
-    /// are on the queue.
+    /// are on the queue, and when all output is written. So a service that produces output returns
+    /// it after each piece, and goes as fast as its client reads. Nothing is read before that call:
+    /// a service that waits for input would be called in a circle, and returns
+    /// [`More`](Self::More).
     Again,
     /// Write the buffered output, then close.
     Close,
@@ -174,8 +182,10 @@ pub trait Service: Send + Sync {
 
     /// State for a successor, such as counts or sessions. The successor reads it with
     /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process
-    /// goes on serving: changes after that are not part of it. The application's next version must
-    /// understand the bytes. Defaults to `None`.
+    /// goes on serving: changes after that are not part of it, in particular those by the connections
+    /// that are busy then. They may go on until the end of the drain, beside the successor. What must
+    /// not be lost goes to a file or a database that both processes use. The application's next
+    /// version must understand the bytes. Defaults to `None`.
     fn export(&self) -> Option<Vec<u8>> {
         None
     }

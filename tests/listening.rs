@@ -427,7 +427,7 @@ fn a_port_that_gets_free_meanwhile_is_taken() {
 
 #[test]
 fn a_bad_address_is_named() {
-    for bad in ["localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
+    for bad in ["web=localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
         let error = settings().listen(bad).build(lines).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&format!("{bad:?}")), "{bad}: {text}");

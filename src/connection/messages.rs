@@ -73,8 +73,9 @@ impl Connection {
         Ok(Some(line))
     }
 
-    /// Appends the bytes up to and including `delimiter` to `out`, and waits for them. Returns how
-    /// many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream
+    /// Appends the bytes up to and including `delimiter` to `out`, and waits for them: meanwhile
+    /// this call holds a worker, and clients that have sent something may wait for one.
+    /// [`take_until`](Self::take_until) does not wait. Returns how many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream
     /// has ended without another byte.
     ///
     /// # Errors
@@ -108,7 +109,8 @@ impl Connection {
     }
 
     /// Appends a line with its line ending to `line`, and waits for it: `BufRead::read_line` with a
-    /// limit.
+    /// limit. The wait holds a worker, see [`read_until_limited`](Self::read_until_limited);
+    /// [`take_line`](Self::take_line) does not wait.
     ///
     /// # Errors
     ///

@@ -144,6 +144,23 @@ struct DrainLimit {
 /// already: never wrap a connection in a `BufReader`, which would keep the client's next message to
 /// itself.
 ///
+/// # Messages
+///
+/// Two families of methods read messages with a delimiter:
+///
+/// | | [`take_until`](Self::take_until), [`take_line`](Self::take_line), [`take_line_bytes`](Self::take_line_bytes) | [`read_until_limited`](Self::read_until_limited), [`read_line_limited`](Self::read_line_limited) |
+/// |---|---|---|
+/// | the message has not arrived completely | `None`: return [`Next::More`](crate::Next::More) | wait for the rest, and hold a worker |
+/// | the stream has ended | `None`, and [`at_eof`](Self::at_eof); what is left stays in the [`buffer`](Self::buffer) | give what is left, then 0 |
+/// | the delimiter | a line comes without, `take_until` gives it | is given |
+/// | the message is too long | `InvalidData`, nothing is consumed | `InvalidData`, `limit` bytes are consumed |
+/// | the result | is new | is appended to the caller's buffer |
+/// | choose them for | services that are called for each message | loops over blocking reads |
+///
+/// **A loop over blocking reads holds a worker** until its client has left, also while the client is
+/// silent. With as many such clients as there are workers, all other clients wait. So does a service
+/// that calls [`read`](std::io::Read::read), `read_line` or `lines` for what has not arrived.
+///
 /// # Deadlines
 ///
 /// A stretch of reading lasts from its first wait to the next write or the next parking. The

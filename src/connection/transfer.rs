@@ -389,6 +389,7 @@ impl Connection {
     }
 
     /// As [`write_owned`](Self::write_owned), but lends no output.
+    #[inline]
     pub(crate) fn take_owned(&mut self, bytes: Cow<'static, [u8]>) -> io::Result<()> {
         if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());

@@ -208,11 +208,10 @@ impl<H: Handler> Service for Http<H> {
 }
 
 impl<H> Http<H> {
-    /// The error of a handler, and the response to it.
+    /// The response to an error of the handler.
     #[cold]
-    fn failed(&self, error: String, head: &Parts) -> Box<(String, Response<Reply>)> {
-        let response = HANDLER_FAILED.response(self.error_response.as_deref(), Some(head));
-        Box::new((error, response))
+    fn failed(&self, head: &Parts) -> Response<Reply> {
+        HANDLER_FAILED.response(self.error_response.as_deref(), Some(head))
     }
 }
 
@@ -476,7 +475,7 @@ impl<H: Handler> ServeCall<'_, H> {
     #[inline]
     fn handle_request(&mut self) -> io::Result<Option<Next>> {
         self.conn.lend_output();
-        let (mut response, mut rejection) = (None, None);
+        let (mut response, mut failure, mut rejection) = (None, None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let body = Body {
                 conn: self.conn,
@@ -487,21 +486,27 @@ impl<H: Handler> ServeCall<'_, H> {
                 space: &self.http.spool_space,
             };
             let mut request = Request::from_parts(self.parts.take(), body);
-            let returned = self.http.handler.handle(&mut request, self.own);
-            let parts = request.into_parts().0;
-            let returned = returned.map_err(|error| self.http.failed(error, &parts));
+            // A response is large: it goes to its place at once.
+            match self.http.handler.handle(&mut request, self.own) {
+                Ok(returned) => response = Some(returned),
+                Err(error) => {
+                    let (parts, _) = request.into_parts();
+                    response = Some(self.http.failed(&parts));
+                    failure = Some(error);
+                    self.parts.reuse(parts);
+                    return;
+                }
+            }
             // The drop of an extension is the application's code: it may panic too.
-            self.parts.reuse(parts);
-            response = Some(returned);
+            self.parts.reuse(request.into_parts().0);
         }));
         let reclaimed = self.conn.reclaim_output();
         let rejection = match response {
-            Some(response) if rejection.is_none() => {
+            Some(response) if rejection.is_none() && caught.is_ok() => {
                 reclaimed?;
-                let response = match response {
-                    Ok(response) => response,
-                    Err(failure) => self.note_failure(failure),
-                };
+                if let Some(error) = failure {
+                    self.note_failure(error);
+                }
                 return self.respond(response, self.conn.waited());
             }
             _ => rejection.unwrap_or(HANDLER_PANICKED),
@@ -513,13 +518,11 @@ impl<H: Handler> ServeCall<'_, H> {
         reclaimed.map(|()| Some(next))
     }
 
-    /// Counts and logs an error of the handler. Returns the response to it.
+    /// Counts and logs an error of the handler.
     #[cold]
-    fn note_failure(&mut self, failure: Box<(String, Response<Reply>)>) -> Response<Reply> {
-        let (error, response) = *failure;
+    fn note_failure(&mut self, error: String) {
         log::warn!("{}: the handler failed: {error}", self.conn.info());
         self.conn.note_error();
-        response
     }
 
     /// Whether the client has left: the first request of this call waited for a worker for longer

@@ -107,6 +107,7 @@ mod body_channel;
 mod chunk;
 mod closing;
 mod date;
+mod error_response;
 mod events;
 mod later;
 mod reply;

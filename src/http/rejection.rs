@@ -1,14 +1,7 @@
 //! Rejections: the reasons why the service answers a request itself, with an error status, and the
 //! limits of requests.
 
-use std::borrow::Cow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use ::http::request::Parts;
-use ::http::{HeaderValue, Response, StatusCode, header};
-
-use super::reply::{Reply, ReplyKind};
-use crate::log;
+use ::http::StatusCode;
 
 /// Why the service responds in place of the handler, for
 /// [`Http::error_response`](super::Http::error_response).
@@ -18,9 +11,6 @@ pub struct Rejection {
     /// What is wrong, for the client and for the log.
     pub(super) detail: &'static str,
 }
-
-/// The application's function that makes such responses.
-pub(super) type ErrorResponse = dyn Fn(&Rejection, Option<&Parts>) -> Response<Reply> + Send + Sync;
 
 impl Rejection {
     pub(super) const fn new(status: StatusCode, detail: &'static str) -> Self {
@@ -36,79 +26,7 @@ impl Rejection {
     pub fn detail(&self) -> &'static str {
         self.detail
     }
-
-    /// The response of the application, if it makes one that can be sent.
-    pub(super) fn shaped(
-        &self,
-        make: Option<&ErrorResponse>,
-        head: Option<&Parts>,
-    ) -> Option<Response<Cow<'static, [u8]>>> {
-        let make = make?;
-        let made = catch_unwind(AssertUnwindSafe(|| make(self, head)));
-        let mut response = match made {
-            Ok(response) => response,
-            Err(panic) => {
-                log::error!("the function of Http::error_response panicked");
-                log::drop_contained("the payload of a panic", panic);
-                return None;
-            }
-        };
-        let status = response.status();
-        let has_no_body = [
-            StatusCode::NO_CONTENT,
-            StatusCode::RESET_CONTENT,
-            StatusCode::NOT_MODIFIED,
-        ];
-        let is_text = matches!(response.body(), Reply(ReplyKind::Text(_)));
-        if is_text && !response.headers().contains_key(header::CONTENT_TYPE) {
-            response.headers_mut().insert(header::CONTENT_TYPE, TEXT);
-        }
-        let (head, Reply(body)) = response.into_parts();
-        match body {
-            ReplyKind::Text(bytes) | ReplyKind::Bytes(bytes)
-                if !status.is_informational() && !has_no_body.contains(&status) =>
-            {
-                Some(Response::from_parts(head, bytes))
-            }
-            body => {
-                log::error!("Http::error_response must give text or bytes, and no status {status}");
-                log::drop_contained("a reply", body);
-                None
-            }
-        }
-    }
-
-    /// The response to a request after which the connection may stay open.
-    pub(super) fn response(
-        &self,
-        make: Option<&ErrorResponse>,
-        head: Option<&Parts>,
-    ) -> Response<Reply> {
-        if let Some(response) = self.shaped(make, head) {
-            return response.map(|bytes| Reply(ReplyKind::Bytes(bytes)));
-        }
-        let reason = self.status.canonical_reason().unwrap_or_default();
-        let mut response = Response::new(format!("{reason}: {}\n", self.detail).into());
-        *response.status_mut() = self.status;
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            let soon = HeaderValue::from_static("1");
-            response.headers_mut().insert(header::RETRY_AFTER, soon);
-        }
-        response
-    }
 }
-
-/// The Content-Type of a text.
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-
-pub(super) const REQUEST_TOO_SLOW: Rejection = Rejection::new(
-    StatusCode::REQUEST_TIMEOUT,
-    "the request did not come in time",
-);
-
-/// The default response to a client whose request does not arrive in time.
-pub(super) const TIMED_OUT: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 pub(super) const BODY_TOO_LARGE: Rejection =
     Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");

@@ -12,10 +12,9 @@ use bytes::Bytes;
 
 use super::access_log::AccessLog;
 use super::body::Body;
+use super::error_response::{ErrorResponse, REQUEST_TOO_SLOW, TIMED_OUT};
 use super::handler::{IntoResponse, WithWorker};
-use super::rejection::{
-    ErrorResponse, MAX_FIELDS, REQUEST_TOO_SLOW, Rejection, RequestLimits, TIMED_OUT,
-};
+use super::rejection::{MAX_FIELDS, Rejection, RequestLimits};
 use super::reply::Reply;
 use super::response_writer::add_last_response;
 use super::spool_space::SpoolSpace;
