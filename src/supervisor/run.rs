@@ -38,6 +38,7 @@ use super::listeners::HeldListeners;
 use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
 use super::thread_report;
+use super::watched::Watched;
 use crate::clock::Deadline;
 use crate::log;
 use crate::notify;
@@ -78,7 +79,7 @@ pub(super) struct Run {
     /// where the kernel does the same: for the first process of a pid namespace (pid_namespaces(7)).
     pub(super) guardian: Option<Guardian>,
     /// When this process started or took over the guardian.
-    guardian_started_at: Instant,
+    pub(super) guardian_started_at: Instant,
     pub(super) dry_run: Option<DryRun>,
     pub(super) started_at: Instant,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -95,29 +96,8 @@ pub(super) struct Run {
     next_measurement: Deadline,
 }
 
-/// A guardian that has not run for so long is replaced only when a process is started: whatever ended
-/// the guardian may end the next one, too.
-const MIN_GUARDIAN_AGE: Duration = Duration::from_secs(1);
-
 /// The time between two looks at the sizes of the processes.
 const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A process of the fleet.
-#[derive(Debug)]
-pub(super) struct Watched {
-    pidfd: PidFd,
-    /// Its process group.
-    pub(super) group: Option<u32>,
-}
-
-impl Watched {
-    fn open(pid: u32) -> Self {
-        Self {
-            pidfd: PidFd::open(pid),
-            group: sys::supervision::group_of(pid),
-        }
-    }
-}
 
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
@@ -224,72 +204,6 @@ impl Run {
         }
     }
 
-    /// Opens the processes that have joined the fleet, and closes those that have left.
-    fn watch_processes(&mut self) {
-        let pids = self.fleet.processes().map(|process| process.pid);
-        let pids: Vec<_> = pids.collect();
-        self.watched.retain(|pid, _| pids.contains(pid));
-        for pid in pids {
-            self.watch(pid);
-        }
-    }
-
-    /// Opens a process, and tells the guardian of it, if this was not done before.
-    fn watch(&mut self, pid: u32) -> &Watched {
-        if !self.watched.contains_key(&pid) {
-            let watched = Watched::open(pid);
-            self.tell_guardian(pid, watched.group);
-            self.watched.insert(pid, watched);
-        }
-        &self.watched[&pid]
-    }
-
-    /// Tells the guardian of a process and its group.
-    fn tell_guardian(&self, pid: u32, group: Option<u32>) {
-        let Some(guardian) = &self.guardian else {
-            return;
-        };
-        if !guardian.watch(Some(pid), self.guarded_group(group)) {
-            log::error!("the guardian does not know of process {pid}");
-        }
-    }
-
-    /// The group of a process, if the group is to be ended with the process.
-    fn guarded_group(&self, group: Option<u32>) -> Option<u32> {
-        let has_groups = self.settings.process_groups;
-        group.filter(|group| has_groups && Some(*group) != self.own_group)
-    }
-
-    /// Starts a guardian, which knows of all processes and of what is being ended.
-    pub(super) fn start_guardian(&mut self) {
-        const FIRST_PROCESS: u32 = 1;
-        if std::process::id() == FIRST_PROCESS {
-            return;
-        }
-        let watched = self.watched.iter();
-        let processes =
-            watched.map(|(pid, watched)| (Some(*pid), self.guarded_group(watched.group)));
-        let ending = self.stragglers.groups().map(|group| (None, Some(group)));
-        let (limit, kills_all) = (
-            self.settings.policy.stop_timeout,
-            self.settings.runs_other_program,
-        );
-        let failed = |error: &io::Error| log::error!("cannot start the guardian: {error}");
-        let guardian = Guardian::start(limit, kills_all, processes.chain(ending));
-        self.guardian = guardian.inspect_err(failed).ok();
-        self.guardian_started_at = Instant::now();
-    }
-
-    /// The guardian has exited: another one is started at once, or with the next process if this one
-    /// did not last.
-    fn replace_guardian(&mut self, pid: u32, how: &str) {
-        log::warn!("the guardian, process {pid}, exited ({how}): starting another");
-        self.guardian = None;
-        if self.guardian_started_at.elapsed() >= MIN_GUARDIAN_AGE {
-            self.start_guardian();
-        }
-    }
-
     fn finish(self, code: i32) -> i32 {
         if notify::has_store() {
             self.listeners.keep_socket_files();
@@ -345,15 +259,6 @@ impl Run {
         sys::supervision::suspend();
         log::info!("the supervisor goes on");
         self.signal_own_groups(Signal::Continue);
-    }
-
-    fn signal_own_groups(&mut self, signal: Signal) {
-        self.watch_processes();
-        let groups = self.watched.values().filter_map(|watched| watched.group);
-        let own = |group: &u32| self.settings.process_groups && Some(*group) != self.own_group;
-        groups
-            .filter(own)
-            .for_each(|group| signal_group(group, signal));
     }
 
     fn read_notifications(&mut self) {
