@@ -228,6 +228,31 @@ fn a_process_that_left_its_group_is_ended_by_the_stop() {
     service.until_left(&[]);
 }
 
+/// All processes are down, and the supervisor waits for the end of a straggler when it is told to start again.
+#[test]
+fn a_process_that_is_started_while_stragglers_end_is_left_alone_and_ended_by_the_stop() {
+    let program = "
+        test -e again && { setsid sleep 1000 & echo $$ > leader2; exec sleep 1000; }
+        : > again
+        setsid sh -c 'trap \"\" TERM; echo $$ > child; while :; do sleep 0.05; done' &
+        while ! test -s child; do sleep 0.01; done
+        echo $$ > leader";
+    let options = ["--restart", "on-failure", "--stop-timeout", "1"];
+    let mut service = Service::start(&options, program);
+    service.pid("leader");
+    let text = format!("sending SIGTERM to process {}", service.pid("child"));
+    eventually("the straggler is ended", || {
+        service.text("log").contains(&text)
+    });
+    service.signal(Signal::HUP);
+    let second = service.pid("leader2");
+    // Longer than the stop time-out.
+    thread::sleep(Duration::from_millis(1500));
+    assert!(is_alive(second));
+    service.stop();
+    service.until_left(&[]);
+}
+
 #[test]
 fn children_that_the_supervisor_had_before_are_left_alone() {
     let sidecar = "sleep 1000 & echo $! > sidecar; ";

@@ -1,5 +1,6 @@
 //! Ends what serving processes leave behind, as [`stragglers`](super::stragglers) decides.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::ancestry::{self, ProcessTable};
@@ -8,6 +9,7 @@ use super::run::{Run, send_signal, signal_group};
 use super::stragglers::{CHECK_INTERVAL, Ending, Step};
 use crate::clock::Deadline;
 use crate::log;
+use crate::sys::supervision::Guardian;
 use crate::sys::{self, PidFd, Signal};
 
 impl Run {
@@ -94,7 +96,7 @@ impl Run {
         };
         let children = table.children(std::process::id()).into_iter();
         let roots = children.filter(|pid| self.is_straggler(*pid)).collect();
-        let left = table.trees(roots, &self.stragglers.earlier_children);
+        let left = table.trees(roots, &self.other_processes());
         let step = all.step(!left.is_empty(), limit, now);
         if let Step::Send(signal) = step {
             for pid in left {
@@ -115,16 +117,23 @@ impl Run {
         self.stragglers.has_killed |= signal == Signal::Kill && is_stopping;
     }
 
+    /// The processes that are no stragglers, nor is what descends from them: those of the fleet, the
+    /// supervisor's own, and the children that the supervisor had before.
+    fn other_processes(&self) -> HashSet<u32> {
+        let fleet = self.fleet.processes().map(|process| process.pid);
+        let guardian = self.guardian.as_ref().map(Guardian::pid);
+        let dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.pid);
+        let earlier = self.stragglers.earlier_children.iter().copied();
+        fleet
+            .chain(guardian)
+            .chain(dry_run)
+            .chain(earlier)
+            .collect()
+    }
+
     /// Whether a child of the supervisor, which is none of the fleet, descends from one of the fleet.
     /// A child that a child from before has left behind does not: without such children, all do.
     fn is_straggler(&self, pid: u32) -> bool {
-        if self
-            .guardian
-            .as_ref()
-            .is_some_and(|guardian| guardian.pid() == pid)
-        {
-            return false;
-        }
         let entry = sys::env_entry("NOTIFY_SOCKET".as_ref(), self.notify_socket.name());
         !self.stragglers.had_children || ancestry::has_env_entry(pid, entry.as_encoded_bytes())
     }

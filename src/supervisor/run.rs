@@ -171,11 +171,13 @@ impl Run {
             self.handle_control_requests();
             self.reap_children();
             self.handle_time();
+            let outcome = self.fleet.outcome();
+            if outcome.is_none() {
+                self.stragglers.keep_rest();
+            }
             self.handle_stragglers();
-            if let Some(outcome) = self.fleet.outcome() {
-                if let Some(code) = self.end_stragglers(outcome) {
-                    return self.finish(code);
-                }
+            if let Some(code) = outcome.and_then(|outcome| self.end_stragglers(outcome)) {
+                return self.finish(code);
             }
             self.wait();
         }

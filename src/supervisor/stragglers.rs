@@ -124,6 +124,13 @@ impl Stragglers {
         self.next_check = self.next_check.map(|_| now);
     }
 
+    /// The supervisor goes on, since a process was started after all: only a later stop ends every
+    /// process that is left.
+    pub(super) fn keep_rest(&mut self) {
+        self.all = None;
+        self.has_ended_all = false;
+    }
+
     /// The groups that are being ended.
     pub(super) fn groups(&self) -> impl Iterator<Item = u32> {
         self.groups.iter().map(|ending| ending.group)
