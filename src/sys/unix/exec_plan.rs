@@ -300,7 +300,8 @@ struct WaiterState {
     is_released: bool,
     /// The parent has died.
     is_orphan: bool,
-    /// The program has closed its end of the start guard's pipe, or has none.
+    /// The program has written to the start guard's pipe or closed it, or has none. Both count: a
+    /// subprocess of the program may hold the pipe, too, and a program may close it unwritten.
     has_started: bool,
     /// The program should have started by now.
     is_late: bool,
@@ -352,7 +353,7 @@ fn ended_status(program: libc::pid_t) -> Option<u32> {
     }
 }
 
-/// Waits for the end of the socket or of the start guard's pipe, for SIGCHLD, or until `timeout`, in
+/// Waits for the end of the socket, for input on the start guard's pipe or its end, for SIGCHLD, or until `timeout`, in
 /// nanoseconds, has passed. Async-signal-safe.
 #[allow(unsafe_code)]
 fn wait_for_input(state: &mut WaiterState, timeout: Option<u64>) {
@@ -377,13 +378,11 @@ fn wait_for_input(state: &mut WaiterState, timeout: Option<u64>) {
         if libc::pselect(count, &mut read, none, none, time, &mask) <= 0 {
             return;
         }
+        let is_ready = |number| libc::FD_ISSET(number, &read);
         let mut byte = 0_u8;
-        let mut is_at_end = |number| {
-            let is_ready = libc::FD_ISSET(number, &read);
-            is_ready && libc::read(number, (&raw mut byte).cast(), 1) == 0
-        };
-        state.is_released |= is_at_end(SOCKET);
-        state.has_started |= is_at_end(START_PIPE);
+        let mut is_at_end = |number| libc::read(number, (&raw mut byte).cast(), 1) == 0;
+        state.is_released |= is_ready(SOCKET) && is_at_end(SOCKET);
+        state.has_started |= is_ready(START_PIPE);
     }
 }
 
