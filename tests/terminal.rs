@@ -249,7 +249,8 @@ fn ctrl_z_stops_all_and_fg_continues_all() {
 
 #[test]
 fn a_pause_by_ctrl_z_is_no_hang() {
-    const LIMIT: Duration = Duration::from_secs(2);
+    // A process of a busy machine is not late.
+    const LIMIT: Duration = Duration::from_secs(5);
     let test = std::env::current_exe().unwrap();
     let program = format!(
         "export {DIR}=\"$PWD\"; echo 127.0.0.1:0 > listen; echo $$ > pid; \
@@ -257,7 +258,7 @@ fn a_pause_by_ctrl_z_is_no_hang() {
         test.display()
     );
     let mut job = Job::start(
-        "--control control --watchdog 2 --abort-timeout 0.1",
+        "--control control --watchdog 5 --abort-timeout 0.1",
         &program,
     );
     let status = || {
