@@ -78,8 +78,8 @@ pub(super) struct Run {
     /// Ends what this supervisor has started if it dies. `None` if it could not be started, and
     /// where the kernel does the same: for the first process of a pid namespace (pid_namespaces(7)).
     pub(super) guardian: Option<Guardian>,
-    /// When this process started or took over the guardian.
-    pub(super) guardian_started_at: Instant,
+    /// When the next guardian may be started, should there be none then.
+    pub(super) next_guardian: Deadline,
     pub(super) dry_run: Option<DryRun>,
     pub(super) started_at: Instant,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -153,7 +153,7 @@ impl Run {
             own_group: sys::supervision::group_of(std::process::id()),
             stragglers: Stragglers::default(),
             guardian: None,
-            guardian_started_at: now,
+            next_guardian: Deadline::NEVER,
             dry_run: None,
             started_at: now,
             stop_signal_received: false,
@@ -192,6 +192,7 @@ impl Run {
             .deadline()
             .earlier(self.next_watchdog)
             .earlier(self.stragglers.deadline())
+            .earlier(self.guardian_deadline())
             .earlier(notify::retry_at())
             .earlier(self.next_measurement)
             .earlier(control_deadline);
@@ -317,7 +318,8 @@ impl Run {
         }
         log::debug!("process {pid} exited ({how})");
         if self.guardian.as_ref().is_some_and(|own| own.pid() == pid) {
-            self.replace_guardian(pid, &how);
+            log::warn!("the guardian, process {pid}, exited ({how})");
+            self.guardian = None;
         }
         // Another process may get this id.
         let watched = self.watched.remove(&pid);
@@ -341,6 +343,7 @@ impl Run {
             notify::send_watchdog_alive();
         }
         notify::retry();
+        self.start_due_guardian(now);
         if let Some(control) = &mut self.control {
             control.expire(now);
             control.restore_file(now, &self.settings);

@@ -5,13 +5,17 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::run::{Run, signal_group};
+use crate::clock::Deadline;
 use crate::log;
 use crate::sys::supervision::Guardian;
 use crate::sys::{self, PidFd, Signal};
 
-/// A guardian that has not run for so long is replaced only when a process is started: whatever ended
-/// the guardian may end the next one, too.
+/// The shortest time between the starts of two guardians: whatever ended one may end the next one,
+/// too.
 const MIN_GUARDIAN_AGE: Duration = Duration::from_secs(1);
+
+/// The time before another attempt when no guardian could be started.
+const GUARDIAN_RETRY: Duration = Duration::from_secs(10);
 
 /// A process of the fleet.
 #[derive(Debug)]
@@ -84,15 +88,23 @@ impl Run {
         let failed = |error: &io::Error| log::error!("cannot start the guardian: {error}");
         let guardian = Guardian::start(limit, kills_all, processes.chain(ending));
         self.guardian = guardian.inspect_err(failed).ok();
-        self.guardian_started_at = Instant::now();
+        let now = Instant::now();
+        self.next_guardian = match self.guardian {
+            Some(_) => Deadline::after(now, MIN_GUARDIAN_AGE),
+            None => Deadline::after(now, GUARDIAN_RETRY),
+        };
     }
 
-    /// The guardian has exited: another one is started at once, or with the next process if this one
-    /// did not last.
-    pub(super) fn replace_guardian(&mut self, pid: u32, how: &str) {
-        log::warn!("the guardian, process {pid}, exited ({how}): starting another");
-        self.guardian = None;
-        if self.guardian_started_at.elapsed() >= MIN_GUARDIAN_AGE {
+    /// When another guardian is to be started.
+    pub(super) fn guardian_deadline(&self) -> Deadline {
+        match self.guardian {
+            Some(_) => Deadline::NEVER,
+            None => self.next_guardian,
+        }
+    }
+
+    pub(super) fn start_due_guardian(&mut self, now: Instant) {
+        if self.guardian_deadline().has_passed(now) {
             self.start_guardian();
         }
     }
