@@ -419,6 +419,24 @@ fn a_guardian_is_replaced_although_no_process_starts() {
     service.until_left(&[]);
 }
 
+/// The old one has the settings of the program before, and keeps its file in use.
+#[test]
+fn an_upgraded_supervisor_has_a_guardian_of_its_own() {
+    let mut service = Service::start(&[], WRAPPER);
+    service.pid("leader");
+    service.pid("child");
+    let first = service.guardian();
+    assert!(first.is_some());
+    service.upgrade();
+    eventually("the second guardian", || {
+        service.guardian().is_some_and(|second| Some(second) != first)
+    });
+    assert_eq!(first.and_then(stat), None);
+    service.signal(Signal::KILL);
+    service.wait();
+    service.until_left(&[]);
+}
+
 #[test]
 fn no_signal_is_ignored_or_blocked_by_accident() {
     let dir = TempDir::new().unwrap();

@@ -211,6 +211,9 @@ impl Run {
         if notify::has_store() {
             self.listeners.keep_socket_files();
         }
+        if let Some(guardian) = self.guardian {
+            guardian.end();
+        }
         log::info!("the supervisor exits");
         code
     }

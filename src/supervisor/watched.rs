@@ -95,6 +95,15 @@ impl Run {
         };
     }
 
+    /// Ends the guardian of the program that this process ran before an upgrade, which has the settings
+    /// of that program and keeps its file in use. The old guardian stays if there is no new one.
+    pub(super) fn end_old_guardian(&mut self, old: Guardian) {
+        match self.guardian {
+            Some(_) => old.end(),
+            None => self.guardian = Some(old),
+        }
+    }
+
     /// When another guardian is to be started.
     pub(super) fn guardian_deadline(&self) -> Deadline {
         match self.guardian {
