@@ -216,6 +216,41 @@ fn a_straggler_that_ignores_the_stop_is_killed() {
 }
 
 #[test]
+fn a_straggler_that_forks_all_the_time_is_killed_with_all_its_children() {
+    let program = "
+        setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while :; do sleep 100 & sleep 0.002; done' &
+        echo $$ > leader; wait";
+    for _ in 0..3 {
+        let mut service = Service::start(&["--stop-timeout", "0.3"], program);
+        service.pid("leader");
+        service.pid("daemon");
+        assert_eq!(service.stop().code(), Some(1));
+        service.until_left(&[]);
+    }
+}
+
+/// Their parents do not reap what is left to them: the guardian sees the end of a process nevertheless.
+#[test]
+fn a_guardian_ends_the_group_of_a_process_that_nobody_reaps() {
+    let program = "sh -c 'trap \"echo TERM > term; exit\" TERM; echo $$ > child; while :; do sleep 0.02; done' &
+        echo $$ > leader; wait";
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("program"), program).unwrap();
+    // The stop time-out is longer than the test may last.
+    let mut service = Service::start_in(dir, &["--stop-timeout", "600"], "exec \"$@\"");
+    let (leader, _) = (service.pid("leader"), service.pid("child"));
+    // This process is the parent of what the supervisor leaves behind, and reaps only the supervisor.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    service.signal(Signal::KILL);
+    service.wait();
+    eventually("a process that is not reaped", || {
+        stat(leader).is_none_or(|stat| stat.0 == 'Z')
+    });
+    eventually("the end of the group", || service.path("term").exists());
+    service.until_left(&[]);
+}
+
+#[test]
 fn a_process_that_left_its_group_is_ended_by_the_stop() {
     let program = "setsid sh -c 'echo $$ > daemon; exec sleep 1000' & echo $$ > leader; wait";
     let mut service = Service::start(&[], program);
@@ -429,7 +464,9 @@ fn an_upgraded_supervisor_has_a_guardian_of_its_own() {
     assert!(first.is_some());
     service.upgrade();
     eventually("the second guardian", || {
-        service.guardian().is_some_and(|second| Some(second) != first)
+        service
+            .guardian()
+            .is_some_and(|second| Some(second) != first)
     });
     assert_eq!(first.and_then(stat), None);
     service.signal(Signal::KILL);

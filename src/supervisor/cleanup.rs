@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::ancestry::{self, ProcessTable};
 use super::fleet::Outcome;
 use super::run::{Run, send_signal, signal_group};
-use super::stragglers::{CHECK_INTERVAL, Ending, Step};
+use super::stragglers::{Ending, Step};
 use crate::clock::Deadline;
 use crate::log;
 use crate::sys::supervision::Guardian;
@@ -70,10 +70,13 @@ impl Run {
             let members = members.find(|pid| table.is_in_group(*pid, ending.group));
             // Meanwhile the group may have become that of a new process of the fleet.
             let is_free = self.has_own_group(ending.group, 0);
+            let was_killed = ending.is_killed();
             let step = ending.step(members.is_some() && is_free, limit, now);
             if let Step::Send(signal) = step {
                 let group = ending.group;
-                log::info!("sending {signal} to what process group {group} has left behind");
+                if !was_killed {
+                    log::info!("sending {signal} to what process group {group} has left behind");
+                }
                 signal_group(group, signal);
                 // A process that is stopped (SIGSTOP) does not act on SIGTERM.
                 signal_group(group, Signal::Continue);
@@ -86,8 +89,7 @@ impl Run {
         });
         self.stragglers.groups = groups;
         self.end_all(&table, limit, now);
-        let is_any_left = !self.stragglers.groups.is_empty() || self.stragglers.all.is_some();
-        self.stragglers.next_check = is_any_left.then(|| now + CHECK_INTERVAL);
+        self.stragglers.check_later(now);
     }
 
     fn end_all(&mut self, table: &ProcessTable, limit: Deadline, now: Instant) {
@@ -96,11 +98,16 @@ impl Run {
         };
         let children = table.children(std::process::id()).into_iter();
         let roots = children.filter(|pid| self.is_straggler(*pid)).collect();
-        let left = table.trees(roots, &self.other_processes());
+        let mut left = table.trees(roots, &self.other_processes());
+        // Waiting for one that the supervisor may not signal would only delay the stop.
+        left.retain(|pid| sys::supervision::may_signal(*pid));
+        let was_killed = all.is_killed();
         let step = all.step(!left.is_empty(), limit, now);
         if let Step::Send(signal) = step {
             for pid in left {
-                log::warn!("sending {signal} to process {pid}, which was left behind");
+                if !was_killed {
+                    log::warn!("sending {signal} to process {pid}, which was left behind");
+                }
                 let process = PidFd::open(pid);
                 send_signal(&process, pid, signal);
                 send_signal(&process, pid, Signal::Continue);

@@ -5,10 +5,12 @@
 //! left of the group is sent SIGTERM, and SIGKILL after the stop time-out. When no serving process is
 //! left, and the supervisor is to exit, the same happens to every process that descends from the
 //! supervisor, whatever its group. The children that the supervisor had before it became the
-//! supervisor are left alone, and so is what descends from them.
+//! supervisor are left alone, and so is what descends from them. SIGKILL is sent until none is left: a
+//! straggler may have forked between the look and the signal.
 //!
 //! The supervisor is told of the ends of stragglers only when they are its children. So it looks at
-//! the table of all processes when a child has exited, and each [`CHECK_INTERVAL`].
+//! the table of all processes when a child has exited, and each [`CHECK_INTERVAL`] or
+//! [`KILL_INTERVAL`].
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -19,7 +21,10 @@ use crate::clock::Deadline;
 use crate::sys::Signal;
 
 /// The time between two looks at the stragglers.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while stragglers are being killed: one may have forked meanwhile.
+const KILL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The stragglers that are being ended.
 #[derive(Debug, Default)]
@@ -71,8 +76,10 @@ fn next_step(stage: Stage, is_any_left: bool, is_late: bool) -> Step {
     match (stage, is_any_left, is_late) {
         (_, false, _) | (Stage::Killed, true, true) => Step::Forget,
         (Stage::New | Stage::Terminated, true, true) => Step::Send(Signal::Kill),
+        // Again at each look: for those that were forked since the last one.
+        (Stage::Killed, true, false) => Step::Send(Signal::Kill),
         (Stage::New, true, false) => Step::Send(Signal::Terminate),
-        (Stage::Terminated | Stage::Killed, true, false) => Step::Wait,
+        (Stage::Terminated, true, false) => Step::Wait,
     }
 }
 
@@ -86,6 +93,11 @@ impl Ending {
         }
     }
 
+    /// SIGKILL was sent.
+    pub(super) fn is_killed(&self) -> bool {
+        self.stage == Stage::Killed
+    }
+
     /// `limit` is the deadline of a stop.
     pub(super) fn step(&mut self, is_any_left: bool, limit: Deadline, now: Instant) -> Step {
         let deadline = match self.stage {
@@ -94,11 +106,12 @@ impl Ending {
         };
         let step = next_step(self.stage, is_any_left, deadline.has_passed(now));
         match step {
-            Step::Send(Signal::Kill) => {
+            Step::Send(Signal::Kill) if self.stage != Stage::Killed => {
                 self.stage = Stage::Killed;
                 self.deadline = Deadline::after(now, KILL_TIMEOUT);
             }
-            Step::Send(_) => self.stage = Stage::Terminated,
+            Step::Send(Signal::Terminate) => self.stage = Stage::Terminated,
+            Step::Send(_) => {}
             Step::Wait | Step::Forget => {}
         }
         step
@@ -117,6 +130,15 @@ impl Stragglers {
 
     pub(super) fn deadline(&self) -> Deadline {
         Deadline::at(self.next_check)
+    }
+
+    /// Plans the next look.
+    pub(super) fn check_later(&mut self, now: Instant) {
+        let mut endings = self.groups.iter().chain(&self.all);
+        let kills = endings.any(|ending| ending.is_killed());
+        let is_any_left = !self.groups.is_empty() || self.all.is_some();
+        let interval = if kills { KILL_INTERVAL } else { CHECK_INTERVAL };
+        self.next_check = is_any_left.then(|| now + interval);
     }
 
     /// Has the stragglers looked at in this turn, if there are some.
@@ -158,7 +180,7 @@ mod tests {
             (Stage::Terminated, true, false, Step::Wait),
             (Stage::Terminated, false, true, Step::Forget),
             (Stage::Terminated, true, true, kill),
-            (Stage::Killed, true, false, Step::Wait),
+            (Stage::Killed, true, false, kill),
             (Stage::Killed, false, false, Step::Forget),
             (Stage::Killed, true, true, Step::Forget),
         ] {
@@ -176,7 +198,7 @@ mod tests {
         assert_eq!(ending.step(true, stop, now), Step::Wait);
         let later = now + Duration::from_secs(2);
         assert_eq!(ending.step(true, stop, later), Step::Send(Signal::Kill));
-        assert_eq!(ending.step(true, stop, later), Step::Wait);
+        assert_eq!(ending.step(true, stop, later), Step::Send(Signal::Kill));
         let later = later + KILL_TIMEOUT;
         assert_eq!(ending.step(true, stop, later), Step::Forget);
     }

@@ -11,8 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::param;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper, wait,
-    waitid,
+    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper,
+    test_kill_process, wait, waitid,
 };
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
@@ -84,6 +84,11 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
 pub(crate) fn is_child(pid: u32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     kernel_pid(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
+}
+
+/// False if the process is another user's whose processes this one may not send signals (kill(2)).
+pub(crate) fn may_signal(pid: u32) -> bool {
+    kernel_pid(pid).is_some_and(|pid| test_kill_process(pid) != Err(Errno::PERM))
 }
 
 /// How long ago something was that /proc dates in clock ticks since the boot (`starttime` in
