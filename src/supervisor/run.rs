@@ -472,6 +472,10 @@ impl Run {
         let watched = self.watch(pid);
         let is_running = !watched.pidfd.has_ended();
         send_signal(&watched.pidfd, pid, signal);
+        // A process that is stopped (SIGSTOP, or SIGTTOU of a terminal) acts on no other signal.
+        if stops || matches!(signal, Signal::Abort | Signal::Quit) {
+            send_signal(&watched.pidfd, pid, Signal::Continue);
+        }
         let group = watched.group;
         // When a process has exited, its group is ended: see `stragglers`.
         if signal == Signal::Kill && is_running && self.settings.process_groups {

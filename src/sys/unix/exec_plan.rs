@@ -38,8 +38,8 @@ pub(super) struct ExecPlan {
     stderr: RawFd,
     identity: Option<Identity>,
     own_group: bool,
-    /// Otherwise SIGHUP has its default action.
-    pub(super) ignores_hangup: bool,
+    /// The signals that the program ignores. The others have their default action.
+    pub(super) ignored: Vec<libc::c_int>,
     /// The pipe to the guardian.
     guardian: Option<RawFd>,
     /// The pipe and the limit of a start guard.
@@ -64,6 +64,9 @@ impl ExecPlan {
         let pid_texts = pid_texts.collect::<io::Result<Vec<_>>>()?;
         let argv = args.iter().map(|arg| arg.as_ptr());
         let envp = env.iter().map(|entry| entry.as_ptr());
+        // The program is not in the foreground of a terminal, which may stop it when it writes
+        // (`stty tostop`).
+        let stops_at_output = options.own_group && signal::has_terminal();
         let envp = envp.chain(pid_texts.iter().map(|text| text.bytes.as_ptr().cast()));
         Ok(Self {
             program: to_path(options.program)?,
@@ -77,7 +80,10 @@ impl ExecPlan {
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
             identity: options.identity.cloned(),
             own_group: options.own_group,
-            ignores_hangup: false,
+            ignored: stops_at_output
+                .then_some(libc::SIGTTOU)
+                .into_iter()
+                .collect(),
             guardian: options.guardian.map(|guardian| guardian.pipe().as_raw_fd()),
             start_guard: options
                 .start_guard
@@ -237,7 +243,7 @@ impl ExecPlan {
                 check(libc::chdir(dir.as_ptr()))?;
             }
         }
-        signal::reset_dispositions(self.ignores_hangup);
+        signal::reset_dispositions(&self.ignored);
         // The program raises the limit itself, or is one that must not have it raised.
         restore_own_descriptor_limit()?;
         // The last step that needs privileges: the directory may be one that only root can enter.
