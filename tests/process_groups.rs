@@ -229,6 +229,27 @@ fn a_straggler_that_forks_all_the_time_is_killed_with_all_its_children() {
     }
 }
 
+#[test]
+fn a_group_is_ended_though_proc_is_not_available() {
+    let hide = "mount -t tmpfs none /proc";
+    let mut probe = Command::new("unshare");
+    let probe = probe
+        .args(["--mount", "sh", "-c", hide])
+        .stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        return eprintln!("not run: this user may not mount");
+    }
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("program"), WRAPPER).unwrap();
+    let wrapper = format!("exec unshare --mount sh -c '{hide}; exec \"$@\"' sh \"$@\"");
+    let mut service = Service::start_in(dir, &[], &wrapper);
+    service.pid("leader");
+    service.pid("child");
+    assert_eq!(service.stop().code(), Some(0));
+    service.until_left(&[]);
+    assert!(service.text("log").contains("cannot look at"));
+}
+
 /// Their parents do not reap what is left to them: the guardian sees the end of a process nevertheless.
 #[test]
 fn a_guardian_ends_the_group_of_a_process_that_nobody_reaps() {

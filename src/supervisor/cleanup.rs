@@ -1,6 +1,7 @@
 //! Ends what serving processes leave behind, as [`stragglers`](super::stragglers) decides.
 
 use std::collections::HashSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::ancestry::{self, ProcessTable};
@@ -61,17 +62,31 @@ impl Run {
             .fleet
             .shutdown
             .map_or(Deadline::NEVER, |stop| stop.deadline);
-        let table = ProcessTable::read();
-        let own = std::process::id();
-        let descendants = table.trees(table.children(own), &self.stragglers.earlier_children);
+        let is_first = !self.stragglers.is_table_missing;
+        let failed = |error: &io::Error| {
+            if is_first {
+                log::error!("cannot look at what processes have left behind: {error}");
+            }
+        };
+        let table = ProcessTable::read().inspect_err(failed).ok();
+        self.stragglers.is_table_missing = table.is_none();
+        let descendants = table.as_ref().map(|table| {
+            let children = table.children(std::process::id());
+            table.trees(children, &self.stragglers.earlier_children)
+        });
         let mut groups = std::mem::take(&mut self.stragglers.groups);
         groups.retain_mut(|ending| {
-            let mut members = descendants.iter().copied();
-            let members = members.find(|pid| table.is_in_group(*pid, ending.group));
+            let is_any_left = match (&table, &descendants) {
+                (Some(table), Some(descendants)) => {
+                    let mut members = descendants.iter();
+                    members.any(|pid| table.is_in_group(*pid, ending.group))
+                }
+                _ => sys::supervision::has_group(ending.group),
+            };
             // Meanwhile the group may have become that of a new process of the fleet.
             let is_free = self.has_own_group(ending.group, 0);
             let was_killed = ending.is_killed();
-            let step = ending.step(members.is_some() && is_free, limit, now);
+            let step = ending.step(is_any_left && is_free, limit, now);
             if let Step::Send(signal) = step {
                 let group = ending.group;
                 if !was_killed {
@@ -88,7 +103,11 @@ impl Run {
             step != Step::Forget
         });
         self.stragglers.groups = groups;
-        self.end_all(&table, limit, now);
+        match table {
+            Some(table) => self.end_all(&table, limit, now),
+            // Then nothing tells what is left.
+            None => self.stragglers.all = None,
+        }
         self.stragglers.check_later(now);
     }
 

@@ -13,11 +13,13 @@
 //! [`KILL_INTERVAL`].
 
 use std::collections::HashSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::ancestry::ProcessTable;
 use super::fleet::KILL_TIMEOUT;
 use crate::clock::Deadline;
+use crate::log;
 use crate::sys::Signal;
 
 /// The time between two looks at the stragglers.
@@ -41,6 +43,8 @@ pub(super) struct Stragglers {
     pub(super) earlier_children: HashSet<u32>,
     /// There were such children, which may leave children of their own to the supervisor.
     pub(super) had_children: bool,
+    /// The last look at the processes failed.
+    pub(super) is_table_missing: bool,
     /// A straggler had to be killed in a stop.
     pub(super) has_killed: bool,
 }
@@ -120,7 +124,9 @@ impl Ending {
 
 impl Stragglers {
     pub(super) fn with_earlier_children() -> Self {
-        let children = ProcessTable::read().children(std::process::id());
+        let failed = |error: &io::Error| log::error!("cannot look at the processes: {error}");
+        let table = ProcessTable::read().inspect_err(failed).unwrap_or_default();
+        let children = table.children(std::process::id());
         Self {
             had_children: !children.is_empty(),
             earlier_children: children.into_iter().collect(),

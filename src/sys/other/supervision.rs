@@ -49,6 +49,10 @@ pub(crate) fn is_child(_pid: u32) -> bool {
     false
 }
 
+pub(crate) fn has_group(_group: u32) -> bool {
+    false
+}
+
 pub(crate) fn may_signal(_pid: u32) -> bool {
     false
 }

@@ -12,7 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::param;
 use rustix::process::{
     Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper,
-    test_kill_process, wait, waitid,
+    test_kill_process, test_kill_process_group, wait, waitid,
 };
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
@@ -134,6 +134,11 @@ pub(crate) fn group_of(pid: u32) -> Option<u32> {
     // SAFETY: the call takes a number.
     let group = unsafe { libc::getpgid(i32::try_from(pid).ok()?) };
     u32::try_from(group).ok().filter(|group| *group != 0)
+}
+
+/// Whether a process of this group is left, perhaps one that is not reaped yet.
+pub(crate) fn has_group(group: u32) -> bool {
+    kernel_pid(group).is_some_and(|group| test_kill_process_group(group).is_ok())
 }
 
 /// Sends a signal to all processes of a group. A process of the group must not be reaped yet.
