@@ -531,7 +531,8 @@ mod tests {
     fn no_close_of_what_a_client_has_sent_waits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0, IfLocked::Wait) else {
+        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0, IfLocked::Wait)
+        else {
             return;
         };
         for is_received in [true, false] {

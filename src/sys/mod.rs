@@ -259,8 +259,8 @@ pub(crate) struct SpawnOptions<'a> {
 #[cfg_attr(windows, allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct StartGuard<'a> {
-    /// The reading end of a pipe. The program holds the writing end, and closes it when it has
-    /// started.
+    /// The reading end of a pipe. The program holds the writing end, and writes a byte to it when it
+    /// has started.
     pub(crate) pipe: &'a Descriptor,
     /// How long the start may take.
     pub(crate) limit: std::time::Duration,

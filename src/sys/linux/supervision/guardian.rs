@@ -101,6 +101,18 @@ impl Guardian {
         self.pid
     }
 
+    /// Ends the guardian, which ends nothing. For a child of this process.
+    #[allow(unsafe_code)]
+    pub(crate) fn end(self) {
+        let pid = self.pid as i32;
+        // SAFETY: the calls take numbers, and no pointer that is used. The guardian is a child that is
+        // not reaped yet, so that no other process has its id.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, ptr::null_mut(), 0);
+        }
+    }
+
     pub(crate) fn pipe(&self) -> &Descriptor {
         &self.pipe
     }
@@ -131,6 +143,9 @@ fn numbers(what: i32, process: Option<u32>, group: Option<u32>) -> [i32; 3] {
 struct Entry {
     process: i32,
     group: i32,
+    /// A handle of the process (pidfd_open(2)), once the supervisor has died. Negative before Linux
+    /// 5.3 and without descriptors: then the id alone tells the process.
+    pidfd: RawFd,
     stage: Stage,
     /// When the last SIGTERM was sent, by the monotonic clock in nanoseconds.
     terminated_at: u64,
@@ -182,6 +197,7 @@ fn record(entries: &mut Vec<Entry>, [what, process, group]: [i32; 3]) {
         entries.push(Entry {
             process,
             group,
+            pidfd: -1,
             stage: Stage::New,
             terminated_at: 0,
         });
@@ -208,6 +224,7 @@ fn run(pipe: RawFd, limit: Limit, entries: &mut Vec<Entry>) -> ! {
                 _ => {}
             }
         }
+        entries.iter_mut().for_each(Entry::open);
         while !entries.is_empty() {
             let now = clock::monotonic_nanos();
             entries.retain_mut(|entry| end(entry, limit, now));
@@ -217,33 +234,73 @@ fn run(pipe: RawFd, limit: Limit, entries: &mut Vec<Entry>) -> ! {
     }
 }
 
-/// Takes the next step with an entry. False if there is nothing more to be done.
 #[allow(unsafe_code)]
+impl Entry {
+    /// Opens the process. The supervisor has died a moment ago, so that no other process has the id.
+    fn open(&mut self) {
+        if self.process != 0 {
+            // SAFETY: the call takes numbers only.
+            let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.process, 0) };
+            self.pidfd = RawFd::try_from(pidfd).unwrap_or(-1);
+        }
+    }
+
+    /// Whether the process has not ended. One that has, and that its parent does not reap, could still
+    /// be sent signals.
+    fn is_running(&self) -> bool {
+        if self.pidfd < 0 {
+            return self.signal_process(0);
+        }
+        let mut fd = libc::pollfd {
+            fd: self.pidfd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the call takes one live structure.
+        unsafe { libc::poll(&mut fd, 1, 0) != 1 }
+    }
+
+    /// False if there is no such process.
+    fn signal_process(&self, signal: libc::c_int) -> bool {
+        let (pidfd, none) = (self.pidfd, ptr::null::<libc::siginfo_t>());
+        // SAFETY: the calls take numbers, and no pointer that is used. Without a handle, this guardian
+        // has seen the process less than INTERVAL ago.
+        unsafe {
+            match pidfd {
+                0.. => libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, none, 0) == 0,
+                _ => self.process != 0 && libc::kill(self.process, signal) == 0,
+            }
+        }
+    }
+
+    /// False if there is no such group.
+    fn signal_group(&self, signal: libc::c_int) -> bool {
+        // SAFETY: the call takes numbers only. This guardian has seen the group less than INTERVAL ago.
+        self.group != 0 && unsafe { libc::kill(-self.group, signal) == 0 }
+    }
+}
+
+/// Takes the next step with an entry. False if there is nothing more to be done.
 fn end(entry: &mut Entry, limit: Limit, now: u64) -> bool {
-    let Entry { process, group, .. } = *entry;
-    // SAFETY: the calls take numbers only. The supervisor has died a moment ago, or this guardian has
-    // seen the process or its group less than INTERVAL ago, so that no other process has the id.
-    let send = |to: i32, signal| to != 0 && unsafe { libc::kill(to, signal) } == 0;
-    let (is_running, has_group) = (send(process, 0), send(-group, 0));
-    let terminate = |to, stage| {
-        send(to, libc::SIGTERM);
-        // A process that is stopped does not act on SIGTERM.
-        send(to, libc::SIGCONT);
-        (stage, now)
-    };
+    let (is_running, has_group) = (entry.is_running(), entry.signal_group(0));
     let has_passed = now.saturating_sub(entry.terminated_at) >= limit.nanos;
     let is_late = has_passed && (limit.kills_all || !is_running);
     match next_step(entry.stage, is_running, has_group, is_late) {
         Step::Wait => {}
         Step::Terminate => {
-            (entry.stage, entry.terminated_at) = terminate(process, Stage::Terminated);
+            entry.signal_process(libc::SIGTERM);
+            // A process that is stopped does not act on SIGTERM.
+            entry.signal_process(libc::SIGCONT);
+            (entry.stage, entry.terminated_at) = (Stage::Terminated, now);
         }
         Step::TerminateGroup => {
-            (entry.stage, entry.terminated_at) = terminate(-group, Stage::GroupTerminated);
+            entry.signal_group(libc::SIGTERM);
+            entry.signal_group(libc::SIGCONT);
+            (entry.stage, entry.terminated_at) = (Stage::GroupTerminated, now);
         }
         Step::Kill => {
-            send(process, libc::SIGKILL);
-            send(-group, libc::SIGKILL);
+            entry.signal_process(libc::SIGKILL);
+            entry.signal_group(libc::SIGKILL);
             return false;
         }
         Step::Forget => return false,
