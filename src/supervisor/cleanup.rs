@@ -11,7 +11,7 @@ use super::stragglers::{Ending, Step};
 use crate::clock::Deadline;
 use crate::log;
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, PidFd, Signal};
+use crate::sys::{self, Guarded, PidFd, Signal};
 
 impl Run {
     /// What an upgrade passes on.
@@ -40,7 +40,7 @@ impl Run {
             let deadline = Deadline::after(now, self.settings.policy.stop_timeout);
             self.stragglers.end_group(group, deadline, now);
             if let Some(guardian) = &self.guardian {
-                guardian.watch(None, Some(group));
+                guardian.watch(Guarded::group(group));
             }
         }
     }

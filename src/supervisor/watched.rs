@@ -8,7 +8,7 @@ use super::run::{Run, signal_group};
 use crate::clock::Deadline;
 use crate::log;
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, PidFd, Signal};
+use crate::sys::{self, Guarded, PidFd, Signal};
 
 /// The shortest time between the starts of two guardians: whatever ended one may end the next one,
 /// too.
@@ -60,15 +60,20 @@ impl Run {
         let Some(guardian) = &self.guardian else {
             return;
         };
-        if !guardian.watch(Some(pid), self.guarded_group(group)) {
+        if !guardian.watch(self.guarded(pid, group)) {
             log::error!("the guardian does not know of process {pid}");
         }
     }
 
-    /// The group of a process, if the group is to be ended with the process.
-    fn guarded_group(&self, group: Option<u32>) -> Option<u32> {
+    /// A process, and its group if the group is to be ended with the process.
+    fn guarded(&self, pid: u32, group: Option<u32>) -> Guarded {
         let has_groups = self.settings.process_groups;
-        group.filter(|group| has_groups && Some(*group) != self.own_group)
+        let mut processes = self.fleet.processes();
+        Guarded {
+            process: Some(pid),
+            group: group.filter(|group| has_groups && Some(*group) != self.own_group),
+            is_own_child: processes.any(|process| process.pid == pid && !process.is_adopted),
+        }
     }
 
     /// Starts a guardian, which knows of all processes and of what is being ended.
@@ -78,15 +83,15 @@ impl Run {
             return;
         }
         let watched = self.watched.iter();
-        let processes =
-            watched.map(|(pid, watched)| (Some(*pid), self.guarded_group(watched.group)));
-        let ending = self.stragglers.groups().map(|group| (None, Some(group)));
+        let processes = watched.map(|(pid, watched)| self.guarded(*pid, watched.group));
+        let ending = self.stragglers.groups().map(Guarded::group);
         let (limit, kills_all) = (
             self.settings.policy.stop_timeout,
             self.settings.runs_other_program,
         );
         let failed = |error: &io::Error| log::error!("cannot start the guardian: {error}");
-        let guardian = Guardian::start(limit, kills_all, processes.chain(ending));
+        let identity = self.settings.identity.as_ref();
+        let guardian = Guardian::start(limit, kills_all, identity, processes.chain(ending));
         self.guardian = guardian.inspect_err(failed).ok();
         let now = Instant::now();
         self.next_guardian = match self.guardian {

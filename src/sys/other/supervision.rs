@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::{Credentials, Datagram, Descriptor, Identity, Interest, LogReport, Signal};
+use crate::sys::{
+    Credentials, Datagram, Descriptor, Guarded, Identity, Interest, LogReport, Signal,
+};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 
@@ -86,7 +88,8 @@ impl Guardian {
     pub(crate) fn start(
         _limit: Duration,
         _kills_all: bool,
-        _known: impl Iterator<Item = (Option<u32>, Option<u32>)>,
+        _identity: Option<&Identity>,
+        _known: impl Iterator<Item = Guarded>,
     ) -> io::Result<Self> {
         unsupported()
     }
@@ -107,7 +110,7 @@ impl Guardian {
         match *self {}
     }
 
-    pub(crate) fn watch(&self, _process: Option<u32>, _group: Option<u32>) -> bool {
+    pub(crate) fn watch(&self, _guarded: Guarded) -> bool {
         match *self {}
     }
 

@@ -114,23 +114,13 @@ impl ExecPlan {
         pid.ok_or(error)
     }
 
-    /// What the kernel sends a child of this process when this process ends. A program that can take
-    /// two requests to stop for a request to stop at once gets one only: from the guardian, or from
-    /// the kernel.
-    fn signal_at_parent_end(&self) -> libc::c_int {
-        match self.guardian {
-            Some(_) => 0,
-            None => libc::SIGTERM,
-        }
-    }
-
     /// Becomes the program.
     pub(super) fn run_child(&mut self, parent: Pid) -> ! {
-        end_with_parent(parent, self.signal_at_parent_end());
+        end_with_parent(parent, libc::SIGTERM);
         let own = getpid().as_raw_nonzero().get();
         let group = if self.own_group { own } else { 0 };
         if let Some(guardian) = self.guardian {
-            write_record(guardian, &[GUARDIAN_WATCH, own, group]);
+            write_record(guardian, &[GUARDIAN_WATCH_CHILD, own, group]);
         }
         let Err(error) = self.exec(Some(parent));
         if let Some(guardian) = self.guardian {
@@ -258,7 +248,7 @@ impl ExecPlan {
             become_identity(identity)?;
             // A change of the user cancels the signal at the parent's end.
             if let Some(parent) = parent {
-                end_with_parent(parent, self.signal_at_parent_end());
+                end_with_parent(parent, libc::SIGTERM);
             }
         }
         signal::change_mask(libc::SIG_SETMASK, &self.mask);
@@ -437,6 +427,8 @@ fn exit_with_error(error_pipe: RawFd, error: &io::Error) -> ! {
 /// The first number of a record for the guardian: a process and its group are to be ended with the
 /// supervisor.
 pub(in crate::sys) const GUARDIAN_WATCH: i32 = 1;
+/// The same for a child of the supervisor, which the kernel tells as well.
+pub(in crate::sys) const GUARDIAN_WATCH_CHILD: i32 = 2;
 /// The process, or what was left of its group, has ended.
 pub(in crate::sys) const GUARDIAN_FORGET: i32 = 0;
 
