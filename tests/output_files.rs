@@ -380,12 +380,13 @@ fn a_full_disk_is_a_counted_note_and_blocks_nobody() {
 
 #[test]
 fn what_is_no_log_file_is_refused_by_name() {
+    use std::os::unix::fs::PermissionsExt;
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name);
     let made = Command::new("mkfifo").arg(path("fifo")).status().unwrap();
     assert!(made.success());
     std::os::unix::fs::symlink("/etc/passwd", path("link")).unwrap();
-    let shared = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o1777));
+    let shared = fs::Permissions::from_mode(0o1777);
     fs::set_permissions(dir.path(), shared).unwrap();
     for (name, why) in [
         ("fifo", "neither a regular file nor a character device"),
