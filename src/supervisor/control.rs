@@ -514,6 +514,19 @@ mod tests {
         assert_eq!(control.sockets().count(), 1);
     }
 
+    /// A pair of Unix sockets which, unlike those of the control socket, take descriptors.
+    fn connected(path: &Path) -> (Socket, Socket) {
+        let addr = SockAddr::unix(path).unwrap();
+        let new = || Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        let (listener, client) = (new(), new());
+        listener.bind(&addr).unwrap();
+        listener.listen(1).unwrap();
+        client.connect(&addr).unwrap();
+        let (own_end, _) = listener.accept().unwrap();
+        std::fs::remove_file(path).unwrap();
+        (own_end, client)
+    }
+
     /// A socket whose close waits for ten minutes, and its peer, which does not read.
     fn lingering() -> Option<(Socket, TcpStream)> {
         const AGES: Duration = Duration::from_secs(600);
@@ -536,7 +549,7 @@ mod tests {
             return;
         };
         for is_received in [true, false] {
-            let (own_end, client) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            let (own_end, client) = connected(&dir.path().join("pair"));
             own_end.set_nonblocking(true).unwrap();
             let id = control.adopt(own_end);
             let (sender, receiver) = lingering().unwrap();

@@ -37,6 +37,7 @@ pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
     Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
+#[cfg(unix)]
 pub(crate) fn refuse_descriptors(_: &Socket) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
