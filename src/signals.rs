@@ -1,14 +1,10 @@
 //! Commands to a server, and the signals of the process as such commands.
 
-use crate::clock::Deadline;
-
 /// A command to a server's main thread, from a handle, a signal, or one of the server's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerCommand {
     /// Finish what is in progress within the server's drain time-out, then end.
     Drain,
-    /// Finish what is in progress before this deadline, then end.
-    StopBy(Deadline),
     /// End now.
     StopNow,
     /// SIGTERM has come a second time: end now, unless a successor serves.
@@ -21,15 +17,12 @@ pub(crate) enum ServerCommand {
     /// Call the application's hook for SIGUSR1.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     UserSignal,
-    /// Accept no connection until `Resume`.
-    Pause,
-    Resume,
-    /// Check whether the drain is over.
+    /// Check whether the drain is over, or a handle has asked for a stop.
     Check,
 }
 
 #[cfg(feature = "signals")]
-pub(crate) use watch::subscribe;
+pub(crate) use watch::{Subscription, subscribe};
 
 #[cfg(feature = "signals")]
 mod watch {
@@ -95,6 +88,7 @@ mod watch {
         Ok(Subscription(id))
     }
 
+    #[derive(Debug)]
     pub(crate) struct Subscription(u64);
 
     impl Drop for Subscription {

@@ -1,20 +1,22 @@
-//! The handle: controls a running server from other threads.
+//! The handle: controls a server from other threads, before and while it runs.
 
 use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
+use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::log;
 use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
-use crate::server::periodic::{PeriodicCall, PeriodicThreads};
+use crate::server::app_threads::{AppThreads, PeriodicCall};
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::ServerCommand;
 use crate::stats::Stats;
@@ -29,16 +31,20 @@ pub(super) fn mark_thread(server_id: usize) {
     SERVER_ID.set(server_id);
 }
 
-/// Whether this thread is one of the server's. Such a thread cannot wait for the server's end.
-fn is_thread_of(server_id: usize) -> bool {
-    SERVER_ID.get() == server_id
-}
-
-/// Controls a running server. Clones control the same server.
+/// Controls a server. Clones control the same server. [`Server::handle`](crate::Server::handle)
+/// gives one before the server runs, and [`Server::start`](crate::Server::start) when it does.
 ///
-/// Dropping the last handle stops the server within
-/// [`Builder::drain_timeout`](crate::Builder::drain_timeout), and waits for the stop. So the server
-/// of a service that keeps a handle of it runs until another stop.
+/// No call waits for the server, except [`join`](Self::join), [`join_timeout`](Self::join_timeout)
+/// and [`restart`](Self::restart).
+///
+/// # Dropping handles
+///
+/// The drop of the last handle of a running server begins a stop, within
+/// [`Builder::drain_timeout`](crate::Builder::drain_timeout), and returns at once. A program that
+/// ends then cuts off what is in progress: call [`join`](Self::join) before.
+/// [`Server::run`](crate::Server::run) has a handle of its own until it returns, so the drop of
+/// other handles has no effect then. The server of a service that keeps a handle runs until another
+/// stop.
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the server"]
 pub struct Handle(Arc<Owner>);
@@ -46,15 +52,37 @@ pub struct Handle(Arc<Owner>);
 /// What handles and the server's main thread share.
 pub(super) struct ServerShared {
     pub(super) commands: Sender<ServerCommand>,
+    pub(super) stop: StopRequest,
+    pub(super) drain_timeout: Duration,
+    pub(super) gate: Arc<AcceptGate>,
     pub(super) addrs: Vec<Addr>,
     /// Tells this server from others in the process.
-    pub(super) server_id: usize,
-    pub(super) thread_name_prefix: String,
-    pub(super) periodic: PeriodicThreads,
+    pub(super) server_id: Arc<AtomicUsize>,
+    pub(super) app_threads: AppThreads,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
     pub(super) report: ReportCell,
     /// `Some` if the server can be restarted.
     pub(super) restarter: Option<RestarterHandle>,
+}
+
+/// The stop that handles have asked for. Asking never waits, not even for a server that has not
+/// started.
+#[derive(Default)]
+pub(super) struct StopRequest {
+    deadline: Mutex<Option<Deadline>>,
+    /// A stop was requested, or has begun.
+    is_stopping: AtomicBool,
+}
+
+impl StopRequest {
+    /// The requested deadline, once.
+    pub(super) fn take(&self) -> Option<Deadline> {
+        self.deadline.lock().take()
+    }
+
+    pub(super) fn mark_stopping(&self) {
+        self.is_stopping.store(true, SeqCst);
+    }
 }
 
 /// The report, once there is one, and whether all threads have ended.
@@ -70,27 +98,52 @@ impl ReportCell {
         self.is_set.notify_all();
     }
 
-    fn wait(&self) -> (Report, bool) {
+    /// Leaves an empty report if there is none.
+    pub(super) fn set_if_missing(&self) {
+        self.report
+            .lock()
+            .get_or_insert_with(|| (Report::default(), true));
+        self.is_set.notify_all();
+    }
+
+    /// Waits for the report; `None` if the deadline passes before.
+    fn wait(&self, deadline: Deadline) -> Option<(Report, bool)> {
         let mut report = self.report.lock();
         loop {
             if let Some(report) = &*report {
-                return report.clone();
+                return Some(report.clone());
             }
-            self.is_set.wait(&mut report);
+            match deadline.instant() {
+                None => self.is_set.wait(&mut report),
+                Some(at) => {
+                    if self.is_set.wait_until(&mut report, at).timed_out() {
+                        return report.clone();
+                    }
+                }
+            }
         }
     }
 }
 
 struct Owner {
     shared: Arc<ServerShared>,
-    /// The server's main thread, until it is joined. `None` where a scope joins it.
+    /// The server's main thread, once it was started and until it is joined. `None` where a scope
+    /// joins it.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Handle {
-    pub(super) fn new(shared: Arc<ServerShared>, thread: Option<JoinHandle<()>>) -> Self {
-        let thread = Mutex::new(thread);
+    pub(super) fn new(shared: Arc<ServerShared>) -> Self {
+        let thread = Mutex::default();
         Self(Arc::new(Owner { shared, thread }))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<ServerShared> {
+        &self.0.shared
+    }
+
+    pub(super) fn set_thread(&self, thread: JoinHandle<()>) {
+        *self.0.thread.lock() = Some(thread);
     }
 
     /// The addresses that the server listens on, in the order of the builder, with real ports.
@@ -100,35 +153,44 @@ impl Handle {
 
     /// Stops the server: no new connection is accepted, what is in progress may go on for `within`,
     /// and then sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call
-    /// can make the deadline earlier, never later.
+    /// can make the deadline earlier, never later. A server that has not started yet stops when it
+    /// starts, and accepts nothing.
     pub fn stop(&self, within: Duration) {
-        self.0.send(ServerCommand::StopBy(Deadline::after(
-            Instant::now(),
-            within,
-        )));
+        self.0
+            .shared
+            .request_stop(Deadline::after(Instant::now(), within));
     }
 
     /// Stops the server now: calls in progress are cut off. Returns at once.
     pub fn stop_now(&self) {
-        self.0.send(ServerCommand::StopNow);
+        self.stop(Duration::ZERO);
+    }
+
+    /// Whether a stop was requested or has begun, for whatever reason: a call of
+    /// [`stop`](Self::stop), a signal, a successor that serves. True for good from then on. The
+    /// application's own threads can end by it; [`Builder::on_stop`](crate::Builder::on_stop) can
+    /// wake them.
+    pub fn is_stopping(&self) -> bool {
+        self.0.shared.stop.is_stopping.load(SeqCst)
     }
 
     /// Stops accepting: new connections wait in the kernel's queue. Open connections are served as
-    /// before.
+    /// before. A server that has not started yet accepts nothing until [`resume`](Self::resume).
     pub fn pause(&self) {
-        self.0.send(ServerCommand::Pause);
+        self.0.shared.gate.pause();
     }
 
     /// Accepts again after [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.0.send(ServerCommand::Resume);
+        self.0.shared.gate.resume();
     }
 
     /// Starts a successor, see [`Restart`](crate::Restart), and waits until this process has
     /// drained. A call that comes before a restart in progress has executed the program shares that
     /// restart. A later call starts another one, as the program on disk may have changed: the
     /// successor is replaced as well, and the report names the process that serves in the end. If
-    /// this process was replaced before the call, its successor is replaced in the same way.
+    /// this process was replaced before the call, its successor is replaced in the same way. A call
+    /// that comes before this process serves waits until it does.
     ///
     /// # Errors
     ///
@@ -140,16 +202,16 @@ impl Handle {
             let why = "the server was built without Builder::restart";
             return Err(RestartError::new(RestartErrorKind::Off, why));
         };
-        if is_thread_of(shared.server_id) {
+        if shared.is_own_thread() {
             let why = "a thread of the server cannot wait for the end of the server";
             return Err(RestartError::new(RestartErrorKind::OwnThread, why));
         }
         let done = restarter.wait_for_restart()?;
-        let (drained, _) = shared.report.wait();
+        let drained = shared.report.wait(Deadline::NEVER);
         Ok(RestartReport {
             ready_after: done.ready_after,
             accept_gap: done.accept_gap,
-            drained,
+            drained: drained.unwrap_or_default().0,
             old: Generation {
                 number: done.generation,
                 pid: std::process::id(),
@@ -164,14 +226,17 @@ impl Handle {
     /// As [`restart`](Self::restart), without waiting. The outcome is logged. A service may call
     /// this.
     pub fn request_restart(&self) {
-        self.0.send(ServerCommand::Restart);
+        match &self.0.shared.restarter {
+            Some(restarter) => restarter.request_restart(),
+            None => log::warn!("the server was built without Builder::restart"),
+        }
     }
 
     /// Makes `call` once per `interval`, the first time after one interval: heartbeats, ticks of a
-    /// game, the cleaning of a cache. The calls are made on a thread of their own, which ends with
-    /// the server. They go on while the server drains, as those of the service do. Then the stop
-    /// waits for a call in progress within its deadline, as for a call of the service, and drops
-    /// `call`.
+    /// game, the cleaning of a cache. The calls are made on a thread of their own, which starts and
+    /// ends with the server. They go on while the server drains, as those of the service do. Then
+    /// the stop waits for a call in progress within its deadline, as for a call of the service, and
+    /// drops `call`.
     ///
     /// The calls do not drift. Those that are missed because an earlier one took too long are
     /// skipped. A panic is logged, and the calls go on.
@@ -182,7 +247,7 @@ impl Handle {
     /// # Errors
     ///
     /// `InvalidInput` if the interval is zero; an error if the server has stopped, or the thread
-    /// cannot be started.
+    /// cannot be started. If the server has not started, the latter is an error of its start.
     ///
     /// # Examples
     ///
@@ -210,66 +275,84 @@ impl Handle {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn every(&self, interval: Duration, call: impl FnMut() + Send + 'static) -> io::Result<()> {
-        self.0
-            .shared
-            .start_periodic(PeriodicCall::new(interval, call)?)
+        let call = PeriodicCall::new(interval, call)?;
+        self.0.shared.app_threads.add(call)
     }
 
-    /// The server's counters and gauges. They can be read after the stop as well.
+    /// The server's counters and gauges. They can be read before the start and after the stop as
+    /// well.
     pub fn stats(&self) -> Stats {
         (self.0.shared.stats)()
     }
 
     /// Waits until the server has stopped, and returns the report. May be called by several
-    /// threads, and again.
+    /// threads, and again. The report of a server that was dropped before it started is empty.
     ///
     /// # Panics
     ///
     /// On a thread of this server, which would wait for its own end.
     pub fn join(&self) -> Report {
+        self.join_by(Deadline::NEVER).unwrap_or_default()
+    }
+
+    /// As [`join`](Self::join), but waits for at most `timeout`. `None` if the server has not
+    /// stopped by then: it goes on as before.
+    ///
+    /// # Panics
+    ///
+    /// On a thread of this server, which would wait for its own end.
+    pub fn join_timeout(&self, timeout: Duration) -> Option<Report> {
+        self.join_by(Deadline::after(Instant::now(), timeout))
+    }
+
+    fn join_by(&self, deadline: Deadline) -> Option<Report> {
         assert!(
-            !is_thread_of(self.0.shared.server_id),
+            !self.0.shared.is_own_thread(),
             "a thread of the server cannot wait for the server to stop"
         );
-        self.0.join()
-    }
-}
-
-impl ServerShared {
-    /// Starts a thread that makes the calls.
-    pub(super) fn start_periodic(&self, call: PeriodicCall) -> io::Result<()> {
-        let name = format!("{}-every", self.thread_name_prefix);
-        let server_id = self.server_id;
-        let begin = move || mark_thread(server_id);
-        self.periodic.start(name, begin, call)
-    }
-}
-
-impl Owner {
-    fn send(&self, command: ServerCommand) {
-        // A server that has ended needs no command.
-        let _ = self.shared.commands.send(command);
-    }
-
-    fn join(&self) -> Report {
-        let (report, all_ended) = self.shared.report.wait();
+        let (report, all_ended) = self.0.shared.report.wait(deadline)?;
         // A thread that a stuck handler holds may never end.
         if all_ended {
-            let thread = self.thread.lock().take();
+            let thread = self.0.thread.lock().take();
             if thread.is_some_and(|thread| thread.join().is_err()) {
                 log::error!("the server's main thread panicked");
             }
         }
-        report
+        Some(report)
+    }
+}
+
+impl ServerShared {
+    /// Asks for a stop by this deadline.
+    pub(super) fn request_stop(&self, deadline: Deadline) {
+        self.stop.mark_stopping();
+        {
+            let mut requested = self.stop.deadline.lock();
+            *requested = Some(requested.map_or(deadline, |own| own.earlier(deadline)));
+        }
+        // If the channel is full, the main thread looks at the request after the next command. A
+        // server that has ended needs none.
+        let _ = self.commands.try_send(ServerCommand::Check);
+    }
+
+    /// Asks for a stop within the drain time-out.
+    pub(super) fn request_drain(&self) {
+        self.request_stop(Deadline::after(Instant::now(), self.drain_timeout));
+    }
+
+    /// Whether this thread is one of the server's. Such a thread cannot wait for the server's end.
+    fn is_own_thread(&self) -> bool {
+        SERVER_ID.get() == self.server_id.load(SeqCst)
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.send(ServerCommand::Drain);
-        if !is_thread_of(self.shared.server_id) {
-            self.join();
+        let shared = &self.shared;
+        if shared.report.report.lock().is_none() && !shared.stop.is_stopping.load(SeqCst) {
+            log::info!("the last handle was dropped: stopping");
         }
+        shared.request_drain();
     }
 }
 
@@ -277,6 +360,7 @@ impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle")
             .field("addrs", &self.0.shared.addrs)
+            .field("is_stopping", &self.is_stopping())
             .finish_non_exhaustive()
     }
 }

@@ -15,12 +15,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::Mutex;
 
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
@@ -32,12 +34,13 @@ use crate::parking::{self, Lots};
 use crate::restart::{RestartableServer, Restarter, RestarterHandle};
 use crate::server::builder::Builder;
 use crate::server::handle::{ServerShared, mark_thread};
-use crate::server::periodic::PeriodicCall;
 use crate::server::report::{Forced, Report};
 use crate::server::start_error;
 use crate::server::watchdog::Watchdog;
 use crate::service::Service;
 use crate::signals::ServerCommand;
+#[cfg(feature = "signals")]
+use crate::signals::Subscription;
 use crate::worker::Workers;
 
 /// How long a stop waits for handlers to return, once their sockets are shut down.
@@ -53,12 +56,28 @@ pub(super) struct MainThread<S: Service> {
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
     pub(super) settings: Builder,
-    /// Taken when the server has started. Under a lock only because all threads see this type.
-    pub(super) periodic: Mutex<Vec<PeriodicCall>>,
+    /// Handles the process's signals until the server has stopped.
+    #[cfg(feature = "signals")]
+    pub(super) subscription: Option<Subscription>,
     pub(super) lots: Arc<Lots<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) commands: Receiver<ServerCommand>,
-    pub(super) server_id: usize,
+    /// Dropped last.
+    pub(super) report: ReportOnDrop,
+}
+
+/// Leaves an empty report if there is none in the end: the server was dropped before it started, or
+/// its main thread has panicked. So no caller of [`Handle::join`](super::Handle::join) waits for
+/// ever.
+pub(super) struct ReportOnDrop(pub(super) Arc<ServerShared>);
+
+impl Drop for ReportOnDrop {
+    fn drop(&mut self) {
+        self.0.stop.mark_stopping();
+        // Nothing waits here: the threads that there may be have been joined.
+        self.0.app_threads.join(Instant::now());
+        self.0.report.set_if_missing();
+    }
 }
 
 /// A thread of the server that has ended.
@@ -83,12 +102,14 @@ impl Drop for EndGuard {
 impl<S: Service> MainThread<S> {
     /// Runs the server. `started` receives one message: whether the server could be started. The
     /// report is left in `shared`.
-    pub(super) fn run(mut self, shared: &ServerShared, started: &Sender<io::Result<()>>) {
-        mark_thread(self.server_id);
+    pub(super) fn run(mut self, started: &Sender<io::Result<()>>) {
+        let shared = Arc::clone(&self.report.0);
+        mark_thread(self.server_id());
         let listeners = std::mem::take(&mut self.listeners);
         let restart_thread = self.restarter.take();
         let runs = self.runs.take();
-        let mut periodic = std::mem::take(self.periodic.get_mut()).into_iter();
+        #[cfg(feature = "signals")]
+        let subscription = self.subscription.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
         let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 2);
         let workers = Workers {
@@ -114,19 +135,23 @@ impl<S: Service> MainThread<S> {
             };
             let result =
                 result.and_then(|()| self.start_threads(scope, &workers, listeners, &ends));
-            let result =
-                result.and_then(|()| periodic.try_for_each(|call| shared.start_periodic(call)));
+            let result = result.and_then(|()| shared.app_threads.start());
             drop(ends);
             let failed = result.is_err();
-            // `start_main_thread` and `run_scoped` wait for this message.
+            // `Startup` waits for this message.
             let _ = started.send(result);
             let stop = match failed {
-                true => StopProgress::failed_start(),
+                true => {
+                    shared.stop.mark_stopping();
+                    StopProgress::failed_start()
+                }
                 false => self.handle_commands(&commands, &ended, restarter),
             };
             drop(runs);
-            let (report, all_ended) = self.finish(stop, &commands, &ended, shared);
+            let (report, all_ended) = self.finish(stop, &commands, &ended);
             log::info!("{report}");
+            #[cfg(feature = "signals")]
+            drop(subscription);
             // A handle that sends a command from now on must not block.
             drop(commands);
             shared.report.set(report, all_ended);
@@ -149,7 +174,7 @@ impl<S: Service> MainThread<S> {
             thread = thread.stack_size(bytes);
         }
         let guard = EndGuard(ends.clone(), ended);
-        let server_id = self.server_id;
+        let server_id = self.server_id();
         let spawned = thread.spawn_scoped(scope, move || {
             let _guard = guard;
             mark_thread(server_id);
@@ -232,6 +257,9 @@ impl<S: Service> MainThread<S> {
                 notify::retry();
                 wake_at = Deadline::at(Some(watchdog.next_check())).earlier(notify::retry_at());
             }
+            if let Some(deadline) = self.report.0.stop.take() {
+                self.stop_by(deadline, &mut stop, restarter);
+            }
             if let Some(stop) = &mut stop {
                 self.update_progress(stop, accepting);
                 if stop.is_over() {
@@ -263,8 +291,6 @@ impl<S: Service> MainThread<S> {
             };
             match command {
                 ServerCommand::Check => {}
-                ServerCommand::Pause => drop(self.gate.pause()),
-                ServerCommand::Resume => self.gate.resume(),
                 ServerCommand::UserSignal => self.call_user_signal_hook(),
                 ServerCommand::Restart => match restarter {
                     Some(restarter) => restarter.request_restart(),
@@ -284,7 +310,6 @@ impl<S: Service> MainThread<S> {
                     self.stop_by(self.drain_deadline(), &mut stop, restarter);
                 }
                 ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restarter),
-                ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restarter),
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
                 }
@@ -301,6 +326,13 @@ impl<S: Service> MainThread<S> {
             "stopping, {} connections are open",
             self.lots.drain.open_connections()
         );
+        self.report.0.stop.mark_stopping();
+        if let Some(hook) = &self.settings.on_stop {
+            self.report
+                .0
+                .app_threads
+                .run_hook("on_stop", Arc::clone(hook));
+        }
         StopProgress::begin(self.lots.drain.closed_connections(), deadline)
     }
 
@@ -352,9 +384,8 @@ impl<S: Service> MainThread<S> {
         stop: StopProgress,
         commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
-        shared: &ServerShared,
     ) -> (Report, bool) {
-        let lots = &self.lots;
+        let (lots, shared) = (&self.lots, &self.report.0);
         let mut report = Report {
             finished: stop.finished,
             ..Report::default()
@@ -406,7 +437,7 @@ impl<S: Service> MainThread<S> {
             }
         };
         lots.drop_left_sessions();
-        all_ended &= shared.periodic.join(until);
+        all_ended &= shared.app_threads.join(until);
         report.took = stop.since.elapsed();
         (report, all_ended)
     }
@@ -419,7 +450,11 @@ impl<S: Service> MainThread<S> {
     ) -> Deadline {
         let deadline = match command {
             ServerCommand::Drain => self.drain_deadline(),
-            ServerCommand::StopBy(deadline) => deadline,
+            // A handle may have asked for a stop.
+            ServerCommand::Check => match self.report.0.stop.take() {
+                Some(deadline) => deadline,
+                None => return Deadline::NEVER,
+            },
             ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                 Deadline::at(Some(Instant::now()))
             }
@@ -431,10 +466,7 @@ impl<S: Service> MainThread<S> {
                 self.call_user_signal_hook();
                 return Deadline::NEVER;
             }
-            ServerCommand::Check
-            | ServerCommand::Pause
-            | ServerCommand::Resume
-            | ServerCommand::Replaced => return Deadline::NEVER,
+            ServerCommand::Replaced => return Deadline::NEVER,
         };
         // The callers of a restart that was passed on wait no longer.
         restarter.inspect(|restarter| restarter.report_stopping());
@@ -455,6 +487,10 @@ impl<S: Service> MainThread<S> {
             })
         });
         forced.collect()
+    }
+
+    fn server_id(&self) -> usize {
+        self.report.0.server_id.load(SeqCst)
     }
 
     pub(super) fn thread_name(&self, what: &str) -> String {

@@ -1,10 +1,10 @@
 //! The server: connects the other modules.
 
+mod app_threads;
 mod builder;
 mod descriptor_limit;
 mod handle;
 mod main_thread;
-mod periodic;
 mod report;
 mod watchdog;
 
@@ -20,24 +20,36 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
+use crate::connection::Connection;
 use crate::listener::Listener;
 use crate::panic;
 use crate::parking::{Lots, LotsOptions, MOST_LOTS};
 use crate::restart::{ReadyWhen, RecordedSignals, Restarter, RestarterHandle};
-use crate::service::Service;
+use crate::service::{Next, Service};
 use crate::signals::ServerCommand;
 use crate::stats::{Stats, WorkerState};
 
+use app_threads::AppThreads;
 pub use builder::{BuildError, Builder, Setting};
 use descriptor_limit::prepare_descriptor_limit;
 pub use descriptor_limit::restore_descriptor_limit;
 pub use handle::Handle;
-use handle::{ReportCell, ServerShared};
-use main_thread::MainThread;
-use periodic::{PeriodicCall, PeriodicThreads};
+use handle::{ReportCell, ServerShared, StopRequest};
+use main_thread::{MainThread, ReportOnDrop};
 pub use report::{Forced, Generation, Report, RestartReport};
 
 /// A server that is bound and not started yet.
+///
+/// It is run in one of three ways:
+///
+/// | | [`run`](Self::run) | [`start`](Self::start) | [`run_scoped`](Self::run_scoped) |
+/// |---|---|---|---|
+/// | for | a program that is the server | a program that does more, tests | a service that borrows |
+/// | returns | the report, when the server has stopped | a [`Handle`], when it serves | what the closure returned, and the report |
+/// | signals, by default ([`Builder::signals`]) | handled | left to the program | left to the program |
+/// | the handle | [`handle`](Self::handle), before | the result; `handle`, before | given to the closure; `handle`, before |
+/// | ends | by a signal, a handle, a successor | by a handle, a successor; when the last handle is dropped | when the closure returns |
+/// | raises the limit of descriptors, by default | yes | no | no |
 ///
 /// # Examples
 ///
@@ -60,26 +72,126 @@ pub use report::{Forced, Generation, Report, RestartReport};
 /// println!("{}", handle.join());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Server<S> {
-    service: S,
-    listeners: Vec<Listener>,
-    settings: Builder,
-    /// The periodic calls, which begin when the server has started.
-    periodic: Vec<PeriodicCall>,
+pub struct Server<S: Service> {
+    main: MainThread<S>,
+    startup: Startup,
+    handle: Handle,
 }
 
-impl Server<()> {
-    /// Settings for a server.
+impl Server<fn(&mut Connection) -> io::Result<Next>> {
+    /// Settings for a server, of any service.
     pub fn builder() -> Builder {
         Builder::new()
     }
 }
 
 impl<S: Service> Server<S> {
+    /// Connects the modules. Starts no thread.
+    fn new(service: S, listeners: Vec<Listener>, settings: Builder) -> Result<Self, BuildError> {
+        let mut settings = settings;
+        let server_id = next_server_id();
+        let restart = settings.restart.take();
+        let idle_grace = restart
+            .as_ref()
+            .map(|restart| restart.idle_grace)
+            .unwrap_or_default();
+        let addrs = listeners.iter().map(Listener::local_addr).cloned();
+        let addrs = addrs.collect();
+        let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
+        let lots = new_lots(&settings, service.handles_expiry()).map_err(BuildError::System)?;
+        let gate = Arc::new(AcceptGate::new().map_err(BuildError::System)?);
+        let (sender, commands) = crossbeam_channel::bounded(64);
+        connect_calls(&lots, &gate, &sender);
+
+        let (runs, stopped) = crossbeam_channel::bounded(0);
+        let prefix = settings.thread_name_prefix.clone();
+        let mut startup = Startup {
+            stopped: stopped.clone(),
+            ready_thread: format!("{prefix}-ready"),
+            gate: Arc::clone(&gate),
+            restarter: None,
+            ready_when: None,
+            recorded_signals: None,
+            handles_signals: false,
+            is_supervised: restart
+                .as_ref()
+                .is_some_and(|restart| restart.is_supervised()),
+            is_stopped: false,
+        };
+        let mut restarter = None;
+        if let Some(mut restart) = restart {
+            startup.ready_when = restart.ready_when.take();
+            startup.recorded_signals = restart.recorded_signals.take();
+            let listeners = listeners.iter().map(Arc::downgrade).collect();
+            let new = Restarter::new(restart, listeners, settings.drain_timeout);
+            let (thread, handle) = new.map_err(BuildError::Restart)?;
+            restarter = Some(thread);
+            startup.restarter = Some(handle);
+        }
+        let stats_lots = Arc::clone(&lots);
+        let shared = Arc::new(ServerShared {
+            commands: sender,
+            stop: StopRequest::default(),
+            drain_timeout: settings.drain_timeout,
+            gate: Arc::clone(&gate),
+            addrs,
+            app_threads: AppThreads::new(prefix, Arc::clone(&server_id), stopped),
+            server_id,
+            stats: Box::new(move || stats(&stats_lots)),
+            report: ReportCell::default(),
+            restarter: startup.restarter.clone(),
+        });
+        let main = MainThread {
+            service,
+            listeners,
+            restarter,
+            idle_grace,
+            runs: Some(runs),
+            settings,
+            #[cfg(feature = "signals")]
+            subscription: None,
+            lots,
+            gate,
+            commands,
+            report: ReportOnDrop(Arc::clone(&shared)),
+        };
+        Ok(Self {
+            main,
+            startup,
+            handle: Handle::new(shared),
+        })
+    }
+
     /// The addresses that the server listens on, in the order of the builder, with real ports.
     pub fn local_addrs(&self) -> Vec<Addr> {
-        let addrs = self.listeners.iter().map(Listener::local_addr);
-        addrs.cloned().collect()
+        self.handle.local_addrs()
+    }
+
+    /// Controls the server, before it runs and while it does. The handle may be given to other
+    /// threads, and to the service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::thread;
+    /// use std::time::Duration;
+    ///
+    /// use handover::{Connection, Next, Server};
+    ///
+    /// let server = Server::builder()
+    ///     .listen("127.0.0.1:0")
+    ///     .build(|_: &mut Connection| Ok(Next::Close))?;
+    /// let handle = server.handle();
+    /// let console = thread::spawn(move || {
+    ///     println!("{:?}", handle.stats());
+    ///     handle.stop(Duration::from_secs(10));
+    /// });
+    /// println!("{}", server.run()?);
+    /// console.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Runs the server as long as the closure runs, then drains it. The service may borrow from the
@@ -109,19 +221,20 @@ impl<S: Service> Server<S> {
     /// assert!(report.is_clean());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        let (main, shared, mut startup) = self.prepare(false)?;
-        startup.release_signals();
-        let drain_timeout = main.settings.drain_timeout;
+    pub fn run_scoped<R>(mut self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
+        self.prepare(false)?;
+        let Self {
+            main,
+            startup,
+            handle,
+        } = self;
         thread::scope(|scope| {
             let (sender, started) = crossbeam_channel::bounded(1);
-            let for_main = Arc::clone(&shared);
             thread::Builder::new()
                 .name(main.thread_name("main"))
-                .spawn_scoped(scope, move || main.run(&for_main, &sender))?;
+                .spawn_scoped(scope, move || main.run(&sender))?;
             started.recv().unwrap_or_else(|_| Err(start_error()))?;
-            let handle = Handle::new(shared, None);
-            let stop = StopOnDrop(&handle, drain_timeout);
+            let stop = DrainOnDrop(&handle);
             startup.finish()?;
             let result = body(&handle);
             drop(stop);
@@ -129,97 +242,31 @@ impl<S: Service> Server<S> {
         })
     }
 
-    /// As [`Handle::every`], for a server that has not started: makes the calls from its start on,
-    /// also under [`run`](Self::run), which gives no handle.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` if the interval is zero. A thread that cannot be started is an error of the
-    /// server's start.
-    pub fn every(
-        &mut self,
-        interval: Duration,
-        call: impl FnMut() + Send + 'static,
-    ) -> io::Result<()> {
-        self.periodic.push(PeriodicCall::new(interval, call)?);
+    /// Prepares the process for the start. `owns_process`: the process exists for this server.
+    fn prepare(&mut self, owns_process: bool) -> io::Result<()> {
+        let settings = &self.main.settings;
+        let raises_limit = settings.raises_descriptor_limit.unwrap_or(owns_process);
+        prepare_descriptor_limit(raises_limit, settings.admission.max_connections);
+        self.startup.handles_signals = settings.signals.unwrap_or(owns_process);
+        // Subscribed before the server serves, so that no signal to a serving process is missed.
+        #[cfg(feature = "signals")]
+        if self.startup.handles_signals {
+            let shared = self.handle.shared();
+            self.main.subscription = Some(crate::signals::subscribe(
+                shared.commands.clone(),
+                shared.restarter.is_some(),
+                self.startup.is_supervised,
+            )?);
+        }
+        self.startup.release_signals();
         Ok(())
     }
+}
 
-    /// Connects the modules. Starts no thread. `owns_process`: the process exists for this server.
-    fn prepare(
-        mut self,
-        owns_process: bool,
-    ) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
-        static SERVERS: AtomicUsize = AtomicUsize::new(1);
-        let raises_limit = self
-            .settings
-            .raises_descriptor_limit
-            .unwrap_or(owns_process);
-        prepare_descriptor_limit(raises_limit, self.settings.admission.max_connections);
-        let server_id = SERVERS.fetch_add(1, SeqCst);
-        let restart = self.settings.restart.take();
-        let idle_grace = restart
-            .as_ref()
-            .map(|restart| restart.idle_grace)
-            .unwrap_or_default();
-        let addrs = self.local_addrs();
-        let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
-        let lots = new_lots(&self.settings, self.service.handles_expiry())?;
-        let gate = Arc::new(AcceptGate::new()?);
-        let (sender, commands) = crossbeam_channel::bounded(64);
-        connect_calls(&lots, &gate, &sender);
-
-        let (runs, stopped) = crossbeam_channel::bounded(0);
-        let periodic = PeriodicThreads::new(stopped.clone());
-        let mut startup = Startup {
-            stopped,
-            ready_thread: format!("{}-ready", self.settings.thread_name_prefix),
-            gate: Arc::clone(&gate),
-            restarter: None,
-            ready_when: None,
-            recorded_signals: None,
-            handles_signals: false,
-            is_supervised: restart
-                .as_ref()
-                .is_some_and(|restart| restart.is_supervised()),
-            is_stopped: false,
-        };
-        let mut restarter = None;
-        if let Some(mut restart) = restart {
-            startup.ready_when = restart.ready_when.take();
-            startup.recorded_signals = restart.recorded_signals.take();
-            let listeners = listeners.iter().map(Arc::downgrade).collect();
-            let drain_timeout = self.settings.drain_timeout;
-            let (thread, handle) = Restarter::new(restart, listeners, drain_timeout)?;
-            restarter = Some(thread);
-            startup.restarter = Some(handle);
-        }
-        let stats_lots = Arc::clone(&lots);
-        let shared = Arc::new(ServerShared {
-            commands: sender,
-            addrs,
-            server_id,
-            thread_name_prefix: self.settings.thread_name_prefix.clone(),
-            periodic,
-            stats: Box::new(move || stats(&stats_lots)),
-            report: ReportCell::default(),
-            restarter: startup.restarter.clone(),
-        });
-        let main = MainThread {
-            service: self.service,
-            listeners,
-            restarter,
-            idle_grace,
-            runs: Some(runs),
-            settings: self.settings,
-            periodic: self.periodic.into(),
-            lots,
-            gate,
-            commands,
-            server_id,
-        };
-        Ok((main, shared, startup))
-    }
+/// A number for each server of the process, from 1.
+fn next_server_id() -> Arc<AtomicUsize> {
+    static SERVERS: AtomicUsize = AtomicUsize::new(1);
+    Arc::new(AtomicUsize::new(SERVERS.fetch_add(1, SeqCst)))
 }
 
 /// The memory of the queue is allocated when the server starts. Further connections wait in the
@@ -256,50 +303,58 @@ fn connect_calls<T>(lots: &Lots<T>, gate: &Arc<AcceptGate>, commands: &Sender<Se
 }
 
 impl<S: Service + 'static> Server<S> {
-    /// Runs the server until a signal stops it, see [`Builder::signals`], and returns the report.
+    /// Runs the server until a signal, a [`handle`](Self::handle) or a successor stops it, see
+    /// [`Builder::signals`], and returns the report.
     ///
     /// # Errors
     ///
     /// When a thread cannot be started, when the service cannot build a worker's state, or when the
     /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
     /// handler.
-    pub fn run(self) -> io::Result<Report> {
-        let (main, shared, mut startup) = self.prepare(true)?;
-        startup.handles_signals = main.settings.signals;
-        // Subscribed before the server serves, so that no signal to a serving process is missed.
-        #[cfg(feature = "signals")]
-        let _subscription = match main.settings.signals {
-            true => {
-                let (commands, can_restart) = (shared.commands.clone(), shared.restarter.is_some());
-                let is_supervised = startup.is_supervised;
-                Some(crate::signals::subscribe(
-                    commands,
-                    can_restart,
-                    is_supervised,
-                )?)
-            }
-            false => None,
-        };
-        Ok(start_main_thread(main, shared, startup)?.join())
+    pub fn run(mut self) -> io::Result<Report> {
+        self.prepare(true)?;
+        Ok(self.start_main_thread()?.join())
     }
 
-    /// Starts the server on threads of its own, and handles no signals: the caller stops the server
-    /// by the handle.
+    /// Starts the server on threads of its own. The caller stops the server by the handle. Signals
+    /// are left to the program, unless [`Builder::signals`] is called with true.
     ///
     /// # Errors
     ///
-    /// When a thread cannot be started, or the service cannot build a worker's state.
-    pub fn start(self) -> io::Result<Handle> {
-        let (main, shared, startup) = self.prepare(false)?;
-        start_main_thread(main, shared, startup)
+    /// When a thread cannot be started, or the service cannot build a worker's state; with signals,
+    /// also as [`run`](Self::run).
+    pub fn start(mut self) -> io::Result<Handle> {
+        self.prepare(false)?;
+        self.start_main_thread()
+    }
+
+    /// Starts the main thread, and waits until the server serves.
+    fn start_main_thread(self) -> io::Result<Handle> {
+        let Self {
+            main,
+            startup,
+            handle,
+        } = self;
+        let (sender, started) = crossbeam_channel::bounded(1);
+        let thread = thread::Builder::new()
+            .name(main.thread_name("main"))
+            .spawn(move || main.run(&sender))?;
+        handle.set_thread(thread);
+        started.recv().unwrap_or_else(|_| Err(start_error()))?;
+        if let Err(error) = startup.finish() {
+            handle.shared().request_drain();
+            handle.join();
+            return Err(error);
+        }
+        Ok(handle)
     }
 }
 
-impl<S> fmt::Debug for Server<S> {
+impl<S: Service> fmt::Debug for Server<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("listeners", &self.listeners)
-            .field("settings", &self.settings)
+            .field("listeners", &self.main.listeners)
+            .field("settings", &self.main.settings)
             .finish_non_exhaustive()
     }
 }
@@ -358,34 +413,16 @@ impl Startup {
     }
 }
 
-/// Starts the main thread, and waits until the server serves.
-fn start_main_thread<S: Service + 'static>(
-    main: MainThread<S>,
-    shared: Arc<ServerShared>,
-    mut startup: Startup,
-) -> io::Result<Handle> {
-    startup.release_signals();
-    let (sender, started) = crossbeam_channel::bounded(1);
-    let for_main = Arc::clone(&shared);
-    let thread = thread::Builder::new()
-        .name(main.thread_name("main"))
-        .spawn(move || main.run(&for_main, &sender))?;
-    started.recv().unwrap_or_else(|_| Err(start_error()))?;
-    let handle = Handle::new(shared, Some(thread));
-    startup.finish()?;
-    Ok(handle)
-}
-
 fn start_error() -> io::Error {
     io::Error::other("the server's main thread ended before it served")
 }
 
-/// Stops a scoped server when its closure returns or panics.
-struct StopOnDrop<'a>(&'a Handle, Duration);
+/// Drains a scoped server when its closure returns or panics.
+struct DrainOnDrop<'a>(&'a Handle);
 
-impl Drop for StopOnDrop<'_> {
+impl Drop for DrainOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.stop(self.1);
+        self.0.shared().request_drain();
     }
 }
 
