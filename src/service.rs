@@ -28,11 +28,9 @@ pub enum Next {
     /// There is more to do without the client: call the service again, after the connections that
     /// are on the queue.
     Again,
-    /// Write the buffered output, then close.
+    /// Write the buffered output, then close. Also the end of a connection whose socket was taken
+    /// out with [`detach`](Connection::detach): the socket that was taken stays open.
     Close,
-    /// The socket was taken out with [`detach`](Connection::detach), and the service is done with
-    /// it.
-    Detach,
 }
 
 /// The server's settings that limit what a service can do with a connection, for

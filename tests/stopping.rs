@@ -550,7 +550,7 @@ fn a_detached_socket_counts_until_its_handler_returns() {
         stream.read_exact(&mut word)?;
         stream.write_all(&socket.unread)?;
         stream.write_all(&word)?;
-        Ok(Next::Detach)
+        Ok(Next::Close)
     };
     let handle = builder(2).build(service).unwrap().start().unwrap();
     let mut client = Client::new(addr_of(&handle));

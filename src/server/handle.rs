@@ -210,7 +210,6 @@ impl Handle {
         let drained = shared.report.wait(Deadline::NEVER);
         Ok(RestartReport {
             ready_after: done.ready_after,
-            accept_gap: done.accept_gap,
             drained: drained.unwrap_or_default().0,
             old: Generation {
                 number: done.generation,

@@ -54,9 +54,6 @@ impl fmt::Display for Report {
 pub struct RestartReport {
     /// The time from the start of the new process until it was ready to serve.
     pub ready_after: Duration,
-    /// How long neither process accepted connections. New ones waited in the kernel's queue
-    /// meanwhile.
-    pub accept_gap: Duration,
     /// What became of the connections of the old process.
     pub drained: Report,
     /// The process that was replaced.

@@ -56,8 +56,6 @@ struct Handoff {
     taken: Vec<u32>,
     /// This process accepted before.
     was_accepting: bool,
-    /// How long neither process accepted.
-    accept_gap: Duration,
     /// The files of Unix sockets that the successor removes in the end.
     socket_files: Vec<PathBuf>,
 }
@@ -224,8 +222,8 @@ impl Restarter {
             // A stop comes first; see `handle_successor_deadline`.
             (SuccessorStage::Ready, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
-            (SuccessorStage::Ready, HandshakeMessage::Accepting { since, taken }) => {
-                self.hand_over(server, since, taken);
+            (SuccessorStage::Ready, HandshakeMessage::Accepting { taken }) => {
+                self.hand_over(server, taken);
             }
             (
                 SuccessorStage::Ready | SuccessorStage::Accepting,
@@ -240,11 +238,9 @@ impl Restarter {
                     pid,
                     generation: new_generation,
                     ready_after_nanos,
-                    accept_gap_nanos,
                 },
             ) => self.finish_passed_on_round(&Ok(CompletedRestart {
                 ready_after: Duration::from_nanos(ready_after_nanos),
-                accept_gap: Duration::from_nanos(accept_gap_nanos),
                 pid,
                 new_generation,
                 generation: self.generation,
@@ -273,14 +269,13 @@ impl Restarter {
         }
     }
 
-    /// The successor accepts since `since`, on the listeners at the positions `taken`: this process
+    /// The successor accepts, on the listeners at the positions `taken`: this process
     /// stops accepting, and leaves the files of Unix sockets to the successor.
-    fn hand_over(&mut self, server: &dyn RestartableServer, since: u64, taken: Vec<u32>) {
+    fn hand_over(&mut self, server: &dyn RestartableServer, taken: Vec<u32>) {
         let Some(successor) = &mut self.successor else {
             return;
         };
         let was_accepting = server.pause();
-        let accept_gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
         let socket_files = release_socket_files(&self.listeners);
         let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
         let paths = paths.collect();
@@ -293,7 +288,6 @@ impl Restarter {
         successor.handoff = Some(Handoff {
             taken,
             was_accepting,
-            accept_gap,
             socket_files,
         });
         successor.stage = SuccessorStage::Accepting;
@@ -312,7 +306,6 @@ impl Restarter {
         successor.process.detach();
         let completed = CompletedRestart {
             ready_after: successor.ready_after,
-            accept_gap: handoff.accept_gap,
             pid: successor.process.id(),
             new_generation: self.generation + 1,
             generation: self.generation,

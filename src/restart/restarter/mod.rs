@@ -97,8 +97,6 @@ type ResultSender = Sender<Result<CompletedRestart, RestartError>>;
 pub(crate) struct CompletedRestart {
     /// From the start of the successor until it could serve.
     pub(crate) ready_after: Duration,
-    /// How long neither process accepted.
-    pub(crate) accept_gap: Duration,
     /// The successor's process id.
     pub(crate) pid: u32,
     /// The successor's generation. After a round that was passed on, this
