@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 
 use crate::connection::{Connection, Expiry};
 
@@ -165,14 +166,6 @@ pub trait Service: Send + Sync {
     ) -> io::Result<Next> {
         Ok(Next::Close)
     }
-
-    /// State for a successor, such as counts or sessions. The successor reads it with
-    /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process
-    /// goes on serving: changes after that are not part of it. The application's next version must
-    /// understand the bytes. Defaults to `None`.
-    fn export(&self) -> Option<Vec<u8>> {
-        None
-    }
 }
 
 impl<F> Service for F
@@ -192,5 +185,45 @@ where
 
     fn serve(&self, conn: &mut Connection, (): &mut (), (): &mut ()) -> io::Result<Next> {
         self(conn)
+    }
+}
+
+/// A service that is shared: by two servers, or with the application.
+impl<S: Service> Service for Arc<S> {
+    type Session = S::Session;
+    type Worker = S::Worker;
+
+    fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+        S::check(self, buffers)
+    }
+
+    fn worker(&self, index: usize) -> io::Result<S::Worker> {
+        S::worker(self, index)
+    }
+
+    fn session(&self, conn: &Connection) -> io::Result<S::Session> {
+        S::session(self, conn)
+    }
+
+    fn serve(
+        &self,
+        conn: &mut Connection,
+        session: &mut S::Session,
+        worker: &mut S::Worker,
+    ) -> io::Result<Next> {
+        S::serve(self, conn, session, worker)
+    }
+
+    fn handles_expiry(&self) -> bool {
+        S::handles_expiry(self)
+    }
+
+    fn expired(
+        &self,
+        conn: &mut Connection,
+        session: &mut S::Session,
+        expiry: Expiry,
+    ) -> io::Result<Next> {
+        S::expired(self, conn, session, expiry)
     }
 }

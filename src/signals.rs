@@ -102,7 +102,7 @@ mod watch {
         let stops = matches!(signal, Signal::Terminate | Signal::Interrupt);
         let is_second = stops && STOP_REQUESTED.swap(true, SeqCst);
         let servers = SERVERS.lock().clone();
-        let mut is_handled = false;
+        let mut logged = Vec::new();
         for subscriber in &servers {
             let command = match signal {
                 Signal::Terminate | Signal::Interrupt => {
@@ -119,12 +119,15 @@ mod watch {
                 // The process handles no other signals.
                 _ => continue,
             };
-            log::info!("received {signal}: {}", action(command));
+            // Once for the servers that do the same.
+            if !logged.contains(&command) {
+                log::info!("received {signal}: {}", action(command));
+                logged.push(command);
+            }
             // A server that has ended meanwhile needs no command.
             let _ = subscriber.server.send(command);
-            is_handled = true;
         }
-        is_handled
+        !logged.is_empty()
     }
 
     /// What a server does on a command, for the log.

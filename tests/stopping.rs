@@ -579,7 +579,7 @@ fn stuck_handlers_are_forced_and_named() {
 #[cfg(unix)]
 #[test]
 fn stuck_handlers_do_not_keep_a_server_with_restarts() {
-    stop_with_stuck_handlers(Server::builder().restart(handover::Restart::new()));
+    stop_with_stuck_handlers(Server::builder().restart(handover::Restart::inherit().unwrap()));
 }
 
 fn stop_with_stuck_handlers(builder: handover::Builder) {

@@ -186,10 +186,6 @@ where
             _ => Ok(next),
         }
     }
-
-    fn export(&self) -> Option<Vec<u8>> {
-        self.export.as_ref().map(|export| export())
-    }
 }
 
 /// One call of the service.

@@ -54,7 +54,6 @@ where
         stream_body_if: None,
         access_log: None,
         abandoned_after: Duration::from_secs(1),
-        export: None,
     }
 }
 
@@ -71,8 +70,6 @@ pub struct Http<H> {
     pub(super) stream_body_if: Option<Arc<HeadFilter>>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) abandoned_after: Duration,
-    /// The source of the state for the next process.
-    pub(super) export: Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>,
 }
 
 impl<H> Http<H> {
@@ -211,13 +208,6 @@ impl<H> Http<H> {
     /// Defaults to 1 s.
     pub fn abandoned_after(mut self, waited: Duration) -> Self {
         self.abandoned_after = waited;
-        self
-    }
-
-    /// Sets the function that exports the state for the next process, see
-    /// [`Service::export`](crate::Service::export). Defaults to none.
-    pub fn export(mut self, export: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
-        self.export = Some(Arc::new(export));
         self
     }
 }

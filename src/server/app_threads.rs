@@ -75,6 +75,11 @@ impl AppThreads {
         }
     }
 
+    /// Disconnected when the server's drain is over.
+    pub(super) fn stopped(&self) -> &Receiver<()> {
+        &self.stopped
+    }
+
     /// Starts a thread that makes the calls, now or when the server starts.
     pub(super) fn add(&self, call: PeriodicCall) -> io::Result<()> {
         let mut running = self.running.lock();

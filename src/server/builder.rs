@@ -340,7 +340,8 @@ impl Builder {
     }
 
     /// Lets a successor take over on SIGHUP and SIGUSR2 (if the server handles
-    /// signals), or on [`Handle::restart`](crate::Handle::restart). Defaults to off.
+    /// signals), or on [`Handle::restart`](crate::Handle::restart). Servers of the same process get
+    /// clones of the same `Restart`, and [`Servers`](crate::Servers) run them. Defaults to off.
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = Some(restart);
         self
@@ -387,39 +388,40 @@ impl Builder {
             output_limit: self.limits.output_limit,
         };
         service.check(&buffers).map_err(BuildError::Service)?;
-        let mut inherited = Vec::new();
-        if let Some(restart) = &mut self.restart {
-            restart.check().map_err(BuildError::Restart)?;
-            let binds = self.listeners.iter().filter_map(|source| match source {
-                Source::Bind(bind) => Some(bind),
-                Source::Bound(_) => None,
-            });
-            inherited = restart.inherited.take_listeners(&binds.collect::<Vec<_>>());
-            restart.inherited.close_rest();
-        }
-        let mut inherited = inherited.into_iter();
-        let bound: Result<Vec<_>, _> = std::mem::take(&mut self.listeners)
-            .into_iter()
-            .map(|source| match source {
-                Source::Bind(bind) => match inherited.next().flatten() {
-                    Some(listener) => Ok(listener),
-                    None => match &self.restart {
-                        Some(restart) => restart.bind(bind),
-                        None => bind.bind(),
-                    },
-                },
-                Source::Bound(listener) => Ok(listener),
-            })
-            .collect();
-        let listeners = bound.map_err(BuildError::Bind)?;
+        let listeners = self.bind_listeners().map_err(BuildError::Bind)?;
         Server::new(service, listeners, self)
     }
 }
 
 impl Builder {
+    /// Binds what is not bound or inherited.
+    fn bind_listeners(&mut self) -> Result<Vec<Listener>, BindError> {
+        let sources = std::mem::take(&mut self.listeners);
+        let Some(restart) = &self.restart else {
+            let bound = sources.into_iter().map(|source| match source {
+                Source::Bind(bind) => bind.bind(),
+                Source::Bound(listener) => Ok(listener),
+            });
+            return bound.collect();
+        };
+        let binds = sources.iter().filter_map(|source| match source {
+            Source::Bind(bind) => Some(bind.clone()),
+            Source::Bound(_) => None,
+        });
+        let mut taken = restart.take_listeners(binds.collect())?.into_iter();
+        let all = sources.into_iter().filter_map(|source| match source {
+            Source::Bind(_) => taken.next(),
+            Source::Bound(listener) => Some(listener),
+        });
+        Ok(all.collect())
+    }
+
     fn check_ranges(&self) -> Result<(), BuildError> {
         let (limits, admission) = (&self.limits, &self.admission);
-        let ready_timeout = self.restart.as_ref().map(|restart| restart.ready_timeout);
+        let ready_timeout = self
+            .restart
+            .as_ref()
+            .and_then(Restart::ready_timeout_setting);
         let numbers = [
             (self.workers, 1, MOST_WORKERS, Setting::Workers),
             (self.worker_groups, 1, usize::MAX, Setting::WorkerGroups),
@@ -590,8 +592,7 @@ pub enum BuildError {
     NoListener,
     /// An address cannot be listened on.
     Bind(BindError),
-    /// The server cannot be restarted: not on this system, because the program of this process
-    /// is unknown, or because another server of the process can be restarted already.
+    /// The servers of this [`Restart`] run already.
     Restart(io::Error),
     /// The system has no room for what every server needs, such as descriptors.
     System(io::Error),

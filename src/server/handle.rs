@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::clock::Deadline;
 use crate::log;
 use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
 use crate::server::app_threads::{AppThreads, PeriodicCall};
+use crate::server::group::GroupPlace;
 use crate::server::report::{Generation, Report, RestartReport};
 use crate::signals::ServerCommand;
 use crate::stats::Stats;
@@ -63,6 +64,10 @@ pub(super) struct ServerShared {
     pub(super) report: ReportCell,
     /// `Some` if the server can be restarted.
     pub(super) restarter: Option<RestarterHandle>,
+    /// The restarter runs, and was not told that this server has stopped.
+    pub(super) is_restartable: AtomicBool,
+    /// Set when the server starts.
+    pub(super) group: OnceLock<GroupPlace>,
 }
 
 /// The stop that handles have asked for. Asking never waits, not even for a server that has not
@@ -78,6 +83,10 @@ impl StopRequest {
     /// The requested deadline, once.
     pub(super) fn take(&self) -> Option<Deadline> {
         self.deadline.lock().take()
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(SeqCst)
     }
 
     pub(super) fn mark_stopping(&self) {
@@ -130,12 +139,29 @@ struct Owner {
     /// The server's main thread, once it was started and until it is joined. `None` where a scope
     /// joins it.
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Set when the server starts.
+    life: OnceLock<Arc<Life>>,
 }
+
+/// The handles of all servers of a group have this. Its drop is that of the last handle.
+struct Life(Vec<Arc<ServerShared>>);
 
 impl Handle {
     pub(super) fn new(shared: Arc<ServerShared>) -> Self {
-        let thread = Mutex::default();
-        Self(Arc::new(Owner { shared, thread }))
+        Self(Arc::new(Owner {
+            shared,
+            thread: Mutex::default(),
+            life: OnceLock::new(),
+        }))
+    }
+
+    /// Makes these servers run as long as one of them has a handle.
+    pub(super) fn share_life(handles: &[Self]) {
+        let all = handles.iter().map(|handle| Arc::clone(handle.shared()));
+        let life = Arc::new(Life(all.collect()));
+        for handle in handles {
+            let _ = handle.0.life.set(Arc::clone(&life));
+        }
     }
 
     pub(super) fn shared(&self) -> &Arc<ServerShared> {
@@ -151,14 +177,12 @@ impl Handle {
         self.0.shared.addrs.clone()
     }
 
-    /// Stops the server: no new connection is accepted, what is in progress may go on for `within`,
+    /// Stops the server, and with it those that run beside it ([`Servers`](crate::Servers)): no new connection is accepted, what is in progress may go on for `within`,
     /// and then sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call
     /// can make the deadline earlier, never later. A server that has not started yet stops when it
     /// starts, and accepts nothing.
     pub fn stop(&self, within: Duration) {
-        self.0
-            .shared
-            .request_stop(Deadline::after(Instant::now(), within));
+        self.0.shared.request_stop_of_all(within);
     }
 
     /// Stops the server now: calls in progress are cut off. Returns at once.
@@ -171,7 +195,7 @@ impl Handle {
     /// application's own threads can end by it; [`Builder::on_stop`](crate::Builder::on_stop) can
     /// wake them.
     pub fn is_stopping(&self) -> bool {
-        self.0.shared.stop.is_stopping.load(SeqCst)
+        self.0.shared.stop.is_stopping()
     }
 
     /// Stops accepting: new connections wait in the kernel's queue. Open connections are served as
@@ -334,6 +358,15 @@ impl ServerShared {
         let _ = self.commands.try_send(ServerCommand::Check);
     }
 
+    /// Tells the restarter, if it runs, once, that this server has stopped.
+    pub(super) fn report_stopped(&self, report: String, exit_by: Instant) {
+        if let Some(restarter) = &self.restarter {
+            if self.is_restartable.swap(false, SeqCst) {
+                restarter.report_stopped(report, exit_by);
+            }
+        }
+    }
+
     /// Asks for a stop within the drain time-out.
     pub(super) fn request_drain(&self) {
         self.request_stop(Deadline::after(Instant::now(), self.drain_timeout));
@@ -345,13 +378,13 @@ impl ServerShared {
     }
 }
 
-impl Drop for Owner {
+impl Drop for Life {
     fn drop(&mut self) {
-        let shared = &self.shared;
-        if shared.report.report.lock().is_none() && !shared.stop.is_stopping.load(SeqCst) {
+        let runs = |shared: &Arc<ServerShared>| !shared.stop.is_stopping();
+        if self.0.iter().any(runs) {
             log::info!("the last handle was dropped: stopping");
         }
-        shared.request_drain();
+        self.0.iter().for_each(|shared| shared.request_drain());
     }
 }
 

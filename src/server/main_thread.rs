@@ -26,14 +26,16 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
+use crate::drain::Drain;
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
 use crate::panic;
 use crate::parking::{self, Lots};
-use crate::restart::{RestartableServer, Restarter, RestarterHandle};
+use crate::restart::RestarterHandle;
 use crate::server::builder::Builder;
-use crate::server::handle::{ServerShared, mark_thread};
+use crate::server::group::{Member, StartableMember};
+use crate::server::handle::{Handle, ServerShared, mark_thread};
 use crate::server::report::{Forced, Report};
 use crate::server::start_error;
 use crate::server::watchdog::Watchdog;
@@ -50,8 +52,8 @@ const FORCED_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct MainThread<S: Service> {
     pub(super) service: S,
     pub(super) listeners: Vec<Arc<Listener>>,
-    /// `Some` if the server can be restarted, until the restarter has its thread.
-    pub(super) restarter: Option<Restarter>,
+    /// Counts this server as built with its [`Restart`](crate::Restart).
+    pub(super) _server_token: Option<Arc<()>>,
     pub(super) idle_grace: Duration,
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
@@ -74,6 +76,8 @@ pub(super) struct ReportOnDrop(pub(super) Arc<ServerShared>);
 impl Drop for ReportOnDrop {
     fn drop(&mut self) {
         self.0.stop.mark_stopping();
+        self.0
+            .report_stopped("not started".to_owned(), Instant::now());
         // Nothing waits here: the threads that there may be have been joined.
         self.0.app_threads.join(Instant::now());
         self.0.report.set_if_missing();
@@ -86,7 +90,6 @@ enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
-    Restarter,
 }
 
 /// Reports the end of its thread when it is dropped, also after a panic.
@@ -106,12 +109,11 @@ impl<S: Service> MainThread<S> {
         let shared = Arc::clone(&self.report.0);
         mark_thread(self.server_id());
         let listeners = std::mem::take(&mut self.listeners);
-        let restart_thread = self.restarter.take();
         let runs = self.runs.take();
         #[cfg(feature = "signals")]
         let subscription = self.subscription.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
-        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 2);
+        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 1);
         let workers = Workers {
             service: &self.service,
             lots: &self.lots,
@@ -119,22 +121,9 @@ impl<S: Service> MainThread<S> {
             on_exit: self.settings.on_exit.as_ref(),
             has_warned: AtomicBool::new(false),
         };
-        let host = ServerHost {
-            main: &self,
-            commands: &shared.commands,
-        };
         let restarter = shared.restarter.as_ref();
         thread::scope(|scope| {
-            // The restarter comes first: a predecessor may send messages while the workers are
-            // built.
-            let result = match restart_thread {
-                Some(restarter) => self.spawn(scope, "restart", Ended::Restarter, &ends, || {
-                    restarter.run(&host);
-                }),
-                None => Ok(()),
-            };
-            let result =
-                result.and_then(|()| self.start_threads(scope, &workers, listeners, &ends));
+            let result = self.start_threads(scope, &workers, listeners, &ends);
             let result = result.and_then(|()| shared.app_threads.start());
             drop(ends);
             let failed = result.is_err();
@@ -249,7 +238,9 @@ impl<S: Service> MainThread<S> {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
         let mut is_replaced = false;
-        let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after);
+        let group = self.report.0.group.get();
+        let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after, group);
+        let mut restarter_end = restarter_end(restarter);
         loop {
             let mut wake_at = Deadline::NEVER;
             if let Some(watchdog) = &mut watchdog {
@@ -280,13 +271,14 @@ impl<S: Service> MainThread<S> {
                             None => ServerCommand::StopNow,
                         }
                     }
-                    Ok(Ended::Restarter) => {
-                        log::error!("the restart thread has failed: this server can no longer be restarted");
-                        ServerCommand::Check
-                    }
                     // No other thread ends before the queues are closed.
                     _ => ServerCommand::StopNow,
                 },
+                recv(restarter_end) -> _ => {
+                    log::error!("the restart thread has failed: this server can no longer be restarted");
+                    restarter_end = crossbeam_channel::never();
+                    ServerCommand::Check
+                }
                 recv(timer) -> _ => ServerCommand::Check,
             };
             match command {
@@ -343,6 +335,9 @@ impl<S: Service> MainThread<S> {
         stop: &mut Option<StopProgress>,
         restarter: Option<&RestarterHandle>,
     ) {
+        if stop.is_none() {
+            self.report.0.drain_others();
+        }
         let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
         stop.deadline = stop.deadline.earlier(deadline);
         if let Some(restarter) = restarter {
@@ -417,28 +412,43 @@ impl<S: Service> MainThread<S> {
             at.map_or(now + grace, |at| at.max(now + grace))
         };
         let mut until = latest(FORCED_GRACE);
-        if let Some(restarter) = restarter {
-            restarter.report_stopped(report.to_string(), latest(FORCED_GRACE / 2));
-        }
+        shared.report_stopped(report.to_string(), latest(FORCED_GRACE / 2));
+        let (mut ended, mut restarter_end) = (ended.clone(), restarter_end(restarter));
+        let (mut threads_left, mut restarter_left) = (true, restarter.is_some());
         let mut all_ended = loop {
-            match next_of_finish(commands, ended, until, restarter) {
+            if !threads_left && !restarter_left {
+                break true;
+            }
+            match next_of_finish(commands, &ended, &restarter_end, until, restarter) {
                 NextOfFinish::Ended(Ended::Worker(index)) => {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
                 }
-                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
+                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper) => {}
                 NextOfFinish::Command(command) => {
                     let deadline = self.handle_late_command(command, restarter).instant();
                     let earliest = Instant::now() + FORCED_GRACE;
                     until = deadline.map_or(until, |at| until.min(at.max(earliest)));
                 }
                 NextOfFinish::TimedOut => break false,
-                NextOfFinish::AllEnded => break true,
+                NextOfFinish::ThreadsEnded => {
+                    ended = crossbeam_channel::never();
+                    threads_left = false;
+                    // The wait for other servers is not part of this stop.
+                    report.took = stop.since.elapsed();
+                }
+                NextOfFinish::RestarterEnded => {
+                    restarter.inspect(|restarter| restarter.join());
+                    restarter_end = crossbeam_channel::never();
+                    restarter_left = false;
+                }
             }
         };
         lots.drop_left_sessions();
         all_ended &= shared.app_threads.join(until);
-        report.took = stop.since.elapsed();
+        if threads_left {
+            report.took = stop.since.elapsed();
+        }
         (report, all_ended)
     }
 
@@ -502,26 +512,30 @@ impl<S: Service> MainThread<S> {
 enum NextOfFinish {
     Ended(Ended),
     Command(ServerCommand),
-    AllEnded,
+    /// All threads of the server have ended.
+    ThreadsEnded,
+    RestarterEnded,
     TimedOut,
 }
 
 /// Waits for the next event until this point in time. While the restarter has to report the result
-/// of a restart, the wait has no limit: the restarter ends after its report.
+/// of a restart, or other servers have not stopped, the wait has no limit: the restarter ends then.
 fn next_of_finish(
     commands: &Receiver<ServerCommand>,
     ended: &Receiver<Ended>,
+    restarter_end: &Receiver<()>,
     until: Instant,
     restarter: Option<&RestarterHandle>,
 ) -> NextOfFinish {
     let thread =
-        |thread: Result<Ended, _>| thread.map_or(NextOfFinish::AllEnded, NextOfFinish::Ended);
+        |thread: Result<Ended, _>| thread.map_or(NextOfFinish::ThreadsEnded, NextOfFinish::Ended);
     // `ServerShared` has a sender of commands, so that the channel is open.
     let command = |command: Result<ServerCommand, _>| {
         NextOfFinish::Command(command.unwrap_or(ServerCommand::StopNow))
     };
     crossbeam_channel::select_biased! {
         recv(ended) -> next => return thread(next),
+        recv(restarter_end) -> _ => return NextOfFinish::RestarterEnded,
         recv(commands) -> next => return command(next),
         default(until.saturating_duration_since(Instant::now())) => {}
     }
@@ -530,54 +544,51 @@ fn next_of_finish(
     }
     crossbeam_channel::select_biased! {
         recv(ended) -> next => thread(next),
+        recv(restarter_end) -> _ => NextOfFinish::RestarterEnded,
         recv(commands) -> next => command(next),
     }
 }
 
-/// The server, as its restarter sees it.
-struct ServerHost<'a, S: Service> {
-    main: &'a MainThread<S>,
-    commands: &'a Sender<ServerCommand>,
+/// Closed when the restarter has ended; never without one.
+fn restarter_end(restarter: Option<&RestarterHandle>) -> Receiver<()> {
+    restarter.map_or_else(crossbeam_channel::never, |own| own.ended().clone())
 }
 
-impl<S: Service> ServerHost<'_, S> {
-    fn command(&self, command: ServerCommand) {
-        // A server that has ended needs no command.
-        let _ = self.commands.send(command);
+impl<S: Service> Member for MainThread<S> {
+    fn shared(&self) -> &Arc<ServerShared> {
+        &self.report.0
+    }
+
+    fn settings(&self) -> &Builder {
+        &self.settings
+    }
+
+    fn listeners(&self) -> &[Arc<Listener>] {
+        &self.listeners
+    }
+
+    fn drain(&self) -> &Arc<Drain> {
+        &self.lots.drain
+    }
+
+    fn set_idle_grace(&mut self, grace: Duration) {
+        self.idle_grace = grace;
+    }
+
+    #[cfg(feature = "signals")]
+    fn set_subscription(&mut self, subscription: Subscription) {
+        self.subscription = Some(subscription);
     }
 }
 
-impl<S: Service> RestartableServer for ServerHost<'_, S> {
-    fn export_state(&self) -> Option<Vec<u8>> {
-        panic::contain(|| self.main.service.export()).unwrap_or_else(|why| {
-            log::error!("the export panicked: {why}");
-            None
-        })
-    }
-
-    fn start_accepting(&self) {
-        self.main.gate.start();
-    }
-
-    fn pause(&self) -> bool {
-        self.main.gate.pause()
-    }
-
-    fn resume(&self) {
-        self.main.gate.resume();
-    }
-
-    fn drain_after_replacement(&self, taken: &[u32]) {
-        self.main.gate.set_served_elsewhere(taken);
-        self.command(ServerCommand::Replaced);
-    }
-
-    fn connections_left(&self) -> usize {
-        self.main.lots.drain.in_progress()
-    }
-
-    fn stop_in_drain_timeout(&self) {
-        self.command(ServerCommand::Drain);
+impl<S: Service + 'static> StartableMember for MainThread<S> {
+    fn start(self: Box<Self>, handle: &Handle) -> io::Result<()> {
+        let (sender, started) = crossbeam_channel::bounded(1);
+        let thread = thread::Builder::new()
+            .name(self.thread_name("main"))
+            .spawn(move || self.run(&sender))?;
+        handle.set_thread(thread);
+        started.recv().unwrap_or_else(|_| Err(start_error()))
     }
 }
 

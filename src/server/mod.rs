@@ -3,40 +3,42 @@
 mod app_threads;
 mod builder;
 mod descriptor_limit;
+mod group;
 mod handle;
 mod main_thread;
 mod report;
+mod servers;
+mod startup;
 mod watchdog;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
 use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
 use crate::connection::Connection;
 use crate::listener::Listener;
-use crate::panic;
 use crate::parking::{Lots, LotsOptions, MOST_LOTS};
-use crate::restart::{ReadyWhen, RecordedSignals, Restarter, RestarterHandle};
 use crate::service::{Next, Service};
 use crate::signals::ServerCommand;
 use crate::stats::{Stats, WorkerState};
 
 use app_threads::AppThreads;
 pub use builder::{BuildError, Builder, Setting};
-use descriptor_limit::prepare_descriptor_limit;
 pub use descriptor_limit::restore_descriptor_limit;
+use group::{prepare, start_all};
 pub use handle::Handle;
 use handle::{ReportCell, ServerShared, StopRequest};
 use main_thread::{MainThread, ReportOnDrop};
 pub use report::{Forced, Generation, Report, RestartReport};
+pub use servers::Servers;
 
 /// A server that is bound and not started yet.
 ///
@@ -74,7 +76,6 @@ pub use report::{Forced, Generation, Report, RestartReport};
 /// ```
 pub struct Server<S: Service> {
     main: MainThread<S>,
-    startup: Startup,
     handle: Handle,
 }
 
@@ -88,13 +89,11 @@ impl Server<fn(&mut Connection) -> io::Result<Next>> {
 impl<S: Service> Server<S> {
     /// Connects the modules. Starts no thread.
     fn new(service: S, listeners: Vec<Listener>, settings: Builder) -> Result<Self, BuildError> {
-        let mut settings = settings;
+        let server_token = match &settings.restart {
+            Some(restart) => Some(restart.add_server().map_err(BuildError::Restart)?),
+            None => None,
+        };
         let server_id = next_server_id();
-        let restart = settings.restart.take();
-        let idle_grace = restart
-            .as_ref()
-            .map(|restart| restart.idle_grace)
-            .unwrap_or_default();
         let addrs = listeners.iter().map(Listener::local_addr).cloned();
         let addrs = addrs.collect();
         let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
@@ -105,29 +104,6 @@ impl<S: Service> Server<S> {
 
         let (runs, stopped) = crossbeam_channel::bounded(0);
         let prefix = settings.thread_name_prefix.clone();
-        let mut startup = Startup {
-            stopped: stopped.clone(),
-            ready_thread: format!("{prefix}-ready"),
-            gate: Arc::clone(&gate),
-            restarter: None,
-            ready_when: None,
-            recorded_signals: None,
-            handles_signals: false,
-            is_supervised: restart
-                .as_ref()
-                .is_some_and(|restart| restart.is_supervised()),
-            is_stopped: false,
-        };
-        let mut restarter = None;
-        if let Some(mut restart) = restart {
-            startup.ready_when = restart.ready_when.take();
-            startup.recorded_signals = restart.recorded_signals.take();
-            let listeners = listeners.iter().map(Arc::downgrade).collect();
-            let new = Restarter::new(restart, listeners, settings.drain_timeout);
-            let (thread, handle) = new.map_err(BuildError::Restart)?;
-            restarter = Some(thread);
-            startup.restarter = Some(handle);
-        }
         let stats_lots = Arc::clone(&lots);
         let shared = Arc::new(ServerShared {
             commands: sender,
@@ -139,13 +115,15 @@ impl<S: Service> Server<S> {
             server_id,
             stats: Box::new(move || stats(&stats_lots)),
             report: ReportCell::default(),
-            restarter: startup.restarter.clone(),
+            restarter: settings.restart.as_ref().map(|own| own.handle().clone()),
+            is_restartable: AtomicBool::new(false),
+            group: OnceLock::new(),
         });
         let main = MainThread {
             service,
             listeners,
-            restarter,
-            idle_grace,
+            _server_token: server_token,
+            idle_grace: Duration::ZERO,
             runs: Some(runs),
             settings,
             #[cfg(feature = "signals")]
@@ -155,11 +133,8 @@ impl<S: Service> Server<S> {
             commands,
             report: ReportOnDrop(Arc::clone(&shared)),
         };
-        Ok(Self {
-            main,
-            startup,
-            handle: Handle::new(shared),
-        })
+        let handle = Handle::new(shared);
+        Ok(Self { main, handle })
     }
 
     /// The addresses that the server listens on, in the order of the builder, with real ports.
@@ -221,13 +196,9 @@ impl<S: Service> Server<S> {
     /// assert!(report.is_clean());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn run_scoped<R>(mut self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        self.prepare(false)?;
-        let Self {
-            main,
-            startup,
-            handle,
-        } = self;
+    pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
+        let Self { mut main, handle } = self;
+        let startup = prepare(&mut [&mut main], false)?;
         thread::scope(|scope| {
             let (sender, started) = crossbeam_channel::bounded(1);
             thread::Builder::new()
@@ -240,26 +211,6 @@ impl<S: Service> Server<S> {
             drop(stop);
             Ok((result, handle.join()))
         })
-    }
-
-    /// Prepares the process for the start. `owns_process`: the process exists for this server.
-    fn prepare(&mut self, owns_process: bool) -> io::Result<()> {
-        let settings = &self.main.settings;
-        let raises_limit = settings.raises_descriptor_limit.unwrap_or(owns_process);
-        prepare_descriptor_limit(raises_limit, settings.admission.max_connections);
-        self.startup.handles_signals = settings.signals.unwrap_or(owns_process);
-        // Subscribed before the server serves, so that no signal to a serving process is missed.
-        #[cfg(feature = "signals")]
-        if self.startup.handles_signals {
-            let shared = self.handle.shared();
-            self.main.subscription = Some(crate::signals::subscribe(
-                shared.commands.clone(),
-                shared.restarter.is_some(),
-                self.startup.is_supervised,
-            )?);
-        }
-        self.startup.release_signals();
-        Ok(())
     }
 }
 
@@ -311,9 +262,8 @@ impl<S: Service + 'static> Server<S> {
     /// When a thread cannot be started, when the service cannot build a worker's state, or when the
     /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
     /// handler.
-    pub fn run(mut self) -> io::Result<Report> {
-        self.prepare(true)?;
-        Ok(self.start_main_thread()?.join())
+    pub fn run(self) -> io::Result<Report> {
+        Ok(self.start_in_process(true)?.join())
     }
 
     /// Starts the server on threads of its own. The caller stops the server by the handle. Signals
@@ -323,29 +273,14 @@ impl<S: Service + 'static> Server<S> {
     ///
     /// When a thread cannot be started, or the service cannot build a worker's state; with signals,
     /// also as [`run`](Self::run).
-    pub fn start(mut self) -> io::Result<Handle> {
-        self.prepare(false)?;
-        self.start_main_thread()
+    pub fn start(self) -> io::Result<Handle> {
+        self.start_in_process(false)
     }
 
-    /// Starts the main thread, and waits until the server serves.
-    fn start_main_thread(self) -> io::Result<Handle> {
-        let Self {
-            main,
-            startup,
-            handle,
-        } = self;
-        let (sender, started) = crossbeam_channel::bounded(1);
-        let thread = thread::Builder::new()
-            .name(main.thread_name("main"))
-            .spawn(move || main.run(&sender))?;
-        handle.set_thread(thread);
-        started.recv().unwrap_or_else(|_| Err(start_error()))?;
-        if let Err(error) = startup.finish() {
-            handle.shared().request_drain();
-            handle.join();
-            return Err(error);
-        }
+    fn start_in_process(self, owns_process: bool) -> io::Result<Handle> {
+        let handles = [self.handle];
+        start_all(vec![Box::new(self.main)], &handles, owns_process)?;
+        let [handle] = handles;
         Ok(handle)
     }
 }
@@ -356,60 +291,6 @@ impl<S: Service> fmt::Debug for Server<S> {
             .field("listeners", &self.main.listeners)
             .field("settings", &self.main.settings)
             .finish_non_exhaustive()
-    }
-}
-
-/// The last steps of a start, once all threads run: signals are handled, `ready_when` is called,
-/// and the acceptor begins.
-struct Startup {
-    /// Disconnected when the server has stopped.
-    stopped: Receiver<()>,
-    ready_thread: String,
-    gate: Arc<AcceptGate>,
-    restarter: Option<RestarterHandle>,
-    ready_when: Option<ReadyWhen>,
-    recorded_signals: Option<RecordedSignals>,
-    handles_signals: bool,
-    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
-    is_supervised: bool,
-    /// A signal that stops the server has arrived already.
-    is_stopped: bool,
-}
-
-impl Startup {
-    /// Has the signals handled that were recorded until there are handlers for them.
-    fn release_signals(&mut self) {
-        if let Some(mut recorded) = self.recorded_signals.take() {
-            self.is_stopped = recorded.release() && self.handles_signals;
-        }
-    }
-
-    fn finish(self) -> io::Result<()> {
-        if self.is_stopped {
-            return Ok(());
-        }
-        if let Some(ready_when) = self.ready_when {
-            let (done, ready) = crossbeam_channel::bounded(1);
-            // A thread of its own, since a stop does not wait for it.
-            thread::Builder::new()
-                .name(self.ready_thread)
-                .spawn(move || drop(done.send(panic::contain(ready_when))))?;
-            crossbeam_channel::select! {
-                recv(ready) -> result => {
-                    let result = result.unwrap_or_else(|_| Err("its thread has ended".to_owned()));
-                    let panicked = |why| io::Error::other(format!("ready_when panicked: {why}"));
-                    result.map_err(panicked)?.map_err(io::Error::other)?;
-                }
-                recv(self.stopped) -> _ => return Ok(()),
-            }
-        }
-        match self.restarter {
-            Some(restarter) => restarter.announce_ready().map_err(io::Error::other),
-            None => {
-                self.gate.start();
-                Ok(())
-            }
-        }
     }
 }
 

@@ -128,7 +128,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 impl Run {
     /// Takes or makes what the first process needs: listeners, sockets, files.
     pub(super) fn new(settings: Settings, program: Program, signals: SignalFd) -> io::Result<Self> {
-        let listeners = HeldListeners::inherit_or_bind(Inherited::take(), &settings)?;
+        let listeners = HeldListeners::inherit_or_bind(Inherited::take()?, &settings)?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message::create_pair()?;
         let fleet = Fleet::new(settings.policy.clone(), Instant::now(), random_seed());

@@ -1,0 +1,339 @@
+//! The servers of a process that run together: one server, or those of [`Servers`](super::Servers).
+//!
+//! They start together, stop together, and have one restarter. Each has its own main thread, handle
+//! and report. What one has to tell the others goes through cells and atomics, so that no main
+//! thread waits for another one.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::acceptor::AcceptGate;
+use crate::drain::Drain;
+use crate::listener::Listener;
+use crate::notify;
+use crate::restart::{RestartableServer, Restarter};
+use crate::server::builder::Builder;
+use crate::server::descriptor_limit::prepare_descriptor_limit;
+use crate::server::handle::{Handle, ServerShared, mark_thread};
+use crate::server::startup::Startup;
+use crate::signals::ServerCommand;
+#[cfg(feature = "signals")]
+use crate::signals::Subscription;
+
+/// A server, as the group sees it before it starts.
+pub(super) trait Member {
+    fn shared(&self) -> &Arc<ServerShared>;
+    fn settings(&self) -> &Builder;
+    fn listeners(&self) -> &[Arc<Listener>];
+    fn drain(&self) -> &Arc<Drain>;
+    fn set_idle_grace(&mut self, grace: Duration);
+    #[cfg(feature = "signals")]
+    fn set_subscription(&mut self, subscription: Subscription);
+}
+
+/// A server that a thread of its own can run.
+pub(super) trait StartableMember: Member + Send {
+    /// Starts the main thread, and waits until all of the server's threads run.
+    fn start(self: Box<Self>, handle: &Handle) -> io::Result<()>;
+}
+
+/// Starts servers, and waits until they serve. If one of them cannot start, the others are stopped.
+pub(super) fn start_all(
+    mut members: Vec<Box<dyn StartableMember>>,
+    handles: &[Handle],
+    owns_process: bool,
+) -> io::Result<()> {
+    let mut all: Vec<&mut dyn Member> = Vec::new();
+    for member in &mut members {
+        all.push(&mut **member);
+    }
+    let startup = prepare(&mut all, owns_process)?;
+    Handle::share_life(handles);
+    let mut members = members.into_iter().zip(handles);
+    let started = members.try_for_each(|(member, handle)| member.start(handle));
+    let started = started.and_then(|()| startup.finish());
+    // Those that have not started.
+    members.for_each(drop);
+    started.inspect_err(|_| {
+        for handle in handles {
+            handle.shared().request_drain();
+        }
+        for handle in handles {
+            handle.join();
+        }
+    })
+}
+
+/// Prepares the process and the servers for the start. `owns_process`: the process exists for these
+/// servers.
+///
+/// # Errors
+///
+/// `InvalidInput` if the servers do not have the same [`Restart`](crate::Restart), or are not all
+/// that have it; errors of the system.
+pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io::Result<Startup> {
+    let Some(first) = members.first() else {
+        let text = "there is no server to start";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    let prefix = first.settings().thread_name_prefix.clone();
+    let restart = first.settings().restart.clone();
+    let mut startup = Startup::new(first.shared(), format!("{prefix}-ready"));
+    let same_restart = |member: &&mut dyn Member| match (&restart, &member.settings().restart) {
+        (Some(first), Some(own)) => first.is_same_as(own),
+        (first, own) => first.is_none() && own.is_none(),
+    };
+    if !members.iter().all(|member| same_restart(member)) {
+        let text = "some of the servers can be restarted, and others not: give clones of one \
+                    Restart to all of them";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let settings = || members.iter().map(|member| member.settings());
+    let raises_limit = settings().any(|own| own.raises_descriptor_limit.unwrap_or(owns_process));
+    let connections = settings().map(|own| own.admission.max_connections);
+    prepare_descriptor_limit(raises_limit, connections.fold(0, usize::saturating_add));
+    connect(members);
+    startup.gates = members
+        .iter()
+        .map(|member| Arc::clone(&member.shared().gate))
+        .collect();
+    let mut is_supervised = false;
+    if let Some(restart) = restart {
+        let mut parts = restart.take_parts(members.len())?;
+        is_supervised = restart.is_supervised();
+        startup.ready_when = parts.ready_when.take();
+        startup.recorded_signals = parts.recorded_signals.take();
+        startup.restarter = Some(restart.handle().clone());
+        for member in &mut *members {
+            member.set_idle_grace(parts.idle_grace);
+        }
+        let listeners = members.iter().flat_map(|member| member.listeners());
+        let listeners = listeners.map(Arc::downgrade).collect();
+        let drain_timeouts = members.iter().map(|member| member.settings().drain_timeout);
+        let longest = drain_timeouts.max().unwrap_or_default();
+        let restarter = Restarter::new(parts, members.len(), listeners, longest)?;
+        for member in &*members {
+            member.shared().is_restartable.store(true, SeqCst);
+        }
+        let server_id = members[0].shared().server_id.load(SeqCst);
+        // A predecessor may send messages while the workers are built.
+        restarter.start(
+            format!("{prefix}-restart"),
+            move || mark_thread(server_id),
+            RestartGroup::of(members),
+        )?;
+    }
+    // Subscribed before the servers serve, so that no signal to a serving process is missed.
+    for (index, member) in members.iter_mut().enumerate() {
+        let handles_signals = member.settings().signals.unwrap_or(owns_process);
+        startup.handles_signals |= handles_signals;
+        #[cfg(feature = "signals")]
+        if handles_signals {
+            // One of the servers asks for a restart of all.
+            let can_restart = startup.restarter.is_some() && index == 0;
+            let commands = member.shared().commands.clone();
+            let subscription = crate::signals::subscribe(commands, can_restart, is_supervised)?;
+            member.set_subscription(subscription);
+        }
+        #[cfg(not(feature = "signals"))]
+        let _ = (index, is_supervised);
+    }
+    startup.release_signals();
+    Ok(startup)
+}
+
+/// Makes servers those of one group.
+fn connect(members: &[&mut dyn Member]) {
+    let all = || members.iter().map(|member| member.shared());
+    let heartbeat = Arc::new(Heartbeat(Mutex::new(vec![Some(false); members.len()])));
+    for (index, shared) in all().enumerate() {
+        // The threads of each server are those of all: none of them can wait for the end.
+        let first = members[0].shared().server_id.load(SeqCst);
+        shared.server_id.store(first, SeqCst);
+        let others = all().filter(|other| !Arc::ptr_eq(other, shared));
+        let place = GroupPlace {
+            others: others.map(Arc::downgrade).collect(),
+            heartbeat: Arc::clone(&heartbeat),
+            index,
+        };
+        let _ = shared.group.set(place);
+    }
+}
+
+/// The place of a server in its group.
+pub(super) struct GroupPlace {
+    others: Vec<Weak<ServerShared>>,
+    heartbeat: Arc<Heartbeat>,
+    index: usize,
+}
+
+impl GroupPlace {
+    pub(super) fn others(&self) -> impl Iterator<Item = Arc<ServerShared>> + '_ {
+        self.others.iter().filter_map(Weak::upgrade)
+    }
+
+    /// The server makes progress.
+    pub(super) fn beat(&self) {
+        if self.heartbeat.mark(self.index) {
+            notify::send_watchdog_alive();
+        }
+    }
+
+    /// The watchdog no longer expects the server to make progress.
+    pub(super) fn end_heartbeat(&self) {
+        self.heartbeat.0.lock()[self.index] = None;
+    }
+}
+
+/// Which servers have made progress since the watchdog was last notified. `None` for servers that
+/// have stopped.
+struct Heartbeat(Mutex<Vec<Option<bool>>>);
+
+impl Heartbeat {
+    /// Marks a server. True if all servers have made progress.
+    fn mark(&self, index: usize) -> bool {
+        let mut marks = self.0.lock();
+        marks[index] = Some(true);
+        let all = marks.iter().all(|mark| *mark != Some(false));
+        if all {
+            marks.iter_mut().flatten().for_each(|mark| *mark = false);
+        }
+        all
+    }
+}
+
+/// All servers of the process, as the restarter sees them.
+struct RestartGroup(Vec<RestartMember>);
+
+struct RestartMember {
+    shared: Arc<ServerShared>,
+    gate: Arc<AcceptGate>,
+    drain: Arc<Drain>,
+    listeners: u32,
+    /// The restarter has paused the server, and not the application.
+    is_paused: AtomicBool,
+}
+
+impl RestartGroup {
+    fn of(members: &[&mut dyn Member]) -> Self {
+        let members = members.iter().map(|member| RestartMember {
+            shared: Arc::clone(member.shared()),
+            gate: Arc::clone(&member.shared().gate),
+            drain: Arc::clone(member.drain()),
+            // The positions of descriptors are such numbers.
+            listeners: u32::try_from(member.listeners().len()).unwrap_or(u32::MAX),
+            is_paused: AtomicBool::new(false),
+        });
+        Self(members.collect())
+    }
+}
+
+impl RestartableServer for RestartGroup {
+    fn start_accepting(&self) {
+        self.0.iter().for_each(|member| member.gate.start());
+    }
+
+    fn pause(&self) {
+        for member in &self.0 {
+            member.is_paused.store(member.gate.pause(), SeqCst);
+        }
+    }
+
+    fn resume(&self) {
+        for member in &self.0 {
+            if member.is_paused.swap(false, SeqCst) {
+                member.gate.resume();
+            }
+        }
+    }
+
+    fn drain_after_replacement(&self, taken: &[u32]) {
+        let mut first = 0;
+        for member in &self.0 {
+            let own = own_positions(taken, first, member.listeners);
+            first = first.saturating_add(member.listeners);
+            member.gate.set_served_elsewhere(&own);
+            // A server that has ended needs no command.
+            let _ = member.shared.commands.send(ServerCommand::Replaced);
+        }
+    }
+
+    fn connections_left(&self) -> usize {
+        let left = self.0.iter().map(|member| member.drain.in_progress());
+        left.sum()
+    }
+
+    fn stop_in_drain_timeout(&self) {
+        let members = self.0.iter();
+        members.for_each(|member| member.shared.request_drain());
+    }
+}
+
+/// The positions among all listeners, as positions among those of one server.
+fn own_positions(taken: &[u32], first: u32, count: u32) -> Vec<u32> {
+    let own = taken.iter().filter_map(|position| {
+        let own = position.checked_sub(first)?;
+        (own < count).then_some(own)
+    });
+    own.collect()
+}
+
+impl ServerShared {
+    /// Asks all servers of the group for a stop within this time.
+    pub(super) fn request_stop_of_all(&self, within: Duration) {
+        let deadline = crate::clock::Deadline::after(Instant::now(), within);
+        self.request_stop(deadline);
+        self.others().for_each(|other| other.request_stop(deadline));
+    }
+
+    /// The stop of this server has begun: the others stop as well, each within its own drain
+    /// time-out.
+    pub(super) fn drain_others(&self) {
+        self.others().for_each(|other| other.request_drain());
+    }
+
+    /// Whether a stop of one of the servers was requested, or has begun.
+    pub(super) fn is_stopping_group(&self) -> bool {
+        self.stop.is_stopping() || self.others().any(|other| other.stop.is_stopping())
+    }
+
+    fn others(&self) -> impl Iterator<Item = Arc<ServerShared>> + '_ {
+        self.group.get().into_iter().flat_map(GroupPlace::others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_split_by_servers() {
+        for (taken, first, count, wanted) in [
+            (&[0, 1, 2, 3][..], 0, 2, &[0, 1][..]),
+            (&[0, 1, 2, 3], 2, 2, &[0, 1]),
+            (&[3, 1], 2, 2, &[1]),
+            (&[3, 1], 0, 1, &[]),
+            (&[], 0, 4, &[]),
+            (&[9], 0, 2, &[]),
+        ] {
+            assert_eq!(own_positions(taken, first, count), wanted, "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn the_watchdog_hears_of_progress_when_all_have_made_some() {
+        let heartbeat = Heartbeat(Mutex::new(vec![Some(false); 2]));
+        assert!(!heartbeat.mark(0));
+        assert!(!heartbeat.mark(0));
+        assert!(heartbeat.mark(1));
+        assert!(!heartbeat.mark(1));
+        assert!(heartbeat.mark(0));
+        heartbeat.0.lock()[1] = None;
+        assert!(heartbeat.mark(0));
+        assert!(heartbeat.mark(0));
+    }
+}
