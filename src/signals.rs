@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerCommand {
     /// Finish what is in progress within the server's drain time-out, then end.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Drain,
     /// End now.
     StopNow,
@@ -11,6 +12,7 @@ pub(crate) enum ServerCommand {
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     TerminateAgain,
     /// Start a successor.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Restart,
     /// A successor has taken over: finish what is in progress, then end.
     Replaced,

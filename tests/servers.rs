@@ -44,7 +44,7 @@ impl Service for Shout {
 fn start_pair() -> [Handle; 2] {
     let plain = server().workers(2).build(lines).unwrap();
     let shout = server().workers(2).build(Shout).unwrap();
-    let servers = Servers::new().add(plain).add(shout);
+    let servers = Servers::new().with(plain).with(shout);
     servers.start().unwrap().try_into().unwrap()
 }
 
@@ -90,7 +90,7 @@ fn the_stop_of_one_is_a_drain_of_the_others_with_their_own_time_out() {
         door.pass();
         lines(conn)
     });
-    let servers = Servers::new().add(plain.unwrap()).add(busy.unwrap());
+    let servers = Servers::new().with(plain.unwrap()).with(busy.unwrap());
     let [plain, busy]: [Handle; 2] = servers.start().unwrap().try_into().unwrap();
     let mut client = connect(addr(&busy));
     client.write_all(b"hello\n").unwrap();
@@ -120,7 +120,7 @@ fn a_stop_by_a_handle_has_the_same_deadline_for_all() {
         door.pass();
         lines(conn)
     });
-    let servers = Servers::new().add(plain).add(stuck.unwrap());
+    let servers = Servers::new().with(plain).with(stuck.unwrap());
     let [plain, stuck]: [Handle; 2] = servers.start().unwrap().try_into().unwrap();
     let mut client = connect(addr(&stuck));
     client.write_all(b"hello\n").unwrap();
@@ -130,6 +130,35 @@ fn a_stop_by_a_handle_has_the_same_deadline_for_all() {
     drop(keeper);
     assert_eq!(stuck.join().forced.len(), 1);
     assert!(plain.join().is_clean());
+}
+
+/// Also if it is later than their own time-outs.
+#[test]
+fn a_stop_by_a_handle_is_not_cut_short_by_the_time_out_of_another_server() {
+    for stopped in 0..2 {
+        let (keeper, door) = door();
+        let plain = server().workers(1).drain_timeout(Duration::ZERO);
+        let busy = server().workers(1).drain_timeout(Duration::ZERO);
+        let busy = busy.build(move |conn: &mut Connection| {
+            door.pass();
+            lines(conn)
+        });
+        let servers = Servers::new().with(plain.build(lines).unwrap());
+        let handles = servers.with(busy.unwrap()).start().unwrap();
+        let mut client = connect(addr(&handles[1]));
+        client.write_all(b"hello\n").unwrap();
+        keeper.wait();
+        handles[stopped].stop(LIMIT);
+        eventually("the other one has stopped", || {
+            TcpStream::connect(addr(&handles[0])).is_err()
+        });
+        keeper.let_one_in();
+        assert_eq!(answer(&mut client), "hello");
+        drop(keeper);
+        for handle in &handles {
+            assert!(handle.join().is_clean());
+        }
+    }
 }
 
 struct NoWorker(Arc<AtomicBool>);
@@ -163,11 +192,11 @@ fn a_server_that_cannot_start_stops_the_others() {
                 let bad = server().workers(1).build(NoWorker(Arc::clone(&tried)));
                 let bad = bad.unwrap();
                 handles.push(bad.handle());
-                servers = servers.add(bad);
+                servers = servers.with(bad);
             } else {
                 let good = server().workers(1).build(lines).unwrap();
                 handles.push(good.handle());
-                servers = servers.add(good);
+                servers = servers.with(good);
             }
         }
         let error = servers.run().unwrap_err();
@@ -193,7 +222,7 @@ fn a_thread_of_one_server_cannot_wait_for_another_one_of_its_group() {
         lines(conn)
     });
     let handle = plain.handle();
-    let servers = Servers::new().add(plain).add(waits.unwrap());
+    let servers = Servers::new().with(plain).with(waits.unwrap());
     let handles = servers.start().unwrap();
     given.send(handle).unwrap();
     let mut client = connect(addr(&handles[1]));
@@ -213,7 +242,7 @@ fn hooks_of_all_servers_are_called_and_a_shared_service_serves_both() {
         let called = called.clone();
         let builder = settings().listen("127.0.0.1:0").workers(1);
         let builder = builder.on_stop(move || called.send(index).unwrap());
-        servers = servers.add(builder.build(Arc::clone(&shared)).unwrap());
+        servers = servers.with(builder.build(Arc::clone(&shared)).unwrap());
     }
     let handles = servers.start().unwrap();
     for handle in &handles {
@@ -253,13 +282,13 @@ fn mistakes_with_a_restart_are_errors_at_once() {
 
     // One with, and one without.
     let (one, other) = (with(&restart).build(lines), server().build(lines));
-    let servers = Servers::new().add(one.unwrap()).add(other.unwrap());
+    let servers = Servers::new().with(one.unwrap()).with(other.unwrap());
     let error = servers.start().unwrap_err();
     assert!(error.to_string().contains("one Restart"), "{error}");
 
     // Nothing of this has used it up.
     let (one, other) = (with(&restart).build(lines), with(&restart).build(Shout));
-    let servers = Servers::new().add(one.unwrap()).add(other.unwrap());
+    let servers = Servers::new().with(one.unwrap()).with(other.unwrap());
     let handles = servers.start().unwrap();
     ask(&mut connect(addr(&handles[0])), "hello");
     let error = with(&restart).build(lines).unwrap_err();
@@ -279,6 +308,6 @@ fn a_group_that_is_dropped_has_stopped() {
     let server = server.unwrap();
     let handle = server.handle();
     let waits = thread::spawn(move || handle.join());
-    drop(Servers::new().add(server));
+    drop(Servers::new().with(server));
     assert!(waits.join().unwrap().is_clean());
 }

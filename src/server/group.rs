@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::acceptor::AcceptGate;
+use crate::clock::Deadline;
 use crate::drain::Drain;
 use crate::listener::Listener;
 use crate::notify;
-use crate::restart::{RestartableServer, Restarter};
+use crate::restart::{Restart, RestartableServer, Restarter};
 use crate::server::builder::Builder;
 use crate::server::descriptor_limit::prepare_descriptor_limit;
 use crate::server::handle::{Handle, ServerShared, mark_thread};
@@ -73,77 +74,100 @@ pub(super) fn start_all(
 ///
 /// # Errors
 ///
-/// `InvalidInput` if the servers do not have the same [`Restart`](crate::Restart), or are not all
-/// that have it; errors of the system.
+/// `InvalidInput` if the servers do not have the same [`Restart`], or are not all that have it;
+/// errors of the system.
 pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io::Result<Startup> {
     let Some(first) = members.first() else {
         let text = "there is no server to start";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     };
     let prefix = first.settings().thread_name_prefix.clone();
-    let restart = first.settings().restart.clone();
-    let mut startup = Startup::new(first.shared(), format!("{prefix}-ready"));
-    let same_restart = |member: &&mut dyn Member| match (&restart, &member.settings().restart) {
-        (Some(first), Some(own)) => first.is_same_as(own),
-        (first, own) => first.is_none() && own.is_none(),
-    };
-    if !members.iter().all(|member| same_restart(member)) {
-        let text = "some of the servers can be restarted, and others not: give clones of one \
-                    Restart to all of them";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    }
+    let restart = common_restart(members)?;
     let settings = || members.iter().map(|member| member.settings());
     let raises_limit = settings().any(|own| own.raises_descriptor_limit.unwrap_or(owns_process));
     let connections = settings().map(|own| own.admission.max_connections);
     prepare_descriptor_limit(raises_limit, connections.fold(0, usize::saturating_add));
     connect(members);
-    startup.gates = members
-        .iter()
-        .map(|member| Arc::clone(&member.shared().gate))
-        .collect();
-    let mut is_supervised = false;
-    if let Some(restart) = restart {
-        let mut parts = restart.take_parts(members.len())?;
-        is_supervised = restart.is_supervised();
-        startup.ready_when = parts.ready_when.take();
-        startup.recorded_signals = parts.recorded_signals.take();
-        startup.restarter = Some(restart.handle().clone());
-        for member in &mut *members {
-            member.set_idle_grace(parts.idle_grace);
-        }
-        let listeners = members.iter().flat_map(|member| member.listeners());
-        let listeners = listeners.map(Arc::downgrade).collect();
-        let drain_timeouts = members.iter().map(|member| member.settings().drain_timeout);
-        let longest = drain_timeouts.max().unwrap_or_default();
-        let restarter = Restarter::new(parts, members.len(), listeners, longest)?;
-        for member in &*members {
-            member.shared().is_restartable.store(true, SeqCst);
-        }
-        let server_id = members[0].shared().server_id.load(SeqCst);
-        // A predecessor may send messages while the workers are built.
-        restarter.start(
-            format!("{prefix}-restart"),
-            move || mark_thread(server_id),
-            RestartGroup::of(members),
-        )?;
+    let gates = members.iter().map(|member| &member.shared().gate);
+    let gates = gates.map(Arc::clone).collect();
+    let mut startup = Startup::new(first.shared(), gates, format!("{prefix}-ready"));
+    if let Some(restart) = &restart {
+        start_restarter(members, restart, &mut startup, format!("{prefix}-restart"))?;
     }
+    let signals = members.iter().map(|member| member.settings().signals);
+    let mut handle_signals = signals.map(|own| own.unwrap_or(owns_process));
+    startup.handles_signals = handle_signals.any(|handles| handles);
     // Subscribed before the servers serve, so that no signal to a serving process is missed.
-    for (index, member) in members.iter_mut().enumerate() {
-        let handles_signals = member.settings().signals.unwrap_or(owns_process);
-        startup.handles_signals |= handles_signals;
-        #[cfg(feature = "signals")]
-        if handles_signals {
-            // One of the servers asks for a restart of all.
-            let can_restart = startup.restarter.is_some() && index == 0;
+    #[cfg(feature = "signals")]
+    subscribe(members, owns_process, restart.as_ref())?;
+    startup.release_signals();
+    Ok(startup)
+}
+
+/// The one [`Restart`] that all servers have, if they have one.
+fn common_restart(members: &[&mut dyn Member]) -> io::Result<Option<Restart>> {
+    let mut all = members.iter().map(|member| &member.settings().restart);
+    let Some(first) = all.next() else {
+        return Ok(None);
+    };
+    let is_first = |own: &Option<Restart>| match (first, own) {
+        (Some(first), Some(own)) => first.is_same_as(own),
+        (first, own) => first.is_none() && own.is_none(),
+    };
+    if !all.all(is_first) {
+        let text = "some of the servers can be restarted, and others not: give clones of one \
+                    Restart to all of them";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(first.clone())
+}
+
+/// Starts the restarter. A predecessor may send messages while the workers are built.
+fn start_restarter(
+    members: &mut [&mut dyn Member],
+    restart: &Restart,
+    startup: &mut Startup,
+    thread_name: String,
+) -> io::Result<()> {
+    let mut parts = restart.take_parts(members.len())?;
+    startup.ready_when = parts.ready_when.take();
+    startup.recorded_signals = parts.recorded_signals.take();
+    startup.restarter = Some(restart.handle().clone());
+    let (mut listeners, mut drain_timeout) = (Vec::new(), Duration::ZERO);
+    for member in &mut *members {
+        member.set_idle_grace(parts.idle_grace);
+        listeners.extend(member.listeners().iter().map(Arc::downgrade));
+        drain_timeout = drain_timeout.max(member.settings().drain_timeout);
+    }
+    let restarter = Restarter::new(parts, members.len(), listeners, drain_timeout)?;
+    for member in &*members {
+        member.shared().is_restartable.store(true, SeqCst);
+    }
+    // The threads of one server are those of all.
+    let server_id = Arc::clone(&members[0].shared().server_id);
+    let begin = move || mark_thread(server_id.load(SeqCst));
+    restarter.start(thread_name, begin, RestartGroup::of(members))
+}
+
+/// Has each server that handles signals get those of the process.
+#[cfg(feature = "signals")]
+fn subscribe(
+    members: &mut [&mut dyn Member],
+    owns_process: bool,
+    restart: Option<&Restart>,
+) -> io::Result<()> {
+    // One of the servers asks for a restart of all.
+    let mut can_restart = restart.is_some();
+    let is_supervised = restart.is_some_and(Restart::is_supervised);
+    for member in members {
+        if member.settings().signals.unwrap_or(owns_process) {
             let commands = member.shared().commands.clone();
+            let can_restart = std::mem::take(&mut can_restart);
             let subscription = crate::signals::subscribe(commands, can_restart, is_supervised)?;
             member.set_subscription(subscription);
         }
-        #[cfg(not(feature = "signals"))]
-        let _ = (index, is_supervised);
     }
-    startup.release_signals();
-    Ok(startup)
+    Ok(())
 }
 
 /// Makes servers those of one group.
@@ -285,15 +309,19 @@ fn own_positions(taken: &[u32], first: u32, count: u32) -> Vec<u32> {
 impl ServerShared {
     /// Asks all servers of the group for a stop within this time.
     pub(super) fn request_stop_of_all(&self, within: Duration) {
-        let deadline = crate::clock::Deadline::after(Instant::now(), within);
+        let deadline = Deadline::after(Instant::now(), within);
+        // All are marked first: then none of them gives another one a deadline of its own.
+        self.stop.mark_stopping();
+        self.others().for_each(|other| other.stop.mark_stopping());
         self.request_stop(deadline);
         self.others().for_each(|other| other.request_stop(deadline));
     }
 
-    /// The stop of this server has begun: the others stop as well, each within its own drain
-    /// time-out.
+    /// The stop of this server has begun: those that do not stop yet stop as well, each within its
+    /// own drain time-out.
     pub(super) fn drain_others(&self) {
-        self.others().for_each(|other| other.request_drain());
+        let others = self.others().filter(|other| !other.stop.is_stopping());
+        others.for_each(|other| other.request_drain());
     }
 
     /// Whether a stop of one of the servers was requested, or has begun.

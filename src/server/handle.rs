@@ -177,10 +177,11 @@ impl Handle {
         self.0.shared.addrs.clone()
     }
 
-    /// Stops the server, and with it those that run beside it ([`Servers`](crate::Servers)): no new connection is accepted, what is in progress may go on for `within`,
-    /// and then sockets are shut down. Returns at once; [`join`](Self::join) waits. A later call
-    /// can make the deadline earlier, never later. A server that has not started yet stops when it
-    /// starts, and accepts nothing.
+    /// Stops the server, and those that run beside it ([`Servers`](crate::Servers)): no new
+    /// connection is accepted, what is in progress may go on for `within`, and then sockets are shut
+    /// down. Returns at once; [`join`](Self::join) waits. A later call can make the deadline
+    /// earlier, never later. A server that has not started yet stops when it starts, and accepts
+    /// nothing.
     pub fn stop(&self, within: Duration) {
         self.0.shared.request_stop_of_all(within);
     }

@@ -50,7 +50,7 @@ use crate::service::Service;
 ///         writeln!(conn, "{:?}", counters.stats())?;
 ///         Ok(Next::Close)
 ///     })?;
-/// for report in Servers::new().add(public).add(admin).run()? {
+/// for report in Servers::new().with(public).with(admin).run()? {
 ///     println!("{report}");
 /// }
 /// # Ok(())
@@ -70,7 +70,7 @@ impl Servers {
     }
 
     /// Adds a server.
-    pub fn add<S: Service + 'static>(mut self, server: Server<S>) -> Self {
+    pub fn with<S: Service + 'static>(mut self, server: Server<S>) -> Self {
         let Server { main, handle } = server;
         self.members.push(Box::new(main));
         self.handles.push(handle);

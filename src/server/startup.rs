@@ -14,7 +14,7 @@ pub(super) struct Startup {
     /// The first of the servers. They stop together.
     first: Arc<ServerShared>,
     ready_thread: String,
-    pub(super) gates: Vec<Arc<AcceptGate>>,
+    gates: Vec<Arc<AcceptGate>>,
     pub(super) restarter: Option<RestarterHandle>,
     pub(super) ready_when: Option<ReadyWhen>,
     pub(super) recorded_signals: Option<RecordedSignals>,
@@ -24,11 +24,15 @@ pub(super) struct Startup {
 }
 
 impl Startup {
-    pub(super) fn new(first: &Arc<ServerShared>, ready_thread: String) -> Self {
+    pub(super) fn new(
+        first: &Arc<ServerShared>,
+        gates: Vec<Arc<AcceptGate>>,
+        ready_thread: String,
+    ) -> Self {
         Self {
             first: Arc::clone(first),
             ready_thread,
-            gates: Vec::new(),
+            gates,
             restarter: None,
             ready_when: None,
             recorded_signals: None,

@@ -141,7 +141,7 @@ pub(crate) fn serve_if_child() {
     let report = if option(&dir, "by-handle").is_some() {
         let started = match lines {
             // The handle of one keeps both alive.
-            Some(lines) => Servers::new().add(server).add(lines).start(),
+            Some(lines) => Servers::new().with(server).with(lines).start(),
             None => server.start().map(|handle| vec![handle]),
         };
         let started = started.unwrap_or_else(|error| {
@@ -167,7 +167,7 @@ pub(crate) fn serve_if_child() {
         }
         report
     } else if let Some(lines) = lines {
-        let reports = Servers::new().add(server).add(lines).run();
+        let reports = Servers::new().with(server).with(lines).run();
         let reports = reports.unwrap_or_else(|error| {
             eprintln!("{error}");
             std::process::exit(1);

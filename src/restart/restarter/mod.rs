@@ -210,8 +210,9 @@ impl RestarterHandle {
     /// Waits for the thread of a restarter that has ended.
     pub(crate) fn join(&self) {
         let thread = self.thread.lock().take();
-        // What it panicked with was printed.
-        thread.map(|thread| drop(thread.join()));
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the restart thread panicked");
+        }
     }
 
     /// The answer; `None` if the restarter ends without one.
