@@ -158,17 +158,24 @@ mod trials {
         }
 
         /// Which process answers the line protocol.
+        #[track_caller]
         fn pid_of_lines(&self) -> i32 {
-            let mut stream = support::connect(self.lines_addr());
-            stream.write_all(b"pid\n").unwrap();
-            stream.shutdown(Shutdown::Write).unwrap();
+            self.try_pid_of_lines().unwrap()
+        }
+
+        /// The same, of processes that may die meanwhile.
+        fn try_pid_of_lines(&self) -> io::Result<i32> {
+            let mut stream = TcpStream::connect(self.lines_addr())?;
+            stream.set_read_timeout(Some(support::LIMIT))?;
+            stream.write_all(b"pid\n")?;
+            stream.shutdown(Shutdown::Write)?;
             let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            answer.trim().parse().unwrap()
+            stream.read_to_string(&mut answer)?;
+            answer.trim().parse().map_err(io::Error::other)
         }
     }
 
-    /// Restarts under load, and returns what the processes printed in the end.
+    /// Restarts under load.
     fn lose_nothing(generations: &Generations, restart: impl Fn()) {
         let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(6, |n| n.parse().unwrap());
         let http = To::Tcp(generations.addr());
@@ -233,7 +240,7 @@ mod trials {
         signal(old.pid, Signal::KILL);
         // The supervisor holds both listeners, so that no client is refused.
         eventually("another process serves HTTP", || {
-            generations.who().pid != old.pid
+            try_get(generations.addr(), "/who").is_ok_and(|who| Who::parse(&who).pid != old.pid)
         });
         let new = generations.who();
         assert_eq!(generations.pid_of_lines(), new.pid);

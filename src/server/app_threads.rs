@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::clock::Deadline;
 use crate::log;
 use crate::panic;
-use crate::server::handle::mark_thread;
+use crate::server::thread_mark::mark_thread;
 
 /// The threads of one server on which the application is called.
 pub(super) struct AppThreads {

@@ -5,22 +5,20 @@
 //! thread waits for another one.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use crate::acceptor::AcceptGate;
-use crate::clock::Deadline;
 use crate::drain::Drain;
 use crate::listener::Listener;
-use crate::notify;
 use crate::restart::{Restart, RestartableServer, Restarter};
 use crate::server::builder::Builder;
 use crate::server::descriptor_limit::prepare_descriptor_limit;
-use crate::server::handle::{Handle, ServerShared, mark_thread};
+use crate::server::handle::Handle;
+use crate::server::shared::{GroupPlace, Heartbeat, ServerShared};
 use crate::server::startup::Startup;
+use crate::server::thread_mark::mark_thread;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
 use crate::signals::Subscription;
@@ -173,7 +171,7 @@ fn subscribe(
 /// Makes servers those of one group.
 fn connect(members: &[&mut dyn Member]) {
     let all = || members.iter().map(|member| member.shared());
-    let heartbeat = Arc::new(Heartbeat(Mutex::new(vec![Some(false); members.len()])));
+    let heartbeat = Arc::new(Heartbeat::of(members.len()));
     for (index, shared) in all().enumerate() {
         // The threads of each server are those of all: none of them can wait for the end.
         let first = members[0].shared().server_id.load(SeqCst);
@@ -185,48 +183,6 @@ fn connect(members: &[&mut dyn Member]) {
             index,
         };
         let _ = shared.group.set(place);
-    }
-}
-
-/// The place of a server in its group.
-pub(super) struct GroupPlace {
-    others: Vec<Weak<ServerShared>>,
-    heartbeat: Arc<Heartbeat>,
-    index: usize,
-}
-
-impl GroupPlace {
-    pub(super) fn others(&self) -> impl Iterator<Item = Arc<ServerShared>> + '_ {
-        self.others.iter().filter_map(Weak::upgrade)
-    }
-
-    /// The server makes progress.
-    pub(super) fn beat(&self) {
-        if self.heartbeat.mark(self.index) {
-            notify::send_watchdog_alive();
-        }
-    }
-
-    /// The watchdog no longer expects the server to make progress.
-    pub(super) fn end_heartbeat(&self) {
-        self.heartbeat.0.lock()[self.index] = None;
-    }
-}
-
-/// Which servers have made progress since the watchdog was last notified. `None` for servers that
-/// have stopped.
-struct Heartbeat(Mutex<Vec<Option<bool>>>);
-
-impl Heartbeat {
-    /// Marks a server. True if all servers have made progress.
-    fn mark(&self, index: usize) -> bool {
-        let mut marks = self.0.lock();
-        marks[index] = Some(true);
-        let all = marks.iter().all(|mark| *mark != Some(false));
-        if all {
-            marks.iter_mut().flatten().for_each(|mark| *mark = false);
-        }
-        all
     }
 }
 
@@ -306,34 +262,6 @@ fn own_positions(taken: &[u32], first: u32, count: u32) -> Vec<u32> {
     own.collect()
 }
 
-impl ServerShared {
-    /// Asks all servers of the group for a stop within this time.
-    pub(super) fn request_stop_of_all(&self, within: Duration) {
-        let deadline = Deadline::after(Instant::now(), within);
-        // All are marked first: then none of them gives another one a deadline of its own.
-        self.stop.mark_stopping();
-        self.others().for_each(|other| other.stop.mark_stopping());
-        self.request_stop(deadline);
-        self.others().for_each(|other| other.request_stop(deadline));
-    }
-
-    /// The stop of this server has begun: those that do not stop yet stop as well, each within its
-    /// own drain time-out.
-    pub(super) fn drain_others(&self) {
-        let others = self.others().filter(|other| !other.stop.is_stopping());
-        others.for_each(|other| other.request_drain());
-    }
-
-    /// Whether a stop of one of the servers was requested, or has begun.
-    pub(super) fn is_stopping_group(&self) -> bool {
-        self.stop.is_stopping() || self.others().any(|other| other.stop.is_stopping())
-    }
-
-    fn others(&self) -> impl Iterator<Item = Arc<ServerShared>> + '_ {
-        self.group.get().into_iter().flat_map(GroupPlace::others)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,18 +278,5 @@ mod tests {
         ] {
             assert_eq!(own_positions(taken, first, count), wanted, "{taken:?}");
         }
-    }
-
-    #[test]
-    fn the_watchdog_hears_of_progress_when_all_have_made_some() {
-        let heartbeat = Heartbeat(Mutex::new(vec![Some(false); 2]));
-        assert!(!heartbeat.mark(0));
-        assert!(!heartbeat.mark(0));
-        assert!(heartbeat.mark(1));
-        assert!(!heartbeat.mark(1));
-        assert!(heartbeat.mark(0));
-        heartbeat.0.lock()[1] = None;
-        assert!(heartbeat.mark(0));
-        assert!(heartbeat.mark(0));
     }
 }

@@ -1,36 +1,21 @@
 //! The handle: controls a server from other threads, before and while it runs.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::log;
-use crate::restart::{RestartError, RestartErrorKind, RestarterHandle};
-use crate::server::app_threads::{AppThreads, PeriodicCall};
-use crate::server::group::GroupPlace;
+use crate::restart::{RestartError, RestartErrorKind};
+use crate::server::app_threads::PeriodicCall;
 use crate::server::report::{Generation, Report, RestartReport};
-use crate::signals::ServerCommand;
+use crate::server::shared::ServerShared;
 use crate::stats::Stats;
-
-thread_local! {
-    /// The id of the server that this thread belongs to; 0 for no server.
-    static SERVER_ID: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Marks this thread as one of the server's.
-pub(super) fn mark_thread(server_id: usize) {
-    SERVER_ID.set(server_id);
-}
 
 /// Controls a server. Clones control the same server. [`Server::handle`](crate::Server::handle)
 /// gives one before the server runs, and [`Server::start`](crate::Server::start) when it does.
@@ -49,90 +34,6 @@ pub(super) fn mark_thread(server_id: usize) {
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the server"]
 pub struct Handle(Arc<Owner>);
-
-/// What handles and the server's main thread share.
-pub(super) struct ServerShared {
-    pub(super) commands: Sender<ServerCommand>,
-    pub(super) stop: StopRequest,
-    pub(super) drain_timeout: Duration,
-    pub(super) gate: Arc<AcceptGate>,
-    pub(super) addrs: Vec<Addr>,
-    /// Tells this server from others in the process.
-    pub(super) server_id: Arc<AtomicUsize>,
-    pub(super) app_threads: AppThreads,
-    pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
-    pub(super) report: ReportCell,
-    /// `Some` if the server can be restarted.
-    pub(super) restarter: Option<RestarterHandle>,
-    /// The restarter runs, and was not told that this server has stopped.
-    pub(super) is_restartable: AtomicBool,
-    /// Set when the server starts.
-    pub(super) group: OnceLock<GroupPlace>,
-}
-
-/// The stop that handles have asked for. Asking never waits, not even for a server that has not
-/// started.
-#[derive(Default)]
-pub(super) struct StopRequest {
-    deadline: Mutex<Option<Deadline>>,
-    /// A stop was requested, or has begun.
-    is_stopping: AtomicBool,
-}
-
-impl StopRequest {
-    /// The requested deadline, once.
-    pub(super) fn take(&self) -> Option<Deadline> {
-        self.deadline.lock().take()
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.is_stopping.load(SeqCst)
-    }
-
-    pub(super) fn mark_stopping(&self) {
-        self.is_stopping.store(true, SeqCst);
-    }
-}
-
-/// The report, once there is one, and whether all threads have ended.
-#[derive(Default)]
-pub(super) struct ReportCell {
-    report: Mutex<Option<(Report, bool)>>,
-    is_set: Condvar,
-}
-
-impl ReportCell {
-    pub(super) fn set(&self, report: Report, all_ended: bool) {
-        *self.report.lock() = Some((report, all_ended));
-        self.is_set.notify_all();
-    }
-
-    /// Leaves an empty report if there is none.
-    pub(super) fn set_if_missing(&self) {
-        self.report
-            .lock()
-            .get_or_insert_with(|| (Report::default(), true));
-        self.is_set.notify_all();
-    }
-
-    /// Waits for the report; `None` if the deadline passes before.
-    fn wait(&self, deadline: Deadline) -> Option<(Report, bool)> {
-        let mut report = self.report.lock();
-        loop {
-            if let Some(report) = &*report {
-                return Some(report.clone());
-            }
-            match deadline.instant() {
-                None => self.is_set.wait(&mut report),
-                Some(at) => {
-                    if self.is_set.wait_until(&mut report, at).timed_out() {
-                        return report.clone();
-                    }
-                }
-            }
-        }
-    }
-}
 
 struct Owner {
     shared: Arc<ServerShared>,
@@ -343,39 +244,6 @@ impl Handle {
             }
         }
         Some(report)
-    }
-}
-
-impl ServerShared {
-    /// Asks for a stop by this deadline.
-    pub(super) fn request_stop(&self, deadline: Deadline) {
-        self.stop.mark_stopping();
-        {
-            let mut requested = self.stop.deadline.lock();
-            *requested = Some(requested.map_or(deadline, |own| own.earlier(deadline)));
-        }
-        // If the channel is full, the main thread looks at the request after the next command. A
-        // server that has ended needs none.
-        let _ = self.commands.try_send(ServerCommand::Check);
-    }
-
-    /// Tells the restarter, if it runs, once, that this server has stopped.
-    pub(super) fn report_stopped(&self, report: String, exit_by: Instant) {
-        if let Some(restarter) = &self.restarter {
-            if self.is_restartable.swap(false, SeqCst) {
-                restarter.report_stopped(report, exit_by);
-            }
-        }
-    }
-
-    /// Asks for a stop within the drain time-out.
-    pub(super) fn request_drain(&self) {
-        self.request_stop(Deadline::after(Instant::now(), self.drain_timeout));
-    }
-
-    /// Whether this thread is one of the server's. Such a thread cannot wait for the server's end.
-    fn is_own_thread(&self) -> bool {
-        SERVER_ID.get() == self.server_id.load(SeqCst)
     }
 }
 

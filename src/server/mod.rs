@@ -8,7 +8,9 @@ mod handle;
 mod main_thread;
 mod report;
 mod servers;
+mod shared;
 mod startup;
+mod thread_mark;
 mod watchdog;
 
 use std::fmt;
@@ -35,10 +37,10 @@ pub use builder::{BuildError, Builder, Setting};
 pub use descriptor_limit::restore_descriptor_limit;
 use group::{prepare, start_all};
 pub use handle::Handle;
-use handle::{ReportCell, ServerShared, StopRequest};
 use main_thread::{MainThread, ReportOnDrop};
 pub use report::{Forced, Generation, Report, RestartReport};
 pub use servers::Servers;
+use shared::{ReportCell, ServerShared, StopRequest};
 
 /// A server that is bound and not started yet.
 ///

@@ -7,7 +7,7 @@ use std::thread;
 use crate::acceptor::AcceptGate;
 use crate::panic;
 use crate::restart::{ReadyWhen, RecordedSignals, RestarterHandle};
-use crate::server::handle::ServerShared;
+use crate::server::shared::ServerShared;
 
 /// Signals are handled, `ready_when` is called, and the acceptors begin.
 pub(super) struct Startup {

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::log;
 use crate::notify;
 use crate::parking::{Lot, Lots};
-use crate::server::group::GroupPlace;
+use crate::server::shared::GroupPlace;
 use crate::stats::ThreadCounters;
 
 /// How many notifications are sent within the limit. One or two may be late.
