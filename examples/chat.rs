@@ -33,7 +33,7 @@ impl Service for Chat {
     }
 
     fn serve(&self, conn: &mut Connection, is_in: &mut bool, (): &mut ()) -> io::Result<Next> {
-        let name = conn.peer_addr().to_string();
+        let name = conn.peer().to_string();
         if !std::mem::replace(is_in, true) {
             writeln!(conn, "you are {name}")?;
             let outbox = conn.outbox(64 * 1024);

@@ -168,9 +168,10 @@ mod unix {
             }
             // The limit of descriptors was raised for the clients of this process.
             handover::restore_descriptor_limit(&mut command);
-            let socket = OwnedFd::from(client.stream);
+            let (stream, unread) = client.into_parts();
+            let socket = OwnedFd::from(stream);
             command.stdout(socket.try_clone()?);
-            if client.unread.is_empty() {
+            if unread.is_empty() {
                 // The usual case: a Git client waits for the first answer before it sends more.
                 command.stdin(socket);
                 let child = command.spawn();
@@ -182,7 +183,7 @@ mod unix {
             command.stdin(Stdio::piped());
             let child = command.spawn();
             drop(command);
-            relay(child?, &client.unread, socket)
+            relay(child?, &unread, socket)
         }
     }
 

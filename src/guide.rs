@@ -128,5 +128,8 @@
 /// [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
 pub mod push {}
 
+#[doc = include_str!("guide/from_std.md")]
+pub mod from_std {}
+
 #[doc = include_str!("guide/operating.md")]
 pub mod operating {}

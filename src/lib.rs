@@ -79,6 +79,7 @@
 //! | start, run and embed a server | [`Server`] |
 //! | stop it, restart it, read its counters | [`Handle`], [`Report`], [`Stats`] |
 //! | write a service with state per connection or per worker | [`Service`], [`Next`] |
+//! | port a server with one thread per connection | [`guide::from_std`] |
 //! | read and write, under deadlines | [`Connection`] |
 //! | use a library that needs non-blocking reads and writes | [`Connection::nonblocking`] |
 //! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |
@@ -178,7 +179,8 @@ pub use acceptor::Overload;
 pub use addr::{Addr, AddrError};
 pub use bytes::Bytes;
 pub use connection::{
-    Cause, Connection, Detached, Expiry, NonBlocking, Outbox, SendError, Waker, WhenFull,
+    Cause, Connection, Detached, Expiry, NonBlocking, Outbox, ReadHalf, SendError, Waker, WhenFull,
+    WriteHalf,
 };
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
@@ -186,7 +188,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
     Setting, restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service};
+pub use service::{BufferLimits, Next, Service, service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};

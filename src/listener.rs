@@ -1,54 +1,87 @@
 //! Listeners: the options of a bind, the bind, and listening sockets that the application already
 //! has.
 
+mod datagram;
+
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
-use crate::addr::{Addr, AddrError};
+use crate::addr::{Addr, AddrError, SocketKind};
 use crate::log;
-use crate::sys::{self, Descriptor, DirectoryEntry, FoundFile};
+use crate::sys::{self, Descriptor, DirectoryEntry, FoundFile, IfLocked};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
+
+pub(crate) use datagram::is_datagram;
 
 /// An address to listen on, and the options for it.
 ///
-/// Text and socket addresses convert into a `Bind`, so most servers never name this type.
+/// Texts, socket addresses, pairs of host and port, and a `TcpListener` convert into a `Bind`, so
+/// most servers never name this type.
+///
+/// | | listens on |
+/// |---|---|
+/// | `"127.0.0.1:8080"`, `"[::1]:8080"`, `"unix:/run/app.sock"` | this address, see [`Addr`] |
+/// | `"localhost:8080"`, `("localhost", 8080)` | one address of this host: its first IPv4 address, else its first |
+/// | `":8080"`, `("", 8080)` | all addresses of the machine, IPv6 and IPv4 |
+/// | a `SocketAddr`, `(Ipv4Addr::LOCALHOST, 8080)` | this address |
+/// | a `TcpListener` | the listener as it is: see [`Listener::from_std`] |
+///
+/// A host is resolved when the `Bind` is made, by the system's resolver, which may take a while.
+/// Port 0 is any free port.
 ///
 /// # Examples
 ///
 /// ```
-/// use handover::Bind;
+/// use handover::{Bind, Server};
 ///
 /// let listener = Bind::new("127.0.0.1:0").name("public").backlog(4096).bind()?;
-/// println!("listening on {}", listener.local_addr());
+/// println!("listening on {}", listener.addr());
+///
+/// let builder = Server::builder().listener(listener).listen("localhost:0").listen(("::1", 0));
 /// # Ok::<(), handover::BindError>(())
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a Bind listens only after `bind` or `Builder::build` is called"]
 pub struct Bind {
     addr: Result<Addr, AddrError>,
+    kind: SocketKind,
     options: BindOptions,
     keepalive: Option<Duration>,
     attempts: u32,
     interval: Duration,
     speaks_first: bool,
+    /// The user that a Unix socket is for, if this process binds it for another one.
+    for_user: Option<u32>,
+    /// The directory of a Unix socket.
+    if_locked: IfLocked,
+    /// A listener that the application has.
+    given: Option<Arc<TcpListener>>,
 }
 
 impl Bind {
-    /// Listens on an address as text, see [`Addr`]. [`bind`](Self::bind) reports a bad address.
+    /// Listens on an address as text: as [`Addr`], or with a host name, or as `:8080`, see above.
+    /// [`bind`](Self::bind) reports a bad address.
+    ///
+    /// `udp:127.0.0.1:53` and `unixgram:/run/app.sock` are datagram sockets, which only a
+    /// supervisor binds, for its program: see [`Supervisor::listen`](crate::Supervisor::listen).
     pub fn new(addr: impl AsRef<str>) -> Self {
-        Self::with(addr.as_ref().parse())
+        addr.as_ref()
+            .parse()
+            .unwrap_or_else(|error| Self::with(Err(error)))
     }
 
     fn with(addr: Result<Addr, AddrError>) -> Self {
         Self {
             addr,
+            kind: SocketKind::Stream,
             options: BindOptions {
                 backlog: 1024,
                 nodelay: true,
@@ -58,6 +91,9 @@ impl Bind {
             attempts: 10,
             interval: Duration::from_millis(100),
             speaks_first: false,
+            for_user: None,
+            if_locked: IfLocked::Wait,
+            given: None,
         }
     }
 
@@ -143,11 +179,24 @@ impl Bind {
         self
     }
 
+    /// Binds for another user: root replaces the file of a dead socket of this user, too.
+    pub(crate) fn for_user(mut self, uid: Option<u32>) -> Self {
+        self.for_user = uid;
+        self
+    }
+
+    /// Sets what to do if another process has locked the directory of a Unix socket.
+    pub(crate) fn if_locked(mut self, if_locked: IfLocked) -> Self {
+        self.if_locked = if_locked;
+        self
+    }
+
     /// Match quality between a listener and this bind request; `None` if they do not match. `name`
-    /// is the listener's, as [`to_fd_name`] makes it. Where names are trusted, the name alone is a
+    /// is the listener's, as [`to_fd_name`] makes it. The listener has the [kind](Self::has_kind_of)
+    /// that this request asks for. Where names are trusted, the name alone is a
     /// match, at any address; a name that is only the default does not count.
     pub(crate) fn fit(&self, name: &str, local: &Addr, trusts_names: bool) -> Option<Fit> {
-        let wanted = self.addr.as_ref().ok()?;
+        let wanted = self.addr.as_ref().ok().filter(|_| self.given.is_none())?;
         let is_named = self.options.name.as_deref().map(to_fd_name).as_deref() == Some(name);
         let fits_but_for_the_port = match (wanted, local) {
             (Addr::Ip(wanted), Addr::Ip(local)) => wanted.port() == 0 && wanted.ip() == local.ip(),
@@ -162,8 +211,11 @@ impl Bind {
     }
 
     /// The request to another process to bind and listen in place of this process. `None` if the
-    /// address is not one that can be bound.
+    /// address is not one that can be bound, or is bound already, and for datagram sockets.
     pub(crate) fn to_request(&self) -> Option<BindRequest> {
+        if self.given.is_some() || self.kind == SocketKind::Datagram {
+            return None;
+        }
         let addr = match self.addr.as_ref().ok()? {
             Addr::Ip(addr) => BindAddr::Tcp(*addr),
             // The other process may work in another directory.
@@ -204,7 +256,9 @@ impl Bind {
     /// Binds and listens.
     ///
     /// The file of a Unix socket that no process listens on any more is replaced. If a process
-    /// listens, the address is in use. Any other file is left alone, and is an error.
+    /// listens, the address is in use. Any other file is left alone, and is an error; so is, for
+    /// root, a socket of another user: root replaces its own sockets, and a supervisor also those
+    /// of the user whose processes it serves.
     ///
     /// # Errors
     ///
@@ -219,7 +273,7 @@ impl Bind {
         try_bind: impl Fn(&Self, &Addr) -> io::Result<Listener>,
     ) -> Result<Listener, BindError> {
         let addr = self.addr.clone().map_err(|error| BindError {
-            addr: None,
+            shown: None,
             attempts: 0,
             cause: io::Error::new(io::ErrorKind::InvalidInput, error),
         })?;
@@ -231,12 +285,13 @@ impl Bind {
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse && attempts < self.attempts =>
                 {
+                    let addr = self.kind.show(&addr);
                     log::info!("{addr} is in use, attempt {attempts} of {}", self.attempts);
                     std::thread::sleep(self.interval);
                 }
                 Err(cause) => {
                     return Err(BindError {
-                        addr: Some(addr),
+                        shown: Some(self.kind.show(&addr)),
                         attempts,
                         cause,
                     });
@@ -246,14 +301,19 @@ impl Bind {
     }
 
     pub(crate) fn try_bind(&self, addr: &Addr) -> io::Result<Listener> {
+        self.check_stream().map_err(BindError::into_cause)?;
+        if let Some(given) = &self.given {
+            return Listener::from_given(given.try_clone()?.into(), self);
+        }
         // Held until the socket listens: of several servers that start over the file of a dead one,
         // exactly one gets the path.
-        let _lock = addr.as_path().map(sys::file::lock_directory_of);
+        let lock = |path| sys::file::lock_directory_of(path, self.if_locked);
+        let _lock = addr.as_path().map(lock).transpose()?;
         let (socket, path) = match addr {
             Addr::Ip(ip) => (self.bind_tcp(*ip)?, None),
             Addr::Unix(path) => {
                 let path = path.as_deref().unwrap_or(Path::new(""));
-                let (socket, path) = self.bind_unix(path)?;
+                let (socket, path) = self.bind_unix(path, Type::STREAM)?;
                 (socket, Some(path))
             }
         };
@@ -276,17 +336,28 @@ impl Bind {
         Ok(socket)
     }
 
-    fn bind_unix(&self, path: &Path) -> io::Result<(Socket, UnixPath)> {
+    fn bind_unix(&self, path: &Path, kind: Type) -> io::Result<(Socket, UnixPath)> {
         let addr = SockAddr::unix(path)?;
-        sys::file::free_socket_path(path)?;
         let entry = DirectoryEntry::open(path)?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        sys::file::free_socket_path(&entry, path, self.for_user)?;
+        let socket = Socket::new(Domain::UNIX, kind, None)?;
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);
         if let Some(mode) = self.options.unix_mode {
             path.set_mode(mode)?;
         }
         Ok((socket, path))
+    }
+}
+
+impl FromStr for Bind {
+    type Err = AddrError;
+
+    /// As [`Bind::new`], with the error of a bad address.
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        let (kind, addr) = SocketKind::parse(text)?;
+        let stream = Self::with(Ok(addr));
+        Ok(Self { kind, ..stream })
     }
 }
 
@@ -317,6 +388,60 @@ impl From<SocketAddr> for Bind {
 impl From<Addr> for Bind {
     fn from(addr: Addr) -> Self {
         Self::with(Ok(addr))
+    }
+}
+
+impl From<SocketAddrV4> for Bind {
+    fn from(addr: SocketAddrV4) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<SocketAddrV6> for Bind {
+    fn from(addr: SocketAddrV6) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<(&str, u16)> for Bind {
+    fn from((host, port): (&str, u16)) -> Self {
+        Self::with(Addr::resolve_host(host, port))
+    }
+}
+
+impl From<(String, u16)> for Bind {
+    fn from((host, port): (String, u16)) -> Self {
+        (&*host, port).into()
+    }
+}
+
+impl From<(IpAddr, u16)> for Bind {
+    fn from(addr: (IpAddr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<(Ipv4Addr, u16)> for Bind {
+    fn from(addr: (Ipv4Addr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+impl From<(Ipv6Addr, u16)> for Bind {
+    fn from(addr: (Ipv6Addr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+/// A listener that the application has bound, as with [`Listener::from_std`]. A successor that a
+/// [`Restart`](crate::Restart) starts cannot bind its address again: give the address instead.
+impl From<TcpListener> for Bind {
+    fn from(listener: TcpListener) -> Self {
+        let addr = listener.local_addr().map_or(Addr::Unix(None), Addr::Ip);
+        Self {
+            given: Some(Arc::new(listener)),
+            ..Self::with(Ok(addr))
+        }
     }
 }
 
@@ -353,6 +478,7 @@ pub(crate) enum Fit {
 pub(crate) struct ListenerInfo {
     pub(crate) name: String,
     pub(crate) local: Addr,
+    kind: SocketKind,
     pub(crate) speaks_first: bool,
     // What is set on each connection, because connections do not inherit it from the listener.
     nodelay: bool,
@@ -411,13 +537,16 @@ impl Listener {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        Self::from_given(socket, &Bind::with(Ok(Addr::Unix(None))).name(name))
+    }
+
+    fn from_given(socket: Socket, bind: &Bind) -> io::Result<Self> {
         sys::socket::set_cloexec(&socket)?;
         socket.set_nonblocking(true)?;
-        let bind = Bind::with(Ok(Addr::Unix(None))).name(name);
         let origin = Origin::Given {
             matches_by_name: false,
         };
-        let mut listener = Self::new(socket, None, &bind, origin)?;
+        let mut listener = Self::new(socket, None, bind, origin)?;
         listener.may_be_shared = true;
         Ok(listener)
     }
@@ -431,7 +560,10 @@ impl Listener {
     ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let path = local.as_path().map(|path| UnixPath::of(path, false));
-        let bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
+        let mut bind = Bind::with(Ok(Addr::Unix(None))).name(name).nodelay(false);
+        if is_datagram(&socket)? {
+            bind.kind = SocketKind::Datagram;
+        }
         Self::new(socket, path, &bind, Origin::Given { matches_by_name })
     }
 
@@ -443,9 +575,10 @@ impl Listener {
     ) -> io::Result<Self> {
         let local = Addr::from_kernel(&socket.local_addr()?);
         let name = bind.options.name.clone();
-        let is_tcp = local.as_ip().is_some();
+        let is_tcp = local.as_ip().is_some() && bind.kind == SocketKind::Stream;
         let mut info = ListenerInfo {
-            name: name.unwrap_or_else(|| local.to_string()),
+            name: name.unwrap_or_else(|| bind.kind.show(&local)),
+            kind: bind.kind,
             speaks_first: bind.speaks_first,
             nodelay: bind.options.nodelay && is_tcp,
             keepalive: bind.keepalive.filter(|_| is_tcp),
@@ -475,9 +608,30 @@ impl Listener {
         })
     }
 
+    /// The address that the listener is bound to, as `TcpListener::local_addr` gives it, with the
+    /// real port if port 0 was requested. [`addr`](Self::addr) has no error, and names Unix sockets
+    /// too.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` for a Unix socket, which has no IP address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.info.local.to_ip()
+    }
+
     /// The address that the listener is bound to, with the real port if port 0 was requested.
-    pub fn local_addr(&self) -> &Addr {
+    pub fn addr(&self) -> &Addr {
         &self.info.local
+    }
+
+    /// The address as text, with the kind of the socket.
+    pub(crate) fn shown_addr(&self) -> String {
+        self.info.kind.show(&self.info.local)
+    }
+
+    /// The socket is for datagrams, so that nothing can be accepted.
+    pub(crate) fn is_datagram(&self) -> bool {
+        self.info.kind == SocketKind::Datagram
     }
 
     /// The listener's name.
@@ -613,7 +767,8 @@ impl Drop for UnixPath {
         let Some((entry, file)) = self.file.as_ref().filter(|_| is_own) else {
             return;
         };
-        let _lock = sys::file::lock_directory_of(&self.path);
+        // A server that listens is not taken for a dead one, whoever has the lock.
+        let _lock = sys::file::lock_directory_of(&self.path, IfLocked::Ignore);
         // The path may be the file of another listener now, which is left alone.
         if let Err(error) = entry.remove(file) {
             log::warn!("cannot remove {}: {error}", self.path.display());
@@ -622,9 +777,9 @@ impl Drop for UnixPath {
 }
 
 /// An address that could not be listened on.
-#[derive(Debug)]
 pub struct BindError {
-    addr: Option<Addr>,
+    /// The address as text. `None` if it is no address.
+    shown: Option<String>,
     attempts: u32,
     cause: io::Error,
 }
@@ -647,7 +802,7 @@ impl BindError {
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(addr) = &self.addr else {
+        let Some(addr) = &self.shown else {
             return self.cause.fmt(f);
         };
         write!(f, "cannot listen on {addr}: {}", self.cause)?;
@@ -655,6 +810,13 @@ impl fmt::Display for BindError {
             0 | 1 => Ok(()),
             tries => write!(f, " (tried {tries} times)"),
         }
+    }
+}
+
+/// The text of the error with its cause, as `main` prints it.
+impl fmt::Debug for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -680,7 +842,7 @@ mod tests {
         let shared = socket.try_clone().unwrap();
         let bind = Bind::new("127.0.0.1:0").keepalive(Duration::from_secs(77));
         let listener = bind.adopt(socket, false).unwrap();
-        let _client = std::net::TcpStream::connect(listener.local_addr().as_ip().unwrap());
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap());
         let (conn, _) = loop {
             match listener.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),

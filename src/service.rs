@@ -1,7 +1,9 @@
 //! The service: the application's code that serves connections, and [`Next`], which says what
 //! happens after each call.
 
+use std::any::Any;
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -14,9 +16,14 @@ pub enum Next {
     /// [`idle_timeout`](crate::Builder::idle_timeout). If bytes are left in the buffer, they are
     /// the next message, and the service is called again. If a call for them consumes nothing and
     /// returns `Park` again, `Park` means [`More`](Self::More), and a warning is logged once.
+    ///
+    /// Not in the middle of a message: a stop or a restart closes a parked connection, and the idle
+    /// time-out applies. A protocol whose message has several lines, as the text of a mail has,
+    /// returns [`More`](Self::More) between them, also if it has consumed the lines so far.
     Park,
-    /// The message is incomplete: wait until more bytes follow those in the buffer, on no thread,
-    /// until the message's [`read_timeout`](crate::Builder::read_timeout) expires. At the end of
+    /// The message is incomplete: wait until more bytes follow those in the buffer, which may be
+    /// empty, on no thread, until the message's [`read_timeout`](crate::Builder::read_timeout)
+    /// expires. A stop or a restart waits for the message, within its own deadline. At the end of
     /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
@@ -27,7 +34,10 @@ pub enum Next {
     /// for both its client and other threads returns [`Park`](Self::Park): wake-ups work there too.
     Wait,
     /// There is more to do without the client: call the service again, after the connections that
-    /// are on the queue.
+    /// are on the queue, and when all output is written. So a service that produces output returns
+    /// it after each piece, and goes as fast as its client reads. Nothing is read before that call:
+    /// a service that waits for input would be called in a circle, and returns
+    /// [`More`](Self::More).
     Again,
     /// Write the buffered output, then close. Also the end of a connection whose socket was taken
     /// out with [`detach`](Connection::detach): the socket that was taken stays open.
@@ -50,7 +60,7 @@ pub struct BufferLimits {
 /// One value serves all connections on all workers, so shared state is `&self`. The state of one
 /// connection goes into its [`Session`](Self::Session). The state of one thread, such as a database
 /// handle, goes into its [`Worker`](Self::Worker). Every `Fn(&mut Connection) -> io::Result<Next>`
-/// is a service without the two.
+/// is a service without the two, and [`service`] makes one of a handler with any other error.
 ///
 /// # Examples
 ///
@@ -133,8 +143,10 @@ pub trait Service: Send + Sync {
     ///
     /// # Errors
     ///
-    /// An error closes the connection at once, and is logged at debug level. Errors of reading and
-    /// writing may be passed on.
+    /// An error closes the connection at once. Errors of reading and writing may be passed on: they
+    /// are logged at debug level. Any other error is a warning in the log, and counts in
+    /// [`Stats::service_errors`](crate::Stats::service_errors). `io::Error::other` makes one of any
+    /// other type.
     fn serve(
         &self,
         conn: &mut Connection,
@@ -166,6 +178,51 @@ pub trait Service: Send + Sync {
     ) -> io::Result<Next> {
         Ok(Next::Close)
     }
+}
+
+/// Makes a service of a handler that returns errors of any type: `Box<dyn Error>`, or one of its
+/// own. See [`Service::serve`] for what becomes of errors. A handler that returns `io::Result` is a
+/// service already.
+///
+/// # Examples
+///
+/// ```
+/// use std::error::Error;
+/// use std::io::Write;
+///
+/// use handover::{Connection, Next, Server};
+///
+/// fn square(conn: &mut Connection) -> Result<Next, Box<dyn Error>> {
+///     let Some(line) = conn.take_line(100)? else {
+///         return Ok(if conn.at_eof() { Next::Close } else { Next::More });
+///     };
+///     let number: i64 = line.trim().parse()?;
+///     writeln!(conn, "{}", number.checked_mul(number).ok_or("too large")?)?;
+///     Ok(Next::Park)
+/// }
+///
+/// let server = Server::builder().listen("localhost:0").build(handover::service(square))?;
+/// # Ok::<(), Box<dyn Error>>(())
+/// ```
+pub fn service<F, E>(handler: F) -> impl Service<Session = (), Worker = ()>
+where
+    F: Fn(&mut Connection) -> Result<Next, E> + Send + Sync,
+    E: fmt::Display + 'static,
+{
+    move |conn: &mut Connection| handler(conn).map_err(into_io_error)
+}
+
+/// An error with the text of one that need not be `Send`, and the kind of an `io::Error`.
+fn into_io_error<E: fmt::Display + 'static>(error: E) -> io::Error {
+    let any: &dyn Any = &error;
+    let boxed = || any.downcast_ref::<Box<dyn Error>>()?.downcast_ref();
+    let sent = || {
+        any.downcast_ref::<Box<dyn Error + Send + Sync>>()?
+            .downcast_ref()
+    };
+    let found: Option<&io::Error> = any.downcast_ref().or_else(boxed).or_else(sent);
+    let kind = found.map_or(io::ErrorKind::Other, io::Error::kind);
+    io::Error::new(kind, format!("{error:#}"))
 }
 
 impl<F> Service for F

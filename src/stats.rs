@@ -39,6 +39,9 @@ pub struct Stats {
     pub too_long: u64,
     /// Calls of the service that panicked.
     pub panics: u64,
+    /// Errors that the service, or a handler of HTTP, has returned, except those of reading from
+    /// and writing to its client.
+    pub service_errors: u64,
     /// Errors of `accept(2)`, except those of connections whose client had left already.
     pub accept_errors: u64,
     /// Bytes received from clients.
@@ -185,6 +188,7 @@ pub(crate) struct Counters {
     pub(crate) abandoned: AtomicU64,
     pub(crate) too_long: AtomicU64,
     pub(crate) panics: AtomicU64,
+    pub(crate) service_errors: AtomicU64,
     /// Connections whose service was told that the server drains.
     pub(crate) drain_calls: AtomicU64,
     pub(crate) refused_max_connections: AtomicU64,
@@ -306,6 +310,15 @@ impl Counters {
         }
     }
 
+    /// Calls of the service.
+    pub(crate) fn served(&self) -> u64 {
+        let served = self
+            .workers
+            .iter()
+            .map(|worker| worker.served.load(Relaxed));
+        served.sum()
+    }
+
     /// The counters' part of a snapshot. The caller adds the gauges and what the workers do.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |counter: fn(&ThreadCounters) -> &AtomicU64| {
@@ -325,6 +338,7 @@ impl Counters {
             abandoned: self.abandoned.load(Relaxed),
             too_long: self.too_long.load(Relaxed),
             panics: self.panics.load(Relaxed),
+            service_errors: self.service_errors.load(Relaxed),
             served: sum(|thread| &thread.served),
             bytes_in: sum(|thread| &thread.bytes_in),
             bytes_out: sum(|thread| &thread.bytes_out),
@@ -347,13 +361,19 @@ impl Counters {
     }
 }
 
+/// Adds to a counter that one thread writes.
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed) + more, Relaxed);
 }
 
 /// Adds 1 to a counter that many threads write.
 pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
+    count_several(counter, 1);
+}
+
+/// Adds to a counter that many threads write.
+pub(crate) fn count_several(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Relaxed);
 }
 
 #[cfg(test)]

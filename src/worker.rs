@@ -25,7 +25,7 @@ use crate::log;
 use crate::panic;
 use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, RoomRequest, Stage, Token, Turn};
 use crate::service::{Next, Service};
-use crate::stats::{ThreadCounters, count};
+use crate::stats::{ThreadCounters, count, count_several};
 use crate::sys::{Events, PeerState, Poller};
 
 use recovery::delay;
@@ -494,9 +494,22 @@ impl<'a, S: Service> Workers<'a, S> {
         match self.call(occupant, worker, token) {
             Ok(next) => self.apply_next(occupant, next),
             Err(error) => {
-                log::debug!("{}: {error}", occupant.conn.info());
+                self.note_error(&occupant.conn, &error);
                 Disposition::CloseNow
             }
+        }
+    }
+
+    /// Logs an error that ends a connection. What a client causes by its own doing is no warning.
+    #[cold]
+    fn note_error(&self, conn: &Connection, error: &io::Error) {
+        // `read_exact` makes an error of the end of the stream.
+        let is_cut_short = conn.at_eof() && error.kind() == io::ErrorKind::UnexpectedEof;
+        if conn.has_failed() || conn.is_detached() || is_cut_short {
+            log::debug!("{}: {error}", conn.info());
+        } else {
+            count(&self.lots.counters.service_errors);
+            log::warn!("{}: the service failed: {error}", conn.info());
         }
     }
 
@@ -570,6 +583,10 @@ impl<'a, S: Service> Workers<'a, S> {
         let ends_wait = occupant.stage == Stage::Waiting;
         if next == Next::Wait || ends_wait || is_of_client && next != Next::More {
             occupant.idle_until = None;
+        }
+        let errors = conn.take_errors();
+        if errors > 0 {
+            count_several(&self.lots.counters.service_errors, errors.into());
         }
         if conn.is_detached() {
             return Disposition::CloseNow;

@@ -44,6 +44,23 @@ fn listeners_of_an_activator_are_taken_and_others_closed() {
     generations.wait();
 }
 
+#[test]
+fn a_datagram_socket_of_an_activator_is_not_accepted_from() {
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = datagrams.local_addr().unwrap();
+    // The server has a listener of this name.
+    let mut generations = Generations::start_with(&[("listen", "web=127.0.0.1:0")], |command| {
+        activate(command, vec![datagrams.into()], true);
+    });
+    eventually("the socket is closed", || {
+        std::net::UdpSocket::bind(addr).is_ok()
+    });
+    assert_eq!(generations.who().generation, 1);
+    generations.restart();
+    signal(generations.who().pid, Signal::TERM);
+    generations.wait();
+}
+
 /// The real one, of systemd: it listens, and becomes the server when the first client comes.
 #[test]
 fn systemd_socket_activate_starts_the_first_generation() {

@@ -114,7 +114,7 @@ impl Supervised {
     fn ask(&self, args: &[&str]) -> Output {
         let mut command = handover();
         let output = command.args(args).arg("--socket").arg(self.control());
-        output.output().unwrap()
+        support::output_of(output)
     }
 
     /// The same, which must go well. Returns what it has printed.
@@ -581,7 +581,7 @@ fn a_supervisor_that_is_not_there_is_named() {
                 .arg(command)
                 .args(wait)
                 .env("HANDOVER_SOCKET", &path);
-            let output = output.output().unwrap();
+            let output = support::output_of(output);
             assert_eq!(output.status.code(), Some(1), "{command}: {output:?}");
             assert!(output.stdout.is_empty(), "{output:?}");
             let said = String::from_utf8(output.stderr).unwrap();
@@ -605,7 +605,7 @@ fn one_that_does_not_answer_is_not_waited_for_forever() {
         command
             .args(["status", "--timeout", "0.1", "--socket"])
             .arg(&path);
-        let output = command.output().unwrap();
+        let output = support::output_of(&mut command);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
@@ -635,12 +635,12 @@ fn bad_arguments_are_told_apart() {
         &["nonsense"],
         &[],
     ] {
-        let output = handover().args(args).output().unwrap();
+        let output = support::output_of(handover().args(args));
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         assert!(!output.stderr.is_empty(), "{args:?}");
     }
     for args in [&["--help"][..], &["--version"], &["run", "--help"]] {
-        let output = handover().args(args).output().unwrap();
+        let output = support::output_of(handover().args(args));
         assert!(output.status.success(), "{args:?}: {output:?}");
     }
 }

@@ -611,7 +611,7 @@ fn a_directory_that_another_process_keeps_locked_delays_a_start_only() {
 fn tell_peer(conn: &mut Connection) -> io::Result<Next> {
     let len = conn.buffer().len();
     conn.consume(len);
-    let peer = conn.peer_addr().clone();
+    let peer = conn.peer().clone();
     writeln!(conn, "{peer}")?;
     Ok(Next::Park)
 }

@@ -15,6 +15,8 @@ mod clock;
 mod fleet;
 #[path = "fleet/rules.rs"]
 mod rules;
+#[path = "fleet/shapes.rs"]
+mod shapes;
 #[path = "fleet/mod.rs"]
 mod simulation;
 #[path = "fleet/sys.rs"]

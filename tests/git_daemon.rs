@@ -47,7 +47,7 @@ fn a_clone_in_flight_is_finished_when_term_comes() {
     assert!(report.contains("0 forced, 0 dropped"), "{report}");
     let mut fsck = git(&base);
     fsck.arg("-C").arg(base.path().join("copy"));
-    let fsck = fsck.args(["fsck", "--full", "--strict"]).output().unwrap();
+    let fsck = run(fsck.args(["fsck", "--full", "--strict"]));
     assert!(fsck.status.success(), "{fsck:?}");
     let files = fs::read_dir(base.path().join("copy")).unwrap().count();
     assert_eq!(files, 32 + 1, "the files and .git");
@@ -78,7 +78,7 @@ fn a_clone_in_flight_survives_a_restart() {
     };
     let mut remote = git(&base);
     let url = format!("git://{}/repo", daemon.addr);
-    let served = remote.args(["ls-remote", &url]).output().unwrap();
+    let served = run(remote.args(["ls-remote", &url]));
     assert!(served.status.success(), "{served:?}");
 
     drop(relay.release);
@@ -313,7 +313,7 @@ fn what_is_no_request_is_answered_with_an_error() {
     }
     // As git shows it.
     let url = format!("git://{}/missing", daemon.addr);
-    let output = git(&base).args(["ls-remote", &url]).output().unwrap();
+    let output = run(git(&base).args(["ls-remote", &url]));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("remote error: no such repository"), "{text}");
     // Half a request and the end of the stream: nothing is said.
@@ -584,6 +584,12 @@ fn clone(base: &TempDir, from: SocketAddr) -> Child {
     git.args(["clone", "-q"]).arg(format!("git://{from}/repo"));
     git.arg(base.path().join("copy"));
     git.stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Runs a command that says little, and returns what it says of errors.
+fn run(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+    end_of(&mut command.stderr(Stdio::piped()).spawn().unwrap())
 }
 
 /// Waits for a process that says little.

@@ -163,7 +163,7 @@ fn bodies_arrive_whole_from_memory_and_from_files() {
     let path = dir.path().to_owned();
     let service = http::service(move |request: &mut Request<Body<'_>>| {
         let files = open_files(&path);
-        let peer = request.body().connection().peer_addr().to_string();
+        let peer = request.body().connection().peer().to_string();
         assert!(peer.starts_with("127.0.0.1:"), "{peer}");
         let remaining = request.body().remaining();
         let mut body = Vec::new();

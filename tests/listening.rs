@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use handover::{Addr, Bind, Connection, Listener, Next, Stream};
+use handover::{Addr, Bind, Connection, Listener, Next};
 use parking_lot::Mutex;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -30,7 +30,7 @@ fn whereabouts(conn: &mut Connection) -> io::Result<Next> {
     }
     let (name, local) = (
         conn.listener_name().to_owned(),
-        conn.local_addr().to_string(),
+        conn.listener_addr().to_string(),
     );
     writeln!(conn, "{name} at {local}")?;
     Ok(Next::Park)
@@ -63,7 +63,7 @@ fn an_ipv6_listener_takes_ipv4_clients_unless_it_is_only_v6() {
         return;
     }
     let listener = Listener::bind("[::]:0").unwrap();
-    let port = listener.local_addr().as_ip().unwrap().port();
+    let port = listener.local_addr().unwrap().port();
     let error = Bind::new(format!("0.0.0.0:{port}"))
         .bind_attempts(1)
         .bind()
@@ -77,7 +77,7 @@ fn an_ipv6_listener_takes_ipv4_clients_unless_it_is_only_v6() {
     // Somebody else may have the IPv4 port by chance, but not time after time.
     let both = (0..10).any(|_| {
         let six = Bind::new("[::]:0").only_v6(true).bind().unwrap();
-        let port = six.local_addr().as_ip().unwrap().port();
+        let port = six.local_addr().unwrap().port();
         let four = Bind::new(format!("0.0.0.0:{port}")).bind_attempts(1);
         let Ok(four) = four.bind() else { return false };
         let builder = settings().listener(four).listener(six);
@@ -124,7 +124,7 @@ fn every_connection_knows_its_listener() {
 #[test]
 fn peers_are_known_by_their_address() {
     let peer = |conn: &mut Connection| {
-        let peer = conn.peer_addr().to_string();
+        let peer = conn.peer().to_string();
         conn.consume(conn.buffer().len());
         writeln!(conn, "{peer}")?;
         Ok(Next::Close)
@@ -260,7 +260,7 @@ fn a_listener_from_std_is_served() {
     let at = own.local_addr().unwrap();
     let listener = Listener::from_std(own, "given").unwrap();
     assert_eq!(listener.name(), "given");
-    assert_eq!(listener.local_addr().as_ip(), Some(at));
+    assert_eq!(listener.local_addr().unwrap(), at);
     let handle = start(settings().listener(listener), whereabouts);
     let mut client = connect(at);
     client.write_all(b"where?\n").unwrap();
@@ -309,10 +309,8 @@ fn nodelay_and_keepalive(
     send: crossbeam_channel::Sender<(bool, bool)>,
 ) -> impl Fn(&mut Connection) -> io::Result<Next> {
     move |conn| {
-        let Stream::Tcp(stream) = conn.detach()?.stream else {
-            panic!("this is a TCP server");
-        };
-        let socket = SockRef::from(&stream);
+        let detached = conn.detach()?;
+        let socket = SockRef::from(detached.tcp().expect("this is a TCP server"));
         send.send((socket.tcp_nodelay()?, socket.keepalive()?))
             .unwrap();
         Ok(Next::Close)
@@ -350,7 +348,7 @@ fn the_file_of_a_given_unix_listener_stays() {
     let (_dir, path) = socket_path();
     let own = UnixListener::bind(&path).unwrap();
     let listener = Listener::from_descriptor(own, "given").unwrap();
-    assert_eq!(listener.local_addr().as_path(), Some(&*path));
+    assert_eq!(listener.addr().as_path(), Some(&*path));
     let handle = start(settings().listener(listener), lines);
     let mut client = UnixStream::connect(&path).unwrap();
     client.set_read_timeout(Some(LIMIT)).unwrap();
@@ -423,13 +421,13 @@ fn a_port_that_gets_free_meanwhile_is_taken() {
         wait_logged(&format!("{at} is in use, attempt 2"));
         drop(other);
         let listener = binding.join().unwrap().unwrap();
-        assert_eq!(listener.local_addr().as_ip(), Some(at));
+        assert_eq!(listener.local_addr().unwrap(), at);
     });
 }
 
 #[test]
 fn a_bad_address_is_named() {
-    for bad in ["localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
+    for bad in ["web=localhost:80", "127.0.0.1", "::1:80", "unix:", ""] {
         let error = settings().listen(bad).build(lines).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&format!("{bad:?}")), "{bad}: {text}");
@@ -461,10 +459,8 @@ fn a_failed_bind_leaves_none_of_the_listeners() {
 fn the_options_reach_the_sockets() {
     let (send, received) = crossbeam_channel::unbounded();
     let options = move |conn: &mut Connection| {
-        let Stream::Tcp(stream) = conn.detach()?.stream else {
-            panic!("this is a TCP server");
-        };
-        let socket = SockRef::from(&stream);
+        let detached = conn.detach()?;
+        let socket = SockRef::from(detached.tcp().expect("this is a TCP server"));
         let idle = socket
             .keepalive()?
             .then(|| socket.tcp_keepalive_time().unwrap());
@@ -502,7 +498,7 @@ fn accept_is_deferred_until_bytes_come() {
 fn a_port_is_shared_only_by_those_who_say_so() {
     let shared = |at: SocketAddr| Bind::from(at).reuse_port(true).bind_attempts(1).bind();
     let first = shared("127.0.0.1:0".parse().unwrap()).unwrap();
-    let at = first.local_addr().as_ip().unwrap();
+    let at = first.local_addr().unwrap();
     let second = shared(at).unwrap();
     assert!(Bind::from(at).bind_attempts(1).bind().is_err());
     drop((first, second));
@@ -602,4 +598,17 @@ fn a_subprocess_that_outlives_the_server_does_not_keep_the_port() {
     let mut child: std::process::Child = left.lock().pop().unwrap();
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_server_has_no_datagram_sockets() {
+    for addr in ["udp:127.0.0.1:0", "unixgram:none.sock"] {
+        let service = |_: &mut Connection| Ok(Next::Close);
+        let built = handover::Server::builder().listen(addr).build(service);
+        let text = built.unwrap_err().to_string();
+        assert!(
+            text.contains(addr) && text.contains("datagram socket"),
+            "{text}"
+        );
+    }
 }

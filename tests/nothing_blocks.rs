@@ -8,6 +8,7 @@ mod support;
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
@@ -89,6 +90,29 @@ impl Supervised {
     fn serving(&self) -> u64 {
         let status = self.ask("status").unwrap();
         status["processes"][0]["pid"].as_u64().unwrap()
+    }
+
+    /// Does something while the supervisor is stopped.
+    fn while_stopped(&self, act: impl FnOnce()) {
+        signal(self.pid(), Signal::STOP);
+        eventually("the supervisor is stopped", || {
+            generations::stat(self.pid()).is_some_and(|(state, ..)| state == 'T')
+        });
+        act();
+        signal(self.pid(), Signal::CONT);
+    }
+
+    /// A socket that sends to the one where the processes notify the supervisor.
+    fn notify_socket(&self) -> UnixDatagram {
+        let environ = fs::read(format!("/proc/{}/environ", self.serving())).unwrap();
+        let name = environ
+            .split(|byte| *byte == 0)
+            .find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET=@"))
+            .unwrap();
+        let addr = SocketAddr::from_abstract_name(name).unwrap();
+        let notify = UnixDatagram::unbound().unwrap();
+        notify.connect_addr(&addr).unwrap();
+        notify
     }
 
     /// Stops the supervisor, and waits for its end.
@@ -368,6 +392,38 @@ fn a_manager_that_is_stopped_blocks_no_servers_main_thread() {
     server.wait();
 }
 
+/// Also of a process whose drain is over at once, or has no limit.
+#[test]
+fn a_manager_that_is_slow_is_told_of_the_successor() {
+    for drain in ["0", "18446744073709551615"] {
+        let manager = StoppedManager::new();
+        let mut server = Generations::start_with(&[("drain", drain)], |command| {
+            command.env("NOTIFY_SOCKET", &manager.path);
+            command.stderr(Stdio::null());
+        });
+        let first = server.who();
+        signal(first.pid, Signal::HUP);
+        let second = server.until_generation(first.generation + 1);
+        // The process that was replaced has nothing left to do but this.
+        let end = Instant::now() + Duration::from_secs(2);
+        let runs = || generations::stat(first.pid).is_some_and(|(state, ..)| state != 'Z');
+        while Instant::now() < end && runs() {
+            thread::park_timeout(Duration::from_millis(2));
+        }
+        assert!(runs(), "the process has ended without a word");
+        manager.until(&format!("MAINPID={}", second.pid));
+        // The manager goes on reading, so that the process ends.
+        let mut buffer = [0; 8192];
+        manager.socket.set_nonblocking(true).unwrap();
+        eventually("the process has ended", || {
+            while manager.socket.recv(&mut buffer).is_ok() {}
+            !runs()
+        });
+        signal(second.pid, Signal::TERM);
+        server.wait();
+    }
+}
+
 // ---- control clients ----
 
 #[test]
@@ -393,6 +449,91 @@ fn silent_clients_delay_no_other_client() {
     more[99].set_nonblocking(true).unwrap();
     let read = (&more[99]).read(&mut [0; 1]);
     assert_eq!(read.unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(supervised.stop().code(), Some(0));
+}
+
+// ---- descriptors that cannot be closed ----
+
+/// A socket whose close waits for ten minutes, and its peer, which does not read.
+fn lingering() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while (&sender).write(&[0; 65536]).is_ok() {}
+    let ages = Some(Duration::from_secs(600));
+    rustix::net::sockopt::set_socket_linger(&sender, ages).unwrap();
+    (sender.into(), receiver)
+}
+
+/// Sends a text with a descriptor, or without it if the receiver refuses descriptors.
+fn send_descriptor(to: impl AsFd, text: &str, descriptor: OwnedFd) {
+    let mut space = vec![std::mem::MaybeUninit::uninit(); 64];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    let rights = rustix::net::SendAncillaryMessage::ScmRights(&descriptors);
+    assert!(control.push(rights));
+    let bytes = [io::IoSlice::new(text.as_bytes())];
+    let flags = rustix::net::SendFlags::NOSIGNAL;
+    if let Err(error) = rustix::net::sendmsg(&to, &bytes, &mut control, flags) {
+        assert_eq!(error, rustix::io::Errno::PERM);
+        rustix::net::send(to, text.as_bytes(), flags).unwrap();
+        // The close is this test's then.
+        rustix::net::sockopt::set_socket_linger(descriptor, None).unwrap();
+    }
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_closed_delays_nobody() {
+    let mut supervised = Supervised::start(&[], |command| {
+        command.stderr(Stdio::null());
+    });
+    supervised.until_serving();
+    let mut receivers = Vec::new();
+    // It is received with the request, or is left when the request was answered.
+    for texts in [["sta", "tus\n"], ["status\n", "more"], ["x\n", "more"]] {
+        let client = supervised.connect().unwrap();
+        // So that the last descriptor of the socket is the supervisor's.
+        supervised.while_stopped(|| {
+            for text in texts {
+                let (descriptor, receiver) = lingering();
+                receivers.push(receiver);
+                send_descriptor(&client, text, descriptor);
+            }
+        });
+        supervised.ask("status").unwrap();
+        drop(client);
+        supervised.ask("status").unwrap();
+    }
+    assert_eq!(supervised.stop().code(), Some(0));
+}
+
+/// The notifications of processes that have nothing to do with the service.
+#[test]
+fn a_flood_of_notifications_is_counted_once() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut supervised = Supervised::start(&[], |command| {
+        command.stderr(log.reopen().unwrap());
+    });
+    supervised.until_serving();
+    let notify = supervised.notify_socket();
+    for _ in 0..500 {
+        // In blocking mode: the supervisor reads all of them.
+        notify.send(b"READY=1\nSTATUS=not of the service").unwrap();
+    }
+    let lines = |text: &str| {
+        let log = fs::read_to_string(log.path()).unwrap();
+        log.lines().filter(|line| line.contains(text)).count()
+    };
+    eventually("the flood is over", || {
+        supervised.ask("status").is_ok() && lines("notifications of processes that are not") > 0
+    });
+    assert_eq!(lines("and sends many"), 1);
+    assert_eq!(lines("ignored "), 1);
+    assert_ne!(
+        supervised.ask("status").unwrap()["processes"][0]["status"],
+        "not of the service"
+    );
     assert_eq!(supervised.stop().code(), Some(0));
 }
 
@@ -499,14 +640,7 @@ fn whatever_the_sockets_of_a_supervisor_are_sent_it_answers_and_keeps_nothing() 
     });
     supervised.until_serving();
     let serving = supervised.serving();
-    let environ = fs::read(format!("/proc/{serving}/environ")).unwrap();
-    let name = environ
-        .split(|byte| *byte == 0)
-        .find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET=@"))
-        .unwrap();
-    let addr = SocketAddr::from_abstract_name(name).unwrap();
-    let notify = UnixDatagram::unbound().unwrap();
-    notify.connect_addr(&addr).unwrap();
+    let notify = supervised.notify_socket();
     notify.set_nonblocking(true).unwrap();
     let mut silent = Vec::new();
     let mut attack = |random: &mut Random| {

@@ -1,6 +1,8 @@
 //! What operators ask of `handover run` at run time, with real processes: programs in Python.
 #![cfg(target_os = "linux")]
 
+mod support;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -80,7 +82,7 @@ impl Supervised {
     fn ask(&self, args: &[&str]) -> Output {
         let mut command = handover();
         let command = command.args(args).arg("--socket").arg(self.path("control"));
-        command.output().unwrap()
+        support::output_of(command)
     }
 
     #[track_caller]
@@ -291,4 +293,61 @@ fn a_descendant_notifies_for_its_wrapper() {
     refused.until("the notification", || !refused.read("sent").is_empty());
     // The supervisor reads notifications before control requests.
     assert_eq!(refused.status()["state"], "starting");
+}
+
+/// A program that changes its user before it notifies.
+const CHANGES_USER: &str = r#"
+import os, socket, time
+sent = open("sent", "a")
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to = os.environ["NOTIFY_SOCKET"].replace("@", "\0")
+speaker.sendto(b"READY=1\nSTATUS=of another user", to)
+sent.write("sent\n"); sent.flush()
+parent = os.getppid()
+while os.getppid() == parent: time.sleep(0.02)
+"#;
+
+#[test]
+fn a_descendant_of_another_user_notifies_for_its_wrapper() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIPPED: this test needs root");
+    }
+    let wrapped = Supervised::begin(CHANGES_USER, &["--notify"], true);
+    wrapped.until("the notification", || !wrapped.read("sent").is_empty());
+    // The supervisor reads notifications before control requests.
+    let status = wrapped.status();
+    assert_eq!(status["state"], "serving", "{}", wrapped.read("log"));
+    assert_eq!(status["processes"][0]["status"], "of another user");
+}
+
+/// A program that sends, with READY=1, a socket whose close waits for ten minutes.
+const SENDS_LINGERING: &str = r#"
+import os, signal, socket, struct, time
+listener = socket.create_server(("127.0.0.1", 0))
+sender = socket.create_connection(listener.getsockname())
+receiver = listener.accept()[0]
+sender.setblocking(False)
+try:
+    while True: sender.send(b"x" * 65536)
+except BlockingIOError: pass
+sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+speaker.connect(os.environ["NOTIFY_SOCKET"].replace("@", "\0"))
+# The supervisor has the last descriptor of the socket, as it is stopped until this one is closed.
+supervisor = os.getppid()
+os.kill(supervisor, signal.SIGSTOP)
+while open(f"/proc/{supervisor}/stat").read().rsplit(") ")[1][0] != "T": time.sleep(0.001)
+socket.send_fds(speaker, [b"READY=1"], [sender.fileno()])
+sender.close()
+os.kill(supervisor, signal.SIGCONT)
+time.sleep(600)
+"#;
+
+#[test]
+fn a_descriptor_of_the_service_that_cannot_be_closed_delays_nothing() {
+    let supervised = Supervised::begin(SENDS_LINGERING, &["--notify"], false);
+    supervised.until("it serves", || supervised.status()["state"] == "serving");
+    supervised.succeed(&["restart", "--wait"]);
+    supervised.succeed(&["upgrade", "--wait"]);
 }

@@ -608,7 +608,7 @@ impl Redis {
         let port = self.addr.port().to_string();
         let mut command = Command::new(name);
         command.args(["-h", "127.0.0.1", "-p", &port]).args(args);
-        match command.stdin(Stdio::null()).output() {
+        match support::try_output_of(&mut command) {
             Ok(output) => {
                 assert!(output.status.success(), "{args:?}: {output:?}");
                 Some(String::from_utf8(output.stdout).unwrap())

@@ -540,15 +540,15 @@ fn an_endless_answer_sees_the_drain() {
 fn a_detached_socket_counts_until_its_handler_returns() {
     let (detached, is_detached) = unbounded();
     let service = move |conn: &mut Connection| {
-        let socket = conn.detach()?;
+        let (stream, unread) = conn.detach()?.into_parts();
         detached.send(()).unwrap();
         #[cfg_attr(windows, allow(irrefutable_let_patterns))]
-        let handover::Stream::Tcp(mut stream) = socket.stream else {
+        let handover::Stream::Tcp(mut stream) = stream else {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let mut word = [0; 5];
         stream.read_exact(&mut word)?;
-        stream.write_all(&socket.unread)?;
+        stream.write_all(&unread)?;
         stream.write_all(&word)?;
         Ok(Next::Close)
     };

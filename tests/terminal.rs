@@ -263,7 +263,7 @@ fn a_pause_by_ctrl_z_is_no_hang() {
     let status = || {
         let mut status = Command::new(HANDOVER);
         let status = status.args(["status", "--json", "--socket", "control"]);
-        let output = status.current_dir(job.session.dir.path()).output().unwrap();
+        let output = support::output_of(status.current_dir(job.session.dir.path()));
         String::from_utf8(output.stdout).unwrap()
     };
     eventually("the program serves", || status().contains("\"serving\""));

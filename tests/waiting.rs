@@ -1953,16 +1953,17 @@ fn a_detached_socket_comes_with_what_was_not_read() {
     ask(&mut client, "parked once before");
     send(&mut client, "upgrade\nrest");
     let detached = given.recv_timeout(LIMIT).unwrap();
-    assert_eq!(detached.unread, b"rest");
+    assert_eq!(detached.unread(), b"rest");
     assert_eq!(answer(&mut client), "switching");
     until(&handle, "the server has none left", |stats| stats.live == 0);
     // It outlives the server, and blocks.
-    let Stream::Tcp(mut stream) = detached.stream else {
+    let (Stream::Tcp(mut stream), _) = detached.into_parts() else {
         panic!("it is a TCP connection");
     };
     let mut local = UnixStream::connect(&path).unwrap();
     send(&mut local, "upgrade\n");
-    let Stream::Unix(mut local_stream) = given.recv_timeout(LIMIT).unwrap().stream else {
+    let local_given = given.recv_timeout(LIMIT).unwrap().into_parts();
+    let (Stream::Unix(mut local_stream), _) = local_given else {
         panic!("it is a Unix connection");
     };
     stop(&handle);

@@ -96,6 +96,25 @@ impl Input {
         }
     }
 
+    /// Moves all bytes to the end of `to`.
+    pub(super) fn move_to(&mut self, to: &mut Vec<u8>) {
+        to.extend_from_slice(self.bytes());
+        self.consume(self.len());
+    }
+
+    /// Puts bytes back that were taken out: they come before those that are here.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let all = [bytes, self.bytes()].concat();
+        if self.buffer.len() < all.len() {
+            self.buffer.resize(all.len(), 0);
+        }
+        self.buffer[..all.len()].copy_from_slice(&all);
+        (self.start, self.end) = (0, all.len());
+    }
+
     /// Takes all bytes out.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         let bytes = self.bytes().to_vec();
@@ -130,6 +149,20 @@ mod tests {
         input.consume(4);
         input.return_buffer(&mut spare);
         assert_eq!(input.buffer.capacity(), 0);
+    }
+
+    #[test]
+    fn bytes_that_are_put_back_come_first() {
+        let mut input = Input::default();
+        put(&mut input, b"one two");
+        let mut taken = Vec::new();
+        input.move_to(&mut taken);
+        assert!(input.is_empty());
+        put(&mut input, b" three");
+        input.put_back(&taken[4..]);
+        assert_eq!(input.bytes(), b"two three");
+        input.put_back(&vec![b'x'; 2 * READ_SIZE]);
+        assert_eq!(input.len(), 2 * READ_SIZE + 9);
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Connection {
         let window = &bytes[..bytes.len().min(limit)];
         let Some(at) = window.iter().position(|&byte| byte == delimiter) else {
             return if bytes.len() >= limit {
-                Err(too_long_error(limit))
+                Err(self.failed(too_long_error(limit)))
             } else {
                 Ok(None)
             };
@@ -50,6 +50,19 @@ impl Connection {
     ///
     /// `InvalidData` if the line is too long or not UTF-8.
     pub fn take_line(&mut self, limit: usize) -> io::Result<Option<String>> {
+        let Some(line) = self.take_line_bytes(limit)? else {
+            return Ok(None);
+        };
+        let line = String::from_utf8(line).map_err(not_utf8_error);
+        line.map(Some).map_err(|error| self.failed(error))
+    }
+
+    /// As [`take_line`](Self::take_line), but gives the line's bytes, which may be in any encoding.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` if the line is too long.
+    pub fn take_line_bytes(&mut self, limit: usize) -> io::Result<Option<Vec<u8>>> {
         let Some(mut line) = self.take_until(b'\n', limit)? else {
             return Ok(None);
         };
@@ -57,11 +70,12 @@ impl Connection {
         if line.last() == Some(&b'\r') {
             line.pop();
         }
-        String::from_utf8(line).map(Some).map_err(not_utf8_error)
+        Ok(Some(line))
     }
 
-    /// Appends the bytes up to and including `delimiter` to `out`, and waits for them. Returns how
-    /// many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream
+    /// Appends the bytes up to and including `delimiter` to `out`, and waits for them: meanwhile
+    /// this call holds a worker, and clients that have sent something may wait for one.
+    /// [`take_until`](Self::take_until) does not wait. Returns how many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream
     /// has ended without another byte.
     ///
     /// # Errors
@@ -89,13 +103,14 @@ impl Connection {
                 return Ok(count);
             }
             if count == limit {
-                return Err(too_long_error(limit));
+                return Err(self.failed(too_long_error(limit)));
             }
         }
     }
 
     /// Appends a line with its line ending to `line`, and waits for it: `BufRead::read_line` with a
-    /// limit.
+    /// limit. The wait holds a worker, see [`read_until_limited`](Self::read_until_limited);
+    /// [`take_line`](Self::take_line) does not wait.
     ///
     /// # Errors
     ///
@@ -103,7 +118,8 @@ impl Connection {
     pub fn read_line_limited(&mut self, limit: usize, line: &mut String) -> io::Result<usize> {
         let mut bytes = Vec::new();
         let count = self.read_until_limited(b'\n', limit, &mut bytes)?;
-        line.push_str(std::str::from_utf8(&bytes).map_err(not_utf8_error)?);
+        let text = std::str::from_utf8(&bytes).map_err(not_utf8_error);
+        line.push_str(text.map_err(|error| self.failed(error))?);
         Ok(count)
     }
 }

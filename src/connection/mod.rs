@@ -8,7 +8,9 @@
 
 mod activity;
 mod calls;
+mod detached;
 mod early_output;
+mod halves;
 mod input;
 mod messages;
 mod nonblocking;
@@ -16,6 +18,7 @@ mod outbox;
 mod output;
 mod pace;
 mod receive_state;
+mod socket;
 mod transfer;
 mod waiting;
 mod waker;
@@ -24,9 +27,10 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use socket2::Socket;
 
 use crate::addr::Addr;
@@ -34,13 +38,15 @@ use crate::clock::{Deadline, in_millis};
 use crate::drain::OpenConnection;
 use crate::listener::ListenerInfo;
 use crate::log;
-use crate::sys::{self, Interest, PeerState, Poller, Stream};
+use crate::sys::{self, Interest, PeerState, Poller};
 
 pub(crate) use activity::Activity;
 use calls::DueCalls;
 pub use calls::{Cause, Expiry};
+pub use detached::Detached;
 use early_output::Lent;
 pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
+pub use halves::{ReadHalf, WriteHalf};
 use input::Input;
 pub(crate) use input::READ_SIZE;
 pub use nonblocking::NonBlocking;
@@ -113,7 +119,7 @@ impl fmt::Display for ConnectionInfo {
 
 /// What may be sent to a client that is not served although it has sent a message or a part of one:
 /// its time-out has expired, or no worker was free in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "http"), allow(dead_code))]
 pub(crate) enum ClosingNotice {
     /// Nothing: the client expects no response now, and would misread one.
@@ -121,7 +127,7 @@ pub(crate) enum ClosingNotice {
     /// The server's refusal, if no worker was free in time.
     Refusal,
     /// As `Refusal`; and these bytes, if the message does not arrive in time.
-    RefusalOrTimeout(&'static [u8]),
+    RefusalOrTimeout(Bytes),
 }
 
 /// The limit of what is read once the server drains.
@@ -137,6 +143,23 @@ struct DrainLimit {
 /// It reads and writes as a blocking socket does, but under total deadlines. Reading is buffered
 /// already: never wrap a connection in a `BufReader`, which would keep the client's next message to
 /// itself.
+///
+/// # Messages
+///
+/// Two families of methods read messages with a delimiter:
+///
+/// | | [`take_until`](Self::take_until), [`take_line`](Self::take_line), [`take_line_bytes`](Self::take_line_bytes) | [`read_until_limited`](Self::read_until_limited), [`read_line_limited`](Self::read_line_limited) |
+/// |---|---|---|
+/// | the message has not arrived completely | `None`: return [`Next::More`](crate::Next::More) | wait for the rest, and hold a worker |
+/// | the stream has ended | `None`, and [`at_eof`](Self::at_eof); what is left stays in the [`buffer`](Self::buffer) | give what is left, then 0 |
+/// | the delimiter | a line comes without, `take_until` gives it | is given |
+/// | the message is too long | `InvalidData`, nothing is consumed | `InvalidData`, `limit` bytes are consumed |
+/// | the result | is new | is appended to the caller's buffer |
+/// | choose them for | services that are called for each message | loops over blocking reads |
+///
+/// **A loop over blocking reads holds a worker** until its client has left, also while the client is
+/// silent. With as many such clients as there are workers, all other clients wait. So does a service
+/// that calls [`read`](std::io::Read::read), `read_line` or `lines` for what has not arrived.
 ///
 /// # Deadlines
 ///
@@ -226,6 +249,10 @@ pub struct Connection {
     has_no_message: bool,
     /// A message was too long.
     is_too_long: bool,
+    /// Reading or writing has failed in the present call of the service.
+    has_failed: bool,
+    /// How many errors of the service's own the worker has to count.
+    errors: u32,
 }
 
 /// The buffers that a worker lends to one connection after the other.
@@ -285,23 +312,14 @@ impl Connection {
             is_abandoned: false,
             has_no_message: false,
             is_too_long: false,
+            has_failed: false,
+            errors: 0,
         }
     }
 
     /// Client and listener, for log records.
     pub(crate) fn info(&self) -> &ConnectionInfo {
         &self.info
-    }
-
-    /// The client's address.
-    pub fn peer_addr(&self) -> &Addr {
-        &self.info.peer
-    }
-
-    /// The address of the listener that the client connected to. For a listener on a wildcard
-    /// address this is the wildcard.
-    pub fn local_addr(&self) -> &Addr {
-        &self.info.listener.local
     }
 
     /// The name of the listener that the client connected to.
@@ -407,43 +425,6 @@ impl Connection {
         self.output_limit = bytes;
     }
 
-    /// Shuts down one or both directions, after the kernel has taken all that was written.
-    ///
-    /// # Errors
-    ///
-    /// Errors of writing, and those of `shutdown(2)`.
-    pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
-        if how != Shutdown::Read {
-            self.flush_all()?;
-        }
-        self.info.socket.shutdown(how)
-    }
-
-    /// Takes the socket out, as a socket of the standard library in blocking mode, together with
-    /// the bytes that had been read ahead. The socket's other options stay as they are, such as
-    /// TCP_NODELAY ([`Bind::nodelay`](crate::Bind::nodelay)). All output that was written is handed
-    /// to the kernel first. Afterwards
-    /// this connection gives the end of the stream. The service returns
-    /// [`Next::Close`](crate::Next::Close) when it is done with the socket, or at once if another
-    /// thread goes on with it: the socket stays open as long as that thread has it. Until then, a
-    /// stop counts the connection as in progress.
-    ///
-    /// # Errors
-    ///
-    /// Errors of writing, and those of duplicating the descriptor.
-    pub fn detach(&mut self) -> io::Result<Detached> {
-        self.close_outbox();
-        self.flush_all()?;
-        self.unwatch();
-        let stream = sys::socket::duplicate_stream(&self.info.socket)?;
-        self.receive = ReceiveState::Detached;
-        self.info.activity.is_detached.store(true, Relaxed);
-        Ok(Detached {
-            stream,
-            unread: self.input.take(),
-        })
-    }
-
     // ---- for the rest of the crate ----
 
     /// Whether the last read emptied the socket, and no event has followed.
@@ -524,8 +505,8 @@ impl Connection {
         self.closing_notice = notice;
     }
 
-    pub(crate) fn closing_notice(&self) -> ClosingNotice {
-        self.closing_notice
+    pub(crate) fn closing_notice(&self) -> &ClosingNotice {
+        &self.closing_notice
     }
 
     /// Makes the close wait until the client has read the response. The client may still be
@@ -631,6 +612,23 @@ impl Connection {
         self.is_too_long
     }
 
+    /// Whether reading or writing has failed in the present call of the service.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
+    /// Makes the worker count an error of the application's code.
+    #[cfg(feature = "http")]
+    pub(crate) fn note_error(&mut self) {
+        self.errors += 1;
+    }
+
+    /// How many such errors there were since the last look.
+    #[inline]
+    pub(crate) fn take_errors(&mut self) -> u32 {
+        std::mem::take(&mut self.errors)
+    }
+
     /// Lends the gathered output: if the call takes long, the keeper writes it
     /// meanwhile.
     #[inline]
@@ -652,7 +650,8 @@ impl Connection {
     pub(crate) fn reclaim_output(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_lent) {
             let (bytes, spare) = (self.output.gathered(), &mut self.spare_lent);
-            let sent = self.info.early_output.reclaim(bytes, spare)?;
+            let sent = self.info.early_output.reclaim(bytes, spare);
+            let sent = sent.map_err(|error| self.failed(error))?;
             self.note_sent(sent);
         }
         Ok(())
@@ -790,14 +789,4 @@ impl fmt::Debug for Connection {
             .field("receive", &self.receive)
             .finish_non_exhaustive()
     }
-}
-
-/// A socket that [`Connection::detach`] has taken out.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Detached {
-    /// The socket.
-    pub stream: Stream,
-    /// The bytes that had been received and not consumed. They come before what the socket gives.
-    pub unread: Vec<u8>,
 }

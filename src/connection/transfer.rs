@@ -23,6 +23,11 @@ const COPY_LIMIT: usize = 8 * 1024;
 
 impl Connection {
     pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
+        let ready = self.wait_for_client(interest);
+        ready.map_err(|error| self.failed(error))
+    }
+
+    fn wait_for_client(&mut self, interest: Interest) -> io::Result<sys::Ready> {
         loop {
             if self.info.open_connection.drain().is_forced() {
                 return Err(server_stopped_error());
@@ -95,10 +100,15 @@ impl Connection {
         let buffered = into.is_none();
         let room = match into {
             Some(into) => into,
-            None => self.input.room(self.input_limit)?,
+            None => match self.input.room(self.input_limit) {
+                Ok(room) => room,
+                Err(error) => return Err(self.failed(error)),
+            },
         };
         match sys::socket::recv(&self.info.socket, room) {
-            Ok(0) if self.info.open_connection.drain().is_forced() => Err(server_stopped_error()),
+            Ok(0) if self.info.open_connection.drain().is_forced() => {
+                Err(self.failed(server_stopped_error()))
+            }
             Ok(0) => {
                 self.receive.on_end();
                 Ok((Filled::Eof, 0))
@@ -123,8 +133,16 @@ impl Connection {
                 self.note_emptied();
                 Ok((Filled::Nothing, 0))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(self.failed(error)),
         }
+    }
+
+    /// Notes that reading or writing has failed. If the service passes the error on, it is not one
+    /// of its own.
+    #[cold]
+    pub(super) fn failed(&mut self, error: io::Error) -> io::Error {
+        self.has_failed = true;
+        error
     }
 
     fn note_emptied(&mut self) {
@@ -213,10 +231,9 @@ impl Connection {
     }
 
     fn note_flushed(&mut self, flushed: io::Result<(usize, Flushed)>) -> io::Result<Flushed> {
-        let (count, flushed) = flushed.inspect_err(|error| {
-            if FileError::is_in(error) {
-                log::error!("{}: {error}", self.info);
-            }
+        let (count, flushed) = flushed.inspect_err(|error| match FileError::is_in(error) {
+            true => log::error!("{}: {error}", self.info),
+            false => self.has_failed = true,
         })?;
         self.note_sent(count);
         self.must_rearm = flushed == Flushed::TurnOver;
@@ -292,7 +309,8 @@ impl Connection {
         if self.flush_queue()? != Flushed::All {
             return Ok(0);
         }
-        let (count, of_parts) = self.output.send_gathered(&self.info.socket, parts)?;
+        let sent = self.output.send_gathered(&self.info.socket, parts);
+        let (count, of_parts) = sent.map_err(|error| self.failed(error))?;
         self.note_sent(count);
         Ok(of_parts)
     }
@@ -371,6 +389,7 @@ impl Connection {
     }
 
     /// As [`write_owned`](Self::write_owned), but lends no output.
+    #[inline]
     pub(crate) fn take_owned(&mut self, bytes: Cow<'static, [u8]>) -> io::Result<()> {
         if self.is_detached() {
             return Err(io::ErrorKind::NotConnected.into());

@@ -89,6 +89,7 @@ impl Connection {
     pub(crate) fn begin_call(&mut self) {
         let (readable, ended) = (!self.input.is_empty(), self.has_client_ended());
         self.due.begin(readable, ended);
+        self.has_failed = false;
     }
 
     /// Forgets wakers and the timer: what follows on this connection has not asked for them.

@@ -3,27 +3,23 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use ::http::{Request, Response};
+use ::http::Response;
 
 use super::access_log::{BodyLine, LoggedBody};
 use super::answer_race::Winner;
-use super::body::Body;
 use super::body_channel::{BodyEnd, ChannelBody};
 use super::chunk::LAST_CHUNK;
 use super::closing::CloseReason;
 use super::exchange::ServeCall;
-use super::later::{deadline_response, dropped_response};
+use super::handler::Handler;
+use super::later::{NO_RESPONSE, NOT_IN_TIME};
 use super::reply::{Reply, ReplyKind};
 use super::session::{AwaitedResponse, OpenChannel, ResponseEnd, SessionState};
 use crate::connection::ClosingNotice;
 use crate::log;
 use crate::service::Next;
 
-impl<H, R> ServeCall<'_, H>
-where
-    H: Fn(&mut Request<Body<'_>>) -> Response<R>,
-    R: Into<Reply>,
-{
+impl<H: Handler> ServeCall<'_, H> {
     /// Begins to wait for a response from another thread.
     #[cold]
     pub(super) fn begin_waiting(
@@ -62,11 +58,12 @@ where
                 return Ok(Some(Next::Close));
             }
             Some(Winner::Answer(response)) => response,
-            Some(Winner::Deadline(fallback)) => fallback.unwrap_or_else(deadline_response),
+            Some(Winner::Deadline(fallback)) => fallback
+                .unwrap_or_else(|| NOT_IN_TIME.response(self.http.error_response.as_deref(), None)),
             Some(Winner::Nobody) => {
                 let info = self.conn.info();
                 log::error!("{info}: a responder was dropped without a response");
-                dropped_response()
+                NO_RESPONSE.response(self.http.error_response.as_deref(), None)
             }
         };
         self.conn.suspend_idle_timeout(false);
@@ -93,7 +90,7 @@ where
         let request = self.logged_request.take();
         let line = self.http.access_log.map(|format| BodyLine {
             format,
-            client: self.conn.peer_addr().clone(),
+            client: self.conn.peer().clone(),
             listener: self.conn.listener_name().to_owned(),
             request,
             status: end.status,

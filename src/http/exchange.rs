@@ -53,14 +53,17 @@
 
 use std::any::Any;
 use std::error::Error;
+use std::fmt;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
+use ::http::request::Parts;
 use ::http::{Request, Response, StatusCode};
 
 use super::access_log::{AccessLine, LoggedRequest};
 use super::body::{Body, Collected, CollectedBody, DiscardedBody, SpoolError, SpooledRequest};
+use super::handler::Handler;
 use super::head::{HeadParser, RequestHead, is_worth_parsing};
 use super::reader_body::ReaderBody;
 use super::rejection::{Rejection, bad_request};
@@ -84,10 +87,6 @@ const FLUSH_THRESHOLD: usize = 16 * 1024;
 /// may be waiting for the worker.
 const REQUESTS_PER_CALL: u32 = 64;
 
-/// The response to a client whose request does not arrive in time.
-const TIMED_OUT: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-
 /// The request is longer than the connection's input limit.
 const TOO_LONG: Rejection = Rejection::new(
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -99,36 +98,49 @@ const ENDED_EARLY: Rejection = bad_request("the request ended early");
 const HANDLER_PANICKED: Rejection =
     Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked");
 
+const HANDLER_FAILED: Rejection =
+    Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "the handler failed");
+
 const INVALID_RESPONSE: Rejection = Rejection::new(
     StatusCode::INTERNAL_SERVER_ERROR,
     "the handler's response is not valid here",
 );
 
 /// The buffers that a worker uses for one request after the other: the
-/// [`Service::Worker`](crate::Service::Worker) of [`Http`]. Opaque.
-#[derive(Debug, Default)]
-pub struct WorkerBuffers {
+/// [`Service::Worker`](crate::Service::Worker) of [`Http`], with the state `W` that the handler has
+/// for each worker. Opaque.
+pub struct WorkerBuffers<W = ()> {
     parser: HeadParser,
     parts: SpareParts,
     writer: ResponseWriter,
     /// Room to read the bodies of responses into.
     body: Vec<u8>,
+    /// The handler's.
+    own: W,
 }
 
-impl<H, R> Service for Http<H>
-where
-    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync,
-    R: Into<Reply>,
-{
+impl<W> fmt::Debug for WorkerBuffers<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuffers").finish_non_exhaustive()
+    }
+}
+
+impl<H: Handler> Service for Http<H> {
     type Session = Session;
-    type Worker = WorkerBuffers;
+    type Worker = WorkerBuffers<H::Worker>;
 
     fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
         Ok(self.check_settings(buffers)?)
     }
 
-    fn worker(&self, _index: usize) -> io::Result<WorkerBuffers> {
-        Ok(WorkerBuffers::default())
+    fn worker(&self, index: usize) -> io::Result<Self::Worker> {
+        Ok(WorkerBuffers {
+            parser: HeadParser::default(),
+            parts: SpareParts::default(),
+            writer: ResponseWriter::default(),
+            body: Vec::new(),
+            own: self.handler.worker(index)?,
+        })
     }
 
     fn session(&self, _conn: &Connection) -> io::Result<Session> {
@@ -139,7 +151,7 @@ where
         &self,
         conn: &mut Connection,
         session: &mut Session,
-        buffers: &mut WorkerBuffers,
+        buffers: &mut Self::Worker,
     ) -> io::Result<Next> {
         let Session(state) = session;
         if let SessionState::Upgraded(protocol) = state {
@@ -150,6 +162,7 @@ where
             parts,
             writer,
             body,
+            own,
         } = buffers;
         conn.take_no_message();
         // A service that contains this one may have written before.
@@ -166,6 +179,8 @@ where
             writer,
             spooled: None,
             body_buffer: body,
+            own,
+            has_head: false,
             logged_request: None,
             began,
             responses: 0,
@@ -180,7 +195,7 @@ where
                 if matches!(next, Next::More | Next::Again) =>
             {
                 // A request has begun that can be answered.
-                conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(TIMED_OUT));
+                conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(self.timed_out.clone()));
                 Ok(next)
             }
             _ => Ok(next),
@@ -188,8 +203,16 @@ where
     }
 }
 
+impl<H> Http<H> {
+    /// The response to an error of the handler.
+    #[cold]
+    fn failed(&self, head: &Parts) -> Response<Reply> {
+        HANDLER_FAILED.response(self.error_response.as_deref(), Some(head))
+    }
+}
+
 /// One call of the service.
-pub(super) struct ServeCall<'a, H> {
+pub(super) struct ServeCall<'a, H: Handler> {
     pub(super) http: &'a Http<H>,
     pub(super) conn: &'a mut Connection,
     pub(super) state: &'a mut SessionState,
@@ -201,6 +224,10 @@ pub(super) struct ServeCall<'a, H> {
     /// The body of the request that was received, if it was spooled.
     spooled: Option<Box<SpooledBody>>,
     body_buffer: &'a mut Vec<u8>,
+    /// The handler's state for this worker.
+    own: &'a mut H::Worker,
+    /// The request that is rejected has a valid head, which is in `parts`.
+    has_head: bool,
     /// The request, for the access log. `None` if the log is off, and for a request without a valid
     /// head.
     pub(super) logged_request: Option<LoggedRequest>,
@@ -210,11 +237,7 @@ pub(super) struct ServeCall<'a, H> {
     responses: u32,
 }
 
-impl<H, R> ServeCall<'_, H>
-where
-    H: Fn(&mut Request<Body<'_>>) -> Response<R>,
-    R: Into<Reply>,
-{
+impl<H: Handler> ServeCall<'_, H> {
     /// Responds to every request that has arrived. The connection gathers the last responses.
     fn serve_requests(&mut self) -> io::Result<Next> {
         if self.state.has_open_response() {
@@ -347,6 +370,7 @@ where
         }
         let received = self.receive_body(collected);
         if received.is_err() {
+            self.has_head = true;
             self.begin_log_entry();
         }
         received
@@ -399,6 +423,7 @@ where
         match catch_unwind(AssertUnwindSafe(|| streams(self.parts.filled()))) {
             Ok(streams) => streams,
             Err(panic) => {
+                self.has_head = true;
                 self.reject(HANDLER_PANICKED, self.request.is_head);
                 self.resume_panic(panic)
             }
@@ -436,6 +461,7 @@ where
             Err(SpoolError::Rejected(rejection)) => rejection,
         };
         self.parts.put(request.parts);
+        self.has_head = true;
         self.begin_log_entry();
         Err(self.reject(rejection, request.head.is_head))
     }
@@ -445,7 +471,7 @@ where
     #[inline]
     fn handle_request(&mut self) -> io::Result<Option<Next>> {
         self.conn.lend_output();
-        let (mut response, mut rejection) = (None, None);
+        let (mut response, mut failure, mut rejection) = (None, None, None);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let body = Body {
                 conn: self.conn,
@@ -456,15 +482,27 @@ where
                 space: &self.http.spool_space,
             };
             let mut request = Request::from_parts(self.parts.take(), body);
-            let returned = (self.http.handler)(&mut request).map(Into::into);
+            // A response is large: it goes to its place at once.
+            match self.http.handler.handle(&mut request, self.own) {
+                Ok(returned) => response = Some(returned),
+                Err(error) => {
+                    let (parts, _) = request.into_parts();
+                    response = Some(self.http.failed(&parts));
+                    failure = Some(error);
+                    self.parts.reuse(parts);
+                    return;
+                }
+            }
             // The drop of an extension is the application's code: it may panic too.
             self.parts.reuse(request.into_parts().0);
-            response = Some(returned);
         }));
         let reclaimed = self.conn.reclaim_output();
         let rejection = match response {
-            Some(response) if rejection.is_none() => {
+            Some(response) if rejection.is_none() && caught.is_ok() => {
                 reclaimed?;
+                if let Some(error) = failure {
+                    self.note_failure(error);
+                }
                 return self.respond(response, self.conn.waited());
             }
             _ => rejection.unwrap_or(HANDLER_PANICKED),
@@ -474,6 +512,13 @@ where
             self.resume_panic(panic);
         }
         reclaimed.map(|()| Some(next))
+    }
+
+    /// Counts and logs an error of the handler.
+    #[cold]
+    fn note_failure(&mut self, error: String) {
+        log::warn!("{}: the handler failed: {error}", self.conn.info());
+        self.conn.note_error();
     }
 
     /// Whether the client has left: the first request of this call waited for a worker for longer
@@ -519,9 +564,8 @@ where
             Err(problem) => {
                 let info = self.conn.info();
                 log::error!("{info}: the handler's response cannot be sent: {problem}");
-                end.status = INVALID_RESPONSE.status;
-                let out = self.conn.gathered();
-                self.writer.reject(out, INVALID_RESPONSE, request.is_head);
+                let is_head = request.is_head;
+                end.status = self.write_rejection(INVALID_RESPONSE, is_head);
                 self.contain(|_| drop(response));
                 return Ok(self.end_response(end, 0));
             }
@@ -530,7 +574,7 @@ where
         self.writer.add_head(self.conn.gathered(), &response, &plan);
         let Reply(reply) = response.into_body();
         let body_len = match (reply, plan.framing) {
-            (ReplyKind::Upgrade(protocol), _) => {
+            (ReplyKind::Upgrade(protocol), _) if plan.gives_away => {
                 self.log_response(status, 0, end.waited);
                 self.conn.set_closing_notice(ClosingNotice::Forbidden);
                 self.conn.forget_waiting();
@@ -550,7 +594,7 @@ where
                 write_file(self.conn, file, length)?;
                 length
             }
-            (ReplyKind::File(_) | ReplyKind::Later(_), _) => 0,
+            (ReplyKind::File(_) | ReplyKind::Later(_) | ReplyKind::Upgrade(_), _) => 0,
             (ReplyKind::Channel(body), framing) => {
                 return self.begin_channel(body, end, framing == Framing::Chunks);
             }
@@ -643,11 +687,31 @@ where
     #[cold]
     fn reject(&mut self, rejection: Rejection, is_head: bool) -> Next {
         self.conn.linger_on_close();
-        self.writer.reject(self.conn.gathered(), rejection, is_head);
+        let status = self.write_rejection(rejection, is_head);
         let info = self.conn.info();
         log::debug!("{info}: request rejected: {}", rejection.detail);
-        self.log_response(rejection.status, 0, self.conn.waited());
+        self.log_response(status, 0, self.conn.waited());
         Next::Close
+    }
+
+    /// Writes a response in place of the handler's, after which the connection is closed. Returns
+    /// its status.
+    #[cold]
+    fn write_rejection(&mut self, rejection: Rejection, is_head: bool) -> StatusCode {
+        let head = self.has_head.then(|| self.parts.filled());
+        let made = rejection.shaped(self.http.error_response.as_deref(), head);
+        let out = self.conn.gathered();
+        match made {
+            Some(response) => {
+                let status = response.status();
+                self.writer.add_last(out, response, is_head);
+                status
+            }
+            None => {
+                self.writer.reject(out, rejection, is_head);
+                rejection.status
+            }
+        }
     }
 
     /// Keeps what the access log says about a request.
@@ -665,7 +729,7 @@ where
             let request = self.logged_request.take();
             AccessLine {
                 format,
-                client: self.conn.peer_addr(),
+                client: self.conn.peer(),
                 listener: self.conn.listener_name(),
                 request: request.as_ref(),
                 status,

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::{HeaderValue, Response, StatusCode, header};
+use ::http::{Response, StatusCode};
 
 use super::answer_race::AnswerRace;
 use super::closing::CloseReason;
+use super::rejection::Rejection;
 use super::reply::{Reply, ReplyKind};
 
 /// Sends the response to one request, from any thread. From [`Reply::later`].
@@ -152,20 +153,10 @@ impl fmt::Display for LateResponse {
 
 impl Error for LateResponse {}
 
-/// The response at the deadline, unless the application has chosen another.
-pub(super) fn deadline_response() -> Response<Reply> {
-    let mut response = Response::new("Service Unavailable: no response in time\n".into());
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    let retry_after = HeaderValue::from_static("1");
-    response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, retry_after);
-    response
-}
+/// No response at the deadline, and the application has chosen none for it.
+pub(super) const NOT_IN_TIME: Rejection =
+    Rejection::new(StatusCode::SERVICE_UNAVAILABLE, "no response in time");
 
-/// The response if the responder was dropped.
-pub(super) fn dropped_response() -> Response<Reply> {
-    let mut response = Response::new("Internal Server Error: no response\n".into());
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    response
-}
+/// The responder was dropped.
+pub(super) const NO_RESPONSE: Rejection =
+    Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "no response");

@@ -19,9 +19,11 @@
 //! The types of requests and responses are those of the `http` crate, and are exported here again.
 //! The handler borrows the request, `&mut Request<Body>`: the next request is parsed into the same
 //! memory, so that a request on a kept-alive connection allocates nothing.
-//! The handler's closure captures the state that its calls share. A handler whose responses have
-//! different kinds of bodies returns `Response<Reply>`, see [`Reply`]. The request's [`Body`] gives
-//! access to the connection, for example to the client's address.
+//! The handler's closure captures the state that its calls share, and [`service_with`] adds a state
+//! for each worker. A handler whose responses have different kinds of bodies returns
+//! `Response<Reply>`, see [`Reply`]. A handler may also return a `Result`: the client gets a 500 for
+//! an error. The request's [`Body`] gives access to the connection, for example to the client's
+//! address.
 //!
 //! # Responses that wait for something else than the client
 //!
@@ -42,8 +44,9 @@
 //! - It adds Date to every response, and Content-Type to texts.
 //! - It discards the part of a body that streams and that the handler does not read, up to 64 KiB.
 //!   If more is left, it closes the connection.
-//! - It responds with 500 when a handler panics, and counts the panic in
-//!   [`Stats::panics`](crate::Stats::panics).
+//! - It responds with 500 when a handler panics or returns an error, and counts it in
+//!   [`Stats::panics`](crate::Stats::panics) or
+//!   [`Stats::service_errors`](crate::Stats::service_errors).
 //! - It does not handle a request whose client has left while the request waited for a worker, see
 //!   [`Http::abandoned_after`].
 //! - It writes an access log through the `log` crate on request, in the combined log format or as
@@ -69,6 +72,8 @@
 //! | 503 | the server is full, and its policy is to respond with [`OVERLOADED`] |
 //! | 503 | there is no room for another spooled body, or the disk is full |
 //!
+//! [`Http::error_response`] gives these responses another form, such as JSON.
+//!
 //! The server's time-outs apply: [`read_timeout`](crate::Builder::read_timeout) to a head and its
 //! body, extended while a long body arrives at the [`min_rate`](crate::Builder::min_rate);
 //! [`idle_timeout`](crate::Builder::idle_timeout) between requests; and
@@ -77,6 +82,7 @@
 // The service, and how it serves a connection.
 mod access_log;
 mod exchange;
+mod handler;
 mod session;
 mod settings;
 
@@ -101,6 +107,7 @@ mod body_channel;
 mod chunk;
 mod closing;
 mod date;
+mod error_response;
 mod events;
 mod later;
 mod reply;
@@ -117,10 +124,12 @@ pub use chunk::Chunk;
 pub use closing::CloseReason;
 pub use events::{Event, Events};
 pub use exchange::WorkerBuffers;
+pub use handler::{Handler, IntoResponse, WithWorker};
 pub use later::{LateResponse, Responder};
+pub use rejection::Rejection;
 pub use reply::Reply;
 pub use session::Session;
-pub use settings::{Http, service};
+pub use settings::{Http, service, service_with};
 
 /// The response to a client that finds the server full: 503 with `Retry-After: 1`, for
 /// [`Overload::Refuse`](crate::Overload::Refuse).

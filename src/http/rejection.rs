@@ -3,9 +3,10 @@
 
 use ::http::StatusCode;
 
-/// An error response in place of the handler's. The connection is closed after it.
+/// Why the service responds in place of the handler, for
+/// [`Http::error_response`](super::Http::error_response).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rejection {
+pub struct Rejection {
     pub(super) status: StatusCode,
     /// What is wrong, for the client and for the log.
     pub(super) detail: &'static str,
@@ -14,6 +15,16 @@ pub(super) struct Rejection {
 impl Rejection {
     pub(super) const fn new(status: StatusCode, detail: &'static str) -> Self {
         Self { status, detail }
+    }
+
+    /// The status that the service gives.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What is wrong, in words that the client may see.
+    pub fn detail(&self) -> &'static str {
+        self.detail
     }
 }
 

@@ -106,10 +106,13 @@ impl Reply {
         (sender, Self(ReplyKind::Channel(body)))
     }
 
-    /// Upgrades the connection to another protocol: `protocol` is called right after the head of
-    /// the response. The response must be a 101 (Switching Protocols) with an Upgrade field, or a
-    /// 2xx to CONNECT (RFC 9110, sections 7.8 and 9.3.6). From then on `protocol` serves the
-    /// connection as [`Service::serve`](crate::Service::serve) does: it may loop over blocking
+    /// Gives the connection away to another protocol: `protocol` is called right after the head of
+    /// the response. The response is a 101 (Switching Protocols) with an Upgrade field, or a 2xx to
+    /// CONNECT (RFC 9110, sections 7.8 and 9.3.6). With any other status of a response that may have
+    /// a body, the head says `Connection: close`, and all that `protocol` writes is the body, up to
+    /// the close (RFC 9112, section 6.3). To HEAD, only the head is sent then.
+    ///
+    /// From then on `protocol` serves the connection as [`Service::serve`](crate::Service::serve) does: it may loop over blocking
     /// reads and return [`Next::Close`], or return [`Next::Park`] or [`Next::More`] and be called
     /// again when the client has sent something.
     ///

@@ -5,8 +5,9 @@
 //!
 //! | response | framing | body |
 //! |---|---|---|
-//! | 204, 304, an upgrade, 2xx to CONNECT | none | not sent |
+//! | 204, 304, an upgrade with 101, 2xx to CONNECT | none | not sent |
 //! | 205 | Content-Length: 0 | not sent |
+//! | an upgrade with any other status | the close of the connection | written by the protocol, except to HEAD |
 //! | to HEAD, with an empty reply | the handler's Content-Length, else 0 | not sent |
 //! | the length is known | Content-Length | sent, except to HEAD |
 //! | to HTTP/1.1 | chunks | sent, except to HEAD |
@@ -39,6 +40,8 @@ pub(super) struct ResponsePlan {
     pub(super) connection_line: &'static [u8],
     pub(super) sends_body: bool,
     pub(super) closes: bool,
+    /// The connection goes to another protocol.
+    pub(super) gives_away: bool,
 }
 
 impl ResponsePlan {
@@ -56,7 +59,13 @@ impl ResponsePlan {
         let is_upgrade = matches!(reply, ReplyKind::Upgrade(_));
         let is_switch =
             status == StatusCode::SWITCHING_PROTOCOLS && request.version == Version::HTTP_11;
-        let may_upgrade = is_body_consumed && (is_tunnel || is_switch);
+        // After any other final status, what the protocol writes is the body of the response.
+        let is_body = is_upgrade && !status.is_informational() && !is_tunnel;
+        let may_have_body = !matches!(
+            status,
+            StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+        );
+        let may_upgrade = is_body_consumed && (is_tunnel || is_switch || is_body && may_have_body);
         if is_upgrade && !may_upgrade || status.is_informational() && !is_upgrade {
             return Err(format!(
                 "status {status} does not fit its body or the request"
@@ -65,6 +74,7 @@ impl ResponsePlan {
         let length = reply.length().map_err(|error| error.to_string())?;
         let framing = match (status, length) {
             (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Framing::NoBody,
+            _ if is_body => Framing::Close,
             _ if is_upgrade || is_tunnel => Framing::NoBody,
             (StatusCode::RESET_CONTENT, _) => Framing::Length(0),
             (_, Some(0)) if request.is_head => Framing::Length(promised_length(fields)),
@@ -72,7 +82,8 @@ impl ResponsePlan {
             (_, None) if request.version == Version::HTTP_11 => Framing::Chunks,
             (_, None) => Framing::Close,
         };
-        let closes = !is_upgrade
+        let gives_away = is_upgrade && !(is_body && request.is_head);
+        let closes = !gives_away
             && (!request.keep_alive
                 || framing == Framing::Close
                 || is_tunnel
@@ -80,8 +91,8 @@ impl ResponsePlan {
         // A response that only offers an upgrade names the Upgrade field there too (RFC 9110,
         // section 7.8).
         let has_upgrade_field =
-            is_upgrade || (!fields.is_empty() && fields.contains_key(header::UPGRADE));
-        let connection_line: &[u8] = match (has_upgrade_field, closes, request.version) {
+            is_upgrade && !is_body || (!fields.is_empty() && fields.contains_key(header::UPGRADE));
+        let connection_line: &[u8] = match (has_upgrade_field, closes || is_body, request.version) {
             _ if is_upgrade && is_tunnel => b"",
             (true, true, _) => b"Connection: Upgrade, close\r\n",
             (true, false, Version::HTTP_10) => b"Connection: Upgrade, keep-alive\r\n",
@@ -97,6 +108,7 @@ impl ResponsePlan {
                 && framing != Framing::NoBody
                 && status != StatusCode::RESET_CONTENT,
             closes,
+            gives_away,
         })
     }
 }

@@ -4,6 +4,7 @@
 //! the responses to pipelined requests leave in one write. Large bodies, and files, are handed over
 //! to the connection, which sends them as the client reads.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Seek};
 
@@ -46,6 +47,16 @@ impl ResponseWriter {
         }
     }
 
+    /// As [`reject`](Self::reject), with a response that the application has made.
+    pub(super) fn add_last(
+        &mut self,
+        out: &mut Vec<u8>,
+        response: Response<Cow<'static, [u8]>>,
+        is_head: bool,
+    ) {
+        add_last_response(out, self.date.date_line(), response, is_head);
+    }
+
     /// Adds the head of a response.
     #[inline]
     pub(super) fn add_head(
@@ -81,11 +92,34 @@ impl ResponseWriter {
 
     /// Adds the status line and the Date line.
     fn add_status_line(&self, out: &mut Vec<u8>, status: StatusCode) {
-        let reason = status.canonical_reason().unwrap_or_default();
-        for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
-            out.extend_from_slice(part.as_bytes());
-        }
+        add_status_line(out, status);
         out.extend_from_slice(self.date.date_line());
+    }
+}
+
+/// Adds a response that the application has made, and after which the connection is closed.
+/// `date_line` may be empty.
+pub(super) fn add_last_response(
+    out: &mut Vec<u8>,
+    date_line: &[u8],
+    response: Response<Cow<'static, [u8]>>,
+    is_head: bool,
+) {
+    add_status_line(out, response.status());
+    out.extend_from_slice(date_line);
+    add_fields(out, response.headers());
+    out.extend_from_slice(b"Connection: close\r\n");
+    let bytes = response.body();
+    end_with_length(out, bytes.len() as u64);
+    if !is_head {
+        out.extend_from_slice(bytes);
+    }
+}
+
+fn add_status_line(out: &mut Vec<u8>, status: StatusCode) {
+    let reason = status.canonical_reason().unwrap_or_default();
+    for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 

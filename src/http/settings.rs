@@ -1,25 +1,35 @@
 //! The HTTP service as an application makes it, and its settings.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::request::Parts;
 use ::http::{Request, Response};
+use bytes::Bytes;
 
 use super::access_log::AccessLog;
 use super::body::Body;
-use super::rejection::{MAX_FIELDS, RequestLimits};
+use super::error_response::{ErrorResponse, REQUEST_TOO_SLOW, TIMED_OUT};
+use super::handler::{IntoResponse, WithWorker};
+use super::rejection::{MAX_FIELDS, Rejection, RequestLimits};
 use super::reply::Reply;
+use super::response_writer::add_last_response;
 use super::spool_space::SpoolSpace;
 use crate::service::BufferLimits;
 
 /// The default of [`Http::max_spooled`], in bytes.
 const MAX_SPOOLED: u64 = 4 << 30;
 
-/// Makes a service from a handler: a function from a request to a response. The response's body is
-/// of any type that converts into a [`Reply`].
+/// Makes a service from a handler: a function from a request to a response, or to a `Result` with an
+/// error of any type. The response's body is of any type that converts into a [`Reply`]. The client
+/// gets a 500 for an error, whose text goes into the log, see [`IntoResponse`].
+///
+/// A closure that is passed at once needs no types. One in a variable would need
+/// `|request: &mut Request<Body<'_>>|`: put the service into the variable instead, or pass a
+/// function.
 ///
 /// # Examples
 ///
@@ -36,24 +46,67 @@ const MAX_SPOOLED: u64 = 4 << 30;
 ///     _ => status(StatusCode::NOT_FOUND),
 /// });
 ///
+/// // With `?`, whatever the error is.
+/// let service = http::service(|request| -> Result<_, Box<dyn std::error::Error>> {
+///     let number: u32 = request.uri().query().ok_or("a number is missing")?.parse()?;
+///     Ok(Response::new(format!("{}\n", number / 2)))
+/// });
+///
 /// fn status(status: StatusCode) -> Response<Reply> {
 ///     let mut response = Response::new(Reply::empty());
 ///     *response.status_mut() = status;
 ///     response
 /// }
 /// ```
-pub fn service<H, R>(handler: H) -> Http<H>
+pub fn service<H, T>(handler: H) -> Http<H>
 where
-    H: Fn(&mut Request<Body<'_>>) -> Response<R> + Send + Sync,
-    R: Into<Reply>,
+    H: Fn(&mut Request<Body<'_>>) -> T + Send + Sync,
+    T: IntoResponse,
 {
-    Http {
+    Http::new(handler)
+}
+
+/// As [`service`], for a handler that gets the state of its worker, such as a database handle, as
+/// its second argument. `worker` builds this state, as
+/// [`Service::worker`](crate::Service::worker) does: on the worker's thread, and again after a
+/// panic.
+///
+/// # Examples
+///
+/// ```
+/// use handover::http::{self, Response};
+///
+/// let worker = |_index| Ok(Vec::<u8>::with_capacity(1 << 20));
+/// let service = http::service_with(worker, |request, scratch| {
+///     scratch.clear();
+///     scratch.extend_from_slice(request.uri().path().as_bytes());
+///     Response::new(format!("{} bytes\n", scratch.len()))
+/// });
+/// ```
+pub fn service_with<B, W, H, T>(worker: B, handler: H) -> Http<WithWorker<B, H>>
+where
+    B: Fn(usize) -> io::Result<W> + Send + Sync,
+    H: Fn(&mut Request<Body<'_>>, &mut W) -> T + Send + Sync,
+    T: IntoResponse,
+{
+    Http::new(WithWorker {
+        build: worker,
         handler,
-        limits: RequestLimits::default(),
-        spool_space: Arc::new(SpoolSpace::new(MAX_SPOOLED, None)),
-        stream_body_if: None,
-        access_log: None,
-        abandoned_after: Duration::from_secs(1),
+    })
+}
+
+impl<H> Http<H> {
+    fn new(handler: H) -> Self {
+        Self {
+            handler,
+            limits: RequestLimits::default(),
+            spool_space: Arc::new(SpoolSpace::new(MAX_SPOOLED, None)),
+            stream_body_if: None,
+            access_log: None,
+            abandoned_after: Duration::from_secs(1),
+            error_response: None,
+            timed_out: Bytes::from_static(TIMED_OUT),
+        }
     }
 }
 
@@ -70,6 +123,9 @@ pub struct Http<H> {
     pub(super) stream_body_if: Option<Arc<HeadFilter>>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) abandoned_after: Duration,
+    pub(super) error_response: Option<Arc<ErrorResponse>>,
+    /// The response to a client whose request does not arrive in time.
+    pub(super) timed_out: Bytes,
 }
 
 impl<H> Http<H> {
@@ -213,6 +269,53 @@ impl<H> Http<H> {
 }
 
 impl<H> Http<H> {
+    /// Sets the function that makes the responses that the service gives in place of the handler:
+    /// for what [it rejects](super#what-it-rejects), for a panic or an error of the handler, for a
+    /// response that cannot be sent, and for a [`Responder`](super::Responder) that is dropped or
+    /// too late. The function gets the reason, and the request's head if it is known: not if the
+    /// head is malformed, too long, or late, nor after a panic.
+    ///
+    /// The function chooses the status and the fields. It must return fast, and its reply must be
+    /// text or bytes. The service adds Date, and the fields that frame the body, and closes the
+    /// connection where it must. If the function panics, or returns what cannot be sent, the client
+    /// gets the default.
+    ///
+    /// The response to a server that is full has a form of its own, see
+    /// [`Overload::Refuse`](crate::Overload::Refuse). Defaults to a line of text, such as `Payload
+    /// Too Large: the body is too large`; for 408 of a request that did not arrive, to no text.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use handover::http::{self, Response, header};
+    ///
+    /// let service = http::service(|_| Response::new("Hello!")).error_response(|rejection, head| {
+    ///     let (status, why) = (rejection.status(), rejection.detail());
+    ///     let mut response = Response::builder()
+    ///         .status(status)
+    ///         .header(header::CONTENT_TYPE, "application/json");
+    ///     if let Some(origin) = head.and_then(|head| head.headers.get(header::ORIGIN)) {
+    ///         response = response.header(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    ///     }
+    ///     let body = format!("{{\"status\":{},\"error\":\"{why}\"}}", status.as_u16());
+    ///     response.body(body).unwrap()
+    /// });
+    /// ```
+    pub fn error_response<R: Into<Reply>>(
+        mut self,
+        make: impl Fn(&Rejection, Option<&Parts>) -> Response<R> + Send + Sync + 'static,
+    ) -> Self {
+        let make: Arc<ErrorResponse> =
+            Arc::new(move |rejection, head| make(rejection, head).map(Into::into));
+        if let Some(response) = REQUEST_TOO_SLOW.shaped(Some(&*make), None) {
+            let mut bytes = Vec::new();
+            add_last_response(&mut bytes, &[], response, false);
+            self.timed_out = bytes.into();
+        }
+        self.error_response = Some(make);
+        self
+    }
+
     /// Checks the settings that have no meaning alone, or not with those of the server.
     pub(super) fn check_settings(&self, buffers: &BufferLimits) -> Result<(), String> {
         let (line, head) = (self.limits.request_line, self.limits.head);

@@ -191,6 +191,16 @@ pub(crate) fn announce_successor(pid: u32) {
     send_state("", Some(&handover_fields));
 }
 
+/// How many requests this process has served.
+pub(crate) fn send_requests(count: u64) {
+    let handover_fields = HandoverFields {
+        requests: Some(count),
+        ..HandoverFields::default()
+    };
+    let sent = send(Kind::Requests, "", Some(&handover_fields), Vec::new());
+    log_error("of the number of requests", sent);
+}
+
 fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
     generation.map(|generation| HandoverFields {
         generation: Some(generation),
@@ -203,7 +213,7 @@ fn of_generation(generation: Option<u64>) -> Option<HandoverFields> {
 /// Sends what the manager has not taken yet, if the time for another attempt has come. Each thread
 /// that notifies calls this in its loop, at [`retry_at`].
 pub(crate) fn retry() {
-    log_error("of the queued notifications", OUTBOX.retry(Instant::now()));
+    OUTBOX.retry(Instant::now());
 }
 
 /// When [`retry`] is to be called.
@@ -223,8 +233,7 @@ fn send_or_log(kind: Kind, text: &str) {
     );
 }
 
-/// Sends a notification, now or when the manager takes it. An error may be that of an earlier
-/// notification, which could not be sent either.
+/// Sends a notification, now or when the manager takes it.
 fn send(
     kind: Kind,
     text: &str,

@@ -1,10 +1,13 @@
 //! The notifications that the service manager has not taken: no send waits for the manager.
 //!
 //! A manager that is stopped (SIGSTOP, a debugger) reads nothing, and after a few datagrams
-//! (net.unix.max_dgram_qlen) a send would block. So what cannot be sent stays in a queue, in order,
+//! (net.unix.max_dgram_qlen) a send would block. And for a while this process or the system may lack
+//! the descriptors or the memory for a send. So what cannot be sent stays in a queue, in order,
 //! and each thread that notifies sends it later, from its own loop: [`Outbox::retry`] when
 //! [`Outbox::retry_at`] has come. The queue is bounded, since only the latest notifications of a
 //! [`Kind`] are of use to the manager.
+//!
+//! A send tells only of its own message. The failures of those that waited are logged.
 //!
 //! The lock is held while datagrams are sent, so that two threads keep their order. That takes no
 //! longer than the system call, because the socket is non-blocking. Nothing is logged meanwhile:
@@ -13,6 +16,7 @@
 use std::collections::VecDeque;
 use std::env;
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -41,6 +45,8 @@ pub(super) enum Kind {
     Status,
     MoreTime,
     Watchdog,
+    /// How many requests the process has served.
+    Requests,
     /// The socket with this device and inode is stored under the name.
     Store {
         name: String,
@@ -60,10 +66,7 @@ const MAX_MESSAGES: usize = 1024;
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The notifications of this process.
-pub(super) static OUTBOX: Outbox = Outbox(Mutex::new(Queue {
-    messages: VecDeque::new(),
-    retry_at: None,
-}));
+pub(super) static OUTBOX: Outbox = Outbox(Mutex::new(Queue::new()));
 
 /// Notifications that wait for the manager.
 #[derive(Debug)]
@@ -71,9 +74,47 @@ pub(super) struct Outbox(Mutex<Queue>);
 
 #[derive(Debug)]
 struct Queue {
-    messages: VecDeque<Message>,
+    messages: VecDeque<Numbered>,
     /// When to try again. `None`: nothing waits.
     retry_at: Option<Instant>,
+    /// That of the latest message.
+    last_number: u64,
+}
+
+/// A message, and its number in the order of the sends.
+#[derive(Debug)]
+struct Numbered(u64, Message);
+
+/// A message that the manager never gets, and why.
+#[derive(Debug)]
+struct Failure {
+    number: u64,
+    text: String,
+    error: io::Error,
+}
+
+/// What became of the messages of the queue.
+#[derive(Debug, Default)]
+struct Attempt {
+    failures: Vec<Failure>,
+    /// Why the rest is sent later.
+    delay: Option<io::Error>,
+}
+
+impl Attempt {
+    /// Logs the failures, except that of this message, which is returned.
+    fn result_of(mut self, own: u64) -> io::Result<()> {
+        let at = self.failures.iter().position(|one| one.number == own);
+        let own = at.map(|at| self.failures.remove(at));
+        self.log_failures();
+        own.map_or(Ok(()), |failure| Err(failure.error))
+    }
+
+    fn log_failures(self) {
+        for Failure { text, error, .. } in self.failures {
+            log::warn!("cannot notify the service manager of {text:?}, which has waited: {error}");
+        }
+    }
 }
 
 impl Outbox {
@@ -83,25 +124,30 @@ impl Outbox {
     ///
     /// The manager cannot be reached. The notification is lost.
     pub(super) fn send(&self, message: Message) -> io::Result<()> {
-        let (sent, begins_to_wait) = {
+        let (number, attempt, waited) = {
             let mut queue = self.0.lock();
             let waited = queue.retry_at.is_some();
-            queue.push(message);
-            (queue.send_all(), !waited && queue.retry_at.is_some())
+            let number = queue.push(message);
+            (number, queue.send_all(send_now), waited)
         };
-        if begins_to_wait {
-            log::warn!("the service manager does not read notifications: they are sent later");
+        if let (Some(error), false) = (&attempt.delay, waited) {
+            log::warn!(
+                "the service manager does not take notifications, they are sent later: {error}"
+            );
         }
-        sent
+        attempt.result_of(number)
     }
 
     /// Sends what waits, if the time for another attempt has come.
-    pub(super) fn retry(&self, now: Instant) -> io::Result<()> {
-        let mut queue = self.0.lock();
-        match queue.retry_at.is_some_and(|at| at <= now) {
-            true => queue.send_all(),
-            false => Ok(()),
-        }
+    pub(super) fn retry(&self, now: Instant) {
+        let attempt = {
+            let mut queue = self.0.lock();
+            if queue.retry_at.is_none_or(|at| at > now) {
+                return;
+            }
+            queue.send_all(send_now)
+        };
+        attempt.log_failures();
     }
 
     pub(super) fn retry_at(&self) -> Deadline {
@@ -110,6 +156,10 @@ impl Outbox {
 
     /// Sends what waits, and then this text, and waits until the deadline for the manager to take
     /// them. For threads that may wait.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, or the manager cannot be reached.
     pub(super) fn send_by(
         &self,
         text: &str,
@@ -117,15 +167,15 @@ impl Outbox {
         deadline: Deadline,
     ) -> io::Result<()> {
         loop {
-            let socket = connect()?;
-            let nothing_waits = {
+            let (attempt, nothing_waits) = {
                 let mut queue = self.0.lock();
-                queue.send_all()?;
-                queue.messages.is_empty()
+                let attempt = queue.send_all(send_now);
+                (attempt, queue.messages.is_empty())
             };
+            attempt.log_failures();
             if nothing_waits {
-                match sys::message::send(&socket, text, descriptors) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                match send_now(text, descriptors) {
+                    Err(error) if sys::message::is_temporary(&error) => {}
                     result => return result,
                 }
             }
@@ -134,18 +184,45 @@ impl Outbox {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             // Others may send as well, and be first.
-            let left = left.map_or(RETRY_INTERVAL, |left| left.min(RETRY_INTERVAL));
-            sys::socket::wait_ready(&socket, Interest::Write, Some(left))?;
+            wait_for_manager(left.map_or(RETRY_INTERVAL, |left| left.min(RETRY_INTERVAL)))?;
         }
     }
 }
 
+/// Waits until the manager may take a datagram, for at most this long.
+fn wait_for_manager(limit: Duration) -> io::Result<()> {
+    let began_at = Instant::now();
+    match connect() {
+        Ok(socket) => {
+            sys::socket::wait_ready(&socket, Interest::Write, Some(limit))?;
+            // The manager has room, but a descriptor or memory may be lacking.
+            let pause = Duration::from_millis(1);
+            if began_at.elapsed() < pause {
+                thread::sleep(pause);
+            }
+        }
+        Err(error) if sys::message::is_temporary(&error) => thread::sleep(limit),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 impl Queue {
-    /// Adds a notification, in place of those that it replaces.
-    fn push(&mut self, message: Message) {
-        self.messages.retain(|earlier| !message.replaces(earlier));
-        self.messages.push_back(message);
-        let is_state = |message: &Message| message.kind == Kind::State;
+    const fn new() -> Self {
+        Self {
+            messages: VecDeque::new(),
+            retry_at: None,
+            last_number: 0,
+        }
+    }
+
+    /// Adds a notification, in place of those that it replaces. Returns its number.
+    fn push(&mut self, message: Message) -> u64 {
+        self.last_number += 1;
+        self.messages
+            .retain(|Numbered(_, earlier)| !message.replaces(earlier));
+        self.messages.push_back(Numbered(self.last_number, message));
+        let is_state = |one: &Numbered| one.1.kind == Kind::State;
         let states = self.messages.iter().filter(|one| is_state(one)).count();
         if states > MAX_STATES {
             let oldest = self.messages.iter().position(is_state);
@@ -154,27 +231,33 @@ impl Queue {
         if self.messages.len() > MAX_MESSAGES {
             self.messages.pop_front();
         }
+        self.last_number
     }
 
-    /// Sends in order until the manager takes no more. Returns the last error.
-    fn send_all(&mut self) -> io::Result<()> {
-        let mut sent = Ok(());
+    /// Sends in order until the manager takes no more.
+    fn send_all(&mut self, send: impl Fn(&str, &[&Descriptor]) -> io::Result<()>) -> Attempt {
+        let mut attempt = Attempt::default();
         self.retry_at = None;
-        while let Some(message) = self.messages.front() {
+        while let Some(Numbered(_, message)) = self.messages.front() {
             let descriptors: Vec<&Descriptor> = message.descriptors.iter().collect();
-            let result = connect()
-                .and_then(|socket| sys::message::send(&socket, &message.text, &descriptors));
-            match result {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let sent = send(&message.text, &descriptors);
+            if let Err(error) = &sent {
+                if sys::message::is_temporary(error) {
                     self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
-                    return sent;
+                    attempt.delay = sent.err();
+                    return attempt;
                 }
-                Err(error) => sent = Err(error),
-                Ok(()) => {}
             }
-            self.messages.pop_front();
+            let message = self.messages.pop_front();
+            if let (Err(error), Some(Numbered(number, message))) = (sent, message) {
+                attempt.failures.push(Failure {
+                    number,
+                    text: message.text,
+                    error,
+                });
+            }
         }
-        sent
+        attempt
     }
 }
 
@@ -187,6 +270,10 @@ impl Message {
             (own, earlier) => own == earlier,
         }
     }
+}
+
+fn send_now(text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+    sys::message::send(&connect()?, text, descriptors)
 }
 
 /// A non-blocking socket that is connected to the manager which `NOTIFY_SOCKET` names.
@@ -221,10 +308,7 @@ mod tests {
     #[test]
     fn only_what_is_of_use_waits() {
         use Kind::{MoreTime, State, Status, Watchdog};
-        let mut queue = Queue {
-            messages: VecDeque::new(),
-            retry_at: None,
-        };
+        let mut queue = Queue::new();
         for (kind, text) in [
             (State, "ready"),
             (Watchdog, "alive"),
@@ -243,7 +327,7 @@ mod tests {
         ] {
             queue.push(message(kind, text));
         }
-        let texts: Vec<&str> = queue.messages.iter().map(|one| &*one.text).collect();
+        let texts: Vec<&str> = queue.messages.iter().map(|one| &*one.1.text).collect();
         let expected = [
             "ready",
             "a2",
@@ -260,18 +344,65 @@ mod tests {
 
     #[test]
     fn the_queue_is_bounded_and_the_latest_state_stays() {
-        let mut queue = Queue {
-            messages: VecDeque::new(),
-            retry_at: None,
-        };
+        let mut queue = Queue::new();
         for number in 0..2 * MAX_MESSAGES as u64 {
             queue.push(message(store("a", number), ""));
             queue.push(message(Kind::State, &number.to_string()));
         }
         assert_eq!(queue.messages.len(), MAX_MESSAGES);
-        let states = queue.messages.iter().filter(|one| one.kind == Kind::State);
-        let states: Vec<&str> = states.map(|one| &*one.text).collect();
+        let states = queue.messages.iter();
+        let states = states.filter(|one| one.1.kind == Kind::State);
+        let states: Vec<&str> = states.map(|one| &*one.1.text).collect();
         assert_eq!(states.len(), MAX_STATES);
         assert_eq!(states.last(), Some(&"2047"));
+    }
+
+    /// Sends, and fails with these errors first. Returns the texts that were sent.
+    fn attempt(queue: &mut Queue, errors: &[Option<io::ErrorKind>]) -> (Vec<String>, Attempt) {
+        let (sent, next) = (std::cell::RefCell::new(Vec::new()), std::cell::Cell::new(0));
+        let attempt = queue.send_all(|text, _| {
+            let error = errors.get(next.replace(next.get() + 1)).copied();
+            match error.flatten() {
+                Some(error) => return Err(error.into()),
+                None => sent.borrow_mut().push(text.to_owned()),
+            }
+            Ok(())
+        });
+        (sent.into_inner(), attempt)
+    }
+
+    #[test]
+    fn an_error_that_passes_delays_messages_and_loses_none() {
+        let mut queue = Queue::new();
+        for text in ["a", "b", "c"] {
+            queue.push(message(Kind::State, text));
+        }
+        let (sent, delayed) = attempt(&mut queue, &[None, Some(io::ErrorKind::WouldBlock)]);
+        assert!(sent == ["a"] && queue.retry_at.is_some());
+        assert!(delayed.failures.is_empty() && delayed.delay.is_some());
+        assert!(delayed.result_of(3).is_ok());
+        let (sent, rest) = attempt(&mut queue, &[]);
+        assert_eq!(sent, ["b", "c"]);
+        assert!(rest.delay.is_none() && queue.retry_at.is_none());
+    }
+
+    #[test]
+    fn a_send_fails_by_its_own_error_only() {
+        let refused = Some(io::ErrorKind::ConnectionRefused);
+        // (the errors of two messages, whether the second one has failed)
+        for (errors, failed) in [
+            ([refused, None], false),
+            ([None, refused], true),
+            ([refused, refused], true),
+            ([None, None], false),
+        ] {
+            let mut queue = Queue::new();
+            queue.push(message(Kind::State, "an earlier one"));
+            let own = queue.push(message(Kind::State, "its own"));
+            let (_, attempt) = attempt(&mut queue, &errors);
+            assert!(queue.messages.is_empty() && queue.retry_at.is_none());
+            let result = attempt.result_of(own);
+            assert_eq!(result.is_err(), failed, "{errors:?}");
+        }
     }
 }

@@ -339,7 +339,8 @@ impl<S> Turn<'_, S> {
         if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(notice)) =
             (has_output, occupant.stage, occupant.conn.closing_notice())
         {
-            self.close_with(notice);
+            let notice = notice.clone();
+            self.close_with(&notice);
         }
     }
 
@@ -445,7 +446,7 @@ impl<S> Drop for Turn<'_, S> {
         self.lot.end_newcomer(&mut occupant);
         self.lot.end_expiry(&mut occupant);
         let Occupant { conn, session, .. } = *occupant;
-        let peer = conn.peer_addr().clone();
+        let peer = conn.peer().clone();
         // The order matters: the connection leaves the poller, the slot forgets it, then the slot
         // is free.
         drop(conn);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Why this process was not replaced. It goes on serving, unless [`kind`](Self::kind) says
 /// otherwise.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RestartError {
     kind: RestartErrorKind,
     why: String,
@@ -100,6 +100,13 @@ impl fmt::Display for RestartError {
             [] => Ok(()),
             last => write!(f, "; its last output: {}", last.join(" | ")),
         }
+    }
+}
+
+/// The text of the error, as `main` prints it.
+impl fmt::Debug for RestartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -11,10 +11,10 @@ use socket2::Socket;
 
 use super::launch::{own_launch, passed_names};
 use crate::addr::Addr;
-use crate::listener::{Bind, Fit, Listener};
+use crate::listener::{Bind, Fit, Listener, is_datagram};
 use crate::log;
 use crate::sys::{self, Descriptor};
-use crate::wire::{EarlierGeneration, Launch, to_fd_name};
+use crate::wire::{EarlierGeneration, Launch, ListenerRecord, to_fd_name};
 
 /// The name under which a predecessor passes the supervisor's lifeline on.
 pub(super) const LIFELINE_NAME: &str = "handover-supervisor";
@@ -206,6 +206,16 @@ impl Inherited {
         passed
     }
 
+    /// The listeners that an earlier supervisor has stored with the service manager, by their
+    /// devices and inodes.
+    pub(crate) fn stored_listeners(&self) -> Vec<((u64, u64), ListenerRecord)> {
+        let stored = self.passed.iter().filter_map(|passed| {
+            let record = ListenerRecord::from_stored_name(&passed.name)?;
+            Some((sys::descriptor::inode(&passed.descriptor).ok()?, record))
+        });
+        stored.collect()
+    }
+
     /// Takes the listeners for these addresses, in their order; `None` where none was passed.
     pub(crate) fn take_listeners(&mut self, binds: &[&Bind]) -> Vec<Option<Listener>> {
         let mut found: Vec<Option<Listener>> = binds.iter().map(|_| None).collect();
@@ -224,7 +234,7 @@ impl Inherited {
     fn take_listener(&mut self, bind: &Bind, least: Fit) -> Option<Listener> {
         let fitting = |passed: &Passed| {
             let socket = sys::descriptor::into_socket(passed.descriptor.try_clone().ok()?).ok()?;
-            if !sys::socket::is_listening_stream(&socket).unwrap_or(false) {
+            if !bind.has_kind_of(&socket) {
                 return None;
             }
             let local = Addr::from_kernel(&socket.local_addr().ok()?);
@@ -237,7 +247,7 @@ impl Inherited {
         let name = self.take_at(index).name;
         match bind.clone().adopt(socket, fit == Fit::TrustedName) {
             Ok(listener) => {
-                log::info!("inherited the listener {}", listener.local_addr());
+                log::info!("inherited the listener {}", listener.shown_addr());
                 Some(listener)
             }
             Err(error) => {
@@ -249,8 +259,20 @@ impl Inherited {
 
     /// Closes the descriptors that were not taken.
     pub(crate) fn close_rest(&mut self) {
-        for Passed { name, .. } in self.passed.drain(..) {
-            log::warn!("closing the inherited descriptor {name:?}: this program does not use it");
+        for Passed {
+            name, descriptor, ..
+        } in self.passed.drain(..)
+        {
+            let socket = sys::descriptor::into_socket(descriptor);
+            match socket.and_then(|socket| is_datagram(&socket)) {
+                Ok(true) => log::warn!(
+                    "closing the inherited datagram socket {name:?}: a server accepts connections. \
+                     The program can take the socket by Restart::inherited"
+                ),
+                _ => log::warn!(
+                    "closing the inherited descriptor {name:?}: this program does not use it"
+                ),
+            }
         }
     }
 }

@@ -373,8 +373,10 @@ impl Restart {
     /// servers of the process together. The successor takes the bytes by
     /// [`inherited_state`](Self::inherited_state), and its version of the program must understand
     /// them. Called when a restart begins, while this process goes on serving: what changes
-    /// afterwards, also by connections that this process still serves, is not in it. A panic is
-    /// logged, and passes nothing. Defaults to nothing.
+    /// afterwards is not in it, in particular what the connections change that are busy then. They
+    /// may go on until the end of the drain, beside the successor. What must not be lost goes to a
+    /// file or a database that both processes use. A panic is logged, and passes nothing. Defaults
+    /// to nothing.
     ///
     /// # Examples
     ///
@@ -441,6 +443,7 @@ impl Restart {
     /// The listeners for these addresses, in their order: inherited ones, or new ones, which the
     /// supervisor binds if there is one.
     pub(crate) fn take_listeners(&self, binds: Vec<Bind>) -> Result<Vec<Listener>, BindError> {
+        binds.iter().try_for_each(Bind::check_stream)?;
         let refs: Vec<_> = binds.iter().collect();
         let found = match &mut *self.0.parts.lock() {
             Some(parts) => parts.inherited.take_listeners(&refs),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use crate::log;
-use crate::sys::{self, DirectoryEntry, FoundFile};
+use crate::sys::{self, DirectoryEntry, FoundFile, IfLocked};
 
 /// A file that holds this process's id. Its drop removes the file, unless another file is in its
 /// place.
@@ -38,7 +38,7 @@ impl PidFile {
     /// a regular file, and errors of the system.
     pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         // Another process must not replace the file between the check and the rename.
-        let _lock = sys::file::lock_directory_of(path);
+        let _lock = sys::file::lock_directory_of(path, IfLocked::Wait);
         match open(path)? {
             // A dead process holds no lock. Our lock on its file lasts until the new file is there.
             Some(found) if !sys::file::try_lock(&found)? => {
@@ -59,14 +59,25 @@ impl PidFile {
     ///
     /// As [`replace`](Self::replace).
     pub(crate) fn renew(path: &Path) -> io::Result<Self> {
+        Self::resume(path)?.map_or_else(|| Self::replace(path), Ok)
+    }
+
+    /// Takes the file that this process has written before it executed another program. `None` if
+    /// that file is gone, or is held already.
+    pub(crate) fn resume(path: &Path) -> io::Result<Option<Self>> {
         let own = open(path)?.filter(|file| read_pid(file) == Some(process::id()));
-        if let Some(file) = own {
-            let entry = DirectoryEntry::open(path)?;
-            if sys::file::try_lock(&file)? && is_own(&entry, &file)? {
-                return PidFile::hold(path, entry, file);
-            }
+        let Some(file) = own else {
+            return Ok(None);
+        };
+        let entry = DirectoryEntry::open(path)?;
+        match sys::file::try_lock(&file)? && is_own(&entry, &file)? {
+            true => PidFile::hold(path, entry, file).map(Some),
+            false => Ok(None),
         }
-        Self::replace(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn hold(path: &Path, entry: DirectoryEntry, file: File) -> io::Result<Self> {
@@ -86,6 +97,8 @@ impl PidFile {
     ///
     /// As [`claim`](Self::claim), but a process that holds the file is no error.
     pub(crate) fn replace(path: &Path) -> io::Result<Self> {
+        // The predecessor removes its file under this lock.
+        let _lock = sys::file::lock_directory_of(path, IfLocked::Ignore);
         match open(path) {
             Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
             _ => write(path),
@@ -138,7 +151,7 @@ fn is_own(entry: &DirectoryEntry, file: &File) -> io::Result<bool> {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let _lock = sys::file::lock_directory_of(&self.path);
+        let _lock = sys::file::lock_directory_of(&self.path, IfLocked::Ignore);
         // A successor may have replaced the file, or this process itself.
         if let Some(found) = &self.found {
             if let Err(error) = self.entry.remove(found) {

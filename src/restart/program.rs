@@ -39,6 +39,8 @@ pub(crate) struct Program {
     pub(crate) env: Vec<OsString>,
     /// A file with further variables, which is read at each start.
     environment_file: Option<PathBuf>,
+    /// The user of the processes that are started, if this process reads the file for another user.
+    user: Option<u32>,
     /// The working directory, by a name that is looked up at each start. `None`: it has no name any
     /// more.
     dir: Option<PathBuf>,
@@ -69,6 +71,7 @@ impl Program {
             args,
             env,
             environment_file: None,
+            user: None,
             dir,
             has_watchdog,
         })
@@ -118,6 +121,11 @@ impl Program {
         }
     }
 
+    /// Sets the user of the processes that are started.
+    pub(crate) fn set_user(&mut self, uid: u32) {
+        self.user = Some(uid).filter(|uid| *uid != sys::process::effective_uid());
+    }
+
     /// Sets a file with environment variables.
     pub(crate) fn set_environment_file(&mut self, path: PathBuf) {
         self.environment_file = Some(path);
@@ -141,7 +149,11 @@ impl Program {
                 None => path,
             };
             // Another kind of file could make this process wait, as an idle FIFO does.
-            let file = sys::file::open_regular(path, true);
+            let file = match self.user {
+                // A link that this user has made must not give the user a file of root's.
+                Some(user) => sys::file::open_regular_for(path, user),
+                None => sys::file::open_regular(path, true),
+            };
             let text = file.and_then(|file| io::read_to_string(file.take(MOST_ENVIRONMENT)));
             let text = text.map_err(|error| failed(&error))?;
             if text.len() as u64 >= MOST_ENVIRONMENT {
@@ -191,6 +203,7 @@ impl Program {
             dir: self.existing_dir(),
             descriptors,
             stdin: None,
+            stdout: None,
             stderr: None,
             own_group: false,
             guardian: None,

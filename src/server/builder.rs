@@ -101,8 +101,9 @@ impl Builder {
         }
     }
 
-    /// Listens on an address: text, a `SocketAddr`, or a [`Bind`] with options. May be called
-    /// several times; the addresses are bound by [`build`](Self::build), in this order.
+    /// Listens on an address, such as `"localhost:8080"` or `":8080"`, or a [`Bind`] with options;
+    /// [`Bind`] has the table of all forms. May be called several times; the addresses are bound by
+    /// [`build`](Self::build), in this order.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {
         self.listeners.push(Source::Bind(addr.into()));
         self
@@ -246,6 +247,9 @@ impl Builder {
 
     /// Sets how long a stop by a signal, or by dropping the last [`Handle`](crate::Handle), lets
     /// work in progress go on. Zero cuts it off at once. Defaults to 30 s.
+    ///
+    /// A process that was replaced stays for up to 6 s even if this is shorter: until the service
+    /// manager knows of its successor.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self
@@ -566,7 +570,6 @@ impl fmt::Display for Setting {
 }
 
 /// Why a server could not be built.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum BuildError {
     /// This setting must be at least 1, or must be more than zero if it is a time.
@@ -616,6 +619,13 @@ impl fmt::Display for BuildError {
             Self::Restart(error) => error.fmt(f),
             Self::System(error) => write!(f, "cannot make the server: {error}"),
         }
+    }
+}
+
+/// The text of the error with its cause, as `main` prints it.
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::server::thread_mark::mark_thread;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
 use crate::signals::Subscription;
+use crate::stats::Counters;
 
 /// A server, as the group sees it before it starts.
 pub(super) trait Member {
@@ -29,6 +30,7 @@ pub(super) trait Member {
     fn settings(&self) -> &Builder;
     fn listeners(&self) -> &[Arc<Listener>];
     fn drain(&self) -> &Arc<Drain>;
+    fn counters(&self) -> &Arc<Counters>;
     fn set_idle_grace(&mut self, grace: Duration);
     #[cfg(feature = "signals")]
     fn set_subscription(&mut self, subscription: Subscription);
@@ -193,6 +195,7 @@ struct RestartMember {
     shared: Arc<ServerShared>,
     gate: Arc<AcceptGate>,
     drain: Arc<Drain>,
+    counters: Arc<Counters>,
     listeners: u32,
     /// The restarter has paused the server, and not the application.
     is_paused: AtomicBool,
@@ -204,6 +207,7 @@ impl RestartGroup {
             shared: Arc::clone(member.shared()),
             gate: Arc::clone(&member.shared().gate),
             drain: Arc::clone(member.drain()),
+            counters: Arc::clone(member.counters()),
             // The positions of descriptors are such numbers.
             listeners: u32::try_from(member.listeners().len()).unwrap_or(u32::MAX),
             is_paused: AtomicBool::new(false),
@@ -245,6 +249,11 @@ impl RestartableServer for RestartGroup {
     fn connections_left(&self) -> usize {
         let left = self.0.iter().map(|member| member.drain.in_progress());
         left.sum()
+    }
+
+    fn requests(&self) -> u64 {
+        let served = self.0.iter().map(|member| member.counters.served());
+        served.sum()
     }
 
     fn stop_in_drain_timeout(&self) {

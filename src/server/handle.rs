@@ -14,7 +14,7 @@ use crate::log;
 use crate::restart::{RestartError, RestartErrorKind};
 use crate::server::app_threads::PeriodicCall;
 use crate::server::report::{Generation, Report, RestartReport};
-use crate::server::shared::ServerShared;
+use crate::server::shared::{RequestedStop, ServerShared};
 use crate::stats::Stats;
 
 /// Controls a server. Clones control the same server. [`Server::handle`](crate::Server::handle)
@@ -84,12 +84,14 @@ impl Handle {
     /// earlier, never later. A server that has not started yet stops when it starts, and accepts
     /// nothing.
     pub fn stop(&self, within: Duration) {
-        self.0.shared.request_stop_of_all(within);
+        let deadline = Deadline::after(Instant::now(), within);
+        let stop = RequestedStop::by(deadline);
+        self.0.shared.request_stop_of_all(stop);
     }
 
     /// Stops the server now: calls in progress are cut off. Returns at once.
     pub fn stop_now(&self) {
-        self.stop(Duration::ZERO);
+        self.0.shared.request_stop_of_all(RequestedStop::now());
     }
 
     /// Whether a stop was requested or has begun, for whatever reason: a call of

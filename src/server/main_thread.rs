@@ -11,7 +11,8 @@
 //! 2. Close the idle connections.
 //! 3. Wait until no connection is in progress, or the deadline has passed.
 //! 4. Force the remaining connections.
-//! 5. Close the queues, and wait for the threads.
+//! 5. Close the queues, and wait for the threads. The workers and the restarter have deadlines of
+//!    their own: [`FinishDeadlines`].
 
 use std::io;
 use std::sync::Arc;
@@ -34,10 +35,11 @@ use crate::panic;
 use crate::parking::{self, Lots};
 use crate::restart::RestarterHandle;
 use crate::server::builder::Builder;
+use crate::server::finish_deadlines::FinishDeadlines;
 use crate::server::group::{Member, StartableMember};
 use crate::server::handle::Handle;
 use crate::server::report::{Forced, Report};
-use crate::server::shared::ServerShared;
+use crate::server::shared::{RequestedStop, ServerShared};
 use crate::server::start_error;
 use crate::server::thread_mark::mark_thread;
 use crate::server::watchdog::Watchdog;
@@ -45,10 +47,8 @@ use crate::service::Service;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
 use crate::signals::Subscription;
+use crate::stats::Counters;
 use crate::worker::Workers;
-
-/// How long a stop waits for handlers to return, once their sockets are shut down.
-const FORCED_GRACE: Duration = Duration::from_millis(500);
 
 /// What a server's main thread needs.
 pub(super) struct MainThread<S: Service> {
@@ -78,8 +78,8 @@ pub(super) struct ReportOnDrop(pub(super) Arc<ServerShared>);
 impl Drop for ReportOnDrop {
     fn drop(&mut self) {
         self.0.stop.mark_stopping();
-        self.0
-            .report_stopped("not started".to_owned(), Instant::now());
+        let now = Deadline::at(Some(Instant::now()));
+        self.0.report_stopped("not started".to_owned(), now);
         // Nothing waits here: the threads that there may be have been joined.
         self.0.app_threads.join(Instant::now());
         self.0.report.set_if_missing();
@@ -250,8 +250,8 @@ impl<S: Service> MainThread<S> {
                 notify::retry();
                 wake_at = Deadline::at(Some(watchdog.next_check())).earlier(notify::retry_at());
             }
-            if let Some(deadline) = self.report.0.stop.take() {
-                self.stop_by(deadline, &mut stop, restarter);
+            if let Some(requested) = self.report.0.stop.take() {
+                self.stop_by(requested, &mut stop, restarter);
             }
             if let Some(stop) = &mut stop {
                 self.update_progress(stop, accepting);
@@ -301,11 +301,11 @@ impl<S: Service> MainThread<S> {
                 // ended, systemd sends SIGTERM again to the processes that are left. These still
                 // finish their requests.
                 ServerCommand::TerminateAgain if is_replaced => {
-                    self.stop_by(self.drain_deadline(), &mut stop, restarter);
+                    self.stop_by(self.drain_request(), &mut stop, restarter);
                 }
-                ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restarter),
+                ServerCommand::Drain => self.stop_by(self.drain_request(), &mut stop, restarter),
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
-                    self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
+                    self.stop_by(RequestedStop::now(), &mut stop, restarter);
                 }
             }
         }
@@ -313,6 +313,10 @@ impl<S: Service> MainThread<S> {
 
     fn drain_deadline(&self) -> Deadline {
         Deadline::after(Instant::now(), self.settings.drain_timeout)
+    }
+
+    fn drain_request(&self) -> RequestedStop {
+        RequestedStop::by(self.drain_deadline())
     }
 
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
@@ -333,15 +337,16 @@ impl<S: Service> MainThread<S> {
     /// Begins a stop, or gives the one in progress an earlier deadline.
     fn stop_by(
         &self,
-        deadline: Deadline,
+        requested: RequestedStop,
         stop: &mut Option<StopProgress>,
         restarter: Option<&RestarterHandle>,
     ) {
         if stop.is_none() {
             self.report.0.drain_others();
         }
-        let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
-        stop.deadline = stop.deadline.earlier(deadline);
+        let stop = stop.get_or_insert_with(|| self.begin_stop(requested.deadline));
+        stop.deadline = stop.deadline.earlier(requested.deadline);
+        stop.is_immediate |= requested.is_immediate;
         if let Some(restarter) = restarter {
             restarter.report_stopping();
         }
@@ -408,19 +413,22 @@ impl<S: Service> MainThread<S> {
         report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
-        let (now, restarter) = (Instant::now(), shared.restarter.as_ref());
-        let latest = |grace: Duration| {
-            let at = stop.deadline.instant();
-            at.map_or(now + grace, |at| at.max(now + grace))
-        };
-        let mut until = latest(FORCED_GRACE);
-        shared.report_stopped(report.to_string(), latest(FORCED_GRACE / 2));
+        let restarter = shared.restarter.as_ref();
+        let mut deadlines = FinishDeadlines::new(Instant::now(), stop.deadline, stop.is_immediate);
+        shared.report_stopped(report.to_string(), deadlines.aborted_successor);
+        let waits_for_servers = || restarter.is_some_and(RestarterHandle::waits_for_servers);
+        let mut others_are_left = waits_for_servers();
         let (mut ended, mut restarter_end) = (ended.clone(), restarter_end(restarter));
         let (mut threads_left, mut restarter_left) = (true, restarter.is_some());
         let mut all_ended = loop {
             if !threads_left && !restarter_left {
                 break true;
             }
+            if others_are_left && !waits_for_servers() {
+                others_are_left = false;
+                deadlines.begin_restarter_grace(Instant::now());
+            }
+            let until = deadlines.until(restarter_left);
             match next_of_finish(commands, &ended, &restarter_end, until, restarter) {
                 NextOfFinish::Ended(Ended::Worker(index)) => {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
@@ -428,15 +436,15 @@ impl<S: Service> MainThread<S> {
                 }
                 NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper) => {}
                 NextOfFinish::Command(command) => {
-                    let deadline = self.handle_late_command(command, restarter).instant();
-                    let earliest = Instant::now() + FORCED_GRACE;
-                    until = deadline.map_or(until, |at| until.min(at.max(earliest)));
+                    if let Some(stop) = self.handle_late_command(command, restarter) {
+                        deadlines.shorten(Instant::now(), stop);
+                    }
                 }
                 NextOfFinish::TimedOut => break false,
                 NextOfFinish::ThreadsEnded => {
                     ended = crossbeam_channel::never();
                     threads_left = false;
-                    // The wait for other servers is not part of this stop.
+                    // The wait for other servers and the restarter is not part of this stop.
                     report.took = stop.since.elapsed();
                 }
                 NextOfFinish::RestarterEnded => {
@@ -447,42 +455,40 @@ impl<S: Service> MainThread<S> {
             }
         };
         lots.drop_left_sessions();
-        all_ended &= shared.app_threads.join(until);
-        if threads_left {
-            report.took = stop.since.elapsed();
-        }
+        let began = Instant::now();
+        all_ended &= shared.app_threads.join(deadlines.workers);
+        report.took = match threads_left {
+            true => stop.since.elapsed(),
+            false => report.took + began.elapsed(),
+        };
         (report, all_ended)
     }
 
-    /// Handles a command to a server that has drained. Returns the deadline of a stop.
+    /// Handles a command to a server that has drained. Returns the stop that it asks for.
     fn handle_late_command(
         &self,
         command: ServerCommand,
         restarter: Option<&RestarterHandle>,
-    ) -> Deadline {
-        let deadline = match command {
-            ServerCommand::Drain => self.drain_deadline(),
+    ) -> Option<RequestedStop> {
+        let stop = match command {
+            ServerCommand::Drain => Some(self.drain_request()),
             // A handle may have asked for a stop.
-            ServerCommand::Check => match self.report.0.stop.take() {
-                Some(deadline) => deadline,
-                None => return Deadline::NEVER,
-            },
-            ServerCommand::StopNow | ServerCommand::TerminateAgain => {
-                Deadline::at(Some(Instant::now()))
-            }
+            ServerCommand::Check => self.report.0.stop.take(),
+            ServerCommand::StopNow | ServerCommand::TerminateAgain => Some(RequestedStop::now()),
             ServerCommand::Restart => {
                 restarter.inspect(|restarter| restarter.request_restart());
-                return Deadline::NEVER;
+                None
             }
             ServerCommand::UserSignal => {
                 self.call_user_signal_hook();
-                return Deadline::NEVER;
+                None
             }
-            ServerCommand::Replaced => return Deadline::NEVER,
+            ServerCommand::Replaced => None,
         };
         // The callers of a restart that was passed on wait no longer.
+        let restarter = restarter.filter(|_| stop.is_some());
         restarter.inspect(|restarter| restarter.report_stopping());
-        deadline
+        stop
     }
 
     fn calls_in_progress(&self) -> Vec<Forced> {
@@ -526,7 +532,7 @@ fn next_of_finish(
     commands: &Receiver<ServerCommand>,
     ended: &Receiver<Ended>,
     restarter_end: &Receiver<()>,
-    until: Instant,
+    until: Deadline,
     restarter: Option<&RestarterHandle>,
 ) -> NextOfFinish {
     let thread =
@@ -535,11 +541,13 @@ fn next_of_finish(
     let command = |command: Result<ServerCommand, _>| {
         NextOfFinish::Command(command.unwrap_or(ServerCommand::StopNow))
     };
+    let timer = until.instant();
+    let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
     crossbeam_channel::select_biased! {
         recv(ended) -> next => return thread(next),
         recv(restarter_end) -> _ => return NextOfFinish::RestarterEnded,
         recv(commands) -> next => return command(next),
-        default(until.saturating_duration_since(Instant::now())) => {}
+        recv(timer) -> _ => {}
     }
     if !restarter.is_some_and(RestarterHandle::stays) {
         return NextOfFinish::TimedOut;
@@ -571,6 +579,10 @@ impl<S: Service> Member for MainThread<S> {
 
     fn drain(&self) -> &Arc<Drain> {
         &self.lots.drain
+    }
+
+    fn counters(&self) -> &Arc<Counters> {
+        &self.lots.counters
     }
 
     fn set_idle_grace(&mut self, grace: Duration) {
@@ -606,6 +618,8 @@ struct StopProgress {
     idle_closed: bool,
     /// No connection is in progress, and none can be accepted.
     is_clean: bool,
+    /// The stop is to wait for nothing.
+    is_immediate: bool,
 }
 
 impl StopProgress {
@@ -617,6 +631,7 @@ impl StopProgress {
             finished: 0,
             idle_closed: false,
             is_clean: false,
+            is_immediate: false,
         }
     }
 

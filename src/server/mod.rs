@@ -3,6 +3,7 @@
 mod app_threads;
 mod builder;
 mod descriptor_limit;
+mod finish_deadlines;
 mod group;
 mod handle;
 mod main_thread;
@@ -96,7 +97,7 @@ impl<S: Service> Server<S> {
             None => None,
         };
         let server_id = next_server_id();
-        let addrs = listeners.iter().map(Listener::local_addr).cloned();
+        let addrs = listeners.iter().map(Listener::addr).cloned();
         let addrs = addrs.collect();
         let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
         let lots = new_lots(&settings, service.handles_expiry()).map_err(BuildError::System)?;

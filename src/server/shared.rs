@@ -42,15 +42,48 @@ pub(super) struct ServerShared {
 /// started.
 #[derive(Default)]
 pub(super) struct StopRequest {
-    deadline: Mutex<Option<Deadline>>,
+    requested: Mutex<Option<RequestedStop>>,
     /// A stop was requested, or has begun.
     is_stopping: AtomicBool,
 }
 
+/// A stop that a server is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestedStop {
+    pub(super) deadline: Deadline,
+    /// The stop is to wait for nothing.
+    pub(super) is_immediate: bool,
+}
+
+impl RequestedStop {
+    pub(super) fn by(deadline: Deadline) -> Self {
+        let is_immediate = false;
+        Self {
+            deadline,
+            is_immediate,
+        }
+    }
+
+    pub(super) fn now() -> Self {
+        Self {
+            deadline: Deadline::at(Some(Instant::now())),
+            is_immediate: true,
+        }
+    }
+
+    /// Both stops as one.
+    fn and(self, other: Self) -> Self {
+        Self {
+            deadline: self.deadline.earlier(other.deadline),
+            is_immediate: self.is_immediate || other.is_immediate,
+        }
+    }
+}
+
 impl StopRequest {
-    /// The requested deadline, once.
-    pub(super) fn take(&self) -> Option<Deadline> {
-        self.deadline.lock().take()
+    /// The requested stop, once.
+    pub(super) fn take(&self) -> Option<RequestedStop> {
+        self.requested.lock().take()
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -103,30 +136,39 @@ impl ReportCell {
 }
 
 impl ServerShared {
-    /// Asks for a stop by this deadline.
-    pub(super) fn request_stop(&self, deadline: Deadline) {
+    /// Asks for a stop.
+    pub(super) fn request_stop(&self, stop: RequestedStop) {
         self.stop.mark_stopping();
         {
-            let mut requested = self.stop.deadline.lock();
-            *requested = Some(requested.map_or(deadline, |own| own.earlier(deadline)));
+            let mut requested = self.stop.requested.lock();
+            *requested = Some(requested.map_or(stop, |own| own.and(stop)));
         }
-        // If the channel is full, the main thread looks at the request after the next command. A
-        // server that has ended needs none.
+        self.wake();
+    }
+
+    /// Has the main thread look at what has changed.
+    fn wake(&self) {
+        // If the channel is full, the main thread looks after the next command. A server that has
+        // ended need not look.
         let _ = self.commands.try_send(ServerCommand::Check);
     }
 
     /// Tells the restarter, if it runs, once, that this server has stopped.
-    pub(super) fn report_stopped(&self, report: String, exit_by: Instant) {
+    /// `aborted_by`: see [`RestarterHandle::report_stopped`].
+    pub(super) fn report_stopped(&self, report: String, aborted_by: Deadline) {
         if let Some(restarter) = &self.restarter {
             if self.is_restartable.swap(false, SeqCst) {
-                restarter.report_stopped(report, exit_by);
+                restarter.report_stopped(report, aborted_by);
+                // Those that have stopped before may have waited for this.
+                self.others().for_each(|other| other.wake());
             }
         }
     }
 
     /// Asks for a stop within the drain time-out.
     pub(super) fn request_drain(&self) {
-        self.request_stop(Deadline::after(Instant::now(), self.drain_timeout));
+        let deadline = Deadline::after(Instant::now(), self.drain_timeout);
+        self.request_stop(RequestedStop::by(deadline));
     }
 
     /// Whether this thread is one of the server's. Such a thread cannot wait for the server's end.
@@ -134,14 +176,13 @@ impl ServerShared {
         is_thread_of(self.server_id.load(SeqCst))
     }
 
-    /// Asks all servers of the group for a stop within this time.
-    pub(super) fn request_stop_of_all(&self, within: Duration) {
-        let deadline = Deadline::after(Instant::now(), within);
+    /// Asks all servers of the group for a stop.
+    pub(super) fn request_stop_of_all(&self, stop: RequestedStop) {
         // All are marked first: then none of them gives another one a deadline of its own.
         self.stop.mark_stopping();
         self.others().for_each(|other| other.stop.mark_stopping());
-        self.request_stop(deadline);
-        self.others().for_each(|other| other.request_stop(deadline));
+        self.request_stop(stop);
+        self.others().for_each(|other| other.request_stop(stop));
     }
 
     /// The stop of this server has begun: those that do not stop yet stop as well, each within its

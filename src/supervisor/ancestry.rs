@@ -14,8 +14,13 @@ const MAX_DEPTH: usize = 8;
 
 /// Whether a process descends from this one. True as well where /proc (proc(5)) is not available.
 pub(super) fn is_descendant(pid: u32) -> bool {
+    is_line_of_descendant(&ancestors(pid).collect::<Vec<_>>())
+}
+
+/// As [`is_descendant`], of a process and its [`ancestors`].
+pub(super) fn is_line_of_descendant(line: &[u32]) -> bool {
     let own = std::process::id();
-    parent(own).is_none() || pid != own && ancestors(pid).any(|ancestor| ancestor == own)
+    line.iter().skip(1).any(|pid| *pid == own) || parent(own).is_none()
 }
 
 /// The process, its parent, and so on, at most [`MAX_DEPTH`] processes.
@@ -25,10 +30,15 @@ pub(super) fn ancestors(pid: u32) -> impl Iterator<Item = u32> {
 
 /// The effective user of a process. `None` if there is no such process.
 pub(super) fn user(pid: u32) -> Option<u32> {
+    users(pid).map(|[_, effective, _]| effective)
+}
+
+/// The real, the effective and the saved user of a process. `None` if there is no such process.
+pub(super) fn users(pid: u32) -> Option<[u32; 3]> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    // The real one comes first.
-    uids.split_whitespace().nth(1)?.parse().ok()
+    let mut uids = uids.split_whitespace().map_while(|uid| uid.parse().ok());
+    Some([uids.next()?, uids.next()?, uids.next()?])
 }
 
 fn parent(pid: u32) -> Option<u32> {

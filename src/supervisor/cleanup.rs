@@ -122,6 +122,7 @@ impl Run {
             .guardian
             .as_ref()
             .is_some_and(|guardian| guardian.pid() == pid)
+            || self.output_files.is_log_writer(pid)
         {
             return false;
         }

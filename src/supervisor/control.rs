@@ -5,17 +5,19 @@
 //! connection. Nothing here waits for a client.
 
 use std::io;
+use std::net::Shutdown;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::Settings;
+use super::closer::Closer;
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::log;
-use crate::sys::{self, DirectoryEntry, Interest};
+use crate::sys::{self, DirectoryEntry, IfLocked, Interest};
 use crate::wire::{Answer, Record};
 
 /// The control socket and its clients.
@@ -33,6 +35,8 @@ pub(super) struct ControlSocket {
     failure: Option<String>,
     /// The settings let others than the supervisor's user send requests.
     is_open: bool,
+    /// Closes the descriptors that clients send, and clients whose close could wait.
+    pub(super) closer: Closer,
 }
 
 #[derive(Debug)]
@@ -76,12 +80,13 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// than a watch of the directory (inotify(7)), which reports what others do there.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long to wait after an error of `accept`.
+/// How long to wait after an error of `accept`, and for a lock on the directory of the socket.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl ControlSocket {
-    pub(super) fn bind(path: &Path, settings: &Settings) -> io::Result<Self> {
-        Ok(Self::new(bind_listener(path, settings)?, settings))
+    pub(super) fn bind(path: &Path, settings: &Settings, if_locked: IfLocked) -> io::Result<Self> {
+        let listener = bind_listener(path, settings, if_locked)?;
+        Ok(Self::new(listener, settings))
     }
 
     /// Binds the socket again if its file was removed or replaced. A file that has taken the path
@@ -91,18 +96,23 @@ impl ControlSocket {
             return;
         }
         self.next_check = Deadline::after(now, CHECK_INTERVAL);
-        let Some(path) = self.listener.local_addr().as_path().map(Path::to_owned) else {
+        let Some(path) = self.listener.addr().as_path().map(Path::to_owned) else {
             return;
         };
         if self.listener.has_its_file() {
             self.failure = None;
             return;
         }
+        // Another process may have the lock for a moment, but must not keep the socket away.
+        let if_locked = match self.failure {
+            None => IfLocked::Fail,
+            Some(_) => IfLocked::Ignore,
+        };
         let bound = match owner_of(&path) {
             Some(owner) if owner != sys::process::effective_uid() => Err(io::Error::other(
                 format!("a file of user {owner} has its place"),
             )),
-            _ => bind_listener(&path, settings),
+            _ => bind_listener(&path, settings, if_locked),
         };
         match bound {
             Ok(listener) => {
@@ -110,10 +120,14 @@ impl ControlSocket {
                     "the control socket {} was gone: bound it again",
                     path.display()
                 );
+                refuse_descriptors(&listener);
                 self.listener = listener;
                 self.failure = None;
             }
             Err(error) => {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    self.next_check = Deadline::after(now, PAUSE);
+                }
                 let why = error.to_string();
                 if self.failure.as_ref() != Some(&why) {
                     log::error!(
@@ -127,6 +141,7 @@ impl ControlSocket {
     }
 
     pub(super) fn new(listener: Listener, settings: &Settings) -> Self {
+        refuse_descriptors(&listener);
         Self {
             listener,
             clients: Vec::new(),
@@ -135,16 +150,19 @@ impl ControlSocket {
             next_check: Deadline::after(Instant::now(), CHECK_INTERVAL),
             failure: None,
             is_open: settings.control_mode.is_some() || settings.control_group.is_some(),
+            closer: Closer::new("close-control"),
         }
     }
 
     /// The sockets to wait for.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (&Socket, Interest)> {
+        let may_receive = !self.closer.is_full();
         let accepts = self.not_before.is_none();
         let listener = accepts.then_some((&self.listener.socket, Interest::Read));
         let clients = self.clients.iter();
         let clients = clients.filter_map(|client| Some((&client.socket, client.stage.interest()?)));
-        listener.into_iter().chain(clients)
+        let all = listener.into_iter().chain(clients);
+        all.filter(move |(_, interest)| may_receive || *interest == Interest::Write)
     }
 
     /// Adds a client that waits for a result already. Returns its id.
@@ -184,8 +202,9 @@ impl ControlSocket {
     /// The lines that clients have sent since the last call, with the ids of the clients. Also sends
     /// what is left of answers.
     pub(super) fn requests(&mut self) -> Vec<(u64, String)> {
+        let closer = &mut self.closer;
         let clients = self.clients.iter_mut();
-        let requests = clients.filter_map(|client| Some((client.id, client.proceed()?)));
+        let requests = clients.filter_map(|client| Some((client.id, client.proceed(closer)?)));
         let mut requests: Vec<_> = requests.collect();
         self.drop_gone();
         self.accept(&mut requests);
@@ -200,6 +219,9 @@ impl ControlSocket {
         }
         self.not_before = None;
         for _ in 0..MAX_ACCEPTED {
+            if !self.closer.may_receive() {
+                break;
+            }
             let socket = match self.listener.accept() {
                 Ok((socket, _)) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -219,8 +241,9 @@ impl ControlSocket {
             if !user.as_ref().is_ok_and(is_allowed) {
                 log::warn!("refused a control connection of user {user:?}");
                 self.reply(id, &Answer::failure("permission denied"));
-            } else if let Some(request) = self.clients.last_mut().and_then(ControlClient::proceed) {
-                requests.push((id, request));
+            } else if let Some(client) = self.clients.last_mut() {
+                let request = client.proceed(&mut self.closer);
+                requests.extend(request.map(|request| (id, request)));
             }
             self.give_up_slow_clients();
         }
@@ -237,14 +260,21 @@ impl ControlSocket {
         if count > MAX_SLOW {
             if let Some(oldest) = self.clients.iter().position(|client| slow(&client.stage)) {
                 log::debug!("giving up the oldest of {count} slow control clients");
-                self.clients.remove(oldest);
+                let client = self.clients.remove(oldest);
+                client.close(&mut self.closer);
             }
         }
     }
 
     fn drop_gone(&mut self) {
-        self.clients
-            .retain(|client| !matches!(client.stage, ClientStage::Gone));
+        self.close_if(|client| matches!(client.stage, ClientStage::Gone));
+    }
+
+    fn close_if(&mut self, is_over: impl Fn(&ControlClient) -> bool) {
+        while let Some(at) = self.clients.iter().position(&is_over) {
+            let client = self.clients.remove(at);
+            client.close(&mut self.closer);
+        }
     }
 
     /// Answers a client, and closes its connection when the answer is sent.
@@ -267,12 +297,12 @@ impl ControlSocket {
     pub(super) fn deadline(&self) -> Deadline {
         let deadlines = self.clients.iter().map(|client| client.deadline);
         let own = Deadline::at(self.not_before).earlier(self.next_check);
+        let own = own.earlier(self.closer.deadline());
         deadlines.fold(own, Deadline::earlier)
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
-        self.clients
-            .retain(|client| !client.deadline.has_passed(now));
+        self.close_if(|client| client.deadline.has_passed(now));
     }
 }
 
@@ -290,7 +320,7 @@ impl ClientStage {
 impl ControlClient {
     /// Does what can be done without waiting. Returns the line of the request, when all of the line
     /// has come.
-    fn proceed(&mut self) -> Option<String> {
+    fn proceed(&mut self, closer: &mut Closer) -> Option<String> {
         let mut piece = [0; MAX_REQUEST];
         // A client that sends without a pause must not delay the supervisor.
         for _ in 0..4 {
@@ -299,9 +329,16 @@ impl ControlClient {
                 return None;
             }
             self.stage.interest()?;
-            let received = match sys::socket::recv(&self.socket, &mut piece) {
+            if !closer.may_receive() {
+                return None;
+            }
+            let received = match sys::message::receive_all(&self.socket, &mut piece) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                received => received.unwrap_or(0),
+                Err(_) => 0,
+                Ok((received, descriptors)) => {
+                    closer.close(descriptors);
+                    received
+                }
             };
             match (&mut self.stage, received) {
                 (ClientStage::Requesting { input }, 1..) => {
@@ -323,6 +360,16 @@ impl ControlClient {
             }
         }
         None
+    }
+
+    /// Ends the connection. What the client has sent and was not received is closed with the socket,
+    /// also descriptors.
+    fn close(self, closer: &mut Closer) {
+        // From here on, the client can send no more.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if sys::socket::unread_len(&self.socket).unwrap_or(1) > 0 {
+            closer.close(sys::descriptor::from_socket(self.socket));
+        }
     }
 
     /// Sends what the socket takes of the answer.
@@ -353,33 +400,46 @@ impl ControlClient {
     }
 }
 
+/// Clients have no descriptor to send. Where the system cannot refuse them, they are closed.
+fn refuse_descriptors(listener: &Listener) {
+    if let Err(error) = sys::message::refuse_descriptors(&listener.socket) {
+        log::debug!("clients of the control socket can send descriptors: {error}");
+    }
+}
+
 // ---- the socket's file ----
 
 /// The mode of the socket's file, if only its group is set.
 const GROUP_MODE: u32 = 0o660;
 
-fn bind_listener(path: &Path, settings: &Settings) -> io::Result<Listener> {
+/// The mode without such settings.
+const OWN_MODE: u32 = 0o600;
+
+fn bind_listener(path: &Path, settings: &Settings, if_locked: IfLocked) -> io::Result<Listener> {
     let bind = Bind::from(Addr::Unix(Some(path.to_owned())));
-    let bind = bind.name("control").unix_mode(0o600).bind_attempts(1);
-    let listener = bind.bind()?;
-    set_access(&listener, settings)?;
+    let bind = bind.name("control").unix_mode(OWN_MODE).bind_attempts(1);
+    let listener = bind.if_locked(if_locked).bind()?;
+    if settings.control_mode.is_some() || settings.control_group.is_some() {
+        set_access(&listener, settings)?;
+    }
     Ok(listener)
 }
 
-/// Sets the group and the mode of the socket's file as the settings say.
+/// Sets the group and the mode of the socket's file as the settings say, whatever they were.
 pub(super) fn set_access(listener: &Listener, settings: &Settings) -> io::Result<()> {
     let group = settings.control_group.as_deref();
     let group = group.map(sys::supervision::find_group).transpose()?;
-    let mode = settings.control_mode.or(group.map(|_| GROUP_MODE));
-    let Some(mode) = mode else {
-        return Ok(());
-    };
-    listener.set_file_access(group, mode).map_err(|error| {
-        let addr = listener.local_addr();
-        let text =
-            format!("cannot set the group and the mode of the control socket {addr}: {error}");
-        io::Error::new(error.kind(), text)
-    })
+    let default = group.map_or(OWN_MODE, |_| GROUP_MODE);
+    let mode = settings.control_mode.unwrap_or(default);
+    let group = group.unwrap_or_else(sys::process::effective_gid);
+    listener
+        .set_file_access(Some(group), mode)
+        .map_err(|error| {
+            let addr = listener.addr();
+            let text =
+                format!("cannot set the group and the mode of the control socket {addr}: {error}");
+            io::Error::new(error.kind(), text)
+        })
 }
 
 /// The user that the file at a path belongs to.
@@ -391,6 +451,7 @@ fn owner_of(path: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
 
     use socket2::{Domain, SockAddr, Type};
 
@@ -398,10 +459,29 @@ mod tests {
     use crate::supervisor::Supervisor;
 
     #[test]
+    fn the_file_comes_back_though_the_directory_is_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let settings = Supervisor::new().0;
+        let Ok(mut control) = ControlSocket::bind(&path, &settings, IfLocked::Wait) else {
+            return;
+        };
+        let lock = std::fs::File::open(dir.path()).unwrap();
+        assert!(sys::file::try_lock(&lock).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        let first = Instant::now() + CHECK_INTERVAL;
+        control.restore_file(first, &settings);
+        assert!(!path.exists(), "another process may be about to bind");
+        control.restore_file(first + PAUSE, &settings);
+        assert!(path.exists());
+    }
+
+    #[test]
     fn a_client_may_read_a_long_answer_slowly() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0) else {
+        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0, IfLocked::Wait)
+        else {
             return;
         };
         let mut client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
@@ -432,5 +512,52 @@ mod tests {
         }
         assert!(answer.len() > 900_000 && answer.ends_with(b"}\n"));
         assert_eq!(control.sockets().count(), 1);
+    }
+
+    /// A socket whose close waits for ten minutes, and its peer, which does not read.
+    fn lingering() -> Option<(Socket, TcpStream)> {
+        const AGES: Duration = Duration::from_secs(600);
+        let listener = TcpListener::bind("127.0.0.1:0").ok()?;
+        let sender = TcpStream::connect(listener.local_addr().ok()?).ok()?;
+        let (receiver, _) = listener.accept().ok()?;
+        sender.set_nonblocking(true).ok()?;
+        while (&sender).write(&[0; 65536]).is_ok() {}
+        let sender = Socket::from(sender);
+        sender.set_linger(Some(AGES)).ok()?;
+        Some((sender, receiver))
+    }
+
+    #[test]
+    fn no_close_of_what_a_client_has_sent_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let Ok(mut control) = ControlSocket::bind(&path, &Supervisor::new().0, IfLocked::Wait)
+        else {
+            return;
+        };
+        for is_received in [true, false] {
+            let (own_end, client) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            own_end.set_nonblocking(true).unwrap();
+            let id = control.adopt(own_end);
+            let (sender, receiver) = lingering().unwrap();
+            let descriptor = sys::descriptor::from_socket(sender).unwrap();
+            sys::message::send(&client, "x", &[&descriptor]).unwrap();
+            drop(descriptor);
+            if is_received {
+                assert!(control.requests().is_empty());
+            }
+            let before = Instant::now();
+            control.reply(id, &Answer::failure("x"));
+            control.requests();
+            assert_eq!(control.clients.len(), 0);
+            // The answer comes though the socket is closed later.
+            let mut answer = String::new();
+            let _ = (&client).read_to_string(&mut answer);
+            assert!(answer.ends_with("}\n"), "{answer}");
+            // What the socket holds is closed with the time-out of the sender.
+            assert_eq!(control.closer.left(), usize::from(!is_received));
+            assert!(before.elapsed() < Duration::from_secs(60));
+            drop(receiver);
+        }
     }
 }

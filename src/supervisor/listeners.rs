@@ -2,24 +2,34 @@
 //! the connections of clients for them.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::bind_rules::Sender;
 use super::fleet::event::ListenerId;
-use crate::listener::{Bind, BindError, Fit, Listener};
+use crate::listener::{Bind, BindError, Fit, Listener, is_datagram};
 use crate::log;
 use crate::notify;
 use crate::restart::Inherited;
-use crate::sys::{self, Descriptor, FoundFile};
+use crate::sys::{self, Descriptor, FoundFile, IfLocked};
 use crate::wire::{ListenerRecord, to_fd_name};
 
 /// The most listeners that processes can have the supervisor hold, beside those of the settings and
 /// of a socket activator: each of them takes a descriptor, and is passed to each process.
 const MAX_OF_PROCESSES: usize = 256;
 
+/// How long processes are told to try again if another process has locked the directory of a Unix
+/// socket. Then the socket is bound without the lock. Less than the time for which a process tries
+/// by default, see [`Bind::bind_attempts`].
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// All listeners that are held.
 #[derive(Debug, Default)]
-pub(super) struct HeldListeners(Vec<HeldListener>);
+pub(super) struct HeldListeners {
+    all: Vec<HeldListener>,
+    /// Since when another process has locked a directory that is needed.
+    locked_since: Option<Instant>,
+}
 
 #[derive(Debug)]
 pub(super) struct HeldListener {
@@ -27,18 +37,35 @@ pub(super) struct HeldListener {
     /// bound the socket.
     pub(super) listener: Listener,
     pub(super) record: ListenerRecord,
-    /// The listener is held even if no process uses it: the settings name the listener, or a socket
-    /// activator passed it.
-    pub(super) kept_when_unused: bool,
-    /// The service manager passed this listener, and holds it: no copy needs to be stored.
-    pub(super) held_by_manager: bool,
+    pub(super) holder: Holder,
     pub(super) id: ListenerId,
+}
+
+/// What a listener is held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// The processes that use it.
+    Process,
+    /// The settings, which name it.
+    Settings,
+    /// The socket activator that passed it, and holds it: no copy needs to be stored.
+    ServiceManager,
+}
+
+impl Holder {
+    /// Whether the listener is held even if no process uses it.
+    pub(super) fn keeps_when_unused(self) -> bool {
+        self != Self::Process
+    }
 }
 
 impl HeldListener {
     /// Match quality between this listener and a bind request, see [`Bind::fit`].
     fn fit(&self, bind: &Bind, trusts_names: bool) -> Option<Fit> {
-        bind.fit(&self.record.name, self.listener.local_addr(), trusts_names)
+        match bind.has_kind_of(&self.listener.socket) {
+            true => bind.fit(&self.record.name, self.listener.addr(), trusts_names),
+            false => None,
+        }
     }
 
     /// Stores a copy with the service manager, for the next supervisor.
@@ -58,11 +85,17 @@ impl HeldListeners {
         settings: &Settings,
     ) -> io::Result<Self> {
         let mut held = Self::default();
+        let stored = inherited.stored_listeners();
         let found = inherited.take_listeners(&settings.listen.iter().collect::<Vec<_>>());
         for (bind, found) in settings.listen.iter().zip(found) {
-            let held_by_manager = found.is_some();
-            let listener = found.map_or_else(|| bind.clone().bind(), Ok)?;
-            held.hold_configured(listener, held_by_manager, settings.runs_other_program)?;
+            let (listener, holder) = match found {
+                None => {
+                    let bind = bind.clone().for_user(settings.user_id());
+                    (bind.bind_for_others()?, Holder::Settings)
+                }
+                Some(listener) => claim(listener, &stored)?,
+            };
+            held.hold_configured(listener, holder, settings.runs_other_program)?;
         }
         held.hold_inherited(inherited.take_all());
         Ok(held)
@@ -73,15 +106,16 @@ impl HeldListeners {
     fn hold_inherited(&mut self, passed: Vec<(String, Descriptor)>) {
         for (name, descriptor) in passed {
             let stored = ListenerRecord::from_stored_name(&name);
-            let kept_when_unused = stored.is_none();
+            let holder = match stored {
+                Some(_) => Holder::Process,
+                None => Holder::ServiceManager,
+            };
             let record = stored.unwrap_or(ListenerRecord {
                 name: to_fd_name(&name),
                 matches_by_name: true,
                 removes_file: false,
             });
-            // A process of another user may have had the file's place meanwhile.
-            let is_own = |found: &FoundFile| found.owner == sys::process::effective_uid();
-            match self.add_descriptor(record, descriptor, kept_when_unused, is_own) {
+            match self.add_descriptor(record, descriptor, holder, is_of_own_user) {
                 Ok(_) => log::info!("inherited the listener {name:?}"),
                 Err(error) => log::error!("cannot use the descriptor {name:?}: {error}"),
             }
@@ -91,10 +125,13 @@ impl HeldListeners {
     /// Binds the listeners of the settings that are not held yet. Errors are only logged.
     pub(super) fn bind_missing(&mut self, settings: &Settings) {
         for bind in &settings.listen {
-            if !self.0.iter().any(|held| held.fit(bind, true).is_some()) {
-                let bound = bind.clone().bind().map_err(io::Error::from);
+            if !self.all.iter().any(|held| held.fit(bind, true).is_some()) {
+                let bind = bind.clone().for_user(settings.user_id());
+                let bind = bind.if_locked(IfLocked::Ignore);
+                let bound = bind.bind_for_others().map_err(io::Error::from);
                 let held = bound.and_then(|listener| {
-                    self.hold_configured(listener, false, settings.runs_other_program)
+                    let is_other = settings.runs_other_program;
+                    self.hold_configured(listener, Holder::Settings, is_other)
                 });
                 if let Err(error) = held {
                     log::error!("{error}");
@@ -103,42 +140,37 @@ impl HeldListeners {
         }
     }
 
-    /// Holds a listener that the settings name. Another program expects a blocking
-    /// listener. A program of this crate makes it non-blocking itself.
+    /// Holds a listener that the settings name. Another program expects a blocking listener, and
+    /// every program a blocking datagram socket.
     fn hold_configured(
         &mut self,
         listener: Listener,
-        held_by_manager: bool,
+        holder: Holder,
         runs_other_program: bool,
     ) -> io::Result<()> {
-        listener.socket.set_nonblocking(!runs_other_program)?;
-        self.hold(listener, true, held_by_manager).map(drop)
+        let is_blocking = runs_other_program || listener.is_datagram();
+        listener.socket.set_nonblocking(!is_blocking)?;
+        self.hold(listener, holder).map(drop)
     }
 
     /// Holds a listener that this process has bound, or has claimed from the service manager.
-    fn hold(
-        &mut self,
-        listener: Listener,
-        kept_when_unused: bool,
-        held_by_manager: bool,
-    ) -> io::Result<ListenerId> {
+    fn hold(&mut self, listener: Listener, holder: Holder) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
-        log::info!("listening on {}", listener.local_addr());
+        log::info!("listening on {}", listener.shown_addr());
         let held = HeldListener {
             id,
             record: ListenerRecord {
                 name: to_fd_name(listener.name()),
-                matches_by_name: kept_when_unused,
+                matches_by_name: holder.keeps_when_unused(),
                 removes_file: listener.removed_file().is_some(),
             },
             listener,
-            kept_when_unused,
-            held_by_manager,
+            holder,
         };
-        if !held_by_manager {
+        if holder != Holder::ServiceManager {
             held.store();
         }
-        self.0.push(held);
+        self.all.push(held);
         Ok(id)
     }
 
@@ -149,12 +181,13 @@ impl HeldListeners {
         &mut self,
         bind: Bind,
         may_bind: bool,
+        sender: Sender,
     ) -> io::Result<Option<(ListenerId, Descriptor)>> {
         let fits = |held: &&HeldListener| {
             let fit = held.fit(&bind, held.record.matches_by_name);
             fit.is_some_and(|fit| fit > Fit::AnyPort)
         };
-        if let Some(held) = self.0.iter().find(fits) {
+        if let Some(held) = self.all.iter().find(fits) {
             let descriptor = sys::descriptor::duplicate(&held.listener.socket)?;
             return Ok(Some((held.id, descriptor)));
         }
@@ -162,14 +195,41 @@ impl HeldListeners {
             return Ok(None);
         }
         self.check_room()?;
-        let listener = bind.bind().map_err(BindError::into_cause)?;
+        let listener = self.bind_without_waiting(bind.for_user(Some(sender.uid)))?;
         let descriptor = sys::descriptor::duplicate(&listener.socket)?;
-        Ok(Some((self.hold(listener, false, false)?, descriptor)))
+        Ok(Some((self.hold(listener, Holder::Process)?, descriptor)))
+    }
+
+    /// Binds for a process, which tries again if the address is in use: also if another process has
+    /// locked the directory of a Unix socket. Such a process must not make the supervisor wait, nor
+    /// keep others from listening.
+    fn bind_without_waiting(&mut self, bind: Bind) -> io::Result<Listener> {
+        let is_patient = self
+            .locked_since
+            .is_none_or(|since| since.elapsed() < LOCK_PATIENCE);
+        let if_locked = match is_patient {
+            true => IfLocked::Fail,
+            false => IfLocked::Ignore,
+        };
+        let bound = bind.if_locked(if_locked).bind();
+        match bound.map_err(BindError::into_cause) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.locked_since.get_or_insert_with(Instant::now);
+                Err(io::Error::new(io::ErrorKind::AddrInUse, error))
+            }
+            bound => {
+                self.locked_since = None;
+                bound
+            }
+        }
     }
 
     /// Whether a process may have one more listener held.
     fn check_room(&self) -> io::Result<()> {
-        let of_processes = self.0.iter().filter(|held| !held.kept_when_unused);
+        let of_processes = self
+            .all
+            .iter()
+            .filter(|held| !held.holder.keeps_when_unused());
         match of_processes.count() < MAX_OF_PROCESSES {
             true => Ok(()),
             false => {
@@ -189,15 +249,18 @@ impl HeldListeners {
         sender: Sender,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
-        if self.0.iter().any(|held| held.id == id) {
+        if self.all.iter().any(|held| held.id == id) {
             return Ok(id);
         }
         self.check_room()?;
+        if is_datagram(&sys::descriptor::into_socket(descriptor.try_clone()?)?)? {
+            return Err(not_a_listener());
+        }
         record.matches_by_name &= sender.is_privileged();
         let is_own = |found: &FoundFile| sender.is_privileged() || found.owner == sender.uid;
-        self.add_descriptor(record, descriptor, false, is_own)?;
-        if let Some(new) = self.0.last() {
-            log::info!("holding the listener {}", new.listener.local_addr());
+        self.add_descriptor(record, descriptor, Holder::Process, is_own)?;
+        if let Some(new) = self.all.last() {
+            log::info!("holding the listener {}", new.listener.addr());
             new.store();
         }
         Ok(id)
@@ -208,72 +271,146 @@ impl HeldListeners {
     ///
     /// # Errors
     ///
-    /// When the descriptor is not a listening stream socket.
+    /// When the descriptor is neither a listening stream socket nor a datagram socket.
     pub(super) fn add_descriptor(
         &mut self,
         mut record: ListenerRecord,
         descriptor: Descriptor,
-        kept_when_unused: bool,
+        holder: Holder,
         is_own: impl FnOnce(&FoundFile) -> bool,
     ) -> io::Result<ListenerId> {
         let id = sys::descriptor::inode(&descriptor)?;
-        if self.0.iter().any(|held| held.id == id) {
+        if self.all.iter().any(|held| held.id == id) {
             return Ok(id);
         }
         let socket = sys::descriptor::into_socket(descriptor)?;
-        if !sys::socket::is_listening_stream(&socket)? {
-            let text = "not a listening stream socket";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        if !sys::socket::is_listening_stream(&socket)? && !is_datagram(&socket)? {
+            return Err(not_a_listener());
         }
         let mut listener =
             Listener::for_others(socket, record.name.clone(), record.matches_by_name)?;
         listener.check_file(is_own);
         record.removes_file &= listener.file().is_some();
         listener.set_removes_file(record.removes_file);
-        self.0.push(HeldListener {
+        self.all.push(HeldListener {
             listener,
             record,
-            kept_when_unused,
-            // The service manager passed such a listener, and holds it.
-            held_by_manager: kept_when_unused,
+            holder,
             id,
         });
         Ok(id)
     }
 
-    /// Closes the listeners that no process uses, unless they are kept when unused.
-    pub(super) fn close_unused(&mut self, used: &[ListenerId]) {
-        let before = self.0.len();
-        self.0.retain(|held| {
-            let stays = held.kept_when_unused || used.contains(&held.id);
+    /// Closes the listeners that no process uses, unless they are kept when unused. Returns what is
+    /// left to close: with the last descriptor of a Unix socket's listener, the descriptors are
+    /// closed that clients have sent to it.
+    pub(super) fn close_unused(&mut self, used: &[ListenerId]) -> Vec<Descriptor> {
+        let (before, mut last) = (self.all.len(), Vec::new());
+        self.all.retain(|held| {
+            let stays = held.holder.keeps_when_unused() || used.contains(&held.id);
             if !stays {
-                log::info!("closing the listener {}", held.listener.local_addr());
+                let is_unix = held.listener.addr().as_path().is_some();
+                let copy = || sys::descriptor::duplicate(&held.listener.socket).ok();
+                last.extend(is_unix.then(copy).flatten());
+                log::info!("closing the listener {}", held.listener.shown_addr());
                 notify::remove_stored_listeners(held.record.to_stored_name());
             }
             stays
         });
-        if self.0.len() < before {
+        if self.all.len() < before {
             // The service manager forgets all listeners of a name, and another listener that is
             // still held may have the same name.
             self.store_all();
         }
+        last
     }
 
     /// Stores copies with the service manager, which ignores those that it has.
     pub(super) fn store_all(&self) {
-        let own = self.0.iter().filter(|held| !held.held_by_manager);
+        let is_own = |held: &&HeldListener| held.holder != Holder::ServiceManager;
+        let own = self.all.iter().filter(is_own);
         own.for_each(HeldListener::store);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &HeldListener> {
-        self.0.iter()
+        self.all.iter()
     }
 
     /// Makes the drop keep the files of Unix sockets: the next supervisor gets the listeners from
     /// the service manager.
     pub(super) fn keep_socket_files(&self) {
-        for held in &self.0 {
+        for held in &self.all {
             held.listener.set_removes_file(false);
         }
+    }
+}
+
+/// A listener of the settings that was passed: by a socket activator, or by the service manager with
+/// which an earlier supervisor has stored it.
+fn claim(
+    mut listener: Listener,
+    stored: &[(ListenerId, ListenerRecord)],
+) -> io::Result<(Listener, Holder)> {
+    let id = sys::descriptor::inode(&sys::descriptor::duplicate(&listener.socket)?)?;
+    let Some((_, record)) = stored.iter().find(|(stored, _)| *stored == id) else {
+        return Ok((listener, Holder::ServiceManager));
+    };
+    listener.check_file(is_of_own_user);
+    listener.set_removes_file(record.removes_file && listener.file().is_some());
+    Ok((listener, Holder::Settings))
+}
+
+/// A process of another user may have had the place of a socket's file while no supervisor ran.
+fn is_of_own_user(found: &FoundFile) -> bool {
+    found.owner == sys::process::effective_uid()
+}
+
+fn not_a_listener() -> io::Error {
+    let text = "not a listening stream socket";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::addr::Addr;
+
+    /// How often this thread has given up its CPU. To wait for a lock takes many such times.
+    fn waits() -> u64 {
+        sys::clock::thread_usage().map_or(0, |usage| usage.waits)
+    }
+
+    #[test]
+    fn a_locked_directory_makes_nobody_wait_and_keeps_no_process_from_listening() {
+        let dir = tempfile::tempdir().unwrap();
+        let locked = File::open(dir.path());
+        let is_locked = |file: &File| sys::file::try_lock(file).is_ok_and(|done| done);
+        let Some(_lock) = locked.ok().filter(is_locked) else {
+            return;
+        };
+        let uid = sys::process::effective_uid();
+        let path = dir.path().join("socket");
+        let mut held = HeldListeners::default();
+        let before = waits();
+        let mut ask = || {
+            let bind = Bind::from(Addr::Unix(Some(path.clone()))).bind_attempts(1);
+            held.find_or_bind(bind, true, Sender { uid })
+        };
+        assert_eq!(ask().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let took = waits() - before;
+        assert!(took < 100, "{took} waits");
+        let asked_at = Instant::now();
+        while let Err(error) = ask() {
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            assert!(asked_at.elapsed() < Duration::from_secs(60));
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        assert!(path.exists());
+        let before = waits();
+        held.close_unused(&[]);
+        let took = waits() - before;
+        assert!(took < 100 && !path.exists(), "{took} waits");
     }
 }

@@ -20,6 +20,7 @@
 //! their dependencies, and not the queue, which is most of this file.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::thread;
@@ -37,6 +38,7 @@ const MAX_LINES: usize = 1024;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 static STDERR: StderrLogger = StderrLogger {
+    pipe: OnceLock::new(),
     format: OnceLock::new(),
     queue: Mutex::new(LineQueue::new()),
     changed: Condvar::new(),
@@ -47,14 +49,25 @@ static STDERR: StderrLogger = StderrLogger {
 ///
 /// To be called when the signals of the supervisor are blocked: the thread of the logger must not
 /// receive them.
-pub(super) fn install(format: LogFormat) {
+pub(super) fn install(format: LogFormat, goes_to_file: bool) {
     if log::max_level() == LevelFilter::Off && log::set_logger(&STDERR).is_ok() {
-        STDERR.format.get_or_init(|| format.resolve());
+        let resolve = || match (format, goes_to_file) {
+            (LogFormat::Auto, true) => LogFormat::Plain,
+            _ => format.resolve(),
+        };
+        STDERR.format.get_or_init(resolve);
         log::set_max_level(LevelFilter::Info);
     }
 }
 
+/// Has the lines written to a pipe from now on.
+pub(super) fn write_to(pipe: File) {
+    STDERR.pipe.get_or_init(|| pipe);
+}
+
 struct StderrLogger {
+    /// Where lines go in place of standard error.
+    pipe: OnceLock<File>,
     format: OnceLock<LogFormat>,
     queue: Mutex<LineQueue>,
     /// Notified when a line has come, and when a line was written.
@@ -135,7 +148,10 @@ impl StderrLogger {
             };
             // One write for a whole line, since the serving processes write to the same file. A
             // failure to log can be reported nowhere.
-            let _ = io::stderr().write_all(line.as_bytes());
+            let _ = match self.pipe.get() {
+                Some(mut pipe) => pipe.write_all(line.as_bytes()),
+                None => io::stderr().write_all(line.as_bytes()),
+            };
             self.queue.lock().is_writing = false;
             self.changed.notify_all();
         }

@@ -1,6 +1,7 @@
 //! The notifications of processes (sd_notify(3)): the listeners in them are handled here, and the
 //! rest becomes a [`Notice`] for the fleet.
 
+use std::io;
 use std::time::Instant;
 
 use super::NotifyAccess;
@@ -15,41 +16,37 @@ use crate::sys::{self, Datagram, Descriptor, PidFd};
 use crate::wire::{BindAnswer, BindRequest, ListenerRecord, Record};
 
 impl Run {
+    /// Every process of the system can write to the socket, whatever its user. What is cheap comes
+    /// first: an unknown process has to descend from the supervisor before its text is read.
     pub(super) fn handle_datagram(&mut self, datagram: Datagram) {
-        let (pid, uid, text) = (datagram.pid, datagram.uid, datagram.text);
-        // Every process of the system can write to the socket, whatever its user.
+        let (pid, sender) = (datagram.pid, Sender { uid: datagram.uid });
         let is_known = self.fleet.processes().any(|process| process.pid == pid);
-        let sender = Sender { uid };
-        let identity = self.settings.identity.as_ref();
-        let credentials = identity.and_then(|identity| identity.credentials.as_ref());
-        // A server that has changed its user itself starts successors of that user.
-        let is_of_service = || {
-            let mut processes = self.fleet.processes();
-            credentials.is_some_and(|own| own.uid == uid)
-                || processes.any(|process| ancestry::user(process.pid) == Some(uid))
+        let ancestors = match is_known {
+            true => Vec::new(),
+            false => match self.ancestors_of_descendant(pid, sender) {
+                Some(ancestors) => ancestors,
+                None => return self.foreign_closer.close(datagram.descriptors),
+            },
         };
-        if !is_known && !sender.is_privileged() && !is_of_service() {
-            log::debug!("ignoring a notification of process {pid}, which belongs to user {uid}");
-            return discard(datagram.descriptors);
-        }
+        let text = datagram.text;
         log::debug!("notification of process {pid}: {text:?}");
         let notification = Notification::parse(&text);
         let fields = &notification.handover_fields;
-        // Of the processes that the fleet does not know, only servers of this crate matter, which
-        // name their generation. They must descend from the supervisor.
+        // Of the processes that the fleet does not know, only servers of this crate speak for
+        // themselves, which name their generation.
         let is_server = || {
             let is_running = !PidFd::open(pid).has_ended();
-            fields.generation.is_some() && ancestry::is_descendant(pid) && is_running
+            fields.generation.is_some() && is_running && self.has_user_of_service(sender)
         };
         if !is_known && !is_server() {
-            if let Some(process) = self.represented_process(pid) {
+            if let Some(process) = self.represented_process(&ancestors) {
                 let notice = notice_of_descendant(notification, sender);
                 self.handle(Event::Notified {
                     pid: process,
                     notice,
                 });
             }
-            return discard(datagram.descriptors);
+            return self.closer.close(datagram.descriptors);
         }
         let bind = fields.bind.clone();
         let notice = Notice {
@@ -63,12 +60,42 @@ impl Run {
         self.handle(Event::Notified { pid, notice });
     }
 
+    /// The sender, its parent, and so on, if it descends from the supervisor. Its user does not
+    /// matter: a wrapper may start its server as another one.
+    fn ancestors_of_descendant(&mut self, pid: u32, sender: Sender) -> Option<Vec<u32>> {
+        let now = Instant::now();
+        if !self.foreign_senders.may_look_at(pid, sender.uid, now) {
+            return None;
+        }
+        let line: Vec<u32> = ancestry::ancestors(pid).collect();
+        // Else the sender has ended, and another process has its id.
+        let is_user = |users: [u32; 3]| users.contains(&sender.uid);
+        if ancestry::is_line_of_descendant(&line) && ancestry::users(pid).is_none_or(is_user) {
+            return Some(line);
+        }
+        let uid = sender.uid;
+        log::debug!("ignoring process {pid}, user {uid}, which is not of the service");
+        self.foreign_senders.add(pid, uid);
+        None
+    }
+
+    /// Whether the sender has the user of the supervisor or of a process that is supervised. A
+    /// server that has changed its user itself starts successors of that user.
+    fn has_user_of_service(&self, sender: Sender) -> bool {
+        let identity = self.settings.identity.as_ref();
+        let credentials = identity.and_then(|identity| identity.credentials.as_ref());
+        let mut processes = self.fleet.processes();
+        sender.is_privileged()
+            || credentials.is_some_and(|own| own.uid == sender.uid)
+            || processes.any(|process| ancestry::user(process.pid) == Some(sender.uid))
+    }
+
     /// The process for which a notification of its descendant counts, if the settings allow that,
     /// such as a wrapper script whose server notifies. A server of this crate sends its own
     /// notifications, which count for that server.
-    fn represented_process(&self, sender: u32) -> Option<u32> {
-        let find = |pid: u32| self.fleet.processes().find(|process| process.pid == pid);
-        let process = ancestry::ancestors(sender).find_map(find)?;
+    fn represented_process(&self, ancestors: &[u32]) -> Option<u32> {
+        let find = |pid: &u32| self.fleet.processes().find(|process| process.pid == *pid);
+        let process = ancestors.iter().find_map(find)?;
         let is_accepted = self.settings.notify_access == NotifyAccess::All;
         let speaks = is_accepted && !process.starts_successors;
         speaks.then_some(process.pid)
@@ -87,13 +114,30 @@ impl Run {
         if let (Some(bind), [reply_to, ..]) = (bind, &descriptors[..]) {
             used.extend(self.answer_bind_request(bind, reply_to, sender));
         }
-        for (record, descriptor) in records.iter().zip(descriptors) {
-            match self.listeners.hold_copy(record.clone(), descriptor, sender) {
+        for (record, descriptor) in records.iter().zip(&descriptors) {
+            match self.hold_copy(record, descriptor, sender) {
                 Ok(id) => used.push(id),
                 Err(error) => log::error!("cannot hold the listener {}: {error}", record.name),
             }
         }
+        // Also of what is held. A close here could be the last one, and wait.
+        self.closer.close(descriptors);
         used
+    }
+
+    /// Nothing is asked of a descriptor before it is known to be a listener: the answer could take
+    /// as long as its close.
+    fn hold_copy(
+        &mut self,
+        record: &ListenerRecord,
+        descriptor: &Descriptor,
+        sender: Sender,
+    ) -> io::Result<ListenerId> {
+        if !sys::descriptor::is_listener(descriptor) {
+            return Err(io::Error::other("not a listening stream socket"));
+        }
+        let copy = descriptor.try_clone()?;
+        self.listeners.hold_copy(record.clone(), copy, sender)
     }
 
     /// Sends a process the listener that it asks for, or the reason why there is none.
@@ -108,7 +152,7 @@ impl Run {
         let may_bind = self.bind_rules.allow(&addr, is_privileged, has_served);
         let found = self
             .listeners
-            .find_or_bind(Bind::from_request(request), may_bind);
+            .find_or_bind(Bind::from_request(request), may_bind, sender);
         let (answer, descriptors) = match &found {
             Ok(Some((_, descriptor))) => (BindAnswer::Given.encode(), vec![descriptor]),
             Ok(None) => {
@@ -118,18 +162,13 @@ impl Run {
             }
             Err(error) => (BindAnswer::from(error).encode(), Vec::new()),
         };
-        let socket = reply_to.try_clone().and_then(sys::descriptor::into_socket);
-        let sent = socket.and_then(|socket| sys::message::send(&socket, &answer?, &descriptors));
+        let sent = answer.map_err(io::Error::from);
+        let sent = sent.and_then(|text| sys::message::send(reply_to, &text, &descriptors));
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }
         found.ok().flatten().map(|(id, _)| id)
     }
-}
-
-/// Closes what an unknown process has sent. The close must not block.
-fn discard(descriptors: Vec<Descriptor>) {
-    descriptors.into_iter().for_each(sys::descriptor::discard);
 }
 
 /// What a descendant may say for the process: that the process is ready, needs more time, or makes
@@ -175,6 +214,7 @@ fn notice(notification: Notification, sender: Sender) -> Notice {
         is_alive: notification
             .watchdog
             .map(|message| message == WatchdogMessage::Alive),
+        requests: fields.requests,
     }
 }
 

@@ -29,12 +29,16 @@ use socket2::Socket;
 use super::Settings;
 use super::ancestry;
 use super::bind_rules::BindRules;
+use super::closer::Closer;
 use super::control::ControlSocket;
 use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
+use super::fleet::process::Process;
+use super::foreign_senders::ForeignSenders;
 use super::listeners::HeldListeners;
+use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
 use super::thread_report;
@@ -43,7 +47,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Interest, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, IfLocked, Interest, NotifySocket, PidFd, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -59,10 +63,18 @@ pub(super) struct Run {
     pub(super) signals: SignalFd,
     pub(super) notify_socket: NotifySocket,
     pub(super) control: Option<ControlSocket>,
+    pub(super) foreign_senders: ForeignSenders,
+
+    // Where descriptors go that are not wanted.
+    /// Those of the service.
+    pub(super) closer: Closer,
+    /// Those of other processes, which cannot delay the service's.
+    pub(super) foreign_closer: Closer,
 
     // What serving processes get.
     pub(super) listeners: HeldListeners,
     pub(super) bind_rules: BindRules,
+    pub(super) output_files: OutputFiles,
     /// A socket pair. Serving processes inherit the second socket. They see end-of-file when the
     /// supervisor dies, since no other process has the first.
     pub(super) lifeline: (Socket, Socket),
@@ -128,6 +140,10 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 impl Run {
     /// Takes or makes what the first process needs: listeners, sockets, files.
     pub(super) fn new(settings: Settings, program: Program, signals: SignalFd) -> io::Result<Self> {
+        // These are no children from before.
+        let stragglers = Stragglers::with_earlier_children();
+        let output_files = OutputFiles::open(&settings)?;
+        log_to(&settings, &output_files)?;
         let listeners = HeldListeners::inherit_or_bind(Inherited::take()?, &settings)?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message::create_pair()?;
@@ -135,10 +151,10 @@ impl Run {
         let mut run = Self::from_parts(
             settings, program, signals, notify, lifeline, listeners, fleet,
         )?;
-        run.stragglers = Stragglers::with_earlier_children();
+        (run.stragglers, run.output_files) = (stragglers, output_files);
         run.start_guardian();
         let (control, pid_file) = (&run.settings.control, &run.settings.pid_file);
-        let bind = |path| ControlSocket::bind(path, &run.settings);
+        let bind = |path| ControlSocket::bind(path, &run.settings, IfLocked::Wait);
         run.control = control.as_deref().map(bind).transpose()?;
         run.pid_file = pid_file.as_deref().map(PidFile::claim).transpose()?;
         Ok(run)
@@ -166,7 +182,11 @@ impl Run {
             signals,
             notify_socket,
             control: None,
+            foreign_senders: ForeignSenders::default(),
+            closer: Closer::new("close").started(),
+            foreign_closer: Closer::new("close-foreign"),
             listeners,
+            output_files: OutputFiles::default(),
             lifeline,
             fleet,
             watched: HashMap::new(),
@@ -190,6 +210,7 @@ impl Run {
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();
+            self.handle_output_reports();
             self.handle_time();
             self.handle_stragglers();
             if let Some(outcome) = self.fleet.outcome() {
@@ -203,6 +224,10 @@ impl Run {
 
     fn wait(&mut self) {
         self.watch_processes();
+        let receives = self.may_receive();
+        if let Some(control) = &mut self.control {
+            control.closer.may_receive();
+        }
         let control = self.control.as_ref();
         let control_deadline = control.map_or(Deadline::NEVER, ControlSocket::deadline);
         let deadline = self
@@ -211,11 +236,19 @@ impl Run {
             .earlier(self.next_watchdog)
             .earlier(self.stragglers.deadline())
             .earlier(notify::retry_at())
+            .earlier(self.output_files.deadline())
             .earlier(self.next_measurement)
+            .earlier(self.foreign_senders.deadline())
+            .earlier(self.closer.deadline())
+            .earlier(self.foreign_closer.deadline())
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
-        let mut sockets = vec![(self.notify_socket.socket(), Interest::Read)];
+        let mut sockets = Vec::new();
+        if receives {
+            sockets.push((self.notify_socket.socket(), Interest::Read));
+        }
         sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
+        sockets.extend(self.output_files.sockets());
         let pidfds = self.watched.values().map(|watched| &watched.pidfd);
         let waited = sys::supervision::wait_for_any(&self.signals, &sockets, pidfds, timeout);
         if let Err(error) = waited {
@@ -290,11 +323,13 @@ impl Run {
         }
     }
 
-    fn finish(self, code: i32) -> i32 {
+    fn finish(mut self, code: i32) -> i32 {
         if notify::has_store() {
             self.listeners.keep_socket_files();
         }
         log::info!("the supervisor exits");
+        log::flush();
+        self.output_files.drain();
         code
     }
 
@@ -314,6 +349,9 @@ impl Run {
         let failed = |error: &io::Error| log::error!("cannot read signals: {error}");
         while let Ok(Some(signal)) = self.signals.read().inspect_err(failed) {
             log::info!("received {signal}");
+            if signal == Signal::User1 {
+                self.output_files.reopen(None);
+            }
             let event = match signal {
                 Signal::Hangup => Event::Restart { client: None },
                 Signal::User2 => Event::Upgrade { client: None },
@@ -358,12 +396,20 @@ impl Run {
 
     fn read_notifications(&mut self) {
         for _ in 0..MAX_NOTIFICATIONS {
+            if !self.may_receive() {
+                return;
+            }
             match self.notify_socket.receive() {
                 Ok(Some(datagram)) => self.handle_datagram(datagram),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read notifications: {error}"),
             }
         }
+    }
+
+    /// Whether there is room for the descriptors of another notification.
+    fn may_receive(&mut self) -> bool {
+        self.closer.may_receive() && self.foreign_closer.may_receive()
     }
 
     /// Handles exits, but first the notifications: a process may have sent some before its exit.
@@ -412,6 +458,7 @@ impl Run {
         if self.guardian.as_ref().is_some_and(|own| own.pid() == pid) {
             self.replace_guardian(pid, &how);
         }
+        self.output_files.handle_exit(pid, &how, Instant::now());
         // Another process may get this id.
         let watched = self.watched.remove(&pid);
         self.stragglers.earlier_children.remove(&pid);
@@ -426,6 +473,16 @@ impl Run {
         self.handle(Event::Exited { pid, exit });
     }
 
+    /// Tells the clients that have asked for it that the files of the output are opened again.
+    fn handle_output_reports(&mut self) {
+        if let Some(result) = self.output_files.handle_reports(Instant::now()) {
+            let answer = Answer::new(result.error, None);
+            for client in result.clients {
+                self.reply(client, &answer);
+            }
+        }
+    }
+
     fn handle_time(&mut self) {
         let now = Instant::now();
         let is_due = self.next_watchdog.has_passed(now);
@@ -434,23 +491,29 @@ impl Run {
             notify::send_watchdog_alive();
         }
         notify::retry();
+        if let Some(count) = self.foreign_senders.end_flood(now) {
+            log::warn!("ignored {count} notifications of processes that are not of the service");
+        }
         if let Some(control) = &mut self.control {
             control.expire(now);
             control.restore_file(now, &self.settings);
         }
         if self.next_measurement.has_passed(now) {
             self.next_measurement = Deadline::after(now, MEASUREMENT_INTERVAL);
-            self.measure_processes();
+            self.measure_processes(|_| true);
         }
         self.handle(Event::Tick);
+        if self.next_measurement != Deadline::NEVER {
+            self.measure_processes(|process| process.size.is_none());
+        }
     }
 
-    /// Tells the fleet how large the processes are that serve.
-    fn measure_processes(&mut self) {
+    /// Tells the fleet how large these processes are, if they serve.
+    fn measure_processes(&mut self, is_wanted: impl Fn(&Process) -> bool) {
         let serving = self
             .fleet
             .processes()
-            .filter(|process| process.is_serving());
+            .filter(|process| process.is_serving() && is_wanted(process));
         let pids: Vec<_> = serving.map(|process| process.pid).collect();
         for pid in pids {
             if let Some(bytes) = ancestry::resident_size(pid) {
@@ -472,7 +535,10 @@ impl Run {
                 }
                 self.send(pid, Signal::Abort);
             }
-            Effect::CloseListenersExcept(used) => self.listeners.close_unused(&used),
+            Effect::CloseListenersExcept(used) => {
+                let last = self.listeners.close_unused(&used);
+                self.closer.close(last);
+            }
             Effect::Reply {
                 client,
                 error,
@@ -517,6 +583,7 @@ impl Run {
             listeners: &self.listeners,
             lifeline: &self.lifeline.1,
             notify_socket: &self.notify_socket,
+            output_files: &self.output_files,
             watchdog: self.settings.policy.watchdog,
             identity,
             own_group: self.settings.process_groups,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::fleet::backoff::Backoff;
-use super::fleet::process::{Process, Stage, Watch};
+use super::fleet::process::{Process, Size, Stage, Watch};
 use super::fleet::slot::{Death, MAX_DEATHS, Slot};
 use super::fleet::{FinishedRestart, Fleet, Policy};
 use crate::clock::{Deadline, in_millis};
@@ -39,6 +39,7 @@ pub(super) fn record_fleet(fleet: &Fleet) -> FleetRecord {
             took_seconds: seconds(restart.took),
             age_ms: age_of(restart.ended_at),
         }),
+        recycle_in_ms: time_to(fleet.recycle_not_before),
         scale: fleet.scale.wanted,
         slots: fleet.slots.iter().map(record_slot).collect(),
         processes: fleet.draining.iter().map(record_process).collect(),
@@ -51,6 +52,7 @@ fn record_slot(slot: &Slot) -> SlotRecord {
         restarts: slot.restarts,
         failures: slot.backoff.failures,
         start_in_ms: time_to(slot.start_at),
+        recycled_for_size_ms: slot.recycled_for_size.map(age_of),
         deaths: slot.deaths.iter().map(record_death).collect(),
         current: slot.current.as_ref().map(record_process),
     }
@@ -76,6 +78,8 @@ fn record_process(process: &Process) -> ProcessRecord {
         watchdog_ms: process.watchdog.map(in_millis),
         listeners: process.listeners.clone(),
         status: process.status.clone(),
+        requests: process.requests,
+        first_size: process.size.map(|size| size.first),
     }
 }
 
@@ -107,6 +111,9 @@ pub(super) fn restore_fleet(record: FleetRecord, policy: Policy, now: Instant, s
     fleet.has_been_ready = record.has_been_ready;
     fleet.exit_code = record.exit_code;
     fleet.scale.wanted = record.scale;
+    if record.recycle_in_ms.is_some() {
+        fleet.recycle_not_before = deadline_in(record.recycle_in_ms, now);
+    }
     fleet.last_restart = record.last_restart.map(|restart| FinishedRestart {
         error: restart.error,
         took: Duration::try_from_secs_f64(restart.took_seconds).unwrap_or_default(),
@@ -132,6 +139,7 @@ fn restore_slot(record: SlotRecord, now: Instant) -> Slot {
         backoff: Backoff {
             failures: record.failures,
         },
+        recycled_for_size: record.recycled_for_size_ms.map(|age| time_before(age, now)),
         deaths: deaths.take(MAX_DEATHS).collect(),
         current: record.current.map(|process| restore_process(process, now)),
         ..Slot::new(deadline_in(record.start_in_ms, now))
@@ -151,6 +159,8 @@ fn restore_process(record: ProcessRecord, now: Instant) -> Process {
         starts_successors: record.starts_successors,
         watchdog,
         status: record.status,
+        requests: record.requests,
+        size: record.first_size.map(|first| Size { first, now: first }),
         listeners: record.listeners,
         ..Process::new(record.pid, Deadline::NEVER, now)
     }
@@ -182,4 +192,96 @@ fn restore_stage(record: StageRecord, watchdog: Option<Duration>, now: Instant) 
 fn deadline_in(left_ms: Option<u64>, now: Instant) -> Deadline {
     let deadline = |ms| Deadline::after(now, Duration::from_millis(ms));
     left_ms.map_or(Deadline::NEVER, deadline)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::Supervisor;
+    use crate::supervisor::fleet::event::{Effect, Event, Exit, Notice};
+    use crate::wire::{Record, Snapshot};
+
+    /// A fleet of one process, whose recycling has failed 30 s ago.
+    fn fleet_after_a_failed_recycling(policy: &Policy) -> Fleet {
+        let begin = Instant::now() - Duration::from_secs(130);
+        let mut fleet = Fleet::new(policy.clone(), begin, 1);
+        let ready = Notice {
+            ready: true,
+            ..Notice::default()
+        };
+        let exit = Exit {
+            code: Some(1),
+            how: "exit status: 1".to_owned(),
+        };
+        for (at, event) in [
+            (0, Event::Tick),
+            (0, Event::Started { slot: 0, pid: 100 }),
+            (
+                0,
+                Event::Notified {
+                    pid: 100,
+                    notice: ready,
+                },
+            ),
+            (
+                0,
+                Event::Measured {
+                    pid: 100,
+                    bytes: 1000,
+                },
+            ),
+            (100, Event::Tick),
+            (100, Event::Started { slot: 0, pid: 101 }),
+            (100, Event::Exited { pid: 101, exit }),
+        ] {
+            fleet.handle(event, begin + Duration::from_secs(at));
+        }
+        fleet
+    }
+
+    /// The exec of an upgrade takes the fleet through these bytes.
+    fn upgraded(fleet: &Fleet, policy: Policy) -> Fleet {
+        let record = Snapshot {
+            fleet: record_fleet(fleet),
+            ..Snapshot::default()
+        };
+        let bytes = record.encode().unwrap();
+        let record = Snapshot::decode(bytes.as_bytes()).unwrap();
+        let mut fleet = restore_fleet(record.fleet, policy, Instant::now(), 1);
+        fleet.handle(Event::Replaced, Instant::now());
+        fleet
+    }
+
+    #[test]
+    fn a_recycling_that_has_failed_is_not_repeated_at_once_after_an_upgrade() {
+        let Supervisor(mut settings) = Supervisor::new();
+        settings.policy.recycling.recycle_after = Some(Duration::from_secs(100));
+        settings.policy.recycling.recycle_above = Some(1000);
+        let fleet = fleet_after_a_failed_recycling(&settings.policy);
+        let mut fleet = upgraded(&fleet, settings.policy);
+        let mut starts_after = |seconds| {
+            let at = Instant::now() + Duration::from_secs(seconds);
+            let effects = fleet.handle(Event::Tick, at);
+            let is_start = |effect: &Effect| matches!(effect, Effect::Start { .. });
+            effects.iter().any(is_start)
+        };
+        assert!(!starts_after(0));
+        assert!(!starts_after(29));
+        assert!(starts_after(31));
+    }
+
+    #[test]
+    fn the_size_of_a_fresh_process_is_known_after_an_upgrade() {
+        let Supervisor(mut settings) = Supervisor::new();
+        settings.policy.recycling.recycle_after = Some(Duration::from_secs(100));
+        settings.policy.recycling.recycle_above = Some(1000);
+        let fleet = fleet_after_a_failed_recycling(&settings.policy);
+        settings.policy.recycling.recycle_after = None;
+        let mut fleet = upgraded(&fleet, settings.policy);
+        let (pid, bytes) = (100, 1001);
+        let at = Instant::now() + Duration::from_secs(31);
+        let effects = fleet.handle(Event::Measured { pid, bytes }, at);
+        let is_start = |effect: &Effect| matches!(effect, Effect::Start { .. });
+        assert!(effects.iter().any(is_start), "{effects:?}");
+    }
 }

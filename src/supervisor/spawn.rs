@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::listeners::HeldListeners;
+use super::output_files::OutputFiles;
 use crate::restart::{Program, launch_variable, passing_variables};
 use crate::sys::supervision::Guardian;
 use crate::sys::{self, Descriptor, FIRST_PASSED, Identity, NotifySocket, SpawnOptions};
@@ -25,6 +26,8 @@ pub(super) struct ServingProcess<'a> {
     /// The end of the socket pair that serving processes hold.
     pub(super) lifeline: &'a Socket,
     pub(super) notify_socket: &'a NotifySocket,
+    /// Where its standard output and its standard error go.
+    pub(super) output_files: &'a OutputFiles,
     pub(super) watchdog: Option<Duration>,
     /// The user and the groups. `None` if the process has those of the supervisor.
     pub(super) identity: Option<&'a Identity>,
@@ -72,9 +75,12 @@ impl ServingProcess<'_> {
         let options = self
             .program
             .spawn_options(&env, &env_with_pid, &descriptors);
+        let (stdout, stderr) = self.output_files.of_new_process();
         sys::process::spawn_child(&SpawnOptions {
             identity: self.identity,
             stdin: null.as_ref(),
+            stdout,
+            stderr,
             own_group: self.own_group,
             guardian: self.guardian,
             ..options

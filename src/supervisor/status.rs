@@ -3,13 +3,13 @@
 use std::process;
 use std::time::Instant;
 
-use super::MOST_PROCESSES;
 use super::control::ControlSocket;
 use super::fleet::Fleet;
 use super::fleet::event::Event;
 use super::fleet::process::{Process, Stage};
 use super::fleet::slot::{Death, Slot};
 use super::run::Run;
+use super::settings::MOST_PROCESSES;
 use crate::log;
 use crate::notify;
 use crate::wire::{
@@ -32,7 +32,8 @@ impl Run {
                 }
                 Some(
                     ControlRequest::Restart { waits: true }
-                    | ControlRequest::Upgrade { waits: true },
+                    | ControlRequest::Upgrade { waits: true }
+                    | ControlRequest::Reopen,
                 ) if !self.control.as_ref().is_some_and(ControlSocket::may_wait) => {
                     let why = "too many clients wait for a result already";
                     self.reply(id, &Answer::failure(why));
@@ -60,7 +61,7 @@ impl Run {
                 }
                 Some(ControlRequest::Reopen) => {
                     self.handle(Event::User1);
-                    self.reply(id, &Answer::success());
+                    self.output_files.reopen(Some(id));
                 }
                 Some(ControlRequest::Stop) => {
                     self.handle(Event::Stop);
@@ -97,7 +98,7 @@ impl Run {
         let listeners = self.listeners.iter().map(|held| ListenerStatus {
             name: held.record.name.clone(),
             // A process of another user may have chosen the path, and a terminal show it.
-            address: notify::one_line(held.listener.local_addr()),
+            address: notify::one_line(held.listener.shown_addr()),
         });
         let last_restart = fleet.last_restart.as_ref();
         Status {
@@ -158,6 +159,7 @@ fn slot_status(slot: &Slot) -> SlotStatus {
         generation: current.map(|current| current.generation),
         uptime_seconds: current.map(|current| seconds(current.started_at.elapsed())),
         status: current.map(|current| current.status.clone()),
+        requests: current.and_then(|current| current.requests),
         starts_in_seconds: starts_in.filter(|_| current.is_none()).map(seconds),
         successor: slot.successor.as_ref().map(process_status),
         last_deaths: slot.deaths.iter().map(death_status).collect(),

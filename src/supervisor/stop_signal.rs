@@ -27,7 +27,7 @@ use crate::sys::{Signal, signal};
 pub struct StopSignal(pub(crate) Signal);
 
 /// There is no such signal, or no process is told to end by it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StopSignalError(String);
 
 impl FromStr for StopSignal {
@@ -55,6 +55,13 @@ impl fmt::Display for StopSignalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = &self.0;
         write!(f, "no signal that ends a process gracefully: {text:?}")
+    }
+}
+
+/// The text of the error, as `main` prints it.
+impl fmt::Debug for StopSignalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

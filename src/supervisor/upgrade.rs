@@ -5,13 +5,17 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Settings;
+use super::closer::Closer;
 use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
-use super::listeners::HeldListeners;
+use super::listeners::{HeldListeners, Holder};
+use super::output_files::{OutputFiles, log_to};
 use super::run::{Run, random_seed};
 use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
 use crate::listener::Listener;
@@ -19,8 +23,11 @@ use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Descriptor, FoundFile, NotifySocket, SignalFd};
-use crate::wire::{Launch, Record, Snapshot, SnapshotListener};
+use crate::sys::{self, Descriptor, FoundFile, IfLocked, NotifySocket, SignalFd};
+use crate::wire::{Launch, Record, Snapshot, SnapshotListener, WirePath};
+
+/// How long an upgrade waits until what other processes have sent is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Run {
     pub(super) fn start_dry_run(&self) -> io::Result<DryRun> {
@@ -30,6 +37,7 @@ impl Run {
 
     /// Executes the supervisor's program in this process. Returns only an error.
     pub(super) fn execute_own_program(&self) -> io::Result<Infallible> {
+        self.wait_for_closers()?;
         let mut kept = Vec::new();
         let snapshot = self.take_snapshot(&mut kept)?.encode()?;
         let file: Descriptor = sys::file::create_anonymous(snapshot.as_bytes())?.into();
@@ -46,6 +54,29 @@ impl Run {
         // What the threads of this program have not written is lost with them.
         log::flush();
         Err(sys::process::replace_program(&options))
+    }
+
+    /// The execution of a program ends the threads of this one, and would wait for a thread that
+    /// waits for a close.
+    fn wait_for_closers(&self) -> io::Result<()> {
+        let control = self.control.iter().map(|control| &control.closer);
+        let closers = || {
+            [&self.closer, &self.foreign_closer]
+                .into_iter()
+                .chain(control.clone())
+        };
+        let end = Instant::now() + CLOSE_TIMEOUT;
+        loop {
+            let left: usize = closers().map(Closer::left).sum();
+            if left == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let text = format!("{left} descriptors of other processes cannot be closed");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Takes a snapshot. The descriptors in the snapshot are copies, which are added to `kept`: they
@@ -67,8 +98,17 @@ impl Run {
             lifeline: [keep(&self.lifeline.0, kept)?, keep(&self.lifeline.1, kept)?],
             allowed_binds: self.bind_rules.allowed().to_vec(),
             fleet: record_fleet(&self.fleet),
+            pid_file: self
+                .pid_file
+                .as_ref()
+                .and_then(|file| WirePath::new(file.path())),
             ..Snapshot::default()
         };
+        snapshot.outputs = self.output_files.records(|descriptor| {
+            let number = sys::descriptor::number(&descriptor);
+            kept.push(descriptor);
+            number
+        })?;
         if let Some(guardian) = &self.guardian {
             let pipe = guardian.pipe().try_clone()?;
             snapshot.guardian = Some((sys::descriptor::number(&pipe), guardian.pid()));
@@ -86,7 +126,8 @@ impl Run {
         for held in self.listeners.iter() {
             snapshot.listeners.push(SnapshotListener {
                 descriptor: keep(&held.listener.socket, kept)?,
-                kept_when_unused: held.kept_when_unused,
+                kept_when_unused: held.holder.keeps_when_unused(),
+                held_by_manager: held.holder == Holder::ServiceManager,
                 listener: held.record.clone(),
                 file: held.listener.file().map(|file| file.id),
             });
@@ -96,11 +137,11 @@ impl Run {
 
     /// Makes what the settings of the new program name, and the snapshot has not. A setting that
     /// cannot be met must not end a service that works.
-    fn apply_new_settings(&mut self) {
+    fn apply_new_settings(&mut self, old_pid_file: Option<WirePath>) {
         self.listeners.bind_missing(&self.settings);
         if let (None, Some(path)) = (&self.control, &self.settings.control) {
             let failed = |error: &io::Error| log::error!("{error}");
-            self.control = ControlSocket::bind(path, &self.settings)
+            self.control = ControlSocket::bind(path, &self.settings, IfLocked::Ignore)
                 .inspect_err(failed)
                 .ok();
         }
@@ -108,6 +149,13 @@ impl Run {
             let failed =
                 |error: &io::Error| log::error!("cannot write {}: {error}", path.display());
             self.pid_file = PidFile::renew(path).inspect_err(failed).ok();
+        }
+        let old = old_pid_file.map(|old| PathBuf::from(sys::file::os_string(old.as_bytes())));
+        if let Some(path) = old {
+            // The drop removes the file, if it has another name than the new one.
+            if let Err(error) = PidFile::resume(&path) {
+                log::error!("cannot remove {}: {error}", path.display());
+            }
         }
     }
 
@@ -122,8 +170,11 @@ impl Run {
         let mut listener = Listener::for_others(socket, "control".to_owned(), true)?;
         listener.check_file(|found| Some(found.id) == file);
         listener.set_removes_file(true);
-        if let Err(error) = set_access(&listener, &self.settings) {
-            log::error!("{error}");
+        // A socket without its file is bound again.
+        if listener.file().is_some() {
+            if let Err(error) = set_access(&listener, &self.settings) {
+                log::error!("{error}");
+            }
         }
         let control = ControlSocket::new(listener, &self.settings);
         let control = self.control.insert(control);
@@ -144,6 +195,8 @@ pub(super) fn resume(
     snapshot: i32,
 ) -> io::Result<Run> {
     let snapshot = read_snapshot(snapshot)?;
+    let output_files = OutputFiles::resume(snapshot.outputs, &settings)?;
+    log_to(&settings, &output_files)?;
     let notify = NotifySocket::from_bound(adopt_socket(snapshot.notify_socket)?)?;
     let [own_end, process_end] = snapshot.lifeline;
     let lifeline = (adopt_socket(own_end)?, adopt_socket(process_end)?);
@@ -151,13 +204,19 @@ pub(super) fn resume(
     for held in snapshot.listeners {
         let descriptor = sys::descriptor::adopt(held.descriptor)?;
         let is_own = |found: &FoundFile| Some(found.id) == held.file;
-        listeners.add_descriptor(held.listener, descriptor, held.kept_when_unused, is_own)?;
+        let holder = match (held.held_by_manager, held.kept_when_unused) {
+            (true, _) => Holder::ServiceManager,
+            (false, true) => Holder::Settings,
+            (false, false) => Holder::Process,
+        };
+        listeners.add_descriptor(held.listener, descriptor, holder, is_own)?;
     }
     let policy = settings.policy.clone();
     let fleet = restore_fleet(snapshot.fleet, policy, Instant::now(), random_seed());
     let mut run = Run::from_parts(
         settings, program, signals, notify, lifeline, listeners, fleet,
     )?;
+    run.output_files = output_files;
     run.bind_rules.extend(snapshot.allowed_binds);
     run.restore_stragglers(
         snapshot.earlier_children,
@@ -174,7 +233,7 @@ pub(super) fn resume(
     if let Some(listener) = snapshot.control {
         run.restore_control(listener, snapshot.control_file, &snapshot.upgrade_clients)?;
     }
-    run.apply_new_settings();
+    run.apply_new_settings(snapshot.pid_file);
     // The program before may have ended while the service manager did not read.
     run.listeners.store_all();
     log::info!(

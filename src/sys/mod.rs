@@ -15,7 +15,7 @@
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
-//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian), users |
+//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
 //!
 //! These rules hold for all of them:
 //!
@@ -55,6 +55,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -121,6 +122,18 @@ pub(crate) enum PeerState {
     Ended,
     /// The connection was reset.
     Reset,
+}
+
+/// What to do if another process has locked a directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum IfLocked {
+    /// Wait for up to a second, and then go on without the lock. For the start of a process.
+    #[default]
+    Wait,
+    /// Go on without the lock.
+    Ignore,
+    /// Give up, with an error of the kind `WouldBlock`.
+    Fail,
 }
 
 /// What a thread has used since it began.
@@ -198,6 +211,18 @@ pub(crate) struct Datagram {
     pub(crate) descriptors: Vec<Descriptor>,
 }
 
+/// What a [`LogWriter`](supervision::LogWriter) reports.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+#[derive(Debug)]
+pub(crate) enum LogReport {
+    /// The file was opened again, or could not be: then the log goes to the file before.
+    Reopened(io::Result<()>),
+    /// The file has not taken this many lines since the last report.
+    Lost { lines: u64, error: io::Error },
+    /// What was in the pipe is written.
+    Drained,
+}
+
 /// How a program is started.
 #[cfg_attr(windows, allow(dead_code))]
 pub(crate) struct SpawnOptions<'a> {
@@ -215,6 +240,8 @@ pub(crate) struct SpawnOptions<'a> {
     pub(crate) descriptors: &'a [Descriptor],
     /// Standard input. Defaults to that of this process.
     pub(crate) stdin: Option<&'a Descriptor>,
+    /// Standard output. Defaults to that of this process.
+    pub(crate) stdout: Option<&'a Descriptor>,
     /// Standard error. Defaults to that of this process.
     pub(crate) stderr: Option<&'a Descriptor>,
     /// The user and the groups. Defaults to those of this process.

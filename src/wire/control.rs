@@ -159,6 +159,9 @@ pub(crate) struct SlotStatus {
     /// The last status that the process gave (STATUS= in sd_notify(3)); may be empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<String>,
+    /// How many requests the process has served; absent if it does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests: Option<u64>,
     /// The time until a process is started; absent if there is one, or none is to be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, arbitrary(with = super::tests::any_optional_seconds))]

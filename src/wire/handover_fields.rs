@@ -25,6 +25,9 @@ pub(crate) struct HandoverFields {
     pub(crate) successor: Option<u32>,
     /// Why the restart of the sender failed.
     pub(crate) failed: Option<String>,
+    /// How many requests the sender has served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests: Option<u64>,
 }
 
 impl Record for HandoverFields {

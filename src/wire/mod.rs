@@ -73,6 +73,8 @@
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
 //!   "failed":"the successor exited before it was ready"}
+//! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":null,"failed":null,
+//!   "requests":48151}
 //! ```
 //!
 //! [`BindAnswer`]; the listener goes with the first one:
@@ -87,20 +89,22 @@
 //!
 //! ```text
 //! {"v":1,"age_ms":81204,"notify_socket":7,"lifeline":[8,9],"control":10,
-//!   "control_file":[25,311],"upgrade_clients":[11],
-//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"listener":{"name":"web",
-//!   "matches_by_name":true,"removes_file":false},"file":null}],
+//!   "control_file":[25,311],"pid_file":"/run/app.pid","upgrade_clients":[11],
+//!   "listeners":[{"descriptor":12,"kept_when_unused":true,"held_by_manager":false,
+//!   "listener":{"name":"web","matches_by_name":true,"removes_file":false},"file":null}],
 //!   "allowed_binds":[{"tcp":"0.0.0.0:80"}],"fleet":{"sent_ready":true,
 //!   "has_been_ready":true,"exit_code":0,"last_restart":{"error":null,
-//!   "took_seconds":0.125,"age_ms":4000},"scale":null,
+//!   "took_seconds":0.125,"age_ms":4000},"recycle_in_ms":0,"scale":null,
 //!   "slots":[{"generation":2,"restarts":1,"failures":0,
-//!   "start_in_ms":null,
+//!   "start_in_ms":null,"recycled_for_size_ms":null,
 //!   "deaths":[{"age_ms":9000,"why":"process 4709 exited after serving for 3.0 s (exit status: 1)"}],
 //!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
 //!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
-//!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves"}}],
+//!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
+//!   "requests":48151,"first_size":null}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
-//!   "ending_groups":[4702]}
+//!   "ending_groups":[4702],"outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
+//!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
 //! ```
 //!
 //! [`Status`] and [`Answer`]:
@@ -109,7 +113,7 @@
 //! {"v":1,"ok":true,"schema":1,"pid":4700,"version":"0.1.0","program":"/srv/app",
 //!   "state":"serving","uptime_seconds":81.204,"processes":[{"state":"serving","restarts":1,
 //!   "pid":4711,"generation":2,"uptime_seconds":4.0,"status":"generation 2 serves",
-//!   "last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
+//!   "requests":48151,"last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
 //!   "seconds_ago":9.0}]}],"draining":[{"pid":4710,"generation":1,"state":"draining",
 //!   "uptime_seconds":13.0,"status":"2 connections left"}],
 //!   "listeners":[{"name":"web","address":"127.0.0.1:80"}],"last_restart":{"ok":true,
@@ -144,8 +148,8 @@ pub(crate) use handshake::{HandshakeMessage, RestartFailure};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
-    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot, SnapshotListener,
-    StageRecord,
+    DeathRecord, FleetRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot,
+    SnapshotListener, StageRecord,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BindAddr, ListenerRecord, Record};
+use super::{BindAddr, ListenerRecord, Record, WirePath};
 
 /// All of the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub(crate) struct Snapshot {
     /// The device and inode of the control socket's file.
     #[serde(default)]
     pub(crate) control_file: Option<(u64, u64)>,
+    /// The pid file that the supervisor has written.
+    #[serde(default)]
+    pub(crate) pid_file: Option<WirePath>,
     /// The connections of the control clients that wait for the result of the upgrade.
     pub(crate) upgrade_clients: Vec<i32>,
     pub(crate) listeners: Vec<SnapshotListener>,
@@ -42,6 +45,9 @@ pub(crate) struct Snapshot {
     /// Process groups that are being ended, because their processes have exited.
     #[serde(default)]
     pub(crate) ending_groups: Vec<u32>,
+    /// The files to which the output of the processes goes.
+    #[serde(default)]
+    pub(crate) outputs: Vec<OutputRecord>,
 }
 
 impl Record for Snapshot {
@@ -55,10 +61,29 @@ pub(crate) struct SnapshotListener {
     pub(crate) descriptor: i32,
     /// The listener is held even if no process uses it.
     pub(crate) kept_when_unused: bool,
+    /// The service manager passed the listener, and holds it.
+    #[serde(default)]
+    pub(crate) held_by_manager: bool,
     pub(crate) listener: ListenerRecord,
     /// The device and inode of a Unix socket's file.
     #[serde(default)]
     pub(crate) file: Option<(u64, u64)>,
+}
+
+/// A file to which the output of processes goes, by a pipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct OutputRecord {
+    pub(crate) path: WirePath,
+    /// New processes get the pipe as their standard output.
+    pub(crate) stdout: bool,
+    /// New processes get the pipe as their standard error.
+    pub(crate) stderr: bool,
+    /// The pipe.
+    pub(crate) reader: i32,
+    pub(crate) writer: i32,
+    /// The process that copies from the pipe to the file: its socket, and its process id.
+    pub(crate) log_writer: Option<(i32, u32)>,
 }
 
 /// What the supervisor has decided so far.
@@ -73,6 +98,9 @@ pub(crate) struct FleetRecord {
     pub(crate) exit_code: i32,
     /// The result of the last restart that was requested.
     pub(crate) last_restart: Option<RestartRecord>,
+    /// The time until a process may be recycled, after a recycling that has failed.
+    #[serde(default)]
+    pub(crate) recycle_in_ms: Option<u64>,
     /// The number of slots that was asked for at run time.
     #[serde(default)]
     pub(crate) scale: Option<usize>,
@@ -115,6 +143,9 @@ pub(crate) struct SlotRecord {
     pub(crate) failures: u32,
     /// The time until a process is to be started, if one is.
     pub(crate) start_in_ms: Option<u64>,
+    /// The time since a process of the slot was recycled for its size.
+    #[serde(default)]
+    pub(crate) recycled_for_size_ms: Option<u64>,
     /// The last losses of a process, the newest last.
     #[serde(default)]
     pub(crate) deaths: Vec<DeathRecord>,
@@ -145,6 +176,12 @@ pub(crate) struct ProcessRecord {
     pub(crate) listeners: Vec<(u64, u64)>,
     /// The last `STATUS=` notification.
     pub(crate) status: String,
+    /// How many requests the process has served, as it has told.
+    #[serde(default)]
+    pub(crate) requests: Option<u64>,
+    /// The size in memory when the process began to serve, in bytes.
+    #[serde(default)]
+    pub(crate) first_size: Option<u64>,
 }
 
 /// What a process does. `left_ms` is the time that it has left for that, if there is a limit.

@@ -215,7 +215,7 @@ fn the_examples_are_records() {
             is_open = false;
         }
     }
-    assert_eq!(examples.len(), 4 + 11 + 4 + 2 + 1 + 3);
+    assert_eq!(examples.len(), 4 + 11 + 5 + 2 + 1 + 3);
     let mut lines = examples.into_iter();
     let mut check = |written: fn(&str) -> String, count| {
         for line in lines.by_ref().take(count) {
@@ -232,7 +232,7 @@ fn the_examples_are_records() {
     }
     check(launch, 4);
     check(again::<HandshakeMessage>, 11);
-    check(again::<HandoverFields>, 4);
+    check(again::<HandoverFields>, 5);
     check(again::<BindAnswer>, 2);
     check(again::<Snapshot>, 1);
     check(again::<Status>, 1);

@@ -44,6 +44,8 @@ pub(crate) struct Fate {
     /// How long the process takes to end after SIGKILL.
     pub(crate) kill_takes: u64,
     pub(crate) lost: Option<Lost>,
+    /// How large the process is when it begins to serve. The limit is 1.
+    pub(crate) size: u64,
     /// Notifications of this process arrive so much later.
     pub(crate) lateness: u64,
     /// READY=1 comes with MAINPID of the sender itself, and comes twice.
@@ -100,8 +102,10 @@ pub(crate) enum Act {
     Stop,
     StopNow,
     User1,
-    /// A process becomes large.
-    Grow(u32),
+    /// A process becomes this large.
+    Grow(u32, u64),
+    /// A process tells that it has served this many requests. The limit is 1000.
+    Serve(u32, u64),
     End(u32, Ending),
     EndBuilding(u32),
     SelfRestart(u32),
@@ -132,6 +136,7 @@ impl Default for Fate {
             ignores_hangup: false,
             kill_takes: 0,
             lost: None,
+            size: 1,
             lateness: 0,
             names_itself: false,
         }
@@ -219,8 +224,9 @@ fn random_policy(random: &mut Random, is_foreign: bool) -> Policy {
         stop_signal: Signal::Terminate,
         restart_signal: (is_foreign && random.one_in(2)).then_some(Signal::Window),
         recycling: RecyclingSettings {
+            recycle_after_requests: random.one_in(2).then_some(1_000),
             recycle_after: random.one_in(6).then_some(millis(20_000)),
-            recycle_above: Some(1),
+            recycle_above: random.one_in(2).then_some(1),
         },
     }
 }
@@ -230,7 +236,8 @@ fn random_fate(random: &mut Random, policy: &Policy) -> Fate {
     let ready = policy.ready_timeout.as_millis() as u64;
     let stop = policy.stop_timeout.as_millis() as u64;
     for _ in 0..=random.below(2) {
-        match random.below(16) {
+        match random.below(17) {
+            16 => fate.size = 3,
             0 => fate.build = Build::CannotStart,
             1 => fate.build = Build::Ready(random.pick(&[0, 1, ready / 2, ready * 3 / 4])),
             2 => fate.build = random.pick(&[Build::Never, Build::Ready(ready + ready / 2)]),
@@ -297,7 +304,8 @@ fn random_act(random: &mut Random, policy: &Policy) -> Act {
         12 if random.one_in(2) => Act::Stop,
         12 if random.one_in(2) => Act::StopNow,
         13 if random.one_in(2) => Act::User1,
-        13 => Act::Grow(any),
+        13 if random.one_in(2) => Act::Serve(any, random.pick(&[800, 950, 1_000])),
+        13 => Act::Grow(any, random.pick(&[2, 7])),
         14..=17 => Act::End(any, random.ending()),
         18 => Act::EndBuilding(any),
         19 | 20 => Act::SelfRestart(any),

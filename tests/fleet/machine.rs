@@ -106,6 +106,11 @@ impl Program {
         accepts && !self.is_hung && !self.is_misleading
     }
 
+    /// When it begins to serve.
+    pub(crate) fn size(&self) -> u64 {
+        self.fate.size
+    }
+
     pub(crate) fn listeners(&self) -> Vec<ListenerId> {
         vec![(1, 0), (1, u64::from(self.version / 2))]
     }
@@ -661,6 +666,15 @@ impl<'a> Machine<'a> {
                 let all = [State::Serving, State::Accepting, State::Replaced];
                 if let Some(pid) = chosen(self, nth, &all) {
                     self.end(pid, ending);
+                }
+            }
+            Act::Serve(nth, count) if !self.history.is_foreign => {
+                if let Some(pid) = chosen(self, nth, &serving) {
+                    let notice = Notice {
+                        requests: Some(count),
+                        ..Notice::default()
+                    };
+                    self.send(pid, None, notice);
                 }
             }
             Act::EndBuilding(nth) => {

@@ -18,8 +18,10 @@ mod play;
 mod promises;
 mod shrink;
 
-use history::History;
 use play::Play;
+
+#[allow(unused_imports)] // For the test.
+pub(crate) use history::{Act, Build, Decision, DryRunFate, Ending, Fate, History};
 
 #[allow(unused_imports)] // For the test.
 pub(crate) use promises::BREAKER_LIMIT;
@@ -27,6 +29,11 @@ pub(crate) use promises::BREAKER_LIMIT;
 /// Plays the history of this seed. Returns the smallest history that fails, as text, if it fails.
 pub(crate) fn check(seed: u64) -> Option<String> {
     let history = History::generate(seed);
+    play_history(history)
+}
+
+/// Plays a history, as [`check`] does.
+pub(crate) fn play_history(history: History) -> Option<String> {
     Play::play(&history, false).err()?;
     Some(shrink::describe_smallest(history))
 }

@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::history::{Act, Decision, DryRunFate, History};
-use super::machine::{MS, Machine, Step};
-use super::promises::{Promises, Wish};
+use super::machine::{MS, Machine, Program, Step};
+use super::promises::{Promises, Wish, wanted_slots};
 use crate::clock::Deadline;
 use crate::fleet::event::{Effect, Event, Exit, NamedProcess, Notice};
 use crate::fleet::process::{Process, Stage, Watch};
@@ -151,6 +151,8 @@ impl<'a> Play<'a> {
             Some("the stop has not ended".to_owned())
         } else if let Some(index) = down {
             Some(format!("slot {index} does not serve"))
+        } else if fleet.slots.len() != wanted_slots(fleet) {
+            Some("a surplus slot is left".to_owned())
         } else if fleet.round.is_some() {
             Some("a round is in progress".to_owned())
         } else if replacing {
@@ -241,11 +243,11 @@ impl<'a> Play<'a> {
                 self.requests.push_back(Event::Stop);
             }
             Act::StopNow => self.requests.push_back(Event::StopNow),
-            Act::Grow(nth) => {
+            Act::Grow(nth, bytes) => {
                 let serving = self.fleet.processes().filter(|one| one.is_serving());
                 let pids: Vec<_> = serving.map(|process| process.pid).collect();
                 if let Some(pid) = pids.get(nth as usize % pids.len().max(1)).copied() {
-                    self.requests.push_back(Event::Measured { pid, bytes: 2 });
+                    self.requests.push_back(Event::Measured { pid, bytes });
                 }
             }
             Act::User1 => self.requests.push_back(Event::User1),
@@ -283,7 +285,23 @@ impl<'a> Play<'a> {
             self.handle(Event::DryRunEnded(result))?;
         }
         self.report_exits()?;
-        self.handle(Event::Tick)
+        self.handle(Event::Tick)?;
+        self.measure_processes()
+    }
+
+    /// Tells the fleet how large the processes are that serve now.
+    fn measure_processes(&mut self) -> Check {
+        if self.history.policy.recycling.recycle_above.is_none() {
+            return Ok(());
+        }
+        let processes = self.fleet.processes();
+        let new = processes.filter(|process| process.is_serving() && process.size.is_none());
+        let pids: Vec<_> = new.map(|process| process.pid).collect();
+        for pid in pids {
+            let bytes = self.machine.program(pid).map_or(1, Program::size);
+            self.handle(Event::Measured { pid, bytes })?;
+        }
+        Ok(())
     }
 
     fn read_mail(&mut self) -> Check {
@@ -440,6 +458,7 @@ fn restored(old: &Fleet, policy: Policy, now: Instant, seed: u64) -> Fleet {
     fleet.has_been_ready = old.has_been_ready;
     fleet.exit_code = old.exit_code;
     fleet.scale.wanted = old.scale.wanted;
+    fleet.recycle_not_before = old.recycle_not_before;
     fleet.last_restart.clone_from(&old.last_restart);
     fleet.draining = old
         .draining
@@ -453,6 +472,7 @@ fn restored(old: &Fleet, policy: Policy, now: Instant, seed: u64) -> Fleet {
         generation: old.generation,
         restarts: old.restarts,
         deaths: old.deaths.clone(),
+        recycled_for_size: old.recycled_for_size,
         ..Slot::default()
     });
     fleet.slots = slots.collect();
@@ -497,6 +517,7 @@ fn describe(event: &Event) -> String {
     add("generation", notice.generation.map(|one| one.to_string()));
     add("successor", notice.successor.map(name));
     add("failed", notice.failed.clone());
+    add("requests", notice.requests.map(|one| one.to_string()));
     add("extend", notice.extend.map(|time| format!("{time:?}")));
     add("is_alive", notice.is_alive.map(|alive| alive.to_string()));
     format!("Notified by {pid}: {}", words.join(" "))

@@ -1,5 +1,6 @@
 //! What the policy promises, checked after each event. Each promise is a function of its name.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::machine::{MS, Machine, State};
@@ -21,6 +22,10 @@ const LONGEST_EXTENSION: Duration = Duration::from_secs(10);
 /// So long before a stall, in microseconds, the last event came at most, if something was due.
 const MOST_BEFORE_STALL: u64 = 12_000 * MS;
 
+/// The time from a recycling that has failed to the next one, and between two for the size in the
+/// same slot, in microseconds.
+const RECYCLING_PAUSE: u64 = 60_000 * MS;
+
 pub(crate) struct Promises {
     policy: Policy,
     clients: Vec<Client>,
@@ -36,6 +41,12 @@ pub(crate) struct Promises {
     killed_at: Option<u64>,
     /// When a stall was logged last.
     stall_logged_at: Option<u64>,
+    /// The first and the last size of each process.
+    sizes: BTreeMap<u32, (u64, u64)>,
+    /// How many requests each process has served, as it has told last.
+    requests: BTreeMap<u32, u64>,
+    /// No recycling begins before, in microseconds.
+    recycle_not_before: u64,
     /// The service manager was told that the service reloads, and not that it is ready again.
     is_reloading: bool,
     /// A process has exited with a code after which the program is not started again.
@@ -65,7 +76,8 @@ struct Client {
     is_answered: bool,
 }
 
-/// A model of the back-off in one slot: see the head of `backoff.rs`.
+/// A model of the back-off and the recycling in one slot: see the heads of `backoff.rs` and
+/// `recycling.rs`.
 #[derive(Clone, Default)]
 struct Start {
     /// The last attempt has failed.
@@ -73,6 +85,8 @@ struct Start {
     failures: u32,
     not_before: u64,
     is_pending: bool,
+    /// When a process of the slot was recycled for its size.
+    recycled_for_size: Option<u64>,
 }
 
 /// The fleet before an event.
@@ -81,6 +95,7 @@ pub(crate) struct Before {
     /// Processes that were told to stop, or stop by themselves.
     ending: Vec<u32>,
     has_shutdown: bool,
+    is_recycling: bool,
 }
 
 struct SlotBefore {
@@ -91,6 +106,8 @@ struct SlotBefore {
     accepts: bool,
     /// The current process serves, as the fleet knows.
     serves: bool,
+    /// No process is here, and none is to be started.
+    is_down: bool,
 }
 
 fn micros(time: Duration) -> u64 {
@@ -109,6 +126,9 @@ impl Promises {
             is_immediate: false,
             killed_at: None,
             stall_logged_at: None,
+            sizes: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            recycle_not_before: 0,
             is_reloading: false,
             has_given_up: false,
             clients_before_dry_run: 0,
@@ -154,6 +174,7 @@ impl Promises {
                 has_starting_successor: slot.successor.as_ref().is_some_and(Process::is_starting),
                 accepts: current.is_some_and(|current| accepts(machine, current.pid)),
                 serves: slot.is_serving(),
+                is_down: slot.is_down(),
             }
         });
         let is_ending = |stage| matches!(stage, Stage::Stopping { .. } | Stage::Aborted { .. });
@@ -162,6 +183,7 @@ impl Promises {
             slots: slots.collect(),
             ending: ending.map(|process| process.pid).collect(),
             has_shutdown: fleet.shutdown.is_some(),
+            is_recycling: fleet.round.as_ref().is_some_and(|round| round.is_recycling),
         }
     }
 
@@ -201,6 +223,12 @@ impl Promises {
                         self.killed_at = Some(machine.now);
                     }
                     self.logs_a_stall_once(text, machine)?;
+                    if before.is_recycling && text.starts_with("the restart failed") {
+                        self.recycle_not_before = machine.now + RECYCLING_PAUSE;
+                    }
+                    if text.starts_with("recycling") {
+                        self.recycles_what_is_due(fleet, machine)?;
+                    }
                 }
                 Effect::KillDryRun | Effect::ExecuteOwnProgram => {}
             }
@@ -217,7 +245,6 @@ impl Promises {
     // ---- what is followed ----
 
     fn follow(&mut self, before: &Before, event: &Event, fleet: &Fleet, machine: &mut Machine) {
-        self.starts.resize(fleet.slots.len(), Start::default());
         match event {
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
@@ -249,17 +276,21 @@ impl Promises {
                     .slots
                     .iter()
                     .position(|slot| slot.current == Some(*pid));
-                if let Some(slot) = of_slot.filter(|_| notice.stopping) {
-                    let stays = fleet.slots[slot].current.as_ref();
-                    let has_successor = fleet.slots[slot].successor.is_some();
+                let slot = of_slot.and_then(|slot| Some((slot, fleet.slots.get(slot)?)));
+                if let Some((slot, after)) = slot.filter(|_| notice.stopping) {
+                    let stays = after.current.as_ref();
+                    let has_successor = after.successor.is_some();
                     if stays.is_none_or(|current| current.pid != *pid) && !has_successor {
                         self.record_failure(slot, Some(*pid), machine);
                     }
                 }
+                if let Some(count) = notice.requests {
+                    self.requests.insert(*pid, count);
+                }
                 let ended = notice.main_pid.filter(|named| named.has_ended);
-                if let (Some(slot), Some(ended)) = (of_slot, ended) {
+                if let (Some((slot, after)), Some(ended)) = (slot, ended) {
                     // The successor took the slot, and has left it already.
-                    if fleet.slots[slot].current.is_none() && !before.has_shutdown {
+                    if after.current.is_none() && !before.has_shutdown {
                         let now = machine.now;
                         machine.program_mut(ended.pid).known_ready = Some(now);
                         self.record_failure(slot, Some(ended.pid), machine);
@@ -272,15 +303,8 @@ impl Promises {
                     }
                 }
             }
-            Event::Scale { .. } => {
-                // A slot may have got the process of another one, or was given up and starts one.
-                let slots = fleet.slots.iter().zip(&before.slots);
-                for ((slot, old), start) in slots.zip(&mut self.starts) {
-                    let is_due = slot.start_at.instant() == Some(machine.instant());
-                    if slot.current.as_ref().map(|current| current.pid) != old.current || is_due {
-                        *start = Start::default();
-                    }
-                }
+            Event::Measured { pid, bytes } => {
+                self.sizes.entry(*pid).or_insert((*bytes, *bytes)).1 = *bytes;
             }
             Event::Stop if self.stop_limit.is_none() => {
                 let time = self.policy.stop_timeout + KILL_TIMEOUT;
@@ -293,15 +317,43 @@ impl Promises {
             }
             _ => {}
         }
+        let is_resized = matches!(event, Event::Scale { .. } | Event::Replaced);
+        if is_resized || fleet.slots.len() != before.slots.len() {
+            self.follow_resize(before, event, fleet);
+        }
         let now = machine.now;
-        for current in fleet.slots.iter().filter_map(|slot| slot.current.as_ref()) {
-            if current.is_serving() {
-                machine
-                    .program_mut(current.pid)
-                    .known_ready
-                    .get_or_insert(now);
+        for (slot, start) in fleet.slots.iter().zip(&mut self.starts) {
+            let current = slot.current.as_ref();
+            if let Some(current) = current.filter(|current| current.is_serving()) {
+                let program = machine.program_mut(current.pid);
+                program.known_ready.get_or_insert(now);
+                // A successor whose predecessor is gone may take a slot that was given up.
+                start.is_given_up = false;
             }
         }
+    }
+
+    /// The number of slots may have changed: a slot that gets the process of a surplus slot gets the
+    /// back-off of that slot too. A scale starts processes in the slots where none was to be started.
+    fn follow_resize(&mut self, before: &Before, event: &Event, fleet: &Fleet) {
+        let old = std::mem::take(&mut self.starts);
+        let is_scale = matches!(event, Event::Scale { .. });
+        let starts = fleet.slots.iter().enumerate().map(|(index, slot)| {
+            let current = slot.current.as_ref().map(|current| current.pid);
+            let had_it = |old: &SlotBefore| current.is_some() && old.current == current;
+            let origin = before.slots.iter().position(had_it).unwrap_or(index);
+            let start = old.get(origin).cloned().unwrap_or_default();
+            let was_down = before.slots.get(origin).is_some_and(|slot| slot.is_down);
+            match is_scale && was_down {
+                true => Start {
+                    is_given_up: false,
+                    not_before: 0,
+                    ..start
+                },
+                false => start,
+            }
+        });
+        self.starts = starts.collect();
     }
 
     /// A slot has lost its process, or could not start one.
@@ -376,8 +428,8 @@ impl Promises {
         Ok(())
     }
 
-    /// A restart takes no acceptor away before its successor is ready. Processes may end by themselves:
-    /// only what the fleet does counts.
+    /// A restart takes no acceptor away before its successor is ready, and a scale leaves as many as
+    /// are wanted. Processes may end by themselves: only what the fleet does counts.
     fn takes_no_acceptor_away(
         &self,
         before: &Before,
@@ -385,8 +437,7 @@ impl Promises {
         fleet: &Fleet,
         machine: &Machine,
     ) -> Check {
-        let has_fewer_slots = fleet.slots.len() < before.slots.len();
-        if fleet.shutdown.is_some() || has_fewer_slots {
+        if fleet.shutdown.is_some() {
             return Ok(());
         }
         let is_ended = |pid: u32| {
@@ -420,7 +471,7 @@ impl Promises {
             .iter()
             .filter(|slot| slot.accepts && slot.serves)
             .count();
-        match after < was.min(fleet.slots.len()) {
+        match after < was.min(wanted_slots(fleet)) {
             true => {
                 let text = format!("{was} processes accepted, {after} are left");
                 Err(("takes_no_acceptor_away", text))
@@ -446,10 +497,10 @@ impl Promises {
         let broken = |name, text: &str| Err((name, format!("process {pid}: {text}")));
         match signal {
             Signal::Hangup => {
-                let slot = before
-                    .slots
-                    .iter()
-                    .position(|slot| slot.current == Some(pid));
+                // A scale or an upgrade may have moved the process to another slot.
+                let is_it = |current: &Process| current.pid == pid;
+                let mut slots = fleet.slots.iter();
+                let slot = slots.position(|slot| slot.current.as_ref().is_some_and(is_it));
                 if fleet.shutdown.is_some() {
                     return broken("stop_starts_none", "a restart in a stop");
                 }
@@ -538,6 +589,49 @@ impl Promises {
             return Err(("logs_a_stall_once", "a stall is logged twice".to_owned()));
         }
         Ok(())
+    }
+
+    /// A process is recycled that has served for long or many requests, or has grown, and not soon after another one.
+    fn recycles_what_is_due(&mut self, fleet: &Fleet, machine: &Machine) -> Check {
+        let broken = |text: String| Err(("recycles_what_is_due", text));
+        let round = fleet.round.as_ref().filter(|round| round.is_recycling);
+        // The slot of a recycling may be gone already.
+        let Some(index) = round.map(|round| round.index) else {
+            return Ok(());
+        };
+        if machine.now < self.recycle_not_before {
+            return broken("a recycling follows one that has failed too soon".to_owned());
+        }
+        let current = fleet.slots[index].current.as_ref();
+        let Some(pid) = current.map(|current| current.pid) else {
+            return broken(format!("slot {index} has no process"));
+        };
+        let settings = &self.policy.recycling;
+        let ready = machine.program(pid).and_then(|one| one.known_ready);
+        let served = machine.now - ready.unwrap_or(machine.now);
+        // The jitter shortens the time by up to a tenth.
+        let is_old = settings
+            .recycle_after
+            .is_some_and(|limit| served >= micros(limit) / 10 * 9);
+        let requests = self.requests.get(&pid).copied().unwrap_or(0);
+        let has_served_many = settings
+            .recycle_after_requests
+            .is_some_and(|limit| requests * 10 >= limit * 9);
+        if is_old || has_served_many {
+            return Ok(());
+        }
+        let has_grown = settings.recycle_above.is_some_and(|limit| {
+            let (first, last) = self.sizes.get(&pid).copied().unwrap_or_default();
+            last > if first > limit { 2 * first } else { limit }
+        });
+        let before = self.starts[index].recycled_for_size.replace(machine.now);
+        match before {
+            _ if !has_grown => broken(format!("process {pid} is recycled, which is not due")),
+            Some(before) if machine.now < before + RECYCLING_PAUSE => broken(format!(
+                "slot {index}: two processes are recycled for their sizes"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// READY=1 for the first time when all slots serve, and again after each RELOADING=1.
@@ -689,6 +783,11 @@ impl Promises {
             false => Ok(()),
         }
     }
+}
+
+/// How many processes are to serve.
+pub(crate) fn wanted_slots(fleet: &Fleet) -> usize {
+    fleet.scale.wanted.unwrap_or(fleet.policy.processes)
 }
 
 fn accepts(machine: &Machine, pid: u32) -> bool {

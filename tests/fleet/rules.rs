@@ -74,6 +74,7 @@ impl Played {
                     words.push(format!("reply {}", error.unwrap_or("ok".to_owned())));
                 }
                 Effect::Log(Severity::Error, text) => words.push(format!("error {text}")),
+                Effect::Log(_, text) if text.contains("requests") => words.push(text),
                 _ => {}
             }
         }
@@ -231,6 +232,86 @@ fn fewer_slots_keep_the_processes_that_serve() {
     assert_eq!(played.fleet.slots.len(), 1);
 }
 
+/// During a restart, the slot that is being replaced has lost its process when the number of slots
+/// becomes smaller: a surplus process serves until the successor does.
+#[test]
+fn fewer_slots_during_a_restart_keep_a_process_that_serves() {
+    let mut played = Played::serving(Policy {
+        processes: 4,
+        ..policy()
+    });
+    played.tick(1);
+    let restart = Event::Restart { client: Some(1) };
+    assert_eq!(played.handle(restart), ["Hangup 100"]);
+    let named = NamedProcess {
+        pid: 150,
+        started_at: played.now,
+        has_ended: false,
+    };
+    let notice = Notice {
+        successor: Some(named),
+        ..Notice::default()
+    };
+    assert!(played.notify(100, notice).is_empty());
+    let exit = Exit {
+        code: None,
+        how: "signal: 9".to_owned(),
+    };
+    assert!(played.handle(Event::Exited { pid: 100, exit }).is_empty());
+    let scale = |processes, client| Event::Scale {
+        processes,
+        client: Some(client),
+    };
+    assert_eq!(played.handle(scale(2, 2)), ["Terminate 400"]);
+    assert_eq!(
+        played.handle(scale(1, 3)),
+        [
+            "reply another request asks for 1 processes",
+            "Terminate 300"
+        ]
+    );
+    assert_eq!(played.fleet.slots.len(), 2);
+    assert_eq!(
+        played.ready(150, Some(2)),
+        ["reply ok", "Terminate 200", "reply ok"]
+    );
+    assert_eq!(played.fleet.slots.len(), 1);
+}
+
+/// As above, but the restart fails: the surplus process takes the slot that stays.
+#[test]
+fn a_failed_restart_leaves_the_process_that_serves() {
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        starts_all: true,
+        ..policy()
+    });
+    let exit = |code| Exit {
+        code,
+        how: "it exits".to_owned(),
+    };
+    let restart = Event::Restart { client: Some(1) };
+    assert_eq!(played.handle(restart), ["start 101"]);
+    let exited = |pid, code| Event::Exited {
+        pid,
+        exit: exit(code),
+    };
+    assert!(played.handle(exited(100, None)).is_empty());
+    let scale = Event::Scale {
+        processes: 1,
+        client: Some(2),
+    };
+    assert!(played.handle(scale).is_empty());
+    let effects = played.handle(exited(101, Some(1)));
+    assert!(
+        effects.contains(&"reply process 101 exited before it was ready (it exits)".to_owned())
+    );
+    assert!(!effects.iter().any(|effect| effect.starts_with("Terminate")));
+    let current = played.fleet.slots[0].current.as_ref();
+    assert_eq!(current.map(|current| current.pid), Some(200));
+    assert_eq!(played.fleet.slots.len(), 1);
+}
+
 #[test]
 fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does() {
     let limit = Duration::from_secs(100);
@@ -240,6 +321,7 @@ fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does
         recycling: RecyclingSettings {
             recycle_after: Some(limit),
             recycle_above: Some(1000),
+            ..RecyclingSettings::default()
         },
         ..policy()
     });
@@ -256,6 +338,7 @@ fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does
     assert_eq!(played.ready(202, None), ["Terminate 201", "reply ok"]);
     let measured = |pid, bytes| Event::Measured { pid, bytes };
     assert!(played.handle(measured(102, 1000)).is_empty());
+    assert!(played.handle(measured(202, 1000)).is_empty());
     assert_eq!(played.handle(measured(202, 1001)), ["start 203"]);
     // The process serves on if the recycling fails. The next one begins after a pause.
     let exit = Exit {
@@ -269,4 +352,97 @@ fn processes_are_recycled_one_at_a_time_and_each_serves_until_its_successor_does
     assert_eq!(played.ready(204, None), ["Terminate 202"]);
     let client = Some(2);
     assert_eq!(played.handle(Event::Restart { client }), ["start 103"]);
+}
+
+/// The next process would be as large as this one: without the rule, it would be replaced for ever.
+#[test]
+fn a_process_that_is_large_from_the_beginning_is_recycled_when_it_has_doubled() {
+    let mut played = Played::serving(Policy {
+        starts_all: true,
+        recycling: RecyclingSettings {
+            recycle_above: Some(1 << 20),
+            ..RecyclingSettings::default()
+        },
+        ..policy()
+    });
+    let measured = |pid, mib: u64| Event::Measured {
+        pid,
+        bytes: mib << 20,
+    };
+    assert_eq!(
+        played.handle(measured(100, 3)),
+        [
+            "error process 100 occupies 3.0 MiB as it begins to serve, more than recycle_above allows \
+          (1.0 MiB): such a process is recycled when it has doubled"
+        ]
+    );
+    assert!(played.tick(100).is_empty());
+    assert!(played.handle(measured(100, 6)).is_empty());
+    assert_eq!(played.handle(measured(100, 7)), ["start 101"]);
+    assert_eq!(played.ready(101, None), ["Terminate 100"]);
+    // It is logged once.
+    assert!(played.handle(measured(101, 3)).is_empty());
+    // The next recycling for the size is a minute after the last one.
+    assert!(played.handle(measured(101, 7)).is_empty());
+    assert!(played.tick(59).is_empty());
+    assert_eq!(played.tick(1), ["start 102"]);
+}
+
+#[test]
+fn processes_are_recycled_when_they_have_told_of_many_requests() {
+    let settings = RecyclingSettings {
+        recycle_after_requests: Some(1_000),
+        ..RecyclingSettings::default()
+    };
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        recycling: settings,
+        ..policy()
+    });
+    let told = |count| Notice {
+        requests: Some(count),
+        ..Notice::default()
+    };
+    // The jitter shortens by a tenth at most.
+    assert!(played.notify(100, told(899)).is_empty());
+    assert!(played.notify(200, told(0)).is_empty());
+    let effects = played.notify(100, told(1_000));
+    let text = "recycling the process of slot 0: it has served 1000 requests";
+    assert_eq!(effects, [text, "Hangup 100"]);
+    // One process at a time.
+    assert!(played.notify(200, told(2_000)).is_empty());
+    assert!(played.tick(60).is_empty());
+    let notice = Notice {
+        ready: true,
+        generation: Some(2),
+        main_pid: Some(NamedProcess {
+            pid: 150,
+            started_at: played.now,
+            has_ended: false,
+        }),
+        ..Notice::default()
+    };
+    let text = "recycling the process of slot 1: it has served 2000 requests";
+    assert_eq!(played.notify(100, notice), [text, "Hangup 200"]);
+}
+
+#[test]
+fn a_program_that_does_not_tell_of_its_requests_is_named_once() {
+    let mut played = Played::serving(Policy {
+        starts_all: true,
+        recycling: RecyclingSettings {
+            recycle_after_requests: Some(1_000),
+            ..RecyclingSettings::default()
+        },
+        ..policy()
+    });
+    assert!(played.tick(8).is_empty());
+    let text = "process 100 does not tell how many requests it has served, as servers of the crate \
+                handover do: recycle_after_requests has no effect on such a program";
+    assert_eq!(played.tick(1), [text]);
+    let client = Some(1);
+    assert_eq!(played.handle(Event::Restart { client }), ["start 101"]);
+    let effects = played.ready(101, None);
+    assert_eq!(effects, ["Terminate 100", "reply ok"]);
+    assert!(played.tick(100).is_empty());
 }

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -30,12 +30,14 @@ pub(crate) fn all() -> Vec<Trial> {
         a_program_of_another_user_cannot_get_roots_rights,
         only_listed_addresses_are_bound_for_another_user,
         no_file_is_removed_that_is_not_the_listeners,
+        a_dead_socket_of_another_user_is_left_alone,
         so_many_listeners_are_held_for_processes,
         a_user_or_group_that_does_not_exist_is_named,
         nothing_is_overwritten_by_a_pid_file,
         a_pid_file_waits_for_nobody,
         a_full_disk_keeps_the_old_pid_file,
         an_environment_file_waits_for_nobody,
+        a_user_cannot_choose_which_file_of_roots_is_read,
         the_control_socket_is_for_its_group,
         the_control_socket_comes_back,
         a_control_socket_that_others_replaced_is_not_removed,
@@ -91,11 +93,8 @@ fn start_server(options: &[(&str, &str)]) -> Generations {
 /// Copies a program. Not in this process: a child that another test starts meanwhile would have the file open for
 /// writing, and such a file cannot be executed.
 fn copy_program(from: &Path, to: &Path) {
-    let status = Command::new("cp")
-        .args([from, to])
-        .stdin(Stdio::null())
-        .status();
-    assert!(status.unwrap().success());
+    let copied = support::output_of(Command::new("cp").args([from, to]));
+    assert!(copied.status.success(), "{copied:?}");
 }
 
 /// Stops the supervisor, and waits until all processes have ended.
@@ -115,7 +114,7 @@ fn control(server: &Generations, command: &str) -> Output {
         .args(words)
         .args(["--timeout", "100", "--socket"])
         .arg(socket);
-    handover.output().unwrap()
+    support::output_of(&mut handover)
 }
 
 /// A line of /proc/PID/status.
@@ -362,11 +361,9 @@ impl Supervised {
 
     fn status(&self) -> Value {
         let socket = self.dir.path().join("control");
-        let output = handover()
-            .args(["status", "--json", "--socket"])
-            .arg(socket)
-            .output();
-        serde_json::from_slice(&output.unwrap().stdout).unwrap_or_default()
+        let mut handover = handover();
+        handover.args(["status", "--json", "--socket"]).arg(socket);
+        serde_json::from_slice(&support::output_of(&mut handover).stdout).unwrap_or_default()
     }
 
     #[track_caller]
@@ -521,6 +518,43 @@ stay()
     assert!(!own.join("kept").exists());
 }
 
+/// Root's supervisor replaces a dead socket of its own, and one of the user that its processes run as.
+fn a_dead_socket_of_another_user_is_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let user = format!("--user {OTHER} --group {OTHER}");
+    for (owner, options, is_replaced) in [
+        (0, "", true),
+        (0, &*user, true),
+        (OTHER, &*user, true),
+        (OTHER, "", false),
+        (1, &*user, false),
+    ] {
+        let dir = public_dir();
+        let path = dir.path().join("socket");
+        // The standard library leaves the file behind.
+        drop(UnixListener::bind(&path).unwrap());
+        chown(&path, Some(owner), Some(owner)).unwrap();
+        let options = format!("--listen unix:socket {options}");
+        let mut supervisor = start_by_shell(dir.path(), "true", &options);
+        let case = format!("{owner} {options}");
+        if is_replaced {
+            let is_listening = || UnixStream::connect(&path).is_ok();
+            eventually("the supervisor listens", is_listening);
+            assert_eq!(fs::metadata(&path).unwrap().uid(), 0, "{case}");
+            supervisor.stop();
+            assert!(!path.exists(), "{case}");
+        } else {
+            assert!(!supervisor.wait().success(), "{case}");
+            assert_eq!(fs::metadata(&path).unwrap().uid(), owner, "{case}");
+            let log = fs::read_to_string(dir.path().join("log")).unwrap();
+            let reason = format!("its file belongs to user {owner}");
+            assert!(log.contains(&reason), "{case}: {log}");
+        }
+    }
+}
+
 fn so_many_listeners_are_held_for_processes() {
     if !is_root() {
         return;
@@ -661,7 +695,7 @@ fn a_full_disk_keeps_the_old_pid_file() {
     command.args(["--mount-proc", "sh", "-c", script]);
     command.arg(env!("CARGO_BIN_EXE_handover")).arg(log.path());
     command.current_dir(dir.path()).stdin(Stdio::null());
-    let output = match command.output() {
+    let output = match support::try_output_of(&mut command) {
         Ok(output) if !matches!(output.status.code(), Some(1 | 98 | 99 | 127)) => output,
         other => return eprintln!("SKIPPED: no file system can be mounted: {other:?}"),
     };
@@ -678,15 +712,44 @@ fn an_environment_file_waits_for_nobody() {
     let mut supervisor = start_by_shell(dir.path(), "mkfifo fifo", options);
     let control = dir.path().join("control");
     let said = || {
-        let output = handover()
-            .args(["status", "--socket"])
-            .arg(&control)
-            .output()
-            .unwrap();
+        let mut handover = handover();
+        handover.args(["status", "--socket"]).arg(&control);
+        let output = support::output_of(&mut handover);
         String::from_utf8_lossy(&output.stdout).contains("environment file")
     };
     eventually("the supervisor says why", said);
     supervisor.stop();
+}
+
+/// The directory is the user's, who may put a link in place of the environment file.
+fn a_user_cannot_choose_which_file_of_roots_is_read() {
+    if !is_root() {
+        return;
+    }
+    for (link_of, is_read) in [(0, true), (OTHER, false)] {
+        let (dir, private) = (public_dir(), TempDir::new().unwrap());
+        let secret = private.path().join("secret");
+        fs::write(&secret, "SECRET=precious\n").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        symlink(&secret, dir.path().join("link")).unwrap();
+        lchown(dir.path().join("link"), Some(link_of), Some(link_of)).unwrap();
+        chown(dir.path(), Some(OTHER), Some(OTHER)).unwrap();
+        let other = OTHER.to_string();
+        let user = ["--user", &other, "--group", &other];
+        let options = [&["--environment-file", "link"], &user[..]].concat();
+        let program = "print(os.environ['SECRET'], flush=True)\nstay()";
+        let mut supervised = Supervised::start_in(dir, &options, program, |_| {});
+        if is_read {
+            assert_eq!(supervised.until_done(), ["precious", "done"]);
+        } else {
+            let reason = "a symbolic link of the user leads to a file of another user";
+            eventually("the supervisor says why", || {
+                supervised.read("log").contains(reason)
+            });
+            assert_eq!(supervised.read("out"), "");
+        }
+        supervised.stop();
+    }
 }
 
 // ---- the control socket ----
@@ -701,7 +764,7 @@ fn ask_as(uid: u32, gid: u32, socket: &Path) -> Output {
         .arg(socket)
         .current_dir("/")
         .stdin(Stdio::null());
-    python.uid(uid).gid(gid).output().unwrap()
+    support::output_of(python.uid(uid).gid(gid))
 }
 
 fn the_control_socket_is_for_its_group() {

@@ -222,6 +222,9 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
     if option(dir, "supervisor-pid-file").is_some() {
         supervisor = supervisor.pid_file(dir.join("pid"));
     }
+    if let Some(addr) = option(dir, "supervisor-listen") {
+        supervisor = supervisor.listen(addr);
+    }
     if let Some(user) = option(dir, "user") {
         supervisor = supervisor.user(user);
     }
@@ -251,11 +254,13 @@ fn supervisor(dir: &Path, settings: &str) -> Supervisor {
             "longest" => supervisor.backoff(Duration::from_millis(100), time),
             "backoff" => supervisor.backoff(time, time),
             "recycle-after" => supervisor.recycle_after(time),
+            "recycle-requests" => supervisor.recycle_after_requests(number),
             "recycle-above" => supervisor.recycle_above(number),
             "ready-after" => supervisor.ready_after(time),
             "give-up" => supervisor.give_up_after(number as u32),
             "no-restart" => supervisor.no_restart(number as i32),
             "environment" => supervisor.environment_file(dir.join("environment")),
+            "stderr" => supervisor.stderr_file(dir.join("errors")),
             "control-mode" => supervisor.control_mode(number as u32),
             "success" => supervisor.restart_after_success(number != 0),
             other => panic!("there is no setting {other:?}"),

@@ -738,15 +738,21 @@ fn describe_group(leader: i32) -> String {
 #[cfg(unix)]
 #[track_caller]
 pub(crate) fn output_of(command: &mut Command) -> std::process::Output {
+    try_output_of(command).unwrap()
+}
+
+/// As [`output_of`], for a command that may not be there.
+#[cfg(unix)]
+#[track_caller]
+pub(crate) fn try_output_of(command: &mut Command) -> io::Result<std::process::Output> {
     let child = command
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .spawn()?;
     let group = ProcessGroup::killed_after(&child, LIMIT);
     let output = child.wait_with_output().unwrap();
     group.assert_in_time();
-    output
+    Ok(output)
 }

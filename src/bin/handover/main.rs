@@ -57,8 +57,9 @@ enum Subcommand {
     Scale(ScaleArgs),
     /// Have the serving processes open their log files again, after these were rotated
     ///
-    /// Sends SIGUSR1 to each process that handles, ignores or blocks SIGUSR1. SIGUSR1 would end any
-    /// other process.
+    /// Opens the files of --stderr and --stdout again, and sends SIGUSR1 to each process that handles,
+    /// ignores or blocks SIGUSR1. SIGUSR1 would end any other process. Returns when nothing more is
+    /// written to the files before; the exit code is 1 if a file could not be opened again.
     Reopen(Target),
     /// Stop the service when all requests in progress are finished
     Stop(RequestArgs),
@@ -70,8 +71,8 @@ enum Subcommand {
     /// Supervise a program that takes its listeners as systemd passes them (LISTEN_FDS)
     ///
     /// Signals: SIGTERM and SIGINT stop when all requests are finished; SIGQUIT stops at once;
-    /// SIGHUP restarts gracefully; SIGUSR1 is sent to the serving processes that handle, ignore or
-    /// block SIGUSR1; SIGUSR2 replaces the supervisor by the program that is on disk now.
+    /// SIGHUP restarts gracefully; SIGUSR1 opens the files of --stderr and --stdout again, and is
+    /// sent to the serving processes that handle, ignore or block SIGUSR1; SIGUSR2 replaces the supervisor by the program that is on disk now.
     ///
     /// Exit codes: 0 after a stop; 1 after a stop in which processes had to be killed; 2 if the
     /// options are wrong; 69 (EX_UNAVAILABLE) after --give-up-after; 78 (EX_CONFIG) if the program

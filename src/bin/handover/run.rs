@@ -3,7 +3,7 @@
 //! An option is a field of [`RunArgs`], and a line in [`RunArgs::supervisor`].
 
 use std::ffi::OsString;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use super::values::{
 
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
-    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock. May be given
-    /// several times
+    /// An address to listen on, such as 127.0.0.1:8080 or web=unix:/run/web.sock, or for datagrams,
+    /// such as dns=udp:0.0.0.0:53 or unixgram:/run/log.sock. May be given several times
     #[arg(long, value_name = "[NAME=]ADDR", value_parser = listener)]
     listen: Vec<Bind>,
     /// Number of serving processes
@@ -67,8 +67,14 @@ pub(super) struct RunArgs {
     /// tenth. Defaults to no limit
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     recycle_after: Option<Duration>,
+    /// Replace a process gracefully when it has served this many requests, shortened by up to a
+    /// tenth. Only servers of the crate handover tell how many they have served: there is no effect
+    /// on other programs. Defaults to no limit
+    #[arg(long, value_name = "N")]
+    recycle_after_requests: Option<NonZeroU64>,
     /// Replace a process gracefully when it occupies more than this many MiB of memory (RSS),
-    /// looked at every 5 s. Defaults to no limit
+    /// looked at every 5 s, and at most once a minute. A process that is larger from the beginning
+    /// is replaced when it has doubled. Defaults to no limit
     #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(1..1 << 40))]
     recycle_above: Option<u64>,
     /// Abort a process that sends no WATCHDOG=1 for this long. Applies after the first WATCHDOG=1.
@@ -122,6 +128,17 @@ pub(super) struct RunArgs {
     /// error leads there, and else plain lines with times
     #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = log_format())]
     log_format: LogFormat,
+    /// A file to which the standard error of the program is appended. "handover reopen" opens it
+    /// again after a rotation. Defaults to the standard error of the supervisor
+    #[arg(long, value_name = "FILE")]
+    stderr: Option<PathBuf>,
+    /// A file to which the standard output of the program is appended, as with --stderr. It may be
+    /// the same file. Defaults to the standard output of the supervisor
+    #[arg(long, value_name = "FILE")]
+    stdout: Option<PathBuf>,
+    /// Append the log of the supervisor to the file of --stderr, too
+    #[arg(long, requires = "stderr")]
+    log_to_file: bool,
     /// Leave the program in the process group of the supervisor, and leave alone what it leaves
     /// behind. By default, each process is the leader of a process group of its own, whose other
     /// processes are ended when it has exited
@@ -144,6 +161,7 @@ impl RunArgs {
             .watchdog(self.watchdog)
             .notify_access(self.notify_access)
             .recycle_after(self.recycle_after)
+            .recycle_after_requests(self.recycle_after_requests.map(NonZeroU64::get))
             .recycle_above(self.recycle_above.map(|mib| mib << 20))
             .ready_after((!self.notify).then_some(self.ready_after))
             .ready_timeout(self.ready_timeout)
@@ -169,6 +187,9 @@ impl RunArgs {
             .each(self.pid_file, Supervisor::pid_file)
             .each(self.working_directory, Supervisor::working_directory)
             .each(self.environment_file, Supervisor::environment_file)
+            .each(self.stderr, Supervisor::stderr_file)
+            .each(self.stdout, Supervisor::stdout_file)
+            .log_to_file(self.log_to_file)
     }
 }
 

@@ -123,6 +123,9 @@ fn process_row(process: &Value) -> [String; 6] {
     if let Some(seconds) = process["starts_in_seconds"].as_f64() {
         notes.push(format!("starts in {seconds:.1} s"));
     }
+    if let Some(count) = process["requests"].as_u64() {
+        notes.push(format!("{count} requests"));
+    }
     if let Some(status) = process["status"].as_str().filter(|text| !text.is_empty()) {
         notes.push(escape_controls(status));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use handover::{Addr, Bind, LogFormat, NotifyAccess};
+use handover::{Bind, LogFormat, NotifyAccess};
 
 pub(super) fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
@@ -80,11 +80,9 @@ pub(super) fn octal(text: &str) -> Result<u32, Box<dyn Error + Send + Sync>> {
 
 pub(super) fn listener(text: &str) -> Result<Bind, Box<dyn Error + Send + Sync>> {
     // The whole text is tried as an address first: the path of a Unix socket may contain "=".
-    match (text.parse::<Addr>(), text.split_once('=')) {
-        (Ok(addr), _) => Ok(addr.into()),
-        (Err(_), Some((name, addr))) if !name.is_empty() => {
-            Ok(Bind::from(addr.parse::<Addr>()?).name(name))
-        }
+    match (text.parse::<Bind>(), text.split_once('=')) {
+        (Ok(bind), _) => Ok(bind),
+        (Err(_), Some((name, addr))) if !name.is_empty() => Ok(addr.parse::<Bind>()?.name(name)),
         (Err(error), _) => Err(error.into()),
     }
 }
@@ -95,7 +93,16 @@ mod tests {
 
     #[test]
     fn a_listener_may_have_a_name_and_its_path_an_equals_sign() {
-        for good in ["127.0.0.1:0", "web=[::1]:80", "unix:/a=b", "a=unix:/b=c"] {
+        for good in [
+            "127.0.0.1:0",
+            "web=[::1]:80",
+            "unix:/a=b",
+            "a=unix:/b=c",
+            "dns=udp:[::]:53",
+            "unixgram:/a=b",
+            "web=localhost:80",
+            ":0",
+        ] {
             assert!(listener(good).is_ok(), "{good}");
         }
         for bad in [
@@ -104,6 +111,7 @@ mod tests {
             "web=",
             "web",
             "localhost:80",
+            "udp:80",
             "a=b=unix:/c",
         ] {
             assert!(listener(bad).is_err(), "{bad}");

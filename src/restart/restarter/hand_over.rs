@@ -324,7 +324,7 @@ impl Restarter {
         for (position, listener) in (0..).zip(&self.listeners) {
             let is_given_up = !handoff.taken.contains(&position);
             if let Some(listener) = listener.upgrade().filter(|_| is_given_up) {
-                let path = listener.local_addr().as_path();
+                let path = listener.addr().as_path();
                 let was_own = path.is_some_and(|path| is_among(path, &handoff.socket_files));
                 listener.set_removes_file(was_own);
             }
@@ -444,9 +444,9 @@ impl Restarter {
         successor.is_some_and(|successor| successor.stage == SuccessorStage::Aborted)
     }
 
-    pub(super) fn end_aborted_successor_by(&mut self, latest: Instant) {
+    pub(super) fn end_aborted_successor_by(&mut self, latest: Deadline) {
         if let (true, Some(successor)) = (self.aborts_successor(), &mut self.successor) {
-            successor.deadline = successor.deadline.earlier(Deadline::at(Some(latest)));
+            successor.deadline = successor.deadline.earlier(latest);
         }
     }
 

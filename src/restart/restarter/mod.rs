@@ -22,6 +22,7 @@
 mod drain_status;
 mod earlier;
 mod hand_over;
+mod request_report;
 mod rounds;
 mod take_over;
 
@@ -52,6 +53,7 @@ use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 use drain_status::DrainStatus;
 use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
+use request_report::RequestReport;
 use rounds::{Rounds, Waiter};
 
 /// What the restarter asks of the servers that it belongs to, as if they were one.
@@ -72,6 +74,9 @@ pub(crate) trait RestartableServer: Sync {
     /// How many connections are open and not finished.
     fn connections_left(&self) -> usize;
 
+    /// How many calls of the service have begun.
+    fn requests(&self) -> u64;
+
     /// Stops: finishes the open connections within the server's drain time-out.
     fn stop_in_drain_timeout(&self);
 }
@@ -84,9 +89,9 @@ enum RestarterRequest {
     Restart(Option<ResultSender>),
     /// The server has begun to stop.
     Stopping,
-    /// One of the servers has stopped, with this report. The process ends by this time, if the
-    /// others have stopped by then.
-    Stopped(String, Instant),
+    /// One of the servers has stopped, with this report. If it was the last one, a successor that
+    /// was aborted ends by the latest of these times.
+    Stopped(String, Deadline),
 }
 
 /// Where the result of a restart goes.
@@ -189,17 +194,27 @@ impl RestarterHandle {
         self.send(RestarterRequest::Stopping);
     }
 
-    /// One of the servers has stopped. Ends the restarter, if it was the last one.
-    pub(crate) fn report_stopped(&self, report: String, exit_by: Instant) {
-        self.send(RestarterRequest::Stopped(report, exit_by));
+    /// One of the servers has stopped. Ends the restarter, if it was the last one. `aborted_by`: when
+    /// a successor that was told to abort is killed, if no other server gives it more time.
+    pub(crate) fn report_stopped(&self, report: String, aborted_by: Deadline) {
+        self.send(RestarterRequest::Stopped(report, aborted_by));
         self.servers_left.fetch_sub(1, SeqCst);
     }
 
     /// Whether the restarter still waits for other servers to stop, or has to report the result of a
     /// restart. It ends then.
     pub(crate) fn stays(&self) -> bool {
-        let has_ended = !matches!(self.ended.try_recv(), Err(TryRecvError::Empty));
-        (self.stays.load(SeqCst) || self.servers_left.load(SeqCst) > 0) && !has_ended
+        (self.stays.load(SeqCst) || self.waits_for_servers()) && !self.has_ended()
+    }
+
+    /// Whether other servers have not stopped, so that the restarter goes on.
+    pub(crate) fn waits_for_servers(&self) -> bool {
+        self.servers_left.load(SeqCst) > 0
+    }
+
+    /// Whether the restarter's thread has nothing left to do.
+    fn has_ended(&self) -> bool {
+        !matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
     }
 
     /// Closed when the restarter has ended.
@@ -257,7 +272,8 @@ pub(crate) struct Restarter {
     servers: usize,
     /// The reports of the servers that have stopped.
     reports: Vec<String>,
-    exit_by: Instant,
+    /// The latest time of theirs for a successor that was told to abort.
+    aborted_by: Deadline,
     program: Program,
     requests: Receiver<RestarterRequest>,
     poller: Arc<Poller>,
@@ -302,6 +318,7 @@ pub(crate) struct Restarter {
     /// When the service manager was last asked for more time.
     last_extension: Instant,
     drain_status: DrainStatus,
+    request_report: RequestReport,
     created_at: Instant,
 }
 
@@ -366,7 +383,7 @@ impl Restarter {
             thread,
             servers,
             reports: Vec::new(),
-            exit_by: Instant::now(),
+            aborted_by: Deadline::at(Some(Instant::now())),
             program: restart.program,
             requests,
             poller,
@@ -396,6 +413,7 @@ impl Restarter {
             stays,
             last_extension: Instant::now(),
             drain_status: DrainStatus::default(),
+            request_report: RequestReport::default(),
             created_at: Instant::now(),
         })
     }
@@ -431,11 +449,11 @@ impl Restarter {
                         self.stop_requested = true;
                         self.begin_stop();
                         if self.stays.load(SeqCst) {
-                            self.end_aborted_successor_by(Instant::now());
+                            self.end_aborted_successor_by(Deadline::at(Some(Instant::now())));
                         }
                     }
-                    RestarterRequest::Stopped(report, exit_by) => {
-                        self.note_stopped_server(server, report, exit_by);
+                    RestarterRequest::Stopped(report, aborted_by) => {
+                        self.note_stopped_server(server, report, aborted_by);
                     }
                 }
             }
@@ -481,13 +499,13 @@ impl Restarter {
         &mut self,
         server: &dyn RestartableServer,
         report: String,
-        exit_by: Instant,
+        aborted_by: Deadline,
     ) {
         self.reports.push(report);
-        self.exit_by = self.exit_by.max(exit_by);
+        self.aborted_by = self.aborted_by.later(aborted_by);
         if self.reports.len() == self.servers {
             self.finish(server, self.reports.join("; "));
-            self.end_aborted_successor_by(self.exit_by);
+            self.end_aborted_successor_by(self.aborted_by);
             self.stays.store(true, SeqCst);
         }
     }
@@ -519,6 +537,14 @@ impl Restarter {
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
             self.last_extension = now;
             notify::request_more_time(EXTEND_BY);
+        }
+        if matches!(self.stage, ServerStage::Serving) && self.lifeline.is_some() {
+            self.request_report.begin(now);
+        } else {
+            self.request_report.end();
+        }
+        if let Some(count) = self.request_report.report(now, || server.requests()) {
+            notify::send_requests(count);
         }
         if self.is_draining() {
             self.drain_status.begin(now);
@@ -577,6 +603,7 @@ impl Restarter {
         deadline
             .earlier(Deadline::at(extend))
             .earlier(drain_status)
+            .earlier(self.request_report.deadline())
             .earlier(notify::retry_at())
     }
 

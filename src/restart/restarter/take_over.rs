@@ -196,7 +196,7 @@ impl Restarter {
     /// Makes this process remove the files of these Unix sockets in the end.
     pub(super) fn take_socket_files(&self, paths: &[PathBuf]) {
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
-            let path = listener.local_addr().as_path();
+            let path = listener.addr().as_path();
             if path.is_some_and(|path| is_among(path, paths)) {
                 listener.set_removes_file(true);
             }

@@ -36,7 +36,7 @@ pub(crate) enum Event {
     StopNow,
     /// The processes that serve are to be sent SIGUSR1.
     User1,
-    /// The resident size of a process.
+    /// The resident size of a process that serves: as soon as it serves, and at intervals.
     Measured { pid: u32, bytes: u64 },
     /// All events until now were handled: what is late now is late.
     Tick,
@@ -86,6 +86,8 @@ pub(crate) struct Notice {
     pub(crate) listeners: Vec<ListenerId>,
     /// The sender makes progress (true), or makes none and is to be aborted (false).
     pub(crate) is_alive: Option<bool>,
+    /// How many requests the sender has served.
+    pub(crate) requests: Option<u64>,
 }
 
 /// Something that is to be done, in the order of the effects.

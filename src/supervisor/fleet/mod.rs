@@ -16,7 +16,7 @@
 //! | [`processes`] | starts, readiness and exits |
 //! | [`notices`] | the notifications of processes |
 //! | [`restarts`] | graceful restarts |
-//! | [`recycling`] | processes that have served for long, or are large, are replaced |
+//! | [`recycling`] | processes that have served for long or many requests, or are large, are replaced |
 //! | [`scale`] | the number of slots, which may change at run time |
 //! | [`upgrade`] | the upgrade of the supervisor |
 //!
@@ -129,7 +129,12 @@ pub(crate) struct Fleet {
     /// The result of the last round, and how long it took.
     pub(crate) last_restart: Option<FinishedRestart>,
     /// After a recycling that has failed: when the next one may begin.
-    recycle_not_before: Deadline,
+    pub(crate) recycle_not_before: Deadline,
+    /// The process that began to serve last was larger than the limit already, and this was logged.
+    has_low_limit: bool,
+    /// When processes must have told how many requests they have served, and whether this was set.
+    check_reports_at: Deadline,
+    has_checked_reports: bool,
     pub(crate) scale: Scale,
     pub(crate) upgrade: Upgrade,
     pub(crate) shutdown: Option<Shutdown>,
@@ -212,6 +217,9 @@ impl Fleet {
             rounds: 0,
             last_restart: None,
             recycle_not_before: Deadline::at(Some(now)),
+            has_low_limit: false,
+            check_reports_at: Deadline::NEVER,
+            has_checked_reports: false,
             scale: Scale::default(),
             upgrade: Upgrade::default(),
             shutdown: None,
@@ -279,6 +287,7 @@ impl Fleet {
             self.round.as_ref().map_or(Deadline::NEVER, Round::deadline),
             self.upgrade.deadline(),
             self.recycling_deadline(),
+            self.check_reports_at,
         ];
         slots
             .chain(processes)
@@ -513,6 +522,7 @@ impl Fleet {
             }
         }
         self.handle_dry_run_deadline();
+        self.handle_report_deadline();
     }
 
     fn handle_process_deadline(&mut self, pid: u32) {

@@ -37,13 +37,23 @@ pub(crate) struct Process {
     pub(crate) sends_watchdog: bool,
     /// The round of restarts that this process was started for.
     pub(crate) round: Option<u64>,
-    /// The process has become so large that it is to be replaced.
-    pub(crate) is_large: bool,
+    /// How many requests the process has served. `None`: it has not told.
+    pub(crate) requests: Option<u64>,
+    /// `None`: not measured yet.
+    pub(crate) size: Option<Size>,
     /// The last `STATUS=` notification. That of a process that serves is empty once another one has
     /// replaced the process.
     pub(crate) status: String,
     /// The listeners that this process uses, of those that the supervisor holds.
     pub(crate) listeners: Vec<ListenerId>,
+}
+
+/// The size of a process in memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// When the process began to serve.
+    pub(crate) first: u64,
+    pub(crate) now: u64,
 }
 
 /// What a process does, and by when it must have done that.
@@ -95,7 +105,8 @@ impl Process {
             watchdog: None,
             sends_watchdog: false,
             round: None,
-            is_large: false,
+            requests: None,
+            size: None,
             status: String::new(),
             listeners: Vec::new(),
         }

@@ -186,6 +186,7 @@ impl Fleet {
             format!("process {pid}, generation {generation}, serves"),
         );
         self.close_unused_listeners();
+        self.expect_request_report();
         if !self.has_been_ready {
             self.has_been_ready = true;
             for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {

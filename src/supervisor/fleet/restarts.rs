@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::event::{ManagerNotice, Severity};
 use super::process::Process;
-use super::recycling::PAUSE;
+use super::recycling::{PAUSE, Reason};
 use super::round::{Round, Step};
 use super::slot::Slot;
 use super::{FinishedRestart, Fleet, IS_STOPPING};
@@ -37,15 +37,19 @@ impl Fleet {
     /// Takes the rounds as far as possible without waiting.
     pub(super) fn advance_round(&mut self) {
         loop {
+            let wanted = self.wanted_slots();
             let Some(round) = &mut self.round else {
+                // Processes move to other slots only between two rounds.
+                self.advance_scale();
                 match (self.next_round.take(), self.recyclable_slot()) {
                     (Some(clients), _) => self.begin_round(clients, None),
-                    (None, Some(index)) => self.begin_round(Vec::new(), Some(index)),
+                    (None, Some(recycled)) => self.begin_round(Vec::new(), Some(recycled)),
                     (None, None) => return,
                 }
                 continue;
             };
-            let Some(slot) = self.slots.get(round.index) else {
+            let slot = self.slots.get(round.index);
+            let Some(slot) = slot.filter(|_| round.index < wanted) else {
                 let (begin, is_recycling) = (round.started_at, round.is_recycling);
                 let error = self.why_incomplete(begin);
                 // The slot of a recycling may have become surplus meanwhile.
@@ -84,16 +88,20 @@ impl Fleet {
     fn why_incomplete(&self, begin: Instant) -> Option<String> {
         let is_new = |current: &Process| current.is_serving() && current.started_at >= begin;
         let is_complete = |slot: &Slot| slot.current.as_ref().is_some_and(is_new);
-        let slot = self.slots.iter().find(|slot| !is_complete(slot))?;
+        let mut slots = self.slots.iter().take(self.wanted_slots());
+        let slot = slots.find(|slot| !is_complete(slot))?;
         let why = slot.deaths.back().map(|death| death.why.as_str());
         Some(why.unwrap_or("not all processes were replaced").to_owned())
     }
 
     /// Begins a round of all slots, or of the slot whose process is to be recycled.
-    fn begin_round(&mut self, clients: Vec<u64>, recycled: Option<usize>) {
-        if let Some(index) = recycled {
-            let text = format!("recycling the process of slot {index}");
+    fn begin_round(&mut self, clients: Vec<u64>, recycled: Option<(usize, Reason)>) {
+        if let Some((index, reason)) = recycled {
+            let text = format!("recycling the process of slot {index}: {reason}");
             self.log(Severity::Info, text);
+            if let Reason::Size(_) = reason {
+                self.slots[index].recycled_for_size = Some(self.now);
+            }
         }
         if self.sent_ready {
             self.notify(ManagerNotice::Reloading);
@@ -101,7 +109,7 @@ impl Fleet {
         self.rounds += 1;
         self.round = Some(Round {
             number: self.rounds,
-            index: recycled.unwrap_or(0),
+            index: recycled.map_or(0, |(index, _)| index),
             is_recycling: recycled.is_some(),
             step: Step::Next,
             started_at: self.now,

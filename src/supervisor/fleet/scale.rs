@@ -2,9 +2,13 @@
 //!
 //! New slots start processes as at the start of the supervisor. The surplus slots are the slots
 //! with the highest numbers: their processes finish their requests and exit. First, a slot that
-//! stays and does not serve gets the process of a surplus slot that serves. The requested number is
-//! kept until the supervisor ends, also over an upgrade: a service that was scaled up for its load
-//! must not lose processes when a new program is installed.
+//! stays and does not serve gets the process of a surplus slot that serves. During a round of
+//! restarts, which goes by the numbers of the slots, no process moves: instead, as many surplus slots
+//! keep their processes as slots that stay do not serve, until these serve or the round has ended.
+//! So a scale never leaves fewer processes that serve than the requested number, if there were so many.
+//!
+//! The requested number is kept until the supervisor ends, also over an upgrade: a service that was
+//! scaled up for its load must not lose processes when a new program is installed.
 
 use std::time::Instant;
 
@@ -45,9 +49,13 @@ impl Fleet {
             self.scale.clients.extend(client.map(|id| (id, self.now)));
             self.resize();
             // Slots that were given up are wanted again.
-            let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
-            for slot in self.slots.iter_mut().filter(|slot| slot.is_down()) {
-                slot.start_at = start_at;
+            let startable = match self.has_been_ready {
+                true => self.slots.len(),
+                false => 1,
+            };
+            let startable = self.slots.iter_mut().take(startable);
+            for slot in startable.filter(|slot| slot.is_down()) {
+                slot.start_at = Deadline::at(Some(self.now));
             }
             return self.notify_state();
         }
@@ -55,11 +63,17 @@ impl Fleet {
         self.end_scale(Some(IS_STOPPING.to_owned()));
     }
 
-    /// Moves processes that serve from surplus slots to slots that stay and do not serve. During a
-    /// restart, which goes by the numbers of the slots, all stay where they are.
+    /// The number of slots that stay. There are more while a round of restarts needs them.
+    pub(super) fn wanted_slots(&self) -> usize {
+        self.scale.wanted.unwrap_or(self.policy.processes)
+    }
+
+    /// Moves processes that serve from surplus slots to slots that stay and do not serve, unless a
+    /// round is in progress. The answer to a start names its slot, so that this slot stays in place.
     fn keep_serving(&mut self, wanted: usize) {
         for surplus in wanted..self.slots.len() {
-            let idle = self.slots.iter().position(|slot| !slot.is_serving());
+            let is_idle = |slot: &Slot| !slot.is_serving() && !slot.is_start_pending;
+            let idle = self.slots.iter().position(is_idle);
             let idle = idle.filter(|idle| *idle < wanted && self.round.is_none());
             if let Some(idle) = idle.filter(|_| self.slots[surplus].is_serving()) {
                 self.slots.swap(idle, surplus);
@@ -78,22 +92,48 @@ impl Fleet {
 
     /// Adds slots, or removes those with the highest numbers, until their number is what is wanted.
     pub(super) fn resize(&mut self) {
-        let wanted = self.scale.wanted.unwrap_or(self.policy.processes);
         let start_at = Deadline::at(self.has_been_ready.then_some(self.now));
-        while self.slots.len() < wanted {
+        while self.slots.len() < self.wanted_slots() {
             self.slots.push(Slot::new(start_at));
         }
+        self.remove_surplus();
+    }
+
+    /// Removes the surplus slots, but for those whose processes serve in place of slots that stay.
+    /// Returns whether slots were removed.
+    pub(super) fn remove_surplus(&mut self) -> bool {
+        let wanted = self.wanted_slots();
+        if self.slots.len() <= wanted {
+            return false;
+        }
         self.keep_serving(wanted);
-        for surplus in self.slots.split_off(wanted) {
+        let (stay, surplus) = self.slots.split_at(wanted);
+        let mut missing = stay.iter().filter(|slot| !slot.is_serving()).count();
+        let mut kept = 0;
+        for (index, slot) in surplus.iter().enumerate() {
+            let is_needed = missing > 0 && slot.is_serving();
+            missing -= usize::from(is_needed);
+            if is_needed || slot.is_start_pending {
+                kept = index + 1;
+            }
+        }
+        let removed = self.slots.split_off(wanted + kept);
+        let has_removed = !removed.is_empty();
+        for surplus in removed {
             let processes = [surplus.current, surplus.successor];
             let processes = processes.into_iter().flatten();
             processes.for_each(|process| self.terminate(process));
         }
+        has_removed
     }
 
-    /// Answers the clients if all slots serve.
+    /// Removes what has become surplus, and answers the clients if all slots serve.
     pub(super) fn advance_scale(&mut self) {
-        if self.scale.has_client() && self.slots.iter().all(Slot::is_serving) {
+        if self.shutdown.is_none() && self.remove_surplus() {
+            self.notify_state();
+        }
+        let is_complete = self.slots.len() == self.wanted_slots();
+        if self.scale.has_client() && is_complete && self.slots.iter().all(Slot::is_serving) {
             self.end_scale(None);
         }
     }

@@ -18,6 +18,8 @@ pub(crate) struct Slot {
     /// A process is being started: [`Effect::Start`](super::event::Effect::Start) has no answer yet.
     pub(crate) is_start_pending: bool,
     pub(crate) backoff: Backoff,
+    /// When a process of this slot was last recycled for its size.
+    pub(crate) recycled_for_size: Option<Instant>,
     /// The generation of the process that was started last.
     pub(crate) generation: u64,
     /// Number of starts because the process before had exited.

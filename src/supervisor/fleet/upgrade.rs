@@ -20,6 +20,8 @@ pub(crate) const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Upgrade {
     /// An upgrade was asked for, and no dry run has begun since.
     is_wanted: bool,
+    /// The dry run has succeeded, and the program is to be executed.
+    is_checked: bool,
     /// The end of the dry run in progress: it is killed then.
     dry_run: Option<Deadline>,
     /// The control clients that wait for the result.
@@ -46,6 +48,13 @@ impl Fleet {
     }
 
     pub(super) fn advance_upgrade(&mut self) {
+        if std::mem::take(&mut self.upgrade.is_checked) {
+            match self.is_settled() {
+                true => self.effects.push(Effect::ExecuteOwnProgram),
+                // A restart has begun meanwhile. Another dry run follows it.
+                false => self.upgrade.is_wanted = true,
+            }
+        }
         if self.upgrade.is_wanted && self.upgrade.dry_run.is_none() && self.is_settled() {
             self.upgrade.is_wanted = false;
             self.upgrade.dry_run = Some(Deadline::after(self.now, DRY_RUN_TIMEOUT));
@@ -69,9 +78,7 @@ impl Fleet {
             // The stop has ended the upgrade, or a newer program is to be checked.
             _ if self.shutdown.is_some() || self.upgrade.is_wanted => {}
             Err(why) => self.end_upgrade(Some(why)),
-            Ok(()) if self.is_settled() => self.effects.push(Effect::ExecuteOwnProgram),
-            // A restart has begun meanwhile. Another dry run follows it.
-            Ok(()) => self.upgrade.is_wanted = true,
+            Ok(()) => self.upgrade.is_checked = true,
         }
     }
 
@@ -79,6 +86,7 @@ impl Fleet {
     /// number was asked for at run time.
     pub(super) fn resume(&mut self) {
         self.resize();
+        self.expect_request_report();
         self.end_upgrade(None);
         self.notify_state();
     }

@@ -1,14 +1,11 @@
 //! Linux: single calls that other Unix systems lack.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use rustix::event::PollFlags;
-use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
-use rustix::fs::{chmod, chmodat, fstat, memfd_create, openat};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use rustix::time::ClockId;
 
@@ -33,31 +30,6 @@ pub(in crate::sys) fn is_from_kernel(code: libc::c_int) -> bool {
 
 /// How a directory is opened for what is done in it. Permission to read it is not needed.
 pub(in crate::sys) const OPEN_DIRECTORY: OFlags = OFlags::PATH;
-
-/// Sets the permissions of the file that has this name, device and inode. No link is followed.
-#[allow(clippy::unnecessary_cast)]
-pub(in crate::sys) fn set_mode_of_entry(
-    directory: &OwnedFd,
-    name: &OsStr,
-    id: (u64, u64),
-    mode: u32,
-) -> io::Result<()> {
-    let (mode, flags) = (
-        Mode::from_raw_mode(mode),
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-    );
-    let file = openat(directory, name, flags, Mode::empty())?;
-    let found = fstat(&file)?;
-    if (found.st_dev as u64, found.st_ino as u64) != id {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    // chmod(2) of a name follows links, and fchmod(2) refuses such a descriptor.
-    match chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode) {
-        // Where /proc is not mounted, the check has to do.
-        Err(Errno::NOENT) => Ok(chmodat(directory, name, mode, AtFlags::empty())?),
-        result => Ok(result?),
-    }
-}
 
 /// Makes the kernel send this process a signal when the thread that forked it ends
 /// (PR_SET_PDEATHSIG).

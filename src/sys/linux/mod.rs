@@ -3,6 +3,7 @@
 //! `sys/other` has the same names for all other systems.
 
 pub(super) mod calls;
+pub(super) mod named_file;
 // With `--cfg handover_one_waiter`, the tests on Linux use the poller of other systems.
 #[cfg_attr(handover_one_waiter, path = "../other/poller.rs")]
 pub(crate) mod poller;

@@ -96,6 +96,31 @@ pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
     }
 }
 
+/// Makes sends of descriptors to a Unix socket, and to those that a listener accepts, fail
+/// (SO_PASSRIGHTS, since Linux 6.16). Without that, the close of what a process sends may be left to
+/// the receiver, even if the receiver does not ask for descriptors.
+///
+/// # Errors
+///
+/// An older system.
+#[allow(unsafe_code)]
+pub(crate) fn refuse_descriptors(socket: &Socket) -> io::Result<()> {
+    // The C library's headers do not name the option yet; some systems number their options
+    // differently.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let (off, size) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the descriptor is open, and the call reads as many bytes as a live `c_int` has.
+    check(unsafe {
+        let value = (&raw const off).cast();
+        let fd = socket.as_raw_fd();
+        libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, size)
+    })?;
+    Ok(())
+}
+
 /// How many connections wait in the queue of a listener to be accepted. `None` if that is unknown:
 /// the kernel tells it for TCP only (tcp(7), TCP_INFO: `tcpi_unacked` of a listener).
 #[allow(unsafe_code)]

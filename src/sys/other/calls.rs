@@ -1,14 +1,13 @@
 //! Other Unix systems: what stands in for single calls of Linux.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::event::PollFlags;
-use rustix::fs::{AtFlags, Mode, OFlags, chmodat};
+use rustix::fs::OFlags;
 use rustix::time::ClockId;
 
 use crate::sys::{Identity, ThreadUsage};
@@ -35,17 +34,6 @@ pub(in crate::sys) fn is_from_kernel(_code: libc::c_int) -> bool {
 }
 
 pub(in crate::sys) const OPEN_DIRECTORY: OFlags = OFlags::RDONLY;
-
-pub(in crate::sys) fn set_mode_of_entry(
-    directory: &OwnedFd,
-    name: &OsStr,
-    _id: (u64, u64),
-    mode: u32,
-) -> io::Result<()> {
-    let mode = Mode::from_bits_truncate(mode as _);
-    // The link itself would be changed.
-    Ok(chmodat(directory, name, mode, AtFlags::SYMLINK_NOFOLLOW)?)
-}
 
 pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
 

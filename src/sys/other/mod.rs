@@ -2,6 +2,8 @@
 
 #[cfg(unix)]
 pub(super) mod calls;
+#[cfg(unix)]
+pub(super) mod named_file;
 pub(crate) mod poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;

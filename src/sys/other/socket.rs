@@ -37,6 +37,10 @@ pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
     Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
+pub(crate) fn refuse_descriptors(_: &Socket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Not known here.
 pub(crate) fn queued_connections(_: &Socket) -> Option<u32> {
     None

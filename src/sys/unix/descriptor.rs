@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
 use super::check;
 
@@ -37,9 +37,20 @@ pub(crate) fn inode(descriptor: &Descriptor) -> io::Result<(u64, u64)> {
     Ok((stat.st_dev as u64, stat.st_ino as u64))
 }
 
+/// Whether this is a listening stream socket. Asks no file system, which could take its time.
+pub(crate) fn is_listener(descriptor: &Descriptor) -> bool {
+    let socket = SockRef::from(descriptor);
+    super::socket::is_listening_stream(&socket).unwrap_or(false)
+}
+
 /// A second descriptor of a socket.
 pub(crate) fn duplicate(socket: &Socket) -> io::Result<Descriptor> {
     Ok(socket.try_clone()?.into())
+}
+
+/// Does not fail on Unix.
+pub(crate) fn from_socket(socket: Socket) -> io::Result<Descriptor> {
+    Ok(socket.into())
 }
 
 /// Does not check that the descriptor is one of a socket.

@@ -10,11 +10,12 @@ use std::io::{self, Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags};
-use rustix::fs::{chownat, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::sys::native::calls::{OPEN_DIRECTORY, set_mode_of_entry};
+use crate::sys::native::calls::OPEN_DIRECTORY;
+use crate::sys::native::named_file::NamedFile;
 
 /// A name in a directory. The directory stays the same, even if the path to it leads elsewhere.
 #[derive(Debug)]
@@ -35,6 +36,19 @@ pub(crate) struct FoundFile {
     has_one_name: bool,
 }
 
+impl FoundFile {
+    // Other systems have other types for these numbers.
+    #[allow(clippy::unnecessary_cast)]
+    fn from_stat(found: &Stat) -> Self {
+        Self {
+            id: (found.st_dev as u64, found.st_ino as u64),
+            owner: found.st_uid,
+            is_socket: FileType::from_raw_mode(found.st_mode) == FileType::Socket,
+            has_one_name: found.st_nlink == 1,
+        }
+    }
+}
+
 /// The directory that a path is in.
 pub(super) fn parent_of(path: &Path) -> &Path {
     let parent = path
@@ -53,16 +67,9 @@ impl DirectoryEntry {
     }
 
     /// The file that has the name now.
-    // Other systems have other types for these numbers.
-    #[allow(clippy::unnecessary_cast)]
     pub(crate) fn find(&self) -> io::Result<Option<FoundFile>> {
         match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok(Some(FoundFile {
-                id: (found.st_dev as u64, found.st_ino as u64),
-                owner: found.st_uid,
-                is_socket: FileType::from_raw_mode(found.st_mode) == FileType::Socket,
-                has_one_name: found.st_nlink == 1,
-            })),
+            Ok(found) => Ok(Some(FoundFile::from_stat(&found))),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -82,33 +89,36 @@ impl DirectoryEntry {
         }
     }
 
+    /// Takes the file that has the name now. `None` if there is none.
+    pub(super) fn hold(&self) -> io::Result<Option<(FoundFile, NamedFile)>> {
+        match NamedFile::open(&self.directory, &self.name) {
+            Ok(file) => Ok(Some((FoundFile::from_stat(&file.stat()?), file))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sets the permissions of a file that this process has just made (chmod(2)). Other users may be
     /// able to replace the file by one that is not theirs, so that a file of another owner, and a
     /// file with other names, is refused.
     pub(crate) fn set_mode(&self, file: &FoundFile, mode: u32) -> io::Result<()> {
-        self.check_own(file)?;
-        set_mode_of_entry(&self.directory, &self.name, file.id, mode)
+        self.hold_own(file)?.set_mode(mode)
     }
 
     /// Sets the group of a file that this process has just made (chown(2)), as
     /// [`set_mode`](Self::set_mode).
     pub(crate) fn set_group(&self, file: &FoundFile, group: u32) -> io::Result<()> {
-        self.check_own(file)?;
-        let (group, flags) = (Gid::from_raw(group), AtFlags::SYMLINK_NOFOLLOW);
-        Ok(chownat(
-            &self.directory,
-            &self.name,
-            None,
-            Some(group),
-            flags,
-        )?)
+        self.hold_own(file)?.set_group(group)
     }
 
-    fn check_own(&self, file: &FoundFile) -> io::Result<()> {
-        let is_own = file.owner == super::process::effective_uid() && file.has_one_name;
-        match is_own && self.is(file) {
-            true => Ok(()),
-            false => {
+    /// Takes a file that this process has made. What is checked here is what is changed then.
+    fn hold_own(&self, file: &FoundFile) -> io::Result<NamedFile> {
+        let is_own = |(found, _): &(FoundFile, _)| {
+            found == file && found.owner == super::process::effective_uid() && found.has_one_name
+        };
+        match self.hold()?.filter(is_own) {
+            Some((_, held)) => Ok(held),
+            None => {
                 let text = "another file has taken the place of the new one";
                 Err(Error::new(ErrorKind::PermissionDenied, text))
             }
@@ -145,8 +155,12 @@ impl DirectoryEntry {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::thread;
+
+    use rustix::fs::{RenameFlags, renameat_with};
 
     use super::*;
 
@@ -171,6 +185,43 @@ mod tests {
         assert_ne!(mode(&other.join("socket")), 0o612);
         entry.remove(&found).unwrap();
         assert!(!moved.exists() && other.join("socket").exists());
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn what_is_checked_is_what_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("socket"), dir.path().join("target"));
+        let _listener = UnixListener::bind(&path).unwrap();
+        fs::write(&target, "").unwrap();
+        // A user with one group cannot give the file another one.
+        let own = fs::metadata(&path).unwrap().gid();
+        let group = if crate::sys::process::effective_uid() == 0 {
+            own + 1
+        } else {
+            own
+        };
+        let entry = DirectoryEntry::open(&path).unwrap();
+        let found = entry.find().unwrap().unwrap();
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // Another file of this user has the name again and again.
+            let swapper = scope.spawn(|| {
+                while !is_done.load(SeqCst) {
+                    renameat_with(CWD, &path, CWD, &target, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            for _ in 0..20_000 {
+                let _ = entry.set_group(&found, group);
+                let _ = entry.set_mode(&found, 0o666);
+            }
+            is_done.store(true, SeqCst);
+            swapper.join().unwrap();
+        });
+        let [one, other] = [&path, &target].map(|path| fs::metadata(path).unwrap());
+        let file = if one.is_file() { one } else { other };
+        assert_eq!(file.gid(), own);
+        assert_ne!(file.mode() & 0o777, 0o666);
     }
 
     #[test]

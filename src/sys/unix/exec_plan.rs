@@ -35,6 +35,7 @@ pub(super) struct ExecPlan {
     /// The descriptors that the program gets from [`FIRST_PASSED`] on.
     sources: Vec<RawFd>,
     stdin: RawFd,
+    stdout: RawFd,
     stderr: RawFd,
     identity: Option<Identity>,
     own_group: bool,
@@ -74,6 +75,7 @@ impl ExecPlan {
             pid_texts,
             sources: options.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
             stdin: options.stdin.map_or(0, AsRawFd::as_raw_fd),
+            stdout: options.stdout.map_or(1, AsRawFd::as_raw_fd),
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
             identity: options.identity.cloned(),
             own_group: options.own_group,
@@ -208,7 +210,12 @@ impl ExecPlan {
     #[allow(unsafe_code)]
     fn exec(&mut self, parent: Option<Pid>) -> io::Result<Infallible> {
         let first_free = FIRST_PASSED + self.sources.len() as i32;
-        let kept = [&mut self.stdin, &mut self.stderr, &mut self.error_pipe];
+        let kept = [
+            &mut self.stdin,
+            &mut self.stdout,
+            &mut self.stderr,
+            &mut self.error_pipe,
+        ];
         let kept = kept.into_iter().chain(&mut self.guardian);
         // SAFETY: all calls are async-signal-safe, and take numbers and strings that end with null.
         unsafe {
@@ -218,15 +225,15 @@ impl ExecPlan {
             // First move all out of the way of the numbers that the sources get.
             for fd in self.sources.iter_mut().chain(kept) {
                 *fd = match check(libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, first_free)) {
-                    // Standard input and standard error may be closed.
-                    Err(_) if matches!(*fd, 0 | 2) => -1,
+                    // Standard input, output and error may be closed.
+                    Err(_) if matches!(*fd, 0..=2) => -1,
                     copy => copy?,
                 };
             }
             for (target, source) in (FIRST_PASSED..).zip(&self.sources) {
                 check(libc::dup2(*source, target))?;
             }
-            for (target, source) in [(0, self.stdin), (2, self.stderr)] {
+            for (target, source) in [(0, self.stdin), (1, self.stdout), (2, self.stderr)] {
                 if source >= 0 {
                     check(libc::dup2(source, target))?;
                 }

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::directory::{DirectoryEntry, parent_of};
+use super::links::not_regular;
+pub(crate) use super::links::open_regular_for;
 use crate::log;
+use crate::sys::IfLocked;
 use crate::sys::native::calls::create_unnamed_file;
 
 /// An unnamed file that holds these bytes. Its position is the beginning.
@@ -59,29 +62,41 @@ impl Drop for DirectoryLock {
 }
 
 /// Locks the directory that a path is in (flock(2)). `None` if the directory cannot be read or
-/// locked, and if another process keeps the lock for longer than such a process needs it: everybody
-/// who may read the directory can take the lock, and must not be able to prevent the start of a
-/// server.
-pub(crate) fn lock_directory_of(path: &Path) -> Option<DirectoryLock> {
+/// locked. Everybody who may read the directory can take the lock, and must not be able to prevent
+/// the start of a server, nor to make a supervisor wait: `if_locked` says what to do then.
+pub(crate) fn lock_directory_of(
+    path: &Path,
+    if_locked: IfLocked,
+) -> io::Result<Option<DirectoryLock>> {
     let directory = parent_of(path);
-    let give_up_at = Instant::now() + DIRECTORY_LOCK_WAIT;
+    let wait = match if_locked {
+        IfLocked::Wait => DIRECTORY_LOCK_WAIT,
+        IfLocked::Ignore | IfLocked::Fail => Duration::ZERO,
+    };
+    let give_up_at = Instant::now() + wait;
     let mut options = File::options();
     let options = options.read(true).custom_flags(libc::O_DIRECTORY);
     let locked = options.open(directory).and_then(|file| {
         while !try_lock(&file)? {
             if Instant::now() >= give_up_at {
-                return Err(ErrorKind::TimedOut.into());
+                let text = "another process has locked the directory";
+                return Err(Error::new(ErrorKind::WouldBlock, text));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(DirectoryLock(file))
     });
-    let shown = directory.display();
-    locked
-        .inspect_err(|error| {
-            log::debug!("cannot lock the directory {shown}, continuing without the lock: {error}")
-        })
-        .ok()
+    match locked {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if if_locked == IfLocked::Fail && error.kind() == ErrorKind::WouldBlock => {
+            Err(error)
+        }
+        Err(error) => {
+            let shown = directory.display();
+            log::debug!("cannot lock the directory {shown}, continuing without the lock: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// Opens a regular file for reading. Never waits, as the open of an idle FIFO would. If
@@ -100,7 +115,6 @@ pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> 
         Err((Some(libc::ELOOP), _)) if !follows_link => None,
         Err((_, error)) => Some(error),
     };
-    let not_regular = || Error::new(ErrorKind::InvalidInput, "not a regular file");
     Err(file.unwrap_or_else(not_regular))
 }
 
@@ -127,16 +141,23 @@ pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
 }
 
 /// Makes a path free for a Unix socket: removes the file of one on which no process listens any
-/// more. Never blocks. The caller holds the [lock](lock_directory_of) of the directory until it
-/// listens itself: to others, its socket looks like one of a dead process until then.
+/// more. Never blocks. `entry` is the path, whose directory stays the same from here on. The caller
+/// holds the [lock](lock_directory_of) of the directory until it listens itself: to others, its
+/// socket looks like one of a dead process until then.
+///
+/// Root could remove what belongs to others. So root removes only files of its own, and those of
+/// `user`, for which the socket is. For other users, the permissions of the directory decide.
 ///
 /// # Errors
 ///
-/// `AddrInUse` if a process listens there, `AlreadyExists` for a file that is not a socket. Both
-/// are left alone.
-pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
-    let entry = DirectoryEntry::open(path)?;
-    let Some(found) = entry.find()? else {
+/// `AddrInUse` if a process listens there, `AlreadyExists` for a file that is not a socket, and for
+/// one of another user. All of these are left alone.
+pub(crate) fn free_socket_path(
+    entry: &DirectoryEntry,
+    path: &Path,
+    user: Option<u32>,
+) -> io::Result<()> {
+    let Some((found, file)) = entry.hold()? else {
         return Ok(());
     };
     if !found.is_socket {
@@ -146,9 +167,17 @@ pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
     // Only a connect tells a socket in use from the file of a server that has died.
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;
-    let connected = probe.connect(&SockAddr::unix(path)?);
+    let connected = file.connect(&probe, path);
     match connected.map_err(|error| error.kind()) {
-        Err(ErrorKind::ConnectionRefused) => entry.remove(&found),
+        Err(ErrorKind::ConnectionRefused) if may_remove(found.owner, user) => entry.remove(&found),
+        Err(ErrorKind::ConnectionRefused) => {
+            let owner = found.owner;
+            let text = format!(
+                "no process listens on the socket, but its file belongs to user {owner}; the file \
+                 was not removed"
+            );
+            Err(Error::new(ErrorKind::AlreadyExists, text))
+        }
         Err(ErrorKind::NotFound) => Ok(()),
         // A full queue is EAGAIN. A datagram or seqpacket socket is EPROTOTYPE: it is in use too.
         Ok(()) | Err(_) => {
@@ -158,7 +187,44 @@ pub(crate) fn free_socket_path(path: &Path) -> io::Result<()> {
     }
 }
 
+fn may_remove(owner: u32, user: Option<u32>) -> bool {
+    let own = super::process::effective_uid();
+    own != 0 || owner == own || Some(owner) == user
+}
+
 /// A path, or other text of the system, from its bytes.
 pub(crate) fn os_string(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A directory that the path led to before it led to another one.
+    #[test]
+    fn a_socket_is_looked_at_and_removed_in_the_same_directory() {
+        for is_live in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let [dir, moved, other] = ["dir", "moved", "other"].map(|name| root.path().join(name));
+            fs::create_dir(&dir).unwrap();
+            fs::create_dir(&other).unwrap();
+            let path = dir.join("socket");
+            let first = UnixListener::bind(&path).unwrap();
+            let second = UnixListener::bind(other.join("socket")).unwrap();
+            // One of them is dead.
+            drop(if is_live { second } else { first });
+            let entry = DirectoryEntry::open(&path).unwrap();
+            fs::rename(&dir, &moved).unwrap();
+            symlink(&other, &dir).unwrap();
+            let freed = free_socket_path(&entry, &path, None);
+            let error = freed.err().map(|error| error.kind());
+            assert_eq!(error, is_live.then_some(ErrorKind::AddrInUse));
+            assert_eq!(moved.join("socket").exists(), is_live);
+            assert!(other.join("socket").exists());
+        }
+    }
 }

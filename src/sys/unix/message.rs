@@ -6,12 +6,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
+
+pub(crate) use crate::sys::native::socket::refuse_descriptors;
 
 use super::socket::SEND_FLAGS;
 use crate::sys::Descriptor;
@@ -53,12 +55,29 @@ pub(crate) fn receive(
     Ok((size, descriptors.flatten().next()))
 }
 
+/// Receives bytes of a stream, and all descriptors that came with them.
+pub(crate) fn receive_all(
+    socket: &Socket,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Vec<Descriptor>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let message =
+        retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((message.bytes, descriptors.flatten().collect()))
+}
+
 /// The most descriptors that go with one message (unix(7), SCM_MAX_FD).
 const MAX_DESCRIPTORS: usize = 253;
 
 /// Sends a message, and up to 253 descriptors with it. Does not wait, even if another process has
 /// made the socket a blocking one.
-pub(crate) fn send(socket: &Socket, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+pub(crate) fn send(socket: &impl AsFd, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
@@ -69,6 +88,16 @@ pub(crate) fn send(socket: &Socket, text: &str, descriptors: &[&Descriptor]) -> 
     let flags = SEND_FLAGS | SendFlags::DONTWAIT;
     retry_on_intr(|| sendmsg(socket, &text, &mut control, flags))?;
     Ok(())
+}
+
+/// Whether a send that has failed may succeed later: the receiver's queue is full, or descriptors or
+/// memory are lacking.
+pub(crate) fn is_temporary(error: &io::Error) -> bool {
+    let shortage = matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOBUFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
+    );
+    shortage || error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// A non-blocking socket for notifications to the service manager (sd_notify(3)). `manager` is the
@@ -124,6 +153,22 @@ mod tests {
                     assert!(!is_whole && error.kind() == io::ErrorKind::InvalidData);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_shortage_passes_and_a_missing_manager_does_not() {
+        for (errno, expected) in [
+            (Errno::AGAIN, true),
+            (Errno::NOBUFS, true),
+            (Errno::NOMEM, true),
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::NOENT, false),
+            (Errno::MSGSIZE, false),
+        ] {
+            assert_eq!(is_temporary(&errno.into()), expected, "{errno}");
         }
     }
 }

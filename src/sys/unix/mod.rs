@@ -8,6 +8,7 @@ pub(crate) mod directory;
 pub(in crate::sys) mod exec_plan;
 pub(crate) mod file;
 pub(crate) mod limits;
+mod links;
 pub(crate) mod message;
 pub(crate) mod process;
 pub(crate) mod signal;

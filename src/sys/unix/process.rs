@@ -220,6 +220,11 @@ pub(crate) fn is_group_leader() -> bool {
     unsafe { libc::getpgrp() == libc::getpid() }
 }
 
+/// The group as which this process acts.
+pub(crate) fn effective_gid() -> u32 {
+    rustix::process::getegid().as_raw()
+}
+
 /// The user as which this process acts.
 pub(crate) fn effective_uid() -> u32 {
     rustix::process::geteuid().as_raw()

@@ -30,6 +30,14 @@ pub(crate) fn into_socket(_descriptor: Descriptor) -> io::Result<Socket> {
     Err(no_restarts_error())
 }
 
+pub(crate) fn from_socket(_socket: Socket) -> io::Result<Descriptor> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn is_listener(_descriptor: &Descriptor) -> bool {
+    false
+}
+
 pub(crate) fn discard(_descriptor: Descriptor) {}
 
 pub(crate) fn create_pipe() -> io::Result<(Descriptor, Descriptor)> {

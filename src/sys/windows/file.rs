@@ -6,7 +6,9 @@ use std::io;
 use std::os::windows::fs::FileExt;
 use std::path::Path;
 
+use super::directory::DirectoryEntry;
 use super::{no_restarts_error, no_unix_sockets_error};
+use crate::sys::IfLocked;
 
 pub(crate) fn create_anonymous(_bytes: &[u8]) -> io::Result<File> {
     Err(no_restarts_error())
@@ -24,8 +26,11 @@ pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {
 /// Never made: Unix sockets and restarts, which need it, are not supported.
 pub(crate) struct DirectoryLock(());
 
-pub(crate) fn lock_directory_of(_path: &Path) -> Option<DirectoryLock> {
-    None
+pub(crate) fn lock_directory_of(
+    _path: &Path,
+    _if_locked: IfLocked,
+) -> io::Result<Option<DirectoryLock>> {
+    Ok(None)
 }
 
 pub(crate) fn is_executable(path: &Path) -> bool {
@@ -44,11 +49,19 @@ pub(crate) fn open_regular(path: &Path, _follows_link: bool) -> io::Result<File>
     File::open(path)
 }
 
+pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
+    File::open(path)
+}
+
 pub(crate) fn inode(_file: &File) -> io::Result<(u64, u64)> {
     Err(no_restarts_error())
 }
 
-pub(crate) fn free_socket_path(_path: &Path) -> io::Result<()> {
+pub(crate) fn free_socket_path(
+    _entry: &DirectoryEntry,
+    _path: &Path,
+    _user: Option<u32>,
+) -> io::Result<()> {
     Err(no_unix_sockets_error())
 }
 

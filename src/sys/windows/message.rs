@@ -16,8 +16,20 @@ pub(crate) fn receive(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Option<Des
     Err(no_restarts_error())
 }
 
-pub(crate) fn send(_: &Socket, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+pub(crate) fn receive_all(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<Descriptor>)> {
     Err(no_restarts_error())
+}
+
+pub(crate) fn refuse_descriptors(_: &Socket) -> io::Result<()> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn is_temporary(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {

@@ -54,6 +54,10 @@ pub(crate) fn is_group_leader() -> bool {
     false
 }
 
+pub(crate) fn effective_gid() -> u32 {
+    u32::MAX
+}
+
 pub(crate) fn effective_uid() -> u32 {
     u32::MAX
 }

@@ -1,6 +1,6 @@
 //! Windows: waits and calls on one socket.
 
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::windows::io::AsRawSocket;
 use std::path::PathBuf;
@@ -132,6 +132,68 @@ pub enum Stream {
     /// A TCP connection.
     Tcp(TcpStream),
 }
+
+impl Stream {
+    /// The socket, if it is a TCP socket.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        let Self::Tcp(stream) = self;
+        Some(stream)
+    }
+
+    /// A second handle of the same socket, so that one thread can read and another one write.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let Self::Tcp(stream) = self;
+        Ok(Self::Tcp(stream.try_clone()?))
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Self::Tcp(stream) = self;
+        stream.read(into)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Self::Tcp(stream) = self;
+        stream.write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let Self::Tcp(stream) = self;
+        stream.write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let Self::Tcp(stream) = self;
+        stream.flush()
+    }
+}
+
+/// Gives a type with a method `socket` the traits by which other code reaches its socket.
+macro_rules! impl_descriptor_traits {
+    ($(#[$doc:meta])* $type:ty) => {
+        $(#[$doc])*
+        impl std::os::windows::io::AsSocket for $type {
+            fn as_socket(&self) -> std::os::windows::io::BorrowedSocket<'_> {
+                std::os::windows::io::AsSocket::as_socket(self.socket())
+            }
+        }
+
+        impl std::os::windows::io::AsRawSocket for $type {
+            fn as_raw_socket(&self) -> std::os::windows::io::RawSocket {
+                std::os::windows::io::AsRawSocket::as_raw_socket(self.socket())
+            }
+        }
+    };
+}
+
+pub(crate) use impl_descriptor_traits;
 
 /// A second handle of a connection, in blocking mode.
 pub(crate) fn duplicate_stream(socket: &Socket) -> io::Result<Stream> {

@@ -21,12 +21,14 @@ use crate::sys::{Interest, Signal, signal};
 
 mod guardian;
 mod identity;
+mod log_writer;
 mod notify_socket;
 mod pid_fd;
 mod signal_fd;
 
 pub(crate) use guardian::Guardian;
 pub(crate) use identity::{find_group, find_identity};
+pub(crate) use log_writer::{LogWriter, open_log_file, prepare_log_pipe};
 pub(crate) use notify_socket::NotifySocket;
 pub(crate) use pid_fd::PidFd;
 pub(crate) use signal_fd::SignalFd;
