@@ -388,28 +388,7 @@ impl<S: Service> MainThread<S> {
         ended: &Receiver<Ended>,
     ) -> (Report, bool) {
         let (lots, shared) = (&self.lots, &self.report.0);
-        let mut report = Report {
-            finished: stop.finished,
-            ..Report::default()
-        };
-        self.gate.close_now();
-        if stop.is_clean {
-            // A thread that holds a lingering connection now closes it instead of parking it.
-            lots.drain.mark_forced();
-        }
-        lots.close_lingering();
-        if !stop.is_clean {
-            // A server that was replaced has kept its idle connections until now. Closing idle
-            // connections loses no request.
-            lots.drain.mark_closing();
-            lots.close_idle();
-            report.finished = lots.drain.finished_connections() - stop.closed_before;
-            lots.drain.mark_forced();
-            let left = lots.drain.in_progress();
-            report.forced = self.calls_in_progress();
-            report.dropped = left.saturating_sub(report.forced.len());
-            lots.close_all();
-        }
+        let mut report = self.end_connections(&stop);
         report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
@@ -455,13 +434,42 @@ impl<S: Service> MainThread<S> {
             }
         };
         lots.drop_left_sessions();
+        if threads_left {
+            let waited_until = deadlines.workers.min(Instant::now());
+            report.took = waited_until.saturating_duration_since(stop.since);
+        }
         let began = Instant::now();
         all_ended &= shared.app_threads.join(deadlines.workers);
-        report.took = match threads_left {
-            true => stop.since.elapsed(),
-            false => report.took + began.elapsed(),
-        };
+        report.took += began.elapsed();
         (report, all_ended)
+    }
+
+    /// Closes the remaining connections. Their counts are in the report.
+    fn end_connections(&self, stop: &StopProgress) -> Report {
+        let lots = &self.lots;
+        let mut report = Report {
+            finished: stop.finished,
+            ..Report::default()
+        };
+        self.gate.close_now();
+        if stop.is_clean {
+            // A thread that holds a lingering connection now closes it instead of parking it.
+            lots.drain.mark_forced();
+        }
+        lots.close_lingering();
+        if !stop.is_clean {
+            // A server that was replaced has kept its idle connections until now. Closing idle
+            // connections loses no request.
+            lots.drain.mark_closing();
+            lots.close_idle();
+            report.finished = lots.drain.finished_connections() - stop.closed_before;
+            lots.drain.mark_forced();
+            let left = lots.drain.in_progress();
+            report.forced = self.calls_in_progress();
+            report.dropped = left.saturating_sub(report.forced.len());
+            lots.close_all();
+        }
+        report
     }
 
     /// Handles a command to a server that has drained. Returns the stop that it asks for.
