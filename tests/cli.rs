@@ -626,7 +626,7 @@ fn bad_arguments_are_told_apart() {
         &["run"],
         &["run", "true"],
         &[&["run", "--processes", "0"][..], &runs].concat(),
-        &[&["run", "--listen", "localhost:80"][..], &runs].concat(),
+        &[&["run", "--listen", "localhost"][..], &runs].concat(),
         &[&["run", "--notify", "--ready-after", "2"][..], &runs].concat(),
         &[&["run", "--stop-signal", "SEGV"][..], &runs].concat(),
         &[&["run", "--backoff", "2..1"][..], &runs].concat(),

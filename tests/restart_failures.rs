@@ -10,6 +10,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -424,23 +425,26 @@ fn a_launch_record_of_another_version_is_an_error() {
 
 #[test]
 fn a_successor_that_hangs_ends_though_its_predecessor_was_killed() {
-    for way in ["early hang", "hang", "late hang"] {
-        let mut generations = Generations::start(&[("ready-timeout", "700")]);
+    let check = |way| {
+        // A predecessor that lives ends the successor after the same time.
+        let mut generations = Generations::start(&[("ready-timeout", "5000")]);
         generations.mode(way);
         let first = generations.who().pid;
         signal(first, Signal::HUP);
         wait_for_child(first);
-        eventually("the successor runs", || {
-            generations.processes().0.len() == 3
-        });
         signal(first, Signal::KILL);
         generations.wait();
-    }
+    };
+    thread::scope(|scope| {
+        for way in ["early hang", "hang", "late hang"] {
+            scope.spawn(move || check(way));
+        }
+    });
 }
 
 #[test]
 fn a_successor_that_hangs_ends_though_the_process_that_waits_for_it_was_killed() {
-    let generations = Generations::start(&[("ready-timeout", "700")]);
+    let generations = Generations::start(&[("ready-timeout", "5000")]);
     generations.mode("hang");
     let first = generations.who().pid;
     signal(first, Signal::HUP);
@@ -486,6 +490,28 @@ fn a_subprocess_of_a_starting_successor_has_its_signals_and_a_standard_error_tha
     });
     generations.mode("");
     signal(second.pid, Signal::TERM);
+    generations.wait();
+}
+
+/// The subprocess holds the pipe by which the waiter sees that the successor has started.
+#[test]
+fn a_successor_with_a_subprocess_goes_on_though_its_predecessor_was_killed() {
+    let mut generations = Generations::start(&[("ready-timeout", "5000")]);
+    let dir = generations.dir.path().to_owned();
+    generations.mode("early sidecar pause");
+    let first = generations.who().pid;
+    signal(first, Signal::HUP);
+    let child = wait_for_child(first);
+    eventually("the subprocess runs", || dir.join("at").exists());
+    signal(first, Signal::KILL);
+    generations.mode("");
+    fs::write(dir.join("go"), "").unwrap();
+    assert_eq!(generations.until_generation(2).pid, child);
+    // Longer than the start may last.
+    thread::sleep(Duration::from_millis(5500));
+    assert_eq!(generations.who().pid, child);
+    fs::write(dir.join("say"), "").unwrap();
+    signal(child, Signal::TERM);
     generations.wait();
 }
 

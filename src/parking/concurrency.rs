@@ -25,6 +25,11 @@
 //! [`QUIET_SCANS`] intervals in which a worker waited in the poller, the standby sleeps until the
 //! last worker leaves the poller.
 //!
+//! Each wake-up of the standby costs as much CPU as some requests. So where turns are short, the
+//! standby scans every [`LONG_SCAN_INTERVAL`], as soon as no turn was long for [`NO_LONG_TURN`].
+//! The first long turn after that delays clients by up to twice the interval, which is less than
+//! one hundredth of the time.
+//!
 //! A worker rests after a turn if more workers are active than allowed. The allowed number falls
 //! slowly: one worker too few delays a client by [`SCAN_INTERVAL`], and one worker too many costs
 //! next to nothing.
@@ -42,6 +47,12 @@ const SAMPLE_EVERY: u32 = 32;
 
 /// How often the standby scans the turns while the server is busy.
 const SCAN_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How often the standby scans while no turn has been long for [`NO_LONG_TURN`].
+const LONG_SCAN_INTERVAL: Duration = Duration::from_millis(4);
+
+/// After this time without a long turn, the standby scans less often.
+const NO_LONG_TURN: Duration = Duration::from_secs(1);
 
 /// After this many intervals in a row in which a worker waited in the poller, the standby sleeps.
 const QUIET_SCANS: u32 = 20;
@@ -80,6 +91,8 @@ struct Stack {
 
 struct Estimate {
     scanned_at: Instant,
+    /// When a scan last saw a long turn, or the server's start.
+    long_turn_at: Instant,
     /// Decaying sums over the samples, in nanoseconds.
     blocked: f64,
     served: f64,
@@ -120,6 +133,7 @@ impl Concurrency {
             }),
             estimate: Mutex::new(Estimate {
                 scanned_at: now,
+                long_turn_at: now,
                 blocked: 0.0,
                 served: 0.0,
             }),
@@ -165,9 +179,10 @@ impl Concurrency {
                 self.places[worker].called_back.wait(&mut stack);
                 continue;
             }
+            let since_long_turn = self.estimate.lock().long_turn_at.elapsed();
             if !self.places[worker]
                 .called_back
-                .wait_for(&mut stack, SCAN_INTERVAL)
+                .wait_for(&mut stack, scan_interval(since_long_turn))
                 .timed_out()
             {
                 continue;
@@ -304,6 +319,9 @@ impl Concurrency {
             let before = place.seen_turn.swap(turn, Relaxed);
             long_turns += usize::from(turn != 0 && turn == before);
         }
+        if long_turns > 0 {
+            estimate.long_turn_at = now;
+        }
         let state = Observed {
             workers: self.places.len(),
             cores: self.cores,
@@ -363,6 +381,14 @@ impl Observed {
         // The number falls by at most a sixteenth at a time.
         let least = self.allowed - self.allowed.div_ceil(16);
         allowed.max(least).clamp(1, self.workers)
+    }
+}
+
+/// How long the standby waits until the next scan.
+fn scan_interval(since_long_turn: Duration) -> Duration {
+    match since_long_turn < NO_LONG_TURN {
+        true => SCAN_INTERVAL,
+        false => LONG_SCAN_INTERVAL,
     }
 }
 
@@ -630,9 +656,20 @@ mod tests {
             assert_eq!(scan(), 1);
             pool.counters[0].toggle_turn();
         }
+        let long_turn_at = || pool.concurrency.estimate.lock().long_turn_at;
+        assert_eq!(long_turn_at(), pool.concurrency.start);
         // The same turn at two scans is a long one.
         pool.counters[0].toggle_turn();
         assert_eq!([scan(), scan()], [1, 2]);
+        assert_eq!(long_turn_at(), scanned_at());
+    }
+
+    #[test]
+    fn the_standby_scans_less_often_when_no_turn_has_been_long_for_a_while() {
+        for (millis, interval) in [(0, 1), (999, 1), (1000, 4), (100_000, 4)] {
+            let since_long_turn = Duration::from_millis(millis);
+            assert_eq!(scan_interval(since_long_turn).as_millis(), interval);
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(crate) struct TimerWheel {
     buckets: Vec<Vec<Timer>>,
     /// Every bucket before this tick is empty.
     tick: u64,
+    /// No timer expires before this tick: where the search for the next one begins.
+    first: u64,
     timers: usize,
 }
 
@@ -29,6 +31,7 @@ impl TimerWheel {
         Self {
             buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
             tick: now / WHEEL_RESOLUTION_MS,
+            first: now / WHEEL_RESOLUTION_MS,
             timers: 0,
         }
     }
@@ -37,6 +40,7 @@ impl TimerWheel {
     /// inserted again.
     pub(crate) fn insert(&mut self, index: u32, due: u64) {
         let tick = (due / WHEEL_RESOLUTION_MS + 1).clamp(self.tick, self.tick + BUCKETS - 1);
+        self.first = self.first.min(tick);
         self.bucket(tick).push(Timer { index, due });
         self.timers += 1;
     }
@@ -60,13 +64,13 @@ impl TimerWheel {
     }
 
     /// When the next timer expires, in the clock's milliseconds.
-    pub(crate) fn next(&self) -> Option<u64> {
+    pub(crate) fn next(&mut self) -> Option<u64> {
         if self.timers == 0 {
             return None;
         }
-        (self.tick..self.tick + BUCKETS)
-            .find(|tick| !self.buckets[(tick % BUCKETS) as usize].is_empty())
-            .map(|tick| tick * WHEEL_RESOLUTION_MS)
+        self.first = (self.first.max(self.tick)..self.tick + BUCKETS)
+            .find(|tick| !self.buckets[(tick % BUCKETS) as usize].is_empty())?;
+        Some(self.first * WHEEL_RESOLUTION_MS)
     }
 
     fn bucket(&mut self, tick: u64) -> &mut Vec<Timer> {

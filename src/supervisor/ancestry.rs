@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::time::Instant;
 
 use crate::sys;
@@ -77,18 +78,21 @@ struct Stat {
     started_at: u64,
 }
 
-/// All processes at one moment. Empty where /proc is not available.
+/// All processes at one moment.
 #[derive(Debug, Default)]
 pub(super) struct ProcessTable(HashMap<u32, Stat>);
 
 impl ProcessTable {
-    pub(super) fn read() -> Self {
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    /// # Errors
+    ///
+    /// /proc is not available, or no descriptor is free.
+    pub(super) fn read() -> io::Result<Self> {
+        let entries = fs::read_dir("/proc")?.flatten();
+        // Another /proc, or none, may be mounted there, or this descriptor be the last free one.
+        fs::read(format!("/proc/{}/stat", std::process::id()))?;
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        Self(
-            pids.filter_map(|pid| Some((pid, read_stat(pid)?)))
-                .collect(),
-        )
+        let stats = pids.filter_map(|pid| Some((pid, read_stat(pid)?)));
+        Ok(Self(stats.collect()))
     }
 
     /// The children of a process, in any state.

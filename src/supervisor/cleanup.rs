@@ -1,14 +1,17 @@
 //! Ends what serving processes leave behind, as [`stragglers`](super::stragglers) decides.
 
+use std::collections::HashSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::ancestry::{self, ProcessTable};
 use super::fleet::Outcome;
 use super::run::{Run, send_signal, signal_group};
-use super::stragglers::{CHECK_INTERVAL, Ending, Step};
+use super::stragglers::{Ending, Step};
 use crate::clock::Deadline;
 use crate::log;
-use crate::sys::{self, PidFd, Signal};
+use crate::sys::supervision::Guardian;
+use crate::sys::{self, Guarded, PidFd, Signal};
 
 impl Run {
     /// What an upgrade passes on.
@@ -37,7 +40,7 @@ impl Run {
             let deadline = Deadline::after(now, self.settings.policy.stop_timeout);
             self.stragglers.end_group(group, deadline, now);
             if let Some(guardian) = &self.guardian {
-                guardian.watch(None, Some(group));
+                guardian.watch(Guarded::group(group));
             }
         }
     }
@@ -59,19 +62,36 @@ impl Run {
             .fleet
             .shutdown
             .map_or(Deadline::NEVER, |stop| stop.deadline);
-        let table = ProcessTable::read();
-        let own = std::process::id();
-        let descendants = table.trees(table.children(own), &self.stragglers.earlier_children);
+        let is_first = !self.stragglers.is_table_missing;
+        let failed = |error: &io::Error| {
+            if is_first {
+                log::error!("cannot look at what processes have left behind: {error}");
+            }
+        };
+        let table = ProcessTable::read().inspect_err(failed).ok();
+        self.stragglers.is_table_missing = table.is_none();
+        let descendants = table.as_ref().map(|table| {
+            let children = table.children(std::process::id());
+            table.trees(children, &self.stragglers.earlier_children)
+        });
         let mut groups = std::mem::take(&mut self.stragglers.groups);
         groups.retain_mut(|ending| {
-            let mut members = descendants.iter().copied();
-            let members = members.find(|pid| table.is_in_group(*pid, ending.group));
+            let is_any_left = match (&table, &descendants) {
+                (Some(table), Some(descendants)) => {
+                    let mut members = descendants.iter();
+                    members.any(|pid| table.is_in_group(*pid, ending.group))
+                }
+                _ => sys::supervision::has_group(ending.group),
+            };
             // Meanwhile the group may have become that of a new process of the fleet.
             let is_free = self.has_own_group(ending.group, 0);
-            let step = ending.step(members.is_some() && is_free, limit, now);
+            let was_killed = ending.is_killed();
+            let step = ending.step(is_any_left && is_free, limit, now);
             if let Step::Send(signal) = step {
                 let group = ending.group;
-                log::info!("sending {signal} to what process group {group} has left behind");
+                if !was_killed {
+                    log::info!("sending {signal} to what process group {group} has left behind");
+                }
                 signal_group(group, signal);
                 // A process that is stopped (SIGSTOP) does not act on SIGTERM.
                 signal_group(group, Signal::Continue);
@@ -83,9 +103,12 @@ impl Run {
             step != Step::Forget
         });
         self.stragglers.groups = groups;
-        self.end_all(&table, limit, now);
-        let is_any_left = !self.stragglers.groups.is_empty() || self.stragglers.all.is_some();
-        self.stragglers.next_check = is_any_left.then(|| now + CHECK_INTERVAL);
+        match table {
+            Some(table) => self.end_all(&table, limit, now),
+            // Then nothing tells what is left.
+            None => self.stragglers.all = None,
+        }
+        self.stragglers.check_later(now);
     }
 
     fn end_all(&mut self, table: &ProcessTable, limit: Deadline, now: Instant) {
@@ -94,11 +117,16 @@ impl Run {
         };
         let children = table.children(std::process::id()).into_iter();
         let roots = children.filter(|pid| self.is_straggler(*pid)).collect();
-        let left = table.trees(roots, &self.stragglers.earlier_children);
+        let mut left = table.trees(roots, &self.other_processes());
+        // Waiting for one that the supervisor may not signal would only delay the stop.
+        left.retain(|pid| sys::supervision::may_signal(*pid));
+        let was_killed = all.is_killed();
         let step = all.step(!left.is_empty(), limit, now);
         if let Step::Send(signal) = step {
             for pid in left {
-                log::warn!("sending {signal} to process {pid}, which was left behind");
+                if !was_killed {
+                    log::warn!("sending {signal} to process {pid}, which was left behind");
+                }
                 let process = PidFd::open(pid);
                 send_signal(&process, pid, signal);
                 send_signal(&process, pid, Signal::Continue);
@@ -115,17 +143,24 @@ impl Run {
         self.stragglers.has_killed |= signal == Signal::Kill && is_stopping;
     }
 
+    /// The processes that are no stragglers, nor is what descends from them: those of the fleet, the
+    /// supervisor's own, and the children that the supervisor had before.
+    fn other_processes(&self) -> HashSet<u32> {
+        let fleet = self.fleet.processes().map(|process| process.pid);
+        let guardian = self.guardian.as_ref().map(Guardian::pid);
+        let dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.pid);
+        let earlier = self.stragglers.earlier_children.iter().copied();
+        fleet
+            .chain(guardian)
+            .chain(self.output_files.log_writer_pids())
+            .chain(dry_run)
+            .chain(earlier)
+            .collect()
+    }
+
     /// Whether a child of the supervisor, which is none of the fleet, descends from one of the fleet.
     /// A child that a child from before has left behind does not: without such children, all do.
     fn is_straggler(&self, pid: u32) -> bool {
-        if self
-            .guardian
-            .as_ref()
-            .is_some_and(|guardian| guardian.pid() == pid)
-            || self.output_files.is_log_writer(pid)
-        {
-            return false;
-        }
         let entry = sys::env_entry("NOTIFY_SOCKET".as_ref(), self.notify_socket.name());
         !self.stragglers.had_children || ancestry::has_env_entry(pid, entry.as_encoded_bytes())
     }

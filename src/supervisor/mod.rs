@@ -20,6 +20,7 @@
 //! | [`ancestry`] | whether a process descends from the supervisor |
 //! | [`disposition`] | whether a process survives a signal |
 //! | [`stragglers`], [`cleanup`] | end what a process leaves behind |
+//! | [`watched`] | the handles and groups of processes, and the guardian |
 //! | [`thread_report`] | what the threads of a hung process wait for |
 //! | [`upgrade`], [`dry_run`] | the supervisor replaces itself, after a dry run |
 //! | [`stop_signal`] | the signal that has a process finish its requests and exit |
@@ -49,6 +50,7 @@ mod stop_signal;
 mod stragglers;
 mod thread_report;
 mod upgrade;
+mod watched;
 
 use std::ffi::OsString;
 use std::io;

@@ -170,9 +170,9 @@ impl OutputFiles {
         (stdout, stderr)
     }
 
-    /// Whether this process is a log writer.
-    pub(super) fn is_log_writer(&self, pid: u32) -> bool {
-        self.log_writers().any(|own| own.pid() == pid)
+    /// The process ids of the log writers.
+    pub(super) fn log_writer_pids(&self) -> impl Iterator<Item = u32> {
+        self.log_writers().map(LogWriter::pid)
     }
 
     fn log_writers(&self) -> impl Iterator<Item = &LogWriter> {

@@ -42,6 +42,7 @@ use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
 use super::thread_report;
+use super::watched::Watched;
 use crate::clock::Deadline;
 use crate::log;
 use crate::notify;
@@ -89,8 +90,8 @@ pub(super) struct Run {
     /// Ends what this supervisor has started if it dies. `None` if it could not be started, and
     /// where the kernel does the same: for the first process of a pid namespace (pid_namespaces(7)).
     pub(super) guardian: Option<Guardian>,
-    /// When this process started or took over the guardian.
-    guardian_started_at: Instant,
+    /// When the next guardian may be started, should there be none then.
+    pub(super) next_guardian: Deadline,
     pub(super) dry_run: Option<DryRun>,
     pub(super) started_at: Instant,
     /// A SIGTERM or SIGINT has been received. A second one stops at once.
@@ -107,29 +108,8 @@ pub(super) struct Run {
     next_measurement: Deadline,
 }
 
-/// A guardian that has not run for so long is replaced only when a process is started: whatever ended
-/// the guardian may end the next one, too.
-const MIN_GUARDIAN_AGE: Duration = Duration::from_secs(1);
-
 /// The time between two looks at the sizes of the processes.
 const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A process of the fleet.
-#[derive(Debug)]
-pub(super) struct Watched {
-    pidfd: PidFd,
-    /// Its process group.
-    pub(super) group: Option<u32>,
-}
-
-impl Watched {
-    fn open(pid: u32) -> Self {
-        Self {
-            pidfd: PidFd::open(pid),
-            group: sys::supervision::group_of(pid),
-        }
-    }
-}
 
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
@@ -193,7 +173,7 @@ impl Run {
             own_group: sys::supervision::group_of(std::process::id()),
             stragglers: Stragglers::default(),
             guardian: None,
-            guardian_started_at: now,
+            next_guardian: Deadline::NEVER,
             dry_run: None,
             started_at: now,
             stop_signal_received: false,
@@ -212,11 +192,13 @@ impl Run {
             self.reap_children();
             self.handle_output_reports();
             self.handle_time();
+            let outcome = self.fleet.outcome();
+            if outcome.is_none() {
+                self.stragglers.keep_rest();
+            }
             self.handle_stragglers();
-            if let Some(outcome) = self.fleet.outcome() {
-                if let Some(code) = self.end_stragglers(outcome) {
-                    return self.finish(code);
-                }
+            if let Some(code) = outcome.and_then(|outcome| self.end_stragglers(outcome)) {
+                return self.finish(code);
             }
             self.wait();
         }
@@ -235,6 +217,7 @@ impl Run {
             .deadline()
             .earlier(self.next_watchdog)
             .earlier(self.stragglers.deadline())
+            .earlier(self.guardian_deadline())
             .earlier(notify::retry_at())
             .earlier(self.output_files.deadline())
             .earlier(self.next_measurement)
@@ -257,75 +240,12 @@ impl Run {
         }
     }
 
-    /// Opens the processes that have joined the fleet, and closes those that have left.
-    fn watch_processes(&mut self) {
-        let pids = self.fleet.processes().map(|process| process.pid);
-        let pids: Vec<_> = pids.collect();
-        self.watched.retain(|pid, _| pids.contains(pid));
-        for pid in pids {
-            self.watch(pid);
-        }
-    }
-
-    /// Opens a process, and tells the guardian of it, if this was not done before.
-    fn watch(&mut self, pid: u32) -> &Watched {
-        if !self.watched.contains_key(&pid) {
-            let watched = Watched::open(pid);
-            self.tell_guardian(pid, watched.group);
-            self.watched.insert(pid, watched);
-        }
-        &self.watched[&pid]
-    }
-
-    /// Tells the guardian of a process and its group.
-    fn tell_guardian(&self, pid: u32, group: Option<u32>) {
-        let Some(guardian) = &self.guardian else {
-            return;
-        };
-        if !guardian.watch(Some(pid), self.guarded_group(group)) {
-            log::error!("the guardian does not know of process {pid}");
-        }
-    }
-
-    /// The group of a process, if the group is to be ended with the process.
-    fn guarded_group(&self, group: Option<u32>) -> Option<u32> {
-        let has_groups = self.settings.process_groups;
-        group.filter(|group| has_groups && Some(*group) != self.own_group)
-    }
-
-    /// Starts a guardian, which knows of all processes and of what is being ended.
-    pub(super) fn start_guardian(&mut self) {
-        const FIRST_PROCESS: u32 = 1;
-        if std::process::id() == FIRST_PROCESS {
-            return;
-        }
-        let watched = self.watched.iter();
-        let processes =
-            watched.map(|(pid, watched)| (Some(*pid), self.guarded_group(watched.group)));
-        let ending = self.stragglers.groups().map(|group| (None, Some(group)));
-        let (limit, kills_all) = (
-            self.settings.policy.stop_timeout,
-            self.settings.runs_other_program,
-        );
-        let failed = |error: &io::Error| log::error!("cannot start the guardian: {error}");
-        let guardian = Guardian::start(limit, kills_all, processes.chain(ending));
-        self.guardian = guardian.inspect_err(failed).ok();
-        self.guardian_started_at = Instant::now();
-    }
-
-    /// The guardian has exited: another one is started at once, or with the next process if this one
-    /// did not last.
-    fn replace_guardian(&mut self, pid: u32, how: &str) {
-        log::warn!("the guardian, process {pid}, exited ({how}): starting another");
-        self.guardian = None;
-        if self.guardian_started_at.elapsed() >= MIN_GUARDIAN_AGE {
-            self.start_guardian();
-        }
-    }
-
     fn finish(mut self, code: i32) -> i32 {
         if notify::has_store() {
             self.listeners.keep_socket_files();
+        }
+        if let Some(guardian) = self.guardian {
+            guardian.end();
         }
         log::info!("the supervisor exits");
         log::flush();
@@ -383,15 +303,6 @@ impl Run {
         sys::supervision::suspend();
         log::info!("the supervisor goes on");
         self.signal_own_groups(Signal::Continue);
-    }
-
-    fn signal_own_groups(&mut self, signal: Signal) {
-        self.watch_processes();
-        let groups = self.watched.values().filter_map(|watched| watched.group);
-        let own = |group: &u32| self.settings.process_groups && Some(*group) != self.own_group;
-        groups
-            .filter(own)
-            .for_each(|group| signal_group(group, signal));
     }
 
     fn read_notifications(&mut self) {
@@ -456,7 +367,8 @@ impl Run {
         }
         log::debug!("process {pid} exited ({how})");
         if self.guardian.as_ref().is_some_and(|own| own.pid() == pid) {
-            self.replace_guardian(pid, &how);
+            log::warn!("the guardian, process {pid}, exited ({how})");
+            self.guardian = None;
         }
         self.output_files.handle_exit(pid, &how, Instant::now());
         // Another process may get this id.
@@ -494,6 +406,7 @@ impl Run {
         if let Some(count) = self.foreign_senders.end_flood(now) {
             log::warn!("ignored {count} notifications of processes that are not of the service");
         }
+        self.start_due_guardian(now);
         if let Some(control) = &mut self.control {
             control.expire(now);
             control.restore_file(now, &self.settings);
@@ -626,6 +539,10 @@ impl Run {
         let watched = self.watch(pid);
         let is_running = !watched.pidfd.has_ended();
         send_signal(&watched.pidfd, pid, signal);
+        // A process that is stopped (SIGSTOP, or SIGTTOU of a terminal) acts on no other signal.
+        if stops || matches!(signal, Signal::Abort | Signal::Quit) {
+            send_signal(&watched.pidfd, pid, Signal::Continue);
+        }
         let group = watched.group;
         // When a process has exited, its group is ended: see `stragglers`.
         if signal == Signal::Kill && is_running && self.settings.process_groups {

@@ -5,21 +5,28 @@
 //! left of the group is sent SIGTERM, and SIGKILL after the stop time-out. When no serving process is
 //! left, and the supervisor is to exit, the same happens to every process that descends from the
 //! supervisor, whatever its group. The children that the supervisor had before it became the
-//! supervisor are left alone, and so is what descends from them.
+//! supervisor are left alone, and so is what descends from them. SIGKILL is sent until none is left: a
+//! straggler may have forked between the look and the signal.
 //!
 //! The supervisor is told of the ends of stragglers only when they are its children. So it looks at
-//! the table of all processes when a child has exited, and each [`CHECK_INTERVAL`].
+//! the table of all processes when a child has exited, and each [`CHECK_INTERVAL`] or
+//! [`KILL_INTERVAL`].
 
 use std::collections::HashSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::ancestry::ProcessTable;
 use super::fleet::KILL_TIMEOUT;
 use crate::clock::Deadline;
+use crate::log;
 use crate::sys::Signal;
 
 /// The time between two looks at the stragglers.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while stragglers are being killed: one may have forked meanwhile.
+const KILL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The stragglers that are being ended.
 #[derive(Debug, Default)]
@@ -36,6 +43,8 @@ pub(super) struct Stragglers {
     pub(super) earlier_children: HashSet<u32>,
     /// There were such children, which may leave children of their own to the supervisor.
     pub(super) had_children: bool,
+    /// The last look at the processes failed.
+    pub(super) is_table_missing: bool,
     /// A straggler had to be killed in a stop.
     pub(super) has_killed: bool,
 }
@@ -71,8 +80,10 @@ fn next_step(stage: Stage, is_any_left: bool, is_late: bool) -> Step {
     match (stage, is_any_left, is_late) {
         (_, false, _) | (Stage::Killed, true, true) => Step::Forget,
         (Stage::New | Stage::Terminated, true, true) => Step::Send(Signal::Kill),
+        // Again at each look: for those that were forked since the last one.
+        (Stage::Killed, true, false) => Step::Send(Signal::Kill),
         (Stage::New, true, false) => Step::Send(Signal::Terminate),
-        (Stage::Terminated | Stage::Killed, true, false) => Step::Wait,
+        (Stage::Terminated, true, false) => Step::Wait,
     }
 }
 
@@ -86,6 +97,11 @@ impl Ending {
         }
     }
 
+    /// SIGKILL was sent.
+    pub(super) fn is_killed(&self) -> bool {
+        self.stage == Stage::Killed
+    }
+
     /// `limit` is the deadline of a stop.
     pub(super) fn step(&mut self, is_any_left: bool, limit: Deadline, now: Instant) -> Step {
         let deadline = match self.stage {
@@ -94,11 +110,12 @@ impl Ending {
         };
         let step = next_step(self.stage, is_any_left, deadline.has_passed(now));
         match step {
-            Step::Send(Signal::Kill) => {
+            Step::Send(Signal::Kill) if self.stage != Stage::Killed => {
                 self.stage = Stage::Killed;
                 self.deadline = Deadline::after(now, KILL_TIMEOUT);
             }
-            Step::Send(_) => self.stage = Stage::Terminated,
+            Step::Send(Signal::Terminate) => self.stage = Stage::Terminated,
+            Step::Send(_) => {}
             Step::Wait | Step::Forget => {}
         }
         step
@@ -107,7 +124,9 @@ impl Ending {
 
 impl Stragglers {
     pub(super) fn with_earlier_children() -> Self {
-        let children = ProcessTable::read().children(std::process::id());
+        let failed = |error: &io::Error| log::error!("cannot look at the processes: {error}");
+        let table = ProcessTable::read().inspect_err(failed).unwrap_or_default();
+        let children = table.children(std::process::id());
         Self {
             had_children: !children.is_empty(),
             earlier_children: children.into_iter().collect(),
@@ -119,9 +138,25 @@ impl Stragglers {
         Deadline::at(self.next_check)
     }
 
+    /// Plans the next look.
+    pub(super) fn check_later(&mut self, now: Instant) {
+        let mut endings = self.groups.iter().chain(&self.all);
+        let kills = endings.any(|ending| ending.is_killed());
+        let is_any_left = !self.groups.is_empty() || self.all.is_some();
+        let interval = if kills { KILL_INTERVAL } else { CHECK_INTERVAL };
+        self.next_check = is_any_left.then(|| now + interval);
+    }
+
     /// Has the stragglers looked at in this turn, if there are some.
     pub(super) fn check_now(&mut self, now: Instant) {
         self.next_check = self.next_check.map(|_| now);
+    }
+
+    /// The supervisor goes on, since a process was started after all: only a later stop ends every
+    /// process that is left.
+    pub(super) fn keep_rest(&mut self) {
+        self.all = None;
+        self.has_ended_all = false;
     }
 
     /// The groups that are being ended.
@@ -151,7 +186,7 @@ mod tests {
             (Stage::Terminated, true, false, Step::Wait),
             (Stage::Terminated, false, true, Step::Forget),
             (Stage::Terminated, true, true, kill),
-            (Stage::Killed, true, false, Step::Wait),
+            (Stage::Killed, true, false, kill),
             (Stage::Killed, false, false, Step::Forget),
             (Stage::Killed, true, true, Step::Forget),
         ] {
@@ -169,7 +204,7 @@ mod tests {
         assert_eq!(ending.step(true, stop, now), Step::Wait);
         let later = now + Duration::from_secs(2);
         assert_eq!(ending.step(true, stop, later), Step::Send(Signal::Kill));
-        assert_eq!(ending.step(true, stop, later), Step::Wait);
+        assert_eq!(ending.step(true, stop, later), Step::Send(Signal::Kill));
         let later = later + KILL_TIMEOUT;
         assert_eq!(ending.step(true, stop, later), Step::Forget);
     }

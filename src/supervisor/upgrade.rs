@@ -223,11 +223,10 @@ pub(super) fn resume(
         snapshot.had_children,
         &snapshot.ending_groups,
     );
-    match snapshot.guardian {
-        Some((pipe, pid)) => {
-            run.guardian = Some(Guardian::resume(pid, pipe)?);
-        }
-        None => run.start_guardian(),
+    run.watch_processes();
+    run.start_guardian();
+    if let Some((pipe, pid)) = snapshot.guardian {
+        run.end_old_guardian(Guardian::resume(pid, pipe)?);
     }
     run.started_at = time_before(snapshot.age_ms, Instant::now());
     if let Some(listener) = snapshot.control {

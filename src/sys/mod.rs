@@ -259,11 +259,32 @@ pub(crate) struct SpawnOptions<'a> {
 #[cfg_attr(windows, allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct StartGuard<'a> {
-    /// The reading end of a pipe. The program holds the writing end, and closes it when it has
-    /// started.
+    /// The reading end of a pipe. The program holds the writing end, and writes a byte to it when it
+    /// has started.
     pub(crate) pipe: &'a Descriptor,
     /// How long the start may take.
     pub(crate) limit: std::time::Duration,
+}
+
+/// What is to be ended when the supervisor has died: a process and its group, or a group alone.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guarded {
+    pub(crate) process: Option<u32>,
+    pub(crate) group: Option<u32>,
+    /// The supervisor has started the process, so that the kernel sends the process SIGTERM.
+    pub(crate) is_own_child: bool,
+}
+
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+impl Guarded {
+    pub(crate) fn group(group: u32) -> Self {
+        Self {
+            process: None,
+            group: Some(group),
+            is_own_child: false,
+        }
+    }
 }
 
 /// The user and the groups that a program is started as.

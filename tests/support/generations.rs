@@ -317,7 +317,7 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
             }
         }
         // A subprocess that the service starts before its server is there.
-        "sidecar" => {
+        "sidecar" | "sidecar pause" => {
             let script = "grep SigBlk /proc/self/status > new; echo $$ >> new; mv new sidecar; \
                 while ! test -e say; do sleep 0.01; done; echo from the sidecar >&2; echo $? > said";
             Command::new("sh")
@@ -326,6 +326,9 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
                 .stdout(Stdio::null())
                 .spawn()
                 .unwrap();
+            if mode.ends_with("pause") {
+                misbehave(dir, "pause", "");
+            }
         }
         // What is not inherited by the new program is closed; the process lives on.
         "sleep" => panic!("{}", Command::new("sleep").arg("1000").exec()),

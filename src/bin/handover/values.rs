@@ -101,6 +101,7 @@ mod tests {
             "dns=udp:[::]:53",
             "unixgram:/a=b",
             "web=localhost:80",
+            "localhost:80",
             ":0",
         ] {
             assert!(listener(good).is_ok(), "{good}");
@@ -110,7 +111,7 @@ mod tests {
             "=127.0.0.1:0",
             "web=",
             "web",
-            "localhost:80",
+            "no host:80",
             "udp:80",
             "a=b=unix:/c",
         ] {

@@ -298,7 +298,7 @@ pub(crate) struct Restarter {
     /// The pipe that was the standard error of this process, and still is that of subprocesses that
     /// were started meanwhile. The predecessor relays it as long as it lives.
     stderr_pipe: Option<Descriptor>,
-    /// Closed when this process can serve: see [`StartGuard`](sys::StartGuard).
+    /// Written to and closed when this process can serve: see [`StartGuard`](sys::StartGuard).
     start_pipe: Option<Descriptor>,
     /// The positions of the inherited descriptors that this process took.
     taken: Vec<u32>,

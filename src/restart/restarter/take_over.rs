@@ -1,5 +1,7 @@
 //! The successor's part of the handshake: taking over from the predecessor.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::time::Duration;
@@ -24,7 +26,7 @@ impl Restarter {
         waiter: Sender<Result<(), String>>,
     ) {
         self.restore_stderr();
-        self.start_pipe = None;
+        self.end_start_guard();
         if let Some(reason) = self.abort_reason.take() {
             reply(&waiter, Err(reason));
         } else if matches!(self.stage, ServerStage::Stopping) {
@@ -36,6 +38,15 @@ impl Restarter {
         } else {
             let result = self.start_serving(server);
             reply(&waiter, result);
+        }
+    }
+
+    /// Tells the waiter that this process has started: see [`StartGuard`](sys::StartGuard). To close
+    /// the pipe is not enough, since a subprocess may hold it, too.
+    fn end_start_guard(&mut self) {
+        if let Some(pipe) = self.start_pipe.take() {
+            // An error says that the waiter has ended, which then waits for nothing.
+            let _ = File::from(pipe).write_all(&[1]);
         }
     }
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::sys::{Credentials, Datagram, Descriptor, Identity, Interest, LogReport, Signal};
+use crate::sys::{
+    Credentials, Datagram, Descriptor, Guarded, Identity, Interest, LogReport, Signal,
+};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 
@@ -51,6 +53,14 @@ pub(crate) fn is_child(_pid: u32) -> bool {
     false
 }
 
+pub(crate) fn has_group(_group: u32) -> bool {
+    false
+}
+
+pub(crate) fn may_signal(_pid: u32) -> bool {
+    false
+}
+
 pub(crate) fn page_size() -> u64 {
     1
 }
@@ -78,7 +88,8 @@ impl Guardian {
     pub(crate) fn start(
         _limit: Duration,
         _kills_all: bool,
-        _known: impl Iterator<Item = (Option<u32>, Option<u32>)>,
+        _identity: Option<&Identity>,
+        _known: impl Iterator<Item = Guarded>,
     ) -> io::Result<Self> {
         unsupported()
     }
@@ -91,11 +102,15 @@ impl Guardian {
         match *self {}
     }
 
+    pub(crate) fn end(self) {
+        match self {}
+    }
+
     pub(crate) fn pipe(&self) -> &Descriptor {
         match *self {}
     }
 
-    pub(crate) fn watch(&self, _process: Option<u32>, _group: Option<u32>) -> bool {
+    pub(crate) fn watch(&self, _guarded: Guarded) -> bool {
         match *self {}
     }
 

@@ -39,8 +39,8 @@ pub(super) struct ExecPlan {
     stderr: RawFd,
     identity: Option<Identity>,
     own_group: bool,
-    /// Otherwise SIGHUP has its default action.
-    pub(super) ignores_hangup: bool,
+    /// The signals that the program ignores. The others have their default action.
+    pub(super) ignored: Vec<libc::c_int>,
     /// The pipe to the guardian.
     guardian: Option<RawFd>,
     /// The pipe and the limit of a start guard.
@@ -65,6 +65,9 @@ impl ExecPlan {
         let pid_texts = pid_texts.collect::<io::Result<Vec<_>>>()?;
         let argv = args.iter().map(|arg| arg.as_ptr());
         let envp = env.iter().map(|entry| entry.as_ptr());
+        // The program is not in the foreground of a terminal, which may stop it when it writes
+        // (`stty tostop`).
+        let stops_at_output = options.own_group && signal::has_terminal();
         let envp = envp.chain(pid_texts.iter().map(|text| text.bytes.as_ptr().cast()));
         Ok(Self {
             program: to_path(options.program)?,
@@ -79,7 +82,10 @@ impl ExecPlan {
             stderr: options.stderr.map_or(2, AsRawFd::as_raw_fd),
             identity: options.identity.cloned(),
             own_group: options.own_group,
-            ignores_hangup: false,
+            ignored: stops_at_output
+                .then_some(libc::SIGTTOU)
+                .into_iter()
+                .collect(),
             guardian: options.guardian.map(|guardian| guardian.pipe().as_raw_fd()),
             start_guard: options
                 .start_guard
@@ -108,23 +114,13 @@ impl ExecPlan {
         pid.ok_or(error)
     }
 
-    /// What the kernel sends a child of this process when this process ends. A program that can take
-    /// two requests to stop for a request to stop at once gets one only: from the guardian, or from
-    /// the kernel.
-    fn signal_at_parent_end(&self) -> libc::c_int {
-        match self.guardian {
-            Some(_) => 0,
-            None => libc::SIGTERM,
-        }
-    }
-
     /// Becomes the program.
     pub(super) fn run_child(&mut self, parent: Pid) -> ! {
-        end_with_parent(parent, self.signal_at_parent_end());
+        end_with_parent(parent, libc::SIGTERM);
         let own = getpid().as_raw_nonzero().get();
         let group = if self.own_group { own } else { 0 };
         if let Some(guardian) = self.guardian {
-            write_record(guardian, &[GUARDIAN_WATCH, own, group]);
+            write_record(guardian, &[GUARDIAN_WATCH_CHILD, own, group]);
         }
         let Err(error) = self.exec(Some(parent));
         if let Some(guardian) = self.guardian {
@@ -244,7 +240,7 @@ impl ExecPlan {
                 check(libc::chdir(dir.as_ptr()))?;
             }
         }
-        signal::reset_dispositions(self.ignores_hangup);
+        signal::reset_dispositions(&self.ignored);
         // The program raises the limit itself, or is one that must not have it raised.
         restore_own_descriptor_limit()?;
         // The last step that needs privileges: the directory may be one that only root can enter.
@@ -252,7 +248,7 @@ impl ExecPlan {
             become_identity(identity)?;
             // A change of the user cancels the signal at the parent's end.
             if let Some(parent) = parent {
-                end_with_parent(parent, self.signal_at_parent_end());
+                end_with_parent(parent, libc::SIGTERM);
             }
         }
         signal::change_mask(libc::SIG_SETMASK, &self.mask);
@@ -307,7 +303,8 @@ struct WaiterState {
     is_released: bool,
     /// The parent has died.
     is_orphan: bool,
-    /// The program has closed its end of the start guard's pipe, or has none.
+    /// The program has written to the start guard's pipe or closed it, or has none. Both count: a
+    /// subprocess of the program may hold the pipe, too, and a program may close it unwritten.
     has_started: bool,
     /// The program should have started by now.
     is_late: bool,
@@ -359,7 +356,7 @@ fn ended_status(program: libc::pid_t) -> Option<u32> {
     }
 }
 
-/// Waits for the end of the socket or of the start guard's pipe, for SIGCHLD, or until `timeout`, in
+/// Waits for the end of the socket, for input on the start guard's pipe or its end, for SIGCHLD, or until `timeout`, in
 /// nanoseconds, has passed. Async-signal-safe.
 #[allow(unsafe_code)]
 fn wait_for_input(state: &mut WaiterState, timeout: Option<u64>) {
@@ -384,13 +381,11 @@ fn wait_for_input(state: &mut WaiterState, timeout: Option<u64>) {
         if libc::pselect(count, &mut read, none, none, time, &mask) <= 0 {
             return;
         }
+        let is_ready = |number| libc::FD_ISSET(number, &read);
         let mut byte = 0_u8;
-        let mut is_at_end = |number| {
-            let is_ready = libc::FD_ISSET(number, &read);
-            is_ready && libc::read(number, (&raw mut byte).cast(), 1) == 0
-        };
-        state.is_released |= is_at_end(SOCKET);
-        state.has_started |= is_at_end(START_PIPE);
+        let mut is_at_end = |number| libc::read(number, (&raw mut byte).cast(), 1) == 0;
+        state.is_released |= is_ready(SOCKET) && is_at_end(SOCKET);
+        state.has_started |= is_ready(START_PIPE);
     }
 }
 
@@ -432,6 +427,8 @@ fn exit_with_error(error_pipe: RawFd, error: &io::Error) -> ! {
 /// The first number of a record for the guardian: a process and its group are to be ended with the
 /// supervisor.
 pub(in crate::sys) const GUARDIAN_WATCH: i32 = 1;
+/// The same for a child of the supervisor, which the kernel tells as well.
+pub(in crate::sys) const GUARDIAN_WATCH_CHILD: i32 = 2;
 /// The process, or what was left of its group, has ended.
 pub(in crate::sys) const GUARDIAN_FORGET: i32 = 0;
 

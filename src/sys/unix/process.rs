@@ -141,7 +141,9 @@ impl Drop for Process {
 /// No memory, no descriptors, no such directory or program.
 pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
     let mut plan = ExecPlan::new(options, signal::handled_set())?;
-    plan.ignores_hangup = signal::was_hangup_ignored();
+    if signal::was_hangup_ignored() {
+        plan.ignored.push(libc::SIGHUP);
+    }
     let (error_pipe, error_pipe_end) = create_pipe()?;
     let (socket, socket_end) = UnixStream::pair()?;
     plan.error_pipe = error_pipe_end.as_raw_fd();
@@ -175,6 +177,10 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
 /// Those of [`spawn`].
 pub(crate) fn spawn_child(options: &SpawnOptions<'_>) -> io::Result<u32> {
     let mut plan = ExecPlan::new(options, signal::set_of([]))?;
+    // A terminal that is closed sends SIGHUP to its foreground group.
+    if !options.own_group && signal::was_hangup_ignored() {
+        plan.ignored.push(libc::SIGHUP);
+    }
     let (error_pipe, error_pipe_end) = create_pipe()?;
     plan.error_pipe = error_pipe_end.as_raw_fd();
     let pid = plan.fork(ExecPlan::run_child)?;

@@ -171,7 +171,7 @@ pub(in crate::sys) fn was_hangup_ignored() -> bool {
 
 /// Whether this process has a controlling terminal (tty(4)). It has none any more after the terminal
 /// was closed.
-fn has_terminal() -> bool {
+pub(super) fn has_terminal() -> bool {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     open("/dev/tty", flags, Mode::empty()).is_ok()
@@ -333,12 +333,12 @@ const NUMBERS: std::ops::RangeInclusive<libc::c_int> = 1..=64;
 /// Gives each signal its default action, also those that this process, or the process that started
 /// it, ignores: a Rust program ignores SIGPIPE, `nohup` SIGHUP, and a shell SIGINT and SIGQUIT in a
 /// program that it starts in the background. A program would inherit this (execve(2)). A successor
-/// of a program that `nohup` has started ignores SIGHUP too.
+/// of a program that `nohup` has started ignores SIGHUP too: what the program is to ignore is listed.
 /// Async-signal-safe.
 #[allow(unsafe_code)]
-pub(super) fn reset_dispositions(ignores_hangup: bool) {
+pub(super) fn reset_dispositions(ignored: &[libc::c_int]) {
     for number in NUMBERS {
-        let action = match number == libc::SIGHUP && ignores_hangup {
+        let action = match ignored.contains(&number) {
             true => libc::SIG_IGN,
             false => libc::SIG_DFL,
         };

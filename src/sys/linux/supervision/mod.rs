@@ -11,8 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::param;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper, wait,
-    waitid,
+    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper,
+    test_kill_process, test_kill_process_group, wait, waitid,
 };
 use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
@@ -88,6 +88,11 @@ pub(crate) fn is_child(pid: u32) -> bool {
     kernel_pid(pid).is_some_and(|pid| waitid(WaitId::Pid(pid), options).is_ok())
 }
 
+/// False if the process is another user's whose processes this one may not send signals (kill(2)).
+pub(crate) fn may_signal(pid: u32) -> bool {
+    kernel_pid(pid).is_some_and(|pid| test_kill_process(pid) != Err(Errno::PERM))
+}
+
 /// How long ago something was that /proc dates in clock ticks since the boot (`starttime` in
 /// proc_pid_stat(5)). The result may be a tick too short, 10 ms, and never too long.
 pub(crate) fn time_since_tick(ticks: u64) -> Duration {
@@ -131,6 +136,11 @@ pub(crate) fn group_of(pid: u32) -> Option<u32> {
     // SAFETY: the call takes a number.
     let group = unsafe { libc::getpgid(i32::try_from(pid).ok()?) };
     u32::try_from(group).ok().filter(|group| *group != 0)
+}
+
+/// Whether a process of this group is left, perhaps one that is not reaped yet.
+pub(crate) fn has_group(group: u32) -> bool {
+    kernel_pid(group).is_some_and(|group| test_kill_process_group(group).is_ok())
 }
 
 /// Sends a signal to all processes of a group. A process of the group must not be reaped yet.
