@@ -89,7 +89,8 @@ impl Handle {
         self.0.shared.request_stop_of_all(stop);
     }
 
-    /// Stops the server now: calls in progress are cut off. Returns at once.
+    /// Stops the server now: calls in progress are cut off, and a restart that is not complete is not
+    /// waited for. Returns at once.
     pub fn stop_now(&self) {
         self.0.shared.request_stop_of_all(RequestedStop::now());
     }
