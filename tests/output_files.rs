@@ -30,6 +30,7 @@ while not ends:
     while count < limit and not ends:
         os.write(2, b"%d %d %s\n" % (own, count, b"x" * (count % 300)))
         count += 1
+    if limit and count == limit: open("reached.%d" % own, "w").write("%d" % limit)
     time.sleep(0.002)
 # Slow to end, so that the supervisor may be dead by then.
 for _ in range(20):
@@ -110,6 +111,16 @@ impl Supervised {
     fn want(&self, lines: usize) {
         fs::write(self.path("new"), lines.to_string()).unwrap();
         fs::rename(self.path("new"), self.path("wanted")).unwrap();
+    }
+
+    /// How many processes have written as many lines as are wanted.
+    fn count_of_reached(&self, lines: usize) -> usize {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .filter(|path| path.file_stem().is_some_and(|stem| stem == "reached"))
+            .filter(|path| fs::read_to_string(path).unwrap() == lines.to_string())
+            .count()
     }
 
     fn ask(&self, args: &[&str]) -> Output {
@@ -525,11 +536,17 @@ fn a_disk_that_hangs_delays_neither_the_supervisor_nor_a_restart() {
     let writers = supervised.children("handover-log");
     signal(writers[0], Signal::STOP);
     supervised.want(200);
+    supervised.until("the lines of the first", || {
+        supervised.count_of_reached(200) == 1
+    });
     let output = supervised.ask(&["reopen"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("app.log is not open yet"), "{text}");
     supervised.succeed(&["restart", "--wait"]);
+    supervised.until("the lines of the second", || {
+        supervised.count_of_reached(200) == 2
+    });
     assert_eq!(lines(), 100);
     signal(writers[0], Signal::CONT);
     supervised.succeed(&["reopen"]);

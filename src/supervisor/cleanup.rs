@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::ancestry::{self, ProcessTable};
 use super::fleet::Outcome;
-use super::run::{Run, send_signal, signal_group};
+use super::run::Run;
 use super::stragglers::{Ending, Step};
+use super::watched::{send_signal, signal_group};
 use crate::clock::Deadline;
 use crate::log;
 use crate::sys::supervision::Guardian;

@@ -50,6 +50,7 @@ mod stop_signal;
 mod stragglers;
 mod thread_report;
 mod upgrade;
+mod watch;
 mod watched;
 
 use std::ffi::OsString;

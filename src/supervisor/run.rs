@@ -42,7 +42,7 @@ use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
 use super::thread_report;
-use super::watched::Watched;
+use super::watched::{Watched, send_signal, signal_group};
 use crate::clock::Deadline;
 use crate::log;
 use crate::notify;
@@ -550,18 +550,6 @@ impl Run {
                 signal_group(group, signal);
             }
         }
-    }
-}
-
-pub(super) fn signal_group(group: u32, signal: Signal) {
-    if let Err(error) = sys::supervision::signal_group(group, signal) {
-        log::debug!("cannot send {signal} to process group {group}: {error}");
-    }
-}
-
-pub(super) fn send_signal(pidfd: &PidFd, pid: u32, signal: Signal) {
-    if let Err(error) = pidfd.send_signal(signal) {
-        log::debug!("cannot send {signal} to process {pid}: {error}");
     }
 }
 

@@ -25,16 +25,28 @@ impl NamedFile {
         Ok(fstat(&self.0)?)
     }
 
-    /// chmod(2). Needs /proc: fchmod(2) refuses such a descriptor, and a name may have been taken
-    /// by another file.
+    /// chmod(2). fchmod(2) refuses such a descriptor, and a name may have been taken by another file.
+    /// Linux before 6.6 needs /proc for this.
     pub(in crate::sys) fn set_mode(&self, mode: u32) -> io::Result<()> {
         match chmod(self.proc_path(), Mode::from_raw_mode(mode)) {
-            Err(Errno::NOENT) => {
-                let text = "cannot set the mode: /proc is not mounted";
-                Err(io::Error::new(io::ErrorKind::Unsupported, text))
-            }
+            Err(Errno::NOENT) => self.set_mode_without_proc(mode),
             result => Ok(result?),
         }
+    }
+
+    #[allow(unsafe_code)]
+    fn set_mode_without_proc(&self, mode: u32) -> io::Result<()> {
+        // Its number is the same on all architectures that std supports; libc does not name it on all.
+        const FCHMODAT2: libc::c_long = 452;
+        let (fd, flags) = (self.0.as_raw_fd(), libc::AT_EMPTY_PATH);
+        // SAFETY: the descriptor is open, and the path is a C string that outlives the call.
+        let result = unsafe { libc::syscall(FCHMODAT2, fd, c"".as_ptr(), mode, flags) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        let text = format!("cannot set the mode, and /proc is not mounted: {error}");
+        Err(io::Error::new(error.kind(), text))
     }
 
     /// chown(2).
