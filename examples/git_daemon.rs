@@ -119,7 +119,7 @@ mod unix {
             if !status.success() {
                 eprintln!("git upload-pack {}: {status}", repository.display());
             }
-            Ok(Next::Detach)
+            Ok(Next::Close)
         }
 
         /// The directory of a repository; `None` if `path` is not a repository below the base path.

@@ -84,7 +84,8 @@
 //! | use a library that needs non-blocking reads and writes | [`Connection::nonblocking`] |
 //! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |
 //! | say what happens when the server is full | [`Overload`] |
-//! | restart without refusing a client, pass state on | [`Restart`], [`Service::export`] |
+//! | run several servers in one process | [`Servers`] |
+//! | restart without refusing a client, pass state on | [`Restart`], [`Restart::pass_state`] |
 //! | restart after crashes and hangs | [`supervise`], [`Supervisor`] |
 //! | send to clients that wait, answer from another thread, set timers | [`guide::push`], [`Waker`], [`Outbox`] |
 //! | take a socket out of the server | [`Connection::detach`], [`Detached`] |
@@ -122,7 +123,7 @@
 //!   that reads a large message from a client that sends slowly, holds a worker meanwhile. Such a
 //!   wait ends at the write or read time-out, which progress at the minimum rate extends. Bytes and
 //!   files that the connection owns, and HTTP responses, hold none.
-//! - [`Service::export`] is a snapshot: what changes after a restart has begun is not in it.
+//! - [`Restart::pass_state`] is a snapshot: what changes after a restart has begun is not in it.
 //! - Open connections stay with the process that accepted them, also across a restart. They are
 //!   shut down at the end of the drain time-out, or earlier when two later generations drain too.
 //! - With `panic = "abort"`, a panic ends the process.
@@ -184,8 +185,8 @@ pub use connection::{
 pub use listener::{Bind, BindError, Listener};
 pub use restart::{Restart, RestartError, RestartErrorKind};
 pub use server::{
-    BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Setting,
-    restore_descriptor_limit,
+    BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
+    Setting, restore_descriptor_limit,
 };
 pub use service::{BufferLimits, Next, Service, service};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};

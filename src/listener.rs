@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::addr::{Addr, AddrError, SocketKind};
 use crate::log;
-use crate::sys::{self, DirectoryEntry, FoundFile, IfLocked};
+use crate::sys::{self, Descriptor, DirectoryEntry, FoundFile, IfLocked};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
 pub(crate) use datagram::is_datagram;
@@ -518,14 +518,21 @@ impl Listener {
     }
 
     /// Takes any listening stream socket that the application already has, under a name for logs,
-    /// as [`from_std`](Self::from_std) does. On Unix, a `socket2::Socket` can be made from a
-    /// `UnixListener` or an `OwnedFd`, among others.
-    /// The file of a Unix socket stays when the listener is dropped.
+    /// as [`from_std`](Self::from_std) does: a `UnixListener`, an `OwnedFd`, a socket of another
+    /// library, or what [`Restart::inherited`](crate::Restart::inherited) gives. Unix only. The file
+    /// of a Unix socket stays when the listener is dropped.
     ///
     /// # Errors
     ///
     /// The system's error if the socket cannot be used; `InvalidInput` if it does not listen.
-    pub fn from_socket(socket: Socket, name: impl Into<String>) -> io::Result<Self> {
+    pub fn from_descriptor(
+        descriptor: impl Into<Descriptor>,
+        name: impl Into<String>,
+    ) -> io::Result<Self> {
+        Self::from_socket(sys::descriptor::into_socket(descriptor.into())?, name)
+    }
+
+    fn from_socket(socket: Socket, name: impl Into<String>) -> io::Result<Self> {
         if !sys::socket::is_listening_stream(&socket)? {
             let text = "not a listening stream socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));

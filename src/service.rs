@@ -5,6 +5,7 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use crate::connection::{Connection, Expiry};
 
@@ -38,11 +39,9 @@ pub enum Next {
     /// a service that waits for input would be called in a circle, and returns
     /// [`More`](Self::More).
     Again,
-    /// Write the buffered output, then close.
+    /// Write the buffered output, then close. Also the end of a connection whose socket was taken
+    /// out with [`detach`](Connection::detach): the socket that was taken stays open.
     Close,
-    /// The socket was taken out with [`detach`](Connection::detach), and the service is done with
-    /// it.
-    Detach,
 }
 
 /// The server's settings that limit what a service can do with a connection, for
@@ -179,16 +178,6 @@ pub trait Service: Send + Sync {
     ) -> io::Result<Next> {
         Ok(Next::Close)
     }
-
-    /// State for a successor, such as counts or sessions. The successor reads it with
-    /// [`Restart::state`](crate::Restart::state). Called when a restart begins, while this process
-    /// goes on serving: changes after that are not part of it, in particular those by the connections
-    /// that are busy then. They may go on until the end of the drain, beside the successor. What must
-    /// not be lost goes to a file or a database that both processes use. The application's next
-    /// version must understand the bytes. Defaults to `None`.
-    fn export(&self) -> Option<Vec<u8>> {
-        None
-    }
 }
 
 /// Makes a service of a handler that returns errors of any type: `Box<dyn Error>`, or one of its
@@ -253,5 +242,45 @@ where
 
     fn serve(&self, conn: &mut Connection, (): &mut (), (): &mut ()) -> io::Result<Next> {
         self(conn)
+    }
+}
+
+/// A service that is shared: by two servers, or with the application.
+impl<S: Service> Service for Arc<S> {
+    type Session = S::Session;
+    type Worker = S::Worker;
+
+    fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+        S::check(self, buffers)
+    }
+
+    fn worker(&self, index: usize) -> io::Result<S::Worker> {
+        S::worker(self, index)
+    }
+
+    fn session(&self, conn: &Connection) -> io::Result<S::Session> {
+        S::session(self, conn)
+    }
+
+    fn serve(
+        &self,
+        conn: &mut Connection,
+        session: &mut S::Session,
+        worker: &mut S::Worker,
+    ) -> io::Result<Next> {
+        S::serve(self, conn, session, worker)
+    }
+
+    fn handles_expiry(&self) -> bool {
+        S::handles_expiry(self)
+    }
+
+    fn expired(
+        &self,
+        conn: &mut Connection,
+        session: &mut S::Session,
+        expiry: Expiry,
+    ) -> io::Result<Next> {
+        S::expired(self, conn, session, expiry)
     }
 }

@@ -1,35 +1,30 @@
 //! Commands to a server, and the signals of the process as such commands.
 
-use crate::clock::Deadline;
-
 /// A command to a server's main thread, from a handle, a signal, or one of the server's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerCommand {
     /// Finish what is in progress within the server's drain time-out, then end.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Drain,
-    /// Finish what is in progress before this deadline, then end.
-    StopBy(Deadline),
     /// End now.
     StopNow,
     /// SIGTERM has come a second time: end now, unless a successor serves.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     TerminateAgain,
     /// Start a successor.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Restart,
     /// A successor has taken over: finish what is in progress, then end.
     Replaced,
     /// Call the application's hook for SIGUSR1.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     UserSignal,
-    /// Accept no connection until `Resume`.
-    Pause,
-    Resume,
-    /// Check whether the drain is over.
+    /// Check whether the drain is over, or a handle has asked for a stop.
     Check,
 }
 
 #[cfg(feature = "signals")]
-pub(crate) use watch::subscribe;
+pub(crate) use watch::{Subscription, subscribe};
 
 #[cfg(feature = "signals")]
 mod watch {
@@ -95,6 +90,7 @@ mod watch {
         Ok(Subscription(id))
     }
 
+    #[derive(Debug)]
     pub(crate) struct Subscription(u64);
 
     impl Drop for Subscription {
@@ -108,7 +104,7 @@ mod watch {
         let stops = matches!(signal, Signal::Terminate | Signal::Interrupt);
         let is_second = stops && STOP_REQUESTED.swap(true, SeqCst);
         let servers = SERVERS.lock().clone();
-        let mut is_handled = false;
+        let mut logged = Vec::new();
         for subscriber in &servers {
             let command = match signal {
                 Signal::Terminate | Signal::Interrupt => {
@@ -125,12 +121,15 @@ mod watch {
                 // The process handles no other signals.
                 _ => continue,
             };
-            log::info!("received {signal}: {}", action(command));
+            // Once for the servers that do the same.
+            if !logged.contains(&command) {
+                log::info!("received {signal}: {}", action(command));
+                logged.push(command);
+            }
             // A server that has ended meanwhile needs no command.
             let _ = subscriber.server.send(command);
-            is_handled = true;
         }
-        is_handled
+        !logged.is_empty()
     }
 
     /// What a server does on a command, for the log.

@@ -622,7 +622,7 @@ impl<'a, S: Service> Workers<'a, S> {
             Next::More => Stage::Partial,
             Next::Wait => Stage::Waiting,
             Next::Again => Stage::Runnable,
-            Next::Close | Next::Detach => return Disposition::WriteThenClose,
+            Next::Close => return Disposition::WriteThenClose,
         };
         occupant.stage = stage;
         let has_more = match stage {

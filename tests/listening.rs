@@ -313,7 +313,7 @@ fn nodelay_and_keepalive(
         let socket = SockRef::from(detached.tcp().expect("this is a TCP server"));
         send.send((socket.tcp_nodelay()?, socket.keepalive()?))
             .unwrap();
-        Ok(Next::Detach)
+        Ok(Next::Close)
     }
 }
 
@@ -347,7 +347,7 @@ fn the_options_of_a_given_listener_stay() {
 fn the_file_of_a_given_unix_listener_stays() {
     let (_dir, path) = socket_path();
     let own = UnixListener::bind(&path).unwrap();
-    let listener = Listener::from_socket(own.into(), "given").unwrap();
+    let listener = Listener::from_descriptor(own, "given").unwrap();
     assert_eq!(listener.addr().as_path(), Some(&*path));
     let handle = start(settings().listener(listener), lines);
     let mut client = UnixStream::connect(&path).unwrap();
@@ -361,10 +361,10 @@ fn the_file_of_a_given_unix_listener_stays() {
 #[test]
 fn a_given_socket_that_does_not_listen_is_refused() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    let error = Listener::from_socket(socket, "deaf").unwrap_err();
+    let error = Listener::from_descriptor(socket, "deaf").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-    assert!(Listener::from_socket(socket, "datagrams").is_err());
+    assert!(Listener::from_descriptor(socket, "datagrams").is_err());
 }
 
 #[test]
@@ -465,7 +465,7 @@ fn the_options_reach_the_sockets() {
             .keepalive()?
             .then(|| socket.tcp_keepalive_time().unwrap());
         send.send((socket.tcp_nodelay()?, idle)).unwrap();
-        Ok(Next::Detach)
+        Ok(Next::Close)
     };
     let all = Bind::new("127.0.0.1:0")
         .nodelay(false)

@@ -107,7 +107,7 @@ fn every_way_to_end_makes_room() {
         b"close" => Ok(Next::Close),
         b"detach" => {
             conn.detach()?;
-            Ok(Next::Detach)
+            Ok(Next::Close)
         }
         _ => guarded(at_door.clone())(conn),
     };

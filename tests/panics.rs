@@ -235,8 +235,11 @@ fn panic_of_a_session_that_is_shed() {
 }
 
 fn panic_of_ready_when() {
-    let builder = server()
-        .restart(Restart::new().ready_when(|| -> Result<(), io::Error> { panic_any(Bomb) }));
+    let builder = server().restart(
+        Restart::inherit()
+            .unwrap()
+            .ready_when(|| -> Result<(), io::Error> { panic_any(Bomb) }),
+    );
     let error = builder.build(lines).unwrap().start().unwrap_err();
     assert!(error.to_string().contains("ready_when panicked"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Periodic calls of the application: `Handle::every`, `Server::every`.
+//! Periodic calls of the application: `Handle::every`.
 
 mod support;
 
@@ -67,14 +67,15 @@ fn calls_come_on_a_thread_with_the_servers_prefix_until_the_stop() {
 
 #[test]
 fn calls_that_are_set_before_the_start_begin_with_it() {
-    let mut server = server().workers(1).build(lines).unwrap();
-    let error = server.every(Duration::ZERO, || {}).unwrap_err();
+    let server = server().workers(1).build(lines).unwrap();
+    let error = server.handle().every(Duration::ZERO, || {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     let calls = Calls::default();
     for _ in 0..2 {
         let counted = calls.clone();
-        server.every(OFTEN, move || counted.add()).unwrap();
+        server.handle().every(OFTEN, move || counted.add()).unwrap();
     }
+    assert_eq!(calls.count(), 0);
     let handle = server.start().unwrap();
     calls.until_more();
     stop(&handle);
@@ -161,7 +162,7 @@ fn a_call_that_does_not_end_does_not_hold_the_stop_past_its_deadline() {
     keeper.wait();
     handle.stop_now();
     handle.join();
-    wait_logged("stuck-every: a periodic call goes on after the stop");
+    wait_logged("stuck-every: a call of the application goes on after the stop");
     drop(keeper);
 }
 

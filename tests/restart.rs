@@ -181,7 +181,6 @@ fn the_handle_reports_what_a_restart_came_to() {
     );
     let report = generations.until("report: ");
     for part in [
-        "accept_gap: 0ns",
         "forced: [], dropped: 0",
         &format!("old: Generation {{ number: 1, pid: {} }}", first.pid),
         &format!("new: Generation {{ number: 2, pid: {} }}", second.pid),

@@ -60,7 +60,7 @@ fn a_successor_that_fails_costs_nothing_and_says_why() {
             "early exit 0",
             "Ended",
             "Some(ExitStatus(unix_wait_status(0)))",
-            "exited before it called Restart::new",
+            "exited before it called Restart::inherit",
         ),
         ("early segv", "Ended", "unix_wait_status(", "SIGSEGV"),
         (
@@ -527,7 +527,7 @@ fn a_signal_during_the_start_of_a_successor_is_handled_when_it_serves() {
         generations.dir.path().join("at"),
         generations.dir.path().join("go"),
     );
-    eventually("it has called Restart::new", || at.exists());
+    eventually("it has called Restart::inherit", || at.exists());
     for what in [Signal::USR1, Signal::HUP] {
         signal(child, what);
     }

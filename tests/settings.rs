@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use handover::{Bind, Builder, Connection, Next, Overload, Restart, Server};
 
-use support::connect;
+use support::{Child, as_child, connect};
 
 /// A balancer that keeps idle connections for 60 s, as most do by default, has to close them first.
 #[test]
@@ -451,7 +451,9 @@ fn outcome_of(change: &Change) -> Result<(), String> {
     match change {
         S(change) => builder = change(builder),
         // A successor is not started: tests/supervisor and tests/restart do that.
-        R(change) if cfg!(target_os = "linux") => builder = builder.restart(change(Restart::new())),
+        R(change) if cfg!(target_os = "linux") => {
+            builder = builder.restart(change(Restart::inherit().unwrap()));
+        }
         _ => {}
     }
     #[cfg(feature = "http")]
@@ -516,12 +518,39 @@ fn serve_and_stop(handle: handover::Handle, request: &str, answer: &str) -> Resu
 fn every_extreme_serves_or_is_refused_by_name() {
     for (index, (name, change, outcome)) in cases().iter().enumerate() {
         println!("{name}, case {index}");
-        let found = outcome_of(change);
+        let found = match change {
+            R(_) => outcome_in_a_process(index),
+            _ => outcome_of(change),
+        };
         let expected = match outcome {
             Serves => Ok(()),
             Refused(error) => Err((*error).to_owned()),
         };
         assert_eq!(found, expected, "{name}, case {index}");
+    }
+}
+
+/// A process has one `Restart`.
+fn outcome_in_a_process(case: usize) -> Result<(), String> {
+    let mut child = Child::of("child");
+    let outcome = child.ask(&case.to_string());
+    child.end();
+    match outcome.strip_prefix("refused: ") {
+        Some(error) => Err(error.to_owned()),
+        None => Ok(()),
+    }
+}
+
+/// Not a test: a server with a `Restart`, when the test above has started it.
+#[test]
+fn child() {
+    let Some(parent) = as_child("child") else {
+        return;
+    };
+    let case: usize = parent.hear().unwrap().parse().unwrap();
+    match outcome_of(&cases()[case].1) {
+        Ok(()) => parent.say("serves"),
+        Err(error) => parent.say(format!("refused: {error}")),
     }
 }
 
@@ -588,7 +617,8 @@ fn setters_of(text: &str, found: &mut BTreeSet<String>) {
         let name = rest.split(['(', '<']).next().unwrap();
         let signature = text[start..].split(['{', ';']).next().unwrap();
         let parameters = signature.split("->").next().unwrap();
-        let is_setter = parameters.contains("mut self,") && !parameters.contains("&mut self,")
+        let is_by_value = parameters.contains("self,") && !parameters.contains('&');
+        let is_setter = is_by_value && signature.contains("-> Self")
             || name.starts_with("set_") && parameters.contains("&mut self,");
         let is_hook = parameters.contains("Fn(");
         if is_setter && !is_hook && NUMBERS.iter().any(|number| parameters.contains(number)) {

@@ -165,6 +165,25 @@ fn an_embedded_server_touches_no_signal() {
 }
 
 #[test]
+fn an_embedded_server_handles_signals_by_choice_until_it_has_stopped() {
+    let mut server = Running::start("embedded by choice");
+    let mut client = server.client();
+    client.hold();
+    server.signal(Signal::USR1);
+    server.until("hook");
+    server.signal(Signal::TERM);
+    until_refused(server.addr);
+    client.send("go on\n");
+    assert_eq!(client.rest(), "go on\n");
+    let line = server.until("stopped in");
+    assert!(line.contains("0 forced, 0 dropped"), "{line}");
+    // They have their default actions again.
+    server.signal(Signal::TERM);
+    let (status, _) = server.end();
+    assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "{status}");
+}
+
+#[test]
 fn clients_that_disappear_do_not_kill_a_program_that_dies_of_sigpipe() {
     let mut server = Running::start("pipe");
     for what in ["write\n", "vectored\n", "park\n"] {
@@ -215,6 +234,15 @@ fn child() {
         "embedded" => {
             let handle = builder().build(serve).unwrap().start().unwrap();
             say(&format!("listening on {}", handle.local_addrs()[0]));
+            loop {
+                thread::park();
+            }
+        }
+        "embedded by choice" => {
+            let server = builder().signals(true).build(serve).unwrap();
+            let handle = server.start().unwrap();
+            say(&format!("listening on {}", handle.local_addrs()[0]));
+            say(&handle.join().to_string());
             loop {
                 thread::park();
             }

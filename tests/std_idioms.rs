@@ -260,7 +260,7 @@ fn a_detached_socket_reads_and_writes_by_itself() {
         server().listen(unix(&path)),
         move |conn: &mut Connection| {
             give.send(conn.detach()?).unwrap();
-            Ok(Next::Detach)
+            Ok(Next::Close)
         },
     );
     let serve_one = |client: &mut dyn ReadWrite, is_tcp| {

@@ -550,7 +550,7 @@ fn a_detached_socket_counts_until_its_handler_returns() {
         stream.read_exact(&mut word)?;
         stream.write_all(&unread)?;
         stream.write_all(&word)?;
-        Ok(Next::Detach)
+        Ok(Next::Close)
     };
     let handle = builder(2).build(service).unwrap().start().unwrap();
     let mut client = Client::new(addr_of(&handle));
@@ -579,7 +579,7 @@ fn stuck_handlers_are_forced_and_named() {
 #[cfg(unix)]
 #[test]
 fn stuck_handlers_do_not_keep_a_server_with_restarts() {
-    stop_with_stuck_handlers(Server::builder().restart(handover::Restart::new()));
+    stop_with_stuck_handlers(Server::builder().restart(handover::Restart::inherit().unwrap()));
 }
 
 fn stop_with_stuck_handlers(builder: handover::Builder) {
@@ -933,7 +933,7 @@ fn a_join_in_a_handler_costs_its_connection_only() {
 }
 
 #[test]
-fn a_drop_stops_and_joins() {
+fn a_drop_of_the_last_handle_drains() {
     let (reached, arrivals) = unbounded();
     let service = move |conn: &mut Connection| {
         let line = conn.take_line(64)?.unwrap_or_default();
@@ -957,7 +957,7 @@ fn a_drop_stops_and_joins() {
     drop(handle);
     assert!(exits.is_empty(), "a clone was dropped, not the last handle");
     drop(other);
-    let mut exits: Vec<usize> = exits.try_iter().collect();
+    let mut exits = [(); 2].map(|()| exits.recv_timeout(LONG).unwrap());
     exits.sort_unstable();
     assert_eq!(exits, [0, 1]);
     assert_eq!(client.rest(), "in progress\n");

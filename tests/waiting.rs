@@ -1944,7 +1944,7 @@ fn a_detached_socket_comes_with_what_was_not_read() {
         assert_eq!(conn.read(&mut [0; 8])?, 0);
         assert!(conn.write(b"x").is_err());
         give.send(detached).unwrap();
-        Ok(Next::Detach)
+        Ok(Next::Close)
     };
     let (_dir, path) = socket_path();
     let handle = start(server().workers(1).listen(unix(&path)), service);

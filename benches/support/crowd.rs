@@ -42,7 +42,7 @@ pub(super) fn start(connections: usize) -> Result<Handle> {
     let own = Arc::clone(&handle);
     let speech = [b'.'; SPEECH];
     let server = Server::builder()
-        .listener(Listener::from_socket(listen()?, "crowd")?)
+        .listener(Listener::from_descriptor(listen()?, "crowd")?)
         .workers(2)
         .max_connections(connections)
         .build(move |conn: &mut Connection| -> io::Result<Next> {

@@ -123,7 +123,7 @@ impl Options {
     pub(crate) fn restart(&mut self) -> io::Result<Restart> {
         let mut restart = match self.supervisor.take() {
             Some(supervisor) => supervisor.supervise()?,
-            None => Restart::new(),
+            None => Restart::inherit()?,
         };
         if let Some(timeout) = self.ready_timeout {
             restart = restart.ready_timeout(timeout);

@@ -1,11 +1,11 @@
 //! The gate: how other threads control the acceptor.
 //!
 //! ```text
-//! STARTING ──► OPEN ◄──► PAUSED
-//!    │           └────┬────┘
-//!    │ close          │ close: what the kernel has queued is accepted
-//!    ▼                ▼
-//!  CLOSED ◄─────── CLOSING
+//! STARTING ──► OPEN ◄──► PAUSED ◄── HELD ◄──► STARTING
+//!    │           └────┬────┘          │
+//!    │ close          │ close: what   │ close
+//!    ▼                ▼ is queued     ▼
+//!  CLOSED ◄─────── CLOSING          CLOSED
 //! ```
 
 use std::io;
@@ -33,6 +33,8 @@ const PAUSED: u8 = 2;
 /// The connections that the kernel has queued already are accepted, then the listeners are closed.
 pub(super) const CLOSING: u8 = 3;
 pub(super) const CLOSED: u8 = 4;
+/// The server is starting, and will start paused.
+const HELD: u8 = 5;
 
 impl AcceptGate {
     pub(crate) fn new() -> io::Result<Self> {
@@ -46,16 +48,29 @@ impl AcceptGate {
 
     /// Begins to accept.
     pub(crate) fn start(&self) {
-        self.change(|state| (state == STARTING).then_some(OPEN));
+        self.change(|state| match state {
+            STARTING => Some(OPEN),
+            HELD => Some(PAUSED),
+            _ => None,
+        });
     }
 
     /// Leaves connections in the kernel's queue until `resume`. False if the gate was not open.
     pub(crate) fn pause(&self) -> bool {
-        self.change(|state| (state == OPEN).then_some(PAUSED))
+        let before = self.change(|state| match state {
+            OPEN => Some(PAUSED),
+            STARTING => Some(HELD),
+            _ => None,
+        });
+        before == Some(OPEN)
     }
 
     pub(crate) fn resume(&self) {
-        self.change(|state| (state == PAUSED).then_some(OPEN));
+        self.change(|state| match state {
+            PAUSED => Some(OPEN),
+            HELD => Some(STARTING),
+            _ => None,
+        });
     }
 
     /// Accepts the connections that the kernel has queued already, then closes the listeners. A
@@ -64,7 +79,7 @@ impl AcceptGate {
     pub(crate) fn close(&self) {
         // In one step: a `start`, `pause` or `resume` at the same time must not undo the close.
         self.change(|state| match state {
-            STARTING => Some(CLOSED),
+            STARTING | HELD => Some(CLOSED),
             OPEN | PAUSED => Some(CLOSING),
             _ => None,
         });
@@ -92,18 +107,19 @@ impl AcceptGate {
         self.loops.load(SeqCst)
     }
 
-    /// Changes the state to `next(state)`, unless that is `None`. True if the state was changed.
-    fn change(&self, next: impl Fn(u8) -> Option<u8>) -> bool {
-        let changed = self.state.fetch_update(SeqCst, SeqCst, next);
-        if changed.is_ok() {
+    /// Changes the state to `next(state)`, unless that is `None`. The state before, if it was
+    /// changed.
+    fn change(&self, next: impl Fn(u8) -> Option<u8>) -> Option<u8> {
+        let before = self.state.fetch_update(SeqCst, SeqCst, next).ok();
+        if before.is_some() {
             self.poller.wake();
         }
-        changed.is_ok()
+        before
     }
 
     /// Whether new connections stay in the kernel's queue for now.
     pub(super) fn leaves_clients_queued(&self) -> bool {
-        self.is(PAUSED) || self.is(STARTING)
+        matches!(self.state.load(SeqCst), PAUSED | STARTING | HELD)
     }
 
     pub(super) fn is(&self, state: u8) -> bool {
@@ -145,6 +161,21 @@ mod tests {
             });
             assert!(gate.is(CLOSING), "round {round}");
         }
+    }
+
+    #[test]
+    fn a_pause_before_the_start_lasts() {
+        let gate = AcceptGate::new().unwrap();
+        assert!(!gate.pause());
+        gate.start();
+        assert!(gate.is(PAUSED));
+        gate.resume();
+        assert!(gate.is(OPEN));
+        let gate = AcceptGate::new().unwrap();
+        assert!(!gate.pause());
+        gate.resume();
+        gate.start();
+        assert!(gate.is(OPEN));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::sys::Stream;
 ///         tcp.set_read_timeout(Some(Duration::from_secs(60)))?;
 ///     }
 ///     thread::Builder::new().name("legacy".into()).spawn(move || legacy(&mut client))?;
-///     Ok(Next::Detach)
+///     Ok(Next::Close)
 /// }
 ///
 /// fn legacy(stream: &mut (impl Read + Write)) -> io::Result<()> {

@@ -125,8 +125,9 @@ impl Connection {
     /// TCP_NODELAY ([`set_nodelay`](Self::set_nodelay)). All output that was written is handed
     /// to the kernel first. Afterwards
     /// this connection gives the end of the stream. The service returns
-    /// [`Next::Detach`](crate::Next::Detach) when it is done with the socket, or at once if another
-    /// thread goes on with it. Until then, a stop counts the connection as in progress.
+    /// [`Next::Close`](crate::Next::Close) when it is done with the socket, or at once if another
+    /// thread goes on with it: the socket stays open as long as that thread has it. Until then, a
+    /// stop counts the connection as in progress.
     ///
     /// # Errors
     ///

@@ -201,10 +201,6 @@ impl<H: Handler> Service for Http<H> {
             _ => Ok(next),
         }
     }
-
-    fn export(&self) -> Option<Vec<u8>> {
-        self.export.as_ref().map(|export| export())
-    }
 }
 
 impl<H> Http<H> {

@@ -104,7 +104,6 @@ impl<H> Http<H> {
             stream_body_if: None,
             access_log: None,
             abandoned_after: Duration::from_secs(1),
-            export: None,
             error_response: None,
             timed_out: Bytes::from_static(TIMED_OUT),
         }
@@ -124,8 +123,6 @@ pub struct Http<H> {
     pub(super) stream_body_if: Option<Arc<HeadFilter>>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) abandoned_after: Duration,
-    /// The source of the state for the next process.
-    pub(super) export: Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>,
     pub(super) error_response: Option<Arc<ErrorResponse>>,
     /// The response to a client whose request does not arrive in time.
     pub(super) timed_out: Bytes,
@@ -267,13 +264,6 @@ impl<H> Http<H> {
     /// Defaults to 1 s.
     pub fn abandoned_after(mut self, waited: Duration) -> Self {
         self.abandoned_after = waited;
-        self
-    }
-
-    /// Sets the function that exports the state for the next process, see
-    /// [`Service::export`](crate::Service::export). Defaults to none.
-    pub fn export(mut self, export: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
-        self.export = Some(Arc::new(export));
         self
     }
 }

@@ -72,7 +72,7 @@ impl PassedGeneration {
 pub(super) struct Predecessor {
     pub(super) handshake: Socket,
     pub(super) stderr: Option<OwnStderr>,
-    /// What the predecessor's service exported.
+    /// What the predecessor has left by [`pass_state`](crate::Restart::pass_state).
     pub(super) state: Option<Vec<u8>>,
     /// Closed when this process can serve.
     pub(super) start_pipe: Option<Descriptor>,
@@ -87,12 +87,18 @@ pub(super) struct OwnStderr {
 }
 
 impl Inherited {
-    /// Takes what this process was started with. The second call finds nothing.
-    pub(crate) fn take() -> Self {
+    /// Takes what this process was started with, once.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` the second time.
+    pub(crate) fn take() -> io::Result<Self> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let mut inherited = Self::default();
         if TAKEN.swap(true, SeqCst) {
-            return inherited;
+            let text = "this process has taken what it was started with: it has one Restart, for \
+                        all of its servers";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
         let matched_by_name = inherited.take_launched();
         inherited.take_passed(matched_by_name.as_deref());
@@ -101,7 +107,7 @@ impl Inherited {
             inherited.lifeline =
                 lifeline.and_then(|lifeline| sys::descriptor::into_socket(lifeline).ok());
         }
-        inherited
+        Ok(inherited)
     }
 
     /// Takes what the launch record names. Returns the positions of the listeners that are known by

@@ -36,9 +36,13 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::listener::{Bind, BindError, Listener};
+use crate::log;
 use crate::sys::{self, Descriptor};
 use crate::wire::HandshakeMessage;
 
@@ -49,6 +53,7 @@ pub(crate) use inherited::{Inherited, adopt_socket};
 pub(crate) use launch::{launch_variable, own_launch, passing_variables};
 pub(crate) use pid_file::PidFile;
 pub(crate) use program::Program;
+use restarter::RestarterEnd;
 pub(crate) use restarter::{RestartableServer, Restarter, RestarterHandle};
 
 /// Returns when the application is ready.
@@ -59,41 +64,54 @@ pub(crate) type ReadyWhen =
 ///
 /// On SIGHUP, SIGUSR2 or [`Handle::restart`](crate::Handle::restart), this process starts its
 /// program again: the file that has the program's name by then, with the arguments of this process,
-/// and with the directory and the environment that it had when [`new`](Self::new) was called. The
-/// new process gets the listeners, and takes over when it is ready. This process goes on accepting
-/// until then, finishes its connections, and ends. If the new process fails, this process goes on
-/// serving, and [`RestartError`] says why.
+/// and with the directory and the environment that it had when [`inherit`](Self::inherit) was
+/// called. The new process gets the listeners, and takes over when it is ready. This process goes on
+/// accepting until then, finishes its connections, and ends. If the new process fails, this process
+/// goes on serving, and [`RestartError`] says why.
 ///
 /// A request for a restart that comes while another one runs, and has executed its program, starts
 /// another round: see [`Handle::restart`](crate::Handle::restart). A process that has been replaced
 /// passes the request on to its successor, so a signal to an old process id is not lost as long as
 /// that process drains and its successor runs.
 ///
-/// Call [`new`](Self::new) early in `main`, before the program has other threads, files, or
-/// subprocesses: the call takes the descriptors that the process was started with, from its
-/// predecessor or from a socket activator such as systemd. An address of
-/// [`Builder::listen`](crate::Builder::listen) gets the inherited listener with its name or
-/// address, and is bound only if there is none. Inherited listeners that nothing asks for are
-/// closed.
+/// # One for a process
+///
+/// A process has one `Restart`: clones are the same one, and it is given to all servers of the
+/// process, which [`Servers`](crate::Servers) run together. Call [`inherit`](Self::inherit) early in
+/// `main`, before the program has other threads, files, or subprocesses: the call takes the
+/// descriptors that the process was started with, from its predecessor or from a socket activator
+/// such as systemd. An address of [`Builder::listen`](crate::Builder::listen) gets the inherited
+/// listener with its name or address, and is bound only if there is none. Inherited listeners that
+/// nothing has asked for are closed when the servers start. Settings count until then.
 ///
 /// systemd is told of restarts (sd_notify(3)): use `Type=notify-reload`, or `Type=notify` with an
 /// `ExecReload=` that sends SIGHUP.
 ///
+/// # What goes to the successor
+///
+/// | what | given by | taken by |
+/// |---|---|---|
+/// | the servers' listeners | [`Builder::listen`](crate::Builder::listen), [`Builder::listener`](crate::Builder::listener) | the same |
+/// | other sockets and files | [`pass`](Self::pass) | [`inherited`](Self::inherited) |
+/// | state, as bytes | [`pass_state`](Self::pass_state) | [`inherited_state`](Self::inherited_state) |
+///
+/// # The start of a new process
+///
 /// In a new process, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are blocked until
-/// [`new`](Self::new) is called, and then recorded until its server runs, so that none of them kills
-/// the process before the server can handle them. Threads and subprocesses that the process starts
-/// after the call have the usual signals. Until the new process is ready, its standard error is a
-/// pipe to the old process, which relays it. A subprocess that was started meanwhile keeps the pipe;
-/// when the old process has ended, the new process relays what comes. If the old process dies before
-/// the new one is ready, the pipe holds 64 KiB; further writes to standard error wait until the
-/// server is built. A new process that fails is killed half a second after its server has ended. A
-/// new process that hangs in its start is killed after `ready_timeout`, also if the old process has
-/// died meanwhile.
+/// [`inherit`](Self::inherit) is called, and then recorded until its server runs, so that none of
+/// them kills the process before the server can handle them. Threads and subprocesses that the
+/// process starts after the call have the usual signals. Until the new process is ready, its
+/// standard error is a pipe to the old process, which relays it. A subprocess that was started
+/// meanwhile keeps the pipe; when the old process has ended, the new process relays what comes. If
+/// the old process dies before the new one is ready, the pipe holds 64 KiB; further writes to
+/// standard error wait until the server is built. A new process that fails is killed half a second
+/// after its server has ended. A new process that hangs in its start is killed after
+/// `ready_timeout`, also if the old process has died meanwhile.
 ///
 /// While a new process starts, it has a parent that waits for it: a copy of the old process, which
 /// shares the old one's memory until either writes to it.
 ///
-/// A process has one server at a time that can be restarted. Unix only, without Apple's systems.
+/// Unix only, without Apple's systems.
 ///
 /// # Examples
 ///
@@ -103,7 +121,7 @@ pub(crate) type ReadyWhen =
 /// use handover::{Connection, Next, Restart, Server};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let restart = Restart::new()
+/// let restart = Restart::inherit()?
 ///     .ready_timeout(Duration::from_secs(20))
 ///     .pid_file("/run/app.pid");
 /// eprintln!("generation {}", restart.generation());
@@ -115,19 +133,39 @@ pub(crate) type ReadyWhen =
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Clone)]
 #[must_use = "a Restart has no effect before it is given to Builder::restart"]
-pub struct Restart {
-    program: io::Result<Program>,
-    pub(crate) inherited: Inherited,
-    pub(crate) ready_timeout: Duration,
+pub struct Restart(Arc<SharedRestart>);
+
+/// What all clones share.
+struct SharedRestart {
+    generation: u64,
+    is_supervised: bool,
+    handle: RestarterHandle,
+    /// Each server that was built with this has a clone, as long as it exists.
+    server_token: Arc<()>,
+    /// `None` once the servers have started.
+    parts: Mutex<Option<RestartParts>>,
+}
+
+/// What a restarter is made of.
+pub(crate) struct RestartParts {
+    program: Program,
+    inherited: Inherited,
+    restarter_end: RestarterEnd,
+    ready_timeout: Duration,
     pub(crate) idle_grace: Duration,
     max_draining: usize,
     pub(crate) ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
+    state: Option<StateSource>,
     pid_file: Option<PathBuf>,
     /// `None` once the server has taken them.
     pub(crate) recorded_signals: Option<RecordedSignals>,
 }
+
+/// Returns the state for a successor.
+type StateSource = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 /// The signals that are recorded in a successor, if they are. A drop releases them.
 pub(crate) struct RecordedSignals(bool);
@@ -147,27 +185,65 @@ impl Drop for RecordedSignals {
 }
 
 impl Restart {
-    /// Takes what this process was started with, and records how it was started.
-    pub fn new() -> Self {
-        let inherited = Inherited::take();
+    /// Takes what this process was started with, and records how it was started. To be called once
+    /// in a process.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if the process has a `Restart` already, or had one: give clones of the first
+    /// one to all servers. `Unsupported` on systems without restarts, and if the predecessor speaks
+    /// a version of the protocol that this process does not know. Errors of the system if the
+    /// program of this process cannot be found, or there are no descriptors left.
+    pub fn inherit() -> io::Result<Self> {
+        if !sys::process::SUPPORTS_RESTARTS {
+            let text = "restarts are not supported on this system";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        let inherited = Inherited::take()?;
         if let Some(predecessor) = &inherited.predecessor {
             send_message(&predecessor.handshake, &HandshakeMessage::Hello);
         }
-        let is_successor = inherited.predecessor.is_some() || inherited.predecessor_error.is_some();
+        if let Some(why) = &inherited.predecessor_error {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()));
+        }
+        let is_successor = inherited.predecessor.is_some();
         if is_successor {
             sys::signal::record();
         }
-        Self {
-            recorded_signals: Some(RecordedSignals(is_successor)),
-            program: Program::of_this_process(),
-            inherited,
-            ready_timeout: Duration::from_secs(60),
-            idle_grace: Duration::from_secs(10),
-            max_draining: 4,
-            ready_when: None,
-            passed: Vec::new(),
-            pid_file: None,
+        let recorded_signals = RecordedSignals(is_successor);
+        let program = Program::of_this_process().map_err(|error| {
+            let text = format!("cannot find the program file of this process: {error}");
+            io::Error::new(error.kind(), text)
+        })?;
+        let (handle, restarter_end) = restarter::connect()?;
+        Ok(Self(Arc::new(SharedRestart {
+            generation: inherited.generation(),
+            is_supervised: inherited.lifeline.is_some(),
+            handle,
+            server_token: Arc::default(),
+            parts: Mutex::new(Some(RestartParts {
+                program,
+                inherited,
+                restarter_end,
+                ready_timeout: Duration::from_secs(60),
+                idle_grace: Duration::from_secs(10),
+                max_draining: 4,
+                ready_when: None,
+                passed: Vec::new(),
+                state: None,
+                pid_file: None,
+                recorded_signals: Some(recorded_signals),
+            })),
+        })))
+    }
+
+    /// Changes a setting, unless the servers have started.
+    fn set(self, change: impl FnOnce(&mut RestartParts)) -> Self {
+        match &mut *self.0.parts.lock() {
+            Some(parts) => change(parts),
+            None => log::warn!("a setting of a Restart has no effect once its servers run"),
         }
+        self
     }
 
     /// The working directory of successors, looked up at each restart. Defaults to that of this
@@ -175,11 +251,8 @@ impl Restart {
     /// `/srv/app/current`, a symbolic link, a successor is started where the link leads by then, and
     /// so is a program that was started by a relative path. If there is no such directory, an error
     /// is logged, and the successor gets the directory of this process.
-    pub fn working_directory(mut self, dir: impl Into<PathBuf>) -> Self {
-        if let Ok(program) = &mut self.program {
-            program.set_working_directory(&dir.into());
-        }
-        self
+    pub fn working_directory(self, dir: impl Into<PathBuf>) -> Self {
+        self.set(|parts| parts.program.set_working_directory(&dir.into()))
     }
 
     /// A file with environment variables for successors, read at each restart. They replace those
@@ -188,20 +261,16 @@ impl Restart {
     /// `NAME=VALUE`, such as `export NAME=VALUE`, is ignored, and a warning names the file and the
     /// line. If the file cannot be read, is not UTF-8, has a null character, or has a quote that is
     /// not closed, the restart fails with this reason. Defaults to none.
-    pub fn environment_file(mut self, path: impl Into<PathBuf>) -> Self {
-        if let Ok(program) = &mut self.program {
-            program.set_environment_file(path.into());
-        }
-        self
+    pub fn environment_file(self, path: impl Into<PathBuf>) -> Self {
+        self.set(|parts| parts.program.set_environment_file(path.into()))
     }
 
     /// How long a successor may take until it is ready; then it is ended, and this process goes on
     /// serving. A successor that fails after it has begun to accept may finish its requests for
     /// this time, or for the [`drain_timeout`](crate::Builder::drain_timeout) if that is shorter.
     /// Another restart waits until this successor has ended. More than zero. Defaults to 60 s.
-    pub fn ready_timeout(mut self, timeout: Duration) -> Self {
-        self.ready_timeout = timeout;
-        self
+    pub fn ready_timeout(self, timeout: Duration) -> Self {
+        self.set(|parts| parts.ready_timeout = timeout)
     }
 
     /// How long a connection that was kept open may be idle before the process that was replaced
@@ -209,17 +278,15 @@ impl Restart {
     /// client, if the protocol can, to use another connection. Choose a time longer than clients
     /// pause, as a later request meets the close. The
     /// [`drain_timeout`](crate::Builder::drain_timeout) ends the grace early. Defaults to 10 s.
-    pub fn idle_grace(mut self, grace: Duration) -> Self {
-        self.idle_grace = grace;
-        self
+    pub fn idle_grace(self, grace: Duration) -> Self {
+        self.set(|parts| parts.idle_grace = grace)
     }
 
     /// How many earlier generations may drain at once. A restart beyond that begins when one of them
     /// has finished its requests, or its [`drain_timeout`](crate::Builder::drain_timeout) has
     /// passed: no restart cuts off the requests of an earlier one. At least 1. Defaults to 4.
-    pub fn max_draining(mut self, generations: usize) -> Self {
-        self.max_draining = generations.max(1);
-        self
+    pub fn max_draining(self, generations: usize) -> Self {
+        self.set(|parts| parts.max_draining = generations.max(1))
     }
 
     /// Sets a check that runs last, before the first connection is accepted. `ready` may fill
@@ -235,17 +302,19 @@ impl Restart {
     /// use handover::Restart;
     ///
     /// // A new version that cannot reach the database does not replace the old one.
-    /// let restart = Restart::new().ready_when(|| TcpStream::connect("db:5432").map(drop));
+    /// # fn main() -> std::io::Result<()> {
+    /// let restart = Restart::inherit()?.ready_when(|| TcpStream::connect("db:5432").map(drop));
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn ready_when<E>(
-        mut self,
+        self,
         ready: impl FnOnce() -> Result<(), E> + Send + Sync + 'static,
     ) -> Self
     where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        self.ready_when = Some(Box::new(|| ready().map_err(Into::into)));
-        self
+        self.set(|parts| parts.ready_when = Some(Box::new(|| ready().map_err(Into::into))))
     }
 
     /// Passes a descriptor to each successor under a name, such as a UDP socket. The successor
@@ -261,7 +330,7 @@ impl Restart {
     ///
     /// use handover::Restart;
     ///
-    /// let mut restart = Restart::new();
+    /// let restart = Restart::inherit()?;
     /// let datagrams = match restart.inherited("datagrams") {
     ///     Some(descriptor) => UdpSocket::from(descriptor),
     ///     None => UdpSocket::bind("127.0.0.1:5300")?,
@@ -272,130 +341,176 @@ impl Restart {
     /// # #[cfg(not(unix))]
     /// # fn main() {}
     /// ```
-    pub fn pass(mut self, name: impl Into<String>, descriptor: impl Into<Descriptor>) -> Self {
-        self.passed.push((name.into(), descriptor.into()));
-        self
+    pub fn pass(self, name: impl Into<String>, descriptor: impl Into<Descriptor>) -> Self {
+        let passed = (name.into(), descriptor.into());
+        self.set(|parts| parts.passed.push(passed))
     }
 
     /// Takes the descriptor that was passed to this process under a name, by the predecessor's
-    /// [`pass`](Self::pass) or by a socket activator; `None` the second time. Take a listener for
-    /// [`Builder::listener`](crate::Builder::listener) so, before you bind another one. See
-    /// [`pass`](Self::pass) for an example.
-    pub fn inherited(&mut self, name: &str) -> Option<Descriptor> {
-        self.inherited.remove(name)
+    /// [`pass`](Self::pass) or by a socket activator; `None` the second time, and once the servers
+    /// run. Take a listener for [`Builder::listener`](crate::Builder::listener) so
+    /// ([`Listener::from_descriptor`]), before you bind another one. See [`pass`](Self::pass) for an
+    /// example.
+    pub fn inherited(&self, name: &str) -> Option<Descriptor> {
+        self.0.parts.lock().as_mut()?.inherited.remove(name)
     }
 
     /// A file that holds the serving process's id. The start fails if the file is that of another
     /// living process. At a restart, the file is the successor's before the old process ends.
     /// Where several processes serve, use the [supervisor's](crate::Supervisor::pid_file) instead.
     /// Defaults to none.
-    pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.pid_file = Some(path.into());
-        self
+    pub fn pid_file(self, path: impl Into<PathBuf>) -> Self {
+        self.set(|parts| parts.pid_file = Some(path.into()))
     }
 
     /// The number of this process among all that have served, from 1: one more than that of its
     /// predecessor. A supervisor also counts the processes that it has restarted after an end.
     pub fn generation(&self) -> u64 {
-        self.inherited.generation()
+        self.0.generation
     }
 
-    /// What the predecessor's [`Service::export`](crate::Service::export) has left for this
-    /// process; `None` if there is no predecessor, or it has left nothing.
+    /// Sets the function that gives state to each successor, such as counts or sessions: of all
+    /// servers of the process together. The successor takes the bytes by
+    /// [`inherited_state`](Self::inherited_state), and its version of the program must understand
+    /// them. Called when a restart begins, while this process goes on serving: what changes
+    /// afterwards is not in it, in particular what the connections change that are busy then. They
+    /// may go on until the end of the drain, beside the successor. What must not be lost goes to a
+    /// file or a database that both processes use. A panic is logged, and passes nothing. Defaults
+    /// to nothing.
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// use std::io;
+    /// use std::sync::Arc;
     /// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     ///
-    /// use handover::{Connection, Next, Restart, Server, Service};
-    ///
-    /// /// Counts calls, over restarts as well.
-    /// struct Counting(AtomicU64);
-    ///
-    /// impl Service for Counting {
-    ///     type Session = ();
-    ///     type Worker = ();
-    ///
-    ///     fn worker(&self, _index: usize) -> io::Result<()> {
-    ///         Ok(())
-    ///     }
-    ///
-    ///     fn session(&self, _: &Connection) -> io::Result<()> {
-    ///         Ok(())
-    ///     }
-    ///
-    ///     fn serve(&self, _: &mut Connection, _: &mut (), _: &mut ()) -> io::Result<Next> {
-    ///         self.0.fetch_add(1, Relaxed);
-    ///         Ok(Next::Close)
-    ///     }
-    ///
-    ///     fn export(&self) -> Option<Vec<u8>> {
-    ///         Some(self.0.load(Relaxed).to_le_bytes().to_vec())
-    ///     }
-    /// }
+    /// use handover::{Connection, Next, Restart, Server};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let restart = Restart::new();
-    /// let state = restart.state().and_then(|state| state.try_into().ok());
-    /// let count = state.map_or(0, u64::from_le_bytes);
-    /// let server = Server::builder().listen("127.0.0.1:7000").restart(restart);
-    /// server.build(Counting(count.into()))?.run()?;
+    /// let restart = Restart::inherit()?;
+    /// // Counts calls, over restarts as well.
+    /// let state = restart.inherited_state().and_then(|state| state.try_into().ok());
+    /// let count = Arc::new(AtomicU64::new(state.map_or(0, u64::from_le_bytes)));
+    /// let counted = Arc::clone(&count);
+    /// let restart = restart.pass_state(move || counted.load(Relaxed).to_le_bytes().into());
+    /// let server = Server::builder()
+    ///     .listen("127.0.0.1:7000")
+    ///     .restart(restart)
+    ///     .build(move |_: &mut Connection| {
+    ///         count.fetch_add(1, Relaxed);
+    ///         Ok(Next::Close)
+    ///     })?;
+    /// server.run()?;
     /// # Ok(())
     /// # }
     /// ```
-    pub fn state(&self) -> Option<&[u8]> {
-        self.inherited.predecessor.as_ref()?.state.as_deref()
+    pub fn pass_state(self, state: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
+        self.set(|parts| parts.state = Some(Box::new(state)))
     }
+
+    /// Takes the state that the predecessor's [`pass_state`](Self::pass_state) has left for this
+    /// process. `None` if there is no predecessor, or it has left nothing; also the second time, and
+    /// once the servers run.
+    pub fn inherited_state(&self) -> Option<Vec<u8>> {
+        let mut parts = self.0.parts.lock();
+        parts.as_mut()?.inherited.predecessor.as_mut()?.state.take()
+    }
+
+    // ---- for the rest of the crate ----
 
     /// Whether a supervisor has started this process or its predecessors.
     pub(crate) fn is_supervised(&self) -> bool {
-        self.inherited.lifeline.is_some()
+        self.0.is_supervised
     }
 
-    /// Binds a listener that was not inherited, or has the supervisor bind it.
-    pub(crate) fn bind(&self, bind: Bind) -> Result<Listener, BindError> {
-        match self.inherited.lifeline {
-            Some(_) => bind_request::bind(self.generation(), bind),
-            None => bind.bind(),
+    pub(crate) fn handle(&self) -> &RestarterHandle {
+        &self.0.handle
+    }
+
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The setting; `None` once the servers have started.
+    pub(crate) fn ready_timeout_setting(&self) -> Option<Duration> {
+        self.0
+            .parts
+            .lock()
+            .as_ref()
+            .map(|parts| parts.ready_timeout)
+    }
+
+    /// The listeners for these addresses, in their order: inherited ones, or new ones, which the
+    /// supervisor binds if there is one.
+    pub(crate) fn take_listeners(&self, binds: Vec<Bind>) -> Result<Vec<Listener>, BindError> {
+        binds.iter().try_for_each(Bind::check_stream)?;
+        let refs: Vec<_> = binds.iter().collect();
+        let found = match &mut *self.0.parts.lock() {
+            Some(parts) => parts.inherited.take_listeners(&refs),
+            None => Vec::new(),
+        };
+        let found = found.into_iter().chain(std::iter::repeat_with(|| None));
+        let listeners = binds
+            .into_iter()
+            .zip(found)
+            .map(|(bind, found)| match found {
+                Some(listener) => Ok(listener),
+                None if self.is_supervised() => bind_request::bind(self.generation(), bind),
+                None => bind.bind(),
+            });
+        listeners.collect()
+    }
+
+    /// Counts a server as built with this, until the token is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if the servers of this process have started.
+    pub(crate) fn add_server(&self) -> io::Result<Arc<()>> {
+        match &*self.0.parts.lock() {
+            Some(_) => Ok(Arc::clone(&self.0.server_token)),
+            None => Err(started_error()),
         }
     }
 
-    /// Checks that there can be restarts at all.
-    pub(crate) fn check(&self) -> io::Result<()> {
-        if !sys::process::SUPPORTS_RESTARTS {
-            let text = "restarts are not supported on this system";
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    /// Takes all that the restarter of this number of servers needs.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if servers with this have started already, and `InvalidInput` if others were
+    /// built with this, and are not among these.
+    pub(crate) fn take_parts(&self, servers: usize) -> io::Result<RestartParts> {
+        let built = Arc::strong_count(&self.0.server_token) - 1;
+        if built != servers {
+            let text = format!(
+                "{built} servers were built with this Restart, and {servers} of them started: \
+                 start all of them together, with Servers"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        if let Some(why) = &self.inherited.predecessor_error {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()));
-        }
-        match &self.program {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let text = format!("cannot find the program file of this process: {error}");
-                Err(io::Error::new(error.kind(), text))
-            }
-        }
+        let mut parts = self.0.parts.lock().take().ok_or_else(started_error)?;
+        parts.inherited.close_rest();
+        Ok(parts)
     }
 }
 
-impl Default for Restart {
-    fn default() -> Self {
-        Self::new()
-    }
+fn started_error() -> io::Error {
+    let text = "the servers of this Restart run already: build all of them first, and start them \
+                together, with Servers";
+    io::Error::new(io::ErrorKind::AlreadyExists, text)
 }
 
 impl fmt::Debug for Restart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Restart")
-            .field("program", &self.program)
-            .field("generation", &self.generation())
-            .field("ready_timeout", &self.ready_timeout)
-            .field("idle_grace", &self.idle_grace)
-            .field("max_draining", &self.max_draining)
-            .field("pid_file", &self.pid_file)
-            .finish_non_exhaustive()
+        let mut text = f.debug_struct("Restart");
+        text.field("generation", &self.generation());
+        if let Some(parts) = &*self.0.parts.lock() {
+            text.field("program", &parts.program)
+                .field("ready_timeout", &parts.ready_timeout)
+                .field("idle_grace", &parts.idle_grace)
+                .field("max_draining", &parts.max_draining)
+                .field("pid_file", &parts.pid_file);
+        }
+        text.finish_non_exhaustive()
     }
 }

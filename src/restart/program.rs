@@ -294,7 +294,7 @@ pub(super) struct SuccessorStart<'a> {
     pub(super) matched_by_name: Vec<u32>,
     /// The successor's end of the handshake socket.
     pub(super) handshake: &'a Socket,
-    /// What the service exported.
+    /// What the application passes.
     pub(super) state: Option<Vec<u8>>,
     pub(super) generation: u64,
     /// The generations before the successor, with the sockets that tell their ends.

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -33,11 +34,12 @@ pub struct Builder {
     pub(super) drain_timeout: Duration,
     /// `None`: the default, which depends on how the server is run.
     pub(super) raises_descriptor_limit: Option<bool>,
-    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
-    pub(super) signals: bool,
+    /// `None`: the default, which depends on how the server is run.
+    pub(super) signals: Option<bool>,
     pub(super) on_start: Option<Hook>,
     pub(super) on_exit: Option<Hook>,
     pub(super) on_user_signal: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(super) on_stop: Option<Arc<dyn Fn() + Send + Sync>>,
     pub(super) restart: Option<Restart>,
     pub(super) stuck_after: Option<Duration>,
 }
@@ -89,10 +91,11 @@ impl Builder {
             limits: Limits::default(),
             drain_timeout: Duration::from_secs(30),
             raises_descriptor_limit: None,
-            signals: true,
+            signals: None,
             on_start: None,
             on_exit: None,
             on_user_signal: None,
+            on_stop: None,
             restart: None,
             stuck_after: None,
         }
@@ -269,9 +272,11 @@ impl Builder {
         self
     }
 
-    /// Sets whether [`Server::run`] handles signals. [`Server::start`] never does. A program that
-    /// handles signals itself says false, and calls the [`Handle`](crate::Handle). Needs the
-    /// feature `signals`. Defaults to true.
+    /// Sets whether the server handles the signals of the process, until it has stopped. A program
+    /// that handles signals itself says false, and calls the [`Handle`](crate::Handle). Needs the
+    /// feature `signals`. Defaults to true for [`Server::run`], and to false for
+    /// [`Server::start`] and [`Server::run_scoped`], as the process is then that of a larger
+    /// program.
     ///
     /// | signal | action |
     /// |---|---|
@@ -294,7 +299,7 @@ impl Builder {
     /// second SIGTERM or SIGINT changes nothing: the supervisor handles it, and sends SIGQUIT.
     #[cfg(feature = "signals")]
     pub fn signals(mut self, on: bool) -> Self {
-        self.signals = on;
+        self.signals = Some(on);
         self
     }
 
@@ -306,8 +311,41 @@ impl Builder {
         self
     }
 
-    /// Lets a successor take over on SIGHUP and SIGUSR2 (with [`Server::run`] and the feature
-    /// `signals`), or on [`Handle::restart`](crate::Handle::restart). Defaults to off.
+    /// Sets a hook that is called once, when the server begins to stop: a stop was requested, or a
+    /// successor serves. Threads of the application can end by it, see also
+    /// [`Handle::is_stopping`](crate::Handle::is_stopping), which is true by then. The hook runs on a
+    /// thread of its own, beside the drain, and the stop waits for its end within the deadline. A
+    /// panic is logged. A server that could not start calls no hook. Defaults to nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use std::thread;
+    ///
+    /// use handover::{Connection, Next, Server};
+    ///
+    /// let (stop, stopped) = mpsc::channel();
+    /// let cleaner = thread::spawn(move || while stopped.recv().is_ok() {});
+    /// let server = Server::builder()
+    ///     .listen("127.0.0.1:0")
+    ///     .on_stop(move || drop(stop.send(())))
+    ///     .build(|_: &mut Connection| Ok(Next::Close))?;
+    /// # let handle = server.handle();
+    /// # handle.stop_now();
+    /// server.run()?;
+    /// # drop(handle);
+    /// cleaner.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on_stop(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_stop = Some(Arc::new(hook));
+        self
+    }
+
+    /// Lets a successor take over on SIGHUP and SIGUSR2 (if the server handles
+    /// signals), or on [`Handle::restart`](crate::Handle::restart). Servers of the same process get
+    /// clones of the same `Restart`, and [`Servers`](crate::Servers) run them. Defaults to off.
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = Some(restart);
         self
@@ -354,47 +392,40 @@ impl Builder {
             output_limit: self.limits.output_limit,
         };
         service.check(&buffers).map_err(BuildError::Service)?;
-        let mut inherited = Vec::new();
-        if let Some(restart) = &mut self.restart {
-            restart.check().map_err(BuildError::Restart)?;
-            let binds = self.listeners.iter().filter_map(|source| match source {
-                Source::Bind(bind) => Some(bind),
-                Source::Bound(_) => None,
-            });
-            let binds: Vec<_> = binds.collect();
-            let mut checked = binds.iter().map(|bind| bind.check_stream());
-            checked.try_for_each(|bind| bind.map_err(BuildError::Bind))?;
-            inherited = restart.inherited.take_listeners(&binds);
-            restart.inherited.close_rest();
-        }
-        let mut inherited = inherited.into_iter();
-        let bound: Result<Vec<_>, _> = std::mem::take(&mut self.listeners)
-            .into_iter()
-            .map(|source| match source {
-                Source::Bind(bind) => match inherited.next().flatten() {
-                    Some(listener) => Ok(listener),
-                    None => match &self.restart {
-                        Some(restart) => restart.bind(bind),
-                        None => bind.bind(),
-                    },
-                },
-                Source::Bound(listener) => Ok(listener),
-            })
-            .collect();
-        let listeners = bound.map_err(BuildError::Bind)?;
-        Ok(Server {
-            service,
-            listeners,
-            settings: self,
-            periodic: Vec::new(),
-        })
+        let listeners = self.bind_listeners().map_err(BuildError::Bind)?;
+        Server::new(service, listeners, self)
     }
 }
 
 impl Builder {
+    /// Binds what is not bound or inherited.
+    fn bind_listeners(&mut self) -> Result<Vec<Listener>, BindError> {
+        let sources = std::mem::take(&mut self.listeners);
+        let Some(restart) = &self.restart else {
+            let bound = sources.into_iter().map(|source| match source {
+                Source::Bind(bind) => bind.bind(),
+                Source::Bound(listener) => Ok(listener),
+            });
+            return bound.collect();
+        };
+        let binds = sources.iter().filter_map(|source| match source {
+            Source::Bind(bind) => Some(bind.clone()),
+            Source::Bound(_) => None,
+        });
+        let mut taken = restart.take_listeners(binds.collect())?.into_iter();
+        let all = sources.into_iter().filter_map(|source| match source {
+            Source::Bind(_) => taken.next(),
+            Source::Bound(listener) => Some(listener),
+        });
+        Ok(all.collect())
+    }
+
     fn check_ranges(&self) -> Result<(), BuildError> {
         let (limits, admission) = (&self.limits, &self.admission);
-        let ready_timeout = self.restart.as_ref().map(|restart| restart.ready_timeout);
+        let ready_timeout = self
+            .restart
+            .as_ref()
+            .and_then(Restart::ready_timeout_setting);
         let numbers = [
             (self.workers, 1, MOST_WORKERS, Setting::Workers),
             (self.worker_groups, 1, usize::MAX, Setting::WorkerGroups),
@@ -564,9 +595,10 @@ pub enum BuildError {
     NoListener,
     /// An address cannot be listened on.
     Bind(BindError),
-    /// The server cannot be restarted: not on this system, or because the program of this process
-    /// is unknown.
+    /// The servers of this [`Restart`] run already.
     Restart(io::Error),
+    /// The system has no room for what every server needs, such as descriptors.
+    System(io::Error),
 }
 
 impl fmt::Display for BuildError {
@@ -585,6 +617,7 @@ impl fmt::Display for BuildError {
             Self::NoListener => f.write_str("the server has no address to listen on"),
             Self::Bind(error) => error.fmt(f),
             Self::Restart(error) => error.fmt(f),
+            Self::System(error) => write!(f, "cannot make the server: {error}"),
         }
     }
 }
@@ -604,7 +637,7 @@ impl Error for BuildError {
             }
             Self::Service(error) => error.source(),
             Self::Bind(error) => error.source(),
-            Self::Restart(error) => Some(error),
+            Self::Restart(error) | Self::System(error) => Some(error),
         }
     }
 }
@@ -618,7 +651,7 @@ impl From<BuildError> for io::Error {
             | BuildError::Service(_)
             | BuildError::NoListener => Self::new(io::ErrorKind::InvalidInput, error),
             BuildError::Bind(error) => error.into(),
-            BuildError::Restart(error) => error,
+            BuildError::Restart(error) | BuildError::System(error) => error,
         }
     }
 }

@@ -12,10 +12,15 @@
 //! the workers to finish, but the restarter and an aborted successor are not cut off either. They
 //! have time-outs of their own. A stop that is to be immediate gives the restarter no more time
 //! than the workers.
+//!
+//! Servers that run together have one restarter, which ends when all of them have stopped. Those
+//! that have stopped wait for the others without a limit, as each of these has a deadline of its
+//! own. The restarter's time is then counted from the stop of the last one.
 
 use std::time::{Duration, Instant};
 
 use crate::clock::Deadline;
+use crate::server::shared::RequestedStop;
 
 /// How long a stop waits for handlers to return, once their sockets are shut down.
 const FORCED_GRACE: Duration = Duration::from_millis(500);
@@ -29,6 +34,7 @@ const RESTARTER_GRACE: Duration = Duration::from_secs(6);
 pub(super) struct FinishDeadlines {
     pub(super) workers: Instant,
     restarter: Deadline,
+    restarter_grace: Duration,
     pub(super) aborted_successor: Deadline,
 }
 
@@ -39,17 +45,25 @@ impl FinishDeadlines {
         Self {
             workers: latest(FORCED_GRACE).instant().unwrap_or(now + FORCED_GRACE),
             restarter: latest(restarter_grace(is_immediate)),
+            restarter_grace: restarter_grace(is_immediate),
             aborted_successor: latest(FORCED_GRACE / 2),
         }
     }
 
     /// A further stop is requested, with this deadline.
-    pub(super) fn shorten(&mut self, now: Instant, stop: Deadline, is_immediate: bool) {
-        let latest = |grace| stop.later(Deadline::after(now, grace));
+    pub(super) fn shorten(&mut self, now: Instant, stop: RequestedStop) {
+        let latest = |grace| stop.deadline.later(Deadline::after(now, grace));
         let workers = latest(FORCED_GRACE).instant();
         self.workers = workers.map_or(self.workers, |at| self.workers.min(at));
-        let restarter = latest(restarter_grace(is_immediate));
-        self.restarter = self.restarter.earlier(restarter);
+        let grace = restarter_grace(stop.is_immediate);
+        self.restarter = self.restarter.earlier(latest(grace));
+        self.restarter_grace = self.restarter_grace.min(grace);
+    }
+
+    /// The other servers of the process have stopped as well. Only now does the restarter end.
+    pub(super) fn begin_restarter_grace(&mut self, now: Instant) {
+        let earliest = Deadline::after(now, self.restarter_grace);
+        self.restarter = self.restarter.later(earliest);
     }
 
     /// Until when to wait for all threads.
@@ -110,10 +124,42 @@ mod tests {
             (at(0), at(9000), false, at(500), at(6000)),
         ] {
             let mut found = FinishDeadlines::new(now, drain, false);
-            found.shorten(now, stop, is_immediate);
+            let requested = RequestedStop {
+                deadline: stop,
+                is_immediate,
+            };
+            found.shorten(now, requested);
             let shown = format!("{drain:?} {stop:?} {is_immediate}");
             assert_eq!(found.until(false), workers, "{shown}");
             assert_eq!(found.until(true), restarter, "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_time_of_the_restarter_begins_when_all_servers_have_stopped() {
+        let now = Instant::now();
+        let at = |millis| Deadline::after(now, Duration::from_millis(millis));
+        let later = now + Duration::from_secs(20);
+        // (drain, a further stop is immediate, with the restarter)
+        for (drain, stop_now, restarter) in [
+            (at(0), false, at(26_000)),
+            (at(0), true, at(20_500)),
+            (at(30_000), false, at(30_000)),
+            (Deadline::NEVER, false, Deadline::NEVER),
+            (Deadline::NEVER, true, at(20_500)),
+        ] {
+            let mut found = FinishDeadlines::new(now, drain, false);
+            if stop_now {
+                let requested = RequestedStop {
+                    deadline: at(0),
+                    is_immediate: true,
+                };
+                found.shorten(now, requested);
+            }
+            let workers = found.workers;
+            found.begin_restarter_grace(later);
+            assert_eq!(found.until(true), restarter, "{drain:?} {stop_now}");
+            assert_eq!(found.workers, workers);
         }
     }
 }

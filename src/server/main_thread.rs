@@ -16,48 +16,74 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::Mutex;
 
 use crate::acceptor::{self, AcceptGate};
 use crate::clock::{self, Deadline};
+use crate::drain::Drain;
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
 use crate::panic;
 use crate::parking::{self, Lots};
-use crate::restart::{RestartableServer, Restarter, RestarterHandle};
+use crate::restart::RestarterHandle;
 use crate::server::builder::Builder;
 use crate::server::finish_deadlines::FinishDeadlines;
-use crate::server::handle::{ServerShared, mark_thread};
-use crate::server::periodic::PeriodicCall;
+use crate::server::group::{Member, StartableMember};
+use crate::server::handle::Handle;
 use crate::server::report::{Forced, Report};
+use crate::server::shared::{RequestedStop, ServerShared};
 use crate::server::start_error;
+use crate::server::thread_mark::mark_thread;
 use crate::server::watchdog::Watchdog;
 use crate::service::Service;
 use crate::signals::ServerCommand;
+#[cfg(feature = "signals")]
+use crate::signals::Subscription;
+use crate::stats::Counters;
 use crate::worker::Workers;
 
 /// What a server's main thread needs.
 pub(super) struct MainThread<S: Service> {
     pub(super) service: S,
     pub(super) listeners: Vec<Arc<Listener>>,
-    /// `Some` if the server can be restarted, until the restarter has its thread.
-    pub(super) restarter: Option<Restarter>,
+    /// Counts this server as built with its [`Restart`](crate::Restart).
+    pub(super) _server_token: Option<Arc<()>>,
     pub(super) idle_grace: Duration,
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
     pub(super) settings: Builder,
-    /// Taken when the server has started. Under a lock only because all threads see this type.
-    pub(super) periodic: Mutex<Vec<PeriodicCall>>,
+    /// Handles the process's signals until the server has stopped.
+    #[cfg(feature = "signals")]
+    pub(super) subscription: Option<Subscription>,
     pub(super) lots: Arc<Lots<S::Session>>,
     pub(super) gate: Arc<AcceptGate>,
     pub(super) commands: Receiver<ServerCommand>,
-    pub(super) server_id: usize,
+    /// Dropped last.
+    pub(super) report: ReportOnDrop,
+}
+
+/// Leaves an empty report if there is none in the end: the server was dropped before it started, or
+/// its main thread has panicked. So no caller of [`Handle::join`](super::Handle::join) waits for
+/// ever.
+pub(super) struct ReportOnDrop(pub(super) Arc<ServerShared>);
+
+impl Drop for ReportOnDrop {
+    fn drop(&mut self) {
+        self.0.stop.mark_stopping();
+        let now = Deadline::at(Some(Instant::now()));
+        self.0.report_stopped("not started".to_owned(), now);
+        // Nothing waits here: the threads that there may be have been joined.
+        self.0.app_threads.join(Instant::now());
+        self.0.report.set_if_missing();
+    }
 }
 
 /// A thread of the server that has ended.
@@ -66,7 +92,6 @@ enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
-    Restarter,
 }
 
 /// Reports the end of its thread when it is dropped, also after a panic.
@@ -82,14 +107,15 @@ impl Drop for EndGuard {
 impl<S: Service> MainThread<S> {
     /// Runs the server. `started` receives one message: whether the server could be started. The
     /// report is left in `shared`.
-    pub(super) fn run(mut self, shared: &ServerShared, started: &Sender<io::Result<()>>) {
-        mark_thread(self.server_id);
+    pub(super) fn run(mut self, started: &Sender<io::Result<()>>) {
+        let shared = Arc::clone(&self.report.0);
+        mark_thread(self.server_id());
         let listeners = std::mem::take(&mut self.listeners);
-        let restart_thread = self.restarter.take();
         let runs = self.runs.take();
-        let mut periodic = std::mem::take(self.periodic.get_mut()).into_iter();
+        #[cfg(feature = "signals")]
+        let subscription = self.subscription.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
-        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 2);
+        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 1);
         let workers = Workers {
             service: &self.service,
             lots: &self.lots,
@@ -97,35 +123,26 @@ impl<S: Service> MainThread<S> {
             on_exit: self.settings.on_exit.as_ref(),
             has_warned: AtomicBool::new(false),
         };
-        let host = ServerHost {
-            main: &self,
-            commands: &shared.commands,
-        };
         let restarter = shared.restarter.as_ref();
         thread::scope(|scope| {
-            // The restarter comes first: a predecessor may send messages while the workers are
-            // built.
-            let result = match restart_thread {
-                Some(restarter) => self.spawn(scope, "restart", Ended::Restarter, &ends, || {
-                    restarter.run(&host);
-                }),
-                None => Ok(()),
-            };
-            let result =
-                result.and_then(|()| self.start_threads(scope, &workers, listeners, &ends));
-            let result =
-                result.and_then(|()| periodic.try_for_each(|call| shared.start_periodic(call)));
+            let result = self.start_threads(scope, &workers, listeners, &ends);
+            let result = result.and_then(|()| shared.app_threads.start());
             drop(ends);
             let failed = result.is_err();
-            // `start_main_thread` and `run_scoped` wait for this message.
+            // `Startup` waits for this message.
             let _ = started.send(result);
             let stop = match failed {
-                true => StopProgress::failed_start(),
+                true => {
+                    shared.stop.mark_stopping();
+                    StopProgress::failed_start()
+                }
                 false => self.handle_commands(&commands, &ended, restarter),
             };
             drop(runs);
-            let (report, all_ended) = self.finish(stop, &commands, &ended, shared);
+            let (report, all_ended) = self.finish(stop, &commands, &ended);
             log::info!("{report}");
+            #[cfg(feature = "signals")]
+            drop(subscription);
             // A handle that sends a command from now on must not block.
             drop(commands);
             shared.report.set(report, all_ended);
@@ -148,7 +165,7 @@ impl<S: Service> MainThread<S> {
             thread = thread.stack_size(bytes);
         }
         let guard = EndGuard(ends.clone(), ended);
-        let server_id = self.server_id;
+        let server_id = self.server_id();
         let spawned = thread.spawn_scoped(scope, move || {
             let _guard = guard;
             mark_thread(server_id);
@@ -223,13 +240,18 @@ impl<S: Service> MainThread<S> {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
         let mut is_replaced = false;
-        let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after);
+        let group = self.report.0.group.get();
+        let mut watchdog = Watchdog::new(&self.lots, &self.gate, self.settings.stuck_after, group);
+        let mut restarter_end = restarter_end(restarter);
         loop {
             let mut wake_at = Deadline::NEVER;
             if let Some(watchdog) = &mut watchdog {
                 watchdog.check(stop.is_some());
                 notify::retry();
                 wake_at = Deadline::at(Some(watchdog.next_check())).earlier(notify::retry_at());
+            }
+            if let Some(requested) = self.report.0.stop.take() {
+                self.stop_by(requested, &mut stop, restarter);
             }
             if let Some(stop) = &mut stop {
                 self.update_progress(stop, accepting);
@@ -251,19 +273,18 @@ impl<S: Service> MainThread<S> {
                             None => ServerCommand::StopNow,
                         }
                     }
-                    Ok(Ended::Restarter) => {
-                        log::error!("the restart thread has failed: this server can no longer be restarted");
-                        ServerCommand::Check
-                    }
                     // No other thread ends before the queues are closed.
                     _ => ServerCommand::StopNow,
                 },
+                recv(restarter_end) -> _ => {
+                    log::error!("the restart thread has failed: this server can no longer be restarted");
+                    restarter_end = crossbeam_channel::never();
+                    ServerCommand::Check
+                }
                 recv(timer) -> _ => ServerCommand::Check,
             };
             match command {
                 ServerCommand::Check => {}
-                ServerCommand::Pause => drop(self.gate.pause()),
-                ServerCommand::Resume => self.gate.resume(),
                 ServerCommand::UserSignal => self.call_user_signal_hook(),
                 ServerCommand::Restart => match restarter {
                     Some(restarter) => restarter.request_restart(),
@@ -280,13 +301,11 @@ impl<S: Service> MainThread<S> {
                 // ended, systemd sends SIGTERM again to the processes that are left. These still
                 // finish their requests.
                 ServerCommand::TerminateAgain if is_replaced => {
-                    self.stop_by(self.drain_deadline(), &mut stop, restarter);
+                    self.stop_by(self.drain_request(), &mut stop, restarter);
                 }
-                ServerCommand::Drain => self.stop_by(self.drain_deadline(), &mut stop, restarter),
-                ServerCommand::StopBy(deadline) => self.stop_by(deadline, &mut stop, restarter),
+                ServerCommand::Drain => self.stop_by(self.drain_request(), &mut stop, restarter),
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
-                    self.stop_by(Deadline::at(Some(Instant::now())), &mut stop, restarter);
-                    stop.iter_mut().for_each(|stop| stop.is_immediate = true);
+                    self.stop_by(RequestedStop::now(), &mut stop, restarter);
                 }
             }
         }
@@ -296,23 +315,38 @@ impl<S: Service> MainThread<S> {
         Deadline::after(Instant::now(), self.settings.drain_timeout)
     }
 
+    fn drain_request(&self) -> RequestedStop {
+        RequestedStop::by(self.drain_deadline())
+    }
+
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
         log::info!(
             "stopping, {} connections are open",
             self.lots.drain.open_connections()
         );
+        self.report.0.stop.mark_stopping();
+        if let Some(hook) = &self.settings.on_stop {
+            self.report
+                .0
+                .app_threads
+                .run_hook("on_stop", Arc::clone(hook));
+        }
         StopProgress::begin(self.lots.drain.closed_connections(), deadline)
     }
 
     /// Begins a stop, or gives the one in progress an earlier deadline.
     fn stop_by(
         &self,
-        deadline: Deadline,
+        requested: RequestedStop,
         stop: &mut Option<StopProgress>,
         restarter: Option<&RestarterHandle>,
     ) {
-        let stop = stop.get_or_insert_with(|| self.begin_stop(deadline));
-        stop.deadline = stop.deadline.earlier(deadline);
+        if stop.is_none() {
+            self.report.0.drain_others();
+        }
+        let stop = stop.get_or_insert_with(|| self.begin_stop(requested.deadline));
+        stop.deadline = stop.deadline.earlier(requested.deadline);
+        stop.is_immediate |= requested.is_immediate;
         if let Some(restarter) = restarter {
             restarter.report_stopping();
         }
@@ -352,8 +386,66 @@ impl<S: Service> MainThread<S> {
         stop: StopProgress,
         commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
-        shared: &ServerShared,
     ) -> (Report, bool) {
+        let (lots, shared) = (&self.lots, &self.report.0);
+        let mut report = self.end_connections(&stop);
+        report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
+        lots.end_threads();
+        report.took = stop.since.elapsed();
+        let restarter = shared.restarter.as_ref();
+        let mut deadlines = FinishDeadlines::new(Instant::now(), stop.deadline, stop.is_immediate);
+        shared.report_stopped(report.to_string(), deadlines.aborted_successor);
+        let waits_for_servers = || restarter.is_some_and(RestarterHandle::waits_for_servers);
+        let mut others_are_left = waits_for_servers();
+        let (mut ended, mut restarter_end) = (ended.clone(), restarter_end(restarter));
+        let (mut threads_left, mut restarter_left) = (true, restarter.is_some());
+        let mut all_ended = loop {
+            if !threads_left && !restarter_left {
+                break true;
+            }
+            if others_are_left && !waits_for_servers() {
+                others_are_left = false;
+                deadlines.begin_restarter_grace(Instant::now());
+            }
+            let until = deadlines.until(restarter_left);
+            match next_of_finish(commands, &ended, &restarter_end, until, restarter) {
+                NextOfFinish::Ended(Ended::Worker(index)) => {
+                    let mine = report.forced.iter_mut().find(|f| f.worker == index);
+                    mine.into_iter().for_each(|forced| forced.ended = true);
+                }
+                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper) => {}
+                NextOfFinish::Command(command) => {
+                    if let Some(stop) = self.handle_late_command(command, restarter) {
+                        deadlines.shorten(Instant::now(), stop);
+                    }
+                }
+                NextOfFinish::TimedOut => break false,
+                NextOfFinish::ThreadsEnded => {
+                    ended = crossbeam_channel::never();
+                    threads_left = false;
+                    // The wait for other servers and the restarter is not part of this stop.
+                    report.took = stop.since.elapsed();
+                }
+                NextOfFinish::RestarterEnded => {
+                    restarter.inspect(|restarter| restarter.join());
+                    restarter_end = crossbeam_channel::never();
+                    restarter_left = false;
+                }
+            }
+        };
+        lots.drop_left_sessions();
+        if threads_left {
+            let waited_until = deadlines.workers.min(Instant::now());
+            report.took = waited_until.saturating_duration_since(stop.since);
+        }
+        let began = Instant::now();
+        all_ended &= shared.app_threads.join(deadlines.workers);
+        report.took += began.elapsed();
+        (report, all_ended)
+    }
+
+    /// Closes the remaining connections. Their counts are in the report.
+    fn end_connections(&self, stop: &StopProgress) -> Report {
         let lots = &self.lots;
         let mut report = Report {
             finished: stop.finished,
@@ -377,66 +469,34 @@ impl<S: Service> MainThread<S> {
             report.dropped = left.saturating_sub(report.forced.len());
             lots.close_all();
         }
-        report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
-        lots.end_threads();
-        report.took = stop.since.elapsed();
-        let restarter = shared.restarter.as_ref();
-        let mut deadlines = FinishDeadlines::new(Instant::now(), stop.deadline, stop.is_immediate);
-        if let Some(restarter) = restarter {
-            restarter.report_stopped(report.to_string(), deadlines.aborted_successor);
-        }
-        let mut all_ended = loop {
-            let restarter_runs = restarter.is_some_and(|one| !one.has_ended());
-            let until = deadlines.until(restarter_runs);
-            match next_of_finish(commands, ended, until, restarter) {
-                NextOfFinish::Ended(Ended::Worker(index)) => {
-                    let mine = report.forced.iter_mut().find(|f| f.worker == index);
-                    mine.into_iter().for_each(|forced| forced.ended = true);
-                }
-                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper | Ended::Restarter) => {}
-                NextOfFinish::Command(command) => {
-                    let is_immediate = is_immediate(&command);
-                    let stop = self.handle_late_command(command, restarter);
-                    deadlines.shorten(Instant::now(), stop, is_immediate);
-                }
-                NextOfFinish::TimedOut => break false,
-                NextOfFinish::AllEnded => break true,
-            }
-        };
-        lots.drop_left_sessions();
-        all_ended &= shared.periodic.join(deadlines.workers);
-        report.took = stop.since.elapsed();
-        (report, all_ended)
+        report
     }
 
-    /// Handles a command to a server that has drained. Returns the deadline of a stop.
+    /// Handles a command to a server that has drained. Returns the stop that it asks for.
     fn handle_late_command(
         &self,
         command: ServerCommand,
         restarter: Option<&RestarterHandle>,
-    ) -> Deadline {
-        let deadline = match command {
-            ServerCommand::Drain => self.drain_deadline(),
-            ServerCommand::StopBy(deadline) => deadline,
-            ServerCommand::StopNow | ServerCommand::TerminateAgain => {
-                Deadline::at(Some(Instant::now()))
-            }
+    ) -> Option<RequestedStop> {
+        let stop = match command {
+            ServerCommand::Drain => Some(self.drain_request()),
+            // A handle may have asked for a stop.
+            ServerCommand::Check => self.report.0.stop.take(),
+            ServerCommand::StopNow | ServerCommand::TerminateAgain => Some(RequestedStop::now()),
             ServerCommand::Restart => {
                 restarter.inspect(|restarter| restarter.request_restart());
-                return Deadline::NEVER;
+                None
             }
             ServerCommand::UserSignal => {
                 self.call_user_signal_hook();
-                return Deadline::NEVER;
+                None
             }
-            ServerCommand::Check
-            | ServerCommand::Pause
-            | ServerCommand::Resume
-            | ServerCommand::Replaced => return Deadline::NEVER,
+            ServerCommand::Replaced => None,
         };
         // The callers of a restart that was passed on wait no longer.
+        let restarter = restarter.filter(|_| stop.is_some());
         restarter.inspect(|restarter| restarter.report_stopping());
-        deadline
+        stop
     }
 
     fn calls_in_progress(&self) -> Vec<Forced> {
@@ -455,6 +515,10 @@ impl<S: Service> MainThread<S> {
         forced.collect()
     }
 
+    fn server_id(&self) -> usize {
+        self.report.0.server_id.load(SeqCst)
+    }
+
     pub(super) fn thread_name(&self, what: &str) -> String {
         format!("{}-{what}", self.settings.thread_name_prefix)
     }
@@ -464,26 +528,23 @@ impl<S: Service> MainThread<S> {
 enum NextOfFinish {
     Ended(Ended),
     Command(ServerCommand),
-    AllEnded,
+    /// All threads of the server have ended.
+    ThreadsEnded,
+    RestarterEnded,
     TimedOut,
 }
 
-/// Whether a stop waits for nothing.
-fn is_immediate(command: &ServerCommand) -> bool {
-    use ServerCommand::{StopNow, TerminateAgain};
-    matches!(command, StopNow | TerminateAgain)
-}
-
 /// Waits for the next event until this point in time. While the restarter has to report the result
-/// of a restart, the wait has no limit: the restarter ends after its report.
+/// of a restart, or other servers have not stopped, the wait has no limit: the restarter ends then.
 fn next_of_finish(
     commands: &Receiver<ServerCommand>,
     ended: &Receiver<Ended>,
+    restarter_end: &Receiver<()>,
     until: Deadline,
     restarter: Option<&RestarterHandle>,
 ) -> NextOfFinish {
     let thread =
-        |thread: Result<Ended, _>| thread.map_or(NextOfFinish::AllEnded, NextOfFinish::Ended);
+        |thread: Result<Ended, _>| thread.map_or(NextOfFinish::ThreadsEnded, NextOfFinish::Ended);
     // `ServerShared` has a sender of commands, so that the channel is open.
     let command = |command: Result<ServerCommand, _>| {
         NextOfFinish::Command(command.unwrap_or(ServerCommand::StopNow))
@@ -492,6 +553,7 @@ fn next_of_finish(
     let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
     crossbeam_channel::select_biased! {
         recv(ended) -> next => return thread(next),
+        recv(restarter_end) -> _ => return NextOfFinish::RestarterEnded,
         recv(commands) -> next => return command(next),
         recv(timer) -> _ => {}
     }
@@ -500,58 +562,55 @@ fn next_of_finish(
     }
     crossbeam_channel::select_biased! {
         recv(ended) -> next => thread(next),
+        recv(restarter_end) -> _ => NextOfFinish::RestarterEnded,
         recv(commands) -> next => command(next),
     }
 }
 
-/// The server, as its restarter sees it.
-struct ServerHost<'a, S: Service> {
-    main: &'a MainThread<S>,
-    commands: &'a Sender<ServerCommand>,
+/// Closed when the restarter has ended; never without one.
+fn restarter_end(restarter: Option<&RestarterHandle>) -> Receiver<()> {
+    restarter.map_or_else(crossbeam_channel::never, |own| own.ended().clone())
 }
 
-impl<S: Service> ServerHost<'_, S> {
-    fn command(&self, command: ServerCommand) {
-        // A server that has ended needs no command.
-        let _ = self.commands.send(command);
+impl<S: Service> Member for MainThread<S> {
+    fn shared(&self) -> &Arc<ServerShared> {
+        &self.report.0
+    }
+
+    fn settings(&self) -> &Builder {
+        &self.settings
+    }
+
+    fn listeners(&self) -> &[Arc<Listener>] {
+        &self.listeners
+    }
+
+    fn drain(&self) -> &Arc<Drain> {
+        &self.lots.drain
+    }
+
+    fn counters(&self) -> &Arc<Counters> {
+        &self.lots.counters
+    }
+
+    fn set_idle_grace(&mut self, grace: Duration) {
+        self.idle_grace = grace;
+    }
+
+    #[cfg(feature = "signals")]
+    fn set_subscription(&mut self, subscription: Subscription) {
+        self.subscription = Some(subscription);
     }
 }
 
-impl<S: Service> RestartableServer for ServerHost<'_, S> {
-    fn export_state(&self) -> Option<Vec<u8>> {
-        panic::contain(|| self.main.service.export()).unwrap_or_else(|why| {
-            log::error!("the export panicked: {why}");
-            None
-        })
-    }
-
-    fn start_accepting(&self) {
-        self.main.gate.start();
-    }
-
-    fn pause(&self) -> bool {
-        self.main.gate.pause()
-    }
-
-    fn resume(&self) {
-        self.main.gate.resume();
-    }
-
-    fn drain_after_replacement(&self, taken: &[u32]) {
-        self.main.gate.set_served_elsewhere(taken);
-        self.command(ServerCommand::Replaced);
-    }
-
-    fn connections_left(&self) -> usize {
-        self.main.lots.drain.in_progress()
-    }
-
-    fn requests(&self) -> u64 {
-        self.main.lots.counters.served()
-    }
-
-    fn stop_in_drain_timeout(&self) {
-        self.command(ServerCommand::Drain);
+impl<S: Service + 'static> StartableMember for MainThread<S> {
+    fn start(self: Box<Self>, handle: &Handle) -> io::Result<()> {
+        let (sender, started) = crossbeam_channel::bounded(1);
+        let thread = thread::Builder::new()
+            .name(self.thread_name("main"))
+            .spawn(move || self.run(&sender))?;
+        handle.set_thread(thread);
+        started.recv().unwrap_or_else(|_| Err(start_error()))
     }
 }
 

@@ -1,44 +1,60 @@
 //! The server: connects the other modules.
 
+mod app_threads;
 mod builder;
 mod descriptor_limit;
 mod finish_deadlines;
+mod group;
 mod handle;
 mod main_thread;
-mod periodic;
 mod report;
+mod servers;
+mod shared;
+mod startup;
+mod thread_mark;
 mod watchdog;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
 use crate::acceptor::AcceptGate;
 use crate::addr::Addr;
 use crate::clock;
+use crate::connection::Connection;
 use crate::listener::Listener;
-use crate::panic;
 use crate::parking::{Lots, LotsOptions, MOST_LOTS};
-use crate::restart::{ReadyWhen, RecordedSignals, Restarter, RestarterHandle};
-use crate::service::Service;
+use crate::service::{Next, Service};
 use crate::signals::ServerCommand;
 use crate::stats::{Stats, WorkerState};
 
+use app_threads::AppThreads;
 pub use builder::{BuildError, Builder, Setting};
-use descriptor_limit::prepare_descriptor_limit;
 pub use descriptor_limit::restore_descriptor_limit;
+use group::{prepare, start_all};
 pub use handle::Handle;
-use handle::{ReportCell, ServerShared};
-use main_thread::MainThread;
-use periodic::{PeriodicCall, PeriodicThreads};
+use main_thread::{MainThread, ReportOnDrop};
 pub use report::{Forced, Generation, Report, RestartReport};
+pub use servers::Servers;
+use shared::{ReportCell, ServerShared, StopRequest};
 
 /// A server that is bound and not started yet.
+///
+/// It is run in one of three ways:
+///
+/// | | [`run`](Self::run) | [`start`](Self::start) | [`run_scoped`](Self::run_scoped) |
+/// |---|---|---|---|
+/// | for | a program that is the server | a program that does more, tests | a service that borrows |
+/// | returns | the report, when the server has stopped | a [`Handle`], when it serves | what the closure returned, and the report |
+/// | signals, by default ([`Builder::signals`]) | handled | left to the program | left to the program |
+/// | the handle | [`handle`](Self::handle), before | the result; `handle`, before | given to the closure; `handle`, before |
+/// | ends | by a signal, a handle, a successor | by a handle, a successor; when the last handle is dropped | when the closure returns |
+/// | raises the limit of descriptors, by default | yes | no | no |
 ///
 /// # Examples
 ///
@@ -61,26 +77,99 @@ pub use report::{Forced, Generation, Report, RestartReport};
 /// println!("{}", handle.join());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Server<S> {
-    service: S,
-    listeners: Vec<Listener>,
-    settings: Builder,
-    /// The periodic calls, which begin when the server has started.
-    periodic: Vec<PeriodicCall>,
+pub struct Server<S: Service> {
+    main: MainThread<S>,
+    handle: Handle,
 }
 
-impl Server<()> {
-    /// Settings for a server.
+impl Server<fn(&mut Connection) -> io::Result<Next>> {
+    /// Settings for a server, of any service.
     pub fn builder() -> Builder {
         Builder::new()
     }
 }
 
 impl<S: Service> Server<S> {
+    /// Connects the modules. Starts no thread.
+    fn new(service: S, listeners: Vec<Listener>, settings: Builder) -> Result<Self, BuildError> {
+        let server_token = match &settings.restart {
+            Some(restart) => Some(restart.add_server().map_err(BuildError::Restart)?),
+            None => None,
+        };
+        let server_id = next_server_id();
+        let addrs = listeners.iter().map(Listener::addr).cloned();
+        let addrs = addrs.collect();
+        let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
+        let lots = new_lots(&settings, service.handles_expiry()).map_err(BuildError::System)?;
+        let gate = Arc::new(AcceptGate::new().map_err(BuildError::System)?);
+        let (sender, commands) = crossbeam_channel::bounded(64);
+        connect_calls(&lots, &gate, &sender);
+
+        let (runs, stopped) = crossbeam_channel::bounded(0);
+        let prefix = settings.thread_name_prefix.clone();
+        let stats_lots = Arc::clone(&lots);
+        let shared = Arc::new(ServerShared {
+            commands: sender,
+            stop: StopRequest::default(),
+            drain_timeout: settings.drain_timeout,
+            gate: Arc::clone(&gate),
+            addrs,
+            app_threads: AppThreads::new(prefix, Arc::clone(&server_id), stopped),
+            server_id,
+            stats: Box::new(move || stats(&stats_lots)),
+            report: ReportCell::default(),
+            restarter: settings.restart.as_ref().map(|own| own.handle().clone()),
+            is_restartable: AtomicBool::new(false),
+            group: OnceLock::new(),
+        });
+        let main = MainThread {
+            service,
+            listeners,
+            _server_token: server_token,
+            idle_grace: Duration::ZERO,
+            runs: Some(runs),
+            settings,
+            #[cfg(feature = "signals")]
+            subscription: None,
+            lots,
+            gate,
+            commands,
+            report: ReportOnDrop(Arc::clone(&shared)),
+        };
+        let handle = Handle::new(shared);
+        Ok(Self { main, handle })
+    }
+
     /// The addresses that the server listens on, in the order of the builder, with real ports.
     pub fn local_addrs(&self) -> Vec<Addr> {
-        let addrs = self.listeners.iter().map(Listener::addr);
-        addrs.cloned().collect()
+        self.handle.local_addrs()
+    }
+
+    /// Controls the server, before it runs and while it does. The handle may be given to other
+    /// threads, and to the service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::thread;
+    /// use std::time::Duration;
+    ///
+    /// use handover::{Connection, Next, Server};
+    ///
+    /// let server = Server::builder()
+    ///     .listen("127.0.0.1:0")
+    ///     .build(|_: &mut Connection| Ok(Next::Close))?;
+    /// let handle = server.handle();
+    /// let console = thread::spawn(move || {
+    ///     println!("{:?}", handle.stats());
+    ///     handle.stop(Duration::from_secs(10));
+    /// });
+    /// println!("{}", server.run()?);
+    /// console.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Runs the server as long as the closure runs, then drains it. The service may borrow from the
@@ -111,116 +200,27 @@ impl<S: Service> Server<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
-        let (main, shared, mut startup) = self.prepare(false)?;
-        startup.release_signals();
-        let drain_timeout = main.settings.drain_timeout;
+        let Self { mut main, handle } = self;
+        let startup = prepare(&mut [&mut main], false)?;
         thread::scope(|scope| {
             let (sender, started) = crossbeam_channel::bounded(1);
-            let for_main = Arc::clone(&shared);
             thread::Builder::new()
                 .name(main.thread_name("main"))
-                .spawn_scoped(scope, move || main.run(&for_main, &sender))?;
+                .spawn_scoped(scope, move || main.run(&sender))?;
             started.recv().unwrap_or_else(|_| Err(start_error()))?;
-            let handle = Handle::new(shared, None);
-            let stop = StopOnDrop(&handle, drain_timeout);
+            let stop = DrainOnDrop(&handle);
             startup.finish()?;
             let result = body(&handle);
             drop(stop);
             Ok((result, handle.join()))
         })
     }
+}
 
-    /// As [`Handle::every`], for a server that has not started: makes the calls from its start on,
-    /// also under [`run`](Self::run), which gives no handle.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` if the interval is zero. A thread that cannot be started is an error of the
-    /// server's start.
-    pub fn every(
-        &mut self,
-        interval: Duration,
-        call: impl FnMut() + Send + 'static,
-    ) -> io::Result<()> {
-        self.periodic.push(PeriodicCall::new(interval, call)?);
-        Ok(())
-    }
-
-    /// Connects the modules. Starts no thread. `owns_process`: the process exists for this server.
-    fn prepare(
-        mut self,
-        owns_process: bool,
-    ) -> io::Result<(MainThread<S>, Arc<ServerShared>, Startup)> {
-        static SERVERS: AtomicUsize = AtomicUsize::new(1);
-        let raises_limit = self
-            .settings
-            .raises_descriptor_limit
-            .unwrap_or(owns_process);
-        prepare_descriptor_limit(raises_limit, self.settings.admission.max_connections);
-        let server_id = SERVERS.fetch_add(1, SeqCst);
-        let restart = self.settings.restart.take();
-        let idle_grace = restart
-            .as_ref()
-            .map(|restart| restart.idle_grace)
-            .unwrap_or_default();
-        let addrs = self.local_addrs();
-        let listeners: Vec<_> = self.listeners.into_iter().map(Arc::new).collect();
-        let lots = new_lots(&self.settings, self.service.handles_expiry())?;
-        let gate = Arc::new(AcceptGate::new()?);
-        let (sender, commands) = crossbeam_channel::bounded(64);
-        connect_calls(&lots, &gate, &sender);
-
-        let (runs, stopped) = crossbeam_channel::bounded(0);
-        let periodic = PeriodicThreads::new(stopped.clone());
-        let mut startup = Startup {
-            stopped,
-            ready_thread: format!("{}-ready", self.settings.thread_name_prefix),
-            gate: Arc::clone(&gate),
-            restarter: None,
-            ready_when: None,
-            recorded_signals: None,
-            handles_signals: false,
-            is_supervised: restart
-                .as_ref()
-                .is_some_and(|restart| restart.is_supervised()),
-            is_stopped: false,
-        };
-        let mut restarter = None;
-        if let Some(mut restart) = restart {
-            startup.ready_when = restart.ready_when.take();
-            startup.recorded_signals = restart.recorded_signals.take();
-            let listeners = listeners.iter().map(Arc::downgrade).collect();
-            let drain_timeout = self.settings.drain_timeout;
-            let (thread, handle) = Restarter::new(restart, listeners, drain_timeout)?;
-            restarter = Some(thread);
-            startup.restarter = Some(handle);
-        }
-        let stats_lots = Arc::clone(&lots);
-        let shared = Arc::new(ServerShared {
-            commands: sender,
-            addrs,
-            server_id,
-            thread_name_prefix: self.settings.thread_name_prefix.clone(),
-            periodic,
-            stats: Box::new(move || stats(&stats_lots)),
-            report: ReportCell::default(),
-            restarter: startup.restarter.clone(),
-        });
-        let main = MainThread {
-            service: self.service,
-            listeners,
-            restarter,
-            idle_grace,
-            runs: Some(runs),
-            settings: self.settings,
-            periodic: self.periodic.into(),
-            lots,
-            gate,
-            commands,
-            server_id,
-        };
-        Ok((main, shared, startup))
-    }
+/// A number for each server of the process, from 1.
+fn next_server_id() -> Arc<AtomicUsize> {
+    static SERVERS: AtomicUsize = AtomicUsize::new(1);
+    Arc::new(AtomicUsize::new(SERVERS.fetch_add(1, SeqCst)))
 }
 
 /// The memory of the queue is allocated when the server starts. Further connections wait in the
@@ -257,7 +257,8 @@ fn connect_calls<T>(lots: &Lots<T>, gate: &Arc<AcceptGate>, commands: &Sender<Se
 }
 
 impl<S: Service + 'static> Server<S> {
-    /// Runs the server until a signal stops it, see [`Builder::signals`], and returns the report.
+    /// Runs the server until a signal, a [`handle`](Self::handle) or a successor stops it, see
+    /// [`Builder::signals`], and returns the report.
     ///
     /// # Errors
     ///
@@ -265,128 +266,47 @@ impl<S: Service + 'static> Server<S> {
     /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
     /// handler.
     pub fn run(self) -> io::Result<Report> {
-        let (main, shared, mut startup) = self.prepare(true)?;
-        startup.handles_signals = main.settings.signals;
-        // Subscribed before the server serves, so that no signal to a serving process is missed.
-        #[cfg(feature = "signals")]
-        let _subscription = match main.settings.signals {
-            true => {
-                let (commands, can_restart) = (shared.commands.clone(), shared.restarter.is_some());
-                let is_supervised = startup.is_supervised;
-                Some(crate::signals::subscribe(
-                    commands,
-                    can_restart,
-                    is_supervised,
-                )?)
-            }
-            false => None,
-        };
-        Ok(start_main_thread(main, shared, startup)?.join())
+        Ok(self.start_in_process(true)?.join())
     }
 
-    /// Starts the server on threads of its own, and handles no signals: the caller stops the server
-    /// by the handle.
+    /// Starts the server on threads of its own. The caller stops the server by the handle. Signals
+    /// are left to the program, unless [`Builder::signals`] is called with true.
     ///
     /// # Errors
     ///
-    /// When a thread cannot be started, or the service cannot build a worker's state.
+    /// When a thread cannot be started, or the service cannot build a worker's state; with signals,
+    /// also as [`run`](Self::run).
     pub fn start(self) -> io::Result<Handle> {
-        let (main, shared, startup) = self.prepare(false)?;
-        start_main_thread(main, shared, startup)
+        self.start_in_process(false)
+    }
+
+    fn start_in_process(self, owns_process: bool) -> io::Result<Handle> {
+        let handles = [self.handle];
+        start_all(vec![Box::new(self.main)], &handles, owns_process)?;
+        let [handle] = handles;
+        Ok(handle)
     }
 }
 
-impl<S> fmt::Debug for Server<S> {
+impl<S: Service> fmt::Debug for Server<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("listeners", &self.listeners)
-            .field("settings", &self.settings)
+            .field("listeners", &self.main.listeners)
+            .field("settings", &self.main.settings)
             .finish_non_exhaustive()
     }
-}
-
-/// The last steps of a start, once all threads run: signals are handled, `ready_when` is called,
-/// and the acceptor begins.
-struct Startup {
-    /// Disconnected when the server has stopped.
-    stopped: Receiver<()>,
-    ready_thread: String,
-    gate: Arc<AcceptGate>,
-    restarter: Option<RestarterHandle>,
-    ready_when: Option<ReadyWhen>,
-    recorded_signals: Option<RecordedSignals>,
-    handles_signals: bool,
-    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
-    is_supervised: bool,
-    /// A signal that stops the server has arrived already.
-    is_stopped: bool,
-}
-
-impl Startup {
-    /// Has the signals handled that were recorded until there are handlers for them.
-    fn release_signals(&mut self) {
-        if let Some(mut recorded) = self.recorded_signals.take() {
-            self.is_stopped = recorded.release() && self.handles_signals;
-        }
-    }
-
-    fn finish(self) -> io::Result<()> {
-        if self.is_stopped {
-            return Ok(());
-        }
-        if let Some(ready_when) = self.ready_when {
-            let (done, ready) = crossbeam_channel::bounded(1);
-            // A thread of its own, since a stop does not wait for it.
-            thread::Builder::new()
-                .name(self.ready_thread)
-                .spawn(move || drop(done.send(panic::contain(ready_when))))?;
-            crossbeam_channel::select! {
-                recv(ready) -> result => {
-                    let result = result.unwrap_or_else(|_| Err("its thread has ended".to_owned()));
-                    let panicked = |why| io::Error::other(format!("ready_when panicked: {why}"));
-                    result.map_err(panicked)?.map_err(io::Error::other)?;
-                }
-                recv(self.stopped) -> _ => return Ok(()),
-            }
-        }
-        match self.restarter {
-            Some(restarter) => restarter.announce_ready().map_err(io::Error::other),
-            None => {
-                self.gate.start();
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Starts the main thread, and waits until the server serves.
-fn start_main_thread<S: Service + 'static>(
-    main: MainThread<S>,
-    shared: Arc<ServerShared>,
-    mut startup: Startup,
-) -> io::Result<Handle> {
-    startup.release_signals();
-    let (sender, started) = crossbeam_channel::bounded(1);
-    let for_main = Arc::clone(&shared);
-    let thread = thread::Builder::new()
-        .name(main.thread_name("main"))
-        .spawn(move || main.run(&for_main, &sender))?;
-    started.recv().unwrap_or_else(|_| Err(start_error()))?;
-    let handle = Handle::new(shared, Some(thread));
-    startup.finish()?;
-    Ok(handle)
 }
 
 fn start_error() -> io::Error {
     io::Error::other("the server's main thread ended before it served")
 }
 
-/// Stops a scoped server when its closure returns or panics.
-struct StopOnDrop<'a>(&'a Handle, Duration);
+/// Drains a scoped server when its closure returns or panics.
+struct DrainOnDrop<'a>(&'a Handle);
 
-impl Drop for StopOnDrop<'_> {
+impl Drop for DrainOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.stop(self.1);
+        self.0.shared().request_drain();
     }
 }
 

@@ -20,9 +20,10 @@ pub struct Report {
     /// Connections that waited for more than their client, with a waker, an outbox or a timer, and
     /// whose service was called because of the drain. The other fields count them too.
     pub drain_calls: usize,
-    /// How long the stop took, from the request to the end of the last thread. Threads that do not
-    /// end are waited for until half a second after the deadline. A restart that is not complete is
-    /// waited for longer: for 6 s, or until the deadline, unless the stop is an immediate one.
+    /// How long the stop took, from the request to the end of the server's last thread. Threads that
+    /// do not end are waited for until half a second after the deadline. The process may wait
+    /// longer, which is not part of this time: for its other servers, and for a restart that is not
+    /// complete, for 6 s or until the deadline, unless the stop is an immediate one.
     pub took: Duration,
 }
 
@@ -55,9 +56,6 @@ impl fmt::Display for Report {
 pub struct RestartReport {
     /// The time from the start of the new process until it was ready to serve.
     pub ready_after: Duration,
-    /// How long neither process accepted connections. New ones waited in the kernel's queue
-    /// meanwhile.
-    pub accept_gap: Duration,
     /// What became of the connections of the old process.
     pub drained: Report,
     /// The process that was replaced.

@@ -7,7 +7,8 @@
 //! - some worker is idle, or has moved bytes, waited for its client, or begun another call within
 //!   `stuck_after`.
 //!
-//! Otherwise WATCHDOG=1 is not sent. When every worker is stuck, WATCHDOG=trigger is sent.
+//! Otherwise WATCHDOG=1 is not sent. With several servers in the process, it is sent when all of them
+//! have made progress. When every worker is stuck, WATCHDOG=trigger is sent.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::clock;
 use crate::log;
 use crate::notify;
 use crate::parking::{Lot, Lots};
+use crate::server::shared::GroupPlace;
 use crate::stats::ThreadCounters;
 
 /// How many notifications are sent within the limit. One or two may be late.
@@ -27,6 +29,7 @@ pub(super) struct Watchdog<'a, T> {
     gate: &'a AcceptGate,
     every: Duration,
     stuck_after: Duration,
+    group: Option<&'a GroupPlace>,
     next_check: Instant,
     /// When the acceptor and the keeper were woken.
     woken_at: Instant,
@@ -36,6 +39,12 @@ pub(super) struct Watchdog<'a, T> {
     /// Of each keeper.
     keeper_loops: Vec<u64>,
     workers: Vec<WorkerProgress>,
+}
+
+impl<T> Drop for Watchdog<'_, T> {
+    fn drop(&mut self) {
+        self.group.inspect(|group| group.end_heartbeat());
+    }
 }
 
 /// The progress of a worker at the last check.
@@ -54,6 +63,7 @@ impl<'a, T> Watchdog<'a, T> {
         lots: &'a Lots<T>,
         gate: &'a AcceptGate,
         stuck_after: Option<Duration>,
+        group: Option<&'a GroupPlace>,
     ) -> Option<Self> {
         let limit = notify::watchdog_limit()?;
         let workers = lots.counters.workers.len();
@@ -63,6 +73,7 @@ impl<'a, T> Watchdog<'a, T> {
             gate,
             every: limit / NOTIFICATIONS,
             stuck_after: stuck_after.unwrap_or(limit),
+            group,
             next_check: Instant::now(),
             woken_at: Instant::now(),
             threads_react: true,
@@ -98,8 +109,8 @@ impl<'a, T> Watchdog<'a, T> {
             Some(left) => self.next_check = self.next_check.min(now + left),
             None => {}
         }
-        if self.threads_react {
-            notify::send_watchdog_alive();
+        if let (true, Some(group)) = (self.threads_react, self.group) {
+            group.beat();
         }
     }
 

@@ -229,7 +229,7 @@ impl Supervisor {
                 process::exit(code);
             }
         }
-        let mut restart = Restart::new().max_draining(self.0.policy.max_draining);
+        let mut restart = Restart::inherit()?.max_draining(self.0.policy.max_draining);
         if let Some(dir) = self.0.working_directory {
             restart = restart.working_directory(dir);
         }

@@ -124,7 +124,7 @@ impl Run {
         let stragglers = Stragglers::with_earlier_children();
         let output_files = OutputFiles::open(&settings)?;
         log_to(&settings, &output_files)?;
-        let listeners = HeldListeners::inherit_or_bind(Inherited::take(), &settings)?;
+        let listeners = HeldListeners::inherit_or_bind(Inherited::take()?, &settings)?;
         let notify = NotifySocket::bind()?;
         let lifeline = sys::message::create_pair()?;
         let fleet = Fleet::new(settings.policy.clone(), Instant::now(), random_seed());

@@ -266,7 +266,8 @@ impl Supervisor {
     /// [`recycle_after`](Self::recycle_after): shortened by up to a tenth, and one process at a time.
     /// A process goes on serving until its successor does, so that it serves a few more. Requests
     /// are calls of the service ([`Stats::served`](crate::Stats::served)), which a server of this
-    /// crate with [`Builder::restart`](crate::Builder::restart) tells the supervisor once a second.
+    /// crate with [`Builder::restart`](crate::Builder::restart) tells the supervisor once a second;
+    /// those of several servers ([`Servers`](crate::Servers)) count together.
     /// Other programs do not tell, and are not replaced for this; a warning in the log says so.
     /// `None` or zero: no limit. Defaults to `None`.
     pub fn recycle_after_requests(mut self, requests: impl Into<Option<u64>>) -> Self {

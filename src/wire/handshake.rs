@@ -22,8 +22,6 @@ pub(crate) enum HandshakeMessage {
     Cutover,
     /// Successor: this process accepts.
     Accepting {
-        /// When the successor began, by the system's monotonic clock, in nanoseconds.
-        since: u64,
         /// The inherited descriptors that the successor took: positions in `LISTEN_FDS`.
         taken: Vec<u32>,
     },
@@ -53,7 +51,6 @@ pub(crate) enum HandshakeMessage {
         pid: u32,
         generation: u64,
         ready_after_nanos: u64,
-        accept_gap_nanos: u64,
     },
     /// Successor: the restart that the receiver has passed on failed.
     RestartFailed {

@@ -19,7 +19,7 @@ pub(crate) enum Launch {
         /// ready. The second descriptor is the reading end of this pipe, so that writing is no
         /// error when the predecessor dies.
         stderr: Option<(i32, i32)>,
-        /// A file with what the predecessor's service exported.
+        /// A file with the state that the predecessor passes.
         state: Option<i32>,
         matched_by_name: Vec<u32>,
         /// The predecessor, and the earlier generations that still drain.

@@ -50,14 +50,13 @@
 //! {"v":1,"type":"hello"}
 //! {"v":1,"type":"ready"}
 //! {"v":1,"type":"cutover"}
-//! {"v":1,"type":"accepting","since":81204471893,"taken":[0,2]}
+//! {"v":1,"type":"accepting","taken":[0,2]}
 //! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]],
 //!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}
-//! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
-//!   "accept_gap_nanos":0}
+//! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000}
 //! {"v":1,"type":"restart_failed","kind":"timed_out","reason":"the successor was not ready",
 //!   "errno":null,"status":9,"stderr":["no configuration"]}
 //! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}

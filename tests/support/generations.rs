@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::http::{self, Body, Reply, Request, Response};
-use handover::{Bind, Handle, Restart, Server, Supervisor};
+use handover::{Bind, Connection, Handle, Next, Restart, Server, Servers, Supervisor};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Signal, kill_process};
 use tempfile::TempDir;
@@ -58,19 +58,18 @@ pub(crate) fn serve_if_child() {
                     .unwrap(),
             );
         }
-        Some(_) if is_wrapped => Restart::new(),
+        Some(_) if is_wrapped => inherit(),
         Some(settings) => supervisor(&dir, &settings)
             .supervise()
             .unwrap_or_else(|error| {
                 eprintln!("{error}");
                 std::process::exit(1);
             }),
-        None => Restart::new(),
+        None => inherit(),
     };
     misbehave(&dir, &mode, "");
     let generation = restart.generation();
-    let state = restart.state().map(String::from_utf8_lossy);
-    let state = state.map(std::borrow::Cow::into_owned).unwrap_or_default();
+    let state = String::from_utf8(restart.inherited_state().unwrap_or_default()).unwrap();
     if option(&dir, "environment").is_some() {
         restart = restart.environment_file(dir.join("environment"));
     }
@@ -101,7 +100,8 @@ pub(crate) fn serve_if_child() {
                 _ => Ok(()),
             }
         });
-    let export = format!("{state}{generation},");
+    let left = format!("{state}{generation},");
+    let restart = restart.pass_state(move || left.clone().into_bytes());
     let service = http::service(move |request: &mut Request<Body<'_>>| {
         if request.uri().path() == "/descriptors" {
             let limits = format!("{descriptors_at_start} {}", descriptor_limit());
@@ -118,7 +118,7 @@ pub(crate) fn serve_if_child() {
         .drain_timeout(Duration::from_millis(
             option(&dir, "drain").map_or(20_000, |drain| drain.parse().unwrap()),
         ))
-        .restart(restart);
+        .restart(restart.clone());
     let listen = option(&dir, "listen").unwrap_or_default();
     for addr in listen.split_whitespace() {
         builder = match addr.split_once('=') {
@@ -126,21 +126,29 @@ pub(crate) fn serve_if_child() {
             None => builder.listen(addr),
         };
     }
-    let server = builder
-        .build(service.export(move || export.clone().into_bytes()))
-        .unwrap();
+    let server = builder.build(service).unwrap();
+    // A server of another protocol beside it, if the test wants one.
+    let lines = option(&dir, "lines").map(|addr| {
+        let builder = Server::builder().workers(4).listen(&*addr);
+        let builder = builder.drain_timeout(Duration::from_secs(20));
+        builder.restart(restart).build(serve_lines).unwrap()
+    });
+    let mut addrs = server.local_addrs();
+    addrs.extend(lines.iter().flat_map(Server::local_addrs));
     // The test may listen, or not.
-    let addrs: Vec<String> = server
-        .local_addrs()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _ = writeln!(std::io::stdout(), "\nlistening on {}", addrs.join(" "));
     let report = if option(&dir, "by-handle").is_some() {
-        let handle = server.start().unwrap_or_else(|error| {
+        let started = match lines {
+            // The handle of one keeps both alive.
+            Some(lines) => Servers::new().with(server).with(lines).start(),
+            None => server.start().map(|handle| vec![handle]),
+        };
+        let started = started.unwrap_or_else(|error| {
             eprintln!("{error}");
             std::process::exit(1);
         });
+        let handle = started[0].clone();
         HANDLE.get_or_init(|| handle.clone());
         if option(&dir, "stoppable").is_some() {
             let (own, handle) = (dir.clone(), handle.clone());
@@ -158,12 +166,54 @@ pub(crate) fn serve_if_child() {
             reporter.join().unwrap();
         }
         report
+    } else if let Some(lines) = lines {
+        let reports = Servers::new().with(server).with(lines).run();
+        let reports = reports.unwrap_or_else(|error| {
+            eprintln!("{error}");
+            std::process::exit(1);
+        });
+        let [http, lines] = &reports[..] else {
+            panic!("{reports:?}");
+        };
+        let _ = writeln!(
+            std::io::stdout(),
+            "\nlines, generation {generation}: {lines}"
+        );
+        http.clone()
     } else {
         server.run().unwrap()
     };
     let _ = writeln!(std::io::stdout(), "\ngeneration {generation}: {report}");
     let code = option(&dir, "exit-code").map_or(0, |code| code.parse().unwrap());
     std::process::exit(code);
+}
+
+/// A line protocol: `pid` is answered with the process id, `slow N` after so many milliseconds, and other lines with
+/// themselves.
+fn serve_lines(conn: &mut Connection) -> io::Result<Next> {
+    let Some(line) = conn.take_line(4096)? else {
+        return Ok(if conn.at_eof() {
+            Next::Close
+        } else {
+            Next::More
+        });
+    };
+    if let Some(millis) = line.strip_prefix("slow ") {
+        thread::sleep(Duration::from_millis(millis.parse().unwrap_or_default()));
+    }
+    match &*line {
+        "pid" => writeln!(conn, "{}", std::process::id())?,
+        line => writeln!(conn, "{line}")?,
+    }
+    Ok(Next::Park)
+}
+
+/// What the process was started with, or its end, as from `main`.
+fn inherit() -> Restart {
+    Restart::inherit().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        std::process::exit(1);
+    })
 }
 
 /// The supervisor with the settings that stand in a file: words with a number behind, of milliseconds where it is a time.

@@ -28,6 +28,7 @@ use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
+use crate::panic;
 use crate::restart::error::{RestartError, RestartErrorKind};
 use crate::restart::inherited::LIFELINE_NAME;
 use crate::restart::link::{Incoming, Link};
@@ -54,10 +55,6 @@ pub(super) struct Successor {
 struct Handoff {
     /// The positions of the descriptors that the successor took.
     taken: Vec<u32>,
-    /// This process accepted before.
-    was_accepting: bool,
-    /// How long neither process accepted.
-    accept_gap: Duration,
     /// The files of Unix sockets that the successor removes in the end.
     socket_files: Vec<PathBuf>,
 }
@@ -82,7 +79,7 @@ pub(super) enum SuccessorStage {
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Restarter {
-    pub(super) fn begin_requested_restart(&mut self, server: &dyn RestartableServer) {
+    pub(super) fn begin_requested_restart(&mut self) {
         if !self.rounds.is_requested() {
             return;
         }
@@ -91,7 +88,7 @@ impl Restarter {
             ServerStage::Building | ServerStage::Waiting(_) | ServerStage::Accepting => {}
             ServerStage::Serving if self.successor.is_some() => self.announce_wait_for_aborted(),
             ServerStage::Serving => match self.restart_may_begin(Instant::now()) {
-                None => self.start_successor(server),
+                None => self.start_successor(),
                 Some(_) => self.announce_wait_for_drains(),
             },
             ServerStage::Replaced => self.pass_on_next_round(),
@@ -130,14 +127,14 @@ impl Restarter {
         notify::send_reloading(format_args!("starting generation {}", self.generation + 1));
     }
 
-    fn start_successor(&mut self, server: &dyn RestartableServer) {
+    fn start_successor(&mut self) {
         self.begin_round();
         let next = self.generation + 1;
         let program = self.program.path().display().to_string();
         log::info!("starting generation {next}: {program}");
         self.notify_reloading();
         self.last_extension = Instant::now();
-        match self.spawn_successor(server) {
+        match self.spawn_successor() {
             Ok(successor) => {
                 if self.lifeline.is_some() {
                     notify::announce_successor(successor.process.id());
@@ -152,7 +149,7 @@ impl Restarter {
         }
     }
 
-    fn spawn_successor(&mut self, server: &dyn RestartableServer) -> io::Result<Successor> {
+    fn spawn_successor(&mut self) -> io::Result<Successor> {
         let (own_end, successor_end) = sys::message::create_pair()?;
         let (mut descriptors, mut matched_by_name) = (Vec::new(), Vec::new());
         for (position, listener) in (0..).zip(self.listeners.iter().filter_map(Weak::upgrade)) {
@@ -176,7 +173,7 @@ impl Restarter {
             descriptors,
             matched_by_name,
             handshake: &successor_end,
-            state: server.export_state(),
+            state: self.export_state(),
             generation: self.generation + 1,
             earlier,
             ready_timeout: self.ready_timeout,
@@ -192,6 +189,12 @@ impl Restarter {
             ready_after: Duration::ZERO,
             handoff: None,
         })
+    }
+
+    fn export_state(&self) -> Option<Vec<u8>> {
+        let state = panic::contain(self.state.as_ref()?);
+        let failed = |why: &String| log::error!("the state for the successor panicked: {why}");
+        state.inspect_err(failed).ok()
     }
 
     pub(super) fn receive_from_successor(&mut self, server: &dyn RestartableServer) {
@@ -224,8 +227,8 @@ impl Restarter {
             // A stop comes first; see `handle_successor_deadline`.
             (SuccessorStage::Ready, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
-            (SuccessorStage::Ready, HandshakeMessage::Accepting { since, taken }) => {
-                self.hand_over(server, since, taken);
+            (SuccessorStage::Ready, HandshakeMessage::Accepting { taken }) => {
+                self.hand_over(server, taken);
             }
             (
                 SuccessorStage::Ready | SuccessorStage::Accepting,
@@ -240,11 +243,9 @@ impl Restarter {
                     pid,
                     generation: new_generation,
                     ready_after_nanos,
-                    accept_gap_nanos,
                 },
             ) => self.finish_passed_on_round(&Ok(CompletedRestart {
                 ready_after: Duration::from_nanos(ready_after_nanos),
-                accept_gap: Duration::from_nanos(accept_gap_nanos),
                 pid,
                 new_generation,
                 generation: self.generation,
@@ -273,14 +274,13 @@ impl Restarter {
         }
     }
 
-    /// The successor accepts since `since`, on the listeners at the positions `taken`: this process
+    /// The successor accepts, on the listeners at the positions `taken`: this process
     /// stops accepting, and leaves the files of Unix sockets to the successor.
-    fn hand_over(&mut self, server: &dyn RestartableServer, since: u64, taken: Vec<u32>) {
+    fn hand_over(&mut self, server: &dyn RestartableServer, taken: Vec<u32>) {
         let Some(successor) = &mut self.successor else {
             return;
         };
-        let was_accepting = server.pause();
-        let accept_gap = Duration::from_nanos(since.saturating_sub(sys::clock::monotonic_nanos()));
+        server.pause();
         let socket_files = release_socket_files(&self.listeners);
         let paths = socket_files.iter().flat_map(|path| WirePath::new(path));
         let paths = paths.collect();
@@ -292,8 +292,6 @@ impl Restarter {
         successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
         successor.handoff = Some(Handoff {
             taken,
-            was_accepting,
-            accept_gap,
             socket_files,
         });
         successor.stage = SuccessorStage::Accepting;
@@ -312,7 +310,6 @@ impl Restarter {
         successor.process.detach();
         let completed = CompletedRestart {
             ready_after: successor.ready_after,
-            accept_gap: handoff.accept_gap,
             pid: successor.process.id(),
             new_generation: self.generation + 1,
             generation: self.generation,
@@ -358,7 +355,7 @@ impl Restarter {
                 self.waits_for_drains = false;
                 return;
             }
-            SuccessorStage::Started => "the successor exited before it called Restart::new",
+            SuccessorStage::Started => "the successor exited before it called Restart::inherit",
             SuccessorStage::HelloReceived => "the successor exited before it was ready",
             _ => "the successor exited before it had taken over",
         };
@@ -415,9 +412,7 @@ impl Restarter {
 
     fn undo_handoff(&mut self, server: &dyn RestartableServer, handoff: Option<Handoff>) {
         let Some(handoff) = handoff else { return };
-        if handoff.was_accepting {
-            server.resume();
-        }
+        server.resume();
         match self.stage {
             ServerStage::Serving => self.take_over_files(&handoff.socket_files),
             _ => self.take_socket_files(&handoff.socket_files),
@@ -483,7 +478,7 @@ impl Restarter {
                 let why = "the server is being stopped".to_owned();
                 return self.abort_restart(server, RestartErrorKind::Stopping, why);
             }
-            SuccessorStage::Started => ("has not called Restart::new", self.ready_timeout),
+            SuccessorStage::Started => ("has not called Restart::inherit", self.ready_timeout),
             SuccessorStage::HelloReceived | SuccessorStage::Ready => {
                 ("was not ready", self.ready_timeout)
             }

@@ -28,23 +28,25 @@ mod take_over;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::clock::Deadline;
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
-use crate::restart::Restart;
 use crate::restart::error::{RestartError, RestartErrorKind};
 use crate::restart::inherited::OwnStderr;
 use crate::restart::link::Link;
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
+use crate::restart::{RestartParts, StateSource};
 use crate::sys::{self, Descriptor, Events, Poller};
 use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
@@ -54,18 +56,15 @@ use hand_over::{Successor, SuccessorStage};
 use request_report::RequestReport;
 use rounds::{Rounds, Waiter};
 
-/// What the restarter asks of the server that it belongs to.
+/// What the restarter asks of the servers that it belongs to, as if they were one.
 pub(crate) trait RestartableServer: Sync {
-    /// The state that the service leaves for the successor.
-    fn export_state(&self) -> Option<Vec<u8>>;
-
     /// Accepts connections from now on.
     fn start_accepting(&self);
 
-    /// Stops accepting until `resume`; false if the server did not accept.
-    fn pause(&self) -> bool;
+    /// Stops accepting until `resume`.
+    fn pause(&self);
 
-    /// Accepts again.
+    /// Accepts again where `pause` has stopped it.
     fn resume(&self);
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
@@ -90,7 +89,8 @@ enum RestarterRequest {
     Restart(Option<ResultSender>),
     /// The server has begun to stop.
     Stopping,
-    /// The server has stopped, with this report. A successor that was aborted ends by this time.
+    /// One of the servers has stopped, with this report. If it was the last one, a successor that
+    /// was aborted ends by the latest of these times.
     Stopped(String, Deadline),
 }
 
@@ -102,8 +102,6 @@ type ResultSender = Sender<Result<CompletedRestart, RestartError>>;
 pub(crate) struct CompletedRestart {
     /// From the start of the successor until it could serve.
     pub(crate) ready_after: Duration,
-    /// How long neither process accepted.
-    pub(crate) accept_gap: Duration,
     /// The successor's process id.
     pub(crate) pid: u32,
     /// The successor's generation. After a round that was passed on, this
@@ -123,6 +121,44 @@ pub(crate) struct RestarterHandle {
     poller: Arc<Poller>,
     /// The server has stopped. The restarter may run on, to report results to callers.
     stays: Arc<AtomicBool>,
+    /// How many of the servers have not stopped.
+    servers_left: Arc<AtomicUsize>,
+    /// The restarter's thread, until it is joined.
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// The other side of a [`RestarterHandle`].
+pub(crate) struct RestarterEnd {
+    requests: Receiver<RestarterRequest>,
+    /// Its drop closes [`RestarterHandle::ended`].
+    end: Sender<()>,
+    poller: Arc<Poller>,
+    stays: Arc<AtomicBool>,
+    servers_left: Arc<AtomicUsize>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// Makes the two sides, for a restarter that is made later. Requests wait for it.
+pub(super) fn connect() -> io::Result<(RestarterHandle, RestarterEnd)> {
+    let (sender, requests) = crossbeam_channel::bounded(MAX_REQUESTS);
+    let (end, ended) = crossbeam_channel::bounded(0);
+    let handle = RestarterHandle {
+        requests: sender,
+        ended,
+        poller: Arc::new(Poller::new()?),
+        stays: Arc::default(),
+        servers_left: Arc::default(),
+        thread: Arc::default(),
+    };
+    let restarter_end = RestarterEnd {
+        requests,
+        end,
+        poller: Arc::clone(&handle.poller),
+        stays: Arc::clone(&handle.stays),
+        servers_left: Arc::clone(&handle.servers_left),
+        thread: Arc::clone(&handle.thread),
+    };
+    Ok((handle, restarter_end))
 }
 
 impl RestarterHandle {
@@ -158,19 +194,40 @@ impl RestarterHandle {
         self.send(RestarterRequest::Stopping);
     }
 
-    /// Ends the restarter.
-    pub(crate) fn report_stopped(&self, report: String, exit_by: Deadline) {
-        self.send(RestarterRequest::Stopped(report, exit_by));
+    /// One of the servers has stopped. Ends the restarter, if it was the last one. `aborted_by`: when
+    /// a successor that was told to abort is killed, if no other server gives it more time.
+    pub(crate) fn report_stopped(&self, report: String, aborted_by: Deadline) {
+        self.send(RestarterRequest::Stopped(report, aborted_by));
+        self.servers_left.fetch_sub(1, SeqCst);
     }
 
-    /// Whether the restarter still has to report the result of a restart. It ends then.
+    /// Whether the restarter still waits for other servers to stop, or has to report the result of a
+    /// restart. It ends then.
     pub(crate) fn stays(&self) -> bool {
-        self.stays.load(SeqCst) && !self.has_ended()
+        (self.stays.load(SeqCst) || self.waits_for_servers()) && !self.has_ended()
+    }
+
+    /// Whether other servers have not stopped, so that the restarter goes on.
+    pub(crate) fn waits_for_servers(&self) -> bool {
+        self.servers_left.load(SeqCst) > 0
     }
 
     /// Whether the restarter's thread has nothing left to do.
-    pub(crate) fn has_ended(&self) -> bool {
+    fn has_ended(&self) -> bool {
         !matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
+    }
+
+    /// Closed when the restarter has ended.
+    pub(crate) fn ended(&self) -> &Receiver<()> {
+        &self.ended
+    }
+
+    /// Waits for the thread of a restarter that has ended.
+    pub(crate) fn join(&self) {
+        let thread = self.thread.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the restart thread panicked");
+        }
     }
 
     /// The answer; `None` if the restarter ends without one.
@@ -207,17 +264,24 @@ enum ServerStage {
     Stopping,
 }
 
-/// The restarter of a server. See the module `restart` for the handshake.
+/// The restarter of a process. See the module `restart` for the handshake.
 pub(crate) struct Restarter {
-    _only: OnlyRestarter,
     /// Its drop closes [`RestarterHandle::ended`].
     _ended: Sender<()>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    servers: usize,
+    /// The reports of the servers that have stopped.
+    reports: Vec<String>,
+    /// The latest time of theirs for a successor that was told to abort.
+    aborted_by: Deadline,
     program: Program,
     requests: Receiver<RestarterRequest>,
     poller: Arc<Poller>,
     listeners: Vec<Weak<Listener>>,
     /// Descriptors that the application passes to successors, with their names.
     passed: Vec<(String, Descriptor)>,
+    /// The application's state for successors.
+    state: Option<StateSource>,
     ready_timeout: Duration,
     drain_timeout: Duration,
     /// How many generations may drain at once.
@@ -258,18 +322,6 @@ pub(crate) struct Restarter {
     created_at: Instant,
 }
 
-/// Whether this process has a restarter.
-static HAS_RESTARTER: AtomicBool = AtomicBool::new(false);
-
-/// The only restarter of the process has this; its drop makes room for another restarter.
-struct OnlyRestarter;
-
-impl Drop for OnlyRestarter {
-    fn drop(&mut self) {
-        HAS_RESTARTER.store(false, SeqCst);
-    }
-}
-
 /// The poller's tokens of the links.
 const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
@@ -291,32 +343,27 @@ const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY: Duration = Duration::from_secs(20);
 
 impl Restarter {
-    /// Makes the restarter of this process and its handle.
+    /// Makes the restarter of this number of servers. `drain_timeout` is the longest of theirs.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists` if the process has a restarter, and errors of the system.
+    /// Errors of the system.
     pub(crate) fn new(
-        restart: Restart,
+        restart: RestartParts,
+        servers: usize,
         listeners: Vec<Weak<Listener>>,
         drain_timeout: Duration,
-    ) -> io::Result<(Self, RestarterHandle)> {
-        if HAS_RESTARTER.swap(true, SeqCst) {
-            let text = "another server of this process can be restarted already";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        let only = OnlyRestarter;
-        let generation = restart.generation();
-        let (sender, requests) = crossbeam_channel::bounded(MAX_REQUESTS);
-        let poller = Arc::new(Poller::new()?);
-        let (end, ended) = crossbeam_channel::bounded(0);
-        let stays = Arc::new(AtomicBool::new(false));
-        let handle = RestarterHandle {
-            requests: sender,
-            ended,
-            poller: Arc::clone(&poller),
-            stays: Arc::clone(&stays),
-        };
+    ) -> io::Result<Self> {
+        let generation = restart.inherited.generation();
+        let RestarterEnd {
+            requests,
+            end,
+            poller,
+            stays,
+            servers_left,
+            thread,
+        } = restart.restarter_end;
+        servers_left.store(servers, SeqCst);
         let earlier = restart.inherited.earlier.into_iter();
         let earlier = earlier.map(|passed| Earlier::watch(passed, &poller));
         let earlier = earlier.collect::<io::Result<_>>()?;
@@ -331,14 +378,18 @@ impl Restarter {
             send_listener_copies(generation, &listeners)?;
             lifeline = Some(Link::new(socket, &poller, LIFELINE)?);
         }
-        let restarter = Self {
-            _only: only,
+        Ok(Self {
             _ended: end,
-            program: restart.program?,
+            thread,
+            servers,
+            reports: Vec::new(),
+            aborted_by: Deadline::at(Some(Instant::now())),
+            program: restart.program,
             requests,
             poller,
             listeners,
             passed: restart.passed,
+            state: restart.state,
             ready_timeout: restart.ready_timeout,
             drain_timeout,
             max_draining: restart.max_draining,
@@ -364,12 +415,28 @@ impl Restarter {
             drain_status: DrainStatus::default(),
             request_report: RequestReport::default(),
             created_at: Instant::now(),
-        };
-        Ok((restarter, handle))
+        })
     }
 
-    /// The thread's loop, until the server has stopped.
-    pub(crate) fn run(mut self, server: &dyn RestartableServer) {
+    /// Starts the thread of this restarter, which ends when all servers have stopped. `begin` is
+    /// called on it first.
+    pub(crate) fn start(
+        self,
+        name: String,
+        begin: impl FnOnce() + Send + 'static,
+        server: impl RestartableServer + Send + 'static,
+    ) -> io::Result<()> {
+        let own = Arc::clone(&self.thread);
+        let mut own = own.lock();
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            begin();
+            self.run(&server);
+        })?;
+        *own = Some(thread);
+        Ok(())
+    }
+
+    fn run(mut self, server: &dyn RestartableServer) {
         let mut events = Events::with_capacity(4);
         loop {
             while let Ok(request) = self.requests.try_recv() {
@@ -385,10 +452,8 @@ impl Restarter {
                             self.end_aborted_successor_by(Deadline::at(Some(Instant::now())));
                         }
                     }
-                    RestarterRequest::Stopped(report, exit_by) => {
-                        self.finish(server, report);
-                        self.end_aborted_successor_by(exit_by);
-                        self.stays.store(true, SeqCst);
+                    RestarterRequest::Stopped(report, aborted_by) => {
+                        self.note_stopped_server(server, report, aborted_by);
                     }
                 }
             }
@@ -397,7 +462,7 @@ impl Restarter {
             self.receive_from_predecessor(server);
             self.receive_from_successor(server);
             self.handle_deadlines(server);
-            self.begin_requested_restart(server);
+            self.begin_requested_restart();
             if self.stays.load(SeqCst) && !self.stays_for_callers() && !self.aborts_successor() {
                 return;
             }
@@ -429,7 +494,23 @@ impl Restarter {
         self.stage = ServerStage::Stopping;
     }
 
-    /// The server has stopped.
+    /// One of the servers has stopped.
+    fn note_stopped_server(
+        &mut self,
+        server: &dyn RestartableServer,
+        report: String,
+        aborted_by: Deadline,
+    ) {
+        self.reports.push(report);
+        self.aborted_by = self.aborted_by.later(aborted_by);
+        if self.reports.len() == self.servers {
+            self.finish(server, self.reports.join("; "));
+            self.end_aborted_successor_by(self.aborted_by);
+            self.stays.store(true, SeqCst);
+        }
+    }
+
+    /// All servers have stopped.
     fn finish(&mut self, server: &dyn RestartableServer, report: String) {
         self.begin_stop();
         // The successor may have taken over since its last message was received.
@@ -566,20 +647,12 @@ mod tests {
 
     #[test]
     fn no_call_waits_for_a_restarter_that_has_ended() {
-        let (requests, unread) = crossbeam_channel::bounded(MAX_REQUESTS);
-        let (end, ended) = crossbeam_channel::bounded(0);
-        let poller = Arc::new(Poller::new().unwrap());
-        let handle = RestarterHandle {
-            requests,
-            ended,
-            poller,
-            stays: Arc::default(),
-        };
+        let (handle, RestarterEnd { requests, end, .. }) = connect().unwrap();
         // Unread requests stay in the channel as long as there are senders.
         drop(end);
         assert_eq!(handle.announce_ready(), Ok(()));
         let error = handle.wait_for_restart().unwrap_err();
         assert_eq!(error.kind(), RestartErrorKind::Stopping);
-        assert_eq!(unread.len(), 2);
+        assert_eq!(requests.len(), 2);
     }
 }

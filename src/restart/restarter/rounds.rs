@@ -224,7 +224,6 @@ impl Restarter {
                     pid: done.pid,
                     generation: done.new_generation,
                     ready_after_nanos: nanos(done.ready_after),
-                    accept_gap_nanos: nanos(done.accept_gap),
                 });
             }
             (Waiter::Predecessor, Err(error)) => {

@@ -98,7 +98,6 @@ impl Restarter {
             (ServerStage::Waiting(waiter), HandshakeMessage::Cutover) => {
                 server.start_accepting();
                 self.tell_predecessor(&HandshakeMessage::Accepting {
-                    since: sys::clock::monotonic_nanos(),
                     taken: self.taken.clone(),
                 });
                 reply(&waiter, Ok(()));

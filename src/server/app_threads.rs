@@ -1,10 +1,13 @@
-//! Periodic calls of the application, from [`Handle::every`](super::Handle::every): each on a
-//! thread of its own, which ends with the server.
+//! Threads on which the application is called beside the workers: one for each periodic call, from
+//! [`Handle::every`](super::Handle::every), and one for the hook of
+//! [`Builder::on_stop`](super::Builder::on_stop). They start and end with the server.
 //!
-//! The calls go on while the server drains. When the drain is over, a channel that all these
+//! Periodic calls go on while the server drains. When the drain is over, a channel that all these
 //! threads wait on is disconnected, so that none of them delays the end by its interval.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,9 +17,12 @@ use parking_lot::Mutex;
 use crate::clock::Deadline;
 use crate::log;
 use crate::panic;
+use crate::server::thread_mark::mark_thread;
 
-/// The threads of one server that make periodic calls.
-pub(super) struct PeriodicThreads {
+/// The threads of one server on which the application is called.
+pub(super) struct AppThreads {
+    name_prefix: String,
+    server_id: Arc<AtomicUsize>,
     /// Disconnected when the server's drain is over.
     stopped: Receiver<()>,
     /// `None` once the server joins the threads.
@@ -28,6 +34,8 @@ struct Running {
     alive: Sender<()>,
     ended: Receiver<()>,
     threads: Vec<JoinHandle<()>>,
+    /// The calls that begin when the server starts; `None` once it has.
+    waiting: Option<Vec<PeriodicCall>>,
 }
 
 /// A call that is to be made at intervals.
@@ -47,36 +55,91 @@ impl PeriodicCall {
     }
 }
 
-impl PeriodicThreads {
-    pub(super) fn new(stopped: Receiver<()>) -> Self {
+impl AppThreads {
+    pub(super) fn new(
+        name_prefix: String,
+        server_id: Arc<AtomicUsize>,
+        stopped: Receiver<()>,
+    ) -> Self {
         let (alive, ended) = crossbeam_channel::bounded(0);
-        let threads = Vec::new();
         Self {
+            name_prefix,
+            server_id,
             stopped,
             running: Mutex::new(Some(Running {
                 alive,
                 ended,
-                threads,
+                threads: Vec::new(),
+                waiting: Some(Vec::new()),
             })),
         }
     }
 
-    /// Starts a thread that makes the calls. `begin` is called on it first.
-    pub(super) fn start(
+    /// Disconnected when the server's drain is over.
+    pub(super) fn stopped(&self) -> &Receiver<()> {
+        &self.stopped
+    }
+
+    /// Starts a thread that makes the calls, now or when the server starts.
+    pub(super) fn add(&self, call: PeriodicCall) -> io::Result<()> {
+        let mut running = self.running.lock();
+        let running = running.as_mut().ok_or_else(stopped_error)?;
+        match &mut running.waiting {
+            Some(waiting) => {
+                waiting.push(call);
+                Ok(())
+            }
+            None => self.start_calls(running, call),
+        }
+    }
+
+    /// Starts the threads that wait for the start of the server.
+    pub(super) fn start(&self) -> io::Result<()> {
+        let mut running = self.running.lock();
+        let running = running.as_mut().ok_or_else(stopped_error)?;
+        let mut waiting = running.waiting.take().unwrap_or_default().into_iter();
+        waiting.try_for_each(|call| self.start_calls(running, call))
+    }
+
+    fn start_calls(
         &self,
-        name: String,
-        begin: impl FnOnce() + Send + 'static,
+        running: &mut Running,
         PeriodicCall { interval, call }: PeriodicCall,
     ) -> io::Result<()> {
+        let stopped = self.stopped.clone();
+        self.spawn(running, "every", move || {
+            call_every(interval, call, &stopped);
+        })
+    }
+
+    /// Calls a hook, on a thread of its own.
+    pub(super) fn run_hook(&self, name: &'static str, hook: Arc<dyn Fn() + Send + Sync>) {
         let mut running = self.running.lock();
-        let Some(running) = &mut *running else {
-            return Err(io::Error::other("the server has stopped"));
-        };
-        let (stopped, alive) = (self.stopped.clone(), running.alive.clone());
+        let started = running.as_mut().ok_or_else(stopped_error);
+        let started = started.and_then(|running| {
+            self.spawn(running, name, move || {
+                if let Err(why) = panic::contain(|| hook()) {
+                    log::error!("the hook {name} panicked: {why}");
+                }
+            })
+        });
+        if let Err(error) = started {
+            log::error!("cannot call the hook {name}: {error}");
+        }
+    }
+
+    fn spawn(
+        &self,
+        running: &mut Running,
+        name: &str,
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let name = format!("{}-{name}", self.name_prefix);
+        let (alive, server_id) = (running.alive.clone(), Arc::clone(&self.server_id));
         let thread = thread::Builder::new().name(name).spawn(move || {
             let _alive = alive;
-            begin();
-            call_every(interval, call, &stopped);
+            mark_thread(server_id.load(SeqCst));
+            run();
         })?;
         running.threads.push(thread);
         Ok(())
@@ -90,16 +153,18 @@ impl PeriodicThreads {
             alive,
             ended,
             threads,
+            waiting,
         }) = running
         else {
             return true;
         };
         drop(alive);
+        log::drop_contained("the calls of a server that has not started", waiting);
         if let Err(RecvTimeoutError::Timeout) = ended.recv_deadline(until) {
             let late = threads.iter().filter(|thread| !thread.is_finished());
             for thread in late {
                 let name = thread.thread().name().unwrap_or_default();
-                log::warn!("{name}: a periodic call goes on after the stop");
+                log::warn!("{name}: a call of the application goes on after the stop");
             }
             return false;
         }
@@ -107,6 +172,10 @@ impl PeriodicThreads {
         threads.into_iter().for_each(|thread| drop(thread.join()));
         true
     }
+}
+
+fn stopped_error() -> io::Error {
+    io::Error::other("the server has stopped")
 }
 
 fn call_every(interval: Duration, mut call: impl FnMut(), stopped: &Receiver<()>) {

@@ -1,0 +1,291 @@
+//! The servers of a process that run together: one server, or those of [`Servers`](super::Servers).
+//!
+//! They start together, stop together, and have one restarter. Each has its own main thread, handle
+//! and report. What one has to tell the others goes through cells and atomics, so that no main
+//! thread waits for another one.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use crate::acceptor::AcceptGate;
+use crate::drain::Drain;
+use crate::listener::Listener;
+use crate::restart::{Restart, RestartableServer, Restarter};
+use crate::server::builder::Builder;
+use crate::server::descriptor_limit::prepare_descriptor_limit;
+use crate::server::handle::Handle;
+use crate::server::shared::{GroupPlace, Heartbeat, ServerShared};
+use crate::server::startup::Startup;
+use crate::server::thread_mark::mark_thread;
+use crate::signals::ServerCommand;
+#[cfg(feature = "signals")]
+use crate::signals::Subscription;
+use crate::stats::Counters;
+
+/// A server, as the group sees it before it starts.
+pub(super) trait Member {
+    fn shared(&self) -> &Arc<ServerShared>;
+    fn settings(&self) -> &Builder;
+    fn listeners(&self) -> &[Arc<Listener>];
+    fn drain(&self) -> &Arc<Drain>;
+    fn counters(&self) -> &Arc<Counters>;
+    fn set_idle_grace(&mut self, grace: Duration);
+    #[cfg(feature = "signals")]
+    fn set_subscription(&mut self, subscription: Subscription);
+}
+
+/// A server that a thread of its own can run.
+pub(super) trait StartableMember: Member + Send {
+    /// Starts the main thread, and waits until all of the server's threads run.
+    fn start(self: Box<Self>, handle: &Handle) -> io::Result<()>;
+}
+
+/// Starts servers, and waits until they serve. If one of them cannot start, the others are stopped.
+pub(super) fn start_all(
+    mut members: Vec<Box<dyn StartableMember>>,
+    handles: &[Handle],
+    owns_process: bool,
+) -> io::Result<()> {
+    let mut all: Vec<&mut dyn Member> = Vec::new();
+    for member in &mut members {
+        all.push(&mut **member);
+    }
+    let startup = prepare(&mut all, owns_process)?;
+    Handle::share_life(handles);
+    let mut members = members.into_iter().zip(handles);
+    let started = members.try_for_each(|(member, handle)| member.start(handle));
+    let started = started.and_then(|()| startup.finish());
+    // Those that have not started.
+    members.for_each(drop);
+    started.inspect_err(|_| {
+        for handle in handles {
+            handle.shared().request_drain();
+        }
+        for handle in handles {
+            handle.join();
+        }
+    })
+}
+
+/// Prepares the process and the servers for the start. `owns_process`: the process exists for these
+/// servers.
+///
+/// # Errors
+///
+/// `InvalidInput` if the servers do not have the same [`Restart`], or are not all that have it;
+/// errors of the system.
+pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io::Result<Startup> {
+    let Some(first) = members.first() else {
+        let text = "there is no server to start";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    let prefix = first.settings().thread_name_prefix.clone();
+    let restart = common_restart(members)?;
+    let settings = || members.iter().map(|member| member.settings());
+    let raises_limit = settings().any(|own| own.raises_descriptor_limit.unwrap_or(owns_process));
+    let connections = settings().map(|own| own.admission.max_connections);
+    prepare_descriptor_limit(raises_limit, connections.fold(0, usize::saturating_add));
+    connect(members);
+    let gates = members.iter().map(|member| &member.shared().gate);
+    let gates = gates.map(Arc::clone).collect();
+    let mut startup = Startup::new(first.shared(), gates, format!("{prefix}-ready"));
+    if let Some(restart) = &restart {
+        start_restarter(members, restart, &mut startup, format!("{prefix}-restart"))?;
+    }
+    let signals = members.iter().map(|member| member.settings().signals);
+    let mut handle_signals = signals.map(|own| own.unwrap_or(owns_process));
+    startup.handles_signals = handle_signals.any(|handles| handles);
+    // Subscribed before the servers serve, so that no signal to a serving process is missed.
+    #[cfg(feature = "signals")]
+    subscribe(members, owns_process, restart.as_ref())?;
+    startup.release_signals();
+    Ok(startup)
+}
+
+/// The one [`Restart`] that all servers have, if they have one.
+fn common_restart(members: &[&mut dyn Member]) -> io::Result<Option<Restart>> {
+    let mut all = members.iter().map(|member| &member.settings().restart);
+    let Some(first) = all.next() else {
+        return Ok(None);
+    };
+    let is_first = |own: &Option<Restart>| match (first, own) {
+        (Some(first), Some(own)) => first.is_same_as(own),
+        (first, own) => first.is_none() && own.is_none(),
+    };
+    if !all.all(is_first) {
+        let text = "some of the servers can be restarted, and others not: give clones of one \
+                    Restart to all of them";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(first.clone())
+}
+
+/// Starts the restarter. A predecessor may send messages while the workers are built.
+fn start_restarter(
+    members: &mut [&mut dyn Member],
+    restart: &Restart,
+    startup: &mut Startup,
+    thread_name: String,
+) -> io::Result<()> {
+    let mut parts = restart.take_parts(members.len())?;
+    startup.ready_when = parts.ready_when.take();
+    startup.recorded_signals = parts.recorded_signals.take();
+    startup.restarter = Some(restart.handle().clone());
+    let (mut listeners, mut drain_timeout) = (Vec::new(), Duration::ZERO);
+    for member in &mut *members {
+        member.set_idle_grace(parts.idle_grace);
+        listeners.extend(member.listeners().iter().map(Arc::downgrade));
+        drain_timeout = drain_timeout.max(member.settings().drain_timeout);
+    }
+    let restarter = Restarter::new(parts, members.len(), listeners, drain_timeout)?;
+    for member in &*members {
+        member.shared().is_restartable.store(true, SeqCst);
+    }
+    // The threads of one server are those of all.
+    let server_id = Arc::clone(&members[0].shared().server_id);
+    let begin = move || mark_thread(server_id.load(SeqCst));
+    restarter.start(thread_name, begin, RestartGroup::of(members))
+}
+
+/// Has each server that handles signals get those of the process.
+#[cfg(feature = "signals")]
+fn subscribe(
+    members: &mut [&mut dyn Member],
+    owns_process: bool,
+    restart: Option<&Restart>,
+) -> io::Result<()> {
+    // One of the servers asks for a restart of all.
+    let mut can_restart = restart.is_some();
+    let is_supervised = restart.is_some_and(Restart::is_supervised);
+    for member in members {
+        if member.settings().signals.unwrap_or(owns_process) {
+            let commands = member.shared().commands.clone();
+            let can_restart = std::mem::take(&mut can_restart);
+            let subscription = crate::signals::subscribe(commands, can_restart, is_supervised)?;
+            member.set_subscription(subscription);
+        }
+    }
+    Ok(())
+}
+
+/// Makes servers those of one group.
+fn connect(members: &[&mut dyn Member]) {
+    let all = || members.iter().map(|member| member.shared());
+    let heartbeat = Arc::new(Heartbeat::of(members.len()));
+    for (index, shared) in all().enumerate() {
+        // The threads of each server are those of all: none of them can wait for the end.
+        let first = members[0].shared().server_id.load(SeqCst);
+        shared.server_id.store(first, SeqCst);
+        let others = all().filter(|other| !Arc::ptr_eq(other, shared));
+        let place = GroupPlace {
+            others: others.map(Arc::downgrade).collect(),
+            heartbeat: Arc::clone(&heartbeat),
+            index,
+        };
+        let _ = shared.group.set(place);
+    }
+}
+
+/// All servers of the process, as the restarter sees them.
+struct RestartGroup(Vec<RestartMember>);
+
+struct RestartMember {
+    shared: Arc<ServerShared>,
+    gate: Arc<AcceptGate>,
+    drain: Arc<Drain>,
+    counters: Arc<Counters>,
+    listeners: u32,
+    /// The restarter has paused the server, and not the application.
+    is_paused: AtomicBool,
+}
+
+impl RestartGroup {
+    fn of(members: &[&mut dyn Member]) -> Self {
+        let members = members.iter().map(|member| RestartMember {
+            shared: Arc::clone(member.shared()),
+            gate: Arc::clone(&member.shared().gate),
+            drain: Arc::clone(member.drain()),
+            counters: Arc::clone(member.counters()),
+            // The positions of descriptors are such numbers.
+            listeners: u32::try_from(member.listeners().len()).unwrap_or(u32::MAX),
+            is_paused: AtomicBool::new(false),
+        });
+        Self(members.collect())
+    }
+}
+
+impl RestartableServer for RestartGroup {
+    fn start_accepting(&self) {
+        self.0.iter().for_each(|member| member.gate.start());
+    }
+
+    fn pause(&self) {
+        for member in &self.0 {
+            member.is_paused.store(member.gate.pause(), SeqCst);
+        }
+    }
+
+    fn resume(&self) {
+        for member in &self.0 {
+            if member.is_paused.swap(false, SeqCst) {
+                member.gate.resume();
+            }
+        }
+    }
+
+    fn drain_after_replacement(&self, taken: &[u32]) {
+        let mut first = 0;
+        for member in &self.0 {
+            let own = own_positions(taken, first, member.listeners);
+            first = first.saturating_add(member.listeners);
+            member.gate.set_served_elsewhere(&own);
+            // A server that has ended needs no command.
+            let _ = member.shared.commands.send(ServerCommand::Replaced);
+        }
+    }
+
+    fn connections_left(&self) -> usize {
+        let left = self.0.iter().map(|member| member.drain.in_progress());
+        left.sum()
+    }
+
+    fn requests(&self) -> u64 {
+        let served = self.0.iter().map(|member| member.counters.served());
+        served.sum()
+    }
+
+    fn stop_in_drain_timeout(&self) {
+        let members = self.0.iter();
+        members.for_each(|member| member.shared.request_drain());
+    }
+}
+
+/// The positions among all listeners, as positions among those of one server.
+fn own_positions(taken: &[u32], first: u32, count: u32) -> Vec<u32> {
+    let own = taken.iter().filter_map(|position| {
+        let own = position.checked_sub(first)?;
+        (own < count).then_some(own)
+    });
+    own.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_split_by_servers() {
+        for (taken, first, count, wanted) in [
+            (&[0, 1, 2, 3][..], 0, 2, &[0, 1][..]),
+            (&[0, 1, 2, 3], 2, 2, &[0, 1]),
+            (&[3, 1], 2, 2, &[1]),
+            (&[3, 1], 0, 1, &[]),
+            (&[], 0, 4, &[]),
+            (&[9], 0, 2, &[]),
+        ] {
+            assert_eq!(own_positions(taken, first, count), wanted, "{taken:?}");
+        }
+    }
+}

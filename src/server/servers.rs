@@ -1,0 +1,109 @@
+//! Several servers in one process.
+
+use std::fmt;
+use std::io;
+
+use crate::server::Server;
+use crate::server::group::{StartableMember, start_all};
+use crate::server::handle::Handle;
+use crate::server::report::Report;
+use crate::service::Service;
+
+/// Several servers in one process, such as a public and an administrative one, or HTTP and a line
+/// protocol. They serve together, stop together, are restarted together, and are supervised
+/// together.
+///
+/// - They become ready when all of them can serve, and then accept at the same time. If one of them
+///   cannot start, the others are stopped.
+/// - The stop of one server, for whatever reason, stops all: a signal, a handle, a fault. A stop by
+///   a [`Handle`] has the same deadline for all. Other stops give each server its own
+///   [`drain_timeout`](crate::Builder::drain_timeout).
+/// - With clones of one [`Restart`](crate::Restart), a restart replaces all: one successor gets all
+///   listeners, and takes over all at once. [`Handle::join`] returns when all have stopped. If one
+///   server has the `Restart`, all must have it. Several listeners on any free port (`:0`) are
+///   matched in the order of the builds; give them names ([`Bind::name`](crate::Bind::name)) where
+///   the next version may have another order.
+/// - A supervisor's or systemd's watchdog is notified as long as all of them make progress.
+///
+/// Each server has its own threads, settings, [`Handle`], counters and [`Report`].
+/// [`Handle::pause`] pauses one server.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::io::{self, Write};
+///
+/// use handover::{Connection, Next, Restart, Server, Servers};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let restart = Restart::inherit()?;
+/// let public = Server::builder()
+///     .listen("0.0.0.0:7000")
+///     .restart(restart.clone())
+///     .build(|_: &mut Connection| Ok(Next::Close))?;
+/// let counters = public.handle();
+/// let admin = Server::builder()
+///     .listen("127.0.0.1:7001")
+///     .workers(2)
+///     .restart(restart)
+///     .build(move |conn: &mut Connection| -> io::Result<Next> {
+///         writeln!(conn, "{:?}", counters.stats())?;
+///         Ok(Next::Close)
+///     })?;
+/// for report in Servers::new().with(public).with(admin).run()? {
+///     println!("{report}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Default)]
+#[must_use = "servers do nothing before they are run"]
+pub struct Servers {
+    members: Vec<Box<dyn StartableMember>>,
+    handles: Vec<Handle>,
+}
+
+impl Servers {
+    /// No servers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a server.
+    pub fn with<S: Service + 'static>(mut self, server: Server<S>) -> Self {
+        let Server { main, handle } = server;
+        self.members.push(Box::new(main));
+        self.handles.push(handle);
+        self
+    }
+
+    /// Runs the servers until a signal, a handle or a successor stops them, as [`Server::run`], and
+    /// returns their reports, in the order in which they were added.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if there is no server, if only some have the [`Restart`](crate::Restart), or
+    /// if another server was built with it; else as [`Server::run`].
+    pub fn run(self) -> io::Result<Vec<Report>> {
+        start_all(self.members, &self.handles, true)?;
+        Ok(self.handles.iter().map(Handle::join).collect())
+    }
+
+    /// Starts the servers on threads of their own, as [`Server::start`], and returns their handles,
+    /// in the order in which they were added. The drop of the last handle of all servers stops
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn start(self) -> io::Result<Vec<Handle>> {
+        start_all(self.members, &self.handles, false)?;
+        Ok(self.handles)
+    }
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.handles).finish()
+    }
+}
