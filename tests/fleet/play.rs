@@ -268,7 +268,8 @@ impl<'a> Play<'a> {
     fn new_client(&mut self, wish: Wish) -> u64 {
         self.clients += 1;
         let version = self.machine.version;
-        self.promises.add_client(self.clients, wish, version);
+        let now = self.machine.now;
+        self.promises.add_client(self.clients, wish, version, now);
         self.clients
     }
 

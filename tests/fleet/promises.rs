@@ -73,6 +73,7 @@ struct Client {
     wish: Wish,
     /// The version on the disk when the client asked.
     version: u32,
+    asked_at: u64,
     is_answered: bool,
 }
 
@@ -136,11 +137,12 @@ impl Promises {
         }
     }
 
-    pub(crate) fn add_client(&mut self, id: u64, wish: Wish, version: u32) {
+    pub(crate) fn add_client(&mut self, id: u64, wish: Wish, version: u32, asked_at: u64) {
         self.clients.push(Client {
             id,
             wish,
             version,
+            asked_at,
             is_answered: false,
         });
     }
@@ -541,7 +543,8 @@ impl Promises {
     }
 
     /// Each client is answered once. A success is true: each slot serves with a version that is not
-    /// older than what was on the disk when the client asked.
+    /// older than what was on the disk when the client asked. (A process that was started at the very
+    /// moment of the request may be of either: times are all that the supervisor can compare.)
     fn answers_are_true(
         &mut self,
         client: u64,
@@ -575,7 +578,8 @@ impl Promises {
             let Some(program) = current.and_then(|current| machine.program(current.pid)) else {
                 return broken(format!("success, but slot {index} does not serve"));
             };
-            if client.wish == Wish::Restart && program.version < client.version {
+            let is_old = program.version < client.version && program.started < client.asked_at;
+            if client.wish == Wish::Restart && is_old {
                 return broken(format!("success, but slot {index} serves an old version"));
             }
         }
