@@ -39,7 +39,8 @@ mod watch {
     use crate::log;
     use crate::sys::{self, Signal};
 
-    /// The servers that handle signals. While there are none, signals have their default action.
+    /// The servers that handle signals. While there are none, signals have their default action; for
+    /// those that ask for a restart, see [`COULD_RESTART`].
     static SERVERS: Mutex<Vec<Subscriber>> = Mutex::new(Vec::new());
     /// A SIGTERM or SIGINT has arrived since there are servers. A second signal stops at once.
     static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -76,6 +77,7 @@ mod watch {
                 format!("cannot install signal handlers: {text}"),
             ));
         }
+        COULD_RESTART.fetch_or(can_restart, SeqCst);
         let mut servers = SERVERS.lock();
         if servers.is_empty() {
             STOP_REQUESTED.store(false, SeqCst);
@@ -89,6 +91,11 @@ mod watch {
         });
         Ok(Subscription(id))
     }
+
+    /// A server with a restart has handled signals. From then on, a signal that asks for a restart
+    /// does not have its default action, the death of the process: it may have been sent before the
+    /// signal that has stopped the server, and arrive after it.
+    static COULD_RESTART: AtomicBool = AtomicBool::new(false);
 
     #[derive(Debug)]
     pub(crate) struct Subscription(u64);
@@ -128,6 +135,11 @@ mod watch {
             }
             // A server that has ended meanwhile needs no command.
             let _ = subscriber.server.send(command);
+        }
+        let restarts = matches!(signal, Signal::Hangup | Signal::User2);
+        if logged.is_empty() && restarts && COULD_RESTART.load(SeqCst) {
+            log::warn!("received {signal}: too late for a restart, the server has stopped");
+            return true;
         }
         !logged.is_empty()
     }

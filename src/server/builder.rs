@@ -295,8 +295,9 @@ impl Builder {
     /// other servers do. A SIGHUP or SIGUSR2 for which there is no restart keeps its default action,
     /// or stays ignored.
     ///
-    /// When no server runs any more, signals have their default action. In a supervised process a
-    /// second SIGTERM or SIGINT changes nothing: the supervisor handles it, and sends SIGQUIT.
+    /// When no server runs any more, signals have their default action; a SIGHUP or SIGUSR2 that
+    /// comes too late for a restart has no effect. In a supervised process a second SIGTERM or
+    /// SIGINT changes nothing: the supervisor handles it, and sends SIGQUIT.
     #[cfg(feature = "signals")]
     pub fn signals(mut self, on: bool) -> Self {
         self.signals = Some(on);

@@ -17,7 +17,7 @@ use crate::server::builder::Builder;
 use crate::server::descriptor_limit::prepare_descriptor_limit;
 use crate::server::handle::Handle;
 use crate::server::shared::{GroupPlace, Heartbeat, ServerShared};
-use crate::server::startup::Startup;
+use crate::server::startup::{KeptSignals, Startup};
 use crate::server::thread_mark::mark_thread;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
@@ -47,26 +47,28 @@ pub(super) fn start_all(
     mut members: Vec<Box<dyn StartableMember>>,
     handles: &[Handle],
     owns_process: bool,
-) -> io::Result<()> {
+) -> io::Result<KeptSignals> {
     let mut all: Vec<&mut dyn Member> = Vec::new();
     for member in &mut members {
         all.push(&mut **member);
     }
-    let startup = prepare(&mut all, owns_process)?;
+    let mut startup = prepare(&mut all, owns_process)?;
+    let signals = std::mem::take(&mut startup.signals);
     Handle::share_life(handles);
     let mut members = members.into_iter().zip(handles);
     let started = members.try_for_each(|(member, handle)| member.start(handle));
     let started = started.and_then(|()| startup.finish());
     // Those that have not started.
     members.for_each(drop);
-    started.inspect_err(|_| {
+    let started = started.inspect_err(|_| {
         for handle in handles {
             handle.shared().request_drain();
         }
         for handle in handles {
             handle.join();
         }
-    })
+    });
+    started.map(|()| signals)
 }
 
 /// Prepares the process and the servers for the start. `owns_process`: the process exists for these
@@ -99,7 +101,12 @@ pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io
     startup.handles_signals = handle_signals.any(|handles| handles);
     // Subscribed before the servers serve, so that no signal to a serving process is missed.
     #[cfg(feature = "signals")]
-    subscribe(members, owns_process, restart.as_ref())?;
+    subscribe(
+        members,
+        owns_process,
+        restart.as_ref(),
+        &mut startup.signals,
+    )?;
     startup.release_signals();
     Ok(startup)
 }
@@ -149,12 +156,15 @@ fn start_restarter(
     restarter.start(thread_name, begin, RestartGroup::of(members))
 }
 
-/// Has each server that handles signals get those of the process.
+/// Has each server that handles signals get those of the process. If the process exists for these
+/// servers, they get its signals until it is about to end: one that was sent while they served may
+/// arrive when they have stopped, and its default action would be the death of the process.
 #[cfg(feature = "signals")]
 fn subscribe(
     members: &mut [&mut dyn Member],
     owns_process: bool,
     restart: Option<&Restart>,
+    kept: &mut KeptSignals,
 ) -> io::Result<()> {
     // One of the servers asks for a restart of all.
     let mut can_restart = restart.is_some();
@@ -164,7 +174,10 @@ fn subscribe(
             let commands = member.shared().commands.clone();
             let can_restart = std::mem::take(&mut can_restart);
             let subscription = crate::signals::subscribe(commands, can_restart, is_supervised)?;
-            member.set_subscription(subscription);
+            match owns_process {
+                true => kept.subscriptions.push(subscription),
+                false => member.set_subscription(subscription),
+            }
         }
     }
     Ok(())

@@ -60,7 +60,8 @@ pub(super) struct MainThread<S: Service> {
     /// Dropped when the server stops.
     pub(super) runs: Option<Sender<()>>,
     pub(super) settings: Builder,
-    /// Handles the process's signals until the server has stopped.
+    /// Handles the process's signals until the server has stopped, unless
+    /// [`KeptSignals`](super::startup::KeptSignals) do.
     #[cfg(feature = "signals")]
     pub(super) subscription: Option<Subscription>,
     pub(super) lots: Arc<Lots<S::Session>>,

@@ -42,6 +42,7 @@ use main_thread::{MainThread, ReportOnDrop};
 pub use report::{Forced, Generation, Report, RestartReport};
 pub use servers::Servers;
 use shared::{ReportCell, ServerShared, StopRequest};
+use startup::KeptSignals;
 
 /// A server that is bound and not started yet.
 ///
@@ -266,7 +267,8 @@ impl<S: Service + 'static> Server<S> {
     /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
     /// handler.
     pub fn run(self) -> io::Result<Report> {
-        Ok(self.start_in_process(true)?.join())
+        let (handle, _signals) = self.start_in_process(true)?;
+        Ok(handle.join())
     }
 
     /// Starts the server on threads of its own. The caller stops the server by the handle. Signals
@@ -277,14 +279,15 @@ impl<S: Service + 'static> Server<S> {
     /// When a thread cannot be started, or the service cannot build a worker's state; with signals,
     /// also as [`run`](Self::run).
     pub fn start(self) -> io::Result<Handle> {
-        self.start_in_process(false)
+        let (handle, _no_signals) = self.start_in_process(false)?;
+        Ok(handle)
     }
 
-    fn start_in_process(self, owns_process: bool) -> io::Result<Handle> {
+    fn start_in_process(self, owns_process: bool) -> io::Result<(Handle, KeptSignals)> {
         let handles = [self.handle];
-        start_all(vec![Box::new(self.main)], &handles, owns_process)?;
+        let signals = start_all(vec![Box::new(self.main)], &handles, owns_process)?;
         let [handle] = handles;
-        Ok(handle)
+        Ok((handle, signals))
     }
 }
 

@@ -85,7 +85,7 @@ impl Servers {
     /// `InvalidInput` if there is no server, if only some have the [`Restart`](crate::Restart), or
     /// if another server was built with it; else as [`Server::run`].
     pub fn run(self) -> io::Result<Vec<Report>> {
-        start_all(self.members, &self.handles, true)?;
+        let _signals = start_all(self.members, &self.handles, true)?;
         Ok(self.handles.iter().map(Handle::join).collect())
     }
 
@@ -97,7 +97,7 @@ impl Servers {
     ///
     /// As [`run`](Self::run).
     pub fn start(self) -> io::Result<Vec<Handle>> {
-        start_all(self.members, &self.handles, false)?;
+        let _no_signals = start_all(self.members, &self.handles, false)?;
         Ok(self.handles)
     }
 }

@@ -8,6 +8,17 @@ use crate::acceptor::AcceptGate;
 use crate::panic;
 use crate::restart::{ReadyWhen, RecordedSignals, RestarterHandle};
 use crate::server::shared::ServerShared;
+#[cfg(feature = "signals")]
+use crate::signals::Subscription;
+
+/// The process's signals go to the servers until this is dropped. Empty where the servers handle
+/// signals only until they have stopped.
+#[derive(Default)]
+#[must_use = "a drop gives the signals their default actions"]
+pub(super) struct KeptSignals {
+    #[cfg(feature = "signals")]
+    pub(super) subscriptions: Vec<Subscription>,
+}
 
 /// Signals are handled, `ready_when` is called, and the acceptors begin.
 pub(super) struct Startup {
@@ -19,6 +30,7 @@ pub(super) struct Startup {
     pub(super) ready_when: Option<ReadyWhen>,
     pub(super) recorded_signals: Option<RecordedSignals>,
     pub(super) handles_signals: bool,
+    pub(super) signals: KeptSignals,
     /// A signal that stops the servers has arrived already.
     is_stopped: bool,
 }
@@ -37,6 +49,7 @@ impl Startup {
             ready_when: None,
             recorded_signals: None,
             handles_signals: false,
+            signals: KeptSignals::default(),
             is_stopped: false,
         }
     }
