@@ -331,6 +331,7 @@ impl Promises {
                 program.known_ready.get_or_insert(now);
                 // A successor whose predecessor is gone may take a slot that was given up.
                 start.is_given_up = false;
+                start.failures = 0;
             }
         }
     }

@@ -139,3 +139,42 @@ fn no_process_moves_to_a_slot_in_which_one_starts() {
     ];
     check(&policy, true, decisions);
 }
+
+/// A start fails, then two processes serve, of which the second ends while its successor starts. The
+/// failure of that one is the first in a row, not the second.
+#[test]
+fn failures_before_a_process_served_do_not_count() {
+    let mut policy = rules::policy();
+    policy.ready_timeout = Duration::from_secs(1);
+    policy.stop_timeout = Duration::from_secs(2);
+    policy.backoff.longest = Duration::from_millis(50);
+    policy.max_draining = 1;
+    policy.restart_after_success = false;
+    policy.give_up_after = Some(2);
+    policy.starts_all = true;
+    let stays = Fate {
+        drain: None,
+        ..Fate::default()
+    };
+    let ends_at_once = Fate {
+        build: Build::Ready(500),
+        ending: Some((0, Ending::Stops(0))),
+        ..Fate::default()
+    };
+    let never_ready = Fate {
+        build: Build::Never,
+        ..Fate::default()
+    };
+    let decisions = vec![
+        fate(0, exits(259, 1)),
+        fate(1, stays),
+        fate(3, ends_at_once),
+        fate(4, never_ready),
+        act(4_741, Act::Restart),
+        act(4_764, Act::Restart),
+        act(4_765, Act::EndBuilding(0)),
+        act(4_765, Act::SelfRestart(2)),
+        act(6_094, upgrade(DryRunFate::Succeeds(300), 3)),
+    ];
+    check(&policy, false, decisions);
+}

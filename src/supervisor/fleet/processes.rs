@@ -180,6 +180,7 @@ impl Fleet {
         }
         slot.generation = slot.generation.max(current.generation);
         slot.start_at = Deadline::NEVER;
+        slot.backoff = Backoff::default();
         let (pid, generation) = (current.pid, current.generation);
         self.log(
             Severity::Info,
