@@ -38,6 +38,8 @@ pub(super) trait Member {
 
 /// A server that a thread of its own can run.
 pub(super) trait StartableMember: Member + Send {
+    fn as_member(&mut self) -> &mut dyn Member;
+
     /// Starts the main thread, and waits until all of the server's threads run.
     fn start(self: Box<Self>, handle: &Handle) -> io::Result<()>;
 }
@@ -50,7 +52,7 @@ pub(super) fn start_all(
 ) -> io::Result<KeptSignals> {
     let mut all: Vec<&mut dyn Member> = Vec::new();
     for member in &mut members {
-        all.push(&mut **member);
+        all.push(member.as_member());
     }
     let mut startup = prepare(&mut all, owns_process)?;
     let signals = std::mem::take(&mut startup.signals);

@@ -605,6 +605,10 @@ impl<S: Service> Member for MainThread<S> {
 }
 
 impl<S: Service + 'static> StartableMember for MainThread<S> {
+    fn as_member(&mut self) -> &mut dyn Member {
+        self
+    }
+
     fn start(self: Box<Self>, handle: &Handle) -> io::Result<()> {
         let (sender, started) = crossbeam_channel::bounded(1);
         let thread = thread::Builder::new()
