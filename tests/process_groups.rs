@@ -269,7 +269,10 @@ fn a_supervisor_and_a_guardian_that_are_killed_leave_no_program_behind() {
         }
         service.wait();
         service.until_left(&[]);
-        assert_eq!(service.text("signals"), "TERM\n");
+        // The kernel may send the signal once more, as it counts the death of a thread as the parent's
+        // while other threads live (PR_SET_PDEATHSIG(2const)).
+        let signals = service.text("signals");
+        assert!(!signals.is_empty() && signals.lines().all(|line| line == "TERM"));
     }
 }
 

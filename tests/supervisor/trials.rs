@@ -1001,7 +1001,7 @@ fn a_stop_that_arrives_twice_finishes_what_is_in_progress() {
 fn a_stop_at_any_other_time_leaves_nobody() {
     for mode in ["early pause", "pause", "late pause"] {
         for restarts in [true, false] {
-            let mut supervised = Supervised::start("stop=2000 abort=500");
+            let mut supervised = Supervised::start("stop=10000 abort=500");
             supervised.generations.mode(mode);
             match restarts {
                 true => supervised.signal(Signal::HUP),
