@@ -1,13 +1,13 @@
 //! Several servers in one process.
 
 use std::fmt;
-use std::io;
 
 use crate::server::Server;
 use crate::server::group::{StartableMember, start_all};
 use crate::server::handle::Handle;
 use crate::server::report::Report;
 use crate::service::Service;
+use crate::start_error::StartError;
 
 /// Several servers in one process, such as a public and an administrative one, or HTTP and a line
 /// protocol. They serve together, stop together, are restarted together, and are supervised
@@ -84,7 +84,7 @@ impl Servers {
     ///
     /// `InvalidInput` if there is no server, if only some have the [`Restart`](crate::Restart), or
     /// if another server was built with it; else as [`Server::run`].
-    pub fn run(self) -> io::Result<Vec<Report>> {
+    pub fn run(self) -> Result<Vec<Report>, StartError> {
         let _signals = start_all(self.members, &self.handles, true)?;
         Ok(self.handles.iter().map(Handle::join).collect())
     }
@@ -96,7 +96,7 @@ impl Servers {
     /// # Errors
     ///
     /// As [`run`](Self::run).
-    pub fn start(self) -> io::Result<Vec<Handle>> {
+    pub fn start(self) -> Result<Vec<Handle>, StartError> {
         let _no_signals = start_all(self.members, &self.handles, false)?;
         Ok(self.handles)
     }
