@@ -18,7 +18,8 @@ pub(crate) struct Output<'a> {
     pub(crate) replaced: Vec<(String, String)>,
     /// The process that the test has started.
     pub(crate) pid: u32,
-    pub(crate) exit_code: i32,
+    /// `None` if the test has killed it.
+    pub(crate) exit_code: Option<i32>,
 }
 
 impl Transcript {
@@ -76,7 +77,9 @@ impl Transcript {
         for ((_, who), lines) in by_process {
             text += &format!("-- {who}\n{}\n", lines.join("\n"));
         }
-        text += &format!("-- exit code {}\n", output.exit_code);
+        if let Some(code) = output.exit_code {
+            text += &format!("-- exit code {code}\n");
+        }
         Self(text)
     }
 
