@@ -84,7 +84,7 @@ impl Start {
     }
 
     /// As a user without privileges, if this one has them.
-    pub(crate) fn as_nobody(self) -> Self {
+    pub(crate) fn without_privileges(self) -> Self {
         let is_nobody = rustix::process::geteuid().is_root();
         Self {
             is_nobody,
