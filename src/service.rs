@@ -23,8 +23,9 @@ pub enum Next {
     Park,
     /// The message is incomplete: wait until more bytes follow those in the buffer, which may be
     /// empty, on no thread, until the message's [`read_timeout`](crate::Builder::read_timeout)
-    /// expires. A stop or a restart waits for the message, within its own deadline. At the end of
-    /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
+    /// expires. A stop or a restart waits for the message, within its own deadline: so not between
+    /// two messages, where [`Park`](Self::Park) lets them end at once. At the end of the stream the
+    /// service is called once more, with [`at_eof`](Connection::at_eof) true.
     More,
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
     /// ([`Connection::wake_at`]), the end of the client's side, or the beginning of a drain.
@@ -37,7 +38,8 @@ pub enum Next {
     /// are on the queue, and when all output is written. So a service that produces output returns
     /// it after each piece, and goes as fast as its client reads. Nothing is read before that call:
     /// a service that waits for input would be called in a circle, and returns
-    /// [`More`](Self::More).
+    /// [`More`](Self::More). While the client does not read, the call waits, under the
+    /// [`write_timeout`](crate::Builder::write_timeout).
     Again,
     /// Write the buffered output, then close. Also the end of a connection whose socket was taken
     /// out with [`detach`](Connection::detach): the socket that was taken stays open.
@@ -138,8 +140,9 @@ pub trait Service: Send + Sync {
     /// Serves a connection that has something to read, or that is new on a listener whose server
     /// speaks first.
     ///
-    /// A call may serve one message and return, or loop until the end of the stream. A panic closes
-    /// this connection and no other.
+    /// A call may serve one message and return, or loop until the end of the stream. A loop holds its
+    /// worker until the client has left, also while the client is silent: with as many such clients
+    /// as workers, all others wait. A panic closes this connection and no other.
     ///
     /// # Errors
     ///
