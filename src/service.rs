@@ -26,6 +26,9 @@ pub enum Next {
     /// expires. A stop or a restart waits for the message, within its own deadline: so not between
     /// two messages, where [`Park`](Self::Park) lets them end at once. At the end of the stream the
     /// service is called once more, with [`at_eof`](Connection::at_eof) true.
+    ///
+    /// Bytes that are left in the buffer lead to no call. So a service that consumes its message in
+    /// parts, such as lines, takes all parts that have arrived before it returns `More`.
     More,
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
     /// ([`Connection::wake_at`]), the end of the client's side, or the beginning of a drain.
