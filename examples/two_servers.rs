@@ -56,15 +56,25 @@ impl Site {
     }
 }
 
+const ABOUT: common::About = common::About {
+    name: "two_servers",
+    purpose: "HTTP for the public, and a line protocol for administrators, in one process.",
+    listen: "127.0.0.1:8082",
+    own_options:
+        "  --admin ADDR              where administrators connect; 127.0.0.1:7003 if not given
+",
+    can_restart: true,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut admin = "127.0.0.1:7003".to_owned();
-    let mut options = common::Options::parse_with("127.0.0.1:8082", |name, parser| {
+    let mut options = common::Options::parse_with(&ABOUT, |name, parser| {
         match name {
             "admin" => admin = parser.value()?.string()?,
             _ => return Ok(false),
         }
         Ok(true)
-    })?;
+    });
     let restart = options.restart()?;
     let site = Site::new(restart.generation(), restart.inherited_state());
     let site = Arc::new(site);

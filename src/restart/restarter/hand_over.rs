@@ -420,7 +420,12 @@ impl Restarter {
     }
 
     fn fail_handover(&mut self, failure: &RestartError) {
-        log::error!("the restart failed: {failure}");
+        match self.stage {
+            ServerStage::Serving => {
+                log::error!("the restart failed, this process goes on serving: {failure}");
+            }
+            _ => log::error!("the restart failed: {failure}"),
+        }
         self.drain_token = None;
         let generation = self.supervised_generation();
         match self.stage {
