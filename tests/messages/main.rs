@@ -141,7 +141,7 @@ fn port_in_use() {
 /// Also for root, which may listen anywhere: the program runs as another user.
 #[test]
 fn no_permission() {
-    let start = Start::example("echo").as_nobody();
+    let start = Start::example("echo").without_privileges();
     let closed = start.dir().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
@@ -317,7 +317,7 @@ fn bad_successor() {
 
 #[test]
 fn hang_under_a_supervisor() {
-    let args = ["--watchdog", "1", "--workers", "1"];
+    let args = ["--watchdog", "3", "--workers", "1"];
     let Some(mut demo) = Start::example("demo").args(&args).run() else {
         return;
     };

@@ -76,7 +76,10 @@ impl Start {
     pub(crate) fn copied(mut self) -> Self {
         self.program = self.program.map(|program| {
             let copy = self.dir.path().join(self.name);
-            fs::copy(program, &copy).unwrap();
+            // Not by this process: a child that another test starts meanwhile would have the copy open for writing, and
+            // a program that is open for writing cannot be executed (ETXTBSY).
+            let copied = Command::new("cp").arg(program).arg(&copy).status();
+            assert!(copied.unwrap().success());
             copy
         });
         fs::set_permissions(self.dir(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -84,7 +87,7 @@ impl Start {
     }
 
     /// As a user without privileges, if this one has them.
-    pub(crate) fn as_nobody(self) -> Self {
+    pub(crate) fn without_privileges(self) -> Self {
         let is_nobody = rustix::process::geteuid().is_root();
         Self {
             is_nobody,
@@ -239,6 +242,8 @@ impl Program {
     }
 
     fn said(&mut self) -> String {
+        self.stdout.seen.extend(self.stdout.coming.try_iter());
+        self.stderr.seen.extend(self.stderr.coming.try_iter());
         format!("{:#?}\n{:#?}", self.stdout.seen, self.stderr.seen)
     }
 
@@ -281,10 +286,13 @@ pub(crate) fn signal(pid: u32, wanted: Signal) {
 
 fn break_program(dir: &Path, name: &str) {
     let script = "#!/bin/sh\necho 'cannot read demo.toml: no such file' >&2\nexit 3\n";
-    let new = dir.join("new");
-    fs::write(&new, script).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(new, dir.join(name)).unwrap();
+    // Not by this process, as above.
+    let write = "printf %s \"$1\" > new && chmod 755 new && mv new \"$0\"";
+    let written = Command::new("sh")
+        .args(["-c", write, name, script])
+        .current_dir(dir)
+        .status();
+    assert!(written.unwrap().success());
 }
 
 /// The lines of a pipe, as they come.
