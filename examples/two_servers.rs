@@ -121,10 +121,7 @@ fn visit(site: &Site, request: &Request<Body<'_>>) -> Response<String> {
 /// of both.
 fn administrate(conn: &mut Connection, site: &Site, public: &Handle) -> io::Result<Next> {
     let Some(line) = conn.take_line(100)? else {
-        return Ok(match conn.at_eof() {
-            true => Next::Close,
-            false => Next::More,
-        });
+        return Ok(Next::More);
     };
     match line.trim() {
         "stats" => {
