@@ -1,4 +1,16 @@
-//! Guides: how to build services of a certain kind, with examples. This module has no code.
+//! Guides: how to build, run and understand a service, with examples. This module has no code.
+//!
+//! | to … | read |
+//! |---|---|
+//! | port a server with one thread per connection | [`porting`], and the table of std's methods in [`from_std`] |
+//! | know which thread runs what, what may block, and what a panic costs | [`threads`] |
+//! | choose workers, limits, time-outs and the overload policy | [`sizing`] |
+//! | send to clients that wait, answer from another thread, set timers | [`push`] |
+//! | choose between systemd, a container and a supervisor; exit codes, signals | [`deploying`] |
+//! | operate the command `handover` | [`operating`] |
+//! | pass state to the next version of the program | [`restarting`] |
+//! | count, log, check and alert | [`observing`] |
+//! | change this crate | [`internals`] |
 
 /// Push: connections that wait for the server.
 ///
@@ -128,8 +140,29 @@
 /// [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
 pub mod push {}
 
+#[doc = include_str!("guide/porting.md")]
+pub mod porting {}
+
 #[doc = include_str!("guide/from_std.md")]
 pub mod from_std {}
 
+#[doc = include_str!("guide/threads.md")]
+pub mod threads {}
+
+#[doc = include_str!("guide/sizing.md")]
+pub mod sizing {}
+
+#[doc = include_str!("guide/deploying.md")]
+pub mod deploying {}
+
 #[doc = include_str!("guide/operating.md")]
 pub mod operating {}
+
+#[doc = include_str!("guide/restarting.md")]
+pub mod restarting {}
+
+#[doc = include_str!("guide/observing.md")]
+pub mod observing {}
+
+#[doc = include_str!("guide/internals.md")]
+pub mod internals {}

@@ -79,14 +79,17 @@
 //! | start, run and embed a server | [`Server`] |
 //! | stop it, restart it, read its counters | [`Handle`], [`Report`], [`Stats`] |
 //! | write a service with state per connection or per worker | [`Service`], [`Next`] |
-//! | port a server with one thread per connection | [`guide::from_std`] |
+//! | port a server with one thread per connection | [`guide::porting`], [`guide::from_std`] |
+//! | know what may block, and what a panic costs | [`guide::threads`] |
 //! | read and write, under deadlines | [`Connection`] |
 //! | use a library that needs non-blocking reads and writes | [`Connection::nonblocking`] |
 //! | choose listener options, or use a listener that exists already | [`Bind`], [`Listener`] |
-//! | say what happens when the server is full | [`Overload`] |
+//! | say what happens when the server is full | [`guide::sizing`], [`Overload`] |
 //! | run several servers in one process | [`Servers`] |
-//! | restart without refusing a client, pass state on | [`Restart`], [`Restart::pass_state`] |
+//! | restart without refusing a client, pass state on | [`guide::restarting`], [`Restart`] |
 //! | restart after crashes and hangs | [`supervise`], [`Supervisor`] |
+//! | deploy: systemd, containers, exit codes, signals | [`guide::deploying`], [`guide::operating`] |
+//! | count, log, check and alert | [`guide::observing`] |
 //! | send to clients that wait, answer from another thread, set timers | [`guide::push`], [`Waker`], [`Outbox`] |
 //! | take a socket out of the server | [`Connection::detach`], [`Detached`] |
 //! | speak HTTP/1.1 | the module `http` (feature `http`) |
@@ -125,7 +128,7 @@
 //!   files that the connection owns, and HTTP responses, hold none.
 //! - [`Restart::pass_state`] is a snapshot: what changes after a restart has begun is not in it.
 //! - Open connections stay with the process that accepted them, also across a restart. They are
-//!   shut down at the end of the drain time-out, or earlier when two later generations drain too.
+//!   shut down at the end of the drain time-out.
 //! - With `panic = "abort"`, a panic ends the process.
 //! - Threads are never killed. A handler that neither returns nor touches its connection outlives a
 //!   stop; the [`Report`] names it.

@@ -42,7 +42,8 @@ pub enum Next {
     /// are on the queue, and when all output is written. So a service that produces output returns
     /// it after each piece, and goes as fast as its client reads. Nothing is read before that call:
     /// a service that waits for input would be called in a circle, and returns
-    /// [`More`](Self::More).
+    /// [`More`](Self::More). While the client does not read, the call waits, under the
+    /// [`write_timeout`](crate::Builder::write_timeout).
     Again,
     /// Write the buffered output, then close. Also the end of a connection whose socket was taken
     /// out with [`detach`](Connection::detach): the socket that was taken stays open.
@@ -143,8 +144,9 @@ pub trait Service: Send + Sync {
     /// Serves a connection that has something to read, or that is new on a listener whose server
     /// speaks first.
     ///
-    /// A call may serve one message and return, or loop until the end of the stream. A panic closes
-    /// this connection and no other.
+    /// A call may serve one message and return, or loop until the end of the stream. A loop holds its
+    /// worker until the client has left, also while the client is silent: with as many such clients
+    /// as workers, all others wait. A panic closes this connection and no other.
     ///
     /// # Errors
     ///

@@ -461,6 +461,8 @@ impl Connection {
     }
 }
 
+/// Reads as a blocking socket does: waits until something has arrived, and holds a worker meanwhile.
+/// In a call for input, the first read finds this input and does not wait.
 impl Read for Connection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         // A large read goes past the buffer, unless there is something in it.
@@ -484,6 +486,9 @@ impl Read for Connection {
     }
 }
 
+/// `fill_buf`, and what calls it (`read_line`, `lines`), waits for the client and holds a worker
+/// meanwhile. [`buffer`](Connection::buffer) does not wait. `read_line` and `lines` accept a line of
+/// any length: see [`read_line_limited`](Connection::read_line_limited).
 impl BufRead for Connection {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.input.is_empty() && !self.receive.is_ended() {

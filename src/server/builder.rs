@@ -1,8 +1,6 @@
-//! The builder: every setting and its default, and the errors of building a server.
+//! The builder: every setting and its default.
 
-use std::error::Error;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +10,7 @@ use crate::connection::Limits;
 use crate::listener::{Bind, BindError, Listener};
 use crate::restart::Restart;
 use crate::server::Server;
+use crate::server::build_error::{BuildError, Setting};
 use crate::service::{BufferLimits, Service};
 use crate::worker::Hook;
 
@@ -20,6 +19,46 @@ use crate::worker::Hook;
 /// Every setting has a default that is safe on an open network. Time-outs and limits are finite.
 /// `Duration::MAX` and `usize::MAX` are no limit, where a setting does not say otherwise. A value
 /// that has no meaning is an error of [`build`](Self::build), with the name of the setting.
+///
+/// The settings are in groups: listening, limits, time-outs, overload, life.
+/// [`guide::sizing`](crate::guide::sizing) says which to change, and why.
+///
+/// # Examples
+///
+/// A line protocol on an open network, whose handlers ask a database:
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use handover::{Bind, Connection, Next, Overload, Restart, Server};
+///
+/// # fn serve(_: &mut Connection) -> std::io::Result<Next> { Ok(Next::Close) }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = Server::builder()
+///     // Listening
+///     .listen(Bind::new(":7000").name("public").backlog(4096))
+///     .listen("unix:/run/app.sock")
+///     // Limits
+///     .workers(64)
+///     .max_connections(20_000)
+///     .max_per_client(100)
+///     .input_limit(64 * 1024)
+///     // Time-outs
+///     .idle_timeout(Duration::from_secs(300))
+///     .read_timeout(Duration::from_secs(10))
+///     .min_rate(4096)
+///     // Overload
+///     .overload(Overload::Refuse(b"busy, try again later\n".to_vec()))
+///     .queue_timeout(Duration::from_secs(5))
+///     // Life
+///     .drain_timeout(Duration::from_secs(20))
+///     .restart(Restart::inherit()?)
+///     .on_stop(|| eprintln!("stopping"))
+///     .build(serve)?;
+/// println!("{}", server.run()?);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a builder does nothing before `build` is called"]
 pub struct Builder {
     pub(super) listeners: Vec<Source>,
@@ -100,7 +139,12 @@ impl Builder {
             stuck_after: None,
         }
     }
+}
 
+/// # Listening
+///
+/// Addresses and listeners, served by the same workers.
+impl Builder {
     /// Listens on an address, such as `"localhost:8080"` or `":8080"`, or a [`Bind`] with options;
     /// [`Bind`] has the table of all forms. May be called several times; the addresses are bound by
     /// [`build`](Self::build), in this order.
@@ -115,7 +159,13 @@ impl Builder {
         self.listeners.push(Source::Bound(listener));
         self
     }
+}
 
+/// # Limits
+///
+/// How much of the machine the server takes. [`guide::sizing`](crate::guide::sizing) has what
+/// happens at each limit.
+impl Builder {
     /// Sets the number of worker threads: the most calls of the service at the same time. As long
     /// as calls do not block, no more workers are active than there are cores, so a large number
     /// costs a fast service next to nothing. From 1 to 32,768. Defaults to 8 times
@@ -140,26 +190,10 @@ impl Builder {
         self
     }
 
-    /// Sets how many connections that are ready may wait on the queue for a worker. Further ones
-    /// wait in the poller, in their order. See [`overload`](Self::overload) for what happens to new
-    /// connections when this many of them wait. At least 1; more than 1,048,576 count as
-    /// 1,048,576. Defaults to 1024.
-    pub fn queue(mut self, connections: usize) -> Self {
-        self.queue = connections;
-        self
-    }
-
     /// Sets the stack size of the worker threads, in bytes. At least 128 KiB. Defaults to that of
     /// `std::thread`.
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
-        self
-    }
-
-    /// Sets the prefix of the names of the server's threads. Defaults to `handover`. Of several
-    /// [`Servers`](crate::Servers) with the same prefix, the second has a 2 behind it, and so on.
-    pub fn thread_name_prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.thread_name_prefix = prefix.into();
         self
     }
 
@@ -177,20 +211,44 @@ impl Builder {
         self
     }
 
-    /// Sets what happens to new connections when the server is full. Defaults to
-    /// [`Overload::Wait`].
-    pub fn overload(mut self, policy: Overload) -> Self {
-        self.admission.overload = policy;
+    /// Sets how many bytes of input may be buffered for a connection: the longest message that a
+    /// service can have whole in the buffer. At least 1. Defaults to 1 MiB.
+    pub fn input_limit(mut self, bytes: usize) -> Self {
+        self.limits.input_limit = bytes;
         self
     }
 
-    /// Sets how long a connection that is ready may wait for a worker. A connection that has waited
-    /// longer is closed instead of being served late. More than zero. Defaults to no limit.
-    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
-        self.queue_timeout = Some(timeout);
+    /// Sets how many bytes of a service's writes may be buffered for a connection whose client does
+    /// not read. With 0, writes wait. Bytes and files that the connection owns do not count
+    /// ([`Connection::write_owned`](crate::Connection::write_owned)). Defaults to 64 KiB.
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.limits.output_limit = bytes;
         self
     }
 
+    /// Sets whether the start of the server raises the process's limit of open descriptors: the
+    /// soft limit of RLIMIT_NOFILE (getrlimit(2)) to the hard one, for all threads and for good. A
+    /// successor, and the processes of a supervisor, start with the limit as it was. The other
+    /// child processes of this process inherit the raised limit: call
+    /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
+    /// effect on Windows.
+    ///
+    /// Whether the limit is raised or not, a warning is logged if it is too low for
+    /// [`max_connections`](Self::max_connections).
+    ///
+    /// Defaults to true for [`Server::run`], and to false for [`Server::start`] and
+    /// [`Server::run_scoped`], as the process is then that of a larger program.
+    pub fn raise_descriptor_limit(mut self, on: bool) -> Self {
+        self.raises_descriptor_limit = Some(on);
+        self
+    }
+}
+
+/// # Time-outs
+///
+/// How long a client may take. The connection can change some of them for itself, see
+/// [`Connection`](crate::Connection#deadlines).
+impl Builder {
     /// Sets how long a new connection may send nothing. More than zero. Defaults to 30 s.
     pub fn first_byte_timeout(mut self, timeout: Duration) -> Self {
         self.limits.first_byte_timeout = timeout;
@@ -204,7 +262,8 @@ impl Builder {
     /// balancer keeps an idle connection to its servers. Then the balancer closes first. Otherwise
     /// it may send a request on a connection that this server is closing at that moment, and answer
     /// its client with 502 (Bad Gateway). AWS' Application Load Balancer and nginx keep idle
-    /// connections for 60 s by default, which the default here outlasts. README.md has a table.
+    /// connections for 60 s by default, which the default here outlasts.
+    /// [`guide::sizing`](crate::guide::sizing#behind-a-balancer) has a table.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = timeout;
         self
@@ -230,22 +289,40 @@ impl Builder {
         self.limits.min_rate = bytes_per_second;
         self
     }
+}
 
-    /// Sets how many bytes of input may be buffered for a connection: the longest message that a
-    /// service can have whole in the buffer. At least 1. Defaults to 1 MiB.
-    pub fn input_limit(mut self, bytes: usize) -> Self {
-        self.limits.input_limit = bytes;
+/// # Overload
+///
+/// What happens when more comes than the workers serve.
+impl Builder {
+    /// Sets how many connections that are ready may wait on the queue for a worker. Further ones
+    /// wait in the poller, in their order. See [`overload`](Self::overload) for what happens to new
+    /// connections when this many of them wait. At least 1; more than 1,048,576 count as
+    /// 1,048,576. Defaults to 1024.
+    pub fn queue(mut self, connections: usize) -> Self {
+        self.queue = connections;
         self
     }
 
-    /// Sets how many bytes of a service's writes may be buffered for a connection whose client does
-    /// not read. With 0, writes wait. Bytes and files that the connection owns do not count
-    /// ([`Connection::write_owned`](crate::Connection::write_owned)). Defaults to 64 KiB.
-    pub fn output_limit(mut self, bytes: usize) -> Self {
-        self.limits.output_limit = bytes;
+    /// Sets how long a connection that is ready may wait for a worker. A connection that has waited
+    /// longer is closed instead of being served late. More than zero. Defaults to no limit.
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.queue_timeout = Some(timeout);
         self
     }
 
+    /// Sets what happens to new connections when the server is full. Defaults to
+    /// [`Overload::Wait`].
+    pub fn overload(mut self, policy: Overload) -> Self {
+        self.admission.overload = policy;
+        self
+    }
+}
+
+/// # Life
+///
+/// Stops, restarts, signals, hooks, and the names of threads.
+impl Builder {
     /// Sets how long a stop by a signal, or by dropping the last [`Handle`](crate::Handle), lets
     /// work in progress go on. Zero cuts it off at once. Defaults to 30 s.
     ///
@@ -256,20 +333,11 @@ impl Builder {
         self
     }
 
-    /// Sets whether the start of the server raises the process's limit of open descriptors: the
-    /// soft limit of RLIMIT_NOFILE (getrlimit(2)) to the hard one, for all threads and for good. A
-    /// successor, and the processes of a supervisor, start with the limit as it was. The other
-    /// child processes of this process inherit the raised limit: call
-    /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
-    /// effect on Windows.
-    ///
-    /// Whether the limit is raised or not, a warning is logged if it is too low for
-    /// [`max_connections`](Self::max_connections).
-    ///
-    /// Defaults to true for [`Server::run`], and to false for [`Server::start`] and
-    /// [`Server::run_scoped`], as the process is then that of a larger program.
-    pub fn raise_descriptor_limit(mut self, on: bool) -> Self {
-        self.raises_descriptor_limit = Some(on);
+    /// Lets a successor take over on SIGHUP and SIGUSR2 (if the server handles
+    /// signals), or on [`Handle::restart`](crate::Handle::restart). Servers of the same process get
+    /// clones of the same `Restart`, and [`Servers`](crate::Servers) run them. Defaults to off.
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = Some(restart);
         self
     }
 
@@ -347,14 +415,6 @@ impl Builder {
         self
     }
 
-    /// Lets a successor take over on SIGHUP and SIGUSR2 (if the server handles
-    /// signals), or on [`Handle::restart`](crate::Handle::restart). Servers of the same process get
-    /// clones of the same `Restart`, and [`Servers`](crate::Servers) run them. Defaults to off.
-    pub fn restart(mut self, restart: Restart) -> Self {
-        self.restart = Some(restart);
-        self
-    }
-
     /// Sets after how long a worker counts as stuck: it is in the same call of the service, and has
     /// neither moved bytes for its client nor waited for the client. (A call that has
     /// [detached](crate::Connection::detach) its connection waits for the client as long as all
@@ -367,18 +427,28 @@ impl Builder {
         self
     }
 
-    /// Sets a hook that each worker thread calls first, with its index.
+    /// Sets a hook that each worker thread calls first, with its index. Defaults to nothing.
     pub fn on_worker_start(mut self, hook: impl Fn(usize) + Send + Sync + 'static) -> Self {
         self.on_start = Some(Box::new(hook));
         self
     }
 
-    /// Sets a hook that each worker thread calls last, with its index.
+    /// Sets a hook that each worker thread calls last, with its index. Defaults to nothing.
     pub fn on_worker_exit(mut self, hook: impl Fn(usize) + Send + Sync + 'static) -> Self {
         self.on_exit = Some(Box::new(hook));
         self
     }
 
+    /// Sets the prefix of the names of the server's threads. Defaults to `handover`. Of several
+    /// [`Servers`](crate::Servers) with the same prefix, the second has a 2 behind it, and so on.
+    pub fn thread_name_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.thread_name_prefix = prefix.into();
+        self
+    }
+}
+
+/// # The server
+impl Builder {
     /// Binds the listeners and makes the server. No connection is accepted before the server is
     /// started.
     ///
@@ -493,169 +563,5 @@ impl fmt::Debug for Builder {
             .field("drain_timeout", &self.drain_timeout)
             .field("restart", &self.restart)
             .finish_non_exhaustive()
-    }
-}
-
-/// A setting of the [`Builder`] that [`BuildError`] names. Its text is the name of the builder's
-/// method, or of that of [`Restart`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Setting {
-    /// [`Builder::workers`].
-    Workers,
-    /// [`Builder::worker_groups`].
-    WorkerGroups,
-    /// [`Builder::queue`].
-    Queue,
-    /// [`Builder::max_connections`].
-    MaxConnections,
-    /// [`Builder::max_per_client`].
-    MaxPerClient,
-    /// [`Builder::input_limit`].
-    InputLimit,
-    /// [`Builder::stack_size`].
-    StackSize,
-    /// [`Builder::queue_timeout`].
-    QueueTimeout,
-    /// [`Builder::first_byte_timeout`].
-    FirstByteTimeout,
-    /// [`Builder::idle_timeout`].
-    IdleTimeout,
-    /// [`Builder::read_timeout`].
-    ReadTimeout,
-    /// [`Builder::write_timeout`].
-    WriteTimeout,
-    /// [`Builder::stuck_after`].
-    StuckAfter,
-    /// [`Restart::ready_timeout`].
-    ReadyTimeout,
-}
-
-impl Setting {
-    fn is_time(self) -> bool {
-        match self {
-            Self::Workers
-            | Self::WorkerGroups
-            | Self::Queue
-            | Self::MaxConnections
-            | Self::MaxPerClient
-            | Self::InputLimit
-            | Self::StackSize => false,
-            Self::QueueTimeout
-            | Self::FirstByteTimeout
-            | Self::IdleTimeout
-            | Self::ReadTimeout
-            | Self::WriteTimeout
-            | Self::StuckAfter
-            | Self::ReadyTimeout => true,
-        }
-    }
-}
-
-impl fmt::Display for Setting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Workers => "workers",
-            Self::WorkerGroups => "worker_groups",
-            Self::Queue => "queue",
-            Self::MaxConnections => "max_connections",
-            Self::MaxPerClient => "max_per_client",
-            Self::InputLimit => "input_limit",
-            Self::StackSize => "stack_size",
-            Self::QueueTimeout => "queue_timeout",
-            Self::FirstByteTimeout => "first_byte_timeout",
-            Self::IdleTimeout => "idle_timeout",
-            Self::ReadTimeout => "read_timeout",
-            Self::WriteTimeout => "write_timeout",
-            Self::StuckAfter => "stuck_after",
-            Self::ReadyTimeout => "ready_timeout",
-        })
-    }
-}
-
-/// Why a server could not be built.
-#[non_exhaustive]
-pub enum BuildError {
-    /// This setting must be at least 1, or must be more than zero if it is a time.
-    Zero(Setting),
-    /// This setting must be at least `least`.
-    TooSmall {
-        /// The setting.
-        setting: Setting,
-        /// The least value that is possible.
-        least: usize,
-    },
-    /// This setting must be at most `most`.
-    TooLarge {
-        /// The setting.
-        setting: Setting,
-        /// The largest value that is possible.
-        most: usize,
-    },
-    /// The service refuses its own settings, or those of the server: the error of
-    /// [`Service::check`].
-    Service(Box<dyn Error + Send + Sync>),
-    /// Neither [`Builder::listen`] nor [`Builder::listener`] was called.
-    NoListener,
-    /// An address cannot be listened on.
-    Bind(BindError),
-    /// The servers of this [`Restart`] run already.
-    Restart(io::Error),
-    /// The system has no room for what every server needs, such as descriptors.
-    System(io::Error),
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Zero(setting) if setting.is_time() => {
-                write!(
-                    f,
-                    "{setting} must be more than zero (Duration::MAX is no limit)"
-                )
-            }
-            Self::Zero(setting) => write!(f, "{setting} must be at least 1"),
-            Self::TooSmall { setting, least } => write!(f, "{setting} must be at least {least}"),
-            Self::TooLarge { setting, most } => write!(f, "{setting} must be at most {most}"),
-            Self::Service(error) => error.fmt(f),
-            Self::NoListener => f.write_str("the server has no address to listen on"),
-            Self::Bind(error) => error.fmt(f),
-            Self::Restart(error) => error.fmt(f),
-            Self::System(error) => write!(f, "cannot make the server: {error}"),
-        }
-    }
-}
-
-/// The text of the error with its cause, as `main` prints it.
-impl fmt::Debug for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Error for BuildError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Zero(_) | Self::TooSmall { .. } | Self::TooLarge { .. } | Self::NoListener => {
-                None
-            }
-            Self::Service(error) => error.source(),
-            Self::Bind(error) => error.source(),
-            Self::Restart(error) | Self::System(error) => Some(error),
-        }
-    }
-}
-
-impl From<BuildError> for io::Error {
-    fn from(error: BuildError) -> Self {
-        match error {
-            BuildError::Zero(_)
-            | BuildError::TooSmall { .. }
-            | BuildError::TooLarge { .. }
-            | BuildError::Service(_)
-            | BuildError::NoListener => Self::new(io::ErrorKind::InvalidInput, error),
-            BuildError::Bind(error) => error.into(),
-            BuildError::Restart(error) | BuildError::System(error) => error,
-        }
     }
 }

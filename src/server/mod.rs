@@ -1,6 +1,7 @@
 //! The server: connects the other modules.
 
 mod app_threads;
+mod build_error;
 mod builder;
 mod descriptor_limit;
 mod finish;
@@ -36,7 +37,8 @@ use crate::start_error::StartError;
 use crate::stats::{Stats, WorkerState};
 
 use app_threads::AppThreads;
-pub use builder::{BuildError, Builder, Setting};
+pub use build_error::{BuildError, Setting};
+pub use builder::Builder;
 pub use descriptor_limit::restore_descriptor_limit;
 use group::{prepare, start_all};
 pub use handle::Handle;

@@ -196,6 +196,7 @@ fn help_of_the_examples() {
         "git_daemon",
         "kv",
         "resp",
+        "two_servers",
         "websocket",
     ] {
         let Some(mut example) = Start::example(name).args(&["--help"]).run() else {
