@@ -69,7 +69,7 @@
 //!   "removes_file":false}],"bind":null,"successor":null,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":{"addr":{"tcp":"127.0.0.1:80"},"name":null,
 //!   "backlog":1024,"fast_open":null,"unix_mode":null,"defer_accept":false,"reuse_port":false,
-//!   "only_v6":false,"nodelay":true},"successor":null,"failed":null}
+//!   "only_v6":false,"nodelay":true,"unix_descriptors":false},"successor":null,"failed":null}
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
 //!   "failed":"the successor exited before it was ready"}
