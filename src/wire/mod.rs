@@ -103,7 +103,8 @@
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
 //!   "requests":48151,"first_size":null}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
-//!   "ending_groups":[4702],"outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
+//!   "stragglers":[{"group":4702,"stage":"terminated","left_ms":26000}],
+//!   "outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
 //!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
 //! ```
 //!
@@ -149,7 +150,7 @@ pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
     DeathRecord, FleetRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot,
-    SnapshotListener, StageRecord,
+    SnapshotListener, StageRecord, StragglersRecord, StragglersStage,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.
