@@ -61,14 +61,11 @@ impl Run {
     /// waits for a close.
     fn wait_for_closers(&self) -> io::Result<()> {
         let control = self.control.iter().map(|control| &control.closer);
-        let closers = || {
-            [&self.closer, &self.foreign_closer]
-                .into_iter()
-                .chain(control.clone())
-        };
+        let closers = || [&self.closer].into_iter().chain(control.clone());
         let end = Instant::now() + CLOSE_TIMEOUT;
         loop {
             let left: usize = closers().map(Closer::left).sum();
+            let left = left + self.discarder.stuck();
             if left == 0 {
                 return Ok(());
             }
