@@ -5,8 +5,8 @@
 //! ```
 //!
 //! `--test` plays a few histories only. `--all` goes on after a failure, and counts the failures of
-//! each promise. `--planted` makes copies of the policy with one fault each,
-//! and measures how many histories it takes to find the fault.
+//! each promise. `--planted` makes copies of the policy with one fault each, and measures how many
+//! histories it takes to find the fault.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -28,28 +28,42 @@ mod simulation;
 #[path = "../tests/fleet/sys.rs"]
 mod sys;
 
-const USAGE: &str = "cargo bench --bench fleet -- [--histories N] [--first N] [--planted [NAME]]";
+const USAGE: &str =
+    "cargo bench --bench fleet -- [--histories N] [--first N] [--all] [--planted [NAME]]";
 
 /// A thread takes this many histories at once.
 const CHUNK: u64 = 256;
 
 fn main() -> ExitCode {
+    match run(&mut std::env::args().skip(1)) {
+        Some(code) => code,
+        None => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `None` if the arguments are wrong.
+fn run(args: &mut impl Iterator<Item = String>) -> Option<ExitCode> {
     let (mut histories, mut first, mut all) = (10_000_000, 0, false);
-    let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|number| number.parse().ok());
+        let mut number = || args.next()?.parse().ok();
         match arg.as_str() {
-            "--histories" => histories = number().unwrap_or_else(|| panic!("{USAGE}")),
-            "--first" => first = number().unwrap_or_else(|| panic!("{USAGE}")),
+            "--histories" => histories = number()?,
+            "--first" => first = number()?,
             "--test" => histories = 1_000,
-            "--planted" => return planted::find_all(args.next().filter(|arg| arg != "--bench")),
+            "--planted" => {
+                let name = args.next().filter(|arg| arg != "--bench");
+                return Some(planted::find_all(name));
+            }
             "--all" => all = true,
             // cargo adds this.
             "--bench" => {}
-            _ => panic!("{USAGE}"),
+            _ => return None,
         }
     }
-    play(histories, first, all)
+    Some(play(histories, first, all))
 }
 
 fn play(histories: u64, first: u64, all: bool) -> ExitCode {

@@ -1,15 +1,15 @@
 //! Listeners: the options of a bind, the bind, and listening sockets that the application already
 //! has.
 
+mod bind_error;
+mod conversions;
 mod datagram;
+mod unix_path;
 
-use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
@@ -19,7 +19,9 @@ use crate::log;
 use crate::sys::{self, Descriptor, DirectoryEntry, FoundFile, IfLocked};
 use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
 
+pub use bind_error::BindError;
 pub(crate) use datagram::is_datagram;
+use unix_path::UnixPath;
 
 /// An address to listen on, and the options for it.
 ///
@@ -363,13 +365,11 @@ impl Bind {
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);
         if let Some(mode) = self.options.unix_mode {
-            path.set_mode(mode)?;
+            path.set_access(None, mode)?;
         }
         Ok((socket, path))
     }
-}
 
-impl Bind {
     /// Connections have the option of their listener.
     fn set_unix_descriptors(&self, socket: &Socket) {
         if self.options.unix_descriptors {
@@ -383,101 +383,6 @@ impl Bind {
     /// How long an address in use is tried.
     pub(crate) fn patience(&self) -> Duration {
         self.interval.saturating_mul(self.attempts - 1)
-    }
-}
-
-impl FromStr for Bind {
-    type Err = AddrError;
-
-    /// As [`Bind::new`], with the error of a bad address.
-    fn from_str(text: &str) -> Result<Self, AddrError> {
-        let (kind, addr) = SocketKind::parse(text)?;
-        let stream = Self::with(Ok(addr));
-        Ok(Self { kind, ..stream })
-    }
-}
-
-impl From<&str> for Bind {
-    fn from(addr: &str) -> Self {
-        Self::new(addr)
-    }
-}
-
-impl From<String> for Bind {
-    fn from(addr: String) -> Self {
-        Self::new(addr)
-    }
-}
-
-impl From<&String> for Bind {
-    fn from(addr: &String) -> Self {
-        Self::new(addr)
-    }
-}
-
-impl From<SocketAddr> for Bind {
-    fn from(addr: SocketAddr) -> Self {
-        Self::with(Ok(addr.into()))
-    }
-}
-
-impl From<Addr> for Bind {
-    fn from(addr: Addr) -> Self {
-        Self::with(Ok(addr))
-    }
-}
-
-impl From<SocketAddrV4> for Bind {
-    fn from(addr: SocketAddrV4) -> Self {
-        SocketAddr::from(addr).into()
-    }
-}
-
-impl From<SocketAddrV6> for Bind {
-    fn from(addr: SocketAddrV6) -> Self {
-        SocketAddr::from(addr).into()
-    }
-}
-
-impl From<(&str, u16)> for Bind {
-    fn from((host, port): (&str, u16)) -> Self {
-        Self::with(Addr::resolve_host(host, port))
-    }
-}
-
-impl From<(String, u16)> for Bind {
-    fn from((host, port): (String, u16)) -> Self {
-        (&*host, port).into()
-    }
-}
-
-impl From<(IpAddr, u16)> for Bind {
-    fn from(addr: (IpAddr, u16)) -> Self {
-        SocketAddr::from(addr).into()
-    }
-}
-
-impl From<(Ipv4Addr, u16)> for Bind {
-    fn from(addr: (Ipv4Addr, u16)) -> Self {
-        SocketAddr::from(addr).into()
-    }
-}
-
-impl From<(Ipv6Addr, u16)> for Bind {
-    fn from(addr: (Ipv6Addr, u16)) -> Self {
-        SocketAddr::from(addr).into()
-    }
-}
-
-/// A listener that the application has bound, as with [`Listener::from_std`]. A successor that a
-/// [`Restart`](crate::Restart) starts cannot bind its address again: give the address instead.
-impl From<TcpListener> for Bind {
-    fn from(listener: TcpListener) -> Self {
-        let addr = listener.local_addr().map_or(Addr::Unix(None), Addr::Ip);
-        Self {
-            given: Some(Arc::new(listener)),
-            ..Self::with(Ok(addr))
-        }
     }
 }
 
@@ -691,45 +596,37 @@ impl Listener {
 
     /// The file of the Unix socket, if this listener removes it when it is dropped.
     pub(crate) fn removed_file(&self) -> Option<&Path> {
-        let path = self.path.as_ref()?;
-        path.is_own.load(SeqCst).then_some(&path.path)
+        self.path.as_ref()?.removed()
     }
 
     /// Sets whether this listener removes the file of its Unix socket when it is dropped.
-    pub(crate) fn set_removes_file(&self, is_own: bool) {
+    pub(crate) fn set_removes_file(&self, removes: bool) {
         if let Some(path) = &self.path {
-            path.is_own.store(is_own, SeqCst);
+            path.set_removes(removes);
         }
     }
 
     /// The socket's file, if it is a Unix socket whose file was found.
     pub(crate) fn file(&self) -> Option<&FoundFile> {
-        self.path.as_ref()?.file.as_ref().map(|(_, file)| file)
+        self.path.as_ref()?.file()
     }
 
     /// Forgets the file that was found at the path of a Unix socket, unless it is the socket's.
     pub(crate) fn check_file(&mut self, is_own: impl FnOnce(&FoundFile) -> bool) {
         if let Some(path) = &mut self.path {
-            path.file = path.file.take().filter(|(_, file)| is_own(file));
+            path.check(is_own);
         }
     }
 
     /// Whether the socket's file is still at its path.
     pub(crate) fn has_its_file(&self) -> bool {
-        // The directory may be another one by now.
-        let path = self.path.as_ref().map(|path| &path.path);
-        let there = path.and_then(|path| DirectoryEntry::open(path).ok());
-        let file = self.file();
-        file.is_some_and(|file| there.is_some_and(|there| there.is(file)))
+        self.path.as_ref().is_some_and(UnixPath::is_there)
     }
 
     /// Sets the group and the mode of the file of a Unix socket that this process has bound.
     pub(crate) fn set_file_access(&self, group: Option<u32>, mode: u32) -> io::Result<()> {
         let path = self.path.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let (entry, file) = path.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        // The mode comes last: until then, the file is for its owner only.
-        group.map_or(Ok(()), |group| entry.set_group(file, group))?;
-        entry.set_mode(file, mode)
+        path.set_access(group, mode)
     }
 
     /// Accepts one connection.
@@ -756,115 +653,6 @@ impl ListenerInfo {
             socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
         }
         Ok(())
-    }
-}
-
-/// The file of a Unix socket.
-#[derive(Debug)]
-struct UnixPath {
-    path: PathBuf,
-    /// `None` if there was no socket at the path.
-    file: Option<(DirectoryEntry, FoundFile)>,
-    /// The file is removed on drop: this process has made it, or has taken it over.
-    is_own: AtomicBool,
-}
-
-impl UnixPath {
-    fn of(path: &Path, is_own: bool) -> Self {
-        match DirectoryEntry::open(path) {
-            Ok(entry) => Self::in_directory(path, entry, is_own),
-            Err(_) => Self {
-                path: path.to_owned(),
-                file: None,
-                is_own: AtomicBool::new(is_own),
-            },
-        }
-    }
-
-    fn in_directory(path: &Path, entry: DirectoryEntry, is_own: bool) -> Self {
-        let found = entry.find().ok().flatten();
-        let socket = found.filter(|found| found.is_socket);
-        Self {
-            path: path.to_owned(),
-            file: socket.map(|socket| (entry, socket)),
-            is_own: AtomicBool::new(is_own),
-        }
-    }
-
-    fn set_mode(&self, mode: u32) -> io::Result<()> {
-        let (entry, file) = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        entry.set_mode(file, mode)
-    }
-}
-
-impl Drop for UnixPath {
-    fn drop(&mut self) {
-        let is_own = self.is_own.load(SeqCst);
-        let Some((entry, file)) = self.file.as_ref().filter(|_| is_own) else {
-            return;
-        };
-        // A server that listens is not taken for a dead one, whoever has the lock.
-        let _lock = sys::file::lock_directory_of(&self.path, IfLocked::Ignore);
-        // The path may be the file of another listener now, which is left alone.
-        if let Err(error) = entry.remove(file) {
-            log::warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// An address that could not be listened on.
-pub struct BindError {
-    /// The address as text. `None` if it is no address.
-    shown: Option<String>,
-    attempts: u32,
-    cause: io::Error,
-}
-
-impl BindError {
-    /// How often the bind was tried.
-    pub fn attempts(&self) -> u32 {
-        self.attempts
-    }
-
-    pub(crate) fn into_cause(self) -> io::Error {
-        self.cause
-    }
-
-    /// The kind of the last error.
-    pub fn kind(&self) -> io::ErrorKind {
-        self.cause.kind()
-    }
-}
-
-impl fmt::Display for BindError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(addr) = &self.shown else {
-            return self.cause.fmt(f);
-        };
-        write!(f, "cannot listen on {addr}: {}", self.cause)?;
-        match self.attempts {
-            0 | 1 => Ok(()),
-            tries => write!(f, " (tried {tries} times)"),
-        }
-    }
-}
-
-/// The text of the error with its cause, as `main` prints it.
-impl fmt::Debug for BindError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::error::Error for BindError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.cause)
-    }
-}
-
-impl From<BindError> for io::Error {
-    fn from(error: BindError) -> Self {
-        Self::new(error.kind(), error)
     }
 }
 

@@ -7,6 +7,7 @@ mod support;
 mod web;
 
 use std::io::Read;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -751,16 +752,29 @@ fn the_leaving_of_a_listener_is_noticed_at_once() {
     for by_reset in [false, true] {
         let mut client = Client::to(&server.handle);
         client.send(get("/"));
-        let body = server.next();
+        let body = Arc::new(server.next());
         client.head();
         body.on_close(|_| panic!("as it was asked to"));
+        let (tell, told) = crossbeam_channel::unbounded();
+        let sender = Arc::downgrade(&body);
+        body.on_close(move |_| {
+            let sent = sender
+                .upgrade()
+                .map(|body| body.try_send("from the callback"));
+            tell.send(sent).unwrap();
+        });
         match by_reset {
             true => reset(client.stream),
             false => drop(client),
         }
+        let closed = |bytes: &'static str| Err(SendError::Closed(bytes.into()));
+        assert_eq!(
+            told.recv_timeout(LIMIT).unwrap(),
+            Some(closed("from the callback"))
+        );
         assert_eq!(body_reason(&body), CloseReason::ClientLeft);
         assert!(body.is_closed());
-        assert!(matches!(body.try_send("late"), Err(SendError::Closed(_))));
+        assert_eq!(body.try_send("late"), closed("late"));
     }
     until(&server.handle, "all are closed", |stats| stats.live == 0);
     stop(&server.handle);

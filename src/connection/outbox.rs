@@ -222,7 +222,7 @@ impl Outbox {
 
     /// Closes the outbox without closing the connection. The messages that wait stay. True if a
     /// sender has ended the connection before.
-    pub(super) fn detach(&self) -> bool {
+    pub(crate) fn detach(&self) -> bool {
         self.0.set_state(CLOSED) > CLOSED
     }
 

@@ -332,6 +332,10 @@ impl ChannelBody {
         let callbacks = mem::take(&mut state.callbacks);
         let _pieces = mem::take(&mut state.pieces);
         drop(state);
+        // Before the callbacks: no send succeeds after them.
+        if let Some(open) = self.0.open.get() {
+            open.outbox.detach();
+        }
         self.0.changed.notify_all();
         callbacks.call(reason);
     }

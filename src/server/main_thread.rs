@@ -12,21 +12,18 @@
 //! 3. Wait until no connection is in progress, or the deadline has passed.
 //! 4. Force the remaining connections.
 //! 5. Close the queues, and wait for the threads. The workers and the restarter have deadlines of
-//!    their own: [`FinishDeadlines`].
+//!    their own: [`FinishDeadlines`](super::finish_deadlines::FinishDeadlines).
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::acceptor::{self, AcceptGate};
-use crate::clock::{self, Deadline};
+use crate::clock::Deadline;
 use crate::drain::Drain;
 use crate::listener::Listener;
 use crate::log;
@@ -35,10 +32,8 @@ use crate::panic;
 use crate::parking::{self, Lots};
 use crate::restart::RestarterHandle;
 use crate::server::builder::Builder;
-use crate::server::finish_deadlines::FinishDeadlines;
 use crate::server::group::{Member, StartableMember};
 use crate::server::handle::Handle;
-use crate::server::report::{Forced, Report};
 use crate::server::shared::{RequestedStop, ServerShared};
 use crate::server::start_error;
 use crate::server::thread_mark::mark_thread;
@@ -89,7 +84,7 @@ impl Drop for ReportOnDrop {
 
 /// A thread of the server that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
@@ -316,7 +311,7 @@ impl<S: Service> MainThread<S> {
         Deadline::after(Instant::now(), self.settings.drain_timeout)
     }
 
-    fn drain_request(&self) -> RequestedStop {
+    pub(super) fn drain_request(&self) -> RequestedStop {
         RequestedStop::by(self.drain_deadline())
     }
 
@@ -372,148 +367,12 @@ impl<S: Service> MainThread<S> {
         stop.is_clean = !accepting && self.lots.drain.in_progress() == 0;
     }
 
-    fn call_user_signal_hook(&self) {
+    pub(super) fn call_user_signal_hook(&self) {
         if let Some(hook) = &self.settings.on_user_signal {
             if let Err(why) = panic::contain(hook) {
                 log::error!("the signal hook panicked: {why}");
             }
         }
-    }
-
-    /// Ends the remaining connections, and the threads. The second result says whether all threads
-    /// have ended.
-    fn finish(
-        &self,
-        stop: StopProgress,
-        commands: &Receiver<ServerCommand>,
-        ended: &Receiver<Ended>,
-    ) -> (Report, bool) {
-        let (lots, shared) = (&self.lots, &self.report.0);
-        let mut report = self.end_connections(&stop);
-        report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
-        lots.end_threads();
-        report.took = stop.since.elapsed();
-        let restarter = shared.restarter.as_ref();
-        let mut deadlines = FinishDeadlines::new(Instant::now(), stop.deadline, stop.is_immediate);
-        shared.report_stopped(report.to_string(), deadlines.aborted_successor);
-        let waits_for_servers = || restarter.is_some_and(RestarterHandle::waits_for_servers);
-        let mut others_are_left = waits_for_servers();
-        let (mut ended, mut restarter_end) = (ended.clone(), restarter_end(restarter));
-        let (mut threads_left, mut restarter_left) = (true, restarter.is_some());
-        let mut all_ended = loop {
-            if !threads_left && !restarter_left {
-                break true;
-            }
-            if others_are_left && !waits_for_servers() {
-                others_are_left = false;
-                deadlines.begin_restarter_grace(Instant::now());
-            }
-            let until = deadlines.until(restarter_left);
-            match next_of_finish(commands, &ended, &restarter_end, until, restarter) {
-                NextOfFinish::Ended(Ended::Worker(index)) => {
-                    let mine = report.forced.iter_mut().find(|f| f.worker == index);
-                    mine.into_iter().for_each(|forced| forced.ended = true);
-                }
-                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper) => {}
-                NextOfFinish::Command(command) => {
-                    if let Some(stop) = self.handle_late_command(command, restarter) {
-                        deadlines.shorten(Instant::now(), stop);
-                    }
-                }
-                NextOfFinish::TimedOut => break false,
-                NextOfFinish::ThreadsEnded => {
-                    ended = crossbeam_channel::never();
-                    threads_left = false;
-                    // The wait for other servers and the restarter is not part of this stop.
-                    report.took = stop.since.elapsed();
-                }
-                NextOfFinish::RestarterEnded => {
-                    restarter.inspect(|restarter| restarter.join());
-                    restarter_end = crossbeam_channel::never();
-                    restarter_left = false;
-                }
-            }
-        };
-        lots.drop_left_sessions();
-        if threads_left {
-            let waited_until = deadlines.workers.min(Instant::now());
-            report.took = waited_until.saturating_duration_since(stop.since);
-        }
-        let began = Instant::now();
-        all_ended &= shared.app_threads.join(deadlines.workers);
-        report.took += began.elapsed();
-        (report, all_ended)
-    }
-
-    /// Closes the remaining connections. Their counts are in the report.
-    fn end_connections(&self, stop: &StopProgress) -> Report {
-        let lots = &self.lots;
-        let mut report = Report {
-            finished: stop.finished,
-            ..Report::default()
-        };
-        self.gate.close_now();
-        if stop.is_clean {
-            // A thread that holds a lingering connection now closes it instead of parking it.
-            lots.drain.mark_forced();
-        }
-        lots.close_lingering();
-        if !stop.is_clean {
-            // A server that was replaced has kept its idle connections until now. Closing idle
-            // connections loses no request.
-            lots.drain.mark_closing();
-            lots.close_idle();
-            report.finished = lots.drain.finished_connections() - stop.closed_before;
-            lots.drain.mark_forced();
-            let left = lots.drain.in_progress();
-            report.forced = self.calls_in_progress();
-            report.dropped = left.saturating_sub(report.forced.len());
-            lots.close_all();
-        }
-        report
-    }
-
-    /// Handles a command to a server that has drained. Returns the stop that it asks for.
-    fn handle_late_command(
-        &self,
-        command: ServerCommand,
-        restarter: Option<&RestarterHandle>,
-    ) -> Option<RequestedStop> {
-        let stop = match command {
-            ServerCommand::Drain => Some(self.drain_request()),
-            // A handle may have asked for a stop.
-            ServerCommand::Check => self.report.0.stop.take(),
-            ServerCommand::StopNow | ServerCommand::TerminateAgain => Some(RequestedStop::now()),
-            ServerCommand::Restart => {
-                restarter.inspect(|restarter| restarter.request_restart());
-                None
-            }
-            ServerCommand::UserSignal => {
-                self.call_user_signal_hook();
-                None
-            }
-            ServerCommand::Replaced => None,
-        };
-        // The callers of a restart that was passed on wait no longer.
-        let restarter = restarter.filter(|_| stop.is_some());
-        restarter.inspect(|restarter| restarter.report_stopping());
-        stop
-    }
-
-    fn calls_in_progress(&self) -> Vec<Forced> {
-        let now = clock::millis();
-        let workers = self.lots.counters.workers.iter().enumerate();
-        let forced = workers.filter_map(|(worker, counters)| {
-            let (token, began) = counters.call()?;
-            self.lots.with_info(token, |info| Forced {
-                worker,
-                peer: info.peer.clone(),
-                listener: info.listener.name.clone(),
-                served_for: Duration::from_millis(now.saturating_sub(began)),
-                ended: false,
-            })
-        });
-        forced.collect()
     }
 
     fn server_id(&self) -> usize {
@@ -525,51 +384,8 @@ impl<S: Service> MainThread<S> {
     }
 }
 
-/// What comes next while a server ends.
-enum NextOfFinish {
-    Ended(Ended),
-    Command(ServerCommand),
-    /// All threads of the server have ended.
-    ThreadsEnded,
-    RestarterEnded,
-    TimedOut,
-}
-
-/// Waits for the next event until this point in time. While the restarter has to report the result
-/// of a restart, or other servers have not stopped, the wait has no limit: the restarter ends then.
-fn next_of_finish(
-    commands: &Receiver<ServerCommand>,
-    ended: &Receiver<Ended>,
-    restarter_end: &Receiver<()>,
-    until: Deadline,
-    restarter: Option<&RestarterHandle>,
-) -> NextOfFinish {
-    let thread =
-        |thread: Result<Ended, _>| thread.map_or(NextOfFinish::ThreadsEnded, NextOfFinish::Ended);
-    // `ServerShared` has a sender of commands, so that the channel is open.
-    let command = |command: Result<ServerCommand, _>| {
-        NextOfFinish::Command(command.unwrap_or(ServerCommand::StopNow))
-    };
-    let timer = until.instant();
-    let timer = timer.map_or(crossbeam_channel::never(), crossbeam_channel::at);
-    crossbeam_channel::select_biased! {
-        recv(ended) -> next => return thread(next),
-        recv(restarter_end) -> _ => return NextOfFinish::RestarterEnded,
-        recv(commands) -> next => return command(next),
-        recv(timer) -> _ => {}
-    }
-    if !restarter.is_some_and(RestarterHandle::stays) {
-        return NextOfFinish::TimedOut;
-    }
-    crossbeam_channel::select_biased! {
-        recv(ended) -> next => thread(next),
-        recv(restarter_end) -> _ => NextOfFinish::RestarterEnded,
-        recv(commands) -> next => command(next),
-    }
-}
-
 /// Closed when the restarter has ended; never without one.
-fn restarter_end(restarter: Option<&RestarterHandle>) -> Receiver<()> {
+pub(super) fn restarter_end(restarter: Option<&RestarterHandle>) -> Receiver<()> {
     restarter.map_or_else(crossbeam_channel::never, |own| own.ended().clone())
 }
 
@@ -621,18 +437,18 @@ impl<S: Service + 'static> StartableMember for MainThread<S> {
 
 /// A stop in progress.
 #[derive(Clone, Copy)]
-struct StopProgress {
-    since: Instant,
-    deadline: Deadline,
+pub(super) struct StopProgress {
+    pub(super) since: Instant,
+    pub(super) deadline: Deadline,
     /// How many connections had finished before the stop, and how many have finished since then.
-    closed_before: usize,
-    finished: usize,
+    pub(super) closed_before: usize,
+    pub(super) finished: usize,
     /// The connections that waited for a message are closed, or on the queue.
-    idle_closed: bool,
+    pub(super) idle_closed: bool,
     /// No connection is in progress, and none can be accepted.
-    is_clean: bool,
+    pub(super) is_clean: bool,
     /// The stop is to wait for nothing.
-    is_immediate: bool,
+    pub(super) is_immediate: bool,
 }
 
 impl StopProgress {

@@ -3,6 +3,7 @@
 mod app_threads;
 mod builder;
 mod descriptor_limit;
+mod finish;
 mod finish_deadlines;
 mod group;
 mod handle;

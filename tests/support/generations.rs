@@ -68,7 +68,10 @@ pub(crate) fn serve_if_child() {
         None => inherit(),
     };
     if mode == "sidecar with standard error" {
-        start_sidecar(&dir, restart.standard_error().unwrap().into());
+        drop(start_sidecar(
+            &dir,
+            restart.standard_error().unwrap().into(),
+        ));
     }
     misbehave(&dir, &mode, "");
     let generation = restart.generation();
@@ -321,7 +324,7 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
         }
         // A subprocess that the service starts before its server is there.
         "sidecar" | "sidecar pause" => {
-            start_sidecar(dir, Stdio::inherit());
+            drop(start_sidecar(dir, Stdio::inherit()));
             if mode.ends_with("pause") {
                 misbehave(dir, "pause", "");
             }
@@ -335,7 +338,7 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
 
 /// Starts a subprocess, which writes its id to the file `sidecar`, and waits for the file `say` before it writes to
 /// its standard error.
-fn start_sidecar(dir: &Path, stderr: Stdio) {
+fn start_sidecar(dir: &Path, stderr: Stdio) -> Child {
     let script = "grep SigBlk /proc/self/status > new; echo $$ >> new; mv new sidecar; \
         while ! test -e say; do sleep 0.01; done; echo from the sidecar >&2; echo $? > said";
     Command::new("sh")
@@ -344,7 +347,7 @@ fn start_sidecar(dir: &Path, stderr: Stdio) {
         .stdout(Stdio::null())
         .stderr(stderr)
         .spawn()
-        .unwrap();
+        .unwrap()
 }
 
 /// Accepts, as far as the predecessor knows, gives up, and stays. The handshake socket becomes standard input first.
