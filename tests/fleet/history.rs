@@ -179,6 +179,9 @@ impl History {
         if !is_foreign && random.one_in(16) {
             add_lost_successor(&mut random, &policy, &mut decisions);
         }
+        if policy.recycling.recycle_after.is_some() && random.one_in(4) {
+            add_upgrade_at_recycling(&mut random, &policy, &mut decisions);
+        }
         Self {
             seed,
             policy,
@@ -349,6 +352,27 @@ fn add_lost_successor(random: &mut Random, policy: &Policy, decisions: &mut Vec<
     };
     for (nth, fate) in [(nth, fate), (slots, successor), (slots + 2, of_restart)] {
         decisions.push(Decision::Fate { nth, fate });
+    }
+}
+
+/// A stall of the supervisor, in which a dry run ends and a process becomes due for its recycling:
+/// the supervisor learns of both at once.
+fn add_upgrade_at_recycling(random: &mut Random, policy: &Policy, decisions: &mut Vec<Decision>) {
+    let is_stall = |decision: &Decision| {
+        let Decision::Act { act, .. } = decision else {
+            return false;
+        };
+        matches!(act, Act::StallSupervisor(_) | Act::StallAll(_))
+    };
+    decisions.retain(|decision| !is_stall(decision));
+    let begin = 12_000 + random.below(8_000);
+    let upgrade = Act::Upgrade {
+        for_client: random.one_in(2),
+        dry_run: DryRunFate::Succeeds(300),
+        slots: policy.processes,
+    };
+    for (at, act) in [(begin, upgrade), (begin + 40, Act::StallSupervisor(12_000))] {
+        decisions.push(Decision::Act { at, act });
     }
 }
 
