@@ -188,7 +188,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
     Setting, restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service, service};
+pub use service::{BufferLimits, Next, Service, service, service_with};
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};

@@ -21,10 +21,15 @@ pub enum Next {
     /// time-out applies. A protocol whose message has several lines, as the text of a mail has,
     /// returns [`More`](Self::More) between them, also if it has consumed the lines so far.
     Park,
-    /// The message is incomplete: wait until more bytes follow those in the buffer, which may be
-    /// empty, on no thread, until the message's [`read_timeout`](crate::Builder::read_timeout)
-    /// expires. A stop or a restart waits for the message, within its own deadline. At the end of
-    /// the stream the service is called once more, with [`at_eof`](Connection::at_eof) true.
+    /// The message is incomplete: wait for more bytes than those in the buffer, on no thread, until
+    /// the message's [`read_timeout`](crate::Builder::read_timeout) expires. A stop or a restart
+    /// waits for the message, within its own deadline.
+    ///
+    /// If this call has consumed bytes and left others, the service is called for those first: they
+    /// may be the next part of the message. If the buffer is empty and no message has begun, as
+    /// after a wake-up, this is [`Park`](Self::Park). At the end of the stream the service is called
+    /// once more, with [`at_eof`](Connection::at_eof) true; `More` then closes the connection. So a
+    /// service may return `More` whenever it lacks bytes.
     More,
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
     /// ([`Connection::wake_at`]), the end of the client's side, or the beginning of a drain.
@@ -87,7 +92,7 @@ pub struct BufferLimits {
 ///
 ///     fn serve(&self, conn: &mut Connection, lines: &mut u64, _: &mut ()) -> io::Result<Next> {
 ///         let Some(line) = conn.take_line(1024)? else {
-///             return Ok(if conn.at_eof() { Next::Close } else { Next::More });
+///             return Ok(Next::More);
 ///         };
 ///         *lines += 1;
 ///         writeln!(conn, "{lines}: {line}")?;
@@ -194,7 +199,7 @@ pub trait Service: Send + Sync {
 ///
 /// fn square(conn: &mut Connection) -> Result<Next, Box<dyn Error>> {
 ///     let Some(line) = conn.take_line(100)? else {
-///         return Ok(if conn.at_eof() { Next::Close } else { Next::More });
+///         return Ok(Next::More);
 ///     };
 ///     let number: i64 = line.trim().parse()?;
 ///     writeln!(conn, "{}", number.checked_mul(number).ok_or("too large")?)?;
@@ -210,6 +215,77 @@ where
     E: fmt::Display + 'static,
 {
     move |conn: &mut Connection| handler(conn).map_err(into_io_error)
+}
+
+/// Makes a service of functions: one that builds the state of a worker, one that begins the session
+/// of a connection, and the handler, which gets both. The handler may return errors of any type, as
+/// with [`service`].
+///
+/// # Examples
+///
+/// ```
+/// use std::io::{self, Write};
+///
+/// use handover::{Connection, Next, Server};
+///
+/// fn count(conn: &mut Connection, lines: &mut u64, (): &mut ()) -> io::Result<Next> {
+///     let Some(line) = conn.take_line(1024)? else {
+///         return Ok(Next::More);
+///     };
+///     *lines += 1;
+///     writeln!(conn, "{lines}: {line}")?;
+///     Ok(Next::Park)
+/// }
+///
+/// let service = handover::service_with(|_index| Ok(()), |_conn| Ok(0), count);
+/// let server = Server::builder().listen("localhost:0").build(service)?;
+/// # Ok::<(), handover::BuildError>(())
+/// ```
+pub fn service_with<W, S, E>(
+    worker: impl Fn(usize) -> io::Result<W> + Send + Sync,
+    session: impl Fn(&Connection) -> io::Result<S> + Send + Sync,
+    handler: impl Fn(&mut Connection, &mut S, &mut W) -> Result<Next, E> + Send + Sync,
+) -> impl Service<Session = S, Worker = W>
+where
+    S: Send + 'static,
+    E: fmt::Display + 'static,
+{
+    Functions {
+        worker,
+        session,
+        handler: move |conn: &mut Connection, session: &mut S, worker: &mut W| {
+            handler(conn, session, worker).map_err(into_io_error)
+        },
+    }
+}
+
+struct Functions<B, N, H> {
+    worker: B,
+    session: N,
+    handler: H,
+}
+
+impl<W, S, B, N, H> Service for Functions<B, N, H>
+where
+    S: Send + 'static,
+    B: Fn(usize) -> io::Result<W> + Send + Sync,
+    N: Fn(&Connection) -> io::Result<S> + Send + Sync,
+    H: Fn(&mut Connection, &mut S, &mut W) -> io::Result<Next> + Send + Sync,
+{
+    type Session = S;
+    type Worker = W;
+
+    fn worker(&self, index: usize) -> io::Result<W> {
+        (self.worker)(index)
+    }
+
+    fn session(&self, conn: &Connection) -> io::Result<S> {
+        (self.session)(conn)
+    }
+
+    fn serve(&self, conn: &mut Connection, session: &mut S, worker: &mut W) -> io::Result<Next> {
+        (self.handler)(conn, session, worker)
+    }
 }
 
 /// An error with the text of one that need not be `Send`, and the kind of an `io::Error`.

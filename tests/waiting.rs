@@ -1124,6 +1124,73 @@ fn a_service_that_parks_with_the_same_bytes_is_called_again_only_for_more() {
     stop(&handle);
 }
 
+/// A message of several lines, each taken by a call of its own. The lines may arrive together.
+#[test]
+fn a_service_that_takes_parts_of_a_message_is_called_for_all_that_have_arrived() {
+    let calls: &AtomicUsize = forever(AtomicUsize::new(0));
+    let service = |conn: &mut Connection| {
+        calls.fetch_add(1, SeqCst);
+        let Some(line) = conn.take_line(64)? else {
+            return Ok(Next::More);
+        };
+        writeln!(conn, "got {line}")?;
+        Ok(if line == "." { Next::Park } else { Next::More })
+    };
+    let handle = start(server().workers(1), service);
+    let mut client = connect(addr(&handle));
+    let mut answers = io::BufReader::new(client.try_clone().unwrap());
+    let mut next = || answer(&mut answers);
+    send(&mut client, "a\nb\n.\nc\nd");
+    let got: Vec<_> = (0..4).map(|_| next()).collect();
+    assert_eq!(got, ["got a", "got b", "got .", "got c"]);
+    // Once for each line, and once for the part of a line.
+    served(&handle, 5);
+    assert_eq!(calls.load(SeqCst), 5);
+    // The rest and the end of the stream arrive together.
+    send(&mut client, "\ne\nf\n");
+    finish(&client);
+    let got: Vec<_> = (0..3).map(|_| next()).collect();
+    assert_eq!(got, ["got d", "got e", "got f"]);
+    assert_closed(&mut client);
+    stop(&handle);
+}
+
+/// `More` after a greeting or a wake-up: no message has begun, so a stop waits for none.
+#[test]
+fn a_service_that_asks_for_more_between_two_messages_is_idle() {
+    let (tell, told) = crossbeam_channel::unbounded();
+    let service = handover::service_with(
+        |_index| Ok(()),
+        |_conn| Ok(false),
+        move |conn: &mut Connection, is_greeted: &mut bool, (): &mut ()| -> io::Result<Next> {
+            if !std::mem::replace(is_greeted, true) {
+                conn.write_all(b"hello\n")?;
+                tell.send(conn.waker()).unwrap();
+            }
+            if conn.cause().woken {
+                conn.write_all(b"news\n")?;
+            }
+            lines(conn)
+        },
+    );
+    let listener = Bind::new("127.0.0.1:0").speaks_first(true);
+    let handle = start(settings().listen(listener).workers(1), service);
+    let mut clients = [(); 2].map(|()| connect(addr(&handle)));
+    for client in &mut clients {
+        assert_eq!(answer(client), "hello");
+    }
+    ask(&mut clients[0], "a line");
+    for _ in 0..2 {
+        assert!(told.recv_timeout(LIMIT).unwrap().wake());
+    }
+    for client in &mut clients {
+        assert_eq!(answer(client), "news");
+    }
+    all_parked(&handle, 2);
+    stop(&handle);
+    clients.iter_mut().for_each(assert_closed);
+}
+
 #[test]
 fn a_service_that_parks_until_it_has_enough_gets_it() {
     // It should return `More`.

@@ -685,6 +685,12 @@ impl Connection {
         self.bytes_in
     }
 
+    /// The count of bytes that the service has taken, or that were discarded.
+    #[inline]
+    pub(crate) fn consumed(&self) -> u64 {
+        self.bytes_in - self.input.len() as u64
+    }
+
     /// The count of bytes received, and the count of unread bytes. Equal marks mean the same input.
     pub(crate) fn input_mark(&self) -> (u64, usize) {
         (self.bytes_in, self.input.len())

@@ -485,28 +485,26 @@ impl<H: Handler> ServeCall<'_, H> {
             // A response is large: it goes to its place at once.
             match self.http.handler.handle(&mut request, self.own) {
                 Ok(returned) => response = Some(returned),
-                Err(error) => {
-                    let (parts, _) = request.into_parts();
-                    response = Some(self.http.failed(&parts));
-                    failure = Some(error);
-                    self.parts.reuse(parts);
-                    return;
-                }
+                Err(error) => failure = Some(error),
+            }
+            self.parts.put_back(request);
+            if failure.is_some() {
+                response = Some(self.http.failed(self.parts.filled()));
             }
             // The drop of an extension is the application's code: it may panic too.
-            self.parts.reuse(request.into_parts().0);
+            self.parts.clean();
         }));
         let reclaimed = self.conn.reclaim_output();
-        let rejection = match response {
-            Some(response) if rejection.is_none() && caught.is_ok() => {
+        if caught.is_ok() && rejection.is_none() {
+            if let Some(response) = response {
                 reclaimed?;
                 if let Some(error) = failure {
                     self.note_failure(error);
                 }
                 return self.respond(response, self.conn.waited());
             }
-            _ => rejection.unwrap_or(HANDLER_PANICKED),
-        };
+        }
+        let rejection = rejection.unwrap_or(HANDLER_PANICKED);
         let next = self.reject(rejection, self.request.is_head);
         if let Err(panic) = caught {
             self.resume_panic(panic);

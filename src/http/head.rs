@@ -109,6 +109,7 @@ impl HeadParser {
     }
 
     /// As [`parse`](Self::parse), without the limits of the request line and the head.
+    #[inline]
     fn parse_within(
         &mut self,
         input: &[u8],
@@ -116,9 +117,22 @@ impl HeadParser {
         parts: &mut SpareParts,
         head: &mut RequestHead,
     ) -> Result<bool, Rejection> {
-        if self.parse_repeated(input, limits, parts, head)? {
-            return Ok(true);
+        match self.parse_repeated(input, limits, parts, head)? {
+            true => Ok(true),
+            false => self.parse_any(input, limits, parts, head),
         }
+    }
+
+    /// Parses any head. It is a function of its own because of the room for the fields, 8 KiB on the
+    /// stack.
+    #[inline(never)]
+    fn parse_any(
+        &mut self,
+        input: &[u8],
+        limits: &RequestLimits,
+        parts: &mut SpareParts,
+        head: &mut RequestHead,
+    ) -> Result<bool, Rejection> {
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let fields = &mut fields[..limits.fields.min(MAX_FIELDS)];
@@ -186,7 +200,9 @@ impl HeadParser {
         let method = Method::from_bytes(line.method);
         parts.method = method.map_err(|_| bad_request("a malformed method"))?;
         parts.version = line.version;
-        if line.target != b"/" || line.method == b"CONNECT" {
+        if !line.has_target_of(&parts.uri) {
+            // The memory of the last target can be used again if nothing else refers to it.
+            parts.uri = Uri::default();
             let target = copy(&mut self.targets, line.target);
             parts.uri = parse_target(&parts.method, target)?;
         }
@@ -219,10 +235,9 @@ impl<'a> RequestLine<'a> {
     /// that `httparse` might reject, and for a method that is not in capitals.
     #[inline]
     fn split(line: &'a [u8]) -> Option<Self> {
-        let (words, version) = match line.split_last_chunk()? {
-            (words, b" HTTP/1.1\r\n") => (words, Version::HTTP_11),
-            (words, b" HTTP/1.0\r\n") => (words, Version::HTTP_10),
-            _ => return None,
+        let (words, version) = match line.strip_suffix(b" HTTP/1.1\r\n") {
+            Some(words) => (words, Version::HTTP_11),
+            None => (line.strip_suffix(b" HTTP/1.0\r\n")?, Version::HTTP_10),
         };
         let space = words.iter().position(|byte| !byte.is_ascii_uppercase())?;
         let (method, target) = (&words[..space], words[space..].strip_prefix(b" ")?);
@@ -235,6 +250,17 @@ impl<'a> RequestLine<'a> {
             target,
             version,
         })
+    }
+
+    /// Whether the target is a path, and [`parse_target`] would make this URI of it.
+    #[inline]
+    fn has_target_of(&self, uri: &Uri) -> bool {
+        let path = uri.path_and_query().map(PathAndQuery::as_str);
+        path.map(str::as_bytes) == Some(self.target)
+            && self.target.starts_with(b"/")
+            && self.method != b"CONNECT"
+            && uri.scheme().is_none()
+            && uri.authority().is_none()
     }
 }
 
@@ -389,6 +415,7 @@ fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ::http::Request;
 
     fn parse_all(input: &[u8]) -> Result<Option<(RequestHead, Parts)>, Rejection> {
         let (mut parts, mut head) = (SpareParts::default(), RequestHead::default());
@@ -691,7 +718,11 @@ mod tests {
         for (line, fields, limits) in [
             ("GET / HTTP/1.1\r\n", fields, &limits),
             ("GET /a?b HTTP/1.1\r\n", fields, &limits),
+            ("GET /a HTTP/1.1\r\n", fields, &limits),
             ("GET http://a/ HTTP/1.0\r\n", fields, &limits),
+            ("OPTIONS * HTTP/1.1\r\n", fields, &limits),
+            ("GET * HTTP/1.1\r\n", fields, &limits),
+            ("GET a:1 HTTP/1.1\r\n", fields, &limits),
             ("HEAD / HTTP/1.1\r\n", fields, &limits),
             ("CONNECT a:1 HTTP/1.1\r\n", fields, &limits),
             ("CONNECT / HTTP/1.1\r\n", fields, &limits),
@@ -711,9 +742,16 @@ mod tests {
             let input = format!("{line}{fields}GET /next HTTP/1.1\r\n");
             let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
             let whole = shown(&mut parser, &mut spare, limits, &input);
-            for first in ["GET /first HTTP/1.1\r\n", "POST / HTTP/1.1\r\n"] {
+            for first in [
+                "GET /first",
+                "POST /",
+                "GET /a?b",
+                "GET http://a/",
+                "OPTIONS *",
+                "CONNECT a:1",
+            ] {
                 let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
-                let first = format!("{first}{kept}");
+                let first = format!("{first} HTTP/1.1\r\n{kept}");
                 let all = RequestLimits::default();
                 // Kept, recorded, used.
                 for times in 0..3 {
@@ -721,13 +759,28 @@ mod tests {
                     assert_eq!(is_used, times == 2);
                     assert!(shown(&mut parser, &mut spare, &all, &first).is_ok());
                     let parts = spare.take();
-                    spare.reuse(parts);
+                    spare.put_back(Request::from_parts(parts, ()));
                 }
                 for _ in 0..2 {
                     let repeated = shown(&mut parser, &mut spare, limits, &input);
                     assert_eq!(repeated, whole, "{input:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_target_that_a_handler_has_changed_is_not_kept() {
+        let (mut parser, mut spare) = (HeadParser::default(), SpareParts::default());
+        let limits = RequestLimits::default();
+        let input = "GET /a?b HTTP/1.1\r\nHost: a\r\n\r\n";
+        let first = shown(&mut parser, &mut spare, &limits, input);
+        for uri in ["/", "/a", "/a?c", "http://h/a?b", "*", "a:1"] {
+            let mut parts = spare.take();
+            parts.uri = Uri::from_static(uri);
+            spare.put_back(Request::from_parts(parts, ()));
+            let next = shown(&mut parser, &mut spare, &limits, input);
+            assert_eq!(next, first, "after {uri}");
         }
     }
 
@@ -758,7 +811,7 @@ mod tests {
             }
             let mut parts = spare.take();
             change(&mut parts.headers);
-            spare.reuse(parts);
+            spare.put_back(Request::from_parts(parts, ()));
             assert!(spare.refill(lines.as_bytes(), 2).is_none());
             assert_eq!(parse(&mut spare), first);
         }

@@ -15,12 +15,13 @@
 //! | the same bytes again, and the map is as recorded | is used as it is |
 //! | the same bytes again, and a handler has changed the map | is filled again |
 //!
-//! So a client whose lines differ each time costs no more than the comparison.
+//! So a client whose lines differ each time costs no more than the comparison. The URI comes back in
+//! the same way: a target that is the last one again is not parsed again.
 
 use std::ops::Range;
 
 use ::http::request::Parts;
-use ::http::{HeaderMap, Request, Uri};
+use ::http::{HeaderMap, HeaderName, Request};
 use bytes::Bytes;
 
 use super::control_fields::ControlFields;
@@ -37,8 +38,6 @@ pub(super) struct SpareParts {
     parts: Option<Parts>,
     /// The fields in the map of `parts`, if there are no others.
     kept: KeptFields,
-    /// The parts besides the map are those of a request.
-    is_filled: bool,
     /// The head that is being parsed has the kept lines.
     is_repeated: bool,
 }
@@ -50,28 +49,22 @@ pub(super) struct KeptFields {
     /// are kept.
     pub(super) lines: Bytes,
     pub(super) control: ControlFields,
-    /// The names, one behind the other, as the map has them.
-    names: String,
-    /// Where each field's name is in `names`, and its value in `lines`. Empty if that is not
-    /// recorded.
-    positions: Vec<(Range<usize>, Range<usize>)>,
+    /// Each field's name, and where its value is in `lines`, in the map's order. Empty if that is
+    /// not recorded.
+    fields: Vec<(HeaderName, Range<usize>)>,
 }
 
 impl SpareParts {
-    /// Empty parts, to be filled.
+    /// Parts without fields and extensions, to be filled.
     #[inline]
     pub(super) fn fill(&mut self) -> &mut Parts {
         let parts = self.parts.get_or_insert_with(blank);
-        if std::mem::replace(&mut self.is_filled, true) {
-            // The head that they were filled with was rejected, or is parsed again.
-            clear_rest(parts);
-        }
         parts.headers.clear();
         self.kept.lines = Bytes::new();
         parts
     }
 
-    /// Parts that have the fields of these lines, and are empty besides; and the kept fields.
+    /// Parts that have the fields of these lines, and no extensions; and the kept fields.
     /// `None` if the map does not have these fields, or more than `most`.
     #[inline]
     pub(super) fn refill(
@@ -81,15 +74,12 @@ impl SpareParts {
     ) -> Option<(&mut Parts, &KeptFields)> {
         let kept = &self.kept;
         self.is_repeated = !kept.lines.is_empty() && lines.starts_with(&kept.lines);
-        if !self.is_repeated || kept.positions.len() > most {
+        if !self.is_repeated || kept.fields.len() > most {
             return None;
         }
         let parts = self.parts.as_mut()?;
         if !kept.are_in(&parts.headers) {
             return None;
-        }
-        if std::mem::replace(&mut self.is_filled, true) {
-            clear_rest(parts);
         }
         Some((parts, kept))
     }
@@ -103,27 +93,22 @@ impl SpareParts {
         values: impl Iterator<Item = Range<usize>>,
         control: ControlFields,
     ) {
-        let KeptFields {
-            names, positions, ..
-        } = &mut self.kept;
-        positions.clear();
+        let kept = &mut self.kept;
+        kept.fields.clear();
         if lines.len() > MAX_KEPT_LINES {
             return;
         }
         if let (Some(parts), true) = (&self.parts, self.is_repeated) {
-            names.clear();
             for ((name, field), value) in parts.headers.iter().zip(values) {
                 // Where a name occurs twice, the map may have another order than the lines.
                 if lines.get(value.clone()) != Some(field.as_bytes()) {
-                    self.kept.lines = Bytes::new();
+                    kept.lines = Bytes::new();
                     return;
                 }
-                let start = names.len();
-                names.push_str(name.as_str());
-                positions.push((start..names.len(), value));
+                kept.fields.push((name.clone(), value));
             }
         }
-        (self.kept.lines, self.kept.control) = (lines, control);
+        (kept.lines, kept.control) = (lines, control);
     }
 
     /// The parts as they are.
@@ -132,25 +117,29 @@ impl SpareParts {
     }
 
     /// Takes the parts out.
-    #[inline]
+    #[inline(never)] // The parts are then copied in one piece.
     pub(super) fn take(&mut self) -> Parts {
-        self.is_filled = false;
         self.parts.take().unwrap_or_else(blank)
     }
 
     /// Puts the parts of a request in that was received before.
     pub(super) fn put(&mut self, parts: Parts) {
         self.parts = Some(parts);
-        self.is_filled = true;
         self.kept.lines = Bytes::new();
     }
 
-    /// Takes the parts of a request back that was handled. Drops what the handler has left in them,
-    /// except the map's fields.
+    /// Takes the parts of a request back that was handled.
     #[inline]
-    pub(super) fn reuse(&mut self, parts: Parts) {
-        let parts = self.parts.insert(parts);
-        clear_rest(parts);
+    pub(super) fn put_back<B>(&mut self, request: Request<B>) {
+        self.parts = Some(request.into_parts().0);
+    }
+
+    /// Drops the extensions that the handler has left in the parts, and a map that is too large. The
+    /// method, the version and the URI stay: every head sets them.
+    #[inline]
+    pub(super) fn clean(&mut self) {
+        let Some(parts) = &mut self.parts else { return };
+        parts.extensions.clear();
         if parts.headers.capacity() > MAX_SPARE_FIELDS {
             self.kept.lines = Bytes::new();
             parts.headers = HeaderMap::new();
@@ -162,13 +151,15 @@ impl KeptFields {
     /// Whether the map has these fields and no others. False if they are not recorded.
     #[inline]
     fn are_in(&self, map: &HeaderMap) -> bool {
-        let mut fields = map.iter().zip(&self.positions);
-        !self.positions.is_empty()
-            && self.positions.len() == map.len()
-            && fields.all(|((name, value), (kept_name, kept_value))| {
-                self.names[kept_name.clone()] == *name.as_str()
-                    && self.lines[kept_value.clone()] == *value.as_bytes()
-                    && !value.is_sensitive()
+        let mut fields = map.iter().zip(&self.fields);
+        !self.fields.is_empty()
+            && self.fields.len() == map.len()
+            && fields.all(|((name, value), (kept_name, position))| {
+                let kept_value = &self.lines[position.clone()];
+                // A value that comes from the lines is a part of their memory.
+                let is_kept = std::ptr::eq(value.as_bytes(), kept_value)
+                    || value.is_empty() && kept_value.is_empty();
+                is_kept && name == kept_name && !value.is_sensitive()
             })
     }
 }
@@ -177,28 +168,16 @@ fn blank() -> Parts {
     Request::new(()).into_parts().0
 }
 
-/// Empties the parts, except the map. The method and the version stay: every head sets them.
-#[inline]
-fn clear_rest(parts: &mut Parts) {
-    // A new value would have to be written, and the old one to be dropped.
-    if parts.uri.path() != "/" || parts.uri.query().is_some() || parts.uri.authority().is_some() {
-        parts.uri = Uri::default();
-    }
-    parts.extensions.clear();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use ::http::{HeaderValue, header};
 
     fn fill(parts: &mut Parts) {
-        assert!(parts.headers.is_empty() && parts.uri == "/" && parts.extensions.is_empty());
-        parts.uri = Uri::from_static("//?");
+        assert!(parts.headers.is_empty() && parts.extensions.is_empty());
         let value = HeaderValue::from_static("secret");
         parts.headers.append(header::COOKIE, value.clone());
         parts.headers.append(header::COOKIE, value);
-        parts.extensions.insert("mine");
     }
 
     #[test]
@@ -207,17 +186,20 @@ mod tests {
         // Rejected, rejected, handled.
         fill(spare.fill());
         fill(spare.fill());
-        let parts = spare.take();
+        let mut parts = spare.take();
         let room = parts.headers.capacity();
-        spare.reuse(parts);
+        parts.extensions.insert("mine");
+        spare.put_back(Request::from_parts(parts, ()));
+        spare.clean();
         assert_eq!(spare.filled().headers.capacity(), room);
-        assert!(spare.filled().uri == "/" && spare.filled().extensions.is_empty());
+        assert!(spare.filled().extensions.is_empty());
         // Spooled, while another one is handled.
         fill(spare.fill());
         let spooled = spare.take();
         fill(spare.fill());
         let parts = spare.take();
-        spare.reuse(parts);
+        spare.put_back(Request::from_parts(parts, ()));
+        spare.clean();
         spare.put(spooled);
         assert_eq!(spare.filled().headers.len(), 2);
         fill(spare.fill());
@@ -228,7 +210,8 @@ mod tests {
         let mut spare = SpareParts::default();
         spare.fill().headers.reserve(MAX_SPARE_FIELDS + 1);
         let parts = spare.take();
-        spare.reuse(parts);
+        spare.put_back(Request::from_parts(parts, ()));
+        spare.clean();
         assert_eq!(spare.filled().headers.capacity(), 0);
     }
 }
