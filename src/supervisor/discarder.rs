@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use socket2::Socket;
 
 use crate::clock::Deadline;
@@ -39,31 +39,17 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// See above.
 #[derive(Debug, Default)]
 pub(super) struct Discarder {
-    /// The thread that waits for work, if one does.
-    idle: Option<DiscardThread>,
     /// Each thread has a copy.
     thread_token: Arc<()>,
     /// The log has said that nothing is received.
     is_full: bool,
 }
 
-#[derive(Debug)]
-struct DiscardThread {
-    handle: JoinHandle<()>,
-    /// The thread ends when this is dropped.
-    requests: Sender<()>,
-    results: Receiver<()>,
-}
-
 impl Discarder {
     /// Takes the next notification from the queue of the socket, and drops its descriptors.
     pub(super) fn discard(&mut self, socket: &Socket) {
-        let started = match self.idle.take() {
-            Some(thread) => Ok(thread),
-            None => DiscardThread::start(socket, Arc::clone(&self.thread_token)),
-        };
-        match started {
-            Ok(thread) => self.idle = thread.discard(),
+        match start_thread(socket, Arc::clone(&self.thread_token)) {
+            Ok((thread, done)) => wait_for(thread, &done),
             Err(error) => {
                 log::error!("cannot start a thread that discards notifications: {error}");
                 discard_here(socket);
@@ -87,8 +73,7 @@ impl Discarder {
 
     /// How many threads are held.
     pub(super) fn stuck(&self) -> usize {
-        let threads = Arc::strong_count(&self.thread_token) - 1;
-        threads - usize::from(self.idle.is_some())
+        Arc::strong_count(&self.thread_token) - 1
     }
 
     /// When to call [`may_receive`](Self::may_receive) again, if it returned false.
@@ -100,42 +85,30 @@ impl Discarder {
     }
 }
 
-impl DiscardThread {
-    fn start(socket: &Socket, token: Arc<()>) -> io::Result<Self> {
-        let socket = socket.try_clone()?;
-        let (requests, queue) = crossbeam_channel::bounded::<()>(1);
-        let (done, results) = crossbeam_channel::bounded(1);
-        let run = move || {
-            let _token = token;
-            sys::supervision::allow_interrupts();
-            for () in queue {
-                discard_here(&socket);
-                if done.send(()).is_err() {
-                    break;
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("discard".to_owned());
-        Ok(Self {
-            handle: thread.spawn(run)?,
-            requests,
-            results,
-        })
-    }
+/// Starts a thread that discards a notification. The channel is closed when that is done.
+fn start_thread(socket: &Socket, token: Arc<()>) -> io::Result<(JoinHandle<()>, Receiver<()>)> {
+    let socket = socket.try_clone()?;
+    let (running, done) = crossbeam_channel::bounded::<()>(0);
+    let run = move || {
+        let _held = (token, running);
+        sys::supervision::allow_interrupts();
+        discard_here(&socket);
+    };
+    let thread = thread::Builder::new().name("discard".to_owned());
+    Ok((thread.spawn(run)?, done))
+}
 
-    /// Has the thread discard a notification. `None` if the thread does not come back.
-    fn discard(self) -> Option<Self> {
-        let give_up_at = Instant::now() + PATIENCE;
-        // The thread waits for this.
-        let _ = self.requests.send(());
-        while self.results.recv_timeout(INTERVAL).is_err() {
-            if Instant::now() >= give_up_at {
-                log::warn!("a descriptor that was sent with a notification cannot be closed");
-                return None;
-            }
-            sys::supervision::interrupt(&self.handle);
+/// Waits for the end of the thread, and gives it up if it does not come back.
+fn wait_for(thread: JoinHandle<()>, done: &Receiver<()>) {
+    let give_up_at = Instant::now() + PATIENCE;
+    while done.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        if Instant::now() >= give_up_at {
+            return log::warn!("a descriptor that was sent with a notification cannot be closed");
         }
-        Some(self)
+        sys::supervision::interrupt(&thread);
+    }
+    if thread.join().is_err() {
+        log::error!("a thread that discards notifications has panicked");
     }
 }
 
