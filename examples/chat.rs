@@ -66,8 +66,16 @@ impl Service for Chat {
     }
 }
 
+const ABOUT: common::About = common::About {
+    name: "chat",
+    purpose: "A chat room with a line protocol.",
+    listen: "127.0.0.1:7002",
+    own_options: "",
+    can_restart: false,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut options = common::Options::parse("127.0.0.1:7002")?;
+    let mut options = common::Options::parse(&ABOUT);
     let listen = std::mem::take(&mut options.listen);
     let builder = listen.into_iter().fold(options.builder(), |builder, at| {
         builder.listen(Bind::new(at).speaks_first(true))

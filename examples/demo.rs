@@ -34,8 +34,16 @@ use handover::http::{
 /// The generation of this process: 1 for the first process, and one more for each later one.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
+const ABOUT: common::About = common::About {
+    name: "demo",
+    purpose: "An HTTP server with pages to test clients, restarts and a supervisor with.",
+    listen: "127.0.0.1:8080",
+    own_options: "",
+    can_restart: true,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut options = common::Options::parse("127.0.0.1:8080")?;
+    let mut options = common::Options::parse(&ABOUT);
     let restart = options.restart()?;
     GENERATION.store(restart.generation(), Relaxed);
     let builder = options.builder().restart(restart);

@@ -20,8 +20,16 @@ fn echo(conn: &mut Connection) -> io::Result<Next> {
     Ok(Next::Park)
 }
 
+const ABOUT: common::About = common::About {
+    name: "echo",
+    purpose: "A server that sends back what it receives.",
+    listen: "127.0.0.1:7000",
+    own_options: "",
+    can_restart: false,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = common::Options::parse("127.0.0.1:7000")?;
+    let options = common::Options::parse(&ABOUT);
     let server = options.builder().build(echo)?;
     common::announce(&server.local_addrs());
     let report = server.run()?;

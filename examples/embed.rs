@@ -63,8 +63,16 @@ impl Program {
     }
 }
 
+const ABOUT: common::About = common::About {
+    name: "embed",
+    purpose: "A program with threads of its own, and a console to connect to.",
+    listen: "127.0.0.1:7002",
+    own_options: "",
+    can_restart: false,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = common::Options::parse("127.0.0.1:7002")?;
+    let options = common::Options::parse(&ABOUT);
     // Before the first thread starts, so that no signal takes its default action.
     let mut events = Events::watch()?;
     let program = Arc::new(Program::default());

@@ -52,7 +52,7 @@ mod unix {
 
     use handover::{Connection, Detached, Next};
 
-    use crate::common::{Options, announce, say};
+    use crate::common::{About, Options, announce, say};
 
     /// The longest request in bytes, with the path and the host name.
     const REQUEST_LIMIT: usize = 8 * 1024;
@@ -65,20 +65,30 @@ mod unix {
         timeout: u64,
     }
 
+    const ABOUT: About = About {
+        name: "git_daemon",
+        purpose: "Serves Git repositories for reading (git://).",
+        listen: "127.0.0.1:9418",
+        own_options: "  --base-path PATH          serve the repositories below this directory
+  --strict                  take paths as they are, without a .git behind them
+",
+        can_restart: true,
+    };
+
     pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut daemon = Daemon {
             base_path: PathBuf::from("."),
             strict: false,
             timeout: 0,
         };
-        let mut options = Options::parse_with("127.0.0.1:9418", |name, parser| {
+        let mut options = Options::parse_with(&ABOUT, |name, parser| {
             match name {
                 "base-path" => daemon.base_path = parser.value()?.into(),
                 "strict" => daemon.strict = true,
                 _ => return Ok(false),
             }
             Ok(true)
-        })?;
+        });
         options.workers.get_or_insert(16);
         options.drain.get_or_insert(Duration::from_secs(3600));
         let timeout = options.timeout.unwrap_or_default();
@@ -88,9 +98,10 @@ mod unix {
             .canonicalize()
             .map_err(|error| format!("{}: {error}", daemon.base_path.display()))?;
 
+        let restart = options.restart()?;
         let server = options
             .builder()
-            .restart(options.restart()?)
+            .restart(restart)
             .build(move |conn: &mut Connection| daemon.serve(conn))?;
         announce(&server.local_addrs());
         let report = server.run()?;

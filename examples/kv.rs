@@ -156,8 +156,16 @@ impl Store {
     }
 }
 
+const ABOUT: common::About = common::About {
+    name: "kv",
+    purpose: "A key-value store with a line protocol.",
+    listen: "127.0.0.1:7001",
+    own_options: "",
+    can_restart: false,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = common::Options::parse("127.0.0.1:7001")?;
+    let options = common::Options::parse(&ABOUT);
     let server = options.builder().build(Store::default())?;
     common::announce(&server.local_addrs());
     let report = server.run()?;

@@ -2,7 +2,7 @@
 //! worker while it is silent.
 //!
 //! ```sh
-//! cargo run --release --example websocket --features http -- --listen 127.0.0.1:8081
+//! cargo run --release --example websocket --features websocket -- --listen 127.0.0.1:8081
 //! ```
 //!
 //! Open http://127.0.0.1:8081/ in two tabs of a browser: what one of them says, both read. `kill
@@ -39,17 +39,28 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this many messages of one client, other clients are served.
 const MESSAGES_PER_CALL: usize = 64;
 
+const ABOUT: common::About = common::About {
+    name: "websocket",
+    purpose: "A chat room over WebSocket.",
+    listen: "127.0.0.1:8081",
+    own_options: "  --max-message BYTES       the longest message
+  --max-unread BYTES        how much a client may leave unread before it is dropped
+  --ping SECONDS            the time between two pings
+",
+    can_restart: true,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut limits = Limits::default();
-    let mut options = common::Options::parse_with("127.0.0.1:8081", |name, parser| {
+    let mut options = common::Options::parse_with(&ABOUT, |name, parser| {
         match name {
-            "max-message" => limits.message = parser.value()?.parse()?,
-            "max-unread" => limits.unread = parser.value()?.parse()?,
+            "max-message" => limits.message = parser.value()?.parse_with(common::number)?,
+            "max-unread" => limits.unread = parser.value()?.parse_with(common::number)?,
             "ping" => limits.ping = parser.value()?.parse_with(common::seconds)?,
             _ => return Ok(false),
         }
         Ok(true)
-    })?;
+    });
     let restart = options.restart()?;
     let builder = options.builder().restart(restart);
     let server = builder.build(service(Arc::new(Room::new(limits))))?;

@@ -1,5 +1,6 @@
 //! Time: a coarse clock that is cheap to read, and deadlines on the precise clock.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Milliseconds since a fixed point. The clock is coarse by a few milliseconds, and several times
@@ -71,6 +72,19 @@ impl Deadline {
     /// The time until the deadline. Zero: the deadline has passed. `None`: there is no deadline.
     pub(crate) fn time_left(self, now: Instant) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(now))
+    }
+}
+
+/// How long something may take, for people: `at most 10 s`. More than a year is no limit.
+pub(crate) struct TimeLimit(pub(crate) Duration);
+
+impl fmt::Display for TimeLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        match self.0 > YEAR {
+            true => f.write_str("without a time limit"),
+            false => write!(f, "at most {} s", self.0.as_secs_f64()),
+        }
     }
 }
 

@@ -105,8 +105,8 @@
 //! | `handover::listener` | attempts to bind an address in use (info) |
 //! | `handover::notify` | a service manager that cannot be reached (warn) |
 //! | `handover::restart` | the steps of a restart (info), and why one failed (error) |
-//! | `handover::server` | stops and their reports (info), threads that failed (error) |
-//! | `handover::signals` | signals received (info) |
+//! | `handover::server` | stops (info), their reports (debug), threads that failed (error) |
+//! | `handover::signals` | signals received, and what follows (info) |
 //! | `handover::supervisor` | processes started, ready and ended (info), crashes (warn, error) |
 //! | `handover::worker` | errors that a service returned (debug), panics (error) |
 //!
@@ -154,6 +154,7 @@ mod wire;
 
 mod addr;
 mod clock;
+mod start_error;
 
 mod drain;
 mod listener;
@@ -189,6 +190,7 @@ pub use server::{
     Setting, restore_descriptor_limit,
 };
 pub use service::{BufferLimits, Next, Service, service, service_with};
+pub use start_error::StartError;
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
 pub use sys::{Descriptor, Stream};

@@ -303,7 +303,16 @@ impl Bind {
                     if error.kind() == io::ErrorKind::AddrInUse && attempts < self.attempts =>
                 {
                     let addr = self.kind.show(&addr);
-                    log::info!("{addr} is in use, attempt {attempts} of {}", self.attempts);
+                    let left = self.attempts - attempts;
+                    let seconds = (self.interval * left).as_secs_f32();
+                    match attempts {
+                        1 => log::info!(
+                            "{addr} is in use: trying up to {left} times more, for {seconds:.1} s"
+                        ),
+                        _ => {
+                            log::debug!("{addr} is in use, attempt {attempts} of {}", self.attempts)
+                        }
+                    }
                     std::thread::sleep(self.interval);
                 }
                 Err(cause) => {

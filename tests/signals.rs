@@ -99,6 +99,37 @@ fn without_signals_the_programs_own_handling_stays() {
     assert_eq!(status.signal(), Some(consts::SIGINT), "{status}");
 }
 
+/// Their default action would end the process in the middle of an answer.
+#[test]
+fn a_signal_for_a_restart_drains_a_server_that_has_none() {
+    // A server that starts with SIGHUP ignored, as all do that these tests start under `nohup`, goes on ignoring it.
+    let signals = match is_hangup_ignored() {
+        true => &[Signal::USR2][..],
+        false => &[Signal::HUP, Signal::USR2],
+    };
+    for &signal in signals {
+        let mut server = Running::start("run");
+        let mut client = server.client();
+        client.hold();
+        server.signal(signal);
+        until_refused(server.addr);
+        client.send("go on\n");
+        assert_eq!(client.rest(), "go on\n");
+        let (status, output) = server.end();
+        assert!(status.success(), "{status}");
+        assert!(output.contains("0 forced, 0 dropped"), "{output}");
+    }
+}
+
+/// By the field SigIgn of proc_pid_status(5).
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 == 1)
+}
+
 #[test]
 fn after_the_end_signals_have_their_default_actions() {
     for signal in [Signal::TERM, Signal::INT, Signal::USR1] {

@@ -50,6 +50,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use handover::{Connection, Next, Service};
+use lexopt::ValueExt;
 
 use channels::{Channels, Subscriber, Topic};
 use protocol::{BULK_LIMIT, Failure, LINE_LIMIT, LONG_REPLY, Parser, Reply, integer};
@@ -364,14 +365,24 @@ fn hello(client: i64, args: &[Bytes]) -> Result<Reply, Failure> {
     }
 }
 
+const ABOUT: common::About = common::About {
+    name: "resp",
+    purpose: "A small Redis server: keys that expire, lists that clients wait for, and channels.",
+    listen: "127.0.0.1:6379",
+    own_options:
+        "  --outbox-limit BYTES      how much may wait for a subscriber before it is disconnected
+",
+    can_restart: false,
+};
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut outbox_limit = 8 << 20;
-    let options = common::Options::parse_with("127.0.0.1:6379", |name, parser| {
+    let options = common::Options::parse_with(&ABOUT, |name, parser| {
         if name == "outbox-limit" {
-            outbox_limit = lexopt::ValueExt::parse(&parser.value()?)?;
+            outbox_limit = parser.value()?.parse_with(common::number)?;
         }
         Ok(name == "outbox-limit")
-    })?;
+    });
     let idle_timeout = options.timeout.unwrap_or(Duration::MAX);
     let redis = Redis {
         store: Arc::default(),

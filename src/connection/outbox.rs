@@ -37,7 +37,7 @@ pub enum WhenFull {
 }
 
 /// Why a message was not sent, from [`Outbox::send`]. Contains the message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
     /// The outbox has no room: its client reads too slowly.
@@ -61,6 +61,13 @@ impl fmt::Display for SendError {
             Self::Full(_) => "the outbox is full: the client reads too slowly",
             Self::Closed(_) => "nothing more can be sent: the outbox is closed",
         })
+    }
+}
+
+/// The text of the error, without the message, as `main` prints it.
+impl fmt::Debug for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -123,7 +123,6 @@ impl fmt::Debug for Responder {
 }
 
 /// A response that came too late, from [`Responder::send`].
-#[derive(Debug)]
 pub struct LateResponse {
     response: Box<Response<Reply>>,
     reason: CloseReason,
@@ -148,6 +147,13 @@ impl fmt::Display for LateResponse {
             CloseReason::NotSent => "the reply for the response was not sent",
             _ => "the client left before the response",
         })
+    }
+}
+
+/// The text of the error, as `main` prints it.
+impl fmt::Debug for LateResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

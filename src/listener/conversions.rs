@@ -90,7 +90,8 @@ impl From<(Ipv6Addr, u16)> for Bind {
     }
 }
 
-/// A listener that the application has bound, as with [`Listener::from_std`]. A successor that a
+/// A listener that the application has bound, as with
+/// [`Listener::from_std`](crate::Listener::from_std). A successor that a
 /// [`Restart`](crate::Restart) starts cannot bind its address again: give the address instead.
 impl From<TcpListener> for Bind {
     fn from(listener: TcpListener) -> Self {

@@ -317,11 +317,11 @@ impl<S> Turn<'_, S> {
         }
         let counters = &self.lot.counters;
         let (counter, what) = match occupant.stage {
-            _ if has_output => (&counters.expired_write, "did not read its response"),
-            Stage::New => (&counters.expired_first_byte, "sent nothing"),
-            Stage::Partial => (&counters.expired_read, "did not complete a message"),
-            Stage::Idle => (&counters.expired_idle, "was idle"),
-            Stage::Waiting => (&counters.expired_idle, "got no answer"),
+            _ if has_output => (&counters.expired_write, "did not read its response in time"),
+            Stage::New => (&counters.expired_first_byte, "sent nothing in time"),
+            Stage::Partial => (&counters.expired_read, "did not complete a message in time"),
+            Stage::Idle => (&counters.expired_idle, "was idle for too long"),
+            Stage::Waiting => (&counters.expired_idle, "got no answer in time"),
             Stage::Runnable => return self.park_again(),
             Stage::Closing | Stage::Lingering { .. } => return,
         };
@@ -332,10 +332,7 @@ impl<S> Turn<'_, S> {
         let Some(occupant) = &mut self.occupant else {
             return;
         };
-        log::debug!(
-            "{}: closed, the client {what} in time",
-            occupant.conn.info()
-        );
+        log::debug!("{}: closed, the client {what}", occupant.conn.info());
         if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(notice)) =
             (has_output, occupant.stage, occupant.conn.closing_notice())
         {

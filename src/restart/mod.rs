@@ -43,6 +43,7 @@ use parking_lot::Mutex;
 
 use crate::listener::{Bind, BindError, Listener};
 use crate::log;
+use crate::start_error::StartError;
 use crate::sys::{self, Descriptor};
 use crate::wire::HandshakeMessage;
 
@@ -198,17 +199,17 @@ impl Restart {
     /// one to all servers. `Unsupported` on systems without restarts, and if the predecessor speaks
     /// a version of the protocol that this process does not know. Errors of the system if the
     /// program of this process cannot be found, or there are no descriptors left.
-    pub fn inherit() -> io::Result<Self> {
+    pub fn inherit() -> Result<Self, StartError> {
         if !sys::process::SUPPORTS_RESTARTS {
             let text = "restarts are not supported on this system";
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text).into());
         }
         let inherited = Inherited::take()?;
         if let Some(predecessor) = &inherited.predecessor {
             send_message(&predecessor.handshake, &HandshakeMessage::Hello);
         }
         if let Some(why) = &inherited.predecessor_error {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()));
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why.clone()).into());
         }
         let is_successor = inherited.predecessor.is_some();
         if is_successor {

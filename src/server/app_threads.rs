@@ -21,7 +21,7 @@ use crate::server::thread_mark::mark_thread;
 
 /// The threads of one server on which the application is called.
 pub(super) struct AppThreads {
-    name_prefix: String,
+    name_prefix: Mutex<String>,
     server_id: Arc<AtomicUsize>,
     /// Disconnected when the server's drain is over.
     stopped: Receiver<()>,
@@ -63,7 +63,7 @@ impl AppThreads {
     ) -> Self {
         let (alive, ended) = crossbeam_channel::bounded(0);
         Self {
-            name_prefix,
+            name_prefix: Mutex::new(name_prefix),
             server_id,
             stopped,
             running: Mutex::new(Some(Running {
@@ -73,6 +73,11 @@ impl AppThreads {
                 waiting: Some(Vec::new()),
             })),
         }
+    }
+
+    /// For the threads that are started from now on.
+    pub(super) fn set_name_prefix(&self, prefix: String) {
+        *self.name_prefix.lock() = prefix;
     }
 
     /// Disconnected when the server's drain is over.
@@ -134,7 +139,7 @@ impl AppThreads {
         name: &str,
         run: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
-        let name = format!("{}-{name}", self.name_prefix);
+        let name = format!("{}-{name}", self.name_prefix.lock());
         let (alive, server_id) = (running.alive.clone(), Arc::clone(&self.server_id));
         let thread = thread::Builder::new().name(name).spawn(move || {
             let _alive = alive;

@@ -156,7 +156,8 @@ impl Builder {
         self
     }
 
-    /// Sets the prefix of the names of the server's threads. Defaults to `handover`.
+    /// Sets the prefix of the names of the server's threads. Defaults to `handover`. Of several
+    /// [`Servers`](crate::Servers) with the same prefix, the second has a 2 behind it, and so on.
     pub fn thread_name_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.thread_name_prefix = prefix.into();
         self
@@ -283,7 +284,7 @@ impl Builder {
     /// | the first SIGTERM or SIGINT (Ctrl-C) | drain |
     /// | a second SIGTERM or SIGINT, SIGQUIT | stop now |
     /// | SIGUSR1 | call [`on_user_signal`](Self::on_user_signal) |
-    /// | SIGHUP, SIGUSR2 | restart, if [`restart`](Self::restart) is on |
+    /// | SIGHUP, SIGUSR2 | restart, if [`restart`](Self::restart) is on; drain, if not |
     /// | SIGHUP of a terminal that is closed | drain; nothing, if SIGHUP was ignored at the start |
     ///
     /// A SIGHUP is that of a terminal if the kernel sent it, or if the terminal's shell did after the
@@ -292,8 +293,10 @@ impl Builder {
     /// the process, as by default; time-outs of clients that pass meanwhile are not extended.
     ///
     /// The process handles the signals of this table whatever the process that started it ignored, as
-    /// other servers do. A SIGHUP or SIGUSR2 for which there is no restart keeps its default action,
-    /// or stays ignored.
+    /// other servers do, but a SIGHUP or SIGUSR2 for which there is no restart stays ignored.
+    ///
+    /// Each signal is a line in the log (level info) that says what follows, such as `SIGTERM:
+    /// draining, at most 30 s; once more stops now`.
     ///
     /// When no server runs any more, signals have their default action; a SIGHUP or SIGUSR2 that
     /// comes too late for a restart has no effect. In a supervised process a second SIGTERM or

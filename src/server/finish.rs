@@ -13,7 +13,7 @@ use crate::clock::{self, Deadline};
 use crate::restart::RestarterHandle;
 use crate::server::finish_deadlines::FinishDeadlines;
 use crate::server::main_thread::{Ended, MainThread, StopProgress, restarter_end};
-use crate::server::report::{Forced, Report};
+use crate::server::report::{Forced, Generation, Report};
 use crate::server::shared::RequestedStop;
 use crate::service::Service;
 use crate::signals::ServerCommand;
@@ -89,6 +89,7 @@ impl<S: Service> MainThread<S> {
         let lots = &self.lots;
         let mut report = Report {
             finished: stop.finished,
+            generation: self.generation(),
             ..Report::default()
         };
         self.gate.close_now();
@@ -137,6 +138,17 @@ impl<S: Service> MainThread<S> {
         let restarter = restarter.filter(|_| stop.is_some());
         restarter.inspect(|restarter| restarter.report_stopping());
         stop
+    }
+
+    /// This process, if the operator has to tell it from others of the service.
+    fn generation(&self) -> Option<Generation> {
+        let restart = self.settings.restart.as_ref()?;
+        let number = restart.generation();
+        let has_others = number > 1 || restart.is_supervised() || self.lots.drain.has_successor();
+        has_others.then(|| Generation {
+            number,
+            pid: std::process::id(),
+        })
     }
 
     fn calls_in_progress(&self) -> Vec<Forced> {

@@ -21,7 +21,7 @@ use crate::server::startup::{KeptSignals, Startup};
 use crate::server::thread_mark::mark_thread;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
-use crate::signals::Subscription;
+use crate::signals::{SignalSettings, Subscription};
 use crate::stats::Counters;
 
 /// A server, as the group sees it before it starts.
@@ -174,8 +174,15 @@ fn subscribe(
     for member in members {
         if member.settings().signals.unwrap_or(owns_process) {
             let commands = member.shared().commands.clone();
-            let can_restart = std::mem::take(&mut can_restart);
-            let subscription = crate::signals::subscribe(commands, can_restart, is_supervised)?;
+            let drain = Arc::clone(member.drain());
+            let settings = SignalSettings {
+                can_restart: std::mem::take(&mut can_restart),
+                is_supervised,
+                has_hook: member.settings().on_user_signal.is_some(),
+                drain_timeout: member.settings().drain_timeout,
+                has_successor: Arc::new(move || drain.has_successor()),
+            };
+            let subscription = crate::signals::subscribe(commands, settings)?;
             match owns_process {
                 true => kept.subscriptions.push(subscription),
                 false => member.set_subscription(subscription),

@@ -136,7 +136,8 @@ impl<S: Service> MainThread<S> {
             };
             drop(runs);
             let (report, all_ended) = self.finish(stop, &commands, &ended);
-            log::info!("{report}");
+            // The caller that waits for the stop gets the report, and shows it.
+            log::debug!("{report}");
             #[cfg(feature = "signals")]
             drop(subscription);
             // A handle that sends a command from now on must not block.
@@ -316,10 +317,15 @@ impl<S: Service> MainThread<S> {
     }
 
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
-        log::info!(
-            "stopping, {} connections are open",
-            self.lots.drain.open_connections()
-        );
+        let open = match self.lots.drain.open_connections() {
+            0 => "no connection is open".to_owned(),
+            1 => "1 connection is open".to_owned(),
+            open => format!("{open} connections are open"),
+        };
+        match self.report.0.has_others() {
+            true => log::info!("{}: stopping, {open}", self.settings.thread_name_prefix),
+            false => log::info!("stopping, {open}"),
+        }
         self.report.0.stop.mark_stopping();
         if let Some(hook) = &self.settings.on_stop {
             self.report

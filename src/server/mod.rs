@@ -32,6 +32,7 @@ use crate::listener::Listener;
 use crate::parking::{Lots, LotsOptions, MOST_LOTS};
 use crate::service::{Next, Service};
 use crate::signals::ServerCommand;
+use crate::start_error::StartError;
 use crate::stats::{Stats, WorkerState};
 
 use app_threads::AppThreads;
@@ -201,7 +202,7 @@ impl<S: Service> Server<S> {
     /// assert!(report.is_clean());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> io::Result<(R, Report)> {
+    pub fn run_scoped<R>(self, body: impl FnOnce(&Handle) -> R) -> Result<(R, Report), StartError> {
         let Self { mut main, handle } = self;
         let startup = prepare(&mut [&mut main], false)?;
         thread::scope(|scope| {
@@ -267,7 +268,7 @@ impl<S: Service + 'static> Server<S> {
     /// When a thread cannot be started, when the service cannot build a worker's state, or when the
     /// process's signals cannot be handled: another part of the program may have installed a Ctrl-C
     /// handler.
-    pub fn run(self) -> io::Result<Report> {
+    pub fn run(self) -> Result<Report, StartError> {
         let (handle, _signals) = self.start_in_process(true)?;
         Ok(handle.join())
     }
@@ -279,7 +280,7 @@ impl<S: Service + 'static> Server<S> {
     ///
     /// When a thread cannot be started, or the service cannot build a worker's state; with signals,
     /// also as [`run`](Self::run).
-    pub fn start(self) -> io::Result<Handle> {
+    pub fn start(self) -> Result<Handle, StartError> {
         let (handle, _no_signals) = self.start_in_process(false)?;
         Ok(handle)
     }

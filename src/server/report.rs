@@ -25,6 +25,9 @@ pub struct Report {
     /// longer, which is not part of this time: for its other servers, and for a restart that is not
     /// complete, for 6 s or until the deadline, unless the stop is an immediate one.
     pub took: Duration,
+    /// The process, if other processes serve the same listeners: it was replaced, has replaced
+    /// another one, or has a supervisor. The text of the report begins with it.
+    pub generation: Option<Generation>,
 }
 
 impl Report {
@@ -32,10 +35,9 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.forced.is_empty() && self.dropped == 0
     }
-}
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The text without the process.
+    fn fmt_outcome(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (finished, dropped) = (self.finished, self.dropped);
         let seconds = self.took.as_secs_f32();
         let forced = self.forced.len();
@@ -46,6 +48,15 @@ impl fmt::Display for Report {
         self.forced
             .iter()
             .try_for_each(|forced| write!(f, "; {forced}"))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(generation) = &self.generation {
+            write!(f, "{generation} ")?;
+        }
+        self.fmt_outcome(f)
     }
 }
 
@@ -74,18 +85,21 @@ pub struct Generation {
     pub pid: u32,
 }
 
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {} (process {})", self.number, self.pid)
+    }
+}
+
 impl fmt::Display for RestartReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ready_after = self.ready_after.as_secs_f32();
         write!(
             f,
-            "generation {} (process {}) was ready after {:.3} s, generation {} (process {}) {}",
-            self.new.number,
-            self.new.pid,
-            self.ready_after.as_secs_f32(),
-            self.old.number,
-            self.old.pid,
-            self.drained
-        )
+            "{} was ready after {ready_after:.3} s, {} ",
+            self.new, self.old
+        )?;
+        self.drained.fmt_outcome(f)
     }
 }
 

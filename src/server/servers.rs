@@ -1,13 +1,13 @@
 //! Several servers in one process.
 
 use std::fmt;
-use std::io;
 
 use crate::server::Server;
 use crate::server::group::{StartableMember, start_all};
 use crate::server::handle::Handle;
 use crate::server::report::Report;
 use crate::service::Service;
+use crate::start_error::StartError;
 
 /// Several servers in one process, such as a public and an administrative one, or HTTP and a line
 /// protocol. They serve together, stop together, are restarted together, and are supervised
@@ -25,7 +25,9 @@ use crate::service::Service;
 ///   the next version may have another order.
 /// - A supervisor's or systemd's watchdog is notified as long as all of them make progress.
 ///
-/// Each server has its own threads, settings, [`Handle`], counters and [`Report`].
+/// Each server has its own threads, settings, [`Handle`], counters and [`Report`]. If several
+/// servers have the same [`thread_name_prefix`](crate::Builder::thread_name_prefix), the threads of
+/// the second have a 2 behind the prefix, and so on: `handover-0`, `handover2-0`.
 /// [`Handle::pause`] pauses one server.
 ///
 /// # Examples
@@ -71,7 +73,13 @@ impl Servers {
 
     /// Adds a server.
     pub fn with<S: Service + 'static>(mut self, server: Server<S>) -> Self {
-        let Server { main, handle } = server;
+        let Server { mut main, handle } = server;
+        let taken = self.members.iter_mut();
+        let taken = taken.map(|other| other.as_member().settings().thread_name_prefix.clone());
+        let taken: Vec<_> = taken.collect();
+        let own = &mut main.settings.thread_name_prefix;
+        *own = distinct_prefix(own, &taken);
+        handle.shared().app_threads.set_name_prefix(own.clone());
         self.members.push(Box::new(main));
         self.handles.push(handle);
         self
@@ -84,7 +92,7 @@ impl Servers {
     ///
     /// `InvalidInput` if there is no server, if only some have the [`Restart`](crate::Restart), or
     /// if another server was built with it; else as [`Server::run`].
-    pub fn run(self) -> io::Result<Vec<Report>> {
+    pub fn run(self) -> Result<Vec<Report>, StartError> {
         let _signals = start_all(self.members, &self.handles, true)?;
         Ok(self.handles.iter().map(Handle::join).collect())
     }
@@ -96,14 +104,43 @@ impl Servers {
     /// # Errors
     ///
     /// As [`run`](Self::run).
-    pub fn start(self) -> io::Result<Vec<Handle>> {
+    pub fn start(self) -> Result<Vec<Handle>, StartError> {
         let _no_signals = start_all(self.members, &self.handles, false)?;
         Ok(self.handles)
     }
 }
 
+/// The prefix, or the first with a number behind it that no other server has.
+fn distinct_prefix(prefix: &str, taken: &[String]) -> String {
+    let is_free = |wanted: &String| !taken.contains(wanted);
+    let numbered = (2..=taken.len() + 1).map(|number| format!("{prefix}{number}"));
+    let mut wanted = std::iter::once(prefix.to_owned()).chain(numbered);
+    wanted.find(is_free).unwrap_or_else(|| prefix.to_owned())
+}
+
 impl fmt::Debug for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.handles).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_servers_have_threads_of_the_same_name() {
+        let mut taken = Vec::new();
+        for (prefix, expected) in [
+            ("handover", "handover"),
+            ("handover", "handover2"),
+            ("admin", "admin"),
+            ("handover", "handover3"),
+            ("handover3", "handover32"),
+        ] {
+            let distinct = distinct_prefix(prefix, &taken);
+            assert_eq!(distinct, expected);
+            taken.push(distinct);
+        }
     }
 }

@@ -197,6 +197,11 @@ impl ServerShared {
         self.stop.is_stopping() || self.others().any(|other| other.stop.is_stopping())
     }
 
+    /// Whether the process has other servers of the same group.
+    pub(super) fn has_others(&self) -> bool {
+        self.group.get().is_some_and(|own| !own.others.is_empty())
+    }
+
     fn others(&self) -> impl Iterator<Item = Arc<ServerShared>> + '_ {
         self.group.get().into_iter().flat_map(GroupPlace::others)
     }

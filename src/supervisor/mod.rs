@@ -60,6 +60,7 @@ use std::process;
 
 use crate::log;
 use crate::restart::{Program, Restart, own_launch};
+use crate::start_error::StartError;
 use crate::sys::{self, SignalFd};
 use crate::wire::Launch;
 
@@ -77,7 +78,7 @@ pub use stop_signal::{StopSignal, StopSignalError};
 /// # Errors
 ///
 /// As [`Supervisor::supervise`].
-pub fn supervise() -> io::Result<Restart> {
+pub fn supervise() -> Result<Restart, StartError> {
     Supervisor::new().supervise()
 }
 
@@ -222,7 +223,7 @@ impl Supervisor {
     ///
     /// When the supervisor cannot start: a setting is not valid, its sockets or files cannot be
     /// made, or the system is not Linux.
-    pub fn supervise(self) -> io::Result<Restart> {
+    pub fn supervise(self) -> Result<Restart, StartError> {
         match own_launch() {
             Ok(Some(Launch::Successor { .. } | Launch::Serve { .. })) => {}
             // The restart fails, for this reason.
@@ -250,16 +251,19 @@ impl Supervisor {
     /// # Errors
     ///
     /// As [`supervise`](Self::supervise), and when there is no such program.
-    pub fn run(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> io::Result<i32> {
+    pub fn run(
+        mut self,
+        args: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Result<i32, StartError> {
         let program = Program::find(args.into_iter().map(Into::into).collect())?;
         if !sys::file::is_executable(program.path()) {
             let text = format!("there is no program {}", program.path().display());
-            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+            return Err(io::Error::new(io::ErrorKind::NotFound, text).into());
         }
         self.0.runs_other_program = true;
         self.0.policy.starts_all = true;
         let launch = own_launch().map_err(|error| io::Error::other(error.text))?;
-        self.be_supervisor(program, launch)
+        Ok(self.be_supervisor(program, launch)?)
     }
 
     fn be_supervisor(mut self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {

@@ -44,7 +44,7 @@ use super::spawn::ServingProcess;
 use super::stragglers::Stragglers;
 use super::thread_report;
 use super::watched::{Watched, send_signal, signal_group};
-use crate::clock::Deadline;
+use crate::clock::{Deadline, TimeLimit};
 use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
@@ -252,7 +252,7 @@ impl Run {
         if let Some(guardian) = self.guardian {
             guardian.end();
         }
-        log::info!("the supervisor exits");
+        log::info!("the supervisor exits with code {code}");
         log::flush();
         self.output_files.drain();
         code
@@ -273,7 +273,7 @@ impl Run {
     fn handle_signals(&mut self) {
         let failed = |error: &io::Error| log::error!("cannot read signals: {error}");
         while let Ok(Some(signal)) = self.signals.read().inspect_err(failed) {
-            log::info!("received {signal}");
+            log::info!("{}", self.describe_signal(signal));
             if signal == Signal::User1 {
                 self.output_files.reopen(None);
             }
@@ -299,6 +299,28 @@ impl Run {
             };
             self.handle(event);
         }
+    }
+
+    /// The signal and what follows, for the log.
+    fn describe_signal(&self, signal: Signal) -> String {
+        let stop = |next| {
+            let limit = TimeLimit(self.settings.policy.stop_timeout);
+            format!("stopping, {limit}; {next} stops now")
+        };
+        let what = match signal {
+            Signal::Hangup => "restarting".to_owned(),
+            Signal::User2 => "replacing the supervisor".to_owned(),
+            Signal::User1 => "opening the log files again, and passing it on".to_owned(),
+            Signal::Interrupt | Signal::Terminate if self.stop_signal_received => {
+                return format!("{signal} again: stopping now");
+            }
+            Signal::Interrupt | Signal::Terminate => stop("once more"),
+            Signal::TerminalClosed => stop("SIGQUIT"),
+            Signal::Quit => "stopping now".to_owned(),
+            Signal::Suspend => "the processes are stopped until SIGCONT".to_owned(),
+            _ => "ignored".to_owned(),
+        };
+        format!("{signal}: {what}")
     }
 
     /// Stops this process, as a terminal's stop character asks for (Ctrl-Z), and with it those of its

@@ -59,7 +59,8 @@
 //! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000}
 //! {"v":1,"type":"restart_failed","kind":"timed_out","reason":"the successor was not ready",
 //!   "errno":null,"status":9,"stderr":["no configuration"]}
-//! {"v":1,"type":"drained","report":"stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
+//! {"v":1,"type":"drained",
+//!   "report":"generation 1 (process 4711) stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
 //! ```
 //!
 //! [`HandoverFields`], with one or more of its fields:

@@ -10,8 +10,8 @@ from .workloads import BIG, HELLO
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 BINARIES = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", PACKAGE / "target")) / "release"
 REPOSITORY = PACKAGE.parent.parent
-DEMO = REPOSITORY / "target" / "release" / "examples" / "demo"
-BUILD_DEMO = "cargo build --release --example demo --features http"
+DEMO = REPOSITORY / "target" / "lto" / "examples" / "demo"
+BUILD_DEMO = "cargo build --profile lto --example demo --features http"
 BUILD_RIVALS = "cargo build --release"
 
 

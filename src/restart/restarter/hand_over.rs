@@ -344,7 +344,8 @@ impl Restarter {
         let why = match successor.stage {
             SuccessorStage::Serving => {
                 let pid = successor.process.id();
-                log::warn!("the successor, process {pid}, has ended");
+                // It may have been replaced, or have crashed.
+                log::info!("the successor, process {pid}, has ended");
                 let why = "the successor has ended before it was replaced";
                 let failure = RestartError::new(RestartErrorKind::Ended, why);
                 self.fail_passed_on_rounds(failure);
@@ -420,7 +421,12 @@ impl Restarter {
     }
 
     fn fail_handover(&mut self, failure: &RestartError) {
-        log::error!("the restart failed: {failure}");
+        match self.stage {
+            ServerStage::Serving => {
+                log::error!("the restart failed, this process goes on serving: {failure}");
+            }
+            _ => log::error!("the restart failed: {failure}"),
+        }
         self.drain_token = None;
         let generation = self.supervised_generation();
         match self.stage {

@@ -133,8 +133,8 @@ impl Restarter {
                 ServerStage::Stopping
             }
             (stage, HandshakeMessage::Drained { report }) => {
-                let generation = self.generation.saturating_sub(1);
-                log::info!("generation {generation}: {report}");
+                // The predecessor shows it.
+                log::debug!("{report}");
                 self.forget_predecessor();
                 stage
             }

@@ -198,7 +198,11 @@ impl Fleet {
                 Severity::Info,
                 format!("restarted in {:.3} s", took.as_secs_f32()),
             ),
-            Some(why) => self.log(Severity::Error, format!("the restart failed: {why}")),
+            Some(why) => {
+                let summary = self.summary();
+                let text = format!("the restart failed: {why}; {summary}");
+                self.log(Severity::Error, text);
+            }
         }
         if self.shutdown.is_none() {
             let summary = self.summary();

@@ -102,11 +102,11 @@ pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
 }
 
 /// Calls `deliver` for each signal that this process gets, from a thread of its own, until the
-/// process ends. Where `deliver` returns false, the signal's default action follows, unless the
+/// process ends, with whether the process ignored the signal when it started. Where `deliver` returns false, the signal's default action follows, unless the
 /// signal was ignored before. To be called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
-    deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
+    deliver: impl Fn(Signal, bool) -> bool + Clone + Send + 'static,
 ) -> std::io::Result<()> {
     use signal_hook::iterator::SignalsInfo;
     use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
@@ -119,7 +119,7 @@ pub(crate) fn install_handlers(
             .into_iter()
             .zip(ignored)
             .any(|(handled, is_ignored)| is_ignored && number(handled) == number(signal));
-        if !deliver(signal) && !was_ignored {
+        if !deliver(signal, was_ignored) && !was_ignored {
             let number = number(signal);
             if let Err(error) = signal_hook::low_level::emulate_default_handler(number) {
                 log::error!("cannot take the default action of {signal}: {error}");

@@ -6,12 +6,12 @@ use crate::sys::Signal;
 /// `deliver` returns false the process ends, as by default. To be called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
-    deliver: impl Fn(Signal) -> bool + Clone + Send + 'static,
+    deliver: impl Fn(Signal, bool) -> bool + Clone + Send + 'static,
 ) -> std::io::Result<()> {
     /// STATUS_CONTROL_C_EXIT, the exit code of a program that Ctrl-C has ended.
     const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
     ctrlc::set_handler(move || {
-        if !deliver(Signal::Interrupt) {
+        if !deliver(Signal::Interrupt, false) {
             std::process::exit(CONTROL_C_EXIT);
         }
     })

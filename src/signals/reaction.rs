@@ -1,0 +1,327 @@
+//! What servers do on a signal, and the line that tells the operator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ServerCommand;
+use crate::clock::TimeLimit;
+use crate::sys::Signal;
+
+/// What a server does on signals.
+#[derive(Clone)]
+pub(crate) struct SignalSettings {
+    /// Signals that ask for a restart go to this server. Of several servers with one restart, it is
+    /// the first.
+    pub(crate) can_restart: bool,
+    /// A second SIGTERM or SIGINT does not stop at once: the same request may reach this process
+    /// from the supervisor, and from a terminal or systemd. To stop at once, the supervisor sends
+    /// SIGQUIT.
+    pub(crate) is_supervised: bool,
+    /// SIGUSR1 has something to call.
+    pub(crate) has_hook: bool,
+    pub(crate) drain_timeout: Duration,
+    /// Whether a successor serves.
+    pub(crate) has_successor: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What a signal meets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SignalState {
+    /// The process ignored this signal when it started, as under `nohup`.
+    pub(super) was_ignored: bool,
+    /// It is a SIGTERM or SIGINT after another one.
+    pub(super) is_second: bool,
+    /// There is or was a server that can be restarted.
+    pub(super) could_restart: bool,
+}
+
+/// What follows from a signal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Reaction {
+    /// For each server.
+    pub(super) commands: Vec<Option<ServerCommand>>,
+    /// For the log: a line for the servers that do the same.
+    pub(super) texts: Vec<String>,
+    /// If not, the signal has its default action, unless the process ignored it when it started.
+    pub(super) is_handled: bool,
+}
+
+/// The policy of signals, for the servers of a process.
+pub(super) fn react(signal: Signal, state: SignalState, servers: &[&SignalSettings]) -> Reaction {
+    let can_restart = servers.iter().any(|server| server.can_restart);
+    let asks_for_restart = matches!(signal, Signal::Hangup | Signal::User2);
+    if asks_for_restart && !can_restart && state.could_restart {
+        return Reaction {
+            commands: vec![None; servers.len()],
+            texts: vec![format!(
+                "{signal}: too late for a restart, the server has stopped"
+            )],
+            is_handled: true,
+        };
+    }
+    let command = |server: &&SignalSettings| match signal {
+        Signal::Terminate | Signal::Interrupt if state.is_second && !server.is_supervised => {
+            Some(match signal {
+                Signal::Terminate => ServerCommand::TerminateAgain,
+                _ => ServerCommand::StopNow,
+            })
+        }
+        Signal::Terminate | Signal::Interrupt | Signal::TerminalClosed => {
+            Some(ServerCommand::Drain)
+        }
+        Signal::Quit => Some(ServerCommand::StopNow),
+        Signal::User1 => Some(ServerCommand::UserSignal),
+        Signal::Hangup | Signal::User2 if can_restart => {
+            server.can_restart.then_some(ServerCommand::Restart)
+        }
+        // The default action would end the process in the middle of an answer.
+        Signal::Hangup | Signal::User2 if !state.was_ignored => Some(ServerCommand::Drain),
+        // The process handles no other signals.
+        _ => None,
+    };
+    let commands: Vec<_> = servers.iter().map(command).collect();
+    let mut texts = Vec::new();
+    for command in commands.iter().flatten() {
+        let same = || servers.iter().zip(&commands);
+        let same = || same().filter(|(_, own)| own.as_ref() == Some(command));
+        let text = describe(signal, *command, state, same().map(|(server, _)| *server));
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    let is_handled = !texts.is_empty();
+    Reaction {
+        commands,
+        texts,
+        is_handled,
+    }
+}
+
+/// The line of the log: the signal, and what these servers do.
+fn describe<'a>(
+    signal: Signal,
+    command: ServerCommand,
+    state: SignalState,
+    servers: impl Iterator<Item = &'a SignalSettings> + Clone,
+) -> String {
+    let any = |holds: fn(&SignalSettings) -> bool| servers.clone().any(holds);
+    let is_supervised = any(|server| server.is_supervised);
+    let again = if state.is_second { " again" } else { "" };
+    let what = match command {
+        ServerCommand::Restart => "restarting".to_owned(),
+        ServerCommand::UserSignal if any(|server| server.has_hook) => "calling the hook".to_owned(),
+        ServerCommand::UserSignal => "there is no hook to call".to_owned(),
+        ServerCommand::TerminateAgain if any(|server| (server.has_successor)()) => {
+            "a successor serves, requests in progress are still finished; SIGQUIT stops now"
+                .to_owned()
+        }
+        ServerCommand::StopNow | ServerCommand::TerminateAgain => "stopping now".to_owned(),
+        _ if state.is_second => "draining goes on; SIGQUIT stops now".to_owned(),
+        _ => {
+            let counts = matches!(signal, Signal::Terminate | Signal::Interrupt);
+            let next = match counts && !is_supervised {
+                true => "once more",
+                false => "SIGQUIT",
+            };
+            let why = match signal {
+                Signal::Hangup | Signal::User2 => ", as this server cannot restart",
+                _ => "",
+            };
+            let limits = servers.clone().map(|server| server.drain_timeout);
+            let limit = TimeLimit(limits.max().unwrap_or_default());
+            format!("draining, {limit}{why}; {next} stops now")
+        }
+    };
+    format!("{signal}{again}: {what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(drain: u64) -> SignalSettings {
+        SignalSettings {
+            can_restart: false,
+            is_supervised: false,
+            has_hook: false,
+            drain_timeout: Duration::from_secs(drain),
+            has_successor: Arc::new(|| false),
+        }
+    }
+
+    fn restartable() -> SignalSettings {
+        let can_restart = true;
+        let has_successor: Arc<dyn Fn() -> bool + Send + Sync> = Arc::new(|| true);
+        SignalSettings {
+            can_restart,
+            has_hook: true,
+            has_successor,
+            ..server(10)
+        }
+    }
+
+    fn supervised() -> SignalSettings {
+        SignalSettings {
+            is_supervised: true,
+            ..restartable()
+        }
+    }
+
+    fn second() -> SignalState {
+        SignalState {
+            is_second: true,
+            ..SignalState::default()
+        }
+    }
+
+    /// What one server does, and the line for the operator.
+    #[test]
+    fn each_signal_has_its_reaction_and_its_line() {
+        use ServerCommand::{Drain, Restart, StopNow, TerminateAgain, UserSignal};
+        let first = SignalState::default();
+        for (signal, state, server, command, text) in [
+            (
+                Signal::Terminate,
+                first,
+                server(10),
+                Drain,
+                "SIGTERM: draining, at most 10 s; once more stops now",
+            ),
+            (
+                Signal::Interrupt,
+                first,
+                SignalSettings {
+                    drain_timeout: Duration::MAX,
+                    ..server(0)
+                },
+                Drain,
+                "SIGINT: draining, without a time limit; once more stops now",
+            ),
+            (
+                Signal::Terminate,
+                first,
+                supervised(),
+                Drain,
+                "SIGTERM: draining, at most 10 s; SIGQUIT stops now",
+            ),
+            (
+                Signal::Terminate,
+                second(),
+                supervised(),
+                Drain,
+                "SIGTERM again: draining goes on; SIGQUIT stops now",
+            ),
+            (
+                Signal::Terminate,
+                second(),
+                server(10),
+                TerminateAgain,
+                "SIGTERM again: stopping now",
+            ),
+            (
+                Signal::Terminate,
+                second(),
+                restartable(),
+                TerminateAgain,
+                "SIGTERM again: a successor serves, requests in progress are still finished; \
+                 SIGQUIT stops now",
+            ),
+            (
+                Signal::Interrupt,
+                second(),
+                server(10),
+                StopNow,
+                "SIGINT again: stopping now",
+            ),
+            (
+                Signal::Quit,
+                first,
+                server(10),
+                StopNow,
+                "SIGQUIT: stopping now",
+            ),
+            (
+                Signal::TerminalClosed,
+                first,
+                restartable(),
+                Drain,
+                "SIGHUP, as the terminal was closed: draining, at most 10 s; SIGQUIT stops now",
+            ),
+            (
+                Signal::Hangup,
+                first,
+                restartable(),
+                Restart,
+                "SIGHUP: restarting",
+            ),
+            (
+                Signal::User2,
+                first,
+                server(2),
+                Drain,
+                "SIGUSR2: draining, at most 2 s, as this server cannot restart; SIGQUIT stops now",
+            ),
+            (
+                Signal::User1,
+                first,
+                restartable(),
+                UserSignal,
+                "SIGUSR1: calling the hook",
+            ),
+            (
+                Signal::User1,
+                first,
+                server(10),
+                UserSignal,
+                "SIGUSR1: there is no hook to call",
+            ),
+        ] {
+            let expected = Reaction {
+                commands: vec![Some(command)],
+                texts: vec![text.to_owned()],
+                is_handled: true,
+            };
+            assert_eq!(react(signal, state, &[&server]), expected);
+        }
+    }
+
+    #[test]
+    fn one_server_restarts_all_and_the_line_has_the_longest_drain() {
+        let (first, other) = (restartable(), server(30));
+        let both = [&first, &other];
+        let state = SignalState {
+            could_restart: true,
+            ..SignalState::default()
+        };
+        let restart = react(Signal::Hangup, state, &both);
+        assert_eq!(restart.commands, [Some(ServerCommand::Restart), None]);
+        let stop = react(Signal::Terminate, state, &both);
+        assert_eq!(stop.commands, [Some(ServerCommand::Drain); 2]);
+        assert_eq!(
+            stop.texts,
+            ["SIGTERM: draining, at most 30 s; once more stops now"]
+        );
+    }
+
+    #[test]
+    fn a_request_for_a_restart_that_is_late_or_was_ignored_stops_nothing() {
+        let late = SignalState {
+            could_restart: true,
+            ..SignalState::default()
+        };
+        for servers in [&[][..], &[&server(10)]] {
+            let reaction = react(Signal::Hangup, late, servers);
+            assert!(reaction.is_handled && reaction.commands.iter().all(Option::is_none));
+        }
+        let ignored = SignalState {
+            was_ignored: true,
+            ..SignalState::default()
+        };
+        let reaction = react(Signal::Hangup, ignored, &[&server(10)]);
+        assert!(
+            !reaction.is_handled && reaction.texts.is_empty(),
+            "{reaction:?}"
+        );
+        assert!(!react(Signal::Hangup, SignalState::default(), &[]).is_handled);
+    }
+}
