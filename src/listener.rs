@@ -181,6 +181,18 @@ impl Bind {
         self
     }
 
+    /// Lets the clients of a Unix socket send descriptors (SCM_RIGHTS in unix(7)). A service that
+    /// wants them has to receive them itself. If false, Linux from 6.16 on refuses them, by the error
+    /// EPERM for the client (SO_PASSRIGHTS). An older system closes those that the service does not
+    /// receive, on the thread that reads from the connection or closes it. The client can make this
+    /// thread wait: by a TCP socket with SO_LINGER (socket(7)). So on such a system, let only users
+    /// connect that may stop the server ([`unix_mode`](Self::unix_mode)). The option of an inherited
+    /// socket stays if this is true. Defaults to false.
+    pub fn unix_descriptors(mut self, on: bool) -> Self {
+        self.options.unix_descriptors = on;
+        self
+    }
+
     /// Binds for another user: root replaces the file of a dead socket of this user, too.
     pub(crate) fn for_user(mut self, uid: Option<u32>) -> Self {
         self.for_user = uid;
@@ -249,6 +261,9 @@ impl Bind {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
         let path = path.map(|path| UnixPath::of(path, false));
+        if path.is_some() {
+            self.set_unix_descriptors(&socket);
+        }
         let origin = Origin::Given { matches_by_name };
         let mut listener = Listener::new(socket, path, &self, origin)?;
         listener.may_be_shared = true;
@@ -352,12 +367,31 @@ impl Bind {
         let entry = DirectoryEntry::open(path)?;
         sys::file::free_socket_path(&entry, path, self.for_user)?;
         let socket = Socket::new(Domain::UNIX, kind, None)?;
+        self.set_unix_descriptors(&socket);
+        // No call binds in a directory that is held open under the socket's own path, which clients
+        // and `local_addr` name. So a user who may change a directory of the path can have the file
+        // made elsewhere. Such a file is found neither here nor later, and so never removed.
         socket.bind(&addr)?;
         let path = UnixPath::in_directory(path, entry, true);
         if let Some(mode) = self.options.unix_mode {
             path.set_access(None, mode)?;
         }
         Ok((socket, path))
+    }
+
+    /// Connections have the option of their listener.
+    fn set_unix_descriptors(&self, socket: &Socket) {
+        if self.options.unix_descriptors {
+            return;
+        }
+        if let Err(error) = sys::message::refuse_descriptors(socket) {
+            log::debug!("the clients of a Unix socket can send descriptors: {error}");
+        }
+    }
+
+    /// How long an address in use is tried.
+    pub(crate) fn patience(&self) -> Duration {
+        self.interval.saturating_mul(self.attempts - 1)
     }
 }
 

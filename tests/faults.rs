@@ -101,22 +101,66 @@ fn a_stop_serves_what_has_arrived_behind_urgent_data() {
 }
 
 /// Sends bytes together with a descriptor.
+#[track_caller]
 fn send_with_descriptor(client: &UnixStream, bytes: &[u8], descriptor: impl AsFd) {
+    let sent = try_send_with_descriptor(client, bytes, descriptor);
+    assert_eq!(sent.unwrap(), bytes.len());
+}
+
+fn try_send_with_descriptor(
+    client: &UnixStream,
+    bytes: &[u8],
+    descriptor: impl AsFd,
+) -> rustix::io::Result<usize> {
     let descriptors = [descriptor.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
     let parts = [IoSlice::new(bytes)];
-    let sent = rustix::net::sendmsg(client, &parts, &mut control, SendFlags::empty());
-    assert_eq!(sent.unwrap(), bytes.len());
+    rustix::net::sendmsg(client, &parts, &mut control, SendFlags::empty())
+}
+
+/// A socket whose last close waits for its peer could make a worker wait.
+#[test]
+fn descriptors_are_refused_where_the_system_can_unless_they_are_wanted() {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map_while(|number| number.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+    for is_wanted in [None, Some(false), Some(true)] {
+        let (_dir, path) = socket_path();
+        let builder = match is_wanted {
+            Some(is_wanted) => {
+                settings().listen(Bind::new(unix(&path)).unix_descriptors(is_wanted))
+            }
+            // The options of a listener that the application has stay as they are.
+            None => {
+                let own = UnixListener::bind(&path).unwrap();
+                settings().listener(Listener::from_descriptor(own, "own").unwrap())
+            }
+        };
+        let handle = start(builder, lines);
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        let is_refused = is_wanted == Some(false) && version >= (6, 16);
+        match try_send_with_descriptor(&client, b"one\n", std::io::stdin()) {
+            Ok(_) => assert!(!is_refused),
+            Err(error) => {
+                assert!(is_refused && error == rustix::io::Errno::PERM, "{error}");
+                client.write_all(b"one\n").unwrap();
+            }
+        }
+        assert_eq!(answer(&mut client), "one");
+        drop(client);
+        stop(&handle);
+    }
 }
 
 #[test]
 fn bytes_behind_a_descriptor_are_served_and_the_descriptor_is_closed() {
     let (keeper, door) = door();
     let (_dir, path) = socket_path();
-    let builder = settings().listen(unix(&path)).workers(1);
-    let handle = start(builder, lines_and_door(&door));
+    let builder = settings().listen(Bind::new(unix(&path)).unix_descriptors(true));
+    let handle = start(builder.workers(1), lines_and_door(&door));
     let client = || {
         let client = UnixStream::connect(&path).unwrap();
         client.set_read_timeout(Some(LIMIT)).unwrap();
@@ -153,7 +197,8 @@ fn bytes_behind_a_descriptor_are_served_and_the_descriptor_is_closed() {
 #[test]
 fn all_bytes_arrive_once_through_reads_that_stop_early() {
     let (_dir, path) = socket_path();
-    let builder = settings().listen("127.0.0.1:0").listen(unix(&path));
+    let local = Bind::new(unix(&path)).unix_descriptors(true);
+    let builder = settings().listen("127.0.0.1:0").listen(local);
     let handle = start(builder.workers(2), echo);
     let mut tcp: Vec<_> = (0..10).map(|_| connect(addr(&handle))).collect();
     let mut local: Vec<_> = (0..10)

@@ -4,6 +4,8 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -350,4 +352,157 @@ fn a_descriptor_of_the_service_that_cannot_be_closed_delays_nothing() {
     supervised.until("it serves", || supervised.status()["state"] == "serving");
     supervised.succeed(&["restart", "--wait"]);
     supervised.succeed(&["upgrade", "--wait"]);
+}
+
+/// A program that notifies READY=1, and a status when the file `go` is there.
+const NOTIFIES_LATER: &str = r#"
+import os, socket, time
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+speaker.connect(os.environ["NOTIFY_SOCKET"].replace("@", "\0"))
+speaker.send(b"READY=1")
+while not os.path.exists("go"): time.sleep(0.02)
+speaker.send(b"STATUS=heard")
+time.sleep(600)
+"#;
+
+/// What a process that does not belong to the service sends, with descriptors: of sockets whose close waits for ten
+/// minutes, of which the supervisor gets the last descriptor.
+const FOREIGN_LINGERING: &str = r#"
+import os, signal, socket, struct, sys
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+speaker.connect(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+peers, senders = [], []
+for _ in range(5):
+    sender = socket.create_connection(listener.getsockname())
+    peers.append(listener.accept()[0])
+    sender.setblocking(False)
+    try:
+        while True: sender.send(b"x" * 65536)
+    except BlockingIOError: pass
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+    senders.append(sender)
+supervisor = int(sys.argv[2])
+os.kill(supervisor, signal.SIGSTOP)
+while open(f"/proc/{supervisor}/stat").read().rsplit(") ")[1][0] != "T": pass
+for sender in senders:
+    socket.send_fds(speaker, [b"READY=1"], [sender.fileno()])
+    sender.close()
+os.kill(supervisor, signal.SIGCONT)
+print("sent", flush=True)
+signal.pause()
+"#;
+
+/// The same with a file of a file system (FUSE, in the protocol of fuse(4)) that never answers a close.
+const FOREIGN_FUSE: &str = r#"
+import ctypes, os, signal, socket, struct, sys
+os.makedirs("mount")
+ready, begin = os.pipe()
+if os.fork() == 0:
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}".encode()
+    if ctypes.CDLL(None).mount(b"test", b"mount", b"fuse", 6, options): os._exit(1)
+    os.write(begin, b"x")
+    def attributes(node, mode):
+        return struct.pack("<6Q10I", node, 0, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+    while True:
+        request = os.read(device, 1 << 17)
+        _, code, unique, node = struct.unpack_from("<IIQQ", request)
+        error, answer = 0, b""
+        # INIT, LOOKUP, GETATTR, OPEN, RELEASE; FORGET and FLUSH get no answer.
+        if code == 26: answer = struct.pack("<4I2H2I32x", 7, 31, 0, 0, 1, 1, 4096, 1)
+        elif code == 1: answer = struct.pack("<4Q2I", 2, 0, 60, 60, 0, 0) + attributes(2, 0o100644)
+        elif code == 3: answer = struct.pack("<Q2I", 60, 0, 0) + attributes(node, 0o40755 if node == 1 else 0o100644)
+        elif code == 14: answer = struct.pack("<Q2I", 1, 0, 0)
+        elif code in (2, 25, 42): continue
+        elif code != 18: error = -38
+        os.write(device, struct.pack("<IiQ", 16 + len(answer), error, unique) + answer)
+os.close(begin)
+if not os.read(ready, 1):
+    sys.exit("cannot mount")
+file = os.open("mount/file", os.O_RDONLY)
+speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+speaker.settimeout(30)
+speaker.connect(sys.argv[1])
+try:
+    for _ in range(300): socket.send_fds(speaker, [b"READY=1"], [file])
+    print("sent", flush=True)
+except OSError:
+    print("fail", flush=True)
+signal.pause()
+"#;
+
+/// A process in a mount namespace of its own. Its drop ends it, and what it has started.
+struct Foreign {
+    process: Child,
+    group: support::ProcessGroup,
+}
+
+impl Foreign {
+    fn start(supervised: &Supervised, program: &str) -> Option<Self> {
+        let pid = supervised.pids()[0];
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let name = environ
+            .split(|byte| *byte == 0)
+            .find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET=@"))
+            .unwrap();
+        let name = format!("'\\0{}'", std::str::from_utf8(name).unwrap());
+        let program = program.replace("sys.argv[1]", &name);
+        let mut command = match program.contains("fuse") {
+            true => Command::new("unshare"),
+            false => Command::new("env"),
+        };
+        let command = command
+            .args(["--mount"].iter().filter(|_| program.contains("fuse")))
+            .args([
+                "python3",
+                "-c",
+                &program,
+                "",
+                &supervised.supervisor.id().to_string(),
+            ])
+            .current_dir(supervised.dir.path())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let process = command.spawn().unwrap();
+        let group = support::ProcessGroup::killed_after(&process, 2 * LIMIT);
+        let mut foreign = Self { process, group };
+        let mut said = [0; 4];
+        let output = foreign.process.stdout.as_mut().unwrap();
+        let is_sent = output.read_exact(&mut said).is_ok();
+        assert!(said != *b"fail", "nothing is received any more");
+        is_sent.then_some(foreign)
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        self.group.kill_all();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn descriptors_of_foreign_processes_that_cannot_be_closed_delay_nothing() {
+    for program in [FOREIGN_LINGERING, FOREIGN_FUSE] {
+        let mut supervised = Supervised::begin(NOTIFIES_LATER, &["--notify"], false);
+        supervised.until("it serves", || supervised.status()["state"] == "serving");
+        let Some(_foreign) = Foreign::start(&supervised, program) else {
+            assert_eq!(program, FOREIGN_FUSE);
+            eprintln!("SKIPPED: this user may not mount a file system");
+            continue;
+        };
+        fs::write(supervised.path("go"), "").unwrap();
+        supervised.until("the notification of the service", || {
+            supervised.status()["processes"][0]["status"] == "heard"
+        });
+        supervised.succeed(&["upgrade", "--wait"]);
+        supervised.succeed(&["stop", "--wait"]);
+        let end = Instant::now() + LIMIT;
+        while supervised.supervisor.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "the supervisor does not exit");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }

@@ -216,6 +216,37 @@ fn a_straggler_that_ignores_the_stop_is_killed() {
 }
 
 #[test]
+fn an_upgrade_sends_a_straggler_no_second_signal() {
+    let program = "sh -c 'trap \"echo TERM >> signals; test -e exits && exit\" TERM; trap \"echo WINCH >> signals\" WINCH
+            echo $$ > child; while :; do sleep 0.02; done' &
+        echo $$ > leader; wait";
+    let mut service = Service::start(&["--stop-timeout", "600"], program);
+    let (leader, child) = (service.pid("leader"), service.pid("child"));
+    kill(leader);
+    eventually("the first signal", || service.text("signals") == "TERM\n");
+    service.upgrade();
+    // When the second answer comes, the supervisor has looked at the stragglers.
+    for _ in 0..2 {
+        let status = Command::new(env!("CARGO_BIN_EXE_handover"))
+            .args(["status", "--socket", "control", "--timeout", "60"])
+            .current_dir(service.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.unwrap().code().is_some());
+    }
+    // Of two signals that wait, a shell acts on that with the lower number first.
+    kill_process(Pid::from_raw(child).unwrap(), Signal::WINCH).unwrap();
+    let both = || service.text("signals").ends_with("WINCH\n");
+    eventually("the other signal", both);
+    assert_eq!(service.text("signals"), "TERM\nWINCH\n");
+    fs::write(service.path("exits"), "").unwrap();
+    kill(child);
+    assert_eq!(service.stop().code(), Some(0));
+    service.until_left(&[]);
+}
+
+#[test]
 fn a_straggler_that_forks_all_the_time_is_killed_with_all_its_children() {
     let program = "
         setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while :; do sleep 100 & sleep 0.002; done' &

@@ -493,6 +493,36 @@ fn a_subprocess_of_a_starting_successor_has_its_signals_and_a_standard_error_tha
     generations.wait();
 }
 
+/// The process that started it may end before it.
+#[test]
+fn a_subprocess_that_gets_the_standard_error_has_it_longer_than_its_process() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let generations = Generations::start_with(&[], |command| {
+        command.stderr(log.reopen().unwrap());
+    });
+    let dir = generations.dir.path().to_owned();
+    let stderr_of = |pid: i32| fs::read_link(format!("/proc/{pid}/fd/2")).unwrap();
+    let own = stderr_of(generations.who().pid);
+    generations.mode("sidecar with standard error");
+    let second = generations.restart();
+    eventually("the sidecar", || dir.join("sidecar").exists());
+    let sidecar = fs::read_to_string(dir.join("sidecar")).unwrap();
+    let pid: i32 = sidecar.lines().nth(1).unwrap().parse().unwrap();
+    assert_eq!(stderr_of(pid), own);
+    generations.mode("");
+    generations.restart();
+    eventually("the process that started it has ended", || {
+        stat(second.pid).is_none_or(|stat| stat.0 == 'Z')
+    });
+    fs::write(dir.join("say"), "").unwrap();
+    eventually("it has written", || {
+        fs::read_to_string(dir.join("said")).is_ok_and(|said| said == "0\n")
+    });
+    let text = fs::read_to_string(log.path()).unwrap();
+    assert!(text.contains("from the sidecar"), "{text}");
+    generations.end();
+}
+
 /// The subprocess holds the pipe by which the waiter sees that the successor has started.
 #[test]
 fn a_successor_with_a_subprocess_goes_on_though_its_predecessor_was_killed() {

@@ -168,6 +168,29 @@ fn ctrl_c_stops_once_and_the_second_at_once() {
     assert_eq!(session.text("signals"), "TERM\nQUIT\n");
 }
 
+#[test]
+fn standard_input_is_at_its_end_though_there_is_no_dev_null() {
+    let hide = "mount -t tmpfs none /dev";
+    let mut probe = Command::new("unshare");
+    let probe = probe
+        .args(["--mount", "sh", "-c", hide])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        return eprintln!("not run: this user may not mount");
+    }
+    let terminal = Terminal::open();
+    let script = format!("{hide}; exec \"$@\"");
+    let run = ["run", "--ready-after", "0.05", "--", "sh", "program"];
+    let command = ["unshare", "--mount", "sh", "-c", &script, "sh", HANDOVER];
+    let program = "read line || echo end > input; echo $$ > pid; while :; do sleep 0.02; done";
+    let mut session = Session::start(&terminal, program, &[&command[..], &run[..]].concat());
+    session.pid("pid");
+    assert_eq!(session.text("input"), "end\n");
+    signal(session.first.id() as i32, Signal::TERM);
+    session.until_exit();
+}
+
 /// Whether a process is stopped. One that waits until its child executes another program (vfork(2)) is not marked as
 /// stopped while its child is.
 fn is_stopped(pid: i32) -> bool {

@@ -34,8 +34,10 @@ impl Bind {
         })
     }
 
-    /// Binds for other processes, also a datagram socket.
-    pub(crate) fn bind_for_others(self) -> Result<Listener, BindError> {
+    /// Binds for other processes, also a datagram socket. They decide whether clients may send
+    /// descriptors.
+    pub(crate) fn bind_for_others(mut self) -> Result<Listener, BindError> {
+        self.options.unix_descriptors = true;
         match self.kind {
             SocketKind::Stream => self.bind(),
             SocketKind::Datagram => self.bind_by(Self::try_bind_datagram),

@@ -5,6 +5,7 @@
 //! passes besides is in the launch record ([`Launch`]).
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use socket2::Socket;
@@ -80,7 +81,8 @@ pub(super) struct Predecessor {
 
 /// The standard error that this process gets back when it is ready.
 pub(super) struct OwnStderr {
-    pub(super) own: Descriptor,
+    /// Dropped when this process has it back.
+    pub(super) own: Arc<Descriptor>,
     /// The reading end of the pipe that is in its place: writing to the pipe is no error while
     /// this is open, even if the predecessor has died.
     pub(super) pipe: Option<Descriptor>,
@@ -132,7 +134,8 @@ impl Inherited {
                 let adopt = |number| sys::descriptor::adopt(number).ok();
                 let own_stderr = |(own, pipe)| {
                     let pipe = adopt(pipe);
-                    adopt(own).map(|own| OwnStderr { own, pipe })
+                    let own = adopt(own).map(Arc::new);
+                    own.map(|own| OwnStderr { own, pipe })
                 };
                 self.predecessor = Some(Predecessor {
                     handshake,

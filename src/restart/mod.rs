@@ -36,7 +36,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -102,12 +102,14 @@ pub(crate) type ReadyWhen =
 /// [`inherit`](Self::inherit) is called, and then recorded until its server runs, so that none of
 /// them kills the process before the server can handle them. Threads and subprocesses that the
 /// process starts after the call have the usual signals. Until the new process is ready, its
-/// standard error is a pipe to the old process, which relays it. A subprocess that was started
-/// meanwhile keeps the pipe; when the old process has ended, the new process relays what comes. If
-/// the old process dies before the new one is ready, the pipe holds 64 KiB; further writes to
-/// standard error wait until the server is built. A new process that fails is killed half a second
-/// after its server has ended. A new process that hangs in its start is killed after
-/// `ready_timeout`, also if the old process has died meanwhile.
+/// standard error is a pipe to the old process, which relays it. If the old process dies before the
+/// new one is ready, the pipe holds 64 KiB; further writes to standard error wait until the server
+/// is built. Give a subprocess that is started meanwhile, such as a sidecar, the
+/// [`standard_error`](Self::standard_error). Otherwise the subprocess keeps the pipe, which the new
+/// process relays when the old process has ended, and which breaks when the new process ends.
+///
+/// A new process that fails is killed half a second after its server has ended. A new process that
+/// hangs in its start is killed after `ready_timeout`, also if the old process has died meanwhile.
 ///
 /// While a new process starts, it has a parent that waits for it: a copy of the old process, which
 /// shares the old one's memory until either writes to it.
@@ -143,6 +145,8 @@ struct SharedRestart {
     generation: u64,
     is_supervised: bool,
     handle: RestarterHandle,
+    /// The standard error of this process, while a pipe to the predecessor is in its place.
+    own_stderr: Weak<Descriptor>,
     /// Each server that was built with this has a clone, as long as it exists.
     server_token: Arc<()>,
     /// `None` once the servers have started.
@@ -217,10 +221,13 @@ impl Restart {
             io::Error::new(error.kind(), text)
         })?;
         let (handle, restarter_end) = restarter::connect()?;
+        let predecessor = inherited.predecessor.as_ref();
+        let own_stderr = predecessor.and_then(|predecessor| predecessor.stderr.as_ref());
         Ok(Self(Arc::new(SharedRestart {
             generation: inherited.generation(),
             is_supervised: inherited.lifeline.is_some(),
             handle,
+            own_stderr: own_stderr.map_or_else(Weak::new, |stderr| Arc::downgrade(&stderr.own)),
             server_token: Arc::default(),
             parts: Mutex::new(Some(RestartParts {
                 program,
@@ -415,6 +422,37 @@ impl Restart {
     pub fn inherited_state(&self) -> Option<Vec<u8>> {
         let mut parts = self.0.parts.lock();
         parts.as_mut()?.inherited.predecessor.as_mut()?.state.take()
+    }
+
+    /// The standard error that this process has while its server runs, for a subprocess that is
+    /// started before. Until the server is built, the standard error of a successor is a pipe to
+    /// its predecessor, which does not last, see [above](Self#the-start-of-a-new-process). In other
+    /// processes, and later, this is a copy of the standard error of this process.
+    ///
+    /// # Errors
+    ///
+    /// The system's error if standard error is closed, or no descriptor is free.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// use handover::Restart;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let restart = Restart::inherit()?;
+    /// let exporter = Command::new("metrics-exporter")
+    ///     .stderr(restart.standard_error()?)
+    ///     .spawn()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn standard_error(&self) -> io::Result<Descriptor> {
+        match self.0.own_stderr.upgrade() {
+            Some(own) => own.try_clone(),
+            None => sys::descriptor::duplicate_stderr(),
+        }
     }
 
     // ---- for the rest of the crate ----

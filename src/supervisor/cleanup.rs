@@ -15,22 +15,6 @@ use crate::sys::supervision::Guardian;
 use crate::sys::{self, Guarded, PidFd, Signal};
 
 impl Run {
-    /// What an upgrade passes on.
-    pub(super) fn restore_stragglers(
-        &mut self,
-        earlier_children: Vec<u32>,
-        had_children: bool,
-        groups: &[u32],
-    ) {
-        self.stragglers.earlier_children = earlier_children.into_iter().collect();
-        self.stragglers.had_children = had_children;
-        let now = Instant::now();
-        let deadline = Deadline::after(now, self.settings.policy.stop_timeout);
-        for group in groups {
-            self.stragglers.end_group(*group, deadline, now);
-        }
-    }
-
     /// A process of the fleet has exited: ends what is left of its group, unless another process of
     /// the fleet is in this group.
     pub(super) fn end_group_of(&mut self, exited: u32, group: Option<u32>) {

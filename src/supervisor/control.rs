@@ -120,7 +120,6 @@ impl ControlSocket {
                     "the control socket {} was gone: bound it again",
                     path.display()
                 );
-                refuse_descriptors(&listener);
                 self.listener = listener;
                 self.failure = None;
             }
@@ -141,7 +140,6 @@ impl ControlSocket {
     }
 
     pub(super) fn new(listener: Listener, settings: &Settings) -> Self {
-        refuse_descriptors(&listener);
         Self {
             listener,
             clients: Vec::new(),
@@ -397,13 +395,6 @@ impl ControlClient {
             }
             _ => String::new(),
         }
-    }
-}
-
-/// Clients have no descriptor to send. Where the system cannot refuse them, they are closed.
-fn refuse_descriptors(listener: &Listener) {
-    if let Err(error) = sys::message::refuse_descriptors(&listener.socket) {
-        log::debug!("clients of the control socket can send descriptors: {error}");
     }
 }
 

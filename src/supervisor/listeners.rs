@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Settings;
 use super::bind_rules::Sender;
 use super::fleet::event::ListenerId;
+use crate::clock::Deadline;
 use crate::listener::{Bind, BindError, Fit, Listener, is_datagram};
 use crate::log;
 use crate::notify;
@@ -23,12 +24,23 @@ const MAX_OF_PROCESSES: usize = 256;
 /// by default, see [`Bind::bind_attempts`].
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
+/// The time between two attempts to bind what is missing.
+const BIND_INTERVAL: Duration = Duration::from_millis(100);
+
 /// All listeners that are held.
 #[derive(Debug, Default)]
 pub(super) struct HeldListeners {
     all: Vec<HeldListener>,
     /// Since when another process has locked a directory that is needed.
     locked_since: Option<Instant>,
+    /// The listeners of the settings whose address is in use.
+    missing: Option<Missing>,
+}
+
+#[derive(Debug)]
+struct Missing {
+    since: Instant,
+    next_attempt: Instant,
 }
 
 #[derive(Debug)]
@@ -122,22 +134,42 @@ impl HeldListeners {
         }
     }
 
-    /// Binds the listeners of the settings that are not held yet. Errors are only logged.
+    /// Binds the listeners of the settings that are not held yet, without waiting: an address in use
+    /// is tried again at [`next_attempt`](Self::next_attempt). Errors are only logged.
     pub(super) fn bind_missing(&mut self, settings: &Settings) {
+        let now = Instant::now();
+        let since = self.missing.take().map_or(now, |missing| missing.since);
         for bind in &settings.listen {
-            if !self.all.iter().any(|held| held.fit(bind, true).is_some()) {
-                let bind = bind.clone().for_user(settings.user_id());
-                let bind = bind.if_locked(IfLocked::Ignore);
-                let bound = bind.bind_for_others().map_err(io::Error::from);
-                let held = bound.and_then(|listener| {
-                    let is_other = settings.runs_other_program;
-                    self.hold_configured(listener, Holder::Settings, is_other)
-                });
-                if let Err(error) = held {
-                    log::error!("{error}");
+            if self.all.iter().any(|held| held.fit(bind, true).is_some()) {
+                continue;
+            }
+            let patience = bind.patience();
+            let bind = bind.clone().for_user(settings.user_id());
+            let bind = bind.if_locked(IfLocked::Ignore).bind_attempts(1);
+            let bound = bind.bind_for_others().map_err(io::Error::from);
+            let held = bound.and_then(|listener| {
+                let is_other = settings.runs_other_program;
+                self.hold_configured(listener, Holder::Settings, is_other)
+            });
+            match held {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && now < since + patience =>
+                {
+                    let next_attempt = now + BIND_INTERVAL;
+                    self.missing = Some(Missing {
+                        since,
+                        next_attempt,
+                    });
                 }
+                Err(error) => log::error!("{error}"),
+                Ok(()) => {}
             }
         }
+    }
+
+    /// When to call [`bind_missing`](Self::bind_missing) again.
+    pub(super) fn next_attempt(&self) -> Deadline {
+        Deadline::at(self.missing.as_ref().map(|missing| missing.next_attempt))
     }
 
     /// Holds a listener that the settings name. Another program expects a blocking listener, and
@@ -376,6 +408,28 @@ mod tests {
 
     use super::*;
     use crate::addr::Addr;
+    use crate::supervisor::Supervisor;
+
+    #[test]
+    fn an_address_in_use_is_tried_again_and_nobody_waits() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = other.local_addr().unwrap();
+        let Supervisor(settings) = Supervisor::new().listen(addr);
+        let mut held = HeldListeners::default();
+        let before = waits();
+        held.bind_missing(&settings);
+        assert!(waits() - before < 5, "it has waited");
+        assert!(held.next_attempt() != Deadline::NEVER && held.iter().count() == 0);
+        drop(other);
+        held.bind_missing(&settings);
+        assert!(held.next_attempt() == Deadline::NEVER && held.iter().count() == 1);
+        // An address that stays in use is given up.
+        let Supervisor(mut settings) = Supervisor::new().listen(addr);
+        settings.listen[0] = settings.listen[0].clone().bind_attempts(1);
+        let mut other = HeldListeners::default();
+        other.bind_missing(&settings);
+        assert!(other.next_attempt() == Deadline::NEVER && other.iter().count() == 0);
+    }
 
     /// How often this thread has given up its CPU. To wait for a lock takes many such times.
     fn waits() -> u64 {

@@ -32,6 +32,7 @@ mod bind_rules;
 mod cleanup;
 mod closer;
 mod control;
+mod discarder;
 mod disposition;
 mod dry_run;
 mod fleet;
@@ -165,8 +166,11 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// leaves behind, are ended by the guardian, a small process that the supervisor starts first
 /// (`handover-guard` in ps(1)): SIGTERM for each process and then for the rest of its group, and
 /// SIGKILL after [`stop_timeout`]. It does so for programs as well that have changed their user
-/// (su(1), a set-user-ID bit), for which the kernel's PR_SET_PDEATHSIG does nothing. Process 1 of a
-/// container has no guardian: the kernel ends the others with it.
+/// (su(1), a set-user-ID bit), for which the kernel's PR_SET_PDEATHSIG does nothing. The guardian
+/// leaves the SIGTERM for a process with the user and the groups of its start to the kernel. If such
+/// a process has cancelled that signal, by prctl(2) or by being another user for a while, it gets
+/// SIGKILL without SIGTERM. Process 1 of a container has no guardian: the kernel ends the others
+/// with it.
 ///
 /// # Exit codes
 ///

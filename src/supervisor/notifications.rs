@@ -12,12 +12,14 @@ use super::run::Run;
 use crate::listener::Bind;
 use crate::log;
 use crate::notify::{self, Notification, WatchdogMessage};
-use crate::sys::{self, Datagram, Descriptor, PidFd};
+use crate::sys::{self, Datagram, Descriptor, NotifySocket, PidFd};
 use crate::wire::{BindAnswer, BindRequest, ListenerRecord, Record};
 
 impl Run {
-    /// Every process of the system can write to the socket, whatever its user. What is cheap comes
-    /// first: an unknown process has to descend from the supervisor before its text is read.
+    /// Handles the next notification, and takes it from the queue. Every process of the system can
+    /// write to the socket, whatever its user. What is cheap comes first: an unknown process has to
+    /// descend from the supervisor before its text is read. Only what sends listeners, or asks for
+    /// one, gets its descriptors received.
     pub(super) fn handle_datagram(&mut self, datagram: Datagram) {
         let (pid, sender) = (datagram.pid, Sender { uid: datagram.uid });
         let is_known = self.fleet.processes().any(|process| process.pid == pid);
@@ -25,12 +27,12 @@ impl Run {
             true => Vec::new(),
             false => match self.ancestors_of_descendant(pid, sender) {
                 Some(ancestors) => ancestors,
-                None => return self.foreign_closer.close(datagram.descriptors),
+                None => return self.discard(&datagram),
             },
         };
-        let text = datagram.text;
+        let text = &datagram.text;
         log::debug!("notification of process {pid}: {text:?}");
-        let notification = Notification::parse(&text);
+        let notification = Notification::parse(text);
         let fields = &notification.handover_fields;
         // Of the processes that the fleet does not know, only servers of this crate speak for
         // themselves, which name their generation.
@@ -39,6 +41,7 @@ impl Run {
             fields.generation.is_some() && is_running && self.has_user_of_service(sender)
         };
         if !is_known && !is_server() {
+            self.discard(&datagram);
             if let Some(process) = self.represented_process(&ancestors) {
                 let notice = notice_of_descendant(notification, sender);
                 self.handle(Event::Notified {
@@ -46,11 +49,21 @@ impl Run {
                     notice,
                 });
             }
-            return self.closer.close(datagram.descriptors);
+            return;
         }
         let bind = fields.bind.clone();
+        let descriptors = match bind.is_some() || !fields.listeners.is_empty() {
+            true => match self.notify_socket.take() {
+                Ok(descriptors) => descriptors,
+                Err(error) => return log::error!("a notification of process {pid}: {error}"),
+            },
+            false => {
+                self.discard(&datagram);
+                Vec::new()
+            }
+        };
         let notice = Notice {
-            listeners: self.take_listeners(bind, &fields.listeners, datagram.descriptors, sender),
+            listeners: self.take_listeners(bind, &fields.listeners, descriptors, sender),
             sender_started_at: match is_known {
                 true => None,
                 false => ancestry::start_time(pid),
@@ -58,6 +71,16 @@ impl Run {
             ..notice(notification, sender)
         };
         self.handle(Event::Notified { pid, notice });
+    }
+
+    /// Takes a notification from the queue, without its descriptors.
+    fn discard(&mut self, datagram: &Datagram) {
+        let socket = self.notify_socket.socket();
+        if datagram.has_descriptors {
+            self.discarder.discard(socket);
+        } else if let Err(error) = NotifySocket::discard(socket) {
+            log::error!("cannot receive a notification: {error}");
+        }
     }
 
     /// The sender, its parent, and so on, if it descends from the supervisor. Its user does not

@@ -31,6 +31,7 @@ use super::ancestry;
 use super::bind_rules::BindRules;
 use super::closer::Closer;
 use super::control::ControlSocket;
+use super::discarder::Discarder;
 use super::disposition::survives;
 use super::dry_run::DryRun;
 use super::fleet::Fleet;
@@ -67,10 +68,10 @@ pub(super) struct Run {
     pub(super) foreign_senders: ForeignSenders,
 
     // Where descriptors go that are not wanted.
-    /// Those of the service.
+    /// Those that the service has sent with a request or a listener.
     pub(super) closer: Closer,
-    /// Those of other processes, which cannot delay the service's.
-    pub(super) foreign_closer: Closer,
+    /// All others. They are not received.
+    pub(super) discarder: Discarder,
 
     // What serving processes get.
     pub(super) listeners: HeldListeners,
@@ -113,6 +114,9 @@ const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
+
+/// Notifications are handled for this long in one turn.
+const NOTIFICATION_TIME: Duration = Duration::from_millis(100);
 
 /// The pause after an error of the wait itself, so that the loop does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -164,7 +168,7 @@ impl Run {
             control: None,
             foreign_senders: ForeignSenders::default(),
             closer: Closer::new("close").started(),
-            foreign_closer: Closer::new("close-foreign"),
+            discarder: Discarder::default(),
             listeners,
             output_files: OutputFiles::default(),
             lifeline,
@@ -223,7 +227,8 @@ impl Run {
             .earlier(self.next_measurement)
             .earlier(self.foreign_senders.deadline())
             .earlier(self.closer.deadline())
-            .earlier(self.foreign_closer.deadline())
+            .earlier(self.discarder.deadline())
+            .earlier(self.listeners.next_attempt())
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
         let mut sockets = Vec::new();
@@ -328,11 +333,12 @@ impl Run {
     }
 
     fn read_notifications(&mut self) {
+        let end = Instant::now() + NOTIFICATION_TIME;
         for _ in 0..MAX_NOTIFICATIONS {
-            if !self.may_receive() {
+            if !self.may_receive() || Instant::now() >= end {
                 return;
             }
-            match self.notify_socket.receive() {
+            match self.notify_socket.peek() {
                 Ok(Some(datagram)) => self.handle_datagram(datagram),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot read notifications: {error}"),
@@ -342,7 +348,7 @@ impl Run {
 
     /// Whether there is room for the descriptors of another notification.
     fn may_receive(&mut self) -> bool {
-        self.closer.may_receive() && self.foreign_closer.may_receive()
+        self.closer.may_receive() && self.discarder.may_receive()
     }
 
     /// Handles exits, but first the notifications: a process may have sent some before its exit.
@@ -429,6 +435,9 @@ impl Run {
             log::warn!("ignored {count} notifications of processes that are not of the service");
         }
         self.start_due_guardian(now);
+        if self.listeners.next_attempt().has_passed(now) {
+            self.listeners.bind_missing(&self.settings);
+        }
         if let Some(control) = &mut self.control {
             control.expire(now);
             control.restore_file(now, &self.settings);

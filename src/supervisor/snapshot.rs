@@ -1,4 +1,4 @@
-//! Writes a [`Fleet`] to a record, and makes a fleet from one.
+//! Writes a [`Fleet`] and [`Stragglers`] to records, and makes them from records.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,12 @@ use super::fleet::backoff::Backoff;
 use super::fleet::process::{Process, Size, Stage, Watch};
 use super::fleet::slot::{Death, MAX_DEATHS, Slot};
 use super::fleet::{FinishedRestart, Fleet, Policy};
+use super::stragglers::{self, Ending, Stragglers};
 use crate::clock::{Deadline, in_millis};
 use crate::notify;
 use crate::wire::{
-    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, StageRecord, seconds,
+    DeathRecord, FleetRecord, ProcessRecord, RestartRecord, SlotRecord, StageRecord,
+    StragglersRecord, StragglersStage, seconds,
 };
 
 pub(super) fn age_of(since: Instant) -> u64 {
@@ -101,6 +103,21 @@ fn record_stage(stage: Stage) -> StageRecord {
     }
 }
 
+pub(super) fn record_stragglers(stragglers: &Stragglers) -> Vec<StragglersRecord> {
+    let groups = stragglers.groups.iter().map(|one| (Some(one.group), one));
+    let all = stragglers.all.iter().map(|all| (None, all));
+    let record = |(group, ending): (Option<u32>, &Ending)| StragglersRecord {
+        group,
+        stage: match ending.stage {
+            stragglers::Stage::New => StragglersStage::New,
+            stragglers::Stage::Terminated => StragglersStage::Terminated,
+            stragglers::Stage::Killed => StragglersStage::Killed,
+        },
+        left_ms: time_to(ending.deadline),
+    };
+    groups.chain(all).map(record).collect()
+}
+
 // ---- going on from a snapshot ----
 
 /// Makes a fleet of a record. If the new policy has fewer slots, the processes in the others drain;
@@ -126,6 +143,30 @@ pub(super) fn restore_fleet(record: FleetRecord, policy: Policy, now: Instant, s
     let slots = record.slots.into_iter();
     fleet.slots = slots.map(|slot| restore_slot(slot, now)).collect();
     fleet
+}
+
+/// Goes on to end what the program before has begun to end.
+pub(super) fn restore_stragglers(
+    stragglers: &mut Stragglers,
+    records: Vec<StragglersRecord>,
+    now: Instant,
+) {
+    for record in records {
+        let ending = Ending {
+            group: record.group.unwrap_or_default(),
+            stage: match record.stage {
+                StragglersStage::New => stragglers::Stage::New,
+                StragglersStage::Terminated => stragglers::Stage::Terminated,
+                StragglersStage::Killed => stragglers::Stage::Killed,
+            },
+            deadline: deadline_in(record.left_ms, now),
+        };
+        match record.group {
+            Some(_) => stragglers.groups.push(ending),
+            None => (stragglers.all, stragglers.has_ended_all) = (Some(ending), true),
+        }
+        stragglers.next_check = Some(now);
+    }
 }
 
 fn restore_slot(record: SlotRecord, now: Instant) -> Slot {
@@ -199,6 +240,7 @@ mod tests {
     use super::*;
     use crate::supervisor::Supervisor;
     use crate::supervisor::fleet::event::{Effect, Event, Exit, Notice};
+    use crate::sys::Signal;
     use crate::wire::{Record, Snapshot};
 
     /// A fleet of one process, whose recycling has failed 30 s ago.
@@ -268,6 +310,44 @@ mod tests {
         assert!(!starts_after(0));
         assert!(!starts_after(29));
         assert!(starts_after(31));
+    }
+
+    #[test]
+    fn stragglers_have_the_time_that_is_left_after_an_upgrade() {
+        use stragglers::Step;
+        let (now, whole) = (Instant::now(), Duration::from_secs(60));
+        let (never, stop) = (Deadline::NEVER, Deadline::after(now, whole));
+        let ending = |group, stage| Ending {
+            group,
+            stage,
+            deadline: stop,
+        };
+        let before = Stragglers {
+            groups: vec![
+                ending(7, stragglers::Stage::New),
+                ending(8, stragglers::Stage::Terminated),
+            ],
+            all: Some(ending(0, stragglers::Stage::Killed)),
+            ..Stragglers::default()
+        };
+        let record = Snapshot {
+            stragglers: record_stragglers(&before),
+            ..Snapshot::default()
+        };
+        let bytes = record.encode().unwrap();
+        let record = Snapshot::decode(bytes.as_bytes()).unwrap();
+        let mut after = Stragglers::default();
+        restore_stragglers(&mut after, record.stragglers, now);
+        assert_eq!(after.groups().collect::<Vec<_>>(), [7, 8]);
+        assert!(after.has_ended_all && after.next_check == Some(now));
+        let mut endings: Vec<Ending> = after.groups.into_iter().chain(after.all).collect();
+        let mut steps = |at: Instant| -> Vec<Step> {
+            let each = endings.iter_mut();
+            each.map(|ending| ending.step(true, never, at)).collect()
+        };
+        let (term, kill) = (Step::Send(Signal::Terminate), Step::Send(Signal::Kill));
+        assert_eq!(steps(now), [term, Step::Wait, kill]);
+        assert_eq!(steps(now + whole), [kill, kill, Step::Forget]);
     }
 
     #[test]

@@ -70,8 +70,7 @@ impl ServingProcess<'_> {
         // A process that is not in the terminal's foreground group is stopped when it reads from the
         // terminal (SIGTTIN).
         let is_terminal = self.own_group && io::stdin().is_terminal();
-        let null = is_terminal.then(|| File::open("/dev/null")).transpose()?;
-        let null = null.map(Descriptor::from);
+        let null = is_terminal.then(open_null).transpose()?;
         let options = self
             .program
             .spawn_options(&env, &env_with_pid, &descriptors);
@@ -85,6 +84,15 @@ impl ServingProcess<'_> {
             guardian: self.guardian,
             ..options
         })
+    }
+}
+
+/// Standard input that is at its end: /dev/null, or the same where there is none, as in a root
+/// directory of its own without /dev.
+fn open_null() -> io::Result<Descriptor> {
+    match File::open("/dev/null") {
+        Ok(null) => Ok(null.into()),
+        Err(_) => sys::descriptor::create_pipe().map(|(reader, _)| reader),
     }
 }
 

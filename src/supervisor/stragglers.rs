@@ -54,9 +54,9 @@ pub(super) struct Stragglers {
 pub(super) struct Ending {
     /// The process group. Not used where all processes are meant.
     pub(super) group: u32,
-    stage: Stage,
+    pub(super) stage: Stage,
     /// When the next stage begins.
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,8 @@ use super::fleet::event::Event;
 use super::listeners::{HeldListeners, Holder};
 use super::output_files::{OutputFiles, log_to};
 use super::run::{Run, random_seed};
-use super::snapshot::{age_of, record_fleet, restore_fleet, time_before};
+use super::snapshot::{age_of, record_fleet, record_stragglers};
+use super::snapshot::{restore_fleet, restore_stragglers, time_before};
 use crate::listener::Listener;
 use crate::log;
 use crate::notify;
@@ -60,14 +61,11 @@ impl Run {
     /// waits for a close.
     fn wait_for_closers(&self) -> io::Result<()> {
         let control = self.control.iter().map(|control| &control.closer);
-        let closers = || {
-            [&self.closer, &self.foreign_closer]
-                .into_iter()
-                .chain(control.clone())
-        };
+        let closers = || [&self.closer].into_iter().chain(control.clone());
         let end = Instant::now() + CLOSE_TIMEOUT;
         loop {
             let left: usize = closers().map(Closer::left).sum();
+            let left = left + self.discarder.stuck();
             if left == 0 {
                 return Ok(());
             }
@@ -92,7 +90,7 @@ impl Run {
         let mut snapshot = Snapshot {
             earlier_children: stragglers.earlier_children.iter().copied().collect(),
             had_children: stragglers.had_children,
-            ending_groups: stragglers.groups().collect(),
+            stragglers: record_stragglers(stragglers),
             age_ms: age_of(self.started_at),
             notify_socket: keep(self.notify_socket.socket(), kept)?,
             lifeline: [keep(&self.lifeline.0, kept)?, keep(&self.lifeline.1, kept)?],
@@ -218,11 +216,10 @@ pub(super) fn resume(
     )?;
     run.output_files = output_files;
     run.bind_rules.extend(snapshot.allowed_binds);
-    run.restore_stragglers(
-        snapshot.earlier_children,
-        snapshot.had_children,
-        &snapshot.ending_groups,
-    );
+    let stragglers = &mut run.stragglers;
+    stragglers.earlier_children = snapshot.earlier_children.into_iter().collect();
+    stragglers.had_children = snapshot.had_children;
+    restore_stragglers(stragglers, snapshot.stragglers, Instant::now());
     run.watch_processes();
     run.start_guardian();
     if let Some((pipe, pid)) = snapshot.guardian {

@@ -199,7 +199,7 @@ impl fmt::Display for Signal {
     }
 }
 
-/// A datagram as received by a [`NotifySocket`]: a notification (sd_notify(3)) and its sender.
+/// A datagram in the queue of a [`NotifySocket`]: a notification (sd_notify(3)) and its sender.
 #[derive(Debug)]
 pub(crate) struct Datagram {
     /// The process that sent it, as the kernel reports; 0 for one outside of this process's pid
@@ -208,7 +208,7 @@ pub(crate) struct Datagram {
     /// The user of that process.
     pub(crate) uid: u32,
     pub(crate) text: String,
-    pub(crate) descriptors: Vec<Descriptor>,
+    pub(crate) has_descriptors: bool,
 }
 
 /// What a [`LogWriter`](supervision::LogWriter) reports.

@@ -35,6 +35,9 @@ pub(crate) struct BindOptions {
     /// an earlier version lacks this field: that process sets TCP_NODELAY on the listener itself.
     #[serde(default)]
     pub(crate) nodelay: bool,
+    /// The clients of a Unix socket may send descriptors.
+    #[serde(default)]
+    pub(crate) unix_descriptors: bool,
 }
 
 /// An address to bind.

@@ -70,7 +70,7 @@
 //!   "removes_file":false}],"bind":null,"successor":null,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":{"addr":{"tcp":"127.0.0.1:80"},"name":null,
 //!   "backlog":1024,"fast_open":null,"unix_mode":null,"defer_accept":false,"reuse_port":false,
-//!   "only_v6":false,"nodelay":true},"successor":null,"failed":null}
+//!   "only_v6":false,"nodelay":true,"unix_descriptors":false},"successor":null,"failed":null}
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":4712,"failed":null}
 //! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,
 //!   "failed":"the successor exited before it was ready"}
@@ -104,7 +104,8 @@
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
 //!   "requests":48151,"first_size":null}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
-//!   "ending_groups":[4702],"outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
+//!   "stragglers":[{"group":4702,"stage":"terminated","left_ms":26000}],
+//!   "outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
 //!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
 //! ```
 //!
@@ -150,7 +151,7 @@ pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
     DeathRecord, FleetRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot,
-    SnapshotListener, StageRecord,
+    SnapshotListener, StageRecord, StragglersRecord, StragglersStage,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.

@@ -42,9 +42,9 @@ pub(crate) struct Snapshot {
     /// There were such children.
     #[serde(default)]
     pub(crate) had_children: bool,
-    /// Process groups that are being ended, because their processes have exited.
+    /// What processes have left behind, and is being ended.
     #[serde(default)]
-    pub(crate) ending_groups: Vec<u32>,
+    pub(crate) stragglers: Vec<StragglersRecord>,
     /// The files to which the output of the processes goes.
     #[serde(default)]
     pub(crate) outputs: Vec<OutputRecord>,
@@ -68,6 +68,29 @@ pub(crate) struct SnapshotListener {
     /// The device and inode of a Unix socket's file.
     #[serde(default)]
     pub(crate) file: Option<(u64, u64)>,
+}
+
+/// Processes that are being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct StragglersRecord {
+    /// Their process group. `None`: all that descend from the supervisor.
+    pub(crate) group: Option<u32>,
+    pub(crate) stage: StragglersStage,
+    /// The time until the next stage, if there is a limit.
+    pub(crate) left_ms: Option<u64>,
+}
+
+/// What was done with stragglers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) enum StragglersStage {
+    New,
+    /// SIGTERM was sent.
+    Terminated,
+    /// SIGKILL was sent.
+    Killed,
 }
 
 /// A file to which the output of processes goes, by a pipe.

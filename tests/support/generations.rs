@@ -67,6 +67,12 @@ pub(crate) fn serve_if_child() {
             }),
         None => inherit(),
     };
+    if mode == "sidecar with standard error" {
+        drop(start_sidecar(
+            &dir,
+            restart.standard_error().unwrap().into(),
+        ));
+    }
     misbehave(&dir, &mode, "");
     let generation = restart.generation();
     let state = String::from_utf8(restart.inherited_state().unwrap_or_default()).unwrap();
@@ -318,14 +324,7 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
         }
         // A subprocess that the service starts before its server is there.
         "sidecar" | "sidecar pause" => {
-            let script = "grep SigBlk /proc/self/status > new; echo $$ >> new; mv new sidecar; \
-                while ! test -e say; do sleep 0.01; done; echo from the sidecar >&2; echo $? > said";
-            Command::new("sh")
-                .args(["-c", script])
-                .current_dir(dir)
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
+            drop(start_sidecar(dir, Stdio::inherit()));
             if mode.ends_with("pause") {
                 misbehave(dir, "pause", "");
             }
@@ -335,6 +334,20 @@ pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
         "half takeover" => take_over_by_half(),
         _ => {}
     }
+}
+
+/// Starts a subprocess, which writes its id to the file `sidecar`, and waits for the file `say` before it writes to
+/// its standard error.
+fn start_sidecar(dir: &Path, stderr: Stdio) -> Child {
+    let script = "grep SigBlk /proc/self/status > new; echo $$ >> new; mv new sidecar; \
+        while ! test -e say; do sleep 0.01; done; echo from the sidecar >&2; echo $? > said";
+    Command::new("sh")
+        .args(["-c", script])
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap()
 }
 
 /// Accepts, as far as the predecessor knows, gives up, and stays. The handshake socket becomes standard input first.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::Socket;
@@ -178,6 +179,10 @@ impl SignalFd {
     }
 }
 
+pub(crate) fn allow_interrupts() {}
+
+pub(crate) fn interrupt(_thread: &JoinHandle<()>) {}
+
 /// Only the id tells the process.
 #[cfg_attr(windows, allow(dead_code))]
 #[derive(Debug)]
@@ -235,7 +240,15 @@ impl NotifySocket {
         match *self {}
     }
 
-    pub(crate) fn receive(&self) -> io::Result<Option<Datagram>> {
+    pub(crate) fn peek(&self) -> io::Result<Option<Datagram>> {
         match *self {}
+    }
+
+    pub(crate) fn take(&self) -> io::Result<Vec<Descriptor>> {
+        match *self {}
+    }
+
+    pub(crate) fn discard(_socket: &Socket) -> io::Result<()> {
+        unsupported()
     }
 }

@@ -348,14 +348,19 @@ pub(super) fn reset_dispositions(ignored: &[libc::c_int]) {
 }
 
 /// Lets SIGCHLD interrupt a wait that unblocks it. Async-signal-safe.
-#[allow(unsafe_code)]
 pub(super) fn interrupt_waits_by_sigchld() {
+    interrupt_waits_by(libc::SIGCHLD);
+}
+
+/// Lets a signal interrupt a wait, and do nothing else. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn interrupt_waits_by(number: libc::c_int) {
     extern "C" fn ignore(_number: libc::c_int) {}
     // SAFETY: the structure is valid when it is zeroed, and the handler does nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
-        libc::sigaction(libc::SIGCHLD, &action, std::ptr::null_mut());
+        libc::sigaction(number, &action, std::ptr::null_mut());
     }
 }
 

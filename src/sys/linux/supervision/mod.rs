@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::os::unix::thread::JoinHandleExt;
 use std::process::ExitStatus;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -101,6 +103,22 @@ pub(crate) fn time_since_tick(ticks: u64) -> Duration {
         ticks.saturating_add(1) as f64 / param::clock_ticks_per_second().max(1) as f64;
     let then = Duration::try_from_secs_f64(end_of_tick).unwrap_or(Duration::MAX);
     now.saturating_sub(then)
+}
+
+/// The signal that interrupts a thread. By default it does nothing, and nobody sends it to a supervisor.
+const INTERRUPT: libc::c_int = libc::SIGURG;
+
+/// Lets [`interrupt`] end waits of this thread.
+pub(crate) fn allow_interrupts() {
+    signal::interrupt_waits_by(INTERRUPT);
+    signal::change_mask(libc::SIG_UNBLOCK, &signal::set_of([INTERRUPT]));
+}
+
+/// Ends the wait of a thread, if it waits where a signal can end that.
+#[allow(unsafe_code, clippy::unnecessary_cast)]
+pub(crate) fn interrupt(thread: &JoinHandle<()>) {
+    // SAFETY: the thread was not joined, so that the handle is valid.
+    unsafe { libc::pthread_kill(thread.as_pthread_t() as libc::pthread_t, INTERRUPT) };
 }
 
 /// The bit of a signal in the masks of /proc/PID/status (`SigCgt` in proc_pid_status(5)).

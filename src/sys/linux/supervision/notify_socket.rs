@@ -23,8 +23,17 @@ pub(crate) struct NotifySocket {
 /// The longest notification, in bytes: the names of listeners need most.
 const MAX_TEXT: usize = 32 * 1024;
 
-/// Room in bytes for the most descriptors of a message, which are 253, and for the sender.
-const CONTROL: usize = 2048;
+/// Room for control messages, in words of eight bytes: for the sender alone, and for the sender and the
+/// most descriptors of a message, which are 253.
+const SENDER_CONTROL: usize = control_words(size_of::<libc::ucred>());
+const FULL_CONTROL: usize = 256;
+
+const fn control_words(data: usize) -> usize {
+    // SAFETY: the call computes with numbers only.
+    #[allow(unsafe_code)]
+    let bytes = unsafe { libc::CMSG_SPACE(data as libc::c_uint) } as usize;
+    bytes / size_of::<u64>()
+}
 
 impl NotifySocket {
     pub(crate) fn bind() -> io::Result<Self> {
@@ -54,47 +63,91 @@ impl NotifySocket {
         &self.socket
     }
 
-    /// Receives a notification. `None` if there is none. The text of one that is too long is empty.
-    // With musl, lengths are of another type.
-    #[allow(unsafe_code, clippy::unnecessary_cast)]
-    pub(crate) fn receive(&self) -> io::Result<Option<Datagram>> {
-        let mut buffer = [0u8; MAX_TEXT];
-        let mut control = [0u64; CONTROL / size_of::<u64>()];
-        let mut slice = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        };
-        // SAFETY: any bits are a header. Its pointers are to live buffers of the lengths that it
-        // names, aligned as control messages are.
-        let (header, size) = unsafe {
-            let mut header: libc::msghdr = std::mem::zeroed();
-            header.msg_iov = &raw mut slice;
-            header.msg_iovlen = 1;
-            header.msg_control = control.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL as _;
-            let fd = self.socket.as_raw_fd();
-            let size = loop {
-                match libc::recvmsg(fd, &raw mut header, libc::MSG_CMSG_CLOEXEC) {
-                    -1 => match io::Error::last_os_error() {
-                        error if error.kind() == ErrorKind::Interrupted => {}
-                        error if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                        error => return Err(error),
-                    },
-                    size => break size.unsigned_abs(),
-                }
-            };
-            (header, size)
+    /// The next notification, which stays in the queue, with its descriptors. `None` if there is none.
+    /// The text of one that is too long is empty.
+    #[allow(unsafe_code)]
+    pub(crate) fn peek(&self) -> io::Result<Option<Datagram>> {
+        let (mut text, mut control) = ([0; MAX_TEXT], [0; SENDER_CONTROL]);
+        let received = receive(&self.socket, &mut text, &mut control, libc::MSG_PEEK)?;
+        let Some((header, size)) = received else {
+            return Ok(None);
         };
         // SAFETY: the kernel has filled the header and its buffers, which are alive.
-        let (sender, descriptors) = unsafe { read_control(&header) };
-        let is_cut = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
-        let text = if is_cut { &[][..] } else { &buffer[..size] };
+        let (sender, _) = unsafe { read_control(&header) };
+        let is_cut = header.msg_flags & libc::MSG_TRUNC != 0;
+        let text = if is_cut { &[][..] } else { &text[..size] };
         Ok(Some(Datagram {
             pid: sender.pid.unsigned_abs(),
             uid: sender.uid,
             text: String::from_utf8_lossy(text).into_owned(),
-            descriptors,
+            // They have found no room.
+            has_descriptors: header.msg_flags & libc::MSG_CTRUNC != 0,
         }))
+    }
+
+    /// Takes the next notification from the queue. Returns its descriptors.
+    ///
+    /// # Errors
+    ///
+    /// Not all descriptors could be received. The notification is lost then.
+    #[allow(unsafe_code)]
+    pub(crate) fn take(&self) -> io::Result<Vec<Descriptor>> {
+        let mut control = [0; FULL_CONTROL];
+        let flags = libc::MSG_CMSG_CLOEXEC;
+        let Some((header, _)) = receive(&self.socket, &mut [], &mut control, flags)? else {
+            return Ok(Vec::new());
+        };
+        // SAFETY: the kernel has filled the header and its buffers, which are alive.
+        let (_, descriptors) = unsafe { read_control(&header) };
+        match header.msg_flags & libc::MSG_CTRUNC {
+            0 => Ok(descriptors),
+            _ => Err(io::Error::other("not all descriptors could be received")),
+        }
+    }
+
+    /// Takes the next notification of such a socket from the queue. The kernel drops its descriptors,
+    /// which may make this thread wait.
+    pub(crate) fn discard(socket: &Socket) -> io::Result<()> {
+        receive(socket, &mut [], &mut [], 0).map(drop)
+    }
+}
+
+/// Receives a message, without waiting (recvmsg(2)). Returns its header, which points to the buffers,
+/// and its length. `None` if there is none.
+// With musl, lengths are of another type.
+#[allow(unsafe_code, clippy::unnecessary_cast)]
+fn receive(
+    socket: &Socket,
+    text: &mut [u8],
+    control: &mut [u64],
+    flags: libc::c_int,
+) -> io::Result<Option<(libc::msghdr, usize)>> {
+    let mut slice = libc::iovec {
+        iov_base: text.as_mut_ptr().cast(),
+        iov_len: text.len(),
+    };
+    // SAFETY: any bits are a header. Its pointers are to live buffers of the lengths that it names,
+    // aligned as control messages are.
+    unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &raw mut slice;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(control) as _;
+        let (fd, flags) = (socket.as_raw_fd(), flags | libc::MSG_DONTWAIT);
+        loop {
+            match libc::recvmsg(fd, &raw mut header, flags) {
+                -1 => match io::Error::last_os_error() {
+                    error if error.kind() == ErrorKind::Interrupted => {}
+                    error if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                    error => return Err(error),
+                },
+                size => {
+                    header.msg_iov = std::ptr::null_mut();
+                    return Ok(Some((header, size.unsigned_abs())));
+                }
+            }
+        }
     }
 }
 
