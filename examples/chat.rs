@@ -49,11 +49,7 @@ impl Service for Chat {
             return Ok(Next::Close);
         }
         let Some(line) = conn.take_line(1024)? else {
-            return Ok(match (conn.at_eof(), conn.buffer()) {
-                (true, _) => Next::Close,
-                (false, []) => Next::Park,
-                (false, _) => Next::More,
-            });
+            return Ok(Next::More);
         };
         let line = Bytes::from(format!("{name}: {line}\n"));
         // Sending is I/O: not under the lock.

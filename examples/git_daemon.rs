@@ -113,7 +113,6 @@ mod unix {
         fn serve(&self, conn: &mut Connection) -> io::Result<Next> {
             let request = match Request::take(conn) {
                 Ok(Some(request)) => request,
-                Ok(None) if conn.at_eof() => return Ok(Next::Close),
                 Ok(None) => return Ok(Next::More),
                 Err(why) => return refuse(conn, why),
             };

@@ -63,7 +63,6 @@ impl Service for Store {
     fn serve(&self, conn: &mut Connection, session: &mut Session, _: &mut ()) -> io::Result<Next> {
         let line = match conn.take_line(LINE_LIMIT) {
             Ok(Some(line)) => line,
-            Ok(None) if conn.at_eof() => return Ok(Next::Close),
             Ok(None) => return Ok(Next::More),
             // The beginning of the next request is not known.
             Err(error) => {

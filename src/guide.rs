@@ -31,8 +31,8 @@
 ///
 /// While a connection waits, the service has returned [`Next::Park`](crate::Next::Park) or
 /// [`Next::Wait`](crate::Next::Wait). After `Park`, what the client sends leads to a call: the
-/// client and the server may both speak at any time. After `Wait`, what the client sends stays in the
-/// buffer until the answer is there: requests are answered in order.
+/// client and the server may both speak at any time. After `Wait`, what the client sends stays in
+/// the buffer until the answer is there: requests are answered in order.
 ///
 /// # Which thread runs what
 ///
@@ -76,7 +76,6 @@
 ///             conn.set_idle_timeout(std::time::Duration::MAX);
 ///         }
 ///         Some(text) => publish(format!("{text}\n").into()),
-///         None if conn.at_eof() => return Ok(Next::Close),
 ///         None => return Ok(Next::More),
 ///     }
 ///     Ok(Next::Park)
@@ -98,13 +97,111 @@
 /// # A job and its answer
 ///
 /// The service gives the job and a waker to another thread, and returns `Wait`. When the answer is
-/// there, the other thread wakes the connection: the example at [`Waker`](crate::Waker). With a time
-/// limit, the service sets [`wake_at`](crate::Connection::wake_at) as well; then
+/// there, the other thread wakes the connection: the example at [`Waker`](crate::Waker). With a
+/// time limit, the service sets [`wake_at`](crate::Connection::wake_at) as well; then
 /// [`cause`](crate::Connection::cause) says whether the answer or the limit came first. Whether the
 /// client has ended its side is `cause().ended`.
 ///
 /// For HTTP, `Reply::later` does all of this: exactly one of the answer, the limit and the client's
 /// leaving wins, and the thread with the answer learns which.
+///
+/// # A waiting list
+///
+/// Where threads waited on a `Condvar`, connections wait in a list of wakers. A waiter has the
+/// number of its session, by which the session's drop takes it off the list. In this queue, `get`
+/// waits for an item, and every other line is an item:
+///
+/// ```
+/// use std::collections::VecDeque;
+/// use std::io::{self, Write};
+/// use std::sync::Mutex;
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+/// use std::time::Duration;
+///
+/// use handover::{Connection, Next, Waker};
+///
+/// static QUEUE: Mutex<Queue> =
+///     Mutex::new(Queue { items: VecDeque::new(), waiting: VecDeque::new() });
+/// static SESSIONS: AtomicU64 = AtomicU64::new(0);
+///
+/// struct Queue {
+///     items: VecDeque<String>,
+///     /// By the numbers of their sessions.
+///     waiting: VecDeque<(u64, Waker)>,
+/// }
+///
+/// impl Queue {
+///     /// Wakes the first waiter that has not left.
+///     fn wake_next(&mut self) {
+///         while self.waiting.pop_front().is_some_and(|(_, waker)| !waker.wake()) {}
+///     }
+/// }
+///
+/// struct Session {
+///     number: u64,
+///     is_waiting: bool,
+/// }
+///
+/// impl Drop for Session {
+///     fn drop(&mut self) {
+///         let mut queue = QUEUE.lock().unwrap();
+///         queue.waiting.retain(|(number, _)| *number != self.number);
+///         // The wake-up may have been for this waiter, which has left before its call.
+///         if self.is_waiting && !queue.items.is_empty() {
+///             queue.wake_next();
+///         }
+///     }
+/// }
+///
+/// fn serve(conn: &mut Connection, session: &mut Session, (): &mut ()) -> io::Result<Next> {
+///     if !session.is_waiting {
+///         match conn.take_line(1024)?.as_deref() {
+///             Some("get") => session.is_waiting = true,
+///             Some(item) => {
+///                 let mut queue = QUEUE.lock().unwrap();
+///                 queue.items.push_back(item.to_owned());
+///                 queue.wake_next();
+///                 return Ok(Next::Park);
+///             }
+///             None => return Ok(Next::More),
+///         }
+///     }
+///     if conn.cause().ended {
+///         return Ok(Next::Close); // the client has left
+///     }
+///     let item = {
+///         let mut queue = QUEUE.lock().unwrap();
+///         queue.waiting.retain(|(number, _)| *number != session.number);
+///         let Some(item) = queue.items.pop_front() else {
+///             queue.waiting.push_back((session.number, conn.waker()));
+///             conn.set_idle_timeout(Duration::MAX);
+///             return Ok(Next::Wait);
+///         };
+///         item
+///     };
+///     session.is_waiting = false;
+///     conn.set_idle_timeout(Duration::from_secs(75));
+///     writeln!(conn, "{item}")?;
+///     Ok(Next::Park)
+/// }
+///
+/// # fn main() {
+/// let session = |_: &Connection| {
+///     let number = SESSIONS.fetch_add(1, Relaxed);
+///     Ok(Session { number, is_waiting: false })
+/// };
+/// let service = handover::service_with(|_worker| Ok(()), session, serve);
+/// # fn is_service(_: impl handover::Service) {}
+/// # is_service(service);
+/// # }
+/// ```
+///
+/// As after `Condvar::wait`, a waiter that was woken looks again, and may wait again.
+/// [`Waker::wake`](crate::Waker::wake) is false if the connection has ended, but a connection that
+/// was woken may also end before its call: hence the second `wake_next`. Such a drop never runs on
+/// the thread that wakes, so that waking under the lock is safe. [`Next::Wait`](crate::Next::Wait)
+/// expires after [`idle_timeout`](crate::Builder::idle_timeout) (75 s), unless `set_idle_timeout`
+/// says otherwise.
 ///
 /// # Heartbeats
 ///
@@ -128,16 +225,63 @@
 /// }
 /// ```
 ///
-/// A timer does not extend the idle time-out: a client that does not answer the heartbeats is closed
-/// after [`idle_timeout`](crate::Builder::idle_timeout).
+/// A timer does not extend the idle time-out: a client that does not answer the heartbeats is
+/// closed after [`idle_timeout`](crate::Builder::idle_timeout).
 ///
 /// # Stops and restarts
 ///
 /// A connection that has a waker, an outbox or a timer is called once when the server begins to
-/// drain ([`cause().draining`](crate::Cause::draining)). To end it, say goodbye and return `Close`;
-/// a WebSocket has close codes for it. After `Wait` the connection goes on until the drain's
-/// deadline, so that an answer can still come. After `Park` it is closed as idle connections are.
-/// [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
+/// drain ([`cause().draining`](crate::Cause::draining)). After `Wait` the connection goes on until
+/// the drain's deadline, so that an answer can still come. After `Park` it is closed as idle
+/// connections are. [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
+///
+/// Other connections are not told. When one is idle, a stop closes it without a call. After a
+/// restart it is closed when [`idle_grace`](crate::Restart::idle_grace) ends, and
+/// [`Service::expired`](crate::Service::expired) is called before, if the service handles expiry.
+///
+/// **Goodbyes.** The shortest way is to say goodbye and to return `Close`, as the subscribers do
+/// above. What the client sends at that moment is lost: it crosses the close, and nobody reads it.
+/// A WebSocket has a close frame for this, which the client answers. A protocol without an answer
+/// to a goodbye waits until the client has been silent for a second, and serves what comes before:
+///
+/// ```
+/// use std::io::{self, Write};
+/// use std::time::{Duration, Instant};
+///
+/// use handover::{Connection, Next};
+///
+/// const SILENCE: Duration = Duration::from_secs(1);
+///
+/// fn serve(conn: &mut Connection) -> io::Result<Next> {
+///     if conn.cause().draining {
+///         writeln!(conn, "the server restarts")?;
+///     }
+///     let mut is_silent = conn.cause().timer;
+///     while let Some(line) = conn.take_line(1024)? {
+///         is_silent = false;
+///         writeln!(conn, "{line}")?;
+///     }
+///     if !conn.buffer().is_empty() {
+///         return Ok(Next::More);
+///     }
+///     if !conn.is_draining() {
+///         // The timer is what makes the server call at a drain.
+///         conn.wake_at(Instant::now() + Duration::from_secs(3600));
+///         return Ok(Next::Park);
+///     }
+///     if is_silent || conn.at_eof() {
+///         return Ok(Next::Close);
+///     }
+///     conn.wake_at(Instant::now() + SILENCE);
+///     Ok(Next::Wait)
+/// }
+/// # fn is_service(_: impl handover::Service) {}
+/// # is_service(serve);
+/// ```
+///
+/// While it waits it returns `Wait`, and not `Park`: a stop closes a connection in `Park` at once.
+/// What the client sends in that second is served at its end. Lost is only what takes longer than
+/// that to arrive.
 pub mod push {}
 
 #[doc = include_str!("guide/porting.md")]

@@ -168,9 +168,11 @@ pub trait Service: Send + Sync {
     }
 
     /// A time-out of the connection has expired: the service may say so to the client before the
-    /// connection is closed, or may go on with the connection. Called only if
-    /// [`handles_expiry`](Self::handles_expiry) says so, and only for a connection that was served
-    /// before and whose output is written. At most a quarter of the workers is in such calls, and
+    /// connection is closed, or may go on with the connection. **Called only if
+    /// [`handles_expiry`](Self::handles_expiry) returns true**, which is not the default, and only
+    /// for a connection that was served before and whose output is written. Also called, with
+    /// [`Expiry::Idle`], when [`idle_grace`](crate::Restart::idle_grace) ends an idle connection
+    /// after a restart. A stop does not call it, see [`Cause::draining`](crate::Cause::draining). At most a quarter of the workers is in such calls, and
     /// at least one: connections beyond that are closed without a call. Defaults to
     /// [`Next::Close`].
     ///

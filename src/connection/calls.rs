@@ -20,7 +20,10 @@ pub struct Cause {
     pub ended: bool,
     /// The server has begun to stop, or was replaced by a successor. True in one call only, unlike
     /// [`is_draining`](crate::Connection::is_draining), and only if the connection has ever had a
-    /// waker, an outbox or a timer.
+    /// waker, an outbox or a timer. Other connections are not told: a stop closes those that are
+    /// idle without a call, and after a restart
+    /// [`Service::expired`](crate::Service::expired) is called when
+    /// [`idle_grace`](crate::Restart::idle_grace) ends.
     pub draining: bool,
 }
 
@@ -30,7 +33,8 @@ pub struct Cause {
 pub enum Expiry {
     /// The client has not begun a message within
     /// [`idle_timeout`](crate::Builder::idle_timeout), or nothing has happened after
-    /// [`Next::Wait`](crate::Next::Wait) for that long.
+    /// [`Next::Wait`](crate::Next::Wait) for that long. After a restart, the client has not begun
+    /// a message within [`idle_grace`](crate::Restart::idle_grace).
     Idle,
     /// The client has begun a message, and not ended it within
     /// [`read_timeout`](crate::Builder::read_timeout).

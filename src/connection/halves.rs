@@ -45,6 +45,7 @@ impl Connection {
     ///     Ok(Next::Close)
     /// }
     /// ```
+    #[doc(alias = "try_clone")]
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         let conn = Rc::new(RefCell::new(self));
         let reader = ReadHalf {

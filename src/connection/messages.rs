@@ -6,8 +6,9 @@ use super::Connection;
 
 impl Connection {
     /// Takes the bytes up to and including `delimiter` from what has arrived, without waiting.
-    /// `None`: the delimiter has not arrived. Return [`Next::More`](crate::Next::More) then, or
-    /// close the connection when [`at_eof`](Self::at_eof).
+    /// `None`: the delimiter has not arrived. Return [`Next::More`](crate::Next::More) then, which
+    /// closes the connection at the end of the stream. If a last message without its delimiter
+    /// counts: when [`at_eof`](Self::at_eof), it is what is left in the [`buffer`](Self::buffer).
     ///
     /// # Errors
     ///
@@ -20,11 +21,10 @@ impl Connection {
     /// use handover::{Connection, Next};
     ///
     /// fn serve(conn: &mut Connection) -> io::Result<Next> {
-    ///     match conn.take_until(b';', 256)? {
-    ///         Some(statement) => conn.write_all(&statement)?,
-    ///         None if conn.at_eof() => return Ok(Next::Close),
-    ///         None => return Ok(Next::More),
-    ///     }
+    ///     let Some(statement) = conn.take_until(b';', 256)? else {
+    ///         return Ok(Next::More);
+    ///     };
+    ///     conn.write_all(&statement)?;
     ///     Ok(Next::Park)
     /// }
     /// ```

@@ -36,6 +36,7 @@ impl Connection {
     ///
     /// Messages do not extend the connection's idle time-out, see
     /// [`set_idle_timeout`](Self::set_idle_timeout).
+    #[doc(alias = "try_clone")]
     pub fn outbox(&mut self, limit: usize) -> Outbox {
         self.wants_drain_call.store(true, Relaxed);
         self.close_outbox();

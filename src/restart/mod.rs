@@ -284,7 +284,9 @@ impl Restart {
     /// How long a connection that was kept open may be idle before the process that was replaced
     /// closes it. A request that comes within that time is answered, and the answer tells the
     /// client, if the protocol can, to use another connection. Choose a time longer than clients
-    /// pause, as a later request meets the close. The
+    /// pause, as a later request meets the close. A service that
+    /// [handles expiry](crate::Service::handles_expiry) is called before the close, with
+    /// [`Expiry::Idle`](crate::Expiry::Idle). The
     /// [`drain_timeout`](crate::Builder::drain_timeout) ends the grace early. Defaults to 10 s.
     pub fn idle_grace(self, grace: Duration) -> Self {
         self.set(|parts| parts.idle_grace = grace)

@@ -452,6 +452,11 @@ impl Builder {
     /// Binds the listeners and makes the server. No connection is accepted before the server is
     /// started.
     ///
+    /// The service is a function `fn(&mut Connection) -> io::Result<Next>`, or a value of a type
+    /// that implements [`Service`]. [`service`](crate::service) makes one of a function with other
+    /// errors, and [`service_with`](crate::service_with) one of functions with a session and a
+    /// state of the worker.
+    ///
     /// # Errors
     ///
     /// [`BuildError`] names the setting that is not valid, or the address that cannot be listened
