@@ -49,7 +49,7 @@ impl Service for Chat {
             return Ok(Next::Close);
         }
         let Some(line) = conn.take_line(1024)? else {
-            return Ok(Next::More);
+            return Ok(Next::incomplete(conn));
         };
         let line = Bytes::from(format!("{name}: {line}\n"));
         // Sending is I/O: not under the lock.

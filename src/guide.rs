@@ -163,7 +163,7 @@
 ///                 queue.wake_next();
 ///                 return Ok(Next::Park);
 ///             }
-///             None => return Ok(Next::More),
+///             None => return Ok(Next::incomplete(conn)),
 ///         }
 ///     }
 ///     if conn.cause().ended {
@@ -221,7 +221,7 @@
 ///         // …
 ///     }
 ///     conn.wake_at(Instant::now() + HEARTBEAT);
-///     Ok(Next::Park)
+///     Ok(Next::incomplete(conn))
 /// }
 /// ```
 ///

@@ -6,9 +6,11 @@ use super::Connection;
 
 impl Connection {
     /// Takes the bytes up to and including `delimiter` from what has arrived, without waiting.
-    /// `None`: the delimiter has not arrived. Return [`Next::More`](crate::Next::More) then, which
-    /// closes the connection at the end of the stream. If a last message without its delimiter
-    /// counts: when [`at_eof`](Self::at_eof), it is what is left in the [`buffer`](Self::buffer).
+    /// `None`: the delimiter has not arrived. Return [`Next::More`](crate::Next::More) then, or
+    /// [`Next::incomplete`](crate::Next::incomplete) if the service is also called without input.
+    /// `More` closes the connection at the end of the stream. If a last message without its
+    /// delimiter counts: when [`at_eof`](Self::at_eof), it is what is left in the
+    /// [`buffer`](Self::buffer).
     ///
     /// # Errors
     ///
