@@ -303,14 +303,23 @@ impl Run {
 
     /// The signal and what follows, for the log.
     fn describe_signal(&self, signal: Signal) -> String {
-        let stop = |next| {
-            let limit = TimeLimit(self.settings.policy.stop_timeout);
-            format!("stopping, {limit}; {next} stops now")
+        let is_stopping = self.fleet.shutdown.is_some();
+        let timeout = self.settings.policy.stop_timeout;
+        let stop = |next| match (is_stopping, TimeLimit(timeout)) {
+            (true, _) => format!("the stop goes on; {next} stops now"),
+            // Processes ask for it with EXTEND_TIMEOUT_USEC.
+            (false, limit) if limit.is_some() => {
+                format!("stopping, {limit} unless a process asks for more; {next} stops now")
+            }
+            (false, limit) => format!("stopping, {limit}; {next} stops now"),
         };
         let what = match signal {
+            Signal::Hangup | Signal::User2 if is_stopping => {
+                "too late, the supervisor is stopping".to_owned()
+            }
             Signal::Hangup => "restarting".to_owned(),
             Signal::User2 => "replacing the supervisor".to_owned(),
-            Signal::User1 => "opening the log files again, and passing it on".to_owned(),
+            Signal::User1 => "reopening the log files; the processes get SIGUSR1".to_owned(),
             Signal::Interrupt | Signal::Terminate if self.stop_signal_received => {
                 return format!("{signal} again: stopping now");
             }
