@@ -26,10 +26,11 @@ pub enum Next {
     /// waits for the message, within its own deadline.
     ///
     /// If this call has consumed bytes and left others, the service is called for those first: they
-    /// may be the next part of the message. If the buffer is empty and no message has begun, as
-    /// after a wake-up, this is [`Park`](Self::Park). At the end of the stream the service is called
-    /// once more, with [`at_eof`](Connection::at_eof) true; `More` then closes the connection. So a
-    /// service may return `More` whenever it lacks bytes.
+    /// may be the next part of the message. At the end of the stream the service is called once
+    /// more, with [`at_eof`](Connection::at_eof) true; `More` then closes the connection.
+    ///
+    /// Not between two messages: a service that is also called without input, to greet its client or
+    /// by a [`Waker`](crate::Waker), returns [`Next::incomplete`].
     More,
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
     /// ([`Connection::wake_at`]), the end of the client's side, or the beginning of a drain.
@@ -48,6 +49,17 @@ pub enum Next {
     /// Write the buffered output, then close. Also the end of a connection whose socket was taken
     /// out with [`detach`](Connection::detach): the socket that was taken stays open.
     Close,
+}
+
+impl Next {
+    /// What to return if the buffer has no complete message: [`Park`](Self::Park) if the buffer is
+    /// empty, so that no message has begun, and [`More`](Self::More) otherwise.
+    pub fn incomplete(conn: &Connection) -> Self {
+        match conn.buffer().is_empty() {
+            true => Self::Park,
+            false => Self::More,
+        }
+    }
 }
 
 /// The server's settings that limit what a service can do with a connection, for

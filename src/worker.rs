@@ -492,17 +492,10 @@ impl<'a, S: Service> Workers<'a, S> {
             return Disposition::Requeue;
         }
         let consumed = conn.consumed();
-        // The first call for a client that is to be greeted.
-        let stage = match occupant.session {
-            None => Stage::New,
-            Some(_) => stage,
-        };
         match self.call(occupant, worker, token) {
-            Ok(Next::More) => {
-                let conn = &occupant.conn;
-                let has_consumed = conn.consumed() != consumed;
-                let next = next_after_more(stage, has_consumed, conn.buffer().is_empty());
-                self.apply_next(occupant, next)
+            // The service has taken one part of a message, and the next part may have arrived.
+            Ok(Next::More) if occupant.conn.has_unseen_bytes(consumed) => {
+                self.apply_next(occupant, Next::Again)
             }
             Ok(next) => self.apply_next(occupant, next),
             Err(error) => {
@@ -665,17 +658,6 @@ impl<'a, S: Service> Workers<'a, S> {
     /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
         !matches!(stage, Stage::Partial | Stage::Waiting) && self.lots.drain.is_closing()
-    }
-}
-
-/// What comes after a call that has returned [`Next::More`]. `stage` is the one before the call.
-fn next_after_more(stage: Stage, has_consumed: bool, is_empty: bool) -> Next {
-    match stage {
-        // One part of the message is taken, and the next part may have arrived.
-        _ if has_consumed && !is_empty => Next::Again,
-        // A greeting, or a wake-up: no message has begun.
-        Stage::New | Stage::Idle | Stage::Waiting if !has_consumed && is_empty => Next::Park,
-        _ => Next::More,
     }
 }
 

@@ -231,6 +231,8 @@ pub struct Connection {
     bytes_out: u64,
     counted: (u64, u64),
     closing_notice: ClosingNotice,
+    /// The service has looked at all bytes of the buffer, and lacks more.
+    has_seen_all: bool,
     /// How long the connection waited for a worker before the present turn.
     waited: Duration,
     /// Set when the connection notices that the server drains.
@@ -288,6 +290,7 @@ impl Connection {
             watched: None,
             bytes_in: 0,
             bytes_out: 0,
+            has_seen_all: false,
             counted: (0, 0),
             may_have_deadline: false,
             receive: ReceiveState::Ready,
@@ -689,6 +692,19 @@ impl Connection {
     #[inline]
     pub(crate) fn consumed(&self) -> u64 {
         self.bytes_in - self.input.len() as u64
+    }
+
+    /// Whether a call of the service has left bytes that it may not have looked at: the call has
+    /// consumed others. `consumed` is the count before the call.
+    pub(crate) fn has_unseen_bytes(&mut self, consumed: u64) -> bool {
+        let has_seen_all = std::mem::take(&mut self.has_seen_all);
+        !has_seen_all && !self.input.is_empty() && self.consumed() != consumed
+    }
+
+    /// The service has looked at all bytes of the buffer.
+    #[cfg(feature = "http")]
+    pub(crate) fn note_seen_all(&mut self) {
+        self.has_seen_all = true;
     }
 
     /// The count of bytes received, and the count of unread bytes. Equal marks mean the same input.

@@ -51,7 +51,7 @@ pub(crate) trait WakeTarget: Send + Sync {
 ///         writeln!(conn, "{text}")?;
 ///     }
 ///     let Some(line) = conn.take_line(1024)? else {
-///         return Ok(Next::More);
+///         return Ok(Next::incomplete(conn));
 ///     };
 ///     let waiting = answer.insert(Answer::default());
 ///     // The other thread stores the answer, then calls `wake`.

@@ -195,6 +195,7 @@ impl<H: Handler> Service for Http<H> {
                 if matches!(next, Next::More | Next::Again) =>
             {
                 // A request has begun that can be answered.
+                conn.note_seen_all();
                 conn.set_closing_notice(ClosingNotice::RefusalOrTimeout(self.timed_out.clone()));
                 Ok(next)
             }

@@ -60,6 +60,8 @@ impl SpareParts {
     pub(super) fn fill(&mut self) -> &mut Parts {
         let parts = self.parts.get_or_insert_with(blank);
         parts.headers.clear();
+        // A hook of the application that panicked may have left some.
+        parts.extensions.clear();
         self.kept.lines = Bytes::new();
         parts
     }
@@ -78,6 +80,7 @@ impl SpareParts {
             return None;
         }
         let parts = self.parts.as_mut()?;
+        parts.extensions.clear();
         if !kept.are_in(&parts.headers) {
             return None;
         }
