@@ -304,11 +304,15 @@ impl Bind {
                 {
                     let addr = self.kind.show(&addr);
                     let left = self.attempts - attempts;
-                    let seconds = (self.interval * left).as_secs_f32();
+                    let seconds = self.patience().as_secs_f32();
+                    let times = match left {
+                        1 => "once".to_owned(),
+                        _ => format!("up to {left} times"),
+                    };
                     match attempts {
-                        1 => log::info!(
-                            "{addr} is in use: trying up to {left} times more, for {seconds:.1} s"
-                        ),
+                        1 => {
+                            log::info!("{addr} is in use: trying {times} more, for {seconds:.1} s")
+                        }
                         _ => {
                             log::debug!("{addr} is in use, attempt {attempts} of {}", self.attempts)
                         }

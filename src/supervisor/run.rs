@@ -437,7 +437,7 @@ impl Run {
         }
         self.start_due_guardian(now);
         if self.listeners.next_attempt().has_passed(now) {
-            self.listeners.bind_missing(&self.settings);
+            self.listeners.retry_missing(&self.settings);
         }
         if let Some(control) = &mut self.control {
             control.expire(now);
@@ -517,6 +517,8 @@ impl Run {
         if self.guardian.is_none() {
             self.start_guardian();
         }
+        // Another program gets what is held when it starts, and nothing later.
+        self.listeners.retry_missing(&self.settings);
         let mut path = self.program.path().display().to_string();
         let identity = self.settings.identity.as_ref();
         if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {
