@@ -115,7 +115,7 @@ const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
 
-/// Notifications are handled for this long in one turn.
+/// Notifications are handled for this long in one turn, unless processes have exited.
 const NOTIFICATION_TIME: Duration = Duration::from_millis(100);
 
 /// The pause after an error of the wait itself, so that the loop does not spin.
@@ -190,7 +190,8 @@ impl Run {
     /// Supervises until no process is left and none is to be started. Returns the exit code.
     pub(super) fn run_until_stopped(mut self) -> i32 {
         loop {
-            self.read_notifications();
+            let end = Deadline::after(Instant::now(), NOTIFICATION_TIME);
+            self.read_notifications(end);
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();
@@ -341,10 +342,9 @@ impl Run {
         self.signal_own_groups(Signal::Continue);
     }
 
-    fn read_notifications(&mut self) {
-        let end = Instant::now() + NOTIFICATION_TIME;
+    fn read_notifications(&mut self, end: Deadline) {
         for _ in 0..MAX_NOTIFICATIONS {
-            if !self.may_receive() || Instant::now() >= end {
+            if !self.may_receive() || end.has_passed(Instant::now()) {
                 return;
             }
             match self.notify_socket.peek() {
@@ -368,7 +368,8 @@ impl Run {
         if !exits.is_empty() {
             self.stragglers.check_now(Instant::now());
         }
-        self.read_notifications();
+        // However long the notifications take that are not of the service.
+        self.read_notifications(Deadline::NEVER);
         // The end of a dry run comes last: the upgrade that follows ends this program.
         let dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.pid);
         let (last, exits): (Vec<_>, Vec<_>) = exits
@@ -445,7 +446,7 @@ impl Run {
         }
         self.start_due_guardian(now);
         if self.listeners.next_attempt().has_passed(now) {
-            self.listeners.bind_missing(&self.settings);
+            self.listeners.retry_missing(&self.settings);
         }
         if let Some(control) = &mut self.control {
             control.expire(now);
@@ -525,6 +526,8 @@ impl Run {
         if self.guardian.is_none() {
             self.start_guardian();
         }
+        // Another program gets what is held when it starts, and nothing later.
+        self.listeners.retry_missing(&self.settings);
         let mut path = self.program.path().display().to_string();
         let identity = self.settings.identity.as_ref();
         if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {
