@@ -12,7 +12,7 @@
 //! leave       OK              /health answers 503 from now on, and all else is served as before
 //! stay        OK              /health answers 200 again
 //! restart     OK              as kill -HUP: one successor takes over both servers, and the visits
-//! stop        OK              as kill -TERM: both servers stop
+//! stop        OK              both servers stop, within --drain seconds; a supervisor starts another process
 //! ```
 //!
 //! The administrators have workers of their own, so they are served while all workers of the public are busy.
@@ -32,7 +32,7 @@ use lexopt::ValueExt;
 struct Site {
     generation: u64,
     visits: AtomicU64,
-    /// The process is to leave its balancer.
+    /// The health check answers 503, so that the balancer sends no more clients.
     leaves: AtomicBool,
 }
 
@@ -75,6 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         Ok(true)
     });
+    let drain = options.drain.unwrap_or(Duration::from_secs(30));
     let restart = options.restart()?;
     let site = Site::new(restart.generation(), restart.inherited_state());
     let site = Arc::new(site);
@@ -89,8 +90,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let admin = Server::builder()
         .listen(Bind::new(admin).name("admin"))
         .workers(2)
+        .drain_timeout(drain)
         .restart(restart)
-        .build(move |conn: &mut Connection| administrate(conn, &site, &handle))?;
+        .build(move |conn: &mut Connection| administrate(conn, &site, &handle, drain))?;
 
     common::announce_http(&public.local_addrs());
     common::announce(&admin.local_addrs());
@@ -119,7 +121,12 @@ fn visit(site: &Site, request: &Request<Body<'_>>) -> Response<String> {
 
 /// Answers one line. `public` is the handle of the other server: a stop or a restart of one is that
 /// of both.
-fn administrate(conn: &mut Connection, site: &Site, public: &Handle) -> io::Result<Next> {
+fn administrate(
+    conn: &mut Connection,
+    site: &Site,
+    public: &Handle,
+    drain: Duration,
+) -> io::Result<Next> {
     let Some(line) = conn.take_line(100)? else {
         return Ok(Next::More);
     };
@@ -141,7 +148,7 @@ fn administrate(conn: &mut Connection, site: &Site, public: &Handle) -> io::Resu
         "stay" => site.leaves.store(false, Relaxed),
         // Neither waits: a call that waited for the end of its own server would not end.
         "restart" => public.request_restart(),
-        "stop" => public.stop(Duration::from_secs(30)),
+        "stop" => public.stop(drain),
         _ => {
             writeln!(conn, "ERROR stats, leave, stay, restart or stop")?;
             return Ok(Next::Park);

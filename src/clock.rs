@@ -78,12 +78,18 @@ impl Deadline {
 /// How long something may take, for people: `at most 10 s`. More than a year is no limit.
 pub(crate) struct TimeLimit(pub(crate) Duration);
 
+impl TimeLimit {
+    /// A year or less. What is longer is meant as no limit.
+    pub(crate) fn is_some(&self) -> bool {
+        self.0 <= Duration::from_secs(365 * 24 * 3600)
+    }
+}
+
 impl fmt::Display for TimeLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        match self.0 > YEAR {
-            true => f.write_str("without a time limit"),
-            false => write!(f, "at most {} s", self.0.as_secs_f64()),
+        match self.is_some() {
+            true => write!(f, "at most {} s", self.0.as_secs_f64()),
+            false => f.write_str("without a time limit"),
         }
     }
 }

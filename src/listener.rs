@@ -186,8 +186,9 @@ impl Bind {
     /// EPERM for the client (SO_PASSRIGHTS). An older system closes those that the service does not
     /// receive, on the thread that reads from the connection or closes it. The client can make this
     /// thread wait: by a TCP socket with SO_LINGER (socket(7)). So on such a system, let only users
-    /// connect that may stop the server ([`unix_mode`](Self::unix_mode)). The option of an inherited
-    /// socket stays if this is true. Defaults to false.
+    /// connect that may stop the server ([`unix_mode`](Self::unix_mode)). An inherited socket gets the
+    /// option when the server begins to accept, since the process before may still serve until then.
+    /// Defaults to false.
     pub fn unix_descriptors(mut self, on: bool) -> Self {
         self.options.unix_descriptors = on;
         self
@@ -256,17 +257,16 @@ impl Bind {
     }
 
     /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
-    /// other processes share it. `matches_by_name`: as [`Listener::matches_by_name`].
+    /// other processes share it, until [`Listener::begin_accepting`]. `matches_by_name`: as [`Listener::matches_by_name`].
     pub(crate) fn adopt(self, socket: Socket, matches_by_name: bool) -> io::Result<Listener> {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
         let path = path.map(|path| UnixPath::of(path, false));
-        if path.is_some() {
-            self.set_unix_descriptors(&socket);
-        }
         let origin = Origin::Given { matches_by_name };
         let mut listener = Listener::new(socket, path, &self, origin)?;
         listener.may_be_shared = true;
+        let is_unix = listener.addr().as_ip().is_none();
+        listener.unix_descriptors = is_unix.then_some(self.options.unix_descriptors);
         Ok(listener)
     }
 
@@ -304,11 +304,15 @@ impl Bind {
                 {
                     let addr = self.kind.show(&addr);
                     let left = self.attempts - attempts;
-                    let seconds = (self.interval * left).as_secs_f32();
+                    let seconds = self.patience().as_secs_f32();
+                    let times = match left {
+                        1 => "once".to_owned(),
+                        _ => format!("up to {left} times"),
+                    };
                     match attempts {
-                        1 => log::info!(
-                            "{addr} is in use: trying up to {left} times more, for {seconds:.1} s"
-                        ),
+                        1 => {
+                            log::info!("{addr} is in use: trying {times} more, for {seconds:.1} s")
+                        }
                         _ => {
                             log::debug!("{addr} is in use, attempt {attempts} of {}", self.attempts)
                         }
@@ -367,7 +371,9 @@ impl Bind {
         let entry = DirectoryEntry::open(path)?;
         sys::file::free_socket_path(&entry, path, self.for_user)?;
         let socket = Socket::new(Domain::UNIX, kind, None)?;
-        self.set_unix_descriptors(&socket);
+        if !self.options.unix_descriptors {
+            allow_descriptors(&socket, false);
+        }
         // No call binds in a directory that is held open under the socket's own path, which clients
         // and `local_addr` name. So a user who may change a directory of the path can have the file
         // made elsewhere. Such a file is found neither here nor later, and so never removed.
@@ -379,19 +385,16 @@ impl Bind {
         Ok((socket, path))
     }
 
-    /// Connections have the option of their listener.
-    fn set_unix_descriptors(&self, socket: &Socket) {
-        if self.options.unix_descriptors {
-            return;
-        }
-        if let Err(error) = sys::message::refuse_descriptors(socket) {
-            log::debug!("the clients of a Unix socket can send descriptors: {error}");
-        }
-    }
-
     /// How long an address in use is tried.
     pub(crate) fn patience(&self) -> Duration {
         self.interval.saturating_mul(self.attempts - 1)
+    }
+}
+
+/// Connections have the option of their listener.
+fn allow_descriptors(socket: &Socket, on: bool) {
+    if let Err(error) = sys::message::allow_descriptors(socket, on) {
+        log::debug!("the clients of a Unix socket can send descriptors: {error}");
     }
 }
 
@@ -408,6 +411,8 @@ pub struct Listener {
     pub(crate) matches_by_name: bool,
     /// Other processes may accept from the socket: it was not bound here.
     pub(crate) may_be_shared: bool,
+    /// Whether clients may send descriptors, if that is to be set on the socket.
+    unix_descriptors: Option<bool>,
 }
 
 /// The match quality between a listener and a bind request, from the worst to the best.
@@ -555,6 +560,7 @@ impl Listener {
             path,
             matches_by_name,
             may_be_shared: false,
+            unix_descriptors: None,
         })
     }
 
@@ -638,6 +644,14 @@ impl Listener {
         path.set_access(group, mode)
     }
 
+    /// Sets the options that the process before may have wanted otherwise: from now on, this process
+    /// serves.
+    pub(crate) fn begin_accepting(&self) {
+        if let Some(on) = self.unix_descriptors {
+            allow_descriptors(&self.socket, on);
+        }
+    }
+
     /// Accepts one connection.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Addr)> {
         let (socket, peer) = sys::socket::accept(&self.socket)?;
@@ -684,5 +698,32 @@ mod tests {
         };
         assert!(conn.tcp_nodelay().unwrap() && conn.keepalive().unwrap());
         assert!(!shared.tcp_nodelay().unwrap() && !shared.keepalive().unwrap());
+    }
+    #[test]
+    fn a_unix_socket_of_another_process_keeps_its_options_until_this_one_accepts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let bind = || Bind::from(Addr::Unix(Some(path.clone())));
+        let Ok(before) = bind().unix_descriptors(true).bind() else {
+            return;
+        };
+        if sys::message::allow_descriptors(&before.socket, true).is_err() {
+            return;
+        }
+        let can_send_descriptors = || {
+            let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            client.connect(&SockAddr::unix(&path).unwrap()).unwrap();
+            let descriptor = sys::descriptor::duplicate(&client).unwrap();
+            sys::message::send(&client, "text", &[&descriptor]).is_ok()
+        };
+        assert!(can_send_descriptors());
+        for on in [false, true] {
+            let bind = bind().unix_descriptors(on);
+            let listener = bind.adopt(before.socket.try_clone().unwrap(), false);
+            let listener = listener.unwrap();
+            assert_eq!(can_send_descriptors(), !on);
+            listener.begin_accepting();
+            assert_eq!(can_send_descriptors(), on);
+        }
     }
 }

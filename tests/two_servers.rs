@@ -34,6 +34,8 @@ impl Example {
         }
         let mut first = Command::new(binary)
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("LISTEN_FDS")
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -34,7 +34,7 @@ const OPTIONS: &str =
 /// The options of the examples that can be replaced and supervised.
 const RESTART_OPTIONS: &str =
     "  --ready-timeout SECONDS   how long a new process may take to become ready
-  --supervised              start a supervisor (Linux); so do the options below
+  --supervised              start a supervisor (Linux); each option below implies this
   --processes N             the number of processes that serve
   --control PATH            the control socket, for the command `handover`
   --watchdog SECONDS        how long a process may hang before it is replaced

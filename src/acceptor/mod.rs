@@ -169,6 +169,7 @@ enum AcceptOutcome {
 impl<S> Acceptor<'_, S> {
     fn run(&mut self) {
         let mut events = Events::with_capacity(16);
+        let mut has_begun = false;
         while !self.gate.is(CLOSED) {
             count(&self.gate.loops);
             if self.gate.is(CLOSING) {
@@ -176,6 +177,11 @@ impl<S> Acceptor<'_, S> {
             }
             let backs_off = self.is_backing_off();
             let mut can_accept = !self.gate.leaves_clients_queued() && !backs_off;
+            if can_accept && !has_begun {
+                has_begun = true;
+                let listeners = self.listeners.iter().map(|state| &state.listener);
+                listeners.for_each(|listener| listener.begin_accepting());
+            }
             let is_due = self.listeners.iter().any(ListenerState::is_due);
             if can_accept && (is_due || self.listeners.iter().any(ListenerState::is_to_be_watched))
             {

@@ -360,8 +360,8 @@ impl Builder {
     /// started with `nohup` goes on, and `kill -HUP` restarts both. Ctrl-Z and `fg` stop and continue
     /// the process, as by default; time-outs of clients that pass meanwhile are not extended.
     ///
-    /// The process handles the signals of this table whatever the process that started it ignored, as
-    /// other servers do, but a SIGHUP or SIGUSR2 for which there is no restart stays ignored.
+    /// The process handles these signals even if its parent ignored them. Exception: a SIGHUP or
+    /// SIGUSR2 for which there is no restart stays ignored.
     ///
     /// Each signal is a line in the log (level info) that says what follows, such as `SIGTERM:
     /// draining, at most 30 s; once more stops now`.
@@ -439,8 +439,9 @@ impl Builder {
         self
     }
 
-    /// Sets the prefix of the names of the server's threads. Defaults to `handover`. Of several
-    /// [`Servers`](crate::Servers) with the same prefix, the second has a 2 behind it, and so on.
+    /// Sets the prefix of the names of the server's threads. Defaults to `handover`. If two
+    /// [`Servers`](crate::Servers) have the same prefix, the second server's is numbered:
+    /// `handover2-0`.
     pub fn thread_name_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.thread_name_prefix = prefix.into();
         self

@@ -175,12 +175,15 @@ fn subscribe(
         if member.settings().signals.unwrap_or(owns_process) {
             let commands = member.shared().commands.clone();
             let drain = Arc::clone(member.drain());
+            let shared = Arc::downgrade(member.shared());
+            let is_stopping = move || shared.upgrade().is_none_or(|own| own.stop.is_stopping());
             let settings = SignalSettings {
                 can_restart: std::mem::take(&mut can_restart),
                 is_supervised,
                 has_hook: member.settings().on_user_signal.is_some(),
                 drain_timeout: member.settings().drain_timeout,
                 has_successor: Arc::new(move || drain.has_successor()),
+                is_stopping: Arc::new(is_stopping),
             };
             let subscription = crate::signals::subscribe(commands, settings)?;
             match owns_process {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::acceptor::{self, AcceptGate};
+use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::drain::Drain;
 use crate::listener::Listener;
@@ -136,8 +137,11 @@ impl<S: Service> MainThread<S> {
             };
             drop(runs);
             let (report, all_ended) = self.finish(stop, &commands, &ended);
-            // The caller that waits for the stop gets the report, and shows it.
-            log::debug!("{report}");
+            // The caller that waits for the stop gets the report. Not every program shows it.
+            match report.is_clean() {
+                true => log::debug!("{report}"),
+                false => log::warn!("{report}"),
+            }
             #[cfg(feature = "signals")]
             drop(subscription);
             // A handle that sends a command from now on must not block.
@@ -323,7 +327,10 @@ impl<S: Service> MainThread<S> {
             open => format!("{open} connections are open"),
         };
         match self.report.0.has_others() {
-            true => log::info!("{}: stopping, {open}", self.settings.thread_name_prefix),
+            true => {
+                let addrs = self.report.0.addrs.iter().map(Addr::to_string);
+                log::info!("{}: stopping, {open}", addrs.collect::<Vec<_>>().join(", "));
+            }
             false => log::info!("stopping, {open}"),
         }
         self.report.0.stop.mark_stopping();

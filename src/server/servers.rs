@@ -25,9 +25,9 @@ use crate::start_error::StartError;
 ///   the next version may have another order.
 /// - A supervisor's or systemd's watchdog is notified as long as all of them make progress.
 ///
-/// Each server has its own threads, settings, [`Handle`], counters and [`Report`]. If several
-/// servers have the same [`thread_name_prefix`](crate::Builder::thread_name_prefix), the threads of
-/// the second have a 2 behind the prefix, and so on: `handover-0`, `handover2-0`.
+/// Each server has its own threads, settings, [`Handle`], counters and [`Report`]. If two servers
+/// have the same [`thread_name_prefix`](crate::Builder::thread_name_prefix), the second server's is
+/// numbered: `handover2-0`.
 /// [`Handle::pause`] pauses one server.
 ///
 /// # Examples

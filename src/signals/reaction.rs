@@ -22,9 +22,11 @@ pub(crate) struct SignalSettings {
     pub(crate) drain_timeout: Duration,
     /// Whether a successor serves.
     pub(crate) has_successor: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whether a stop is in progress, or over.
+    pub(crate) is_stopping: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// What a signal meets.
+/// The state of the process when a signal arrives.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SignalState {
     /// The process ignored this signal when it started, as under `nohup`.
@@ -50,11 +52,16 @@ pub(super) struct Reaction {
 pub(super) fn react(signal: Signal, state: SignalState, servers: &[&SignalSettings]) -> Reaction {
     let can_restart = servers.iter().any(|server| server.can_restart);
     let asks_for_restart = matches!(signal, Signal::Hangup | Signal::User2);
-    if asks_for_restart && !can_restart && state.could_restart {
+    let all_stop = servers.iter().all(|server| (server.is_stopping)());
+    if asks_for_restart && !can_restart && state.could_restart && all_stop {
+        let what = match servers {
+            [] => "has stopped",
+            _ => "is stopping",
+        };
         return Reaction {
             commands: vec![None; servers.len()],
             texts: vec![format!(
-                "{signal}: too late for a restart, the server has stopped"
+                "{signal}: too late for a restart, the server {what}"
             )],
             is_handled: true,
         };
@@ -105,31 +112,44 @@ fn describe<'a>(
     servers: impl Iterator<Item = &'a SignalSettings> + Clone,
 ) -> String {
     let any = |holds: fn(&SignalSettings) -> bool| servers.clone().any(holds);
-    let is_supervised = any(|server| server.is_supervised);
+    let has_successor = any(|server| (server.has_successor)());
+    let is_stopping = !any(|server| !(server.is_stopping)());
+    // A second SIGTERM does not stop at once a server that was replaced; a second SIGINT does.
+    let counts = match signal {
+        Signal::Terminate => !has_successor,
+        Signal::Interrupt => true,
+        _ => false,
+    };
+    let next = match counts && !any(|server| server.is_supervised) {
+        true => "once more",
+        false => "SIGQUIT",
+    };
     let again = if state.is_second { " again" } else { "" };
     let what = match command {
+        ServerCommand::Restart if is_stopping && !has_successor => {
+            "too late for a restart, the server is stopping".to_owned()
+        }
         ServerCommand::Restart => "restarting".to_owned(),
         ServerCommand::UserSignal if any(|server| server.has_hook) => "calling the hook".to_owned(),
         ServerCommand::UserSignal => "there is no hook to call".to_owned(),
-        ServerCommand::TerminateAgain if any(|server| (server.has_successor)()) => {
+        ServerCommand::TerminateAgain if has_successor => {
             "a successor serves, requests in progress are still finished; SIGQUIT stops now"
                 .to_owned()
         }
         ServerCommand::StopNow | ServerCommand::TerminateAgain => "stopping now".to_owned(),
-        _ if state.is_second => "draining goes on; SIGQUIT stops now".to_owned(),
+        // The stop in progress may have an earlier deadline.
+        _ if state.is_second || is_stopping => format!("draining goes on; {next} stops now"),
         _ => {
-            let counts = matches!(signal, Signal::Terminate | Signal::Interrupt);
-            let next = match counts && !is_supervised {
-                true => "once more",
-                false => "SIGQUIT",
-            };
             let why = match signal {
                 Signal::Hangup | Signal::User2 => ", as this server cannot restart",
                 _ => "",
             };
-            let limits = servers.clone().map(|server| server.drain_timeout);
-            let limit = TimeLimit(limits.max().unwrap_or_default());
-            format!("draining, {limit}{why}; {next} stops now")
+            let begin = servers.clone().filter(|server| !(server.is_stopping)());
+            let limit = begin.map(|server| server.drain_timeout).max();
+            match limit.unwrap_or_default() {
+                Duration::ZERO => format!("stopping now{why}"),
+                limit => format!("draining, {}{why}; {next} stops now", TimeLimit(limit)),
+            }
         }
     };
     format!("{signal}{again}: {what}")
@@ -146,6 +166,14 @@ mod tests {
             has_hook: false,
             drain_timeout: Duration::from_secs(drain),
             has_successor: Arc::new(|| false),
+            is_stopping: Arc::new(|| false),
+        }
+    }
+
+    fn stopping(server: SignalSettings) -> SignalSettings {
+        SignalSettings {
+            is_stopping: Arc::new(|| true),
+            ..server
         }
     }
 
@@ -227,6 +255,41 @@ mod tests {
                  SIGQUIT stops now",
             ),
             (
+                Signal::Terminate,
+                first,
+                stopping(restartable()),
+                Drain,
+                "SIGTERM: draining goes on; SIGQUIT stops now",
+            ),
+            (
+                Signal::Interrupt,
+                first,
+                stopping(restartable()),
+                Drain,
+                "SIGINT: draining goes on; once more stops now",
+            ),
+            (
+                Signal::Terminate,
+                first,
+                stopping(server(10)),
+                Drain,
+                "SIGTERM: draining goes on; once more stops now",
+            ),
+            (
+                Signal::Terminate,
+                first,
+                server(0),
+                Drain,
+                "SIGTERM: stopping now",
+            ),
+            (
+                Signal::Hangup,
+                first,
+                server(0),
+                Drain,
+                "SIGHUP: stopping now, as this server cannot restart",
+            ),
+            (
                 Signal::Interrupt,
                 second(),
                 server(10),
@@ -253,6 +316,24 @@ mod tests {
                 restartable(),
                 Restart,
                 "SIGHUP: restarting",
+            ),
+            // The successor gets the request.
+            (
+                Signal::Hangup,
+                first,
+                stopping(restartable()),
+                Restart,
+                "SIGHUP: restarting",
+            ),
+            (
+                Signal::Hangup,
+                first,
+                stopping(SignalSettings {
+                    has_successor: Arc::new(|| false),
+                    ..restartable()
+                }),
+                Restart,
+                "SIGHUP: too late for a restart, the server is stopping",
             ),
             (
                 Signal::User2,
@@ -299,7 +380,12 @@ mod tests {
         assert_eq!(stop.commands, [Some(ServerCommand::Drain); 2]);
         assert_eq!(
             stop.texts,
-            ["SIGTERM: draining, at most 30 s; once more stops now"]
+            ["SIGTERM: draining, at most 30 s; SIGQUIT stops now"]
+        );
+        let stop = react(Signal::Interrupt, state, &[&first, &stopping(server(30))]);
+        assert_eq!(
+            stop.texts,
+            ["SIGINT: draining, at most 10 s; once more stops now"]
         );
     }
 
@@ -309,10 +395,13 @@ mod tests {
             could_restart: true,
             ..SignalState::default()
         };
-        for servers in [&[][..], &[&server(10)]] {
+        for servers in [&[][..], &[&stopping(server(10))]] {
             let reaction = react(Signal::Hangup, late, servers);
             assert!(reaction.is_handled && reaction.commands.iter().all(Option::is_none));
         }
+        // Another server with a restart has ended: this one goes by its own settings.
+        let reaction = react(Signal::Hangup, late, &[&server(10)]);
+        assert_eq!(reaction.commands, [Some(ServerCommand::Drain)]);
         let ignored = SignalState {
             was_ignored: true,
             ..SignalState::default()

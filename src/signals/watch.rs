@@ -12,8 +12,8 @@ use super::reaction::{SignalSettings, SignalState, react};
 use crate::log;
 use crate::sys::{self, Signal};
 
-/// The servers that handle signals. While there are none, signals have their default action; for
-/// those that ask for a restart, see [`COULD_RESTART`].
+/// The servers that handle signals. While no server runs, signals have their default action. For
+/// SIGHUP and SIGUSR2 see [`COULD_RESTART`].
 static SERVERS: Mutex<Vec<Subscriber>> = Mutex::new(Vec::new());
 /// A SIGTERM or SIGINT has arrived since there are servers. A second signal stops at once.
 static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);

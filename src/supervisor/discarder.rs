@@ -2,14 +2,16 @@
 //!
 //! A descriptor that is received has to be closed, and a close can wait without an end: the file
 //! system of a file may be another process (FUSE). So such a notification is received without room
-//! for its descriptors, and the kernel drops them, which does not wait for the file system. But a
+//! for its descriptors, and the kernel drops them, which does not wait for most file systems. But a
 //! TCP socket still waits for its peer if its sender has asked for that (SO_LINGER in socket(7)). A
 //! signal ends this wait. So a thread receives, and is sent signals until it is done: the supervisor
-//! waits for a few milliseconds, whatever was sent.
+//! mostly waits for a few milliseconds.
 //!
-//! What no signal ends holds the thread, such as the last close of a file whose server is down
-//! (NFS). Another thread takes its place. While [`MAX_STUCK`] threads are held, the supervisor
-//! receives nothing.
+//! What no signal ends holds the thread: the last close of a file whose server is down (NFS), or
+//! whose file system writes the file first (FUSE with a write-back cache). Any user can have such a
+//! file system. Another thread takes the place of one that is held, after [`PATIENCE`], or sooner if
+//! there are others already ([`LITTLE_PATIENCE`]). While [`MAX_STUCK`] threads are held, the
+//! supervisor receives nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -29,11 +31,15 @@ const MAX_STUCK: usize = 16;
 /// The time between two signals to the thread.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long to wait for the thread. Longer than the system may let the thread wait for a CPU: it must
-/// have taken the notification from the queue when another thread takes its place.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How many intervals to wait for the thread, which must have taken the notification from the queue
+/// when another thread takes its place. Not a time, which also passes while the whole process is
+/// stopped.
+const PATIENCE: usize = 1000;
 
-/// How often to look whether a thread has come back.
+/// As [`PATIENCE`], while other threads are held.
+const LITTLE_PATIENCE: usize = 50;
+
+/// How often to look whether a thread has come back, or can be started.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// See above.
@@ -43,18 +49,42 @@ pub(super) struct Discarder {
     thread_token: Arc<()>,
     /// The log has said that nothing is received.
     is_full: bool,
+    /// The log has said that no thread can be started.
+    cannot_start: bool,
+    /// When to try again to start a thread.
+    retry_at: Deadline,
 }
 
 impl Discarder {
-    /// Takes the next notification from the queue of the socket, and drops its descriptors.
-    pub(super) fn discard(&mut self, socket: &Socket) {
-        match start_thread(socket, Arc::clone(&self.thread_token)) {
-            Ok((thread, done)) => wait_for(thread, &done),
-            Err(error) => {
-                log::error!("cannot start a thread that discards notifications: {error}");
-                discard_here(socket);
+    /// Takes the next notification from the queue of the socket, and drops its descriptors. False if
+    /// there is no thread for that: the notification is still in the queue, for later.
+    pub(super) fn discard(&mut self, socket: &Socket) -> bool {
+        let patience = match self.stuck() {
+            0 => PATIENCE,
+            _ => LITTLE_PATIENCE,
+        };
+        let started = start_thread(socket, Arc::clone(&self.thread_token));
+        let Some((thread, events)) = self.note_start(started) else {
+            return false;
+        };
+        wait_for(thread, &events, patience);
+        true
+    }
+
+    /// The value, unless the start of the thread has failed.
+    fn note_start<T>(&mut self, started: io::Result<T>) -> Option<T> {
+        let failed = |error: &io::Error| {
+            if !self.cannot_start {
+                log::error!(
+                    "cannot start a thread that discards notifications: {error}; nothing more is \
+                     received until that succeeds"
+                );
             }
-        }
+            self.retry_at = Deadline::after(Instant::now(), PAUSE);
+        };
+        let started = started.inspect_err(failed).ok();
+        self.cannot_start = started.is_none();
+        started
     }
 
     /// Whether a notification may be received.
@@ -68,7 +98,10 @@ impl Discarder {
             );
         }
         self.is_full = is_full;
-        !is_full
+        if self.retry_at.has_passed(Instant::now()) {
+            self.retry_at = Deadline::NEVER;
+        }
+        !is_full && self.retry_at == Deadline::NEVER
     }
 
     /// How many threads are held.
@@ -80,40 +113,79 @@ impl Discarder {
     pub(super) fn deadline(&self) -> Deadline {
         match self.is_full {
             true => Deadline::after(Instant::now(), PAUSE),
-            false => Deadline::NEVER,
+            false => self.retry_at,
         }
     }
 }
 
-/// Starts a thread that discards a notification. The channel is closed when that is done.
+/// Starts a thread that discards a notification. A message says that it begins, and the channel is
+/// closed when that is done.
 fn start_thread(socket: &Socket, token: Arc<()>) -> io::Result<(JoinHandle<()>, Receiver<()>)> {
     let socket = socket.try_clone()?;
-    let (running, done) = crossbeam_channel::bounded::<()>(0);
+    let (running, events) = crossbeam_channel::bounded(1);
     let run = move || {
-        let _held = (token, running);
+        let (_token, running) = (token, running);
         sys::supervision::allow_interrupts();
-        discard_here(&socket);
+        // Only this message is ever sent, so that there is room.
+        _ = running.try_send(());
+        if let Err(error) = NotifySocket::discard(&socket) {
+            log::error!("cannot discard a notification: {error}");
+        }
     };
     let thread = thread::Builder::new().name("discard".to_owned());
-    Ok((thread.spawn(run)?, done))
+    Ok((thread.spawn(run)?, events))
 }
 
-/// Waits for the end of the thread, and gives it up if it does not come back.
-fn wait_for(thread: JoinHandle<()>, done: &Receiver<()>) {
-    let give_up_at = Instant::now() + PATIENCE;
-    while done.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        if Instant::now() >= give_up_at {
-            return log::warn!("a descriptor that was sent with a notification cannot be closed");
+/// Waits for the end of the thread. False if it does not come back, and is given up.
+fn wait_for(thread: JoinHandle<()>, events: &Receiver<()>, patience: usize) -> bool {
+    // The system may let the thread wait for a CPU. An error: it is done.
+    _ = events.recv();
+    let mut left = patience;
+    while events.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        if left == 0 {
+            log::warn!("a descriptor that was sent with a notification cannot be closed");
+            return false;
         }
+        left -= 1;
         sys::supervision::interrupt(&thread);
     }
     if thread.join().is_err() {
         log::error!("a thread that discards notifications has panicked");
     }
+    true
 }
 
-fn discard_here(socket: &Socket) {
-    if let Err(error) = NotifySocket::discard(socket) {
-        log::error!("cannot discard a notification: {error}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_thread_a_notification_stays_in_the_queue_for_a_while() {
+        let mut discarder = Discarder::default();
+        assert!(discarder.may_receive() && discarder.deadline() == Deadline::NEVER);
+        let failed: io::Result<()> = Err(io::ErrorKind::WouldBlock.into());
+        assert_eq!(discarder.note_start(failed), None);
+        assert!(!discarder.may_receive() && discarder.deadline() != Deadline::NEVER);
+        while !discarder.may_receive() {
+            thread::yield_now();
+        }
+        assert_eq!(discarder.note_start(Ok(7)), Some(7));
+        assert!(discarder.may_receive() && discarder.deadline() == Deadline::NEVER);
+    }
+
+    #[test]
+    fn a_thread_is_waited_for_by_the_count() {
+        for (patience, comes_back) in [(0, false), (3, false), (usize::MAX, true)] {
+            let (running, events) = crossbeam_channel::bounded(1);
+            let (let_go, waits) = crossbeam_channel::bounded::<()>(0);
+            let run = move || {
+                running.send(()).unwrap();
+                _ = waits.recv();
+            };
+            let thread = thread::spawn(run);
+            let let_go = (!comes_back).then_some(let_go);
+            assert_eq!(wait_for(thread, &events, patience), comes_back);
+            drop(let_go);
+        }
     }
 }

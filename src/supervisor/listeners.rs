@@ -34,13 +34,15 @@ pub(super) struct HeldListeners {
     /// Since when another process has locked a directory that is needed.
     locked_since: Option<Instant>,
     /// The listeners of the settings whose address is in use.
-    missing: Option<Missing>,
+    missing: Vec<Missing>,
+    /// When they are tried again.
+    next_attempt: Deadline,
 }
 
 #[derive(Debug)]
 struct Missing {
-    since: Instant,
-    next_attempt: Instant,
+    bind: Bind,
+    give_up_at: Deadline,
 }
 
 #[derive(Debug)]
@@ -135,41 +137,50 @@ impl HeldListeners {
     }
 
     /// Binds the listeners of the settings that are not held yet, without waiting: an address in use
-    /// is tried again at [`next_attempt`](Self::next_attempt). Errors are only logged.
+    /// is tried again by [`retry_missing`](Self::retry_missing). Errors are only logged.
     pub(super) fn bind_missing(&mut self, settings: &Settings) {
         let now = Instant::now();
-        let since = self.missing.take().map_or(now, |missing| missing.since);
-        for bind in &settings.listen {
-            if self.all.iter().any(|held| held.fit(bind, true).is_some()) {
+        let missing = settings.listen.iter().map(|bind| Missing {
+            give_up_at: Deadline::after(now, bind.patience()),
+            bind: bind.clone(),
+        });
+        self.missing = missing.collect();
+        self.retry_missing(settings);
+    }
+
+    /// Tries once more to bind what is missing.
+    pub(super) fn retry_missing(&mut self, settings: &Settings) {
+        let now = Instant::now();
+        for missing in std::mem::take(&mut self.missing) {
+            let is_held = |held: &HeldListener| held.fit(&missing.bind, true).is_some();
+            if self.all.iter().any(is_held) {
                 continue;
             }
-            let patience = bind.patience();
-            let bind = bind.clone().for_user(settings.user_id());
+            let bind = missing.bind.clone().for_user(settings.user_id());
             let bind = bind.if_locked(IfLocked::Ignore).bind_attempts(1);
             let bound = bind.bind_for_others().map_err(io::Error::from);
             let held = bound.and_then(|listener| {
                 let is_other = settings.runs_other_program;
                 self.hold_configured(listener, Holder::Settings, is_other)
             });
+            let is_late = missing.give_up_at.has_passed(now);
             match held {
-                Err(error)
-                    if error.kind() == io::ErrorKind::AddrInUse && now < since + patience =>
-                {
-                    let next_attempt = now + BIND_INTERVAL;
-                    self.missing = Some(Missing {
-                        since,
-                        next_attempt,
-                    });
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && !is_late => {
+                    self.missing.push(missing);
                 }
                 Err(error) => log::error!("{error}"),
                 Ok(()) => {}
             }
         }
+        self.next_attempt = match self.missing.is_empty() {
+            true => Deadline::NEVER,
+            false => Deadline::after(now, BIND_INTERVAL),
+        };
     }
 
-    /// When to call [`bind_missing`](Self::bind_missing) again.
+    /// When to call [`retry_missing`](Self::retry_missing).
     pub(super) fn next_attempt(&self) -> Deadline {
-        Deadline::at(self.missing.as_ref().map(|missing| missing.next_attempt))
+        self.next_attempt
     }
 
     /// Holds a listener that the settings name. Another program expects a blocking listener, and
@@ -421,7 +432,7 @@ mod tests {
         assert!(waits() - before < 5, "it has waited");
         assert!(held.next_attempt() != Deadline::NEVER && held.iter().count() == 0);
         drop(other);
-        held.bind_missing(&settings);
+        held.retry_missing(&settings);
         assert!(held.next_attempt() == Deadline::NEVER && held.iter().count() == 1);
         // An address that stays in use is given up.
         let Supervisor(mut settings) = Supervisor::new().listen(addr);
@@ -429,6 +440,21 @@ mod tests {
         let mut other = HeldListeners::default();
         other.bind_missing(&settings);
         assert!(other.next_attempt() == Deadline::NEVER && other.iter().count() == 0);
+    }
+
+    #[test]
+    fn only_an_address_in_use_is_tried_again_for_as_long_as_its_bind_says() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let in_use = Bind::from(other.local_addr().unwrap());
+        let Supervisor(settings) = Supervisor::new()
+            .listen(in_use.clone().bind_interval(Duration::MAX).name("patient"))
+            .listen(in_use.bind_attempts(1).name("impatient"))
+            .listen("unix:/no/such/directory/socket");
+        let mut held = HeldListeners::default();
+        held.bind_missing(&settings);
+        held.retry_missing(&settings);
+        assert_eq!(held.missing.len(), 1);
+        assert_eq!(held.missing[0].give_up_at, Deadline::NEVER);
     }
 
     /// How often this thread has given up its CPU. To wait for a lock takes many such times.

@@ -27,7 +27,10 @@ impl Run {
             true => Vec::new(),
             false => match self.ancestors_of_descendant(pid, sender) {
                 Some(ancestors) => ancestors,
-                None => return self.discard(&datagram),
+                None => {
+                    self.discard(&datagram);
+                    return;
+                }
             },
         };
         let text = &datagram.text;
@@ -41,7 +44,9 @@ impl Run {
             fields.generation.is_some() && is_running && self.has_user_of_service(sender)
         };
         if !is_known && !is_server() {
-            self.discard(&datagram);
+            if !self.discard(&datagram) {
+                return;
+            }
             if let Some(process) = self.represented_process(&ancestors) {
                 let notice = notice_of_descendant(notification, sender);
                 self.handle(Event::Notified {
@@ -57,10 +62,8 @@ impl Run {
                 Ok(descriptors) => descriptors,
                 Err(error) => return log::error!("a notification of process {pid}: {error}"),
             },
-            false => {
-                self.discard(&datagram);
-                Vec::new()
-            }
+            false if !self.discard(&datagram) => return,
+            false => Vec::new(),
         };
         let notice = Notice {
             listeners: self.take_listeners(bind, &fields.listeners, descriptors, sender),
@@ -73,14 +76,17 @@ impl Run {
         self.handle(Event::Notified { pid, notice });
     }
 
-    /// Takes a notification from the queue, without its descriptors.
-    fn discard(&mut self, datagram: &Datagram) {
+    /// Takes a notification from the queue, without its descriptors. False if that is to be tried
+    /// again: nothing may be done about the notification yet.
+    fn discard(&mut self, datagram: &Datagram) -> bool {
         let socket = self.notify_socket.socket();
         if datagram.has_descriptors {
-            self.discarder.discard(socket);
-        } else if let Err(error) = NotifySocket::discard(socket) {
+            return self.discarder.discard(socket);
+        }
+        if let Err(error) = NotifySocket::discard(socket) {
             log::error!("cannot receive a notification: {error}");
         }
+        true
     }
 
     /// The sender, its parent, and so on, if it descends from the supervisor. Its user does not

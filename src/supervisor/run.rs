@@ -115,7 +115,7 @@ const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(5);
 /// At most this many notifications are handled in one turn, so that other events get theirs.
 const MAX_NOTIFICATIONS: usize = 1024;
 
-/// Notifications are handled for this long in one turn.
+/// Notifications are handled for this long in one turn, unless processes have exited.
 const NOTIFICATION_TIME: Duration = Duration::from_millis(100);
 
 /// The pause after an error of the wait itself, so that the loop does not spin.
@@ -190,7 +190,8 @@ impl Run {
     /// Supervises until no process is left and none is to be started. Returns the exit code.
     pub(super) fn run_until_stopped(mut self) -> i32 {
         loop {
-            self.read_notifications();
+            let end = Deadline::after(Instant::now(), NOTIFICATION_TIME);
+            self.read_notifications(end);
             self.handle_signals();
             self.handle_control_requests();
             self.reap_children();
@@ -303,14 +304,23 @@ impl Run {
 
     /// The signal and what follows, for the log.
     fn describe_signal(&self, signal: Signal) -> String {
-        let stop = |next| {
-            let limit = TimeLimit(self.settings.policy.stop_timeout);
-            format!("stopping, {limit}; {next} stops now")
+        let is_stopping = self.fleet.shutdown.is_some();
+        let timeout = self.settings.policy.stop_timeout;
+        let stop = |next| match (is_stopping, TimeLimit(timeout)) {
+            (true, _) => format!("the stop goes on; {next} stops now"),
+            // Processes ask for it with EXTEND_TIMEOUT_USEC.
+            (false, limit) if limit.is_some() => {
+                format!("stopping, {limit} unless a process asks for more; {next} stops now")
+            }
+            (false, limit) => format!("stopping, {limit}; {next} stops now"),
         };
         let what = match signal {
+            Signal::Hangup | Signal::User2 if is_stopping => {
+                "too late, the supervisor is stopping".to_owned()
+            }
             Signal::Hangup => "restarting".to_owned(),
             Signal::User2 => "replacing the supervisor".to_owned(),
-            Signal::User1 => "opening the log files again, and passing it on".to_owned(),
+            Signal::User1 => "reopening the log files; the processes get SIGUSR1".to_owned(),
             Signal::Interrupt | Signal::Terminate if self.stop_signal_received => {
                 return format!("{signal} again: stopping now");
             }
@@ -332,10 +342,9 @@ impl Run {
         self.signal_own_groups(Signal::Continue);
     }
 
-    fn read_notifications(&mut self) {
-        let end = Instant::now() + NOTIFICATION_TIME;
+    fn read_notifications(&mut self, end: Deadline) {
         for _ in 0..MAX_NOTIFICATIONS {
-            if !self.may_receive() || Instant::now() >= end {
+            if !self.may_receive() || end.has_passed(Instant::now()) {
                 return;
             }
             match self.notify_socket.peek() {
@@ -359,7 +368,8 @@ impl Run {
         if !exits.is_empty() {
             self.stragglers.check_now(Instant::now());
         }
-        self.read_notifications();
+        // However long the notifications take that are not of the service.
+        self.read_notifications(Deadline::NEVER);
         // The end of a dry run comes last: the upgrade that follows ends this program.
         let dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.pid);
         let (last, exits): (Vec<_>, Vec<_>) = exits
@@ -436,7 +446,7 @@ impl Run {
         }
         self.start_due_guardian(now);
         if self.listeners.next_attempt().has_passed(now) {
-            self.listeners.bind_missing(&self.settings);
+            self.listeners.retry_missing(&self.settings);
         }
         if let Some(control) = &mut self.control {
             control.expire(now);
@@ -516,6 +526,8 @@ impl Run {
         if self.guardian.is_none() {
             self.start_guardian();
         }
+        // Another program gets what is held when it starts, and nothing later.
+        self.listeners.retry_missing(&self.settings);
         let mut path = self.program.path().display().to_string();
         let identity = self.settings.identity.as_ref();
         if let Some(login) = identity.and_then(|identity| identity.login.as_ref()) {

@@ -35,9 +35,14 @@ pub(crate) struct BindOptions {
     /// an earlier version lacks this field: that process sets TCP_NODELAY on the listener itself.
     #[serde(default)]
     pub(crate) nodelay: bool,
-    /// The clients of a Unix socket may send descriptors.
-    #[serde(default)]
+    /// The clients of a Unix socket may send descriptors. A request of an earlier version lacks this
+    /// field: that process may expect some. Later ones set the option themselves.
+    #[serde(default = "yes")]
     pub(crate) unix_descriptors: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// An address to bind.
@@ -130,6 +135,15 @@ impl BindAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_of_an_earlier_version_passes_descriptors_and_has_no_nodelay() {
+        let text = r#"{"addr":{"unix":"/run/a"},"name":null,"backlog":7,"fast_open":null,
+            "unix_mode":null,"defer_accept":false,"reuse_port":false,"only_v6":false}"#;
+        let request: BindRequest = serde_json::from_str(text).unwrap();
+        let options = request.options;
+        assert!(options.unix_descriptors && !options.nodelay);
+    }
 
     #[test]
     fn errors_survive() {

@@ -20,7 +20,7 @@ use super::transcript::{Output, Transcript};
 /// How a program is started.
 pub(crate) struct Start {
     name: &'static str,
-    program: Option<PathBuf>,
+    program: PathBuf,
     listen: Option<String>,
     args: Vec<String>,
     /// The options of `handover run`, under which the program runs.
@@ -35,15 +35,14 @@ impl Start {
         let test = std::env::current_exe().unwrap();
         let profile = test.parent().and_then(Path::parent).unwrap();
         let program = profile.join("examples").join(name);
-        if !program.exists() {
-            let path = program.display();
-            eprintln!(
-                "SKIPPED: {path} is not there; `cargo build --examples --all-features` makes it"
-            );
-        }
+        assert!(
+            program.exists(),
+            "{} is not there: build it with `cargo build --examples --all-features`",
+            program.display()
+        );
         Self {
             name,
-            program: program.exists().then_some(program),
+            program,
             listen: None,
             args: Vec::new(),
             under: None,
@@ -74,14 +73,12 @@ impl Start {
 
     /// A copy of the program in a directory of its own, which everybody may read.
     pub(crate) fn copied(mut self) -> Self {
-        self.program = self.program.map(|program| {
-            let copy = self.dir.path().join(self.name);
-            // Not by this process: a child that another test starts meanwhile would have the copy open for writing, and
-            // a program that is open for writing cannot be executed (ETXTBSY).
-            let copied = Command::new("cp").arg(program).arg(&copy).status();
-            assert!(copied.unwrap().success());
-            copy
-        });
+        let copy = self.dir.path().join(self.name);
+        // Not by this process: a child that another test starts meanwhile would have the copy open for writing, and
+        // a program that is open for writing cannot be executed (ETXTBSY).
+        let copied = Command::new("cp").arg(self.program).arg(&copy).status();
+        assert!(copied.unwrap().success());
+        self.program = copy;
         fs::set_permissions(self.dir(), fs::Permissions::from_mode(0o755)).unwrap();
         self
     }
@@ -100,9 +97,9 @@ impl Start {
         break_program(self.dir(), self.name);
     }
 
-    /// Starts the program; `None` if it was not built.
-    pub(crate) fn run(self) -> Option<Program> {
-        let program = self.program?;
+    /// Starts the program.
+    pub(crate) fn run(self) -> Program {
+        let program = self.program;
         let listen = self.listen.unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let mut args = vec!["--listen".to_owned(), listen];
         // A command line that is about other options.
@@ -111,7 +108,7 @@ impl Start {
         }
         args.extend(self.args);
         let mut shown = format!("{} {}", self.name, args.join(" "));
-        // Whatever the process that runs the tests ignores; and whether there are core dumps is a matter of the machine.
+        // Default signal actions, whatever the test runner ignores. No core files.
         let script = "ulimit -c 0; exec env --default-signal=HUP,INT,QUIT,TERM,USR1,USR2 \"$@\"";
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh"]);
@@ -136,7 +133,7 @@ impl Start {
         }
         let mut child = command.spawn().unwrap();
         let group = ProcessGroup::of(&child);
-        Some(Program {
+        Program {
             name: self.name,
             program,
             shown,
@@ -147,7 +144,7 @@ impl Start {
             exit_code: None,
             dir: self.dir,
             _group: group,
-        })
+        }
     }
 }
 

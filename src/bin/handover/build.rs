@@ -22,5 +22,10 @@ fn main() {
 fn builds_in_directory_for_install() -> bool {
     let out_dir = env::var_os("OUT_DIR").unwrap_or_default();
     let mut parts = Path::new(&out_dir).iter();
-    parts.any(|part| part.to_string_lossy().starts_with("cargo-install"))
+    // The name ends with six random letters and digits.
+    parts.any(|part| {
+        let name = part.to_string_lossy();
+        let random = name.strip_prefix("cargo-install");
+        random.is_some_and(|end| end.len() == 6 && end.chars().all(|c| c.is_ascii_alphanumeric()))
+    })
 }

@@ -115,7 +115,7 @@ impl Fleet {
             slot.backoff = Backoff::default();
             let text = format!(
                 "{why}; {failures} processes in a row have failed before they were ready: no \
-                 other one is started"
+                 further process is started"
             );
             return self.give_up_slot(index, EX_UNAVAILABLE, text);
         }

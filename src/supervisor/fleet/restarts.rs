@@ -198,6 +198,10 @@ impl Fleet {
                 Severity::Info,
                 format!("restarted in {:.3} s", took.as_secs_f32()),
             ),
+            // No process is to serve any more.
+            Some(why) if self.shutdown.is_some() => {
+                self.log(Severity::Warn, format!("the restart failed: {why}"));
+            }
             Some(why) => {
                 let summary = self.summary();
                 let text = format!("the restart failed: {why}; {summary}");

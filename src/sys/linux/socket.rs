@@ -96,25 +96,28 @@ pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
     }
 }
 
-/// Makes sends of descriptors to a Unix socket, and to those that a listener accepts, fail
-/// (SO_PASSRIGHTS, since Linux 6.16). Without that, the close of what a process sends may be left to
-/// the receiver, even if the receiver does not ask for descriptors.
+/// Sets whether descriptors can be sent to a Unix socket, and to those that a listener accepts
+/// (SO_PASSRIGHTS, since Linux 6.16). If so, the close of what a process sends may be left to the
+/// receiver, even if the receiver does not ask for descriptors.
 ///
 /// # Errors
 ///
 /// An older system.
 #[allow(unsafe_code)]
-pub(crate) fn refuse_descriptors(socket: &Socket) -> io::Result<()> {
+pub(crate) fn allow_descriptors(socket: &Socket, on: bool) -> io::Result<()> {
     // The C library's headers do not name the option yet; some systems number their options
     // differently.
     const SO_PASSRIGHTS: libc::c_int = 83;
     if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let (off, size) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    let (on, size) = (
+        libc::c_int::from(on),
+        size_of::<libc::c_int>() as libc::socklen_t,
+    );
     // SAFETY: the descriptor is open, and the call reads as many bytes as a live `c_int` has.
     check(unsafe {
-        let value = (&raw const off).cast();
+        let value = (&raw const on).cast();
         let fd = socket.as_raw_fd();
         libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, size)
     })?;

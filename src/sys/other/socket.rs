@@ -38,7 +38,7 @@ pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
 }
 
 #[cfg(unix)]
-pub(crate) fn refuse_descriptors(_: &Socket) -> io::Result<()> {
+pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

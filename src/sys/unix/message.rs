@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-pub(crate) use crate::sys::native::socket::refuse_descriptors;
+pub(crate) use crate::sys::native::socket::allow_descriptors;
 
 use super::socket::SEND_FLAGS;
 use crate::sys::Descriptor;

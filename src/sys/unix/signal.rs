@@ -101,9 +101,9 @@ pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
     HANDLED.into_iter().find(|signal| number(*signal) == wanted)
 }
 
-/// Calls `deliver` for each signal that this process gets, from a thread of its own, until the
-/// process ends, with whether the process ignored the signal when it started. Where `deliver` returns false, the signal's default action follows, unless the
-/// signal was ignored before. To be called once.
+/// Calls `deliver` for each signal, from a thread of its own. The bool says whether the process
+/// ignored the signal when it started. If `deliver` returns false, the signal has its default
+/// action, unless the process ignored it. To be called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
     deliver: impl Fn(Signal, bool) -> bool + Clone + Send + 'static,

@@ -20,7 +20,7 @@ pub(crate) fn receive_all(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<De
     Err(no_restarts_error())
 }
 
-pub(crate) fn refuse_descriptors(_: &Socket) -> io::Result<()> {
+pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     Err(no_restarts_error())
 }
 
