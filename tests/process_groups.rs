@@ -289,6 +289,8 @@ fn a_supervisor_and_a_guardian_that_are_killed_leave_no_program_behind() {
     for kills_guardian in [true, false] {
         let mut service = Service::start(&["--stop-timeout", "0.5"], program);
         service.pid("leader");
+        // It may take its name after the program has begun.
+        eventually("the guardian", || service.guardian().is_some());
         let guardian = service.guardian().unwrap();
         if kills_guardian {
             fs::write(service.path("exits"), "").unwrap();
@@ -538,8 +540,8 @@ fn an_upgraded_supervisor_has_a_guardian_of_its_own() {
     let mut service = Service::start(&[], WRAPPER);
     service.pid("leader");
     service.pid("child");
+    eventually("the first guardian", || service.guardian().is_some());
     let first = service.guardian();
-    assert!(first.is_some());
     service.upgrade();
     eventually("the second guardian", || {
         service

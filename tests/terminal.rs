@@ -56,6 +56,10 @@ impl Terminal {
     }
 }
 
+/// Arguments of env(1): a command in a session of its own, with the default actions of the signals that terminals send,
+/// though whatever has started the tests may ignore them.
+const IN_A_SESSION: [&str; 3] = ["--default-signal=HUP,INT,QUIT", "setsid", "-c"];
+
 /// What runs in a terminal: the first process of a session whose terminal this is.
 struct Session {
     dir: TempDir,
@@ -66,9 +70,9 @@ impl Session {
     fn start(terminal: &Terminal, program: &str, command: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("program"), program).unwrap();
-        let mut first = Command::new("setsid");
+        let mut first = Command::new("env");
         let first = first
-            .arg("-c")
+            .args(IN_A_SESSION)
             .args(command)
             .current_dir(dir.path())
             .env_remove("HANDOVER_SOCKET")
@@ -434,15 +438,10 @@ fn is_hangup_pending(pid: i32) -> bool {
 /// its end would be that of the session.
 fn server_in(terminal: &Terminal, prefix: &str) -> Generations {
     Generations::start_with(&[], |command| {
-        let mut first = Command::new("setsid");
+        let mut first = Command::new("env");
         first
-            .args([
-                "-c",
-                "sh",
-                "-c",
-                &format!("{prefix}\"$@\"; read line"),
-                "sh",
-            ])
+            .args(IN_A_SESSION)
+            .args(["sh", "-c", &format!("{prefix}\"$@\"; read line"), "sh"])
             .arg(command.get_program())
             .args(command.get_args())
             .stdin(terminal.end())
