@@ -1608,7 +1608,8 @@ fn the_environment_file_is_read_at_each_start() {
         told().is_ok_and(|told| told == "4")
     });
     let warning = "environment: ignoring line 1: ";
-    assert!(supervised.log().contains(warning), "{}", supervised.log());
+    // The log is written by another thread.
+    eventually("the warning", || supervised.log().contains(warning));
     supervised.generations.option("environment", "TOLD='5");
     let answer = supervised.ask("restart wait").unwrap();
     assert!(answer.contains("environment: line 1: "), "{answer}");
