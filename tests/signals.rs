@@ -23,16 +23,7 @@ const ROLE: &str = "HANDOVER_TEST_ROLE";
 #[test]
 fn term_and_int_drain() {
     for signal in [Signal::TERM, Signal::INT] {
-        let mut server = Running::start("run");
-        let mut client = server.client();
-        client.hold();
-        server.signal(signal);
-        until_refused(server.addr);
-        client.send("go on\n");
-        assert_eq!(client.rest(), "go on\n");
-        let (status, output) = server.end();
-        assert!(status.success(), "{signal:?}: {status}");
-        assert!(output.contains("0 forced, 0 dropped"), "{output}");
+        assert_drains(signal);
     }
 }
 
@@ -108,17 +99,23 @@ fn a_signal_for_a_restart_drains_a_server_that_has_none() {
         false => &[Signal::HUP, Signal::USR2],
     };
     for &signal in signals {
-        let mut server = Running::start("run");
-        let mut client = server.client();
-        client.hold();
-        server.signal(signal);
-        until_refused(server.addr);
-        client.send("go on\n");
-        assert_eq!(client.rest(), "go on\n");
-        let (status, output) = server.end();
-        assert!(status.success(), "{status}");
-        assert!(output.contains("0 forced, 0 dropped"), "{output}");
+        assert_drains(signal);
     }
+}
+
+/// The signal lets a request in progress end, and then the server.
+#[track_caller]
+fn assert_drains(signal: Signal) {
+    let mut server = Running::start("run");
+    let mut client = server.client();
+    client.hold();
+    server.signal(signal);
+    until_refused(server.addr);
+    client.send("go on\n");
+    assert_eq!(client.rest(), "go on\n");
+    let (status, output) = server.end();
+    assert!(status.success(), "{signal:?}: {status}");
+    assert!(output.contains("0 forced, 0 dropped"), "{output}");
 }
 
 /// By the field SigIgn of proc_pid_status(5).
