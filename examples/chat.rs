@@ -28,7 +28,7 @@ impl Service for Chat {
         Ok(())
     }
 
-    fn session(&self, _conn: &Connection) -> io::Result<bool> {
+    fn session(&self, _conn: &mut Connection) -> io::Result<bool> {
         Ok(false)
     }
 

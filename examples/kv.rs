@@ -52,7 +52,7 @@ impl Service for Store {
         Ok(())
     }
 
-    fn session(&self, _conn: &Connection) -> io::Result<Session> {
+    fn session(&self, _conn: &mut Connection) -> io::Result<Session> {
         Ok(Session {
             namespace: "default".to_owned(),
             requests: 0,

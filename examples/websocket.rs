@@ -11,7 +11,9 @@
 //! - A message is encoded once, and goes to the outbox of each client.
 //! - A client that does not read is dropped when its outbox is full; the others do not notice.
 //! - Each client is pinged now and then, and dropped if nothing comes from it until the next ping.
-//! - A stop says goodbye: the close code is 1001, or 1012 at a restart.
+//! - A stop says goodbye: the close code is 1001, or 1012 at a restart. No message may follow a
+//!   close frame (RFC 6455, section 5.5.1), so it would leave unanswered what a client has sent
+//!   meanwhile. It goes behind the next answer, or comes when the client was silent for a second.
 
 mod common;
 
@@ -80,6 +82,8 @@ pub(crate) struct Limits {
     /// The time between two pings. Something has to come from the client in between. Defaults to
     /// 20 s.
     pub(crate) ping: Duration,
+    /// How long a client has to be silent before a stop closes its connection. Defaults to 1 s.
+    pub(crate) silence: Duration,
 }
 
 impl Default for Limits {
@@ -88,6 +92,7 @@ impl Default for Limits {
             message: 64 * 1024,
             unread: 256 * 1024,
             ping: Duration::from_secs(20),
+            silence: Duration::from_secs(1),
         }
     }
 }
@@ -194,6 +199,10 @@ enum Stage {
     Open,
     /// The client was pinged, and has sent nothing since.
     Pinged,
+    /// The server drains, and the client was not told. The close goes behind the next answer.
+    Leaving {
+        is_answered: bool,
+    },
     /// The server has sent a close, and waits for that of the client.
     Closing,
 }
@@ -233,23 +242,33 @@ impl Client {
 
     fn handle_events(&mut self, conn: &mut Connection) -> Result<Next, Error> {
         let cause = conn.cause();
-        if cause.draining {
-            let code = match conn.has_successor() {
-                true => CloseCode::Restart,
-                false => CloseCode::Away,
-            };
-            self.close(conn, code, "")?;
+        if cause.draining && self.stage != Stage::Closing {
+            self.stage = Stage::Leaving { is_answered: false };
         }
-        let has_more = self.read_messages(conn)?;
-        if cause.timer {
-            self.ping(conn)?;
+        if self.read_messages(conn)? {
+            return Ok(Next::Again);
         }
-        Ok(match self.stage {
-            _ if has_more => Next::Again,
-            // A stop waits for the client's answer.
-            Stage::Closing => Next::More,
-            _ => Next::Park,
-        })
+        let is_silent = cause.timer && !cause.draining && !cause.readable;
+        match self.stage {
+            Stage::Leaving { is_answered } if is_answered || is_silent => {
+                let code = match conn.has_successor() {
+                    true => CloseCode::Restart,
+                    false => CloseCode::Away,
+                };
+                self.close(conn, code, "")?;
+            }
+            Stage::Leaving { .. } if cause.draining || cause.timer => {
+                conn.wake_at(Instant::now().checked_add(self.room.limits.silence));
+            }
+            Stage::Leaving { .. } | Stage::Closing => {}
+            _ if cause.timer => {
+                self.ping(conn)?;
+                return Ok(Next::Park);
+            }
+            _ => return Ok(Next::Park),
+        }
+        // A stop waits for the client: for its silence, and for its close.
+        Ok(Next::More)
     }
 
     /// Handles the messages that have arrived. True if there may be more.
@@ -265,13 +284,12 @@ impl Client {
     }
 
     fn handle(&mut self, conn: &mut Connection, message: Message) -> io::Result<()> {
-        if self.stage == Stage::Closing {
-            return Ok(());
+        if self.stage == Stage::Pinged {
+            self.stage = Stage::Open;
         }
-        self.stage = Stage::Open;
         match message {
-            Message::Text(text) => self.room.broadcast(text.into(), Data::Text),
-            Message::Binary(bytes) => self.room.broadcast(bytes, Data::Binary),
+            Message::Text(text) => self.say(text.into(), Data::Text),
+            Message::Binary(bytes) => self.say(bytes, Data::Binary),
             // The next read answers it, and then ends.
             Message::Close(_) => {
                 self.leave(conn);
@@ -280,6 +298,14 @@ impl Client {
             // `tungstenite` answers a ping. A pong needs no answer.
             _ => Ok(()),
         }
+    }
+
+    /// Says it to all in the room. A client that was told to leave is not in the room any more.
+    fn say(&mut self, data: Bytes, kind: Data) -> io::Result<()> {
+        if let Stage::Leaving { is_answered } = &mut self.stage {
+            *is_answered = true;
+        }
+        self.room.broadcast(data, kind)
     }
 
     fn enter(&mut self, conn: &mut Connection) {
@@ -302,7 +328,7 @@ impl Client {
     /// The timer is due: pings the client, or gives it up.
     fn ping(&mut self, conn: &mut Connection) -> Result<(), Error> {
         match self.stage {
-            Stage::New | Stage::Closing => Ok(()),
+            Stage::New | Stage::Leaving { .. } | Stage::Closing => Ok(()),
             Stage::Pinged => Err(Error::ConnectionClosed),
             Stage::Open => {
                 self.stage = Stage::Pinged;

@@ -107,101 +107,71 @@
 ///
 /// # A waiting list
 ///
-/// Where threads waited on a `Condvar`, connections wait in a list of wakers. A waiter has the
-/// number of its session, by which the session's drop takes it off the list. In this queue, `get`
-/// waits for an item, and every other line is an item:
+/// Where threads waited on a `Condvar`, connections wait in a set of wakers. In this queue, `get` waits
+/// for an item for a minute at most, and every other line is an item:
 ///
 /// ```
-/// use std::collections::VecDeque;
+/// use std::collections::{HashSet, VecDeque};
 /// use std::io::{self, Write};
-/// use std::sync::Mutex;
-/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-/// use std::time::Duration;
+/// use std::sync::{LazyLock, Mutex};
+/// use std::time::{Duration, Instant};
 ///
 /// use handover::{Connection, Next, Waker};
 ///
-/// static QUEUE: Mutex<Queue> =
-///     Mutex::new(Queue { items: VecDeque::new(), waiting: VecDeque::new() });
-/// static SESSIONS: AtomicU64 = AtomicU64::new(0);
+/// static QUEUE: LazyLock<Mutex<Queue>> = LazyLock::new(Mutex::default);
 ///
+/// #[derive(Default)]
 /// struct Queue {
 ///     items: VecDeque<String>,
-///     /// By the numbers of their sessions.
-///     waiting: VecDeque<(u64, Waker)>,
+///     waiting: HashSet<Waker>,
 /// }
 ///
-/// impl Queue {
-///     /// Wakes the first waiter that has not left.
-///     fn wake_next(&mut self) {
-///         while self.waiting.pop_front().is_some_and(|(_, waker)| !waker.wake()) {}
-///     }
-/// }
-///
-/// struct Session {
-///     number: u64,
-///     is_waiting: bool,
-/// }
-///
-/// impl Drop for Session {
-///     fn drop(&mut self) {
-///         let mut queue = QUEUE.lock().unwrap();
-///         queue.waiting.retain(|(number, _)| *number != self.number);
-///         // The wake-up may have been for this waiter, which has left before its call.
-///         if self.is_waiting && !queue.items.is_empty() {
-///             queue.wake_next();
-///         }
-///     }
-/// }
-///
-/// fn serve(conn: &mut Connection, session: &mut Session, (): &mut ()) -> io::Result<Next> {
-///     if !session.is_waiting {
+/// /// `until`: the end of the time of a `get` that was not answered yet.
+/// fn serve(conn: &mut Connection, until: &mut Option<Instant>) -> io::Result<Next> {
+///     if until.is_none() {
 ///         match conn.take_line(1024)?.as_deref() {
-///             Some("get") => session.is_waiting = true,
+///             Some("get") => *until = Some(Instant::now() + Duration::from_secs(60)),
 ///             Some(item) => {
 ///                 let mut queue = QUEUE.lock().unwrap();
 ///                 queue.items.push_back(item.to_owned());
-///                 queue.wake_next();
+///                 // As `notify_all`.
+///                 for waker in queue.waiting.drain() {
+///                     waker.wake();
+///                 }
 ///                 return Ok(Next::Park);
 ///             }
 ///             None => return Ok(Next::incomplete(conn)),
 ///         }
 ///     }
-///     if conn.cause().ended {
-///         return Ok(Next::Close); // the client has left
-///     }
-///     let item = {
-///         let mut queue = QUEUE.lock().unwrap();
-///         queue.waiting.retain(|(number, _)| *number != session.number);
-///         let Some(item) = queue.items.pop_front() else {
-///             queue.waiting.push_back((session.number, conn.waker()));
-///             conn.set_idle_timeout(Duration::MAX);
+///     let mut queue = QUEUE.lock().unwrap();
+///     queue.waiting.remove(&conn.waker());
+///     let answer = match queue.items.pop_front() {
+///         // The client has left, or the server stops.
+///         None if conn.cause().ended || conn.is_draining() => "none".to_owned(),
+///         None if *until <= Some(Instant::now()) => "none".to_owned(),
+///         None => {
+///             queue.waiting.insert(conn.waker());
+///             conn.wake_at(*until);
 ///             return Ok(Next::Wait);
-///         };
-///         item
+///         }
+///         Some(item) => item,
 ///     };
-///     session.is_waiting = false;
-///     conn.set_idle_timeout(Duration::from_secs(75));
-///     writeln!(conn, "{item}")?;
+///     drop(queue);
+///     *until = None;
+///     writeln!(conn, "{answer}")?;
 ///     Ok(Next::Park)
 /// }
 ///
-/// # fn main() {
-/// let session = |_: &Connection| {
-///     let number = SESSIONS.fetch_add(1, Relaxed);
-///     Ok(Session { number, is_waiting: false })
-/// };
-/// let service = handover::service_with(|_worker| Ok(()), session, serve);
+/// let service = handover::service_with_session(|_conn| Ok(None), serve);
 /// # fn is_service(_: impl handover::Service) {}
 /// # is_service(service);
-/// # }
 /// ```
 ///
-/// As after `Condvar::wait`, a waiter that was woken looks again, and may wait again.
-/// [`Waker::wake`](crate::Waker::wake) is false if the connection has ended, but a connection that
-/// was woken may also end before its call: hence the second `wake_next`. Such a drop never runs on
-/// the thread that wakes, so that waking under the lock is safe. [`Next::Wait`](crate::Next::Wait)
-/// expires after [`idle_timeout`](crate::Builder::idle_timeout) (75 s), unless `set_idle_timeout`
-/// says otherwise.
+/// As after `Condvar::wait`, a waiter that was woken looks again, and may wait again. The timer of
+/// [`wake_at`](crate::Connection::wake_at) ends the wait; without one, [`Next::Wait`](crate::Next::Wait)
+/// expires after [`idle_timeout`](crate::Builder::idle_timeout) (75 s). Waking under the lock is safe.
+/// With thousands of waiters, wake one at a time, as the example `resp` does: then the waker that was
+/// woken may be of a connection that ends before its call, and the drop of its session wakes the next.
 ///
 /// # Heartbeats
 ///
@@ -236,13 +206,18 @@
 /// connections are. [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
 ///
 /// Other connections are not told. When one is idle, a stop closes it without a call. After a
-/// restart it is closed when [`idle_grace`](crate::Restart::idle_grace) ends, and
-/// [`Service::expired`](crate::Service::expired) is called before, if the service handles expiry.
+/// restart it is closed when the client was silent for [`idle_grace`](crate::Restart::idle_grace)
+/// (10 s), and [`Service::expired`](crate::Service::expired) is called before, if the service
+/// handles expiry.
 ///
-/// **Goodbyes.** The shortest way is to say goodbye and to return `Close`, as the subscribers do
-/// above. What the client sends at that moment is lost: it crosses the close, and nobody reads it.
-/// A WebSocket has a close frame for this, which the client answers. A protocol without an answer
-/// to a goodbye waits until the client has been silent for a second, and serves what comes before:
+/// **Goodbyes.** [`Connection::set_goodbye`](crate::Connection::set_goodbye), once for each
+/// connection, is all that most protocols need: these bytes leave whenever the server ends an idle
+/// connection, after a stop, a restart or a time-out. With `idle_grace` of one second, the clients
+/// of a program that restarts are told after a second of silence.
+///
+/// What a client sends at the moment of the close is lost: it crosses the close, and nobody reads
+/// it. A service that wants to tell its clients at once, and to serve what crosses the goodbye, says
+/// goodbye when the drain begins, and closes when the client has been silent for a second:
 ///
 /// ```
 /// use std::io::{self, Write};
@@ -261,27 +236,24 @@
 ///         is_silent = false;
 ///         writeln!(conn, "{line}")?;
 ///     }
-///     if !conn.buffer().is_empty() {
-///         return Ok(Next::More);
-///     }
 ///     if !conn.is_draining() {
 ///         // The timer is what makes the server call at a drain.
 ///         conn.wake_at(Instant::now() + Duration::from_secs(3600));
-///         return Ok(Next::Park);
+///         return Ok(Next::incomplete(conn));
 ///     }
-///     if is_silent || conn.at_eof() {
+///     if is_silent && conn.buffer().is_empty() {
 ///         return Ok(Next::Close);
 ///     }
 ///     conn.wake_at(Instant::now() + SILENCE);
-///     Ok(Next::Wait)
+///     Ok(Next::More)
 /// }
 /// # fn is_service(_: impl handover::Service) {}
 /// # is_service(serve);
 /// ```
 ///
-/// While it waits it returns `Wait`, and not `Park`: a stop closes a connection in `Park` at once.
-/// What the client sends in that second is served at its end. Lost is only what takes longer than
-/// that to arrive.
+/// While it waits it returns `More`, and not `Park`: a stop closes a connection in `Park` at once.
+/// Lost is only what takes longer than a second to arrive. In WebSocket no message may follow a
+/// close frame: the example `websocket` sends it behind the next answer, or after the silence.
 pub mod push {}
 
 #[doc = include_str!("guide/porting.md")]

@@ -192,7 +192,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
     Setting, restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service, service, service_with};
+pub use service::{BufferLimits, Next, Service, service, service_with, service_with_session};
 pub use start_error::StartError;
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};

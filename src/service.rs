@@ -35,7 +35,8 @@ pub enum Next {
     /// The answer comes from elsewhere: wait on no thread for a [`Waker`](crate::Waker), the timer
     /// ([`Connection::wake_at`]), the end of the client's side, or the beginning of a drain.
     /// What the client sends meanwhile stays in the buffer, up to
-    /// [`input_limit`](crate::Builder::input_limit), and leads to no call. Expires after
+    /// [`input_limit`](crate::Builder::input_limit), and leads to no call. If a timer is set, it
+    /// ends the wait; otherwise the wait expires after
     /// [`idle_timeout`](crate::Builder::idle_timeout), counted from each call. A service that waits
     /// for both its client and other threads returns [`Park`](Self::Park): wake-ups work there too.
     Wait,
@@ -99,7 +100,7 @@ pub struct BufferLimits {
 ///         Ok(())
 ///     }
 ///
-///     fn session(&self, _conn: &Connection) -> io::Result<u64> {
+///     fn session(&self, _conn: &mut Connection) -> io::Result<u64> {
 ///         Ok(0)
 ///     }
 ///
@@ -146,12 +147,15 @@ pub trait Service: Send + Sync {
     /// while all workers are busy. A panic is the same as an error.
     fn worker(&self, index: usize) -> io::Result<Self::Worker>;
 
-    /// Builds a connection's session, before the first call of [`serve`](Self::serve) for it.
+    /// Begins a connection's session, just before the first call of [`serve`](Self::serve) for it,
+    /// on the same worker. On a listener whose server speaks first
+    /// ([`Bind::speaks_first`](crate::Bind::speaks_first)) the client has sent nothing yet: this is
+    /// the place to greet it.
     ///
     /// # Errors
     ///
     /// An error closes the connection.
-    fn session(&self, conn: &Connection) -> io::Result<Self::Session>;
+    fn session(&self, conn: &mut Connection) -> io::Result<Self::Session>;
 
     /// Serves a connection that has something to read, or that is new on a listener whose server
     /// speaks first.
@@ -234,8 +238,8 @@ where
 }
 
 /// Makes a service of functions: one that builds the state of a worker, one that begins the session
-/// of a connection, and the handler, which gets both. The handler may return errors of any type, as
-/// with [`service`].
+/// of a connection, and the handler, which gets both. They may return errors of any type, as with
+/// [`service`].
 ///
 /// # Examples
 ///
@@ -258,8 +262,8 @@ where
 /// # Ok::<(), handover::BuildError>(())
 /// ```
 pub fn service_with<W, S, E>(
-    worker: impl Fn(usize) -> io::Result<W> + Send + Sync,
-    session: impl Fn(&Connection) -> io::Result<S> + Send + Sync,
+    worker: impl Fn(usize) -> Result<W, E> + Send + Sync,
+    session: impl Fn(&mut Connection) -> Result<S, E> + Send + Sync,
     handler: impl Fn(&mut Connection, &mut S, &mut W) -> Result<Next, E> + Send + Sync,
 ) -> impl Service<Session = S, Worker = W>
 where
@@ -267,12 +271,62 @@ where
     E: fmt::Display + 'static,
 {
     Functions {
-        worker,
-        session,
+        worker: move |index| worker(index).map_err(into_io_error),
+        session: move |conn: &mut Connection| session(conn).map_err(into_io_error),
         handler: move |conn: &mut Connection, session: &mut S, worker: &mut W| {
             handler(conn, session, worker).map_err(into_io_error)
         },
     }
+}
+
+/// Makes a service of two functions: one that begins the session of a connection, and the handler.
+/// The variables of a loop that served one connection become the session. What the two write leaves
+/// together. They may return errors of any type that `Box<dyn Error>` can be made of; see
+/// [`Service::serve`] for what becomes of errors.
+///
+/// # Examples
+///
+/// Adds up the numbers of each client:
+///
+/// ```
+/// use std::error::Error;
+/// use std::io::{self, Write};
+///
+/// use handover::{Bind, Connection, Next, Server};
+///
+/// fn greet(conn: &mut Connection) -> Result<i64, Box<dyn Error>> {
+///     writeln!(conn, "numbers, please")?;
+///     Ok(0)
+/// }
+///
+/// fn add(conn: &mut Connection, sum: &mut i64) -> Result<Next, Box<dyn Error>> {
+///     while let Some(line) = conn.take_line(100)? {
+///         *sum += line.trim().parse::<i64>()?;
+///         writeln!(conn, "{sum}")?;
+///     }
+///     Ok(Next::incomplete(conn))
+/// }
+///
+/// let service = handover::service_with_session(greet, add);
+/// let listen = Bind::new("localhost:0").speaks_first(true);
+/// let server = Server::builder().listen(listen).build(service)?;
+/// # Ok::<(), handover::BuildError>(())
+/// ```
+pub fn service_with_session<S, E>(
+    session: impl Fn(&mut Connection) -> Result<S, E> + Send + Sync,
+    handler: impl Fn(&mut Connection, &mut S) -> Result<Next, E> + Send + Sync,
+) -> impl Service<Session = S, Worker = ()>
+where
+    S: Send + 'static,
+    E: Into<Box<dyn Error>>,
+{
+    service_with(
+        |_worker| Ok(()),
+        move |conn: &mut Connection| session(conn).map_err(E::into),
+        move |conn: &mut Connection, session: &mut S, (): &mut ()| {
+            handler(conn, session).map_err(E::into)
+        },
+    )
 }
 
 struct Functions<B, N, H> {
@@ -285,7 +339,7 @@ impl<W, S, B, N, H> Service for Functions<B, N, H>
 where
     S: Send + 'static,
     B: Fn(usize) -> io::Result<W> + Send + Sync,
-    N: Fn(&Connection) -> io::Result<S> + Send + Sync,
+    N: Fn(&mut Connection) -> io::Result<S> + Send + Sync,
     H: Fn(&mut Connection, &mut S, &mut W) -> io::Result<Next> + Send + Sync,
 {
     type Session = S;
@@ -295,7 +349,7 @@ where
         (self.worker)(index)
     }
 
-    fn session(&self, conn: &Connection) -> io::Result<S> {
+    fn session(&self, conn: &mut Connection) -> io::Result<S> {
         (self.session)(conn)
     }
 
@@ -305,16 +359,32 @@ where
 }
 
 /// An error with the text of one that need not be `Send`, and the kind of an `io::Error`.
-fn into_io_error<E: fmt::Display + 'static>(error: E) -> io::Error {
+pub(crate) fn into_io_error<E: fmt::Display + 'static>(error: E) -> io::Error {
     let any: &dyn Any = &error;
-    let boxed = || any.downcast_ref::<Box<dyn Error>>()?.downcast_ref();
-    let sent = || {
-        any.downcast_ref::<Box<dyn Error + Send + Sync>>()?
-            .downcast_ref()
+    let boxed = || any.downcast_ref().map(|error: &Box<dyn Error>| &**error);
+    let sent = || -> Option<&(dyn Error + 'static)> {
+        any.downcast_ref()
+            .map(|error: &Box<dyn Error + Send + Sync>| &**error as _)
     };
-    let found: Option<&io::Error> = any.downcast_ref().or_else(boxed).or_else(sent);
-    let kind = found.map_or(io::ErrorKind::Other, io::Error::kind);
+    let io_error = || any.downcast_ref().map(|error: &io::Error| error as _);
+    let found = io_error().or_else(boxed).or_else(sent);
+    let kind = found.and_then(io_kind).unwrap_or(io::ErrorKind::Other);
     io::Error::new(kind, format!("{error:#}"))
+}
+
+/// The kind of the first `io::Error` among an error and its causes. An error that contains another
+/// one, as that of [`io::Error::other`], has no kind of its own.
+pub(crate) fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = match error.downcast_ref::<io::Error>() {
+            Some(error) if error.kind() != io::ErrorKind::Other => return Some(error.kind()),
+            // The `source` of an `io::Error` is that of the error in it.
+            Some(error) => error.get_ref().map(|error| error as _),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 impl<F> Service for F
@@ -328,7 +398,7 @@ where
         Ok(())
     }
 
-    fn session(&self, _conn: &Connection) -> io::Result<()> {
+    fn session(&self, _conn: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 
@@ -350,7 +420,7 @@ impl<S: Service> Service for Arc<S> {
         S::worker(self, index)
     }
 
-    fn session(&self, conn: &Connection) -> io::Result<S::Session> {
+    fn session(&self, conn: &mut Connection) -> io::Result<S::Session> {
         S::session(self, conn)
     }
 

@@ -20,11 +20,11 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::clock;
-use crate::connection::{Connection, Expiry, Filled, Flushed, SpareBuffers};
+use crate::connection::{Blocked, Connection, Expiry, Filled, Flushed, SpareBuffers};
 use crate::log;
 use crate::panic;
 use crate::parking::{BATCH, Lot, Lots, Needs, Occupant, RoomRequest, Stage, Token, Turn};
-use crate::service::{Next, Service};
+use crate::service::{self, Next, Service};
 use crate::stats::{ThreadCounters, count, count_several};
 use crate::sys::{Events, PeerState, Poller};
 
@@ -442,7 +442,7 @@ impl<'a, S: Service> Workers<'a, S> {
             let is_closing = self.lots.drain.is_closing() && !is_due;
             let is_over = is_closing && conn.check_drain_limit(!mid_message);
             if is_over && stage != Stage::Waiting {
-                return Disposition::WriteThenClose;
+                return end_by_drain(conn);
             }
             // A connection that waits goes on, but reads no more.
             let filled = match is_over {
@@ -457,9 +457,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
                 Ok(Filled::Bytes | Filled::Eof) => {}
                 Ok(Filled::Nothing) if is_due => {}
-                Ok(Filled::Nothing) if self.ends_after(stage) => {
-                    return Disposition::WriteThenClose;
-                }
+                Ok(Filled::Nothing) if self.ends_after(stage) => return end_by_drain(conn),
                 Ok(Filled::Nothing) => return Disposition::Park,
                 Err(error) => {
                     log::debug!("{}: cannot read: {error}", conn.info());
@@ -498,10 +496,13 @@ impl<'a, S: Service> Workers<'a, S> {
                 self.apply_next(occupant, Next::Again)
             }
             Ok(next) => self.apply_next(occupant, next),
-            Err(error) => {
-                self.note_error(&occupant.conn, &error);
-                Disposition::CloseNow
-            }
+            Err(error) => match next_after(&occupant.conn, &error) {
+                Some(next) => self.apply_next(occupant, next),
+                None => {
+                    self.note_error(&occupant.conn, &error);
+                    Disposition::CloseNow
+                }
+            },
         }
     }
 
@@ -552,11 +553,11 @@ impl<'a, S: Service> Workers<'a, S> {
         occupant: &mut Occupant<S::Session>,
         own: &mut S::Worker,
     ) -> io::Result<Next> {
+        occupant.conn.begin_call();
         let session = match &mut occupant.session {
             Some(session) => session,
-            none => none.insert(self.service.session(&occupant.conn)?),
+            none => none.insert(self.service.session(&mut occupant.conn)?),
         };
-        occupant.conn.begin_call();
         if occupant.conn.cause().draining {
             count(&self.lots.counters.drain_calls);
         }
@@ -658,6 +659,28 @@ impl<'a, S: Service> Workers<'a, S> {
     /// Whether the server stops, so that a connection at this stage gets no further message.
     fn ends_after(&self, stage: Stage) -> bool {
         !matches!(stage, Stage::Partial | Stage::Waiting) && self.lots.drain.is_closing()
+    }
+}
+
+/// What a call means that has failed with the `WouldBlock` of its view of the connection: the
+/// service has passed it on with `?`. `None` for other errors.
+#[cold]
+fn next_after(conn: &Connection, error: &io::Error) -> Option<Next> {
+    match conn.blocked_view()? {
+        _ if service::io_kind(error) != Some(io::ErrorKind::WouldBlock) => None,
+        Blocked::Input => Some(Next::Park),
+        Blocked::Output | Blocked::Turn => Some(Next::Again),
+    }
+}
+
+/// Ends a connection because the server drains.
+fn end_by_drain(conn: &mut Connection) -> Disposition {
+    match conn.write_goodbye() {
+        Ok(()) => Disposition::WriteThenClose,
+        Err(error) => {
+            log::debug!("{}: cannot write: {error}", conn.info());
+            Disposition::CloseNow
+        }
     }
 }
 

@@ -281,7 +281,7 @@ impl Service for Stateful {
         }
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 

@@ -180,7 +180,7 @@ impl Service for NoWorker {
         Err(io::Error::other("no database"))
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 

@@ -554,7 +554,7 @@ where
         self.0.worker(index)
     }
 
-    fn session(&self, conn: &Connection) -> io::Result<http::Session> {
+    fn session(&self, conn: &mut Connection) -> io::Result<http::Session> {
         self.0.session(conn)
     }
 

@@ -121,7 +121,7 @@ impl Service for &'static Pattern {
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<usize> {
+    fn session(&self, _: &mut Connection) -> io::Result<usize> {
         Ok(0)
     }
 
@@ -190,7 +190,7 @@ impl Service for Echo {
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<WebSocketContext> {
+    fn session(&self, _: &mut Connection) -> io::Result<WebSocketContext> {
         Ok(WebSocketContext::new(Role::Server, None))
     }
 
@@ -200,25 +200,15 @@ impl Service for Echo {
         socket: &mut WebSocketContext,
         (): &mut (),
     ) -> io::Result<Next> {
-        let mut view = conn.nonblocking();
-        let blocked = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
+        let view = &mut conn.nonblocking();
         loop {
-            match socket.flush(&mut view) {
-                Err(Error::Io(error)) if blocked(&error) => return Ok(Next::Again),
-                flushed => flushed.map_err(io::Error::other)?,
-            }
-            let written = match socket.read(&mut view) {
+            socket.flush(view).map_err(io::Error::other)?;
+            match socket.read(view) {
                 Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
-                    socket.write(&mut view, message)
+                    socket.write(view, message).map_err(io::Error::other)?;
                 }
-                Ok(_) => Ok(()),
-                Err(Error::Io(error)) if blocked(&error) => return Ok(Next::Park),
                 Err(Error::ConnectionClosed) => return Ok(Next::Close),
-                Err(error) => return Err(io::Error::other(error)),
-            };
-            match written {
-                Err(Error::Io(error)) if blocked(&error) => {}
-                written => written.map_err(io::Error::other)?,
+                other => drop(other.map_err(io::Error::other)?),
             }
         }
     }
@@ -265,5 +255,160 @@ fn a_library_writes_more_than_the_limit_to_a_client_that_reads_late() {
     assert!(matches!(other.read(), Ok(Message::Close(None))));
     assert!(matches!(other.read(), Err(Error::ConnectionClosed)));
     drop(late);
+    stop(&handle);
+}
+
+// ---- errors of a view ----
+
+/// Echoes until the view would have to wait.
+fn echo_view(conn: &mut Connection) -> io::Result<Next> {
+    let view = &mut conn.nonblocking();
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        match view.read(&mut bytes)? {
+            0 => return Ok(Next::Close),
+            count => view.write_all(&bytes[..count])?,
+        }
+    }
+}
+
+#[test]
+fn the_would_block_of_a_view_waits_also_inside_another_error() {
+    type Wrap = fn(io::Error) -> io::Error;
+    let wraps: [Wrap; 4] = [
+        |error| error,
+        io::Error::other,
+        |error| io::Error::other(Error::Io(error)),
+        |error| io::Error::other(io::Error::other(Error::Io(error))),
+    ];
+    for wrap in wraps {
+        let handle = start(server().workers(1), move |conn: &mut Connection| {
+            echo_view(conn).map_err(wrap)
+        });
+        let mut clients = [(); 3].map(|()| connect(addr(&handle)));
+        for text in ["a\n", "b\n"] {
+            for client in &mut clients {
+                client.write_all(text.as_bytes()).unwrap();
+                assert_eq!(answer(client), text.trim());
+            }
+            until(&handle, "all are parked", |stats| stats.parked == 3);
+        }
+        drop(clients);
+        let stats = until(&handle, "all have left", |stats| stats.live == 0);
+        assert_eq!(stats.service_errors, 0);
+        stop(&handle);
+    }
+}
+
+#[test]
+fn handlers_with_other_errors_wait_too() {
+    let boxed = |conn: &mut Connection| -> Result<Next, Box<dyn std::error::Error>> {
+        Ok(echo_view(conn)?)
+    };
+    let library = |conn: &mut Connection, (): &mut ()| echo_view(conn).map_err(Error::Io);
+    let handles = [
+        start(server(), handover::service(boxed)),
+        start(
+            server(),
+            handover::service_with_session(|_conn| Ok(()), library),
+        ),
+    ];
+    for handle in handles {
+        let mut client = connect(addr(&handle));
+        for text in ["a\n", "b\n"] {
+            client.write_all(text.as_bytes()).unwrap();
+            assert_eq!(answer(&mut client), text.trim());
+        }
+        drop(client);
+        stop(&handle);
+    }
+}
+
+#[test]
+fn any_other_would_block_is_a_failure() {
+    let service = |conn: &mut Connection| -> io::Result<Next> {
+        match conn.buffer() {
+            // The view has met no end.
+            b"own" => Err(ErrorKind::WouldBlock.into()),
+            // Another error, after the view would have had to wait.
+            _ => {
+                let _ = conn.nonblocking().read(&mut [0; 64]);
+                let blocked = conn.nonblocking().read(&mut [0; 64]);
+                assert!(blocked.is_err());
+                Err(io::Error::other("a fault"))
+            }
+        }
+    };
+    let handle = start(server().workers(1), service);
+    for (text, count) in [("own", 1), ("other", 2)] {
+        let mut client = connect(addr(&handle));
+        client.write_all(text.as_bytes()).unwrap();
+        support::assert_closed(&mut client);
+        until(&handle, "it is counted", |stats| {
+            stats.service_errors == count
+        });
+    }
+    stop(&handle);
+}
+
+/// Reads stop while the output limit is reached, so that a client that only sends costs no memory.
+#[test]
+fn a_client_that_does_not_read_is_not_read_from() {
+    const COUNT: usize = 16 << 20;
+    let handle = start(server().workers(1).output_limit(4096), echo_view);
+    let mut client = connect_narrow(addr(&handle));
+    let mut writer = client.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for place in (0..COUNT).step_by(1 << 16) {
+            writer.write_all(&bytes_at(place, 1 << 16)).unwrap();
+        }
+        finish(&writer);
+    });
+    until(&handle, "it waits for its client", |stats| {
+        stats.bytes_in > 0 && (stats.active, stats.queued) == (0, 0)
+    });
+    let mut other = connect(addr(&handle));
+    other.write_all(b"hello\n").unwrap();
+    assert_eq!(answer(&mut other), "hello");
+    drop(other);
+    assert!(handle.stats().bytes_in < COUNT as u64);
+    read_pattern(&mut client, COUNT);
+    sender.join().unwrap();
+    assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+    stop(&handle);
+}
+
+/// A client that sends without a pause has turns, as all others have.
+#[test]
+fn a_loop_until_would_block_takes_turns() {
+    const COUNT: usize = 4 << 20;
+    let most = Arc::new(AtomicUsize::new(0));
+    let read = Arc::clone(&most);
+    let handle = start(server().workers(1), move |conn: &mut Connection| {
+        let (mut bytes, mut total) = (vec![0; 64 * 1024], 0);
+        loop {
+            // The socket is never empty when it is read.
+            eventually("something has arrived", || {
+                let socket = socket2::SockRef::from(&*conn);
+                let has_arrived = socket.peek(&mut [std::mem::MaybeUninit::uninit()]).is_ok();
+                has_arrived || !conn.buffer().is_empty()
+            });
+            let count = conn.nonblocking().read(&mut bytes)?;
+            total += count;
+            read.fetch_max(total, SeqCst);
+            if count == 0 {
+                return Ok(Next::Close);
+            }
+        }
+    });
+    let mut client = connect(addr(&handle));
+    for place in (0..COUNT).step_by(1 << 16) {
+        client.write_all(&bytes_at(place, 1 << 16)).unwrap();
+    }
+    finish(&client);
+    assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+    assert_eq!(handle.stats().bytes_in, COUNT as u64);
+    let most = most.load(SeqCst);
+    assert!(most <= 384 << 10, "{most} bytes in one call");
     stop(&handle);
 }

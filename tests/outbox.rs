@@ -345,7 +345,7 @@ fn a_sender_runs_no_drop_of_a_session() {
         fn worker(&self, _: usize) -> io::Result<()> {
             Ok(())
         }
-        fn session(&self, _: &Connection) -> io::Result<Subscribed> {
+        fn session(&self, _: &mut Connection) -> io::Result<Subscribed> {
             Ok(Subscribed(Arc::clone(&self.0)))
         }
         fn serve(

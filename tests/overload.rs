@@ -495,7 +495,7 @@ impl Service for Laborious {
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<usize> {
+    fn session(&self, _: &mut Connection) -> io::Result<usize> {
         Ok(0)
     }
 

@@ -71,7 +71,7 @@ impl Service for Faulty {
         Ok(Explosive::default())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<Explosive> {
+    fn session(&self, _: &mut Connection) -> io::Result<Explosive> {
         if self.session_panics.swap(false, SeqCst) {
             panic_any(Bomb);
         }

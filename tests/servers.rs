@@ -27,7 +27,7 @@ impl Service for Shout {
         Ok("!".to_owned())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 
@@ -172,7 +172,7 @@ impl Service for NoWorker {
         Err(io::Error::other("no database"))
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 

@@ -397,3 +397,48 @@ fn errors_are_printed_as_sentences() {
     assert_eq!(format!("{error:?}"), error.to_string());
     stop(&handle);
 }
+
+/// A count of bytes on a line, then the bytes: as a program with a thread for each connection reads it.
+fn parse(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let Some(count) = line.strip_suffix('\n') else {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    };
+    let mut body = vec![0; count.parse().map_err(io::Error::other)?];
+    reader.read_exact(&mut body)?;
+    Ok(body)
+}
+
+#[test]
+fn a_parser_that_reads_takes_whole_messages_only() {
+    let handle = start(server().workers(1), |conn: &mut Connection| {
+        while let Some(body) = conn.take_with(|reader| parse(reader))? {
+            writeln!(conn, "{}", String::from_utf8_lossy(&body))?;
+        }
+        Ok(Next::incomplete(conn))
+    });
+    let mut client = connect(addr(&handle));
+    let mut read = 0;
+    // Two messages and a part of the next, then its rest in pieces.
+    for (text, answers) in [
+        ("5\nhello0\n11\nhello", vec!["hello", ""]),
+        (" wor", vec![]),
+        ("ld2", vec!["hello world"]),
+        ("\nok", vec!["ok"]),
+    ] {
+        client.write_all(text.as_bytes()).unwrap();
+        read += text.len() as u64;
+        for expected in answers {
+            assert_eq!(answer(&mut client), expected);
+        }
+        until(&handle, "it is served", |stats| {
+            (stats.bytes_in, stats.active, stats.queued) == (read, 0, 0)
+        });
+    }
+    // What is no message ends the connection. It is the client's fault.
+    client.write_all(b"x\n").unwrap();
+    assert_closed(&mut client);
+    assert_eq!(handle.stats().service_errors, 0);
+    stop(&handle);
+}

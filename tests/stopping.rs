@@ -793,7 +793,7 @@ impl<F: Fn(&mut Connection) -> io::Result<Next> + Send + Sync> Service for Sessi
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<Told> {
+    fn session(&self, _: &mut Connection) -> io::Result<Told> {
         Ok(Told(self.session.clone()))
     }
 
@@ -1014,7 +1014,7 @@ impl Service for Keeps {
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 
@@ -1105,7 +1105,7 @@ fn a_server_that_cannot_start_leaves_its_address() {
                 _ => Ok(()),
             }
         }
-        fn session(&self, _: &Connection) -> io::Result<()> {
+        fn session(&self, _: &mut Connection) -> io::Result<()> {
             Ok(())
         }
         fn serve(&self, _: &mut Connection, (): &mut (), (): &mut ()) -> io::Result<Next> {

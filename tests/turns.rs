@@ -239,7 +239,7 @@ impl Service for &'static PerWorker {
         Ok(index)
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 
@@ -434,7 +434,7 @@ impl Service for &'static SlowState {
         Ok(index)
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 

@@ -209,7 +209,7 @@ impl Service for Counting {
         })
     }
 
-    fn session(&self, _: &Connection) -> io::Result<Session> {
+    fn session(&self, _: &mut Connection) -> io::Result<Session> {
         Ok(Session {
             lines: 0,
             drops: Arc::clone(&self.session_drops),
@@ -254,7 +254,7 @@ impl Service for &'static Counting {
         (*self).worker(index)
     }
 
-    fn session(&self, conn: &Connection) -> io::Result<Session> {
+    fn session(&self, conn: &mut Connection) -> io::Result<Session> {
         (*self).session(conn)
     }
 
@@ -406,7 +406,7 @@ impl Service for Scarce {
         }
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 
@@ -426,7 +426,7 @@ impl Service for &'static Scarce {
         (*self).worker(index)
     }
 
-    fn session(&self, conn: &Connection) -> io::Result<()> {
+    fn session(&self, conn: &mut Connection) -> io::Result<()> {
         (*self).session(conn)
     }
 

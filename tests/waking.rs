@@ -53,7 +53,7 @@ impl Service for Waiting {
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<WaitingSession> {
+    fn session(&self, _: &mut Connection) -> io::Result<WaitingSession> {
         Ok(WaitingSession {
             told: self.told.clone(),
             is_waiting: false,
@@ -463,7 +463,7 @@ impl Service for Polite {
         Ok(())
     }
 
-    fn session(&self, _: &Connection) -> io::Result<()> {
+    fn session(&self, _: &mut Connection) -> io::Result<()> {
         Ok(())
     }
 
@@ -771,4 +771,74 @@ fn a_drain_waits_for_those_that_wait_on() {
     assert_closed(&mut client);
     let report = handle.join();
     assert!(report.is_clean() && report.finished == 1, "{report}");
+}
+
+/// Wakers as the members of a set, and a timer that ends a wait in place of the idle time-out.
+#[test]
+fn a_waker_is_equal_to_those_of_its_own_connection_only() {
+    use std::collections::HashSet;
+
+    let (tell, told) = unbounded();
+    let service = move |conn: &mut Connection| {
+        let again = conn.waker();
+        tell.send((conn.waker(), again)).unwrap();
+        lines(conn)
+    };
+    // The tokens of two servers may be the same.
+    let handles = [
+        start(server(), service.clone()),
+        start(server(), service.clone()),
+    ];
+    drop(service);
+    let mut clients = Vec::new();
+    let mut wakers = Vec::new();
+    for handle in handles.iter().cycle().take(6) {
+        let mut client = connect(addr(handle));
+        ask(&mut client, "hello");
+        let (waker, again) = told.recv().unwrap();
+        assert_eq!(waker, again);
+        wakers.push(waker);
+        clients.push(client);
+    }
+    // The next connection uses the memory of the last one.
+    drop(clients.pop());
+    until(&handles[1], "it is gone", |stats| stats.live == 2);
+    let mut client = connect(addr(&handles[1]));
+    ask(&mut client, "hello");
+    wakers.push(told.recv().unwrap().0);
+    let set: HashSet<Waker> = wakers.iter().cloned().collect();
+    assert_eq!(set.len(), 7);
+    assert!(wakers.iter().all(|waker| set.contains(waker)));
+    drop((clients, client));
+    handles.iter().for_each(stop);
+}
+
+#[test]
+fn a_wait_with_a_timer_lasts_until_the_timer() {
+    let service = |conn: &mut Connection| {
+        if conn.cause().timer {
+            writeln!(conn, "time")?;
+            return Ok(Next::Close);
+        }
+        let Some(line) = conn.take_line(64)? else {
+            return Ok(Next::More);
+        };
+        if line == "long" {
+            conn.wake_at(Instant::now() + Duration::from_millis(300));
+        }
+        Ok(Next::Wait)
+    };
+    let handle = start(
+        server().workers(1).idle_timeout(Duration::from_millis(20)),
+        service,
+    );
+    let mut short = connect(addr(&handle));
+    short.write_all(b"short\n").unwrap();
+    let mut long = connect(addr(&handle));
+    long.write_all(b"long\n").unwrap();
+    assert_closed(&mut short);
+    assert_eq!(answer(&mut long), "time");
+    assert_closed(&mut long);
+    assert_eq!(handle.stats().expired.idle, 1);
+    stop(&handle);
 }

@@ -32,6 +32,7 @@ const NO_PING: Limits = Limits {
     message: 64 * 1024,
     unread: 256 * 1024,
     ping: Duration::MAX,
+    silence: Duration::from_secs(1),
 };
 
 /// Upgrades a connection. The client is in the room afterwards.
@@ -221,6 +222,32 @@ fn a_stop_says_1001_and_waits_for_the_answers() {
     let report = handle.join();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.finished, 50);
+}
+
+/// A client that has sent a message before it knows of the stop.
+#[test]
+fn a_message_after_the_stop_is_answered_before_the_close() {
+    let silence = Duration::MAX;
+    let handle = room(server().workers(2), Limits { silence, ..NO_PING });
+    let mut clients = [(); 2].map(|()| enter_at(addr(&handle)));
+    let before = until(&handle, "both are parked", |stats| {
+        (stats.parked, stats.active) == (2, 0)
+    });
+    handle.stop(LIMIT);
+    until(&handle, "both were called", |stats| {
+        stats.served >= before.served + 2 && stats.active == 0
+    });
+    for speaker in 0..2 {
+        let message = Message::text(format!("{speaker}"));
+        clients[speaker].send(message.clone()).unwrap();
+        // The first speaker has left when the second one speaks.
+        for client in &mut clients[speaker..] {
+            assert_eq!(client.read().unwrap(), message);
+        }
+        assert_eq!(closed_with(&mut clients[speaker]), CloseCode::Away);
+    }
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
 }
 
 #[test]

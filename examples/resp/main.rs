@@ -87,7 +87,7 @@ impl Service for Redis {
         Ok(Vec::new())
     }
 
-    fn session(&self, _conn: &Connection) -> io::Result<Session> {
+    fn session(&self, _conn: &mut Connection) -> io::Result<Session> {
         Ok(Session {
             client: self.next_client.fetch_add(1, Relaxed),
             parser: Parser::default(),

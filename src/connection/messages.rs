@@ -75,6 +75,57 @@ impl Connection {
         Ok(Some(line))
     }
 
+    /// Takes a message with a parser that reads, from what has arrived, without waiting: where the
+    /// parser would wait for the client, it meets the end of a slice. `None` if the parser says
+    /// `UnexpectedEof`, as `read_exact` does: the message has not arrived completely, and nothing is
+    /// taken. Otherwise as [`take_until`](Self::take_until).
+    ///
+    /// Each call parses the message from its beginning: that costs nothing for messages that come in
+    /// one piece, and much for long ones in many pieces. The whole message must fit into
+    /// [`input_limit`](crate::Builder::input_limit).
+    ///
+    /// # Errors
+    ///
+    /// Those of the parser, except `UnexpectedEof`. Nothing is taken then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{self, Read, Write};
+    /// use handover::{Connection, Next};
+    ///
+    /// /// A byte with the length, then the body.
+    /// fn read_message(reader: &mut impl Read) -> io::Result<Vec<u8>> {
+    ///     let mut length = [0];
+    ///     reader.read_exact(&mut length)?;
+    ///     let mut body = vec![0; length[0].into()];
+    ///     reader.read_exact(&mut body)?;
+    ///     Ok(body)
+    /// }
+    ///
+    /// fn serve(conn: &mut Connection) -> io::Result<Next> {
+    ///     let Some(body) = conn.take_with(|reader| read_message(reader))? else {
+    ///         return Ok(Next::More);
+    ///     };
+    ///     conn.write_all(&body)?;
+    ///     Ok(Next::Park)
+    /// }
+    /// ```
+    pub fn take_with<T>(
+        &mut self,
+        parse: impl FnOnce(&mut &[u8]) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        let mut rest = self.input.bytes();
+        let parsed = match parse(&mut rest) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            parsed => parsed,
+        };
+        let taken = self.input.len().saturating_sub(rest.len());
+        let parsed = parsed.map_err(|error| self.failed(error))?;
+        self.input.consume(taken);
+        Ok(Some(parsed))
+    }
+
     /// Appends the bytes up to and including `delimiter` to `out`, and waits for them: meanwhile
     /// this call holds a worker, and clients that have sent something may wait for one.
     /// [`take_until`](Self::take_until) does not wait. Returns how many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream

@@ -49,6 +49,7 @@ pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 pub use halves::{ReadHalf, WriteHalf};
 use input::Input;
 pub(crate) use input::READ_SIZE;
+pub(crate) use nonblocking::Blocked;
 pub use nonblocking::NonBlocking;
 pub use outbox::{Outbox, SendError, WhenFull};
 pub(crate) use output::Flushed;
@@ -255,6 +256,11 @@ pub struct Connection {
     has_failed: bool,
     /// How many errors of the service's own the worker has to count.
     errors: u32,
+    /// Why a view could not go on in the present call, and the count of received bytes when the
+    /// call began.
+    blocked_view: Option<Blocked>,
+    call_began_at: u64,
+    goodbye: Bytes,
 }
 
 /// The buffers that a worker lends to one connection after the other.
@@ -317,6 +323,9 @@ impl Connection {
             is_too_long: false,
             has_failed: false,
             errors: 0,
+            blocked_view: None,
+            call_began_at: 0,
+            goodbye: Bytes::new(),
         }
     }
 
@@ -428,7 +437,47 @@ impl Connection {
         self.output_limit = bytes;
     }
 
+    /// Sets what the client is sent when the server ends the connection of its own accord: after a
+    /// time-out, at a stop, or when [`idle_grace`](crate::Restart::idle_grace) has passed after a
+    /// restart. Such as SMTP's `421`, or the close frame of WebSocket. Not sent if the service ends
+    /// the connection, or if it does so in [`Service::expired`](crate::Service::expired); nor while
+    /// other output waits for the client, and when a stop runs out of time. Defaults to nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{self, Write};
+    ///
+    /// use handover::{Connection, Next};
+    ///
+    /// /// Begins the session of a client, on a listener whose server speaks first.
+    /// fn greet(conn: &mut Connection) -> io::Result<()> {
+    ///     conn.set_goodbye("421 mail.example.org closes the connection\r\n");
+    ///     conn.write_all(b"220 mail.example.org ready\r\n")
+    /// }
+    /// # fn serve(_: &mut Connection, _: &mut (), _: &mut ()) -> io::Result<Next> { Ok(Next::Close) }
+    /// # fn is_service(_: impl handover::Service) {}
+    /// # is_service(handover::service_with(|_| Ok(()), greet, serve));
+    /// ```
+    pub fn set_goodbye(&mut self, bytes: impl Into<Bytes>) {
+        self.goodbye = bytes.into();
+    }
+
     // ---- for the rest of the crate ----
+
+    pub(crate) fn goodbye(&self) -> &Bytes {
+        &self.goodbye
+    }
+
+    /// Gathers the goodbye. The close then waits until the client has read it.
+    pub(crate) fn write_goodbye(&mut self) -> io::Result<()> {
+        if self.goodbye.is_empty() {
+            return Ok(());
+        }
+        self.linger_on_close();
+        let goodbye = std::mem::take(&mut self.goodbye);
+        self.write_owned(Vec::from(goodbye))
+    }
 
     /// Whether the last read emptied the socket, and no event has followed.
     #[inline]

@@ -5,94 +5,97 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 
 use super::{Connection, Filled, READ_SIZE};
 
+/// How many bytes the views of one call read before other connections have their turn.
+const READ_TURN: u64 = 256 * 1024;
+
+/// Why a view could not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    /// No input has arrived.
+    Input,
+    /// The output limit is reached: the client has to read first.
+    Output,
+    /// The call has read [`READ_TURN`] bytes.
+    Turn,
+}
+
 /// A view of a connection whose reads and writes never wait. From
 /// [`Connection::nonblocking`].
 ///
 /// Libraries that read and write a stream themselves park over it: protocols such as WebSocket
-/// (`tungstenite`), TLS (`rustls`), codecs. Where the stream says `WouldBlock`, they keep what they
-/// have and return. The service then returns:
+/// (`tungstenite`), TLS (`rustls`), codecs. Where they would have to wait, the stream says
+/// `WouldBlock`, they keep what they have, and return that error. **The service passes it on with
+/// `?`**: a call that ends with the `WouldBlock` of its view is no failure.
 ///
-/// | the library | return | the service is called |
+/// | the view | is the same as | the service is called |
 /// |---|---|---|
-/// | wants to read | [`Next::Park`] or [`Next::More`] | when more has arrived |
-/// | wants to write | [`Next::Again`] | when the output is written |
+/// | has no input | [`Next::Park`] | when more has arrived |
+/// | has as much unwritten output as the [output limit](crate::Builder::output_limit), or has read 256 KiB in this call | [`Next::Again`] | when the output is written, and others had their turn |
 ///
-/// The library gets a new view in each call of the service, and goes on where it was. Some
-/// libraries swallow the `WouldBlock` of a write while they read. So flush the library before the
-/// service returns.
+/// The error may be inside the library's own, as its [`source`](std::error::Error::source). The
+/// library gets a new view in each call of the service, and goes on where it was.
 ///
 /// # Reading
 ///
 /// Gives what is in the [`buffer`](Connection::buffer), then what has arrived by now, and 0 at the
-/// end of the stream. A service that reads until `WouldBlock` must return now and then, with
-/// [`Next::Again`]. Otherwise a client that sends without a pause holds the worker.
+/// end of the stream.
 ///
 /// The library may keep a part of a message. Only the service can know: the connection's buffer is
 /// empty. With [`Next::Park`] such a connection counts as idle. Its client has the
 /// [idle time-out](crate::Builder::idle_timeout) for each part, so that one byte now and then keeps
-/// the message open for ever, and a stop closes it in the middle of the message. If the library
-/// tells that a message has begun, return [`Next::More`] for it. Then the
+/// the message open for ever, and a stop closes it in the middle of the message. If the service can
+/// tell that a message has begun, it returns [`Next::More`] in place of the error. Then the
 /// [read time-out](crate::Builder::read_timeout) and the
 /// [minimum rate](crate::Builder::min_rate) hold, and a stop waits for the message. Otherwise
 /// bound messages by a timer ([`Connection::wake_at`]), or by a ping that the client has to answer.
 ///
 /// # Writing
 ///
-/// Output is buffered up to the [output limit](crate::Builder::output_limit), as it is for the
-/// connection itself, and leaves when the call ends. Past the limit, a write is `WouldBlock`.
-/// [`flush`](Write::flush) sends what the socket takes now.
-///
-/// After `WouldBlock` the rest of a message is in the library. If the connection has an
-/// [`Outbox`](crate::Outbox), a message of the outbox may come before that rest. So let the library
-/// write messages that are surely shorter than the output limit, and close the connection of a
-/// client that does not read them; or send all that the library writes by the outbox.
+/// A write takes all of its bytes, and never waits. Output leaves when the call ends;
+/// [`flush`](Write::flush) sends what the socket takes now. Only when the output that waits for the
+/// client has reached the limit is a write `WouldBlock`, and so is a read: a service that answers
+/// what it reads is called again when the client has read its answers. So a write is refused only
+/// in the middle of a long row of writes without a read.
 ///
 /// # Examples
 ///
 /// A service over a codec that reads and writes a stream:
 ///
 /// ```
-/// use std::io::{self, ErrorKind, Read, Write};
+/// use std::io::{self, Read, Write};
 ///
 /// use handover::{Connection, Next};
 ///
-/// /// Answers each message. An example of code that knows nothing of this crate.
+/// /// An example of code that knows nothing of this crate: messages end with a zero.
 /// #[derive(Default)]
 /// struct Codec {
-///     unanswered: Vec<u8>,
+///     received: Vec<u8>,
 /// }
 ///
 /// impl Codec {
-///     /// False at the end of the stream.
-///     fn read(&mut self, stream: &mut impl Read) -> io::Result<bool> {
-///         let mut bytes = [0; 512];
-///         let count = stream.read(&mut bytes)?;
-///         self.unanswered.extend_from_slice(&bytes[..count]);
-///         Ok(count > 0)
-///     }
-///
-///     fn write(&mut self, stream: &mut impl Write) -> io::Result<()> {
-///         while !self.unanswered.is_empty() {
-///             let count = stream.write(&self.unanswered)?;
-///             self.unanswered.drain(..count);
+///     /// The next message. `None` at the end of the stream.
+///     fn read(&mut self, stream: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+///         loop {
+///             if let Some(end) = self.received.iter().position(|&byte| byte == 0) {
+///                 return Ok(Some(self.received.drain(..=end).collect()));
+///             }
+///             let mut bytes = [0; 512];
+///             let count = stream.read(&mut bytes)?;
+///             if count == 0 {
+///                 return Ok(None);
+///             }
+///             self.received.extend_from_slice(&bytes[..count]);
 ///         }
-///         Ok(())
 ///     }
 /// }
 ///
 /// fn serve(conn: &mut Connection, codec: &mut Codec) -> io::Result<Next> {
 ///     let mut stream = conn.nonblocking();
-///     match codec.write(&mut stream) {
-///         Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Next::Again),
-///         written => written?,
+///     // As in a program with a thread for each connection. `?` waits for the client.
+///     while let Some(message) = codec.read(&mut stream)? {
+///         stream.write_all(&message)?;
 ///     }
-///     match codec.read(&mut stream) {
-///         // The answer to what was read.
-///         Ok(true) => Ok(Next::Again),
-///         Ok(false) => Ok(Next::Close),
-///         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Next::Park),
-///         Err(error) => Err(error),
-///     }
+///     Ok(Next::Close)
 /// }
 /// ```
 ///
@@ -104,9 +107,19 @@ pub struct NonBlocking<'a>(&'a mut Connection);
 
 impl Connection {
     /// A view of this connection whose reads and writes never wait, and fail with `WouldBlock`
-    /// instead: for libraries that can be interrupted there.
+    /// instead: for libraries that can be interrupted there. The service passes the error on.
     pub fn nonblocking(&mut self) -> NonBlocking<'_> {
         NonBlocking(self)
+    }
+
+    /// Why a view could not go on in the present call, if one could not.
+    pub(crate) fn blocked_view(&self) -> Option<Blocked> {
+        self.blocked_view
+    }
+
+    fn block_view(&mut self, why: Blocked) -> io::Error {
+        self.blocked_view = Some(why);
+        io::ErrorKind::WouldBlock.into()
     }
 }
 
@@ -116,14 +129,20 @@ impl Read for NonBlocking<'_> {
         if into.is_empty() {
             return Ok(0);
         }
-        if conn.buffer().is_empty() {
+        if conn.buffer().is_empty() && !conn.at_eof() {
+            if !conn.has_output_room()? {
+                return Err(conn.block_view(Blocked::Output));
+            }
+            if conn.bytes_in - conn.call_began_at >= READ_TURN {
+                return Err(conn.block_view(Blocked::Turn));
+            }
             // A large read goes past the buffer.
             let (filled, count) = match into.len() >= READ_SIZE {
                 true => conn.receive(Some(&mut *into))?,
                 false => (conn.try_fill()?, 0),
             };
             match filled {
-                Filled::Nothing => return Err(io::ErrorKind::WouldBlock.into()),
+                Filled::Nothing => return Err(conn.block_view(Blocked::Input)),
                 Filled::Bytes if count > 0 => return Ok(count),
                 Filled::Bytes | Filled::Eof => {}
             }
@@ -142,7 +161,7 @@ impl Write for NonBlocking<'_> {
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let written = self.0.try_write(parts)?;
-        written.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        written.ok_or_else(|| self.0.block_view(Blocked::Output))
     }
 
     /// Sends what the socket takes now. The rest is written as the client reads.

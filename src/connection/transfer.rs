@@ -333,17 +333,27 @@ impl Connection {
         Ok(count)
     }
 
-    /// As `write_shared`, but never waits: `None` if it would have to.
+    /// As `write_shared`, but takes all parts or none, and never waits: `None` if output waits that
+    /// is as long as the limit.
     pub(super) fn try_write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
         if let Some(count) = self.add_to_lent(parts) {
             return Ok(Some(count));
         }
         self.reclaim_output()?;
-        // With a limit of 0, one byte is buffered: a service that returns `Next::Again` is called
-        // when the output is written, and at once if there is none.
-        let count = self.try_write_parts(parts, self.output_limit.max(1))?;
+        if !self.has_output_room()? {
+            return Ok(None);
+        }
+        let count = self.try_write_parts(parts, usize::MAX)?;
         self.lend_output();
         Ok(count)
+    }
+
+    /// Whether less output than the limit waits for the client. Tries to send it before.
+    pub(super) fn has_output_room(&mut self) -> io::Result<bool> {
+        if self.has_output() {
+            self.flush_some()?;
+        }
+        Ok(!self.has_output() || self.output.len() < self.output_limit)
     }
 
     /// Adds the parts to the output that is lent to the keeper, if it is, and has room.

@@ -91,6 +91,8 @@ impl Connection {
         let (readable, ended) = (!self.input.is_empty(), self.has_client_ended());
         self.due.begin(readable, ended);
         self.has_failed = false;
+        self.blocked_view = None;
+        self.call_began_at = self.bytes_in;
     }
 
     /// Forgets wakers and the timer: what follows on this connection has not asked for them.

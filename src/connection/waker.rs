@@ -1,6 +1,8 @@
 //! Wakers: other threads that have the service called for a connection.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ptr;
 use std::sync::{Arc, Weak};
 
 /// The part of a server that wakers and outboxes call. They refer to it weakly.
@@ -23,7 +25,9 @@ pub(crate) trait WakeTarget: Send + Sync {
 ///
 /// A waker is small and weak: it keeps neither the connection nor the server alive. It names one
 /// connection for ever. Once that connection has ended, its waker does nothing, whichever
-/// connection uses the server's memory next.
+/// connection uses the server's memory next. Two wakers are equal if they are of the same
+/// connection, so that a `HashSet<Waker>` is a set of connections, and a `HashMap` with wakers as
+/// keys has something for each.
 ///
 /// # Examples
 ///
@@ -98,6 +102,21 @@ impl Waker {
 
     fn target(&self) -> Option<Arc<dyn WakeTarget>> {
         self.target.upgrade()
+    }
+}
+
+impl PartialEq for Waker {
+    fn eq(&self, other: &Self) -> bool {
+        // The memory of a server is not used for another one as long as a waker refers to it.
+        self.token == other.token && ptr::addr_eq(self.target.as_ptr(), other.target.as_ptr())
+    }
+}
+
+impl Eq for Waker {}
+
+impl Hash for Waker {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.token.hash(state);
     }
 }
 

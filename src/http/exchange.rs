@@ -131,7 +131,7 @@ impl<H: Handler> Service for Http<H> {
         })
     }
 
-    fn session(&self, _conn: &Connection) -> io::Result<Session> {
+    fn session(&self, _conn: &mut Connection) -> io::Result<Session> {
         Ok(Session(SessionState::Head { examined: 0 }))
     }
 

@@ -1,6 +1,7 @@
 //! The body of a response, as a handler returns it.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -12,7 +13,7 @@ use super::body_channel::{BodySender, ChannelBody, body_channel};
 use super::reader_body::BodySource;
 use crate::connection::Connection;
 use crate::log;
-use crate::service::Next;
+use crate::service::{Next, into_io_error};
 
 /// The body of a response.
 ///
@@ -143,6 +144,59 @@ impl Reply {
         protocol: impl FnMut(&mut Connection) -> io::Result<Next> + Send + 'static,
     ) -> Self {
         Self(ReplyKind::Upgrade(Box::new(protocol)))
+    }
+
+    /// As [`upgrade`](Self::upgrade), with two functions as those of
+    /// [`service_with_session`](crate::service_with_session): `session` is called once, when the
+    /// other protocol begins, and `protocol` gets what it has returned.
+    ///
+    /// # Examples
+    ///
+    /// Other threads send to the clients:
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::sync::Mutex;
+    ///
+    /// use handover::http::{Reply, Response, StatusCode};
+    /// use handover::{Connection, Next, Outbox};
+    ///
+    /// static CLIENTS: Mutex<Vec<Outbox>> = Mutex::new(Vec::new());
+    ///
+    /// fn enter(conn: &mut Connection) -> io::Result<u64> {
+    ///     CLIENTS.lock().unwrap().push(conn.outbox(64 * 1024));
+    ///     Ok(0)
+    /// }
+    ///
+    /// fn serve(conn: &mut Connection, lines: &mut u64) -> io::Result<Next> {
+    ///     while let Some(_line) = conn.take_line(1024)? {
+    ///         *lines += 1;
+    ///     }
+    ///     Ok(Next::incomplete(conn))
+    /// }
+    ///
+    /// let mut response = Response::new(Reply::upgrade_with(enter, serve));
+    /// *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    /// ```
+    pub fn upgrade_with<S, E>(
+        session: impl FnOnce(&mut Connection) -> Result<S, E> + Send + 'static,
+        mut protocol: impl FnMut(&mut Connection, &mut S) -> Result<Next, E> + Send + 'static,
+    ) -> Self
+    where
+        S: Send + 'static,
+        E: Into<Box<dyn Error>> + 'static,
+    {
+        let (mut begin, mut begun) = (Some(session), None);
+        Self::upgrade(move |conn| {
+            let io_error = |error: E| into_io_error(error.into());
+            if let Some(begin) = begin.take() {
+                begun = Some(begin(conn).map_err(io_error)?);
+            }
+            match &mut begun {
+                Some(session) => protocol(conn, session).map_err(io_error),
+                None => Ok(Next::Close),
+            }
+        })
     }
 }
 

@@ -44,7 +44,7 @@ use super::reply::{Reply, UpgradedProtocol};
 ///         self.0.worker(index)
 ///     }
 ///
-///     fn session(&self, conn: &Connection) -> io::Result<Session> {
+///     fn session(&self, conn: &mut Connection) -> io::Result<Session> {
 ///         self.0.session(conn)
 ///     }
 ///

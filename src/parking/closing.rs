@@ -18,6 +18,8 @@ impl<S> Lot<S> {
                 turn.park_again();
             } else if turn.read_new_input() {
                 turn.bring_to_worker();
+            } else {
+                turn.close_with_goodbye();
             }
         }
     }

@@ -276,6 +276,8 @@ impl<S> Occupant<S> {
             // The connection waits for a worker, and not for its client.
             _ if self.needs_worker() => return u64::MAX,
             Stage::Runnable => return u64::MAX,
+            // The timer ends the wait.
+            Stage::Waiting if self.conn.due.timer_at.is_some() => return u64::MAX,
             Stage::New | Stage::Idle | Stage::Waiting => {
                 let timeout = match self.stage {
                     Stage::New => in_millis(first_byte_timeout),

@@ -333,11 +333,20 @@ impl<S> Turn<'_, S> {
             return;
         };
         log::debug!("{}: closed, the client {what}", occupant.conn.info());
-        if let (false, Stage::Partial, ClosingNotice::RefusalOrTimeout(notice)) =
-            (has_output, occupant.stage, occupant.conn.closing_notice())
-        {
-            let notice = notice.clone();
-            self.close_with(&notice);
+        match (occupant.stage, occupant.conn.closing_notice()) {
+            (Stage::Partial, ClosingNotice::RefusalOrTimeout(notice)) => {
+                let notice = notice.clone();
+                self.close_with(&notice);
+            }
+            _ => self.close_with_goodbye(),
+        }
+    }
+
+    /// Closes the connection of the server's own accord.
+    pub(super) fn close_with_goodbye(mut self) {
+        let goodbye = self.occupant().map(|it| it.conn.goodbye().clone());
+        if let Some(goodbye) = goodbye.filter(|goodbye| !goodbye.is_empty()) {
+            self.close_with(&goodbye);
         }
     }
 
