@@ -361,12 +361,12 @@ where
 /// An error with the text of one that need not be `Send`, and the kind of an `io::Error`.
 pub(crate) fn into_io_error<E: fmt::Display + 'static>(error: E) -> io::Error {
     let any: &dyn Any = &error;
-    let boxed = || any.downcast_ref().map(|error: &Box<dyn Error>| &**error);
-    let sent = || -> Option<&(dyn Error + 'static)> {
-        any.downcast_ref()
-            .map(|error: &Box<dyn Error + Send + Sync>| &**error as _)
+    let io_error = || Some(any.downcast_ref::<io::Error>()? as &(dyn Error + 'static));
+    let boxed = || Some(&**any.downcast_ref::<Box<dyn Error>>()?);
+    let sent = || {
+        let error = any.downcast_ref::<Box<dyn Error + Send + Sync>>()?;
+        Some(&**error as &(dyn Error + 'static))
     };
-    let io_error = || any.downcast_ref().map(|error: &io::Error| error as _);
     let found = io_error().or_else(boxed).or_else(sent);
     let kind = found.and_then(io_kind).unwrap_or(io::ErrorKind::Other);
     io::Error::new(kind, format!("{error:#}"))
