@@ -4,7 +4,9 @@
 
 pub(super) mod calls;
 pub(super) mod named_file;
-// With `--cfg handover_one_waiter`, the tests on Linux use the poller of other systems.
+// With `--cfg handover_one_waiter`, the tests on Linux use the messages and the poller of other systems.
+#[cfg_attr(handover_one_waiter, path = "../other/packet.rs")]
+pub(super) mod packet;
 #[cfg_attr(handover_one_waiter, path = "../other/poller.rs")]
 pub(crate) mod poller;
 pub(crate) mod scheduling;
@@ -15,3 +17,7 @@ pub(crate) mod supervision;
 #[allow(dead_code)]
 #[cfg(test)]
 mod portable_calls;
+#[path = "../other/packet.rs"]
+#[allow(dead_code)]
+#[cfg(all(test, not(handover_one_waiter)))]
+mod portable_packet;

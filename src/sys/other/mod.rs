@@ -4,6 +4,7 @@
 pub(super) mod calls;
 #[cfg(unix)]
 pub(super) mod named_file;
+pub(super) mod packet;
 pub(crate) mod poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;

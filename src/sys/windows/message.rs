@@ -5,6 +5,8 @@ use std::io;
 
 use socket2::Socket;
 
+pub(crate) use crate::sys::native::packet::{receive, send_packet};
+
 use super::no_restarts_error;
 use crate::sys::Descriptor;
 
@@ -12,12 +14,24 @@ pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     Err(no_restarts_error())
 }
 
-pub(crate) fn receive(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Option<Descriptor>)> {
-    Err(no_restarts_error())
+/// Here no descriptor comes with bytes.
+pub(crate) fn receive_all(
+    socket: &Socket,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Vec<Descriptor>)> {
+    Ok((super::socket::recv(socket, buffer)?, Vec::new()))
 }
 
-pub(crate) fn receive_all(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<Descriptor>)> {
-    Err(no_restarts_error())
+/// Sends bytes of a stream, and returns how many.
+pub(in crate::sys) fn send_some(
+    socket: &Socket,
+    bytes: &[u8],
+    descriptors: &[&Descriptor],
+) -> io::Result<usize> {
+    if !descriptors.is_empty() {
+        return Err(no_restarts_error());
+    }
+    super::socket::send(socket, bytes)
 }
 
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
@@ -25,6 +39,10 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
 }
 
 pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn send_answer(_: &Descriptor, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(no_restarts_error())
 }
 
