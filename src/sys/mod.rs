@@ -155,7 +155,7 @@ pub(crate) struct Ready {
 
 /// A signal that this crate sends or handles. On Windows, Ctrl-C is
 /// [`Interrupt`](Self::Interrupt), and no other occurs.
-#[cfg_attr(windows, allow(dead_code))]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Abort,
