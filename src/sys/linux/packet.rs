@@ -9,7 +9,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
 use socket2::{Domain, Socket, Type};
 
 use crate::sys::Descriptor;
-use crate::sys::unix::message::{descriptors_of, send_some};
+use crate::sys::unix::ancillary::{self, CLOSE_ON_EXEC, descriptors_of};
 
 /// Two connected, non-blocking sockets, which keep messages apart.
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
@@ -26,7 +26,7 @@ pub(crate) fn send_packet(
     message: &str,
     descriptors: &[&Descriptor],
 ) -> io::Result<()> {
-    send_some(socket, message.as_bytes(), descriptors).map(drop)
+    ancillary::send(socket, message.as_bytes(), descriptors).map(drop)
 }
 
 /// Receives a message from the other end of a pair, and the descriptor that came with it. Returns
@@ -42,7 +42,7 @@ pub(crate) fn receive(
 ) -> io::Result<(usize, Option<Descriptor>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
+    let flags = CLOSE_ON_EXEC | RecvFlags::TRUNC;
     let message =
         retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
     let size = message.bytes;

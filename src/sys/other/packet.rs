@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::sys::message::{receive_all, send_some};
+use crate::sys::unix::ancillary::{self, receive_all};
 use crate::sys::{Descriptor, Interest, socket};
 
 /// How long the rest of a frame may take.
@@ -59,7 +59,7 @@ pub(crate) fn send_packet(
     }
     let mut frame = (message.len() as u32).to_le_bytes().to_vec();
     frame.extend_from_slice(message.as_bytes());
-    let sent = send_some(socket, &frame, descriptors)?;
+    let sent = ancillary::send(socket, &frame, descriptors)?;
     Rest::within(LIMIT, socket).write(&frame[sent..])
 }
 
@@ -154,7 +154,8 @@ impl<'a> Rest<'a> {
 
     fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let sent = self.attempt(Interest::Write, || send_some(self.socket, bytes, &[]))?;
+            let sent =
+                self.attempt(Interest::Write, || ancillary::send(self.socket, bytes, &[]))?;
             bytes = &bytes[sent..];
         }
         Ok(())

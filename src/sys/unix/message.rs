@@ -1,68 +1,24 @@
 //! Unix: messages to other processes: the successor, the supervisor, the service manager.
 
 use std::ffi::OsStr;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::io::{Errno, FdFlags, retry_on_intr};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+pub(crate) use super::ancillary::receive_all;
 pub(crate) use crate::sys::native::packet::{create_pair, receive, send_packet};
 pub(crate) use crate::sys::native::socket::allow_descriptors;
 
-use super::socket::SEND_FLAGS;
+use super::ancillary;
 use crate::sys::Descriptor;
-
-/// Receives bytes of a stream, and all descriptors that came with them.
-pub(crate) fn receive_all(
-    socket: &Socket,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<Descriptor>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = retry_on_intr(|| {
-        let mut buffer = [IoSliceMut::new(buffer)];
-        recvmsg(socket, &mut buffer, &mut control, CLOSE_ON_EXEC)
-    })?;
-    Ok((message.bytes, descriptors_of(control)?))
-}
-
-/// The descriptors that came with a message. Children do not inherit them.
-pub(in crate::sys) fn descriptors_of(
-    mut control: RecvAncillaryBuffer<'_>,
-) -> io::Result<Vec<Descriptor>> {
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    let descriptors: Vec<Descriptor> = descriptors.flatten().collect();
-    if CLOSE_ON_EXEC.is_empty() {
-        for descriptor in &descriptors {
-            rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
-        }
-    }
-    Ok(descriptors)
-}
-
-/// Makes children inherit no descriptor that is received. Apple's systems have no such flag.
-#[cfg(not(target_vendor = "apple"))]
-pub(in crate::sys) const CLOSE_ON_EXEC: RecvFlags = RecvFlags::CMSG_CLOEXEC;
-#[cfg(target_vendor = "apple")]
-pub(in crate::sys) const CLOSE_ON_EXEC: RecvFlags = RecvFlags::empty();
-
-/// The most descriptors that go with one message (unix(7), SCM_MAX_FD).
-const MAX_DESCRIPTORS: usize = 253;
 
 /// Sends a message, and up to 253 descriptors with it. Does not wait, even if another process has
 /// made the socket a blocking one.
 pub(crate) fn send(socket: &impl AsFd, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
-    send_some(socket, text.as_bytes(), descriptors).map(drop)
+    ancillary::send(socket, text.as_bytes(), descriptors).map(drop)
 }
 
 /// Sends a message as [`send_packet`], to an end of a pair that another process has sent.
@@ -72,25 +28,6 @@ pub(crate) fn send_answer(
     descriptors: &[&Descriptor],
 ) -> io::Result<()> {
     send_packet(&SockRef::from(reply_to), text, descriptors)
-}
-
-/// Sends as [`send`], to a stream, and returns how many of the bytes were sent.
-pub(in crate::sys) fn send_some(
-    socket: &impl AsFd,
-    bytes: &[u8],
-    descriptors: &[&Descriptor],
-) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
-    let bytes = [IoSlice::new(bytes)];
-    let flags = SEND_FLAGS | SendFlags::DONTWAIT;
-    Ok(retry_on_intr(|| {
-        sendmsg(socket, &bytes, &mut control, flags)
-    })?)
 }
 
 /// Whether a send that has failed may succeed later: the receiver's queue is full, or descriptors or

@@ -5,6 +5,7 @@ use std::io;
 
 use socket2::Socket;
 
+pub(crate) use super::ancillary::receive_all;
 pub(crate) use crate::sys::native::packet::{receive, send_packet};
 
 use super::no_restarts_error;
@@ -12,26 +13,6 @@ use crate::sys::Descriptor;
 
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     Err(no_restarts_error())
-}
-
-/// Here no descriptor comes with bytes.
-pub(crate) fn receive_all(
-    socket: &Socket,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<Descriptor>)> {
-    Ok((super::socket::recv(socket, buffer)?, Vec::new()))
-}
-
-/// Sends bytes of a stream, and returns how many.
-pub(in crate::sys) fn send_some(
-    socket: &Socket,
-    bytes: &[u8],
-    descriptors: &[&Descriptor],
-) -> io::Result<usize> {
-    if !descriptors.is_empty() {
-        return Err(no_restarts_error());
-    }
-    super::socket::send(socket, bytes)
 }
 
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
