@@ -9,3 +9,5 @@ pub(crate) mod poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;
 pub(crate) mod supervision;
+
+pub(super) use packet as peer_packet;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 pub(crate) use super::ancillary::receive_all;
-pub(crate) use crate::sys::native::packet::{create_pair, receive, send_packet};
+pub(crate) use crate::sys::native::peer_packet::{create_pair, receive, send_packet};
 pub(crate) use crate::sys::native::socket::allow_descriptors;
 
 use super::ancillary;

@@ -6,7 +6,7 @@ use std::io;
 use socket2::Socket;
 
 pub(crate) use super::ancillary::receive_all;
-pub(crate) use crate::sys::native::packet::{receive, send_packet};
+pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 use super::no_restarts_error;
 use crate::sys::Descriptor;
