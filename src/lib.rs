@@ -135,7 +135,8 @@
 //! - Without epoll (on other systems than Linux and Android) the keeper waits in the poller, and
 //!   brings ready connections to the workers, which costs a thread switch per message. Windows has
 //!   no Unix sockets here.
-//! - Restarts need Unix, other than Apple's systems. The supervisor needs Linux.
+//! - Restarts need Unix. The supervisor needs Linux. [Platforms](guide::deploying#platforms) says
+//!   what works where, and how far that was tested.
 //! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features

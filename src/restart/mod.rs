@@ -114,7 +114,7 @@ pub(crate) type ReadyWhen =
 /// While a new process starts, it has a parent that waits for it: a copy of the old process, which
 /// shares the old one's memory until either writes to it.
 ///
-/// Unix only, without Apple's systems.
+/// Unix only. See [Platforms](crate::guide::deploying#platforms) for systems other than Linux.
 ///
 /// # Examples
 ///
@@ -196,7 +196,7 @@ impl Restart {
     /// # Errors
     ///
     /// `AlreadyExists` if the process has a `Restart` already, or had one: give clones of the first
-    /// one to all servers. `Unsupported` on systems without restarts, and if the predecessor speaks
+    /// one to all servers. `Unsupported` on Windows, and if the predecessor speaks
     /// a version of the protocol that this process does not know. Errors of the system if the
     /// program of this process cannot be found, or there are no descriptors left.
     pub fn inherit() -> Result<Self, StartError> {

@@ -268,7 +268,8 @@ impl Supervisor {
 
     fn be_supervisor(mut self, mut program: Program, launch: Option<Launch>) -> io::Result<i32> {
         if !sys::supervision::IS_SUPPORTED {
-            let text = "supervision is not supported on this system";
+            let text = "supervision is not supported on this system: start the server itself, or by \
+                        the system's service manager";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         self.0.check()?;

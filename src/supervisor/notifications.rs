@@ -192,7 +192,7 @@ impl Run {
             Err(error) => (BindAnswer::from(error).encode(), Vec::new()),
         };
         let sent = answer.map_err(io::Error::from);
-        let sent = sent.and_then(|text| sys::message::send(reply_to, &text, &descriptors));
+        let sent = sent.and_then(|text| sys::message::send_answer(reply_to, &text, &descriptors));
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }

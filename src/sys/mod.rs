@@ -20,8 +20,10 @@
 //! These rules hold for all of them:
 //!
 //! - A receive or send is one system call, which is repeated only if a signal interrupts it. A send
-//!   raises no SIGPIPE.
-//! - A child process inherits no descriptor that is made here.
+//!   raises no SIGPIPE. A message between processes is more where no socket keeps messages apart:
+//!   see `other/packet.rs`.
+//! - A child process inherits no descriptor that is made here. Apple's systems make a descriptor and
+//!   set its flag in two steps; there this holds for the programs that this crate starts.
 //! - What a system lacks is an error of the kind `Unsupported`. [`process::SUPPORTS_RESTARTS`] and
 //!   [`supervision::IS_SUPPORTED`] tell this in advance.
 //!
@@ -155,7 +157,7 @@ pub(crate) struct Ready {
 
 /// A signal that this crate sends or handles. On Windows, Ctrl-C is
 /// [`Interrupt`](Self::Interrupt), and no other occurs.
-#[cfg_attr(windows, allow(dead_code))]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Abort,

@@ -369,12 +369,13 @@ fn take_over_by_half() {
     let handshake = io::stdin();
     let say = |message: &str| {
         let packet = format!(r#"{{"v":1,"type":{message}}}"#);
-        rustix::net::send(
-            &handshake,
-            packet.as_bytes(),
-            rustix::net::SendFlags::empty(),
-        )
-        .unwrap();
+        // The messages of other systems follow their length.
+        let length = match cfg!(handover_one_waiter) {
+            true => &(packet.len() as u32).to_le_bytes()[..],
+            false => &[],
+        };
+        let packet = [length, packet.as_bytes()].concat();
+        rustix::net::send(&handshake, &packet, rustix::net::SendFlags::empty()).unwrap();
     };
     let hear = || {
         let mut packet = [0; 4096];

@@ -2,25 +2,37 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use rustix::event::PollFlags;
 use rustix::fs::{MemfdFlags, OFlags, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use rustix::time::ClockId;
 
 use crate::sys::unix::check;
 use crate::sys::{Credentials, Identity, ThreadUsage};
 
-/// The clock that costs least. Its resolution is that of the kernel's tick, 1 to 10 ms.
-/// What poll(2) reports when the peer has ended its side.
+/// What poll(2) has to be asked for to report that the peer has ended its side.
 pub(in crate::sys) const END_OF_STREAM: PollFlags = PollFlags::RDHUP;
 
+/// The clock that costs least. Its resolution is that of the kernel's tick, 1 to 10 ms.
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::MonotonicCoarse;
 
 /// A file in memory, without a name.
 pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(memfd_create("handover", MemfdFlags::CLOEXEC)?.into())
+}
+
+/// A pipe that children do not inherit.
+pub(in crate::sys) fn create_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
+
+/// The most descriptors that a process may have open, whatever its limit says: here the limit says
+/// all.
+pub(in crate::sys) fn most_descriptors() -> Option<u64> {
+    None
 }
 
 /// Whether the kernel sent a signal by itself, given the field `si_code` (sigaction(2)).

@@ -49,6 +49,11 @@ fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> i
     Ok(())
 }
 
+/// Whether the socket listens (SO_ACCEPTCONN in socket(7)).
+pub(crate) fn is_listener(socket: &Socket) -> io::Result<bool> {
+    socket.is_listener()
+}
+
 /// Sends up to `count` bytes of a file, from the offset `position` on, without a copy
 /// (sendfile(2)). `None` where the file cannot be mapped, or a SIGPIPE would end this process.
 pub(crate) fn send_file(

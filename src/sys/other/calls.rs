@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::event::PollFlags;
@@ -12,8 +12,17 @@ use rustix::time::ClockId;
 
 use crate::sys::{Identity, ThreadUsage};
 
-/// Here poll(2) does not report that the peer has ended its side.
-pub(in crate::sys) const END_OF_STREAM: PollFlags = PollFlags::empty();
+/// What poll(2) has to be asked for to report that the peer has ended its side, where it can.
+/// Apple's does not report the end of both sides either, unless it is asked for.
+pub(in crate::sys) const END_OF_STREAM: PollFlags = {
+    #[cfg(target_vendor = "apple")]
+    let wanted = PollFlags::HUP;
+    #[cfg(target_os = "freebsd")]
+    let wanted = PollFlags::RDHUP;
+    #[cfg(not(any(target_vendor = "apple", target_os = "freebsd")))]
+    let wanted = PollFlags::empty();
+    wanted
+};
 
 pub(in crate::sys) const COARSE_CLOCK: ClockId = ClockId::Monotonic;
 
@@ -28,6 +37,40 @@ pub(in crate::sys) fn create_unnamed_file() -> io::Result<File> {
     Ok(file)
 }
 
+/// A pipe that children do not inherit. On Apple's systems, a program that another thread starts at
+/// the same moment may.
+pub(in crate::sys) fn create_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    #[cfg(target_vendor = "apple")]
+    {
+        let pipe = rustix::pipe::pipe()?;
+        for end in [&pipe.0, &pipe.1] {
+            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
+        }
+        Ok(pipe)
+    }
+    #[cfg(not(target_vendor = "apple"))]
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// The most descriptors that a process may have open, whatever its limit says. Apple's kernel
+/// refuses a limit of "unlimited", or ignores what is above this number.
+pub(in crate::sys) fn most_descriptors() -> Option<u64> {
+    #[cfg(target_vendor = "apple")]
+    {
+        let mut most: libc::c_int = 0;
+        let mut size = size_of::<libc::c_int>();
+        // SAFETY: the name ends with null, and the call writes at most `size` bytes to a live number.
+        #[allow(unsafe_code)]
+        let result = unsafe {
+            let (name, value) = (c"kern.maxfilesperproc".as_ptr(), (&raw mut most).cast());
+            libc::sysctlbyname(name, value, &raw mut size, std::ptr::null_mut(), 0)
+        };
+        (result == 0).then_some(u64::try_from(most).ok()?)
+    }
+    #[cfg(not(target_vendor = "apple"))]
+    None
+}
+
 /// Not known here.
 pub(in crate::sys) fn is_from_kernel(_code: libc::c_int) -> bool {
     false
@@ -35,14 +78,49 @@ pub(in crate::sys) fn is_from_kernel(_code: libc::c_int) -> bool {
 
 pub(in crate::sys) const OPEN_DIRECTORY: OFlags = OFlags::RDONLY;
 
-pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {}
+/// Makes the kernel send this process a signal when its parent ends (procctl(2)), where it can.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn request_signal_at_parent_end(_signal: libc::c_int) {
+    #[cfg(target_os = "freebsd")]
+    // SAFETY: 0 is this process, and the call reads a live number.
+    unsafe {
+        let mut signal = _signal;
+        let signal = (&raw mut signal).cast();
+        libc::procctl(libc::P_PID, 0, libc::PROC_PDEATHSIG_CTL, signal);
+    }
+}
 
 pub(in crate::sys) fn become_identity(_identity: &Identity) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-pub(in crate::sys) fn close_range(_first: RawFd, _in_exec: bool) -> bool {
-    false
+/// Closes every descriptor from `first` on: at once, or in an exec. Async-signal-safe.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn close_range(first: RawFd, in_exec: bool) -> bool {
+    #[cfg(target_os = "freebsd")]
+    {
+        let flags = if in_exec {
+            libc::CLOSE_RANGE_CLOEXEC
+        } else {
+            0
+        };
+        // SAFETY: as below. Versions before 14 do not know the flag.
+        let result = unsafe { libc::close_range(first as _, libc::c_uint::MAX, flags as _) };
+        if result == 0 {
+            return true;
+        }
+    }
+    // SAFETY: the calls take numbers. The owners of these descriptors are in another process, of
+    // which this process is a copy that uses none of them.
+    unsafe {
+        for number in first..libc::getdtablesize().clamp(1024, 1 << 20) {
+            match in_exec {
+                true => libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC),
+                false => libc::close(number),
+            };
+        }
+    }
+    true
 }
 
 /// Not known here.

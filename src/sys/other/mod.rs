@@ -4,7 +4,10 @@
 pub(super) mod calls;
 #[cfg(unix)]
 pub(super) mod named_file;
+pub(super) mod packet;
 pub(crate) mod poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;
 pub(crate) mod supervision;
+
+pub(super) use packet as peer_packet;

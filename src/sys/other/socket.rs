@@ -32,6 +32,47 @@ pub(crate) fn send_file(_: &Socket, _: &File, _: u64, _: usize) -> io::Result<Op
     Ok(None)
 }
 
+/// Whether the socket, of streams, listens. Most systems do not tell: then it listens if it has an
+/// address and no peer.
+#[cfg(unix)]
+pub(crate) fn is_listener(socket: &Socket) -> io::Result<bool> {
+    #[cfg(target_os = "freebsd")]
+    return socket.is_listener();
+    #[cfg(not(target_os = "freebsd"))]
+    {
+        let addr = socket.local_addr()?;
+        let is_bound = match addr.as_socket() {
+            Some(addr) => addr.port() != 0,
+            None => addr.as_pathname().is_some(),
+        };
+        Ok(is_bound && socket.peer_addr().is_err())
+    }
+}
+
+/// The user of the process at the other end of a Unix socket's connection (getpeereid(3)).
+#[cfg(any(
+    target_vendor = "apple",
+    target_os = "dragonfly",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd"
+))]
+#[allow(unsafe_code)]
+pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
+    use std::os::fd::AsRawFd;
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: the descriptor is open, and the call writes to two live numbers.
+    let result = unsafe { libc::getpeereid(socket.as_raw_fd(), &raw mut uid, &raw mut gid) };
+    crate::sys::unix::check(result).map(|_| uid)
+}
+
+#[cfg(not(any(
+    target_vendor = "apple",
+    target_os = "dragonfly",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd"
+)))]
 pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
     let text = "a peer's user is not reported on this system";
     Err(io::Error::new(io::ErrorKind::Unsupported, text))

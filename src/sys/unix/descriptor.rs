@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use rustix::pipe::{PipeFlags, pipe_with};
 use socket2::{SockRef, Socket};
 
 use super::check;
@@ -67,7 +66,7 @@ pub(crate) fn discard(descriptor: Descriptor) {
 
 /// A pipe: its reading and its writing end.
 pub(crate) fn create_pipe() -> io::Result<(Descriptor, Descriptor)> {
-    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+    crate::sys::native::calls::create_pipe()
 }
 
 /// A second descriptor of standard error.

@@ -155,12 +155,8 @@ impl DirectoryEntry {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
-    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-    use std::thread;
-
-    use rustix::fs::{RenameFlags, renameat_with};
 
     use super::*;
 
@@ -190,6 +186,12 @@ mod tests {
     #[test]
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn what_is_checked_is_what_is_changed() {
+        use std::os::unix::fs::MetadataExt;
+        use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+        use std::thread;
+
+        use rustix::fs::{RenameFlags, renameat_with};
+
         let dir = tempfile::tempdir().unwrap();
         let (path, target) = (dir.path().join("socket"), dir.path().join("target"));
         let _listener = UnixListener::bind(&path).unwrap();

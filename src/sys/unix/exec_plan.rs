@@ -195,7 +195,10 @@ impl ExecPlan {
                     }
                 }
                 let time_left = start_by.map(|start_by| start_by.saturating_sub(now));
-                let timeout = time_left.filter(|_| state.is_orphan);
+                // Where no signal tells of the parent's death, the end of the socket does, maybe
+                // before the waiter has another parent.
+                let is_bounded = |left: &u64| state.is_orphan || (state.is_released && *left > 0);
+                let timeout = time_left.filter(is_bounded);
                 wait_for_input(&mut state, timeout);
             }
         }
@@ -426,6 +429,7 @@ fn exit_with_error(error_pipe: RawFd, error: &io::Error) -> ! {
 
 /// The first number of a record for the guardian: a process and its group are to be ended with the
 /// supervisor.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(in crate::sys) const GUARDIAN_WATCH: i32 = 1;
 /// The same for a child of the supervisor, which the kernel tells as well.
 pub(in crate::sys) const GUARDIAN_WATCH_CHILD: i32 = 2;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::sys::native::calls::most_descriptors;
+
 /// The soft limit before it was raised, and after it; both 0 if it was not raised.
 static BEFORE: AtomicU64 = AtomicU64::new(0);
 static RAISED_TO: AtomicU64 = AtomicU64::new(0);
@@ -17,17 +19,15 @@ const UNLIMITED: u64 = u64::MAX;
 /// Raises the soft limit to the hard one, for all threads. A second call finds nothing to raise.
 pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
     let limits = getrlimit(Resource::Nofile);
-    let (Some(soft), hard) = (limits.current, limits.maximum) else {
+    let bounds = [limits.maximum, most_descriptors()];
+    let current = bounds.into_iter().flatten().min();
+    let Some(soft) = limits.current else {
         return Ok(());
     };
-    if soft >= hard.unwrap_or(UNLIMITED) {
+    if soft >= current.unwrap_or(UNLIMITED) {
         return Ok(());
     }
-    let raised = Rlimit {
-        current: hard,
-        maximum: hard,
-    };
-    setrlimit(Resource::Nofile, raised)?;
+    setrlimit(Resource::Nofile, Rlimit { current, ..limits })?;
     BEFORE.store(soft, SeqCst);
     // The kernel may have chosen a lower limit.
     RAISED_TO.store(descriptor_limit().unwrap_or(UNLIMITED), SeqCst);
@@ -36,7 +36,8 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
 
 /// How many descriptors this process may have open. `None` if there is no limit.
 pub(crate) fn descriptor_limit() -> Option<u64> {
-    getrlimit(Resource::Nofile).current
+    let limit = getrlimit(Resource::Nofile).current;
+    [limit, most_descriptors()].into_iter().flatten().min()
 }
 
 /// Makes the child process of the command have the limit as it was before it was raised.

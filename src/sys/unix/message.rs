@@ -1,93 +1,33 @@
 //! Unix: messages to other processes: the successor, the supervisor, the service manager.
 
 use std::ffi::OsStr;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+pub(crate) use super::ancillary::receive_all;
+pub(crate) use crate::sys::native::peer_packet::{create_pair, receive, send_packet};
 pub(crate) use crate::sys::native::socket::allow_descriptors;
 
-use super::socket::SEND_FLAGS;
+use super::ancillary;
 use crate::sys::Descriptor;
-
-/// Two connected, non-blocking sockets, which keep messages apart.
-pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    let pair = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
-    pair.0.set_nonblocking(true)?;
-    pair.1.set_nonblocking(true)?;
-    Ok(pair)
-}
-
-/// Receives a message, and the descriptor that came with it. Returns the message's length; 0 when
-/// the peer has closed its end.
-///
-/// # Errors
-///
-/// `InvalidData` if the message is longer than the buffer, or has more descriptors than there is
-/// room for. The message is lost then.
-pub(crate) fn receive(
-    socket: &Socket,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Option<Descriptor>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
-    let message =
-        retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
-    let size = message.bytes;
-    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
-    if message.flags.intersects(cut) {
-        let text = format!("a message of {size} bytes, which is cut");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    Ok((size, descriptors.flatten().next()))
-}
-
-/// Receives bytes of a stream, and all descriptors that came with them.
-pub(crate) fn receive_all(
-    socket: &Socket,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<Descriptor>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let message =
-        retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    Ok((message.bytes, descriptors.flatten().collect()))
-}
-
-/// The most descriptors that go with one message (unix(7), SCM_MAX_FD).
-const MAX_DESCRIPTORS: usize = 253;
 
 /// Sends a message, and up to 253 descriptors with it. Does not wait, even if another process has
 /// made the socket a blocking one.
 pub(crate) fn send(socket: &impl AsFd, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
-    let text = [IoSlice::new(text.as_bytes())];
-    let flags = SEND_FLAGS | SendFlags::DONTWAIT;
-    retry_on_intr(|| sendmsg(socket, &text, &mut control, flags))?;
-    Ok(())
+    ancillary::send(socket, text.as_bytes(), descriptors).map(drop)
+}
+
+/// Sends a message as [`send_packet`], to an end of a pair that another process has sent.
+pub(crate) fn send_answer(
+    reply_to: &Descriptor,
+    text: &str,
+    descriptors: &[&Descriptor],
+) -> io::Result<()> {
+    send_packet(&SockRef::from(reply_to), text, descriptors)
 }
 
 /// Whether a send that has failed may succeed later: the receiver's queue is full, or descriptors or
@@ -143,7 +83,7 @@ mod tests {
             ("12345", 0, false),
             ("1234", 10, false),
         ] {
-            send(&own, text, &vec![&descriptor; descriptors]).unwrap();
+            send_packet(&own, text, &vec![&descriptor; descriptors]).unwrap();
             match receive(&other, &mut [0; 4]) {
                 Ok((size, got)) => {
                     assert!(is_whole && size == text.len());

@@ -49,9 +49,8 @@ use super::exec_plan::ExecPlan;
 use super::signal;
 use crate::sys::{Descriptor, PidFd, ProcessState, SpawnOptions};
 
-/// Whether a successor can replace this process. Apple's systems have no sockets that keep messages
-/// apart.
-pub(crate) const SUPPORTS_RESTARTS: bool = cfg!(not(target_vendor = "apple"));
+/// Whether a successor can replace this process.
+pub(crate) const SUPPORTS_RESTARTS: bool = true;
 
 /// A program that [`spawn`] has started. Dropping this does not end the program, but the waiter.
 #[derive(Debug)]
@@ -169,7 +168,7 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
 }
 
 /// Starts a program as a child that the caller reaps, and returns the program's id. No signal is
-/// blocked in the program. On Linux the program gets SIGTERM when this thread ends, or is ended by
+/// blocked in the program. On Linux and FreeBSD the program gets SIGTERM when this thread ends, or is ended by
 /// the guardian in the options.
 ///
 /// # Errors

@@ -1,5 +1,8 @@
 //! Unix: signals, and which of them a thread blocks.
 
+// Without the feature, only a supervisor handles signals.
+#![cfg_attr(not(any(feature = "signals", target_os = "linux")), allow(dead_code))]
+
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};

@@ -15,6 +15,7 @@ use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{SockAddr, Socket, Type};
 
 use crate::sys::native::calls::END_OF_STREAM;
+use crate::sys::native::socket::is_listener;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
 };
@@ -69,7 +70,7 @@ pub(crate) fn set_cloexec(socket: &Socket) -> io::Result<()> {
 
 /// Whether [`accept`] works on the socket.
 pub(crate) fn is_listening_stream(socket: &Socket) -> io::Result<bool> {
-    Ok(socket.is_listener()? && socket.r#type()? == Type::STREAM)
+    Ok(socket.r#type()? == Type::STREAM && is_listener(socket)?)
 }
 
 /// What an error of [`accept`] concerns. Linux reports pending network errors of the new connection
@@ -274,6 +275,32 @@ pub(crate) fn peer_state(socket: &Socket) -> PeerState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_user_of_a_peer_is_known() {
+        let pair = UnixStream::pair().unwrap();
+        let uid = peer_uid(&Socket::from(pair.0)).unwrap();
+        assert_eq!(uid, crate::sys::process::effective_uid());
+    }
+
+    #[test]
+    fn a_listener_is_told_from_a_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for (socket, is_one) in [
+            (Socket::from(listener), true),
+            (client.into(), false),
+            (datagrams.into(), false),
+            (UnixStream::pair().unwrap().0.into(), false),
+            (
+                Socket::new(socket2::Domain::IPV4, Type::STREAM, None).unwrap(),
+                false,
+            ),
+        ] {
+            assert_eq!(is_listening_stream(&socket).unwrap(), is_one, "{socket:?}");
+        }
+    }
 
     #[test]
     fn only_a_lack_of_descriptors_or_memory_is_a_shortage() {

@@ -5,18 +5,13 @@ use std::io;
 
 use socket2::Socket;
 
+pub(crate) use super::ancillary::receive_all;
+pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
+
 use super::no_restarts_error;
 use crate::sys::Descriptor;
 
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    Err(no_restarts_error())
-}
-
-pub(crate) fn receive(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Option<Descriptor>)> {
-    Err(no_restarts_error())
-}
-
-pub(crate) fn receive_all(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<Descriptor>)> {
     Err(no_restarts_error())
 }
 
@@ -25,6 +20,10 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
 }
 
 pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+    Err(no_restarts_error())
+}
+
+pub(crate) fn send_answer(_: &Descriptor, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(no_restarts_error())
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 
+pub(in crate::sys) mod ancillary;
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod directory;

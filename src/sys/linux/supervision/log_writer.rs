@@ -28,8 +28,9 @@ use rustix::fs::{Gid, Uid, fchown};
 use rustix::pipe::fcntl_setpipe_size;
 use socket2::Socket;
 
+use crate::sys::native::packet;
 use crate::sys::unix::exec_plan::close_descriptors;
-use crate::sys::unix::{check, clock, descriptor, message, signal};
+use crate::sys::unix::{check, clock, descriptor, signal};
 use crate::sys::{Credentials, Descriptor, LogReport};
 
 /// A log writer that this process has started. It goes on when this is dropped.
@@ -78,7 +79,7 @@ impl LogWriter {
     /// No memory, no descriptors.
     #[allow(unsafe_code)]
     pub(crate) fn start(input: &Descriptor, file: Option<&File>) -> io::Result<Self> {
-        let (socket, other) = message::create_pair()?;
+        let (socket, other) = packet::create_pair()?;
         let mut numbers = [input.as_raw_fd(), other.as_raw_fd(), -1];
         numbers[2] = file.map_or(-1, AsRawFd::as_raw_fd);
         let mut piece = vec![0; PIECE];
@@ -132,7 +133,7 @@ impl LogWriter {
     /// The next report. `None`: there is none yet, or the log writer has ended.
     pub(crate) fn receive(&self) -> Option<LogReport> {
         let mut report = [0; size_of::<[i64; 3]>()];
-        let (size, _) = message::receive(&self.socket, &mut report).ok()?;
+        let (size, _) = packet::receive(&self.socket, &mut report).ok()?;
         if size < report.len() {
             return None;
         }
