@@ -12,6 +12,7 @@ mod notification;
 mod outbox;
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::process;
@@ -108,9 +109,11 @@ pub(crate) fn send_watchdog_trigger() {
 /// How long the manager waits for [`send_watchdog_alive`] before it ends the process
 /// (sd_watchdog_enabled(3)). `None` if the manager has no watchdog for this process.
 pub(crate) fn watchdog_limit() -> Option<Duration> {
-    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
-    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0);
+    let number = |value: OsString| value.to_str()?.parse::<u64>().ok();
+    let pid = sys::process::own_variable("WATCHDOG_PID").and_then(number);
+    let is_ours = pid.is_none_or(|pid| pid == u64::from(process::id()));
+    let micros = env::var_os("WATCHDOG_USEC").and_then(number);
+    let micros = micros.filter(|micros| *micros > 0);
     micros
         .filter(|_| is_ours && has_manager())
         .map(Duration::from_micros)

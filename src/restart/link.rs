@@ -104,7 +104,7 @@ pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
     log::debug!("to the other generation: {message:?}");
     match message.encode() {
         Ok(packet) => {
-            if let Err(error) = sys::socket::send(socket, packet.as_bytes()) {
+            if let Err(error) = sys::message::send(socket, &packet, &[]) {
                 log::debug!("cannot send {message:?}: {error}");
             }
         }
@@ -132,7 +132,7 @@ mod tests {
             r#"{"v":1,"type":"x"}"#,
             "{",
         ] {
-            sys::socket::send(&own, packet.as_bytes()).unwrap();
+            sys::message::send(&own, packet, &[]).unwrap();
         }
         let poller = Arc::new(Poller::new().unwrap());
         let own = Link::new(own, &poller, 0).unwrap();

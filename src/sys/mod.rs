@@ -255,12 +255,13 @@ pub(crate) struct SpawnOptions<'a> {
     pub(crate) start_guard: Option<StartGuard<'a>>,
 }
 
-/// Bounds the start of a program whose parent dies meanwhile.
+/// Bounds the start of a program whose parent dies meanwhile. The program calls
+/// [`process::begin_start`] as soon as it can, and [`process::end_start`] when it has started.
 #[cfg_attr(windows, allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct StartGuard<'a> {
-    /// The reading end of a pipe. The program holds the writing end, and writes a byte to it when it
-    /// has started.
+    /// The reading end of a pipe. The program holds the writing end, and passes it to
+    /// [`process::end_start`].
     pub(crate) pipe: &'a Descriptor,
     /// How long the start may take.
     pub(crate) limit: std::time::Duration,

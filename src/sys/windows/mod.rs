@@ -1,17 +1,20 @@
-//! Windows: every module of the contract but the poller and supervision. A process cannot have a
-//! successor here yet, and there are no Unix sockets, so that much of it is an error.
+//! Windows: every module of the contract but the poller and supervision.
 
 use std::io;
 
 pub(crate) mod clock;
+mod command_line;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
 pub(crate) mod file;
+pub(in crate::sys) mod handle;
 pub(crate) mod limits;
 pub(crate) mod message;
+mod passing;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
+mod start_guard;
 
 fn unsupported_error(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
