@@ -305,6 +305,9 @@ impl<S: Service> MainThread<S> {
                     self.stop_by(self.drain_request(), &mut stop, restarter);
                 }
                 ServerCommand::Drain => self.stop_by(self.drain_request(), &mut stop, restarter),
+                ServerCommand::DrainWithin(limit) => {
+                    self.stop_by(self.drain_request_within(limit), &mut stop, restarter);
+                }
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(RequestedStop::now(), &mut stop, restarter);
                 }
@@ -318,6 +321,11 @@ impl<S: Service> MainThread<S> {
 
     pub(super) fn drain_request(&self) -> RequestedStop {
         RequestedStop::by(self.drain_deadline())
+    }
+
+    pub(super) fn drain_request_within(&self, limit: Duration) -> RequestedStop {
+        let limit = Deadline::after(Instant::now(), limit);
+        RequestedStop::by(self.drain_deadline().earlier(limit))
     }
 
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
@@ -334,6 +342,8 @@ impl<S: Service> MainThread<S> {
             false => log::info!("stopping, {open}"),
         }
         self.report.0.stop.mark_stopping();
+        #[cfg(feature = "windows-service")]
+        crate::service_manager::report_stopping();
         if let Some(hook) = &self.settings.on_stop {
             self.report
                 .0
