@@ -127,7 +127,10 @@ fn number_of(code: ExitCode) -> u32 {
 }
 
 /// Leads to the thread that tells the manager, if this process is a service.
-static EVENTS: Mutex<Option<Sender<(Event, Sender<()>)>>> = Mutex::new(None);
+static EVENTS: Mutex<Option<Sender<Report>>> = Mutex::new(None);
+
+/// An event, and what is dropped when the manager knows of it.
+type Report = (Event, Sender<()>);
 
 /// How long an event may take to reach the manager when the process waits for this.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
@@ -143,11 +146,7 @@ fn start_thread(manager: ServiceManager) -> io::Result<()> {
     Ok(())
 }
 
-fn tell_manager(
-    manager: ServiceManager,
-    progress: &mut Progress,
-    events: &Receiver<(Event, Sender<()>)>,
-) {
+fn tell_manager(manager: ServiceManager, progress: &mut Progress, events: &Receiver<Report>) {
     loop {
         let limit = if progress.ticks() {
             TICK

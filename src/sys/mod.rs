@@ -186,6 +186,7 @@ pub(crate) enum Signal {
 
 impl Signal {
     /// How long the process may go on after this signal, where the system ends it by itself.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     pub(crate) fn time_left(self) -> Option<Duration> {
         match self {
             Self::Shutdown(limit) => Some(limit),

@@ -100,9 +100,10 @@ unsafe extern "system" fn handle(event: u32) -> BOOL {
         Action::Ignore => true,
         Action::Deliver(signal) => (handler.deliver)(signal),
         Action::DeliverAndWait(signal) => {
-            let is_handled = (handler.deliver)(signal);
-            while is_handled {
-                thread::park();
+            if (handler.deliver)(signal) {
+                loop {
+                    thread::park();
+                }
             }
             false
         }
