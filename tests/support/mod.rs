@@ -4,6 +4,9 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+#[cfg(unix)]
+pub(crate) mod process;
+
 use std::any::Any;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
