@@ -325,7 +325,9 @@ impl Run {
                 return format!("{signal} again: stopping now");
             }
             Signal::Interrupt | Signal::Terminate => stop("once more"),
-            Signal::TerminalClosed | Signal::ServiceStop | Signal::Shutdown(_) => stop("SIGQUIT"),
+            Signal::TerminalClosed | Signal::ServiceStop | Signal::Shutdown(_) => {
+                stop(sys::signal::STOP_NOW)
+            }
             Signal::Quit => "stopping now".to_owned(),
             Signal::Suspend => "the processes are stopped until SIGCONT".to_owned(),
             _ => "ignored".to_owned(),
