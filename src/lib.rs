@@ -142,8 +142,9 @@
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `signals` | yes | [`Server::run`] reacts to signals and Ctrl-C, see `Builder::signals` |
+//! | `signals` | yes | [`Server::run`] reacts to signals and Ctrl-C, on Windows to event objects and console events, see `Builder::signals` |
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
+//! | `windows-service` | no | a service of Windows: `WindowsService`; on other systems, it only calls the program |
 //! | `cli` | no | the command `handover`: supervises programs, and controls a [`Supervisor`] |
 
 pub mod guide;
@@ -157,6 +158,8 @@ mod wire;
 
 mod addr;
 mod clock;
+#[cfg(feature = "windows-service")]
+mod service_manager;
 mod start_error;
 
 mod drain;
@@ -193,6 +196,8 @@ pub use server::{
     Setting, restore_descriptor_limit,
 };
 pub use service::{BufferLimits, Next, Service, service, service_with};
+#[cfg(feature = "windows-service")]
+pub use service_manager::WindowsService;
 pub use start_error::StartError;
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};

@@ -38,6 +38,8 @@ pub(crate) fn has_manager() -> bool {
 pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
     send_state(&text, of_generation(generation).as_ref());
+    #[cfg(feature = "windows-service")]
+    crate::service_manager::report_ready();
 }
 
 /// A restart has begun. [`send_ready`], [`send_main_pid`] or [`send_restart_failed`] follows.
@@ -80,6 +82,8 @@ pub(crate) fn send_restart_failed(
 /// The process ends.
 pub(crate) fn send_stopping(status: impl Display) {
     send_state(&format!("STOPPING=1\nSTATUS={status}\n"), None);
+    #[cfg(feature = "windows-service")]
+    crate::service_manager::report_stopping();
 }
 
 /// What the process does now, for people.

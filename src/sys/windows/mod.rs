@@ -4,14 +4,19 @@ use std::io;
 
 pub(crate) mod clock;
 mod command_line;
+mod console;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
+mod events;
 pub(crate) mod file;
 pub(in crate::sys) mod handle;
 pub(crate) mod limits;
 pub(crate) mod message;
 mod passing;
 pub(crate) mod process;
+mod security;
+#[cfg(feature = "windows-service")]
+pub(crate) mod service;
 pub(crate) mod signal;
 pub(crate) mod socket;
 mod start_guard;
@@ -26,4 +31,9 @@ fn no_restarts_error() -> io::Error {
 
 fn no_unix_sockets_error() -> io::Error {
     unsupported_error("Unix sockets are not supported on Windows")
+}
+
+/// A text for the system: UTF-16, with a null character at its end.
+fn wide(text: &str) -> Vec<u16> {
+    text.encode_utf16().chain([0]).collect()
 }
