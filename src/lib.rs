@@ -135,7 +135,7 @@
 //! - Without epoll (on other systems than Linux and Android) the keeper waits in the poller, and
 //!   brings ready connections to the workers, which costs a thread switch per message. Windows has
 //!   no Unix sockets here.
-//! - Restarts need Unix, other than Apple's systems. The supervisor needs Linux.
+//! - Apple's systems have no restarts. The supervisor needs Linux.
 //! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features

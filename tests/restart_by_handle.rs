@@ -30,8 +30,25 @@ fn child() {
 
 #[test]
 fn no_request_is_lost_by_restarts_under_load() {
+    restart_under_load(&Versions::start(&[]), |versions| {
+        versions.restart();
+    });
+}
+
+/// The event object of the process that serves is set by another process, as an operator does it.
+#[cfg(all(windows, feature = "signals"))]
+#[test]
+fn no_request_is_lost_by_restarts_that_event_objects_ask_for() {
+    restart_under_load(&Versions::start(&[("signals", "")]), |versions| {
+        let old = versions.who();
+        versions::set_event(&format!(r"Local\a server.{}.restart", old.pid));
+        versions.report(old.generation);
+        assert_eq!(versions.who().generation, old.generation + 1);
+    });
+}
+
+fn restart_under_load(versions: &Versions, restart: impl Fn(&Versions)) {
     let restarts = std::env::var("HANDOVER_TEST_RESTARTS").map_or(20, |n| n.parse().unwrap());
-    let versions = Versions::start(&[]);
     let addr = To::Tcp(versions.addr());
     let kinds = [
         Kind::KeepAlive,
@@ -46,7 +63,7 @@ fn no_request_is_lost_by_restarts_under_load() {
     for _ in 0..restarts {
         load.wait_for(100);
         let begin = Instant::now();
-        versions.restart();
+        restart(versions);
         times.push(begin.elapsed());
     }
     load.wait_for(100);

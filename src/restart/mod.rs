@@ -118,8 +118,8 @@ pub(crate) type ReadyWhen =
 ///
 /// | | on Windows |
 /// |---|---|
-/// | what asks for a restart | [`Handle::restart`](crate::Handle::restart); there are no signals |
-/// | the program on disk | a file that a process runs can be neither overwritten nor removed. Rename it, and put the new program in its place; a restart between the two fails, and this process goes on. Remove the old file when its process has ended |
+/// | what asks for a restart | [`Handle::restart`](crate::Handle::restart), or the restart event of the process, see `Builder::event_prefix` |
+/// | the program on disk | the file of a program that runs can be neither overwritten nor removed. Rename it, and put the new program in its place; a restart between the two fails, and this process goes on. Remove the old file when its process has ended |
 /// | what is passed | TCP listeners, UDP sockets, files and pipes: see [`Descriptor`] |
 /// | a batch file | is refused: start `cmd.exe` with it |
 /// | a start that hangs before [`inherit`](Self::inherit) | also ends when the old process dies; a start that hangs later may last for `ready_timeout`, as elsewhere |

@@ -96,6 +96,8 @@ pub(crate) fn serve_if_child() {
     let builder = Server::builder()
         .workers(4)
         .drain_timeout(Duration::from_secs(20));
+    #[cfg(feature = "signals")]
+    let builder = builder.signals(option(&dir, "signals").is_some());
     let server = builder.listen(&*listen).restart(restart).build(service);
     let server = server.unwrap_or_else(|error| fail(&error));
     let addr = server.local_addrs()[0].to_string();
@@ -462,6 +464,23 @@ pub(crate) fn awkward_arguments() -> Vec<OsString> {
         "*",
     ];
     texts.iter().map(OsString::from).collect()
+}
+
+/// Sets an event object of another process.
+#[cfg(windows)]
+#[track_caller]
+#[allow(unsafe_code)]
+pub(crate) fn set_event(name: &str) {
+    use windows_sys::Win32::Foundation::CloseHandle;
+    use windows_sys::Win32::System::Threading::{EVENT_MODIFY_STATE, OpenEventW, SetEvent};
+    let wide: Vec<u16> = name.encode_utf16().chain([0]).collect();
+    // SAFETY: the name ends with a NUL, and the handle is open until it is closed here.
+    unsafe {
+        let event = OpenEventW(EVENT_MODIFY_STATE, 0, wide.as_ptr());
+        assert!(!event.is_null(), "{name}: {}", io::Error::last_os_error());
+        assert_ne!(SetEvent(event), 0);
+        CloseHandle(event);
+    }
 }
 
 /// A random number below this.

@@ -352,7 +352,12 @@ impl Drop for Attributes {
 #[allow(unsafe_code)]
 fn terminate(process: BorrowedHandle<'_>) -> io::Result<()> {
     // SAFETY: the handle is open.
-    check(unsafe { TerminateProcess(process.as_raw_handle(), 1) })
+    let ended = check(unsafe { TerminateProcess(process.as_raw_handle(), 1) });
+    ended.or_else(|error| match wait_for(process, Duration::ZERO) {
+        // It has ended by itself.
+        Ok(true) => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// How a process has ended.
