@@ -12,6 +12,7 @@ mod notification;
 mod outbox;
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::process;
@@ -37,6 +38,8 @@ pub(crate) fn has_manager() -> bool {
 pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
     send_state(&text, of_generation(generation).as_ref());
+    #[cfg(feature = "windows-service")]
+    crate::service_manager::report_ready();
 }
 
 /// A restart has begun. [`send_ready`], [`send_main_pid`] or [`send_restart_failed`] follows.
@@ -79,6 +82,8 @@ pub(crate) fn send_restart_failed(
 /// The process ends.
 pub(crate) fn send_stopping(status: impl Display) {
     send_state(&format!("STOPPING=1\nSTATUS={status}\n"), None);
+    #[cfg(feature = "windows-service")]
+    crate::service_manager::report_stopping();
 }
 
 /// What the process does now, for people.
@@ -108,9 +113,11 @@ pub(crate) fn send_watchdog_trigger() {
 /// How long the manager waits for [`send_watchdog_alive`] before it ends the process
 /// (sd_watchdog_enabled(3)). `None` if the manager has no watchdog for this process.
 pub(crate) fn watchdog_limit() -> Option<Duration> {
-    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
-    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0);
+    let number = |value: OsString| value.to_str()?.parse::<u64>().ok();
+    let pid = sys::process::own_variable("WATCHDOG_PID").and_then(number);
+    let is_ours = pid.is_none_or(|pid| pid == u64::from(process::id()));
+    let micros = env::var_os("WATCHDOG_USEC").and_then(number);
+    let micros = micros.filter(|micros| *micros > 0);
     micros
         .filter(|_| is_ours && has_manager())
         .map(Duration::from_micros)

@@ -231,6 +231,8 @@ impl Supervisor {
             launch => {
                 let launch = launch.map_err(|error| io::Error::other(error.text))?;
                 let code = self.be_supervisor(Program::of_this_process()?, launch)?;
+                #[cfg(feature = "windows-service")]
+                crate::service_manager::report_end(code as u32);
                 process::exit(code);
             }
         }

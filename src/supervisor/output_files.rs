@@ -97,7 +97,7 @@ fn wanted(settings: &Settings) -> io::Result<Vec<(PathBuf, Streams)>> {
 /// Has the supervisor's own log go to the file of standard error, if the settings say so.
 pub(super) fn log_to(settings: &Settings, files: &OutputFiles) -> io::Result<()> {
     if let (true, (_, Some(pipe))) = (settings.log_to_file, files.of_new_process()) {
-        logger::write_to(pipe.try_clone()?.into());
+        logger::write_to(sys::descriptor::into_file(pipe.try_clone()?)?);
     }
     Ok(())
 }

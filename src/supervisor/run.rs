@@ -289,7 +289,7 @@ impl Run {
                     self.stop_signal_received = true;
                     Event::Stop
                 }
-                Signal::TerminalClosed => Event::Stop,
+                Signal::TerminalClosed | Signal::ServiceStop | Signal::Shutdown(_) => Event::Stop,
                 Signal::Quit => Event::StopNow,
                 Signal::Suspend => {
                     self.suspend();
@@ -325,7 +325,9 @@ impl Run {
                 return format!("{signal} again: stopping now");
             }
             Signal::Interrupt | Signal::Terminate => stop("once more"),
-            Signal::TerminalClosed => stop("SIGQUIT"),
+            Signal::TerminalClosed | Signal::ServiceStop | Signal::Shutdown(_) => {
+                stop(sys::signal::STOP_NOW)
+            }
             Signal::Quit => "stopping now".to_owned(),
             Signal::Suspend => "the processes are stopped until SIGCONT".to_owned(),
             _ => "ignored".to_owned(),

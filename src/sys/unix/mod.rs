@@ -12,6 +12,8 @@ pub(crate) mod limits;
 mod links;
 pub(crate) mod message;
 pub(crate) mod process;
+#[cfg(feature = "windows-service")]
+pub(crate) mod service;
 pub(crate) mod signal;
 pub(crate) mod socket;
 

@@ -1,30 +1,60 @@
-//! Windows: no process exchanges messages with a successor or a service manager yet.
+//! Windows: messages between a process and its successor, over a connection of the loopback
+//! interface.
 
 use std::ffi::OsStr;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use socket2::Socket;
+use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use super::ancillary::receive_all;
 pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
-use super::no_restarts_error;
+use super::unsupported_error;
 use crate::sys::Descriptor;
 
+/// More connections of other processes than that are not refused, one after another, in a call of
+/// [`create_pair`].
+const MOST_OTHERS: u32 = 100;
+
+/// Two connected, non-blocking sockets for messages.
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    Err(no_restarts_error())
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    super::socket::allow_rebind(&listener)?;
+    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    listener.listen(8)?;
+    let one = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    one.connect(&listener.local_addr()?)?;
+    // Any process may connect to the listener, so that the other end is the one with the address of
+    // this end.
+    let own = one.local_addr()?.as_socket();
+    for _ in 0..MOST_OTHERS {
+        let (other, peer) = listener.accept()?;
+        if peer.as_socket() == own {
+            for socket in [&one, &other] {
+                socket.set_nonblocking(true)?;
+                socket.set_tcp_nodelay(true)?;
+            }
+            return Ok((one, other));
+        }
+    }
+    Err(io::Error::other(
+        "other processes connect to a port that was just bound",
+    ))
 }
 
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
-    Err(no_restarts_error())
+    Err(unsupported_error(
+        "no descriptors come with a message on Windows",
+    ))
 }
 
 pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_restarts_error())
+    Err(no_manager_error())
 }
 
 pub(crate) fn send_answer(_: &Descriptor, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_restarts_error())
+    Err(no_manager_error())
 }
 
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
@@ -32,5 +62,9 @@ pub(crate) fn is_temporary(error: &io::Error) -> bool {
 }
 
 pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
-    Err(no_restarts_error())
+    Err(no_manager_error())
+}
+
+fn no_manager_error() -> io::Error {
+    unsupported_error("there is no service manager on Windows that takes notifications")
 }
