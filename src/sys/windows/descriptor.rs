@@ -20,20 +20,13 @@ use windows_sys::Win32::Storage::FileSystem::{
 use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStdHandle};
 use windows_sys::Win32::System::Pipes::CreatePipe;
 
-use super::handle::{self, check};
+use super::handle::{self, Kind, check};
 use super::passing;
 
 /// What a process can pass on: a socket, or another handle, such as one of a pipe or of a file. It
 /// is made from the types of the standard library, and [`TryFrom`] makes such a type of it.
 #[derive(Debug)]
 pub struct Descriptor(pub(super) Kind);
-
-/// Winsock passes sockets in another way than the kernel passes handles.
-#[derive(Debug)]
-pub(super) enum Kind {
-    Socket(OwnedSocket),
-    Handle(OwnedHandle),
-}
 
 impl Descriptor {
     /// A second one of the same object.
@@ -144,7 +137,7 @@ impl From<Descriptor> for Stdio {
 ///
 /// Nothing was passed under this number, or it was taken before.
 pub(crate) fn adopt(number: i32) -> io::Result<Descriptor> {
-    passing::take(number)
+    passing::take(number).map(Descriptor)
 }
 
 /// A descriptor has no number here that another program could use.

@@ -113,6 +113,25 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
+/// The extensions of files that Windows starts as programs, without the help of another one.
+const EXTENSIONS: [&str; 2] = ["exe", "com"];
+
+/// The file of a program that was named so, mostly without its extension. `None` if there is none.
+/// PATHEXT also names files that a shell runs, such as batch files. The shell is the program then.
+pub(crate) fn find_program_file(named: std::path::PathBuf) -> Option<std::path::PathBuf> {
+    let with_extension = |extension: &str| {
+        let mut path = named.clone().into_os_string();
+        path.push(".");
+        path.push(extension);
+        std::path::PathBuf::from(path)
+    };
+    if named.extension().is_some() && named.is_file() {
+        return Some(named);
+    }
+    let mut paths = EXTENSIONS.into_iter().map(with_extension);
+    paths.find(|path| path.is_file())
+}
+
 pub(crate) fn is_own_program(path: &Path) -> bool {
     let own = std::env::current_exe().and_then(std::fs::canonicalize);
     own.map_or(true, |own| {
