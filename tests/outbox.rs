@@ -1,5 +1,4 @@
 //! Outboxes: what other threads send to a connection.
-#![cfg(target_os = "linux")]
 
 mod support;
 

@@ -1,7 +1,6 @@
 //! Turns: which connection is served next, and how many workers serve at the same time.
 //!
 //! Handlers wait at doors, which the tests open. Time only bounds the tests.
-#![cfg(target_os = "linux")]
 
 mod support;
 
