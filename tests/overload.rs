@@ -827,7 +827,9 @@ fn clients_that_have_reset_their_connections_are_not_served() {
         assert_eq!(answer(&mut busy), "wait");
         assert_eq!(answer(&mut patient), "still there");
         let stats = until(&handle, "the others are gone", |stats| stats.live == 2);
-        assert_eq!(stats.abandoned, MANY as u64, "{queue}, {kept}");
+        // On Windows a reset discards what was sent before, and the first read tells of it.
+        let counted = if cfg!(windows) { 0 } else { MANY };
+        assert_eq!(stats.abandoned, counted as u64, "{queue}, {kept}");
         assert_eq!(*served.lock(), ["still there\n"], "{queue}, {kept}");
         drop((busy, patient));
         stop(&handle);

@@ -10,7 +10,9 @@ use std::panic::panic_any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use handover::{Connection, Handle, Next, Restart, Service};
+#[cfg(unix)]
+use handover::Restart;
+use handover::{Connection, Handle, Next, Service};
 
 use support::{
     Child, Door, Keeper, addr, answer, as_child, ask, connect, door, lines, server, start, stop,
@@ -233,6 +235,7 @@ fn panic_of_a_session_that_is_shed() {
     stop(&handle);
 }
 
+#[cfg(unix)] // restarts
 fn panic_of_ready_when() {
     let builder = server().restart(
         Restart::inherit()
@@ -372,6 +375,7 @@ fn all() {
     panics_of_a_service();
     panic_of_a_session_that_expires();
     panic_of_a_session_that_is_shed();
+    #[cfg(unix)]
     panic_of_ready_when();
     panic_of_the_first_worker();
     panic_of_a_scoped_service();

@@ -351,7 +351,7 @@ fn errors_of_any_type_are_counted_and_logged_but_not_those_of_the_client() {
             1,
             "the service failed: there is no next number",
         ),
-        ("2\n", 2, "No such file or directory"),
+        ("2\n", 2, "(os error 2)"),
         ("x\n", 3, "invalid digit found in string"),
         ("3\n", 3, "failed to fill whole buffer"),
         ("01234567890\n", 3, "no delimiter among the first 11 bytes"),
@@ -382,7 +382,8 @@ fn errors_are_printed_as_sentences() {
         let built = Server::builder().listen(bind.bind_attempts(1)).build(lines);
         Box::<dyn Error>::from(built.map(drop).unwrap_err())
     };
-    let taken = "Address already in use (os error 98)";
+    // EADDRINUSE, and WSAEADDRINUSE.
+    let taken = io::Error::from_raw_os_error(if cfg!(windows) { 10048 } else { 98 });
     for (error, text) in [
         (build(at.into()), format!("cannot listen on {at}: {taken}")),
         (

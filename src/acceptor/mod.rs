@@ -14,6 +14,7 @@ mod gate;
 mod listener_state;
 mod per_client;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -102,6 +103,7 @@ pub(crate) fn run_acceptor<S>(
         rate: AcceptRate::new(clock::millis()),
         may_interrupt: true,
         events: Events::with_capacity(BATCH),
+        lingering: VecDeque::new(),
     };
     acceptor.run();
     for watched in acceptor
@@ -136,6 +138,8 @@ struct Acceptor<'a, S> {
     may_interrupt: bool,
     /// Room for the connections that the lot's poller reports.
     events: Events,
+    /// Sockets of refused clients, and since when they linger.
+    lingering: VecDeque<(Instant, Socket)>,
 }
 
 /// As many errors of single connections in a row are an error of the listener: the cause may be one
@@ -482,7 +486,7 @@ impl<S> Acceptor<'_, S> {
         let Ok(ticket) = self.count_for_client(&peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
-            self.refuse(&socket);
+            self.refuse(socket);
             return AcceptOutcome::Accepted;
         };
         let sheds = self.admission.overload == Overload::ShedIdle;
@@ -494,7 +498,7 @@ impl<S> Acceptor<'_, S> {
         if let Some((counter, why)) = self.refusal() {
             count(counter);
             log::debug!("{peer} on {name}: refused, {why}");
-            self.refuse(&socket);
+            self.refuse(socket);
             return AcceptOutcome::Accepted;
         }
         log::trace!("{peer} on {name}: accepted");
@@ -606,17 +610,33 @@ impl<S> Acceptor<'_, S> {
     }
 
     /// Sends the refusal, as much as the socket takes at once.
-    fn refuse(&self, socket: &Socket) {
+    fn refuse(&mut self, socket: Socket) {
         let refusal = self.admission.overload.refusal();
         if !refusal.is_empty() {
             let sent =
-                sys::socket::send(socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
+                sys::socket::send(&socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
             // Closing a socket with unread input resets the connection, and the reset may overtake
             // the refusal.
-            let read = sent.and_then(|()| sys::socket::recv(socket, &mut [0; 4096]));
-            if let Err(error) = read {
-                log::trace!("a refused client has left: {error}");
+            let read = sent.and_then(|()| sys::socket::recv(&socket, &mut [0; 4096]));
+            match read {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    log::trace!("a refused client has left: {error}");
+                }
+                _ if sys::socket::RESET_DISCARDS => self.linger(socket),
+                _ => {}
             }
+        }
+    }
+
+    /// Keeps the socket of a refused client open for a while, so that what the client sends
+    /// meanwhile does not lead to a reset, which would discard the refusal.
+    fn linger(&mut self, socket: Socket) {
+        let now = Instant::now();
+        self.lingering.push_back((now, socket));
+        while self.lingering.len() > MOST_LINGERING
+            || (self.lingering.front()).is_some_and(|(since, _)| now - *since > LINGER)
+        {
+            self.lingering.pop_front();
         }
     }
 
@@ -630,6 +650,10 @@ impl<S> Acceptor<'_, S> {
         Ok(Some(Box::new(ticket)))
     }
 }
+
+/// How many refused clients linger, and for how long unless no other client is refused.
+const MOST_LINGERING: usize = 64;
+const LINGER: Duration = Duration::from_secs(2);
 
 /// After this many reports, a listener that other processes may watch is removed from the poller
 /// and added again. Of the threads that wait for a listener, the kernel wakes the one whose poller

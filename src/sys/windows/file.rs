@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Foundation::{ERROR_LOCK_VIOLATION, ERROR_SHARING_VIOLATION, GENERIC_READ};
 use windows_sys::Win32::Storage::FileSystem::{
-    BY_HANDLE_FILE_INFORMATION, DELETE, FILE_ATTRIBUTE_TEMPORARY, FILE_FLAG_DELETE_ON_CLOSE,
-    FILE_FLAG_OPEN_REPARSE_POINT, FILE_TYPE_DISK, GetFileInformationByHandle, GetFileType,
-    LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
+    DELETE, FILE_ATTRIBUTE_TEMPORARY, FILE_FLAG_DELETE_ON_CLOSE, FILE_FLAG_OPEN_REPARSE_POINT,
+    FILE_TYPE_DISK, GetFileType, LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
 };
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
-use super::directory::{DirectoryEntry, parent_of};
+use super::directory::{DirectoryEntry, file_id, information, parent_of};
 use super::no_unix_sockets_error;
 use crate::log;
 use crate::sys::IfLocked;
@@ -151,21 +150,6 @@ pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
 /// The volume, and the file's index in it.
 pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
     information(file).map(|found| file_id(&found))
-}
-
-#[allow(unsafe_code)]
-pub(super) fn information(file: &File) -> io::Result<BY_HANDLE_FILE_INFORMATION> {
-    let mut found = BY_HANDLE_FILE_INFORMATION::default();
-    // SAFETY: the file is open, and the call fills a live structure.
-    match unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) } {
-        0 => Err(Error::last_os_error()),
-        _ => Ok(found),
-    }
-}
-
-pub(super) fn file_id(found: &BY_HANDLE_FILE_INFORMATION) -> (u64, u64) {
-    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
-    (found.dwVolumeSerialNumber.into(), index)
 }
 
 pub(crate) fn free_socket_path(

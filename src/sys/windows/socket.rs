@@ -1,7 +1,7 @@
 //! Windows: waits and calls on one socket.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::windows::io::AsRawSocket;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use std::time::Duration;
 use socket2::{SockAddr, Socket, Type};
 use windows_sys::Win32::Networking::WinSock::{
     FD_SET, FIONREAD, MSG_PEEK, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, SO_EXCLUSIVEADDRUSE,
-    SOCKET, SOCKET_ERROR, SOL_SOCKET, TIMEVAL, WSA_NOT_ENOUGH_MEMORY, WSAECONNABORTED,
+    SOCKET, SOCKET_ERROR, SOL_SOCKET, TIMEVAL, WSA_NOT_ENOUGH_MEMORY, WSAEACCES, WSAECONNABORTED,
     WSAECONNRESET, WSAEINTR, WSAEMFILE, WSAENOBUFS, WSAEWOULDBLOCK, WSAPOLLFD, WSAPoll,
     ioctlsocket, recv as ws_recv, select, setsockopt,
 };
+use windows_sys::Win32::System::IO::CancelIoEx;
 
 use super::unsupported_error;
 // No TransmitFile: it waits until the client has taken all, also on a non-blocking socket, or completes
@@ -142,6 +143,27 @@ pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
+/// A shutdown ends no call that waits already, as one of code that has taken the socket out.
+#[allow(unsafe_code)]
+pub(crate) fn end(socket: &Socket) -> io::Result<()> {
+    let ended = socket.shutdown(Shutdown::Both);
+    // SAFETY: the socket is open. An error says that no call waits.
+    unsafe { CancelIoEx(socket.as_raw_socket() as _, std::ptr::null()) };
+    ended
+}
+
+/// An address that another process has for itself (SO_EXCLUSIVEADDRUSE) is WSAEACCES.
+pub(crate) fn bind(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
+    socket
+        .bind(addr)
+        .map_err(|error| match error.raw_os_error() {
+            Some(WSAEACCES) => io::Error::new(io::ErrorKind::AddrInUse, error),
+            _ => error,
+        })
+}
+
+pub(crate) const RESET_DISCARDS: bool = true;
+
 pub(crate) fn set_reuse_port(_socket: &Socket, on: bool) -> io::Result<()> {
     if on {
         return Err(unsupported_error("reuse_port is not supported on Windows"));
@@ -256,7 +278,7 @@ fn is_would_block(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use windows_sys::Win32::Networking::WinSock::{
-        WSAEACCES, WSAEINVAL, WSAENETDOWN, WSAENOTSOCK, WSAEOPNOTSUPP,
+        WSAEINVAL, WSAENETDOWN, WSAENOTSOCK, WSAEOPNOTSUPP,
     };
 
     use super::*;
