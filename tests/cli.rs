@@ -1,6 +1,8 @@
 //! The command `handover`, with real processes: a server in Python is supervised, and the other commands are sent.
 #![cfg(target_os = "linux")] // supervisors and signals
 
+#[path = "support/supervised.rs"]
+mod supervised;
 mod support;
 
 use std::fs;
@@ -8,13 +10,14 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
-use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tempfile::TempDir;
+use rustix::process::Signal;
+
+use supervised::{Supervised, dir_with, handover};
+use support::process::{eventually, signal};
 
 /// A server that takes its listener as systemd passes it, and answers with its process id. Told to end, it accepts no
 /// more, and has answered all that it has accepted. It knows nothing of this crate.
@@ -67,140 +70,37 @@ while not stopping:
     client.close()
 "#;
 
-/// `handover run`, and a directory of its own.
-struct Supervised {
-    dir: TempDir,
-    supervisor: Child,
-    _group: support::ProcessGroup,
+/// Supervises the server.
+fn start(options: &[&str], args: &[&str]) -> Supervised {
+    let options = [&["--listen", "web=127.0.0.1:0"], options].concat();
+    start_program(&options, &[&["python3", "server.py"], args].concat())
 }
 
-impl Supervised {
-    /// Supervises the server.
-    fn start(options: &[&str], args: &[&str]) -> Self {
-        let listens = ["--listen", "web=127.0.0.1:0"];
-        let program = ["python3", "server.py"];
-        Self::start_program(&[&listens, options].concat(), &[&program, args].concat())
-    }
-
-    /// Supervises any program.
-    fn start_program(options: &[&str], program: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("server.py"), SERVER).unwrap();
-        let python = Command::new("python3").arg("--version").output();
-        assert!(python.is_ok(), "python3 is not there: {python:?}");
-        let log = fs::File::create(dir.path().join("log")).unwrap();
-        let supervisor = handover()
-            .args(["run", "--control", "control"])
-            .args(options)
-            .arg("--")
-            .args(program)
-            .current_dir(dir.path())
-            .process_group(0)
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self {
-            dir,
-            _group: support::ProcessGroup::of(&supervisor),
-            supervisor,
-        }
-    }
-
-    fn control(&self) -> PathBuf {
-        self.dir.path().join("control")
-    }
-
-    /// Runs another command for this supervisor.
-    fn ask(&self, args: &[&str]) -> Output {
-        let mut command = handover();
-        let output = command.args(args).arg("--socket").arg(self.control());
-        support::output_of(output)
-    }
-
-    /// The same, which must go well. Returns what it has printed.
-    #[track_caller]
-    fn must(&self, args: &[&str]) -> String {
-        let output = self.ask(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn status(&self) -> serde_json::Value {
-        let output = self.ask(&["status", "--json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn until_serving(&self) {
-        eventually("it serves", || self.ask(&["status"]).status.success());
-    }
-
-    fn addr(&self) -> SocketAddr {
-        let status = self.status();
-        let listener = &status["listeners"][0];
-        assert_eq!(listener["name"], "web", "{status}");
-        listener["address"].as_str().unwrap().parse().unwrap()
-    }
-
-    /// The process that serves, as the supervisor says.
-    fn pid(&self) -> i32 {
-        let pid = self.status()["processes"][0]["pid"].as_i64();
-        i32::try_from(pid.unwrap()).unwrap()
-    }
-
-    /// Waits until the supervisor has exited.
-    #[track_caller]
-    fn wait(&mut self) -> std::process::ExitStatus {
-        let supervisor = std::cell::RefCell::new(&mut self.supervisor);
-        eventually("the supervisor exits", || {
-            supervisor.borrow_mut().try_wait().unwrap().is_some()
-        });
-        supervisor.borrow_mut().wait().unwrap()
-    }
-
-    /// Ends it all, and asserts that nothing is left.
-    #[track_caller]
-    fn stop(mut self) {
-        assert_eq!(self.must(&["stop", "--wait"]), "stopped\n");
-        assert!(!self.control().exists());
-        assert_eq!(self.wait().code(), Some(0));
-        let output = self.ask(&["status"]);
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-    }
+/// Supervises any program.
+fn start_program(options: &[&str], program: &[&str]) -> Supervised {
+    Supervised::start(dir_with(&[("server.py", SERVER)]), options, program)
 }
 
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!(
-                "{}",
-                fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-            );
-        }
-        // For tests that failed; otherwise there is nobody any more. The group goes with the number.
-        if let Ok(None) = self.supervisor.try_wait() {
-            let _ = kill_process_group(Pid::from_child(&self.supervisor), Signal::KILL);
-            let _ = self.supervisor.wait();
-        }
-    }
+fn addr_of(supervised: &Supervised) -> SocketAddr {
+    let status = supervised.status();
+    let listener = &status["listeners"][0];
+    assert_eq!(listener["name"], "web", "{status}");
+    listener["address"].as_str().unwrap().parse().unwrap()
 }
 
-fn handover() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-    command.env_remove("HANDOVER_SOCKET").stdin(Stdio::null());
-    command
+/// The process that serves, as the supervisor says.
+fn serving_pid(supervised: &Supervised) -> i32 {
+    supervised.pids()[0]
 }
 
-/// Waits until something holds. Other processes need the time more than this one.
+/// Ends it all by the command, and asserts that nothing is left.
 #[track_caller]
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    support::eventually(what, || {
-        let holds = holds();
-        if !holds {
-            thread::park_timeout(Duration::from_millis(5));
-        }
-        holds
-    });
+fn stop(mut supervised: Supervised) {
+    assert_eq!(supervised.succeed(&["stop", "--wait"]), "stopped\n");
+    assert!(!supervised.path("control").exists());
+    assert_eq!(supervised.wait().code(), Some(0));
+    let output = supervised.ask(&["status"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
 
 /// Asks the server who answers.
@@ -217,29 +117,16 @@ fn ask_server(addr: SocketAddr) -> io::Result<i32> {
     pid.ok_or_else(|| io::Error::other(answer))
 }
 
-/// A command and its children, which are killed with it when a test fails.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Ok(None) = self.0.try_wait() {
-            let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
-            let _ = self.0.wait();
-        }
-    }
-}
-
 /// Runs a command to its end, which must come. A process that it leaves behind keeps nobody waiting.
 #[track_caller]
 fn finish(command: &mut Command) -> (Option<i32>, String) {
     let log = tempfile::NamedTempFile::new().unwrap();
     let both = || log.as_file().try_clone().unwrap();
     let child = command.stdout(both()).stderr(both()).process_group(0);
-    let child = std::cell::RefCell::new(Group(child.spawn().unwrap()));
-    eventually("the command ends", || {
-        child.borrow_mut().0.try_wait().unwrap().is_some()
-    });
-    let code = child.borrow_mut().0.wait().unwrap().code();
+    let mut child = child.spawn().unwrap();
+    let group = support::ProcessGroup::of(&child);
+    let code = child.wait().unwrap().code();
+    group.assert_in_time();
     (code, fs::read_to_string(log.path()).unwrap())
 }
 
@@ -252,24 +139,20 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-fn kill(pid: i32) {
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-}
-
 #[test]
 fn a_program_comes_back_is_restarted_and_stopped() {
-    let service = Supervised::start(&["--ready-after", "0.05"], &[]);
+    let service = start(&["--ready-after", "0.05"], &[]);
     service.until_serving();
-    let addr = service.addr();
+    let addr = addr_of(&service);
     let first = ask_server(addr).unwrap();
-    assert_eq!(first, service.pid());
+    assert_eq!(first, serving_pid(&service));
 
     // Nobody is refused while there is no process: the next one answers.
-    kill(first);
+    signal(first, Signal::KILL);
     let second = ask_server(addr).unwrap();
     assert_ne!(second, first);
     service.until_serving();
-    let table = service.must(&["status"]);
+    let table = service.succeed(&["status"]);
     assert!(table.contains("SIGKILL"), "{table}");
     assert!(table.contains(&format!("\n{second} ")), "{table}");
 
@@ -287,7 +170,7 @@ fn a_program_comes_back_is_restarted_and_stopped() {
             });
         }
         eventually("some answers", || answers.load(SeqCst) > 50);
-        let said = service.must(&["restart", "--wait"]);
+        let said = service.succeed(&["restart", "--wait"]);
         let last = said.lines().last().unwrap_or_default();
         assert!(last.starts_with("restarted in "), "{said}");
         assert!(!said.contains('\x1b'), "{said}");
@@ -303,43 +186,39 @@ fn a_program_comes_back_is_restarted_and_stopped() {
     });
     let third = ask_server(addr).unwrap();
     assert_ne!(third, second);
-    assert_eq!(third, service.pid());
+    assert_eq!(third, serving_pid(&service));
 
-    service.stop();
+    stop(service);
     let error = ask_server(addr).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 }
 
 #[test]
 fn a_program_may_say_itself_when_it_is_ready() {
-    let service = Supervised::start(&["--notify"], &["notify", "gate"]);
-    let at_gate = service.dir.path().join("gate.at");
+    let service = start(&["--notify"], &["notify", "gate"]);
+    let at_gate = service.path("gate.at");
     eventually("it is nearly ready", || at_gate.exists());
     let output = service.ask(&["status"]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert_eq!(service.status()["state"], "starting");
-    fs::write(service.dir.path().join("gate"), "").unwrap();
+    fs::write(service.path("gate"), "").unwrap();
     service.until_serving();
-    let table = service.must(&["status"]);
+    let table = service.succeed(&["status"]);
     assert!(table.contains("open for all"), "{table}");
-    let first = ask_server(service.addr()).unwrap();
-    service.must(&["restart", "--wait"]);
-    assert_ne!(service.pid(), first);
-    service.stop();
+    let first = ask_server(addr_of(&service)).unwrap();
+    service.succeed(&["restart", "--wait"]);
+    assert_ne!(serving_pid(&service), first);
+    stop(service);
 }
 
 #[test]
 fn a_version_that_does_not_come_up_leaves_the_old_one_serving() {
     // The gate is there already.
-    let service = Supervised::start(&["--notify"], &["notify", "server.py"]);
+    let service = start(&["--notify"], &["notify", "server.py"]);
     service.until_serving();
-    let addr = service.addr();
+    let addr = addr_of(&service);
     let first = ask_server(addr).unwrap();
-    fs::write(
-        service.dir.path().join("server.py"),
-        "import sys; sys.exit(3)",
-    )
-    .unwrap();
+    fs::write(service.path("server.py"), "import sys; sys.exit(3)").unwrap();
     let output = service.ask(&["restart", "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
@@ -347,9 +226,9 @@ fn a_version_that_does_not_come_up_leaves_the_old_one_serving() {
     assert!(said.contains("before it was ready"), "{said}");
     assert!(said.contains("exit status: 3"), "{said}");
     assert_eq!(ask_server(addr).unwrap(), first);
-    let table = service.must(&["status"]);
+    let table = service.succeed(&["status"]);
     assert!(table.contains("last restart  failed after"), "{table}");
-    service.stop();
+    stop(service);
 }
 
 #[test]
@@ -362,7 +241,7 @@ fn a_supervisor_replaces_itself_and_nothing_else() {
         "--ready-after",
         "0",
     ];
-    let service = Supervised::start(&options, &[]);
+    let service = start(&options, &[]);
     eventually("both serve", || {
         let status = service.status();
         let slots = status["processes"].as_array();
@@ -373,33 +252,33 @@ fn a_supervisor_replaces_itself_and_nothing_else() {
         let pid = |place: usize| status["processes"][place]["pid"].clone();
         [status["pid"].clone(), pid(0), pid(1)]
     };
-    let (before, addr) = (pids(), service.addr());
+    let (before, addr) = (pids(), addr_of(&service));
     assert_eq!(before[0], service.supervisor.id());
-    let file = service.dir.path().join("pid");
+    let file = service.path("pid");
     let said = fs::read_to_string(&file).unwrap();
     assert_eq!(said.trim(), service.supervisor.id().to_string());
-    let said = service.must(&["upgrade", "--wait"]);
+    let said = service.succeed(&["upgrade", "--wait"]);
     assert_eq!(said, "the supervisor has been replaced\n");
     assert_eq!(pids(), before);
     let answer = i64::from(ask_server(addr).unwrap());
     assert!(before[1..].contains(&answer.into()));
-    service.stop();
+    stop(service);
     assert!(!file.exists());
 }
 
 #[test]
 fn a_stop_and_a_restart_need_not_be_waited_for() {
-    let mut service = Supervised::start(&["--ready-after", "0.05"], &[]);
+    let mut service = start(&["--ready-after", "0.05"], &[]);
     service.until_serving();
-    let first = service.pid();
-    assert_eq!(service.must(&["restart"]), "");
+    let first = serving_pid(&service);
+    assert_eq!(service.succeed(&["restart"]), "");
     eventually("another one serves", || {
         let status = service.status();
         let pid = &status["processes"][0]["pid"];
         status["state"] == "serving" && pid.is_i64() && *pid != first
     });
-    assert_eq!(service.must(&["stop"]), "");
-    assert_eq!(service.supervisor.wait().unwrap().code(), Some(0));
+    assert_eq!(service.succeed(&["stop"]), "");
+    assert_eq!(service.wait().code(), Some(0));
 }
 
 #[test]
@@ -458,24 +337,24 @@ fn a_program_has_signals_of_its_own_for_a_stop_and_a_restart() {
         "--restart-signal",
         "SIGWINCH",
     ];
-    let mut service = Supervised::start_program(&options, &["python3", "-c", SIGNALLED]);
+    let mut service = start_program(&options, &["python3", "-c", SIGNALLED]);
     service.until_serving();
-    let signals = service.dir.path().join("signals");
+    let signals = service.path("signals");
     let has = |path: &PathBuf, text: &str| fs::read_to_string(path).is_ok_and(|read| read == text);
-    service.must(&["restart", "--wait"]);
+    service.succeed(&["restart", "--wait"]);
     eventually("the old one ends", || has(&signals, "SIGWINCH\n"));
-    service.must(&["stop"]);
+    service.succeed(&["stop"]);
     assert_eq!(service.wait().code(), Some(0));
     assert!(has(&signals, "SIGWINCH\nSIGQUIT\n"));
 }
 
 #[test]
 fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
-    let service = Supervised::start(&["--ready-after", "0"], &[]);
+    let service = start(&["--ready-after", "0"], &[]);
     for _ in 0..6 {
         service.until_serving();
-        let pid = service.pid();
-        kill(pid);
+        let pid = serving_pid(&service);
+        signal(pid, Signal::KILL);
         eventually("the death is known", || {
             let status = service.status();
             let deaths = status["processes"][0]["last_deaths"].as_array();
@@ -484,7 +363,7 @@ fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
         });
     }
     service.until_serving();
-    service.must(&["restart", "--wait"]);
+    service.succeed(&["restart", "--wait"]);
     let before = service.status();
     let reasons = |status: &serde_json::Value| {
         let deaths = status["processes"][0]["last_deaths"].as_array().unwrap();
@@ -503,7 +382,7 @@ fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
             .all(|reason| reason.contains("SIGKILL"))
     );
     assert_all_documented(&before);
-    service.must(&["upgrade", "--wait"]);
+    service.succeed(&["upgrade", "--wait"]);
     let after = service.status();
     assert_eq!(reasons(&after), reasons(&before));
     assert_eq!(after["processes"][0]["restarts"], 6, "{after}");
@@ -511,10 +390,10 @@ fn the_status_remembers_deaths_and_the_last_restart_also_over_an_upgrade() {
     assert_eq!(last["ok"], true, "{after}");
     assert_eq!(last["took_seconds"], earlier["took_seconds"], "{after}");
     assert!(last["seconds_ago"].as_f64() >= earlier["seconds_ago"].as_f64());
-    let table = service.must(&["status"]);
+    let table = service.succeed(&["status"]);
     assert!(table.contains("last restart  succeeded in "), "{table}");
     assert!(table.contains("\nLAST DEATHS\n"), "{table}");
-    service.stop();
+    stop(service);
 }
 
 /// Each field of the status is in a table of the guide.
@@ -543,17 +422,17 @@ const ON_TERMINAL: &str =
 
 #[test]
 fn a_restart_on_a_terminal_shows_each_process_as_it_goes() {
-    let service = Supervised::start(&["--ready-after", "2"], &[]);
+    let service = start(&["--ready-after", "2"], &[]);
     service.until_serving();
-    let old = service.pid();
+    let old = serving_pid(&service);
     let mut python = Command::new("python3");
     python.args(["-c", ON_TERMINAL, env!("CARGO_BIN_EXE_handover")]);
     python
         .args(["restart", "--wait", "--socket"])
-        .arg(service.control());
+        .arg(service.path("control"));
     let (code, shown) = finish(python.stdin(Stdio::null()));
     assert_eq!(code, Some(0), "{shown:?}");
-    let new = service.pid();
+    let new = serving_pid(&service);
     for line in [
         format!("process {old}, generation 1: serving\r\n"),
         format!("process {new}, generation 2: starting\r\n"),
@@ -563,7 +442,7 @@ fn a_restart_on_a_terminal_shows_each_process_as_it_goes() {
         assert!(shown.contains(&line), "{line:?} is not in {shown:?}");
     }
     assert!(shown.contains("restarted in "), "{shown:?}");
-    service.stop();
+    stop(service);
 }
 
 #[test]

@@ -2,19 +2,22 @@
 //! crate.
 #![cfg(target_os = "linux")] // supervisors and Unix sockets
 
+#[path = "support/supervised.rs"]
+mod supervised;
+mod support;
+
 use std::fs;
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::Signal;
 
-/// A wait of these tests ends at the latest after this.
-const LIMIT: Duration = Duration::from_secs(60);
+use supervised::{Supervised, dir_with, handover};
+use support::LIMIT;
+use support::process::signal;
 
 /// Answers each datagram with its process id and the same text, on all sockets that were passed. With
 /// "die" it exits at once. Waits for the file "go" before it begins. The names of the sockets are in
@@ -42,94 +45,29 @@ while not ends:
         except OSError: pass
 "#;
 
-/// `handover run`, and a directory of its own. The drop ends both.
-struct Supervised {
-    dir: TempDir,
-    supervisor: Child,
+const PROGRAM: [&str; 2] = ["python3", "program.py"];
+
+/// Supervises the program, and waits until it serves.
+fn start(options: &[&str]) -> Supervised {
+    start_by("exec \"$@\"", options, |_| {})
 }
 
-impl Supervised {
-    fn start(options: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("program.py"), ANSWERS).unwrap();
-        fs::write(dir.path().join("go"), "").unwrap();
-        let mut command = run(dir.path(), options);
-        let supervisor = command.args(["--", "python3", "program.py"]).spawn();
-        let supervisor = supervisor.unwrap();
-        Self { dir, supervisor }.wait_until_serving()
-    }
-
-    fn wait_until_serving(self) -> Self {
-        let supervised = self;
-        supervised.until("it serves", || supervised.ask(&["status"]).status.success());
-        supervised
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_default()
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-        let command = command.args(args).arg("--socket").arg(self.path("control"));
-        command.stdin(Stdio::null()).output().unwrap()
-    }
-
-    #[track_caller]
-    fn succeed(&self, args: &[&str]) -> String {
-        let output = self.ask(args);
-        let log = self.read("log");
-        assert!(output.status.success(), "{args:?}: {output:?}\n{log}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The address of the listener with this name, without its kind.
-    fn addr(&self, name: &str) -> String {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.succeed(&["status", "--json"])).unwrap();
-        let listeners = status["listeners"].as_array().unwrap().iter();
-        let mut named = listeners.filter(|listener| listener["name"] == name);
-        let shown = named.next().unwrap()["address"].as_str().unwrap();
-        shown.strip_prefix("udp:").unwrap().to_owned()
-    }
-
-    #[track_caller]
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !holds() {
-            let log = self.read("log");
-            assert!(Instant::now() < end, "{what} does not come:\n{log}");
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
+/// The same, by a shell (see [`Supervised::start_by`]).
+fn start_by(wrapper: &str, options: &[&str], prepare: impl FnOnce(&mut Command)) -> Supervised {
+    let dir = dir_with(&[("program.py", ANSWERS), ("go", "")]);
+    let options = [&["--notify"], options].concat();
+    let supervised = Supervised::start_by(wrapper, dir, &options, &PROGRAM, prepare);
+    supervised.until_serving();
+    supervised
 }
 
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.supervisor), Signal::QUIT);
-        let end = Instant::now() + LIMIT;
-        while matches!(self.supervisor.try_wait(), Ok(None)) && Instant::now() < end {
-            thread::sleep(Duration::from_millis(2));
-        }
-        let _ = self.supervisor.kill();
-        let _ = self.supervisor.wait();
-    }
-}
-
-fn run(dir: &Path, options: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-    command
-        .args(["run", "--control", "control", "--notify"])
-        .args(options)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(dir.join("log")).unwrap());
-    command
+/// The address of the listener with this name, without its kind.
+fn addr_of(supervised: &Supervised, name: &str) -> String {
+    let status = supervised.status();
+    let listeners = status["listeners"].as_array().unwrap().iter();
+    let mut named = listeners.filter(|listener| listener["name"] == name);
+    let shown = named.next().unwrap()["address"].as_str().unwrap();
+    shown.strip_prefix("udp:").unwrap().to_owned()
 }
 
 fn client() -> UdpSocket {
@@ -155,8 +93,8 @@ fn receive(client: &UdpSocket) -> (u32, String) {
 
 #[test]
 fn datagrams_wait_while_no_process_serves() {
-    let supervised = Supervised::start(&["--listen", "dns=udp:127.0.0.1:0"]);
-    let addr = supervised.addr("dns");
+    let supervised = start(&["--listen", "dns=udp:127.0.0.1:0"]);
+    let addr = addr_of(&supervised, "dns");
     let client = client();
     client.send_to(b"first", &addr).unwrap();
     let (before, _) = receive(&client);
@@ -169,8 +107,7 @@ fn datagrams_wait_while_no_process_serves() {
             "kill" => {
                 client.send_to(b"who", &addr).unwrap();
                 let (pid, _) = receive(&client);
-                let pid = Pid::from_raw(pid as i32).unwrap();
-                kill_process(pid, Signal::KILL).unwrap();
+                signal(pid as i32, Signal::KILL);
             }
             _ => drop(client.send_to(b"die", &addr).unwrap()),
         }
@@ -190,13 +127,13 @@ fn datagrams_wait_while_no_process_serves() {
             assert_ne!(pid, before);
         }
     }
-    assert_eq!(supervised.addr("dns"), addr);
+    assert_eq!(addr_of(&supervised, "dns"), addr);
 }
 
 #[test]
 fn restarts_lose_no_datagram() {
-    let supervised = Supervised::start(&["--listen", "dns=udp:127.0.0.1:0", "--processes", "2"]);
-    let addr = supervised.addr("dns");
+    let supervised = start(&["--listen", "dns=udp:127.0.0.1:0", "--processes", "2"]);
+    let addr = addr_of(&supervised, "dns");
     let client = client();
     let (mut asked, mut pids) = (0, std::collections::BTreeSet::new());
     thread::scope(|scope| {
@@ -228,7 +165,7 @@ fn restarts_lose_no_datagram() {
 
 #[test]
 fn sockets_come_in_their_order_and_with_their_names() {
-    let supervised = Supervised::start(&[
+    let mut supervised = start(&[
         "--listen",
         "dns=udp:127.0.0.1:0",
         "--listen",
@@ -247,21 +184,16 @@ fn sockets_come_in_their_order_and_with_their_names() {
     let status = supervised.succeed(&["status", "--json"]);
     assert!(status.contains("\"unixgram:log.sock\""), "{status}");
     // The file of a dead process is replaced, and that of a live one is not.
-    let (dir, control) = (supervised.dir.path().to_owned(), supervised.path("control"));
-    assert!(control.exists());
-    let taken = Command::new(env!("CARGO_BIN_EXE_handover"))
-        .args(["run", "--listen", "unixgram:log.sock", "--", "true"])
-        .current_dir(&dir)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let mut second = handover();
+    second.args(["run", "--listen", "unixgram:log.sock", "--", "true"]);
+    let taken = support::output_of(second.current_dir(supervised.dir.path()));
     let text = String::from_utf8_lossy(&taken.stderr).into_owned();
     assert_eq!(taken.status.code(), Some(1));
     assert!(
         text.contains("cannot listen on unixgram:log.sock"),
         "{text}"
     );
-    drop(supervised);
+    assert_eq!(supervised.stop().code(), Some(0));
     assert!(!path.exists());
 }
 
@@ -275,18 +207,9 @@ fn a_bad_or_taken_address_is_a_clear_error() {
         ("unixgram:", 2, "a path must follow unixgram:"),
         (&*addr, 1, "in use"),
     ] {
-        let output = Command::new("timeout")
-            .args([
-                "60",
-                env!("CARGO_BIN_EXE_handover"),
-                "run",
-                "--listen",
-                addr,
-            ])
-            .args(["--", "true"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let mut command = handover();
+        command.args(["run", "--listen", addr, "--", "true"]);
+        let output = support::output_of(&mut command);
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{addr}: {text}");
         assert!(text.contains(addr) && text.contains(why), "{text}");
@@ -301,27 +224,14 @@ fn a_socket_of_an_activator_is_passed_on() {
         ("dns", &["--listen", "dns=udp:127.0.0.9:1"][..]),
         ("other", &[]),
     ] {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("program.py"), ANSWERS).unwrap();
-        fs::write(dir.path().join("go"), "").unwrap();
-        let handover = run(dir.path(), options);
-        let script = format!(
-            "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name} exec \"$0\" \"$@\""
+        let wrapper = format!(
+            "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name} exec \"$@\""
         );
-        let supervisor = Command::new("sh")
-            .args(["-c", &script])
-            .arg(handover.get_program())
-            .args(handover.get_args())
-            .args(["--", "python3", "program.py"])
-            .current_dir(dir.path())
-            .stdin(std::os::fd::OwnedFd::from(passed.try_clone().unwrap()))
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let supervised = Supervised { dir, supervisor }.wait_until_serving();
+        let supervised = start_by(&wrapper, options, |command| {
+            command.stdin(OwnedFd::from(passed.try_clone().unwrap()));
+        });
         assert_eq!(supervised.read("names"), name);
-        assert_eq!(supervised.addr(name), addr.to_string());
+        assert_eq!(addr_of(&supervised, name), addr.to_string());
         for _ in 0..2 {
             let client = client();
             client.send_to(b"hello", addr).unwrap();

@@ -4,6 +4,8 @@
 
 #[path = "support/generations.rs"]
 mod generations;
+#[path = "support/supervised.rs"]
+mod supervised;
 mod support;
 
 use std::fs;
@@ -13,18 +15,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use generations::{Generations, eventually, signal};
+use generations::{Generations, eventually, signal, stat};
+use supervised::{Supervised, notify_name};
 use support::LIMIT;
 
 /// The server that [`Generations`] starts.
@@ -35,106 +37,35 @@ fn child() {
 
 // ---- the supervisor that is tested ----
 
-/// `handover run`, with a directory of its own. What is left of it is killed in the end.
-struct Supervised {
-    dir: TempDir,
-    supervisor: Child,
+/// Supervises a program that does nothing. `prepare` sets standard error, and what else it wants.
+fn start(options: &[&str], prepare: impl FnOnce(&mut Command)) -> Supervised {
+    let options = [&["--ready-after", "0"], options].concat();
+    let program = ["sleep", "1000"];
+    let dir = TempDir::new().unwrap();
+    Supervised::start_by("exec \"$@\"", dir, &options, &program, |command| {
+        command.env_remove("NOTIFY_SOCKET");
+        command.env_remove("JOURNAL_STREAM");
+        prepare(command);
+    })
 }
 
-impl Supervised {
-    /// Supervises a program that does nothing. `prepare` sets standard error, and what else it wants.
-    fn start(options: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
-        let dir = TempDir::new().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-        command
-            .args(["run", "--control", "control", "--ready-after", "0"])
-            .args(options)
-            .args(["--", "sleep", "1000"])
-            .current_dir(dir.path())
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("JOURNAL_STREAM")
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        prepare(&mut command);
-        let supervisor = command.spawn().unwrap();
-        Self { dir, supervisor }
-    }
-
-    fn pid(&self) -> i32 {
-        self.supervisor.id() as i32
-    }
-
-    fn connect(&self) -> io::Result<UnixStream> {
-        let socket = UnixStream::connect(self.dir.path().join("control"))?;
-        socket.set_read_timeout(Some(LIMIT))?;
-        Ok(socket)
-    }
-
-    /// The answer to a request.
-    fn ask(&self, request: &str) -> io::Result<Value> {
-        let mut socket = self.connect()?;
-        socket.write_all(format!("{request}\n").as_bytes())?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer)?;
-        Ok(serde_json::from_str(&answer)?)
-    }
-
-    #[track_caller]
-    fn until_serving(&self) {
-        let is_serving = || self.ask("status").is_ok_and(|s| s["state"] == "serving");
-        eventually("it serves", is_serving);
-    }
-
-    /// The process that serves.
-    fn serving(&self) -> u64 {
-        let status = self.ask("status").unwrap();
-        status["processes"][0]["pid"].as_u64().unwrap()
-    }
-
-    /// Does something while the supervisor is stopped.
-    fn while_stopped(&self, act: impl FnOnce()) {
-        signal(self.pid(), Signal::STOP);
-        eventually("the supervisor is stopped", || {
-            generations::stat(self.pid()).is_some_and(|(state, ..)| state == 'T')
-        });
-        act();
-        signal(self.pid(), Signal::CONT);
-    }
-
-    /// A socket that sends to the one where the processes notify the supervisor.
-    fn notify_socket(&self) -> UnixDatagram {
-        let environ = fs::read(format!("/proc/{}/environ", self.serving())).unwrap();
-        let name = environ
-            .split(|byte| *byte == 0)
-            .find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET=@"))
-            .unwrap();
-        let addr = SocketAddr::from_abstract_name(name).unwrap();
-        let notify = UnixDatagram::unbound().unwrap();
-        notify.connect_addr(&addr).unwrap();
-        notify
-    }
-
-    /// Stops the supervisor, and waits for its end.
-    #[track_caller]
-    fn stop(&mut self) -> ExitStatus {
-        signal(self.pid(), Signal::TERM);
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.supervisor.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the supervisor does not stop");
-            thread::park_timeout(Duration::from_millis(2));
-        }
-    }
+/// Does something while the supervisor is stopped.
+fn while_stopped(supervised: &Supervised, act: impl FnOnce()) {
+    supervised.signal(Signal::STOP);
+    eventually("the supervisor is stopped", || {
+        stat(supervised.pid()).is_some_and(|stat| stat.state == 'T')
+    });
+    act();
+    supervised.signal(Signal::CONT);
 }
 
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.supervisor), Signal::KILL);
-        let _ = self.supervisor.wait();
-    }
+/// A socket that sends to the one where the processes notify the supervisor.
+fn notify_socket(supervised: &Supervised) -> UnixDatagram {
+    let name = notify_name(supervised.pids()[0]);
+    let addr = SocketAddr::from_abstract_name(name).unwrap();
+    let notify = UnixDatagram::unbound().unwrap();
+    notify.connect_addr(&addr).unwrap();
+    notify
 }
 
 // ---- peers that do not read ----
@@ -206,16 +137,16 @@ impl StoppedManager {
 #[test]
 fn a_log_that_nobody_reads_blocks_nothing_and_what_is_dropped_is_counted() {
     let (mut reader, stderr, filled) = full_pipe();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(stderr);
     });
     supervised.until_serving();
     // Each request is a line of the log, and more than there is room for.
     for _ in 0..1500 {
-        supervised.ask("upgrade now").unwrap();
-        supervised.ask("restart").unwrap();
+        supervised.request("upgrade now").unwrap();
+        supervised.request("restart").unwrap();
     }
-    assert_eq!(supervised.ask("restart wait").unwrap()["ok"], true);
+    assert_eq!(supervised.request("restart wait").unwrap()["ok"], true);
     let (noted, note) = crossbeam_channel::bounded(1);
     let reading = thread::spawn(move || {
         reader.read_exact(&mut vec![0; filled]).unwrap();
@@ -250,13 +181,13 @@ fn a_log_that_nobody_reads_blocks_nothing_and_what_is_dropped_is_counted() {
 #[test]
 fn a_log_that_nobody_reads_delays_neither_an_upgrade_nor_the_stop_for_long() {
     let (reader, stderr, _) = full_pipe();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(stderr);
     });
     supervised.until_serving();
-    let before = supervised.serving();
-    assert_eq!(supervised.ask("upgrade wait").unwrap()["ok"], true);
-    assert_eq!(supervised.serving(), before);
+    let before = supervised.pids()[0];
+    assert_eq!(supervised.request("upgrade wait").unwrap()["ok"], true);
+    assert_eq!(supervised.pids()[0], before);
     assert_eq!(supervised.stop().code(), Some(0));
     drop(reader);
 }
@@ -266,12 +197,12 @@ fn a_log_that_nobody_reads_delays_neither_an_upgrade_nor_the_stop_for_long() {
 /// The log of a supervisor that is upgraded and stopped.
 fn log_of(options: &[&str], prepare: impl FnOnce(&mut Command)) -> String {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let mut supervised = Supervised::start(options, |command| {
+    let mut supervised = start(options, |command| {
         command.stderr(log.reopen().unwrap());
         prepare(command);
     });
     supervised.until_serving();
-    assert_eq!(supervised.ask("upgrade wait").unwrap()["ok"], true);
+    assert_eq!(supervised.request("upgrade wait").unwrap()["ok"], true);
     supervised.stop();
     fs::read_to_string(log.path()).unwrap()
 }
@@ -307,7 +238,7 @@ fn lines_for_the_journal_have_its_prefixes() {
     let (journal, stderr) = UnixStream::pair().unwrap();
     let stderr = fs::File::from(OwnedFd::from(stderr));
     let found = stderr.metadata().unwrap();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         let stream = format!("{}:{}", found.dev(), found.ino());
         command.env("JOURNAL_STREAM", stream).stderr(stderr);
     });
@@ -339,13 +270,13 @@ fn lines_in_json_have_the_same_fields() {
 #[test]
 fn a_manager_that_is_stopped_blocks_no_supervisor_and_gets_the_state_later() {
     let manager = StoppedManager::new();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(Stdio::null());
         command.env("NOTIFY_SOCKET", &manager.path);
         command.env("WATCHDOG_USEC", "200000");
     });
     supervised.until_serving();
-    assert_eq!(supervised.ask("restart wait").unwrap()["ok"], true);
+    assert_eq!(supervised.request("restart wait").unwrap()["ok"], true);
     // In the order in which it happened, and each heartbeat only once.
     let seen = manager.until("WATCHDOG=1");
     let at = |text: &str| seen.iter().position(|one| one.contains(text));
@@ -353,7 +284,7 @@ fn a_manager_that_is_stopped_blocks_no_supervisor_and_gets_the_state_later() {
     assert!(ready.is_some() && ready < reloading, "{seen:?}");
     let last = seen.iter().rfind(|one| one.contains("READY=1"));
     assert!(last.is_some(), "{seen:?}");
-    supervised.ask("stop").unwrap();
+    supervised.request("stop").unwrap();
     manager.until("STOPPING=1");
     assert_eq!(supervised.stop().code(), Some(0));
 }
@@ -361,7 +292,7 @@ fn a_manager_that_is_stopped_blocks_no_supervisor_and_gets_the_state_later() {
 #[test]
 fn a_manager_that_stays_stopped_delays_no_stop() {
     let manager = StoppedManager::new();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(Stdio::null());
         command.env("NOTIFY_SOCKET", &manager.path);
     });
@@ -406,7 +337,7 @@ fn a_manager_that_is_slow_is_told_of_the_successor() {
         let second = server.until_generation(first.generation + 1);
         // The process that was replaced has nothing left to do but this.
         let end = Instant::now() + Duration::from_secs(2);
-        let runs = || generations::stat(first.pid).is_some_and(|(state, ..)| state != 'Z');
+        let runs = || generations::is_alive(first.pid);
         while Instant::now() < end && runs() {
             thread::park_timeout(Duration::from_millis(2));
         }
@@ -428,12 +359,12 @@ fn a_manager_that_is_slow_is_told_of_the_successor() {
 
 #[test]
 fn silent_clients_delay_no_other_client() {
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(Stdio::null());
     });
     supervised.until_serving();
     let silent: Vec<_> = (0..40).map(|_| supervised.connect().unwrap()).collect();
-    supervised.ask("status").unwrap();
+    supervised.request("status").unwrap();
     // The answer was not held back until the time-out of the silent clients.
     for (number, client) in silent.iter().enumerate() {
         client.set_nonblocking(true).unwrap();
@@ -443,7 +374,7 @@ fn silent_clients_delay_no_other_client() {
     }
     // More than are kept: the oldest of them make room.
     let more: Vec<_> = (0..100).map(|_| supervised.connect().unwrap()).collect();
-    supervised.ask("status").unwrap();
+    supervised.request("status").unwrap();
     silent[0].set_nonblocking(false).unwrap();
     support::assert_closed(&mut &silent[0]);
     more[99].set_nonblocking(true).unwrap();
@@ -485,7 +416,7 @@ fn send_descriptor(to: impl AsFd, text: &str, descriptor: OwnedFd) {
 
 #[test]
 fn a_descriptor_that_cannot_be_closed_delays_nobody() {
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(Stdio::null());
     });
     supervised.until_serving();
@@ -494,16 +425,16 @@ fn a_descriptor_that_cannot_be_closed_delays_nobody() {
     for texts in [["sta", "tus\n"], ["status\n", "more"], ["x\n", "more"]] {
         let client = supervised.connect().unwrap();
         // So that the last descriptor of the socket is the supervisor's.
-        supervised.while_stopped(|| {
+        while_stopped(&supervised, || {
             for text in texts {
                 let (descriptor, receiver) = lingering();
                 receivers.push(receiver);
                 send_descriptor(&client, text, descriptor);
             }
         });
-        supervised.ask("status").unwrap();
+        supervised.request("status").unwrap();
         drop(client);
-        supervised.ask("status").unwrap();
+        supervised.request("status").unwrap();
     }
     assert_eq!(supervised.stop().code(), Some(0));
 }
@@ -512,11 +443,11 @@ fn a_descriptor_that_cannot_be_closed_delays_nobody() {
 #[test]
 fn a_flood_of_notifications_is_counted_once() {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(log.reopen().unwrap());
     });
     supervised.until_serving();
-    let notify = supervised.notify_socket();
+    let notify = notify_socket(&supervised);
     for _ in 0..500 {
         // In blocking mode: the supervisor reads all of them.
         notify.send(b"READY=1\nSTATUS=not of the service").unwrap();
@@ -526,12 +457,12 @@ fn a_flood_of_notifications_is_counted_once() {
         log.lines().filter(|line| line.contains(text)).count()
     };
     eventually("the flood is over", || {
-        supervised.ask("status").is_ok() && lines("notifications of processes that are not") > 0
+        supervised.request("status").is_ok() && lines("notifications of processes that are not") > 0
     });
     assert_eq!(lines("and sends many"), 1);
     assert_eq!(lines("ignored "), 1);
     assert_ne!(
-        supervised.ask("status").unwrap()["processes"][0]["status"],
+        supervised.request("status").unwrap()["processes"][0]["status"],
         "not of the service"
     );
     assert_eq!(supervised.stop().code(), Some(0));
@@ -635,12 +566,12 @@ fn send_with_descriptors(to: &UnixDatagram, text: &[u8], count: usize) {
 #[test]
 fn whatever_the_sockets_of_a_supervisor_are_sent_it_answers_and_keeps_nothing() {
     let mut random = Random::new();
-    let mut supervised = Supervised::start(&[], |command| {
+    let mut supervised = start(&[], |command| {
         command.stderr(Stdio::null());
     });
     supervised.until_serving();
-    let serving = supervised.serving();
-    let notify = supervised.notify_socket();
+    let serving = supervised.pids()[0];
+    let notify = notify_socket(&supervised);
     notify.set_nonblocking(true).unwrap();
     let mut silent = Vec::new();
     let mut attack = |random: &mut Random| {
@@ -671,14 +602,14 @@ fn whatever_the_sockets_of_a_supervisor_are_sent_it_answers_and_keeps_nothing() 
     for _ in 0..50 {
         attack(&mut random);
     }
-    supervised.ask("status").unwrap();
+    supervised.request("status").unwrap();
     let before = generations::resources(supervised.pid());
     let end = Instant::now() + hostile_for();
     let (mut rounds, mut slowest) = (0, Duration::ZERO);
     while Instant::now() < end {
         attack(&mut random);
         let asked = Instant::now();
-        let status = supervised.ask("status").unwrap();
+        let status = supervised.request("status").unwrap();
         slowest = slowest.max(asked.elapsed());
         rounds += 1;
         assert_eq!(status["processes"][0]["pid"], serving, "{status}");
@@ -686,7 +617,7 @@ fn whatever_the_sockets_of_a_supervisor_are_sent_it_answers_and_keeps_nothing() 
     drop(silent);
     eventually("the descriptors are closed", || {
         let now = generations::resources(supervised.pid());
-        supervised.ask("status").is_ok() && now.descriptors <= before.descriptors
+        supervised.request("status").is_ok() && now.descriptors <= before.descriptors
     });
     let after = generations::resources(supervised.pid());
     println!("{rounds} rounds, slowest answer {slowest:?}\n{before:?}\n{after:?}");

@@ -1,22 +1,20 @@
 //! What operators ask of `handover run` at run time, with real processes: programs in Python.
 #![cfg(target_os = "linux")] // supervisors and signals
 
+#[path = "support/supervised.rs"]
+mod supervised;
 mod support;
 
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-use tempfile::TempDir;
+use rustix::process::Signal;
 
-/// A wait of these tests ends at the latest after this.
-const LIMIT: Duration = Duration::from_secs(60);
+use supervised::{Supervised, dir_with, notify_name};
+use support::LIMIT;
+use support::process::stat;
 
 /// A program that writes a line to the file `usr1` for each SIGUSR1, and ends on SIGTERM.
 const REOPENS: &str = r#"
@@ -31,119 +29,23 @@ while True: time.sleep(0.05)
 /// A program that handles no signal.
 const PLAIN: &str = "import time\nopen('up', 'a').write('up\\n')\ntime.sleep(600)";
 
-/// `handover run`, and a directory of its own. The drop ends both.
-struct Supervised {
-    dir: TempDir,
-    supervisor: Child,
+/// Supervises the program, which may be wrapped by a shell script.
+fn begin(program: &str, options: &[&str], wrapped: bool) -> Supervised {
+    let dir = dir_with(&[("program.py", program), ("environment", "")]);
+    let options = [&["--stop-timeout", "5"], options].concat();
+    let program = match wrapped {
+        true => &["sh", "-c", "python3 program.py & wait"][..],
+        false => &["python3", "program.py"],
+    };
+    Supervised::start(dir, &options, program)
 }
 
-impl Supervised {
-    /// The program may be wrapped by a shell script.
-    fn begin(program: &str, options: &[&str], wrapped: bool) -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("program.py"), program).unwrap();
-        fs::write(dir.path().join("environment"), "").unwrap();
-        let supervisor = handover()
-            .args(["run", "--control", "control"])
-            .args(["--stop-timeout", "5"])
-            .args(options)
-            .arg("--")
-            .args(
-                ["sh", "-c", "python3 program.py & wait"]
-                    .into_iter()
-                    .filter(|_| wrapped),
-            )
-            .args(["python3", "program.py"].into_iter().filter(|_| !wrapped))
-            .current_dir(dir.path())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        Self { dir, supervisor }
-    }
-
-    /// As [`begin`](Self::begin), and waits until all processes serve.
-    fn start(program: &str, options: &[&str]) -> Self {
-        let supervised = Self::begin(
-            program,
-            &[&["--ready-after", "0.1"], options].concat(),
-            false,
-        );
-        supervised.until("it serves", || supervised.status()["state"] == "serving");
-        supervised
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_default()
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        let mut command = handover();
-        let command = command.args(args).arg("--socket").arg(self.path("control"));
-        support::output_of(command)
-    }
-
-    #[track_caller]
-    fn succeed(&self, args: &[&str]) -> String {
-        let output = self.ask(args);
-        assert!(
-            output.status.success(),
-            "{args:?}: {output:?}\n{}",
-            self.read("log")
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn status(&self) -> Value {
-        let output = self.ask(&["status", "--json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
-    }
-
-    fn pids(&self) -> Vec<u64> {
-        let status = self.status();
-        let processes = status["processes"].as_array().cloned().unwrap_or_default();
-        let pids = processes
-            .iter()
-            .filter_map(|process| process["pid"].as_u64());
-        pids.collect()
-    }
-
-    #[track_caller]
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !holds() {
-            assert!(
-                Instant::now() < end,
-                "{what} does not come:\n{}",
-                self.read("log")
-            );
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        let pid = Pid::from_child(&self.supervisor);
-        // Ends the processes too, after the time-out of the stop by SIGKILL.
-        let _ = kill_process(pid, Signal::TERM);
-        let end = Instant::now() + LIMIT;
-        while matches!(self.supervisor.try_wait(), Ok(None)) && Instant::now() < end {
-            thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.supervisor.kill();
-        let _ = self.supervisor.wait();
-    }
-}
-
-fn handover() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-    command.stdin(Stdio::null());
-    command
+/// As [`begin`], and waits until all processes serve.
+fn start(program: &str, options: &[&str]) -> Supervised {
+    let options = [&["--ready-after", "0.1"], options].concat();
+    let supervised = begin(program, &options, false);
+    supervised.until_serving();
+    supervised
 }
 
 fn lines(text: &str) -> usize {
@@ -152,18 +54,18 @@ fn lines(text: &str) -> usize {
 
 #[test]
 fn sigusr1_reaches_only_a_program_that_survives_it() {
-    let supervised = Supervised::start(REOPENS, &["--processes", "2"]);
+    let supervised = start(REOPENS, &["--processes", "2"]);
     supervised.until("both programs", || lines(&supervised.read("up")) == 2);
     supervised.succeed(&["reopen"]);
     supervised.until("two lines", || lines(&supervised.read("usr1")) == 2);
-    kill_process(Pid::from_child(&supervised.supervisor), Signal::USR1).unwrap();
+    supervised.signal(Signal::USR1);
     supervised.until("four lines", || lines(&supervised.read("usr1")) == 4);
 
-    let supervised = Supervised::start(PLAIN, &[]);
+    let supervised = start(PLAIN, &[]);
     supervised.until("the program", || lines(&supervised.read("up")) == 1);
     let pids = supervised.pids();
     supervised.succeed(&["reopen"]);
-    kill_process(Pid::from_child(&supervised.supervisor), Signal::USR1).unwrap();
+    supervised.signal(Signal::USR1);
     let warning = format!(
         "SIGUSR1 is not sent to process {}, which would die",
         pids[0]
@@ -177,7 +79,7 @@ fn sigusr1_reaches_only_a_program_that_survives_it() {
 
 #[test]
 fn a_service_is_scaled_at_run_time() {
-    let supervised = Supervised::start(REOPENS, &["--environment-file", "environment"]);
+    let supervised = start(REOPENS, &["--environment-file", "environment"]);
     let first = supervised.pids();
     let output = supervised.succeed(&["scale", "3", "--wait"]);
     assert_eq!(output, "3 processes serve\n");
@@ -195,8 +97,7 @@ fn a_service_is_scaled_at_run_time() {
     });
     assert_eq!(supervised.pids().len(), 2);
     for pid in &pids {
-        let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
-        supervised.until("the end of a process", is_gone);
+        supervised.until("the end of a process", || stat(*pid).is_none());
     }
     supervised.succeed(&["scale", "1"]);
     assert_eq!(supervised.pids().len(), 1);
@@ -234,21 +135,21 @@ while True:
 
 #[test]
 fn a_process_that_has_served_for_long_is_replaced() {
-    let supervised = Supervised::start(PLAIN, &["--recycle-after", "0.02"]);
+    let supervised = start(PLAIN, &["--recycle-after", "0.02"]);
     let first = supervised.pids();
     supervised.until("another process", || {
         let status = supervised.status();
-        let pid = status["processes"][0]["pid"].as_u64();
+        let pid = status["processes"][0]["pid"].as_i64();
         // A process that serves was never missing.
         assert!(pid.is_some() && status["state"] != "down", "{status}");
-        pid != Some(first[0])
+        pid != Some(first[0].into())
     });
     assert_eq!(supervised.status()["processes"][0]["restarts"], 0);
 }
 
 #[test]
 fn a_process_that_has_become_large_is_replaced() {
-    let supervised = Supervised::start(GROWS, &["--recycle-above", "100", "--processes", "2"]);
+    let supervised = start(GROWS, &["--recycle-above", "100", "--processes", "2"]);
     let first = supervised.pids();
     fs::write(supervised.path("grow"), "").unwrap();
     supervised.until("another process", || {
@@ -281,8 +182,8 @@ while os.getppid() == parent: time.sleep(0.02)
 
 #[test]
 fn a_descendant_notifies_for_its_wrapper() {
-    let wrapped = Supervised::begin(NOTIFIES, &["--notify"], true);
-    wrapped.until("it serves", || wrapped.status()["state"] == "serving");
+    let wrapped = begin(NOTIFIES, &["--notify"], true);
+    wrapped.until_serving();
     let status = wrapped.status();
     assert_eq!(status["processes"][0]["status"], "of a descendant");
     // The process that counts is the wrapper.
@@ -291,7 +192,7 @@ fn a_descendant_notifies_for_its_wrapper() {
     assert_eq!(command.trim(), "sh");
 
     let options = ["--notify", "--notify-access", "main"];
-    let refused = Supervised::begin(NOTIFIES, &options, true);
+    let refused = begin(NOTIFIES, &options, true);
     refused.until("the notification", || !refused.read("sent").is_empty());
     // The supervisor reads notifications before control requests.
     assert_eq!(refused.status()["state"], "starting");
@@ -315,7 +216,7 @@ fn a_descendant_of_another_user_notifies_for_its_wrapper() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("SKIPPED: this test needs root");
     }
-    let wrapped = Supervised::begin(CHANGES_USER, &["--notify"], true);
+    let wrapped = begin(CHANGES_USER, &["--notify"], true);
     wrapped.until("the notification", || !wrapped.read("sent").is_empty());
     // The supervisor reads notifications before control requests.
     let status = wrapped.status();
@@ -348,8 +249,8 @@ time.sleep(600)
 
 #[test]
 fn a_descriptor_of_the_service_that_cannot_be_closed_delays_nothing() {
-    let supervised = Supervised::begin(SENDS_LINGERING, &["--notify"], false);
-    supervised.until("it serves", || supervised.status()["state"] == "serving");
+    let supervised = begin(SENDS_LINGERING, &["--notify"], false);
+    supervised.until_serving();
     supervised.succeed(&["restart", "--wait"]);
     supervised.succeed(&["upgrade", "--wait"]);
 }
@@ -440,13 +341,8 @@ struct Foreign {
 
 impl Foreign {
     fn start(supervised: &Supervised, program: &str) -> Option<Self> {
-        let pid = supervised.pids()[0];
-        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap();
-        let name = environ
-            .split(|byte| *byte == 0)
-            .find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET=@"))
-            .unwrap();
-        let name = format!("'\\0{}'", std::str::from_utf8(name).unwrap());
+        let name = notify_name(supervised.pids()[0]);
+        let name = format!("'\\0{}'", std::str::from_utf8(&name).unwrap());
         let program = program.replace("sys.argv[1]", &name);
         let mut command = match program.contains("fuse") {
             true => Command::new("unshare"),
@@ -454,19 +350,13 @@ impl Foreign {
         };
         let command = command
             .args(["--mount"].iter().filter(|_| program.contains("fuse")))
-            .args([
-                "python3",
-                "-c",
-                &program,
-                "",
-                &supervised.supervisor.id().to_string(),
-            ])
+            .args(["python3", "-c", &program, "", &supervised.pid().to_string()])
             .current_dir(supervised.dir.path())
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let process = command.spawn().unwrap();
-        let group = support::ProcessGroup::killed_after(&process, 2 * LIMIT);
+        let group = support::ProcessGroup::killed_after(&process, LIMIT);
         let mut foreign = Self { process, group };
         let mut said = [0; 4];
         let output = foreign.process.stdout.as_mut().unwrap();
@@ -486,8 +376,8 @@ impl Drop for Foreign {
 #[test]
 fn descriptors_of_foreign_processes_that_cannot_be_closed_delay_nothing() {
     for program in [FOREIGN_LINGERING, FOREIGN_FUSE] {
-        let mut supervised = Supervised::begin(NOTIFIES_LATER, &["--notify"], false);
-        supervised.until("it serves", || supervised.status()["state"] == "serving");
+        let mut supervised = begin(NOTIFIES_LATER, &["--notify"], false);
+        supervised.until_serving();
         let Some(_foreign) = Foreign::start(&supervised, program) else {
             assert_eq!(program, FOREIGN_FUSE);
             eprintln!("SKIPPED: this user may not mount a file system");
@@ -499,10 +389,6 @@ fn descriptors_of_foreign_processes_that_cannot_be_closed_delay_nothing() {
         });
         supervised.succeed(&["upgrade", "--wait"]);
         supervised.succeed(&["stop", "--wait"]);
-        let end = Instant::now() + LIMIT;
-        while supervised.supervisor.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < end, "the supervisor does not exit");
-            thread::sleep(Duration::from_millis(5));
-        }
+        supervised.wait();
     }
 }

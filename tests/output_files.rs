@@ -2,18 +2,19 @@
 //! in Python.
 #![cfg(target_os = "linux")] // supervisors
 
+#[path = "support/supervised.rs"]
+mod supervised;
+mod support;
+
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
-/// A wait of these tests ends at the latest after this.
-const LIMIT: Duration = Duration::from_secs(60);
+use supervised::{Supervised, dir_with, handover};
+use support::process::{all_pids, is_alive, signal, stat};
 
 /// Writes lines with its process id and a number to standard error, as many as the file "wanted" in
 /// the working directory says, or until SIGTERM. The last line is "PID bye".
@@ -48,156 +49,56 @@ def ready():
     manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1))
 "#;
 
-/// `handover run`, and a directory of its own. The drop ends both.
-struct Supervised {
-    dir: TempDir,
-    supervisor: Child,
+/// Supervises the program, by a shell that first does `shell`.
+fn begin(program: &str, options: &[&str], shell: &str) -> Supervised {
+    // One that every user may execute, if there is one.
+    let of_system = "/usr/bin/python3";
+    let python = match fs::exists(of_system) {
+        Ok(true) => of_system,
+        _ => "python3",
+    };
+    let dir = dir_with(&[("program.py", &(BEGINNING.to_owned() + program))]);
+    let options = [&["--notify", "--stop-timeout", "20"], options].concat();
+    let wrapper = format!("{shell} exec \"$@\"");
+    Supervised::start_by(&wrapper, dir, &options, &[python, "program.py"], |_| {})
 }
 
-impl Supervised {
-    fn begin(program: &str, options: &[&str], shell: &str) -> Self {
-        // One that every user may execute, if there is one.
-        let of_system = "/usr/bin/python3";
-        let python = match fs::exists(of_system) {
-            Ok(true) => of_system,
-            _ => "python3",
-        };
-        let dir = TempDir::new().unwrap();
-        fs::write(
-            dir.path().join("program.py"),
-            BEGINNING.to_owned() + program,
-        )
-        .unwrap();
-        let supervisor = Command::new("sh")
-            .args(["-c", &format!("{shell} exec \"$0\" \"$@\"")])
-            .arg(env!("CARGO_BIN_EXE_handover"))
-            .args(["run", "--control", "control", "--notify"])
-            .args(["--stop-timeout", "20"])
-            .args(options)
-            .args(["--", python, "program.py"])
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        Self { dir, supervisor }
-    }
-
-    /// Waits until all processes serve.
-    fn start(program: &str, options: &[&str]) -> Self {
-        Self::start_in(program, options, "")
-    }
-
-    /// As [`start`](Self::start), with a command of the shell before.
-    fn start_in(program: &str, options: &[&str], shell: &str) -> Self {
-        let supervised = Self::begin(program, options, shell);
-        supervised.until("it serves", || {
-            let output = supervised.ask(&["status"]);
-            output.status.success()
-        });
-        supervised
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_default()
-    }
-
-    /// How many lines each process is to write in all.
-    fn want(&self, lines: usize) {
-        fs::write(self.path("new"), lines.to_string()).unwrap();
-        fs::rename(self.path("new"), self.path("wanted")).unwrap();
-    }
-
-    /// How many processes have written as many lines as are wanted.
-    fn count_of_reached(&self, lines: usize) -> usize {
-        let entries = fs::read_dir(self.dir.path()).unwrap();
-        let paths = entries.map(|entry| entry.unwrap().path());
-        paths
-            .filter(|path| path.file_stem().is_some_and(|stem| stem == "reached"))
-            .filter(|path| fs::read_to_string(path).unwrap() == lines.to_string())
-            .count()
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-        let command = command.args(args).arg("--socket").arg(self.path("control"));
-        command.stdin(Stdio::null()).output().unwrap()
-    }
-
-    #[track_caller]
-    fn succeed(&self, args: &[&str]) {
-        let output = self.ask(args);
-        let log = self.read("log");
-        assert!(output.status.success(), "{args:?}: {output:?}\n{log}");
-    }
-
-    #[track_caller]
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !holds() {
-            let log = self.read("log");
-            assert!(Instant::now() < end, "{what} does not come:\n{log}");
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    fn pid(&self) -> i32 {
-        self.supervisor.id() as i32
-    }
-
-    /// The children of the supervisor that have this name.
-    fn children(&self, name: &str) -> Vec<i32> {
-        let path = format!("/proc/{0}/task/{0}/children", self.pid());
-        let children = fs::read_to_string(path).unwrap_or_default();
-        let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
-        pids.filter(|pid| comm(*pid) == name).collect()
-    }
-
-    /// Stops the service, and returns the exit code.
-    fn stop(&mut self) -> Option<i32> {
-        signal(self.pid(), Signal::TERM);
-        self.wait()
-    }
-
-    fn wait(&mut self) -> Option<i32> {
-        let end = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.supervisor.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < end, "no end:\n{}", self.read("log"));
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
+/// As [`begin`], and waits until all processes serve.
+fn start_in(program: &str, options: &[&str], shell: &str) -> Supervised {
+    let supervised = begin(program, options, shell);
+    supervised.until_serving();
+    supervised
 }
 
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        if matches!(self.supervisor.try_wait(), Ok(None)) {
-            // The guardian ends the rest.
-            let _ = self.supervisor.kill();
-            let _ = self.supervisor.wait();
-        }
-    }
+fn start(program: &str, options: &[&str]) -> Supervised {
+    start_in(program, options, "")
 }
 
-fn comm(pid: i32) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.trim_end().to_owned()
+/// How many lines each process is to write in all.
+fn want(supervised: &Supervised, lines: usize) {
+    fs::write(supervised.path("new"), lines.to_string()).unwrap();
+    fs::rename(supervised.path("new"), supervised.path("wanted")).unwrap();
 }
 
-fn signal(pid: i32, signal: Signal) {
-    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+/// How many processes have written as many lines as are wanted.
+fn count_of_reached(supervised: &Supervised, lines: usize) -> usize {
+    let entries = fs::read_dir(supervised.dir.path()).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.file_stem().is_some_and(|stem| stem == "reached"))
+        .filter(|path| fs::read_to_string(path).unwrap() == lines.to_string())
+        .count()
 }
 
-fn has_ended(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.is_empty() || stat.contains(") Z ")
+/// The processes that write the output to the file.
+fn log_writers(supervised: &Supervised) -> Vec<i32> {
+    let supervisor = supervised.pid();
+    let is_writer = |pid: &i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name == "handover-log\n")
+            && stat(*pid).is_some_and(|stat| stat.parent == supervisor)
+    };
+    all_pids().filter(is_writer).collect()
 }
 
 /// How many numbered lines each process has written, which are whole, in their order, and without a
@@ -223,8 +124,8 @@ fn counted(text: &str) -> HashMap<&str, usize> {
 #[test]
 fn a_rotation_under_load_loses_no_line_and_tears_none() {
     const LINES: usize = 20_000;
-    let mut supervised = Supervised::start(COUNTS, &["--stderr", "app.log", "--processes", "2"]);
-    supervised.want(LINES);
+    let mut supervised = start(COUNTS, &["--stderr", "app.log", "--processes", "2"]);
+    want(&supervised, LINES);
     let mut rotated = Vec::new();
     for number in 0..20 {
         let old = supervised.path(&format!("app.log.{number}"));
@@ -238,7 +139,12 @@ fn a_rotation_under_load_loses_no_line_and_tears_none() {
             supervised.succeed(&["restart", "--wait"]);
         }
     }
-    assert_eq!(supervised.stop(), Some(0), "{}", supervised.read("log"));
+    assert_eq!(
+        supervised.stop().code(),
+        Some(0),
+        "{}",
+        supervised.read("log")
+    );
     let mut text = String::new();
     for (old, size) in rotated {
         assert_eq!(fs::metadata(&old).unwrap().len(), size, "{old:?}");
@@ -257,17 +163,17 @@ fn a_rotation_under_load_loses_no_line_and_tears_none() {
 
 #[test]
 fn the_output_survives_the_supervisor() {
-    let mut supervised = Supervised::start(COUNTS, &["--stderr", "app.log"]);
-    supervised.want(usize::MAX >> 1);
+    let mut supervised = start(COUNTS, &["--stderr", "app.log"]);
+    want(&supervised, usize::MAX >> 1);
     let written = || supervised.read("app.log").lines().count() > 1000;
     supervised.until("many lines", written);
-    let [writer] = supervised.children("handover-log")[..] else {
+    let [writer] = log_writers(&supervised)[..] else {
         panic!("no log writer");
     };
-    signal(supervised.pid(), Signal::KILL);
-    assert_eq!(supervised.wait(), None);
+    supervised.signal(Signal::KILL);
+    assert_eq!(supervised.wait().code(), None);
     // The guardian has the program end, and the log writer ends with it.
-    supervised.until("the end of the log writer", || has_ended(writer));
+    supervised.until("the end of the log writer", || !is_alive(writer));
     let text = supervised.read("app.log");
     assert!(text.ends_with(" bye\n"));
     assert_eq!(counted(&text).len(), 1);
@@ -275,24 +181,24 @@ fn the_output_survives_the_supervisor() {
 
 #[test]
 fn a_log_writer_that_is_killed_is_replaced() {
-    let mut supervised = Supervised::start(COUNTS, &["--stderr", "app.log"]);
+    let mut supervised = start(COUNTS, &["--stderr", "app.log"]);
     for lines in [10, 20, 30] {
-        supervised.want(lines);
+        want(&supervised, lines);
         let written = || supervised.read("app.log").lines().count() == lines;
         supervised.until("the lines", written);
-        let writers = supervised.children("handover-log");
+        let writers = log_writers(&supervised);
         assert_eq!(writers.len(), 1);
         signal(writers[0], Signal::KILL);
         let replaced = || {
-            let now = supervised.children("handover-log");
+            let now = log_writers(&supervised);
             now.len() == 1 && now != writers
         };
         // The next lines wait in the pipe meanwhile.
-        supervised.want(lines + 10);
+        want(&supervised, lines + 10);
         supervised.until("another log writer", replaced);
     }
     supervised.succeed(&["reopen"]);
-    assert_eq!(supervised.stop(), Some(0));
+    assert_eq!(supervised.stop().code(), Some(0));
     assert_eq!(
         counted(&supervised.read("app.log"))
             .into_values()
@@ -303,17 +209,22 @@ fn a_log_writer_that_is_killed_is_replaced() {
 
 #[test]
 fn an_upgrade_keeps_the_pipe_and_the_log_writer() {
-    let mut supervised = Supervised::start(COUNTS, &["--stderr", "app.log", "--log-to-file"]);
-    supervised.want(1_000_000);
+    let mut supervised = start(COUNTS, &["--stderr", "app.log", "--log-to-file"]);
+    want(&supervised, 1_000_000);
     let written = || supervised.read("app.log").lines().count() > 1000;
     supervised.until("many lines", written);
-    let writers = supervised.children("handover-log");
+    let writers = log_writers(&supervised);
     supervised.succeed(&["upgrade", "--wait"]);
-    assert_eq!(supervised.children("handover-log"), writers);
+    assert_eq!(log_writers(&supervised), writers);
     fs::rename(supervised.path("app.log"), supervised.path("old")).unwrap();
     supervised.succeed(&["reopen"]);
     supervised.succeed(&["restart", "--wait"]);
-    assert_eq!(supervised.stop(), Some(0), "{}", supervised.read("log"));
+    assert_eq!(
+        supervised.stop().code(),
+        Some(0),
+        "{}",
+        supervised.read("log")
+    );
     let text = supervised.read("old") + &supervised.read("app.log");
     let (own, lines): (Vec<_>, Vec<_>) = text
         .split_inclusive('\n')
@@ -334,13 +245,13 @@ fn an_upgrade_keeps_the_pipe_and_the_log_writer() {
 
 #[test]
 fn a_full_disk_is_a_counted_note_and_blocks_nobody() {
-    let mut supervised = Supervised::start(COUNTS, &["--stderr", "/dev/full"]);
-    supervised.want(20_000);
+    let mut supervised = start(COUNTS, &["--stderr", "/dev/full"]);
+    want(&supervised, 20_000);
     let lost =
         |supervised: &Supervised| supervised.read("log").contains("lines of output were lost");
     supervised.until("the note", || lost(&supervised));
     supervised.succeed(&["restart", "--wait"]);
-    assert_eq!(supervised.stop(), Some(0));
+    assert_eq!(supervised.stop().code(), Some(0));
     let log = supervised.read("log");
     assert!(
         log.contains("cannot write to /dev/full: No space left"),
@@ -348,15 +259,15 @@ fn a_full_disk_is_a_counted_note_and_blocks_nobody() {
     );
 
     // A file that is full, and then one that is not: no file may be longer than 16 blocks.
-    let mut supervised = Supervised::start_in(COUNTS, &["--stderr", "app.log"], "ulimit -f 16;");
-    supervised.want(1_000);
+    let mut supervised = start_in(COUNTS, &["--stderr", "app.log"], "ulimit -f 16;");
+    want(&supervised, 1_000);
     supervised.until("the note", || lost(&supervised));
     fs::rename(supervised.path("app.log"), supervised.path("full")).unwrap();
     supervised.succeed(&["reopen"]);
-    supervised.want(1_010);
+    want(&supervised, 1_010);
     let noted = || supervised.read("app.log").lines().count() >= 10;
     supervised.until("lines in the new file", noted);
-    assert_eq!(supervised.stop(), Some(0));
+    assert_eq!(supervised.stop().code(), Some(0));
     let text = supervised.read("full") + "\n" + &supervised.read("app.log");
     let text = text.replace("\n\n", "\n");
     let (notes, lines): (Vec<_>, Vec<_>) = text
@@ -398,10 +309,9 @@ fn what_is_no_log_file_is_refused_by_name() {
         (".", "directory"),
     ] {
         for option in ["--stderr", "--stdout"] {
-            let mut command = Command::new("timeout");
-            command.args(["60", env!("CARGO_BIN_EXE_handover"), "run", option]);
-            command.arg(path(name)).args(["--", "true"]);
-            let output = command.stdin(Stdio::null()).output().unwrap();
+            let mut command = handover();
+            command.args(["run", option]).arg(path(name));
+            let output = support::output_of(command.args(["--", "true"]));
             let text = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(1), "{name}: {text}");
             assert!(
@@ -414,8 +324,8 @@ fn what_is_no_log_file_is_refused_by_name() {
 
 #[test]
 fn a_file_that_cannot_be_opened_again_is_an_answer_and_the_old_one_is_used() {
-    let mut supervised = Supervised::begin(COUNTS, &["--stderr", "logs/app.log"], "mkdir logs;");
-    supervised.want(10);
+    let mut supervised = begin(COUNTS, &["--stderr", "logs/app.log"], "mkdir logs;");
+    want(&supervised, 10);
     let first = || supervised.read("logs/app.log").lines().count() == 10;
     supervised.until("lines", first);
     fs::rename(supervised.path("logs"), supervised.path("moved")).unwrap();
@@ -423,13 +333,13 @@ fn a_file_that_cannot_be_opened_again_is_an_answer_and_the_old_one_is_used() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("logs/app.log again: No such file"), "{text}");
-    supervised.want(20);
+    want(&supervised, 20);
     supervised.until("more lines", || {
         supervised.read("moved/app.log").lines().count() == 20
     });
     fs::create_dir(supervised.path("logs")).unwrap();
     supervised.succeed(&["reopen"]);
-    assert_eq!(supervised.stop(), Some(0));
+    assert_eq!(supervised.stop().code(), Some(0));
     assert!(supervised.read("logs/app.log").ends_with(" bye\n"));
 }
 
@@ -443,10 +353,10 @@ while not os.path.exists("go"): time.sleep(0.002)
 os.write(2, b" and ended\nnext\n")
 while True: time.sleep(0.05)
 "#;
-    let mut supervised = Supervised::start(program, &["--stderr", "app.log"]);
+    let mut supervised = start(program, &["--stderr", "app.log"]);
     supervised.until("the beginning", || supervised.read("app.log") == "begun");
     fs::rename(supervised.path("app.log"), supervised.path("old")).unwrap();
-    signal(supervised.pid(), Signal::USR1);
+    supervised.signal(Signal::USR1);
     supervised.until("the new file", || supervised.path("app.log").exists());
     fs::write(supervised.path("go"), "").unwrap();
     supervised.until("the next line", || {
@@ -457,7 +367,7 @@ while True: time.sleep(0.05)
     let late = ("begun".to_owned(), " and ended\nnext\n".to_owned());
     let whole = ("begun and ended\n".to_owned(), "next\n".to_owned());
     assert!(both == whole || both == late, "{both:?}");
-    assert_eq!(supervised.stop(), Some(0));
+    assert_eq!(supervised.stop().code(), Some(0));
 }
 
 #[test]
@@ -489,8 +399,8 @@ while True: time.sleep(0.05)
             vec![],
         ),
     ] {
-        let mut supervised = Supervised::start(program, &options);
-        assert_eq!(supervised.stop(), Some(0));
+        let mut supervised = start(program, &options);
+        assert_eq!(supervised.stop().code(), Some(0));
         assert_eq!(supervised.read("out"), lines(&out));
         assert_eq!(supervised.read("err"), lines(&err));
     }
@@ -512,14 +422,19 @@ while True: time.sleep(0.05)
 "#;
     let shell = "chmod 755 . && mkdir -m 750 logs &&";
     let options = ["--stderr", "logs/app.log", "--user", "nobody"];
-    let mut supervised = Supervised::start_in(program, &options, shell);
+    let mut supervised = start_in(program, &options, shell);
     let whole = || supervised.read("logs/app.log").ends_with("refused\n");
     supervised.until("the lines", whole);
     fs::rename(supervised.path("logs/app.log"), supervised.path("old")).unwrap();
     supervised.succeed(&["reopen"]);
     supervised.succeed(&["restart", "--wait"]);
     supervised.until("the lines", whole);
-    assert_eq!(supervised.stop(), Some(0), "{}", supervised.read("log"));
+    assert_eq!(
+        supervised.stop().code(),
+        Some(0),
+        "{}",
+        supervised.read("log")
+    );
     let found = fs::metadata(supervised.path("logs/app.log")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o640));
@@ -529,16 +444,16 @@ while True: time.sleep(0.05)
 
 #[test]
 fn a_disk_that_hangs_delays_neither_the_supervisor_nor_a_restart() {
-    let mut supervised = Supervised::start(COUNTS, &["--stderr", "app.log"]);
-    supervised.want(100);
+    let mut supervised = start(COUNTS, &["--stderr", "app.log"]);
+    want(&supervised, 100);
     let lines = || supervised.read("app.log").lines().count();
     supervised.until("the lines", || lines() == 100);
     // As a process that waits for a disk.
-    let writers = supervised.children("handover-log");
+    let writers = log_writers(&supervised);
     signal(writers[0], Signal::STOP);
-    supervised.want(200);
+    want(&supervised, 200);
     supervised.until("the lines of the first", || {
-        supervised.count_of_reached(200) == 1
+        count_of_reached(&supervised, 200) == 1
     });
     let output = supervised.ask(&["reopen"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -546,12 +461,12 @@ fn a_disk_that_hangs_delays_neither_the_supervisor_nor_a_restart() {
     assert!(text.contains("app.log is not open yet"), "{text}");
     supervised.succeed(&["restart", "--wait"]);
     supervised.until("the lines of the second", || {
-        supervised.count_of_reached(200) == 2
+        count_of_reached(&supervised, 200) == 2
     });
     assert_eq!(lines(), 100);
     signal(writers[0], Signal::CONT);
     supervised.succeed(&["reopen"]);
-    assert_eq!(supervised.stop(), Some(0));
+    assert_eq!(supervised.stop().code(), Some(0));
     let text = supervised.read("app.log");
     let counts = counted(&text);
     assert!(counts.len() == 2 && counts.values().all(|count| *count >= 200));

@@ -2,64 +2,64 @@
 //! this crate.
 #![cfg(target_os = "linux")] // process groups
 
+#[path = "support/supervised.rs"]
+mod supervised;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tempfile::TempDir;
+use rustix::process::Signal;
 
-/// A directory, in which each process of a test runs, and writes its id to a file.
-struct Service {
-    dir: TempDir,
-    supervisor: Child,
+use supervised::{Supervised, dir_with};
+use support::process::{all_pids, eventually, is_alive, signal, stat};
+
+/// A supervisor, in whose directory each process of a test runs, and writes its id to a file.
+struct Service(Supervised);
+
+impl Deref for Service {
+    type Target = Supervised;
+
+    fn deref(&self) -> &Supervised {
+        &self.0
+    }
+}
+
+impl DerefMut for Service {
+    fn deref_mut(&mut self) -> &mut Supervised {
+        &mut self.0
+    }
 }
 
 impl Service {
     /// Supervises `sh -c PROGRAM`.
     fn start(options: &[&str], program: &str) -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("program"), program).unwrap();
-        Self::start_in(dir, options, "exec \"$@\"")
+        Self::start_by("exec \"$@\"", options, program)
     }
 
-    /// The same, by a shell that runs `wrapper`, with the supervisor's command line as its arguments.
-    fn start_in(dir: TempDir, options: &[&str], wrapper: &str) -> Self {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", wrapper, "sh", env!("CARGO_BIN_EXE_handover")])
-            .args(["run", "--control", "control", "--ready-after", "0.05"])
-            .args(options)
-            .args(["--", "sh", "program"])
-            .current_dir(dir.path())
-            .env_remove("HANDOVER_SOCKET")
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log")).unwrap());
-        let supervisor = command.spawn().unwrap();
-        Self { dir, supervisor }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_default()
+    /// The same, by a shell (see [`Supervised::start_by`]).
+    fn start_by(wrapper: &str, options: &[&str], program: &str) -> Self {
+        let dir = dir_with(&[("program", program)]);
+        let options = [&["--ready-after", "0.05"], options].concat();
+        let program = ["sh", "program"];
+        Self(Supervised::start_by(
+            wrapper,
+            dir,
+            &options,
+            &program,
+            |_| {},
+        ))
     }
 
     /// The process that has written its id to this file.
     #[track_caller]
     fn pid(&self, name: &str) -> i32 {
-        eventually(name, || self.text(name).ends_with('\n'));
-        self.text(name).trim().parse().unwrap()
+        eventually(name, || self.read(name).ends_with('\n'));
+        self.read(name).trim().parse().unwrap()
     }
 
     /// Another process than this one has written its id.
@@ -69,34 +69,12 @@ impl Service {
         self.pid(name)
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.supervisor), signal).unwrap();
-    }
-
-    #[track_caller]
-    fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        let deadline = Instant::now() + support::LIMIT;
-        while status.is_none() {
-            assert!(Instant::now() < deadline, "the supervisor does not exit");
-            thread::park_timeout(Duration::from_millis(2));
-            status = self.supervisor.try_wait().unwrap();
-        }
-        status.unwrap()
-    }
-
     /// Has the supervisor execute its program again.
     #[track_caller]
     fn upgrade(&self) {
         self.signal(Signal::USR2);
         let text = "the supervisor runs version";
-        eventually("the upgrade", || self.text("log").contains(text));
-    }
-
-    #[track_caller]
-    fn stop(&mut self) -> ExitStatus {
-        self.signal(Signal::TERM);
-        self.wait()
+        eventually("the upgrade", || self.read("log").contains(text));
     }
 
     /// Only these are left. The guardian sees the end of the supervisor a moment later.
@@ -107,62 +85,10 @@ impl Service {
             left.len() == wanted.len() && wanted.iter().all(|pid| left.contains(pid))
         });
     }
-
-    /// All processes in this directory.
-    fn processes(&self) -> Vec<i32> {
-        let own = fs::canonicalize(self.dir.path()).unwrap();
-        let is_here = |pid: &i32| {
-            let dir = fs::read_link(format!("/proc/{pid}/cwd"));
-            dir.is_ok_and(|dir| dir == own) && is_alive(*pid)
-        };
-        let pids = fs::read_dir("/proc").unwrap().flatten();
-        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(is_here).collect()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("{}", self.text("log"));
-        }
-        let _ = kill_process_group(Pid::from_child(&self.supervisor), Signal::KILL);
-        let _ = self.supervisor.wait();
-        for pid in self.processes() {
-            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
-        }
-    }
-}
-
-#[track_caller]
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    support::eventually(what, || {
-        let holds = holds();
-        if !holds {
-            thread::park_timeout(Duration::from_millis(2));
-        }
-        holds
-    });
-}
-
-/// The state, the parent and the group of a process.
-fn stat(pid: i32) -> Option<(char, i32, i32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    Some((
-        state,
-        fields.next()?.parse().ok()?,
-        fields.next()?.parse().ok()?,
-    ))
-}
-
-fn is_alive(pid: i32) -> bool {
-    stat(pid).is_some_and(|stat| !matches!(stat.0, 'Z' | 'X'))
 }
 
 fn kill(pid: i32) {
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    signal(pid, Signal::KILL);
 }
 
 /// A program with a child. Neither is told to end by anything but its process group.
@@ -172,8 +98,8 @@ const WRAPPER: &str = "sleep 1000 & echo $! > child; echo $$ > leader; wait";
 fn a_process_and_its_children_are_a_group_and_end_together() {
     let mut service = Service::start(&[], WRAPPER);
     let (leader, child) = (service.pid("leader"), service.pid("child"));
-    assert_eq!(stat(leader).unwrap().2, leader);
-    assert_eq!(stat(child).unwrap().2, leader);
+    assert_eq!(stat(leader).unwrap().group, leader);
+    assert_eq!(stat(child).unwrap().group, leader);
     assert_eq!(service.stop().code(), Some(0));
     service.until_left(&[]);
 }
@@ -223,23 +149,18 @@ fn an_upgrade_sends_a_straggler_no_second_signal() {
     let mut service = Service::start(&["--stop-timeout", "600"], program);
     let (leader, child) = (service.pid("leader"), service.pid("child"));
     kill(leader);
-    eventually("the first signal", || service.text("signals") == "TERM\n");
+    eventually("the first signal", || service.read("signals") == "TERM\n");
     service.upgrade();
     // When the second answer comes, the supervisor has looked at the stragglers.
     for _ in 0..2 {
-        let status = Command::new(env!("CARGO_BIN_EXE_handover"))
-            .args(["status", "--socket", "control", "--timeout", "60"])
-            .current_dir(service.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status();
-        assert!(status.unwrap().code().is_some());
+        let output = service.ask(&["status", "--timeout", "60"]);
+        assert!(output.status.code().is_some());
     }
     // Of two signals that wait, a shell acts on that with the lower number first.
-    kill_process(Pid::from_raw(child).unwrap(), Signal::WINCH).unwrap();
-    let both = || service.text("signals").ends_with("WINCH\n");
+    signal(child, Signal::WINCH);
+    let both = || service.read("signals").ends_with("WINCH\n");
     eventually("the other signal", both);
-    assert_eq!(service.text("signals"), "TERM\nWINCH\n");
+    assert_eq!(service.read("signals"), "TERM\nWINCH\n");
     fs::write(service.path("exits"), "").unwrap();
     kill(child);
     assert_eq!(service.stop().code(), Some(0));
@@ -270,15 +191,13 @@ fn a_group_is_ended_though_proc_is_not_available() {
     if !probe.status().is_ok_and(|status| status.success()) {
         return eprintln!("not run: this user may not mount");
     }
-    let dir = TempDir::new().unwrap();
-    fs::write(dir.path().join("program"), WRAPPER).unwrap();
     let wrapper = format!("exec unshare --mount sh -c '{hide}; exec \"$@\"' sh \"$@\"");
-    let mut service = Service::start_in(dir, &[], &wrapper);
+    let mut service = Service::start_by(&wrapper, &[], WRAPPER);
     service.pid("leader");
     service.pid("child");
     assert_eq!(service.stop().code(), Some(0));
     service.until_left(&[]);
-    assert!(service.text("log").contains("cannot look at"));
+    assert!(service.read("log").contains("cannot look at"));
 }
 
 /// As by `pkill -9 handover`. With a guardian, the program gets one SIGTERM as well.
@@ -294,7 +213,7 @@ fn a_supervisor_and_a_guardian_that_are_killed_leave_no_program_behind() {
         let guardian = service.guardian().unwrap();
         if kills_guardian {
             fs::write(service.path("exits"), "").unwrap();
-            kill_process(Pid::from_raw(guardian).unwrap(), Signal::STOP).unwrap();
+            signal(guardian, Signal::STOP);
         }
         service.signal(Signal::KILL);
         if kills_guardian {
@@ -304,7 +223,7 @@ fn a_supervisor_and_a_guardian_that_are_killed_leave_no_program_behind() {
         service.until_left(&[]);
         // The kernel may send the signal once more, as it counts the death of a thread as the parent's
         // while other threads live (PR_SET_PDEATHSIG(2const)).
-        let signals = service.text("signals");
+        let signals = service.read("signals");
         assert!(!signals.is_empty() && signals.lines().all(|line| line == "TERM"));
     }
 }
@@ -314,18 +233,14 @@ fn a_supervisor_and_a_guardian_that_are_killed_leave_no_program_behind() {
 fn a_guardian_ends_the_group_of_a_process_that_nobody_reaps() {
     let program = "sh -c 'trap \"echo TERM > term; exit\" TERM; echo $$ > child; while :; do sleep 0.02; done' &
         echo $$ > leader; wait";
-    let dir = TempDir::new().unwrap();
-    fs::write(dir.path().join("program"), program).unwrap();
     // The stop time-out is longer than the test may last.
-    let mut service = Service::start_in(dir, &["--stop-timeout", "600"], "exec \"$@\"");
+    let mut service = Service::start(&["--stop-timeout", "600"], program);
     let (leader, _) = (service.pid("leader"), service.pid("child"));
     // This process is the parent of what the supervisor leaves behind, and reaps only the supervisor.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     service.signal(Signal::KILL);
     service.wait();
-    eventually("a process that is not reaped", || {
-        stat(leader).is_none_or(|stat| stat.0 == 'Z')
-    });
+    eventually("a process that is not reaped", || !is_alive(leader));
     eventually("the end of the group", || service.path("term").exists());
     service.until_left(&[]);
 }
@@ -357,7 +272,7 @@ fn a_process_that_is_started_while_stragglers_end_is_left_alone_and_ended_by_the
     service.pid("leader");
     let text = format!("sending SIGTERM to process {}", service.pid("child"));
     eventually("the straggler is ended", || {
-        service.text("log").contains(&text)
+        service.read("log").contains(&text)
     });
     service.signal(Signal::HUP);
     let second = service.pid("leader2");
@@ -376,16 +291,14 @@ fn children_that_the_supervisor_had_before_are_left_alone() {
         "sh -c 'sleep 1000 & echo $! > orphan; while ! test -e go; do sleep 0.01; done' & ";
     let stubborn = "trap '' TERM; echo $$ > leader; while :; do sleep 0.05; done";
     for (program, upgrades) in [(WRAPPER, false), (stubborn, false), (WRAPPER, true)] {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("program"), program).unwrap();
         let wrapper = format!("{sidecar}{parent}exec \"$@\"");
-        let mut service = Service::start_in(dir, &["--stop-timeout", "0.3"], &wrapper);
+        let mut service = Service::start_by(&wrapper, &["--stop-timeout", "0.3"], program);
         service.pid("leader");
         let (sidecar, orphan) = (service.pid("sidecar"), service.pid("orphan"));
         fs::write(service.path("go"), "").unwrap();
-        let supervisor = service.supervisor.id() as i32;
+        let supervisor = service.0.pid();
         eventually("the orphan is the supervisor's", || {
-            stat(orphan).is_some_and(|stat| stat.1 == supervisor)
+            stat(orphan).is_some_and(|stat| stat.parent == supervisor)
         });
         if upgrades {
             service.upgrade();
@@ -398,10 +311,8 @@ fn children_that_the_supervisor_had_before_are_left_alone() {
 
 #[test]
 fn the_exit_of_a_child_from_before_is_not_that_of_a_process() {
-    let dir = TempDir::new().unwrap();
-    fs::write(dir.path().join("program"), WRAPPER).unwrap();
     let wrapper = "sleep 1000 & echo $! > sidecar; exec \"$@\"";
-    let mut service = Service::start_in(dir, &[], wrapper);
+    let mut service = Service::start_by(wrapper, &[], WRAPPER);
     let leader = service.pid("leader");
     let sidecar = service.pid("sidecar");
     kill(sidecar);
@@ -414,8 +325,8 @@ fn the_exit_of_a_child_from_before_is_not_that_of_a_process() {
 fn without_process_groups_all_are_in_that_of_the_supervisor() {
     let mut service = Service::start(&["--no-process-groups"], WRAPPER);
     let (leader, child) = (service.pid("leader"), service.pid("child"));
-    let group = service.supervisor.id() as i32;
-    assert_eq!(stat(leader).unwrap().2, group);
+    let group = service.0.pid();
+    assert_eq!(stat(leader).unwrap().group, group);
     assert_eq!(service.stop().code(), Some(0));
     service.until_left(&[child]);
 }
@@ -453,11 +364,8 @@ fn a_supervisor_that_is_killed_leaves_no_process_of_its_user_behind() {
     let stubborn = "sh -c 'trap : TERM; echo $$ > child; while :; do sleep 0.05; done' &
         echo $$ > leader; wait";
     for program in ["echo $$ > leader; exec sleep 1000", stubborn] {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("program"), program).unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let options = ["--stop-timeout", "0.5", "--user", "65534"];
-        let mut service = Service::start_in(dir, &options, "exec \"$@\"");
+        let mut service = Service::start_by("chmod 777 . && exec \"$@\"", &options, program);
         let leader = service.pid("leader");
         assert_eq!(
             fs::metadata(format!("/proc/{leader}")).unwrap().uid(),
@@ -471,11 +379,9 @@ fn a_supervisor_that_is_killed_leaves_no_process_of_its_user_behind() {
 
 impl Service {
     fn guardian(&self) -> Option<i32> {
-        let supervisor = self.supervisor.id() as i32;
-        let pids = fs::read_dir("/proc").unwrap().flatten();
-        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        pids.find(|pid| {
-            stat(*pid).is_some_and(|stat| stat.1 == supervisor && stat.0 != 'Z')
+        let supervisor = self.0.pid();
+        all_pids().find(|pid| {
+            stat(*pid).is_some_and(|stat| stat.parent == supervisor && stat.state != 'Z')
                 && fs::read_to_string(format!("/proc/{pid}/comm"))
                     .is_ok_and(|name| name == "handover-guard\n")
         })
@@ -489,7 +395,7 @@ impl Service {
         kill(guardian);
         let text = format!("the guardian, process {guardian}, exited");
         eventually("the end of the guardian", || {
-            self.text("log").contains(&text)
+            self.read("log").contains(&text)
         });
         guardian
     }
@@ -556,14 +462,12 @@ fn an_upgraded_supervisor_has_a_guardian_of_its_own() {
 
 #[test]
 fn no_signal_is_ignored_or_blocked_by_accident() {
-    let dir = TempDir::new().unwrap();
     let program = "grep -E 'Sig(Ign|Blk)' /proc/self/status > new; mv new signals; echo $$ > leader; exec sleep 1000";
-    fs::write(dir.path().join("program"), program).unwrap();
     // As `nohup`, a shell's `&` without job control, and some daemons do.
     let wrapper = "trap '' HUP INT QUIT PIPE CHLD USR1 TSTP; exec \"$@\"";
-    let mut service = Service::start_in(dir, &[], wrapper);
+    let mut service = Service::start_by(wrapper, &[], program);
     service.pid("leader");
-    let signals = service.text("signals");
+    let signals = service.read("signals");
     for line in signals.lines() {
         let set = line.split_whitespace().nth(1).unwrap();
         let set = u64::from_str_radix(set, 16).unwrap();

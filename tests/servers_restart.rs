@@ -199,9 +199,7 @@ mod trials {
             eventually("the line protocol as well", || {
                 generations.pid_of_lines() == new.pid
             });
-            eventually("the old process ends", || {
-                stat(old.pid).is_none_or(|stat| stat.0 == 'Z')
-            });
+            eventually("the old process ends", || !is_alive(old.pid));
         }
         times.sort_unstable();
         let (http, lines) = (http.end(), lines.end());

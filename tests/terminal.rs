@@ -18,6 +18,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tempfile::TempDir;
 
 use generations::{DIR, Generations, all_pids, eventually, serve_if_child, signal, stat};
+use support::process::processes_in;
 
 /// Not a test: a server, when one of the tests has started it.
 #[test]
@@ -111,12 +112,7 @@ impl Session {
 
     /// All processes in this directory.
     fn processes(&self) -> Vec<i32> {
-        let own = fs::canonicalize(self.dir.path()).unwrap();
-        let is_here = |pid: &i32| {
-            let dir = fs::read_link(format!("/proc/{pid}/cwd"));
-            dir.is_ok_and(|dir| dir == own) && state(*pid).is_some_and(|state| state != 'Z')
-        };
-        all_pids().filter(is_here).collect()
+        processes_in(self.dir.path())
     }
 }
 
@@ -134,7 +130,7 @@ impl Drop for Session {
 }
 
 fn state(pid: i32) -> Option<char> {
-    stat(pid).map(|stat| stat.0)
+    stat(pid).map(|stat| stat.state)
 }
 
 const HANDOVER: &str = env!("CARGO_BIN_EXE_handover");
@@ -198,7 +194,8 @@ fn standard_input_is_at_its_end_though_there_is_no_dev_null() {
 /// Whether a process is stopped. One that waits until its child executes another program (vfork(2)) is not marked as
 /// stopped while its child is.
 fn is_stopped(pid: i32) -> bool {
-    let children = || all_pids().filter(|child| stat(*child).is_some_and(|stat| stat.2 == pid));
+    let children =
+        || all_pids().filter(|child| stat(*child).is_some_and(|stat| stat.parent == pid));
     match state(pid) {
         Some('T') => true,
         Some('D') => children().any(is_stopped),

@@ -1,7 +1,7 @@
 //! The acceptor: one thread that accepts connections, or refuses them.
 //!
 //! The thread waits in a poller of its own, never in `accept(2)`, and no error of `accept` ends it.
-//! The limits and the [`Overload`] policy decide here whether a connection is served.
+//! [`admission`] decides by the limits and the [`Overload`] policy whether a connection is served.
 //!
 //! Where each request has a connection of its own, the wake-ups of threads are what costs most. See
 //! [`accept_rate`] for those of this thread, and `Lot::add_connection` for those of the workers.
@@ -10,79 +10,36 @@
 //! poller then keeps the order in which they become ready.
 
 mod accept_rate;
+mod admission;
 mod gate;
 mod listener_state;
 mod per_client;
 
-use std::collections::VecDeque;
 use std::io;
-use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
-use crate::addr::Addr;
 use crate::clock;
-use crate::connection::{Activity, ConnectionInfo, EarlyOutput};
 use crate::listener::Listener;
 use crate::log;
-use crate::parking::{BATCH, IdleConnection, Lots, RoomRequest};
+use crate::parking::{BATCH, Lots, RoomRequest};
 use crate::stats::count;
 use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
 
 use accept_rate::AcceptRate;
+pub(crate) use admission::AdmissionPolicy;
+pub use admission::Overload;
+use admission::{Admission, RoomCheck};
 pub(crate) use gate::AcceptGate;
 use gate::{CLOSED, CLOSING};
 use listener_state::{FIRST_BACKOFF, Failure, ListenerState, Watch};
-use per_client::{PerClient, TooMany};
-
-/// What happens to new connections when the server is full: when it has
-/// [`max_connections`](crate::Builder::max_connections) open, or when as many new connections as
-/// the [`queue`](crate::Builder::queue) takes wait for a worker. Connections that were served
-/// before do not count as new: clients that stay connected do not keep others out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Overload {
-    /// The default: new connections are accepted up to
-    /// [`max_connections`](crate::Builder::max_connections), and wait for a worker in the order in
-    /// which they became ready. Further connections wait in the kernel's queue. No client is
-    /// refused, and clients see a slow server.
-    #[default]
-    Wait,
-    /// A new connection is sent these bytes, as many as the socket takes at once, and closed.
-    Refuse(Vec<u8>),
-    /// As [`Wait`](Self::Wait) up to [`max_connections`](crate::Builder::max_connections). For each
-    /// further connection, the connection that has been idle for longest is closed. If no
-    /// connection is idle, or if the queue is full, further connections wait in the kernel's queue.
-    ShedIdle,
-}
-
-impl Overload {
-    /// The bytes that a refused client is sent.
-    pub(crate) fn refusal(&self) -> &[u8] {
-        match self {
-            Self::Refuse(bytes) => bytes,
-            Self::Wait | Self::ShedIdle => &[],
-        }
-    }
-}
-
-/// The limits for new connections, and the policy beyond them.
-#[derive(Clone, Debug)]
-pub(crate) struct Admission {
-    pub(crate) max_connections: usize,
-    pub(crate) max_per_client: Option<usize>,
-    pub(crate) overload: Overload,
-}
 
 /// The acceptor's loop, until the gate is closed. Dropping the listeners closes them.
 pub(crate) fn run_acceptor<S>(
     lots: &Lots<S>,
     gate: &AcceptGate,
     listeners: Vec<Arc<Listener>>,
-    admission: Admission,
+    policy: AdmissionPolicy,
 ) -> io::Result<()> {
     for (index, listener) in listeners.iter().enumerate() {
         if !listener.may_be_shared {
@@ -94,16 +51,13 @@ pub(crate) fn run_acceptor<S>(
         lots,
         gate,
         listeners,
-        admission,
-        per_client: Arc::default(),
-        to_shed: None,
+        admission: Admission::new(lots, policy),
         has_requested_room: false,
         shortage: None,
         closed_before: 0,
         rate: AcceptRate::new(clock::millis()),
         may_interrupt: true,
         events: Events::with_capacity(BATCH),
-        lingering: VecDeque::new(),
     };
     acceptor.run();
     for watched in acceptor
@@ -121,10 +75,7 @@ struct Acceptor<'a, S> {
     lots: &'a Lots<S>,
     gate: &'a AcceptGate,
     listeners: Vec<ListenerState>,
-    admission: Admission,
-    per_client: Arc<PerClient>,
-    /// The connection to close next, if one was found.
-    to_shed: Option<IdleConnection>,
+    admission: Admission<'a, S>,
     /// The acceptor has asked for a wake-up, and is checking for room once more, because room may
     /// have been made just before the request.
     has_requested_room: bool,
@@ -138,8 +89,6 @@ struct Acceptor<'a, S> {
     may_interrupt: bool,
     /// Room for the connections that the lot's poller reports.
     events: Events,
-    /// Sockets of refused clients, and since when they linger.
-    lingering: VecDeque<(Instant, Socket)>,
 }
 
 /// As many errors of single connections in a row are an error of the listener: the cause may be one
@@ -148,16 +97,6 @@ const MOST_FAILED_CONNECTIONS: u32 = 1024;
 
 /// How many connections a stop accepts from a listener whose queue has an unknown length.
 const MOST_QUEUED: u32 = 4096;
-
-/// Whether a connection may be accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RoomCheck {
-    Available,
-    /// Not before this event.
-    Exhausted(RoomRequest),
-    /// The search for an idle connection has not looked at all connections.
-    Unknown,
-}
 
 /// The outcome of one call of `accept`.
 enum AcceptOutcome {
@@ -189,7 +128,7 @@ impl<S> Acceptor<'_, S> {
             let is_due = self.listeners.iter().any(ListenerState::is_due);
             if can_accept && (is_due || self.listeners.iter().any(ListenerState::is_to_be_watched))
             {
-                match self.room() {
+                match self.admission.room() {
                     RoomCheck::Available => {
                         self.has_requested_room = false;
                         if is_due {
@@ -227,7 +166,7 @@ impl<S> Acceptor<'_, S> {
         let watch = match can_accept {
             false => Watch::Off,
             // There is room only by closing a connection that may not be idle by then.
-            true if self.is_full() => Watch::On,
+            true if self.admission.is_full() => Watch::On,
             true => Watch::Exclusive,
         };
         let poller = &self.gate.poller;
@@ -369,7 +308,7 @@ impl<S> Acceptor<'_, S> {
             if !self.listeners[index].is_due() {
                 continue;
             }
-            if self.room() != RoomCheck::Available {
+            if self.admission.room() != RoomCheck::Available {
                 return;
             }
             if !self.accept_next(index) {
@@ -413,59 +352,6 @@ impl<S> Acceptor<'_, S> {
         }
     }
 
-    /// Whether a connection may be accepted now. With the policy `Refuse` it may always be
-    /// accepted, and is then refused.
-    fn room(&mut self) -> RoomCheck {
-        match self.admission.overload {
-            Overload::Refuse(_) => RoomCheck::Available,
-            _ if !self.is_full() => RoomCheck::Available,
-            Overload::Wait => RoomCheck::Exhausted(RoomRequest::End),
-            Overload::ShedIdle => self.room_by_shedding(),
-        }
-    }
-
-    fn room_by_shedding(&mut self) -> RoomCheck {
-        if !self.lots.has_room_for_batch() {
-            RoomCheck::Exhausted(RoomRequest::Queue)
-        } else if self.find_idle(SEARCH_SLOTS, false) {
-            RoomCheck::Available
-        } else if self.lots.is_idle_pass_over() {
-            RoomCheck::Exhausted(RoomRequest::Idle)
-        } else {
-            RoomCheck::Unknown
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.lots.drain.open_connections() >= self.admission.max_connections
-    }
-
-    /// Whether there is an idle connection to close, as far as a search in `most` slots finds one.
-    /// With `mid_message_too`, parked connections in the middle of a message count as idle.
-    fn find_idle(&mut self, most: usize, mid_message_too: bool) -> bool {
-        let lots = self.lots;
-        if !self
-            .to_shed
-            .as_ref()
-            .is_some_and(|idle| lots.is_still_idle(idle))
-        {
-            self.to_shed = lots.longest_idle(most, mid_message_too);
-        }
-        self.to_shed.is_some()
-    }
-
-    /// Closes the connection that has been idle for longest. False if no connection was closed.
-    fn shed(&mut self, most: usize, mid_message_too: bool) -> bool {
-        // `Lot::shed` queues a candidate whose client has sent something.
-        while self.lots.has_room_for_batch() && self.find_idle(most, mid_message_too) {
-            let idle = self.to_shed.take();
-            if idle.is_some_and(|idle| self.lots.shed(&idle)) {
-                return true;
-            }
-        }
-        false
-    }
-
     fn accept_one(&mut self, index: usize) -> AcceptOutcome {
         let (socket, peer) = match self.listeners[index].listener.accept() {
             Ok(accepted) => accepted,
@@ -481,38 +367,12 @@ impl<S> Acceptor<'_, S> {
             failure.backoff = FIRST_BACKOFF;
         }
         let listener = Arc::clone(&watched.listener.info);
-        let name = &listener.name;
-        let counters = &self.lots.counters;
-        let Ok(ticket) = self.count_for_client(&peer) else {
-            count(&counters.refused_max_per_client);
-            log::debug!("{peer} on {name}: refused, it has too many connections");
-            self.refuse(socket);
+        let Some(info) = self.admission.admit(socket, peer, listener) else {
             return AcceptOutcome::Accepted;
-        };
-        let sheds = self.admission.overload == Overload::ShedIdle;
-        if sheds && self.is_full() && !self.shed(SEARCH_SLOTS, false) {
-            log::debug!(
-                "{peer} on {name}: accepted beyond the limit, no connection is idle any more"
-            );
-        }
-        if let Some((counter, why)) = self.refusal() {
-            count(counter);
-            log::debug!("{peer} on {name}: refused, {why}");
-            self.refuse(socket);
-            return AcceptOutcome::Accepted;
-        }
-        log::trace!("{peer} on {name}: accepted");
-        let info = ConnectionInfo {
-            socket,
-            peer,
-            listener,
-            open_connection: self.lots.drain.count_connection(),
-            activity: Activity::default(),
-            early_output: EarlyOutput::default(),
-            _ticket: ticket,
         };
         // A parked connection is one to shed, also if its first message is about to be read.
-        self.lots.add_connection(info, !sheds, &mut self.events);
+        let may_park = !self.admission.sheds();
+        self.lots.add_connection(info, may_park, &mut self.events);
         AcceptOutcome::Accepted
     }
 
@@ -521,21 +381,6 @@ impl<S> Acceptor<'_, S> {
         // The default comes back only where it was changed here.
         if is_patient == self.may_interrupt && sys::scheduling::set_interrupts(!is_patient) {
             self.may_interrupt = !is_patient;
-        }
-    }
-
-    /// Why the policy `Refuse` refuses a connection: the counter, and the text for the log. With
-    /// the other policies there was room before the accept.
-    fn refusal(&self) -> Option<(&AtomicU64, &'static str)> {
-        let counters = &self.lots.counters;
-        match self.admission.overload {
-            Overload::Refuse(_) if self.is_full() => {
-                Some((&counters.refused_max_connections, "the server is full"))
-            }
-            Overload::Refuse(_) if !self.lots.has_room_for_newcomer() => {
-                Some((&counters.refused_queue_full, "the queue is full"))
-            }
-            _ => None,
         }
     }
 
@@ -583,7 +428,7 @@ impl<S> Acceptor<'_, S> {
     /// Closes a parked connection to make room, and backs off: if all clients reconnected at once,
     /// the acceptor would never pause. A connection that ends later makes the next attempt earlier.
     fn make_room(&mut self) {
-        self.shed(usize::MAX, true);
+        self.admission.shed(usize::MAX, true);
         self.closed_before = self.lots.drain.closed_connections();
         Failure::note_error(&mut self.shortage, Instant::now());
     }
@@ -608,59 +453,13 @@ impl<S> Acceptor<'_, S> {
             log::info!("accepting again, after {:.1} s", lasted.as_secs_f32());
         }
     }
-
-    /// Sends the refusal, as much as the socket takes at once.
-    fn refuse(&mut self, socket: Socket) {
-        let refusal = self.admission.overload.refusal();
-        if !refusal.is_empty() {
-            let sent =
-                sys::socket::send(&socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
-            // Closing a socket with unread input resets the connection, and the reset may overtake
-            // the refusal.
-            let read = sent.and_then(|()| sys::socket::recv(&socket, &mut [0; 4096]));
-            match read {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    log::trace!("a refused client has left: {error}");
-                }
-                _ if sys::socket::RESET_DISCARDS => self.linger(socket),
-                _ => {}
-            }
-        }
-    }
-
-    /// Keeps the socket of a refused client open for a while, so that what the client sends
-    /// meanwhile does not lead to a reset, which would discard the refusal.
-    fn linger(&mut self, socket: Socket) {
-        let now = Instant::now();
-        self.lingering.push_back((now, socket));
-        while self.lingering.len() > MOST_LINGERING
-            || (self.lingering.front()).is_some_and(|(since, _)| now - *since > LINGER)
-        {
-            self.lingering.pop_front();
-        }
-    }
-
-    /// Counts the connection for its client, if connections per client are limited. An error: the
-    /// client has too many connections.
-    fn count_for_client(&self, peer: &Addr) -> Result<Option<Box<dyn Send + Sync>>, TooMany> {
-        let (Some(limit), Some(ip)) = (self.admission.max_per_client, peer.as_ip()) else {
-            return Ok(None);
-        };
-        let ticket = PerClient::count_connection(&self.per_client, ip.ip(), limit)?;
-        Ok(Some(Box::new(ticket)))
-    }
 }
-
-/// How many refused clients linger, and for how long unless no other client is refused.
-const MOST_LINGERING: usize = 64;
-const LINGER: Duration = Duration::from_secs(2);
 
 /// After this many reports, a listener that other processes may watch is removed from the poller
 /// and added again. Of the threads that wait for a listener, the kernel wakes the one whose poller
 /// has watched the listener for longest.
 const REPORTS_PER_TURN: u32 = 16;
 
-/// How many slots one search for an idle connection looks at, and the pause before the next search
-/// if it has found none. If only one of 64,000 connections is idle, it is found within a second.
-const SEARCH_SLOTS: usize = 64;
+/// The pause before the next search for an idle connection, if one has found none. With it, the
+/// only idle one of 64,000 connections is found within a second.
 const SEARCH_PAUSE: Duration = Duration::from_millis(1);

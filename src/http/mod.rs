@@ -94,6 +94,7 @@ mod body_decoder;
 mod control_fields;
 mod head;
 mod reader_body;
+mod receiving;
 mod rejection;
 mod spare_parts;
 mod spool;
@@ -111,6 +112,7 @@ mod error_response;
 mod events;
 mod later;
 mod reply;
+mod responding;
 mod response_plan;
 mod response_writer;
 

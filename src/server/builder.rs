@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::acceptor::{Admission, Overload};
+use crate::acceptor::{AdmissionPolicy, Overload};
 use crate::connection::Limits;
 use crate::listener::{Bind, BindError, Listener};
 use crate::restart::Restart;
@@ -67,7 +67,7 @@ pub struct Builder {
     pub(super) queue: usize,
     pub(super) stack_size: Option<usize>,
     pub(super) thread_name_prefix: String,
-    pub(super) admission: Admission,
+    pub(super) admission: AdmissionPolicy,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) limits: Limits,
     pub(super) drain_timeout: Duration,
@@ -121,7 +121,7 @@ impl Builder {
             queue: 1024,
             stack_size: None,
             thread_name_prefix: "handover".to_owned(),
-            admission: Admission {
+            admission: AdmissionPolicy {
                 max_connections: 65_536,
                 max_per_client: None,
                 overload: Overload::default(),

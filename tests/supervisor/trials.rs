@@ -243,9 +243,7 @@ fn refused(supervised: &Supervised) -> bool {
 /// Says the signal, and waits until the process has ended.
 fn kill(pid: i32, what: Signal) {
     signal(pid, what);
-    eventually("the end of a process", || {
-        stat(pid).is_none_or(|s| s.0 == 'Z')
-    });
+    eventually("the end of a process", || !is_alive(pid));
 }
 
 fn a_crash_costs_what_was_in_flight_and_nobody_is_refused() {
@@ -1134,7 +1132,7 @@ fn strangers_are_buried() {
         .trim()
         .parse()
         .unwrap();
-    let is_ours = || stat(orphan).is_some_and(|s| s.2 == supervised.pid());
+    let is_ours = || stat(orphan).is_some_and(|s| s.parent == supervised.pid());
     assert!(is_ours() || stat(orphan).is_none());
     eventually("it is buried", || stat(orphan).is_none());
     supervised.end();
@@ -1142,7 +1140,7 @@ fn strangers_are_buried() {
 
 fn a_successor_has_a_group_of_its_own_and_what_its_predecessor_leaves_is_ended() {
     let supervised = Supervised::start("");
-    let group = |pid: i32| stat(pid).map(|stat| stat.1 as i32);
+    let group = |pid: i32| stat(pid).map(|stat| stat.group);
     let first = supervised.who().pid;
     assert_eq!(group(first), Some(first));
     supervised.generations.mode("sidecar");
@@ -1191,7 +1189,7 @@ fn process_1_of_a_container_is_a_good_init() {
     assert!(status.contains(r#""pid":1,"#), "{status}");
     // As others see it.
     let init = all_pids()
-        .find(|pid| stat(*pid).is_some_and(|s| s.2 == supervised.pid()))
+        .find(|pid| stat(*pid).is_some_and(|s| s.parent == supervised.pid()))
         .unwrap();
     let first = supervised.who().pid;
     assert!(try_get(supervised.addr(), "/crash").is_err());
@@ -1199,7 +1197,7 @@ fn process_1_of_a_container_is_a_good_init() {
     supervised.generations.get("/orphan");
     let children = || {
         all_pids()
-            .filter(|pid| stat(*pid).is_some_and(|s| s.2 == init))
+            .filter(|pid| stat(*pid).is_some_and(|s| s.parent == init))
             .count()
     };
     eventually("the orphan is buried", || children() == 1);
@@ -1476,14 +1474,11 @@ fn no_restart_cuts_the_requests_of_an_earlier_generation() {
         eventually("the restart waits", || {
             supervised.log().contains("the restart waits: 2 processes")
         });
-        assert!(
-            stat(first).is_some_and(|stat| stat.0 != 'Z'),
-            "the first generation drains"
-        );
+        assert!(is_alive(first), "the first generation drains");
         supervised.generations.option("first", "");
         restart.join().unwrap();
     });
-    assert!(stat(first).is_none_or(|stat| stat.0 == 'Z'));
+    assert!(!is_alive(first));
     for (name, (mut client, pid)) in held {
         supervised.generations.option(name, "");
         let mut answer = String::new();

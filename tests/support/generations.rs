@@ -26,6 +26,7 @@ use rustix::process::{Pid, Resource, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::support;
+pub(crate) use super::support::process::{all_pids, eventually, is_alive, signal, stat};
 
 pub(crate) const DIR: &str = "HANDOVER_TEST_DIR";
 
@@ -635,7 +636,7 @@ impl Generations {
         };
         let (live, mut zombies) = processes_of(self.first.id());
         let mut all: Vec<i32> = all_pids().filter(is_own).collect();
-        all.retain(|pid| stat(*pid).is_some_and(|stat| !matches!(stat.0, 'Z' | 'X')));
+        all.retain(|pid| is_alive(*pid));
         all.extend(
             live.into_iter()
                 .filter(|pid| !all.contains(pid))
@@ -644,8 +645,10 @@ impl Generations {
         let group = self.first.id();
         zombies += all_pids()
             .filter_map(stat)
-            .filter(|(state, own, parent)| {
-                matches!(state, 'Z' | 'X') && *own != group && all.contains(parent)
+            .filter(|stat| {
+                matches!(stat.state, 'Z' | 'X')
+                    && stat.group as u32 != group
+                    && all.contains(&stat.parent)
             })
             .count();
         (all, zombies)
@@ -707,43 +710,14 @@ impl Who {
     }
 }
 
-/// Waits until something holds. Other processes need the time more than this one.
-#[track_caller]
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    support::eventually(what, || {
-        let holds = holds();
-        if !holds {
-            thread::park_timeout(Duration::from_millis(2));
-        }
-        holds
-    });
-}
-
-pub(crate) fn signal(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-}
-
-/// The state and the group of a process, and whether it is there at all.
-pub(crate) fn stat(pid: i32) -> Option<(char, u32, i32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    let parent = fields.next()?.parse().ok()?;
-    Some((state, fields.next()?.parse().ok()?, parent))
-}
-
-pub(crate) fn all_pids() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").unwrap();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
 pub(crate) fn processes_of(group: u32) -> (Vec<i32>, usize) {
     let (mut live, mut zombies) = (Vec::new(), 0);
     for pid in all_pids() {
         match stat(pid) {
-            Some(('Z' | 'X', own, _)) if own == group => zombies += 1,
-            Some((_, own, _)) if own == group => live.push(pid),
-            _ => {}
+            Some(stat) if stat.group as u32 != group => {}
+            Some(stat) if matches!(stat.state, 'Z' | 'X') => zombies += 1,
+            Some(_) => live.push(pid),
+            None => {}
         }
     }
     (live, zombies)
@@ -882,12 +856,11 @@ pub(crate) fn wait_for_child(parent: i32) -> i32 {
 /// The same; `None` if the process ends meanwhile.
 pub(crate) fn child_of(parent: i32) -> Option<i32> {
     let deadline = Instant::now() + support::LIMIT;
-    while stat(parent).is_some_and(|s| s.0 != 'Z') {
+    while is_alive(parent) {
         // Between the two is one that only waits.
         let is_child = |pid: i32| {
-            stat(pid)
-                .and_then(|s| stat(s.2))
-                .is_some_and(|s| s.2 == parent)
+            let waiter = stat(pid).and_then(|child| stat(child.parent));
+            waiter.is_some_and(|waiter| waiter.parent == parent)
         };
         if let Some(child) = all_pids().find(|pid| is_child(*pid)) {
             return Some(child);

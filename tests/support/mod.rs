@@ -7,6 +7,8 @@
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
 mod os;
+#[cfg(unix)]
+pub(crate) mod process;
 
 use std::any::Any;
 #[cfg(unix)]
