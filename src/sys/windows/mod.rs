@@ -14,6 +14,7 @@ pub(in crate::sys) mod handle;
 pub(crate) mod limits;
 pub(crate) mod message;
 mod passing;
+pub(crate) mod poller;
 pub(crate) mod process;
 mod security;
 #[cfg(feature = "windows-service")]
