@@ -135,7 +135,7 @@
 //! - Without epoll (on other systems than Linux and Android) the keeper waits in the poller, and
 //!   brings ready connections to the workers, which costs a thread switch per message. Windows has
 //!   no Unix sockets here.
-//! - Apple's systems have no restarts. The supervisor needs Linux.
+//! - Apple's systems have no restarts. The supervisor needs Linux or Windows.
 //! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features
@@ -201,6 +201,8 @@ pub use service_manager::WindowsService;
 pub use start_error::StartError;
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
+#[doc(hidden)]
+pub use sys::ControlClient;
 pub use sys::{Descriptor, Stream};
 
 /// Compiles the programs in README.md as tests.

@@ -7,4 +7,7 @@ pub(super) mod named_file;
 pub(crate) mod poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;
+#[cfg(not(windows))]
 pub(crate) mod supervision;
+#[cfg(windows)]
+pub(crate) use super::unix::supervision;

@@ -32,6 +32,7 @@ pub(crate) fn send_file(_: &Socket, _: &File, _: u64, _: usize) -> io::Result<Op
     Ok(None)
 }
 
+#[cfg(unix)]
 pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
     let text = "a peer's user is not reported on this system";
     Err(io::Error::new(io::ErrorKind::Unsupported, text))

@@ -3,6 +3,8 @@
 use std::io;
 
 pub(crate) mod clock;
+pub(crate) mod control;
+pub(crate) mod control_client;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
 pub(in crate::sys) mod exec_plan;

@@ -4,7 +4,6 @@
 //! is a frame: its length in four bytes, and its bytes. A frame is sent by one call, and left in the
 //! socket until it has come as a whole, so that a receive needs no memory of the one before.
 
-use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::slice;
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 use super::unsupported_error;
 use crate::sys::Descriptor;
 
@@ -119,14 +119,6 @@ fn peek(socket: &Socket, into: &mut [u8]) -> io::Result<usize> {
     socket.peek(into)
 }
 
-/// Receives bytes of a stream. No descriptors come with them.
-pub(crate) fn receive_all(
-    mut socket: &Socket,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<Descriptor>)> {
-    Ok((socket.read(buffer)?, Vec::new()))
-}
-
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     Err(unsupported_error(
         "no descriptors come with a message on Windows",
@@ -182,12 +174,6 @@ pub(crate) fn send(
 
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-}
-
-pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
-    Err(unsupported_error(
-        "there is no service manager on Windows that takes notifications",
-    ))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use rustix::fs::{Gid, Uid, fchown};
 use rustix::pipe::fcntl_setpipe_size;
 use socket2::Socket;
 
+use super::Source;
 use crate::sys::unix::exec_plan::close_descriptors;
 use crate::sys::unix::{check, clock, descriptor, message, signal};
 use crate::sys::{Credentials, Descriptor, LogReport};
@@ -110,6 +111,11 @@ impl LogWriter {
     }
 
     pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// What tells that there is a report.
+    pub(crate) fn source(&self) -> Source<'_> {
         &self.socket
     }
 
