@@ -184,7 +184,7 @@ mod tests {
         loop {
             match receive(socket, buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    super::super::socket::wait_ready(socket, crate::sys::Interest::Read, None)?;
+                    crate::sys::socket::wait_ready(socket, crate::sys::Interest::Read, None)?;
                 }
                 received => return received.map(|(size, _)| size),
             }
