@@ -140,8 +140,8 @@
 //!   that has stopped can be bound again when all its connections have ended
 //!   (SO_EXCLUSIVEADDRUSE). How often a worker has been blocked is not measured, so that more
 //!   workers join only when ready connections have waited.
-//! - The supervisor needs Linux. [Platforms](guide::deploying#platforms) says what works where, and
-//!   how far that was tested.
+//! - The supervisor needs Linux or Windows. [Platforms](guide::deploying#platforms) says what works
+//!   where, and how far that was tested.
 //! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features
@@ -207,6 +207,8 @@ pub use service_manager::WindowsService;
 pub use start_error::StartError;
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
+#[doc(hidden)]
+pub use sys::ControlClient;
 pub use sys::{Descriptor, Stream};
 
 /// Compiles the programs in README.md as tests.

@@ -297,8 +297,14 @@ mod trials {
             sc(&args).unwrap_or_else(|output| panic!("{args:?}: {output}"))
         }
 
+        #[track_caller]
         fn start(&self) {
-            self.sc(&["start"]);
+            let until = Instant::now() + LONG;
+            // ERROR_SERVICE_DATABASE_LOCKED: another service starts.
+            while let Err(error) = sc(&["start", &self.name]) {
+                let is_locked = error.contains("exit code: 1055");
+                assert!(is_locked && Instant::now() < until, "{error}");
+            }
         }
 
         fn status(&self) -> Status {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Deadline;
 use crate::log;
+use crate::sys::message::AnswerChannel;
 use crate::sys::{self, Descriptor};
 use crate::wire::{BindRequest, HandoverFields, ListenerRecord, Record};
 
@@ -278,31 +279,19 @@ const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the manager may take to read the notifications.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sends a notification with one end of a socket pair, and receives the manager's answer into
-/// `buffer`, as [`receive`](sys::message::receive) does: of length 0 if the manager only closes its
-/// end.
+/// Sends a notification, and receives the manager's answer into `buffer`, see
+/// [`AnswerChannel::receive`].
 fn send_and_receive(
     text: &str,
     handover_fields: Option<&HandoverFields>,
     timeout: Duration,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Option<Descriptor>)> {
-    let (own_end, manager_end) = sys::message::create_pair()?;
-    let descriptor = sys::descriptor::duplicate(&manager_end)?;
+    let channel = AnswerChannel::create()?;
     let deadline = Deadline::after(Instant::now(), timeout);
     let text = with_fields(text, handover_fields)?;
-    OUTBOX.send_by(&text, &[&descriptor], deadline)?;
-    drop((manager_end, descriptor));
-    own_end.set_nonblocking(false)?;
-    // A time-out of zero would be none.
-    let left = deadline.time_left(Instant::now());
-    own_end.set_read_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
-    match sys::message::receive(&own_end, buffer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(io::ErrorKind::TimedOut.into())
-        }
-        received => received,
-    }
+    let sent_on = OUTBOX.send_by(&text, &channel.descriptors(), deadline)?;
+    channel.receive(sent_on, deadline.time_left(Instant::now()), buffer)
 }
 
 /// The longest status, in bytes. systemd drops datagrams over 4096 bytes.

@@ -16,7 +16,8 @@
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
-//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
+//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], control clients, [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
+//! | `control_client` | the other end of a control socket |
 //!
 //! These rules hold for all of them:
 //!
@@ -33,7 +34,7 @@
 //! | folder | compiled on | provides |
 //! |---|---|---|
 //! | `unix/` | Unix | all modules but `poller`, `scheduling` and `supervision` |
-//! | `windows/` | Windows | the same, and `poller` |
+//! | `windows/` | Windows | the same, `poller` and `supervision` |
 //! | `linux/` | Linux and Android | those three, and calls that only Linux has |
 //! | `other/` | every other system | the same names: portable substitutes, or errors |
 //!
@@ -99,6 +100,7 @@ pub(crate) use poller::{Events, Poller};
 pub(crate) use process::Process;
 pub use socket::Stream;
 pub(crate) use supervision::{NotifySocket, PidFd, SignalFd};
+pub use unix::control_client::ControlClient;
 
 /// What a wait is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

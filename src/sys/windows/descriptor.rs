@@ -183,6 +183,7 @@ pub(crate) fn duplicate(socket: &Socket) -> io::Result<Descriptor> {
 }
 
 /// Does not fail on Windows.
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) fn from_socket(socket: Socket) -> io::Result<Descriptor> {
     Ok(OwnedSocket::from(socket).into())
 }

@@ -23,6 +23,12 @@ const EVENTS: [(&str, Signal); 4] = [
     ("user1", Signal::User1),
 ];
 
+/// How the name of the event object ends that stands for the signal.
+pub(super) fn suffix_of(signal: Signal) -> Option<&'static str> {
+    let event = EVENTS.iter().find(|(_, own)| *own == signal);
+    event.map(|(suffix, _)| *suffix)
+}
+
 /// The event objects of this process. Several settings before a wait count as one, as with signals.
 #[derive(Debug)]
 pub(super) struct NamedEvents([OwnedHandle; EVENTS.len()]);

@@ -1,7 +1,6 @@
 //! Windows: messages between a process and its successor, over a connection of the loopback
 //! interface.
 
-use std::ffi::OsStr;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub(crate) use super::ancillary::receive_all;
 pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
+pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 use super::unsupported_error;
 use crate::sys::Descriptor;
 
@@ -50,21 +50,11 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
 }
 
 pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_manager_error())
-}
-
-pub(crate) fn send_answer(_: &Descriptor, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_manager_error())
+    Err(unsupported_error(
+        "on Windows only a notification takes descriptors along",
+    ))
 }
 
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-}
-
-pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
-    Err(no_manager_error())
-}
-
-fn no_manager_error() -> io::Error {
-    unsupported_error("there is no service manager on Windows that takes notifications")
 }

@@ -1,4 +1,4 @@
-//! Windows: every module of the contract but the poller and supervision.
+//! Windows: every module of the contract but scheduling.
 
 use std::io;
 
@@ -6,22 +6,28 @@ pub(in crate::sys) mod ancillary;
 pub(crate) mod clock;
 mod command_line;
 mod console;
+pub(crate) mod control_client;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
 mod events;
 pub(crate) mod file;
 pub(in crate::sys) mod handle;
 pub(crate) mod limits;
+mod manager;
 pub(crate) mod message;
 mod passing;
+mod pipe;
 pub(crate) mod poller;
 pub(crate) mod process;
 mod security;
 #[cfg(feature = "windows-service")]
 pub(crate) mod service;
+mod share;
 pub(crate) mod signal;
 pub(crate) mod socket;
 mod start_guard;
+mod supervised_events;
+pub(crate) mod supervision;
 
 fn unsupported_error(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)

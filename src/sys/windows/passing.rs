@@ -92,7 +92,7 @@ enum Passed {
     Socket(Box<[u8; INFO_SIZE]>),
 }
 
-const INFO_SIZE: usize = size_of::<WSAPROTOCOL_INFOW>();
+pub(super) const INFO_SIZE: usize = size_of::<WSAPROTOCOL_INFOW>();
 
 // ---- the starter's side ----
 
@@ -191,7 +191,7 @@ const PID_DIGITS: usize = 10;
 
 /// What makes a socket of another process of this socket.
 #[allow(unsafe_code)]
-fn record_for(socket: &OwnedSocket, pid: u32) -> io::Result<Box<[u8; INFO_SIZE]>> {
+pub(super) fn record_for(socket: &OwnedSocket, pid: u32) -> io::Result<Box<[u8; INFO_SIZE]>> {
     let mut info = WSAPROTOCOL_INFOW::default();
     // SAFETY: the socket is open, and `info` is alive.
     if unsafe { WSADuplicateSocketW(socket.as_raw_socket() as _, pid, &mut info) } != 0 {
@@ -344,7 +344,7 @@ pub(super) fn own_passed(handle: u64) -> OwnedHandle {
 }
 
 #[allow(unsafe_code)]
-fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
+pub(super) fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
     // The first use of the standard library's sockets starts Winsock.
     drop(std::net::UdpSocket::bind("127.0.0.1:0"));
     let flags = WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT;

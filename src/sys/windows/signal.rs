@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::console;
 use super::events::NamedEvents;
+use super::supervised_events;
 use crate::log;
 use crate::sys::Signal;
 
@@ -57,35 +58,51 @@ pub(crate) fn install_handlers(
 
 /// As `install_handlers`. `ctrl_c` installs the handler of Ctrl-C and Ctrl-Break, if there is to be
 /// another one than that of this module.
-#[cfg_attr(not(feature = "signals"), allow(dead_code))]
 fn watch(
     event_prefix: Option<&str>,
     ctrl_c: Option<impl FnOnce() -> io::Result<()>>,
     deliver: impl Fn(Signal) -> bool + Clone + Send + Sync + 'static,
 ) -> io::Result<()> {
     let prefix = event_prefix.map_or_else(default_prefix, str::to_owned);
-    let events = NamedEvents::create(&prefix)?;
+    let own = NamedEvents::create(&prefix)?;
+    let manager = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let of_supervisor = supervised_events::prefix_of(&manager);
+    let of_supervisor = of_supervisor.map(|prefix| NamedEvents::create(&prefix));
     let takes_ctrl_c = ctrl_c.is_none();
     // Before the handler of this module: the last one that is installed is called first.
     ctrl_c.map_or(Ok(()), |install| install())?;
     console::watch(takes_ctrl_c, deliver.clone())?;
     let _ = DELIVER.set(Box::new(deliver.clone()));
-    thread::Builder::new()
-        .name("handover-signal".to_owned())
-        .spawn(move || {
-            loop {
-                match events.wait() {
-                    Ok(signal @ (Signal::Terminate | Signal::Quit)) => end_unless(deliver(signal)),
-                    Ok(signal) => drop(deliver(signal)),
-                    Err(error) => return log::error!("cannot wait for event objects: {error}"),
-                }
-            }
-        })?;
+    for events in [Some(own), of_supervisor.transpose()?]
+        .into_iter()
+        .flatten()
+    {
+        let deliver = deliver.clone();
+        thread::Builder::new()
+            .name("handover-signal".to_owned())
+            .spawn(move || deliver_events(&events, deliver))?;
+    }
     let pid = std::process::id();
     log::info!(
         "the event objects of this process are {prefix}.{pid}.stop, stop-now, restart, user1"
     );
     Ok(())
+}
+
+fn deliver_events(events: &NamedEvents, deliver: impl Fn(Signal) -> bool) {
+    loop {
+        match events.wait() {
+            Ok(signal @ (Signal::Terminate | Signal::Quit)) => end_unless(deliver(signal)),
+            Ok(signal) => drop(deliver(signal)),
+            Err(error) => return log::error!("cannot wait for event objects: {error}"),
+        }
+    }
+}
+
+/// Calls `deliver` for each signal, as `install_handlers`. For a supervisor, which handles Ctrl-C
+/// also without the feature `signals`.
+pub(in crate::sys) fn watch_for_supervisor(deliver: fn(Signal) -> bool) -> io::Result<()> {
+    watch(None, None::<fn() -> io::Result<()>>, deliver)
 }
 
 /// Delivers a signal that comes neither from an event object nor from a console. False if nothing

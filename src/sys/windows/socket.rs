@@ -19,7 +19,7 @@ use super::unsupported_error;
 // No TransmitFile: it waits until the client has taken all, also on a non-blocking socket, or completes
 // where no poll sees it; and on workstations two calls run at a time.
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, queued_connections, send_file, set_accept_options,
 };
 use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 
