@@ -9,6 +9,7 @@ pub(crate) mod directory;
 pub(crate) mod file;
 pub(crate) mod limits;
 pub(crate) mod message;
+pub(crate) mod poller;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod socket;
