@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub(crate) use super::ancillary::receive_all;
 pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
@@ -49,6 +48,7 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     ))
 }
 
+#[cfg(test)]
 pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
     Err(unsupported_error(
         "on Windows only a notification takes descriptors along",
