@@ -17,7 +17,8 @@ use windows_sys::Win32::Storage::FileSystem::{
 };
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
-use super::directory::{DirectoryEntry, file_id, information, parent_of};
+use super::directory::{DirectoryEntry, parent_of};
+use super::handle::file_id;
 use super::no_unix_sockets_error;
 use crate::log;
 use crate::sys::IfLocked;
@@ -169,7 +170,7 @@ pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
 
 /// The volume, and the file's index in it.
 pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
-    information(file).map(|found| file_id(&found))
+    file_id(file)
 }
 
 pub(crate) fn free_socket_path(
