@@ -315,6 +315,9 @@ impl<'a, S: Service> Workers<'a, S> {
                     let steps = || self.steps(lot, occupant, worker, token, &mut calls_left);
                     let disposition = panic::contain(steps);
                     // After an error and a panic too: what was written before is sent.
+                    if matches!(disposition, Ok(Disposition::WriteThenClose)) {
+                        occupant.conn.note_last_output();
+                    }
                     let flushed = occupant.conn.flush_all_sources();
                     occupant.conn.return_buffers(&mut worker.spare);
                     match disposition {

@@ -47,6 +47,28 @@ fn the_pieces_of_an_answer_leave_together() {
     stop(&handle);
 }
 
+/// Otherwise the client might send its next request between the two, and lose it.
+#[test]
+#[cfg(any(target_os = "linux", target_os = "android"))] // Other systems cannot hold the answer back.
+fn the_last_answer_and_the_end_leave_together() {
+    let service = |conn: &mut Connection| {
+        let Some(line) = conn.take_line(1024)? else {
+            return Ok(Next::More);
+        };
+        writeln!(conn, "{line}")?;
+        Ok(Next::Close)
+    };
+    let handle = start(server().workers(1), service);
+    for _ in 0..1000 {
+        let mut client = connect(addr(&handle));
+        client.write_all(b"bye\n").unwrap();
+        client.read_exact(&mut [0; 4]).unwrap();
+        client.set_nonblocking(true).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+    stop(&handle);
+}
+
 #[test]
 fn the_answers_to_pipelined_messages_leave_together() {
     let handle = start(server().workers(1), numbered);

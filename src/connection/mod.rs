@@ -784,6 +784,19 @@ impl Connection {
         self.output.return_buffer(&mut spare.output);
     }
 
+    /// No output follows what is gathered: the connection is closed next.
+    pub(crate) fn note_last_output(&mut self) {
+        self.output.note_last();
+    }
+
+    /// Ends the server's side, if the last output waits for that.
+    pub(crate) fn end_last_output(&mut self) {
+        if self.output.needs_end() {
+            // If this fails, the client has left.
+            let _ = self.info.socket.shutdown(Shutdown::Write);
+        }
+    }
+
     /// Shuts the server's side down, so that the client sees the end of the response. The client
     /// has `linger` in total to close its own side.
     pub(crate) fn half_close(&mut self, linger: Duration) {

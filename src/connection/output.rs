@@ -53,6 +53,10 @@ pub(crate) struct Output {
     queue: Option<Box<SendQueue>>,
     /// How many bytes of messages a queue had sent that is empty now.
     message_bytes: usize,
+    /// No output follows what is here.
+    is_last: bool,
+    /// The last bytes may wait in the system for the end of the stream.
+    needs_end: bool,
 }
 
 #[derive(Debug, Default)]
@@ -258,6 +262,29 @@ impl Output {
         Ok((sent, sent.saturating_sub(gathered)))
     }
 
+    /// Sends the gathered bytes so that they leave together with the end of the stream, which the
+    /// caller has to send. Otherwise a client that has read the last answer might send another
+    /// request before it sees the end.
+    fn send_last(&mut self, socket: &Socket) -> io::Result<usize> {
+        let sent = match sys::socket::send_last(socket, &self.gathered) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            result => result?,
+        };
+        self.gathered.drain(..sent);
+        self.needs_end = true;
+        Ok(sent)
+    }
+
+    /// No output follows what is here: the connection is closed next.
+    pub(crate) fn note_last(&mut self) {
+        self.is_last = true;
+    }
+
+    /// Whether the last bytes may wait for the end of the stream.
+    pub(crate) fn needs_end(&self) -> bool {
+        self.needs_end
+    }
+
     /// Sends what the socket takes, the gathered bytes in one system call. Returns how many bytes.
     #[inline]
     pub(super) fn flush(&mut self, socket: &Socket) -> io::Result<(usize, Flushed)> {
@@ -266,7 +293,10 @@ impl Output {
             if self.gathered.is_empty() {
                 return Ok((0, Flushed::All));
             }
-            sent = self.send_gathered(socket, &[])?.0;
+            sent = match self.is_last {
+                true => self.send_last(socket)?,
+                false => self.send_gathered(socket, &[])?.0,
+            };
             if self.gathered.is_empty() {
                 return Ok((sent, Flushed::All));
             }

@@ -99,6 +99,7 @@ impl<S> Occupant<S> {
             return Needs::Service;
         }
         if self.stage == Stage::Closing {
+            self.conn.end_last_output();
             // Closing a socket with unread input resets the connection, and the reset may overtake
             // the response.
             if self.conn.has_read_all() {
@@ -219,6 +220,7 @@ impl<S> Occupant<S> {
     pub(crate) fn begin_closing(&mut self) {
         self.stage = Stage::Closing;
         self.conn.close_outbox();
+        self.conn.note_last_output();
     }
 
     /// The service has to be called, and the queue has no room. The poller reports the connection

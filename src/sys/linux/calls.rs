@@ -6,12 +6,16 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use rustix::event::PollFlags;
 use rustix::fs::{MemfdFlags, OFlags, memfd_create};
+use rustix::net::SendFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use rustix::time::ClockId;
 
 use crate::sys::unix::check;
 use crate::sys::{Credentials, Identity, ThreadUsage};
+
+/// More is sent at once (MSG_MORE in send(2)).
+pub(in crate::sys) const SEND_MORE: SendFlags = SendFlags::MORE;
 
 /// What poll(2) has to be asked for to report that the peer has ended its side.
 pub(in crate::sys) const END_OF_STREAM: PollFlags = PollFlags::RDHUP;

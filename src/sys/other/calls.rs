@@ -8,9 +8,13 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
+use rustix::net::SendFlags;
 use rustix::time::ClockId;
 
 use crate::sys::{Identity, ThreadUsage};
+
+/// Not to be told here.
+pub(in crate::sys) const SEND_MORE: SendFlags = SendFlags::empty();
 
 /// What poll(2) has to be asked for to report that the peer has ended its side, where it can.
 /// Apple's does not report the end of both sides either, unless it is asked for.

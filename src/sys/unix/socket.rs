@@ -14,7 +14,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{SockAddr, Socket, Type};
 
-use crate::sys::native::calls::END_OF_STREAM;
+use crate::sys::native::calls::{END_OF_STREAM, SEND_MORE};
 use crate::sys::native::socket::is_listener;
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
@@ -119,6 +119,13 @@ pub(super) const SEND_FLAGS: SendFlags = SendFlags::empty();
 
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     Ok(retry_on_intr(|| net::send(socket, bytes, SEND_FLAGS))?)
+}
+
+/// Sends the last bytes of a connection. Where the system can, they wait for the end of the stream,
+/// for 0.2 s at most, and leave together with it (MSG_MORE in send(2)).
+pub(crate) fn send_last(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    let flags = SEND_FLAGS.union(SEND_MORE);
+    Ok(retry_on_intr(|| net::send(socket, bytes, flags))?)
 }
 
 pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {

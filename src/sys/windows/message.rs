@@ -10,7 +10,6 @@ pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 use super::unsupported_error;
-use crate::sys::Descriptor;
 
 /// More connections of other processes than that are not refused, one after another, in a call of
 /// [`create_pair`].
@@ -49,7 +48,7 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
+pub(crate) fn send<S>(_: &S, _text: &str, _: &[&crate::sys::Descriptor]) -> io::Result<()> {
     Err(unsupported_error(
         "on Windows only a notification takes descriptors along",
     ))

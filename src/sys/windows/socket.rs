@@ -110,6 +110,11 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     socket.send(&bytes[..bytes.len().min(MOST_SENT)])
 }
 
+/// The last bytes of a connection.
+pub(crate) fn send_last(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    send(socket, bytes)
+}
+
 pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     let mut left = MOST_SENT;
     let fits = |part: &&IoSlice<'_>| {
