@@ -2,6 +2,8 @@
 //!
 //! What a test waits for is an event. `LONG` only bounds a test that would hang otherwise.
 
+mod support;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -14,35 +16,40 @@ use handover::{Addr, Builder, Connection, Handle, Next, Server, Service};
 
 const LONG: Duration = Duration::from_secs(60);
 
+/// Under wine, where each system call asks another process, everything takes ten times as long.
+const fn rounds(count: usize) -> usize {
+    if cfg!(windows) { count / 5 } else { count }
+}
+
 /// What a stop may take beyond its deadline.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(if cfg!(windows) { 10 } else { 1 });
 
 // ---- what was asked is answered ----
 
 #[test]
 fn requests_of_kept_connections_are_answered() {
-    for _ in 0..10 {
+    for _ in 0..rounds(10) {
         stop_under_load(4, |addr, load| load.keep_alive(addr, 1));
     }
 }
 
 #[test]
 fn requests_of_kept_connections_are_answered_by_a_single_worker() {
-    for _ in 0..5 {
+    for _ in 0..rounds(5) {
         stop_under_load(1, |addr, load| load.keep_alive(addr, 1));
     }
 }
 
 #[test]
 fn pipelined_requests_are_answered() {
-    for _ in 0..5 {
+    for _ in 0..rounds(5) {
         stop_under_load(4, |addr, load| load.keep_alive(addr, 7));
     }
 }
 
 #[test]
 fn requests_of_new_connections_are_answered() {
-    for _ in 0..10 {
+    for _ in 0..rounds(10) {
         stop_under_load(4, |addr, load| load.connect_each_time(addr));
     }
 }
@@ -119,7 +126,7 @@ fn stop_under_load(workers: usize, client: impl Fn(SocketAddr, &Load) -> usize +
         let report = handle.join();
         println!("64 clients, {workers} workers: {report}");
         assert!(report.is_clean(), "{report}");
-        assert!(report.took < Duration::from_secs(10), "{report}");
+        assert!(report.took < 10 * SLACK, "{report}");
         clients.into_iter().map(|c| c.join().unwrap()).sum()
     });
     assert_eq!(lost, 0, "requests were received and not answered");
@@ -158,7 +165,7 @@ fn a_client_that_never_pauses_does_not_hold_up_the_drain() {
             let report = handle.join();
             println!("4 clients that never pause, {workers} workers: {report}");
             assert!(report.is_clean(), "{report}");
-            assert!(report.took < Duration::from_secs(10), "{report}");
+            assert!(report.took < 10 * SLACK, "{report}");
         });
     }
 }
@@ -297,7 +304,7 @@ fn clients_that_go_on_connecting_do_not_keep_a_full_server() {
         let report = handle.join();
         println!("64 clients that go on connecting: {report}");
         assert!(report.is_clean(), "{report}");
-        assert!(report.took < Duration::from_secs(10), "{report}");
+        assert!(report.took < 10 * SLACK, "{report}");
         clients.into_iter().map(|c| c.join().unwrap()).sum()
     });
     assert_eq!(lost, 0, "requests were received and not answered");
@@ -1120,7 +1127,6 @@ fn a_server_that_cannot_start_leaves_its_address() {
 }
 
 /// Counts threads and descriptors, so it runs in a process of its own.
-#[cfg(target_os = "linux")]
 #[test]
 fn five_hundred_cycles_leave_nothing_behind() {
     const ALONE: &str = "HANDOVER_TEST_ALONE";
@@ -1133,8 +1139,7 @@ fn five_hundred_cycles_leave_nothing_behind() {
         assert!(status.unwrap().success());
         return;
     }
-    let entries = |dir: &str| std::fs::read_dir(dir).unwrap().count();
-    let count = || (entries("/proc/self/task"), entries("/proc/self/fd"));
+    let count = || (support::threads(""), support::descriptors());
     // A thread that has been joined may be listed for a moment longer, so they are counted before there was one.
     let threads = count().0;
     for turn in 0..10 {
@@ -1142,7 +1147,7 @@ fn five_hundred_cycles_leave_nothing_behind() {
     }
     let before = (threads, count().1);
     let begin = Instant::now();
-    for turn in 0..500 {
+    for turn in 0..rounds(500) {
         cycle(turn);
     }
     println!(
@@ -1156,7 +1161,6 @@ fn five_hundred_cycles_leave_nothing_behind() {
     assert_eq!(count(), before, "threads and descriptors");
 }
 
-#[cfg(target_os = "linux")]
 fn cycle(turn: usize) {
     let handle = builder(2).build(echo_line).unwrap().start().unwrap();
     let mut client = Client::new(addr_of(&handle));

@@ -14,13 +14,10 @@ use std::ptr;
 use socket2::{SockRef, Socket};
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock::{SO_ACCEPTCONN, SOL_SOCKET, getsockopt};
-use windows_sys::Win32::Storage::FileSystem::{
-    BY_HANDLE_FILE_INFORMATION, GetFileInformationByHandle,
-};
 use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStdHandle};
 use windows_sys::Win32::System::Pipes::CreatePipe;
 
-use super::handle::{self, Kind, check};
+use super::handle::{self, Kind, check, file_id};
 use super::passing;
 
 /// What a process can pass on: a socket, or another handle, such as one of a pipe or of a file. It
@@ -157,16 +154,6 @@ pub(crate) fn inode(descriptor: &Descriptor) -> io::Result<(u64, u64)> {
     socket.local_addr()?.hash(&mut hasher);
     let kind: i32 = socket.r#type()?.into();
     Ok((u64::from(kind.unsigned_abs()), hasher.finish()))
-}
-
-/// The volume and the number of an open file.
-#[allow(unsafe_code)]
-pub(super) fn file_id(file: &impl AsRawHandle) -> io::Result<(u64, u64)> {
-    let mut found = BY_HANDLE_FILE_INFORMATION::default();
-    // SAFETY: the handle is open, and `found` is alive.
-    check(unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) })?;
-    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
-    Ok((found.dwVolumeSerialNumber.into(), index))
 }
 
 /// Whether this is a listening stream socket.

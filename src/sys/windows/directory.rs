@@ -13,7 +13,7 @@ use windows_sys::Win32::Storage::FileSystem::{
     SetFileInformationByHandle,
 };
 
-use super::file::{file_id, information};
+use super::handle::file_id;
 use super::no_unix_sockets_error;
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl DirectoryEntry {
             Err(error) => return Err(error),
         };
         let found = FoundFile {
-            id: file_id(&information(&file)?),
+            id: file_id(&file)?,
             owner: super::process::effective_uid(),
             is_socket: false,
         };

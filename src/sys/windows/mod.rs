@@ -13,6 +13,7 @@ pub(in crate::sys) mod handle;
 pub(crate) mod limits;
 pub(crate) mod message;
 mod passing;
+pub(crate) mod poller;
 pub(crate) mod process;
 mod security;
 #[cfg(feature = "windows-service")]
@@ -23,10 +24,6 @@ mod start_guard;
 
 fn unsupported_error(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
-}
-
-fn no_restarts_error() -> io::Error {
-    unsupported_error("restarts are not supported on Windows")
 }
 
 fn no_unix_sockets_error() -> io::Error {
