@@ -66,13 +66,13 @@ fn assert_drains(what: &str, line: &str) {
     let mut client = server.client();
     client.hold();
     server.set(what);
-    until_refused(server.addr);
+    server.until(line);
+    server.until("stopping, 1 connection is open");
     client.send("go on\n");
     assert_eq!(client.rest(), "go on\n");
     let (status, output) = server.end();
     assert!(status.success(), "{what}: {status}");
     assert!(output.contains("0 forced, 0 dropped"), "{output}");
-    assert!(output.contains(line), "{output}");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_second_stop_event_stops_now() {
     let mut client = server.client();
     client.hold();
     server.set("stop");
-    until_refused(server.addr);
+    server.until("stop event: draining");
     server.set("stop");
     assert_eq!(client.rest(), "");
     let (status, output) = server.end();
@@ -131,20 +131,18 @@ fn ctrl_break_drains_and_the_second_one_stops_now() {
     let mut client = server.client();
     client.hold();
     server.press_break();
-    until_refused(server.addr);
+    server.until("Ctrl-C or Ctrl-Break: draining, at most 60 s; once more stops now");
     client.send("go on\n");
     assert_eq!(client.rest(), "go on\n");
     let (status, output) = server.end();
     assert!(status.success(), "{status}");
     assert!(output.contains("0 forced, 0 dropped"), "{output}");
-    let line = "Ctrl-C or Ctrl-Break: draining, at most 60 s; once more stops now";
-    assert!(output.contains(line), "{output}");
 
     let mut server = Running::start("run");
     let mut client = server.client();
     client.hold();
     server.press_break();
-    until_refused(server.addr);
+    server.until("draining");
     server.press_break();
     assert_eq!(client.rest(), "");
     assert!(server.end().1.contains("1 forced"));
@@ -234,7 +232,7 @@ fn a_later_server_has_the_same_events() {
         client.hold();
         // The first one for each server, so that it drains.
         server.set("stop");
-        until_refused(server.addr);
+        server.until("stop event: draining");
         client.send("go on\n");
         assert_eq!(client.rest(), "go on\n");
         server.until("0 forced, 0 dropped");
@@ -299,7 +297,7 @@ fn child() {
 
 fn builder() -> Builder {
     let builder = Server::builder().listen("127.0.0.1:0").workers(2);
-    let builder = builder.drain_timeout(LONG);
+    let builder = builder.drain_timeout(LONG).read_timeout(LONG);
     builder.on_user_signal(|| say("the hook was called"))
 }
 
@@ -483,19 +481,6 @@ impl Drop for Running {
         let _ = child.kill();
         let _ = child.wait();
     }
-}
-
-/// Waits until the server accepts no connection: none that comes is answered.
-fn until_refused(addr: SocketAddr) {
-    let until = Instant::now() + LONG;
-    while Instant::now() < until {
-        match TcpStream::connect(addr) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return,
-            // Not too often: each attempt is a connection that takes a place in the queue.
-            _ => thread::park_timeout(Duration::from_millis(1)),
-        }
-    }
-    panic!("{addr} still accepts");
 }
 
 struct Client(BufReader<TcpStream>);
