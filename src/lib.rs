@@ -135,16 +135,17 @@
 //! - Without epoll (on other systems than Linux and Android) the keeper waits in the poller, and
 //!   brings ready connections to the workers, which costs a thread switch per message. Windows has
 //!   no Unix sockets here.
-//! - Restarts need Unix. The supervisor needs Linux. [Platforms](guide::deploying#platforms) says
-//!   what works where, and how far that was tested.
+//! - Restarts need Unix or Windows, and the supervisor needs Linux or Windows.
+//!   [Platforms](guide::deploying#platforms) says what works where, and how far that was tested.
 //! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `signals` | yes | [`Server::run`] reacts to signals and Ctrl-C, see `Builder::signals` |
+//! | `signals` | yes | [`Server::run`] reacts to signals and Ctrl-C, on Windows to event objects and console events, see `Builder::signals` |
 //! | `http` | no | HTTP/1.1 for handlers from request to response: the module `http` |
+//! | `windows-service` | no | a service of Windows: `WindowsService`; on other systems, it only calls the program |
 //! | `cli` | no | the command `handover`: supervises programs, and controls a [`Supervisor`] |
 
 pub mod guide;
@@ -158,6 +159,8 @@ mod wire;
 
 mod addr;
 mod clock;
+#[cfg(feature = "windows-service")]
+mod service_manager;
 mod start_error;
 
 mod drain;
@@ -194,9 +197,13 @@ pub use server::{
     Setting, restore_descriptor_limit,
 };
 pub use service::{BufferLimits, Next, Service, service, service_with};
+#[cfg(feature = "windows-service")]
+pub use service_manager::WindowsService;
 pub use start_error::StartError;
 pub use stats::{Expired, Histogram, Refused, Stats, WorkerState};
 pub use supervisor::{LogFormat, NotifyAccess, StopSignal, StopSignalError, Supervisor, supervise};
+#[doc(hidden)]
+pub use sys::ControlClient;
 pub use sys::{Descriptor, Stream};
 
 /// Compiles the programs in README.md as tests.

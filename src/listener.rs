@@ -473,9 +473,10 @@ impl Listener {
     }
 
     /// Takes any listening stream socket that the application already has, under a name for logs,
-    /// as [`from_std`](Self::from_std) does: a `UnixListener`, an `OwnedFd`, a socket of another
-    /// library, or what [`Restart::inherited`](crate::Restart::inherited) gives. Unix only. The file
-    /// of a Unix socket stays when the listener is dropped.
+    /// as [`from_std`](Self::from_std) does: a `UnixListener`, an `OwnedFd` (`OwnedSocket` on
+    /// Windows), a socket of another library, or what
+    /// [`Restart::inherited`](crate::Restart::inherited) gives. The file of a Unix socket stays when
+    /// the listener is dropped.
     ///
     /// # Errors
     ///

@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 9] = [
     &["guide", "panic"],
     &["log"],
     &["sys", "wire"],
-    &["addr", "clock", "start_error"],
+    &["addr", "clock", "service_manager", "start_error"],
     &["drain", "listener", "notify", "signals", "stats"],
     &["connection"],
     &["parking", "restart", "service"],

@@ -556,6 +556,24 @@ fn child() {
 
 /// An error of the system names the setting as well.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#[cfg(feature = "signals")]
+#[test]
+fn an_event_prefix_that_is_not_valid_is_named() {
+    for prefix in ["", r"Local\", r"Session\shop", r"Global\a\b"] {
+        let builder = handover::Server::builder()
+            .listen("127.0.0.1:0")
+            .event_prefix(prefix);
+        let error = builder.build(lines).unwrap_err().to_string();
+        assert!(
+            error.starts_with("event_prefix must be a name without a backslash"),
+            "{error}"
+        );
+        assert!(error.ends_with(&format!("{prefix:?}")), "{error}");
+    }
+    let builder = handover::Server::builder().listen("127.0.0.1:0");
+    builder.event_prefix(r"Global\shop").build(lines).unwrap();
+}
+
 #[test]
 fn a_stack_that_the_system_refuses_is_named() {
     let builder = support::server().workers(16).stack_size((1 << 44) - 1);

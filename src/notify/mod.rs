@@ -12,6 +12,7 @@ mod notification;
 mod outbox;
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::process;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Deadline;
 use crate::log;
+use crate::sys::message::AnswerChannel;
 use crate::sys::{self, Descriptor};
 use crate::wire::{BindRequest, HandoverFields, ListenerRecord, Record};
 
@@ -37,6 +39,8 @@ pub(crate) fn has_manager() -> bool {
 pub(crate) fn send_ready(generation: Option<u64>, status: impl Display) {
     let text = format!("READY=1\nSTATUS={}\n", one_line(status));
     send_state(&text, of_generation(generation).as_ref());
+    #[cfg(feature = "windows-service")]
+    crate::service_manager::report_ready();
 }
 
 /// A restart has begun. [`send_ready`], [`send_main_pid`] or [`send_restart_failed`] follows.
@@ -79,6 +83,8 @@ pub(crate) fn send_restart_failed(
 /// The process ends.
 pub(crate) fn send_stopping(status: impl Display) {
     send_state(&format!("STOPPING=1\nSTATUS={status}\n"), None);
+    #[cfg(feature = "windows-service")]
+    crate::service_manager::report_stopping();
 }
 
 /// What the process does now, for people.
@@ -108,9 +114,11 @@ pub(crate) fn send_watchdog_trigger() {
 /// How long the manager waits for [`send_watchdog_alive`] before it ends the process
 /// (sd_watchdog_enabled(3)). `None` if the manager has no watchdog for this process.
 pub(crate) fn watchdog_limit() -> Option<Duration> {
-    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
-    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0);
+    let number = |value: OsString| value.to_str()?.parse::<u64>().ok();
+    let pid = sys::process::own_variable("WATCHDOG_PID").and_then(number);
+    let is_ours = pid.is_none_or(|pid| pid == u64::from(process::id()));
+    let micros = env::var_os("WATCHDOG_USEC").and_then(number);
+    let micros = micros.filter(|micros| *micros > 0);
     micros
         .filter(|_| is_ours && has_manager())
         .map(Duration::from_micros)
@@ -271,31 +279,19 @@ const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the manager may take to read the notifications.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sends a notification with one end of a socket pair, and receives the manager's answer into
-/// `buffer`, as [`receive`](sys::message::receive) does: of length 0 if the manager only closes its
-/// end.
+/// Sends a notification, and receives the manager's answer into `buffer`, see
+/// [`AnswerChannel::receive`].
 fn send_and_receive(
     text: &str,
     handover_fields: Option<&HandoverFields>,
     timeout: Duration,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Option<Descriptor>)> {
-    let (own_end, manager_end) = sys::message::create_pair()?;
-    let descriptor = sys::descriptor::duplicate(&manager_end)?;
+    let channel = AnswerChannel::create()?;
     let deadline = Deadline::after(Instant::now(), timeout);
     let text = with_fields(text, handover_fields)?;
-    OUTBOX.send_by(&text, &[&descriptor], deadline)?;
-    drop((manager_end, descriptor));
-    own_end.set_nonblocking(false)?;
-    // A time-out of zero would be none.
-    let left = deadline.time_left(Instant::now());
-    own_end.set_read_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
-    match sys::message::receive(&own_end, buffer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(io::ErrorKind::TimedOut.into())
-        }
-        received => received,
-    }
+    let sent_on = OUTBOX.send_by(&text, &channel.descriptors(), deadline)?;
+    channel.receive(sent_on, deadline.time_left(Instant::now()), buffer)
 }
 
 /// The longest status, in bytes. systemd drops datagrams over 4096 bytes.

@@ -20,11 +20,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use socket2::Socket;
 
 use crate::clock::Deadline;
 use crate::log;
-use crate::sys::{self, Descriptor, Interest};
+use crate::sys::message::ManagerConnection;
+use crate::sys::{self, Descriptor};
 
 /// A notification that is to be sent.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Outbox {
             let mut queue = self.0.lock();
             let waited = queue.retry_at.is_some();
             let number = queue.push(message);
-            (number, queue.send_all(send_now), waited)
+            (number, queue.send_all(send), waited)
         };
         if let (Some(error), false) = (&attempt.delay, waited) {
             log::warn!(
@@ -145,7 +145,7 @@ impl Outbox {
             if queue.retry_at.is_none_or(|at| at > now) {
                 return;
             }
-            queue.send_all(send_now)
+            queue.send_all(send)
         };
         attempt.log_failures();
     }
@@ -155,7 +155,7 @@ impl Outbox {
     }
 
     /// Sends what waits, and then this text, and waits until the deadline for the manager to take
-    /// them. For threads that may wait.
+    /// them. Returns the connection on which the text was sent. For threads that may wait.
     ///
     /// # Errors
     ///
@@ -165,11 +165,11 @@ impl Outbox {
         text: &str,
         descriptors: &[&Descriptor],
         deadline: Deadline,
-    ) -> io::Result<()> {
+    ) -> io::Result<ManagerConnection> {
         loop {
             let (attempt, nothing_waits) = {
                 let mut queue = self.0.lock();
-                let attempt = queue.send_all(send_now);
+                let attempt = queue.send_all(send);
                 (attempt, queue.messages.is_empty())
             };
             attempt.log_failures();
@@ -193,8 +193,8 @@ impl Outbox {
 fn wait_for_manager(limit: Duration) -> io::Result<()> {
     let began_at = Instant::now();
     match connect() {
-        Ok(socket) => {
-            sys::socket::wait_ready(&socket, Interest::Write, Some(limit))?;
+        Ok(manager) => {
+            manager.wait_until_writable(limit)?;
             // The manager has room, but a descriptor or memory may be lacking.
             let pause = Duration::from_millis(1);
             if began_at.elapsed() < pause {
@@ -272,13 +272,20 @@ impl Message {
     }
 }
 
-fn send_now(text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
-    sys::message::send(&connect()?, text, descriptors)
+fn send(text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+    send_now(text, descriptors).map(drop)
 }
 
-/// A non-blocking socket that is connected to the manager which `NOTIFY_SOCKET` names.
-fn connect() -> io::Result<Socket> {
-    sys::message::connect_to_manager(&env::var_os("NOTIFY_SOCKET").unwrap_or_default())
+/// Sends on a new connection, and returns it.
+fn send_now(text: &str, descriptors: &[&Descriptor]) -> io::Result<ManagerConnection> {
+    let manager = connect()?;
+    manager.send(text, descriptors)?;
+    Ok(manager)
+}
+
+/// A connection to the manager which `NOTIFY_SOCKET` names.
+fn connect() -> io::Result<ManagerConnection> {
+    ManagerConnection::open(&env::var_os("NOTIFY_SOCKET").unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -287,7 +287,7 @@ pub(crate) fn adopt_socket(number: i32) -> io::Result<Socket> {
 
 fn read_state(descriptor: i32) -> Option<Vec<u8>> {
     let mut state = Vec::new();
-    let file = sys::descriptor::adopt(descriptor).map(std::fs::File::from);
+    let file = sys::descriptor::adopt(descriptor).and_then(sys::descriptor::into_file);
     let read = file.and_then(|mut file| file.read_to_end(&mut state));
     let failed = |error: &io::Error| log::error!("cannot read the predecessor's state: {error}");
     read.inspect_err(failed).ok().map(|_| state)

@@ -10,7 +10,7 @@ use std::io;
 use std::process;
 
 use crate::log;
-use crate::sys::PidVariable;
+use crate::sys::{self, PidVariable};
 use crate::wire::{Launch, LaunchError, to_fd_name};
 
 const LISTEN_PID: &str = "LISTEN_PID";
@@ -65,18 +65,25 @@ pub(crate) fn launch_variable(launch: &Launch) -> io::Result<PidVariable> {
 ///
 /// [`LaunchError`] if this process cannot understand what its starter wrote.
 pub(crate) fn own_launch() -> Result<Option<Launch>, LaunchError> {
-    let record = env::var(Launch::VARIABLE).unwrap_or_default();
-    Launch::read(&record, process::id())
+    Launch::read(&own_text(Launch::VARIABLE), process::id())
 }
 
 /// The names of the descriptors that were passed to this process.
 pub(super) fn passed_names() -> Vec<String> {
     let variable = |name| env::var(name).unwrap_or_default();
     names_for_process(
-        &variable(LISTEN_PID),
+        &own_text(LISTEN_PID),
         &variable(LISTEN_FDS),
         &variable(LISTEN_FDNAMES),
     )
+}
+
+/// A variable that is for this process only; empty if there is none.
+fn own_text(name: &str) -> String {
+    let value = sys::process::own_variable(name);
+    value
+        .and_then(|value| value.into_string().ok())
+        .unwrap_or_default()
 }
 
 fn names_for_process(pid: &str, count: &str, names: &str) -> Vec<String> {

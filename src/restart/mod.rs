@@ -111,10 +111,22 @@ pub(crate) type ReadyWhen =
 /// A new process that fails is killed half a second after its server has ended. A new process that
 /// hangs in its start is killed after `ready_timeout`, also if the old process has died meanwhile.
 ///
-/// While a new process starts, it has a parent that waits for it: a copy of the old process, which
-/// shares the old one's memory until either writes to it.
+/// On Unix, a new process has a parent that waits for it while it starts: a copy of the old process,
+/// which shares the old one's memory until either writes to it.
 ///
-/// Unix only. See [Platforms](crate::guide::deploying#platforms) for systems other than Linux.
+/// # On Windows
+///
+/// | | on Windows |
+/// |---|---|
+/// | what asks for a restart | [`Handle::restart`](crate::Handle::restart), or the restart event of the process, see `Builder::event_prefix` |
+/// | the program on disk | the file of a program that runs can be neither overwritten nor removed. Rename it, and put the new program in its place; a restart between the two fails, and this process goes on. Remove the old file when its process has ended |
+/// | what is passed | TCP listeners, UDP sockets, files and pipes: see [`Descriptor`] |
+/// | a batch file | is refused: start `cmd.exe` with it |
+/// | a start that hangs before [`inherit`](Self::inherit) | also ends when the old process dies; a start that hangs later may last for `ready_timeout`, as elsewhere |
+/// | standard error | a C library that was loaded before the server is built keeps the pipe, which the old process relays, and the new one after it |
+/// | memory | no copy of the old process is made |
+///
+/// See [Platforms](crate::guide::deploying#platforms) for systems other than Linux.
 ///
 /// # Examples
 ///
@@ -214,6 +226,7 @@ impl Restart {
         let is_successor = inherited.predecessor.is_some();
         if is_successor {
             sys::signal::record();
+            sys::process::begin_start();
         }
         let recorded_signals = RecordedSignals(is_successor);
         let program = Program::of_this_process().map_err(|error| {
@@ -334,22 +347,20 @@ impl Restart {
     /// # Examples
     ///
     /// ```no_run
-    /// # #[cfg(unix)]
-    /// # fn main() -> std::io::Result<()> {
     /// use std::net::UdpSocket;
     ///
     /// use handover::Restart;
     ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let restart = Restart::inherit()?;
     /// let datagrams = match restart.inherited("datagrams") {
-    ///     Some(descriptor) => UdpSocket::from(descriptor),
+    ///     // On Unix, `UdpSocket::from` does as well.
+    ///     Some(descriptor) => UdpSocket::try_from(descriptor)?,
     ///     None => UdpSocket::bind("127.0.0.1:5300")?,
     /// };
     /// let restart = restart.pass("datagrams", datagrams.try_clone()?);
     /// # Ok(())
     /// # }
-    /// # #[cfg(not(unix))]
-    /// # fn main() {}
     /// ```
     pub fn pass(self, name: impl Into<String>, descriptor: impl Into<Descriptor>) -> Self {
         let passed = (name.into(), descriptor.into());

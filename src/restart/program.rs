@@ -55,13 +55,13 @@ impl Program {
         let args: Vec<OsString> = env::args_os().collect();
         let dir = named_working_dir();
         let name = args.first().map(PathBuf::from).unwrap_or_default();
-        let path =
-            find_program(dir.as_deref(), &name).filter(|path| sys::file::is_executable(path));
+        let path = find_program(dir.as_deref(), &name);
         // The name need not be a program's: the process that starts another chooses it freely, and
         // on the search path there may be another program with the name.
         let path = path.filter(|path| !is_bare(&name) || sys::file::is_own_program(path));
         let path = path.map_or_else(|| env::current_exe().map(without_deletion_mark), Ok)?;
-        let has_watchdog = env::var(WATCHDOG_PID).is_ok_and(|pid| pid.parse() == Ok(process::id()));
+        let watched = sys::process::own_variable(WATCHDOG_PID);
+        let has_watchdog = watched.is_some_and(|pid| pid == *process::id().to_string());
         let env = env::vars_os()
             .filter(|(name, _)| !is_for_one_process(name))
             .map(|(name, value)| sys::env_entry(&name, &value))
@@ -82,7 +82,11 @@ impl Program {
     pub(crate) fn find(args: Vec<OsString>) -> io::Result<Self> {
         let own = Self::of_this_process()?;
         let name = PathBuf::from(args.first().ok_or(io::ErrorKind::InvalidInput)?);
-        let path = find_program(own.dir.as_deref(), &name).unwrap_or(name);
+        let dir = own.dir.as_deref();
+        let path = find_program(dir, &name).unwrap_or_else(|| match dir {
+            Some(dir) if !is_bare(&name) => dir.join(&name),
+            _ => name,
+        });
         Ok(Self { path, args, ..own })
     }
 
@@ -101,7 +105,7 @@ impl Program {
         let path = name
             .filter(|name| name.components().count() > 1)
             .map(|name| dir.join(name));
-        if let Some(path) = path.filter(|path| sys::file::is_executable(path)) {
+        if let Some(path) = path.and_then(sys::process::find_program_file) {
             self.path = path;
         }
         self.dir = Some(dir);
@@ -136,8 +140,8 @@ impl Program {
     pub(crate) fn read_env(&self) -> io::Result<Vec<OsString>> {
         let mut env = self.env.clone();
         let mut set = |name: &str, value: &OsStr| set_variable(&mut env, name, value);
-        if let Some(dir) = &self.dir {
-            set("PWD", dir.as_os_str());
+        if let (Some(dir), Some(variable)) = (&self.dir, sys::process::WORKING_DIR_VARIABLE) {
+            set(variable, dir.as_os_str());
         }
         if let Some(path) = &self.environment_file {
             let failed = |why: &dyn fmt::Display| {
@@ -304,8 +308,7 @@ pub(super) struct SuccessorStart<'a> {
 }
 
 fn set_variable(env: &mut Vec<OsString>, name: &str, value: &OsStr) {
-    let prefix = format!("{name}=");
-    env.retain(|entry| !entry.as_encoded_bytes().starts_with(prefix.as_bytes()));
+    env.retain(|entry| !sys::process::is_entry_of(entry, name.as_ref()));
     env.push(sys::env_entry(name.as_ref(), value));
 }
 
@@ -313,7 +316,8 @@ fn set_variable(env: &mut Vec<OsString>, name: &str, value: &OsStr) {
 /// lead through symbolic links that lead elsewhere later, such as `current -> releases/2`.
 fn named_working_dir() -> Option<PathBuf> {
     let own = env::current_dir().ok();
-    let named = env::var_os("PWD")
+    let named = sys::process::WORKING_DIR_VARIABLE
+        .and_then(env::var_os)
         .map(PathBuf::from)
         .filter(|named| named.is_absolute());
     // A supervisor that was upgraded stays in its directory, since paths that it was given begin
@@ -349,18 +353,18 @@ fn without_deletion_mark(path: PathBuf) -> PathBuf {
     }
 }
 
-/// The path of a program: relative to the directory, or on the search path if it is only a name.
+/// The file of a program: relative to the directory, or on the search path if it is only a name.
 fn find_program(dir: Option<&Path>, name: &Path) -> Option<PathBuf> {
     let absolute = |path: PathBuf| match path.is_absolute() {
         true => Some(path),
         false => Some(dir?.join(path)),
     };
     if !is_bare(name) {
-        return absolute(name.to_owned());
+        return absolute(name.to_owned()).and_then(sys::process::find_program_file);
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let mut places = env::split_paths(&path).filter_map(|place| absolute(place.join(name)));
-    places.find(|place| sys::file::is_executable(place))
+    places.find_map(sys::process::find_program_file)
 }
 
 /// How much of a successor's standard error is kept: lines, and bytes.
@@ -400,7 +404,10 @@ pub(super) fn relay_subprocesses(pipe: Descriptor) -> io::Result<()> {
 }
 
 fn relay_stderr(pipe: Descriptor, done: &Sender<Vec<String>>) {
-    let mut pipe = std::fs::File::from(pipe);
+    let mut pipe = match sys::descriptor::into_file(pipe) {
+        Ok(pipe) => pipe,
+        Err(error) => return log::error!("cannot read the successor's standard error: {error}"),
+    };
     let mut piece = [0; 4096];
     let mut tail = Vec::new();
     loop {

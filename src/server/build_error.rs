@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 
 use crate::listener::BindError;
+#[cfg(feature = "signals")]
+use crate::signals::LONGEST_EVENT_PREFIX;
 
 /// A setting of the [`Builder`](crate::Builder) that [`BuildError`] names. Its text is the name of
 /// the builder's method, or of that of [`Restart`](crate::Restart).
@@ -102,6 +104,9 @@ pub enum BuildError {
         /// The largest value that is possible.
         most: usize,
     },
+    /// This [`Builder::event_prefix`](crate::Builder::event_prefix) is not valid.
+    #[cfg(feature = "signals")]
+    EventPrefix(String),
     /// The service refuses its own settings, or those of the server: the error of
     /// [`Service::check`](crate::Service::check).
     Service(Box<dyn Error + Send + Sync>),
@@ -128,6 +133,11 @@ impl fmt::Display for BuildError {
             Self::Zero(setting) => write!(f, "{setting} must be at least 1"),
             Self::TooSmall { setting, least } => write!(f, "{setting} must be at least {least}"),
             Self::TooLarge { setting, most } => write!(f, "{setting} must be at most {most}"),
+            #[cfg(feature = "signals")]
+            Self::EventPrefix(prefix) => write!(
+                f,
+                r"event_prefix must be a name without a backslash, alone or behind Local\ or Global\, of at most {LONGEST_EVENT_PREFIX} UTF-16 units, and is {prefix:?}"
+            ),
             Self::Service(error) => error.fmt(f),
             Self::NoListener => f.write_str("the server has no address to listen on"),
             Self::Bind(error) => error.fmt(f),
@@ -150,6 +160,8 @@ impl Error for BuildError {
             Self::Zero(_) | Self::TooSmall { .. } | Self::TooLarge { .. } | Self::NoListener => {
                 None
             }
+            #[cfg(feature = "signals")]
+            Self::EventPrefix(_) => None,
             Self::Service(error) => error.source(),
             Self::Bind(error) => error.source(),
             Self::Restart(error) | Self::System(error) => Some(error),
@@ -165,6 +177,8 @@ impl From<BuildError> for io::Error {
             | BuildError::TooLarge { .. }
             | BuildError::Service(_)
             | BuildError::NoListener => Self::new(io::ErrorKind::InvalidInput, error),
+            #[cfg(feature = "signals")]
+            BuildError::EventPrefix(_) => Self::new(io::ErrorKind::InvalidInput, error),
             BuildError::Bind(error) => error.into(),
             BuildError::Restart(error) | BuildError::System(error) => error,
         }

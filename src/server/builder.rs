@@ -12,6 +12,8 @@ use crate::restart::Restart;
 use crate::server::Server;
 use crate::server::build_error::{BuildError, Setting};
 use crate::service::{BufferLimits, Service};
+#[cfg(feature = "signals")]
+use crate::signals::EventPrefix;
 use crate::worker::Hook;
 
 /// Settings for a [`Server`], from [`Server::builder`].
@@ -75,6 +77,8 @@ pub struct Builder {
     pub(super) raises_descriptor_limit: Option<bool>,
     /// `None`: the default, which depends on how the server is run.
     pub(super) signals: Option<bool>,
+    #[cfg(feature = "signals")]
+    pub(super) event_prefix: Option<String>,
     pub(super) on_start: Option<Hook>,
     pub(super) on_exit: Option<Hook>,
     pub(super) on_user_signal: Option<Box<dyn Fn() + Send + Sync>>,
@@ -131,6 +135,8 @@ impl Builder {
             drain_timeout: Duration::from_secs(30),
             raises_descriptor_limit: None,
             signals: None,
+            #[cfg(feature = "signals")]
+            event_prefix: None,
             on_start: None,
             on_exit: None,
             on_user_signal: None,
@@ -369,13 +375,61 @@ impl Builder {
     /// When no server runs any more, signals have their default action; a SIGHUP or SIGUSR2 that
     /// comes too late for a restart has no effect. In a supervised process a second SIGTERM or
     /// SIGINT changes nothing: the supervisor handles it, and sends SIGQUIT.
+    ///
+    /// On Windows, [event objects](Self::event_prefix) and console events stand for signals:
+    ///
+    /// | event | action |
+    /// |---|---|
+    /// | the first stop event, Ctrl-C or Ctrl-Break | drain |
+    /// | a second one of these; the stop-now event | stop now |
+    /// | the user1 event | call [`on_user_signal`](Self::on_user_signal) |
+    /// | the restart event | restart, if [`restart`](Self::restart) is on; drain, if not |
+    /// | the console is closed; the user logs off; shutdown | drain for at most 4 s, as Windows ends the process after 5 s |
+    ///
+    /// Ctrl-Break drains, as it is the only console event that a program can send to another
+    /// program's process group (GenerateConsoleCtrlEvent). In session 0, where services run, the
+    /// logoff of a user has no effect. When no server runs any more, the stop, the stop-now and the
+    /// console events end the process, and the others have no effect.
     #[cfg(feature = "signals")]
     pub fn signals(mut self, on: bool) -> Self {
         self.signals = Some(on);
         self
     }
 
-    /// Sets what SIGUSR1 does, such as reopening a log file. The hook runs on the server's main
+    /// Sets how the names of the event objects begin by which other processes control this one on
+    /// Windows: `Local\` for those of the same session or `Global\` for all, and a name. Has no
+    /// effect on other systems, where signals do the same. The process id and what the event object
+    /// asks for follow. With `Global\shop`, a process 4711 that handles
+    /// [signals](Self::signals) has these:
+    ///
+    /// | event object | as the signal |
+    /// |---|---|
+    /// | `Global\shop.4711.stop` | SIGTERM: drain; stop now the second time |
+    /// | `Global\shop.4711.stop-now` | SIGQUIT: stop now |
+    /// | `Global\shop.4711.restart` | SIGHUP: restart; drain without [`restart`](Self::restart) |
+    /// | `Global\shop.4711.user1` | SIGUSR1: call [`on_user_signal`](Self::on_user_signal) |
+    ///
+    /// The user of the process, administrators and the system may set them, and nobody else. In
+    /// PowerShell:
+    ///
+    /// ```text
+    /// [System.Threading.EventWaitHandle]::OpenExisting('Global\shop.4711.stop').Set()
+    /// ```
+    ///
+    /// A process in session 0, such as a service, has `Local\` names that other sessions open with
+    /// `Global\`. The start of the server fails if another program has made an object of such a name
+    /// already. All servers of a process have the same event objects, which exist until the process
+    /// ends.
+    ///
+    /// The name is at most 200 UTF-16 units long, and has no backslash. `Local\` stands before a name
+    /// without either. Defaults to `Local\` and the name of the program's file without its extension.
+    #[cfg(feature = "signals")]
+    pub fn event_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.event_prefix = Some(prefix.into());
+        self
+    }
+
+    /// Sets what SIGUSR1 does, on Windows the user1 event, such as reopening a log file. The hook runs on the server's main
     /// thread, which also notifies the watchdog, so it must not take long. Defaults to nothing.
     #[cfg(feature = "signals")]
     pub fn on_user_signal(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
@@ -552,8 +606,18 @@ impl Builder {
             .find(|(time, _)| *time == Some(Duration::ZERO))
         {
             Some((_, setting)) => Err(BuildError::Zero(setting)),
-            None => Ok(()),
+            None => self.check_event_prefix(),
         }
+    }
+
+    fn check_event_prefix(&self) -> Result<(), BuildError> {
+        #[cfg(feature = "signals")]
+        if let Some(prefix) = &self.event_prefix {
+            if EventPrefix::parse(prefix).is_none() {
+                return Err(BuildError::EventPrefix(prefix.clone()));
+            }
+        }
+        Ok(())
     }
 }
 

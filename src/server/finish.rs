@@ -121,6 +121,7 @@ impl<S: Service> MainThread<S> {
     ) -> Option<RequestedStop> {
         let stop = match command {
             ServerCommand::Drain => Some(self.drain_request()),
+            ServerCommand::DrainWithin(limit) => Some(self.drain_request_within(limit)),
             // A handle may have asked for a stop.
             ServerCommand::Check => self.report.0.stop.take(),
             ServerCommand::StopNow | ServerCommand::TerminateAgain => Some(RequestedStop::now()),

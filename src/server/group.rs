@@ -21,7 +21,7 @@ use crate::server::startup::{KeptSignals, Startup};
 use crate::server::thread_mark::mark_thread;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
-use crate::signals::{SignalSettings, Subscription};
+use crate::signals::{EventPrefix, SignalSettings, Subscription};
 use crate::stats::Counters;
 
 /// A server, as the group sees it before it starts.
@@ -87,6 +87,7 @@ pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io
     };
     let prefix = first.settings().thread_name_prefix.clone();
     let restart = common_restart(members)?;
+    check_service(restart.as_ref())?;
     let settings = || members.iter().map(|member| member.settings());
     let raises_limit = settings().any(|own| own.raises_descriptor_limit.unwrap_or(owns_process));
     let connections = settings().map(|own| own.admission.max_connections);
@@ -131,6 +132,19 @@ fn common_restart(members: &[&mut dyn Member]) -> io::Result<Option<Restart>> {
     Ok(first.clone())
 }
 
+/// A service of Windows has no successor, unless it is supervised.
+fn check_service(restart: Option<&Restart>) -> io::Result<()> {
+    #[cfg(feature = "windows-service")]
+    if restart.is_some_and(|own| !own.is_supervised()) && crate::service_manager::is_service() {
+        let text = "a service of Windows cannot be replaced by a successor, because the service \
+                    control manager watches the process that it has started: start a supervisor \
+                    (Supervisor::supervise), or build the server without a Restart";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let _ = restart;
+    Ok(())
+}
+
 /// Starts the restarter. A predecessor may send messages while the workers are built.
 fn start_restarter(
     members: &mut [&mut dyn Member],
@@ -171,6 +185,9 @@ fn subscribe(
     // One of the servers asks for a restart of all.
     let mut can_restart = restart.is_some();
     let is_supervised = restart.is_some_and(Restart::is_supervised);
+    // The event objects are those of the process.
+    let mut settings = members.iter().map(|member| member.settings());
+    let event_prefix = settings.find_map(|own| EventPrefix::parse(own.event_prefix.as_deref()?));
     for member in members {
         if member.settings().signals.unwrap_or(owns_process) {
             let commands = member.shared().commands.clone();
@@ -185,7 +202,8 @@ fn subscribe(
                 has_successor: Arc::new(move || drain.has_successor()),
                 is_stopping: Arc::new(is_stopping),
             };
-            let subscription = crate::signals::subscribe(commands, settings)?;
+            let subscription =
+                crate::signals::subscribe(commands, settings, event_prefix.as_ref())?;
             match owns_process {
                 true => kept.subscriptions.push(subscription),
                 false => member.set_subscription(subscription),

@@ -305,6 +305,9 @@ impl<S: Service> MainThread<S> {
                     self.stop_by(self.drain_request(), &mut stop, restarter);
                 }
                 ServerCommand::Drain => self.stop_by(self.drain_request(), &mut stop, restarter),
+                ServerCommand::DrainWithin(limit) => {
+                    self.stop_by(self.drain_request_within(limit), &mut stop, restarter);
+                }
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(RequestedStop::now(), &mut stop, restarter);
                 }
@@ -318,6 +321,11 @@ impl<S: Service> MainThread<S> {
 
     pub(super) fn drain_request(&self) -> RequestedStop {
         RequestedStop::by(self.drain_deadline())
+    }
+
+    pub(super) fn drain_request_within(&self, limit: Duration) -> RequestedStop {
+        let limit = Deadline::after(Instant::now(), limit);
+        RequestedStop::by(self.drain_deadline().earlier(limit))
     }
 
     fn begin_stop(&self, deadline: Deadline) -> StopProgress {
@@ -334,6 +342,8 @@ impl<S: Service> MainThread<S> {
             false => log::info!("stopping, {open}"),
         }
         self.report.0.stop.mark_stopping();
+        #[cfg(feature = "windows-service")]
+        crate::service_manager::report_stopping();
         if let Some(hook) = &self.settings.on_stop {
             self.report
                 .0
@@ -485,5 +495,49 @@ impl StopProgress {
     /// Whether the drain is over, or its deadline has passed.
     fn is_over(&self) -> bool {
         self.is_clean || self.deadline.has_passed(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, Write};
+    use std::net::TcpStream;
+
+    use crate::connection::Connection;
+    use crate::server::Server;
+    use crate::service::Next;
+
+    use super::*;
+
+    /// Of the drain time-out and the time that the system leaves, the shorter one counts.
+    #[test]
+    fn a_drain_ends_before_the_system_ends_the_process() {
+        const AGES: Duration = Duration::from_secs(3600);
+        let moment = Duration::from_millis(50);
+        for (drain_timeout, left) in [(AGES, moment), (moment, AGES), (Duration::MAX, moment)] {
+            let (came, coming) = crossbeam_channel::bounded(1);
+            let server = Server::builder()
+                .listen("127.0.0.1:0")
+                .workers(1)
+                .drain_timeout(drain_timeout)
+                .read_timeout(AGES)
+                .build(move |conn: &mut Connection| {
+                    conn.consume(1);
+                    let _ = came.send(());
+                    // Until the server cuts the connection off.
+                    conn.fill_buf()?;
+                    Ok(Next::Close)
+                });
+            let handle = server.unwrap().start().unwrap();
+            let addr = handle.local_addrs()[0].as_ip().unwrap();
+            let mut client = TcpStream::connect(addr).unwrap();
+            client.write_all(b"x").unwrap();
+            coming.recv_timeout(Duration::from_secs(60)).unwrap();
+            let commands = &handle.shared().commands;
+            commands.send(ServerCommand::DrainWithin(left)).unwrap();
+            let report = handle.join();
+            assert_eq!(report.forced.len(), 1, "{report}");
+            assert!(report.took >= moment, "{report}");
+        }
     }
 }

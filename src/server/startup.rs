@@ -85,6 +85,8 @@ impl Startup {
             Some(restarter) => restarter.announce_ready().map_err(io::Error::other),
             None => {
                 self.gates.iter().for_each(|gate| gate.start());
+                #[cfg(feature = "windows-service")]
+                crate::service_manager::report_ready();
                 Ok(())
             }
         }

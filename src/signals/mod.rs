@@ -1,10 +1,16 @@
 //! Commands to a server, and the signals of the process as such commands.
 
 #[cfg(feature = "signals")]
+mod event_prefix;
+#[cfg(feature = "signals")]
 mod reaction;
 #[cfg(feature = "signals")]
 mod watch;
 
+use std::time::Duration;
+
+#[cfg(feature = "signals")]
+pub(crate) use event_prefix::{EventPrefix, LONGEST as LONGEST_EVENT_PREFIX};
 #[cfg(feature = "signals")]
 pub(crate) use reaction::SignalSettings;
 #[cfg(feature = "signals")]
@@ -16,6 +22,9 @@ pub(crate) enum ServerCommand {
     /// Finish what is in progress within the server's drain time-out, then end.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Drain,
+    /// The same, but the system ends the process by itself after this time.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
+    DrainWithin(Duration),
     /// End now.
     StopNow,
     /// SIGTERM has come a second time: end now, unless a successor serves.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::ServerCommand;
 use crate::clock::TimeLimit;
-use crate::sys::Signal;
+use crate::sys::{Signal, signal::STOP_NOW};
 
 /// What a server does on signals.
 #[derive(Clone)]
@@ -73,9 +73,14 @@ pub(super) fn react(signal: Signal, state: SignalState, servers: &[&SignalSettin
                 _ => ServerCommand::StopNow,
             })
         }
-        Signal::Terminate | Signal::Interrupt | Signal::TerminalClosed => {
-            Some(ServerCommand::Drain)
-        }
+        Signal::Terminate
+        | Signal::Interrupt
+        | Signal::TerminalClosed
+        | Signal::ServiceStop
+        | Signal::Shutdown(_) => Some(match signal.time_left() {
+            Some(limit) => ServerCommand::DrainWithin(limit),
+            None => ServerCommand::Drain,
+        }),
         Signal::Quit => Some(ServerCommand::StopNow),
         Signal::User1 => Some(ServerCommand::UserSignal),
         Signal::Hangup | Signal::User2 if can_restart => {
@@ -122,7 +127,7 @@ fn describe<'a>(
     };
     let next = match counts && !any(|server| server.is_supervised) {
         true => "once more",
-        false => "SIGQUIT",
+        false => STOP_NOW,
     };
     let again = if state.is_second { " again" } else { "" };
     let what = match command {
@@ -133,8 +138,9 @@ fn describe<'a>(
         ServerCommand::UserSignal if any(|server| server.has_hook) => "calling the hook".to_owned(),
         ServerCommand::UserSignal => "there is no hook to call".to_owned(),
         ServerCommand::TerminateAgain if has_successor => {
-            "a successor serves, requests in progress are still finished; SIGQUIT stops now"
-                .to_owned()
+            format!(
+                "a successor serves, requests in progress are still finished; {STOP_NOW} stops now"
+            )
         }
         ServerCommand::StopNow | ServerCommand::TerminateAgain => "stopping now".to_owned(),
         // The stop in progress may have an earlier deadline.
@@ -146,7 +152,8 @@ fn describe<'a>(
             };
             let begin = servers.clone().filter(|server| !(server.is_stopping)());
             let limit = begin.map(|server| server.drain_timeout).max();
-            match limit.unwrap_or_default() {
+            let limit = limit.unwrap_or_default();
+            match signal.time_left().map_or(limit, |left| left.min(limit)) {
                 Duration::ZERO => format!("stopping now{why}"),
                 limit => format!("draining, {}{why}; {next} stops now", TimeLimit(limit)),
             }
@@ -202,10 +209,30 @@ mod tests {
         }
     }
 
+    /// The text with what stands for the signals on this system.
+    fn localized(text: &str) -> String {
+        let names = [
+            ("SIGQUIT stops", format!("{STOP_NOW} stops")),
+            (
+                "SIGHUP, as the terminal was closed",
+                Signal::TerminalClosed.to_string(),
+            ),
+            ("SIGHUP", Signal::Hangup.to_string()),
+            ("SIGINT", Signal::Interrupt.to_string()),
+            ("SIGQUIT", Signal::Quit.to_string()),
+            ("SIGTERM", Signal::Terminate.to_string()),
+            ("SIGUSR1", Signal::User1.to_string()),
+        ];
+        let names = names.iter();
+        names.fold(text.to_owned(), |text, (name, local)| {
+            text.replace(name, local)
+        })
+    }
+
     /// What one server does, and the line for the operator.
     #[test]
     fn each_signal_has_its_reaction_and_its_line() {
-        use ServerCommand::{Drain, Restart, StopNow, TerminateAgain, UserSignal};
+        use ServerCommand::{Drain, DrainWithin, Restart, StopNow, TerminateAgain, UserSignal};
         let first = SignalState::default();
         for (signal, state, server, command, text) in [
             (
@@ -306,9 +333,35 @@ mod tests {
             (
                 Signal::TerminalClosed,
                 first,
-                restartable(),
+                SignalSettings {
+                    drain_timeout: Duration::from_secs(3),
+                    ..restartable()
+                },
+                Signal::TerminalClosed
+                    .time_left()
+                    .map_or(Drain, DrainWithin),
+                "SIGHUP, as the terminal was closed: draining, at most 3 s; SIGQUIT stops now",
+            ),
+            (
+                Signal::ServiceStop,
+                first,
+                server(10),
                 Drain,
-                "SIGHUP, as the terminal was closed: draining, at most 10 s; SIGQUIT stops now",
+                "service stop: draining, at most 10 s; SIGQUIT stops now",
+            ),
+            (
+                Signal::Shutdown(Duration::from_secs(4)),
+                first,
+                server(10),
+                DrainWithin(Duration::from_secs(4)),
+                "system shutdown: draining, at most 4 s; SIGQUIT stops now",
+            ),
+            (
+                Signal::Shutdown(Duration::from_secs(4)),
+                first,
+                server(2),
+                DrainWithin(Duration::from_secs(4)),
+                "system shutdown: draining, at most 2 s; SIGQUIT stops now",
             ),
             (
                 Signal::Hangup,
@@ -359,7 +412,7 @@ mod tests {
         ] {
             let expected = Reaction {
                 commands: vec![Some(command)],
-                texts: vec![text.to_owned()],
+                texts: vec![localized(text)],
                 is_handled: true,
             };
             assert_eq!(react(signal, state, &[&server]), expected);
@@ -380,12 +433,16 @@ mod tests {
         assert_eq!(stop.commands, [Some(ServerCommand::Drain); 2]);
         assert_eq!(
             stop.texts,
-            ["SIGTERM: draining, at most 30 s; SIGQUIT stops now"]
+            [localized(
+                "SIGTERM: draining, at most 30 s; SIGQUIT stops now"
+            )]
         );
         let stop = react(Signal::Interrupt, state, &[&first, &stopping(server(30))]);
         assert_eq!(
             stop.texts,
-            ["SIGINT: draining, at most 10 s; once more stops now"]
+            [localized(
+                "SIGINT: draining, at most 10 s; once more stops now"
+            )]
         );
     }
 

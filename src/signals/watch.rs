@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::ServerCommand;
+use super::event_prefix::EventPrefix;
 use super::reaction::{SignalSettings, SignalState, react};
 use crate::log;
 use crate::sys::{self, Signal};
@@ -27,21 +28,32 @@ struct Subscriber {
 }
 
 /// Sends the process's signals to a server, as commands, until the subscription is dropped.
+/// `event_prefix` is how the names of the event objects of this process begin, where there are such.
 pub(crate) fn subscribe(
     server: Sender<ServerCommand>,
     settings: SignalSettings,
+    event_prefix: Option<&EventPrefix>,
 ) -> io::Result<Subscription> {
-    static WATCH: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
+    static WATCH: OnceLock<Result<Option<EventPrefix>, (io::ErrorKind, String)>> = OnceLock::new();
     // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
     // losing a signal.
     let watch = WATCH.get_or_init(|| {
-        sys::signal::install_handlers(deliver).map_err(|error| (error.kind(), error.to_string()))
+        let installed = sys::signal::install_handlers(event_prefix.map(EventPrefix::text), deliver);
+        let installed = installed.map(|()| event_prefix.cloned());
+        installed.map_err(|error| (error.kind(), error.to_string()))
     });
-    if let Err((kind, text)) = watch {
-        return Err(io::Error::new(
-            *kind,
-            format!("cannot install signal handlers: {text}"),
-        ));
+    match watch {
+        Err((kind, text)) => {
+            let text = format!("cannot install signal handlers: {text}");
+            return Err(io::Error::new(*kind, text));
+        }
+        // The names stay as long as the process lives.
+        Ok(first) if event_prefix.is_some() && event_prefix != first.as_ref() => {
+            let text = "another server of this process had another event_prefix, or none: the names \
+                        of the event objects stay";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(_) => {}
     }
     COULD_RESTART.fetch_or(settings.can_restart, SeqCst);
     let mut servers = SERVERS.lock();

@@ -21,7 +21,10 @@ pub(super) fn is_descendant(pid: u32) -> bool {
 /// As [`is_descendant`], of a process and its [`ancestors`].
 pub(super) fn is_line_of_descendant(line: &[u32]) -> bool {
     let own = std::process::id();
-    line.iter().skip(1).any(|pid| *pid == own) || parent(own).is_none()
+    let has_own = || line.iter().skip(1).any(|pid| *pid == own) || parent(own).is_none();
+    let first = line.first();
+    let known = first.and_then(|pid| sys::supervision::is_descendant(*pid));
+    known.unwrap_or_else(has_own)
 }
 
 /// The process, its parent, and so on, at most [`MAX_DEPTH`] processes.
@@ -43,18 +46,26 @@ pub(super) fn users(pid: u32) -> Option<[u32; 3]> {
 }
 
 fn parent(pid: u32) -> Option<u32> {
-    read_stat(pid).map(|stat| stat.parent)
+    sys::supervision::parent_of(pid).or_else(|| read_stat(pid).map(|stat| stat.parent))
 }
 
 /// When a process was started. The result may be up to 10 ms too late, and is never too early.
 /// `None`: there is no such process, or /proc is not available.
 pub(super) fn start_time(pid: u32) -> Option<Instant> {
-    let age = sys::supervision::time_since_tick(read_stat(pid)?.started_at);
+    let own = || {
+        Some(sys::supervision::time_since_tick(
+            read_stat(pid)?.started_at,
+        ))
+    };
+    let age = sys::supervision::age_of(pid).or_else(own)?;
     Instant::now().checked_sub(age)
 }
 
 /// The resident size of a process in bytes (`statm` in proc_pid_statm(5)).
 pub(super) fn resident_size(pid: u32) -> Option<u64> {
+    if let Some(bytes) = sys::supervision::resident_size(pid) {
+        return Some(bytes);
+    }
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages.saturating_mul(sys::supervision::page_size()))

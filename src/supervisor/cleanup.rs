@@ -20,7 +20,8 @@ impl Run {
     pub(super) fn end_group_of(&mut self, exited: u32, group: Option<u32>) {
         // A group that was not looked at in time has the process's id, if the process had one.
         let group = group.unwrap_or(exited);
-        if self.settings.process_groups && self.has_own_group(group, exited) {
+        let has_groups = sys::supervision::HAS_PROCESS_GROUPS && self.settings.process_groups;
+        if has_groups && self.has_own_group(group, exited) {
             let now = Instant::now();
             let deadline = Deadline::after(now, self.settings.policy.stop_timeout);
             self.stragglers.end_group(group, deadline, now);
@@ -152,6 +153,10 @@ impl Run {
 
     /// The supervisor's exit code, once no straggler is left. `None` before.
     pub(super) fn end_stragglers(&mut self, outcome: Outcome) -> Option<i32> {
+        // The end of this process ends them.
+        if !sys::supervision::HAS_PROCESS_GROUPS {
+            return Some(outcome.code);
+        }
         let now = Instant::now();
         if self.settings.process_groups || outcome.was_killed {
             let timeout = match outcome.was_killed {

@@ -1,15 +1,13 @@
-//! The control socket: processes that may send signals to the supervisor can send it requests too.
+//! The control socket: processes that may send signals to the supervisor can send it requests too. On
+//! Windows it is a named pipe.
 //!
 //! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets
 //! a line with the answer ([`Status`](crate::wire::Status) or [`Answer`]), which ends the
 //! connection. Nothing here waits for a client.
 
 use std::io;
-use std::net::Shutdown;
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-use socket2::Socket;
 
 use super::Settings;
 use super::closer::Closer;
@@ -17,13 +15,14 @@ use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::listener::{Bind, Listener};
 use crate::log;
-use crate::sys::{self, DirectoryEntry, IfLocked, Interest};
+use crate::sys::supervision::{ControlPipe, ControlStream, Source};
+use crate::sys::{self, Descriptor, DirectoryEntry, IfLocked, Interest};
 use crate::wire::{Answer, Record};
 
 /// The control socket and its clients.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
-    pub(super) listener: Listener,
+    listener: ControlListener,
     /// The oldest first.
     clients: Vec<ControlClient>,
     next_id: u64,
@@ -39,10 +38,17 @@ pub(super) struct ControlSocket {
     pub(super) closer: Closer,
 }
 
+/// Where clients come from.
+#[derive(Debug)]
+enum ControlListener {
+    Socket(Listener),
+    Pipe(ControlPipe),
+}
+
 #[derive(Debug)]
 struct ControlClient {
     id: u64,
-    socket: Socket,
+    stream: ControlStream,
     stage: ClientStage,
     /// When the client is given up.
     deadline: Deadline,
@@ -85,8 +91,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 impl ControlSocket {
     pub(super) fn bind(path: &Path, settings: &Settings, if_locked: IfLocked) -> io::Result<Self> {
-        let listener = bind_listener(path, settings, if_locked)?;
-        Ok(Self::new(listener, settings))
+        let listener = match ControlPipe::bind(path)? {
+            Some(pipe) => ControlListener::Pipe(pipe),
+            None => ControlListener::Socket(bind_listener(path, settings, if_locked)?),
+        };
+        Ok(Self::with_listener(listener, settings))
     }
 
     /// Binds the socket again if its file was removed or replaced. A file that has taken the path
@@ -96,10 +105,13 @@ impl ControlSocket {
             return;
         }
         self.next_check = Deadline::after(now, CHECK_INTERVAL);
-        let Some(path) = self.listener.addr().as_path().map(Path::to_owned) else {
+        let ControlListener::Socket(listener) = &self.listener else {
             return;
         };
-        if self.listener.has_its_file() {
+        let Some(path) = listener.addr().as_path().map(Path::to_owned) else {
+            return;
+        };
+        if listener.has_its_file() {
             self.failure = None;
             return;
         }
@@ -120,7 +132,7 @@ impl ControlSocket {
                     "the control socket {} was gone: bound it again",
                     path.display()
                 );
-                self.listener = listener;
+                self.listener = ControlListener::Socket(listener);
                 self.failure = None;
             }
             Err(error) => {
@@ -140,6 +152,10 @@ impl ControlSocket {
     }
 
     pub(super) fn new(listener: Listener, settings: &Settings) -> Self {
+        Self::with_listener(ControlListener::Socket(listener), settings)
+    }
+
+    fn with_listener(listener: ControlListener, settings: &Settings) -> Self {
         Self {
             listener,
             clients: Vec::new(),
@@ -152,41 +168,51 @@ impl ControlSocket {
         }
     }
 
-    /// The sockets to wait for.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = (&Socket, Interest)> {
+    /// What to wait for.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (Source<'_>, Interest)> {
         let may_receive = !self.closer.is_full();
         let accepts = self.not_before.is_none();
-        let listener = accepts.then_some((&self.listener.socket, Interest::Read));
+        let listener = accepts.then(|| (self.listener.source(), Interest::Read));
         let clients = self.clients.iter();
-        let clients = clients.filter_map(|client| Some((&client.socket, client.stage.interest()?)));
+        let clients =
+            clients.filter_map(|client| Some((client.stream.source(), client.stage.interest()?)));
         let all = listener.into_iter().chain(clients);
         all.filter(move |(_, interest)| may_receive || *interest == Interest::Write)
     }
 
     /// Adds a client that waits for a result already. Returns its id.
-    pub(super) fn adopt(&mut self, socket: Socket) -> u64 {
+    pub(super) fn adopt(&mut self, stream: ControlStream) -> u64 {
         self.add(
-            socket,
+            stream,
             ClientStage::Waiting { ended: false },
             Deadline::NEVER,
         )
     }
 
-    fn add(&mut self, socket: Socket, stage: ClientStage, deadline: Deadline) -> u64 {
+    fn add(&mut self, stream: ControlStream, stage: ClientStage, deadline: Deadline) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.clients.push(ControlClient {
             id,
-            socket,
+            stream,
             stage,
             deadline,
         });
         id
     }
 
-    pub(super) fn socket_of(&self, id: u64) -> Option<&Socket> {
+    /// A second descriptor of the client's connection.
+    pub(super) fn duplicate_client(&self, id: u64) -> Option<io::Result<Descriptor>> {
         let client = self.clients.iter().find(|client| client.id == id);
-        client.map(|client| &client.socket)
+        client.map(|client| client.stream.duplicate())
+    }
+
+    /// The listener, if it is a socket.
+    pub(super) fn listener(&self) -> Option<&Listener> {
+        match &self.listener {
+            ControlListener::Socket(listener) => Some(listener),
+            ControlListener::Pipe(_) => None,
+        }
     }
 
     /// Whether one more client may wait for a result. The clients whose requests were returned by
@@ -220,8 +246,8 @@ impl ControlSocket {
             if !self.closer.may_receive() {
                 break;
             }
-            let socket = match self.listener.accept() {
-                Ok((socket, _)) => socket,
+            let stream = match self.listener.accept() {
+                Ok(stream) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     log::warn!("cannot accept on the control socket: {error}");
@@ -229,9 +255,9 @@ impl ControlSocket {
                     break;
                 }
             };
-            let user = sys::socket::peer_uid(&socket);
+            let user = stream.peer_uid();
             let stage = ClientStage::Requesting { input: Vec::new() };
-            let id = self.add(socket, stage, Deadline::after(now, CLIENT_TIMEOUT));
+            let id = self.add(stream, stage, Deadline::after(now, CLIENT_TIMEOUT));
             // The mode of the file already keeps other users out, unless it was changed. If the
             // settings let others in, the mode alone decides.
             let is_allowed =
@@ -304,6 +330,23 @@ impl ControlSocket {
     }
 }
 
+impl ControlListener {
+    /// A client, or `WouldBlock`.
+    fn accept(&self) -> io::Result<ControlStream> {
+        match self {
+            Self::Socket(listener) => ControlStream::from_socket(listener.accept()?.0),
+            Self::Pipe(pipe) => pipe.accept(),
+        }
+    }
+
+    fn source(&self) -> Source<'_> {
+        match self {
+            Self::Socket(listener) => sys::supervision::source_of(&listener.socket),
+            Self::Pipe(pipe) => pipe.source(),
+        }
+    }
+}
+
 impl ClientStage {
     /// What the supervisor waits for. `None`: the client sends no more.
     fn interest(&self) -> Option<Interest> {
@@ -330,7 +373,7 @@ impl ControlClient {
             if !closer.may_receive() {
                 return None;
             }
-            let received = match sys::message::receive_all(&self.socket, &mut piece) {
+            let received = match self.stream.receive(&mut piece) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(_) => 0,
                 Ok((received, descriptors)) => {
@@ -363,17 +406,13 @@ impl ControlClient {
     /// Ends the connection. What the client has sent and was not received is closed with the socket,
     /// also descriptors.
     fn close(self, closer: &mut Closer) {
-        // From here on, the client can send no more.
-        let _ = self.socket.shutdown(Shutdown::Both);
-        if sys::socket::unread_len(&self.socket).unwrap_or(1) > 0 {
-            closer.close(sys::descriptor::from_socket(self.socket));
-        }
+        closer.close(self.stream.end());
     }
 
     /// Sends what the socket takes of the answer.
     fn send_answer(&mut self) {
         while let ClientStage::Answering { output } = &mut self.stage {
-            match sys::socket::send(&self.socket, output) {
+            match self.stream.send(output) {
                 Ok(sent) if sent < output.len() => drop(output.drain(..sent)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 result => {
@@ -444,7 +483,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
-    use socket2::{Domain, SockAddr, Type};
+    use socket2::{Domain, SockAddr, Socket, Type};
 
     use super::*;
     use crate::supervisor::Supervisor;
@@ -486,7 +525,7 @@ mod tests {
         control.reply(id, &Answer::failure("x".repeat(900_000)));
         assert!(
             control
-                .sockets()
+                .sources()
                 .any(|(_, wanted)| wanted == Interest::Write)
         );
         client.set_nonblocking(true).unwrap();
@@ -502,7 +541,7 @@ mod tests {
             }
         }
         assert!(answer.len() > 900_000 && answer.ends_with(b"}\n"));
-        assert_eq!(control.sockets().count(), 1);
+        assert_eq!(control.sources().count(), 1);
     }
 
     /// A pair of Unix sockets which, unlike those of the control socket, take descriptors.
@@ -542,7 +581,7 @@ mod tests {
         for is_received in [true, false] {
             let (own_end, client) = connected(&dir.path().join("pair"));
             own_end.set_nonblocking(true).unwrap();
-            let id = control.adopt(own_end);
+            let id = control.adopt(ControlStream::from_socket(own_end).unwrap());
             let (sender, receiver) = lingering().unwrap();
             let descriptor = sys::descriptor::from_socket(sender).unwrap();
             sys::message::send(&client, "x", &[&descriptor]).unwrap();

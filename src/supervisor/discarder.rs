@@ -19,7 +19,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use socket2::Socket;
 
 use crate::clock::Deadline;
 use crate::log;
@@ -56,9 +55,9 @@ pub(super) struct Discarder {
 }
 
 impl Discarder {
-    /// Takes the next notification from the queue of the socket, and drops its descriptors. False if
+    /// Takes the next notification from the queue, and drops its descriptors. False if
     /// there is no thread for that: the notification is still in the queue, for later.
-    pub(super) fn discard(&mut self, socket: &Socket) -> bool {
+    pub(super) fn discard(&mut self, socket: &NotifySocket) -> bool {
         let patience = match self.stuck() {
             0 => PATIENCE,
             _ => LITTLE_PATIENCE,
@@ -120,15 +119,18 @@ impl Discarder {
 
 /// Starts a thread that discards a notification. A message says that it begins, and the channel is
 /// closed when that is done.
-fn start_thread(socket: &Socket, token: Arc<()>) -> io::Result<(JoinHandle<()>, Receiver<()>)> {
-    let socket = socket.try_clone()?;
+fn start_thread(
+    socket: &NotifySocket,
+    token: Arc<()>,
+) -> io::Result<(JoinHandle<()>, Receiver<()>)> {
+    let discard = socket.discarder()?;
     let (running, events) = crossbeam_channel::bounded(1);
     let run = move || {
         let (_token, running) = (token, running);
         sys::supervision::allow_interrupts();
         // Only this message is ever sent, so that there is room.
         _ = running.try_send(());
-        if let Err(error) = NotifySocket::discard(&socket) {
+        if let Err(error) = discard() {
             log::error!("cannot discard a notification: {error}");
         }
     };

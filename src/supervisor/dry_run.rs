@@ -49,12 +49,12 @@ impl DryRun {
 pub(super) fn perform_dry_run(snapshot: i32, report: i32) -> io::Result<()> {
     read_snapshot(snapshot)?;
     let answer = Answer::success().encode()?;
-    let mut report = File::from(sys::descriptor::adopt(report)?);
+    let mut report = sys::descriptor::into_file(sys::descriptor::adopt(report)?)?;
     report.write_all(answer.as_bytes())
 }
 
 pub(super) fn read_snapshot(descriptor: i32) -> io::Result<Snapshot> {
-    let file = File::from(sys::descriptor::adopt(descriptor)?);
+    let file = sys::descriptor::into_file(sys::descriptor::adopt(descriptor)?)?;
     let mut text = Vec::new();
     file.take(Snapshot::LIMIT as u64 + 1)
         .read_to_end(&mut text)?;

@@ -98,7 +98,7 @@ pub fn supervise() -> Result<Restart, StartError> {
 ///   to make progress, see [`Builder::stuck_after`](crate::Builder::stuck_after).
 /// - **It can be process 1 of a container**: it reaps all processes that lose their parent.
 ///
-/// Linux only.
+/// Linux and Windows. What differs on Windows is [below](Self#windows).
 ///
 /// # Log
 ///
@@ -172,6 +172,28 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// SIGKILL without SIGTERM. Process 1 of a container has no guardian: the kernel ends the others
 /// with it.
 ///
+/// # Windows
+///
+/// | elsewhere | on Windows |
+/// |---|---|
+/// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only |
+/// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens it and writes the lines of a notification at once |
+/// | listeners by number (sd_listen_fds(3)) | in a table for the new process, which servers of this crate read: other programs get none |
+/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; one that cannot get it, as in a service, is killed |
+/// | SIGABRT, SIGKILL | TerminateProcess, with the exit codes 3 and 1 |
+/// | the guardian | a job object: when the supervisor dies, all processes that it or its processes have started end at that moment, with their requests |
+/// | process groups | none: what a process leaves behind ends with the supervisor |
+/// | [`user`], [`group`], [`control_mode`], [`control_group`], [`stdout_file`], [`stderr_file`] | errors of the start |
+/// | an upgrade | refused: stop the supervisor, and start the new program |
+/// | SIGTSTP | none |
+///
+/// [`user`]: Self::user
+/// [`group`]: Self::group
+/// [`control_mode`]: Self::control_mode
+/// [`control_group`]: Self::control_group
+/// [`stdout_file`]: Self::stdout_file
+/// [`stderr_file`]: Self::stderr_file
+///
 /// # Exit codes
 ///
 /// | code | the supervisor exits with it |
@@ -222,7 +244,7 @@ impl Supervisor {
     /// # Errors
     ///
     /// When the supervisor cannot start: a setting is not valid, its sockets or files cannot be
-    /// made, or the system is not Linux.
+    /// made, or the system has no supervisor.
     pub fn supervise(self) -> Result<Restart, StartError> {
         match own_launch() {
             Ok(Some(Launch::Successor { .. } | Launch::Serve { .. })) => {}
@@ -231,6 +253,8 @@ impl Supervisor {
             launch => {
                 let launch = launch.map_err(|error| io::Error::other(error.text))?;
                 let code = self.be_supervisor(Program::of_this_process()?, launch)?;
+                #[cfg(feature = "windows-service")]
+                crate::service_manager::report_end(code as u32);
                 process::exit(code);
             }
         }

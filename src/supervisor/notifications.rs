@@ -12,7 +12,8 @@ use super::run::Run;
 use crate::listener::Bind;
 use crate::log;
 use crate::notify::{self, Notification, WatchdogMessage};
-use crate::sys::{self, Datagram, Descriptor, NotifySocket, PidFd};
+use crate::sys::supervision::TakenNotification;
+use crate::sys::{self, Datagram, Descriptor, PidFd};
 use crate::wire::{BindAnswer, BindRequest, ListenerRecord, Record};
 
 impl Run {
@@ -57,16 +58,16 @@ impl Run {
             return;
         }
         let bind = fields.bind.clone();
-        let descriptors = match bind.is_some() || !fields.listeners.is_empty() {
+        let taken = match bind.is_some() || !fields.listeners.is_empty() {
             true => match self.notify_socket.take() {
-                Ok(descriptors) => descriptors,
+                Ok(taken) => taken,
                 Err(error) => return log::error!("a notification of process {pid}: {error}"),
             },
             false if !self.discard(&datagram) => return,
-            false => Vec::new(),
+            false => TakenNotification::default(),
         };
         let notice = Notice {
-            listeners: self.take_listeners(bind, &fields.listeners, descriptors, sender),
+            listeners: self.take_listeners(bind, &fields.listeners, taken, sender),
             sender_started_at: match is_known {
                 true => None,
                 false => ancestry::start_time(pid),
@@ -79,11 +80,10 @@ impl Run {
     /// Takes a notification from the queue, without its descriptors. False if that is to be tried
     /// again: nothing may be done about the notification yet.
     fn discard(&mut self, datagram: &Datagram) -> bool {
-        let socket = self.notify_socket.socket();
         if datagram.has_descriptors {
-            return self.discarder.discard(socket);
+            return self.discarder.discard(&self.notify_socket);
         }
-        if let Err(error) = NotifySocket::discard(socket) {
+        if let Err(error) = self.notify_socket.discard() {
             log::error!("cannot receive a notification: {error}");
         }
         true
@@ -136,21 +136,21 @@ impl Run {
         &mut self,
         bind: Option<BindRequest>,
         records: &[ListenerRecord],
-        descriptors: Vec<Descriptor>,
+        taken: TakenNotification,
         sender: Sender,
     ) -> Vec<ListenerId> {
         let mut used = Vec::new();
-        if let (Some(bind), [reply_to, ..]) = (bind, &descriptors[..]) {
-            used.extend(self.answer_bind_request(bind, reply_to, sender));
+        if let Some(bind) = bind.filter(|_| taken.wants_answer()) {
+            used.extend(self.answer_bind_request(bind, &taken, sender));
         }
-        for (record, descriptor) in records.iter().zip(&descriptors) {
+        for (record, descriptor) in records.iter().zip(&taken.descriptors) {
             match self.hold_copy(record, descriptor, sender) {
                 Ok(id) => used.push(id),
                 Err(error) => log::error!("cannot hold the listener {}: {error}", record.name),
             }
         }
         // Also of what is held. A close here could be the last one, and wait.
-        self.closer.close(descriptors);
+        self.closer.close(taken.descriptors);
         used
     }
 
@@ -173,7 +173,7 @@ impl Run {
     fn answer_bind_request(
         &mut self,
         request: BindRequest,
-        reply_to: &Descriptor,
+        taken: &TakenNotification,
         sender: Sender,
     ) -> Option<ListenerId> {
         let (is_privileged, has_served) = (sender.is_privileged(), self.fleet.has_been_ready);
@@ -192,7 +192,7 @@ impl Run {
             Err(error) => (BindAnswer::from(error).encode(), Vec::new()),
         };
         let sent = answer.map_err(io::Error::from);
-        let sent = sent.and_then(|text| sys::message::send_answer(reply_to, &text, &descriptors));
+        let sent = sent.and_then(|text| taken.answer(&text, &descriptors));
         if let Err(error) = sent {
             log::warn!("cannot answer a process that asked for a listener: {error}");
         }

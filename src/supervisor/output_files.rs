@@ -8,13 +8,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::Settings;
 use super::logger;
 use crate::clock::Deadline;
 use crate::log;
-use crate::sys::supervision::{LogWriter, open_log_file};
+use crate::sys::supervision::{LogWriter, Source, open_log_file};
 use crate::sys::{self, Descriptor, Identity, Interest, LogReport};
 use crate::wire::{OutputRecord, WirePath};
 
@@ -97,7 +95,7 @@ fn wanted(settings: &Settings) -> io::Result<Vec<(PathBuf, Streams)>> {
 /// Has the supervisor's own log go to the file of standard error, if the settings say so.
 pub(super) fn log_to(settings: &Settings, files: &OutputFiles) -> io::Result<()> {
     if let (true, (_, Some(pipe))) = (settings.log_to_file, files.of_new_process()) {
-        logger::write_to(pipe.try_clone()?.into());
+        logger::write_to(sys::descriptor::into_file(pipe.try_clone()?)?);
     }
     Ok(())
 }
@@ -181,9 +179,9 @@ impl OutputFiles {
             .filter_map(|file| file.log_writer.as_ref())
     }
 
-    /// The sockets to wait for.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = (&Socket, Interest)> {
-        self.log_writers().map(|own| (own.socket(), Interest::Read))
+    /// What to wait for.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (Source<'_>, Interest)> {
+        self.log_writers().map(|own| (own.source(), Interest::Read))
     }
 
     pub(super) fn deadline(&self) -> Deadline {

@@ -232,14 +232,14 @@ impl Run {
             .earlier(self.listeners.next_attempt())
             .earlier(control_deadline);
         let timeout = deadline.time_left(Instant::now());
-        let mut sockets = Vec::new();
+        let mut sources = Vec::new();
         if receives {
-            sockets.push((self.notify_socket.socket(), Interest::Read));
+            sources.push((self.notify_socket.source(), Interest::Read));
         }
-        sockets.extend(control.into_iter().flat_map(ControlSocket::sockets));
-        sockets.extend(self.output_files.sockets());
+        sources.extend(control.into_iter().flat_map(ControlSocket::sources));
+        sources.extend(self.output_files.sources());
         let pidfds = self.watched.values().map(|watched| &watched.pidfd);
-        let waited = sys::supervision::wait_for_any(&self.signals, &sockets, pidfds, timeout);
+        let waited = sys::supervision::wait_for_any(&self.signals, &sources, pidfds, timeout);
         if let Err(error) = waited {
             log::error!("cannot wait for events: {error}");
             std::thread::sleep(ERROR_PAUSE);
@@ -289,7 +289,7 @@ impl Run {
                     self.stop_signal_received = true;
                     Event::Stop
                 }
-                Signal::TerminalClosed => Event::Stop,
+                Signal::TerminalClosed | Signal::ServiceStop | Signal::Shutdown(_) => Event::Stop,
                 Signal::Quit => Event::StopNow,
                 Signal::Suspend => {
                     self.suspend();
@@ -325,7 +325,9 @@ impl Run {
                 return format!("{signal} again: stopping now");
             }
             Signal::Interrupt | Signal::Terminate => stop("once more"),
-            Signal::TerminalClosed => stop("SIGQUIT"),
+            Signal::TerminalClosed | Signal::ServiceStop | Signal::Shutdown(_) => {
+                stop(sys::signal::STOP_NOW)
+            }
             Signal::Quit => "stopping now".to_owned(),
             Signal::Suspend => "the processes are stopped until SIGCONT".to_owned(),
             _ => "ignored".to_owned(),
@@ -383,13 +385,13 @@ impl Run {
         self.watch_processes();
         let watched = self.watched.iter();
         let ended = watched.filter(|(_, watched)| watched.pidfd.has_ended());
-        let ended = ended.map(|(pid, _)| *pid);
+        let ended = ended.map(|(pid, watched)| (*pid, watched.pidfd.exit_status()));
         let reaped: Vec<_> = ended
-            .filter(|pid| !sys::supervision::is_child(*pid))
+            .filter(|(pid, _)| !sys::supervision::is_child(*pid))
             .collect();
         reaped
             .into_iter()
-            .for_each(|pid| self.handle_exit(pid, None));
+            .for_each(|(pid, status)| self.handle_exit(pid, status));
         for (pid, status) in last {
             self.handle_exit(pid, Some(status));
         }
@@ -546,7 +548,7 @@ impl Run {
             guardian: self
                 .guardian
                 .as_ref()
-                .filter(|_| self.settings.runs_other_program),
+                .filter(|_| self.settings.runs_other_program || Guardian::NEEDS_EACH_CHILD),
         };
         match process.spawn() {
             Ok(pid) => {

@@ -113,6 +113,7 @@ impl Default for Settings {
 
 impl Settings {
     pub(super) fn check(&self) -> io::Result<()> {
+        self.check_support()?;
         let problem = match &self.policy {
             Policy { processes, .. } if *processes > MOST_PROCESSES => {
                 format!("processes must be at most {MOST_PROCESSES}")
@@ -130,6 +131,27 @@ impl Settings {
             }
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    }
+
+    /// Refuses what this system does not support.
+    fn check_support(&self) -> io::Result<()> {
+        let given = [
+            ("user", self.user.is_some()),
+            ("group", self.group.is_some()),
+            ("control_mode", self.control_mode.is_some()),
+            ("control_group", self.control_group.is_some()),
+            ("stderr_file", self.stderr.is_some()),
+            ("stdout_file", self.stdout.is_some()),
+        ];
+        let unsupported = sys::supervision::UNSUPPORTED_SETTINGS;
+        let mut given = given.iter().filter(|(_, is_given)| *is_given);
+        match given.find(|(name, _)| unsupported.contains(name)) {
+            Some((name, _)) => {
+                let text = format!("the setting {name} is not supported on this system");
+                Err(io::Error::new(io::ErrorKind::Unsupported, text))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The user of the serving processes, if it is not that of the supervisor.
@@ -308,7 +330,8 @@ impl Supervisor {
     /// a Unix socket, by default for the supervisor's user and root only. If its file is removed or
     /// replaced, the socket is bound again within 5 s, unless the path is in use. A request is one
     /// of the lines `status`, `restart`, `restart wait`, `scale N`, `scale N wait`, `reopen`,
-    /// `stop`, `upgrade` and `upgrade wait`; the answer is a line of JSON. Defaults to none.
+    /// `stop`, `upgrade` and `upgrade wait`; the answer is a line of JSON. On Windows, the path is the
+    /// name of a pipe: `\\.\pipe\app`, or `app` for the same. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
         self

@@ -20,7 +20,7 @@ use super::ancestry::ProcessTable;
 use super::fleet::KILL_TIMEOUT;
 use crate::clock::Deadline;
 use crate::log;
-use crate::sys::Signal;
+use crate::sys::{self, Signal};
 
 /// The time between two looks at the stragglers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -124,6 +124,9 @@ impl Ending {
 
 impl Stragglers {
     pub(super) fn with_earlier_children() -> Self {
+        if !sys::supervision::HAS_PROCESS_GROUPS {
+            return Self::default();
+        }
         let failed = |error: &io::Error| log::error!("cannot look at the processes: {error}");
         let table = ProcessTable::read().inspect_err(failed).unwrap_or_default();
         let children = table.children(std::process::id());

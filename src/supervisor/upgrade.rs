@@ -23,7 +23,7 @@ use crate::listener::Listener;
 use crate::log;
 use crate::notify;
 use crate::restart::{PidFile, Program, adopt_socket, launch_variable};
-use crate::sys::supervision::Guardian;
+use crate::sys::supervision::{ControlStream, Guardian};
 use crate::sys::{self, Descriptor, FoundFile, IfLocked, NotifySocket, SignalFd};
 use crate::wire::{Launch, Record, Snapshot, SnapshotListener, WirePath};
 
@@ -32,6 +32,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Run {
     pub(super) fn start_dry_run(&self) -> io::Result<DryRun> {
+        if !sys::supervision::SUPPORTS_UPGRADES {
+            let text = "this system cannot replace the program of a process: stop the supervisor, \
+                        and start the new program";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
         // The dry run only reads the snapshot, so that its descriptors need not stay open.
         DryRun::start(&self.own_program, &self.take_snapshot(&mut Vec::new())?)
     }
@@ -80,11 +85,13 @@ impl Run {
     /// Takes a snapshot. The descriptors in the snapshot are copies, which are added to `kept`: they
     /// must stay open until the snapshot is used.
     fn take_snapshot(&self, kept: &mut Vec<Descriptor>) -> io::Result<Snapshot> {
-        let keep = |socket, kept: &mut Vec<Descriptor>| -> io::Result<i32> {
-            let copy = sys::descriptor::duplicate(socket)?;
+        let keep_copy = |copy: Descriptor, kept: &mut Vec<Descriptor>| -> i32 {
             let number = sys::descriptor::number(&copy);
             kept.push(copy);
-            Ok(number)
+            number
+        };
+        let keep = |socket, kept: &mut Vec<Descriptor>| -> io::Result<i32> {
+            Ok(keep_copy(sys::descriptor::duplicate(socket)?, kept))
         };
         let stragglers = &self.stragglers;
         let mut snapshot = Snapshot {
@@ -92,7 +99,7 @@ impl Run {
             had_children: stragglers.had_children,
             stragglers: record_stragglers(stragglers),
             age_ms: age_of(self.started_at),
-            notify_socket: keep(self.notify_socket.socket(), kept)?,
+            notify_socket: keep_copy(self.notify_socket.duplicate()?, kept),
             lifeline: [keep(&self.lifeline.0, kept)?, keep(&self.lifeline.1, kept)?],
             allowed_binds: self.bind_rules.allowed().to_vec(),
             fleet: record_fleet(&self.fleet),
@@ -113,11 +120,13 @@ impl Run {
             kept.push(pipe);
         }
         if let Some(control) = &self.control {
-            snapshot.control = Some(keep(&control.listener.socket, kept)?);
-            snapshot.control_file = control.listener.file().map(|file| file.id);
+            if let Some(listener) = control.listener() {
+                snapshot.control = Some(keep(&listener.socket, kept)?);
+                snapshot.control_file = listener.file().map(|file| file.id);
+            }
             for id in &self.fleet.upgrade.clients {
-                if let Some(socket) = control.socket_of(*id) {
-                    snapshot.upgrade_clients.push(keep(socket, kept)?);
+                if let Some(copy) = control.duplicate_client(*id) {
+                    snapshot.upgrade_clients.push(keep_copy(copy?, kept));
                 }
             }
         }
@@ -177,7 +186,8 @@ impl Run {
         let control = ControlSocket::new(listener, &self.settings);
         let control = self.control.insert(control);
         for client in clients {
-            let id = control.adopt(adopt_socket(*client)?);
+            let stream = ControlStream::from_socket(adopt_socket(*client)?)?;
+            let id = control.adopt(stream);
             self.fleet.upgrade.clients.push(id);
         }
         Ok(())

@@ -7,7 +7,8 @@
 //! | `poller` | [`Poller`] tells which of many sockets are ready (see below) |
 //! | `socket` | waits for one socket, accepts, receives, sends, sets options |
 //! | `clock` | monotonic time: coarse and cheap, or the same for all processes; what a thread has used |
-//! | `signal` | the signals of this process |
+//! | `signal` | the signals of this process; on Windows, event objects and console events |
+//! | `service` | the service control manager of Windows (feature `windows-service`) |
 //! | `process` | starts a program with exactly the descriptors that it is given |
 //! | `descriptor` | descriptors that cross an exec, pipes, standard error |
 //! | `directory` | [`DirectoryEntry`]: a file is changed and removed in the directory where it was found |
@@ -15,7 +16,8 @@
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
-//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
+//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], control clients, [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
+//! | `control_client` | the other end of a control socket |
 //!
 //! These rules hold for all of them:
 //!
@@ -32,7 +34,7 @@
 //! | folder | compiled on | provides |
 //! |---|---|---|
 //! | `unix/` | Unix | all modules but `poller`, `scheduling` and `supervision` |
-//! | `windows/` | Windows | the same |
+//! | `windows/` | Windows | the same, and `supervision` |
 //! | `linux/` | Linux and Android | those three, and calls that only Linux has |
 //! | `other/` | every other system | the same names: portable substitutes, or errors |
 //!
@@ -60,6 +62,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::Duration;
 
 // The platform is chosen here and nowhere else. Where the condition holds, the path replaces the
 // folder of the module's name.
@@ -74,6 +77,8 @@ mod unix;
 use linux as native;
 
 pub(crate) use linux::{poller, scheduling, supervision};
+#[cfg(feature = "windows-service")]
+pub(crate) use unix::service;
 pub(crate) use unix::{
     clock, descriptor, directory, file, limits, message, process, signal, socket,
 };
@@ -84,6 +89,7 @@ pub(crate) use poller::{Events, Poller};
 pub(crate) use process::Process;
 pub use socket::Stream;
 pub(crate) use supervision::{NotifySocket, PidFd, SignalFd};
+pub use unix::control_client::ControlClient;
 
 /// What a wait is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,9 +161,9 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
 }
 
-/// A signal that this crate sends or handles. On Windows, Ctrl-C is
-/// [`Interrupt`](Self::Interrupt), and no other occurs.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+/// A signal that this crate sends or handles. On Windows, event objects and console events stand for
+/// signals.
+#[allow(dead_code)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Abort,
@@ -166,6 +172,10 @@ pub(crate) enum Signal {
     Interrupt,
     Kill,
     Quit,
+    /// The service control manager of Windows stops the service. Not on other systems.
+    ServiceStop,
+    /// The system shuts down, and ends this process after this time. On Windows only.
+    Shutdown(Duration),
     Stop,
     Suspend,
     /// SIGHUP as [`Hangup`](Self::Hangup), but because the terminal of this process was closed.
@@ -178,8 +188,23 @@ pub(crate) enum Signal {
     Other(i32),
 }
 
+impl Signal {
+    /// How long the process may go on after this signal, where the system ends it by itself.
+    #[cfg_attr(not(feature = "signals"), allow(dead_code))]
+    pub(crate) fn time_left(self) -> Option<Duration> {
+        match self {
+            Self::Shutdown(limit) => Some(limit),
+            Self::TerminalClosed => signal::TERMINAL_CLOSE_LIMIT,
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = signal::local_name(*self) {
+            return f.write_str(name);
+        }
         f.write_str(match self {
             Self::Other(number) => {
                 let name = signal::name_of(*number).unwrap_or("?");
@@ -191,6 +216,8 @@ impl fmt::Display for Signal {
             Self::Interrupt => "SIGINT",
             Self::Kill => "SIGKILL",
             Self::Quit => "SIGQUIT",
+            Self::ServiceStop => "service stop",
+            Self::Shutdown(_) => "system shutdown",
             Self::Stop => "SIGSTOP",
             Self::Suspend => "SIGTSTP",
             Self::TerminalClosed => "SIGHUP, as the terminal was closed",
@@ -257,15 +284,16 @@ pub(crate) struct SpawnOptions<'a> {
     pub(crate) start_guard: Option<StartGuard<'a>>,
 }
 
-/// Bounds the start of a program whose parent dies meanwhile.
+/// Bounds the start of a program whose parent dies meanwhile. The program calls
+/// [`process::begin_start`] as soon as it can, and [`process::end_start`] when it has started.
 #[cfg_attr(windows, allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct StartGuard<'a> {
-    /// The reading end of a pipe. The program holds the writing end, and writes a byte to it when it
-    /// has started.
+    /// The reading end of a pipe. The program holds the writing end, and passes it to
+    /// [`process::end_start`].
     pub(crate) pipe: &'a Descriptor,
     /// How long the start may take.
-    pub(crate) limit: std::time::Duration,
+    pub(crate) limit: Duration,
 }
 
 /// What is to be ended when the supervisor has died: a process and its group, or a group alone.
@@ -361,6 +389,30 @@ impl ProcessState {
             Self::Running | Self::Unknown => None,
         }
     }
+}
+
+/// What the service control manager is told of this process (SERVICE_STATUS).
+#[cfg(feature = "windows-service")]
+#[cfg_attr(not(windows), allow(dead_code))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceStatus {
+    pub(crate) state: ServiceState,
+    /// Grows while the service makes progress with its start or stop.
+    pub(crate) checkpoint: u32,
+    /// How long it may take until the next checkpoint or state.
+    pub(crate) wait_hint: Duration,
+    /// Of a service that has stopped.
+    pub(crate) exit_code: u32,
+}
+
+/// The state of a service. Only a running one accepts a request to stop.
+#[cfg(feature = "windows-service")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServiceState {
+    Starting,
+    Running,
+    Stopping,
+    Stopped,
 }
 
 /// The number of the first descriptor that is passed to a program (sd_listen_fds(3)).

@@ -186,6 +186,7 @@ fn help_of_the_examples() {
         "resp",
         "two_servers",
         "websocket",
+        "windows_service",
     ] {
         let mut example = Start::example(name).args(&["--help"]).run();
         example.end(0);

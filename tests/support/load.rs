@@ -7,6 +7,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,10 +173,13 @@ fn connection(to: &To, kind: Kind, seen: &Seen, stop: &AtomicBool) -> Result<(),
             stream.set_read_timeout(limit)?;
             Ok(Box::new(stream) as _)
         }),
+        #[cfg(unix)]
         To::Unix(path) => UnixStream::connect(path).and_then(|stream| {
             stream.set_read_timeout(limit)?;
             Ok(Box::new(stream) as _)
         }),
+        #[cfg(not(unix))]
+        To::Unix(_) => Err(ErrorKind::Unsupported.into()),
     };
     let stream = stream.map_err(|error| format!("connect: {error}"))?;
     seen.connections.fetch_add(1, SeqCst);

@@ -1,15 +1,15 @@
 //! Requests to a supervisor, on its control socket, and the answers.
 
 use std::error::Error;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, value_parser};
+use handover::ControlClient;
 use serde_json::Value;
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::CommandResult;
 use super::output::{escape_controls, print};
@@ -19,7 +19,7 @@ use super::values::seconds;
 /// The supervisor that is to answer, and how long it may take.
 #[derive(Args, Debug)]
 pub(super) struct Target {
-    /// The path of the supervisor's control socket
+    /// The path of the supervisor's control socket; on Windows, the name of its pipe
     #[arg(short, long, value_name = "PATH", env = "HANDOVER_SOCKET")]
     socket: PathBuf,
     /// How long to wait for the supervisor's answer. Defaults to 5, or to 300 with --wait
@@ -206,21 +206,17 @@ impl Target {
 
     /// Sends a request.
     fn begin(&self, request: &str, deadline: Option<Instant>) -> io::Result<Exchange> {
-        let addr = SockAddr::unix(&self.socket)?;
-        let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        // This bounds the connect as well, which waits while the queue of the listener is full.
-        socket.set_write_timeout(time_left(deadline)?)?;
-        socket.connect(&addr)?;
-        socket.write_all(format!("{request}\n").as_bytes())?;
+        let mut client = ControlClient::connect(&self.socket, time_left(deadline)?)?;
+        client.send(format!("{request}\n").as_bytes())?;
         let answer = Vec::new();
-        Ok(Exchange { socket, answer })
+        Ok(Exchange { client, answer })
     }
 }
 
 /// A request that was sent, and what has come of its answer.
 #[derive(Debug)]
 struct Exchange {
-    socket: Socket,
+    client: ControlClient,
     answer: Vec<u8>,
 }
 
@@ -231,11 +227,9 @@ impl Exchange {
             let Ok(left) = time_left(until) else {
                 return Ok(None);
             };
-            // The time-out of the socket is for one read, so that it is set before each.
-            self.socket.set_read_timeout(left)?;
             let room = MAX_ANSWER - self.answer.len();
             let mut buffer = [0; 4096];
-            match self.socket.read(&mut buffer) {
+            match self.client.receive(&mut buffer, left) {
                 Ok(0) => break,
                 Ok(size) if size > room => return Err(io::ErrorKind::InvalidData.into()),
                 Ok(size) => self.answer.extend_from_slice(&buffer[..size]),

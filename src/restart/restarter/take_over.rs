@@ -1,7 +1,5 @@
 //! The successor's part of the handshake: taking over from the predecessor.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::time::Duration;
@@ -41,12 +39,10 @@ impl Restarter {
         }
     }
 
-    /// Tells the waiter that this process has started: see [`StartGuard`](sys::StartGuard). To close
-    /// the pipe is not enough, since a subprocess may hold it, too.
+    /// This process has started: see [`StartGuard`](sys::StartGuard).
     fn end_start_guard(&mut self) {
         if let Some(pipe) = self.start_pipe.take() {
-            // An error says that the waiter has ended, which then waits for nothing.
-            let _ = File::from(pipe).write_all(&[1]);
+            sys::process::end_start(pipe);
         }
     }
 

@@ -8,6 +8,9 @@ pub(super) mod packet;
 pub(crate) mod poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;
+#[cfg(not(windows))]
 pub(crate) mod supervision;
+#[cfg(windows)]
+pub(crate) use super::unix::supervision;
 
 pub(super) use packet as peer_packet;

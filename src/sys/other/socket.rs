@@ -66,13 +66,16 @@ pub(crate) fn peer_uid(socket: &Socket) -> io::Result<u32> {
     crate::sys::unix::check(result).map(|_| uid)
 }
 
-#[cfg(not(any(
-    target_vendor = "apple",
-    target_os = "dragonfly",
-    target_os = "freebsd",
-    target_os = "netbsd",
-    target_os = "openbsd"
-)))]
+#[cfg(all(
+    unix,
+    not(any(
+        target_vendor = "apple",
+        target_os = "dragonfly",
+        target_os = "freebsd",
+        target_os = "netbsd",
+        target_os = "openbsd"
+    ))
+))]
 pub(crate) fn peer_uid(_socket: &Socket) -> io::Result<u32> {
     let text = "a peer's user is not reported on this system";
     Err(io::Error::new(io::ErrorKind::Unsupported, text))

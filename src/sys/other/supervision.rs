@@ -10,11 +10,16 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+pub(crate) use crate::sys::unix::control::{ControlPipe, ControlStream, Source, source_of};
 use crate::sys::{
     Credentials, Datagram, Descriptor, Guarded, Identity, Interest, LogReport, Signal,
 };
 
 pub(crate) const IS_SUPPORTED: bool = false;
+pub(crate) const SUPPORTS_UPGRADES: bool = false;
+pub(crate) const HAS_PROCESS_GROUPS: bool = true;
+pub(crate) const SIGNALS_ARE_FATAL: bool = true;
+pub(crate) const UNSUPPORTED_SETTINGS: &[&str] = &[];
 
 fn unsupported<T>() -> io::Result<T> {
     let text = "supervision is not supported on this system";
@@ -27,7 +32,7 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
-    _sockets: &[(&Socket, Interest)],
+    _sources: &[(Source<'_>, Interest)],
     _processes: impl Iterator<Item = &'a PidFd>,
     _timeout: Option<Duration>,
 ) -> io::Result<()> {
@@ -62,6 +67,22 @@ pub(crate) fn may_signal(_pid: u32) -> bool {
     false
 }
 
+pub(crate) fn is_descendant(_pid: u32) -> Option<bool> {
+    None
+}
+
+pub(crate) fn parent_of(_pid: u32) -> Option<u32> {
+    None
+}
+
+pub(crate) fn age_of(_pid: u32) -> Option<Duration> {
+    None
+}
+
+pub(crate) fn resident_size(_pid: u32) -> Option<u64> {
+    None
+}
+
 pub(crate) fn page_size() -> u64 {
     1
 }
@@ -86,6 +107,8 @@ pub(crate) fn signal_group(_group: u32, _signal: Signal) -> io::Result<()> {
 pub(crate) enum Guardian {}
 
 impl Guardian {
+    pub(crate) const NEEDS_EACH_CHILD: bool = false;
+
     pub(crate) fn start(
         _limit: Duration,
         _kills_all: bool,
@@ -151,6 +174,10 @@ impl LogWriter {
         match *self {}
     }
 
+    pub(crate) fn source(&self) -> Source<'_> {
+        match *self {}
+    }
+
     pub(crate) fn reopen(&self, _path: &Path) -> io::Result<()> {
         match *self {}
     }
@@ -184,7 +211,6 @@ pub(crate) fn allow_interrupts() {}
 pub(crate) fn interrupt(_thread: &JoinHandle<()>) {}
 
 /// Only the id tells the process.
-#[cfg_attr(windows, allow(dead_code))]
 #[derive(Debug)]
 pub(crate) struct PidFd(u32);
 
@@ -193,7 +219,6 @@ impl PidFd {
         Self(pid)
     }
 
-    #[cfg(unix)]
     pub(crate) fn send_signal(&self, signal: Signal) -> io::Result<()> {
         let pid = i32::try_from(self.0).ok();
         let pid = pid.and_then(rustix::process::Pid::from_raw);
@@ -204,15 +229,13 @@ impl PidFd {
         )?)
     }
 
-    #[cfg(windows)]
-    pub(crate) fn send_signal(&self, _signal: Signal) -> io::Result<()> {
-        unsupported()
-    }
-
     /// Nothing tells of the end of a process that is no child.
-    #[cfg_attr(windows, allow(dead_code))]
     pub(crate) fn wait_for_end(&self, _timeout: Duration) -> bool {
         true
+    }
+
+    pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
+        None
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -236,7 +259,11 @@ impl NotifySocket {
         match *self {}
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
+    pub(crate) fn source(&self) -> Source<'_> {
+        match *self {}
+    }
+
+    pub(crate) fn duplicate(&self) -> io::Result<Descriptor> {
         match *self {}
     }
 
@@ -244,11 +271,30 @@ impl NotifySocket {
         match *self {}
     }
 
-    pub(crate) fn take(&self) -> io::Result<Vec<Descriptor>> {
+    pub(crate) fn take(&self) -> io::Result<TakenNotification> {
         match *self {}
     }
 
-    pub(crate) fn discard(_socket: &Socket) -> io::Result<()> {
+    pub(crate) fn discard(&self) -> io::Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn discarder(&self) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+        Ok(unsupported)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct TakenNotification {
+    pub(crate) descriptors: Vec<Descriptor>,
+}
+
+impl TakenNotification {
+    pub(crate) fn wants_answer(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn answer(&self, _text: &str, _descriptors: &[&Descriptor]) -> io::Result<()> {
         unsupported()
     }
 }

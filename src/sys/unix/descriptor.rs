@@ -1,5 +1,6 @@
 //! Unix: descriptors that this process passes on, or was started with.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -55,6 +56,11 @@ pub(crate) fn from_socket(socket: Socket) -> io::Result<Descriptor> {
 /// Does not check that the descriptor is one of a socket.
 pub(crate) fn into_socket(descriptor: Descriptor) -> io::Result<Socket> {
     Ok(Socket::from(descriptor))
+}
+
+/// Does not check that the descriptor is one of a file or a pipe.
+pub(crate) fn into_file(descriptor: Descriptor) -> io::Result<File> {
+    Ok(File::from(descriptor))
 }
 
 /// Closes a descriptor that another process has sent, without waiting for the time-out that the

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -13,7 +14,8 @@ pub(crate) use crate::sys::native::peer_packet::{create_pair, receive, send_pack
 pub(crate) use crate::sys::native::socket::allow_descriptors;
 
 use super::ancillary;
-use crate::sys::Descriptor;
+use super::socket::wait_ready;
+use crate::sys::{Descriptor, Interest};
 
 /// Sends a message, and up to 253 descriptors with it. Does not wait, even if another process has
 /// made the socket a blocking one.
@@ -40,9 +42,81 @@ pub(crate) fn is_temporary(error: &io::Error) -> bool {
     shortage || error.kind() == io::ErrorKind::WouldBlock
 }
 
-/// A non-blocking socket for notifications to the service manager (sd_notify(3)). `manager` is the
-/// value of NOTIFY_SOCKET: a path, or an abstract name behind an @.
-pub(crate) fn connect_to_manager(manager: &OsStr) -> io::Result<Socket> {
+/// A connection to the service manager, for notifications (sd_notify(3)).
+#[derive(Debug)]
+pub(crate) struct ManagerConnection(Socket);
+
+impl ManagerConnection {
+    /// `manager` is the value of NOTIFY_SOCKET: a path, or an abstract name behind an @.
+    pub(crate) fn open(manager: &OsStr) -> io::Result<Self> {
+        connect_to_manager(manager).map(Self)
+    }
+
+    /// Sends a notification. Does not wait.
+    pub(crate) fn send(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+        send(&self.0, text, descriptors)
+    }
+
+    /// Waits until the manager may take a notification, for at most this long.
+    pub(crate) fn wait_until_writable(&self, limit: Duration) -> io::Result<()> {
+        wait_ready(&self.0, Interest::Write, Some(limit)).map(drop)
+    }
+}
+
+/// Where the manager's answer to a notification comes: a socket pair, of which the manager gets one
+/// end.
+#[derive(Debug)]
+pub(crate) struct AnswerChannel {
+    own_end: Socket,
+    manager_end: Descriptor,
+}
+
+impl AnswerChannel {
+    pub(crate) fn create() -> io::Result<Self> {
+        let (own_end, manager_end) = create_pair()?;
+        let manager_end = manager_end.into();
+        Ok(Self {
+            own_end,
+            manager_end,
+        })
+    }
+
+    /// What goes with the notification.
+    pub(crate) fn descriptors(&self) -> Vec<&Descriptor> {
+        vec![&self.manager_end]
+    }
+
+    /// Receives the answer to a notification that was sent on this connection, as [`receive`] does:
+    /// of length 0 if the manager only closes its end. No limit: waits for ever.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and errors of the system.
+    pub(crate) fn receive(
+        self,
+        _sent_on: ManagerConnection,
+        limit: Option<Duration>,
+        buffer: &mut [u8],
+    ) -> io::Result<(usize, Option<Descriptor>)> {
+        let Self {
+            own_end,
+            manager_end,
+        } = self;
+        drop(manager_end);
+        own_end.set_nonblocking(false)?;
+        // A time-out of zero would be none.
+        own_end.set_read_timeout(limit.map(|limit| limit.max(Duration::from_millis(1))))?;
+        match receive(&own_end, buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            received => received,
+        }
+    }
+}
+
+/// A non-blocking socket for notifications.
+fn connect_to_manager(manager: &OsStr) -> io::Result<Socket> {
     let addr = match manager.as_bytes().strip_prefix(b"@") {
         Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
         None => SockAddr::unix(manager)?,

@@ -4,6 +4,8 @@ use std::io;
 
 pub(in crate::sys) mod ancillary;
 pub(crate) mod clock;
+pub(crate) mod control;
+pub(crate) mod control_client;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
 pub(in crate::sys) mod exec_plan;
@@ -12,6 +14,8 @@ pub(crate) mod limits;
 mod links;
 pub(crate) mod message;
 pub(crate) mod process;
+#[cfg(feature = "windows-service")]
+pub(crate) mod service;
 pub(crate) mod signal;
 pub(crate) mod socket;
 

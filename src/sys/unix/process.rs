@@ -32,12 +32,15 @@
 //!
 //! [`spawn_child`] has no waiter: the caller reaps its children itself.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -206,6 +209,35 @@ pub(crate) fn replace_program(options: &SpawnOptions<'_>) -> io::Error {
         Ok(plan) => plan.exec_in_place(),
         Err(error) => error,
     }
+}
+
+/// The variable that holds the name of the working directory, as the shell gave it.
+pub(crate) const WORKING_DIR_VARIABLE: Option<&str> = Some("PWD");
+
+/// The file of a program that was named so. `None` if there is none that this process may run.
+pub(crate) fn find_program_file(named: PathBuf) -> Option<PathBuf> {
+    Some(named).filter(|named| super::file::is_executable(named))
+}
+
+/// Reads a variable that is for this process only, and not for the programs that it starts.
+pub(crate) fn own_variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Whether an entry `NAME=value` of an environment is that of the variable `name`.
+pub(crate) fn is_entry_of(entry: &OsStr, name: &OsStr) -> bool {
+    let rest = entry.as_bytes().strip_prefix(name.as_bytes());
+    rest.is_some_and(|rest| rest.starts_with(b"="))
+}
+
+/// This process begins its start. The waiter watches it: see "The waiter" above.
+pub(crate) fn begin_start() {}
+
+/// This process has started. `pipe` is what it was passed for this. To close the pipe is not enough,
+/// since a subprocess may hold it, too.
+pub(crate) fn end_start(pipe: Descriptor) {
+    // An error says that the waiter has ended, which then waits for nothing.
+    let _ = File::from(pipe).write_all(&[1]);
 }
 
 /// The number that another process can make an exit status of, by [`exit_status`].

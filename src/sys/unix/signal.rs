@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use rustix::process::Signal as KernelSignal;
 
@@ -54,6 +55,18 @@ const NAMED: [(&str, Signal); 8] = [
     ("USR2", Signal::User2),
 ];
 
+/// What stops a server at once, in a sentence.
+#[cfg_attr(not(feature = "signals"), allow(dead_code))]
+pub(crate) const STOP_NOW: &str = "SIGQUIT";
+
+/// A process may go on when its terminal has been closed.
+pub(crate) const TERMINAL_CLOSE_LIMIT: Option<Duration> = None;
+
+/// Signals have their own names here.
+pub(in crate::sys) fn local_name(_signal: Signal) -> Option<&'static str> {
+    None
+}
+
 /// The signal with this name in capital letters, without `SIG`.
 pub(crate) fn from_name(name: &str) -> Option<Signal> {
     let named = NAMED.iter().find(|(known, _)| *known == name);
@@ -86,7 +99,8 @@ pub(in crate::sys) fn to_kernel(signal: Signal) -> KernelSignal {
         Signal::Quit => KernelSignal::QUIT,
         Signal::Stop => KernelSignal::STOP,
         Signal::Suspend => KernelSignal::TSTP,
-        Signal::Terminate => KernelSignal::TERM,
+        // Only Windows has the others.
+        Signal::Terminate | Signal::ServiceStop | Signal::Shutdown(_) => KernelSignal::TERM,
         Signal::User1 => KernelSignal::USR1,
         Signal::User2 => KernelSignal::USR2,
         // The number is one of `OTHERS`, which the kernel names all.
@@ -106,10 +120,12 @@ pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
 
 /// Calls `deliver` for each signal, from a thread of its own. The bool says whether the process
 /// ignored the signal when it started. If `deliver` returns false, the signal has its default
-/// action, unless the process ignored it. To be called once.
+/// action, unless the process ignored it. There are no event objects for a prefix to name. To be
+/// called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
-    deliver: impl Fn(Signal, bool) -> bool + Clone + Send + 'static,
+    _event_prefix: Option<&str>,
+    deliver: impl Fn(Signal, bool) -> bool + Clone + Send + Sync + 'static,
 ) -> std::io::Result<()> {
     use signal_hook::iterator::SignalsInfo;
     use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;

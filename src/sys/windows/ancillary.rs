@@ -14,7 +14,9 @@ pub(in crate::sys) fn send(
 ) -> io::Result<usize> {
     match descriptors.is_empty() {
         true => super::socket::send(socket, bytes),
-        false => Err(super::no_restarts_error()),
+        false => Err(super::unsupported_error(
+            "no descriptors come with a message on Windows",
+        )),
     }
 }
 

@@ -2,16 +2,40 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
-use std::os::windows::fs::FileExt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Error, ErrorKind, Seek, Write};
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::os::windows::io::AsRawHandle;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::directory::DirectoryEntry;
-use super::{no_restarts_error, no_unix_sockets_error};
+use windows_sys::Win32::Foundation::{ERROR_LOCK_VIOLATION, ERROR_SHARING_VIOLATION, GENERIC_READ};
+use windows_sys::Win32::Storage::FileSystem::{
+    BY_HANDLE_FILE_INFORMATION, DELETE, FILE_ATTRIBUTE_TEMPORARY, FILE_FLAG_DELETE_ON_CLOSE,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_TYPE_DISK, GetFileInformationByHandle, GetFileType,
+    LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
+};
+use windows_sys::Win32::System::IO::OVERLAPPED;
+
+use super::directory::{DirectoryEntry, parent_of};
+use super::no_unix_sockets_error;
+use crate::log;
 use crate::sys::IfLocked;
 
-pub(crate) fn create_anonymous(_bytes: &[u8]) -> io::Result<File> {
-    Err(no_restarts_error())
+/// A file that holds these bytes, and that goes when its last handle is closed, also by the end of
+/// the process. Nobody else can open it. Its position is the beginning.
+pub(crate) fn create_anonymous(bytes: &[u8]) -> io::Result<File> {
+    let number = RandomState::new().build_hasher().finish();
+    let path = std::env::temp_dir().join(format!("handover-{number:016x}"));
+    let mut options = File::options();
+    let options = options.read(true).write(true).create_new(true);
+    // The system keeps such a file in memory while it can.
+    let options = options.attributes(FILE_ATTRIBUTE_TEMPORARY);
+    let options = options.custom_flags(FILE_FLAG_DELETE_ON_CLOSE);
+    let mut file = options.share_mode(0).open(path)?;
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Moves the file's own position.
@@ -19,18 +43,70 @@ pub(crate) fn read_at(file: &File, into: &mut [u8], position: u64) -> io::Result
     file.seek_read(into, position)
 }
 
-pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {
-    Err(no_restarts_error())
+/// Locks a byte far behind the end of the file: here nobody else can read what is locked.
+#[allow(unsafe_code)]
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    let mut place = OVERLAPPED::default();
+    place.Anonymous.Anonymous.OffsetHigh = i32::MAX as u32;
+    let flags = LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY;
+    // SAFETY: the file is open, and the call, which waits for nothing, reads a live structure.
+    if unsafe { LockFileEx(file.as_raw_handle(), flags, 0, 1, 0, &mut place) } != 0 {
+        return Ok(true);
+    }
+    let error = Error::last_os_error();
+    match error.raw_os_error() {
+        Some(code) if code == ERROR_LOCK_VIOLATION as i32 => Ok(false),
+        _ => Err(error),
+    }
 }
 
-/// Never made: Unix sockets and restarts, which need it, are not supported.
-pub(crate) struct DirectoryLock(());
+/// How long [`lock_directory_of`] waits for another process.
+const DIRECTORY_LOCK_WAIT: Duration = Duration::from_secs(1);
 
+/// A file that one process at a time can open, and that goes with it.
+pub(crate) struct DirectoryLock(#[allow(dead_code)] File);
+
+/// A directory itself cannot be locked here.
 pub(crate) fn lock_directory_of(
-    _path: &Path,
-    _if_locked: IfLocked,
+    path: &Path,
+    if_locked: IfLocked,
 ) -> io::Result<Option<DirectoryLock>> {
+    let directory = parent_of(path);
+    let wait = match if_locked {
+        IfLocked::Wait => DIRECTORY_LOCK_WAIT,
+        IfLocked::Ignore | IfLocked::Fail => Duration::ZERO,
+    };
+    let give_up_at = Instant::now() + wait;
+    let mut options = File::options();
+    let options = options.access_mode(GENERIC_READ | DELETE).share_mode(0);
+    let options = options
+        .create(true)
+        .write(true)
+        .custom_flags(FILE_FLAG_DELETE_ON_CLOSE);
+    let path = directory.join(".handover-lock");
+    let error = loop {
+        match options.open(&path) {
+            Ok(file) => return Ok(Some(DirectoryLock(file))),
+            Err(error) if !is_in_use(&error) => break error,
+            Err(_) if Instant::now() >= give_up_at => {
+                let text = "another process has locked the directory";
+                break Error::new(ErrorKind::WouldBlock, text);
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    if if_locked == IfLocked::Fail && error.kind() == ErrorKind::WouldBlock {
+        return Err(error);
+    }
+    let shown = directory.display();
+    log::debug!("cannot lock the directory {shown}, continuing without the lock: {error}");
     Ok(None)
+}
+
+/// Another process has the file open. A file that is about to go refuses access.
+fn is_in_use(error: &Error) -> bool {
+    error.raw_os_error() == Some(ERROR_SHARING_VIOLATION as i32)
+        || error.kind() == ErrorKind::PermissionDenied
 }
 
 pub(crate) fn is_executable(path: &Path) -> bool {
@@ -44,17 +120,52 @@ pub(crate) fn is_own_program(path: &Path) -> bool {
     })
 }
 
-/// Nothing is opened here that could wait.
-pub(crate) fn open_regular(path: &Path, _follows_link: bool) -> io::Result<File> {
-    File::open(path)
+/// Refuses pipes and devices, whose names are paths too.
+#[allow(unsafe_code)]
+pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> {
+    let no_follow = if follows_link {
+        0
+    } else {
+        FILE_FLAG_OPEN_REPARSE_POINT
+    };
+    let file = File::options()
+        .read(true)
+        .custom_flags(no_follow)
+        .open(path)?;
+    // SAFETY: the file is open.
+    let kind = unsafe { GetFileType(file.as_raw_handle()) };
+    match kind == FILE_TYPE_DISK && file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(Error::new(
+            ErrorKind::InvalidInput,
+            "this is not a regular file",
+        )),
+    }
 }
 
+/// Every process has the rights of its own user here, so that nothing has to be asked for another.
 pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
-    File::open(path)
+    open_regular(path, true)
 }
 
-pub(crate) fn inode(_file: &File) -> io::Result<(u64, u64)> {
-    Err(no_restarts_error())
+/// The volume, and the file's index in it.
+pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
+    information(file).map(|found| file_id(&found))
+}
+
+#[allow(unsafe_code)]
+pub(super) fn information(file: &File) -> io::Result<BY_HANDLE_FILE_INFORMATION> {
+    let mut found = BY_HANDLE_FILE_INFORMATION::default();
+    // SAFETY: the file is open, and the call fills a live structure.
+    match unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) } {
+        0 => Err(Error::last_os_error()),
+        _ => Ok(found),
+    }
+}
+
+pub(super) fn file_id(found: &BY_HANDLE_FILE_INFORMATION) -> (u64, u64) {
+    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
+    (found.dwVolumeSerialNumber.into(), index)
 }
 
 pub(crate) fn free_socket_path(
@@ -67,4 +178,75 @@ pub(crate) fn free_socket_path(
 
 pub(crate) fn os_string(bytes: &[u8]) -> OsString {
     String::from_utf8_lossy(bytes).into_owned().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn an_anonymous_file_holds_its_bytes_and_goes_when_it_is_closed() {
+        let named = || {
+            let dir = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+            let names = dir.map(|entry| entry.file_name().into_string().unwrap_or_default());
+            names
+                .filter(|name| name.starts_with("handover-"))
+                .collect::<Vec<_>>()
+        };
+        let before = named();
+        let mut file = create_anonymous(b"text").unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        let new = named()
+            .into_iter()
+            .find(|name| !before.contains(name))
+            .unwrap();
+        drop(file);
+        assert!(!std::env::temp_dir().join(new).exists());
+    }
+
+    #[test]
+    fn a_lock_keeps_others_out_until_it_is_closed_and_lets_them_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "text").unwrap();
+        let [first, second] = [(); 2].map(|()| File::open(&path).unwrap());
+        assert!(try_lock(&first).unwrap());
+        assert!(!try_lock(&second).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
+        drop(first);
+        assert!(try_lock(&second).unwrap());
+    }
+
+    #[test]
+    fn a_directory_has_one_lock_which_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let lock = lock_directory_of(&path, IfLocked::Fail).unwrap();
+        assert!(lock.is_some());
+        let error = lock_directory_of(&path, IfLocked::Fail).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(
+            lock_directory_of(&path, IfLocked::Ignore)
+                .unwrap()
+                .is_none()
+        );
+        drop(lock);
+        assert!(lock_directory_of(&path, IfLocked::Fail).unwrap().is_some());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        assert!(open_regular(&path, false).is_ok());
+        assert!(open_regular(Path::new("NUL"), true).is_err());
+        let missing = open_regular(&dir.path().join("missing"), false);
+        assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+    }
 }

@@ -1,36 +1,90 @@
-//! Windows: no process exchanges messages with a successor or a service manager yet.
+//! Windows: messages between a process and its successor, over a connection of the loopback
+//! interface. See `other/packet.rs` for what goes over it.
 
-use std::ffi::OsStr;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use socket2::Socket;
+use socket2::{Domain, Protocol, Socket, Type};
 
-pub(crate) use super::ancillary::receive_all;
+pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
-use super::no_restarts_error;
-use crate::sys::Descriptor;
+use super::unsupported_error;
 
+/// More connections of other processes than that are not refused, one after another, in a call of
+/// [`create_pair`].
+const MOST_OTHERS: u32 = 100;
+
+/// Two connected, non-blocking sockets, for [`send_packet`] and [`receive`].
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    Err(no_restarts_error())
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    super::socket::allow_rebind(&listener)?;
+    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    listener.listen(8)?;
+    let one = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    one.connect(&listener.local_addr()?)?;
+    // Any process may connect to the listener, so that the other end is the one with the address of
+    // this end.
+    let own = one.local_addr()?.as_socket();
+    for _ in 0..MOST_OTHERS {
+        let (other, peer) = listener.accept()?;
+        if peer.as_socket() == own {
+            for socket in [&one, &other] {
+                socket.set_nonblocking(true)?;
+                socket.set_tcp_nodelay(true)?;
+            }
+            return Ok((one, other));
+        }
+    }
+    Err(io::Error::other(
+        "other processes connect to a port that was just bound",
+    ))
 }
 
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
-    Err(no_restarts_error())
-}
-
-pub(crate) fn send<S>(_: &S, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_restarts_error())
-}
-
-pub(crate) fn send_answer(_: &Descriptor, _text: &str, _: &[&Descriptor]) -> io::Result<()> {
-    Err(no_restarts_error())
+    Err(unsupported_error(
+        "no descriptors come with a message on Windows",
+    ))
 }
 
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
-pub(crate) fn connect_to_manager(_manager: &OsStr) -> io::Result<Socket> {
-    Err(no_restarts_error())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match receive(socket, buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    crate::sys::socket::wait_ready(socket, crate::sys::Interest::Read, None)?;
+                }
+                received => return received.map(|(size, _)| size),
+            }
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_apart() {
+        let (own, other) = create_pair().unwrap();
+        let nothing = receive(&other, &mut [0; 8]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        for text in ["ab", "c", "def", "too long by far", "g"] {
+            send_packet(&own, text, &[]).unwrap();
+        }
+        // The beginning of a message that never ends.
+        own.send(&[3, 0, 0, 0, b'x']).unwrap();
+        drop(own);
+        let mut buffer = [0; 8];
+        for expected in ["ab", "c", "def"] {
+            let size = received(&other, &mut buffer).unwrap();
+            assert_eq!(&buffer[..size], expected.as_bytes());
+        }
+        let cut = received(&other, &mut buffer).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(received(&other, &mut buffer).unwrap(), 1);
+        received(&other, &mut buffer).unwrap_err();
+    }
 }

@@ -1,27 +1,42 @@
-//! Windows: every module of the contract but the poller and supervision. A process cannot have a
-//! successor here yet, and there are no Unix sockets, so that much of it is an error.
+//! Windows: every module of the contract but the poller and scheduling.
 
 use std::io;
 
 pub(in crate::sys) mod ancillary;
 pub(crate) mod clock;
+mod command_line;
+mod console;
+pub(crate) mod control_client;
 pub(crate) mod descriptor;
 pub(crate) mod directory;
+mod events;
 pub(crate) mod file;
+pub(in crate::sys) mod handle;
 pub(crate) mod limits;
+mod manager;
 pub(crate) mod message;
+mod passing;
+mod pipe;
 pub(crate) mod process;
+mod security;
+#[cfg(feature = "windows-service")]
+pub(crate) mod service;
+mod share;
 pub(crate) mod signal;
 pub(crate) mod socket;
+mod start_guard;
+mod supervised_events;
+pub(crate) mod supervision;
 
 fn unsupported_error(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
-fn no_restarts_error() -> io::Error {
-    unsupported_error("restarts are not supported on Windows")
-}
-
 fn no_unix_sockets_error() -> io::Error {
     unsupported_error("Unix sockets are not supported on Windows")
+}
+
+/// A text for the system: UTF-16, with a null character at its end.
+fn wide(text: &str) -> Vec<u16> {
+    text.encode_utf16().chain([0]).collect()
 }

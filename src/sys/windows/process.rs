@@ -1,63 +1,440 @@
-//! Windows: no process starts a successor yet.
+//! Windows: starts programs, and waits for their end.
+//!
+//! A process is created without running, gets its [passing table](super::passing), and then runs. It
+//! inherits its three standard handles and the table, and nothing else. Its id is its own as long as
+//! a handle of it is open, and [`Process`] has one.
+//!
+//! [`spawn_child`] keeps the handle of each child in a list, because its callers know children by
+//! their ids: [`child_handle`] gives a copy of it, and [`reap_child`] forgets a child that has ended.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, OwnedHandle};
+use std::os::windows::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::ptr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::no_restarts_error;
-use crate::sys::{ProcessState, SpawnOptions};
+use parking_lot::Mutex;
+use windows_sys::Win32::Foundation::HANDLE;
+use windows_sys::Win32::System::Console::{
+    GetConsoleCP, STD_ERROR_HANDLE, STD_INPUT_HANDLE, STD_OUTPUT_HANDLE,
+};
+use windows_sys::Win32::System::Threading::{
+    CREATE_NEW_PROCESS_GROUP, CREATE_NO_WINDOW, CREATE_SUSPENDED, CREATE_UNICODE_ENVIRONMENT,
+    CreateProcessW, DeleteProcThreadAttributeList, EXTENDED_STARTUPINFO_PRESENT,
+    GetExitCodeProcess, InitializeProcThreadAttributeList, LPPROC_THREAD_ATTRIBUTE_LIST,
+    PROC_THREAD_ATTRIBUTE_HANDLE_LIST, PROCESS_INFORMATION, ResumeThread, STARTF_USESTDHANDLES,
+    STARTUPINFOEXW, STARTUPINFOW, TerminateProcess, UpdateProcThreadAttribute,
+};
 
-pub(crate) const SUPPORTS_RESTARTS: bool = false;
+use super::command_line::{command_line, environment_block, wide};
+use super::descriptor::standard_handle;
+use super::handle::{self, check, wait_for};
+use super::passing::{self, Section};
+use super::start_guard::{self, StartJob, assign};
+use super::unsupported_error;
+use crate::log;
+use crate::sys::{Descriptor, ProcessState, SpawnOptions};
 
+/// Whether a successor can replace this process.
+pub(crate) const SUPPORTS_RESTARTS: bool = true;
+
+/// The variable that holds the name of the working directory, as the shell gave it. Windows itself
+/// keeps the name.
+pub(crate) const WORKING_DIR_VARIABLE: Option<&str> = None;
+
+/// A program that [`spawn`] has started. Dropping this does not end the program.
 #[derive(Debug)]
-pub(crate) enum Process {}
+pub(crate) struct Process {
+    pid: u32,
+    state: ProcessState,
+    /// `None` after [`detach`](Self::detach).
+    handle: Option<OwnedHandle>,
+    /// See [`StartGuard`](crate::sys::StartGuard).
+    start_job: Option<StartJob>,
+}
 
 impl Process {
     pub(crate) fn id(&self) -> u32 {
-        match *self {}
+        self.pid
     }
 
-    pub(crate) fn wait(&mut self, _timeout: Duration) -> io::Result<ProcessState> {
-        match *self {}
+    /// Waits up to `timeout` for the end of the program. After [`detach`](Self::detach), returns
+    /// what was known before.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<ProcessState> {
+        if let (ProcessState::Running, Some(handle)) = (self.state, &self.handle) {
+            if wait_for(handle.as_handle(), timeout)? {
+                self.state = ProcessState::Ended(end_of(handle)?);
+            }
+        }
+        Ok(self.state)
     }
 
+    /// Ends the program with the exit code 1, unless it has ended or is detached.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
-        match *self {}
+        match (&self.handle, self.state) {
+            (Some(handle), ProcessState::Running) => terminate(handle.as_handle()),
+            _ => Ok(()),
+        }
     }
 
+    /// Lets the program go on without this process.
     pub(crate) fn detach(&mut self) {
-        match *self {}
+        if let (Some(job), ProcessState::Running) = (self.start_job.take(), self.state) {
+            job.release();
+        }
+        self.handle = None;
     }
 }
 
-pub(crate) fn spawn(_options: &SpawnOptions<'_>) -> io::Result<Process> {
-    Err(no_restarts_error())
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.detach();
+    }
 }
 
-pub(crate) fn spawn_child(_options: &SpawnOptions<'_>) -> io::Result<u32> {
-    Err(no_restarts_error())
+/// Starts a program that may outlive this process.
+///
+/// # Errors
+///
+/// No memory, no such directory or program. `InvalidInput` for what no command line can hold, and
+/// for a batch file.
+pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
+    let guard = options.start_guard.as_ref();
+    let start_job = guard.map(|_| StartJob::new()).transpose()?;
+    let (pid, handle) = start(options, start_job.as_ref())?;
+    Ok(Process {
+        pid,
+        state: ProcessState::Running,
+        handle: Some(handle),
+        start_job,
+    })
 }
 
+/// The children of this process that were not reaped.
+static CHILDREN: LazyLock<Mutex<HashMap<u32, OwnedHandle>>> = LazyLock::new(Mutex::default);
+
+/// Starts a program as a child that the caller reaps, by [`reap_child`], and returns the program's
+/// id. The guardian in the options puts the child into its job.
+///
+/// # Errors
+///
+/// Those of [`spawn`].
+pub(crate) fn spawn_child(options: &SpawnOptions<'_>) -> io::Result<u32> {
+    let (pid, handle) = start(options, None)?;
+    CHILDREN.lock().insert(pid, handle);
+    Ok(pid)
+}
+
+/// A handle of a child that was not reaped: for waits, and to end it.
+#[allow(dead_code)]
+pub(in crate::sys) fn child_handle(pid: u32) -> Option<OwnedHandle> {
+    let children = CHILDREN.lock();
+    children.get(&pid)?.try_clone().ok()
+}
+
+/// A child that has ended. From now on its id may be that of another process, unless another handle
+/// of it is open.
+#[allow(dead_code)]
+pub(in crate::sys) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
+    let mut children = CHILDREN.lock();
+    for (&pid, handle) in children.iter() {
+        if wait_for(handle.as_handle(), Duration::ZERO)? {
+            let status = end_of(handle)?;
+            children.remove(&pid);
+            return Ok(Some((pid, status)));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes the process, and lets it run.
+fn start(
+    options: &SpawnOptions<'_>,
+    start_job: Option<&StartJob>,
+) -> io::Result<(u32, OwnedHandle)> {
+    if options.identity.is_some() {
+        return Err(unsupported_error("no program gets another user on Windows"));
+    }
+    let section = Section::new(options.env_with_pid, options.descriptors.len())?;
+    let created = create_suspended(options, &section)?;
+    let process = created.process.as_handle();
+    if let Some(guardian) = options.guardian {
+        assign(guardian.pipe().as_handle()?, process)?;
+    }
+    let limit = match (start_job, &options.start_guard) {
+        (Some(job), Some(guard)) => Some(job.admit(process, guard.limit)?),
+        _ => None,
+    };
+    let (variables, descriptors) = (options.env_with_pid, options.descriptors);
+    section.fill(created.pid, process, limit, variables, descriptors)?;
+    created.run()
+}
+
+/// A process that does not run yet. Its drop ends it.
+struct Suspended {
+    pid: u32,
+    process: OwnedHandle,
+    thread: OwnedHandle,
+    runs: bool,
+}
+
+impl Suspended {
+    #[allow(unsafe_code)]
+    fn run(mut self) -> io::Result<(u32, OwnedHandle)> {
+        let process = self.process.try_clone()?;
+        // SAFETY: the handle is open.
+        if unsafe { ResumeThread(self.thread.as_raw_handle()) } == u32::MAX {
+            return Err(io::Error::last_os_error());
+        }
+        self.runs = true;
+        Ok((self.pid, process))
+    }
+}
+
+impl Drop for Suspended {
+    fn drop(&mut self) {
+        if !self.runs {
+            if let Err(error) = terminate(self.process.as_handle()) {
+                log::error!("cannot end process {}, which never ran: {error}", self.pid);
+            }
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn create_suspended(options: &SpawnOptions<'_>, section: &Section) -> io::Result<Suspended> {
+    let program = program_path(options.program)?;
+    let mut line = command_line(options.args)?;
+    let entries = options.env.iter().cloned().chain([section.variable()]);
+    let env = environment_block(&entries.collect::<Vec<_>>())?;
+    let dir = options.dir.map(|dir| wide(dir.as_os_str())).transpose()?;
+    let [stdin, stdout, stderr] = [
+        (options.stdin, STD_INPUT_HANDLE),
+        (options.stdout, STD_OUTPUT_HANDLE),
+        (options.stderr, STD_ERROR_HANDLE),
+    ]
+    .map(|(given, own)| inheritable(given, own));
+    let standard = [stdin?, stdout?, stderr?];
+    let raw = |handle: &Option<OwnedHandle>| match handle {
+        Some(handle) => handle.as_raw_handle(),
+        None => ptr::null_mut(),
+    };
+    let inherited = standard.iter().flatten().map(AsRawHandle::as_raw_handle);
+    let attributes = Attributes::new(
+        inherited
+            .chain([section.handle().as_raw_handle()])
+            .collect(),
+    )?;
+    let startup = STARTUPINFOEXW {
+        StartupInfo: STARTUPINFOW {
+            cb: size_of::<STARTUPINFOEXW>() as u32,
+            dwFlags: STARTF_USESTDHANDLES,
+            hStdInput: raw(&standard[0]),
+            hStdOutput: raw(&standard[1]),
+            hStdError: raw(&standard[2]),
+            ..STARTUPINFOW::default()
+        },
+        lpAttributeList: attributes.pointer,
+    };
+    let mut flags = CREATE_SUSPENDED | CREATE_UNICODE_ENVIRONMENT | EXTENDED_STARTUPINFO_PRESENT;
+    if options.own_group {
+        flags |= CREATE_NEW_PROCESS_GROUP;
+    }
+    let mut created = PROCESS_INFORMATION::default();
+    // SAFETY: the texts end with a NUL, the structures have the sizes that they say, all of them and
+    // the handles in them are alive, and the command line may be changed. If the call succeeds, it
+    // has made two handles, which nothing else owns.
+    unsafe {
+        if GetConsoleCP() == 0 {
+            // Otherwise a program of a service, which has no console, would open a window.
+            flags |= CREATE_NO_WINDOW;
+        }
+        check(CreateProcessW(
+            program.as_ptr(),
+            line.as_mut_ptr(),
+            ptr::null(),
+            ptr::null(),
+            1,
+            flags,
+            env.as_ptr().cast(),
+            dir.as_ref().map_or(ptr::null(), |dir| dir.as_ptr()),
+            &startup.StartupInfo,
+            &mut created,
+        ))?;
+        Ok(Suspended {
+            pid: created.dwProcessId,
+            process: handle::own(created.hProcess)?,
+            thread: handle::own(created.hThread)?,
+            runs: false,
+        })
+    }
+}
+
+/// The path of a program. The rules by which cmd.exe reads the arguments of a batch file are not
+/// those of a command line, so that no argument could be quoted safely.
+fn program_path(path: &Path) -> io::Result<Vec<u16>> {
+    let is = |end: &str| {
+        path.extension()
+            .is_some_and(|own| own.eq_ignore_ascii_case(end))
+    };
+    if is("bat") || is("cmd") {
+        let text = "a batch file: give cmd.exe as the program, and the file as its argument";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    wide(path.as_os_str())
+}
+
+/// A handle that the program inherits as a standard handle: the given one, or that of this process.
+fn inheritable(given: Option<&Descriptor>, own: u32) -> io::Result<Option<OwnedHandle>> {
+    match given {
+        Some(given) => handle::duplicate(given.as_handle()?, true).map(Some),
+        // A standard handle that was closed is none.
+        None => match standard_handle(own) {
+            Ok(Some(own)) => handle::duplicate(own.as_handle(), true).map(Some),
+            Ok(None) | Err(_) => Ok(None),
+        },
+    }
+}
+
+/// The list of handles that a new process inherits.
+struct Attributes {
+    pointer: LPPROC_THREAD_ATTRIBUTE_LIST,
+    /// What `pointer` points to: words, because the list has to be aligned.
+    _list: Vec<usize>,
+    /// What the list points to.
+    handles: Box<[HANDLE]>,
+}
+
+impl Attributes {
+    #[allow(unsafe_code)]
+    fn new(handles: Vec<HANDLE>) -> io::Result<Self> {
+        let mut size = 0;
+        // SAFETY: without a list, the call only tells the size.
+        unsafe { InitializeProcThreadAttributeList(ptr::null_mut(), 1, 0, &mut size) };
+        let mut list = vec![0usize; size.div_ceil(size_of::<usize>())];
+        let pointer = list.as_mut_ptr().cast();
+        // SAFETY: the memory is as large as the first call has said.
+        check(unsafe { InitializeProcThreadAttributeList(pointer, 1, 0, &mut size) })?;
+        let attributes = Self {
+            pointer,
+            _list: list,
+            handles: handles.into_boxed_slice(),
+        };
+        // SAFETY: the list is initialised, and the handles live as long as the list.
+        check(unsafe {
+            UpdateProcThreadAttribute(
+                pointer,
+                0,
+                PROC_THREAD_ATTRIBUTE_HANDLE_LIST as usize,
+                attributes.handles.as_ptr().cast(),
+                size_of_val(&*attributes.handles),
+                ptr::null_mut(),
+                ptr::null(),
+            )
+        })?;
+        Ok(attributes)
+    }
+}
+
+impl Drop for Attributes {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: the list is initialised.
+        unsafe { DeleteProcThreadAttributeList(self.pointer) }
+    }
+}
+
+#[allow(unsafe_code)]
+fn terminate(process: BorrowedHandle<'_>) -> io::Result<()> {
+    // SAFETY: the handle is open.
+    let ended = check(unsafe { TerminateProcess(process.as_raw_handle(), 1) });
+    ended.or_else(|error| match wait_for(process, Duration::ZERO) {
+        // It has ended by itself.
+        Ok(true) => Ok(()),
+        _ => Err(error),
+    })
+}
+
+/// How a process has ended.
+#[allow(unsafe_code)]
+fn end_of(process: &OwnedHandle) -> io::Result<ExitStatus> {
+    let mut code = 0;
+    // SAFETY: the handle is open, and `code` is alive.
+    check(unsafe { GetExitCodeProcess(process.as_raw_handle(), &mut code) })?;
+    Ok(ExitStatus::from_raw(code))
+}
+
+/// No process can run another program in its place.
 pub(crate) fn replace_program(_options: &SpawnOptions<'_>) -> io::Error {
-    no_restarts_error()
+    unsupported_error("no process can change its program on Windows")
 }
 
-pub(crate) fn raw_exit_status(_status: ExitStatus) -> Option<i32> {
-    None
+/// The extensions of files that Windows starts as programs, without the help of another one.
+const EXTENSIONS: [&str; 2] = ["exe", "com"];
+
+/// The file of a program that was named so, mostly without its extension. `None` if there is none.
+/// PATHEXT also names files that a shell runs, such as batch files. The shell is the program then.
+pub(crate) fn find_program_file(named: PathBuf) -> Option<PathBuf> {
+    let with_extension = |extension: &str| {
+        let mut path = named.clone().into_os_string();
+        path.push(".");
+        path.push(extension);
+        PathBuf::from(path)
+    };
+    if named.extension().is_some() && named.is_file() {
+        return Some(named);
+    }
+    let mut paths = EXTENSIONS.into_iter().map(with_extension);
+    paths.find(|path| path.is_file())
 }
 
-pub(crate) fn exit_status(_raw: i32) -> Option<ExitStatus> {
-    None
+/// Reads a variable that is for this process only, and not for the programs that it starts.
+pub(crate) fn own_variable(name: &str) -> Option<std::ffi::OsString> {
+    passing::own_variable(name)
 }
 
+/// Whether an entry `NAME=value` is that of the variable `name`.
+pub(crate) fn is_entry_of(entry: &OsStr, name: &OsStr) -> bool {
+    super::command_line::is_entry_of(entry, name)
+}
+
+/// This process begins its start: see [`StartGuard`](crate::sys::StartGuard).
+pub(crate) fn begin_start() {
+    start_guard::take_over();
+}
+
+/// This process has started. `pipe` is what it was passed for this.
+pub(crate) fn end_start(pipe: Descriptor) {
+    start_guard::end();
+    drop(pipe);
+}
+
+/// The number that another process can make an exit status of, by [`exit_status`].
+pub(crate) fn raw_exit_status(status: ExitStatus) -> Option<i32> {
+    status.code()
+}
+
+/// The exit status with this number.
+pub(crate) fn exit_status(raw: i32) -> Option<ExitStatus> {
+    Some(ExitStatus::from_raw(raw as u32))
+}
+
+/// There are no process groups here of which a process could be the leader.
 pub(crate) fn is_group_leader() -> bool {
     false
 }
 
+/// There are no numbers of groups here.
 pub(crate) fn effective_gid() -> u32 {
     u32::MAX
 }
 
+/// There are no numbers of users here.
 pub(crate) fn effective_uid() -> u32 {
     u32::MAX
 }

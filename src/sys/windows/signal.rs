@@ -1,21 +1,129 @@
-//! Windows: Ctrl-C.
+//! Windows: what stands for signals: event objects, console events, and requests of the service
+//! control manager.
 
+use std::io;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use super::console;
+use super::events::NamedEvents;
+use super::supervised_events;
+use crate::log;
 use crate::sys::Signal;
 
-/// Calls `deliver` for each Ctrl-C, from a thread of its own, until the process ends. Where
-/// `deliver` returns false the process ends, as by default. To be called once.
+/// STATUS_CONTROL_C_EXIT, the exit code of a program that a console event has ended.
+const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
+
+/// What stops a server at once, in a sentence.
+#[cfg_attr(not(feature = "signals"), allow(dead_code))]
+pub(crate) const STOP_NOW: &str = "the stop-now event";
+
+/// The system ends a process whose console was closed.
+pub(crate) const TERMINAL_CLOSE_LIMIT: Option<Duration> = Some(console::TIME_LEFT);
+
+static DELIVER: OnceLock<Box<dyn Fn(Signal) -> bool + Send + Sync>> = OnceLock::new();
+
+/// What stands for a signal here.
+pub(in crate::sys) fn local_name(signal: Signal) -> Option<&'static str> {
+    Some(match signal {
+        Signal::Hangup => "restart event",
+        Signal::Interrupt => "Ctrl-C or Ctrl-Break",
+        Signal::Kill => "TerminateProcess",
+        Signal::Quit => "stop-now event",
+        Signal::TerminalClosed => "console closed",
+        Signal::Terminate => "stop event",
+        Signal::User1 => "user1 event",
+        _ => return None,
+    })
+}
+
+/// Calls `deliver` for each signal, from threads of its own, until the process ends. The bool is
+/// false, as no process ignores one. Where `deliver` returns false, the process ends by what would
+/// stop a server, and does nothing on the rest. `event_prefix` is how the names of the event objects
+/// begin, by default `Local\` and the name of the program. To be called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
-    deliver: impl Fn(Signal, bool) -> bool + Clone + Send + 'static,
-) -> std::io::Result<()> {
-    /// STATUS_CONTROL_C_EXIT, the exit code of a program that Ctrl-C has ended.
-    const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
-    ctrlc::set_handler(move || {
-        if !deliver(Signal::Interrupt, false) {
-            std::process::exit(CONTROL_C_EXIT);
+    event_prefix: Option<&str>,
+    deliver: impl Fn(Signal, bool) -> bool + Clone + Send + Sync + 'static,
+) -> io::Result<()> {
+    let deliver = move |signal| deliver(signal, false);
+    let handle_ctrl_c = deliver.clone();
+    let install = move || {
+        let handler = move || end_unless(handle_ctrl_c(Signal::Interrupt));
+        ctrlc::set_handler(handler).map_err(io::Error::other)
+    };
+    watch(event_prefix, Some(install), deliver)
+}
+
+/// As `install_handlers`. `ctrl_c` installs the handler of Ctrl-C and Ctrl-Break, if there is to be
+/// another one than that of this module.
+fn watch(
+    event_prefix: Option<&str>,
+    ctrl_c: Option<impl FnOnce() -> io::Result<()>>,
+    deliver: impl Fn(Signal) -> bool + Clone + Send + Sync + 'static,
+) -> io::Result<()> {
+    let prefix = event_prefix.map_or_else(default_prefix, str::to_owned);
+    let own = NamedEvents::create(&prefix)?;
+    let manager = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let of_supervisor = supervised_events::prefix_of(&manager);
+    let of_supervisor = of_supervisor.map(|prefix| NamedEvents::create(&prefix));
+    let takes_ctrl_c = ctrl_c.is_none();
+    // Before the handler of this module: the last one that is installed is called first.
+    ctrl_c.map_or(Ok(()), |install| install())?;
+    console::watch(takes_ctrl_c, deliver.clone())?;
+    let _ = DELIVER.set(Box::new(deliver.clone()));
+    for events in [Some(own), of_supervisor.transpose()?]
+        .into_iter()
+        .flatten()
+    {
+        let deliver = deliver.clone();
+        thread::Builder::new()
+            .name("handover-signal".to_owned())
+            .spawn(move || deliver_events(&events, deliver))?;
+    }
+    let pid = std::process::id();
+    log::info!(
+        "the event objects of this process are {prefix}.{pid}.stop, stop-now, restart, user1"
+    );
+    Ok(())
+}
+
+fn deliver_events(events: &NamedEvents, deliver: impl Fn(Signal) -> bool) {
+    loop {
+        match events.wait() {
+            Ok(signal @ (Signal::Terminate | Signal::Quit)) => end_unless(deliver(signal)),
+            Ok(signal) => drop(deliver(signal)),
+            Err(error) => return log::error!("cannot wait for event objects: {error}"),
         }
-    })
-    .map_err(std::io::Error::other)
+    }
+}
+
+/// Calls `deliver` for each signal, as `install_handlers`. For a supervisor, which handles Ctrl-C
+/// also without the feature `signals`.
+pub(in crate::sys) fn watch_for_supervisor(deliver: fn(Signal) -> bool) -> io::Result<()> {
+    watch(None, None::<fn() -> io::Result<()>>, deliver)
+}
+
+/// Delivers a signal that comes neither from an event object nor from a console. False if nothing
+/// handles it.
+#[cfg_attr(not(feature = "windows-service"), allow(dead_code))]
+pub(super) fn raise(signal: Signal) -> bool {
+    DELIVER.get().is_some_and(|deliver| deliver(signal))
+}
+
+fn end_unless(is_handled: bool) {
+    if !is_handled {
+        std::process::exit(CONTROL_C_EXIT);
+    }
+}
+
+/// `Local\` and the name of the program's file, without its extension.
+fn default_prefix() -> String {
+    let program = std::env::current_exe().ok();
+    let stem = program.as_deref().and_then(|program| program.file_stem());
+    let stem = stem.map_or("handover".into(), |stem| stem.to_string_lossy());
+    format!(r"Local\{stem}")
 }
 
 /// No program is told to end by a signal.

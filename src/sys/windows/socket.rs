@@ -15,7 +15,7 @@ use windows_sys::Win32::Networking::WinSock::{
 
 use super::unsupported_error;
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, queued_connections, send_file, set_accept_options,
 };
 use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 

@@ -47,6 +47,9 @@ const INTERVAL: libc::timespec = libc::timespec {
 };
 
 impl Guardian {
+    /// Servers of this crate see by the lifeline when their supervisor dies.
+    pub(crate) const NEEDS_EACH_CHILD: bool = false;
+
     /// Starts a guardian, which knows of these processes and groups from the beginning, as with
     /// [`watch`](Self::watch). Processes are started with `identity`. `limit` is how long processes may take to exit after SIGTERM. With
     /// `kills_all`, this is so for the processes themselves, too, and not only for what they leave

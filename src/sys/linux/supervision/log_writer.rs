@@ -28,6 +28,7 @@ use rustix::fs::{Gid, Uid, fchown};
 use rustix::pipe::fcntl_setpipe_size;
 use socket2::Socket;
 
+use super::Source;
 use crate::sys::native::packet;
 use crate::sys::unix::exec_plan::close_descriptors;
 use crate::sys::unix::{check, clock, descriptor, signal};
@@ -111,6 +112,11 @@ impl LogWriter {
     }
 
     pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// What tells that there is a report.
+    pub(crate) fn source(&self) -> Source<'_> {
         &self.socket
     }
 

@@ -17,8 +17,8 @@ use rustix::process::{
     test_kill_process, test_kill_process_group, wait, waitid,
 };
 use rustix::time::{ClockId, clock_gettime};
-use socket2::Socket;
 
+pub(crate) use crate::sys::unix::control::{ControlPipe, ControlStream, Source, source_of};
 use crate::sys::{Interest, Signal, signal};
 
 mod guardian;
@@ -31,12 +31,24 @@ mod signal_fd;
 pub(crate) use guardian::Guardian;
 pub(crate) use identity::{find_group, find_identity};
 pub(crate) use log_writer::{LogWriter, open_log_file, prepare_log_pipe};
-pub(crate) use notify_socket::NotifySocket;
+pub(crate) use notify_socket::{NotifySocket, TakenNotification};
 pub(crate) use pid_fd::PidFd;
 pub(crate) use signal_fd::SignalFd;
 
 /// Whether this system has what a supervisor needs.
 pub(crate) const IS_SUPPORTED: bool = true;
+
+/// Whether the supervisor can execute another program in its process.
+pub(crate) const SUPPORTS_UPGRADES: bool = true;
+
+/// Whether the processes of a process group can be found and signalled.
+pub(crate) const HAS_PROCESS_GROUPS: bool = true;
+
+/// Whether a signal ends a process that has no handler for it.
+pub(crate) const SIGNALS_ARE_FATAL: bool = true;
+
+/// The settings that this system does not support, by the names of their setters.
+pub(crate) const UNSUPPORTED_SETTINGS: &[&str] = &[];
 
 /// Makes descendants that lose their parent children of this process, which is then told of their
 /// ends (PR_SET_CHILD_SUBREAPER).
@@ -44,15 +56,15 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Waits for a signal, for a socket that is ready or can accept, for the end of a process, or for the
+/// Waits for a signal, for a source that is ready or can accept, for the end of a process, or for the
 /// time-out.
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
-    sockets: &[(&Socket, Interest)],
+    sources: &[(Source<'_>, Interest)],
     processes: impl Iterator<Item = &'a PidFd>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
-    let sockets = sockets.iter().map(|(socket, interest)| {
+    let sources = sources.iter().map(|(socket, interest)| {
         let wanted = match interest {
             Interest::Read => PollFlags::IN,
             Interest::Write => PollFlags::OUT,
@@ -63,7 +75,7 @@ pub(crate) fn wait_for_any<'a>(
     let processes = processes.filter_map(|process| Some(process.fd.as_ref()?.as_fd()));
     let others = processes.chain([signals.0.as_fd()]);
     let others = others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    let mut fds: Vec<PollFd<'_>> = sockets.chain(others).collect();
+    let mut fds: Vec<PollFd<'_>> = sources.chain(others).collect();
     // A time-out too long for the call is none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut fds, timeout.as_ref()) {
@@ -93,6 +105,26 @@ pub(crate) fn is_child(pid: u32) -> bool {
 /// False if the process is another user's whose processes this one may not send signals (kill(2)).
 pub(crate) fn may_signal(pid: u32) -> bool {
     kernel_pid(pid).is_some_and(|pid| test_kill_process(pid) != Err(Errno::PERM))
+}
+
+/// Whether the process descends from this one. `None`: the caller finds out from /proc.
+pub(crate) fn is_descendant(_pid: u32) -> Option<bool> {
+    None
+}
+
+/// The parent of a process. `None`: the caller finds out from /proc.
+pub(crate) fn parent_of(_pid: u32) -> Option<u32> {
+    None
+}
+
+/// How long ago a process was started. `None`: the caller finds out from /proc.
+pub(crate) fn age_of(_pid: u32) -> Option<Duration> {
+    None
+}
+
+/// The resident size of a process in bytes. `None`: the caller finds out from /proc.
+pub(crate) fn resident_size(_pid: u32) -> Option<u64> {
+    None
 }
 
 /// How long ago something was that /proc dates in clock ticks since the boot (`starttime` in

@@ -8,8 +8,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use rustix::net::sockopt::set_socket_passcred;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::Source;
 use crate::sys::socket::unix_path;
-use crate::sys::{Datagram, Descriptor};
+use crate::sys::{Datagram, Descriptor, message};
 
 /// A socket to which processes send notifications (sd_notify(3)). Its name is abstract (unix(7)),
 /// so that it leaves no file behind. Every process may send to it, and the kernel reports the
@@ -59,8 +60,14 @@ impl NotifySocket {
         &self.name
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
+    /// What tells that there is a notification.
+    pub(crate) fn source(&self) -> Source<'_> {
         &self.socket
+    }
+
+    /// A second descriptor of the socket.
+    pub(crate) fn duplicate(&self) -> io::Result<Descriptor> {
+        Ok(self.socket.try_clone()?.into())
     }
 
     /// The next notification, which stays in the queue, with its descriptors. `None` if there is none.
@@ -85,30 +92,54 @@ impl NotifySocket {
         }))
     }
 
-    /// Takes the next notification from the queue. Returns its descriptors.
+    /// Takes the next notification from the queue, with its descriptors.
     ///
     /// # Errors
     ///
     /// Not all descriptors could be received. The notification is lost then.
     #[allow(unsafe_code)]
-    pub(crate) fn take(&self) -> io::Result<Vec<Descriptor>> {
+    pub(crate) fn take(&self) -> io::Result<TakenNotification> {
         let mut control = [0; FULL_CONTROL];
         let flags = libc::MSG_CMSG_CLOEXEC;
         let Some((header, _)) = receive(&self.socket, &mut [], &mut control, flags)? else {
-            return Ok(Vec::new());
+            return Ok(TakenNotification::default());
         };
         // SAFETY: the kernel has filled the header and its buffers, which are alive.
         let (_, descriptors) = unsafe { read_control(&header) };
         match header.msg_flags & libc::MSG_CTRUNC {
-            0 => Ok(descriptors),
+            0 => Ok(TakenNotification { descriptors }),
             _ => Err(io::Error::other("not all descriptors could be received")),
         }
     }
 
-    /// Takes the next notification of such a socket from the queue. The kernel drops its descriptors,
-    /// which may make this thread wait.
-    pub(crate) fn discard(socket: &Socket) -> io::Result<()> {
-        receive(socket, &mut [], &mut [], 0).map(drop)
+    /// Takes the next notification from the queue. The kernel drops its descriptors, which may make
+    /// this thread wait.
+    pub(crate) fn discard(&self) -> io::Result<()> {
+        receive(&self.socket, &mut [], &mut [], 0).map(drop)
+    }
+
+    /// A function that does the same, for another thread.
+    pub(crate) fn discarder(&self) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+        let socket = self.socket.try_clone()?;
+        Ok(move || receive(&socket, &mut [], &mut [], 0).map(drop))
+    }
+}
+
+/// A notification that was taken from the queue.
+#[derive(Debug, Default)]
+pub(crate) struct TakenNotification {
+    pub(crate) descriptors: Vec<Descriptor>,
+}
+
+impl TakenNotification {
+    /// Whether the sender waits for an answer: on a socket, whose descriptor it has sent first.
+    pub(crate) fn wants_answer(&self) -> bool {
+        !self.descriptors.is_empty()
+    }
+
+    pub(crate) fn answer(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
+        let reply_to = self.descriptors.first().ok_or(ErrorKind::NotConnected)?;
+        message::send_answer(reply_to, text, descriptors)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -44,6 +45,11 @@ impl PidFd {
         let timeout = Timespec::try_from(timeout).ok();
         // A signal ends the wait early; the caller waits again.
         matches!(poll(&mut fds, timeout.as_ref()), Ok(1))
+    }
+
+    /// Not known of a process that was no child of this one. A child's is known when it is reaped.
+    pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
+        None
     }
 
     pub(crate) fn has_ended(&self) -> bool {

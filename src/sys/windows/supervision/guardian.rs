@@ -1,0 +1,108 @@
+//! Windows: the job object of a supervisor. Its processes, and all that these start, are in the job.
+//! When the supervisor ends, however that comes, the system closes the last handle of the job, and
+//! ends all of them at that moment: no process is left that holds a port.
+
+use std::io;
+use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle, RawHandle};
+use std::ptr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use windows_sys::Win32::System::JobObjects::{
+    CreateJobObjectW, IsProcessInJob, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE,
+    JOBOBJECT_EXTENDED_LIMIT_INFORMATION, JobObjectExtendedLimitInformation,
+    SetInformationJobObject,
+};
+
+use crate::sys::unix::unsupported_error;
+use crate::sys::{Descriptor, Guarded, Identity};
+
+/// The job, which is that of the process: as long as it lives, its processes are in it.
+static JOB: OnceLock<Descriptor> = OnceLock::new();
+
+/// See above.
+#[derive(Debug)]
+pub(crate) struct Guardian(&'static Descriptor);
+
+impl Guardian {
+    /// Every child is put into the job.
+    pub(crate) const NEEDS_EACH_CHILD: bool = true;
+
+    pub(crate) fn start(
+        _limit: Duration,
+        _kills_all: bool,
+        _identity: Option<&Identity>,
+        _known: impl Iterator<Item = Guarded>,
+    ) -> io::Result<Self> {
+        if let Some(job) = JOB.get() {
+            return Ok(Self(job));
+        }
+        let job = create_job()?;
+        // Only the supervisor's thread makes one.
+        Ok(Self(JOB.get_or_init(|| job.into())))
+    }
+
+    pub(crate) fn resume(_pid: u32, _pipe: i32) -> io::Result<Self> {
+        Err(unsupported_error("a job object cannot be passed on"))
+    }
+
+    /// No process has this id.
+    pub(crate) fn pid(&self) -> u32 {
+        0
+    }
+
+    /// What is left of the processes ends with this process.
+    pub(crate) fn end(self) {}
+
+    /// The job, for the start of a process.
+    pub(crate) fn pipe(&self) -> &Descriptor {
+        self.0
+    }
+
+    /// The processes of the service are in the job from their start.
+    pub(crate) fn watch(&self, _guarded: Guarded) -> bool {
+        true
+    }
+
+    pub(crate) fn forget(&self, _process: Option<u32>, _group: Option<u32>) -> bool {
+        true
+    }
+}
+
+#[allow(unsafe_code)]
+fn create_job() -> io::Result<OwnedHandle> {
+    // SAFETY: a job without a name and with the default attributes. The handle has no other owner.
+    let job = unsafe {
+        let job = CreateJobObjectW(ptr::null(), ptr::null());
+        if job.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedHandle::from_raw_handle(job)
+    };
+    let mut limits = JOBOBJECT_EXTENDED_LIMIT_INFORMATION::default();
+    limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
+    // SAFETY: the handle is open, and `limits` is a live structure of the class and the size that the
+    // call is told.
+    let done = unsafe {
+        SetInformationJobObject(
+            job.as_raw_handle(),
+            JobObjectExtendedLimitInformation,
+            (&raw const limits).cast(),
+            size_of::<JOBOBJECT_EXTENDED_LIMIT_INFORMATION>() as u32,
+        )
+    };
+    match done {
+        0 => Err(io::Error::last_os_error()),
+        _ => Ok(job),
+    }
+}
+
+/// Whether a process is in the job. `None` if there is no job.
+#[allow(unsafe_code)]
+pub(super) fn contains(process: RawHandle) -> Option<bool> {
+    let job = JOB.get()?.as_handle().ok()?.as_raw_handle();
+    let mut is_in = 0;
+    // SAFETY: both handles are open, and the result is written to a live place.
+    let done = unsafe { IsProcessInJob(process, job, &raw mut is_in) };
+    Some(done != 0 && is_in != 0)
+}

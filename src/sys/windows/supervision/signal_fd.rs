@@ -1,0 +1,50 @@
+//! Windows: what stands for the signals of a supervisor: event objects and console events.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+
+use super::port;
+use crate::sys::{Signal, signal};
+
+/// Those that have come. Repeated ones count as one, as with signals of Unix, so that the queue is
+/// bounded.
+static RECEIVED: Mutex<VecDeque<Signal>> = Mutex::new(VecDeque::new());
+
+/// See above.
+#[derive(Debug)]
+pub(crate) struct SignalFd(());
+
+impl SignalFd {
+    /// # Errors
+    ///
+    /// Another program has taken the name of an event object.
+    pub(crate) fn open() -> io::Result<Self> {
+        static IS_OPEN: OnceLock<()> = OnceLock::new();
+        if IS_OPEN.set(()).is_ok() {
+            signal::watch_for_supervisor(receive)?;
+        }
+        Ok(Self(()))
+    }
+
+    /// A signal that has come. `None` if there is none.
+    pub(crate) fn read(&self) -> io::Result<Option<Signal>> {
+        Ok(RECEIVED.lock().pop_front())
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !RECEIVED.lock().is_empty()
+    }
+}
+
+fn receive(signal: Signal) -> bool {
+    let mut received = RECEIVED.lock();
+    if !received.contains(&signal) {
+        received.push_back(signal);
+    }
+    drop(received);
+    port::wake();
+    true
+}
