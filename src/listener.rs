@@ -362,7 +362,7 @@ impl Bind {
         sys::socket::allow_rebind(&socket)?;
         sys::socket::set_reuse_port(&socket, options.reuse_port)?;
         sys::socket::set_accept_options(&socket, options.defer_accept, options.fast_open)?;
-        socket.bind(&addr.into())?;
+        sys::socket::bind(&socket, &addr.into())?;
         Ok(socket)
     }
 

@@ -1,22 +1,25 @@
 //! Accepting: who gets in and when, what silent clients cost, and what happens when the system runs out of something.
-#![cfg(target_os = "linux")]
 
 mod support;
 
+#[cfg(unix)]
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
+#[cfg(unix)]
 use std::time::{Duration, Instant};
 
 use handover::{Bind, Builder, Connection, Handle, Listener, Next, Overload};
+#[cfg(unix)]
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+#[cfg(unix)]
+use support::{Child, Parent, as_child, cpu_time, descriptors, keep_log, logged, wait_logged};
 use support::{
-    Child, LIMIT, Parent, QUIET, addr, answer, as_child, ask, assert_silent, connect, cpu_time,
-    descriptors, is_timeout, keep_log, lines, logged, reset, server, settings, start, stop, until,
-    wait_logged,
+    LIMIT, QUIET, addr, answer, ask, assert_silent, connect, is_timeout, lines, reset, server,
+    settings, start, stop, until,
 };
 
 // ---- silent clients ----
@@ -34,7 +37,7 @@ fn a_silent_client_holds_no_worker() {
 }
 
 // With the other poller, workers sleep on the queue.
-#[cfg(not(handover_one_waiter))]
+#[cfg(all(target_os = "linux", not(handover_one_waiter)))] // epoll, and how often a thread has slept
 #[test]
 fn a_connection_wakes_no_worker_before_its_client_sends() {
     const CONNECTIONS: usize = 200;
@@ -268,7 +271,7 @@ fn sharing(servers: usize, builder: impl Fn(usize) -> Builder) -> (SocketAddr, V
 }
 
 /// How often the threads with this prefix have slept whose name meets the condition.
-#[cfg(not(handover_one_waiter))]
+#[cfg(all(target_os = "linux", not(handover_one_waiter)))] // epoll, and how often a thread has slept
 fn sleeps(prefix: &str, condition: impl Fn(&str) -> bool) -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let sleeps = tasks.filter_map(|task| {
@@ -284,7 +287,7 @@ fn sleeps(prefix: &str, condition: impl Fn(&str) -> bool) -> usize {
 }
 
 // Only epoll can do this.
-#[cfg(not(handover_one_waiter))]
+#[cfg(all(target_os = "linux", not(handover_one_waiter)))] // epoll, and how often a thread has slept
 #[test]
 fn a_connection_wakes_one_of_the_servers_that_share_a_listener() {
     const CONNECTIONS: usize = 400;
@@ -412,12 +415,14 @@ fn a_server_that_stops_strands_no_connection_of_a_shared_listener() {
 // ---- out of descriptors ----
 
 /// The server's side of a test in which it has 64 descriptors; its parent has the clients.
+#[cfg(unix)]
 struct Starving {
     parent: Parent,
     handle: Handle,
     hoard: Vec<File>,
 }
 
+#[cfg(unix)]
 impl Starving {
     fn run(parent: Parent) {
         keep_log();
@@ -481,6 +486,7 @@ impl Starving {
     }
 }
 
+#[cfg(unix)] // Windows has no limit of handles
 #[test]
 fn without_descriptors_the_server_waits_quietly_and_recovers() {
     const TEST: &str = "without_descriptors_the_server_waits_quietly_and_recovers";
@@ -522,6 +528,7 @@ fn without_descriptors_the_server_waits_quietly_and_recovers() {
     child.end();
 }
 
+#[cfg(unix)] // Windows has no limit of handles
 #[test]
 fn idle_clients_are_closed_when_descriptors_run_out() {
     const TEST: &str = "idle_clients_are_closed_when_descriptors_run_out";
@@ -552,6 +559,7 @@ fn idle_clients_are_closed_when_descriptors_run_out() {
     child.end();
 }
 
+#[cfg(unix)] // Windows has no limit of handles
 #[test]
 fn a_famine_ends_as_soon_as_a_connection_does() {
     const TEST: &str = "a_famine_ends_as_soon_as_a_connection_does";

@@ -1,5 +1,5 @@
 //! Who has started the first process: socket activators and the service manager, with real processes.
-#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))]
+#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))] // descriptors of an activator, signals
 
 #[path = "support/generations.rs"]
 mod generations;

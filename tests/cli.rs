@@ -1,5 +1,5 @@
 //! The command `handover`, with real processes: a server in Python is supervised, and the other commands are sent.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // supervisors and signals
 
 #[path = "support/supervised.rs"]
 mod supervised;

@@ -1,6 +1,6 @@
 //! Datagram sockets of `handover run`, with real processes: programs in Python, and a server of this
 //! crate.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // supervisors and Unix sockets
 
 #[path = "support/supervised.rs"]
 mod supervised;

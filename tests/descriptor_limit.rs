@@ -1,7 +1,7 @@
 //! The limit of open descriptors, with real processes: the start of a server raises the limit, and child processes get
 //! the old one back.
 
-#![cfg(all(target_os = "linux", feature = "http", feature = "signals"))]
+#![cfg(all(target_os = "linux", feature = "http", feature = "signals"))] // RLIMIT_NOFILE
 
 #[path = "support/generations.rs"]
 mod generations;

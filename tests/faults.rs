@@ -1,26 +1,42 @@
 //! Faults stay where they are: what fails costs the connection or the listener that it belongs to, and nothing else.
-#![cfg(target_os = "linux")]
 
 mod support;
 
-use std::io::{self, BufRead, IoSlice, Read, Write};
+#[cfg(unix)]
+use std::io::IoSlice;
+use std::io::{self, BufRead, Read, Write};
+#[cfg(unix)]
 use std::mem::MaybeUninit;
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+#[cfg(unix)]
+use std::net::Shutdown;
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+#[cfg(unix)]
 use std::os::fd::AsFd;
+#[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+#[cfg(unix)]
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier};
+#[cfg(unix)]
 use std::thread;
 use std::time::{Duration, Instant};
 
-use handover::{Bind, Connection, Listener, Next, Overload, Service, Stats, WorkerState};
+#[cfg(unix)]
+use handover::{Bind, Listener};
+use handover::{Connection, Next, Overload, Service, Stats, WorkerState};
+#[cfg(unix)]
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use socket2::SockRef;
+#[cfg(unix)]
 use socket2::Socket;
 
 use support::{
-    LIMIT, addr, answer, ask, assert_closed, connect, door, echo, keep_log, lines, logged, server,
-    settings, socket_path, start, stop, unix, until, wait_logged,
+    LIMIT, addr, answer, ask, assert_closed, connect, door, keep_log, lines, logged, server,
+    settings, start, stop, until,
 };
+#[cfg(unix)]
+use support::{echo, socket_path, unix, wait_logged};
 
 // ---- reads that stop early ----
 
@@ -37,10 +53,8 @@ fn lines_and_door(door: &support::Door) -> impl Fn(&mut Connection) -> io::Resul
 
 /// Sends bytes of which the last is urgent (tcp(7)): the server gets the others only.
 fn send_urgent(client: &TcpStream, bytes: &[u8]) {
-    assert_eq!(
-        rustix::net::send(client, bytes, SendFlags::OOB).unwrap(),
-        bytes.len()
-    );
+    let sent = SockRef::from(client).send_out_of_band(bytes);
+    assert_eq!(sent.unwrap(), bytes.len());
 }
 
 #[test]
@@ -101,12 +115,14 @@ fn a_stop_serves_what_has_arrived_behind_urgent_data() {
 }
 
 /// Sends bytes together with a descriptor.
+#[cfg(unix)]
 #[track_caller]
 fn send_with_descriptor(client: &UnixStream, bytes: &[u8], descriptor: impl AsFd) {
     let sent = try_send_with_descriptor(client, bytes, descriptor);
     assert_eq!(sent.unwrap(), bytes.len());
 }
 
+#[cfg(unix)]
 fn try_send_with_descriptor(
     client: &UnixStream,
     bytes: &[u8],
@@ -121,6 +137,7 @@ fn try_send_with_descriptor(
 }
 
 /// A socket whose last close waits for its peer could make a worker wait.
+#[cfg(target_os = "linux")] // SO_PASSRIGHTS
 #[test]
 fn descriptors_are_refused_where_the_system_can_unless_they_are_wanted() {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
@@ -155,6 +172,7 @@ fn descriptors_are_refused_where_the_system_can_unless_they_are_wanted() {
     }
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn bytes_behind_a_descriptor_are_served_and_the_descriptor_is_closed() {
     let (keeper, door) = door();
@@ -194,6 +212,7 @@ fn bytes_behind_a_descriptor_are_served_and_the_descriptor_is_closed() {
     stop(&handle);
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn all_bytes_arrive_once_through_reads_that_stop_early() {
     let (_dir, path) = socket_path();
@@ -473,6 +492,7 @@ fn while_no_worker_has_a_state_the_queue_time_out_and_the_stop_work() {
 
 // ---- listeners ----
 
+#[cfg(unix)] // a listener that was shut down; Windows refuses that
 #[test]
 fn a_listener_that_fails_is_the_only_one_that_fails() {
     keep_log();
@@ -519,6 +539,7 @@ fn a_listener_that_fails_is_the_only_one_that_fails() {
     stop(&handle);
 }
 
+#[cfg(unix)] // a listener that was shut down; Windows refuses that
 #[test]
 fn a_listener_that_works_again_is_accepted_from_again() {
     keep_log();
@@ -566,6 +587,7 @@ fn an_ipv4_client_of_an_ipv6_listener_is_the_same_client() {
     stop(&handle);
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn of_servers_that_start_over_one_stale_path_exactly_one_gets_it() {
     const STARTS: usize = 4;
@@ -617,6 +639,7 @@ fn of_servers_that_start_over_one_stale_path_exactly_one_gets_it() {
     assert_eq!(left, 0, "files are left");
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_server_that_ends_removes_no_file_of_the_next_one() {
     let (_dir, path) = socket_path();
@@ -640,6 +663,7 @@ fn a_server_that_ends_removes_no_file_of_the_next_one() {
     assert!(!path.exists());
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_directory_that_another_process_keeps_locked_delays_a_start_only() {
     let (dir, path) = socket_path();

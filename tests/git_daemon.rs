@@ -1,5 +1,5 @@
 //! The example `git_daemon` with the real `git`: a clone in progress is finished when the server is told to stop.
-#![cfg(all(unix, feature = "signals"))]
+#![cfg(all(unix, feature = "signals"))] // signals
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

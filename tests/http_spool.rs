@@ -1,7 +1,7 @@
 //! Large bodies of requests: a client that sends one holds no worker, and takes no more memory, disk and time than it
 //! may.
 
-#![cfg(all(feature = "http", unix))]
+#![cfg(feature = "http")]
 
 mod support;
 #[path = "support/http.rs"]
@@ -18,6 +18,7 @@ use std::time::Duration;
 use handover::Handle;
 use handover::http::{self, Body, Http, OwnedBody, Reply, Request, Response, request};
 use parking_lot::Mutex;
+#[cfg(unix)]
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
@@ -58,11 +59,24 @@ fn echo(request: &mut Request<Body<'_>>) -> Response<Reply> {
     }
 }
 
-/// The temporary files in a directory that this process has open.
+/// The temporary files in a directory that this process has open. They have no name.
+#[cfg(unix)]
 fn open_files(dir: &Path) -> usize {
-    let links = fs::read_dir("/proc/self/fd").unwrap();
-    let links = links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    open_files_of("self", dir)
+}
+
+#[cfg(unix)]
+fn open_files_of(process: &str, dir: &Path) -> usize {
+    let links = fs::read_dir(format!("/proc/{process}/fd"));
+    let links = links.into_iter().flatten().flatten();
+    let links = links.filter_map(|entry| fs::read_link(entry.path()).ok());
     links.filter(|link| link.starts_with(dir)).count()
+}
+
+/// The same. They have a name here, until they are closed.
+#[cfg(windows)]
+fn open_files(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().count()
 }
 
 /// A directory for temporary files that nothing else uses.
@@ -522,6 +536,7 @@ fn a_directory_that_is_not_there_is_no_room() {
 }
 
 /// The same where the file has begun to be written.
+#[cfg(unix)] // RLIMIT_FSIZE
 #[test]
 fn a_file_that_cannot_grow_is_no_room() {
     const TEST: &str = "a_file_that_cannot_grow_is_no_room";
@@ -552,8 +567,24 @@ fn a_file_that_cannot_grow_is_no_room() {
     parent.say("done");
 }
 
+#[cfg(unix)] // SIGXFSZ
 fn libc_sigxfsz() -> i32 {
     rustix::process::Signal::XFSZ.as_raw()
+}
+
+#[cfg(unix)]
+fn files_of_a_child(dir: &Path) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let names = processes.map(|process| process.file_name().into_string().unwrap());
+    names
+        .filter(|name| name != "self")
+        .map(|name| open_files_of(&name, dir))
+        .sum()
+}
+
+#[cfg(windows)]
+fn files_of_a_child(dir: &Path) -> usize {
+    open_files(dir)
 }
 
 /// A process that is killed leaves no file behind.
@@ -573,12 +604,7 @@ fn a_kill_leaves_no_file() {
     let mut client = Client::on(support::connect(addr));
     client.send(post_head("/", 10 << 20));
     client.send(vec![b'x'; 5 << 20]);
-    let links = || fs::read_dir("/proc").unwrap().flatten();
-    eventually("the file is there", || {
-        let fds = links().filter_map(|process| fs::read_dir(process.path().join("fd")).ok());
-        let mut files = fds.flatten().flatten();
-        files.any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link.starts_with(dir.path())))
-    });
+    eventually("the file is there", || files_of_a_child(dir.path()) == 1);
     drop(child);
     client.is_over();
     dir.is_clean();

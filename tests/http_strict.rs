@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use handover::Handle;
 use handover::http::{self, Body, Reply, Request, Response};
 
-use support::{addr, connect, eventually, server, start, stop};
+use support::{addr, connect, eventually, server, start, stop, wine_cannot};
 use web::{Client, Seen, get, serve};
 
 /// What must not become a request.
@@ -767,6 +767,7 @@ fn answers_do_not_depend_on_how_requests_are_split() {
 fn assert_same_answers(handle: &Handle, split: &Handle) {
     let (whole_server, handle) = (handle, split);
     let mut faults = String::new();
+    let is_slow = wine_cannot("send a few hundred bytes one by one while the server lingers");
     for stream in corpus() {
         let whole = answers(whole_server, &[&stream]);
         let shown = String::from_utf8_lossy(&stream[..stream.len().min(200)]).into_owned();
@@ -785,6 +786,9 @@ fn assert_same_answers(handle: &Handle, split: &Handle) {
                 faults += &format!("\n{shown:?} cut at {at}:\n{split}--- whole:\n{whole}");
                 break;
             }
+        }
+        if is_slow {
+            continue;
         }
         let bytes: Vec<&[u8]> = stream.chunks(1).collect();
         let split = answers(handle, &bytes);

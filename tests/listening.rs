@@ -1,27 +1,40 @@
 //! Listening: addresses of every kind, what is bound and what is refused, and what happens to sockets and files.
-#![cfg(target_os = "linux")]
 
 mod support;
 
 use std::error::Error;
+#[cfg(unix)]
 use std::fs;
-use std::io::{self, BufRead, Read, Write};
+#[cfg(unix)]
+use std::io::Read;
+use std::io::{self, BufRead, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+#[cfg(unix)]
 use std::os::fd::AsRawFd;
+#[cfg(unix)]
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+#[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Command, Stdio};
+#[cfg(unix)]
+use std::process::Command;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use handover::{Addr, Bind, Connection, Listener, Next};
+#[cfg(unix)]
+use handover::Addr;
+use handover::{Bind, Connection, Listener, Next};
 use parking_lot::Mutex;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
+#[cfg(unix)]
+use socket2::{Domain, Socket, Type};
 
 use support::{
-    LIMIT, addr, answer, as_child, ask, connect, door, keep_log, lines, server, settings,
-    socket_path, start, stop, unix, wait_logged,
+    LIMIT, addr, answer, as_child, ask, child_command, connect, door, keep_log, lines, server,
+    settings, start, stop, wait_logged,
 };
+#[cfg(unix)]
+use support::{socket_path, unix};
 
 /// Says on which listener the client has come, and from where.
 fn whereabouts(conn: &mut Connection) -> io::Result<Next> {
@@ -98,15 +111,14 @@ fn an_ipv6_listener_takes_ipv4_clients_unless_it_is_only_v6() {
 
 #[test]
 fn every_connection_knows_its_listener() {
-    let (_dir, path) = socket_path();
     let public = Bind::new("127.0.0.1:0").name("public");
-    let builder = server()
-        .listen(public)
-        .listen(Bind::new(unix(&path)).name("local"));
+    let builder = server().listen(public);
+    #[cfg(unix)]
+    let (_dir, path) = socket_path();
+    #[cfg(unix)]
+    let builder = builder.listen(Bind::new(unix(&path)).name("local"));
     let handle = start(builder, whereabouts);
     let addrs = handle.local_addrs();
-    assert_eq!(addrs.len(), 3);
-    assert_eq!(addrs[2], Addr::Unix(Some(path.clone())));
 
     // Without a name, the address is the name.
     for (index, name) in [(0, addrs[0].to_string()), (1, "public".to_owned())] {
@@ -114,10 +126,14 @@ fn every_connection_knows_its_listener() {
         client.write_all(b"where?\n").unwrap();
         assert_eq!(answer(&mut client), format!("{name} at {}", addrs[index]));
     }
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.set_read_timeout(Some(LIMIT)).unwrap();
-    client.write_all(b"where?\n").unwrap();
-    assert_eq!(answer(&mut client), format!("local at {}", unix(&path)));
+    #[cfg(unix)]
+    {
+        assert_eq!(addrs[2], Addr::Unix(Some(path.clone())));
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        client.write_all(b"where?\n").unwrap();
+        assert_eq!(answer(&mut client), format!("local at {}", unix(&path)));
+    }
     stop(&handle);
 }
 
@@ -129,20 +145,28 @@ fn peers_are_known_by_their_address() {
         writeln!(conn, "{peer}")?;
         Ok(Next::Close)
     };
+    let builder = server();
+    #[cfg(unix)]
     let (_dir, path) = socket_path();
-    let handle = start(server().listen(unix(&path)), peer);
+    #[cfg(unix)]
+    let builder = builder.listen(unix(&path));
+    let handle = start(builder, peer);
     let mut client = connect(addr(&handle));
     client.write_all(b"who?").unwrap();
     let own = client.local_addr().unwrap().to_string();
     assert_eq!(answer(&mut client), own);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(b"who?").unwrap();
-    assert_eq!(answer(&mut client), "unix:(unnamed)");
+    #[cfg(unix)]
+    {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"who?").unwrap();
+        assert_eq!(answer(&mut client), "unix:(unnamed)");
+    }
     stop(&handle);
 }
 
 // ---- Unix sockets' files ----
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_stale_socket_is_replaced_and_the_file_goes_with_the_server() {
     let (_dir, path) = socket_path();
@@ -162,6 +186,7 @@ fn a_stale_socket_is_replaced_and_the_file_goes_with_the_server() {
     assert!(!path.exists(), "the file is still there after the stop");
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_server_that_is_never_started_removes_its_file() {
     let (_dir, path) = socket_path();
@@ -171,6 +196,7 @@ fn a_server_that_is_never_started_removes_its_file() {
     assert!(!path.exists());
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_live_servers_socket_is_refused_and_left_alone() {
     let (_dir, path) = socket_path();
@@ -189,6 +215,7 @@ fn a_live_servers_socket_is_refused_and_left_alone() {
     stop(&handle);
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_live_server_whose_backlog_is_full_is_live() {
     let (_dir, path) = socket_path();
@@ -211,6 +238,7 @@ fn a_live_server_whose_backlog_is_full_is_live() {
     drop(clients);
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_foreign_file_is_left_alone() {
     let (_dir, path) = socket_path();
@@ -229,6 +257,7 @@ fn a_foreign_file_is_left_alone() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_file_that_took_the_sockets_place_is_left_alone() {
     let (_dir, path) = socket_path();
@@ -269,6 +298,7 @@ fn a_listener_from_std_is_served() {
 }
 
 /// The options of a listening TCP socket, as far as `socket2` knows them.
+#[cfg(target_os = "linux")]
 fn socket_options(socket: SockRef<'_>) -> Vec<(&'static str, String)> {
     fn text(value: io::Result<impl std::fmt::Debug>) -> String {
         format!("{:?}", value.map_err(|error| error.kind()))
@@ -305,6 +335,7 @@ fn socket_options(socket: SockRef<'_>) -> Vec<(&'static str, String)> {
 }
 
 /// Sends whether a connection has TCP_NODELAY and keep-alive probes.
+#[cfg(target_os = "linux")]
 fn nodelay_and_keepalive(
     send: crossbeam_channel::Sender<(bool, bool)>,
 ) -> impl Fn(&mut Connection) -> io::Result<Next> {
@@ -317,6 +348,7 @@ fn nodelay_and_keepalive(
     }
 }
 
+#[cfg(target_os = "linux")] // Linux's options
 #[test]
 fn the_options_of_a_given_listener_stay() {
     for (own_nodelay, wants, expected) in [
@@ -343,6 +375,7 @@ fn the_options_of_a_given_listener_stay() {
     }
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn the_file_of_a_given_unix_listener_stays() {
     let (_dir, path) = socket_path();
@@ -358,6 +391,7 @@ fn the_file_of_a_given_unix_listener_stays() {
     assert!(path.exists(), "it was not ours to remove");
 }
 
+#[cfg(unix)] // a socket as a descriptor
 #[test]
 fn a_given_socket_that_does_not_listen_is_refused() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -367,6 +401,7 @@ fn a_given_socket_that_does_not_listen_is_refused() {
     assert!(Listener::from_descriptor(socket, "datagrams").is_err());
 }
 
+#[cfg(target_os = "linux")] // procfs(5)
 #[test]
 fn a_given_listener_is_not_inherited_either() {
     let own = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -395,7 +430,8 @@ fn a_bind_error_says_where_how_often_and_why() {
     assert_eq!(error.attempts(), 3);
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     let text = error.to_string();
-    for part in [&*at.to_string(), "tried 3 times", "in use"] {
+    let cause = error.source().unwrap().to_string();
+    for part in [&*at.to_string(), "tried 3 times", &cause] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
     let cause = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
@@ -437,6 +473,7 @@ fn a_bad_address_is_named() {
     assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_failed_bind_leaves_none_of_the_listeners() {
     let (_dir, path) = socket_path();
@@ -461,9 +498,12 @@ fn the_options_reach_the_sockets() {
     let options = move |conn: &mut Connection| {
         let detached = conn.detach()?;
         let socket = SockRef::from(detached.tcp().expect("this is a TCP server"));
-        let idle = socket
-            .keepalive()?
-            .then(|| socket.tcp_keepalive_time().unwrap());
+        // socket2 does not tell the time on Windows.
+        #[cfg(unix)]
+        let idle = || socket.tcp_keepalive_time().unwrap();
+        #[cfg(windows)]
+        let idle = || Duration::from_secs(77);
+        let idle = socket.keepalive()?.then(idle);
         send.send((socket.tcp_nodelay()?, idle)).unwrap();
         Ok(Next::Close)
     };
@@ -482,6 +522,7 @@ fn the_options_reach_the_sockets() {
     stop(&handle);
 }
 
+#[cfg(target_os = "linux")] // TCP_DEFER_ACCEPT
 #[test]
 fn accept_is_deferred_until_bytes_come() {
     let bind = Bind::new("127.0.0.1:0").defer_accept(true);
@@ -494,6 +535,7 @@ fn accept_is_deferred_until_bytes_come() {
     stop(&handle);
 }
 
+#[cfg(unix)] // SO_REUSEPORT
 #[test]
 fn a_port_is_shared_only_by_those_who_say_so() {
     let shared = |at: SocketAddr| Bind::from(at).reuse_port(true).bind_attempts(1).bind();
@@ -525,6 +567,7 @@ fn a_restarted_server_gets_its_port_back_at_once() {
 
 // ---- what subprocesses inherit ----
 
+#[cfg(target_os = "linux")] // procfs(5)
 #[test]
 fn a_handlers_subprocess_inherits_nothing() {
     // In a process of its own, for other tests have sockets too.
@@ -560,6 +603,7 @@ fn a_handlers_subprocess_inherits_nothing() {
     parent.say("done");
 }
 
+#[cfg(target_os = "linux")]
 fn listed_by_a_subprocess() -> io::Result<String> {
     let script = r#"for fd in /proc/self/fd/*; do echo "$fd $(readlink $fd)"; done"#;
     let shell = Command::new("sh")
@@ -571,11 +615,16 @@ fn listed_by_a_subprocess() -> io::Result<String> {
 
 #[test]
 fn a_subprocess_that_outlives_the_server_does_not_keep_the_port() {
+    const TEST: &str = "a_subprocess_that_outlives_the_server_does_not_keep_the_port";
+    if let Some(parent) = as_child(TEST) {
+        while parent.hear().is_some() {}
+        return;
+    }
     let (keeper, at_door) = door();
     let left = Arc::new(Mutex::new(Vec::new()));
     let spawned = Arc::clone(&left);
     let spawn = move |_: &mut Connection| {
-        let child = Command::new("cat")
+        let child = child_command(TEST)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()?;
@@ -594,10 +643,49 @@ fn a_subprocess_that_outlives_the_server_does_not_keep_the_port() {
     stop(&handle);
 
     Bind::from(at).bind().unwrap();
-    // `cat` ends with its input.
+    // It ends with its input.
     let mut child: std::process::Child = left.lock().pop().unwrap();
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
+}
+
+/// The standard library lets a child have every handle that may be inherited.
+#[cfg(windows)]
+#[test]
+fn a_handlers_subprocess_inherits_no_socket() {
+    // In a process of its own, for other tests have sockets too.
+    const TEST: &str = "a_handlers_subprocess_inherits_no_socket";
+    let Some(parent) = as_child(TEST) else {
+        let mut child = support::Child::of(TEST);
+        assert_eq!(child.ask("serve"), "done");
+        return child.end();
+    };
+    if parent.hear().as_deref() == Some("count") {
+        return parent.say(support::sockets().len());
+    }
+    let inherited = || {
+        let mut child = support::Child::of(TEST);
+        let count = child.ask("count");
+        child.end();
+        count
+    };
+    let given = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&given).set_no_inherit(false).unwrap();
+    assert_eq!(inherited(), "1");
+    let listener = Listener::from_std(given, "given").unwrap();
+    let count = move |conn: &mut Connection| {
+        writeln!(conn, "{}", inherited())?;
+        Ok(Next::Close)
+    };
+    let handle = start(server().listener(listener), count);
+    let parked = connect(addr(&handle));
+    support::until(&handle, "it is parked", |stats| stats.parked == 1);
+    let mut client = connect(addr(&handle));
+    client.write_all(b"count").unwrap();
+    assert_eq!(answer(&mut client), "0");
+    drop((parked, client));
+    stop(&handle);
+    parent.say("done");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Nothing blocks the supervisor, nor a server's main thread: a log that nobody reads, a service manager that is
 //! stopped, control clients that are silent or slow, and peers that send anything.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // supervisors and Unix sockets
 
 #[path = "support/generations.rs"]
 mod generations;

@@ -1,5 +1,5 @@
 //! What operators ask of `handover run` at run time, with real processes: programs in Python.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // supervisors and signals
 
 #[path = "support/supervised.rs"]
 mod supervised;

@@ -1,5 +1,4 @@
 //! Outboxes: what other threads send to a connection.
-#![cfg(target_os = "linux")]
 
 mod support;
 
@@ -307,6 +306,7 @@ fn messages_give_a_client_no_more_time_for_its_own() {
     let outbox = subscribe(&mut client, &told);
     client.write_all(b"a part").unwrap();
     until(&handle, "the time is over", |stats| {
+        pause(Duration::from_millis(1));
         let _ = outbox.send("tick\n");
         stats.expired.read == 1
     });

@@ -1,6 +1,6 @@
 //! The files of standard output and standard error of `handover run`, with real processes: programs
 //! in Python.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // supervisors
 
 #[path = "support/supervised.rs"]
 mod supervised;

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use handover::{Bind, Builder, Connection, Handle, Next, Overload, Service, Stats};
 
-#[cfg(target_os = "linux")]
 use parking_lot::Mutex;
-#[cfg(target_os = "linux")]
 use support::ServerSide;
 use support::{
     Door, addr, answer, ask, assert_closed, assert_silent, bytes_at, connect, connect_from,
@@ -777,11 +775,9 @@ fn the_time_before_a_client_asks_is_not_time_in_the_queue() {
 // ---- clients that have left ----
 
 /// Longer than a connection may wait before the server checks whether its client is still there.
-#[cfg(target_os = "linux")]
 const LONGER: Duration = Duration::from_millis(50);
 
 /// As [`guarded`], and records every line.
-#[cfg(target_os = "linux")]
 fn recording(
     served: &'static Mutex<Vec<String>>,
     door: Door,
@@ -795,7 +791,6 @@ fn recording(
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn clients_that_have_reset_their_connections_are_not_served() {
     const MANY: usize = 8;
@@ -832,7 +827,9 @@ fn clients_that_have_reset_their_connections_are_not_served() {
         assert_eq!(answer(&mut busy), "wait");
         assert_eq!(answer(&mut patient), "still there");
         let stats = until(&handle, "the others are gone", |stats| stats.live == 2);
-        assert_eq!(stats.abandoned, MANY as u64, "{queue}, {kept}");
+        // On Windows a reset discards what was sent before, and the first read tells of it.
+        let counted = if cfg!(windows) { 0 } else { MANY };
+        assert_eq!(stats.abandoned, counted as u64, "{queue}, {kept}");
         assert_eq!(*served.lock(), ["still there\n"], "{queue}, {kept}");
         drop((busy, patient));
         stop(&handle);
@@ -840,7 +837,7 @@ fn clients_that_have_reset_their_connections_are_not_served() {
 }
 
 /// A client that sends and closes has not taken back what it has sent.
-#[cfg(target_os = "linux")]
+#[cfg(unix)] // Unix sockets
 #[test]
 fn a_message_is_served_whose_client_has_closed_in_the_meantime() {
     use std::os::unix::net::UnixStream;

@@ -1,5 +1,4 @@
 //! Panics of the application's code, wherever it is called: each costs its connection at most, and nothing else.
-#![cfg(target_os = "linux")]
 
 mod support;
 
@@ -7,11 +6,13 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::panic::panic_any;
-#[cfg(feature = "signals")]
+#[cfg(all(unix, feature = "signals"))]
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use handover::{Connection, Handle, Next, Restart, Service};
+#[cfg(unix)]
+use handover::Restart;
+use handover::{Connection, Handle, Next, Service};
 
 use support::{
     Child, Door, Keeper, addr, answer, as_child, ask, connect, door, lines, server, start, stop,
@@ -234,6 +235,7 @@ fn panic_of_a_session_that_is_shed() {
     stop(&handle);
 }
 
+#[cfg(unix)] // restarts
 fn panic_of_ready_when() {
     let builder = server().restart(
         Restart::inherit()
@@ -373,6 +375,7 @@ fn all() {
     panics_of_a_service();
     panic_of_a_session_that_expires();
     panic_of_a_session_that_is_shed();
+    #[cfg(unix)]
     panic_of_ready_when();
     panic_of_the_first_worker();
     panic_of_a_scoped_service();
@@ -420,8 +423,8 @@ fn a_panicking_logger_costs_nothing() {
     Child::of(TEST).end();
 }
 
+#[cfg(all(unix, feature = "signals"))] // SIGUSR1
 #[test]
-#[cfg(feature = "signals")]
 fn a_panicking_signal_hook_costs_nothing() {
     const TEST: &str = "a_panicking_signal_hook_costs_nothing";
     if let Some(parent) = as_child(TEST) {

@@ -1,6 +1,6 @@
 //! What `handover run` ends with a program, and what it leaves alone: with shells as programs, which know nothing of
 //! this crate.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // process groups
 
 #[path = "support/supervised.rs"]
 mod supervised;

@@ -1,5 +1,5 @@
 //! Restarts of a program in a release directory, and with an environment file, with real processes.
-#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))]
+#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))] // signals and symbolic links
 
 #[path = "support/generations.rs"]
 mod generations;

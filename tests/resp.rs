@@ -1,6 +1,6 @@
 //! The example `resp`: a Redis server whose clients wait for each other, with the real `redis-cli` and with a small
 //! client of this file.
-#![cfg(all(unix, feature = "signals"))]
+#![cfg(all(unix, feature = "signals"))] // signals and resource limits
 
 mod support;
 

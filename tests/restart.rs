@@ -1,5 +1,5 @@
 //! Restarts that work, with real processes: nothing is lost, and everything goes from hand to hand.
-#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))]
+#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))] // signals and procfs(5)
 
 #[path = "support/generations.rs"]
 mod generations;

@@ -1,5 +1,5 @@
 //! Restarts that do not work, with real processes: bad new versions, kills and stops at every state.
-#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))]
+#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))] // signals and procfs(5)
 
 #[path = "support/generations.rs"]
 mod generations;

@@ -1,5 +1,5 @@
 //! Restarts that are requested while another one runs, or while earlier generations drain, with real processes.
-#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))]
+#![cfg(all(target_os = "linux", feature = "signals", feature = "http"))] // signals and procfs(5)
 
 #[path = "support/generations.rs"]
 mod generations;

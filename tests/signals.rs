@@ -1,7 +1,7 @@
 //! Signals, with real processes: each test runs this file again as a server in a process of its own, and signals it.
 //!
 //! `child` is that server; which one it is to be is said by an environment variable.
-#![cfg(all(unix, feature = "signals"))]
+#![cfg(all(unix, feature = "signals"))] // signals
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,14 +1,17 @@
 //! What code for std's sockets meets here on its first day: addresses, options, a reader and a writer, a socket that is
 //! taken out, errors of any type, and errors as `main` prints them.
-#![cfg(unix)]
 
 mod support;
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+#[cfg(unix)]
 use std::os::fd::{AsFd, AsRawFd};
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
+#[cfg(windows)]
+use std::os::windows::io::{AsRawSocket, AsSocket};
 use std::thread;
 
 use crossbeam_channel::unbounded;
@@ -17,8 +20,10 @@ use socket2::SockRef;
 
 use support::{
     LIMIT, addr, answer, ask, assert_closed, connect, finish, keep_log, lines, server, settings,
-    socket_path, start, stop, unix, until, wait_logged,
+    start, stop, until, wait_logged,
 };
+#[cfg(unix)]
+use support::{socket_path, unix};
 
 /// Says where the client is, and where it has come to, as `TcpStream` says it.
 fn whereabouts(conn: &mut Connection) -> io::Result<Next> {
@@ -43,8 +48,11 @@ fn come(to: SocketAddr) -> (String, String) {
 
 #[test]
 fn a_connection_knows_both_addresses_and_never_a_wildcard() {
+    let builder = settings().listen(("0.0.0.0", 0));
+    #[cfg(unix)]
     let (_dir, path) = socket_path();
-    let builder = settings().listen(("0.0.0.0", 0)).listen(unix(&path));
+    #[cfg(unix)]
+    let builder = builder.listen(unix(&path));
     let handle = start(builder, whereabouts);
     let port = addr(&handle).port();
     for last in [1, 2] {
@@ -52,10 +60,13 @@ fn a_connection_knows_both_addresses_and_never_a_wildcard() {
         let (own, text) = come(at);
         assert_eq!(text, format!("{own} at {at}, {own} at 0.0.0.0:{port}"));
     }
-    let mut local = UnixStream::connect(&path).unwrap();
-    local.write_all(b"x").unwrap();
-    let text = format!("Unsupported Unsupported, unix:(unnamed) at {}", unix(&path));
-    assert_eq!(answer(&mut local), text);
+    #[cfg(unix)]
+    {
+        let mut local = UnixStream::connect(&path).unwrap();
+        local.write_all(b"x").unwrap();
+        let text = format!("Unsupported Unsupported, unix:(unnamed) at {}", unix(&path));
+        assert_eq!(answer(&mut local), text);
+    }
     stop(&handle);
 }
 
@@ -144,11 +155,18 @@ fn a_listener_of_std_is_taken_with_its_queue_and_closed_with_the_server() {
 
 #[test]
 fn options_are_set_by_the_connection_or_by_its_descriptor() {
+    let builder = server();
+    #[cfg(unix)]
     let (_dir, path) = socket_path();
-    let handle = start(server().listen(unix(&path)), |conn: &mut Connection| {
+    #[cfg(unix)]
+    let builder = builder.listen(unix(&path));
+    let handle = start(builder, |conn: &mut Connection| {
         let before = conn.nodelay()?;
         conn.set_nodelay(false)?;
+        #[cfg(unix)]
         let raw = conn.as_raw_fd() == conn.as_fd().as_raw_fd();
+        #[cfg(windows)]
+        let raw = conn.as_raw_socket() == conn.as_socket().as_raw_socket();
         let ttl = SockRef::from(&*conn).set_ttl_v4(7).is_ok();
         let after = conn.nodelay()?;
         writeln!(conn, "{before} {after} {raw} {ttl}")?;
@@ -157,9 +175,12 @@ fn options_are_set_by_the_connection_or_by_its_descriptor() {
     let mut client = connect(addr(&handle));
     client.write_all(b"x").unwrap();
     assert_eq!(answer(&mut client), "true false true true");
-    let mut local = UnixStream::connect(&path).unwrap();
-    local.write_all(b"x").unwrap();
-    assert_eq!(answer(&mut local), "true true true false");
+    #[cfg(unix)]
+    {
+        let mut local = UnixStream::connect(&path).unwrap();
+        local.write_all(b"x").unwrap();
+        assert_eq!(answer(&mut local), "true true true false");
+    }
     stop(&handle);
 }
 
@@ -254,15 +275,16 @@ fn a_detached_socket_reads_and_writes_by_itself() {
         stream.write_all(&bytes)?;
         stream.flush()
     }
+    let builder = server();
+    #[cfg(unix)]
     let (_dir, path) = socket_path();
+    #[cfg(unix)]
+    let builder = builder.listen(unix(&path));
     let (give, given) = unbounded();
-    let handle = start(
-        server().listen(unix(&path)),
-        move |conn: &mut Connection| {
-            give.send(conn.detach()?).unwrap();
-            Ok(Next::Close)
-        },
-    );
+    let handle = start(builder, move |conn: &mut Connection| {
+        give.send(conn.detach()?).unwrap();
+        Ok(Next::Close)
+    });
     let serve_one = |client: &mut dyn ReadWrite, is_tcp| {
         client.write_all(b"ahead").unwrap();
         let mut socket = given.recv_timeout(LIMIT).unwrap();
@@ -280,6 +302,7 @@ fn a_detached_socket_reads_and_writes_by_itself() {
         });
     };
     serve_one(&mut connect(addr(&handle)), true);
+    #[cfg(unix)]
     serve_one(&mut UnixStream::connect(&path).unwrap(), false);
     stop(&handle);
 }
@@ -328,7 +351,7 @@ fn errors_of_any_type_are_counted_and_logged_but_not_those_of_the_client() {
             1,
             "the service failed: there is no next number",
         ),
-        ("2\n", 2, "No such file or directory"),
+        ("2\n", 2, "(os error 2)"),
         ("x\n", 3, "invalid digit found in string"),
         ("3\n", 3, "failed to fill whole buffer"),
         ("01234567890\n", 3, "no delimiter among the first 11 bytes"),
@@ -359,7 +382,8 @@ fn errors_are_printed_as_sentences() {
         let built = Server::builder().listen(bind.bind_attempts(1)).build(lines);
         Box::<dyn Error>::from(built.map(drop).unwrap_err())
     };
-    let taken = "Address already in use (os error 98)";
+    // EADDRINUSE, and WSAEADDRINUSE.
+    let taken = io::Error::from_raw_os_error(if cfg!(windows) { 10048 } else { 98 });
     for (error, text) in [
         (build(at.into()), format!("cannot listen on {at}: {taken}")),
         (

@@ -2,6 +2,8 @@
 //!
 //! What a test waits for is an event. `LONG` only bounds a test that would hang otherwise.
 
+mod support;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -1120,7 +1122,6 @@ fn a_server_that_cannot_start_leaves_its_address() {
 }
 
 /// Counts threads and descriptors, so it runs in a process of its own.
-#[cfg(target_os = "linux")]
 #[test]
 fn five_hundred_cycles_leave_nothing_behind() {
     const ALONE: &str = "HANDOVER_TEST_ALONE";
@@ -1133,8 +1134,7 @@ fn five_hundred_cycles_leave_nothing_behind() {
         assert!(status.unwrap().success());
         return;
     }
-    let entries = |dir: &str| std::fs::read_dir(dir).unwrap().count();
-    let count = || (entries("/proc/self/task"), entries("/proc/self/fd"));
+    let count = || (support::threads(""), support::descriptors());
     // A thread that has been joined may be listed for a moment longer, so they are counted before there was one.
     let threads = count().0;
     for turn in 0..10 {
@@ -1156,7 +1156,6 @@ fn five_hundred_cycles_leave_nothing_behind() {
     assert_eq!(count(), before, "threads and descriptors");
 }
 
-#[cfg(target_os = "linux")]
 fn cycle(turn: usize) {
     let handle = builder(2).build(echo_line).unwrap().start().unwrap();
     let mut client = Client::new(addr_of(&handle));

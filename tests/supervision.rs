@@ -330,6 +330,9 @@ mod trials {
             }
             drop(ends);
         });
+        // Each process has started its successor, and the supervisor none.
+        let log = supervised.log();
+        assert!(!log.contains("starting another process"), "{log}");
         println!("{restarts} restarts, {} answers", answers.into_inner());
     }
 

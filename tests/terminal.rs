@@ -1,5 +1,5 @@
 //! Terminals: Ctrl-C, Ctrl-Z and a terminal that is closed, each on a pseudoterminal.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // terminals and process groups
 
 #[path = "support/generations.rs"]
 mod generations;

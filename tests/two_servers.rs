@@ -1,5 +1,5 @@
 //! The example `two_servers`, as a process: an HTTP server and a line protocol, which are restarted and stopped together.
-#![cfg(all(target_os = "linux", feature = "http", feature = "signals"))]
+#![cfg(all(target_os = "linux", feature = "http", feature = "signals"))] // signals
 
 mod support;
 

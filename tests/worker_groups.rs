@@ -1,6 +1,5 @@
 //! Groups of workers (`Builder::worker_groups`): each has a queue and a poller of its own, and serves the connections of
 //! the others when it has nothing to do.
-#![cfg(target_os = "linux")]
 
 mod support;
 
@@ -15,7 +14,7 @@ use parking_lot::Mutex;
 
 use support::{
     Door, addr, answer, ask, assert_closed, connect, door, eventually, forever, lines, server,
-    start, stop, tick, until,
+    start, stop, threads, tick, until,
 };
 
 /// Answers lines; the line `wait` only once the door has been passed.
@@ -95,20 +94,9 @@ fn each_group_has_a_keeper() {
             .thread_name_prefix("grp"),
         lines,
     );
-    let keepers = || {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.map(|task| {
-            let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
-            name.unwrap_or_default().trim_end().to_owned()
-        });
-        let keepers = names.filter(|name| name.starts_with("grp-keeper"));
-        let mut keepers: Vec<String> = keepers.collect();
-        keepers.sort_unstable();
-        keepers
-    };
     // A thread sets its name itself.
-    let expected = ["grp-keeper", "grp-keeper-1"];
-    eventually("there are two keepers", || keepers() == expected);
+    let keepers = || (threads("grp-keeper"), threads("grp-keeper-1"));
+    eventually("there are two keepers", || keepers() == (2, 1));
     stop(&handle);
 }
 

@@ -1,9 +1,12 @@
 //! Admission: which connections are accepted, and which of these are served, by the limits and the
 //! [`Overload`] policy.
 
+use std::collections::VecDeque;
+use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
@@ -62,6 +65,8 @@ pub(super) struct Admission<'a, S> {
     per_client: Arc<PerClient>,
     /// The connection to close next, if one was found.
     to_shed: Option<IdleConnection>,
+    /// Sockets of refused clients, and since when they linger.
+    lingering: VecDeque<(Instant, Socket)>,
 }
 
 /// Whether a connection may be accepted.
@@ -77,6 +82,10 @@ pub(super) enum RoomCheck {
 /// How many slots one search for an idle connection looks at.
 const SEARCH_SLOTS: usize = 64;
 
+/// How many refused clients linger, and for how long unless no other client is refused.
+const MOST_LINGERING: usize = 64;
+const LINGER: Duration = Duration::from_secs(2);
+
 impl<'a, S> Admission<'a, S> {
     pub(super) fn new(lots: &'a Lots<S>, policy: AdmissionPolicy) -> Self {
         Self {
@@ -84,6 +93,7 @@ impl<'a, S> Admission<'a, S> {
             policy,
             per_client: Arc::default(),
             to_shed: None,
+            lingering: VecDeque::new(),
         }
     }
 
@@ -153,7 +163,7 @@ impl<'a, S> Admission<'a, S> {
         let Ok(ticket) = self.count_for_client(&peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
-            self.refuse(&socket);
+            self.refuse(socket);
             return None;
         };
         if self.sheds() && self.is_full() && !self.shed(SEARCH_SLOTS, false) {
@@ -164,7 +174,7 @@ impl<'a, S> Admission<'a, S> {
         if let Some((counter, why)) = self.refusal() {
             count(counter);
             log::debug!("{peer} on {name}: refused, {why}");
-            self.refuse(&socket);
+            self.refuse(socket);
             return None;
         }
         log::trace!("{peer} on {name}: accepted");
@@ -200,17 +210,32 @@ impl<'a, S> Admission<'a, S> {
     }
 
     /// Sends the refusal, as much as the socket takes at once.
-    fn refuse(&self, socket: &Socket) {
+    fn refuse(&mut self, socket: Socket) {
         let refusal = self.policy.overload.refusal();
-        if !refusal.is_empty() {
-            let sent =
-                sys::socket::send(socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
-            // Closing a socket with unread input resets the connection, and the reset may overtake
-            // the refusal.
-            let read = sent.and_then(|()| sys::socket::recv(socket, &mut [0; 4096]));
-            if let Err(error) = read {
+        if refusal.is_empty() {
+            return;
+        }
+        let sent =
+            sys::socket::send(&socket, refusal).and_then(|_| socket.shutdown(Shutdown::Write));
+        // Closing a socket with unread input resets the connection, and the reset may overtake
+        // the refusal.
+        match sent.and_then(|()| sys::socket::recv(&socket, &mut [0; 4096])) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                 log::trace!("a refused client has left: {error}");
             }
+            _ if sys::socket::RESET_DISCARDS => self.linger(socket),
+            _ => {}
+        }
+    }
+
+    /// Keeps the socket of a refused client open for a while: what the client sends meanwhile would
+    /// lead to a reset, which would discard the refusal.
+    fn linger(&mut self, socket: Socket) {
+        let now = Instant::now();
+        self.lingering.push_back((now, socket));
+        let is_over = |(since, _): &(Instant, Socket)| now - *since > LINGER;
+        while self.lingering.len() > MOST_LINGERING || self.lingering.front().is_some_and(is_over) {
+            self.lingering.pop_front();
         }
     }
 

@@ -344,7 +344,7 @@ impl<S> Acceptor<'_, S> {
     }
 
     fn rearm(&self, index: usize) {
-        if !Poller::SHARED && self.listeners[index].watch != Watch::Off {
+        if Poller::REPORTS_ONCE && self.listeners[index].watch != Watch::Off {
             let socket = &self.listeners[index].listener.socket;
             if let Err(error) = self.gate.poller.rearm(socket, index as u64, Interest::Read) {
                 log::error!("cannot watch the listener: {error}");

@@ -755,7 +755,7 @@ impl Connection {
     #[inline]
     pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
         let (poller, socket) = (&self.poller, &self.info.socket);
-        let must_rearm = std::mem::take(&mut self.must_rearm) || !Poller::SHARED;
+        let must_rearm = std::mem::take(&mut self.must_rearm) || Poller::REPORTS_ONCE;
         match self.watched {
             Some(watched) if watched == interest && !must_rearm => return Ok(()),
             Some(_) => poller.rearm(socket, token, interest)?,

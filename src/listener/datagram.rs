@@ -65,7 +65,7 @@ impl Bind {
         }
         // SO_REUSEADDR would let another socket take the datagrams.
         sys::socket::set_reuse_port(&socket, self.options.reuse_port)?;
-        socket.bind(&addr.into())?;
+        sys::socket::bind(&socket, &addr.into())?;
         Ok(socket)
     }
 }

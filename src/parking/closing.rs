@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::{Lot, MID_MESSAGE, RoomRequest, Stage};
+use crate::sys;
 
 impl<S> Lot<S> {
     /// Closes the connections that wait for a message, once the drain has begun. A connection whose
@@ -71,7 +72,7 @@ impl<S> Lot<S> {
                 let info = slot.info.lock().clone();
                 if let Some(info) = info {
                     // An error means that the connection is closed by now.
-                    let _ = info.socket.shutdown(std::net::Shutdown::Both);
+                    let _ = sys::socket::end(&info.socket);
                     drop(info);
                     self.room.notify(RoomRequest::End);
                 }

@@ -251,7 +251,7 @@ impl<S> Occupant<S> {
     /// reports once would report at once, and again and again, what a service that waits does not
     /// read.
     pub(super) fn needs_watch(&self, interest: Interest) -> bool {
-        Poller::SHARED
+        !Poller::REPORTS_ONCE
             || self.stage != Stage::Waiting
             || interest != Interest::Read
             || !(self.conn.at_eof() || self.conn.is_input_full())

@@ -82,7 +82,7 @@ impl Link {
 
     /// Makes the poller report later packets too, on platforms where it reports a socket once.
     fn rearm(&self) {
-        if !Poller::SHARED {
+        if Poller::REPORTS_ONCE {
             let interest = sys::Interest::Read;
             if let Err(error) = self.poller.rearm(&self.socket, self.token, interest) {
                 log::error!("cannot watch the handshake socket: {error}");

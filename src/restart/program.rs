@@ -105,7 +105,7 @@ impl Program {
         let path = name
             .filter(|name| name.components().count() > 1)
             .map(|name| dir.join(name));
-        if let Some(path) = path.and_then(sys::process::find_program_file) {
+        if let Some(path) = path.and_then(sys::file::find_program_file) {
             self.path = path;
         }
         self.dir = Some(dir);
@@ -360,11 +360,11 @@ fn find_program(dir: Option<&Path>, name: &Path) -> Option<PathBuf> {
         false => Some(dir?.join(path)),
     };
     if !is_bare(name) {
-        return absolute(name.to_owned()).and_then(sys::process::find_program_file);
+        return absolute(name.to_owned()).and_then(sys::file::find_program_file);
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let mut places = env::split_paths(&path).filter_map(|place| absolute(place.join(name)));
-    places.find_map(sys::process::find_program_file)
+    places.find_map(sys::file::find_program_file)
 }
 
 /// How much of a successor's standard error is kept: lines, and bytes.

@@ -34,7 +34,7 @@
 //! | folder | compiled on | provides |
 //! |---|---|---|
 //! | `unix/` | Unix | all modules but `poller`, `scheduling` and `supervision` |
-//! | `windows/` | Windows | the same, and `supervision` |
+//! | `windows/` | Windows | the same, `poller` and `supervision` |
 //! | `linux/` | Linux and Android | those three, and calls that only Linux has |
 //! | `other/` | every other system | the same names: portable substitutes, or errors |
 //!
@@ -45,12 +45,21 @@
 //! | | if [`Poller::SHARED`] | else |
 //! |---|---|---|
 //! | threads that may wait | any number; an event wakes one of them | one |
-//! | a socket after an event | watched, edge-triggered, until `remove` | disarmed until `rearm` |
-//! | the caller calls `rearm` | to change the interest | also after each event |
+//!
+//! | | if [`Poller::REPORTS_ONCE`] | else |
+//! |---|---|---|
+//! | a socket after an event | disarmed until `rearm` | watched, edge-triggered, until `remove` |
+//! | the caller calls `rearm` | also after each event | to change the interest |
+//!
+//! | | `SHARED` | `REPORTS_ONCE` |
+//! |---|---|---|
+//! | Linux (epoll) | yes | no |
+//! | Windows (a completion port) | yes | yes |
+//! | other systems (`polling`) | no | yes |
 //!
 //! `add_shared` is an `add` for a listener that several processes watch. Where the system can, a
 //! connection wakes only one of the threads that wait, and is reported to no other process. The
-//! process that gets the report has to accept the connection. Where the poller is shared, the
+//! process that gets the report has to accept the connection. Unless the poller reports once, the
 //! caller must not call `rearm` for a listener that was added by `add_shared`.
 //!
 //! A `rearm` reports at once if the socket is ready already. `wake` ends one wait, the present one
@@ -71,6 +80,8 @@ use std::time::Duration;
     path = "other/mod.rs"
 )]
 mod linux;
+#[cfg(test)]
+mod tests;
 #[cfg_attr(windows, path = "windows/mod.rs")]
 mod unix;
 

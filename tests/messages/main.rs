@@ -5,7 +5,7 @@
 //!
 //! The programs are the examples and the command `handover`. `cargo test` builds the examples; `cargo test --test` does
 //! not: `cargo build --examples --all-features`.
-#![cfg(target_os = "linux")]
+#![cfg(target_os = "linux")] // supervisors and signals
 
 mod program;
 #[path = "../support/mod.rs"]

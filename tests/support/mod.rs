@@ -4,10 +4,14 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(windows, path = "windows.rs")]
+mod os;
 #[cfg(unix)]
 pub(crate) mod process;
 
 use std::any::Any;
+#[cfg(unix)]
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -25,6 +29,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use handover::{Addr, Builder, Connection, Handle, Next, Server, Service, Stats};
 use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, Socket, Type};
+
+#[cfg(windows)]
+#[allow(unused_imports)]
+pub(crate) use os::sockets;
+#[allow(unused_imports)]
+pub(crate) use os::{
+    ServerSide, cpu_time, descriptors, raise_descriptor_limit, threads, wine_cannot,
+};
 
 /// How long anything may take that should happen at once, on a machine that is busy with other things.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -274,40 +286,7 @@ pub(crate) fn finish(client: &TcpStream) {
     client.shutdown(Shutdown::Write).unwrap();
 }
 
-/// The server's side of a client's TCP connection, as the kernel lists it (proc_net_tcp, procfs(5)).
-pub(crate) struct ServerSide {
-    /// The two addresses, as they are written there.
-    addresses: String,
-}
-
 impl ServerSide {
-    pub(crate) fn of(client: &TcpStream) -> Self {
-        let hex = |addr: SocketAddr| {
-            let IpAddr::V4(ip) = addr.ip() else {
-                panic!("{addr} is not an IPv4 address");
-            };
-            format!(
-                "{:08X}:{:04X}",
-                u32::from_ne_bytes(ip.octets()),
-                addr.port()
-            )
-        };
-        let server = client.peer_addr().unwrap();
-        let client = client.local_addr().unwrap();
-        Self {
-            addresses: format!("{} {}", hex(server), hex(client)),
-        }
-    }
-
-    /// How many bytes have arrived that the server has not read. The end of the stream counts as one byte. `None` if
-    /// the connection is not there: it was not established yet, or was reset.
-    fn unread(&self) -> Option<usize> {
-        let list = fs::read_to_string("/proc/net/tcp").unwrap();
-        let line = list.lines().find(|line| line.contains(&self.addresses))?;
-        let queues = line.split_whitespace().nth(4)?;
-        usize::from_str_radix(queues.split_once(':')?.1, 16).ok()
-    }
-
     /// Waits until so many bytes have arrived that the server has not read.
     #[track_caller]
     pub(crate) fn until_unread(&self, bytes: usize) {
@@ -363,26 +342,6 @@ pub(crate) fn read_pattern_from(client: &mut impl Read, mut place: usize, count:
 }
 
 // ---- this process ----
-
-/// How many threads of this process have names that begin so (the kernel keeps 15 bytes of a name).
-pub(crate) fn threads(prefix: &str) -> usize {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.starts_with(prefix)).count()
-}
-
-/// How many descriptors this process has open.
-pub(crate) fn descriptors() -> usize {
-    // One of them is that of the directory.
-    fs::read_dir("/proc/self/fd").unwrap().count() - 1
-}
-
-/// The CPU time that this process has used. It takes no descriptor to know.
-#[cfg(unix)]
-pub(crate) fn cpu_time() -> Duration {
-    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
-}
 
 /// A path in a directory of its own.
 pub(crate) fn socket_path() -> (tempfile::TempDir, PathBuf) {
@@ -497,6 +456,14 @@ impl Parent {
 
 const MARK: &str = "@@ ";
 
+/// What starts a process of this very binary that runs one test, which finds [`as_child`] to be there.
+pub(crate) fn child_command(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.env(CHILD, test);
+    command
+}
+
 /// A process of this very binary that runs one test, under a watchdog.
 pub(crate) struct Child {
     stdin: Option<ChildStdin>,
@@ -512,9 +479,7 @@ const CHILD_LIMIT: Duration = Duration::from_secs(300);
 impl Child {
     /// Starts the test of this name, which finds [`as_child`] to be there.
     pub(crate) fn of(test: &str) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture", "--test-threads=1"])
-            .env(CHILD, test)
+        let mut process = child_command(test)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

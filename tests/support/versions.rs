@@ -64,6 +64,9 @@ pub(crate) fn serve_if_child() {
     if let Some(millis) = option(&dir, "ready-timeout") {
         restart = restart.ready_timeout(Duration::from_millis(millis.parse().unwrap()));
     }
+    if let Some(millis) = option(&dir, "grace") {
+        restart = restart.idle_grace(Duration::from_millis(millis.parse().unwrap()));
+    }
     if option(&dir, "environment").is_some() {
         restart = restart.environment_file(dir.join("environment"));
     }
@@ -75,9 +78,7 @@ pub(crate) fn serve_if_child() {
     let datagrams = passed.unwrap_or_else(|| UdpSocket::bind("127.0.0.1:0").unwrap());
     let udp = datagrams.local_addr().unwrap().port();
     let own = dir.clone();
-    let restart = restart
-        .idle_grace(Duration::from_secs(2))
-        .pass("datagrams", datagrams);
+    let restart = restart.pass("datagrams", datagrams);
     let restart = restart.ready_when(move || -> Result<(), String> {
         misbehave(&own, &mode, "late ");
         match mode.as_str() {

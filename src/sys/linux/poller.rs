@@ -22,6 +22,7 @@ pub(crate) struct Poller {
 
 impl Poller {
     pub(crate) const SHARED: bool = true;
+    pub(crate) const REPORTS_ONCE: bool = false;
 
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;

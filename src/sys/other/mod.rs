@@ -5,7 +5,10 @@ pub(super) mod calls;
 #[cfg(unix)]
 pub(super) mod named_file;
 pub(super) mod packet;
+#[cfg(not(windows))]
 pub(crate) mod poller;
+#[cfg(windows)]
+pub(crate) use super::unix::poller;
 pub(crate) mod scheduling;
 pub(super) mod socket;
 #[cfg(not(windows))]

@@ -1,4 +1,4 @@
-//! Other systems: a poller with one waiting thread, where an event disarms its socket.
+//! Systems without epoll or completion ports: a poller with one waiting thread, where an event disarms its socket.
 
 use std::io;
 use std::time::Duration;
@@ -15,6 +15,7 @@ pub(crate) struct Poller(polling::Poller);
 
 impl Poller {
     pub(crate) const SHARED: bool = false;
+    pub(crate) const REPORTS_ONCE: bool = true;
 
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(polling::Poller::new()?))

@@ -12,7 +12,9 @@ pub(crate) const ACCEPT_INHERITS_OPTIONS: bool = false;
 
 pub(crate) fn accept(listener: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
     let (socket, peer) = listener.accept()?;
-    socket.set_nonblocking(true)?;
+    // A failure concerns this connection, which has left the queue.
+    let failed = |error| io::Error::new(io::ErrorKind::ConnectionAborted, error);
+    socket.set_nonblocking(true).map_err(failed)?;
     Ok((socket, peer.as_socket()))
 }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Error, ErrorKind, Seek, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, FlockOperation, access, flock};
@@ -121,6 +121,11 @@ pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> 
 /// Whether this process may run the file as a program.
 pub(crate) fn is_executable(path: &Path) -> bool {
     access(path, Access::EXEC_OK).is_ok() && path.is_file()
+}
+
+/// The file of a program that was named so. `None` if there is none that this process may run.
+pub(crate) fn find_program_file(named: PathBuf) -> Option<PathBuf> {
+    Some(named).filter(|named| is_executable(named))
 }
 
 /// Whether a path leads to the file of the program that this process runs, as far as the system

@@ -40,7 +40,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -213,11 +212,6 @@ pub(crate) fn replace_program(options: &SpawnOptions<'_>) -> io::Error {
 
 /// The variable that holds the name of the working directory, as the shell gave it.
 pub(crate) const WORKING_DIR_VARIABLE: Option<&str> = Some("PWD");
-
-/// The file of a program that was named so. `None` if there is none that this process may run.
-pub(crate) fn find_program_file(named: PathBuf) -> Option<PathBuf> {
-    Some(named).filter(|named| super::file::is_executable(named))
-}
 
 /// Reads a variable that is for this process only, and not for the programs that it starts.
 pub(crate) fn own_variable(name: &str) -> Option<OsString> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -135,6 +135,19 @@ pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Resul
 pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
 }
+
+/// Ends a connection for every thread, also for one that waits in a call on the socket.
+pub(crate) fn end(socket: &Socket) -> io::Result<()> {
+    socket.shutdown(Shutdown::Both)
+}
+
+/// Binds an internet address. `AddrInUse` if a socket of another process has it.
+pub(crate) fn bind(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
+    socket.bind(addr)
+}
+
+/// Whether a reset of the connection discards what the peer has not read yet.
+pub(crate) const RESET_DISCARDS: bool = false;
 
 /// Lets several sockets bind one address, among which the kernel distributes the connections.
 pub(crate) fn set_reuse_port(socket: &Socket, on: bool) -> io::Result<()> {

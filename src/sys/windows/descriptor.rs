@@ -14,26 +14,16 @@ use std::ptr;
 use socket2::{SockRef, Socket};
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock::{SO_ACCEPTCONN, SOL_SOCKET, getsockopt};
-use windows_sys::Win32::Storage::FileSystem::{
-    BY_HANDLE_FILE_INFORMATION, GetFileInformationByHandle,
-};
 use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStdHandle};
 use windows_sys::Win32::System::Pipes::CreatePipe;
 
-use super::handle::{self, check};
+use super::handle::{self, Kind, check};
 use super::passing;
 
 /// What a process can pass on: a socket, or another handle, such as one of a pipe or of a file. It
 /// is made from the types of the standard library, and [`TryFrom`] makes such a type of it.
 #[derive(Debug)]
 pub struct Descriptor(pub(super) Kind);
-
-/// Winsock passes sockets in another way than the kernel passes handles.
-#[derive(Debug)]
-pub(super) enum Kind {
-    Socket(OwnedSocket),
-    Handle(OwnedHandle),
-}
 
 impl Descriptor {
     /// A second one of the same object.
@@ -144,7 +134,7 @@ impl From<Descriptor> for Stdio {
 ///
 /// Nothing was passed under this number, or it was taken before.
 pub(crate) fn adopt(number: i32) -> io::Result<Descriptor> {
-    passing::take(number)
+    passing::take(number).map(Descriptor)
 }
 
 /// A descriptor has no number here that another program could use.
@@ -157,23 +147,13 @@ pub(crate) fn number<T>(_descriptor: &T) -> i32 {
 /// (SO_REUSEADDR), as none of this crate do.
 pub(crate) fn inode(descriptor: &Descriptor) -> io::Result<(u64, u64)> {
     let socket = match &descriptor.0 {
-        Kind::Handle(handle) => return file_id(handle),
+        Kind::Handle(handle) => return super::file::inode(&File::from(handle.try_clone()?)),
         Kind::Socket(socket) => SockRef::from(socket),
     };
     let mut hasher = DefaultHasher::new();
     socket.local_addr()?.hash(&mut hasher);
     let kind: i32 = socket.r#type()?.into();
     Ok((u64::from(kind.unsigned_abs()), hasher.finish()))
-}
-
-/// The volume and the number of an open file.
-#[allow(unsafe_code)]
-pub(super) fn file_id(file: &impl AsRawHandle) -> io::Result<(u64, u64)> {
-    let mut found = BY_HANDLE_FILE_INFORMATION::default();
-    // SAFETY: the handle is open, and `found` is alive.
-    check(unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) })?;
-    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
-    Ok((found.dwVolumeSerialNumber.into(), index))
 }
 
 /// Whether this is a listening stream socket.

@@ -4,20 +4,20 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Error, ErrorKind, Seek, Write};
+use std::os::windows::ffi::OsStringExt;
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::os::windows::io::AsRawHandle;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Foundation::{ERROR_LOCK_VIOLATION, ERROR_SHARING_VIOLATION, GENERIC_READ};
 use windows_sys::Win32::Storage::FileSystem::{
-    BY_HANDLE_FILE_INFORMATION, DELETE, FILE_ATTRIBUTE_TEMPORARY, FILE_FLAG_DELETE_ON_CLOSE,
-    FILE_FLAG_OPEN_REPARSE_POINT, FILE_TYPE_DISK, GetFileInformationByHandle, GetFileType,
-    LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
+    DELETE, FILE_ATTRIBUTE_TEMPORARY, FILE_FLAG_DELETE_ON_CLOSE, FILE_FLAG_OPEN_REPARSE_POINT,
+    FILE_TYPE_DISK, GetFileType, LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
 };
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
-use super::directory::{DirectoryEntry, parent_of};
+use super::directory::{DirectoryEntry, file_id, information, parent_of};
 use super::no_unix_sockets_error;
 use crate::log;
 use crate::sys::IfLocked;
@@ -113,6 +113,25 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
+/// The extensions of files that Windows starts as programs, without the help of another one.
+const EXTENSIONS: [&str; 2] = ["exe", "com"];
+
+/// The file of a program that was named so, mostly without its extension. `None` if there is none.
+/// PATHEXT also names files that a shell runs, such as batch files. The shell is the program then.
+pub(crate) fn find_program_file(named: PathBuf) -> Option<PathBuf> {
+    let with_extension = |extension: &str| {
+        let mut path = named.clone().into_os_string();
+        path.push(".");
+        path.push(extension);
+        PathBuf::from(path)
+    };
+    if named.extension().is_some() && named.is_file() {
+        return Some(named);
+    }
+    let mut paths = EXTENSIONS.into_iter().map(with_extension);
+    paths.find(|path| path.is_file())
+}
+
 pub(crate) fn is_own_program(path: &Path) -> bool {
     let own = std::env::current_exe().and_then(std::fs::canonicalize);
     own.map_or(true, |own| {
@@ -153,21 +172,6 @@ pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
     information(file).map(|found| file_id(&found))
 }
 
-#[allow(unsafe_code)]
-pub(super) fn information(file: &File) -> io::Result<BY_HANDLE_FILE_INFORMATION> {
-    let mut found = BY_HANDLE_FILE_INFORMATION::default();
-    // SAFETY: the file is open, and the call fills a live structure.
-    match unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) } {
-        0 => Err(Error::last_os_error()),
-        _ => Ok(found),
-    }
-}
-
-pub(super) fn file_id(found: &BY_HANDLE_FILE_INFORMATION) -> (u64, u64) {
-    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
-    (found.dwVolumeSerialNumber.into(), index)
-}
-
 pub(crate) fn free_socket_path(
     _entry: &DirectoryEntry,
     _path: &Path,
@@ -176,8 +180,28 @@ pub(crate) fn free_socket_path(
     Err(no_unix_sockets_error())
 }
 
+/// A path, or other text of the system, from its bytes, as `as_encoded_bytes` gives them: UTF-8, and
+/// the three bytes that UTF-8 would have for a surrogate that stands alone.
 pub(crate) fn os_string(bytes: &[u8]) -> OsString {
-    String::from_utf8_lossy(bytes).into_owned().into()
+    let mut units = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let valid = std::str::from_utf8(rest).map_or_else(|error| error.valid_up_to(), str::len);
+        let (text, invalid) = rest.split_at(valid);
+        units.extend(String::from_utf8_lossy(text).encode_utf16());
+        rest = match invalid {
+            [0xed, high @ 0xa0..=0xbf, low @ 0x80..=0xbf, rest @ ..] => {
+                units.push(0xd000 | u16::from(high & 0x3f) << 6 | u16::from(low & 0x3f));
+                rest
+            }
+            [_, rest @ ..] => {
+                units.push(0xfffd);
+                rest
+            }
+            [] => &[],
+        };
+    }
+    OsString::from_wide(&units)
 }
 
 #[cfg(test)]
@@ -237,6 +261,19 @@ mod tests {
         drop(lock);
         assert!(lock_directory_of(&path, IfLocked::Fail).unwrap().is_some());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_that_is_no_unicode_survives() {
+        for units in [
+            &[0x61, 0xe4, 0xd834, 0xdd1e][..],
+            &[0xd800, 0x62, 0xdfff],
+            &[],
+        ] {
+            let name = OsString::from_wide(units);
+            assert_eq!(os_string(name.as_encoded_bytes()), name);
+        }
+        assert_eq!(os_string(b"a\xffb"), "a\u{fffd}b");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Windows: what every call on a handle needs.
 
 use std::io;
-use std::os::windows::io::{AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle};
+use std::os::windows::io::{AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle, OwnedSocket};
 use std::ptr;
 use std::time::Duration;
 
@@ -10,6 +10,13 @@ use windows_sys::Win32::Foundation::{
 };
 use windows_sys::Win32::System::Threading::{GetCurrentProcess, INFINITE, WaitForSingleObject};
 use windows_sys::core::BOOL;
+
+/// What a process passes on: Winsock passes sockets in another way than the kernel passes handles.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Socket(OwnedSocket),
+    Handle(OwnedHandle),
+}
 
 /// The result of a call of which 0 is an error.
 pub(in crate::sys) fn check(result: BOOL) -> io::Result<()> {

@@ -17,6 +17,7 @@ mod manager;
 pub(crate) mod message;
 mod passing;
 mod pipe;
+pub(crate) mod poller;
 pub(crate) mod process;
 mod security;
 #[cfg(feature = "windows-service")]

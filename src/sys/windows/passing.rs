@@ -55,8 +55,7 @@ use windows_sys::Win32::System::Memory::{
     MEMORY_MAPPED_VIEW_ADDRESS, MapViewOfFile, PAGE_READWRITE, UnmapViewOfFile, VirtualQuery,
 };
 
-use super::descriptor::{Descriptor, Kind};
-use super::handle::{self, duplicate_into};
+use super::handle::{self, Kind, duplicate_into};
 use crate::log;
 use crate::sys::{FIRST_PASSED, PidVariable};
 
@@ -150,7 +149,7 @@ impl Section {
         process: BorrowedHandle<'_>,
         limit: Option<StartLimit>,
         variables: &[PidVariable],
-        descriptors: &[Descriptor],
+        descriptors: &[&Kind],
     ) -> io::Result<()> {
         let mut table = Table {
             limit,
@@ -163,7 +162,7 @@ impl Section {
             table.variables.push(text);
         }
         for descriptor in descriptors {
-            let passed = match &descriptor.0 {
+            let passed = match descriptor {
                 Kind::Socket(socket) => Passed::Socket(record_for(socket, pid)?),
                 Kind::Handle(own) => {
                     Passed::Handle(duplicate_into(process, own.as_handle(), None)?)
@@ -323,15 +322,15 @@ pub(super) fn take_start_limit() -> Option<StartLimit> {
 }
 
 /// Takes a descriptor that was passed to this process.
-pub(super) fn take(number: i32) -> io::Result<Descriptor> {
+pub(super) fn take(number: i32) -> io::Result<Kind> {
     let index = usize::try_from(number - FIRST_PASSED).ok();
     let mut table = own_table().lock();
     let passed = index.and_then(|index| table.descriptors.get_mut(index)?.take());
     drop(table);
     let not_passed = || io::Error::new(io::ErrorKind::NotFound, "nothing was passed there");
     match passed.ok_or_else(not_passed)? {
-        Passed::Handle(handle) => Ok(own_passed(handle).into()),
-        Passed::Socket(record) => socket_of(&record).map(Descriptor::from),
+        Passed::Handle(handle) => Ok(Kind::Handle(own_passed(handle))),
+        Passed::Socket(record) => socket_of(&record).map(Kind::Socket),
     }
 }
 
@@ -444,8 +443,9 @@ mod tests {
             PidVariable::new("LISTEN_PID=", ""),
             PidVariable::new("ä=", "x"),
         ];
-        let descriptors = || vec![std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()];
-        for descriptors in [Vec::new(), descriptors()] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = Kind::Socket(listener.into());
+        for descriptors in [vec![], vec![&socket]] {
             let section = Section::new(&variables, descriptors.len()).unwrap();
             // SAFETY: this names the process itself, and needs no close.
             #[allow(unsafe_code)]

@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, OwnedHandle};
 use std::os::windows::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
 use std::sync::LazyLock;
@@ -170,8 +170,15 @@ fn start(
         (Some(job), Some(guard)) => Some(job.admit(process, guard.limit)?),
         _ => None,
     };
-    let (variables, descriptors) = (options.env_with_pid, options.descriptors);
-    section.fill(created.pid, process, limit, variables, descriptors)?;
+    let descriptors = options.descriptors.iter().map(|passed| &passed.0);
+    let (pid, variables) = (created.pid, options.env_with_pid);
+    section.fill(
+        pid,
+        process,
+        limit,
+        variables,
+        &descriptors.collect::<Vec<_>>(),
+    )?;
     created.run()
 }
 
@@ -372,25 +379,6 @@ fn end_of(process: &OwnedHandle) -> io::Result<ExitStatus> {
 /// No process can run another program in its place.
 pub(crate) fn replace_program(_options: &SpawnOptions<'_>) -> io::Error {
     unsupported_error("no process can change its program on Windows")
-}
-
-/// The extensions of files that Windows starts as programs, without the help of another one.
-const EXTENSIONS: [&str; 2] = ["exe", "com"];
-
-/// The file of a program that was named so, mostly without its extension. `None` if there is none.
-/// PATHEXT also names files that a shell runs, such as batch files. The shell is the program then.
-pub(crate) fn find_program_file(named: PathBuf) -> Option<PathBuf> {
-    let with_extension = |extension: &str| {
-        let mut path = named.clone().into_os_string();
-        path.push(".");
-        path.push(extension);
-        PathBuf::from(path)
-    };
-    if named.extension().is_some() && named.is_file() {
-        return Some(named);
-    }
-    let mut paths = EXTENSIONS.into_iter().map(with_extension);
-    paths.find(|path| path.is_file())
 }
 
 /// Reads a variable that is for this process only, and not for the programs that it starts.

@@ -1,19 +1,23 @@
 //! Windows: waits and calls on one socket.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::windows::io::AsRawSocket;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::{SockAddr, Socket, Type};
 use windows_sys::Win32::Networking::WinSock::{
-    FIONREAD, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, POLLWRNORM, SO_EXCLUSIVEADDRUSE,
-    SOCKET_ERROR, SOL_SOCKET, WSA_NOT_ENOUGH_MEMORY, WSAECONNABORTED, WSAECONNRESET, WSAEINTR,
-    WSAEMFILE, WSAENOBUFS, WSAEWOULDBLOCK, WSAPOLLFD, WSAPoll, ioctlsocket, setsockopt,
+    FD_SET, FIONREAD, MSG_PEEK, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, SO_EXCLUSIVEADDRUSE,
+    SOCKET, SOCKET_ERROR, SOL_SOCKET, TIMEVAL, WSA_NOT_ENOUGH_MEMORY, WSAEACCES, WSAECONNABORTED,
+    WSAECONNRESET, WSAEINTR, WSAEMFILE, WSAENOBUFS, WSAEWOULDBLOCK, WSAPOLLFD, WSAPoll,
+    ioctlsocket, recv as ws_recv, select, setsockopt,
 };
+use windows_sys::Win32::System::IO::CancelIoEx;
 
 use super::unsupported_error;
+// No TransmitFile: it waits until the client has taken all, also on a non-blocking socket, or completes
+// where no poll sees it; and on workstations two calls run at a time.
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, queued_connections, send_file, set_accept_options,
 };
@@ -26,34 +30,41 @@ pub(crate) fn unix_path(_addr: &SockAddr) -> Option<PathBuf> {
     None
 }
 
+/// By select(WinSock), because WSAPoll ends a wait for room at once, and again and again, after the
+/// peer has ended its side.
 #[allow(unsafe_code)]
 pub(crate) fn wait_ready(
     socket: &Socket,
     interest: Interest,
     timeout: Option<Duration>,
 ) -> io::Result<Ready> {
-    let events = match interest {
-        Interest::Read => POLLRDNORM,
-        Interest::Write => POLLWRNORM,
-        Interest::Both => POLLRDNORM | POLLWRNORM,
+    let mut wanted = FD_SET {
+        fd_count: 1,
+        ..FD_SET::default()
     };
-    let mut fd = WSAPOLLFD {
-        fd: socket.as_raw_socket() as _,
-        events,
-        revents: 0,
+    wanted.fd_array[0] = socket.as_raw_socket() as SOCKET;
+    let (mut readable, mut writable) = (wanted, wanted);
+    let no_set = std::ptr::null_mut();
+    let (reads, writes) = match interest {
+        Interest::Read => (&raw mut readable, no_set),
+        Interest::Write => (no_set, &raw mut writable),
+        Interest::Both => (&raw mut readable, &raw mut writable),
     };
-    let timeout = timeout.map_or(-1, |timeout| {
+    let timeout = timeout.map(|timeout| TIMEVAL {
+        tv_sec: i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX),
         // Rounded up, so that no wait ends early.
-        i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        tv_usec: timeout.subsec_nanos().div_ceil(1000) as i32,
     });
-    // SAFETY: `fd` is one live structure, as the count says, and its socket is open.
-    if unsafe { WSAPoll(&mut fd, 1, timeout) } == SOCKET_ERROR {
+    let timeout = timeout
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the sets and the time-out are alive, and the socket in the sets is open.
+    if unsafe { select(0, reads, writes, no_set, timeout) } == SOCKET_ERROR {
         return Err(io::Error::last_os_error());
     }
-    let broken = fd.revents & (POLLERR | POLLHUP | POLLNVAL) != 0;
     Ok(Ready {
-        readable: broken || fd.revents & POLLRDNORM != 0,
-        writable: broken || fd.revents & POLLWRNORM != 0,
+        readable: interest != Interest::Write && readable.fd_count > 0,
+        writable: interest != Interest::Read && writable.fd_count > 0,
     })
 }
 
@@ -72,6 +83,7 @@ pub(crate) fn accept_error_kind(error: &io::Error) -> AcceptErrorKind {
         Some(WSAEWOULDBLOCK) => AcceptErrorKind::Empty,
         Some(WSAEMFILE | WSAENOBUFS | WSA_NOT_ENOUGH_MEMORY) => AcceptErrorKind::Shortage,
         Some(WSAECONNRESET | WSAECONNABORTED | WSAEINTR) => AcceptErrorKind::Connection,
+        None if error.kind() == io::ErrorKind::ConnectionAborted => AcceptErrorKind::Connection,
         _ => AcceptErrorKind::Listener,
     }
 }
@@ -90,12 +102,25 @@ pub(crate) fn unread_len(socket: &Socket) -> io::Result<u64> {
     }
 }
 
+/// How much one send takes at most. While a socket has room for one byte, the system takes a send
+/// of any size into memory of the kernel.
+const MOST_SENT: usize = 256 * 1024;
+
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
-    socket.send(bytes)
+    socket.send(&bytes[..bytes.len().min(MOST_SENT)])
 }
 
 pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-    socket.send_vectored(parts)
+    let mut left = MOST_SENT;
+    let fits = |part: &&IoSlice<'_>| {
+        let fits = part.len() <= left;
+        left = left.saturating_sub(part.len());
+        fits
+    };
+    match parts.iter().take_while(fits).count() {
+        0 => send(socket, parts.first().map_or(&[], |part| &**part)),
+        count => socket.send_vectored(&parts[..count]),
+    }
 }
 
 /// SO_EXCLUSIVEADDRUSE: with SO_REUSEADDR, any other process could take the port here.
@@ -117,6 +142,27 @@ pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// A shutdown ends no call that waits already, as one of code that has taken the socket out.
+#[allow(unsafe_code)]
+pub(crate) fn end(socket: &Socket) -> io::Result<()> {
+    let ended = socket.shutdown(Shutdown::Both);
+    // SAFETY: the socket is open. An error says that no call waits.
+    unsafe { CancelIoEx(socket.as_raw_socket() as _, std::ptr::null()) };
+    ended
+}
+
+/// An address that another process has for itself (SO_EXCLUSIVEADDRUSE) is WSAEACCES.
+pub(crate) fn bind(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
+    socket
+        .bind(addr)
+        .map_err(|error| match error.raw_os_error() {
+            Some(WSAEACCES) => io::Error::new(io::ErrorKind::AddrInUse, error),
+            _ => error,
+        })
+}
+
+pub(crate) const RESET_DISCARDS: bool = true;
 
 pub(crate) fn set_reuse_port(_socket: &Socket, on: bool) -> io::Result<()> {
     if on {
@@ -202,7 +248,63 @@ pub(crate) fn duplicate_stream(socket: &Socket) -> io::Result<Stream> {
     Ok(Stream::Tcp(copy.into()))
 }
 
-/// Not known here without reading.
-pub(crate) fn peer_state(_: &Socket) -> PeerState {
-    PeerState::Open
+#[allow(unsafe_code)]
+pub(crate) fn peer_state(socket: &Socket) -> PeerState {
+    let raw = socket.as_raw_socket() as SOCKET;
+    let mut fd = WSAPOLLFD {
+        fd: raw,
+        events: POLLRDNORM,
+        revents: 0,
+    };
+    // SAFETY: `fd` is one live structure, as the count says, and its socket is open.
+    let polled = unsafe { WSAPoll(&mut fd, 1, 0) };
+    if polled == SOCKET_ERROR || fd.revents & (POLLERR | POLLHUP | POLLNVAL) == 0 {
+        return PeerState::Open;
+    }
+    // POLLHUP is both an end and a reset. After a reset, nothing more can be received.
+    let mut byte = 0;
+    // SAFETY: the socket is open and non-blocking, and the buffer is one live byte.
+    let received = unsafe { ws_recv(raw, &raw mut byte, 1, MSG_PEEK) };
+    match received == SOCKET_ERROR && !is_would_block(&io::Error::last_os_error()) {
+        true => PeerState::Reset,
+        false => PeerState::Ended,
+    }
+}
+
+fn is_would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+#[cfg(test)]
+mod tests {
+    use windows_sys::Win32::Networking::WinSock::{
+        WSAEINVAL, WSAENETDOWN, WSAENOTSOCK, WSAEOPNOTSUPP,
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_handles_or_memory_is_a_shortage() {
+        use AcceptErrorKind::{Connection, Empty, Listener, Shortage};
+        for (code, kind) in [
+            (WSAEWOULDBLOCK, Empty),
+            (WSAEINTR, Connection),
+            (WSAECONNABORTED, Connection),
+            (WSAECONNRESET, Connection),
+            (WSAEMFILE, Shortage),
+            (WSAENOBUFS, Shortage),
+            (WSA_NOT_ENOUGH_MEMORY, Shortage),
+            (WSAEINVAL, Listener),
+            (WSAENOTSOCK, Listener),
+            (WSAEOPNOTSUPP, Listener),
+            (WSAEACCES, Listener),
+            (WSAENETDOWN, Listener),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(accept_error_kind(&error), kind, "{error}");
+        }
+        assert_eq!(accept_error_kind(&io::Error::other("text")), Listener);
+        let aborted = io::Error::new(io::ErrorKind::ConnectionAborted, "its options");
+        assert_eq!(accept_error_kind(&aborted), Connection);
+    }
 }

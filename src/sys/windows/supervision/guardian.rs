@@ -2,23 +2,31 @@
 //! When the supervisor ends, however that comes, the system closes the last handle of the job, and
 //! ends all of them at that moment: no process is left that holds a port.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle, RawHandle};
+use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
 use std::ptr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use windows_sys::Win32::System::JobObjects::{
     CreateJobObjectW, IsProcessInJob, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE,
     JOBOBJECT_EXTENDED_LIMIT_INFORMATION, JobObjectExtendedLimitInformation,
     SetInformationJobObject,
 };
 
+use super::process_handle::query;
 use crate::sys::unix::unsupported_error;
 use crate::sys::{Descriptor, Guarded, Identity};
 
 /// The job, which is that of the process: as long as it lives, its processes are in it.
 static JOB: OnceLock<Descriptor> = OnceLock::new();
+
+/// The processes of the service that are not in the job, with their ids. On Windows there are none: a
+/// program that starts while its predecessor watches it leaves only the job that the predecessor has
+/// for this. Under Wine it leaves all jobs.
+static OTHERS: Mutex<BTreeMap<u32, OwnedHandle>> = Mutex::new(BTreeMap::new());
 
 /// See above.
 #[derive(Debug)]
@@ -59,12 +67,20 @@ impl Guardian {
         self.0
     }
 
-    /// The processes of the service are in the job from their start.
-    pub(crate) fn watch(&self, _guarded: Guarded) -> bool {
+    /// The processes of the service are in the job from their start, except `OTHERS`.
+    pub(crate) fn watch(&self, guarded: Guarded) -> bool {
+        if let Some((pid, process)) = guarded.process.and_then(|pid| Some((pid, query(pid)?))) {
+            if !is_in_job(&process) {
+                OTHERS.lock().insert(pid, process);
+            }
+        }
         true
     }
 
-    pub(crate) fn forget(&self, _process: Option<u32>, _group: Option<u32>) -> bool {
+    pub(crate) fn forget(&self, process: Option<u32>, _group: Option<u32>) -> bool {
+        if let Some(pid) = process {
+            OTHERS.lock().remove(&pid);
+        }
         true
     }
 }
@@ -97,12 +113,21 @@ fn create_job() -> io::Result<OwnedHandle> {
     }
 }
 
-/// Whether a process is in the job. `None` if there is no job.
+/// Whether a process is one of the service.
+pub(super) fn contains(pid: u32) -> bool {
+    query(pid).is_some_and(|process| is_in_job(&process)) || OTHERS.lock().contains_key(&pid)
+}
+
 #[allow(unsafe_code)]
-pub(super) fn contains(process: RawHandle) -> Option<bool> {
-    let job = JOB.get()?.as_handle().ok()?.as_raw_handle();
+fn is_in_job(process: &OwnedHandle) -> bool {
+    let Some(Ok(job)) = JOB.get().map(Descriptor::as_handle) else {
+        return false;
+    };
     let mut is_in = 0;
     // SAFETY: both handles are open, and the result is written to a live place.
-    let done = unsafe { IsProcessInJob(process, job, &raw mut is_in) };
-    Some(done != 0 && is_in != 0)
+    let done = unsafe {
+        let (process, job) = (process.as_raw_handle(), job.as_raw_handle());
+        IsProcessInJob(process, job, &raw mut is_in)
+    };
+    done != 0 && is_in != 0
 }

@@ -27,6 +27,7 @@ mod notify_socket;
 mod pid_fd;
 mod port;
 mod process_facts;
+mod process_handle;
 mod signal_fd;
 
 pub(crate) use control::{ControlPipe, ControlStream};

@@ -18,7 +18,7 @@ use windows_sys::Win32::System::Threading::{
 };
 
 use super::port;
-use super::process_facts::open_process;
+use super::process_handle::open_process;
 use crate::log;
 use crate::sys::Signal;
 use crate::sys::unix::pipe::to_millis;

@@ -1,6 +1,5 @@
 //! Windows: what is known of other processes.
 
-use std::io;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
 use std::ptr;
 use std::time::Duration;
@@ -11,40 +10,21 @@ use windows_sys::Win32::System::Diagnostics::ToolHelp::{
 };
 use windows_sys::Win32::System::ProcessStatus::{K32GetProcessMemoryInfo, PROCESS_MEMORY_COUNTERS};
 use windows_sys::Win32::System::SystemInformation::GetSystemTimeAsFileTime;
-use windows_sys::Win32::System::Threading::{
-    GetProcessTimes, OpenProcess, PROCESS_ACCESS_RIGHTS, PROCESS_QUERY_LIMITED_INFORMATION,
-};
+use windows_sys::Win32::System::Threading::GetProcessTimes;
 
 use super::guardian;
+use super::process_handle::query;
 
-/// A handle of a process. Its id is that of no other process as long as the handle is open.
-#[allow(unsafe_code)]
-pub(super) fn open_process(pid: u32, access: PROCESS_ACCESS_RIGHTS) -> io::Result<OwnedHandle> {
-    // SAFETY: the call takes numbers, and the handle has no other owner.
-    unsafe {
-        let process = OpenProcess(access, 0, pid);
-        match process.is_null() {
-            true => Err(io::Error::last_os_error()),
-            false => Ok(OwnedHandle::from_raw_handle(process)),
-        }
-    }
-}
+/// How many processes are looked at on the way from a process to one of the service.
+const MAX_DEPTH: usize = 8;
 
-fn query(pid: u32) -> Option<OwnedHandle> {
-    open_process(pid, PROCESS_QUERY_LIMITED_INFORMATION).ok()
-}
-
-/// Whether the process is in the job of the supervisor, as all descendants are: also those whose
-/// parents have ended, which no other process adopts here.
+/// Whether the process is one of the service, or one of them has started it. No process adopts one
+/// that has lost its parent here.
 pub(crate) fn is_descendant(pid: u32) -> Option<bool> {
-    let Some(process) = query(pid) else {
-        return Some(false);
-    };
-    match guardian::contains(process.as_raw_handle()) {
-        Some(true) => Some(true),
-        // The line of its parents may tell.
-        Some(false) | None => None,
-    }
+    let line = std::iter::successors(Some(pid), |pid| parent_of(*pid)).take(MAX_DEPTH);
+    let own = std::process::id();
+    let mut line = line.skip_while(|pid| *pid != own && !guardian::contains(*pid));
+    Some(line.next().is_some_and(|found| found != own || pid != own))
 }
 
 /// How long ago a process was started.
