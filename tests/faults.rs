@@ -262,6 +262,8 @@ struct Stateful {
     attempts: Arc<AtomicUsize>,
     /// Failures are panics.
     panics: bool,
+    /// The text of the errors.
+    why: &'static str,
 }
 
 impl Stateful {
@@ -272,6 +274,7 @@ impl Stateful {
             failing_from: Arc::new(AtomicUsize::new(usize::MAX)),
             attempts: Arc::default(),
             panics: false,
+            why: "the test wants it so",
         };
         (keeper, service)
     }
@@ -296,7 +299,7 @@ impl Service for Stateful {
         self.attempts.fetch_add(1, SeqCst);
         match self.panics {
             true => panic!("no state"),
-            false => Err(io::Error::other("the test wants it so")),
+            false => Err(io::Error::other(self.why)),
         }
     }
 
@@ -330,7 +333,8 @@ fn panic_once(at: SocketAddr) {
 fn a_worker_without_state_leaves_its_connections_to_the_others() {
     keep_log();
     for workers in [2, 5] {
-        let (keeper, service) = Stateful::new();
+        let (keeper, mut service) = Stateful::new();
+        service.why = "this test only";
         service.fail_from(1);
         let handle = start(
             server().workers(workers).max_per_client(50),
@@ -379,11 +383,11 @@ fn a_worker_without_state_leaves_its_connections_to_the_others() {
     }
     // Each episode is told once.
     assert_eq!(
-        logged("worker 1: cannot build its state: the test wants it so").len(),
+        logged("worker 1: cannot build its state: this test only").len(),
         2
     );
     assert_eq!(
-        logged("worker 4: cannot build its state: the test wants it so").len(),
+        logged("worker 4: cannot build its state: this test only").len(),
         1
     );
     assert!(!logged("worker 4: serves again").is_empty());

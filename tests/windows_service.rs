@@ -23,10 +23,14 @@ mod service {
     use std::error::Error;
     use std::fs::{File, OpenOptions};
     use std::io::{self, Write};
+    use std::path::Path;
     use std::process::ExitCode;
-    use std::time::Duration;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use handover::{Builder, Connection, Next, Restart, Server, WindowsService};
+
+    const LONG: Duration = Duration::from_secs(60);
 
     pub(crate) fn run(role: &str, name: &str, log: &str) -> ExitCode {
         let file = OpenOptions::new()
@@ -37,6 +41,11 @@ mod service {
         log::set_logger(Box::leak(Box::new(Logger(file)))).unwrap();
         log::set_max_level(log::LevelFilter::Info);
         WindowsService::new(name).run(|| {
+            // Wine answers `sc.exe start` with an error if the service has ended by then.
+            let until = Instant::now() + LONG;
+            while !Path::new(log).with_file_name("log.go").exists() && Instant::now() < until {
+                thread::yield_now();
+            }
             let code = serve_as(role).unwrap_or_else(|error| {
                 log::error!("{error}");
                 ExitCode::FAILURE
@@ -77,7 +86,7 @@ mod service {
 
     fn builder() -> Builder {
         let builder = Server::builder().listen("127.0.0.1:0").workers(2);
-        builder.drain_timeout(Duration::from_secs(60))
+        builder.drain_timeout(LONG)
     }
 
     fn run_server(builder: Builder) -> Result<(), Box<dyn Error>> {
@@ -305,6 +314,7 @@ mod trials {
                 let is_locked = error.contains("exit code: 1055");
                 assert!(is_locked && Instant::now() < until, "{error}");
             }
+            fs::write(self.dir.path().join("log.go"), "").unwrap();
         }
 
         fn status(&self) -> Status {

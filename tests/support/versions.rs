@@ -74,6 +74,8 @@ pub(crate) fn serve_if_child() {
         restart = restart.pid_file(dir.join("pid"));
     }
     let passed = restart.inherited("datagrams");
+    // On Unix, this cannot fail.
+    #[allow(clippy::unnecessary_fallible_conversions)]
     let passed = passed.map(|passed| UdpSocket::try_from(passed).unwrap());
     let datagrams = passed.unwrap_or_else(|| UdpSocket::bind("127.0.0.1:0").unwrap());
     let udp = datagrams.local_addr().unwrap().port();

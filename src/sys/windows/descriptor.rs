@@ -17,7 +17,7 @@ use windows_sys::Win32::Networking::WinSock::{SO_ACCEPTCONN, SOL_SOCKET, getsock
 use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStdHandle};
 use windows_sys::Win32::System::Pipes::CreatePipe;
 
-use super::handle::{self, Kind, check};
+use super::handle::{self, Kind, check, file_id};
 use super::passing;
 
 /// What a process can pass on: a socket, or another handle, such as one of a pipe or of a file. It
@@ -147,7 +147,7 @@ pub(crate) fn number<T>(_descriptor: &T) -> i32 {
 /// (SO_REUSEADDR), as none of this crate do.
 pub(crate) fn inode(descriptor: &Descriptor) -> io::Result<(u64, u64)> {
     let socket = match &descriptor.0 {
-        Kind::Handle(handle) => return super::file::inode(&File::from(handle.try_clone()?)),
+        Kind::Handle(handle) => return file_id(handle),
         Kind::Socket(socket) => SockRef::from(socket),
     };
     let mut hasher = DefaultHasher::new();

@@ -8,11 +8,12 @@ use std::os::windows::io::AsRawHandle;
 use std::path::{Path, PathBuf};
 
 use windows_sys::Win32::Storage::FileSystem::{
-    BY_HANDLE_FILE_INFORMATION, DELETE, FILE_DISPOSITION_INFO, FILE_FLAG_BACKUP_SEMANTICS,
-    FILE_FLAG_OPEN_REPARSE_POINT, FILE_READ_ATTRIBUTES, FILE_SHARE_READ, FILE_SHARE_WRITE,
-    FileDispositionInfo, GetFileInformationByHandle, SetFileInformationByHandle,
+    DELETE, FILE_DISPOSITION_INFO, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT,
+    FILE_READ_ATTRIBUTES, FILE_SHARE_READ, FILE_SHARE_WRITE, FileDispositionInfo,
+    SetFileInformationByHandle,
 };
 
+use super::handle::file_id;
 use super::no_unix_sockets_error;
 
 #[derive(Debug)]
@@ -76,7 +77,7 @@ impl DirectoryEntry {
             Err(error) => return Err(error),
         };
         let found = FoundFile {
-            id: file_id(&information(&file)?),
+            id: file_id(&file)?,
             owner: super::process::effective_uid(),
             is_socket: false,
         };
@@ -134,21 +135,6 @@ impl DirectoryEntry {
     pub(crate) fn remove_beside(&self, name: &OsStr) -> io::Result<()> {
         fs::remove_file(self.directory.join(name))
     }
-}
-
-#[allow(unsafe_code)]
-pub(super) fn information(file: &File) -> io::Result<BY_HANDLE_FILE_INFORMATION> {
-    let mut found = BY_HANDLE_FILE_INFORMATION::default();
-    // SAFETY: the file is open, and the call fills a live structure.
-    match unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) } {
-        0 => Err(Error::last_os_error()),
-        _ => Ok(found),
-    }
-}
-
-pub(super) fn file_id(found: &BY_HANDLE_FILE_INFORMATION) -> (u64, u64) {
-    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
-    (found.dwVolumeSerialNumber.into(), index)
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use windows_sys::Win32::Storage::FileSystem::{
 };
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
-use super::directory::{DirectoryEntry, file_id, information, parent_of};
+use super::directory::{DirectoryEntry, parent_of};
+use super::handle::file_id;
 use super::no_unix_sockets_error;
 use crate::log;
 use crate::sys::IfLocked;
@@ -169,7 +170,7 @@ pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
 
 /// The volume, and the file's index in it.
 pub(crate) fn inode(file: &File) -> io::Result<(u64, u64)> {
-    information(file).map(|found| file_id(&found))
+    file_id(file)
 }
 
 pub(crate) fn free_socket_path(
@@ -274,6 +275,77 @@ mod tests {
             assert_eq!(os_string(name.as_encoded_bytes()), name);
         }
         assert_eq!(os_string(b"a\xffb"), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        assert!(open_regular(&path, false).is_ok());
+        assert!(open_regular(Path::new("NUL"), true).is_err());
+        let missing = open_regular(&dir.path().join("missing"), false);
+        assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn an_anonymous_file_holds_its_bytes_and_goes_when_it_is_closed() {
+        let named = || {
+            let dir = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+            let names = dir.map(|entry| entry.file_name().into_string().unwrap_or_default());
+            names
+                .filter(|name| name.starts_with("handover-"))
+                .collect::<Vec<_>>()
+        };
+        let before = named();
+        let mut file = create_anonymous(b"text").unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        let new = named()
+            .into_iter()
+            .find(|name| !before.contains(name))
+            .unwrap();
+        drop(file);
+        assert!(!std::env::temp_dir().join(new).exists());
+    }
+
+    #[test]
+    fn a_lock_keeps_others_out_until_it_is_closed_and_lets_them_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "text").unwrap();
+        let [first, second] = [(); 2].map(|()| File::open(&path).unwrap());
+        assert!(try_lock(&first).unwrap());
+        assert!(!try_lock(&second).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
+        drop(first);
+        assert!(try_lock(&second).unwrap());
+    }
+
+    #[test]
+    fn a_directory_has_one_lock_which_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let lock = lock_directory_of(&path, IfLocked::Fail).unwrap();
+        assert!(lock.is_some());
+        let error = lock_directory_of(&path, IfLocked::Fail).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(
+            lock_directory_of(&path, IfLocked::Ignore)
+                .unwrap()
+                .is_none()
+        );
+        drop(lock);
+        assert!(lock_directory_of(&path, IfLocked::Fail).unwrap().is_some());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::time::Duration;
 use windows_sys::Win32::Foundation::{
     DUPLICATE_SAME_ACCESS, DuplicateHandle, HANDLE, WAIT_FAILED, WAIT_OBJECT_0,
 };
+use windows_sys::Win32::Storage::FileSystem::{
+    BY_HANDLE_FILE_INFORMATION, GetFileInformationByHandle,
+};
 use windows_sys::Win32::System::Threading::{GetCurrentProcess, INFINITE, WaitForSingleObject};
 use windows_sys::core::BOOL;
 
@@ -106,4 +109,14 @@ pub(in crate::sys) fn wait_for(handle: BorrowedHandle<'_>, timeout: Duration) ->
         WAIT_FAILED => Err(io::Error::last_os_error()),
         _ => Ok(false),
     }
+}
+
+/// The volume and the number of an open file, which tell it from every other one.
+#[allow(unsafe_code)]
+pub(super) fn file_id(file: &impl AsRawHandle) -> io::Result<(u64, u64)> {
+    let mut found = BY_HANDLE_FILE_INFORMATION::default();
+    // SAFETY: the handle is open, and `found` is alive.
+    check(unsafe { GetFileInformationByHandle(file.as_raw_handle(), &mut found) })?;
+    let index = u64::from(found.nFileIndexHigh) << 32 | u64::from(found.nFileIndexLow);
+    Ok((found.dwVolumeSerialNumber.into(), index))
 }

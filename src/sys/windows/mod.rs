@@ -1,4 +1,4 @@
-//! Windows: every module of the contract but the poller and scheduling.
+//! Windows: every module of the contract but scheduling.
 
 use std::io;
 

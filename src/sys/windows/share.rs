@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::descriptor::Kind;
+use super::handle::Kind;
 use super::passing::{INFO_SIZE, record_for, socket_of};
 use crate::sys::Descriptor;
 
