@@ -11,7 +11,7 @@ use std::os::windows::io::{
 use std::process::Stdio;
 use std::ptr;
 
-use socket2::{SockRef, Socket};
+use socket2::Socket;
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock::{SO_ACCEPTCONN, SOL_SOCKET, getsockopt};
 use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStdHandle};
@@ -42,13 +42,6 @@ impl Descriptor {
         match &self.0 {
             Kind::Handle(handle) => Ok(handle.as_handle()),
             Kind::Socket(_) => Err(wrong_kind("a socket, and not a file or a pipe")),
-        }
-    }
-
-    pub(in crate::sys) fn as_socket(&self) -> io::Result<SockRef<'_>> {
-        match &self.0 {
-            Kind::Socket(socket) => Ok(SockRef::from(socket)),
-            Kind::Handle(_) => Err(wrong_kind("not a socket")),
         }
     }
 }

@@ -47,6 +47,16 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     ))
 }
 
+/// Sends bytes as they are, without waiting, for the tests of what is sent to other sockets.
+#[cfg(test)]
+pub(crate) fn send(
+    socket: &Socket,
+    text: &str,
+    descriptors: &[&crate::sys::Descriptor],
+) -> io::Result<()> {
+    super::ancillary::send(socket, text.as_bytes(), descriptors).map(drop)
+}
+
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
