@@ -11,7 +11,7 @@ use std::os::windows::io::{
 use std::process::Stdio;
 use std::ptr;
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock::{SO_ACCEPTCONN, SOL_SOCKET, getsockopt};
 use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStdHandle};
