@@ -140,8 +140,8 @@
 //!   that has stopped can be bound again when all its connections have ended
 //!   (SO_EXCLUSIVEADDRUSE). How often a worker has been blocked is not measured, so that more
 //!   workers join only when ready connections have waited.
-//! - The supervisor needs Linux or Windows. [Platforms](guide::deploying#platforms) says what works
-//!   where, and how far that was tested.
+//! - Restarts need Unix or Windows, and the supervisor needs Linux or Windows.
+//!   [Platforms](guide::deploying#platforms) says what works where, and how far that was tested.
 //! - TLS and HTTP/2 are not implemented.
 //!
 //! # Features
@@ -201,7 +201,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
     Setting, restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service, service, service_with, service_with_session};
+pub use service::{BufferLimits, Next, Service, service, service_with};
 #[cfg(feature = "windows-service")]
 pub use service_manager::WindowsService;
 pub use start_error::StartError;

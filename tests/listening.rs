@@ -5,17 +5,17 @@ mod support;
 use std::error::Error;
 #[cfg(unix)]
 use std::fs;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 use std::io::Read;
 use std::io::{self, BufRead, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
 #[cfg(unix)]
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 #[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::Arc;

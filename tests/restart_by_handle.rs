@@ -1,6 +1,6 @@
 //! Restarts that a program asks for by its handle, with real processes, on every system that has restarts: where there are
 //! no signals, this is what is left.
-#![cfg(all(feature = "http", not(target_vendor = "apple")))]
+#![cfg(feature = "http")]
 
 #[path = "support/load.rs"]
 mod load;

@@ -24,6 +24,7 @@ pub(crate) fn send(socket: &impl AsFd, text: &str, descriptors: &[&Descriptor]) 
 }
 
 /// Sends a message as [`send_packet`], to an end of a pair that another process has sent.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(crate) fn send_answer(
     reply_to: &Descriptor,
     text: &str,

@@ -15,7 +15,7 @@ pub(in crate::sys) fn send(
     match descriptors.is_empty() {
         true => super::socket::send(socket, bytes),
         false => Err(super::unsupported_error(
-            "no descriptors are sent with a message on Windows",
+            "no descriptors come with a message on Windows",
         )),
     }
 }

@@ -1,21 +1,21 @@
 //! Windows: messages between a process and its successor, over a connection of the loopback
-//! interface.
+//! interface. See `other/packet.rs` for what goes over it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
-pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 use super::unsupported_error;
 
 /// More connections of other processes than that are not refused, one after another, in a call of
 /// [`create_pair`].
 const MOST_OTHERS: u32 = 100;
 
-/// Two connected, non-blocking sockets for messages.
+/// Two connected, non-blocking sockets, for [`send_packet`] and [`receive`].
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     super::socket::allow_rebind(&listener)?;
@@ -47,13 +47,54 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     ))
 }
 
+/// Sends bytes as they are, without waiting, for the tests of what is sent to other sockets.
 #[cfg(test)]
-pub(crate) fn send<S>(_: &S, _text: &str, _: &[&crate::sys::Descriptor]) -> io::Result<()> {
-    Err(unsupported_error(
-        "on Windows only a notification takes descriptors along",
-    ))
+pub(crate) fn send(
+    socket: &Socket,
+    text: &str,
+    descriptors: &[&crate::sys::Descriptor],
+) -> io::Result<()> {
+    super::ancillary::send(socket, text.as_bytes(), descriptors).map(drop)
 }
 
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match receive(socket, buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    crate::sys::socket::wait_ready(socket, crate::sys::Interest::Read, None)?;
+                }
+                received => return received.map(|(size, _)| size),
+            }
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_apart() {
+        let (own, other) = create_pair().unwrap();
+        let nothing = receive(&other, &mut [0; 8]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        for text in ["ab", "c", "def", "too long by far", "g"] {
+            send_packet(&own, text, &[]).unwrap();
+        }
+        // The beginning of a message that never ends.
+        own.send(&[3, 0, 0, 0, b'x']).unwrap();
+        drop(own);
+        let mut buffer = [0; 8];
+        for expected in ["ab", "c", "def"] {
+            let size = received(&other, &mut buffer).unwrap();
+            assert_eq!(&buffer[..size], expected.as_bytes());
+        }
+        let cut = received(&other, &mut buffer).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(received(&other, &mut buffer).unwrap(), 1);
+        received(&other, &mut buffer).unwrap_err();
+    }
 }
