@@ -201,7 +201,7 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
     Setting, restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service, service, service_with};
+pub use service::{BufferLimits, Next, Service, service, service_with, service_with_session};
 #[cfg(feature = "windows-service")]
 pub use service_manager::WindowsService;
 pub use start_error::StartError;
