@@ -1155,10 +1155,15 @@ fn five_hundred_cycles_leave_nothing_behind() {
         begin.elapsed()
     );
     let until = Instant::now() + Duration::from_secs(10);
-    while count() != before && Instant::now() < until {
+    // What the first cycles left may have been closed since.
+    let has_more = || {
+        let (threads, descriptors) = count();
+        threads > before.0 || descriptors > before.1
+    };
+    while has_more() && Instant::now() < until {
         thread::yield_now();
     }
-    assert_eq!(count(), before, "threads and descriptors");
+    assert!(!has_more(), "{:?} threads and descriptors", count());
 }
 
 fn cycle(turn: usize) {
