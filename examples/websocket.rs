@@ -12,8 +12,9 @@
 //! - A client that does not read is dropped when its outbox is full; the others do not notice.
 //! - Each client is pinged now and then, and dropped if nothing comes from it until the next ping.
 //! - A stop says goodbye: the close code is 1001, or 1012 at a restart. No message may follow a
-//!   close frame (RFC 6455, section 5.5.1), so it would leave unanswered what a client has sent
-//!   meanwhile. It goes behind the next answer, or comes when the client was silent for a second.
+//!   close frame (RFC 6455, section 5.5.1), so a close frame at once would leave unanswered what a
+//!   client has sent meanwhile. The close frame goes behind the next answer, or comes when the
+//!   client was silent for a second.
 
 mod common;
 
@@ -300,7 +301,8 @@ impl Client {
         }
     }
 
-    /// Says it to all in the room. A client that was told to leave is not in the room any more.
+    /// Sends the message to all in the room. A client that was told to leave is not in the room any
+    /// more.
     fn say(&mut self, data: Bytes, kind: Data) -> io::Result<()> {
         if let Stage::Leaving { is_answered } = &mut self.stage {
             *is_answered = true;

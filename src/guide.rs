@@ -107,8 +107,8 @@
 ///
 /// # A waiting list
 ///
-/// Where threads waited on a `Condvar`, connections wait in a set of wakers. In this queue, `get` waits
-/// for an item for a minute at most, and every other line is an item:
+/// Where threads waited on a `Condvar`, connections wait in a set of wakers. In this queue, the
+/// line `get` waits for an item for a minute at most, and every other line is an item:
 ///
 /// ```
 /// use std::collections::{HashSet, VecDeque};
@@ -167,11 +167,12 @@
 /// # is_service(service);
 /// ```
 ///
-/// As after `Condvar::wait`, a waiter that was woken looks again, and may wait again. The timer of
-/// [`wake_at`](crate::Connection::wake_at) ends the wait; without one, [`Next::Wait`](crate::Next::Wait)
-/// expires after [`idle_timeout`](crate::Builder::idle_timeout) (75 s). Waking under the lock is safe.
-/// With thousands of waiters, wake one at a time, as the example `resp` does: then the waker that was
-/// woken may be of a connection that ends before its call, and the drop of its session wakes the next.
+/// As after `Condvar::wait`, a waiter that was woken looks at the queue again, and may wait again.
+/// The timer of [`wake_at`](crate::Connection::wake_at) ends the wait; without a timer,
+/// [`Next::Wait`](crate::Next::Wait) expires after [`idle_timeout`](crate::Builder::idle_timeout)
+/// (75 s). Waking under the lock is safe. With thousands of waiters, wake one at a time, as the
+/// example `resp` does. A connection that was woken may end before its call: then the drop of its
+/// session has to wake the next waiter.
 ///
 /// # Heartbeats
 ///
@@ -212,12 +213,12 @@
 ///
 /// **Goodbyes.** [`Connection::set_goodbye`](crate::Connection::set_goodbye), once for each
 /// connection, is all that most protocols need: these bytes leave whenever the server ends an idle
-/// connection, after a stop, a restart or a time-out. With `idle_grace` of one second, the clients
-/// of a program that restarts are told after a second of silence.
+/// connection, after a stop, a restart or a time-out. With an `idle_grace` of one second, the
+/// clients of a program that restarts are told after a second of silence.
 ///
-/// What a client sends at the moment of the close is lost: it crosses the close, and nobody reads
-/// it. A service that wants to tell its clients at once, and to serve what crosses the goodbye, says
-/// goodbye when the drain begins, and closes when the client has been silent for a second:
+/// What a client sends at the moment of the close crosses the close, and is lost. A service that
+/// wants to tell its clients at once, and to serve what crosses the goodbye, says goodbye when the
+/// drain begins, and closes when the client has been silent for a second:
 ///
 /// ```
 /// use std::io::{self, Write};
@@ -251,9 +252,10 @@
 /// # is_service(serve);
 /// ```
 ///
-/// While it waits it returns `More`, and not `Park`: a stop closes a connection in `Park` at once.
-/// Lost is only what takes longer than a second to arrive. In WebSocket no message may follow a
-/// close frame: the example `websocket` sends it behind the next answer, or after the silence.
+/// While the service waits for silence, it returns `More`, and not `Park`: a stop closes a
+/// connection in `Park` at once. Only what takes longer than a second to arrive is lost. In
+/// WebSocket no message may follow a close frame: the example `websocket` sends the close frame
+/// behind the next answer, or after the silence.
 pub mod push {}
 
 #[doc = include_str!("guide/porting.md")]

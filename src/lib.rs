@@ -132,14 +132,14 @@
 //! - With `panic = "abort"`, a panic ends the process.
 //! - Threads are never killed. A handler that neither returns nor touches its connection outlives a
 //!   stop; the [`Report`] names it.
-//! - Without epoll or a completion port (on other systems than Linux, Android and Windows) the keeper
-//!   waits in the poller, and brings ready connections to the workers, which costs a thread switch
-//!   per message.
-//! - On Windows there are no Unix sockets here. A wait for a client of a handler goes on for up to
-//!   0.1 s after a forced stop, because a shutdown does not end it there. The address of a server
-//!   that has stopped can be bound again when all its connections have ended
-//!   (SO_EXCLUSIVEADDRUSE). How often a worker has been blocked is not measured, so that more
-//!   workers join only when ready connections have waited.
+//! - Without epoll or a completion port (on systems other than Linux, Android and Windows) the
+//!   keeper waits in the poller, and brings ready connections to the workers, which costs a thread
+//!   switch per message.
+//! - On Windows, this crate has no Unix sockets. A handler that waits for its client may wait for
+//!   0.1 s more after a forced stop, because a shutdown does not end the wait there. The address of
+//!   a server that has stopped can be bound again when all its connections have ended
+//!   (SO_EXCLUSIVEADDRUSE). How often a worker was blocked is not measured, so more workers join
+//!   only when ready connections have waited.
 //! - Restarts need Unix or Windows, and the supervisor needs Linux or Windows.
 //!   [Platforms](guide::deploying#platforms) says what works where, and how far that was tested.
 //! - TLS and HTTP/2 are not implemented.

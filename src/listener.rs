@@ -257,7 +257,8 @@ impl Bind {
     }
 
     /// Makes the listener from an inherited socket. The options of the socket stay as they are, as
-    /// other processes share it, until [`Listener::begin_accepting`]. `matches_by_name`: as [`Listener::matches_by_name`].
+    /// other processes share it, until [`Listener::begin_accepting`]. `matches_by_name`: as
+    /// [`Listener::matches_by_name`].
     pub(crate) fn adopt(self, socket: Socket, matches_by_name: bool) -> io::Result<Listener> {
         socket.set_nonblocking(true)?;
         let path = self.addr.as_ref().ok().and_then(Addr::as_path);
@@ -475,8 +476,8 @@ impl Listener {
     /// Takes any listening stream socket that the application already has, under a name for logs,
     /// as [`from_std`](Self::from_std) does: a `UnixListener`, an `OwnedFd` (`OwnedSocket` on
     /// Windows), a socket of another library, or what
-    /// [`Restart::inherited`](crate::Restart::inherited) gives. The file of a Unix socket stays when
-    /// the listener is dropped.
+    /// [`Restart::inherited`](crate::Restart::inherited) gives. The file of a Unix socket stays
+    /// when the listener is dropped.
     ///
     /// # Errors
     ///

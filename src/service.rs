@@ -188,9 +188,9 @@ pub trait Service: Send + Sync {
     /// [`handles_expiry`](Self::handles_expiry) returns true**, which is not the default, and only
     /// for a connection that was served before and whose output is written. Also called, with
     /// [`Expiry::Idle`], when [`idle_grace`](crate::Restart::idle_grace) ends an idle connection
-    /// after a restart. A stop does not call it, see [`Cause::draining`](crate::Cause::draining). At most a quarter of the workers is in such calls, and
-    /// at least one: connections beyond that are closed without a call. Defaults to
-    /// [`Next::Close`].
+    /// after a restart. A stop does not call it, see [`Cause::draining`](crate::Cause::draining).
+    /// At most a quarter of the workers is in such calls, and at least one: connections beyond that
+    /// are closed without a call. Defaults to [`Next::Close`].
     ///
     /// # Errors
     ///
@@ -280,9 +280,9 @@ where
 }
 
 /// Makes a service of two functions: one that begins the session of a connection, and the handler.
-/// The variables of a loop that served one connection become the session. What the two write leaves
-/// together. They may return errors of any type that `Box<dyn Error>` can be made of; see
-/// [`Service::serve`] for what becomes of errors.
+/// The variables of a loop that served one connection become the session. What both functions write
+/// in the first call leaves together. The functions may return errors of any type that
+/// `Box<dyn Error>` can be made of; [`Service::serve`] says what becomes of errors.
 ///
 /// # Examples
 ///

@@ -1,5 +1,5 @@
-//! Restarts that a program asks for by its handle, with real processes, on every system that has restarts: where there are
-//! no signals, this is what is left.
+//! Restarts that a program asks for by its handle, with real processes, on every system that has restarts, also where
+//! there are no signals.
 #![cfg(feature = "http")]
 
 #[path = "support/load.rs"]

@@ -1,5 +1,5 @@
-//! Event objects and console events, with real processes: each test runs this file again as a server in a process of its
-//! own, and sets its event objects from here.
+//! Event objects and console events, with real processes: each test runs this file again as a server in a process of
+//! its own, and sets its event objects from here.
 //!
 //! `child` is that server; an environment variable says which one it is to be.
 // Only Windows has such events. What they have in common with signals is in tests/signals.rs.

@@ -75,14 +75,14 @@ impl Connection {
         Ok(Some(line))
     }
 
-    /// Takes a message with a parser that reads, from what has arrived, without waiting: where the
-    /// parser would wait for the client, it meets the end of a slice. `None` if the parser says
-    /// `UnexpectedEof`, as `read_exact` does: the message has not arrived completely, and nothing is
-    /// taken. Otherwise as [`take_until`](Self::take_until).
+    /// Takes a message with a parser that reads. The parser gets what has arrived, and never waits:
+    /// where it would wait for the client, it finds the end of the input. `None` if the parser
+    /// fails with `UnexpectedEof`, as `read_exact` does: the message has not arrived completely,
+    /// and nothing is taken. Otherwise as [`take_until`](Self::take_until).
     ///
-    /// Each call parses the message from its beginning: that costs nothing for messages that come in
-    /// one piece, and much for long ones in many pieces. The whole message must fit into
-    /// [`input_limit`](crate::Builder::input_limit).
+    /// Each call parses the message from its beginning. This costs nothing for a message that
+    /// arrives in one piece, and much for a long message in many pieces. The whole message must fit
+    /// into [`input_limit`](crate::Builder::input_limit).
     ///
     /// # Errors
     ///
@@ -128,8 +128,9 @@ impl Connection {
 
     /// Appends the bytes up to and including `delimiter` to `out`, and waits for them: meanwhile
     /// this call holds a worker, and clients that have sent something may wait for one.
-    /// [`take_until`](Self::take_until) does not wait. Returns how many bytes. Only at the end of the stream the delimiter is missing; 0 means that the stream
-    /// has ended without another byte.
+    /// [`take_until`](Self::take_until) does not wait. Returns the number of appended bytes. The
+    /// delimiter is missing only at the end of the stream; 0 means that the stream has ended
+    /// without another byte.
     ///
     /// # Errors
     ///

@@ -437,11 +437,12 @@ impl Connection {
         self.output_limit = bytes;
     }
 
-    /// Sets what the client is sent when the server ends the connection of its own accord: after a
-    /// time-out, at a stop, or when [`idle_grace`](crate::Restart::idle_grace) has passed after a
-    /// restart. Such as SMTP's `421`, or the close frame of WebSocket. Not sent if the service ends
-    /// the connection, or if it does so in [`Service::expired`](crate::Service::expired); nor while
-    /// other output waits for the client, and when a stop runs out of time. Defaults to nothing.
+    /// Sets the bytes that the client is sent when the server ends the connection of its own
+    /// accord: after a time-out, at a stop, or when [`idle_grace`](crate::Restart::idle_grace) has
+    /// passed after a restart. Examples are SMTP's `421`, and the close frame of WebSocket. The
+    /// bytes are not sent if the service ends the connection, also in
+    /// [`Service::expired`](crate::Service::expired), nor while other output waits for the client,
+    /// nor when a stop runs out of time. Defaults to nothing.
     ///
     /// # Examples
     ///
@@ -469,7 +470,7 @@ impl Connection {
         &self.goodbye
     }
 
-    /// Gathers the goodbye. The close then waits until the client has read it.
+    /// Adds the goodbye to the output. The close then waits until the client has read the goodbye.
     pub(crate) fn write_goodbye(&mut self) -> io::Result<()> {
         if self.goodbye.is_empty() {
             return Ok(());
@@ -784,12 +785,12 @@ impl Connection {
         self.output.return_buffer(&mut spare.output);
     }
 
-    /// No output follows what is gathered: the connection is closed next.
+    /// Records that no output follows the present one: the connection is closed next.
     pub(crate) fn note_last_output(&mut self) {
         self.output.note_last();
     }
 
-    /// Ends the server's side, if the last output waits for that.
+    /// Shuts down the sending side, if the last output waits in the kernel for this.
     pub(crate) fn end_last_output(&mut self) {
         if self.output.needs_end() {
             // If this fails, the client has left.

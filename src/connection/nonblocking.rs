@@ -22,18 +22,19 @@ pub(crate) enum Blocked {
 /// A view of a connection whose reads and writes never wait. From
 /// [`Connection::nonblocking`].
 ///
-/// Libraries that read and write a stream themselves park over it: protocols such as WebSocket
-/// (`tungstenite`), TLS (`rustls`), codecs. Where they would have to wait, the stream says
-/// `WouldBlock`, they keep what they have, and return that error. **The service passes it on with
-/// `?`**: a call that ends with the `WouldBlock` of its view is no failure.
+/// Libraries that read and write a stream themselves run over this view, and their clients park:
+/// protocols such as WebSocket (`tungstenite`), TLS (`rustls`), codecs. Where the library would
+/// have to wait, the view fails with `WouldBlock`; the library keeps what it has, and returns this
+/// error. **The service passes the error on with `?`**: a call that ends with the `WouldBlock` of
+/// its view is no failure.
 ///
 /// | the view | is the same as | the service is called |
 /// |---|---|---|
 /// | has no input | [`Next::Park`] | when more has arrived |
 /// | has as much unwritten output as the [output limit](crate::Builder::output_limit), or has read 256 KiB in this call | [`Next::Again`] | when the output is written, and others had their turn |
 ///
-/// The error may be inside the library's own, as its [`source`](std::error::Error::source). The
-/// library gets a new view in each call of the service, and goes on where it was.
+/// The error may be the [`source`](std::error::Error::source) of an error of the library. The
+/// library gets a new view in each call of the service, and continues where it was interrupted.
 ///
 /// # Reading
 ///
@@ -52,10 +53,10 @@ pub(crate) enum Blocked {
 /// # Writing
 ///
 /// A write takes all of its bytes, and never waits. Output leaves when the call ends;
-/// [`flush`](Write::flush) sends what the socket takes now. Only when the output that waits for the
-/// client has reached the limit is a write `WouldBlock`, and so is a read: a service that answers
-/// what it reads is called again when the client has read its answers. So a write is refused only
-/// in the middle of a long row of writes without a read.
+/// [`flush`](Write::flush) sends what the socket takes now. While the output that waits for the
+/// client has reached the limit, writes fail with `WouldBlock`, and so do reads: a service that
+/// answers what it reads is called again when the client has read its answers. So a write fails
+/// only in a long sequence of writes without a read.
 ///
 /// # Examples
 ///
@@ -107,7 +108,8 @@ pub struct NonBlocking<'a>(&'a mut Connection);
 
 impl Connection {
     /// A view of this connection whose reads and writes never wait, and fail with `WouldBlock`
-    /// instead: for libraries that can be interrupted there. The service passes the error on.
+    /// instead: for libraries that can be interrupted by this error. The service passes the error
+    /// on.
     pub fn nonblocking(&mut self) -> NonBlocking<'_> {
         NonBlocking(self)
     }

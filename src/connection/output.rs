@@ -53,9 +53,9 @@ pub(crate) struct Output {
     queue: Option<Box<SendQueue>>,
     /// How many bytes of messages a queue had sent that is empty now.
     message_bytes: usize,
-    /// No output follows what is here.
+    /// No output follows this one: the connection is closed next.
     is_last: bool,
-    /// The last bytes may wait in the system for the end of the stream.
+    /// The last bytes may wait in the kernel until the sending side is shut down.
     needs_end: bool,
 }
 
@@ -275,12 +275,12 @@ impl Output {
         Ok(sent)
     }
 
-    /// No output follows what is here: the connection is closed next.
+    /// Records that no output follows this one: the connection is closed next.
     pub(crate) fn note_last(&mut self) {
         self.is_last = true;
     }
 
-    /// Whether the last bytes may wait for the end of the stream.
+    /// Whether the last bytes may wait in the kernel until the sending side is shut down.
     pub(crate) fn needs_end(&self) -> bool {
         self.needs_end
     }

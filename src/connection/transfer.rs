@@ -333,8 +333,8 @@ impl Connection {
         Ok(count)
     }
 
-    /// As `write_shared`, but takes all parts or none, and never waits: `None` if output waits that
-    /// is as long as the limit.
+    /// As `write_shared`, but takes all parts or none, and never waits: `None` if the output that
+    /// waits for the client has reached the limit.
     pub(super) fn try_write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
         if let Some(count) = self.add_to_lent(parts) {
             return Ok(Some(count));

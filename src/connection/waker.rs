@@ -26,8 +26,8 @@ pub(crate) trait WakeTarget: Send + Sync {
 /// A waker is small and weak: it keeps neither the connection nor the server alive. It names one
 /// connection for ever. Once that connection has ended, its waker does nothing, whichever
 /// connection uses the server's memory next. Two wakers are equal if they are of the same
-/// connection, so that a `HashSet<Waker>` is a set of connections, and a `HashMap` with wakers as
-/// keys has something for each.
+/// connection. So a `HashSet<Waker>` is a set of connections, and a `HashMap` with wakers as keys
+/// has one entry for each connection.
 ///
 /// # Examples
 ///

@@ -24,8 +24,8 @@ const TOO_LONG: Rejection = Rejection::new(
 const ENDED_EARLY: Rejection = bad_request("the request ended early");
 
 impl<H: Handler> ServeCall<'_, H> {
-    /// Receives a request that can be handled. Its head is parsed, and is still in the buffer unless
-    /// the body was spooled. The error says what comes next if there is no such request.
+    /// Receives a request that can be handled. Its head is parsed, and is still in the buffer
+    /// unless the body was spooled. The error says what comes next if there is no such request.
     #[inline]
     pub(super) fn receive(&mut self) -> Result<(), Next> {
         if let SessionState::Discard(body) = self.state {

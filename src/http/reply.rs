@@ -113,9 +113,9 @@ impl Reply {
     /// a body, the head says `Connection: close`, and all that `protocol` writes is the body, up to
     /// the close (RFC 9112, section 6.3). To HEAD, only the head is sent then.
     ///
-    /// From then on `protocol` serves the connection as [`Service::serve`](crate::Service::serve) does: it may loop over blocking
-    /// reads and return [`Next::Close`], or return [`Next::Park`] or [`Next::More`] and be called
-    /// again when the client has sent something.
+    /// From then on `protocol` serves the connection as [`Service::serve`](crate::Service::serve)
+    /// does: it may loop over blocking reads and return [`Next::Close`], or return [`Next::Park`]
+    /// or [`Next::More`] and be called again when the client has sent something.
     ///
     /// The connection's time-outs stay as they are. Set longer ones if the protocol has long
     /// pauses.

@@ -111,8 +111,8 @@ pub(crate) type ReadyWhen =
 /// A new process that fails is killed half a second after its server has ended. A new process that
 /// hangs in its start is killed after `ready_timeout`, also if the old process has died meanwhile.
 ///
-/// On Unix, a new process has a parent that waits for it while it starts: a copy of the old process,
-/// which shares the old one's memory until either writes to it.
+/// On Unix, a new process has a parent that waits for it while it starts: a copy of the old
+/// process, which shares the old one's memory until either writes to it.
 ///
 /// # On Windows
 ///
@@ -123,7 +123,7 @@ pub(crate) type ReadyWhen =
 /// | what is passed | TCP listeners, UDP sockets, files and pipes: see [`Descriptor`] |
 /// | a batch file | is refused: start `cmd.exe` with it |
 /// | a start that hangs before [`inherit`](Self::inherit) | also ends when the old process dies; a start that hangs later may last for `ready_timeout`, as elsewhere |
-/// | standard error | a C library that was loaded before the server is built keeps the pipe, which the old process relays, and the new one after it |
+/// | standard error | a C library that was loaded before the server is built goes on writing to the pipe, which the old process relays, and the new one after it |
 /// | memory | no copy of the old process is made |
 ///
 /// See [Platforms](crate::guide::deploying#platforms) for other systems.

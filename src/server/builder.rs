@@ -396,11 +396,11 @@ impl Builder {
         self
     }
 
-    /// Sets how the names of the event objects begin by which other processes control this one on
-    /// Windows: `Local\` for those of the same session or `Global\` for all, and a name. Has no
-    /// effect on other systems, where signals do the same. The process id and what the event object
-    /// asks for follow. With `Global\shop`, a process 4711 that handles
-    /// [signals](Self::signals) has these:
+    /// Sets the prefix of the names of the event objects by which other processes control this
+    /// process on Windows: `Local\` for processes of the same session or `Global\` for all, and a
+    /// name. Has no effect on other systems, where signals do the same. The process id and the
+    /// request follow the prefix. With `Global\shop`, a process 4711 that handles
+    /// [signals](Self::signals) has these event objects:
     ///
     /// | event object | as the signal |
     /// |---|---|
@@ -409,28 +409,29 @@ impl Builder {
     /// | `Global\shop.4711.restart` | SIGHUP: restart; drain without [`restart`](Self::restart) |
     /// | `Global\shop.4711.user1` | SIGUSR1: call [`on_user_signal`](Self::on_user_signal) |
     ///
-    /// The user of the process, administrators and the system may set them, and nobody else. In
-    /// PowerShell:
+    /// Only the user of the process, administrators and the system may set them. In PowerShell:
     ///
     /// ```text
     /// [System.Threading.EventWaitHandle]::OpenExisting('Global\shop.4711.stop').Set()
     /// ```
     ///
-    /// A process in session 0, such as a service, has `Local\` names that other sessions open with
-    /// `Global\`. The start of the server fails if another program has made an object of such a name
-    /// already. All servers of a process have the same event objects, which exist until the process
-    /// ends.
+    /// The `Local\` names of a process in session 0, such as a service, are `Global\` names for
+    /// other sessions. The start of the server fails if another program has made an object of such
+    /// a name already. All servers of a process have the same event objects, which exist until the
+    /// process ends.
     ///
-    /// The name is at most 200 UTF-16 units long, and has no backslash. `Local\` stands before a name
-    /// without either. Defaults to `Local\` and the name of the program's file without its extension.
+    /// The prefix is at most 200 UTF-16 units long, and its name has no backslash. A name alone
+    /// gets `Local\`. Defaults to `Local\` and the name of the program's file without its
+    /// extension.
     #[cfg(feature = "signals")]
     pub fn event_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.event_prefix = Some(prefix.into());
         self
     }
 
-    /// Sets what SIGUSR1 does, on Windows the user1 event, such as reopening a log file. The hook runs on the server's main
-    /// thread, which also notifies the watchdog, so it must not take long. Defaults to nothing.
+    /// Sets what SIGUSR1 does, or the user1 event on Windows, such as reopening a log file. The
+    /// hook runs on the server's main thread, which also notifies the watchdog, so it must not take
+    /// long. Defaults to nothing.
     #[cfg(feature = "signals")]
     pub fn on_user_signal(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_user_signal = Some(Box::new(hook));

@@ -1,7 +1,8 @@
-//! A service of Windows: what its service control manager asks for, and is told.
+//! A service of Windows: the requests of the service control manager, and the reports to it.
 //!
-//! A stop goes to the servers of this process, or to its supervisor, as a signal does. What they do
-//! goes to the manager, from one thread:
+//! The manager's request to stop goes to the servers of this process, or to its supervisor, as a
+//! signal does. The servers and the supervisor report their progress, and one thread tells the
+//! manager:
 //!
 //! ```text
 //! servers, supervisor ──► report() ──► Progress ──► status ──► service control manager
@@ -23,11 +24,12 @@ use progress::{Event, Progress, TICK};
 
 /// A program that the service control manager of Windows runs, as a service.
 ///
-/// [`run`](Self::run) stands around the rest of `main`. If the service control manager has started
-/// the process, a request to stop from the manager drains the servers that handle signals
-/// ([`Builder::signals`](crate::Builder::signals)), as a stop event does, and the manager is told of
-/// each step. If a terminal, a supervisor or a predecessor has started the process, or the system is
-/// not Windows, [`run`](Self::run) only calls the function. So one program serves as both.
+/// `main` gives the rest of the program to [`run`](Self::run), as a function. If the service
+/// control manager has started the process, the manager's request to stop drains the servers that
+/// handle signals ([`Builder::signals`](crate::Builder::signals)), as a stop event does, and the
+/// manager is told of each step. If a terminal, a supervisor or a predecessor has started the
+/// process, or the system is not Windows, [`run`](Self::run) only calls the function. So the same
+/// program also runs without the manager.
 ///
 /// | what happens | the state of the service |
 /// |---|---|
@@ -36,17 +38,18 @@ use progress::{Event, Progress, TICK};
 /// | a request to stop; a stop by something else | `STOP_PENDING`, with a new checkpoint every 2 s |
 /// | the function has returned | `STOPPED`, with its exit code |
 ///
-/// An exit code other than 0 is a service-specific one (`sc.exe query` shows it). A service that ends
-/// with it counts as failed after `sc.exe failureflag NAME 1`, and one that crashes counts in any
-/// case; `sc.exe failure NAME reset= 86400 actions= restart/1000` starts it again.
+/// An exit code other than 0 is reported as a service-specific exit code (`sc.exe query` shows it).
+/// A service that ends with such a code counts as failed after `sc.exe failureflag NAME 1`, and a
+/// service that crashes always counts as failed. A failed service is
+/// restarted after `sc.exe failure NAME reset= 86400 actions= restart/1000`.
 ///
-/// Before a shutdown of the system, Windows waits for the service for 10 s (`SERVICE_CONTROL_PRESHUTDOWN`),
-/// so the drain then takes at most 9 s. A request to stop, as of `sc.exe stop`, has no limit but the
-/// [`drain_timeout`](crate::Builder::drain_timeout).
+/// Before a shutdown of the system, Windows waits 10 s for the service
+/// (`SERVICE_CONTROL_PRESHUTDOWN`), so the drain takes at most 9 s. After a request to stop, as by
+/// `sc.exe stop`, only [`drain_timeout`](crate::Builder::drain_timeout) limits the drain.
 ///
-/// The manager watches the process that it has started, and this process only. So a server of a
-/// service cannot be replaced by a [`Restart`](crate::Restart) of its own: its start fails with an
-/// error that says so. Under a [`Supervisor`](crate::Supervisor) it can, as the supervisor is the
+/// The manager watches only the process that it has started. So the server of a service cannot be
+/// replaced by a [`Restart`](crate::Restart) of its own: the start of such a server is an error.
+/// Under a [`Supervisor`](crate::Supervisor) a server can be replaced, as the supervisor is the
 /// process that the manager watches.
 ///
 /// If nothing in the process handles the request to stop, the process ends at once.
@@ -87,18 +90,18 @@ pub struct WindowsService {
 }
 
 impl WindowsService {
-    /// A service of this name, the one of `sc.exe create`.
+    /// Makes a service with this name, which is the name in `sc.exe create`.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into() }
     }
 
-    /// Calls the function, and returns its exit code, which is that of the service too. The function
-    /// may return what `main` may return; an error of it goes to standard error, as from `main`. A
-    /// service has none, so log what the service cannot do.
+    /// Calls the function, and returns its exit code, which is also the exit code of the service.
+    /// The function may return what `main` may return. As from `main`, an error goes to standard
+    /// error. A service has no standard error, so log the errors.
     ///
-    /// Call this first in `main`, on the main thread: the manager waits for 30 s until a process says
-    /// that it is the service. If the process cannot say so, the function is not called, an error is
-    /// logged, and the exit code is 1.
+    /// Call this first in `main`, on the main thread: the manager waits 30 s for the process to
+    /// report that it is the service. If the process cannot report this, the function is not
+    /// called, an error is logged, and the exit code is 1.
     pub fn run<R: Termination>(self, main: impl FnOnce() -> R) -> ExitCode {
         let manager = service::connect(&self.name, request_stop);
         let manager = manager.and_then(|manager| manager.map(start_thread).transpose());
@@ -117,7 +120,7 @@ impl WindowsService {
     }
 }
 
-/// The number behind an exit code, which tells it by comparison only.
+/// The number of an exit code, which can only be compared.
 fn number_of(code: ExitCode) -> u32 {
     let all = 0..=u8::MAX;
     let found = all
@@ -126,13 +129,13 @@ fn number_of(code: ExitCode) -> u32 {
     found.map_or(1, u32::from)
 }
 
-/// Leads to the thread that tells the manager, if this process is a service.
+/// The queue of the thread that tells the manager. `None` if this process is not a service.
 static EVENTS: Mutex<Option<Sender<Report>>> = Mutex::new(None);
 
-/// An event, and what is dropped when the manager knows of it.
+/// An event, and a sender that is dropped when the manager knows of the event.
 type Report = (Event, Sender<()>);
 
-/// How long an event may take to reach the manager when the process waits for this.
+/// The longest wait of this process until the manager knows of an event.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 fn start_thread(manager: ServiceManager) -> io::Result<()> {
@@ -166,7 +169,7 @@ fn tell_manager(manager: ServiceManager, progress: &mut Progress, events: &Recei
         }
         match event {
             Event::Ended(_) => return manager.disconnect(),
-            // Not before the manager has its answer to the request.
+            // Not in `request_stop`: the manager first gets the answer to its request.
             Event::Unhandled => {
                 manager.disconnect();
                 std::process::exit(0);
@@ -176,7 +179,8 @@ fn tell_manager(manager: ServiceManager, progress: &mut Progress, events: &Recei
     }
 }
 
-/// Has the manager told. The receiver is disconnected when this is done.
+/// Reports an event to the manager. The receiver is disconnected when the manager knows of it.
+/// `None` if this process is not a service.
 fn report(event: Event) -> Option<Receiver<()>> {
     let (told, until_told) = crossbeam_channel::bounded(0);
     let events = EVENTS.lock().clone()?;
@@ -184,7 +188,7 @@ fn report(event: Event) -> Option<Receiver<()>> {
     events.send((event, told)).ok().map(|()| until_told)
 }
 
-/// A request of the manager. `deliver` has it handled, and returns false if nothing does.
+/// Handles the manager's request to stop. `deliver` returns false if nothing handles the request.
 fn request_stop(deliver: &dyn Fn() -> bool) {
     report(Event::Stopping);
     if !deliver() {
@@ -200,17 +204,17 @@ pub(crate) fn is_service() -> bool {
     EVENTS.lock().is_some()
 }
 
-/// The servers of this process, or of its supervisor, accept connections.
+/// Reports that the servers of this process, or of its supervisor, accept connections.
 pub(crate) fn report_ready() {
     report(Event::Ready);
 }
 
-/// A stop has begun.
+/// Reports that a stop has begun.
 pub(crate) fn report_stopping() {
     report(Event::Stopping);
 }
 
-/// This process is about to end. Returns when the manager knows.
+/// Reports that this process is about to end. Returns when the manager knows, or after 5 s.
 pub(crate) fn report_end(exit_code: u32) {
     if let Some(told) = report(Event::Ended(exit_code)) {
         let _ = told.recv_timeout(REPORT_LIMIT);
@@ -230,7 +234,7 @@ mod tests {
         assert_eq!(number_of(ExitCode::FAILURE), 1);
     }
 
-    /// The only one of its process that calls `run`: Windows allows one call in the life of a process.
+    /// The only test of its process that calls `run`: Windows allows one call per process.
     #[test]
     fn a_program_that_is_no_service_only_calls_the_function() {
         let code = WindowsService::new("test").run(|| -> Result<ExitCode, io::Error> {

@@ -1,4 +1,4 @@
-//! The way of a service from its start to its stop, and what the service control manager is told.
+//! The states of a service from its start to its end, and what the service control manager is told.
 //!
 //! ```text
 //! starting ──► running ──► stopping ──► stopped
@@ -24,11 +24,11 @@ pub(super) enum Event {
     Unhandled,
 }
 
-/// How often a service that stops tells of its progress.
+/// The interval at which a stopping service reports its progress.
 pub(super) const TICK: Duration = Duration::from_secs(2);
-/// How long a service that stops may tell nothing.
+/// The longest time between two reports of a stopping service.
 const STOP_HINT: Duration = Duration::from_secs(10);
-/// How long the start may take: as long as that of a successor, by default.
+/// The longest start: the default of [`Restart::ready_timeout`](crate::Restart::ready_timeout).
 const START_HINT: Duration = Duration::from_secs(60);
 
 /// The state of a service.
@@ -52,13 +52,13 @@ impl Progress {
         self.status
     }
 
-    /// Whether there are ticks. A start has none: whether it makes progress is not known. A drain has
-    /// a deadline.
+    /// Whether ticks are reported. A start reports none, since its progress is not known. A drain
+    /// does, since it has a deadline.
     pub(super) fn ticks(&self) -> bool {
         self.status.state == ServiceState::Stopping
     }
 
-    /// The new status, if there is one to tell.
+    /// The new status, if the manager has to be told one.
     pub(super) fn apply(&mut self, event: Event) -> Option<ServiceStatus> {
         use ServiceState::{Running, Starting, Stopped, Stopping};
         let (state, checkpoint, wait_hint, exit_code) = match (self.status.state, event) {

@@ -1,7 +1,8 @@
-//! How the names of the event objects begin by which other processes control this one on Windows.
+//! The prefix of the names of the event objects by which other processes control this one on
+//! Windows.
 
-/// The longest prefix, in UTF-16 units. Windows allows names of 260, and the process id and what the
-/// event object asks for follow.
+/// The longest prefix, in UTF-16 units. Windows allows names of 260 units, and the process id and
+/// the request follow the prefix.
 pub(crate) const LONGEST: usize = 200;
 
 /// `Local\` or `Global\`, and the name of an application.
@@ -9,7 +10,7 @@ pub(crate) const LONGEST: usize = 200;
 pub(crate) struct EventPrefix(String);
 
 impl EventPrefix {
-    /// `Local\` stands before a name without either. `None` if the text is not valid.
+    /// A name without a prefix gets `Local\`. `None` if the text is not valid.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (namespace, name) = text.split_once('\\').unwrap_or(("Local", text));
         let is_valid = ["Local", "Global"].contains(&namespace)

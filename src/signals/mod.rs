@@ -22,7 +22,7 @@ pub(crate) enum ServerCommand {
     /// Finish what is in progress within the server's drain time-out, then end.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     Drain,
-    /// The same, but the system ends the process by itself after this time.
+    /// As `Drain`, but the system ends the process after this time.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     DrainWithin(Duration),
     /// End now.

@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    /// The text with what stands for the signals on this system.
+    /// Replaces the signals in the text by what stands for them on this system.
     fn localized(text: &str) -> String {
         let names = [
             ("SIGQUIT stops", format!("{STOP_NOW} stops")),

@@ -28,7 +28,7 @@ struct Subscriber {
 }
 
 /// Sends the process's signals to a server, as commands, until the subscription is dropped.
-/// `event_prefix` is how the names of the event objects of this process begin, where there are such.
+/// `event_prefix` is the prefix of the names of this process's event objects, on Windows.
 pub(crate) fn subscribe(
     server: Sender<ServerCommand>,
     settings: SignalSettings,

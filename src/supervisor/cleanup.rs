@@ -153,7 +153,7 @@ impl Run {
 
     /// The supervisor's exit code, once no straggler is left. `None` before.
     pub(super) fn end_stragglers(&mut self, outcome: Outcome) -> Option<i32> {
-        // The end of this process ends them.
+        // The system ends the stragglers with this process.
         if !sys::supervision::HAS_PROCESS_GROUPS {
             return Some(outcome.code);
         }

@@ -1,5 +1,5 @@
-//! The control socket: processes that may send signals to the supervisor can send it requests too. On
-//! Windows it is a named pipe.
+//! The control socket, which is a named pipe on Windows: processes that may send signals to the
+//! supervisor can also send it requests.
 //!
 //! A client sends a line with a request ([`ControlRequest`](crate::wire::ControlRequest)), and gets
 //! a line with the answer ([`Status`](crate::wire::Status) or [`Answer`]), which ends the
@@ -331,7 +331,7 @@ impl ControlSocket {
 }
 
 impl ControlListener {
-    /// A client, or `WouldBlock`.
+    /// Accepts a client, or fails with `WouldBlock`.
     fn accept(&self) -> io::Result<ControlStream> {
         match self {
             Self::Socket(listener) => ControlStream::from_socket(listener.accept()?.0),

@@ -139,9 +139,9 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// own. As with systemd's `KillMode=mixed`, a stop or a restart sends its signal to this process
 /// only, so that it can let its children finish their work. When it has exited, however that came,
 /// what is left of its group gets SIGTERM, and SIGKILL after [`stop_timeout`]. SIGKILL goes to the
-/// whole group. When the last process has exited in a stop, everything else that descends from it gets the
-/// same, daemons as well that have left the group. If a process has to be killed for this, the exit
-/// code is 1. This needs /proc (proc(5)).
+/// whole group. When the last process has exited in a stop, everything else that descends from it
+/// gets the same, daemons as well that have left the group. If a process has to be killed for this,
+/// the exit code is 1. This needs /proc (proc(5)).
 ///
 /// Children that the process had before it became the supervisor are left alone, such as that of a
 /// script that does `sidecar & exec handover run …`, and so are their children.
@@ -177,9 +177,9 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// | elsewhere | on Windows |
 /// |---|---|
 /// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only |
-/// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens it and writes the lines of a notification at once |
-/// | listeners by number (sd_listen_fds(3)) | in a table for the new process, which servers of this crate read: other programs get none |
-/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; one that cannot get it, as in a service, is killed |
+/// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens the pipe, and writes all lines of a notification in one call |
+/// | listeners by number (sd_listen_fds(3)) | in a table that servers of this crate read: other programs get none |
+/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program that cannot get Ctrl-Break, as in a service, is killed |
 /// | SIGABRT, SIGKILL | TerminateProcess, with the exit codes 3 and 1 |
 /// | the guardian | a job object: when the supervisor dies, all processes that it or its processes have started end at that moment, with their requests |
 /// | process groups | none: what a process leaves behind ends with the supervisor |

@@ -185,7 +185,8 @@ impl Supervisor {
 
     /// How long a new process may take to become ready. A process that takes longer is aborted, and
     /// another one is started. (In a graceful restart of a server of this crate,
-    /// [`Restart::ready_timeout`](crate::Restart::ready_timeout) applies.) More than zero. Defaults to 60 s.
+    /// [`Restart::ready_timeout`](crate::Restart::ready_timeout) applies.) More than zero. Defaults
+    /// to 60 s.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.0.policy.ready_timeout = timeout;
         self
@@ -330,8 +331,8 @@ impl Supervisor {
     /// a Unix socket, by default for the supervisor's user and root only. If its file is removed or
     /// replaced, the socket is bound again within 5 s, unless the path is in use. A request is one
     /// of the lines `status`, `restart`, `restart wait`, `scale N`, `scale N wait`, `reopen`,
-    /// `stop`, `upgrade` and `upgrade wait`; the answer is a line of JSON. On Windows, the path is the
-    /// name of a pipe: `\\.\pipe\app`, or `app` for the same. Defaults to none.
+    /// `stop`, `upgrade` and `upgrade wait`; the answer is a line of JSON. On Windows, the path is
+    /// the name of a pipe: `\\.\pipe\app`, or `app` for the same. Defaults to none.
     pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.control = Some(path.into());
         self
@@ -444,7 +445,8 @@ impl Supervisor {
     /// and the kernel drops those that do not fit. A server of this crate closes such a socket with a
     /// warning, unless the program takes it by [`Restart::inherited`](crate::Restart::inherited); to
     /// give it to a successor, the program passes it on ([`Restart::pass`](crate::Restart::pass)).
-    /// Name, file mode, SO_REUSEPORT, IPV6_V6ONLY and the number of attempts are as [`Bind`] says; its other options have no effect.
+    /// Name, file mode, SO_REUSEPORT, IPV6_V6ONLY and the number of attempts are as [`Bind`] says;
+    /// its other options have no effect.
     ///
     /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if an address cannot be bound.
     pub fn listen(mut self, addr: impl Into<Bind>) -> Self {

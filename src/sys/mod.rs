@@ -17,15 +17,15 @@
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
 //! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], control clients, [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
-//! | `control_client` | the other end of a control socket |
+//! | `control_client` | the client's end of a control socket |
 //!
 //! These rules hold for all of them:
 //!
 //! - A receive or send is one system call, which is repeated only if a signal interrupts it. A send
-//!   raises no SIGPIPE. A message between processes is more where no socket keeps messages apart:
-//!   see `other/packet.rs`.
-//! - A child process inherits no descriptor that is made here. Apple's systems make a descriptor and
-//!   set its flag in two steps; there this holds for the programs that this crate starts.
+//!   raises no SIGPIPE. A message between processes takes several calls on systems whose sockets
+//!   do not keep messages apart: see `other/packet.rs`.
+//! - A child process inherits no descriptor that is made here. Apple's systems make a descriptor
+//!   and set its flag in two steps; there this holds for the programs that this crate starts.
 //! - What a system lacks is an error of the kind `Unsupported`. [`process::SUPPORTS_RESTARTS`] and
 //!   [`supervision::IS_SUPPORTED`] tell this in advance.
 //!
@@ -172,8 +172,8 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
 }
 
-/// A signal that this crate sends or handles. On Windows, event objects and console events stand for
-/// signals.
+/// A signal that this crate sends or handles. On Windows, event objects and console events stand
+/// for signals.
 #[allow(dead_code)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
@@ -402,7 +402,7 @@ impl ProcessState {
     }
 }
 
-/// What the service control manager is told of this process (SERVICE_STATUS).
+/// The status of this process for the service control manager (SERVICE_STATUS).
 #[cfg(feature = "windows-service")]
 #[cfg_attr(not(windows), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -412,7 +412,7 @@ pub(crate) struct ServiceStatus {
     pub(crate) checkpoint: u32,
     /// How long it may take until the next checkpoint or state.
     pub(crate) wait_hint: Duration,
-    /// Of a service that has stopped.
+    /// The exit code of a service that has stopped; 0 before.
     pub(crate) exit_code: u32,
 }
 

@@ -1,8 +1,8 @@
 //! A server and its next versions, for the tests of restarts that run on every system: a test binary is copied, and run
 //! as a server that replaces itself when a client asks for it.
 //!
-//! The server speaks HTTP. Its successors do what the file `mode` in its directory says. Each process ends when the file
-//! `alive` there is gone. Each test binary has a test `child` that calls [`serve_if_child`].
+//! The server speaks HTTP. Its successors do what the file `mode` in its directory says. Each process ends when the
+//! file `alive` there is gone. Each test binary has a test `child` that calls [`serve_if_child`].
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]

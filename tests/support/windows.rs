@@ -22,7 +22,7 @@ use windows_sys::Win32::System::Threading::{
 };
 use windows_sys::core::w;
 
-/// Whether this is wine, and says then what wine does not do as Windows does: the test, or a part of it, is left out.
+/// Whether this is wine. If so, prints what wine does not do as Windows does: the test, or a part of it, is left out.
 #[allow(unsafe_code)]
 pub(crate) fn wine_cannot(what: &str) -> bool {
     // SAFETY: the names are terminated, and the module is never unloaded.

@@ -14,7 +14,7 @@ use rustix::time::ClockId;
 use crate::sys::unix::check;
 use crate::sys::{Credentials, Identity, ThreadUsage};
 
-/// More is sent at once (MSG_MORE in send(2)).
+/// The flag for bytes that others follow at once (MSG_MORE in send(2)).
 pub(in crate::sys) const SEND_MORE: SendFlags = SendFlags::MORE;
 
 /// What poll(2) has to be asked for to report that the peer has ended its side.
@@ -33,8 +33,8 @@ pub(in crate::sys) fn create_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pipe_with(PipeFlags::CLOEXEC)?)
 }
 
-/// The most descriptors that a process may have open, whatever its limit says: here the limit says
-/// all.
+/// The most descriptors that the system lets a process have open, whatever the process's limit
+/// says. `None`: only the limit counts.
 pub(in crate::sys) fn most_descriptors() -> Option<u64> {
     None
 }

@@ -6,8 +6,8 @@ pub(super) mod calls;
 pub(super) mod named_file;
 #[cfg_attr(handover_one_waiter, allow(dead_code))]
 pub(super) mod packet;
-// With `--cfg handover_one_waiter`, the tests on Linux use the poller of other systems, and their messages
-// between a process and its successor.
+// With `--cfg handover_one_waiter`, the tests on Linux use the poller of other systems, and their
+// messages between a process and its successor.
 #[cfg_attr(handover_one_waiter, path = "../other/poller.rs")]
 pub(crate) mod poller;
 pub(crate) mod scheduling;

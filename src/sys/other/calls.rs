@@ -13,11 +13,11 @@ use rustix::time::ClockId;
 
 use crate::sys::{Identity, ThreadUsage};
 
-/// Not to be told here.
+/// This flag is not used here.
 pub(in crate::sys) const SEND_MORE: SendFlags = SendFlags::empty();
 
 /// What poll(2) has to be asked for to report that the peer has ended its side, where it can.
-/// Apple's does not report the end of both sides either, unless it is asked for.
+/// On Apple's systems, poll(2) does not report the end of both sides either, unless asked to.
 pub(in crate::sys) const END_OF_STREAM: PollFlags = {
     #[cfg(target_vendor = "apple")]
     let wanted = PollFlags::HUP;
@@ -63,7 +63,8 @@ pub(in crate::sys) fn most_descriptors() -> Option<u64> {
     {
         let mut most: libc::c_int = 0;
         let mut size = size_of::<libc::c_int>();
-        // SAFETY: the name ends with null, and the call writes at most `size` bytes to a live number.
+        // SAFETY: the name ends with null, and the call writes at most `size` bytes to a live
+        // number.
         #[allow(unsafe_code)]
         let result = unsafe {
             let (name, value) = (c"kern.maxfilesperproc".as_ptr(), (&raw mut most).cast());

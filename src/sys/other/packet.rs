@@ -4,10 +4,10 @@
 //! A message is a frame of the stream: its length in bytes as a number of four bytes, the lowest
 //! first, and then its bytes. Descriptors come with the first byte of the frame.
 //!
-//! A sender writes a frame at once, and the buffers of a pair have room for several. So the rest of
-//! a frame follows its beginning without delay, and both functions wait for the rest, for a second
-//! at most. A frame that is not complete by then has no end that could be found. The stream is shut
-//! down then, so that both processes find its end instead.
+//! A sender writes a frame without a pause, and the buffers of a pair have room for several frames.
+//! So the rest of a frame follows its beginning without delay, and both functions wait for the
+//! rest, for 1 s at most. If a frame is not complete by then, the beginning of the next frame
+//! cannot be found. The stream is shut down then, and both processes see its end.
 
 use std::io::{self, Error, ErrorKind};
 use std::net::Shutdown;
@@ -24,13 +24,13 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// The bytes of the length.
 const HEADER: usize = 4;
 
-/// The longest message. A longer one is not one of this crate.
+/// The longest message, in bytes. This crate sends no longer one.
 const LONGEST: usize = 16 << 20;
 
 /// Two connected, non-blocking sockets for messages.
 #[cfg(unix)]
 pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    /// Several of the longest messages in use. Some systems begin with 8 KiB.
+    /// In bytes: several of the longest messages in use. The default of some systems is 8 KiB.
     const BUFFER: usize = 256 * 1024;
     let pair = Socket::pair(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
     for end in [&pair.0, &pair.1] {
@@ -85,8 +85,8 @@ fn receive_within(
 ) -> io::Result<(usize, Option<Descriptor>)> {
     let mut header = [0; HEADER];
     let is_reset = |error: &Error| error.kind() == ErrorKind::ConnectionReset;
-    // The first reset says that the peer has ended before it had read everything. Where what it has
-    // sent is lost with that, the second receive fails too.
+    // The first reset says that the peer has ended before it had read everything. On systems where
+    // the reset discards what the peer has sent, the second receive fails too.
     let first = match receive_all(socket, &mut header) {
         Err(error) if is_reset(&error) => receive_all(socket, &mut header),
         first => first,
@@ -138,7 +138,7 @@ impl<'a> Rest<'a> {
         Ok(())
     }
 
-    /// Reads bytes that nobody wants.
+    /// Reads bytes and discards them.
     fn skip(&self, mut length: usize) -> io::Result<()> {
         if length > LONGEST {
             return Err(self.give_up(ErrorKind::InvalidData.into()));

@@ -1,4 +1,5 @@
-//! Systems without epoll or completion ports: a poller with one waiting thread, where an event disarms its socket.
+//! Systems without epoll or completion ports: a poller with one waiting thread, where an event
+//! disarms its socket.
 
 use std::io;
 use std::time::Duration;

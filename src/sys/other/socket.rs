@@ -34,8 +34,8 @@ pub(crate) fn send_file(_: &Socket, _: &File, _: u64, _: usize) -> io::Result<Op
     Ok(None)
 }
 
-/// Whether the socket, of streams, listens. Most systems do not tell: then it listens if it has an
-/// address and no peer.
+/// Whether the stream socket listens. Most systems do not tell: there, a socket with an address and
+/// without a peer counts as a listener.
 #[cfg(unix)]
 pub(crate) fn is_listener(socket: &Socket) -> io::Result<bool> {
     #[cfg(target_os = "freebsd")]

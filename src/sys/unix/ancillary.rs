@@ -23,8 +23,8 @@ pub(in crate::sys) const CLOSE_ON_EXEC: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 #[cfg(target_vendor = "apple")]
 pub(in crate::sys) const CLOSE_ON_EXEC: RecvFlags = RecvFlags::empty();
 
-/// Sends bytes, and up to 253 descriptors with them. Does not wait, even if another process has made
-/// the socket a blocking one. Returns how many of the bytes were sent.
+/// Sends bytes, and up to 253 descriptors with them. Does not wait, even if another process has
+/// made the socket a blocking one. Returns how many of the bytes were sent.
 pub(in crate::sys) fn send(
     socket: &impl AsFd,
     bytes: &[u8],

@@ -195,8 +195,8 @@ impl ExecPlan {
                     }
                 }
                 let time_left = start_by.map(|start_by| start_by.saturating_sub(now));
-                // Where no signal tells of the parent's death, the end of the socket does, maybe
-                // before the waiter has another parent.
+                // Where no signal tells of the parent's death, the end of the socket does. It may
+                // come before the waiter has another parent.
                 let is_bounded = |left: &u64| state.is_orphan || (state.is_released && *left > 0);
                 let timeout = time_left.filter(is_bounded);
                 wait_for_input(&mut state, timeout);
@@ -359,8 +359,8 @@ fn ended_status(program: libc::pid_t) -> Option<u32> {
     }
 }
 
-/// Waits for the end of the socket, for input on the start guard's pipe or its end, for SIGCHLD, or until `timeout`, in
-/// nanoseconds, has passed. Async-signal-safe.
+/// Waits for the end of the socket, for input on the start guard's pipe or its end, for SIGCHLD, or
+/// until `timeout`, in nanoseconds, has passed. Async-signal-safe.
 #[allow(unsafe_code)]
 fn wait_for_input(state: &mut WaiterState, timeout: Option<u64>) {
     // SAFETY: the sets and the time are alive, and the descriptors are below FD_SETSIZE.

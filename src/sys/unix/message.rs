@@ -64,8 +64,8 @@ impl ManagerConnection {
     }
 }
 
-/// Where the manager's answer to a notification comes: a socket pair, of which the manager gets one
-/// end.
+/// The channel of the manager's answer to a notification: a socket pair, of which the manager gets
+/// one end.
 #[derive(Debug)]
 pub(crate) struct AnswerChannel {
     own_end: Socket,
@@ -87,8 +87,8 @@ impl AnswerChannel {
         vec![&self.manager_end]
     }
 
-    /// Receives the answer to a notification that was sent on this connection, as [`receive`] does:
-    /// of length 0 if the manager only closes its end. No limit: waits for ever.
+    /// Receives the answer to a notification that was sent on this connection, as [`receive`] does.
+    /// The length is 0 if the manager only closes its end. Without a limit, waits for ever.
     ///
     /// # Errors
     ///

@@ -170,8 +170,8 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
 }
 
 /// Starts a program as a child that the caller reaps, and returns the program's id. No signal is
-/// blocked in the program. On Linux and FreeBSD the program gets SIGTERM when this thread ends, or is ended by
-/// the guardian in the options.
+/// blocked in the program. On Linux and FreeBSD the program gets SIGTERM when this thread ends, or
+/// is ended by the guardian in the options.
 ///
 /// # Errors
 ///
@@ -227,8 +227,8 @@ pub(crate) fn is_entry_of(entry: &OsStr, name: &OsStr) -> bool {
 /// This process begins its start. The waiter watches it: see "The waiter" above.
 pub(crate) fn begin_start() {}
 
-/// This process has started. `pipe` is what it was passed for this. To close the pipe is not enough,
-/// since a subprocess may hold it, too.
+/// This process has started. `pipe` is what it was passed for this. To close the pipe is not
+/// enough, since a subprocess may hold it, too.
 pub(crate) fn end_start(pipe: Descriptor) {
     // An error says that the waiter has ended, which then waits for nothing.
     let _ = File::from(pipe).write_all(&[1]);

@@ -31,8 +31,8 @@ pub(crate) fn monotonic_nanos() -> u64 {
     (count as u128 * 1_000_000_000 / frequency as u128) as u64
 }
 
-/// Not known here: of a thread, Windows counts the CPU time, but does not cheaply tell how often the
-/// thread has waited, without which a wait cannot be told from a preemption.
+/// Not known here. Windows counts the CPU time of a thread, but has no cheap count of the thread's
+/// waits, without which a wait cannot be told from a preemption.
 pub(crate) fn thread_usage() -> Option<ThreadUsage> {
     None
 }

@@ -1,4 +1,4 @@
-//! Windows: a command line and an environment, as one text each.
+//! Windows: the command line and the environment of a new process, as the system wants them.
 
 use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};

@@ -26,7 +26,7 @@ use super::passing;
 pub struct Descriptor(pub(super) Kind);
 
 impl Descriptor {
-    /// A second one of the same object.
+    /// A second descriptor of the same object.
     ///
     /// # Errors
     ///
@@ -110,8 +110,8 @@ macro_rules! impl_conversions {
 impl_conversions!(OwnedSocket: TcpListener, TcpStream, UdpSocket);
 impl_conversions!(OwnedHandle: File);
 
-/// For a program that is started with it as its standard input, output or error. A socket cannot be
-/// one of these here: the program gets none instead.
+/// Gives the descriptor to a program as its standard input, output or error. On Windows a socket
+/// cannot be one of these: the program gets the null device instead.
 impl From<Descriptor> for Stdio {
     fn from(descriptor: Descriptor) -> Self {
         match descriptor.0 {
@@ -242,8 +242,8 @@ pub(super) fn standard_handle(which: u32) -> io::Result<Option<OwnedHandle>> {
     handle::duplicate(borrowed, false).map(Some)
 }
 
-/// Makes `to` the standard error of this process. The handle before stays open, because a C library
-/// may use it further, which looks the standard handles up only when it is loaded.
+/// Makes `to` the standard error of this process. The old handle stays open: a C library looks up
+/// the standard handles only when it is loaded, and may go on using the old handle.
 #[allow(unsafe_code)]
 pub(crate) fn replace_stderr(to: &Descriptor) -> io::Result<()> {
     let copy = handle::duplicate(to.as_handle()?, false)?;

@@ -20,7 +20,7 @@ use super::no_unix_sockets_error;
 pub(crate) struct DirectoryEntry {
     directory: PathBuf,
     name: OsString,
-    /// Shared for reading and writing, not for a removal or a new name.
+    /// While this is open, others can read and write the directory, but not remove or rename it.
     _held: File,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn parent_of(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// For what has a name, itself, whatever it is and may be used for.
+/// Options to open the named object itself: a file, a directory or a link.
 fn options(access: u32) -> OpenOptions {
     let mut options = File::options();
     options.access_mode(access);

@@ -14,8 +14,8 @@ use windows_sys::Win32::System::Threading::{
 use super::security::OwnersOnly;
 use crate::sys::Signal;
 
-/// How the name of each event object ends, and what it asks for. Of several that are set, the first
-/// one here counts first.
+/// The end of the name of each event object, and its signal. Of several that are set, the first one
+/// here is reported first.
 const EVENTS: [(&str, Signal); 4] = [
     ("stop-now", Signal::Quit),
     ("stop", Signal::Terminate),
@@ -23,7 +23,7 @@ const EVENTS: [(&str, Signal); 4] = [
     ("user1", Signal::User1),
 ];
 
-/// How the name of the event object ends that stands for the signal.
+/// The end of the name of the event object that stands for the signal.
 pub(super) fn suffix_of(signal: Signal) -> Option<&'static str> {
     let event = EVENTS.iter().find(|(_, own)| *own == signal);
     event.map(|(suffix, _)| *suffix)
@@ -34,13 +34,12 @@ pub(super) fn suffix_of(signal: Signal) -> Option<&'static str> {
 pub(super) struct NamedEvents([OwnedHandle; EVENTS.len()]);
 
 impl NamedEvents {
-    /// The names are the prefix, the process id, and what the event object asks for:
-    /// `Local\shop.4711.stop`.
+    /// The names are the prefix, the process id, and the request: `Local\shop.4711.stop`.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists` if a name is taken: another program has made an object of this name, and would
-    /// keep its own access rules.
+    /// `AlreadyExists` if a name is taken: another program has made an object of this name, and
+    /// would keep its own access rules.
     pub(super) fn create(prefix: &str) -> io::Result<Self> {
         let owners = OwnersOnly::new(EVENT_ALL_ACCESS)?;
         let create = |(what, _): (&str, Signal)| {
@@ -87,7 +86,7 @@ fn create(name: &str, owners: &OwnersOnly) -> io::Result<OwnedHandle> {
     };
     match (event, error) {
         (Some(event), error) if error != ERROR_ALREADY_EXISTS => Ok(event),
-        // The object is there already; or it lets this process not in, or is not an event object.
+        // The object exists already, denies access to this process, or is no event object.
         (Some(_), _) | (None, ERROR_ACCESS_DENIED | ERROR_INVALID_HANDLE) => {
             let text = "another program has taken this name";
             Err(io::Error::new(io::ErrorKind::AlreadyExists, text))

@@ -23,8 +23,8 @@ use super::no_unix_sockets_error;
 use crate::log;
 use crate::sys::IfLocked;
 
-/// A file that holds these bytes, and that goes when its last handle is closed, also by the end of
-/// the process. Nobody else can open it. Its position is the beginning.
+/// A file that holds these bytes, and that is removed when its last handle is closed, also by the
+/// end of the process. No other process can open the file. Its position is at the beginning.
 pub(crate) fn create_anonymous(bytes: &[u8]) -> io::Result<File> {
     let number = RandomState::new().build_hasher().finish();
     let path = std::env::temp_dir().join(format!("handover-{number:016x}"));
@@ -64,10 +64,10 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
 /// How long [`lock_directory_of`] waits for another process.
 const DIRECTORY_LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// A file that one process at a time can open, and that goes with it.
+/// A file that one process at a time can open, and that is removed when this is dropped.
 pub(crate) struct DirectoryLock(#[allow(dead_code)] File);
 
-/// A directory itself cannot be locked here.
+/// Locks a file in the directory, since a directory itself cannot be locked here.
 pub(crate) fn lock_directory_of(
     path: &Path,
     if_locked: IfLocked,
@@ -104,7 +104,7 @@ pub(crate) fn lock_directory_of(
     Ok(None)
 }
 
-/// Another process has the file open. A file that is about to go refuses access.
+/// Another process has the file open. A file that is about to be removed refuses access.
 fn is_in_use(error: &Error) -> bool {
     error.raw_os_error() == Some(ERROR_SHARING_VIOLATION as i32)
         || error.kind() == ErrorKind::PermissionDenied
@@ -163,7 +163,7 @@ pub(crate) fn open_regular(path: &Path, follows_link: bool) -> io::Result<File> 
     }
 }
 
-/// Every process has the rights of its own user here, so that nothing has to be asked for another.
+/// Every process here has the rights of its own user, so there is no other user to check for.
 pub(crate) fn open_regular_for(path: &Path, _user: u32) -> io::Result<File> {
     open_regular(path, true)
 }
@@ -181,8 +181,8 @@ pub(crate) fn free_socket_path(
     Err(no_unix_sockets_error())
 }
 
-/// A path, or other text of the system, from its bytes, as `as_encoded_bytes` gives them: UTF-8, and
-/// the three bytes that UTF-8 would have for a surrogate that stands alone.
+/// A path, or other text of the system, from bytes in the form of `as_encoded_bytes`: UTF-8, in
+/// which a surrogate that stands alone has three bytes.
 pub(crate) fn os_string(bytes: &[u8]) -> OsString {
     let mut units = Vec::new();
     let mut rest = bytes;

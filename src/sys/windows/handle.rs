@@ -21,7 +21,7 @@ pub(super) enum Kind {
     Handle(OwnedHandle),
 }
 
-/// The result of a call of which 0 is an error.
+/// The result of a call that returns 0 for an error.
 pub(in crate::sys) fn check(result: BOOL) -> io::Result<()> {
     match result {
         0 => Err(io::Error::last_os_error()),
@@ -29,7 +29,7 @@ pub(in crate::sys) fn check(result: BOOL) -> io::Result<()> {
     }
 }
 
-/// The handle that a call has returned, of which null is an error.
+/// The handle from a call that returns null for an error.
 ///
 /// # Safety
 ///

@@ -55,7 +55,7 @@ impl ManagerConnection {
     }
 }
 
-/// Where the supervisor's answer to a notification comes: on the connection of the notification.
+/// The channel of the supervisor's answer to a notification: the connection of the notification.
 #[derive(Debug)]
 pub(crate) struct AnswerChannel(());
 
@@ -69,8 +69,9 @@ impl AnswerChannel {
         Vec::new()
     }
 
-    /// Receives the answer to a notification that was sent on this connection, and its descriptor: of
-    /// length 0 if the supervisor only closes it. No limit: waits for ever.
+    /// Receives the answer to a notification that was sent on this connection, and the answer's
+    /// descriptor. The length is 0 if the supervisor only closes the connection. Without a limit,
+    /// waits for ever.
     ///
     /// # Errors
     ///

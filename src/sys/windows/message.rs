@@ -11,8 +11,8 @@ pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 use super::unsupported_error;
 
-/// More connections of other processes than that are not refused, one after another, in a call of
-/// [`create_pair`].
+/// The most connections that one call of [`create_pair`] accepts. It closes those of other
+/// processes.
 const MOST_OTHERS: u32 = 100;
 
 /// Two connected, non-blocking sockets, for [`send_packet`] and [`receive`].
@@ -23,8 +23,8 @@ pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     listener.listen(8)?;
     let one = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     one.connect(&listener.local_addr()?)?;
-    // Any process may connect to the listener, so that the other end is the one with the address of
-    // this end.
+    // Any process may connect to the listener: the other end is the connection whose peer address
+    // is the address of this end.
     let own = one.local_addr()?.as_socket();
     for _ in 0..MOST_OTHERS {
         let (other, peer) = listener.accept()?;

@@ -1,18 +1,18 @@
 //! Windows: the passing table, by which a process gets what it is started with.
 //!
-//! Windows has no numbers of descriptors that a program could be told before it exists: a handle
-//! gets its number when it is made for a process, and a socket is passed by a record that Winsock
-//! makes for one process (WSADuplicateSocketW). So the starter of a program does this:
+//! On Windows a program cannot be told the numbers of descriptors before it exists: a handle gets
+//! its number when it is made for a process, and a socket is passed by a record that Winsock makes
+//! for one process (WSADuplicateSocketW). So the starter of a program does this:
 //!
-//! 1. It makes a [`Section`]: memory without a name, whose handle the program inherits. The variable
-//!    [`VARIABLE`] says which handle.
+//! 1. It makes a [`Section`]: memory without a name, whose handle the program inherits. The
+//!    variable [`VARIABLE`] says which handle.
 //! 2. It creates the process, which does not run yet.
 //! 3. It makes the handles and the records for the process, and writes them into the section, with
 //!    the variables that are for this process only.
 //! 4. It lets the process run.
 //!
 //! The process reads the table when it first asks for a part of it, and closes the section. Its own
-//! children inherit the variable. They do not find a table with their process id behind it.
+//! children inherit the variable, but find no table with their process id there.
 //!
 //! # The format
 //!
@@ -80,7 +80,7 @@ struct Table {
 pub(super) struct StartLimit {
     /// How long the start may take, in milliseconds. 0 if there is no limit.
     pub(super) millis: u64,
-    /// The handle of the process for its parent.
+    /// The process's handle of its parent.
     pub(super) parent: u64,
     /// The parent's handle of the job.
     pub(super) job: u64,
@@ -338,8 +338,8 @@ pub(super) fn take(number: i32) -> io::Result<Kind> {
 /// for a number in the table.
 #[allow(unsafe_code)]
 pub(super) fn own_passed(handle: u64) -> OwnedHandle {
-    // SAFETY: the process that started this one has made the handle for it. The table says this, and
-    // gives each number only once.
+    // SAFETY: the process that started this one has made the handle for it. The table says this,
+    // and gives each number only once.
     unsafe { OwnedHandle::from_raw_handle(handle as usize as HANDLE) }
 }
 

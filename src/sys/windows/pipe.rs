@@ -44,8 +44,8 @@ pub(super) enum PipeKind {
     Bytes,
 }
 
-/// The name of a pipe as the system has it: a name without a backslash or a slash is in the folder of
-/// all pipes.
+/// The name of a pipe as the system has it: a name without a backslash or a slash is in the folder
+/// of all pipes.
 pub(super) fn full_name(name: &Path) -> OsString {
     let text = name.to_string_lossy();
     match text.contains(['\\', '/']) {
@@ -87,7 +87,8 @@ pub(super) fn create_instance(
         true => FILE_FLAG_FIRST_PIPE_INSTANCE,
         false => 0,
     };
-    // SAFETY: the name ends with a null, and the attributes are alive. The handle has no other owner.
+    // SAFETY: the name ends with a null, and the attributes are alive. The handle has no other
+    // owner.
     unsafe {
         let handle = CreateNamedPipeW(
             name.as_ptr(),
@@ -121,7 +122,7 @@ pub(super) fn client_pid(pipe: &OwnedHandle) -> io::Result<u32> {
 #[derive(Debug)]
 pub(super) struct PipeClient {
     pipe: OwnedHandle,
-    /// For the operation in progress.
+    /// Signalled when the operation in progress has ended.
     event: OwnedHandle,
 }
 
@@ -132,7 +133,7 @@ impl PipeClient {
     /// `NotFound` if there is no such pipe, and `WouldBlock` if all of its instances have a client.
     pub(super) fn open(name: &OsStr, kind: PipeKind) -> io::Result<Self> {
         let name = wide(name);
-        // The server may find out who this process is, and not act as its user.
+        // The server may find out who this process is, but may not act as its user.
         let flags = FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION;
         // SAFETY: the name ends with a null. The handles have no other owners.
         unsafe {

@@ -65,8 +65,8 @@ const WAKE: usize = 1;
 /// one by one for the poll that is to be cancelled.
 const SOCKETS_PER_DEVICE: usize = 32;
 
-/// How long a poller that is dropped waits for the polls that it has cancelled, in milliseconds.
-/// The memory of those that are left is leaked.
+/// How long a poller that is dropped waits for the polls that it has cancelled. The memory of polls
+/// that are then left is leaked.
 const LAST_WAIT: Duration = Duration::from_millis(100);
 
 /// See the contract in [`sys`](crate::sys).
@@ -74,7 +74,7 @@ const LAST_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct Poller {
     port: OwnedHandle,
     watches: Mutex<HashMap<RawSocket, Arc<Watch>>>,
-    /// Each device, once for each further socket that it may serve.
+    /// The devices with room: each device once for each further socket that it may serve.
     places: Mutex<Vec<Arc<OwnedHandle>>>,
     /// The number of polls whose memory is the kernel's.
     polls: AtomicUsize,
@@ -349,9 +349,9 @@ impl Watch {
     #[allow(unsafe_code)]
     fn cancel(&self, state: &mut WatchState) {
         if let Some((poll, _)) = state.polled.take() {
-            // SAFETY: the device is open. Nobody has taken the completion, which takes the lock that
-            // `state` is under, so that the memory is that of this poll. An error says that the poll
-            // has completed meanwhile.
+            // SAFETY: the device is open. Nobody has taken the completion, which takes the lock
+            // that `state` is under, so that the memory is that of this poll. An error says that
+            // the poll has completed meanwhile.
             unsafe { CancelIoEx(self.device.as_raw_handle(), poll.0.as_ptr().cast()) };
         }
     }
@@ -373,7 +373,7 @@ impl std::fmt::Debug for Poll {
     }
 }
 
-/// Opens the driver. What comes after its name is of no account to it.
+/// Opens the driver. The driver ignores what comes after its name.
 #[allow(unsafe_code)]
 fn open_device(port: &OwnedHandle) -> io::Result<OwnedHandle> {
     const NAME: &str = r"\Device\Afd\Handover";

@@ -1,11 +1,12 @@
 //! Windows: starts programs, and waits for their end.
 //!
-//! A process is created without running, gets its [passing table](super::passing), and then runs. It
-//! inherits its three standard handles and the table, and nothing else. Its id is its own as long as
-//! a handle of it is open, and [`Process`] has one.
+//! A process is created suspended, gets its [passing table](super::passing), and then runs. It
+//! inherits its three standard handles and the table, and nothing else. Its id is its own as long
+//! as a handle of it is open, and [`Process`] has one.
 //!
 //! [`spawn_child`] keeps the handle of each child in a list, because its callers know children by
-//! their ids: [`child_handle`] gives a copy of it, and [`reap_child`] forgets a child that has ended.
+//! their ids: [`child_handle`] gives a copy of it, and [`reap_child`] forgets a child that has
+//! ended.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -253,9 +254,9 @@ fn create_suspended(options: &SpawnOptions<'_>, section: &Section) -> io::Result
         flags |= CREATE_NEW_PROCESS_GROUP;
     }
     let mut created = PROCESS_INFORMATION::default();
-    // SAFETY: the texts end with a NUL, the structures have the sizes that they say, all of them and
-    // the handles in them are alive, and the command line may be changed. If the call succeeds, it
-    // has made two handles, which nothing else owns.
+    // SAFETY: the texts end with a NUL, the structures have the sizes that they say, all of them
+    // and the handles in them are alive, and the command line may be changed. If the call succeeds,
+    // it has made two handles, which nothing else owns.
     unsafe {
         if GetConsoleCP() == 0 {
             // Otherwise a program of a service, which has no console, would open a window.
@@ -402,7 +403,7 @@ pub(crate) fn end_start(pipe: Descriptor) {
     drop(pipe);
 }
 
-/// The number that another process can make an exit status of, by [`exit_status`].
+/// The number from which another process makes the exit status, by [`exit_status`].
 pub(crate) fn raw_exit_status(status: ExitStatus) -> Option<i32> {
     status.code()
 }
@@ -417,12 +418,12 @@ pub(crate) fn is_group_leader() -> bool {
     false
 }
 
-/// There are no numbers of groups here.
+/// There are no group ids here.
 pub(crate) fn effective_gid() -> u32 {
     u32::MAX
 }
 
-/// There are no numbers of users here.
+/// There are no user ids here.
 pub(crate) fn effective_uid() -> u32 {
     u32::MAX
 }

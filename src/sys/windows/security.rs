@@ -76,8 +76,8 @@ fn own_user() -> io::Result<String> {
     let mut length = 0;
     let mut text: PWSTR = ptr::null_mut();
     // SAFETY: the pointers are to live values, and the length is that of the buffer. The token is
-    // closed once, and the buffer holds a TOKEN_USER if the second call has succeeded, with a pointer
-    // into the buffer.
+    // closed once, and the buffer holds a TOKEN_USER if the second call has succeeded, with a
+    // pointer into the buffer.
     let converted = unsafe {
         if OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &mut token) == 0 {
             return Err(io::Error::last_os_error());
@@ -96,8 +96,8 @@ fn own_user() -> io::Result<String> {
     if converted == 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the text ends with a null character. The system has allocated it for this call, and it
-    // is released once, after the last use.
+    // SAFETY: the text ends with a null character. The system has allocated it for this call, and
+    // it is released once, after the last use.
     unsafe {
         let length = (0..).take_while(|at| *text.add(*at) != 0).count();
         let user = String::from_utf16_lossy(std::slice::from_raw_parts(text, length));

@@ -1,7 +1,7 @@
 //! Windows: the service control manager.
 //!
-//! The system calls the service's main function on a thread of its own. This function only keeps the
-//! connection; the program goes on on its main thread, where a supervisor has to be.
+//! The system calls the service's main function on a thread of its own. This function only keeps
+//! the connection; the program goes on on its main thread, where a supervisor has to be.
 
 use std::io;
 use std::thread;
@@ -37,7 +37,7 @@ pub(crate) struct ServiceManager {
     ended: Receiver<windows_service::Result<()>>,
 }
 
-/// What the service's main function takes: the system hands it nothing of ours.
+/// The arguments of the service's main function: the system passes it nothing of this crate.
 static STARTING: Mutex<Option<Starting>> = Mutex::new(None);
 
 #[derive(Clone)]
@@ -48,8 +48,8 @@ struct Starting {
     end: Receiver<()>,
 }
 
-/// Connects this process with the service control manager. `None` if another program has started it.
-/// `on_stop` is called for each request to stop, with a function that delivers the request as a
+/// Connects this process with the service control manager. `None` if another program has started
+/// it. `on_stop` is called for each request to stop, with a function that delivers the request as a
 /// signal, and returns false if nothing handles it.
 pub(crate) fn connect(
     name: &str,

@@ -1,7 +1,7 @@
 //! Windows: sockets in a message to another process (WSADuplicateSocketW).
 //!
-//! A message is a text, and then, if sockets go with it, a null character and a WSAPROTOCOL_INFOW for
-//! each socket, which only the process can use that it was made for.
+//! A message is a text, and then, if sockets go with it, a null character and a WSAPROTOCOL_INFOW
+//! for each socket, which only the process can use that it was made for.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::sys::Descriptor;
 ///
 /// # Errors
 ///
-/// A descriptor is none of a socket, or the process cannot be opened.
+/// A descriptor is not one of a socket, or the process cannot be opened.
 pub(super) fn join(text: &str, descriptors: &[&Descriptor], pid: u32) -> io::Result<Vec<u8>> {
     // A null character would end the text.
     let mut bytes: Vec<u8> = text.bytes().filter(|byte| *byte != 0).collect();

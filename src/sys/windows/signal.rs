@@ -38,10 +38,11 @@ pub(in crate::sys) fn local_name(signal: Signal) -> Option<&'static str> {
     })
 }
 
-/// Calls `deliver` for each signal, from threads of its own, until the process ends. The bool is
-/// false, as no process ignores one. Where `deliver` returns false, the process ends by what would
-/// stop a server, and does nothing on the rest. `event_prefix` is how the names of the event objects
-/// begin, by default `Local\` and the name of the program. To be called once.
+/// Calls `deliver` for each signal, from threads of its own, until the process ends. The bool that
+/// `deliver` gets is false, as no process ignores a signal here. Where `deliver` returns false,
+/// what would stop a server ends the process, and the rest has no effect. `event_prefix` is the
+/// prefix of the names of the event objects, by default `Local\` and the name of the program. To be
+/// called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
     event_prefix: Option<&str>,

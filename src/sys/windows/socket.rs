@@ -16,8 +16,8 @@ use windows_sys::Win32::Networking::WinSock::{
 use windows_sys::Win32::System::IO::CancelIoEx;
 
 use super::unsupported_error;
-// No TransmitFile: it waits until the client has taken all, also on a non-blocking socket, or completes
-// where no poll sees it; and on workstations two calls run at a time.
+// TransmitFile is not used: it waits until the client has taken all, also on a non-blocking socket,
+// or completes where no poll sees it. And on workstations, only two calls run at a time.
 pub(crate) use crate::sys::native::socket::{
     ACCEPT_INHERITS_OPTIONS, accept, queued_connections, send_file, set_accept_options,
 };
@@ -102,8 +102,8 @@ pub(crate) fn unread_len(socket: &Socket) -> io::Result<u64> {
     }
 }
 
-/// How much one send takes at most. While a socket has room for one byte, the system takes a send
-/// of any size into memory of the kernel.
+/// The most bytes of one send. While a socket has room for one byte, the system takes a send of any
+/// size into memory of the kernel.
 const MOST_SENT: usize = 256 * 1024;
 
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
@@ -148,7 +148,8 @@ pub(crate) fn allow_rebind(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// A shutdown ends no call that waits already, as one of code that has taken the socket out.
+/// A shutdown does not end a call that waits already, such as that of code that has taken the
+/// socket out of the connection. CancelIoEx does.
 #[allow(unsafe_code)]
 pub(crate) fn end(socket: &Socket) -> io::Result<()> {
     let ended = socket.shutdown(Shutdown::Both);
@@ -157,7 +158,8 @@ pub(crate) fn end(socket: &Socket) -> io::Result<()> {
     ended
 }
 
-/// An address that another process has for itself (SO_EXCLUSIVEADDRUSE) is WSAEACCES.
+/// Windows reports an address that another process has for itself (SO_EXCLUSIVEADDRUSE) as
+/// WSAEACCES.
 pub(crate) fn bind(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
     socket
         .bind(addr)

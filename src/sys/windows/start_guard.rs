@@ -46,7 +46,7 @@ impl StartJob {
         Ok(Self(job))
     }
 
-    /// Puts a process into the job that does not run yet. Returns what it is told of this.
+    /// Puts a process that does not run yet into the job. Returns what the process is told of this.
     pub(super) fn admit(
         &self,
         process: BorrowedHandle<'_>,
@@ -104,9 +104,9 @@ fn own_process() -> BorrowedHandle<'static> {
 /// Its drop ends the thread that watches the start.
 static STARTING: Mutex<Option<Sender<()>>> = Mutex::new(None);
 
-/// Makes this process outlive its parent, and end itself if it is still starting when its parent has
-/// died and the time for the start has passed. Without a parent that has bounded the start, nothing
-/// happens.
+/// Makes this process outlive its parent, and end itself if it is still starting when its parent
+/// has died and the time for the start has passed. Without a parent that has bounded the start,
+/// nothing happens.
 pub(super) fn take_over() {
     let Some(limit) = passing::take_start_limit() else {
         return;

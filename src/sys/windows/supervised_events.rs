@@ -1,7 +1,8 @@
 //! Windows: the event objects by which a supervisor asks its processes to stop or to restart.
 //!
-//! A process makes them beside those with its own prefix. Their prefix is `Local\` and the name of
-//! the supervisor's notification pipe, which the supervisor and its processes know alone.
+//! A process makes these event objects beside those with its own prefix. Their prefix is `Local\`
+//! and the name of the supervisor's notification pipe, which only the supervisor and its processes
+//! know.
 
 use std::ffi::OsStr;
 use std::io;

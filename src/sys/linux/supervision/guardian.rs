@@ -5,11 +5,12 @@
 //! set-user-ID bit or by itself, nor for the children of a program. A program that can take two
 //! requests to stop for a request to stop at once gets one only: the guardian sends SIGTERM to the
 //! processes that the kernel does not tell. The kernel tells those that have the credentials with
-//! which they were started, also when one `kill` ended the guardian, too. The guardian reads from a pipe
-//! which processes there are. The pipe's end-of-file is the end of the supervisor. Then the guardian
-//! does what the supervisor would have done in a stop: SIGTERM for each process; SIGTERM for what is
-//! left of its group, when it has exited; SIGKILL for those that are left after the limit. Servers of
-//! this crate get no SIGKILL: they see the supervisor's end as well, and have a limit of their own.
+//! which they were started, also when one `kill` ended the guardian, too. The guardian reads from a
+//! pipe which processes there are. The pipe's end-of-file is the end of the supervisor. Then the
+//! guardian does what the supervisor would have done in a stop: SIGTERM for each process; SIGTERM
+//! for what is left of its group, when it has exited; SIGKILL for those that are left after the
+//! limit. Servers of this crate get no SIGKILL: they see the supervisor's end as well, and have a
+//! limit of their own.
 //!
 //! The guardian has a session of its own, so that neither a terminal nor a signal to the supervisor's
 //! group reaches it. It blocks all signals, and has no descriptor but the pipe. Its memory is a copy
@@ -47,13 +48,13 @@ const INTERVAL: libc::timespec = libc::timespec {
 };
 
 impl Guardian {
-    /// Servers of this crate see by the lifeline when their supervisor dies.
+    /// Servers of this crate see end-of-file on the lifeline when their supervisor dies.
     pub(crate) const NEEDS_EACH_CHILD: bool = false;
 
     /// Starts a guardian, which knows of these processes and groups from the beginning, as with
-    /// [`watch`](Self::watch). Processes are started with `identity`. `limit` is how long processes may take to exit after SIGTERM. With
-    /// `kills_all`, this is so for the processes themselves, too, and not only for what they leave
-    /// behind.
+    /// [`watch`](Self::watch). Processes are started with `identity`. `limit` is how long processes
+    /// may take to exit after SIGTERM. With `kills_all`, this is so for the processes themselves,
+    /// too, and not only for what they leave behind.
     ///
     /// # Errors
     ///

@@ -115,7 +115,7 @@ impl LogWriter {
         &self.socket
     }
 
-    /// What tells that there is a report.
+    /// The source that is ready when there is a report.
     pub(crate) fn source(&self) -> Source<'_> {
         &self.socket
     }

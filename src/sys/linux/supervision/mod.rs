@@ -56,8 +56,8 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Waits for a signal, for a source that is ready or can accept, for the end of a process, or for the
-/// time-out.
+/// Waits for a signal, for a source that is ready or can accept, for the end of a process, or for
+/// the time-out.
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
     sources: &[(Source<'_>, Interest)],
@@ -137,7 +137,8 @@ pub(crate) fn time_since_tick(ticks: u64) -> Duration {
     now.saturating_sub(then)
 }
 
-/// The signal that interrupts a thread. By default it does nothing, and nobody sends it to a supervisor.
+/// The signal that interrupts a thread. By default it does nothing, and nobody sends it to a
+/// supervisor.
 const INTERRUPT: libc::c_int = libc::SIGURG;
 
 /// Lets [`interrupt`] end waits of this thread.

@@ -60,7 +60,7 @@ impl NotifySocket {
         &self.name
     }
 
-    /// What tells that there is a notification.
+    /// The source that is ready when there is a notification.
     pub(crate) fn source(&self) -> Source<'_> {
         &self.socket
     }

@@ -47,7 +47,7 @@ impl PidFd {
         matches!(poll(&mut fds, timeout.as_ref()), Ok(1))
     }
 
-    /// Not known of a process that was no child of this one. A child's is known when it is reaped.
+    /// `None`: the status of a child is known when it is reaped, and that of another process never.
     pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
         None
     }

@@ -1,7 +1,7 @@
 //! Windows: the named pipe of the control clients, which is a stream of bytes in both directions.
 //!
-//! Each client has an instance of the pipe. A read is always in progress on it, and what has come is
-//! kept until [`ControlStream::receive`]: at most [`PIECE`] bytes.
+//! Each client has an instance of the pipe. A read is always in progress on it, and what has come
+//! is kept until [`ControlStream::receive`]: at most [`PIECE`] bytes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
@@ -45,7 +45,7 @@ struct State {
     connected: VecDeque<OwnedHandle>,
 }
 
-/// What is told that a client has connected.
+/// The target that is told when a client has connected.
 struct Instance {
     shared: Weak<Shared>,
     id: u64,
@@ -78,7 +78,7 @@ impl ControlPipe {
         Ok(Some(Self(shared)))
     }
 
-    /// A client, or `WouldBlock`.
+    /// Accepts a client, or fails with `WouldBlock`.
     pub(crate) fn accept(&self) -> io::Result<ControlStream> {
         port::deliver()?;
         let pipe = {

@@ -1,6 +1,6 @@
-//! Windows: the job object of a supervisor. Its processes, and all that these start, are in the job.
-//! When the supervisor ends, however that comes, the system closes the last handle of the job, and
-//! ends all of them at that moment: no process is left that holds a port.
+//! Windows: the job object of a supervisor. Its processes, and all that these start, are in the
+//! job. When the supervisor ends, for whatever reason, the system closes the last handle of the
+//! job, and ends all of them at that moment: no process is left that holds a port.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,15 +20,15 @@ use super::process_handle::query;
 use crate::sys::unix::unsupported_error;
 use crate::sys::{Descriptor, Guarded, Identity};
 
-/// The job, which is that of the process: as long as it lives, its processes are in it.
+/// The job of this process. The processes of the service are in it as long as this process lives.
 static JOB: OnceLock<Descriptor> = OnceLock::new();
 
-/// The processes of the service that are not in the job, with their ids. On Windows there are none: a
-/// program that starts while its predecessor watches it leaves only the job that the predecessor has
-/// for this. Under Wine it leaves all jobs.
+/// The processes of the service that are not in the job, with their ids. On Windows there are none:
+/// a program that has started leaves only the job in which its predecessor watched the start. Under
+/// Wine the program leaves all jobs.
 static OTHERS: Mutex<BTreeMap<u32, OwnedHandle>> = Mutex::new(BTreeMap::new());
 
-/// See above.
+/// The job of a supervisor, see above.
 #[derive(Debug)]
 pub(crate) struct Guardian(&'static Descriptor);
 
@@ -97,8 +97,8 @@ fn create_job() -> io::Result<OwnedHandle> {
     };
     let mut limits = JOBOBJECT_EXTENDED_LIMIT_INFORMATION::default();
     limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
-    // SAFETY: the handle is open, and `limits` is a live structure of the class and the size that the
-    // call is told.
+    // SAFETY: the handle is open, and `limits` is a live structure of the class and the size that
+    // the call is told.
     let done = unsafe {
         SetInformationJobObject(
             job.as_raw_handle(),

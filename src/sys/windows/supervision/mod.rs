@@ -1,5 +1,5 @@
-//! Windows: what a supervisor needs. One wait reports the ends of processes, what stands for signals,
-//! notifications and the requests of control clients: see [`port`].
+//! Windows: what a supervisor needs. One wait reports the ends of processes, what stands for
+//! signals, notifications and the requests of control clients: see [`port`].
 //!
 //! | Unix | here |
 //! |---|---|
@@ -51,7 +51,8 @@ pub(crate) const UNSUPPORTED_SETTINGS: &[&str] = &[
     "stdout_file",
 ];
 
-/// Something that [`wait_for_any`] waits for. What makes it ready also [wakes](port::wake) the wait.
+/// Something that [`wait_for_any`] waits for. What makes it ready also [wakes](port::wake) the
+/// wait.
 pub(crate) trait IsReady {
     fn is_ready(&self, interest: Interest) -> bool;
 }

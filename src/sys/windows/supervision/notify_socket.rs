@@ -1,9 +1,9 @@
 //! Windows: the named pipe that receives the notifications of processes.
 //!
-//! A process opens the pipe for each notification, and writes it as one message: the text, and where
-//! sockets go with it, a null character and what [`share`](crate::sys::unix::share) makes of them.
-//! The instance stays open until the supervisor has handled the notification. So the sender can wait
-//! for that, and the supervisor can answer, with a message of the same form.
+//! A process opens the pipe for each notification, and writes it as one message: the text, and
+//! where sockets go with it, a null character and what [`share`](crate::sys::unix::share) makes of
+//! them. The instance stays open until the supervisor has handled the notification. So the sender
+//! can wait for that, and the supervisor can answer, with a message of the same form.
 //!
 //! The pipe is open to the user of the supervisor and to administrators only, see
 //! [`pipe`](crate::sys::unix::pipe).
@@ -28,8 +28,8 @@ use crate::sys::{Datagram, Descriptor, process};
 /// The most instances that wait for a client.
 const MAX_LISTENING: usize = 16;
 
-/// The most clients that have connected and have not sent their notification. Beyond that, the oldest
-/// of them is given up.
+/// The most clients that have connected and have not sent their notification. Beyond that, the
+/// oldest of them is given up.
 const MAX_READING: usize = 64;
 
 /// The most notifications that wait for the supervisor. Senders of more try again later.
@@ -65,7 +65,7 @@ struct Message {
     pipe: OwnedHandle,
 }
 
-/// What is told of the operations on an instance.
+/// The target that is told of the operations on an instance.
 struct Instance {
     shared: Weak<Shared>,
     id: u64,
@@ -101,7 +101,8 @@ impl NotifySocket {
         Err(unsupported_error("a notification pipe cannot be passed on"))
     }
 
-    /// The next notification, which stays in the queue, with its descriptors. `None` if there is none.
+    /// The next notification, which stays in the queue, with its descriptors. `None` if there is
+    /// none.
     pub(crate) fn peek(&self) -> io::Result<Option<Datagram>> {
         port::deliver()?;
         let mut state = self.0.state.lock();

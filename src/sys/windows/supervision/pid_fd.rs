@@ -57,7 +57,7 @@ impl PidFd {
         let code = match signal {
             Signal::Kill => KILLED,
             Signal::Abort => ABORTED,
-            // No process is stopped here.
+            // A process cannot be stopped here, so there is nothing to continue.
             Signal::Continue => return Ok(()),
             Signal::Stop | Signal::Suspend => {
                 return Err(unsupported_error("no process can be stopped on Windows"));
@@ -74,8 +74,8 @@ impl PidFd {
         self.terminate(code)
     }
 
-    /// Sends Ctrl-Break to a child, which ends the child if nothing handles Ctrl-Break. A child that
-    /// does not share a console with this process is killed: nothing could ask it to end.
+    /// Sends Ctrl-Break to a child, which ends the child if nothing handles Ctrl-Break. A child
+    /// that does not share a console with this process is killed: nothing could ask it to end.
     fn interrupt(&self) -> io::Result<()> {
         if child_handle(self.pid).is_none() {
             return Err(io::ErrorKind::NotFound.into());

@@ -1,5 +1,5 @@
-//! Windows: the completion port of a supervisor. Operations on pipes end there, and whoever has
-//! something else for the supervisor's loop posts an empty packet.
+//! Windows: the completion port of a supervisor. The ends of operations on pipes are reported
+//! there, and other threads post an empty packet to wake the supervisor's loop.
 //!
 //! The port is one queue, so that operations end in the order in which they were completed: a
 //! notification that a process has sent after another one is also received after it.
@@ -27,7 +27,7 @@ use windows_sys::Win32::System::IO::{
 use windows_sys::Win32::System::Pipes::ConnectNamedPipe;
 use windows_sys::Win32::System::Threading::INFINITE;
 
-/// Who is told of the end of an operation.
+/// The receiver of the end of an operation.
 pub(super) trait Target: Send + Sync {
     fn complete(&self, done: Done);
 }
@@ -90,7 +90,7 @@ fn port() -> io::Result<&'static OwnedHandle> {
     Ok(PORT.get_or_init(|| handle))
 }
 
-/// Has the operations on a pipe end at the port.
+/// Has the ends of operations on a pipe reported to the port.
 #[allow(unsafe_code)]
 pub(super) fn associate(file: &OwnedHandle) -> io::Result<()> {
     let port = port()?.as_raw_handle();
@@ -115,8 +115,8 @@ pub(super) fn deliver() -> io::Result<()> {
     wait(Some(Duration::ZERO)).map(drop)
 }
 
-/// Waits until an operation ends, or [`wake`] is called, and delivers all that has ended. False after
-/// the time-out.
+/// Waits until an operation ends, or [`wake`] is called, and delivers all that has ended. False
+/// after the time-out.
 #[allow(unsafe_code)]
 pub(super) fn wait(timeout: Option<Duration>) -> io::Result<bool> {
     let port = port()?;

@@ -18,8 +18,8 @@ use super::process_handle::query;
 /// How many processes are looked at on the way from a process to one of the service.
 const MAX_DEPTH: usize = 8;
 
-/// Whether the process is one of the service, or one of them has started it. No process adopts one
-/// that has lost its parent here.
+/// Whether the process is one of the service, or one of them has started it. On Windows, a
+/// process that has lost its parent gets no other parent.
 pub(crate) fn is_descendant(pid: u32) -> Option<bool> {
     let line = std::iter::successors(Some(pid), |pid| parent_of(*pid)).take(MAX_DEPTH);
     let own = std::process::id();
