@@ -557,9 +557,19 @@ impl<'a, S: Service> Workers<'a, S> {
         own: &mut S::Worker,
     ) -> io::Result<Next> {
         occupant.conn.begin_call();
+        let conn = &mut occupant.conn;
         let session = match &mut occupant.session {
             Some(session) => session,
-            none => none.insert(self.service.session(&mut occupant.conn)?),
+            none => match self.service.session(conn) {
+                Ok(session) => {
+                    conn.note_session();
+                    none.insert(session)
+                }
+                Err(error) => {
+                    conn.forget_blocked_view();
+                    return Err(error);
+                }
+            },
         };
         if occupant.conn.cause().draining {
             count(&self.lots.counters.drain_calls);
@@ -577,7 +587,11 @@ impl<'a, S: Service> Workers<'a, S> {
             return Ok(Next::Close);
         };
         occupant.conn.begin_call();
-        let next = self.service.expired(&mut occupant.conn, session, expiry);
+        let next = match self.service.expired(&mut occupant.conn, session, expiry) {
+            // The time is over: nothing is waited for.
+            Err(error) if next_after(&occupant.conn, &error).is_some() => Ok(Next::Close),
+            next => next,
+        };
         // If the service goes on, the client has as much time again.
         occupant.idle_until = None;
         occupant.conn.end_message();

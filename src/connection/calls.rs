@@ -76,6 +76,10 @@ impl DueCalls {
         };
     }
 
+    pub(crate) fn set_readable(&mut self, readable: bool) {
+        self.present.readable = readable;
+    }
+
     pub(crate) fn present(&self) -> Cause {
         self.present
     }

@@ -476,6 +476,8 @@ impl Connection {
             return Ok(());
         }
         self.linger_on_close();
+        // Nothing follows the goodbye.
+        self.close_outbox();
         let goodbye = std::mem::take(&mut self.goodbye);
         self.write_owned(Vec::from(goodbye))
     }

@@ -119,8 +119,16 @@ impl Connection {
         self.blocked_view
     }
 
+    /// An error of the service is a failure, even if its view could not go on.
+    pub(crate) fn forget_blocked_view(&mut self) {
+        self.blocked_view = None;
+    }
+
     fn block_view(&mut self, why: Blocked) -> io::Error {
-        self.blocked_view = Some(why);
+        // A library may go on to read after a write that could not go on: it still has the bytes.
+        if self.blocked_view != Some(Blocked::Output) {
+            self.blocked_view = Some(why);
+        }
         io::ErrorKind::WouldBlock.into()
     }
 }

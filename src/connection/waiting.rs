@@ -95,6 +95,12 @@ impl Connection {
         self.call_began_at = self.bytes_in;
     }
 
+    /// The session, which may have taken input, was begun in this call.
+    #[cold]
+    pub(crate) fn note_session(&mut self) {
+        self.due.set_readable(!self.input.is_empty());
+    }
+
     /// Forgets wakers and the timer: what follows on this connection has not asked for them.
     #[cfg(feature = "http")]
     pub(crate) fn forget_waiting(&mut self) {

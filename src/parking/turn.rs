@@ -10,7 +10,7 @@ use super::{
     WANTS_DRAIN_CALL,
 };
 use crate::clock;
-use crate::connection::{ClosingNotice, Expiry, Filled};
+use crate::connection::{ClosingNotice, Expiry, Filled, Flushed};
 use crate::log;
 use crate::stats::{ThreadCounters, count};
 use crate::sys::Interest;
@@ -69,7 +69,7 @@ impl<S> Turn<'_, S> {
         if occupant.is_answering() {
             since |= ANSWERING;
         }
-        let wants_drain_call = occupant.conn.expects_drain_call();
+        let wants_drain_call = occupant.may_call_service() && occupant.conn.expects_drain_call();
         if wants_drain_call {
             since |= WANTS_DRAIN_CALL;
         }
@@ -152,7 +152,7 @@ impl<S> Turn<'_, S> {
             // As `close_idle` does, which may have come before.
             let may_close = self.is_between_messages() && !self.needs_drain_call();
             if may_close && self.lot.drain.is_closing() && !self.read_new_input() {
-                return;
+                return self.close_with_goodbye();
             }
             if let Some(occupant) = self.occupant() {
                 occupant.wait_for_room();
@@ -428,6 +428,11 @@ impl<S> Turn<'_, S> {
             return;
         }
         if !notice.is_empty() {
+            // Nothing follows the notice.
+            occupant.conn.close_outbox();
+            if !matches!(occupant.conn.flush_some(), Ok(Flushed::All)) {
+                return;
+            }
             if let Err(error) = occupant.conn.send_unbuffered(notice) {
                 log::debug!("{}: cannot write: {error}", occupant.conn.info());
                 return;

@@ -208,7 +208,7 @@ impl Restart {
     /// # Errors
     ///
     /// `AlreadyExists` if the process has a `Restart` already, or had one: give clones of the first
-    /// one to all servers. `Unsupported` on Windows, and if the predecessor speaks
+    /// one to all servers. `Unsupported` if the predecessor speaks
     /// a version of the protocol that this process does not know. Errors of the system if the
     /// program of this process cannot be found, or there are no descriptors left.
     pub fn inherit() -> Result<Self, StartError> {

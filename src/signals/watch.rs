@@ -48,7 +48,11 @@ pub(crate) fn subscribe(
             return Err(io::Error::new(*kind, text));
         }
         // The names stay as long as the process lives.
-        Ok(first) if event_prefix.is_some() && event_prefix != first.as_ref() => {
+        Ok(first)
+            if sys::signal::HAS_EVENT_OBJECTS
+                && event_prefix.is_some()
+                && event_prefix != first.as_ref() =>
+        {
             let text = "another server of this process had another event_prefix, or none: the names \
                         of the event objects stay";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));

@@ -90,7 +90,7 @@ impl ServingProcess<'_> {
 /// Standard input that is at its end: /dev/null, or the same where there is none, as in a root
 /// directory of its own without /dev.
 fn open_null() -> io::Result<Descriptor> {
-    match File::open("/dev/null") {
+    match File::open(sys::file::NULL_DEVICE) {
         Ok(null) => Ok(null.into()),
         Err(_) => sys::descriptor::create_pipe().map(|(reader, _)| reader),
     }

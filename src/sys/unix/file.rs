@@ -19,6 +19,9 @@ use crate::log;
 use crate::sys::IfLocked;
 use crate::sys::native::calls::create_unnamed_file;
 
+/// A device that is empty.
+pub(crate) const NULL_DEVICE: &str = "/dev/null";
+
 /// An unnamed file that holds these bytes. Its position is the beginning.
 pub(crate) fn create_anonymous(bytes: &[u8]) -> io::Result<File> {
     let mut file = create_unnamed_file()?;

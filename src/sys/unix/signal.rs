@@ -59,6 +59,10 @@ const NAMED: [(&str, Signal); 8] = [
 #[cfg_attr(not(feature = "signals"), allow(dead_code))]
 pub(crate) const STOP_NOW: &str = "SIGQUIT";
 
+/// Signals do what event objects do on Windows.
+#[cfg_attr(not(feature = "signals"), allow(dead_code))]
+pub(crate) const HAS_EVENT_OBJECTS: bool = false;
+
 /// A process may go on when its terminal has been closed.
 pub(crate) const TERMINAL_CLOSE_LIMIT: Option<Duration> = None;
 

@@ -23,6 +23,9 @@ use super::no_unix_sockets_error;
 use crate::log;
 use crate::sys::IfLocked;
 
+/// A device that is empty.
+pub(crate) const NULL_DEVICE: &str = "NUL";
+
 /// A file that holds these bytes, and that is removed when its last handle is closed, also by the
 /// end of the process. No other process can open the file. Its position is at the beginning.
 pub(crate) fn create_anonymous(bytes: &[u8]) -> io::Result<File> {

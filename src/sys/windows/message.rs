@@ -9,7 +9,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
 pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
+use super::socket::accept_error_kind;
 use super::unsupported_error;
+use crate::sys::AcceptErrorKind;
 
 /// The most connections that one call of [`create_pair`] accepts. It closes those of other
 /// processes.
@@ -27,7 +29,11 @@ pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
     // is the address of this end.
     let own = one.local_addr()?.as_socket();
     for _ in 0..MOST_OTHERS {
-        let (other, peer) = listener.accept()?;
+        let (other, peer) = match listener.accept() {
+            // Another process has connected, and left.
+            Err(error) if accept_error_kind(&error) == AcceptErrorKind::Connection => continue,
+            accepted => accepted?,
+        };
         if peer.as_socket() == own {
             for socket in [&one, &other] {
                 socket.set_nonblocking(true)?;

@@ -164,6 +164,7 @@ impl Poller {
         let added = Arc::clone(&watch);
         if let Some(old) = self.watches.lock().insert(socket.as_raw_socket(), added) {
             old.cancel(&mut old.state.lock());
+            self.places.lock().push(Arc::clone(&old.device));
         }
         let armed = self.arm(&watch, token, Interest::Read);
         if armed.is_err() {

@@ -286,11 +286,10 @@ fn create_suspended(options: &SpawnOptions<'_>, section: &Section) -> io::Result
 /// The path of a program. The rules by which cmd.exe reads the arguments of a batch file are not
 /// those of a command line, so that no argument could be quoted safely.
 fn program_path(path: &Path) -> io::Result<Vec<u16>> {
-    let is = |end: &str| {
-        path.extension()
-            .is_some_and(|own| own.eq_ignore_ascii_case(end))
-    };
-    if is("bat") || is("cmd") {
+    // The system takes dots and spaces off the end of a name.
+    let name = path.as_os_str().to_string_lossy().to_ascii_lowercase();
+    let name = name.trim_end_matches(['.', ' ']);
+    if name.ends_with(".bat") || name.ends_with(".cmd") {
         let text = "a batch file: give cmd.exe as the program, and the file as its argument";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }

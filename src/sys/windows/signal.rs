@@ -19,6 +19,9 @@ const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
 #[cfg_attr(not(feature = "signals"), allow(dead_code))]
 pub(crate) const STOP_NOW: &str = "the stop-now event";
 
+/// Event objects have names, which two servers of a process cannot give both.
+pub(crate) const HAS_EVENT_OBJECTS: bool = true;
+
 /// The system ends a process whose console was closed.
 pub(crate) const TERMINAL_CLOSE_LIMIT: Option<Duration> = Some(console::TIME_LEFT);
 

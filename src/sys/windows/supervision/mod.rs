@@ -82,10 +82,15 @@ pub(crate) fn wait_for_any<'a>(
     processes: impl Iterator<Item = &'a PidFd>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
-    processes.for_each(PidFd::report_end);
+    let processes: Vec<_> = processes.collect();
+    processes.iter().for_each(|process| process.report_end());
+    // The port reports an end once, and may have done so while the caller was busy.
     port::deliver()?;
+    let is_over = processes
+        .iter()
+        .any(|process| process.is_known_to_have_ended());
     let is_ready = |(source, interest): &(Source<'_>, Interest)| source.is_ready(*interest);
-    match signals.is_ready() || sources.iter().any(is_ready) {
+    match is_over || signals.is_ready() || sources.iter().any(is_ready) {
         true => Ok(()),
         false => port::wait(timeout).map(drop),
     }

@@ -96,6 +96,11 @@ impl PidFd {
         }
     }
 
+    /// False for a process of which only the id is known.
+    pub(super) fn is_known_to_have_ended(&self) -> bool {
+        self.handle.is_some() && self.has_ended()
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.wait_for_end(Duration::ZERO)
     }
