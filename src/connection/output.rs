@@ -293,7 +293,7 @@ impl Output {
             if self.gathered.is_empty() {
                 return Ok((0, Flushed::All));
             }
-            sent = match self.is_last {
+            sent = match self.is_last && sys::socket::HOLDS_LAST {
                 true => self.send_last(socket)?,
                 false => self.send_gathered(socket, &[])?.0,
             };

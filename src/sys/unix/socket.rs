@@ -121,6 +121,9 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     Ok(retry_on_intr(|| net::send(socket, bytes, SEND_FLAGS))?)
 }
 
+/// Whether the bytes of [`send_last`] wait for the end of the stream.
+pub(crate) const HOLDS_LAST: bool = !SEND_MORE.is_empty();
+
 /// Sends the last bytes of a connection. Where the system can, they wait for the end of the stream,
 /// for 0.2 s at most, and leave together with it (MSG_MORE in send(2)).
 pub(crate) fn send_last(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {

@@ -110,6 +110,9 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     socket.send(&bytes[..bytes.len().min(MOST_SENT)])
 }
 
+/// Nothing waits for the end of the stream.
+pub(crate) const HOLDS_LAST: bool = false;
+
 /// The last bytes of a connection.
 pub(crate) fn send_last(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     send(socket, bytes)
