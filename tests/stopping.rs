@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use handover::{Addr, Builder, Connection, Handle, Next, Server, Service};
+use parking_lot::Mutex;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -108,7 +109,12 @@ impl Load {
     }
 }
 
+/// Held by a test while 64 clients ask without a pause: two such loads at once would show how a busy machine divides its
+/// time, and where one thread waits for all workers, that thread would get little of it.
+static ONE_LOAD: Mutex<()> = Mutex::new(());
+
 fn stop_under_load(workers: usize, client: impl Fn(SocketAddr, &Load) -> usize + Sync) {
+    let _alone = ONE_LOAD.lock();
     let handle = builder(workers).build(echo_line).unwrap().start().unwrap();
     let addr = addr_of(&handle);
     let (warm, warmed) = bounded(Load::CLIENTS);
@@ -973,7 +979,7 @@ fn a_drop_of_the_last_handle_drains() {
 
 #[test]
 fn dropping_the_last_handle_in_a_handler_stops_the_server() {
-    let own = Arc::new(parking_lot::Mutex::new(None::<Handle>));
+    let own = Arc::new(Mutex::new(None::<Handle>));
     let service = {
         let own = Arc::clone(&own);
         move |conn: &mut Connection| {
