@@ -12,7 +12,7 @@ use super::watched::{send_signal, signal_group};
 use crate::clock::Deadline;
 use crate::log;
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, Guarded, PidFd, Signal};
+use crate::sys::{self, Guarded, ProcessWatch, Signal};
 
 impl Run {
     /// A process of the fleet has exited: ends what is left of its group, unless another process of
@@ -113,7 +113,7 @@ impl Run {
                 if !was_killed {
                     log::warn!("sending {signal} to process {pid}, which was left behind");
                 }
-                let process = PidFd::open(pid);
+                let process = ProcessWatch::open(pid);
                 send_signal(&process, pid, signal);
                 send_signal(&process, pid, Signal::Continue);
                 self.note_signal(signal);

@@ -13,7 +13,7 @@ use crate::listener::Bind;
 use crate::log;
 use crate::notify::{self, Notification, WatchdogMessage};
 use crate::sys::supervision::TakenNotification;
-use crate::sys::{self, Datagram, Descriptor, PidFd};
+use crate::sys::{self, Datagram, Descriptor, ProcessWatch};
 use crate::wire::{BindAnswer, BindRequest, ListenerRecord, Record};
 
 impl Run {
@@ -41,7 +41,7 @@ impl Run {
         // Of the processes that the fleet does not know, only servers of this crate speak for
         // themselves, which name their generation.
         let is_server = || {
-            let is_running = !PidFd::open(pid).has_ended();
+            let is_running = !ProcessWatch::open(pid).has_ended();
             fields.generation.is_some() && is_running && self.has_user_of_service(sender)
         };
         if !is_known && !is_server() {
@@ -252,7 +252,7 @@ fn named_process(pid: u32) -> Option<NamedProcess> {
     // The order counts: what has not ended after its ancestors were looked at is what they were.
     let is_descendant = ancestry::is_descendant(pid);
     let started_at = ancestry::start_time(pid);
-    let has_ended = PidFd::open(pid).has_ended();
+    let has_ended = ProcessWatch::open(pid).has_ended();
     (is_descendant || has_ended).then(|| NamedProcess {
         pid,
         started_at: started_at.unwrap_or_else(Instant::now),

@@ -49,7 +49,7 @@ use crate::log;
 use crate::notify;
 use crate::restart::{Inherited, PidFile, Program};
 use crate::sys::supervision::Guardian;
-use crate::sys::{self, IfLocked, Interest, NotifySocket, PidFd, Signal, SignalFd};
+use crate::sys::{self, IfLocked, Interest, NotifySocket, ProcessWatch, Signal, SignalFd};
 use crate::wire::Answer;
 
 /// A supervisor: the fleet, and the descriptors that it needs.
@@ -238,8 +238,8 @@ impl Run {
         }
         sources.extend(control.into_iter().flat_map(ControlSocket::sources));
         sources.extend(self.output_files.sources());
-        let pidfds = self.watched.values().map(|watched| &watched.pidfd);
-        let waited = sys::supervision::wait_for_any(&self.signals, &sources, pidfds, timeout);
+        let watches = self.watched.values().map(|watched| &watched.process);
+        let waited = sys::supervision::wait_for_any(&self.signals, &sources, watches, timeout);
         if let Err(error) = waited {
             log::error!("cannot wait for events: {error}");
             std::thread::sleep(ERROR_PAUSE);
@@ -384,8 +384,8 @@ impl Run {
         // Once its predecessor has exited, a successor is a child of the supervisor.
         self.watch_processes();
         let watched = self.watched.iter();
-        let ended = watched.filter(|(_, watched)| watched.pidfd.has_ended());
-        let ended = ended.map(|(pid, watched)| (*pid, watched.pidfd.exit_status()));
+        let ended = watched.filter(|(_, watched)| watched.process.has_ended());
+        let ended = ended.map(|(pid, watched)| (*pid, watched.process.exit_status()));
         let reaped: Vec<_> = ended
             .filter(|(pid, _)| !sys::supervision::is_child(*pid))
             .collect();
@@ -508,7 +508,7 @@ impl Run {
             Effect::StartDryRun => return self.begin_dry_run(),
             Effect::KillDryRun => {
                 if let Some(dry_run) = &self.dry_run {
-                    send_signal(&PidFd::open(dry_run.pid), dry_run.pid, Signal::Kill);
+                    send_signal(&ProcessWatch::open(dry_run.pid), dry_run.pid, Signal::Kill);
                 }
             }
             Effect::ExecuteOwnProgram => {
@@ -582,11 +582,11 @@ impl Run {
             return log::warn!("{signal} is not sent to process {pid}, which would die of it");
         }
         let watched = self.watch(pid);
-        let is_running = !watched.pidfd.has_ended();
-        send_signal(&watched.pidfd, pid, signal);
+        let is_running = !watched.process.has_ended();
+        send_signal(&watched.process, pid, signal);
         // A process that is stopped (SIGSTOP, or SIGTTOU of a terminal) acts on no other signal.
         if stops || matches!(signal, Signal::Abort | Signal::Quit) {
-            send_signal(&watched.pidfd, pid, Signal::Continue);
+            send_signal(&watched.process, pid, Signal::Continue);
         }
         let group = watched.group;
         // When a process has exited, its group is ended: see `stragglers`.

@@ -1,12 +1,12 @@
 //! A process that the supervisor watches: a handle and its process group, and signals to both.
 
 use crate::log;
-use crate::sys::{self, PidFd, Signal};
+use crate::sys::{self, ProcessWatch, Signal};
 
 /// A process of the fleet.
 #[derive(Debug)]
 pub(super) struct Watched {
-    pub(super) pidfd: PidFd,
+    pub(super) process: ProcessWatch,
     /// Its process group.
     pub(super) group: Option<u32>,
 }
@@ -14,7 +14,7 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn open(pid: u32) -> Self {
         Self {
-            pidfd: PidFd::open(pid),
+            process: ProcessWatch::open(pid),
             group: sys::supervision::group_of(pid),
         }
     }
@@ -26,8 +26,8 @@ pub(super) fn signal_group(group: u32, signal: Signal) {
     }
 }
 
-pub(super) fn send_signal(pidfd: &PidFd, pid: u32, signal: Signal) {
-    if let Err(error) = pidfd.send_signal(signal) {
+pub(super) fn send_signal(process: &ProcessWatch, pid: u32, signal: Signal) {
+    if let Err(error) = process.send_signal(signal) {
         log::debug!("cannot send {signal} to process {pid}: {error}");
     }
 }

@@ -16,7 +16,7 @@
 //! | `limits` | the limit of open descriptors |
 //! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
-//! | `supervision` | for a supervisor: children, [`PidFd`], [`SignalFd`], [`NotifySocket`], control clients, [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
+//! | `supervision` | for a supervisor: children, [`ProcessWatch`], [`SignalFd`], [`NotifySocket`], control clients, [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
 //! | `control_client` | the client's end of a control socket |
 //!
 //! These rules hold for all of them:
@@ -99,7 +99,7 @@ pub(crate) use directory::{DirectoryEntry, FoundFile};
 pub(crate) use poller::{Events, Poller};
 pub(crate) use process::Process;
 pub use socket::Stream;
-pub(crate) use supervision::{NotifySocket, PidFd, SignalFd};
+pub(crate) use supervision::{NotifySocket, ProcessWatch, SignalFd};
 pub use unix::control_client::ControlClient;
 
 /// What a wait is for.

@@ -33,7 +33,7 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
     _sources: &[(Source<'_>, Interest)],
-    _processes: impl Iterator<Item = &'a PidFd>,
+    _processes: impl Iterator<Item = &'a ProcessWatch>,
     _timeout: Option<Duration>,
 ) -> io::Result<()> {
     match *signals {}
@@ -212,9 +212,9 @@ pub(crate) fn interrupt(_thread: &JoinHandle<()>) {}
 
 /// Only the id tells the process.
 #[derive(Debug)]
-pub(crate) struct PidFd(u32);
+pub(crate) struct ProcessWatch(u32);
 
-impl PidFd {
+impl ProcessWatch {
     pub(crate) fn open(pid: u32) -> Self {
         Self(pid)
     }

@@ -49,7 +49,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use super::descriptor::create_pipe;
 use super::exec_plan::ExecPlan;
 use super::signal;
-use crate::sys::{Descriptor, PidFd, ProcessState, SpawnOptions};
+use crate::sys::{Descriptor, ProcessState, ProcessWatch, SpawnOptions};
 
 /// Whether a successor can replace this process.
 pub(crate) const SUPPORTS_RESTARTS: bool = true;
@@ -60,7 +60,7 @@ pub(crate) struct Process {
     pid: u32,
     state: ProcessState,
     /// Tells of the program's end even if another process has killed the waiter.
-    pidfd: PidFd,
+    watch: ProcessWatch,
     /// `None` after [`detach`](Self::detach).
     waiter: Option<Pid>,
     /// Its other end is the waiter's.
@@ -86,7 +86,7 @@ impl Process {
                 // Another process has killed the waiter.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     let time_left = limit.saturating_sub(began_at.elapsed());
-                    if self.pidfd.wait_for_end(time_left) {
+                    if self.watch.wait_for_end(time_left) {
                         self.state = ProcessState::Unknown;
                     }
                 }
@@ -106,7 +106,7 @@ impl Process {
     /// Sends SIGKILL, unless the program has ended or is detached.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         match (self.waiter, self.state) {
-            (Some(_), ProcessState::Running) => self.pidfd.send_signal(crate::sys::Signal::Kill),
+            (Some(_), ProcessState::Running) => self.watch.send_signal(crate::sys::Signal::Kill),
             _ => Ok(()),
         }
     }
@@ -152,7 +152,7 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
     let mut process = Process {
         pid: 0,
         state: ProcessState::Running,
-        pidfd: PidFd::open(0),
+        watch: ProcessWatch::open(0),
         waiter: Some(plan.fork(ExecPlan::run_waiter)?),
         socket,
     };
@@ -165,7 +165,7 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
         return Err(error);
     }
     process.pid = pid?;
-    process.pidfd = PidFd::open(process.pid);
+    process.watch = ProcessWatch::open(process.pid);
     Ok(process)
 }
 

@@ -18,7 +18,7 @@ use windows_sys::Win32::System::Console::{GetStdHandle, STD_ERROR_HANDLE, SetStd
 use windows_sys::Win32::System::Pipes::CreatePipe;
 
 use super::handle::{self, Kind, check, file_id};
-use super::passing;
+use super::passing_table;
 
 /// What a process can pass on: a socket, or another handle, such as one of a pipe or of a file. It
 /// is made from the types of the standard library, and [`TryFrom`] makes such a type of it.
@@ -127,7 +127,7 @@ impl From<Descriptor> for Stdio {
 ///
 /// Nothing was passed under this number, or it was taken before.
 pub(crate) fn adopt(number: i32) -> io::Result<Descriptor> {
-    passing::take(number).map(Descriptor)
+    passing_table::take(number).map(Descriptor)
 }
 
 /// A descriptor has no number here that another program could use.

@@ -11,7 +11,10 @@ use windows_sys::Win32::Foundation::{
 use windows_sys::Win32::Storage::FileSystem::{
     BY_HANDLE_FILE_INFORMATION, GetFileInformationByHandle,
 };
-use windows_sys::Win32::System::Threading::{GetCurrentProcess, INFINITE, WaitForSingleObject};
+use windows_sys::Win32::System::Threading::{
+    GetCurrentProcess, INFINITE, OpenProcess, PROCESS_ACCESS_RIGHTS,
+    PROCESS_QUERY_LIMITED_INFORMATION, WaitForSingleObject,
+};
 use windows_sys::core::BOOL;
 
 /// What a process passes on: Winsock passes sockets in another way than the kernel passes handles.
@@ -94,6 +97,21 @@ pub(super) fn duplicate_into(
         )
     })?;
     Ok(copy as u64)
+}
+
+/// A handle of a process. Its id is that of no other process as long as the handle is open.
+#[allow(unsafe_code)]
+pub(in crate::sys) fn open_process(
+    pid: u32,
+    access: PROCESS_ACCESS_RIGHTS,
+) -> io::Result<OwnedHandle> {
+    // SAFETY: the call takes numbers, and the handle has no other owner.
+    unsafe { own(OpenProcess(access, 0, pid)) }
+}
+
+/// A handle to ask with. `None`: there is no such process, or it may not be asked.
+pub(in crate::sys) fn query_process(pid: u32) -> Option<OwnedHandle> {
+    open_process(pid, PROCESS_QUERY_LIMITED_INFORMATION).ok()
 }
 
 /// Waits until an object is signalled: until a process has ended, for example. False if that has

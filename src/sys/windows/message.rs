@@ -1,51 +1,13 @@
-//! Windows: messages between a process and its successor, over a connection of the loopback
-//! interface. See `other/packet.rs` for what goes over it.
+//! Windows: messages between a process and its successor, and notifications.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
-pub(crate) use super::manager::{AnswerChannel, ManagerConnection};
-pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
-
-use super::socket::accept_error_kind;
+pub(crate) use super::loopback_pair::create_pair;
+pub(crate) use super::notify_client::{AnswerChannel, ManagerConnection};
 use super::unsupported_error;
-use crate::sys::AcceptErrorKind;
-
-/// The most connections that one call of [`create_pair`] accepts. It closes those of other
-/// processes.
-const MOST_OTHERS: u32 = 100;
-
-/// Two connected, non-blocking sockets, for [`send_packet`] and [`receive`].
-pub(crate) fn create_pair() -> io::Result<(Socket, Socket)> {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    super::socket::allow_rebind(&listener)?;
-    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    listener.listen(8)?;
-    let one = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    one.connect(&listener.local_addr()?)?;
-    // Any process may connect to the listener: the other end is the connection whose peer address
-    // is the address of this end.
-    let own = one.local_addr()?.as_socket();
-    for _ in 0..MOST_OTHERS {
-        let (other, peer) = match listener.accept() {
-            // Another process has connected, and left.
-            Err(error) if accept_error_kind(&error) == AcceptErrorKind::Connection => continue,
-            accepted => accepted?,
-        };
-        if peer.as_socket() == own {
-            for socket in [&one, &other] {
-                socket.set_nonblocking(true)?;
-                socket.set_tcp_nodelay(true)?;
-            }
-            return Ok((one, other));
-        }
-    }
-    Err(io::Error::other(
-        "other processes connect to a port that was just bound",
-    ))
-}
+pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     Err(unsupported_error(
@@ -65,42 +27,4 @@ pub(crate) fn send(
 
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn received(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match receive(socket, buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    crate::sys::socket::wait_ready(socket, crate::sys::Interest::Read, None)?;
-                }
-                received => return received.map(|(size, _)| size),
-            }
-        }
-    }
-
-    #[test]
-    fn messages_are_kept_apart() {
-        let (own, other) = create_pair().unwrap();
-        let nothing = receive(&other, &mut [0; 8]).unwrap_err();
-        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
-        for text in ["ab", "c", "def", "too long by far", "g"] {
-            send_packet(&own, text, &[]).unwrap();
-        }
-        // The beginning of a message that never ends.
-        own.send(&[3, 0, 0, 0, b'x']).unwrap();
-        drop(own);
-        let mut buffer = [0; 8];
-        for expected in ["ab", "c", "def"] {
-            let size = received(&other, &mut buffer).unwrap();
-            assert_eq!(&buffer[..size], expected.as_bytes());
-        }
-        let cut = received(&other, &mut buffer).unwrap_err();
-        assert_eq!(cut.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(received(&other, &mut buffer).unwrap(), 1);
-        received(&other, &mut buffer).unwrap_err();
-    }
 }

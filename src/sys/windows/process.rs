@@ -1,6 +1,6 @@
 //! Windows: starts programs, and waits for their end.
 //!
-//! A process is created suspended, gets its [passing table](super::passing), and then runs. It
+//! A process is created suspended, gets its [passing table](super::passing_table), and then runs. It
 //! inherits its three standard handles and the table, and nothing else. Its id is its own as long
 //! as a handle of it is open, and [`Process`] has one.
 //!
@@ -35,7 +35,7 @@ use windows_sys::Win32::System::Threading::{
 use super::command_line::{command_line, environment_block, wide};
 use super::descriptor::standard_handle;
 use super::handle::{self, check, wait_for};
-use super::passing::{self, Section};
+use super::passing_table::{self, Section};
 use super::start_guard::{self, StartJob, assign};
 use super::unsupported_error;
 use crate::log;
@@ -383,7 +383,7 @@ pub(crate) fn replace_program(_options: &SpawnOptions<'_>) -> io::Error {
 
 /// Reads a variable that is for this process only, and not for the programs that it starts.
 pub(crate) fn own_variable(name: &str) -> Option<std::ffi::OsString> {
-    passing::own_variable(name)
+    passing_table::own_variable(name)
 }
 
 /// Whether an entry `NAME=value` is that of the variable `name`.

@@ -28,7 +28,7 @@ use windows_sys::Win32::System::Threading::{
 };
 
 use super::handle::{self, check, duplicate_into, wait_for};
-use super::passing::{self, StartLimit};
+use super::passing_table::{self, StartLimit};
 use crate::log;
 
 // ---- the parent's side ----
@@ -108,10 +108,10 @@ static STARTING: Mutex<Option<Sender<()>>> = Mutex::new(None);
 /// has died and the time for the start has passed. Without a parent that has bounded the start,
 /// nothing happens.
 pub(super) fn take_over() {
-    let Some(limit) = passing::take_start_limit() else {
+    let Some(limit) = passing_table::take_start_limit() else {
         return;
     };
-    let parent = passing::own_passed(limit.parent);
+    let parent = passing_table::own_passed(limit.parent);
     let job = parents_handle(&parent, limit.job);
     let (starting, started) = crossbeam_channel::bounded(0);
     let limit = Duration::from_millis(limit.millis);

@@ -25,14 +25,14 @@ mod guardian;
 mod identity;
 mod log_writer;
 mod notify_socket;
-mod pid_fd;
+mod process_watch;
 mod signal_fd;
 
 pub(crate) use guardian::Guardian;
 pub(crate) use identity::{find_group, find_identity};
 pub(crate) use log_writer::{LogWriter, open_log_file, prepare_log_pipe};
 pub(crate) use notify_socket::{NotifySocket, TakenNotification};
-pub(crate) use pid_fd::PidFd;
+pub(crate) use process_watch::ProcessWatch;
 pub(crate) use signal_fd::SignalFd;
 
 /// Whether this system has what a supervisor needs.
@@ -61,7 +61,7 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
     sources: &[(Source<'_>, Interest)],
-    processes: impl Iterator<Item = &'a PidFd>,
+    processes: impl Iterator<Item = &'a ProcessWatch>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let sources = sources.iter().map(|(socket, interest)| {

@@ -16,7 +16,7 @@ use windows_sys::Win32::System::JobObjects::{
     SetInformationJobObject,
 };
 
-use super::process_handle::query;
+use crate::sys::unix::handle::query_process;
 use crate::sys::unix::unsupported_error;
 use crate::sys::{Descriptor, Guarded, Identity};
 
@@ -69,7 +69,10 @@ impl Guardian {
 
     /// The processes of the service are in the job from their start, except `OTHERS`.
     pub(crate) fn watch(&self, guarded: Guarded) -> bool {
-        if let Some((pid, process)) = guarded.process.and_then(|pid| Some((pid, query(pid)?))) {
+        if let Some((pid, process)) = guarded
+            .process
+            .and_then(|pid| Some((pid, query_process(pid)?)))
+        {
             if !is_in_job(&process) {
                 OTHERS.lock().insert(pid, process);
             }
@@ -115,7 +118,8 @@ fn create_job() -> io::Result<OwnedHandle> {
 
 /// Whether a process is one of the service.
 pub(super) fn contains(pid: u32) -> bool {
-    query(pid).is_some_and(|process| is_in_job(&process)) || OTHERS.lock().contains_key(&pid)
+    query_process(pid).is_some_and(|process| is_in_job(&process))
+        || OTHERS.lock().contains_key(&pid)
 }
 
 #[allow(unsafe_code)]

@@ -24,18 +24,17 @@ use crate::sys::{Credentials, Descriptor, Identity, Interest, LogReport, Signal}
 mod control;
 mod guardian;
 mod notify_socket;
-mod pid_fd;
 mod port;
 mod process_facts;
-mod process_handle;
+mod process_watch;
 mod signal_fd;
 
 pub(crate) use control::{ControlPipe, ControlStream};
 pub(crate) use guardian::Guardian;
 pub(in crate::sys::unix) use notify_socket::MAX_MESSAGE;
 pub(crate) use notify_socket::{NotifySocket, TakenNotification};
-pub(crate) use pid_fd::PidFd;
 pub(crate) use process_facts::{age_of, is_descendant, parent_of, resident_size};
+pub(crate) use process_watch::ProcessWatch;
 pub(crate) use signal_fd::SignalFd;
 
 pub(crate) const IS_SUPPORTED: bool = true;
@@ -79,7 +78,7 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 pub(crate) fn wait_for_any<'a>(
     signals: &SignalFd,
     sources: &[(Source<'_>, Interest)],
-    processes: impl Iterator<Item = &'a PidFd>,
+    processes: impl Iterator<Item = &'a ProcessWatch>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let processes: Vec<_> = processes.collect();

@@ -1,7 +1,7 @@
 //! Windows: the named pipe that receives the notifications of processes.
 //!
 //! A process opens the pipe for each notification, and writes it as one message: the text, and
-//! where sockets go with it, a null character and what [`share`](crate::sys::unix::share) makes of
+//! where sockets go with it, a null character and what [`socket_message`](crate::sys::unix::socket_message) makes of
 //! them. The instance stays open until the supervisor has handled the notification. So the sender
 //! can wait for that, and the supervisor can answer, with a message of the same form.
 //!
@@ -22,7 +22,7 @@ use super::port::{self, Done, OperationKind, Outcome, Target};
 use super::{IsReady, Source};
 use crate::sys::unix::pipe::{self, PipeKind, create_instance};
 use crate::sys::unix::supervised_events::{self, PIPE_PREFIX};
-use crate::sys::unix::{share, unsupported_error};
+use crate::sys::unix::{socket_message, unsupported_error};
 use crate::sys::{Datagram, Descriptor, process};
 
 /// The most instances that wait for a client.
@@ -109,7 +109,7 @@ impl NotifySocket {
         // After an error, too few may listen.
         self.0.listen(&mut state, false)?;
         let datagram = state.queue.front().map(|message| {
-            let (text, sockets) = share::split(&message.bytes);
+            let (text, sockets) = socket_message::split(&message.bytes);
             Datagram {
                 pid: message.pid,
                 // The system lets no other user open the pipe, but for administrators.
@@ -240,9 +240,9 @@ impl Target for Instance {
 
 impl Message {
     fn receive(self) -> io::Result<TakenNotification> {
-        let (_, sockets) = share::split(&self.bytes);
+        let (_, sockets) = socket_message::split(&self.bytes);
         Ok(TakenNotification {
-            descriptors: share::import_all(sockets)?,
+            descriptors: socket_message::import_all(sockets)?,
             sender: Some((self.pid, self.pipe)),
         })
     }
@@ -270,7 +270,7 @@ impl TakenNotification {
     /// The pipe has room for the answer, so that it is written at once.
     pub(crate) fn answer(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
         let (pid, pipe) = self.sender.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let bytes = share::join(text, descriptors, *pid)?;
+        let bytes = socket_message::join(text, descriptors, *pid)?;
         port::begin_write(pipe.as_handle(), bytes, Arc::new(Ignored))
     }
 }

@@ -13,7 +13,7 @@ use windows_sys::Win32::System::SystemInformation::GetSystemTimeAsFileTime;
 use windows_sys::Win32::System::Threading::GetProcessTimes;
 
 use super::guardian;
-use super::process_handle::query;
+use crate::sys::unix::handle::query_process;
 
 /// How many processes are looked at on the way from a process to one of the service.
 const MAX_DEPTH: usize = 8;
@@ -29,7 +29,7 @@ pub(crate) fn is_descendant(pid: u32) -> Option<bool> {
 
 /// How long ago a process was started.
 pub(crate) fn age_of(pid: u32) -> Option<Duration> {
-    let started_at = creation_time(&query(pid)?)?;
+    let started_at = creation_time(&query_process(pid)?)?;
     let mut now = FILETIME::default();
     // SAFETY: the call writes to a live structure.
     #[allow(unsafe_code)]
@@ -58,7 +58,7 @@ fn ticks(time: FILETIME) -> u64 {
 /// The resident size of a process in bytes: its working set.
 #[allow(unsafe_code)]
 pub(crate) fn resident_size(pid: u32) -> Option<u64> {
-    let process = query(pid)?;
+    let process = query_process(pid)?;
     let mut counters = PROCESS_MEMORY_COUNTERS::default();
     let size = size_of_val(&counters) as u32;
     // SAFETY: the handle is open, and the structure is alive and has this size.
@@ -89,7 +89,8 @@ pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     while has_entry != 0 {
         if entry.th32ProcessID == pid {
             let parent = entry.th32ParentProcessID;
-            let is_older = creation_time(&query(parent)?)? <= creation_time(&query(pid)?)?;
+            let is_older =
+                creation_time(&query_process(parent)?)? <= creation_time(&query_process(pid)?)?;
             return is_older.then_some(parent);
         }
         // SAFETY: as above.

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::handle::Kind;
-use super::passing::{INFO_SIZE, record_for, socket_of};
+use super::passing_table::{INFO_SIZE, record_for, socket_of};
 use crate::sys::Descriptor;
 
 /// The message for this process.

@@ -13,13 +13,13 @@ use crate::sys::{Signal, signal};
 
 /// A process, even when another process has got its id (pidfd_open(2)).
 #[derive(Debug)]
-pub(crate) struct PidFd {
+pub(crate) struct ProcessWatch {
     pid: u32,
     /// `None` before Linux 5.3: then the id alone tells the process.
     pub(super) fd: Option<OwnedFd>,
 }
 
-impl PidFd {
+impl ProcessWatch {
     /// The process must not be reaped yet.
     pub(crate) fn open(pid: u32) -> Self {
         let fd = kernel_pid(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());

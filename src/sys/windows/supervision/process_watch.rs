@@ -18,9 +18,9 @@ use windows_sys::Win32::System::Threading::{
 };
 
 use super::port;
-use super::process_handle::open_process;
 use crate::log;
 use crate::sys::Signal;
+use crate::sys::unix::handle::open_process;
 use crate::sys::unix::pipe::to_millis;
 use crate::sys::unix::process::child_handle;
 use crate::sys::unix::{supervised_events, unsupported_error};
@@ -33,7 +33,7 @@ const KILLED: u32 = 1;
 
 /// A process: as long as this lives, no other process gets its id.
 #[derive(Debug)]
-pub(crate) struct PidFd {
+pub(crate) struct ProcessWatch {
     pid: u32,
     /// Dropped before the handle.
     end_report: OnceLock<EndReport>,
@@ -42,7 +42,7 @@ pub(crate) struct PidFd {
 }
 
 #[allow(unsafe_code)]
-impl PidFd {
+impl ProcessWatch {
     pub(crate) fn open(pid: u32) -> Self {
         let access = PROCESS_QUERY_LIMITED_INFORMATION | PROCESS_SYNCHRONIZE | PROCESS_TERMINATE;
         Self {

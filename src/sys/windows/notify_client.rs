@@ -9,7 +9,7 @@ use std::io;
 use std::time::Duration;
 
 use super::pipe::{PipeClient, PipeKind, wait_for_instance};
-use super::share;
+use super::socket_message;
 use super::supervision::MAX_MESSAGE;
 use crate::sys::Descriptor;
 
@@ -35,7 +35,7 @@ impl ManagerConnection {
 
     /// Sends a notification. Does not wait.
     pub(crate) fn send(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
-        let bytes = share::join(text, descriptors, self.pipe.server_pid()?)?;
+        let bytes = socket_message::join(text, descriptors, self.pipe.server_pid()?)?;
         if bytes.len() > MAX_MESSAGE {
             let text = format!("a notification of {} bytes", bytes.len());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -84,12 +84,12 @@ impl AnswerChannel {
     ) -> io::Result<(usize, Option<Descriptor>)> {
         let mut message = vec![0; MAX_MESSAGE];
         let size = sent_on.pipe.read(&mut message, limit)?;
-        let (text, sockets) = share::split(&message[..size]);
+        let (text, sockets) = socket_message::split(&message[..size]);
         let into = buffer
             .get_mut(..text.len())
             .ok_or(io::ErrorKind::InvalidData)?;
         into.copy_from_slice(text);
-        let descriptor = share::import_all(sockets)?.into_iter().next();
+        let descriptor = socket_message::import_all(sockets)?.into_iter().next();
         Ok((text.len(), descriptor))
     }
 }
