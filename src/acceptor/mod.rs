@@ -11,6 +11,7 @@
 
 mod accept_rate;
 mod admission;
+mod final_allowance;
 mod gate;
 mod listener_state;
 mod per_client;
@@ -30,6 +31,7 @@ use accept_rate::AcceptRate;
 pub(crate) use admission::AdmissionPolicy;
 pub use admission::Overload;
 use admission::{Admission, RoomCheck};
+use final_allowance::FinalAllowance;
 pub(crate) use gate::AcceptGate;
 use gate::{CLOSED, CLOSING};
 use listener_state::{FIRST_BACKOFF, Failure, ListenerState, Watch};
@@ -94,9 +96,6 @@ struct Acceptor<'a, S> {
 /// As many errors of single connections in a row are an error of the listener: the cause may be one
 /// that stays, such as a rule of a firewall (EPERM).
 const MOST_FAILED_CONNECTIONS: u32 = 1024;
-
-/// How many connections a stop accepts from a listener whose queue has an unknown length.
-const MOST_QUEUED: u32 = 4096;
 
 /// The outcome of one call of `accept`.
 enum AcceptOutcome {
@@ -221,15 +220,16 @@ impl<S> Acceptor<'_, S> {
         for index in 0..self.listeners.len() {
             let socket = &self.listeners[index].listener.socket;
             let queued = match served_elsewhere.contains(&(index as u32)) {
-                true => 0,
-                false => sys::socket::queued_connections(socket).unwrap_or(MOST_QUEUED),
+                true => Some(0),
+                false => sys::socket::queued_connections(socket),
             };
-            let mut left = queued;
-            while left > 0 && !self.gate.is(CLOSED) {
+            let mut allowance = FinalAllowance::new(queued);
+            while !allowance.is_used_up() && !self.gate.is(CLOSED) {
                 if self.lots.has_room_for_batch() {
+                    let began_at = Instant::now();
                     match self.accept_one(index) {
                         AcceptOutcome::Accepted => {
-                            left -= 1;
+                            allowance.use_one(began_at.elapsed());
                             continue;
                         }
                         AcceptOutcome::Empty | AcceptOutcome::Failed => break,
