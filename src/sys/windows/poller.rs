@@ -30,7 +30,9 @@ use windows_sys::Win32::Foundation::{
     ERROR_IO_PENDING, GetLastError, HANDLE, INVALID_HANDLE_VALUE, NO_ERROR, RtlNtStatusToDosError,
     STATUS_SUCCESS, UNICODE_STRING, WAIT_TIMEOUT,
 };
-use windows_sys::Win32::Networking::WinSock::{SIO_BASE_HANDLE, SOCKET, WSAIoctl};
+use windows_sys::Win32::Networking::WinSock::{
+    SIO_BASE_HANDLE, SIO_BSP_HANDLE_POLL, SOCKET, WSAENOTSOCK, WSAIoctl,
+};
 use windows_sys::Win32::Storage::FileSystem::{FILE_SHARE_READ, FILE_SHARE_WRITE, SYNCHRONIZE};
 use windows_sys::Win32::System::IO::{
     CancelIoEx, CreateIoCompletionPort, DeviceIoControl, GetQueuedCompletionStatusEx,
@@ -423,18 +425,46 @@ fn open_device(port: &OwnedHandle) -> io::Result<OwnedHandle> {
     Ok(device)
 }
 
-#[allow(unsafe_code)]
+/// The most layers of other software that are looked through.
+const MOST_LAYERS: usize = 16;
+
+/// The socket's handle in the driver.
 fn base_handle(socket: &Socket) -> io::Result<SOCKET> {
-    let mut base: SOCKET = 0;
+    find_base(socket.as_raw_socket() as SOCKET, ask_for_handle)
+}
+
+/// A layer that other software has put above the driver (a layered service provider) must not answer
+/// SIO_BASE_HANDLE, but some do, by an error. SIO_BSP_HANDLE_POLL leads to the next layer then.
+fn find_base(
+    socket: SOCKET,
+    ask: impl Fn(SOCKET, u32) -> io::Result<SOCKET>,
+) -> io::Result<SOCKET> {
+    let mut layer = socket;
+    for _ in 0..MOST_LAYERS {
+        let error = match ask(layer, SIO_BASE_HANDLE) {
+            Err(error) if error.raw_os_error() != Some(WSAENOTSOCK) => error,
+            found => return found,
+        };
+        match ask(layer, SIO_BSP_HANDLE_POLL) {
+            Ok(next) if next != layer => layer = next,
+            _ => return Err(error),
+        }
+    }
+    Err(io::Error::other("a socket has too many layers"))
+}
+
+#[allow(unsafe_code)]
+fn ask_for_handle(socket: SOCKET, request: u32) -> io::Result<SOCKET> {
+    let mut handle: SOCKET = 0;
     let mut size = 0;
-    // SAFETY: the socket is open, and the call fills at most the size of `base`.
+    // SAFETY: the call fills at most the size of `handle`. It fails if there is no such socket.
     let result = unsafe {
         WSAIoctl(
-            socket.as_raw_socket() as SOCKET,
-            SIO_BASE_HANDLE,
+            socket,
+            request,
             ptr::null(),
             0,
-            (&raw mut base).cast(),
+            (&raw mut handle).cast(),
             size_of::<SOCKET>() as u32,
             &mut size,
             ptr::null_mut(),
@@ -442,7 +472,7 @@ fn base_handle(socket: &Socket) -> io::Result<SOCKET> {
         )
     };
     match result {
-        0 => Ok(base),
+        0 => Ok(handle),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -470,5 +500,42 @@ impl Events {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.found.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windows_sys::Win32::Networking::WinSock::WSAEOPNOTSUPP;
+
+    use super::*;
+
+    /// Layers that refuse SIO_BASE_HANDLE: each number leads to the next lower one, and 1 is the
+    /// driver.
+    fn ask_layers(socket: SOCKET, request: u32) -> io::Result<SOCKET> {
+        match (socket, request) {
+            (0, _) => Err(io::Error::from_raw_os_error(WSAENOTSOCK)),
+            (1, _) => Ok(1),
+            (_, SIO_BSP_HANDLE_POLL) => Ok(socket - 1),
+            _ => Err(io::Error::from_raw_os_error(WSAEOPNOTSUPP)),
+        }
+    }
+
+    #[test]
+    fn the_base_handle_is_found_below_layers_that_refuse_to_tell_it() {
+        for socket in [1, 2, 5] {
+            assert_eq!(find_base(socket, ask_layers).unwrap(), 1);
+        }
+        let not_a_socket = find_base(0, ask_layers).unwrap_err();
+        assert_eq!(not_a_socket.raw_os_error(), Some(WSAENOTSOCK));
+        assert!(find_base(1 + MOST_LAYERS, ask_layers).is_err());
+        // A layer that leads to itself.
+        let refuses = |socket, request| match request {
+            SIO_BSP_HANDLE_POLL => Ok(socket),
+            _ => Err(io::Error::from_raw_os_error(WSAEOPNOTSUPP)),
+        };
+        let refused = find_base(7, refuses).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(WSAEOPNOTSUPP));
+        let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        assert_ne!(base_handle(&socket).unwrap(), 0);
     }
 }
