@@ -2,18 +2,21 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Error, ErrorKind};
+use std::io::{self, ErrorKind};
 use std::os::windows::fs::OpenOptionsExt;
 use std::os::windows::io::AsRawHandle;
 use std::path::{Path, PathBuf};
+use std::ptr;
 
 use windows_sys::Win32::Storage::FileSystem::{
-    DELETE, FILE_DISPOSITION_INFO, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT,
+    DELETE, FILE_DISPOSITION_FLAG_DELETE, FILE_DISPOSITION_FLAG_POSIX_SEMANTICS,
+    FILE_DISPOSITION_INFO, FILE_DISPOSITION_INFO_EX, FILE_FLAG_BACKUP_SEMANTICS,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_INFO_BY_HANDLE_CLASS, FILE_LIST_DIRECTORY,
     FILE_READ_ATTRIBUTES, FILE_SHARE_READ, FILE_SHARE_WRITE, FileDispositionInfo,
-    SetFileInformationByHandle,
+    FileDispositionInfoEx, SetFileInformationByHandle,
 };
 
-use super::handle::file_id;
+use super::handle::{check, file_id};
 use super::no_unix_sockets_error;
 
 #[derive(Debug)]
@@ -52,7 +55,8 @@ impl DirectoryEntry {
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
         // Links on the way are followed here, and not again.
         let directory = fs::canonicalize(parent_of(path))?;
-        let mut options = options(FILE_READ_ATTRIBUTES);
+        // A handle that cannot list the directory would keep nobody from its rename or removal.
+        let mut options = options(FILE_LIST_DIRECTORY | FILE_READ_ATTRIBUTES);
         let held = options
             .share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE)
             .open(&directory)?;
@@ -93,23 +97,19 @@ impl DirectoryEntry {
         found.is_ok_and(|found| found.is_some_and(|found| found.id == file.id))
     }
 
-    /// What is checked is what is removed. The name is free when the last handle is closed.
-    #[allow(unsafe_code)]
+    /// What is checked is what is removed. The name is free at once, even if another process has the
+    /// file open. Where the file system cannot do so (FAT), it is free when the last handle is closed.
     pub(crate) fn remove(&self, file: &FoundFile) -> io::Result<()> {
         let held = self.hold(DELETE | FILE_READ_ATTRIBUTES)?;
         let Some((_, held)) = held.filter(|(found, _)| found.id == file.id) else {
             return Ok(());
         };
-        let removed = FILE_DISPOSITION_INFO { DeleteFile: true };
-        // SAFETY: the file is open, and the call reads a live structure of this size.
-        let result = unsafe {
-            let (information, size) = ((&raw const removed).cast(), size_of_val(&removed) as u32);
-            SetFileInformationByHandle(held.as_raw_handle(), FileDispositionInfo, information, size)
+        let at_once = FILE_DISPOSITION_INFO_EX {
+            Flags: FILE_DISPOSITION_FLAG_DELETE | FILE_DISPOSITION_FLAG_POSIX_SEMANTICS,
         };
-        match result {
-            0 => Err(Error::last_os_error()),
-            _ => Ok(()),
-        }
+        let at_last = FILE_DISPOSITION_INFO { DeleteFile: true };
+        set_information(&held, FileDispositionInfoEx, &at_once)
+            .or_else(|_| set_information(&held, FileDispositionInfo, &at_last))
     }
 
     pub(crate) fn set_mode(&self, _file: &FoundFile, _mode: u32) -> io::Result<()> {
@@ -137,9 +137,55 @@ impl DirectoryEntry {
     }
 }
 
+/// `information` is of the type that belongs to the class.
+#[allow(unsafe_code)]
+fn set_information<T>(
+    file: &File,
+    class: FILE_INFO_BY_HANDLE_CLASS,
+    information: &T,
+) -> io::Result<()> {
+    // SAFETY: the file is open, and the call reads a live structure of this size.
+    check(unsafe {
+        let (place, size) = (ptr::from_ref(information).cast(), size_of::<T>() as u32);
+        SetFileInformationByHandle(file.as_raw_handle(), class, place, size)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_stays_where_it_is_while_it_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let (held, other) = (dir.path().join("held"), dir.path().join("other"));
+        fs::create_dir(&held).unwrap();
+        let entry = DirectoryEntry::open(&held.join("file")).unwrap();
+        fs::rename(&held, &other).unwrap_err();
+        fs::remove_dir(&held).unwrap_err();
+        fs::write(held.join("file"), "").unwrap();
+        let found = entry.find().unwrap().unwrap();
+        entry.remove(&found).unwrap();
+        drop(entry);
+        fs::rename(&held, &other).unwrap();
+        fs::remove_dir(&other).unwrap();
+    }
+
+    #[test]
+    fn the_name_of_a_removed_file_is_free_while_the_file_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let entry = DirectoryEntry::open(&path).unwrap();
+        fs::write(&path, "old").unwrap();
+        let reader = File::open(&path).unwrap();
+        let found = entry.find().unwrap().unwrap();
+        entry.remove(&found).unwrap();
+        assert_eq!(entry.find().unwrap(), None);
+        drop(entry.create_beside(OsStr::new("file")).unwrap());
+        let new = entry.find().unwrap().unwrap();
+        assert_ne!(new.id, found.id);
+        assert_eq!(io::read_to_string(&reader).unwrap(), "old");
+    }
 
     #[test]
     fn a_file_is_removed_only_while_it_has_the_name() {
