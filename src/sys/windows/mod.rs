@@ -12,6 +12,7 @@ pub(crate) mod directory;
 mod events;
 pub(crate) mod file;
 pub(in crate::sys) mod handle;
+mod job;
 pub(crate) mod limits;
 mod loopback_pair;
 pub(crate) mod message;

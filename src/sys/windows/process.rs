@@ -1,12 +1,12 @@
 //! Windows: starts programs, and waits for their end.
 //!
-//! A process is created suspended, gets its [passing table](super::passing_table), and then runs. It
-//! inherits its three standard handles and the table, and nothing else. Its id is its own as long
-//! as a handle of it is open, and [`Process`] has one.
+//! A process is created suspended, in its jobs, gets its [passing table](super::passing_table), and
+//! then runs. It inherits its three standard handles and the table, and nothing else. Its id is its
+//! own as long as a handle of it is open, and [`Process`] has one. Because the process is in its jobs
+//! from the first moment, none is left suspended if this process is ended meanwhile.
 //!
-//! [`spawn_child`] keeps the handle of each child in a list, because its callers know children by
-//! their ids: [`child_handle`] gives a copy of it, and [`reap_child`] forgets a child that has
-//! ended.
+//! [`spawn_child`] keeps each child in a list, because its callers know children by their ids:
+//! [`is_child`] and [`leads_group`] tell of it, and [`reap_child`] forgets a child that has ended.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,15 +28,16 @@ use windows_sys::Win32::System::Threading::{
     CREATE_NEW_PROCESS_GROUP, CREATE_NO_WINDOW, CREATE_SUSPENDED, CREATE_UNICODE_ENVIRONMENT,
     CreateProcessW, DeleteProcThreadAttributeList, EXTENDED_STARTUPINFO_PRESENT,
     GetExitCodeProcess, InitializeProcThreadAttributeList, LPPROC_THREAD_ATTRIBUTE_LIST,
-    PROC_THREAD_ATTRIBUTE_HANDLE_LIST, PROCESS_INFORMATION, ResumeThread, STARTF_USESTDHANDLES,
-    STARTUPINFOEXW, STARTUPINFOW, TerminateProcess, UpdateProcThreadAttribute,
+    PROC_THREAD_ATTRIBUTE_HANDLE_LIST, PROC_THREAD_ATTRIBUTE_JOB_LIST, PROCESS_INFORMATION,
+    ResumeThread, STARTF_USESTDHANDLES, STARTUPINFOEXW, STARTUPINFOW, TerminateProcess,
+    UpdateProcThreadAttribute,
 };
 
 use super::command_line::{command_line, environment_block, wide};
 use super::descriptor::standard_handle;
 use super::handle::{self, check, wait_for};
 use super::passing_table::{self, Section};
-use super::start_guard::{self, StartJob, assign};
+use super::start_guard::{self, StartJob};
 use super::unsupported_error;
 use crate::log;
 use crate::sys::{Descriptor, ProcessState, SpawnOptions};
@@ -117,35 +118,48 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
 }
 
 /// The children of this process that were not reaped.
-static CHILDREN: LazyLock<Mutex<HashMap<u32, OwnedHandle>>> = LazyLock::new(Mutex::default);
+static CHILDREN: LazyLock<Mutex<HashMap<u32, Child>>> = LazyLock::new(Mutex::default);
+
+struct Child {
+    handle: OwnedHandle,
+    leads_group: bool,
+}
 
 /// Starts a program as a child that the caller reaps, by [`reap_child`], and returns the program's
-/// id. The guardian in the options puts the child into its job.
+/// id. The child is in the job of the guardian in the options.
 ///
 /// # Errors
 ///
 /// Those of [`spawn`].
 pub(crate) fn spawn_child(options: &SpawnOptions<'_>) -> io::Result<u32> {
     let (pid, handle) = start(options, None)?;
-    CHILDREN.lock().insert(pid, handle);
+    let leads_group = options.own_group;
+    let child = Child {
+        handle,
+        leads_group,
+    };
+    CHILDREN.lock().insert(pid, child);
     Ok(pid)
 }
 
-/// A handle of a child that was not reaped: for waits, and to end it.
-#[allow(dead_code)]
-pub(in crate::sys) fn child_handle(pid: u32) -> Option<OwnedHandle> {
+/// Whether this is a child that was not reaped.
+pub(in crate::sys) fn is_child(pid: u32) -> bool {
+    CHILDREN.lock().contains_key(&pid)
+}
+
+/// Whether this is a child that was not reaped, and has a console process group of its own.
+pub(in crate::sys) fn leads_group(pid: u32) -> bool {
     let children = CHILDREN.lock();
-    children.get(&pid)?.try_clone().ok()
+    children.get(&pid).is_some_and(|child| child.leads_group)
 }
 
 /// A child that has ended. From now on its id may be that of another process, unless another handle
 /// of it is open.
-#[allow(dead_code)]
 pub(in crate::sys) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
     let mut children = CHILDREN.lock();
-    for (&pid, handle) in children.iter() {
-        if wait_for(handle.as_handle(), Duration::ZERO)? {
-            let status = end_of(handle)?;
+    for (&pid, child) in children.iter() {
+        if wait_for(child.handle.as_handle(), Duration::ZERO)? {
+            let status = end_of(&child.handle)?;
             children.remove(&pid);
             return Ok(Some((pid, status)));
         }
@@ -162,13 +176,13 @@ fn start(
         return Err(unsupported_error("no program gets another user on Windows"));
     }
     let section = Section::new(options.env_with_pid, options.descriptors.len())?;
-    let created = create_suspended(options, &section)?;
+    let guardian_job = options.guardian.map(|guardian| guardian.pipe().as_handle());
+    let jobs = guardian_job.transpose()?.into_iter();
+    let jobs = jobs.chain(start_job.map(StartJob::handle));
+    let created = create_suspended(options, &section, jobs)?;
     let process = created.process.as_handle();
-    if let Some(guardian) = options.guardian {
-        assign(guardian.pipe().as_handle()?, process)?;
-    }
     let limit = match (start_job, &options.start_guard) {
-        (Some(job), Some(guard)) => Some(job.admit(process, guard.limit)?),
+        (Some(job), Some(guard)) => Some(job.limit_for(process, guard.limit)?),
         _ => None,
     };
     let descriptors = options.descriptors.iter().map(|passed| &passed.0);
@@ -215,7 +229,11 @@ impl Drop for Suspended {
 }
 
 #[allow(unsafe_code)]
-fn create_suspended(options: &SpawnOptions<'_>, section: &Section) -> io::Result<Suspended> {
+fn create_suspended<'a>(
+    options: &SpawnOptions<'_>,
+    section: &Section,
+    jobs: impl Iterator<Item = BorrowedHandle<'a>>,
+) -> io::Result<Suspended> {
     let program = program_path(options.program)?;
     let mut line = command_line(options.args)?;
     let entries = options.env.iter().cloned().chain([section.variable()]);
@@ -233,11 +251,9 @@ fn create_suspended(options: &SpawnOptions<'_>, section: &Section) -> io::Result
         None => ptr::null_mut(),
     };
     let inherited = standard.iter().flatten().map(AsRawHandle::as_raw_handle);
-    let attributes = Attributes::new(
-        inherited
-            .chain([section.handle().as_raw_handle()])
-            .collect(),
-    )?;
+    let inherited = inherited.chain([section.handle().as_raw_handle()]);
+    let jobs = jobs.map(|job| job.as_raw_handle());
+    let attributes = Attributes::new(inherited.collect(), jobs.collect())?;
     let startup = STARTUPINFOEXW {
         StartupInfo: STARTUPINFOW {
             cb: size_of::<STARTUPINFOEXW>() as u32,
@@ -308,43 +324,57 @@ fn inheritable(given: Option<&Descriptor>, own: u32) -> io::Result<Option<OwnedH
     }
 }
 
-/// The list of handles that a new process inherits.
+/// The handles that a new process inherits, and the jobs that it is in.
 struct Attributes {
     pointer: LPPROC_THREAD_ATTRIBUTE_LIST,
     /// What `pointer` points to: words, because the list has to be aligned.
     _list: Vec<usize>,
     /// What the list points to.
     handles: Box<[HANDLE]>,
+    jobs: Box<[HANDLE]>,
 }
 
 impl Attributes {
     #[allow(unsafe_code)]
-    fn new(handles: Vec<HANDLE>) -> io::Result<Self> {
+    fn new(handles: Vec<HANDLE>, jobs: Vec<HANDLE>) -> io::Result<Self> {
+        const MOST: u32 = 2;
         let mut size = 0;
         // SAFETY: without a list, the call only tells the size.
-        unsafe { InitializeProcThreadAttributeList(ptr::null_mut(), 1, 0, &mut size) };
+        unsafe { InitializeProcThreadAttributeList(ptr::null_mut(), MOST, 0, &mut size) };
         let mut list = vec![0usize; size.div_ceil(size_of::<usize>())];
         let pointer = list.as_mut_ptr().cast();
         // SAFETY: the memory is as large as the first call has said.
-        check(unsafe { InitializeProcThreadAttributeList(pointer, 1, 0, &mut size) })?;
+        check(unsafe { InitializeProcThreadAttributeList(pointer, MOST, 0, &mut size) })?;
         let attributes = Self {
             pointer,
             _list: list,
             handles: handles.into_boxed_slice(),
+            jobs: jobs.into_boxed_slice(),
         };
-        // SAFETY: the list is initialised, and the handles live as long as the list.
+        attributes.set(PROC_THREAD_ATTRIBUTE_HANDLE_LIST, &attributes.handles)?;
+        // An empty list is an error.
+        if !attributes.jobs.is_empty() {
+            attributes.set(PROC_THREAD_ATTRIBUTE_JOB_LIST, &attributes.jobs)?;
+        }
+        Ok(attributes)
+    }
+
+    /// `handles` live as long as the list.
+    #[allow(unsafe_code)]
+    fn set(&self, attribute: u32, handles: &[HANDLE]) -> io::Result<()> {
+        // SAFETY: the list is initialised, and has room. The handles are those of this value, which
+        // live as long as the list.
         check(unsafe {
             UpdateProcThreadAttribute(
-                pointer,
+                self.pointer,
                 0,
-                PROC_THREAD_ATTRIBUTE_HANDLE_LIST as usize,
-                attributes.handles.as_ptr().cast(),
-                size_of_val(&*attributes.handles),
+                attribute as usize,
+                handles.as_ptr().cast(),
+                size_of_val(handles),
                 ptr::null_mut(),
                 ptr::null(),
             )
-        })?;
-        Ok(attributes)
+        })
     }
 }
 
@@ -412,7 +442,7 @@ pub(crate) fn exit_status(raw: i32) -> Option<ExitStatus> {
     Some(ExitStatus::from_raw(raw as u32))
 }
 
-/// There are no process groups here of which a process could be the leader.
+/// Nothing tells here whether this process leads a process group of its console.
 pub(crate) fn is_group_leader() -> bool {
     false
 }
@@ -425,4 +455,58 @@ pub(crate) fn effective_gid() -> u32 {
 /// There are no user ids here.
 pub(crate) fn effective_uid() -> u32 {
     u32::MAX
+}
+
+#[cfg(test)]
+pub(in crate::sys) mod tests {
+    use super::*;
+    use crate::sys::descriptor::create_pipe;
+    use crate::sys::env_entry;
+    use crate::sys::unix::job::is_in_job;
+
+    /// Calls `start` with the options of a program that waits for its standard input.
+    pub(in crate::sys) fn with_waiting_program<T>(
+        stdin: &Descriptor,
+        own_group: bool,
+        start: impl FnOnce(&SpawnOptions<'_>) -> T,
+    ) -> T {
+        let program = std::env::var_os("COMSPEC").unwrap();
+        let env: Vec<_> = std::env::vars_os()
+            .map(|(name, value)| env_entry(&name, &value))
+            .collect();
+        start(&SpawnOptions {
+            program: program.as_ref(),
+            args: std::slice::from_ref(&program),
+            env: &env,
+            env_with_pid: &[],
+            dir: None,
+            descriptors: &[],
+            stdin: Some(stdin),
+            stdout: None,
+            stderr: None,
+            identity: None,
+            own_group,
+            guardian: None,
+            start_guard: None,
+        })
+    }
+
+    #[test]
+    fn a_process_is_in_its_jobs_before_it_runs_and_ends_with_them() {
+        let [first, second] = [(); 2].map(|()| StartJob::new().unwrap());
+        let (stdin, _writer) = create_pipe().unwrap();
+        let section = Section::new(&[], 0).unwrap();
+        let jobs = [&first, &second].map(StartJob::handle).into_iter();
+        let created = with_waiting_program(&stdin, false, |options| {
+            create_suspended(options, &section, jobs).unwrap()
+        });
+        for job in [&first, &second] {
+            assert!(is_in_job(created.process.as_handle(), job.handle()).unwrap());
+        }
+        let process = created.process.try_clone().unwrap();
+        // This process ends before it lets the other one run.
+        std::mem::forget(created);
+        drop(first);
+        assert!(wait_for(process.as_handle(), Duration::from_secs(60)).unwrap());
+    }
 }

@@ -1,6 +1,6 @@
 //! Windows: ends a program that is still starting when its parent has died.
 //!
-//! The parent puts the program into a job, which ends the program when the parent's handle of the
+//! The parent starts the program in a job, which ends the program when the parent's handle of the
 //! job is closed. So a program that hangs before it calls [`take_over`], early in its `main`, ends
 //! with its parent. In that call, the program starts a thread that ends the process if its parent
 //! has died and the start takes too long. Then it takes the limit of the job away, so that it
@@ -19,15 +19,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 use windows_sys::Win32::Foundation::{DUPLICATE_SAME_ACCESS, DuplicateHandle, HANDLE};
 use windows_sys::Win32::System::JobObjects::{
-    AssignProcessToJobObject, CreateJobObjectW, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE,
-    JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK, JOBOBJECT_EXTENDED_LIMIT_INFORMATION,
-    JobObjectExtendedLimitInformation, SetInformationJobObject,
+    JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK,
 };
 use windows_sys::Win32::System::Threading::{
     GetCurrentProcess, PROCESS_DUP_HANDLE, PROCESS_SYNCHRONIZE, TerminateProcess,
 };
 
-use super::handle::{self, check, duplicate_into, wait_for};
+use super::handle::{check, duplicate_into, wait_for};
+use super::job::{create_job, set_limits};
 use super::passing_table::{self, StartLimit};
 use crate::log;
 
@@ -38,21 +37,21 @@ use crate::log;
 pub(super) struct StartJob(OwnedHandle);
 
 impl StartJob {
-    #[allow(unsafe_code)]
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: no structure is given; nothing else owns the handle.
-        let job = unsafe { handle::own(CreateJobObjectW(ptr::null(), ptr::null()))? };
-        set_limit(&job, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE)?;
-        Ok(Self(job))
+        let ends = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
+        create_job(ends | JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK).map(Self)
     }
 
-    /// Puts a process that does not run yet into the job. Returns what the process is told of this.
-    pub(super) fn admit(
+    pub(super) fn handle(&self) -> BorrowedHandle<'_> {
+        self.0.as_handle()
+    }
+
+    /// What a process in the job, which does not run yet, is told of this.
+    pub(super) fn limit_for(
         &self,
         process: BorrowedHandle<'_>,
         limit: Duration,
     ) -> io::Result<StartLimit> {
-        assign(self.0.as_handle(), process)?;
         let access = PROCESS_DUP_HANDLE | PROCESS_SYNCHRONIZE;
         Ok(StartLimit {
             millis: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1),
@@ -63,33 +62,10 @@ impl StartJob {
 
     /// Lets the program go on when this process ends.
     pub(super) fn release(&self) {
-        if let Err(error) = set_limit(&self.0, 0) {
+        if let Err(error) = set_limits(&self.0, JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK) {
             log::error!("cannot let a started program outlive this process: {error}");
         }
     }
-}
-
-/// Puts a process into a job.
-#[allow(unsafe_code)]
-pub(super) fn assign(job: BorrowedHandle<'_>, process: BorrowedHandle<'_>) -> io::Result<()> {
-    // SAFETY: both handles are open.
-    check(unsafe { AssignProcessToJobObject(job.as_raw_handle(), process.as_raw_handle()) })
-}
-
-#[allow(unsafe_code)]
-fn set_limit(job: &OwnedHandle, limit: u32) -> io::Result<()> {
-    let mut limits = JOBOBJECT_EXTENDED_LIMIT_INFORMATION::default();
-    limits.BasicLimitInformation.LimitFlags = limit | JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK;
-    // SAFETY: the handle is open, and `limits` is a live structure of the class and the size that
-    // the call is told.
-    check(unsafe {
-        SetInformationJobObject(
-            job.as_raw_handle(),
-            JobObjectExtendedLimitInformation,
-            (&raw const limits).cast(),
-            size_of::<JOBOBJECT_EXTENDED_LIMIT_INFORMATION>() as u32,
-        )
-    })
 }
 
 /// The handle by which this process names itself.
@@ -117,7 +93,8 @@ pub(super) fn take_over() {
     let limit = Duration::from_millis(limit.millis);
     let watch = move || end_if_late(&parent, limit, &started);
     let thread = thread::Builder::new().name("handover-start".to_owned());
-    let result = thread.spawn(watch).and_then(|_| set_limit(&job?, 0));
+    let watching = thread.spawn(watch);
+    let result = watching.and_then(|_| set_limits(&job?, JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK));
     *STARTING.lock() = Some(starting);
     if let Err(error) = result {
         log::warn!("this process may end with its predecessor while it starts: {error}");

@@ -4,19 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
-use std::ptr;
+use std::os::windows::io::{AsHandle, OwnedHandle};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use windows_sys::Win32::System::JobObjects::{
-    CreateJobObjectW, IsProcessInJob, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE,
-    JOBOBJECT_EXTENDED_LIMIT_INFORMATION, JobObjectExtendedLimitInformation,
-    SetInformationJobObject,
-};
+use windows_sys::Win32::System::JobObjects::JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
 
 use crate::sys::unix::handle::query_process;
+use crate::sys::unix::job::{create_job, is_in_job};
 use crate::sys::unix::unsupported_error;
 use crate::sys::{Descriptor, Guarded, Identity};
 
@@ -33,7 +29,7 @@ static OTHERS: Mutex<BTreeMap<u32, OwnedHandle>> = Mutex::new(BTreeMap::new());
 pub(crate) struct Guardian(&'static Descriptor);
 
 impl Guardian {
-    /// Every child is put into the job.
+    /// Every child is started in the job.
     pub(crate) const NEEDS_EACH_CHILD: bool = true;
 
     pub(crate) fn start(
@@ -45,7 +41,7 @@ impl Guardian {
         if let Some(job) = JOB.get() {
             return Ok(Self(job));
         }
-        let job = create_job()?;
+        let job = create_job(JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE)?;
         // Only the supervisor's thread makes one.
         Ok(Self(JOB.get_or_init(|| job.into())))
     }
@@ -73,7 +69,7 @@ impl Guardian {
             .process
             .and_then(|pid| Some((pid, query_process(pid)?)))
         {
-            if !is_in_job(&process) {
+            if !is_in_own_job(&process) {
                 OTHERS.lock().insert(pid, process);
             }
         }
@@ -88,50 +84,15 @@ impl Guardian {
     }
 }
 
-#[allow(unsafe_code)]
-fn create_job() -> io::Result<OwnedHandle> {
-    // SAFETY: a job without a name and with the default attributes. The handle has no other owner.
-    let job = unsafe {
-        let job = CreateJobObjectW(ptr::null(), ptr::null());
-        if job.is_null() {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedHandle::from_raw_handle(job)
-    };
-    let mut limits = JOBOBJECT_EXTENDED_LIMIT_INFORMATION::default();
-    limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
-    // SAFETY: the handle is open, and `limits` is a live structure of the class and the size that
-    // the call is told.
-    let done = unsafe {
-        SetInformationJobObject(
-            job.as_raw_handle(),
-            JobObjectExtendedLimitInformation,
-            (&raw const limits).cast(),
-            size_of::<JOBOBJECT_EXTENDED_LIMIT_INFORMATION>() as u32,
-        )
-    };
-    match done {
-        0 => Err(io::Error::last_os_error()),
-        _ => Ok(job),
-    }
-}
-
 /// Whether a process is one of the service.
 pub(super) fn contains(pid: u32) -> bool {
-    query_process(pid).is_some_and(|process| is_in_job(&process))
+    query_process(pid).is_some_and(|process| is_in_own_job(&process))
         || OTHERS.lock().contains_key(&pid)
 }
 
-#[allow(unsafe_code)]
-fn is_in_job(process: &OwnedHandle) -> bool {
+fn is_in_own_job(process: &OwnedHandle) -> bool {
     let Some(Ok(job)) = JOB.get().map(Descriptor::as_handle) else {
         return false;
     };
-    let mut is_in = 0;
-    // SAFETY: both handles are open, and the result is written to a live place.
-    let done = unsafe {
-        let (process, job) = (process.as_raw_handle(), job.as_raw_handle());
-        IsProcessInJob(process, job, &raw mut is_in)
-    };
-    done != 0 && is_in != 0
+    is_in_job(process.as_handle(), job).unwrap_or(false)
 }

@@ -10,7 +10,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE, WAIT_OBJECT_0};
-use windows_sys::Win32::System::Console::{CTRL_BREAK_EVENT, GenerateConsoleCtrlEvent};
+use windows_sys::Win32::System::Console::{
+    CTRL_BREAK_EVENT, GenerateConsoleCtrlEvent, GetConsoleProcessList,
+};
 use windows_sys::Win32::System::Threading::{
     GetExitCodeProcess, INFINITE, PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE,
     PROCESS_TERMINATE, RegisterWaitForSingleObject, TerminateProcess, UnregisterWaitEx,
@@ -22,7 +24,7 @@ use crate::log;
 use crate::sys::Signal;
 use crate::sys::unix::handle::open_process;
 use crate::sys::unix::pipe::to_millis;
-use crate::sys::unix::process::child_handle;
+use crate::sys::unix::process::{is_child, leads_group};
 use crate::sys::unix::{supervised_events, unsupported_error};
 
 /// The exit code of a process that was aborted: that of the C library's `abort`.
@@ -74,13 +76,17 @@ impl ProcessWatch {
         self.terminate(code)
     }
 
-    /// Sends Ctrl-Break to a child, which ends the child if nothing handles Ctrl-Break. A child
-    /// that does not share a console with this process is killed: nothing could ask it to end.
+    /// Sends Ctrl-Break to a child, which ends the child if nothing handles Ctrl-Break. A child is
+    /// killed if nothing can ask it to end: it has no process group of its own, so that all processes
+    /// of the console would get the event, or it has another console than this process.
     fn interrupt(&self) -> io::Result<()> {
-        if child_handle(self.pid).is_none() {
+        if !is_child(self.pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // SAFETY: the call takes numbers. The id of a child is that of its process group.
+        if !leads_group(self.pid) || !has_own_console(self.pid) {
+            return self.terminate(KILLED);
+        }
+        // SAFETY: the call takes numbers. The child leads the group with its id.
         match unsafe { GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, self.pid) } {
             0 => self.terminate(KILLED),
             _ => Ok(()),
@@ -139,6 +145,21 @@ impl ProcessWatch {
     }
 }
 
+/// Whether a process has the console of this one. False if this process has none, as in a service.
+#[allow(unsafe_code)]
+fn has_own_console(pid: u32) -> bool {
+    let mut pids = vec![0; 64];
+    loop {
+        let room = pids.len() as u32;
+        // SAFETY: the call writes to at most `room` live numbers. It writes none if there are more.
+        let count = unsafe { GetConsoleProcessList(pids.as_mut_ptr(), room) };
+        if count <= room {
+            return pids.iter().take(count as usize).any(|found| *found == pid);
+        }
+        pids.resize(count as usize, 0);
+    }
+}
+
 /// A wait of the system's thread pool, whose threads wait for many handles each.
 #[derive(Debug)]
 struct EndReport(HANDLE);
@@ -186,4 +207,34 @@ impl Drop for EndReport {
 #[allow(unsafe_code)]
 unsafe extern "system" fn wake(_context: *mut c_void, _is_timeout: bool) {
     port::wake();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::descriptor::create_pipe;
+    use crate::sys::unix::process::spawn_child;
+    use crate::sys::unix::process::tests::with_waiting_program;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_program_that_has_no_event_object_ends_and_this_process_goes_on() {
+        for own_group in [false, true] {
+            let (stdin, _writer) = create_pipe().unwrap();
+            let pid = with_waiting_program(&stdin, own_group, spawn_child).unwrap();
+            let process = ProcessWatch::open(pid);
+            assert!(!process.has_ended());
+            process.send_signal(Signal::Terminate).unwrap();
+            assert!(process.wait_for_end(LIMIT));
+            let code = process.exit_status().and_then(|status| status.code());
+            if !own_group {
+                // A Ctrl-Break would have gone to this process as well.
+                assert_eq!(code, Some(KILLED as i32));
+            }
+        }
+        let other = ProcessWatch::open(std::process::id());
+        let refused = other.send_signal(Signal::Terminate).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+    }
 }
