@@ -9,8 +9,7 @@ use std::io;
 use std::time::Duration;
 
 use super::pipe::{PipeClient, PipeKind, wait_for_instance};
-use super::socket_message;
-use super::supervision::MAX_MESSAGE;
+use super::socket_message::{self, MAX_MESSAGE};
 use crate::sys::Descriptor;
 
 /// A connection to the supervisor.
@@ -36,10 +35,6 @@ impl ManagerConnection {
     /// Sends a notification. Does not wait.
     pub(crate) fn send(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
         let bytes = socket_message::join(text, descriptors, self.pipe.server_pid()?)?;
-        if bytes.len() > MAX_MESSAGE {
-            let text = format!("a notification of {} bytes", bytes.len());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
         match self.pipe.write(&bytes, Some(Duration::ZERO)) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -85,11 +80,12 @@ impl AnswerChannel {
         let mut message = vec![0; MAX_MESSAGE];
         let size = sent_on.pipe.read(&mut message, limit)?;
         let (text, sockets) = socket_message::split(&message[..size]);
+        // First, because an error must leave none of them open.
+        let descriptors = socket_message::import_all(sockets)?;
         let into = buffer
             .get_mut(..text.len())
             .ok_or(io::ErrorKind::InvalidData)?;
         into.copy_from_slice(text);
-        let descriptor = socket_message::import_all(sockets)?.into_iter().next();
-        Ok((text.len(), descriptor))
+        Ok((text.len(), descriptors.into_iter().next()))
     }
 }

@@ -44,6 +44,7 @@ use std::slice;
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
+use socket2::Socket;
 use windows_sys::Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::Networking::WinSock::{
     FROM_PROTOCOL_INFO, INVALID_SOCKET, WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED,
@@ -343,6 +344,14 @@ pub(super) fn own_passed(handle: u64) -> OwnedHandle {
     unsafe { OwnedHandle::from_raw_handle(handle as usize as HANDLE) }
 }
 
+/// The socket that another process has made this record of, for this process. The socket exists in
+/// this process from the moment when the record was made, and is closed only if it is taken by this
+/// call. To be called once for a record.
+///
+/// A record holds the number of the socket's handle. So a forged record could make this process close
+/// a handle that it uses. Records come from the parent of this process, and from processes of the
+/// same user or of administrators, who alone may open the pipes of this crate. The system lets all of
+/// these close handles of this process directly (DuplicateHandle).
 #[allow(unsafe_code)]
 pub(super) fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
     // The first use of the standard library's sockets starts Winsock.
@@ -350,14 +359,18 @@ pub(super) fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
     let flags = WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT;
     let any = FROM_PROTOCOL_INFO;
     // SAFETY: any bytes are valid for this structure, which holds numbers only. It is alive during
-    // the call. If the call succeeds, it has made a socket, which nothing else owns.
-    unsafe {
+    // the call. If the call succeeds, it has made a socket, which nothing else owns: each record is
+    // taken once, and comes from a process that may do to this one what it likes.
+    let socket = unsafe {
         let info: WSAPROTOCOL_INFOW = std::mem::transmute_copy(record);
         match WSASocketW(any, any, any, &info, 0, flags) {
-            INVALID_SOCKET => Err(io::Error::last_os_error()),
-            socket => Ok(OwnedSocket::from_raw_socket(socket as _)),
+            INVALID_SOCKET => return Err(io::Error::last_os_error()),
+            socket => Socket::from_raw_socket(socket as _),
         }
-    }
+    };
+    // The flag is for sockets that the call makes; this one was made by the other process.
+    socket.set_no_inherit(true)?;
+    Ok(socket.into())
 }
 
 /// A part of the memory of this process that shows a section.

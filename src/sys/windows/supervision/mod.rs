@@ -31,7 +31,6 @@ mod signal_fd;
 
 pub(crate) use control::{ControlPipe, ControlStream};
 pub(crate) use guardian::Guardian;
-pub(in crate::sys::unix) use notify_socket::MAX_MESSAGE;
 pub(crate) use notify_socket::{NotifySocket, TakenNotification};
 pub(crate) use process_facts::{age_of, is_descendant, parent_of, resident_size};
 pub(crate) use process_watch::ProcessWatch;
@@ -102,7 +101,7 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
 
 /// Whether the process is a child of this one, running or not reaped yet.
 pub(crate) fn is_child(pid: u32) -> bool {
-    super::process::child_handle(pid).is_some()
+    super::process::is_child(pid)
 }
 
 // ---- what this system does not have ----

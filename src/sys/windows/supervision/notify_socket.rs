@@ -21,8 +21,9 @@ use socket2::Socket;
 use super::port::{self, Done, OperationKind, Outcome, Target};
 use super::{IsReady, Source};
 use crate::sys::unix::pipe::{self, PipeKind, create_instance};
+use crate::sys::unix::socket_message::{self, MAX_MESSAGE};
 use crate::sys::unix::supervised_events::{self, PIPE_PREFIX};
-use crate::sys::unix::{socket_message, unsupported_error};
+use crate::sys::unix::unsupported_error;
 use crate::sys::{Datagram, Descriptor, process};
 
 /// The most instances that wait for a client.
@@ -34,9 +35,6 @@ const MAX_READING: usize = 64;
 
 /// The most notifications that wait for the supervisor. Senders of more try again later.
 const MAX_QUEUED: usize = 256;
-
-/// The longest message, in bytes.
-pub(in crate::sys::unix) const MAX_MESSAGE: usize = 64 * 1024;
 
 /// See above.
 #[derive(Debug)]
@@ -57,12 +55,12 @@ struct State {
     queue: VecDeque<Message>,
 }
 
-/// A notification that has come.
+/// A notification that has come. Its drop closes its sockets, if they were not taken.
 #[derive(Debug)]
 struct Message {
-    pid: u32,
     bytes: Vec<u8>,
-    pipe: OwnedHandle,
+    /// The process at the other end, and the pipe to it. `None` when the sockets were taken.
+    sender: Option<(u32, OwnedHandle)>,
 }
 
 /// The target that is told of the operations on an instance.
@@ -111,7 +109,7 @@ impl NotifySocket {
         let datagram = state.queue.front().map(|message| {
             let (text, sockets) = socket_message::split(&message.bytes);
             Datagram {
-                pid: message.pid,
+                pid: message.sender.as_ref().map_or(0, |(pid, _)| *pid),
                 // The system lets no other user open the pipe, but for administrators.
                 uid: process::effective_uid(),
                 text: String::from_utf8_lossy(text).into_owned(),
@@ -201,7 +199,8 @@ impl Shared {
             return;
         };
         if let Ok(pid) = pipe::client_pid(&pipe) {
-            state.queue.push_back(Message { pid, bytes, pipe });
+            let sender = Some((pid, pipe));
+            state.queue.push_back(Message { bytes, sender });
         }
     }
 }
@@ -239,12 +238,27 @@ impl Target for Instance {
 }
 
 impl Message {
-    fn receive(self) -> io::Result<TakenNotification> {
-        let (_, sockets) = socket_message::split(&self.bytes);
+    fn receive(mut self) -> io::Result<TakenNotification> {
+        let sender = self.sender.take();
         Ok(TakenNotification {
-            descriptors: socket_message::import_all(sockets)?,
-            sender: Some((self.pid, self.pipe)),
+            descriptors: self.import()?,
+            sender,
         })
+    }
+
+    fn import(&self) -> io::Result<Vec<Descriptor>> {
+        let (_, sockets) = socket_message::split(&self.bytes);
+        socket_message::import_all(sockets)
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        if self.sender.is_some() {
+            // What cannot be imported cannot be closed.
+            let descriptors = self.import().unwrap_or_default().into_iter();
+            descriptors.for_each(crate::sys::descriptor::discard);
+        }
     }
 }
 
@@ -350,6 +364,30 @@ mod tests {
         send(&socket, "READY=1").unwrap();
         assert_eq!(socket.peek().unwrap().unwrap().text, "READY=1");
         assert!(socket.0.state.lock().reading.len() <= MAX_READING);
+    }
+
+    #[test]
+    fn the_sockets_of_a_notification_are_closed_unless_they_are_taken() {
+        let _alone = port::ONE_AT_A_TIME.lock();
+        let ways: [fn(NotifySocket); 4] = [
+            |socket| socket.discard().unwrap(),
+            |socket| drop(socket.take().unwrap()),
+            |socket| socket.discarder().unwrap()().unwrap(),
+            drop,
+        ];
+        for way in ways {
+            let socket = NotifySocket::bind().unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let addr = listener.local_addr().unwrap();
+            let listener = crate::sys::descriptor::from_socket(listener.into()).unwrap();
+            let connection = ManagerConnection::open(socket.name()).unwrap();
+            connection.send("FDSTORE=1", &[&listener]).unwrap();
+            drop(listener);
+            assert!(socket.peek().unwrap().unwrap().has_descriptors);
+            assert!(TcpListener::bind(addr).is_err());
+            way(socket);
+            TcpListener::bind(addr).unwrap();
+        }
     }
 
     #[test]
