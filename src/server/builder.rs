@@ -417,7 +417,8 @@ impl Builder {
     ///
     /// The `Local\` names of a process in session 0, such as a service, are `Global\` names for
     /// other sessions. The start of the server fails if another program has made an object of such
-    /// a name already. All servers of a process have the same event objects, which exist until the
+    /// a name already. Any user of the machine can make objects of `Global\` names: where you do not
+    /// trust all users, give a service a prefix that nobody can guess. All servers of a process have the same event objects, which exist until the
     /// process ends.
     ///
     /// The prefix is at most 200 UTF-16 units long, and its name has no backslash. A name alone

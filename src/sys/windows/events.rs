@@ -39,7 +39,9 @@ impl NamedEvents {
     /// # Errors
     ///
     /// `AlreadyExists` if a name is taken: another program has made an object of this name, and
-    /// would keep its own access rules.
+    /// would keep its own access rules. Any user may make objects of the names of session 0, where
+    /// services run. A server that started without its events could not be stopped by them, so this
+    /// is an error. A private namespace would hide the names from others, but also from PowerShell.
     pub(super) fn create(prefix: &str) -> io::Result<Self> {
         let owners = OwnersOnly::new(EVENT_ALL_ACCESS)?;
         let create = |(what, _): (&str, Signal)| {
@@ -86,9 +88,15 @@ fn create(name: &str, owners: &OwnersOnly) -> io::Result<OwnedHandle> {
     };
     match (event, error) {
         (Some(event), error) if error != ERROR_ALREADY_EXISTS => Ok(event),
-        // The object exists already, denies access to this process, or is no event object.
-        (Some(_), _) | (None, ERROR_ACCESS_DENIED | ERROR_INVALID_HANDLE) => {
+        // The object exists already, or is no event object.
+        (Some(_), _) | (None, ERROR_INVALID_HANDLE) => {
             let text = "another program has taken this name";
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+        }
+        // An object that denies access to this process.
+        (None, ERROR_ACCESS_DENIED) => {
+            let text = "a program of another user has taken this name; \
+                        set a prefix that no other user can guess";
             Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
         }
         (None, error) => Err(io::Error::from_raw_os_error(error as i32)),
