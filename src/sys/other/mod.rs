@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 pub(super) mod calls;
+pub(crate) mod linux_only;
 #[cfg(unix)]
 pub(super) mod named_file;
 pub(super) mod packet;

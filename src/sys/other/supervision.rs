@@ -1,22 +1,17 @@
 //! Other systems: they cannot run a supervisor yet, so that every function is an error.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::process::ExitStatus;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::Socket;
 
+pub(crate) use super::linux_only::*;
 pub(crate) use crate::sys::unix::control::{ControlPipe, ControlStream, Source, source_of};
-use crate::sys::{
-    Credentials, Datagram, Descriptor, Guarded, Identity, Interest, LogReport, Signal,
-};
+use crate::sys::{Datagram, Descriptor, Guarded, Identity, Interest, Signal};
 
 pub(crate) const IS_SUPPORTED: bool = false;
-pub(crate) const SUPPORTS_UPGRADES: bool = false;
 pub(crate) const HAS_PROCESS_GROUPS: bool = true;
 pub(crate) const SIGNALS_ARE_FATAL: bool = true;
 pub(crate) const UNSUPPORTED_SETTINGS: &[&str] = &[];
@@ -43,27 +38,7 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
     unsupported()
 }
 
-pub(crate) fn find_identity(
-    _user: Option<&str>,
-    _group: Option<&str>,
-    _no_new_privileges: bool,
-) -> io::Result<Identity> {
-    unsupported()
-}
-
-pub(crate) fn find_group(_group: &str) -> io::Result<u32> {
-    unsupported()
-}
-
 pub(crate) fn is_child(_pid: u32) -> bool {
-    false
-}
-
-pub(crate) fn has_group(_group: u32) -> bool {
-    false
-}
-
-pub(crate) fn may_signal(_pid: u32) -> bool {
     false
 }
 
@@ -81,26 +56,6 @@ pub(crate) fn age_of(_pid: u32) -> Option<Duration> {
 
 pub(crate) fn resident_size(_pid: u32) -> Option<u64> {
     None
-}
-
-pub(crate) fn page_size() -> u64 {
-    1
-}
-
-pub(crate) fn mask_bit(_signal: Signal) -> u64 {
-    0
-}
-
-pub(crate) fn time_since_tick(_ticks: u64) -> Duration {
-    Duration::ZERO
-}
-
-pub(crate) fn group_of(_pid: u32) -> Option<u32> {
-    None
-}
-
-pub(crate) fn signal_group(_group: u32, _signal: Signal) -> io::Result<()> {
-    unsupported()
 }
 
 #[derive(Debug)]
@@ -143,56 +98,6 @@ impl Guardian {
     }
 }
 
-pub(crate) fn open_log_file(_path: &Path) -> io::Result<File> {
-    unsupported()
-}
-
-pub(crate) fn prepare_log_pipe(
-    _writer: &Descriptor,
-    _owner: Option<&Credentials>,
-) -> io::Result<()> {
-    unsupported()
-}
-
-#[derive(Debug)]
-pub(crate) enum LogWriter {}
-
-impl LogWriter {
-    pub(crate) fn start(_input: &Descriptor, _file: Option<&File>) -> io::Result<Self> {
-        unsupported()
-    }
-
-    pub(crate) fn resume(_pid: u32, _socket: i32) -> io::Result<Self> {
-        unsupported()
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        match *self {}
-    }
-
-    pub(crate) fn socket(&self) -> &Socket {
-        match *self {}
-    }
-
-    pub(crate) fn source(&self) -> Source<'_> {
-        match *self {}
-    }
-
-    pub(crate) fn reopen(&self, _path: &Path) -> io::Result<()> {
-        match *self {}
-    }
-
-    pub(crate) fn drain(&self) -> io::Result<()> {
-        match *self {}
-    }
-
-    pub(crate) fn receive(&self) -> Option<LogReport> {
-        match *self {}
-    }
-}
-
-pub(crate) fn suspend() {}
-
 #[derive(Debug)]
 pub(crate) enum SignalFd {}
 
@@ -205,10 +110,6 @@ impl SignalFd {
         match *self {}
     }
 }
-
-pub(crate) fn allow_interrupts() {}
-
-pub(crate) fn interrupt(_thread: &JoinHandle<()>) {}
 
 /// Only the id tells the process.
 #[derive(Debug)]

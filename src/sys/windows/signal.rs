@@ -20,6 +20,7 @@ const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
 pub(crate) const STOP_NOW: &str = "the stop-now event";
 
 /// Event objects have names, which two servers of a process cannot give both.
+#[cfg_attr(not(feature = "signals"), allow(dead_code))]
 pub(crate) const HAS_EVENT_OBJECTS: bool = true;
 
 /// The system ends a process whose console was closed.

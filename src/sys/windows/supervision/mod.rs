@@ -9,17 +9,14 @@
 //! | signals to processes | [event objects](send_signal), and TerminateProcess |
 //! | users, output files, upgrades | none |
 
-use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::process::ExitStatus;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::Socket;
 
-use super::unsupported_error;
-use crate::sys::{Credentials, Descriptor, Identity, Interest, LogReport, Signal};
+use crate::sys::Interest;
+pub(crate) use crate::sys::native::linux_only::*;
 
 mod control;
 mod guardian;
@@ -37,7 +34,6 @@ pub(crate) use process_watch::ProcessWatch;
 pub(crate) use signal_fd::SignalFd;
 
 pub(crate) const IS_SUPPORTED: bool = true;
-pub(crate) const SUPPORTS_UPGRADES: bool = false;
 pub(crate) const HAS_PROCESS_GROUPS: bool = false;
 pub(crate) const SIGNALS_ARE_FATAL: bool = false;
 pub(crate) const UNSUPPORTED_SETTINGS: &[&str] = &[
@@ -102,106 +98,4 @@ pub(crate) fn reap_child() -> io::Result<Option<(u32, ExitStatus)>> {
 /// Whether the process is a child of this one, running or not reaped yet.
 pub(crate) fn is_child(pid: u32) -> bool {
     super::process::is_child(pid)
-}
-
-// ---- what this system does not have ----
-
-pub(crate) fn find_identity(
-    _user: Option<&str>,
-    _group: Option<&str>,
-    _no_new_privileges: bool,
-) -> io::Result<Identity> {
-    Err(unsupported_error("no program gets another user on Windows"))
-}
-
-pub(crate) fn find_group(_group: &str) -> io::Result<u32> {
-    Err(unsupported_error(
-        "there are no numbers of groups on Windows",
-    ))
-}
-
-pub(crate) fn has_group(_group: u32) -> bool {
-    false
-}
-
-pub(crate) fn group_of(_pid: u32) -> Option<u32> {
-    None
-}
-
-pub(crate) fn signal_group(_group: u32, _signal: Signal) -> io::Result<()> {
-    Err(unsupported_error("there are no process groups on Windows"))
-}
-
-pub(crate) fn may_signal(_pid: u32) -> bool {
-    false
-}
-
-pub(crate) fn page_size() -> u64 {
-    1
-}
-
-pub(crate) fn mask_bit(_signal: Signal) -> u64 {
-    0
-}
-
-pub(crate) fn time_since_tick(_ticks: u64) -> Duration {
-    Duration::ZERO
-}
-
-pub(crate) fn suspend() {}
-
-pub(crate) fn allow_interrupts() {}
-
-pub(crate) fn interrupt(_thread: &JoinHandle<()>) {}
-
-pub(crate) fn open_log_file(_path: &Path) -> io::Result<File> {
-    Err(no_log_writer_error())
-}
-
-pub(crate) fn prepare_log_pipe(
-    _writer: &Descriptor,
-    _owner: Option<&Credentials>,
-) -> io::Result<()> {
-    Err(no_log_writer_error())
-}
-
-fn no_log_writer_error() -> io::Error {
-    unsupported_error("the output of processes cannot be written to files on Windows")
-}
-
-#[derive(Debug)]
-pub(crate) enum LogWriter {}
-
-impl LogWriter {
-    pub(crate) fn start(_input: &Descriptor, _file: Option<&File>) -> io::Result<Self> {
-        Err(no_log_writer_error())
-    }
-
-    pub(crate) fn resume(_pid: u32, _socket: i32) -> io::Result<Self> {
-        Err(no_log_writer_error())
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        match *self {}
-    }
-
-    pub(crate) fn socket(&self) -> &Socket {
-        match *self {}
-    }
-
-    pub(crate) fn source(&self) -> Source<'_> {
-        match *self {}
-    }
-
-    pub(crate) fn reopen(&self, _path: &Path) -> io::Result<()> {
-        match *self {}
-    }
-
-    pub(crate) fn drain(&self) -> io::Result<()> {
-        match *self {}
-    }
-
-    pub(crate) fn receive(&self) -> Option<LogReport> {
-        match *self {}
-    }
 }
