@@ -8,7 +8,6 @@
 #![allow(dead_code)]
 
 use std::fs;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -25,8 +24,14 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::support;
 pub(crate) use super::support::process::{all_pids, eventually, is_alive, signal, stat};
+#[allow(unused_imports)]
+pub(crate) use super::support::replaced::{
+    HARNESS, end_as, exchange, option, random_below, try_get,
+};
+use super::support::{self, replaced};
+
+pub(crate) type Who = replaced::Who<i32>;
 
 pub(crate) const DIR: &str = "HANDOVER_TEST_DIR";
 
@@ -287,25 +292,13 @@ pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();
 /// Who waits for a restart, and says what it came to.
 static REPORTERS: Mutex<Vec<thread::JoinHandle<()>>> = Mutex::new(Vec::new());
 
-pub(crate) fn option(dir: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(dir.join(name)).ok()
-}
-
 /// What a new version may do instead of serving.
 // The sidecar outlives this call.
 #[allow(clippy::zombie_processes)]
 pub(crate) fn misbehave(dir: &Path, mode: &str, prefix: &str) {
-    match mode.strip_prefix(prefix).unwrap_or_default() {
-        "exit 0" => std::process::exit(0),
-        "exit 3" => {
-            eprintln!("first line\nno configuration");
-            std::process::exit(3);
-        }
-        "panic" => {
-            eprintln!("it is all wrong");
-            // As from `main`.
-            std::process::exit(101);
-        }
+    let how = mode.strip_prefix(prefix).unwrap_or_default();
+    end_as(how);
+    match how {
         "segv" => {
             // The first one is for the runtime's handler, which thinks that the fault comes again.
             let own = rustix::process::getpid();
@@ -361,7 +354,7 @@ fn take_over_by_half() {
         let error = shell
             .args(["-c", &format!("exec \"$0\" \"$@\" <&{number}")])
             .arg(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .args(HARNESS)
             .env("HALF", "")
             .exec();
         panic!("{error}");
@@ -499,15 +492,6 @@ pub(crate) struct Generations {
     pub(crate) program: PathBuf,
 }
 
-/// What a process says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Who {
-    pub(crate) pid: i32,
-    pub(crate) generation: u64,
-    pub(crate) udp: u16,
-    pub(crate) state: String,
-}
-
 impl Generations {
     pub(crate) fn start(options: &[(&str, &str)]) -> Self {
         Self::start_with(options, |_| {})
@@ -524,7 +508,7 @@ impl Generations {
         std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &program).unwrap();
         let mut command = Command::new(&program);
         command
-            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .args(HARNESS)
             .env(DIR, dir.path())
             .process_group(0)
             .stdin(Stdio::null())
@@ -697,20 +681,6 @@ impl Drop for Generations {
     }
 }
 
-impl Who {
-    #[track_caller]
-    pub(crate) fn parse(text: &str) -> Self {
-        let mut words = text.split(' ');
-        let mut next = || words.next().unwrap_or_else(|| panic!("{text:?}"));
-        Self {
-            pid: next().parse().unwrap(),
-            generation: next().parse().unwrap(),
-            udp: next().parse().unwrap(),
-            state: next().to_owned(),
-        }
-    }
-}
-
 pub(crate) fn processes_of(group: u32) -> (Vec<i32>, usize) {
     let (mut live, mut zombies) = (Vec::new(), 0);
     for pid in all_pids() {
@@ -728,26 +698,6 @@ pub(crate) fn processes_of(group: u32) -> (Vec<i32>, usize) {
 #[track_caller]
 pub(crate) fn get(stream: &mut (impl Read + Write), path: &str) -> String {
     exchange(stream, path).unwrap()
-}
-
-pub(crate) fn try_get(from: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(from)?;
-    stream.set_read_timeout(Some(support::LIMIT))?;
-    exchange(&mut stream, path)
-}
-
-pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-    match body.filter(|_| answer.starts_with("HTTP/1.1 200 OK\r\n")) {
-        Some(body) => Ok(body.to_owned()),
-        None => Err(io::Error::other(answer)),
-    }
 }
 
 /// Reads an answer that has a length.
@@ -897,9 +847,4 @@ fn time_limit() -> Duration {
         true => Duration::from_secs(3600),
         false => Duration::from_secs(300),
     }
-}
-
-/// A random number below this.
-pub(crate) fn random_below(limit: u64) -> u64 {
-    RandomState::new().build_hasher().finish() % limit
 }

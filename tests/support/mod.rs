@@ -9,6 +9,7 @@
 mod os;
 #[cfg(unix)]
 pub(crate) mod process;
+pub(crate) mod replaced;
 
 use std::any::Any;
 #[cfg(unix)]

@@ -9,10 +9,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::hint::black_box;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -23,7 +21,13 @@ use handover::http::{self, Body, Reply, Request, Response};
 use handover::{Handle, Restart, Server};
 use tempfile::TempDir;
 
-use super::support::{self, LIMIT};
+#[allow(unused_imports)]
+pub(crate) use super::support::replaced::{
+    HARNESS, ask, body_of, end_as, option, random_below, try_get as get,
+};
+use super::support::{self, LIMIT, replaced};
+
+pub(crate) type Who = replaced::Who<u32>;
 
 const DIR: &str = "HANDOVER_VERSIONS_DIR";
 
@@ -135,17 +139,9 @@ fn end_with(dir: PathBuf) {
 
 /// What a new version may do instead of serving.
 fn misbehave(dir: &Path, mode: &str, prefix: &str) {
-    match mode.strip_prefix(prefix).unwrap_or_default() {
-        "exit 0" => std::process::exit(0),
-        "exit 3" => {
-            eprintln!("first line\nno configuration");
-            std::process::exit(3);
-        }
-        "panic" => {
-            eprintln!("it is all wrong");
-            // As from `main`.
-            std::process::exit(101);
-        }
+    let how = mode.strip_prefix(prefix).unwrap_or_default();
+    end_as(how);
+    match how {
         "abort" => std::process::abort(),
         "hang" => {
             put(&dir.join("at"), b"");
@@ -238,10 +234,6 @@ fn the_handle() -> &'static Handle {
     HANDLE.get().unwrap()
 }
 
-fn option(dir: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(dir.join(name)).ok()
-}
-
 /// Writes a file in one step, so that no process reads half of it.
 pub(crate) fn put(path: &Path, bytes: &[u8]) {
     let new = path.with_extension(format!("new{}", std::process::id()));
@@ -254,23 +246,11 @@ pub(crate) fn put(path: &Path, bytes: &[u8]) {
 
 // ---- the test's side ----
 
-/// The arguments that make a test binary run the test `child` only.
-const HARNESS: [&str; 4] = ["child", "--exact", "--nocapture", "--test-threads=1"];
-
 /// The versions of one server.
 pub(crate) struct Versions {
     pub(crate) dir: TempDir,
     pub(crate) program: PathBuf,
     pub(crate) first: Child,
-}
-
-/// What a process says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Who {
-    pub(crate) pid: u32,
-    pub(crate) generation: u64,
-    pub(crate) udp: u16,
-    pub(crate) state: String,
 }
 
 impl Versions {
@@ -382,20 +362,6 @@ impl Drop for Versions {
     }
 }
 
-impl Who {
-    #[track_caller]
-    pub(crate) fn parse(text: &str) -> Self {
-        let mut words = text.split(' ');
-        let mut next = || words.next().unwrap_or_else(|| panic!("{text:?}"));
-        Self {
-            pid: next().parse().unwrap(),
-            generation: next().parse().unwrap(),
-            udp: next().parse().unwrap(),
-            state: next().to_owned(),
-        }
-    }
-}
-
 /// Puts this version of the program there, where no file is.
 pub(crate) fn install(program: &Path, version: u8) {
     let own = std::env::current_exe().unwrap();
@@ -422,29 +388,6 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         }
         holds
     });
-}
-
-/// Sends a GET that ends the connection, and returns the answer's body.
-pub(crate) fn get(from: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(from)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    ask(&mut stream, path)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    body_of(&answer).ok_or_else(|| io::Error::other(answer))
-}
-
-pub(crate) fn ask(stream: &mut TcpStream, path: &str) -> io::Result<()> {
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-    )
-}
-
-pub(crate) fn body_of(answer: &str) -> Option<String> {
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-    let body = body.filter(|_| answer.starts_with("HTTP/1.1 200 OK\r\n"));
-    body.map(str::to_owned)
 }
 
 /// Arguments that a command line holds only if it is quoted well.
@@ -480,13 +423,12 @@ pub(crate) fn set_event(name: &str) {
     // SAFETY: the name ends with a NUL, and the handle is open until it is closed here.
     unsafe {
         let event = OpenEventW(EVENT_MODIFY_STATE, 0, wide.as_ptr());
-        assert!(!event.is_null(), "{name}: {}", io::Error::last_os_error());
+        assert!(
+            !event.is_null(),
+            "{name}: {}",
+            std::io::Error::last_os_error()
+        );
         assert_ne!(SetEvent(event), 0);
         CloseHandle(event);
     }
-}
-
-/// A random number below this.
-pub(crate) fn random_below(limit: u64) -> u64 {
-    RandomState::new().build_hasher().finish() % limit
 }
