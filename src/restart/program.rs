@@ -371,12 +371,19 @@ fn find_program(dir: Option<&Path>, name: &Path) -> Option<PathBuf> {
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: usize = 8 * 1024;
 
+/// How long to wait until the lines of a successor that is ready are relayed.
+const RELAY_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// How long to wait for the tail of a process that has ended.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The last lines that a successor writes to standard error before it is ready. A thread relays
 /// everything that it writes to this process's standard error.
-pub(super) struct StderrTail(Receiver<Vec<String>>);
+pub(super) struct StderrTail {
+    end: Receiver<Vec<String>>,
+    /// Set when the end of the pipe was reached.
+    lines: Option<Vec<String>>,
+}
 
 impl StderrTail {
     fn read(pipe: Option<Descriptor>) -> io::Result<Self> {
@@ -388,12 +395,29 @@ impl StderrTail {
                 .name("handover-stderr".to_owned())
                 .spawn(move || relay_stderr(pipe, &done))?;
         }
-        Ok(Self(tail))
+        Ok(Self {
+            end: tail,
+            lines: None,
+        })
+    }
+
+    /// Waits until everything is relayed that the successor has written to the pipe, so that the
+    /// lines that follow come after it. The successor does not write to the pipe any more. A child
+    /// of the successor may, so the wait has a bound.
+    pub(super) fn wait_until_relayed(&mut self) {
+        self.wait(RELAY_TIMEOUT);
     }
 
     /// The last lines of a process that has ended.
-    pub(super) fn take(&self) -> Vec<String> {
-        self.0.recv_timeout(TAIL_TIMEOUT).unwrap_or_default()
+    pub(super) fn take(&mut self) -> Vec<String> {
+        self.wait(TAIL_TIMEOUT);
+        self.lines.take().unwrap_or_default()
+    }
+
+    fn wait(&mut self, within: Duration) {
+        if self.lines.is_none() {
+            self.lines = self.end.recv_timeout(within).ok();
+        }
     }
 }
 

@@ -222,6 +222,7 @@ impl Restarter {
             (SuccessorStage::HelloReceived, HandshakeMessage::Ready) => {
                 successor.ready_after = successor.started_at.elapsed();
                 successor.stage = SuccessorStage::Ready;
+                successor.stderr_tail.wait_until_relayed();
                 successor.link.send(&HandshakeMessage::Cutover);
             }
             // A stop comes first; see `handle_successor_deadline`.
