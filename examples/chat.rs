@@ -36,17 +36,13 @@ impl Service for Chat {
         let name = conn.peer().to_string();
         if !std::mem::replace(is_in, true) {
             writeln!(conn, "you are {name}")?;
+            conn.set_goodbye("goodbye\n");
             let outbox = conn.outbox(64 * 1024);
             outbox.set_when_full(WhenFull::CloseConnection);
             let mut room = self.0.lock();
             // An outbox is closed when its client has left.
             room.retain(|member| !member.is_closed());
             room.push(outbox);
-        }
-        if conn.cause().draining {
-            conn.close_outbox();
-            writeln!(conn, "goodbye")?;
-            return Ok(Next::Close);
         }
         let Some(line) = conn.take_line(1024)? else {
             return Ok(Next::incomplete(conn));

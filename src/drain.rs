@@ -3,8 +3,8 @@
 //! | stage | begins when | idle connections | connections in progress |
 //! |---|---|---|---|
 //! | (none) | | kept | served |
-//! | REPLACED | a successor serves | closed after a grace | served; the response announces the close |
-//! | CLOSING | a stop | closed | what has arrived is served, then closed |
+//! | REPLACED | a successor serves | closed after a grace | served, then closed together with the answer |
+//! | CLOSING | a stop | closed | what has arrived is served, then closed together with the answer |
 //! | FORCED | the deadline has passed | closed | their waits end with an error |
 //!
 //! The stage never goes back to an earlier one.
@@ -41,8 +41,8 @@ const CLOSING: u8 = 2;
 const FORCED: u8 = 3;
 
 impl Drain {
-    /// A successor serves new connections. An open connection ends when its client closes it, or
-    /// when it has been idle for `idle_grace`.
+    /// A successor serves new connections. An open connection ends behind its next answer, or when it
+    /// has been idle for `idle_grace`.
     pub(crate) fn mark_replaced(&self, idle_grace: Duration) {
         self.idle_grace.store(in_millis(idle_grace), SeqCst);
         self.has_successor.store(true, SeqCst);

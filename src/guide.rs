@@ -212,9 +212,10 @@
 /// handles expiry.
 ///
 /// **Goodbyes.** [`Connection::set_goodbye`](crate::Connection::set_goodbye), once for each
-/// connection, is all that most protocols need: these bytes leave whenever the server ends an idle
-/// connection, after a stop, a restart or a time-out. With an `idle_grace` of one second, the
-/// clients of a program that restarts are told after a second of silence.
+/// connection, is all that most protocols need: these bytes leave whenever the server ends a
+/// connection, after a stop, a restart or a time-out. A client that sends something after a restart
+/// reads them [behind its answer](restarting#open-connections), unless the connection has an outbox.
+/// With an `idle_grace` of one second, the others are told after a second of silence.
 ///
 /// What a client sends at the moment of the close crosses the close, and is lost. A service that
 /// wants to tell its clients at once, and to serve what crosses the goodbye, says goodbye when the

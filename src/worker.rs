@@ -319,6 +319,9 @@ impl<'a, S: Service> Workers<'a, S> {
                         occupant.conn.note_last_output();
                     }
                     let flushed = occupant.conn.flush_all_sources();
+                    if !matches!(disposition, Ok(Disposition::WriteThenClose)) {
+                        occupant.conn.release_answer();
+                    }
                     occupant.conn.return_buffers(&mut worker.spare);
                     match disposition {
                         Ok(disposition) => after_flush(occupant, disposition, flushed),
@@ -402,7 +405,10 @@ impl<'a, S: Service> Workers<'a, S> {
     ) -> Disposition {
         let mut began = None;
         loop {
-            let disposition = self.step(occupant, worker, token);
+            let mut disposition = self.step(occupant, worker, token);
+            if matches!(disposition, Disposition::Park) && self.lots.drain.is_draining() {
+                disposition = self.end_or_park(occupant);
+            }
             let goes_on = matches!(disposition, Disposition::Continue)
                 && occupant.stage == Stage::Idle
                 && !occupant.conn.buffer().is_empty()
@@ -417,6 +423,30 @@ impl<'a, S: Service> Workers<'a, S> {
                 return disposition;
             }
             *calls_left -= 1;
+        }
+    }
+
+    /// What becomes of a connection that waits for its client in a drain. Decided before its output
+    /// leaves.
+    #[cold]
+    fn end_or_park(&self, occupant: &mut Occupant<S::Session>) -> Disposition {
+        let is_closing = self.lots.drain.is_closing();
+        let is_between_messages = matches!(occupant.stage, Stage::New | Stage::Idle);
+        if !is_between_messages || !is_closing && !occupant.conn.holds_answer() {
+            return Disposition::Park;
+        }
+        occupant.check_drain();
+        let conn = &mut occupant.conn;
+        if conn.due.is_any() {
+            return Disposition::Continue;
+        }
+        match conn.has_more_in_drain(is_closing) {
+            Ok(true) => Disposition::Continue,
+            Ok(false) => end_by_drain(conn),
+            Err(error) => {
+                log::debug!("{}: cannot read: {error}", conn.info());
+                Disposition::CloseNow
+            }
         }
     }
 
@@ -500,7 +530,11 @@ impl<'a, S: Service> Workers<'a, S> {
             }
             Ok(next) => self.apply_next(occupant, next),
             Err(error) => match next_after(&occupant.conn, &error) {
-                Some(next) => self.apply_next(occupant, next),
+                Some(next) => {
+                    // Only the service knows whether its library has answered a message.
+                    occupant.conn.forget_answer();
+                    self.apply_next(occupant, next)
+                }
                 None => {
                     self.note_error(&occupant.conn, &error);
                     Disposition::CloseNow
@@ -656,8 +690,7 @@ impl<'a, S: Service> Workers<'a, S> {
             }
             _ => !conn.buffer().is_empty() || !conn.is_emptied(),
         };
-        // A drain closes the connection after one more read: a message may have arrived already.
-        match has_more || self.ends_after(stage) {
+        match has_more {
             true => Disposition::Continue,
             false => Disposition::Park,
         }

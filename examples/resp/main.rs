@@ -28,8 +28,8 @@
 //! - Push to many clients (PUBLISH): `channels` sends the same bytes to an `Outbox` for each. A
 //!   subscriber that reads too slowly is dropped (`WhenFull`): `channels::Subscriber`.
 //! - A time-out that depends on what the client does: `set_idle_timeout`.
-//! - The server stops ([`handover::Cause::draining`]): `resume_pop` tells the clients that wait, and
-//!   `serve` closes the subscribers.
+//! - The server stops ([`handover::Cause::draining`]): `resume_pop` tells the clients that wait. The
+//!   server itself ends the others, behind their answers and what was published.
 //!
 //! The other options: `--outbox-limit BYTES` is how much may wait for a subscriber before it is
 //! disconnected (8 MiB); `--timeout SECONDS` is how long a client may be idle (for ever, as in
@@ -125,10 +125,6 @@ impl Redis {
     fn answer(&self, conn: &mut Connection, session: &mut Session) -> (Option<Reply>, Next) {
         if session.blocked.is_some() {
             return self.resume_pop(conn, session);
-        }
-        if session.is_subscribed() && conn.cause().draining {
-            // The protocol has no word for a goodbye. What was published is sent first.
-            return (None, Next::Close);
         }
         let request = match session.parser.take(conn) {
             Ok(Some(request)) => request,

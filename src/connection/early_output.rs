@@ -26,6 +26,8 @@ pub(crate) struct EarlyOutput {
     slot: AtomicCell<Option<Box<Lent>>>,
     /// Locked while the keeper has the output.
     sending: Mutex<()>,
+    /// The kernel holds back the last segment, see [`last_answer`](super::last_answer).
+    is_held: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -106,8 +108,30 @@ impl EarlyOutput {
                 Err(error) => lent.error = Some(error),
             }
         }
+        self.release(socket);
         self.slot.store(Some(lent));
         !is_refused
+    }
+
+    /// Makes the kernel hold back the last segment. False if it cannot.
+    pub(super) fn hold(&self, socket: &Socket) -> bool {
+        let is_held = self.is_held() || sys::socket::hold_last_segment(socket);
+        self.is_held.store(is_held, SeqCst);
+        is_held
+    }
+
+    #[inline]
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held.load(SeqCst)
+    }
+
+    /// Sends what the kernel holds back.
+    #[inline]
+    pub(super) fn release(&self, socket: &Socket) {
+        if self.is_held() {
+            self.is_held.store(false, SeqCst);
+            sys::socket::release_last_segment(socket);
+        }
     }
 }
 

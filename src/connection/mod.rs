@@ -12,6 +12,7 @@ mod detached;
 mod early_output;
 mod halves;
 mod input;
+mod last_answer;
 mod messages;
 mod nonblocking;
 mod outbox;
@@ -49,6 +50,7 @@ pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 pub use halves::{ReadHalf, WriteHalf};
 use input::Input;
 pub(crate) use input::READ_SIZE;
+use last_answer::AnswerMark;
 pub(crate) use nonblocking::Blocked;
 pub use nonblocking::NonBlocking;
 pub use outbox::{Outbox, SendError, WhenFull};
@@ -261,6 +263,8 @@ pub struct Connection {
     blocked_view: Option<Blocked>,
     call_began_at: u64,
     goodbye: Bytes,
+    /// Set in a call whose answer may end the connection, as the server drains.
+    answer_mark: Option<AnswerMark>,
 }
 
 /// The buffers that a worker lends to one connection after the other.
@@ -326,6 +330,7 @@ impl Connection {
             blocked_view: None,
             call_began_at: 0,
             goodbye: Bytes::new(),
+            answer_mark: None,
         }
     }
 
@@ -339,8 +344,8 @@ impl Connection {
         &self.info.listener.name
     }
 
-    /// Whether the server is stopping: finish this message, announce the close if the protocol can,
-    /// and expect no further message.
+    /// Whether the server is stopping: finish this message, and expect no further message. The server
+    /// ends the connection behind the answer, with its [goodbye](Self::set_goodbye).
     #[inline]
     pub fn is_draining(&self) -> bool {
         self.info.open_connection.drain().is_draining()
@@ -383,6 +388,7 @@ impl Connection {
     ///
     /// Errors of writing; `TimedOut` when the write time-out expires.
     pub fn flush_all(&mut self) -> io::Result<()> {
+        self.release_answer();
         loop {
             match self.flush_some()? {
                 Flushed::All => return Ok(()),
@@ -438,9 +444,9 @@ impl Connection {
     }
 
     /// Sets the bytes that the client is sent when the server ends the connection of its own
-    /// accord: after a time-out, at a stop, or when [`idle_grace`](crate::Restart::idle_grace) has
-    /// passed after a restart. Examples are SMTP's `421`, and the close frame of WebSocket. The
-    /// bytes are not sent if the service ends the connection, also in
+    /// accord: after a time-out, at a stop, or after a restart, behind the next answer or when
+    /// [`idle_grace`](crate::Restart::idle_grace) has passed. Examples are SMTP's `421`, and the
+    /// close frame of WebSocket. The bytes are not sent if the service ends the connection, also in
     /// [`Service::expired`](crate::Service::expired), nor while other output waits for the client,
     /// nor when a stop runs out of time. Defaults to nothing.
     ///
@@ -478,8 +484,10 @@ impl Connection {
         self.linger_on_close();
         // Nothing follows the goodbye.
         self.close_outbox();
+        // From here on the keeper sends nothing: the goodbye and the end leave with the answer.
+        self.reclaim_output()?;
         let goodbye = std::mem::take(&mut self.goodbye);
-        self.write_owned(Vec::from(goodbye))
+        self.take_owned(Vec::from(goodbye).into())
     }
 
     /// Whether the last read emptied the socket, and no event has followed.
@@ -794,7 +802,7 @@ impl Connection {
 
     /// Shuts down the sending side, if the last output waits in the kernel for this.
     pub(crate) fn end_last_output(&mut self) {
-        if self.output.needs_end() {
+        if self.output.needs_end() || self.info.early_output.is_held() {
             // If this fails, the client has left.
             let _ = self.info.socket.shutdown(Shutdown::Write);
         }

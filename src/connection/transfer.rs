@@ -28,6 +28,7 @@ impl Connection {
     }
 
     fn wait_for_client(&mut self, interest: Interest) -> io::Result<sys::Ready> {
+        self.release_answer();
         loop {
             if self.info.open_connection.drain().is_forced() {
                 return Err(server_stopped_error());
@@ -528,7 +529,11 @@ impl Write for Connection {
 
     /// Writes what the kernel takes now, without waiting. The rest is written as the client reads.
     /// See [`flush_all`](Connection::flush_all).
+    ///
+    /// While the server drains, the last segment leaves when the call of the service ends, or after
+    /// 0.2 s, so that the end of the stream can leave with it.
     fn flush(&mut self) -> io::Result<()> {
+        self.hold_answer();
         self.flush_some().map(drop)
     }
 }

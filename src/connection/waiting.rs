@@ -93,6 +93,7 @@ impl Connection {
         self.has_failed = false;
         self.blocked_view = None;
         self.call_began_at = self.bytes_in;
+        self.begin_answer();
     }
 
     /// The session, which may have taken input, was begun in this call.

@@ -49,6 +49,18 @@ fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> i
     Ok(())
 }
 
+/// Makes the kernel hold back the last segment of a TCP connection that is not full, for 0.2 s at
+/// most, unless the end of the stream follows (TCP_CORK in tcp(7)). False if it cannot.
+pub(crate) fn hold_last_segment(socket: &Socket) -> bool {
+    set_tcp_option(socket, libc::TCP_CORK, 1).is_ok()
+}
+
+/// Sends what [`hold_last_segment`] has held back, and holds nothing back any more.
+pub(crate) fn release_last_segment(socket: &Socket) {
+    // This fails only if the connection has failed, which the next call reports.
+    let _ = set_tcp_option(socket, libc::TCP_CORK, 0);
+}
+
 /// Whether the socket listens (SO_ACCEPTCONN in socket(7)).
 pub(crate) fn is_listener(socket: &Socket) -> io::Result<bool> {
     socket.is_listener()

@@ -92,3 +92,11 @@ pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
 pub(crate) fn queued_connections(_: &Socket) -> Option<u32> {
     None
 }
+
+/// This system cannot.
+pub(crate) fn hold_last_segment(_socket: &Socket) -> bool {
+    false
+}
+
+/// Nothing is held back.
+pub(crate) fn release_last_segment(_socket: &Socket) {}

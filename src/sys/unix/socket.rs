@@ -17,7 +17,8 @@ use socket2::{SockAddr, Socket, Type};
 use crate::sys::native::calls::{END_OF_STREAM, SEND_MORE};
 use crate::sys::native::socket::is_listener;
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, peer_uid, queued_connections, send_file, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, hold_last_segment, peer_uid, queued_connections,
+    release_last_segment, send_file, set_accept_options,
 };
 use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 

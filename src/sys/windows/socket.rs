@@ -118,6 +118,14 @@ pub(crate) fn send_last(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     send(socket, bytes)
 }
 
+/// This system cannot.
+pub(crate) fn hold_last_segment(_socket: &Socket) -> bool {
+    false
+}
+
+/// Nothing is held back.
+pub(crate) fn release_last_segment(_socket: &Socket) {}
+
 pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     let mut left = MOST_SENT;
     let fits = |part: &&IoSlice<'_>| {

@@ -1,0 +1,510 @@
+//! The end of a connection in a drain: it comes together with an answer, so that a client that waits for each answer
+//! loses no request.
+#![cfg(target_os = "linux")] // Other systems cannot hold the answer back.
+
+mod support;
+
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use handover::{Bind, Builder, Connection, Handle, Next, Restart, Server};
+use socket2::Socket;
+use tempfile::TempDir;
+
+use support::{LIMIT, answer, door, eventually, settings, start};
+
+const GOODBYE: &str = "421 goodbye\n";
+
+// ---- the server ----
+
+static HANDLE: OnceLock<Handle> = OnceLock::new();
+
+fn handle() -> &'static Handle {
+    eventually("the server has a handle", || HANDLE.get().is_some());
+    HANDLE.get().unwrap()
+}
+
+fn reply(conn: &Connection, line: &str) -> String {
+    match line {
+        "pid" => std::process::id().to_string(),
+        "draining" => conn.is_draining().to_string(),
+        "restart" => {
+            handle().request_restart();
+            "asked".to_owned()
+        }
+        line => match line.strip_prefix("long ") {
+            Some(count) => "x".repeat(count.parse().unwrap()),
+            None => line.to_owned(),
+        },
+    }
+}
+
+/// Answers one line in each call.
+fn lines(conn: &mut Connection, (): &mut ()) -> io::Result<Next> {
+    let Some(line) = conn.take_line(4096)? else {
+        return Ok(Next::incomplete(conn));
+    };
+    let reply = reply(conn, &line);
+    match line.starts_with("owned ") {
+        true => conn.write_owned(format!("{reply}\n").into_bytes())?,
+        false => writeln!(conn, "{reply}")?,
+    }
+    // As a program for a blocking socket does.
+    conn.flush()?;
+    Ok(Next::Park)
+}
+
+/// A library that knows nothing of this crate.
+fn loop_over(
+    mut stream: impl Read + Write,
+    received: &mut Vec<u8>,
+    answer: impl Fn(&str) -> String,
+) -> io::Result<()> {
+    loop {
+        while let Some(end) = received.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = received.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line[..end]);
+            writeln!(stream, "{}", answer(&line))?;
+            stream.flush()?;
+        }
+        let mut room = [0; 512];
+        match stream.read(&mut room)? {
+            0 => return Ok(()),
+            count => received.extend_from_slice(&room[..count]),
+        }
+    }
+}
+
+/// Answers lines over a view of the connection. The service can tell where a message ends.
+fn library(conn: &mut Connection, received: &mut Vec<u8>) -> io::Result<Next> {
+    let is_draining = conn.is_draining();
+    let answer = |line: &str| match line {
+        "draining" => is_draining.to_string(),
+        "pid" => std::process::id().to_string(),
+        line => line.to_owned(),
+    };
+    match loop_over(conn.nonblocking(), received, answer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock && received.is_empty() => {
+            Ok(Next::Park)
+        }
+        result => result.map(|()| Next::Close),
+    }
+}
+
+/// As `library`, for a library that keeps parts of messages to itself.
+fn handshake(conn: &mut Connection, received: &mut Vec<u8>) -> io::Result<Next> {
+    loop_over(conn.nonblocking(), received, str::to_owned)?;
+    Ok(Next::Close)
+}
+
+fn serve(conn: &mut Connection, received: &mut Vec<u8>) -> io::Result<Next> {
+    match conn.listener_name() {
+        "library" => library(conn, received),
+        "handshake" => handshake(conn, received),
+        _ => lines(conn, &mut ()),
+    }
+}
+
+fn begin(conn: &mut Connection) -> io::Result<Vec<u8>> {
+    conn.set_goodbye(GOODBYE);
+    if conn.listener_name() == "greeting" {
+        writeln!(conn, "220 ready")?;
+    }
+    Ok(Vec::new())
+}
+
+const NAMES: [&str; 4] = ["lines", "library", "handshake", "unix"];
+
+/// Those whose connections end behind an answer after a restart.
+const ENDING: [&str; 2] = ["lines", "library"];
+
+fn listening(builder: Builder, dir: &Path) -> Builder {
+    let builder = NAMES.iter().fold(builder, |builder, &name| {
+        let bind = match name == "unix" {
+            true => Bind::new(support::unix(&dir.join(name))),
+            false => Bind::new("127.0.0.1:0"),
+        };
+        builder.listen(bind.name(name))
+    });
+    let greeting = Bind::new("127.0.0.1:0").name("greeting").speaks_first(true);
+    builder.listen(greeting)
+}
+
+const DIR: &str = "HANDOVER_DRAIN_ENDS_DIR";
+
+/// The server that the tests start and restart; not a test.
+#[test]
+fn child() {
+    let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else {
+        return;
+    };
+    let restart = Restart::inherit().unwrap();
+    let is_first = restart.generation() == 1;
+    let builder = Server::builder().workers(4).drain_timeout(LIMIT);
+    let builder = listening(builder, &dir).restart(restart.idle_grace(LIMIT));
+    #[cfg(feature = "signals")]
+    let builder = builder.signals(false);
+    let service = handover::service_with_session(begin, serve);
+    let handle = builder.build(service).unwrap().start().unwrap();
+    if is_first {
+        let addrs = handle.local_addrs();
+        let addrs = addrs.iter().filter_map(|addr| addr.as_ip());
+        let addrs: Vec<_> = addrs.map(|addr| addr.to_string()).collect();
+        fs::write(dir.join("new"), addrs.join(" ")).unwrap();
+        fs::rename(dir.join("new"), dir.join("addrs")).unwrap();
+    }
+    HANDLE.get_or_init(|| handle.clone());
+    // The test ends the last process.
+    thread::spawn(move || {
+        while dir.exists() {
+            thread::park_timeout(Duration::from_millis(5));
+        }
+        self::handle().stop_now();
+    });
+    handle.join();
+    std::process::exit(0);
+}
+
+struct Program {
+    /// Removed when the program is dropped: the processes end then.
+    dir: Option<TempDir>,
+    first: Child,
+    addrs: Vec<SocketAddr>,
+}
+
+impl Program {
+    fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let first = Command::new(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
+            .env(DIR, dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let file = dir.path().join("addrs");
+        eventually("the server has started", || file.exists());
+        let addrs = fs::read_to_string(file).unwrap();
+        let addrs: Vec<_> = addrs.split(' ').map(|addr| addr.parse().unwrap()).collect();
+        Self {
+            dir: Some(dir),
+            first,
+            addrs,
+        }
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.as_ref().unwrap().path()
+    }
+
+    fn connect(&self, name: &str) -> Client {
+        match name {
+            "lines" => Client::tcp(self.addrs[0]),
+            "library" => Client::tcp(self.addrs[1]),
+            "handshake" => Client::tcp(self.addrs[2]),
+            "greeting" => Client::tcp(self.addrs[3]),
+            name => Client::unix(&self.dir().join(name)),
+        }
+    }
+
+    /// Restarts the program. Returns when the process that has served drains.
+    fn restart(&self) {
+        let mut asking = self.connect("lines");
+        asking.ask("pid");
+        let before = asking.answer();
+        asking.ask("restart");
+        assert_eq!(asking.answer(), "asked");
+        eventually("the process drains", || {
+            thread::sleep(Duration::from_millis(2));
+            if !asking.is_ended() {
+                asking.ask("draining");
+                return asking.answer() == "true";
+            }
+            true
+        });
+        eventually("the successor serves", || {
+            let mut client = self.connect("lines");
+            client.ask("pid");
+            client.answer() != before
+        });
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.dir.take());
+        let _ = self.first.wait();
+    }
+}
+
+// ---- the client ----
+
+/// A client that waits for each answer.
+struct Client(Socket);
+
+impl Client {
+    fn tcp(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&addr, LIMIT).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::new(stream.into())
+    }
+
+    fn unix(path: &Path) -> Self {
+        Self::new(UnixStream::connect(path).unwrap().into())
+    }
+
+    fn new(socket: Socket) -> Self {
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        socket.set_write_timeout(Some(LIMIT)).unwrap();
+        Self(socket)
+    }
+
+    fn ask(&mut self, line: &str) {
+        self.0.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        answer(&mut self.0)
+    }
+
+    /// What has come behind the last answer by now, and whether the stream has ended.
+    fn rest(&mut self) -> (String, bool) {
+        self.0.set_nonblocking(true).unwrap();
+        let mut rest = Vec::new();
+        let result = self.0.read_to_end(&mut rest);
+        self.0.set_nonblocking(false).unwrap();
+        let is_ended = match result {
+            Ok(_) => true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) => panic!("{error}"),
+        };
+        (String::from_utf8(rest).unwrap(), is_ended)
+    }
+
+    fn is_ended(&mut self) -> bool {
+        self.rest().1
+    }
+
+    /// Asserts that the connection has ended with the last answer.
+    #[track_caller]
+    fn assert_ended(&mut self, name: &str) {
+        // The end comes a moment after the answer.
+        if name == "unix" {
+            let mut rest = String::new();
+            self.0.read_to_string(&mut rest).unwrap();
+            return assert_eq!(rest, GOODBYE, "{name}");
+        }
+        assert_eq!(self.rest(), (GOODBYE.to_owned(), true), "{name}");
+    }
+
+    #[track_caller]
+    fn assert_open(&mut self) {
+        assert_eq!(self.rest(), (String::new(), false));
+    }
+}
+
+// ---- restarts ----
+
+#[test]
+fn after_a_restart_a_connection_ends_with_its_next_answer() {
+    for _ in 0..3 {
+        let program = Program::start();
+        let mut clients: Vec<_> = NAMES
+            .iter()
+            .flat_map(|name| (0..10).map(|_| (*name, program.connect(name))))
+            .collect();
+        for (_, client) in &mut clients {
+            client.ask("first");
+            assert_eq!(client.answer(), "first");
+        }
+        let mut greeted = program.connect("greeting");
+        assert_eq!(greeted.answer(), "220 ready");
+        program.restart();
+        for (name, client) in &mut clients {
+            client.assert_open();
+            client.ask("hello");
+            assert_eq!(client.answer(), "hello");
+            match ENDING.contains(name) {
+                true => client.assert_ended(name),
+                false => client.assert_open(),
+            }
+        }
+        // A greeting answers nothing.
+        greeted.assert_open();
+        greeted.ask("hello");
+        assert_eq!(greeted.answer(), "hello");
+        greeted.assert_ended("greeting");
+    }
+}
+
+#[test]
+fn after_a_restart_all_that_a_client_has_sent_is_answered_before_the_end() {
+    let program = Program::start();
+    let mut clients: Vec<_> = ENDING
+        .iter()
+        .map(|name| (name, program.connect(name)))
+        .collect();
+    for (_, client) in &mut clients {
+        client.ask("first");
+        assert_eq!(client.answer(), "first");
+    }
+    program.restart();
+    for (name, client) in &mut clients {
+        let lines: String = (0..1000).map(|number| format!("{number}\n")).collect();
+        client.0.write_all(lines.as_bytes()).unwrap();
+        for number in 0..1000 {
+            assert_eq!(client.answer(), number.to_string(), "{name}");
+        }
+        let mut rest = String::new();
+        client.0.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, GOODBYE, "{name}");
+    }
+}
+
+/// Longer than what is gathered, and than what a socket takes.
+#[test]
+fn after_a_restart_a_long_answer_ends_its_connection_too() {
+    let program = Program::start();
+    for (name, line) in [
+        ("lines", "long 100000"),
+        ("lines", "long 20000000"),
+        ("lines", "owned long 100000"),
+    ] {
+        let mut client = program.connect(name);
+        client.ask("hello");
+        assert_eq!(client.answer(), "hello");
+        program.restart();
+        client.ask(line);
+        let mut got = String::new();
+        client.0.read_to_string(&mut got).unwrap();
+        let (answer, rest) = got.split_once('\n').unwrap();
+        let count = line.rsplit(' ').next().unwrap();
+        match line.starts_with("owned ") {
+            true => assert_eq!(answer, line),
+            false => assert_eq!(answer.len().to_string(), count),
+        }
+        assert_eq!(rest, GOODBYE, "{line}");
+    }
+}
+
+#[test]
+fn no_client_that_waits_for_each_answer_loses_a_request_by_restarts() {
+    let program = Program::start();
+    let (is_over, lost) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (asked, connections) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for name in ENDING {
+            let (program, is_over, lost) = (&program, &is_over, &lost);
+            let (asked, connections) = (&asked, &connections);
+            scope.spawn(move || {
+                while !is_over.load(SeqCst) {
+                    let mut client = program.connect(name);
+                    connections.fetch_add(1, SeqCst);
+                    while !is_over.load(SeqCst) && !client.is_ended() {
+                        // What cannot be sent is not lost.
+                        if client.0.write_all(b"request\n").is_err() {
+                            break;
+                        }
+                        asked.fetch_add(1, SeqCst);
+                        let mut room = [0; 8];
+                        if client.0.read_exact(&mut room).is_err() || room != *b"request\n" {
+                            lost.fetch_add(1, SeqCst);
+                            eprintln!("{name}: lost");
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        for _ in 0..8 {
+            let goal = asked.load(SeqCst) + 500;
+            eventually("clients ask", || {
+                thread::sleep(Duration::from_millis(1));
+                asked.load(SeqCst) >= goal
+            });
+            program.restart();
+        }
+        is_over.store(true, SeqCst);
+    });
+    let (asked, connections) = (asked.into_inner(), connections.into_inner());
+    assert_eq!(lost.into_inner(), 0, "of {asked} requests");
+    assert!(connections >= 8 * ENDING.len() as u64, "{connections}");
+}
+
+// ---- stops ----
+
+/// Calls that are in progress when the stop begins.
+#[test]
+fn at_a_stop_a_connection_ends_with_the_answer_of_its_call() {
+    for name in NAMES.iter().cycle().take(40) {
+        let dir = TempDir::new().unwrap();
+        let (keeper, door) = door();
+        let service = handover::service_with_session(begin, move |conn: &mut Connection, all| {
+            pass_until_drain(&door, conn);
+            serve(conn, all)
+        });
+        let handle = start(listening(settings(), dir.path()).workers(4), service);
+        let place = NAMES.iter().position(|it| it == name).unwrap();
+        let mut clients: Vec<_> = (0..4)
+            .map(|_| match handle.local_addrs()[place].as_ip() {
+                Some(addr) => Client::tcp(addr),
+                None => Client::unix(&dir.path().join(name)),
+            })
+            .collect();
+        for client in &mut clients {
+            client.0.write_all(b"one\ntwo\n").unwrap();
+            keeper.wait();
+        }
+        handle.stop(LIMIT);
+        // What comes before the answers leave is answered.
+        for client in &mut clients {
+            client.ask("three");
+        }
+        drop(keeper);
+        for client in &mut clients {
+            for line in ["one", "two", "three"] {
+                assert_eq!(client.answer(), line);
+            }
+            client.assert_ended(name);
+        }
+        drop(clients);
+        let report = handle.join();
+        assert!(report.is_clean(), "{report}");
+    }
+}
+
+/// A client that has ended its side is not told that the server ends the connection.
+#[test]
+fn at_a_stop_a_client_that_has_sent_all_gets_its_answers() {
+    let (keeper, door) = door();
+    let service = handover::service_with_session(begin, move |conn: &mut Connection, all| {
+        pass_until_drain(&door, conn);
+        serve(conn, all)
+    });
+    let handle = start(support::server().workers(1), service);
+    let mut client = support::connect(support::addr(&handle));
+    client.write_all(b"one\n").unwrap();
+    keeper.wait();
+    client.write_all(b"two\n").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    handle.stop(LIMIT);
+    drop(keeper);
+    let mut all = String::new();
+    client.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "one\ntwo\n");
+    assert!(handle.join().is_clean());
+}
+
+/// A call that lasts until the drain has begun.
+fn pass_until_drain(door: &support::Door, conn: &Connection) {
+    door.pass();
+    eventually("the drain begins", || conn.is_draining());
+}
