@@ -179,14 +179,15 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only |
 /// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens the pipe, and writes all lines of a notification in one call |
 /// | listeners by number (sd_listen_fds(3)) | in a table that servers of this crate read: other programs get none |
-/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program that cannot get Ctrl-Break, as in a service, is killed |
+/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program to which Ctrl-Break cannot be sent alone, as in a service or without [`process_groups`], is killed |
 /// | SIGABRT, SIGKILL | TerminateProcess, with the exit codes 3 and 1 |
 /// | the guardian | a job object: when the supervisor dies, all processes that it or its processes have started end at that moment, with their requests |
-/// | process groups | none: what a process leaves behind ends with the supervisor |
+/// | process groups | for Ctrl-Break only: what a process leaves behind ends with the supervisor |
 /// | [`user`], [`group`], [`control_mode`], [`control_group`], [`stdout_file`], [`stderr_file`] | errors of the start |
 /// | an upgrade | refused: stop the supervisor, and start the new program |
 /// | SIGTSTP | none |
 ///
+/// [`process_groups`]: Self::process_groups
 /// [`user`]: Self::user
 /// [`group`]: Self::group
 /// [`control_mode`]: Self::control_mode
