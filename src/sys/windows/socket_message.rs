@@ -73,6 +73,13 @@ pub(super) fn import_all(sockets: &[u8]) -> io::Result<Vec<Descriptor>> {
     taken.map(|socket| socket.map(Descriptor::from)).collect()
 }
 
+/// Closes the sockets of a message that nobody takes.
+pub(super) fn discard(message: &[u8]) {
+    // What cannot be taken cannot be closed.
+    let sockets = import_all(split(message).1).unwrap_or_default();
+    sockets.into_iter().for_each(super::descriptor::discard);
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{SocketAddr, TcpListener};

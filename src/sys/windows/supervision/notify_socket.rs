@@ -195,12 +195,12 @@ impl Shared {
     }
 
     fn handle_message(&self, state: &mut State, id: u64, bytes: Vec<u8>) {
-        let Some(pipe) = state.reading.remove(&id) else {
-            return;
-        };
-        if let Ok(pid) = pipe::client_pid(&pipe) {
-            let sender = Some((pid, pipe));
-            state.queue.push_back(Message { bytes, sender });
+        // `None`: the client was given up.
+        let pipe = state.reading.remove(&id);
+        let sender = pipe.and_then(|pipe| Some((pipe::client_pid(&pipe).ok()?, pipe)));
+        match sender {
+            Some(_) => state.queue.push_back(Message { bytes, sender }),
+            None => socket_message::discard(&bytes),
         }
     }
 }
@@ -214,6 +214,9 @@ impl IsReady for Shared {
 impl Target for Instance {
     fn complete(&self, done: Done) {
         let Some(shared) = self.shared.upgrade() else {
+            if let (OperationKind::Read, Outcome::Done(_)) = (done.kind, done.outcome) {
+                socket_message::discard(&done.bytes);
+            }
             return;
         };
         let mut state = shared.state.lock();
@@ -240,24 +243,18 @@ impl Target for Instance {
 impl Message {
     fn receive(mut self) -> io::Result<TakenNotification> {
         let sender = self.sender.take();
+        let (_, sockets) = socket_message::split(&self.bytes);
         Ok(TakenNotification {
-            descriptors: self.import()?,
+            descriptors: socket_message::import_all(sockets)?,
             sender,
         })
-    }
-
-    fn import(&self) -> io::Result<Vec<Descriptor>> {
-        let (_, sockets) = socket_message::split(&self.bytes);
-        socket_message::import_all(sockets)
     }
 }
 
 impl Drop for Message {
     fn drop(&mut self) {
         if self.sender.is_some() {
-            // What cannot be imported cannot be closed.
-            let descriptors = self.import().unwrap_or_default().into_iter();
-            descriptors.for_each(crate::sys::descriptor::discard);
+            socket_message::discard(&self.bytes);
         }
     }
 }
@@ -387,6 +384,36 @@ mod tests {
             assert!(TcpListener::bind(addr).is_err());
             way(socket);
             TcpListener::bind(addr).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_sockets_of_a_notification_that_comes_too_late_are_closed() {
+        let _alone = port::ONE_AT_A_TIME.lock();
+        let give_up_clients: [fn(NotifySocket) -> Option<NotifySocket>; 2] = [
+            |socket| {
+                socket.0.state.lock().reading.clear();
+                Some(socket)
+            },
+            |socket| {
+                drop(socket);
+                None
+            },
+        ];
+        for give_up in give_up_clients {
+            let socket = NotifySocket::bind().unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let addr = listener.local_addr().unwrap();
+            let listener = crate::sys::descriptor::from_socket(listener.into()).unwrap();
+            let connection = ManagerConnection::open(socket.name()).unwrap();
+            // The supervisor reads.
+            socket.peek().unwrap();
+            connection.send("FDSTORE=1", &[&listener]).unwrap();
+            drop(listener);
+            let socket = give_up(socket);
+            assert!(port::wait(Some(LIMIT)).unwrap());
+            TcpListener::bind(addr).unwrap();
+            drop(socket);
         }
     }
 
