@@ -26,6 +26,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use handover::{Connection, Next, Service};
 use parking_lot::RwLock;
@@ -82,6 +83,23 @@ impl Service for Store {
             }
         }
     }
+
+    fn packs_sessions(&self) -> bool {
+        true
+    }
+
+    fn pack(&self, _conn: &Connection, session: &Session) -> Option<Vec<u8>> {
+        Some(format!("{} {}", session.requests, session.namespace).into_bytes())
+    }
+
+    fn unpack(&self, _conn: &mut Connection, packed: Vec<u8>) -> io::Result<Session> {
+        let text = String::from_utf8(packed).map_err(io::Error::other)?;
+        let (requests, namespace) = text.split_once(' ').unwrap_or_default();
+        Ok(Session {
+            namespace: namespace.to_owned(),
+            requests: requests.parse().map_err(io::Error::other)?,
+        })
+    }
 }
 
 enum Answer {
@@ -130,6 +148,26 @@ impl Store {
         Answer::Line(answer)
     }
 
+    /// All keys, a line for each.
+    fn export(&self) -> Vec<u8> {
+        let store = self.0.read();
+        let keys = store
+            .iter()
+            .flat_map(|(namespace, keys)| keys.iter().map(move |key| (namespace, key)));
+        let lines = keys.map(|(namespace, (key, value))| format!("{namespace} {key} {value}\n"));
+        lines.collect::<String>().into_bytes()
+    }
+
+    fn import(state: &[u8]) -> Self {
+        let store = Self::default();
+        for line in String::from_utf8_lossy(state).lines() {
+            if let [namespace, key, value] = line.splitn(3, ' ').collect::<Vec<_>>()[..] {
+                store.set(namespace, key, value);
+            }
+        }
+        store
+    }
+
     fn get(&self, namespace: &str, key: &str) -> Option<String> {
         self.0.read().get(namespace)?.get(key).cloned()
     }
@@ -160,12 +198,18 @@ const ABOUT: common::About = common::About {
     purpose: "A key-value store with a line protocol.",
     listen: "127.0.0.1:7001",
     own_options: "",
-    can_restart: false,
+    can_restart: true,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = common::Options::parse(&ABOUT);
-    let server = options.builder().build(Store::default())?;
+    let mut options = common::Options::parse(&ABOUT);
+    let restart = options.restart()?;
+    let store = Arc::new(Store::import(
+        &restart.inherited_state().unwrap_or_default(),
+    ));
+    let exported = Arc::clone(&store);
+    let restart = restart.pass_state(move || exported.export());
+    let server = options.builder().restart(restart).build(store)?;
     common::announce(&server.local_addrs());
     let report = server.run()?;
     println!("{report}");

@@ -3,11 +3,13 @@
 //! | stage | begins when | idle connections | connections in progress |
 //! |---|---|---|---|
 //! | (none) | | kept | served |
+//! | MOVING | a successor serves, and adopts connections | moved to it | served, then moved |
 //! | REPLACED | a successor serves | closed after a grace | served, then closed together with the answer |
 //! | CLOSING | a stop | closed | what has arrived is served, then closed together with the answer |
 //! | FORCED | the deadline has passed | closed | their waits end with an error |
 //!
-//! The stage never goes back to an earlier one.
+//! The stage never goes back to an earlier one. In the stage MOVING, a connection that cannot move is
+//! treated as in the stage REPLACED. That stage follows when the successor adopts no more.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +24,8 @@ use crate::clock::in_millis;
 pub(crate) struct Drain {
     stage: AtomicU8,
     has_successor: AtomicBool,
-    /// In the stage [`REPLACED`]: how long an idle connection is kept, in milliseconds.
+    /// Once a successor serves: how long an idle connection is kept that does not move to it, in
+    /// milliseconds.
     idle_grace: AtomicU64,
     /// How many connections were opened, have finished, and were closed, so far. A connection
     /// finishes when it lingers or is closed, whichever comes first. Each count only grows, and a
@@ -36,17 +39,29 @@ pub(crate) struct Drain {
     on_empty: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-const REPLACED: u8 = 1;
-const CLOSING: u8 = 2;
-const FORCED: u8 = 3;
+const MOVING: u8 = 1;
+const REPLACED: u8 = 2;
+const CLOSING: u8 = 3;
+const FORCED: u8 = 4;
 
 impl Drain {
+    /// A successor serves new connections. An open connection moves to the successor when it is
+    /// between two messages. If it cannot move, [`mark_replaced`](Self::mark_replaced) says what
+    /// becomes of it.
+    pub(crate) fn mark_moving(&self, idle_grace: Duration) {
+        self.mark(MOVING, idle_grace);
+    }
+
     /// A successor serves new connections. An open connection ends behind its next answer, or when it
     /// has been idle for `idle_grace`.
     pub(crate) fn mark_replaced(&self, idle_grace: Duration) {
+        self.mark(REPLACED, idle_grace);
+    }
+
+    fn mark(&self, stage: u8, idle_grace: Duration) {
         self.idle_grace.store(in_millis(idle_grace), SeqCst);
         self.has_successor.store(true, SeqCst);
-        self.stage.fetch_max(REPLACED, SeqCst);
+        self.stage.fetch_max(stage, SeqCst);
     }
 
     /// Only what has arrived is served from now on.
@@ -66,7 +81,24 @@ impl Drain {
 
     /// Whether the server drains, in any stage.
     pub(crate) fn is_draining(&self) -> bool {
-        self.stage.load(SeqCst) >= REPLACED
+        self.stage.load(SeqCst) >= MOVING
+    }
+
+    /// Whether open connections move to the successor.
+    #[inline]
+    pub(crate) fn is_moving(&self) -> bool {
+        self.stage.load(SeqCst) == MOVING
+    }
+
+    /// Whether the drain ends a connection. `may_move` says whether the connection may move to the
+    /// successor.
+    #[inline]
+    pub(crate) fn ends_connection(&self, may_move: impl FnOnce() -> bool) -> bool {
+        match self.stage.load(SeqCst) {
+            0 => false,
+            MOVING => !may_move(),
+            _ => true,
+        }
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -77,9 +109,15 @@ impl Drain {
         self.stage.load(SeqCst) >= FORCED
     }
 
-    /// How long an idle connection is kept, in milliseconds, in the stage [`REPLACED`].
-    pub(crate) fn idle_grace(&self) -> Option<u64> {
-        (self.stage.load(SeqCst) == REPLACED).then(|| self.idle_grace.load(SeqCst))
+    /// How long an idle connection is kept, in milliseconds, once a successor serves. `None` if that
+    /// is not limited, or the drain closes the connection. `may_move`: as in
+    /// [`ends_connection`](Self::ends_connection).
+    pub(crate) fn idle_grace(&self, may_move: bool) -> Option<u64> {
+        let has_grace = match self.stage.load(SeqCst) {
+            MOVING => !may_move,
+            stage => stage == REPLACED,
+        };
+        has_grace.then(|| self.idle_grace.load(SeqCst))
     }
 
     /// Sets the function that is called when no connection is in progress any more, while the
@@ -177,6 +215,25 @@ mod tests {
         assert!(thread.join().is_err());
         receiver.recv().unwrap();
         assert_eq!(drain.open_connections(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_may_move_is_kept_while_connections_move() {
+        let drain = Drain::default();
+        let grace = Duration::from_millis(7);
+        let ends = |drain: &Drain| [true, false].map(|may_move| drain.ends_connection(|| may_move));
+        let graces = |drain: &Drain| [true, false].map(|may_move| drain.idle_grace(may_move));
+        assert_eq!((ends(&drain), graces(&drain)), ([false; 2], [None; 2]));
+        drain.mark_moving(grace);
+        assert!(drain.is_draining() && drain.has_successor() && drain.is_moving());
+        assert_eq!(ends(&drain), [false, true]);
+        assert_eq!(graces(&drain), [None, Some(7)]);
+        drain.mark_replaced(grace);
+        assert_eq!((ends(&drain), graces(&drain)), ([true; 2], [Some(7); 2]));
+        drain.mark_moving(grace);
+        assert!(!drain.is_moving());
+        drain.mark_closing();
+        assert_eq!((ends(&drain), graces(&drain)), ([true; 2], [None; 2]));
     }
 
     #[test]

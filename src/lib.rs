@@ -9,7 +9,8 @@
 //! - Every wait for a client has a total deadline.
 //! - A panic closes one connection.
 //! - A stop answers the requests that the server has received.
-//! - A restart hands the listening sockets to a new process, and refuses no client.
+//! - A restart hands the listening sockets and the open connections to a new process. Clients stay
+//!   connected, and none is refused.
 //! - A process that crashes or hangs is replaced while its new clients wait.
 //!
 //! There is no async runtime.
@@ -58,7 +59,9 @@
 //! - The **main** thread starts the other threads. It executes the commands of the [`Handle`] and
 //!   of signals, and runs a drain to its end.
 //! - The **restarter** thread exists with a [`Restart`]. It takes over from the predecessor
-//!   process, and later starts the successor process and hands over to it.
+//!   process, and later starts the successor process and hands over to it. Once the successor
+//!   serves, the **mover** thread of the old process sends it the open connections, and the **adopter**
+//!   thread of the new process takes them.
 //! - With the feature `signals`, [`Server::run`] adds threads that turn signals into commands.
 //!
 //! With [`supervise`], the first process is the **supervisor**. It holds the listeners, runs no
@@ -106,6 +109,7 @@
 //! | `handover::parking` | connections closed at a deadline (debug) |
 //! | `handover::http` | rejected requests (debug), bodies not stored (warn) or not read (error) |
 //! | `handover::listener` | attempts to bind an address in use (info) |
+//! | `handover::moving` | connections that stay in a restart (warn, debug) |
 //! | `handover::notify` | a service manager that cannot be reached (warn) |
 //! | `handover::restart` | the steps of a restart (info), and why one failed (error) |
 //! | `handover::server` | stops (info), their reports (debug), threads that failed (error) |
@@ -127,8 +131,10 @@
 //!   wait ends at the write or read time-out, which progress at the minimum rate extends. Bytes and
 //!   files that the connection owns, and HTTP responses, hold none.
 //! - [`Restart::pass_state`] is a snapshot: what changes after a restart has begun is not in it.
-//! - Open connections stay with the process that accepted them, also across a restart. They are
-//!   shut down at the end of the drain time-out.
+//! - At a restart, a connection that has a waker, an outbox or a timer, was upgraded, or has a
+//!   session that the service does not pack, stays with the old process, and is shut down at the end
+//!   of the drain time-out. On systems other than Linux, all connections stay.
+//!   See [`Restart::move_connections`].
 //! - With `panic = "abort"`, a panic ends the process.
 //! - Threads are never killed. A handler that neither returns nor touches its connection outlives a
 //!   stop; the [`Report`] names it.
@@ -186,6 +192,8 @@ pub mod http;
 mod supervisor;
 mod worker;
 
+mod moving;
+
 mod server;
 
 pub use acceptor::Overload;
@@ -201,7 +209,9 @@ pub use server::{
     BuildError, Builder, Forced, Generation, Handle, Report, RestartReport, Server, Servers,
     Setting, restore_descriptor_limit,
 };
-pub use service::{BufferLimits, Next, Service, service, service_with, service_with_session};
+pub use service::{
+    BufferLimits, Next, Service, pack_sessions, service, service_with, service_with_session,
+};
 #[cfg(feature = "windows-service")]
 pub use service_manager::WindowsService;
 pub use start_error::StartError;

@@ -203,6 +203,38 @@ pub trait Service: Send + Sync {
     ) -> io::Result<Next> {
         Ok(Next::Close)
     }
+
+    /// Whether connections move to the successor at a restart, with what [`pack`](Self::pack) makes
+    /// of their sessions, see [`Restart::move_connections`](crate::Restart::move_connections). Asked
+    /// once, when the server is built. Defaults to false: each connection stays with the process
+    /// that has accepted it. A service that contains another service passes this call on to it, with
+    /// `pack` and [`unpack`](Self::unpack).
+    fn packs_sessions(&self) -> bool {
+        false
+    }
+
+    /// Makes bytes of a session, from which [`unpack`](Self::unpack) makes an equal one in the
+    /// successor: a later version of the program, or an earlier one. **Called only if
+    /// [`packs_sessions`](Self::packs_sessions) returns true**, between two messages, on a thread of
+    /// the server. The session is dropped when the successor has adopted the connection. `None` if
+    /// the connection must stay in this process. It also stays if bytes and unread input are longer
+    /// than about 100 KiB together, and after a panic. Defaults to `None`.
+    fn pack(&self, _conn: &Connection, _session: &Self::Session) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Begins the session of a connection that the predecessor has moved to this process, in place
+    /// of [`session`](Self::session). The connection has the time-outs and limits that its service
+    /// has set in the predecessor. Called on a thread of the server, before the predecessor gives
+    /// the connection up: **do not read or write**.
+    ///
+    /// # Errors
+    ///
+    /// With an error, or after a panic, the connection stays with the predecessor, which drains.
+    /// Defaults to `Unsupported`.
+    fn unpack(&self, _conn: &mut Connection, _packed: Vec<u8>) -> io::Result<Self::Session> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Makes a service of a handler that returns errors of any type: `Box<dyn Error>`, or one of its
@@ -329,6 +361,116 @@ where
     )
 }
 
+/// Makes connections of a service move to the successor at a restart, with their sessions: `pack`
+/// makes bytes of a session, and `unpack` makes a session of such bytes. See [`Service::pack`] and
+/// [`Service::unpack`]. `unpack` may return errors of any type, as with [`service`].
+///
+/// # Examples
+///
+/// ```
+/// use std::io::{self, Write};
+///
+/// use handover::{Connection, Next, Server};
+///
+/// fn count(conn: &mut Connection, lines: &mut u64) -> io::Result<Next> {
+///     let Some(line) = conn.take_line(1024)? else {
+///         return Ok(Next::incomplete(conn));
+///     };
+///     *lines += 1;
+///     writeln!(conn, "{lines}: {line}")?;
+///     Ok(Next::Park)
+/// }
+///
+/// let service = handover::service_with_session(|_conn| Ok(0), count);
+/// let service = handover::pack_sessions(
+///     service,
+///     |lines: &u64| Some(lines.to_le_bytes().into()),
+///     |packed| match packed.try_into() {
+///         Ok(lines) => Ok(u64::from_le_bytes(lines)),
+///         Err(_) => Err("not a number of lines"),
+///     },
+/// );
+/// let server = Server::builder().listen("localhost:0").build(service)?;
+/// # Ok::<(), handover::BuildError>(())
+/// ```
+pub fn pack_sessions<S, E>(
+    service: S,
+    pack: impl Fn(&S::Session) -> Option<Vec<u8>> + Send + Sync,
+    unpack: impl Fn(Vec<u8>) -> Result<S::Session, E> + Send + Sync,
+) -> impl Service<Session = S::Session, Worker = S::Worker>
+where
+    S: Service,
+    E: fmt::Display + 'static,
+{
+    PackingService {
+        service,
+        pack,
+        unpack: move |packed| unpack(packed).map_err(into_io_error),
+    }
+}
+
+struct PackingService<S, P, U> {
+    service: S,
+    pack: P,
+    unpack: U,
+}
+
+impl<S, P, U> Service for PackingService<S, P, U>
+where
+    S: Service,
+    P: Fn(&S::Session) -> Option<Vec<u8>> + Send + Sync,
+    U: Fn(Vec<u8>) -> io::Result<S::Session> + Send + Sync,
+{
+    type Session = S::Session;
+    type Worker = S::Worker;
+
+    fn check(&self, buffers: &BufferLimits) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.service.check(buffers)
+    }
+
+    fn worker(&self, index: usize) -> io::Result<S::Worker> {
+        self.service.worker(index)
+    }
+
+    fn session(&self, conn: &mut Connection) -> io::Result<S::Session> {
+        self.service.session(conn)
+    }
+
+    fn serve(
+        &self,
+        conn: &mut Connection,
+        session: &mut S::Session,
+        worker: &mut S::Worker,
+    ) -> io::Result<Next> {
+        self.service.serve(conn, session, worker)
+    }
+
+    fn handles_expiry(&self) -> bool {
+        self.service.handles_expiry()
+    }
+
+    fn expired(
+        &self,
+        conn: &mut Connection,
+        session: &mut S::Session,
+        expiry: Expiry,
+    ) -> io::Result<Next> {
+        self.service.expired(conn, session, expiry)
+    }
+
+    fn packs_sessions(&self) -> bool {
+        true
+    }
+
+    fn pack(&self, _conn: &Connection, session: &S::Session) -> Option<Vec<u8>> {
+        (self.pack)(session)
+    }
+
+    fn unpack(&self, _conn: &mut Connection, packed: Vec<u8>) -> io::Result<S::Session> {
+        (self.unpack)(packed)
+    }
+}
+
 struct Functions<B, N, H> {
     worker: B,
     session: N,
@@ -405,6 +547,18 @@ where
     fn serve(&self, conn: &mut Connection, (): &mut (), (): &mut ()) -> io::Result<Next> {
         self(conn)
     }
+
+    fn packs_sessions(&self) -> bool {
+        true
+    }
+
+    fn pack(&self, _conn: &Connection, (): &()) -> Option<Vec<u8>> {
+        Some(Vec::new())
+    }
+
+    fn unpack(&self, _conn: &mut Connection, _packed: Vec<u8>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A service that is shared: by two servers, or with the application.
@@ -444,5 +598,16 @@ impl<S: Service> Service for Arc<S> {
         expiry: Expiry,
     ) -> io::Result<Next> {
         S::expired(self, conn, session, expiry)
+    }
+    fn packs_sessions(&self) -> bool {
+        S::packs_sessions(self)
+    }
+
+    fn pack(&self, conn: &Connection, session: &S::Session) -> Option<Vec<u8>> {
+        S::pack(self, conn, session)
+    }
+
+    fn unpack(&self, conn: &mut Connection, packed: Vec<u8>) -> io::Result<S::Session> {
+        S::unpack(self, conn, packed)
     }
 }

@@ -15,6 +15,10 @@ use crate::addr::Addr;
 pub struct Stats {
     /// Connections accepted.
     pub accepted: u64,
+    /// Connections taken over from the predecessor, at a restart.
+    pub adopted: u64,
+    /// Connections moved to the successor, at a restart.
+    pub moved: u64,
     /// Connections that are open now (gauge): `active + queued + parked`.
     pub live: u64,
     /// Connections that a worker serves now (gauge).
@@ -183,6 +187,10 @@ impl fmt::Display for WorkerState {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) accepted: AtomicU64,
+    pub(crate) adopted: AtomicU64,
+    pub(crate) moved: AtomicU64,
+    /// The longest time for which a connection that moved was served by no process, in nanoseconds.
+    pub(crate) longest_move: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
     pub(crate) shed: AtomicU64,
     pub(crate) abandoned: AtomicU64,
@@ -204,12 +212,16 @@ pub(crate) struct Counters {
     /// One for each parking lot.
     pub(crate) keepers: Box<[ThreadCounters]>,
     pub(crate) main_thread: ThreadCounters,
+    /// The thread that moves connections to the successor.
+    pub(crate) mover: ThreadCounters,
+    /// The threads that adopt those of other processes.
+    pub(crate) adopter: ThreadCounters,
     /// Threads of the application that wake connections or send to them.
     pub(crate) senders: ThreadCounters,
 }
 
 /// One thread's counters. Only that thread writes them, so an addition is a load and a store. Only
-/// the bytes of [`Counters::senders`] are written by many threads.
+/// the bytes of [`Counters::senders`] and [`Counters::adopter`] are written by many threads.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct ThreadCounters {
@@ -299,13 +311,15 @@ impl ThreadCounters {
 impl Counters {
     pub(crate) fn new(workers: usize, keepers: usize) -> Self {
         let threads = |count| (0..count).map(|_| ThreadCounters::default()).collect();
+        let shared = || ThreadCounters {
+            is_shared: true,
+            ..ThreadCounters::default()
+        };
         Self {
             workers: threads(workers),
             keepers: threads(keepers),
-            senders: ThreadCounters {
-                is_shared: true,
-                ..ThreadCounters::default()
-            },
+            adopter: shared(),
+            senders: shared(),
             ..Self::default()
         }
     }
@@ -322,7 +336,13 @@ impl Counters {
     /// The counters' part of a snapshot. The caller adds the gauges and what the workers do.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |counter: fn(&ThreadCounters) -> &AtomicU64| {
-            let others = [&self.acceptor, &self.main_thread, &self.senders];
+            let others = [
+                &self.acceptor,
+                &self.main_thread,
+                &self.mover,
+                &self.adopter,
+                &self.senders,
+            ];
             let threads = self.workers.iter().chain(&self.keepers).chain(others);
             threads.map(|thread| counter(thread).load(Relaxed)).sum()
         };
@@ -333,6 +353,8 @@ impl Counters {
         }
         Stats {
             accepted: self.accepted.load(Relaxed),
+            adopted: self.adopted.load(Relaxed),
+            moved: self.moved.load(Relaxed),
             accept_errors: self.accept_errors.load(Relaxed),
             shed: self.shed.load(Relaxed),
             abandoned: self.abandoned.load(Relaxed),

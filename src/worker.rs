@@ -341,6 +341,11 @@ impl<'a, S: Service> Workers<'a, S> {
             };
             match disposition {
                 Disposition::Continue => {
+                    // Between two messages, also of a client that never pauses.
+                    turn = match turn.move_or_keep() {
+                        Ok(()) => return TurnEnd::Over,
+                        Err(kept) => kept,
+                    };
                     if self.must_let_others_go_first(lot, worker, &mut calls_left) {
                         turn.queue();
                         return TurnEnd::Queued;

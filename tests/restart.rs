@@ -203,7 +203,7 @@ fn state_and_descriptors_are_passed_on() {
 /// So systemd does when it stops a service, and the main process ends first.
 #[test]
 fn a_replaced_process_that_is_told_twice_to_stop_finishes_its_requests() {
-    let mut generations = Generations::start(&[("grace", "3600000")]);
+    let mut generations = Generations::start(&[("grace", "3600000"), ("stay", "")]);
     let first = generations.who();
     let mut busy = support::connect(generations.addr());
     busy.write_all(b"GET /hold?go HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
@@ -283,7 +283,7 @@ impl Generations {
 
 #[test]
 fn idle_clients_have_their_grace_and_then_the_end() {
-    let generations = Generations::start(&[("grace", "3000")]);
+    let generations = Generations::start(&[("grace", "3000"), ("stay", "")]);
     let first = generations.who();
     let mut asking = support::connect(generations.addr());
     let mut silent = support::connect(generations.addr());
@@ -434,10 +434,13 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
     let mut output = BufReader::new(first.stdout.take().unwrap());
     output.read_line(&mut line).unwrap();
     let addr: SocketAddr = line.trim().rsplit_once('/').unwrap().1.parse().unwrap();
-    let open = |path: &str, fields: &str| {
-        let mut client = BufReader::new(support::connect(addr));
+    let ask = |client: &mut BufReader<TcpStream>, path: &str, fields: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
         client.get_mut().write_all(request.as_bytes()).unwrap();
+    };
+    let open = |path: &str| {
+        let mut client = BufReader::new(support::connect(addr));
+        ask(&mut client, path, "");
         client
     };
     fn until_line(client: &mut BufReader<TcpStream>, end: &str) -> String {
@@ -448,45 +451,51 @@ fn event_streams_end_and_go_on_at_the_successor_and_a_later_response_is_awaited(
         text
     }
     // One stream with an event from time to time, and one that is silent.
-    let mut events = open("/events?every=10", "");
+    let mut events = open("/events?every=10");
     until_line(&mut events, "data: 3\n");
-    let mut silent = open("/subscribe", "");
+    let mut silent = open("/subscribe");
     let begin = until_line(&mut silent, "retry: 1000\n");
     let (_, id) = begin.rsplit_once("id: ").unwrap();
     let id = id.lines().next().unwrap();
-    let mut later = open("/later?ms=1000", "");
+    let mut later = open("/later?ms=1000");
     // The request has arrived.
     get(&mut support::connect(addr), "/whoami");
     signal(Pid::from_child(&first).as_raw_nonzero().get(), Signal::HUP);
-    let mut rest = String::new();
-    events.read_to_string(&mut rest).unwrap();
-    assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+    // The streams end. Their connections move.
+    let rest = until_line(&mut events, "\r\n0\r\n\r\n");
     let last = rest
         .rsplit_once("data: ")
         .map_or("3", |(_, last)| last.lines().next().unwrap());
     let last: u64 = last.parse().unwrap();
-    rest.clear();
-    silent.read_to_string(&mut rest).unwrap();
+    let rest = until_line(&mut silent, "\r\n0\r\n\r\n");
     assert_eq!(rest, "\n\r\n0\r\n\r\n");
 
     let said = get(&mut support::connect(addr), "/whoami");
     assert!(said.contains(r#""generation":2,"#), "{said}");
-    let mut events = open("/events?every=10", &format!("Last-Event-ID: {last}\r\n"));
+    ask(
+        &mut events,
+        "/events?every=10",
+        &format!("Last-Event-ID: {last}\r\n"),
+    );
     until_line(&mut events, &format!("data: {}\n", last + 1));
     // Published while the client of the silent stream was away.
     let mut publish = support::connect(addr);
     publish
         .write_all(b"POST /publish HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnews")
         .unwrap();
-    rest.clear();
+    let mut rest = String::new();
     publish.read_to_string(&mut rest).unwrap();
     assert!(rest.starts_with("HTTP/1.1 202 "), "{rest}");
-    let mut silent = open("/subscribe", &format!("Last-Event-ID: {id}\r\n"));
+    ask(
+        &mut silent,
+        "/subscribe",
+        &format!("Last-Event-ID: {id}\r\n"),
+    );
     until_line(&mut silent, "data: news\n");
-    rest.clear();
-    later.read_to_string(&mut rest).unwrap();
-    assert!(rest.ends_with("\r\n\r\nlater 1000"), "{rest}");
-    assert!(rest.contains("Connection: close\r\n"), "{rest}");
+    let answer = one_answer(later.get_mut());
+    assert!(answer.ends_with("\r\n\r\nlater 1000"), "{answer}");
+    assert!(!answer.contains("Connection: close\r\n"), "{answer}");
+    assert_eq!(get(later.get_mut(), "/whoami"), said);
     first.wait().unwrap();
     let pid = said.trim_start_matches(r#"{"pid":"#).split(',').next();
     signal(pid.unwrap().parse().unwrap(), Signal::TERM);

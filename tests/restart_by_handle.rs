@@ -269,7 +269,7 @@ fn a_kill_of_the_old_process_while_it_drains_changes_nothing_for_the_new_one() {
 
 #[test]
 fn connections_drain() {
-    let versions = Versions::start(&[("grace", "1000")]);
+    let versions = Versions::start(&[("grace", "1000"), ("stay", "")]);
     let first = versions.who();
     let mut held = support::connect(versions.addr());
     ask(&mut held, "/hold?go").unwrap();

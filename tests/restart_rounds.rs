@@ -325,7 +325,8 @@ fn a_signal_to_a_process_that_was_replaced_reaches_the_process_that_serves() {
 /// Calls of a process that was replaced, a moment apart: each gets the result of its round.
 #[test]
 fn callers_in_a_process_that_was_replaced_get_the_result_of_their_round() {
-    let mut generations = Generations::start(&[("by-handle", ""), ("grace", "60000")]);
+    let mut generations =
+        Generations::start(&[("by-handle", ""), ("grace", "60000"), ("stay", "")]);
     let first = generations.who();
     // The first process drains as long as this request is in progress, so that no caller comes too late.
     let _held = generations.hold("held");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::gate::AcceptGate;
 use super::per_client::{PerClient, TooMany};
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, EarlyOutput};
@@ -87,11 +88,15 @@ const MOST_LINGERING: usize = 64;
 const LINGER: Duration = Duration::from_secs(2);
 
 impl<'a, S> Admission<'a, S> {
-    pub(super) fn new(lots: &'a Lots<S>, policy: AdmissionPolicy) -> Self {
+    pub(super) fn new(
+        lots: &'a Lots<S>,
+        policy: AdmissionPolicy,
+        per_client: Arc<PerClient>,
+    ) -> Self {
         Self {
             lots,
             policy,
-            per_client: Arc::default(),
+            per_client,
             to_shed: None,
             lingering: VecDeque::new(),
         }
@@ -160,7 +165,7 @@ impl<'a, S> Admission<'a, S> {
     ) -> Option<ConnectionInfo> {
         let name = &listener.name;
         let counters = &self.lots.counters;
-        let Ok(ticket) = self.count_for_client(&peer) else {
+        let Ok(ticket) = count_for_client(&self.per_client, &self.policy, &peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(socket);
@@ -178,15 +183,7 @@ impl<'a, S> Admission<'a, S> {
             return None;
         }
         log::trace!("{peer} on {name}: accepted");
-        Some(ConnectionInfo {
-            socket,
-            peer,
-            listener,
-            open_connection: self.lots.drain.count_connection(),
-            activity: Activity::default(),
-            early_output: EarlyOutput::default(),
-            _ticket: ticket,
-        })
+        Some(new_info(self.lots, socket, peer, listener, ticket))
     }
 
     /// Whether idle connections are closed to make room.
@@ -238,14 +235,72 @@ impl<'a, S> Admission<'a, S> {
             self.lingering.pop_front();
         }
     }
+}
 
-    /// Counts the connection for its client, if connections per client are limited. An error: the
-    /// client has too many connections.
-    fn count_for_client(&self, peer: &Addr) -> Result<Option<Box<dyn Send + Sync>>, TooMany> {
-        let (Some(limit), Some(ip)) = (self.policy.max_per_client, peer.as_ip()) else {
-            return Ok(None);
-        };
-        let ticket = PerClient::count_connection(&self.per_client, ip.ip(), limit)?;
-        Ok(Some(Box::new(ticket)))
+/// A connection's place among those of its client, if these are limited.
+type Ticket = Option<Box<dyn Send + Sync>>;
+
+/// Counts the connection for its client, if connections per client are limited. An error: the
+/// client has too many connections.
+fn count_for_client(
+    counts: &Arc<PerClient>,
+    policy: &AdmissionPolicy,
+    peer: &Addr,
+) -> Result<Ticket, TooMany> {
+    let (Some(limit), Some(ip)) = (policy.max_per_client, peer.as_ip()) else {
+        return Ok(None);
+    };
+    let ticket = PerClient::count_connection(counts, ip.ip(), limit)?;
+    Ok(Some(Box::new(ticket)))
+}
+
+fn new_info<S>(
+    lots: &Lots<S>,
+    socket: Socket,
+    peer: Addr,
+    listener: Arc<ListenerInfo>,
+    ticket: Ticket,
+) -> ConnectionInfo {
+    ConnectionInfo {
+        socket,
+        peer,
+        listener,
+        open_connection: lots.drain.count_connection(),
+        activity: Activity::default(),
+        early_output: EarlyOutput::default(),
+        _ticket: ticket,
+    }
+}
+
+/// Decides about connections that the predecessor has accepted. They are neither refused nor shed
+/// here: those beyond a limit stay with the predecessor.
+pub(crate) struct MovedAdmission<'a, S> {
+    lots: &'a Lots<S>,
+    policy: &'a AdmissionPolicy,
+    per_client: Arc<PerClient>,
+}
+
+impl<'a, S> MovedAdmission<'a, S> {
+    pub(crate) fn new(lots: &'a Lots<S>, policy: &'a AdmissionPolicy, gate: &AcceptGate) -> Self {
+        let per_client = Arc::clone(&gate.per_client);
+        Self {
+            lots,
+            policy,
+            per_client,
+        }
+    }
+
+    /// `None` if the connection is beyond a limit.
+    pub(crate) fn admit(
+        &self,
+        socket: Socket,
+        peer: Addr,
+        listener: Arc<ListenerInfo>,
+    ) -> Option<ConnectionInfo> {
+        if self.lots.drain.open_connections() >= self.policy.max_connections {
+            return None;
+        }
+        let ticket = count_for_client(&self.per_client, self.policy, &peer).ok()?;
+        Some(new_info(self.lots, socket, peer, listener, ticket))
     }
 }

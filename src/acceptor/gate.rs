@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
+use super::per_client::PerClient;
 use crate::sys::Poller;
 
 /// How other threads control the acceptor.
@@ -24,6 +25,8 @@ pub(crate) struct AcceptGate {
     pub(super) served_elsewhere: Mutex<Vec<u32>>,
     /// How often the acceptor has run its loop.
     pub(super) loops: AtomicU64,
+    /// The connections of each client, also of those that the predecessor has accepted.
+    pub(super) per_client: Arc<PerClient>,
 }
 
 /// The server is starting: it has never accepted.
@@ -43,6 +46,7 @@ impl AcceptGate {
             state: AtomicU8::new(STARTING),
             served_elsewhere: Mutex::default(),
             loops: AtomicU64::new(0),
+            per_client: Arc::default(),
         })
     }
 

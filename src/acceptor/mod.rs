@@ -28,9 +28,9 @@ use crate::stats::count;
 use crate::sys::{self, AcceptErrorKind, Events, Interest, Poller};
 
 use accept_rate::AcceptRate;
-pub(crate) use admission::AdmissionPolicy;
 pub use admission::Overload;
 use admission::{Admission, RoomCheck};
+pub(crate) use admission::{AdmissionPolicy, MovedAdmission};
 use final_allowance::FinalAllowance;
 pub(crate) use gate::AcceptGate;
 use gate::{CLOSED, CLOSING};
@@ -53,7 +53,7 @@ pub(crate) fn run_acceptor<S>(
         lots,
         gate,
         listeners,
-        admission: Admission::new(lots, policy),
+        admission: Admission::new(lots, policy, Arc::clone(&gate.per_client)),
         has_requested_room: false,
         shortage: None,
         closed_before: 0,

@@ -14,6 +14,7 @@ mod halves;
 mod input;
 mod last_answer;
 mod messages;
+mod moving;
 mod nonblocking;
 mod outbox;
 mod output;
@@ -240,6 +241,11 @@ pub struct Connection {
     waited: Duration,
     /// Set when the connection notices that the server drains.
     drain_limit: Option<DrainLimit>,
+    /// The connection does not move to a successor: its session cannot be packed, or the successor
+    /// has refused it.
+    stays: bool,
+    /// The present call has waited for input: it may be a loop over many messages.
+    has_waited_for_input: bool,
     output_limit: usize,
     read: Pace,
     write: Pace,
@@ -312,6 +318,8 @@ impl Connection {
             closing_notice: ClosingNotice::Refusal,
             waited: Duration::ZERO,
             drain_limit: None,
+            stays: false,
+            has_waited_for_input: false,
             idle_timeout: in_millis(limits.idle_timeout),
             is_idle_timeout_suspended: false,
             input_limit: limits.input_limit,
@@ -345,17 +353,21 @@ impl Connection {
     }
 
     /// Whether the server is stopping: finish this message, and expect no further message. The server
-    /// ends the connection behind the answer, with its [goodbye](Self::set_goodbye).
+    /// ends the connection behind the answer, with its [goodbye](Self::set_goodbye). False after a
+    /// restart if the connection is to move to the successor, see
+    /// [`Restart::move_connections`](crate::Restart::move_connections): return from the call then, as
+    /// usual. In a call that has waited for input, which may be a loop, the connection is not to move.
     #[inline]
     pub fn is_draining(&self) -> bool {
-        self.info.open_connection.drain().is_draining()
+        let drain = self.info.open_connection.drain();
+        drain.ends_connection(|| self.may_move())
     }
 
     /// Whether the server drains because a successor has replaced it: a client that connects again
     /// reaches the successor. A protocol may have a code for this, such as the close code 1012 of
     /// WebSocket.
     pub fn has_successor(&self) -> bool {
-        self.info.open_connection.drain().has_successor()
+        self.is_draining() && self.info.open_connection.drain().has_successor()
     }
 
     /// Whether the client has ended its side of the stream. No bytes follow those in the
@@ -651,6 +663,14 @@ impl Connection {
     #[inline]
     pub(crate) fn end_wait(&mut self) {
         self.waited = Duration::ZERO;
+        self.has_waited_for_input = false;
+    }
+
+    /// The present call ends with the present message, also if it has waited for input.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn note_one_message(&mut self) {
+        self.has_waited_for_input = false;
     }
 
     /// Says that this call has found no part of a message: the time in which the client has to

@@ -23,6 +23,7 @@ const COPY_LIMIT: usize = 8 * 1024;
 
 impl Connection {
     pub(super) fn wait(&mut self, interest: Interest) -> io::Result<sys::Ready> {
+        self.has_waited_for_input |= interest != Interest::Write;
         let ready = self.wait_for_client(interest);
         ready.map_err(|error| self.failed(error))
     }

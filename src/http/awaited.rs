@@ -67,7 +67,8 @@ impl<H: Handler> ServeCall<'_, H> {
             }
         };
         self.conn.suspend_idle_timeout(false);
-        self.conn.wake_at(None);
+        // The next requests need none of these, and the connection may move to a successor again.
+        self.conn.forget_waiting();
         let AwaitedResponse {
             request,
             logged_request,
@@ -126,6 +127,7 @@ impl<H: Handler> ServeCall<'_, H> {
             body.close(reason);
         }
         self.conn.close_outbox();
+        self.conn.forget_waiting();
         self.conn.suspend_idle_timeout(false);
         let OpenChannel {
             body,

@@ -190,6 +190,20 @@ impl<H: Handler> Service for Http<H> {
             _ => Ok(next),
         }
     }
+
+    fn packs_sessions(&self) -> bool {
+        true
+    }
+
+    /// Between two requests, a session has no state. The successor looks at all bytes of the next
+    /// head again.
+    fn pack(&self, _conn: &Connection, Session(state): &Session) -> Option<Vec<u8>> {
+        matches!(state, SessionState::Head { .. }).then(Vec::new)
+    }
+
+    fn unpack(&self, conn: &mut Connection, _packed: Vec<u8>) -> io::Result<Session> {
+        self.session(conn)
+    }
 }
 
 impl<H> Http<H> {

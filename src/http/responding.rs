@@ -49,6 +49,7 @@ impl<H: Handler> ServeCall<'_, H> {
         };
         let is_abandoned = is_uncertain || end.rest.discard(self.conn).is_err();
         end.is_body_consumed = !is_abandoned && end.rest.decoder.is_done();
+        self.conn.note_one_message();
         let is_last =
             self.conn.buffer().is_empty() && (self.conn.at_eof() || self.conn.is_draining());
         if !request.keep_alive {

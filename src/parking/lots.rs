@@ -77,10 +77,11 @@
 
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use super::expiry::IdleConnection;
+use super::mover_queue::MoverQueue;
 use super::queue::Queue;
 use super::room::Room;
 use super::{Lot, LotParts, NOT_READY, Token};
@@ -98,11 +99,12 @@ const TOLERANCE: u64 = 1_000_000;
 
 /// All lots of a server.
 pub(crate) struct Lots<S> {
-    lots: Box<[Lot<S>]>,
+    pub(super) lots: Box<[Lot<S>]>,
     /// The lot that the next connection is offered to first, modulo the number of lots.
-    next: AtomicUsize,
+    pub(super) next: AtomicUsize,
     /// The limit of all queues together.
     queue_limit: usize,
+    pub(super) mover: Arc<OnceLock<Arc<MoverQueue>>>,
     pub(crate) room: Arc<Room>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
@@ -148,6 +150,7 @@ impl<S: Send + 'static> Lots<S> {
     ) -> Self {
         let count = options.lots;
         let share = |total, index| share(total, index, count);
+        let mover = Arc::default();
         let room = Arc::default();
         let drain = Arc::default();
         let counters = Arc::new(Counters::new(options.workers, count));
@@ -167,6 +170,7 @@ impl<S: Send + 'static> Lots<S> {
                 refusal: options.refusal.clone(),
                 handles_expiry: options.handles_expiry,
                 wakers: wakers.clone(),
+                mover: Arc::clone(&mover),
                 room: Arc::clone(&room),
                 drain: Arc::clone(&drain),
                 counters: Arc::clone(&counters),
@@ -176,6 +180,7 @@ impl<S: Send + 'static> Lots<S> {
             lots: lots.collect(),
             next: AtomicUsize::new(0),
             queue_limit: options.queue_limit,
+            mover,
             room,
             drain,
             counters,

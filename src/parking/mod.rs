@@ -29,7 +29,7 @@
 //! | FREE | none: the slot has no connection | the acceptor: `occupy` → RUNNING |
 //! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `queue` → QUEUED, a drop → FREE |
 //! | PARKED | the lot | a poller event, `wake` → QUEUED; `claim_parked` (expiry, shedding, drain), `send` → RUNNING |
-//! | QUEUED | the queue entry | the thread that takes the entry: `claim_queued` → RUNNING |
+//! | QUEUED | the queue entry, on the queue of the workers or of the mover ([`moving`]) | the thread that takes the entry: `claim_queued` → RUNNING |
 //!
 //! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
 //! fails: the owner reads again. The same holds for a wake-up and for a message of the outbox, which
@@ -88,6 +88,8 @@ mod expiry;
 mod idle_order;
 mod keeper;
 mod lots;
+mod mover_queue;
+mod moving;
 mod occupant;
 mod ownership;
 mod polling;
@@ -104,7 +106,7 @@ mod atomic {
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -126,6 +128,8 @@ use idle_order::IdleOrder;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
 pub(crate) use lots::{Lots, LotsOptions, MOST_LOTS};
+pub(crate) use mover_queue::MoverQueue;
+pub(crate) use moving::Walk;
 pub(crate) use occupant::{Needs, Occupant, Stage};
 use ownership::{Ownership, Readiness, Sent, Woken};
 use queue::Queue;
@@ -141,6 +145,10 @@ pub(crate) const BATCH: usize = 256;
 /// A flag in `ConnectionSlot::since`: the connection is parked in the middle of a message or a
 /// response.
 const MID_MESSAGE: u64 = 1 << 63;
+
+/// A flag in `ConnectionSlot::since`: the drain goes on, and the connection does not move to the
+/// successor.
+const STAYS: u64 = 1 << 61;
 
 /// A flag in `ConnectionSlot::since`: the connection is parked with output.
 const HAS_OUTPUT: u64 = 1;
@@ -203,7 +211,7 @@ struct ConnectionSlot<S> {
     /// parks.
     expires_at: AtomicU64,
     /// When the connection was parked, as four times the clock's milliseconds, with the flags
-    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING` and `WANTS_DRAIN_CALL`.
+    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING`, `STAYS` and `WANTS_DRAIN_CALL`.
     since: AtomicU64,
     /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
     /// Set when the connection becomes QUEUED, and kept until a worker serves it.
@@ -272,6 +280,8 @@ pub(crate) struct Lot<S> {
     limits: Limits,
     /// The bytes for a client whose connection waited too long for a worker.
     refusal: Vec<u8>,
+    /// Set when connections begin to move to a successor. All lots share it.
+    mover: Arc<OnceLock<Arc<MoverQueue>>>,
     pub(crate) room: Arc<Room>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) counters: Arc<Counters>,
@@ -291,6 +301,7 @@ struct LotParts {
     refusal: Vec<u8>,
     handles_expiry: bool,
     wakers: Weak<dyn WakeTarget>,
+    mover: Arc<OnceLock<Arc<MoverQueue>>>,
     room: Arc<Room>,
     drain: Arc<Drain>,
     counters: Arc<Counters>,
@@ -319,6 +330,7 @@ impl<S> Lot<S> {
             early_outputs: Arc::default(),
             limits: parts.limits,
             refusal: parts.refusal,
+            mover: parts.mover,
             room: parts.room,
             drain: parts.drain,
             counters: parts.counters,

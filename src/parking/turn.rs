@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
 use super::{
-    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, Token,
+    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, STAYS, Token,
     WANTS_DRAIN_CALL,
 };
 use crate::clock;
-use crate::connection::{ClosingNotice, Expiry, Filled, Flushed};
+use crate::connection::{ClosingNotice, ConnectionInfo, Expiry, Filled, Flushed};
 use crate::log;
 use crate::stats::{ThreadCounters, count};
 use crate::sys::Interest;
@@ -32,10 +32,24 @@ impl<S> Turn<'_, S> {
         self.occupant.as_deref_mut()
     }
 
-    /// Parks the connection. Returns the turn if the poller has reported something meanwhile.
-    pub(crate) fn park(mut self) -> Option<Self> {
+    /// The part of the connection that all threads may read.
+    pub(crate) fn info(&self) -> Option<&ConnectionInfo> {
+        Some(self.occupant.as_ref()?.conn.info())
+    }
+
+    /// Parks the connection, or gives it to the mover if it moves to the successor. Returns the turn
+    /// if the poller has reported something meanwhile.
+    pub(crate) fn park(self) -> Option<Self> {
+        match self.move_or_keep() {
+            Ok(()) => None,
+            Err(kept) => kept.park_here(),
+        }
+    }
+
+    fn park_here(mut self) -> Option<Self> {
         let lot = self.lot;
         self.count_bytes();
+        let can_move = self.can_move();
         let mut occupant = self.occupant.take()?;
         let interest = occupant.interest();
         if !occupant.needs_watch(interest) {
@@ -51,7 +65,8 @@ impl<S> Turn<'_, S> {
         let now = clock::millis();
         let mut expiry = occupant.next_check(now, lot.limits.first_byte_timeout);
         let idle = occupant.is_between_messages();
-        let grace = lot.drain.idle_grace();
+        let may_move = occupant.conn.may_move();
+        let grace = lot.drain.idle_grace(may_move);
         if let (true, Some(grace)) = (idle, grace) {
             expiry = expiry.min(now.saturating_add(lot.stagger(self.token, grace)));
         }
@@ -73,6 +88,9 @@ impl<S> Turn<'_, S> {
         if wants_drain_call {
             since |= WANTS_DRAIN_CALL;
         }
+        if !may_move && lot.drain.is_draining() {
+            since |= STAYS;
+        }
         self.slot.since.store(since, Relaxed);
         let is_blocked = interest == Interest::Write;
         self.slot.occupant.store(Some(occupant));
@@ -87,7 +105,11 @@ impl<S> Turn<'_, S> {
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
                 let wants_drain_call = wants_drain_call && !is_blocked && lot.drain.is_draining();
-                let drains = lot.drain.is_closing() || lot.drain.idle_grace() != grace;
+                let drains = lot.drain.is_closing() || lot.drain.idle_grace(may_move) != grace;
+                // The mover's walk may have passed over it in the same way.
+                if can_move && lot.drain.is_moving() {
+                    Self::note_missed(lot);
+                }
                 if lot.drain.is_forced() {
                     lot.claim_parked(self.token, self.counters)?.close();
                 } else if wants_drain_call || idle && drains {
@@ -248,7 +270,7 @@ impl<S> Turn<'_, S> {
     }
 
     /// Adds the bytes that this turn moved to the thread's counters.
-    fn count_bytes(&mut self) {
+    pub(super) fn count_bytes(&mut self) {
         if let Some(occupant) = &mut self.occupant {
             match occupant.conn.take_moved() {
                 (0, 0) => {}

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use crate::log;
-use crate::sys::{self, Poller};
+use crate::sys::{self, Descriptor, Poller};
 use crate::wire::{HandshakeMessage, Record, WirePath};
 
 /// One end of the handshake socket, watched by a poller.
@@ -23,7 +23,8 @@ pub(super) struct Link {
 
 /// What a link received.
 pub(super) enum Incoming {
-    Message(HandshakeMessage),
+    /// A message, and the descriptor that came with it.
+    Message(HandshakeMessage, Option<Descriptor>),
     /// The other process has ended, or has closed its end.
     End,
 }
@@ -49,16 +50,21 @@ impl Link {
         send_message(&self.socket, message);
     }
 
+    /// As [`send`](Self::send), with a descriptor. False if the message could not be sent.
+    pub(super) fn send_with(&self, message: &HandshakeMessage, descriptor: &Descriptor) -> bool {
+        send(&self.socket, message, &[descriptor])
+    }
+
     /// Receives without waiting. `None`: nothing has come, and the poller reports when it has.
     pub(super) fn receive(&self) -> Option<Incoming> {
         let mut buffer = [0; HandshakeMessage::LIMIT];
         loop {
             match sys::message::receive(&self.socket, &mut buffer) {
                 Ok((0, _)) => return Some(Incoming::End),
-                Ok((size, _)) => match HandshakeMessage::decode(&buffer[..size]) {
+                Ok((size, descriptor)) => match HandshakeMessage::decode(&buffer[..size]) {
                     Ok(message) => {
                         log::debug!("from the other generation: {message:?}");
-                        return Some(Incoming::Message(message));
+                        return Some(Incoming::Message(message, descriptor));
                     }
                     Err(error) => log::debug!("ignoring a packet of {size} bytes: {error}"),
                 },
@@ -101,14 +107,21 @@ impl Drop for Link {
 
 /// Sends a message without waiting. A failure is only logged.
 pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
+    send(socket, message, &[]);
+}
+
+fn send(socket: &Socket, message: &HandshakeMessage, descriptors: &[&Descriptor]) -> bool {
     log::debug!("to the other generation: {message:?}");
     match message.encode() {
         Ok(packet) => {
-            if let Err(error) = sys::message::send_packet(socket, &packet, &[]) {
-                log::debug!("cannot send {message:?}: {error}");
-            }
+            let sent = sys::message::send_packet(socket, &packet, descriptors);
+            let failed = |error: &io::Error| log::debug!("cannot send {message:?}: {error}");
+            sent.inspect_err(failed).is_ok()
         }
-        Err(error) => log::error!("cannot encode a message to the other generation: {error}"),
+        Err(error) => {
+            log::error!("cannot encode a message to the other generation: {error}");
+            false
+        }
     }
 }
 
@@ -146,7 +159,7 @@ mod tests {
         });
         drop(own);
         match other.receive() {
-            Some(Incoming::Message(HandshakeMessage::Commit { paths, .. })) => {
+            Some(Incoming::Message(HandshakeMessage::Commit { paths, .. }, _)) => {
                 assert_eq!(paths.iter().map(path_of).collect::<Vec<_>>(), [path]);
             }
             _ => panic!("no message"),

@@ -10,6 +10,7 @@
 //! pause accepting                       ◄─  Accepting
 //! Commit                                ─►  take over the pid file and the files of Unix sockets
 //! close the listeners, drain            ◄─  Ack
+//! Connections                           ─►  adopt the open connections that come over this socket
 //! Drained                               ─►
 //! ```
 //!
@@ -95,6 +96,7 @@ pub(crate) type ReadyWhen =
 /// | the servers' listeners | [`Builder::listen`](crate::Builder::listen), [`Builder::listener`](crate::Builder::listener) | the same |
 /// | other sockets and files | [`pass`](Self::pass) | [`inherited`](Self::inherited) |
 /// | state, as bytes | [`pass_state`](Self::pass_state) | [`inherited_state`](Self::inherited_state) |
+/// | open connections, see [`move_connections`](Self::move_connections) | [`Service::pack`](crate::Service::pack) | [`Service::unpack`](crate::Service::unpack) |
 ///
 /// # The start of a new process
 ///
@@ -173,6 +175,7 @@ pub(crate) struct RestartParts {
     ready_timeout: Duration,
     pub(crate) idle_grace: Duration,
     max_draining: usize,
+    moves_connections: bool,
     pub(crate) ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
     state: Option<StateSource>,
@@ -249,6 +252,7 @@ impl Restart {
                 ready_timeout: Duration::from_secs(60),
                 idle_grace: Duration::from_secs(10),
                 max_draining: 4,
+                moves_connections: true,
                 ready_when: None,
                 passed: Vec::new(),
                 state: None,
@@ -294,8 +298,8 @@ impl Restart {
         self.set(|parts| parts.ready_timeout = timeout)
     }
 
-    /// How long a connection that was kept open may be idle before the process that was replaced
-    /// closes it. A request that comes within that time is answered, and the answer tells the
+    /// How long a connection that was kept open, and does not [move](Self::move_connections), may be
+    /// idle before the process that was replaced closes it. A request that comes within that time is answered, and the answer tells the
     /// client, if the protocol can, to use another connection. Choose a time longer than clients
     /// pause, as a later request meets the close. A service that
     /// [handles expiry](crate::Service::handles_expiry) is called before the close, with
@@ -310,6 +314,22 @@ impl Restart {
     /// passed: no restart cuts off the requests of an earlier one. At least 1. Defaults to 4.
     pub fn max_draining(self, generations: usize) -> Self {
         self.set(|parts| parts.max_draining = generations.max(1))
+    }
+
+    /// Whether open connections move to the successor, and from the predecessor to this process, where
+    /// both have this set. A connection moves when it is between two messages: its client notices
+    /// nothing, and the new process answers its next message. Input that has arrived moves with it,
+    /// and so do its time-outs, the settings of the [`Connection`](crate::Connection), and its
+    /// session, if the service [packs](crate::Service::packs_sessions) it. Handlers of HTTP and
+    /// services that are functions without a session move so.
+    ///
+    /// A connection stays, and drains as the other settings say, if its service does not pack
+    /// sessions, or if it has a waker, an outbox or a timer, was upgraded or taken out of the server;
+    /// if the successor has no listener of the same name, no descriptor left, or as many connections
+    /// as it may have; or if the drain time-out has passed before it was between two messages. All
+    /// stay on systems other than Linux. Defaults to true.
+    pub fn move_connections(self, moves: bool) -> Self {
+        self.set(|parts| parts.moves_connections = moves)
     }
 
     /// Sets a check that runs last, before the first connection is accepted. `ready` may fill
@@ -561,6 +581,7 @@ impl fmt::Debug for Restart {
                 .field("ready_timeout", &parts.ready_timeout)
                 .field("idle_grace", &parts.idle_grace)
                 .field("max_draining", &parts.max_draining)
+                .field("moves_connections", &parts.moves_connections)
                 .field("pid_file", &parts.pid_file);
         }
         text.finish_non_exhaustive()

@@ -29,6 +29,8 @@ impl<S: Service> MainThread<S> {
     ) -> (Report, bool) {
         let (lots, shared) = (&self.lots, &self.report.0);
         let mut report = self.end_connections(&stop);
+        report.moved = lots.counters.moved.load(Relaxed) as usize;
+        report.longest_move = Duration::from_nanos(lots.counters.longest_move.load(Relaxed));
         report.drain_calls = lots.counters.drain_calls.load(Relaxed) as usize;
         lots.end_threads();
         report.took = stop.since.elapsed();
@@ -53,7 +55,9 @@ impl<S: Service> MainThread<S> {
                     let mine = report.forced.iter_mut().find(|f| f.worker == index);
                     mine.into_iter().for_each(|forced| forced.ended = true);
                 }
-                NextOfFinish::Ended(Ended::Acceptor | Ended::Keeper) => {}
+                NextOfFinish::Ended(
+                    Ended::Acceptor | Ended::Keeper | Ended::Mover | Ended::Adopter,
+                ) => {}
                 NextOfFinish::Command(command) => {
                     if let Some(stop) = self.handle_late_command(command, restarter) {
                         deadlines.shorten(Instant::now(), stop);
@@ -103,7 +107,7 @@ impl<S: Service> MainThread<S> {
             // connections loses no request.
             lots.drain.mark_closing();
             lots.close_idle();
-            report.finished = lots.drain.finished_connections() - stop.closed_before;
+            report.finished = self.finished_since(stop);
             lots.drain.mark_forced();
             let left = lots.drain.in_progress();
             report.forced = self.calls_in_progress();
@@ -133,7 +137,7 @@ impl<S: Service> MainThread<S> {
                 self.call_user_signal_hook();
                 None
             }
-            ServerCommand::Replaced => None,
+            ServerCommand::Replaced | ServerCommand::Adopt => None,
         };
         // The callers of a restart that was passed on wait no longer.
         let restarter = restarter.filter(|_| stop.is_some());

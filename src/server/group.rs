@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
+use socket2::Socket;
+
 use crate::acceptor::AcceptGate;
 use crate::drain::Drain;
 use crate::listener::Listener;
+use crate::log;
 use crate::restart::{Restart, RestartableServer, Restarter};
 use crate::server::builder::Builder;
 use crate::server::descriptor_limit::prepare_descriptor_limit;
@@ -32,6 +35,8 @@ pub(super) trait Member {
     fn drain(&self) -> &Arc<Drain>;
     fn counters(&self) -> &Arc<Counters>;
     fn set_idle_grace(&mut self, grace: Duration);
+    /// Whether open connections can move to another process, and come from one.
+    fn packs_sessions(&self) -> bool;
     #[cfg(feature = "signals")]
     fn set_subscription(&mut self, subscription: Subscription);
 }
@@ -240,6 +245,8 @@ struct RestartMember {
     drain: Arc<Drain>,
     counters: Arc<Counters>,
     listeners: u32,
+    listener_names: Vec<String>,
+    packs_sessions: bool,
     /// The restarter has paused the server, and not the application.
     is_paused: AtomicBool,
 }
@@ -253,6 +260,10 @@ impl RestartGroup {
             counters: Arc::clone(member.counters()),
             // The positions of descriptors are such numbers.
             listeners: u32::try_from(member.listeners().len()).unwrap_or(u32::MAX),
+            listener_names: (member.listeners().iter())
+                .map(|listener| listener.name().to_owned())
+                .collect(),
+            packs_sessions: member.packs_sessions(),
             is_paused: AtomicBool::new(false),
         });
         Self(members.collect())
@@ -278,14 +289,45 @@ impl RestartableServer for RestartGroup {
         }
     }
 
-    fn drain_after_replacement(&self, taken: &[u32]) {
+    fn drain_after_replacement(
+        &self,
+        taken: &[u32],
+        open_channel: &mut dyn FnMut(Vec<String>) -> Option<Socket>,
+    ) {
         let mut first = 0;
         for member in &self.0 {
             let own = own_positions(taken, first, member.listeners);
             first = first.saturating_add(member.listeners);
             member.gate.set_served_elsewhere(&own);
+            if member.packs_sessions {
+                let channel = open_channel(member.listener_names.clone());
+                member.shared.move_channels.set_outgoing(channel);
+            }
             // A server that has ended needs no command.
             let _ = member.shared.commands.send(ServerCommand::Replaced);
+        }
+    }
+
+    fn can_adopt(&self) -> bool {
+        self.0.iter().any(|member| member.packs_sessions)
+    }
+
+    fn adopt_connections(&self, listeners: &[String], channel: Socket) {
+        let mut names = listeners.iter();
+        let adopting = names.find_map(|name| {
+            let mut members = self.0.iter().filter(|member| member.packs_sessions);
+            members.find(|member| member.listener_names.contains(name))
+        });
+        match adopting {
+            Some(member) => {
+                member.shared.move_channels.add_incoming(channel);
+                // A server that has ended needs no command.
+                let _ = member.shared.commands.send(ServerCommand::Adopt);
+            }
+            None => log::info!(
+                "connections of the predecessor stay there: no server has one of the listeners {}",
+                listeners.join(", ")
+            ),
         }
     }
 

@@ -16,7 +16,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::acceptor::{self, AcceptGate};
 use crate::addr::Addr;
 use crate::clock::Deadline;
 use crate::drain::Drain;
-use crate::listener::Listener;
+use crate::listener::{Listener, ListenerInfo};
 use crate::log;
 use crate::notify;
 use crate::panic;
@@ -35,6 +35,7 @@ use crate::restart::RestarterHandle;
 use crate::server::builder::Builder;
 use crate::server::group::{Member, StartableMember};
 use crate::server::handle::Handle;
+use crate::server::move_threads::{MOST_ADOPTERS, MoveParts, MoveThreadKind, MoveThreads};
 use crate::server::shared::{RequestedStop, ServerShared};
 use crate::server::start_error;
 use crate::server::thread_mark::mark_thread;
@@ -89,6 +90,8 @@ pub(super) enum Ended {
     Acceptor,
     Keeper,
     Worker(usize),
+    Mover,
+    Adopter,
 }
 
 /// Reports the end of its thread when it is dropped, also after a panic.
@@ -112,7 +115,10 @@ impl<S: Service> MainThread<S> {
         #[cfg(feature = "signals")]
         let subscription = self.subscription.take();
         let commands = std::mem::replace(&mut self.commands, crossbeam_channel::never());
-        let (ends, ended) = crossbeam_channel::bounded(self.settings.workers + self.lots.len() + 1);
+        let threads = self.settings.workers + self.lots.len() + 2;
+        let (ends, ended) = crossbeam_channel::bounded(threads + MOST_ADOPTERS);
+        let listener_infos = listeners.iter().map(|listener| Arc::clone(&listener.info));
+        let listener_infos: Vec<_> = listener_infos.collect();
         let workers = Workers {
             service: &self.service,
             lots: &self.lots,
@@ -121,20 +127,31 @@ impl<S: Service> MainThread<S> {
             has_warned: AtomicBool::new(false),
         };
         let restarter = shared.restarter.as_ref();
+        let own = &self;
         thread::scope(|scope| {
             let result = self.start_threads(scope, &workers, listeners, &ends);
             let result = result.and_then(|()| shared.app_threads.start());
-            drop(ends);
             let failed = result.is_err();
             // `Startup` waits for this message.
             let _ = started.send(result);
+            let parts = self.move_parts(&listener_infos);
+            let spawn = move |kind, run: Box<dyn FnOnce() + Send>| {
+                let (name, ended) = match kind {
+                    MoveThreadKind::Mover => ("move", Ended::Mover),
+                    MoveThreadKind::Adopter => ("adopt", Ended::Adopter),
+                };
+                own.spawn(scope, name, ended, &ends, run)
+            };
+            let mut moves = MoveThreads::new(parts, Box::new(spawn));
             let stop = match failed {
                 true => {
                     shared.stop.mark_stopping();
                     StopProgress::failed_start()
                 }
-                false => self.handle_commands(&commands, &ended, restarter),
+                false => self.handle_commands(&commands, &ended, restarter, &mut moves),
             };
+            // Before the connections that are left are shut down.
+            moves.end();
             drop(runs);
             let (report, all_ended) = self.finish(stop, &commands, &ended);
             // The caller that waits for the stop gets the report. Not every program shows it.
@@ -150,6 +167,18 @@ impl<S: Service> MainThread<S> {
         });
         // The drop of the service and of the hooks is the application's code.
         log::drop_contained("the service", self);
+    }
+
+    fn move_parts<'env>(&'env self, listeners: &'env [Arc<ListenerInfo>]) -> MoveParts<'env, S> {
+        MoveParts {
+            service: &self.service,
+            lots: &self.lots,
+            idle_grace: self.idle_grace,
+            admission: &self.settings.admission,
+            gate: &self.gate,
+            channels: &self.report.0.move_channels,
+            listeners,
+        }
     }
 
     /// Starts a thread of this server. Its end is sent to `ends`.
@@ -237,6 +266,7 @@ impl<S: Service> MainThread<S> {
         commands: &Receiver<ServerCommand>,
         ended: &Receiver<Ended>,
         restarter: Option<&RestarterHandle>,
+        moves: &mut MoveThreads<'_, '_, S>,
     ) -> StopProgress {
         let mut stop: Option<StopProgress> = None;
         let mut accepting = true;
@@ -253,9 +283,10 @@ impl<S: Service> MainThread<S> {
             }
             if let Some(requested) = self.report.0.stop.take() {
                 self.stop_by(requested, &mut stop, restarter);
+                moves.wake();
             }
             if let Some(stop) = &mut stop {
-                self.update_progress(stop, accepting);
+                self.update_progress(stop, accepting || moves.is_adopting());
                 if stop.is_over() {
                     return *stop;
                 }
@@ -274,6 +305,11 @@ impl<S: Service> MainThread<S> {
                             None => ServerCommand::StopNow,
                         }
                     }
+                    Ok(Ended::Mover) => {
+                        moves.note_mover_end();
+                        ServerCommand::Check
+                    }
+                    Ok(Ended::Adopter) => ServerCommand::Check,
                     // No other thread ends before the queues are closed.
                     _ => ServerCommand::StopNow,
                 },
@@ -295,9 +331,13 @@ impl<S: Service> MainThread<S> {
                     is_replaced = true;
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
-                        self.drain_after_replacement();
+                        self.drain_after_replacement(moves);
+                    } else {
+                        // The connections stay: the stop closes them.
+                        drop(self.report.0.move_channels.take_outgoing());
                     }
                 }
+                ServerCommand::Adopt => moves.start_adopters(),
                 // systemd sends SIGTERM to all processes of a service. When the main process has
                 // ended, systemd sends SIGTERM again to the processes that are left. These still
                 // finish their requests.
@@ -311,6 +351,9 @@ impl<S: Service> MainThread<S> {
                 ServerCommand::StopNow | ServerCommand::TerminateAgain => {
                     self.stop_by(RequestedStop::now(), &mut stop, restarter);
                 }
+            }
+            if stop.is_some() {
+                moves.wake();
             }
         }
     }
@@ -377,17 +420,30 @@ impl<S: Service> MainThread<S> {
         }
     }
 
-    /// A successor serves: stops accepting, and lets idle connections end within the grace.
-    fn drain_after_replacement(&self) {
-        self.lots.drain.mark_replaced(self.idle_grace);
+    /// A successor serves: stops accepting, and moves the open connections to the successor, or lets
+    /// idle ones end within the grace.
+    fn drain_after_replacement(&self, moves: &mut MoveThreads<'_, '_, S>) {
+        let channel = self.report.0.move_channels.take_outgoing();
+        let failed = |error: &io::Error| log::error!("open connections stay: {error}");
+        let started = channel.map(|channel| moves.start_mover(channel).inspect_err(failed));
         self.gate.close();
-        self.lots.shorten_idle();
+        if !matches!(started, Some(Ok(()))) {
+            self.lots.drain.mark_replaced(self.idle_grace);
+            self.lots.shorten_idle();
+        }
     }
 
-    /// Updates the progress of a stop by the counts of the drain.
+    /// Updates the progress of a stop by the counts of the drain. `accepting`: connections may still
+    /// come.
     fn update_progress(&self, stop: &mut StopProgress, accepting: bool) {
-        stop.finished = self.lots.drain.finished_connections() - stop.closed_before;
+        stop.finished = self.finished_since(stop);
         stop.is_clean = !accepting && self.lots.drain.in_progress() == 0;
+    }
+
+    /// How many connections have finished in this process since a stop began.
+    pub(super) fn finished_since(&self, stop: &StopProgress) -> usize {
+        let finished = self.lots.drain.finished_connections() - stop.closed_before;
+        finished.saturating_sub(self.lots.counters.moved.load(Relaxed) as usize)
     }
 
     pub(super) fn call_user_signal_hook(&self) {
@@ -431,6 +487,10 @@ impl<S: Service> Member for MainThread<S> {
 
     fn counters(&self) -> &Arc<Counters> {
         &self.lots.counters
+    }
+
+    fn packs_sessions(&self) -> bool {
+        self.service.packs_sessions()
     }
 
     fn set_idle_grace(&mut self, grace: Duration) {

@@ -9,6 +9,8 @@ mod finish_deadlines;
 mod group;
 mod handle;
 mod main_thread;
+mod move_channels;
+mod move_threads;
 mod report;
 mod servers;
 mod shared;
@@ -43,6 +45,7 @@ pub use descriptor_limit::restore_descriptor_limit;
 use group::{prepare, start_all};
 pub use handle::Handle;
 use main_thread::{MainThread, ReportOnDrop};
+use move_channels::MoveChannels;
 pub use report::{Forced, Generation, Report, RestartReport};
 pub use servers::Servers;
 use shared::{ReportCell, ServerShared, StopRequest};
@@ -123,6 +126,7 @@ impl<S: Service> Server<S> {
             server_id,
             stats: Box::new(move || stats(&stats_lots)),
             report: ReportCell::default(),
+            move_channels: MoveChannels::default(),
             restarter: settings.restart.as_ref().map(|own| own.handle().clone()),
             is_restartable: AtomicBool::new(false),
             group: OnceLock::new(),

@@ -10,6 +10,11 @@ use crate::addr::Addr;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
+    /// Connections that moved to the successor after a restart, see
+    /// [`Restart::move_connections`](crate::Restart::move_connections).
+    pub moved: usize,
+    /// The longest time for which a connection that moved was served by neither process.
+    pub longest_move: Duration,
     /// Connections that ended before the deadline: their requests were finished, or they were idle.
     pub finished: usize,
     /// Connections that a handler was still serving at the deadline. Their sockets were shut down.
@@ -41,10 +46,12 @@ impl Report {
         let (finished, dropped) = (self.finished, self.dropped);
         let seconds = self.took.as_secs_f32();
         let forced = self.forced.len();
-        write!(
-            f,
-            "stopped in {seconds:.2} s: {finished} finished, {forced} forced, {dropped} dropped"
-        )?;
+        write!(f, "stopped in {seconds:.2} s: ")?;
+        if self.moved > 0 {
+            let millis = self.longest_move.as_secs_f64() * 1000.0;
+            write!(f, "{} moved within {millis:.1} ms, ", self.moved)?;
+        }
+        write!(f, "{finished} finished, {forced} forced, {dropped} dropped")?;
         self.forced
             .iter()
             .try_for_each(|forced| write!(f, "; {forced}"))

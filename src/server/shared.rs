@@ -13,6 +13,7 @@ use crate::clock::Deadline;
 use crate::notify;
 use crate::restart::RestarterHandle;
 use crate::server::app_threads::AppThreads;
+use crate::server::move_channels::MoveChannels;
 use crate::server::report::Report;
 use crate::server::thread_mark::is_thread_of;
 use crate::signals::ServerCommand;
@@ -30,6 +31,7 @@ pub(super) struct ServerShared {
     pub(super) app_threads: AppThreads,
     pub(super) stats: Box<dyn Fn() -> Stats + Send + Sync>,
     pub(super) report: ReportCell,
+    pub(super) move_channels: MoveChannels,
     /// `Some` if the server can be restarted.
     pub(super) restarter: Option<RestarterHandle>,
     /// The restarter runs, and was not told that this server has stopped.

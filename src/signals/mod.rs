@@ -35,6 +35,9 @@ pub(crate) enum ServerCommand {
     Restart,
     /// A successor has taken over: finish what is in progress, then end.
     Replaced,
+    /// Adopt the open connections of a predecessor, which come over a channel that the server has
+    /// got.
+    Adopt,
     /// Call the application's hook for SIGUSR1.
     #[cfg_attr(not(feature = "signals"), allow(dead_code))]
     UserSignal,

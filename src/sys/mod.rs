@@ -14,7 +14,7 @@
 //! | `directory` | [`DirectoryEntry`]: a file is changed and removed in the directory where it was found |
 //! | `file` | unnamed files, file locks, identity, opens that never wait, the files of Unix sockets |
 //! | `limits` | the limit of open descriptors |
-//! | `message` | messages between processes, with descriptors, and notifications (sd_notify(3)) |
+//! | `message` | messages between processes, with descriptors or connections, and notifications (sd_notify(3)) |
 //! | `scheduling` | whether a wake-up of a thread interrupts others |
 //! | `supervision` | for a supervisor: children, [`ProcessWatch`], [`SignalFd`], [`NotifySocket`], control clients, [`Guardian`](supervision::Guardian), [`LogWriter`](supervision::LogWriter), users |
 //! | `control_client` | the client's end of a control socket |
@@ -26,8 +26,8 @@
 //!   do not keep messages apart: see `other/packet.rs`.
 //! - A child process inherits no descriptor that is made here. Apple's systems make a descriptor
 //!   and set its flag in two steps; there this holds for the programs that this crate starts.
-//! - What a system lacks is an error of the kind `Unsupported`. [`process::SUPPORTS_RESTARTS`] and
-//!   [`supervision::IS_SUPPORTED`] tell this in advance.
+//! - What a system lacks is an error of the kind `Unsupported`. [`process::SUPPORTS_RESTARTS`],
+//!   [`message::PASSES_CONNECTIONS`] and [`supervision::IS_SUPPORTED`] tell this in advance.
 //!
 //! # The folders
 //!

@@ -24,6 +24,9 @@ pub(crate) enum HandshakeMessage {
     Accepting {
         /// The inherited descriptors that the successor took: positions in `LISTEN_FDS`.
         taken: Vec<u32>,
+        /// The successor takes open connections over, see `Connections`.
+        #[serde(default)]
+        adopts: bool,
     },
     /// Predecessor: this process accepts no more. When the successor stops, it removes the files of
     /// these Unix sockets.
@@ -36,6 +39,9 @@ pub(crate) enum HandshakeMessage {
     /// Successor: this process has taken over. Of the messages below, only `Abort` belongs to the
     /// restart.
     Ack,
+    /// Predecessor: the open connections of the server with these listeners come over the socket
+    /// that goes with this message, as [`MoveMessage`](super::MoveMessage)s.
+    Connections { listeners: Vec<String> },
     /// Predecessor: this process goes on serving, and the successor must end. Successor: this
     /// process was stopped.
     Abort {

@@ -18,6 +18,7 @@
 //! |---|---|---|
 //! | [`Launch`] | environment variable `HANDOVER` of a process that we start | 64 KiB |
 //! | [`HandshakeMessage`] | socket pair between a process and its successor | 64 KiB |
+//! | [`MoveMessage`] | socket pair for connections, which comes with a `HandshakeMessage` | 128 KiB |
 //! | [`HandoverFields`] | variable `X_HANDOVER` in an sd_notify(3) datagram | 24 KiB |
 //! | [`BindAnswer`] | socket that came with the bind request in `HandoverFields` | 1 KiB |
 //! | [`Snapshot`] | file that the supervisor leaves to the program that replaces it | 16 MiB |
@@ -50,10 +51,11 @@
 //! {"v":1,"type":"hello"}
 //! {"v":1,"type":"ready"}
 //! {"v":1,"type":"cutover"}
-//! {"v":1,"type":"accepting","taken":[0,2]}
+//! {"v":1,"type":"accepting","taken":[0,2],"adopts":true}
 //! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]],
 //!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
+//! {"v":1,"type":"connections","listeners":["web","127.0.0.1:80"]}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}
 //! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000}
@@ -61,6 +63,16 @@
 //!   "errno":null,"status":9,"stderr":["no configuration"]}
 //! {"v":1,"type":"drained",
 //!   "report":"generation 1 (process 4711) stopped in 0.02 s: 3 finished, 0 forced, 0 dropped"}
+//! ```
+//!
+//! [`MoveMessage`]:
+//!
+//! ```text
+//! {"v":1,"type":"connections","version":1,"records":[{"listener":"web",
+//!   "peer":{"tcp":"192.0.2.7:50112"},"idle_left_ms":75000,"bytes_in":48,"bytes_out":1212,
+//!   "idle_timeout_ms":600000,"unread":"GET / HTTP/1.1\r\n","session":{"hex":"ff00"}},
+//!   {"listener":"local","peer":{"unix":null},"is_new":true,"bytes_in":0,"bytes_out":0}]}
+//! {"v":1,"type":"ack","refused":[{"index":1,"why":"listener"}]}
 //! ```
 //!
 //! [`HandoverFields`], with one or more of its fields:
@@ -125,6 +137,7 @@
 //! ```
 
 mod bind;
+mod connection;
 mod control;
 mod handover_fields;
 mod handshake;
@@ -141,6 +154,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
+pub(crate) use connection::{
+    BATCH_LEN, Batch, ConnectionRecord, ConnectionSettings, MoveMessage, PeerAddr, Pushed, Refusal,
+    RefusedConnection, WireBytes,
+};
 pub(crate) use control::{
     Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus,
     RestartStatus, SCHEMA, ServiceState, SlotState, SlotStatus, Status, seconds,

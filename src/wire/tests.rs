@@ -78,7 +78,7 @@ pub(super) fn any_optional_seconds(from: &mut Unstructured<'_>) -> Result<Option
 /// Runs `check` for values of every type of record, and a generator for what else is random.
 macro_rules! for_every_record {
     ($check:ident) => {
-        for_every_record!($check: Answer BindAnswer HandshakeMessage Launch HandoverFields Snapshot Status);
+        for_every_record!($check: Answer BindAnswer HandshakeMessage Launch HandoverFields MoveMessage Snapshot Status);
     };
     ($check:ident: $($record:ident)*) => {
         for seed in 0..ROUNDS {
@@ -171,6 +171,7 @@ fn nothing_that_is_too_long_is_written_or_read() {
     check::<Answer>();
     check::<BindAnswer>();
     check::<HandshakeMessage>();
+    check::<MoveMessage>();
     check::<Launch>();
     check::<HandoverFields>();
     check::<Snapshot>();
@@ -215,7 +216,7 @@ fn the_examples_are_records() {
             is_open = false;
         }
     }
-    assert_eq!(examples.len(), 4 + 11 + 5 + 2 + 1 + 3);
+    assert_eq!(examples.len(), 4 + 12 + 2 + 5 + 2 + 1 + 3);
     let mut lines = examples.into_iter();
     let mut check = |written: fn(&str) -> String, count| {
         for line in lines.by_ref().take(count) {
@@ -231,7 +232,8 @@ fn the_examples_are_records() {
         format!("{before}4711      {behind}")
     }
     check(launch, 4);
-    check(again::<HandshakeMessage>, 11);
+    check(again::<HandshakeMessage>, 12);
+    check(again::<MoveMessage>, 2);
     check(again::<HandoverFields>, 5);
     check(again::<BindAnswer>, 2);
     check(again::<Snapshot>, 1);

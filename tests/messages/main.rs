@@ -233,17 +233,19 @@ fn hang_and_stop() {
 
 #[test]
 fn sighup_without_restart() {
-    let mut kv = Start::example("kv").run();
-    let mut client = connect(kv.addr());
+    let mut resp = Start::example("resp").run();
+    let mut client = connect(resp.addr());
     // The beginning of the second request arrives with the first.
-    client.write_all(b"SET colour green\nGET col").unwrap();
-    assert_eq!(answer(&mut client), "OK");
-    kv.signal(Signal::HUP);
-    kv.until("1 connection is open");
-    client.write_all(b"our\n").unwrap();
-    assert_eq!(answer(&mut client), "VALUE green");
-    kv.end(0);
-    kv.transcript().check("sighup_without_restart");
+    let ping = "*1\r\n$4\r\nPING\r\n";
+    let (begin, end) = ping.split_at(9);
+    write!(client, "{ping}{begin}").unwrap();
+    assert_eq!(answer(&mut client).trim(), "+PONG");
+    resp.signal(Signal::HUP);
+    resp.until("1 connection is open");
+    write!(client, "{end}").unwrap();
+    assert_eq!(answer(&mut client).trim(), "+PONG");
+    resp.end(0);
+    resp.transcript().check("sighup_without_restart");
 }
 
 #[test]
@@ -261,16 +263,34 @@ fn panic_in_a_handler() {
 #[test]
 fn restart() {
     let mut demo = Start::example("demo").run();
-    let client = greet(&mut demo);
+    let mut client = greet(&mut demo);
     demo.signal(Signal::HUP);
-    demo.until("1 connection is open");
-    drop(client);
     demo.end(0);
     let successor = demo.successor();
-    let _client = greet(&mut demo);
+    greet_again(&mut client);
     program::signal(successor, Signal::TERM);
     demo.until_closed();
     demo.transcript().check("restart");
+}
+
+#[test]
+fn client_that_stays_connected() {
+    let mut kv = Start::example("kv").run();
+    let mut client = connect(kv.addr());
+    let mut ask = |request: &str| {
+        writeln!(client, "{request}").unwrap();
+        answer(&mut client)
+    };
+    assert_eq!(ask("USE other"), "OK");
+    assert_eq!(ask("SET colour dark green"), "OK");
+    kv.signal(Signal::HUP);
+    kv.end(0);
+    let successor = kv.successor();
+    assert_eq!(ask("GET colour"), "VALUE dark green");
+    assert_eq!(ask("STATS"), "STATS namespace=other requests=4");
+    program::signal(successor, Signal::TERM);
+    kv.until_closed();
+    kv.transcript().check("client_that_stays_connected");
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub(crate) fn all() -> Vec<Trial> {
         an_exit_code_counts_also_behind_a_stop,
         a_bad_version_costs_nothing_and_says_why,
         several_processes_are_replaced_one_after_another,
+        clients_keep_their_connections_over_restarts,
         a_listener_that_a_new_version_does_not_want_is_closed,
         the_longest_and_the_shortest_times_are_no_overflow,
         a_process_that_has_served_many_requests_is_replaced,
@@ -188,7 +189,8 @@ impl Supervised {
         let taken = dir.join(format!("{name}-taken"));
         loop {
             let mut client = support::connect(self.addr());
-            write!(client, "GET /hold?{name} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+            let head = format!("GET /hold?{name} HTTP/1.1\r\nHost: test\r\n");
+            write!(client, "{head}Connection: close\r\n\r\n").unwrap();
             eventually("the request is taken", || taken.exists());
             let pid = fs::read_to_string(&taken).unwrap().parse().unwrap();
             fs::remove_file(&taken).unwrap();
@@ -827,6 +829,29 @@ fn several_processes_are_replaced_one_after_another() {
         pids.len() == 3 && pids[0] == after[0] && pids[2] == after[2] && pids[1] != after[1]
     });
     supervised.end();
+}
+
+fn clients_keep_their_connections_over_restarts() {
+    for settings in ["", "processes=2"] {
+        let supervised = Supervised::start(settings);
+        let kinds = [
+            Kind::KeepAlive,
+            Kind::Idle(Duration::from_millis(20)),
+            Kind::Echo(200 << 10),
+            Kind::Pipelined(8),
+        ];
+        let kinds = kinds.map(|kind| (To::Tcp(supervised.addr()), kind));
+        let load = Load::start(&kinds, 2);
+        for _ in 0..5 {
+            load.wait_for(50);
+            supervised.succeed("restart");
+        }
+        load.wait_for(50);
+        let connections = load.seen.connections.load(SeqCst);
+        load.end();
+        assert_eq!(connections as usize, 2 * kinds.len(), "{settings}");
+        supervised.end();
+    }
 }
 
 fn a_listener_that_a_new_version_does_not_want_is_closed() {

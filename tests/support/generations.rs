@@ -91,6 +91,9 @@ pub(crate) fn serve_if_child() {
     if let Some(grace) = option(&dir, "grace") {
         restart = restart.idle_grace(Duration::from_millis(grace.parse().unwrap()));
     }
+    if option(&dir, "stay").is_some() {
+        restart = restart.move_connections(false);
+    }
     if let Some(generations) = option(&dir, "max-draining") {
         restart = restart.max_draining(generations.parse().unwrap());
     }
@@ -103,10 +106,14 @@ pub(crate) fn serve_if_child() {
     let datagrams = passed.unwrap_or_else(|| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     let udp = datagrams.local_addr().unwrap().port();
     let own = dir.clone();
+    let counts = CountedLines::new(&mode);
     restart = restart
         .pass("datagrams", datagrams)
         .ready_when(move || -> Result<(), String> {
             misbehave(&own, &mode, "late ");
+            if let Some(left) = mode.strip_prefix("descriptors ") {
+                limit_descriptors(left.parse().unwrap());
+            }
             match mode.as_str() {
                 "late error" => Err("the cache is cold".to_owned()),
                 _ => Ok(()),
@@ -143,10 +150,22 @@ pub(crate) fn serve_if_child() {
     let lines = option(&dir, "lines").map(|addr| {
         let builder = Server::builder().workers(4).listen(&*addr);
         let builder = builder.drain_timeout(Duration::from_secs(20));
-        builder.restart(restart).build(serve_lines).unwrap()
+        builder.restart(restart.clone()).build(serve_lines).unwrap()
+    });
+    // The same with a session for each connection, which is packed or not.
+    let counted = option(&dir, "counted").map(|setting| {
+        let (addr, packs) = match setting.split_once(' ') {
+            Some((addr, _)) => (addr.to_owned(), false),
+            None => (setting, true),
+        };
+        let builder = Server::builder().workers(4).listen(&*addr);
+        let builder = builder.drain_timeout(Duration::from_secs(20));
+        let service = Counting { counts, packs };
+        builder.restart(restart).build(service).unwrap()
     });
     let mut addrs = server.local_addrs();
     addrs.extend(lines.iter().flat_map(Server::local_addrs));
+    addrs.extend(counted.iter().flat_map(Server::local_addrs));
     // The test may listen, or not.
     let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _ = writeln!(std::io::stdout(), "\nlistening on {}", addrs.join(" "));
@@ -178,6 +197,14 @@ pub(crate) fn serve_if_child() {
             reporter.join().unwrap();
         }
         report
+    } else if let Some(counted) = counted {
+        let reports = Servers::new().with(server).with(counted).run().unwrap();
+        let _ = writeln!(
+            std::io::stdout(),
+            "\ncounted, generation {generation}: {}",
+            reports[1]
+        );
+        reports[0].clone()
     } else if let Some(lines) = lines {
         let reports = Servers::new().with(server).with(lines).run();
         let reports = reports.unwrap_or_else(|error| {
@@ -218,6 +245,90 @@ fn serve_lines(conn: &mut Connection) -> io::Result<Next> {
         line => writeln!(conn, "{line}")?,
     }
     Ok(Next::Park)
+}
+
+/// Counts the lines of each connection, and answers each with its number, the process id, and itself.
+struct Counting {
+    counts: CountedLines,
+    packs: bool,
+}
+
+/// What becomes of sessions that come from the predecessor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CountedLines {
+    GoOn,
+    Refuse,
+    KillThisProcess,
+    KillPredecessor,
+}
+
+impl CountedLines {
+    fn new(mode: &str) -> Self {
+        match mode {
+            "refuse sessions" => Self::Refuse,
+            "die of a session" => Self::KillThisProcess,
+            "kill the predecessor" => Self::KillPredecessor,
+            _ => Self::GoOn,
+        }
+    }
+}
+
+impl handover::Service for Counting {
+    type Session = u64;
+    type Worker = ();
+
+    fn worker(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn session(&self, _: &mut Connection) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn serve(&self, conn: &mut Connection, count: &mut u64, (): &mut ()) -> io::Result<Next> {
+        let Some(line) = conn.take_line(4096)? else {
+            return Ok(Next::incomplete(conn));
+        };
+        *count += 1;
+        writeln!(conn, "{count} {} {line}", std::process::id())?;
+        Ok(Next::Park)
+    }
+
+    fn packs_sessions(&self) -> bool {
+        self.packs
+    }
+
+    fn pack(&self, _: &Connection, count: &u64) -> Option<Vec<u8>> {
+        Some(format!("{count} {}", std::process::id()).into_bytes())
+    }
+
+    fn unpack(&self, _: &mut Connection, packed: Vec<u8>) -> io::Result<u64> {
+        let text = String::from_utf8(packed).unwrap();
+        let (count, pid) = text.split_once(' ').unwrap();
+        let kill = |pid: u32| signal(pid as i32, Signal::KILL);
+        match self.counts {
+            CountedLines::GoOn => {}
+            CountedLines::Refuse => return Err(io::Error::other("of another version")),
+            CountedLines::KillThisProcess => kill(std::process::id()),
+            CountedLines::KillPredecessor => {
+                let pid = pid.parse().unwrap();
+                kill(pid);
+                eventually("the end of the predecessor", || !is_alive(pid as i32));
+            }
+        }
+        Ok(count.parse().unwrap())
+    }
+}
+
+/// Leaves this process so many descriptors beside those that it has.
+fn limit_descriptors(left: u64) {
+    let used = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let limit = Some(used + left);
+    let limits = rustix::process::Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    rustix::process::setrlimit(Resource::Nofile, limits).unwrap();
 }
 
 /// What the process was started with, or its end, as from `main`.

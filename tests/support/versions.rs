@@ -68,6 +68,9 @@ pub(crate) fn serve_if_child() {
     if let Some(millis) = option(&dir, "ready-timeout") {
         restart = restart.ready_timeout(Duration::from_millis(millis.parse().unwrap()));
     }
+    if option(&dir, "stay").is_some() {
+        restart = restart.move_connections(false);
+    }
     if let Some(millis) = option(&dir, "grace") {
         restart = restart.idle_grace(Duration::from_millis(millis.parse().unwrap()));
     }

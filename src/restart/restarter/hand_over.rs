@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
+
 use super::rounds::kind_of;
 use super::take_over::is_among;
 use super::{
@@ -57,6 +59,8 @@ struct Handoff {
     taken: Vec<u32>,
     /// The files of Unix sockets that the successor removes in the end.
     socket_files: Vec<PathBuf>,
+    /// The successor adopts open connections.
+    adopts: bool,
 }
 
 /// The last step of the successor.
@@ -201,7 +205,7 @@ impl Restarter {
         let receive = |successor: &Successor| successor.link.receive();
         while let Some(incoming) = self.successor.as_ref().and_then(receive) {
             match incoming {
-                Incoming::Message(message) => self.handle_successor_message(server, message),
+                Incoming::Message(message, _) => self.handle_successor_message(server, message),
                 Incoming::End => self.handle_successor_end(server),
             }
         }
@@ -228,8 +232,8 @@ impl Restarter {
             // A stop comes first; see `handle_successor_deadline`.
             (SuccessorStage::Ready, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
-            (SuccessorStage::Ready, HandshakeMessage::Accepting { taken }) => {
-                self.hand_over(server, taken);
+            (SuccessorStage::Ready, HandshakeMessage::Accepting { taken, adopts }) => {
+                self.hand_over(server, taken, adopts);
             }
             (
                 SuccessorStage::Ready | SuccessorStage::Accepting,
@@ -277,7 +281,7 @@ impl Restarter {
 
     /// The successor accepts, on the listeners at the positions `taken`: this process
     /// stops accepting, and leaves the files of Unix sockets to the successor.
-    fn hand_over(&mut self, server: &dyn RestartableServer, taken: Vec<u32>) {
+    fn hand_over(&mut self, server: &dyn RestartableServer, taken: Vec<u32>, adopts: bool) {
         let Some(successor) = &mut self.successor else {
             return;
         };
@@ -294,6 +298,7 @@ impl Restarter {
         successor.handoff = Some(Handoff {
             taken,
             socket_files,
+            adopts,
         });
         successor.stage = SuccessorStage::Accepting;
     }
@@ -330,7 +335,11 @@ impl Restarter {
                 listener.set_removes_file(was_own);
             }
         }
-        server.drain_after_replacement(&handoff.taken);
+        let adopts = self.moves_connections && handoff.adopts;
+        let link = &successor.link;
+        server.drain_after_replacement(&handoff.taken, &mut |listeners| {
+            adopts.then(|| open_channel(link, listeners)).flatten()
+        });
         let generation = self.lifeline.as_ref().map(|_| next);
         notify::send_main_pid(pid, generation, format_args!("generation {next} serves"));
         self.end_round(&Ok(completed));
@@ -496,6 +505,20 @@ impl Restarter {
             self.abort_restart(server, RestartErrorKind::TimedOut, why);
         }
     }
+}
+
+/// Sends the successor one end of a socket pair, for the connections of the server with these
+/// listeners. Returns the other end.
+fn open_channel(successor: &Link, listeners: Vec<String>) -> Option<Socket> {
+    let failed = |error: &io::Error| {
+        log::error!("open connections stay: cannot make a channel for them: {error}");
+    };
+    let (own_end, successor_end) = sys::message::create_pair().inspect_err(failed).ok()?;
+    let descriptor = sys::descriptor::from_socket(successor_end);
+    let descriptor = descriptor.inspect_err(failed).ok()?;
+    let message = HandshakeMessage::Connections { listeners };
+    let is_sent = successor.send_with(&message, &descriptor);
+    is_sent.then_some(own_end)
 }
 
 /// Stops this process from removing the files of Unix sockets that it owns. Returns the files.

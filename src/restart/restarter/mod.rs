@@ -68,8 +68,20 @@ pub(crate) trait RestartableServer: Sync {
     fn resume(&self);
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
-    /// the listeners at the positions `taken`.
-    fn drain_after_replacement(&self, taken: &[u32]);
+    /// the listeners at the positions `taken`. `open_channel` is called for each server whose
+    /// connections can move, with the names of its listeners. It returns the channel to the
+    /// successor, if the successor adopts connections.
+    fn drain_after_replacement(
+        &self,
+        taken: &[u32],
+        open_channel: &mut dyn FnMut(Vec<String>) -> Option<Socket>,
+    );
+
+    /// Whether connections of some server can move.
+    fn can_adopt(&self) -> bool;
+
+    /// The connections of a server with these listeners come over this channel.
+    fn adopt_connections(&self, listeners: &[String], channel: Socket);
 
     /// How many connections are open and not finished.
     fn connections_left(&self) -> usize;
@@ -286,6 +298,8 @@ pub(crate) struct Restarter {
     drain_timeout: Duration,
     /// How many generations may drain at once.
     max_draining: usize,
+    /// Open connections move between this process and others.
+    moves_connections: bool,
     pid_file_path: Option<PathBuf>,
     pid_file: Option<PidFile>,
     generation: u64,
@@ -393,6 +407,7 @@ impl Restarter {
             ready_timeout: restart.ready_timeout,
             drain_timeout,
             max_draining: restart.max_draining,
+            moves_connections: restart.moves_connections && sys::message::PASSES_CONNECTIONS,
             pid_file_path: restart.pid_file,
             pid_file: None,
             generation,

@@ -13,7 +13,7 @@ use crate::notify;
 use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::relay_subprocesses;
-use crate::sys;
+use crate::sys::{self, Descriptor};
 use crate::wire::HandshakeMessage;
 
 impl Restarter {
@@ -75,7 +75,10 @@ impl Restarter {
     pub(super) fn receive_from_predecessor(&mut self, server: &dyn RestartableServer) {
         while let Some(incoming) = self.predecessor.as_ref().and_then(Link::receive) {
             match incoming {
-                Incoming::Message(message) => self.handle_predecessor_message(server, message),
+                Incoming::Message(HandshakeMessage::Connections { listeners }, channel) => {
+                    self.adopt_connections(server, &listeners, channel);
+                }
+                Incoming::Message(message, _) => self.handle_predecessor_message(server, message),
                 Incoming::End => {
                     self.predecessor = None;
                     self.handle_predecessor_end(server);
@@ -95,6 +98,7 @@ impl Restarter {
                 server.start_accepting();
                 self.tell_predecessor(&HandshakeMessage::Accepting {
                     taken: self.taken.clone(),
+                    adopts: self.moves_connections && server.can_adopt(),
                 });
                 reply(&waiter, Ok(()));
                 ServerStage::Accepting
@@ -143,6 +147,27 @@ impl Restarter {
                 stage
             }
         };
+    }
+
+    /// Open connections of the predecessor come over this channel. Its end tells the predecessor
+    /// that they stay.
+    fn adopt_connections(
+        &self,
+        server: &dyn RestartableServer,
+        listeners: &[String],
+        channel: Option<Descriptor>,
+    ) {
+        let channel = channel.map(sys::descriptor::into_socket);
+        match (&self.stage, channel) {
+            (ServerStage::Serving | ServerStage::Replaced, Some(Ok(channel))) => {
+                server.adopt_connections(listeners, channel);
+            }
+            (_, Some(Err(error))) => {
+                log::error!("cannot adopt the connections of the predecessor: {error}");
+            }
+            (ServerStage::Stopping, _) => {}
+            (_, _) => log::debug!("ignoring connections of the predecessor: not expected now"),
+        }
     }
 
     /// The predecessor has ended. If it had not handed over, this process serves in its place.

@@ -192,6 +192,24 @@ impl<'a> Rest<'a> {
     }
 }
 
+/// Whether [`send_sockets`] and [`receive_sockets`] work.
+pub(crate) const PASSES_CONNECTIONS: bool = false;
+
+/// Not supported.
+pub(crate) fn send_sockets(_: &Socket, _message: &str, _: &[&Socket]) -> io::Result<()> {
+    Err(unsupported_error())
+}
+
+/// Not supported.
+pub(crate) fn receive_sockets(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<Socket>)> {
+    Err(unsupported_error())
+}
+
+fn unsupported_error() -> Error {
+    let text = "connections cannot be passed to another process on this system";
+    Error::new(ErrorKind::Unsupported, text)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};

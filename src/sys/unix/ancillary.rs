@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::{FdFlags, fcntl_setfd, retry_on_intr};
 use rustix::net::{
@@ -15,7 +15,7 @@ use super::socket::SEND_FLAGS;
 use crate::sys::Descriptor;
 
 /// The most descriptors that go with one message (SCM_MAX_FD).
-const MAX_DESCRIPTORS: usize = 253;
+pub(in crate::sys) const MAX_DESCRIPTORS: usize = 253;
 
 /// Makes children inherit no descriptor that is received. Apple's systems have no such flag.
 #[cfg(not(target_vendor = "apple"))]
@@ -30,10 +30,19 @@ pub(in crate::sys) fn send(
     bytes: &[u8],
     descriptors: &[&Descriptor],
 ) -> io::Result<usize> {
+    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
+    send_borrowed(socket, bytes, &descriptors)
+}
+
+/// As [`send`], for descriptors of any type.
+pub(in crate::sys) fn send_borrowed(
+    socket: &impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors"));
     }
     let bytes = [IoSlice::new(bytes)];

@@ -10,7 +10,9 @@ use rustix::io::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 pub(crate) use super::ancillary::receive_all;
-pub(crate) use crate::sys::native::peer_packet::{create_pair, receive, send_packet};
+pub(crate) use crate::sys::native::peer_packet::{
+    PASSES_CONNECTIONS, create_pair, receive, receive_sockets, send_packet, send_sockets,
+};
 pub(crate) use crate::sys::native::socket::allow_descriptors;
 
 use super::ancillary;
@@ -33,12 +35,12 @@ pub(crate) fn send_answer(
     send_packet(&SockRef::from(reply_to), text, descriptors)
 }
 
-/// Whether a send that has failed may succeed later: the receiver's queue is full, or descriptors or
-/// memory are lacking.
+/// Whether a send that has failed may succeed later: the receiver's queue is full, descriptors or
+/// memory are lacking, or too many descriptors are under way (RLIMIT_NOFILE in getrlimit(2)).
 pub(crate) fn is_temporary(error: &io::Error) -> bool {
     let shortage = matches!(
         Errno::from_io_error(error),
-        Some(Errno::NOBUFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
+        Some(Errno::NOBUFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS)
     );
     shortage || error.kind() == io::ErrorKind::WouldBlock
 }

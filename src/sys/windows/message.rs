@@ -6,8 +6,11 @@ use socket2::Socket;
 
 pub(crate) use super::loopback_pair::create_pair;
 pub(crate) use super::notify_client::{AnswerChannel, ManagerConnection};
+pub(crate) use crate::sys::native::peer_packet::{
+    PASSES_CONNECTIONS, receive, receive_sockets, send_packet, send_sockets,
+};
+
 use super::unsupported_error;
-pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 pub(crate) fn allow_descriptors(_: &Socket, _on: bool) -> io::Result<()> {
     Err(unsupported_error(

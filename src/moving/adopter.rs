@@ -1,0 +1,227 @@
+//! The adopter: the thread that takes the connections of the predecessor. It exists as long as the
+//! predecessor may send some.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use super::EndRequest;
+use crate::acceptor::MovedAdmission;
+use crate::addr::Addr;
+use crate::listener::ListenerInfo;
+use crate::log;
+use crate::panic;
+use crate::parking::{Lots, Turn};
+use crate::service::Service;
+use crate::stats::count;
+use crate::sys::{self, Events, Interest, Poller};
+use crate::wire::{
+    BATCH_LEN, ConnectionRecord, MoveMessage, PeerAddr, Record, Refusal, RefusedConnection,
+    WireError,
+};
+
+/// How long an answer may wait for room. The predecessor has room for several.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See the head of this file.
+pub(crate) struct Adopter<'a, S: Service> {
+    service: &'a S,
+    lots: &'a Lots<S::Session>,
+    admission: MovedAdmission<'a, S::Session>,
+    listeners: &'a [Arc<ListenerInfo>],
+    channel: Socket,
+    poller: Arc<Poller>,
+    end: EndRequest,
+}
+
+impl<'a, S: Service> Adopter<'a, S> {
+    /// `channel` leads to the predecessor.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the poller.
+    pub(crate) fn new(
+        service: &'a S,
+        lots: &'a Lots<S::Session>,
+        admission: MovedAdmission<'a, S::Session>,
+        listeners: &'a [Arc<ListenerInfo>],
+        channel: Socket,
+    ) -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        poller.add(&channel, 0)?;
+        Ok(Self {
+            service,
+            lots,
+            admission,
+            listeners,
+            channel,
+            end: EndRequest::new(Arc::clone(&poller)),
+            poller,
+        })
+    }
+
+    pub(crate) fn end_request(&self) -> EndRequest {
+        self.end.clone()
+    }
+
+    /// Until the predecessor closes the channel, or this server stops. The drop of the channel tells
+    /// the predecessor that this process takes no more.
+    pub(crate) fn run(self) {
+        let mut buffer = vec![0; MoveMessage::LIMIT];
+        let mut events = Events::with_capacity(4);
+        loop {
+            match sys::message::receive_sockets(&self.channel, &mut buffer) {
+                Ok((0, _)) => return,
+                Ok((size, sockets)) => {
+                    if let Err(error) = self.adopt_batch(&buffer[..size], sockets) {
+                        log::error!("cannot answer the predecessor: {error}");
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.stops() {
+                        return;
+                    }
+                    if let Err(error) = self.poller.wait(&mut events, 4, None) {
+                        log::error!("the adopter cannot wait for events: {error}");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) => {
+                    log::error!("cannot receive the connections of the predecessor: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn stops(&self) -> bool {
+        self.end.is_made() || self.lots.drain.is_closing()
+    }
+
+    /// Adopts what fits, answers, and then serves it.
+    fn adopt_batch(&self, message: &[u8], sockets: Vec<Socket>) -> io::Result<()> {
+        let records = match MoveMessage::decode_batch(message) {
+            Ok(records) => records,
+            Err(error) => return self.refuse_all(sockets, &error),
+        };
+        let (mut refused, mut adopted) = (Vec::new(), Vec::new());
+        let mut sockets = sockets.into_iter();
+        for (index, record) in (0..).zip(records) {
+            let result = match sockets.next() {
+                Some(socket) => self.adopt(record, socket),
+                None => Err(Refusal::Descriptors),
+            };
+            match result {
+                Ok(turn) => adopted.push(turn),
+                Err(why) => refused.push(RefusedConnection { index, why }),
+            }
+        }
+        if let Some(first) = refused.first() {
+            let count = refused.len();
+            log::warn!(
+                "{count} connections stay with the predecessor: {}",
+                first.why
+            );
+        }
+        // An error drops the connections, without a shutdown.
+        self.answer(refused)?;
+        for turn in adopted {
+            count(&self.lots.counters.adopted);
+            turn.begin_adopted();
+        }
+        Ok(())
+    }
+
+    fn refuse_all(&self, sockets: Vec<Socket>, error: &WireError) -> io::Result<()> {
+        log::warn!("connections stay with the predecessor: {error}");
+        drop(sockets);
+        // The predecessor ignores positions that its batch does not have.
+        let all = (0..BATCH_LEN as u32).map(|index| RefusedConnection {
+            index,
+            why: Refusal::Version,
+        });
+        self.answer(all.collect())
+    }
+
+    fn adopt(
+        &self,
+        record: ConnectionRecord,
+        socket: Socket,
+    ) -> Result<Turn<'a, S::Session>, Refusal> {
+        if self.stops() {
+            return Err(Refusal::Stopping);
+        }
+        let mut listeners = self.listeners.iter();
+        let listener = listeners.find(|own| own.name == record.listener);
+        let listener = Arc::clone(listener.ok_or(Refusal::Listener)?);
+        let peer = match &record.peer {
+            PeerAddr::Tcp(addr) => Addr::Ip(*addr),
+            PeerAddr::Unix(path) => {
+                let path = path
+                    .as_ref()
+                    .map(|path| sys::file::os_string(path.as_bytes()));
+                Addr::Unix(path.map(Into::into))
+            }
+        };
+        let mut record = record;
+        let session = record.session.take();
+        let info = self.admission.admit(socket, peer, listener);
+        let info = info.ok_or(Refusal::Limit)?;
+        let mut turn = self.lots.adopt(info, record).ok_or(Refusal::Limit)?;
+        if let (Some(packed), Some(occupant)) = (session, turn.occupant()) {
+            let conn = &mut occupant.conn;
+            let unpacked = panic::contain(|| self.service.unpack(conn, packed.0));
+            let client = conn.info();
+            occupant.session = match unpacked {
+                Ok(Ok(session)) => Some(session),
+                Ok(Err(error)) => {
+                    log::debug!("{client}: cannot unpack the session: {error}");
+                    return Err(Refusal::Session);
+                }
+                Err(why) => {
+                    log::error!("{client}: the unpack of its session panicked: {why}");
+                    return Err(Refusal::Session);
+                }
+            };
+        }
+        Ok(turn)
+    }
+
+    /// Sends the Ack. The connections are this process's from then on.
+    fn answer(&self, refused: Vec<RefusedConnection>) -> io::Result<()> {
+        let text = MoveMessage::Ack { refused }.encode()?;
+        loop {
+            match sys::message::send_packet(&self.channel, &text, &[]) {
+                Ok(()) => return Ok(()),
+                // The predecessor has died, or left these connections to this process.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let limit = Some(ANSWER_TIMEOUT);
+                    let ready = sys::socket::wait_ready(&self.channel, Interest::Write, limit)?;
+                    if !ready.writable {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl<S: Service> Drop for Adopter<'_, S> {
+    fn drop(&mut self) {
+        if let Err(error) = self.poller.remove(&self.channel) {
+            log::debug!("cannot remove the channel from the poller: {error}");
+        }
+    }
+}

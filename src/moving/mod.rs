@@ -1,0 +1,71 @@
+//! Open connections move to the successor: its clients notice nothing of a restart.
+//!
+//! When a successor serves, and says that it adopts connections, the [`Mover`] of the old process
+//! sends it those that are between two messages, and the [`Adopter`] of the new process takes them.
+//! Each server of a process has a channel of its own, a socket pair. The handshake carries one end
+//! (`HandshakeMessage::Connections`).
+//!
+//! ```text
+//! mover                                                   adopter
+//! claim, out of the poller, pack the session
+//! a batch of records, with the sockets          ─►        make connections of them
+//! close the sockets that are not refused        ◄─  Ack   serve them
+//! take back those that are refused
+//! ```
+//!
+//! # Each connection has one owner
+//!
+//! A connection is the mover's until the `Ack` is sent, and then the adopter's, except those that the
+//! `Ack` refuses. The adopter neither reads nor writes before.
+//!
+//! - The mover takes a connection back if the `Ack` refuses it, or at the end-of-file of the channel
+//!   if there is no `Ack`: then the successor has died, or stops. An `Ack` that was sent before the
+//!   end is received before it.
+//! - The mover closes its end of the channel when it has nothing in flight, or this process gives
+//!   those in flight up. So an adopter that finds the channel closed, by the death of the other
+//!   process, keeps what it has received.
+//! - Neither of them shuts a socket down: that would end the connection in both processes.
+//!
+//! [`credit`] has the batches in flight, [`crate::wire`] the records, and
+//! [`crate::parking`] what a connection is between two owners.
+
+mod adopter;
+mod credit;
+mod mover;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use crate::sys::Poller;
+
+pub(crate) use adopter::Adopter;
+pub(crate) use mover::Mover;
+
+/// Asks a mover or an adopter to end.
+#[derive(Clone)]
+pub(crate) struct EndRequest {
+    is_made: Arc<AtomicBool>,
+    /// The thread waits in it.
+    poller: Arc<Poller>,
+}
+
+impl EndRequest {
+    pub(crate) fn new(poller: Arc<Poller>) -> Self {
+        let is_made = Arc::default();
+        Self { is_made, poller }
+    }
+
+    pub(crate) fn make(&self) {
+        self.is_made.store(true, SeqCst);
+        self.poller.wake();
+    }
+
+    /// Makes the thread look at the stage of the drain.
+    pub(crate) fn wake(&self) {
+        self.poller.wake();
+    }
+
+    fn is_made(&self) -> bool {
+        self.is_made.load(SeqCst)
+    }
+}

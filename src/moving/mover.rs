@@ -1,0 +1,328 @@
+//! The mover: the thread that sends connections to the successor. It exists from the moment at
+//! which the successor serves until this process ends.
+//!
+//! One loop: answers come in, batches go out as far as the credit allows, and then the thread waits
+//! for answers, for connections that workers bring, and for the end.
+//!
+//! How the loop ends, and what becomes of the connections that have not moved:
+//!
+//! | because | in flight | others |
+//! |---|---|---|
+//! | the successor has closed the channel | taken back | drain, as without a mover |
+//! | this server stops | answers are waited for, then given up to the successor | as the stop says |
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::EndRequest;
+use super::credit::{Answered, Credit};
+use crate::clock::Deadline;
+use crate::log;
+use crate::panic;
+use crate::parking::{Lots, MoverQueue, Turn, Walk};
+use crate::service::Service;
+use crate::stats::count;
+use crate::sys::{self, Events};
+use crate::wire::{Batch, ConnectionRecord, MoveMessage, Pushed, Record};
+
+/// How long a stop waits for answers to batches in flight.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The pause before another attempt to send, if no answer makes room.
+const SEND_PAUSE: Duration = Duration::from_millis(2);
+
+/// A connection on its way.
+struct Moving<'a, T> {
+    turn: Turn<'a, T>,
+    /// No process serves the connection since then.
+    since: Instant,
+}
+
+/// How the mover's loop has ended.
+enum LoopEnd {
+    ChannelClosed,
+    Stop,
+}
+
+/// See the head of this file.
+pub(crate) struct Mover<'a, S: Service> {
+    service: &'a S,
+    lots: &'a Lots<S::Session>,
+    queue: Arc<MoverQueue>,
+    channel: Socket,
+    idle_grace: Duration,
+    end: EndRequest,
+    /// The connections that were parked when the move began, or that had no place on the queue.
+    walk: Option<Walk>,
+    /// A connection that had no place in the last batch.
+    left_over: Option<(ConnectionRecord, Moving<'a, S::Session>)>,
+    /// A batch that could not be sent at once.
+    unsent: Option<(String, Vec<Moving<'a, S::Session>>)>,
+    credit: Credit<Moving<'a, S::Session>>,
+    buffer: Vec<u8>,
+}
+
+impl<'a, S: Service> Mover<'a, S> {
+    /// `queue` is the one that the connections go to, and `channel` leads to the successor.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the poller.
+    pub(crate) fn new(
+        service: &'a S,
+        lots: &'a Lots<S::Session>,
+        queue: Arc<MoverQueue>,
+        channel: Socket,
+        idle_grace: Duration,
+    ) -> io::Result<Self> {
+        queue.poller.add(&channel, 0)?;
+        Ok(Self {
+            service,
+            lots,
+            end: EndRequest::new(Arc::clone(&queue.poller)),
+            queue,
+            channel,
+            idle_grace,
+            walk: Some(Walk::default()),
+            left_over: None,
+            unsent: None,
+            credit: Credit::new(),
+            buffer: vec![0; MoveMessage::LIMIT],
+        })
+    }
+
+    pub(crate) fn end_request(&self) -> EndRequest {
+        self.end.clone()
+    }
+
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(4);
+        let end = loop {
+            if self.receive_answers().is_err() {
+                break LoopEnd::ChannelClosed;
+            }
+            if self.end.is_made() || self.lots.drain.is_closing() {
+                break LoopEnd::Stop;
+            }
+            self.send_batches();
+            self.wait(&mut events);
+        };
+        match end {
+            LoopEnd::ChannelClosed => self.drain_here(),
+            LoopEnd::Stop => self.finish(&mut events),
+        }
+    }
+
+    // ---- what comes in ----
+
+    /// Handles the answers that have come. An error: the successor has closed the channel.
+    fn receive_answers(&mut self) -> io::Result<()> {
+        loop {
+            match sys::message::receive(&self.channel, &mut self.buffer) {
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok((size, _)) => match MoveMessage::decode(&self.buffer[..size]) {
+                    Ok(MoveMessage::Ack { refused }) => {
+                        if let Some(answered) = self.credit.note_ack(&refused) {
+                            self.handle_answer(answered);
+                        }
+                    }
+                    Ok(_) => log::debug!("ignoring a message on the channel for connections"),
+                    Err(error) => log::warn!("ignoring an answer of {size} bytes: {error}"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The successor has died with unread batches. Its answers are still to be received.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn handle_answer(&self, answered: Answered<Moving<'a, S::Session>>) {
+        let now = Instant::now();
+        for Moving { turn, since } in answered.moved {
+            let counters = &self.lots.counters;
+            let nanos = now.saturating_duration_since(since).as_nanos();
+            let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+            counters.longest_move.fetch_max(nanos, Relaxed);
+            count(&counters.moved);
+            // Closes this process's copy of the socket.
+            drop(turn);
+        }
+        for (Moving { turn, .. }, why) in answered.refused {
+            if let Some(client) = turn.info() {
+                log::debug!("{client}: stays, the successor refuses it: {why}");
+            }
+            turn.stay();
+        }
+    }
+
+    // ---- what goes out ----
+
+    fn send_batches(&mut self) {
+        if let Some((text, batch)) = self.unsent.take() {
+            self.send(text, batch);
+        }
+        while self.unsent.is_none() && self.credit.may_send() {
+            let (text, batch) = self.collect();
+            if batch.is_empty() {
+                return;
+            }
+            self.send(text, batch);
+        }
+    }
+
+    fn send(&mut self, text: String, batch: Vec<Moving<'a, S::Session>>) {
+        let infos = batch.iter().filter_map(|moving| moving.turn.info());
+        let sockets: Vec<&Socket> = infos.map(|info| &info.socket).collect();
+        match sys::message::send_sockets(&self.channel, &text, &sockets) {
+            Ok(()) => self.credit.note_sent(batch),
+            Err(error) if sys::message::is_temporary(&error) => self.unsent = Some((text, batch)),
+            Err(error) => {
+                log::debug!("cannot send {} connections: {error}", batch.len());
+                batch.into_iter().for_each(|moving| moving.turn.stay());
+            }
+        }
+    }
+
+    /// Collects a batch, of what has come so far.
+    fn collect(&mut self) -> (String, Vec<Moving<'a, S::Session>>) {
+        let (mut batch, mut connections) = (Batch::default(), Vec::new());
+        while let Some((record, moving)) = self.left_over.take().or_else(|| self.next_packed()) {
+            match batch.push(&record) {
+                Pushed::Open => connections.push(moving),
+                Pushed::Full => {
+                    connections.push(moving);
+                    break;
+                }
+                Pushed::Later => {
+                    self.left_over = Some((record, moving));
+                    break;
+                }
+                Pushed::Never => moving.turn.stay(),
+            }
+        }
+        (batch.into_text(), connections)
+    }
+
+    /// The next connection that can move.
+    fn next_packed(&mut self) -> Option<(ConnectionRecord, Moving<'a, S::Session>)> {
+        loop {
+            let mut turn = self.next_turn()?;
+            let since = Instant::now();
+            let service = self.service;
+            let record = turn.pack(|conn, session| {
+                let packed = panic::contain(|| service.pack(conn, session));
+                packed.unwrap_or_else(|why| {
+                    log::error!(
+                        "{}: stays, the pack of its session panicked: {why}",
+                        conn.info()
+                    );
+                    None
+                })
+            });
+            match record {
+                Some(record) => return Some((record, Moving { turn, since })),
+                None => turn.stay(),
+            }
+        }
+    }
+
+    fn next_turn(&mut self) -> Option<Turn<'a, S::Session>> {
+        let lots = self.lots;
+        while let Some(turn) = lots.take_movable(&self.queue) {
+            match turn.can_move() {
+                true => return Some(turn),
+                false => turn.go_on(),
+            }
+        }
+        if self.queue.take_missed() {
+            self.walk = Some(Walk::default());
+        }
+        let turn = self.walk.as_mut().and_then(|walk| lots.claim_movable(walk));
+        if turn.is_none() {
+            self.walk = None;
+        }
+        turn
+    }
+
+    fn wait(&mut self, events: &mut Events) {
+        let is_blocked = self.unsent.is_some();
+        let may_take = self.credit.may_send() && !is_blocked;
+        if may_take && !self.queue.begin_sleep() {
+            return;
+        }
+        let timeout = is_blocked.then_some(SEND_PAUSE);
+        if let Err(error) = self.queue.poller.wait(events, 4, timeout) {
+            log::error!("the mover cannot wait for events: {error}");
+        }
+        self.queue.end_sleep();
+    }
+
+    // ---- the end ----
+
+    /// The successor takes no more: what is here drains.
+    fn drain_here(&mut self) {
+        self.lots.drain.mark_replaced(self.idle_grace);
+        let in_flight = self.credit.take_all();
+        if !in_flight.is_empty() {
+            log::warn!(
+                "the successor has not answered: {} connections are taken back",
+                in_flight.len()
+            );
+        }
+        in_flight.into_iter().for_each(|moving| moving.turn.stay());
+        self.keep_unsent();
+        self.lots.shorten_idle();
+    }
+
+    /// This server stops, or has no connection left.
+    fn finish(&mut self, events: &mut Events) {
+        self.keep_unsent();
+        let deadline = Deadline::after(Instant::now(), ANSWER_TIMEOUT);
+        while !self.credit.is_empty() {
+            let now = Instant::now();
+            if deadline.has_passed(now) {
+                // The successor has the sockets, and serves them when it runs again.
+                let left = self.credit.take_all();
+                log::warn!(
+                    "the successor has not answered in time: {} connections are left to it",
+                    left.len()
+                );
+                for Moving { turn, .. } in left {
+                    count(&self.lots.counters.moved);
+                    drop(turn);
+                }
+                return;
+            }
+            let timeout = deadline.time_left(now);
+            if let Err(error) = self.queue.poller.wait(events, 4, timeout) {
+                log::error!("the mover cannot wait for events: {error}");
+            }
+            if self.receive_answers().is_err() {
+                let left = self.credit.take_all();
+                left.into_iter().for_each(|moving| moving.turn.stay());
+            }
+        }
+    }
+
+    /// Gives the connections that were not sent to the lot.
+    fn keep_unsent(&mut self) {
+        self.lots.end_moving(&self.queue);
+        let unsent = self.unsent.take().map(|(_, batch)| batch);
+        let left_over = self.left_over.take().map(|(_, moving)| moving);
+        let kept = unsent.into_iter().flatten().chain(left_over);
+        kept.for_each(|moving| moving.turn.stay());
+    }
+}
+
+impl<S: Service> Drop for Mover<'_, S> {
+    fn drop(&mut self) {
+        if let Err(error) = self.queue.poller.remove(&self.channel) {
+            log::debug!("cannot remove the channel from the poller: {error}");
+        }
+    }
+}

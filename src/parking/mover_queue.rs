@@ -1,0 +1,94 @@
+//! The queue of connections that are on their way to the mover, see [`moving`](super::moving).
+//!
+//! No connection is left on it: a thread that pushes looks afterwards whether the queue is closed,
+//! and the mover closes the queue before it empties it for the last time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::Token;
+use crate::sys::Poller;
+
+/// The most connections on the mover's queue. Those beyond are parked, and found by another walk.
+const MOST_QUEUED: usize = 1024;
+
+/// Connections that are between two messages, on their way to the mover.
+pub(crate) struct MoverQueue {
+    tokens: (Sender<Token>, Receiver<Token>),
+    is_closed: AtomicBool,
+    /// A connection was parked because the queue was full.
+    has_missed: AtomicBool,
+    is_sleeping: AtomicBool,
+    /// The mover waits in it.
+    pub(crate) poller: Arc<Poller>,
+}
+
+impl MoverQueue {
+    pub(crate) fn new(poller: Arc<Poller>) -> Self {
+        Self {
+            tokens: crossbeam_channel::bounded(MOST_QUEUED),
+            is_closed: AtomicBool::new(false),
+            has_missed: AtomicBool::new(false),
+            is_sleeping: AtomicBool::new(false),
+            poller,
+        }
+    }
+
+    /// Whether a connection may be put on the queue. Other threads may be faster.
+    pub(super) fn has_room(&self) -> bool {
+        !self.tokens.0.is_full() && !self.is_closed()
+    }
+
+    /// Puts a QUEUED connection on the queue. False if the queue is full.
+    pub(super) fn push(&self, token: Token) -> bool {
+        let is_pushed = self.tokens.0.try_send(token).is_ok();
+        if is_pushed {
+            self.wake();
+        }
+        is_pushed
+    }
+
+    pub(super) fn note_missed(&self) {
+        self.has_missed.store(true, SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if self.is_sleeping.swap(false, SeqCst) {
+            self.poller.wake();
+        }
+    }
+
+    /// Whether the mover has to walk over the slots again.
+    pub(crate) fn take_missed(&self) -> bool {
+        self.has_missed.swap(false, SeqCst)
+    }
+
+    /// Called by the mover before it waits. False if there is something to do.
+    pub(crate) fn begin_sleep(&self) -> bool {
+        self.is_sleeping.store(true, SeqCst);
+        let may_sleep = self.tokens.1.is_empty() && !self.has_missed.load(SeqCst);
+        if !may_sleep {
+            self.end_sleep();
+        }
+        may_sleep
+    }
+
+    pub(crate) fn end_sleep(&self) {
+        self.is_sleeping.store(false, SeqCst);
+    }
+
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, SeqCst);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(SeqCst)
+    }
+
+    pub(super) fn take(&self) -> Option<Token> {
+        self.tokens.1.try_recv().ok()
+    }
+}
