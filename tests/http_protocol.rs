@@ -17,7 +17,7 @@ use handover::{Handle, Next, Stats};
 
 use support::{
     LIMIT, QUIET, addr, byte_at, bytes_at, connect_narrow, door, keep_log, reset, server, start,
-    stop, until,
+    stop, until, wine_cannot,
 };
 use web::{Answer, Client, Seen, get, post, post_chunks, serve, serve_streaming, status};
 
@@ -819,8 +819,14 @@ fn the_last_answer_arrives_though_input_is_unread() {
             answer(request)
         }
     });
+    // A socket call of wine is an exchange with another process, which takes long on a busy machine. The server
+    // lingers for 2 s, and under wine a reset takes an answer with it that has arrived.
+    let length = match wine_cannot("take 200 kB while the server lingers") {
+        true => 20_000,
+        false => 200_000,
+    };
     let unread = get("/smuggled").repeat(6000);
-    let unread = &unread[..200_000];
+    let unread = &unread[..length];
     for (head, code) in [
         (
             "GET /last HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".to_owned(),
@@ -828,7 +834,7 @@ fn the_last_answer_arrives_though_input_is_unread() {
         ),
         ("GET /bad HTTP/1.1\r\n\r\n".to_owned(), 400),
         (post_head("/noread", 10 << 20), 200),
-        (post_head("/panic", 190_000), 500),
+        (post_head("/panic", length - 10_000), 500),
         (post_head("/panic", 10), 500),
         (get("/panic"), 500),
     ] {
