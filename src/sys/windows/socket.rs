@@ -19,7 +19,8 @@ use super::unsupported_error;
 // TransmitFile is not used: it waits until the client has taken all, also on a non-blocking socket,
 // or completes where no poll sees it. And on workstations, only two calls run at a time.
 pub(crate) use crate::sys::native::socket::{
-    ACCEPT_INHERITS_OPTIONS, accept, queued_connections, send_file, set_accept_options,
+    ACCEPT_INHERITS_OPTIONS, accept, hold_last_segment, queued_connections, release_last_segment,
+    send_file, set_accept_options,
 };
 use crate::sys::{AcceptErrorKind, Interest, PeerState, Ready};
 
@@ -117,14 +118,6 @@ pub(crate) const HOLDS_LAST: bool = false;
 pub(crate) fn send_last(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     send(socket, bytes)
 }
-
-/// This system cannot.
-pub(crate) fn hold_last_segment(_socket: &Socket) -> bool {
-    false
-}
-
-/// Nothing is held back.
-pub(crate) fn release_last_segment(_socket: &Socket) {}
 
 pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     let mut left = MOST_SENT;
