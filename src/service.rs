@@ -1,9 +1,7 @@
 //! The service: the application's code that serves connections, and [`Next`], which says what
 //! happens after each call.
 
-use std::any::Any;
 use std::error::Error;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -237,9 +235,9 @@ pub trait Service: Send + Sync {
     }
 }
 
-/// Makes a service of a handler that returns errors of any type: `Box<dyn Error>`, or one of its
-/// own. See [`Service::serve`] for what becomes of errors. A handler that returns `io::Result` is a
-/// service already.
+/// Makes a service of a handler that returns errors of any type that `Box<dyn Error>` can be made of:
+/// `Box<dyn Error>` itself, a `String`, or the error of a library. See [`Service::serve`] for what
+/// becomes of errors. A handler that returns `io::Result` is a service already.
 ///
 /// # Examples
 ///
@@ -264,14 +262,14 @@ pub trait Service: Send + Sync {
 pub fn service<F, E>(handler: F) -> impl Service<Session = (), Worker = ()>
 where
     F: Fn(&mut Connection) -> Result<Next, E> + Send + Sync,
-    E: fmt::Display + 'static,
+    E: Into<Box<dyn Error>>,
 {
     move |conn: &mut Connection| handler(conn).map_err(into_io_error)
 }
 
 /// Makes a service of functions: one that builds the state of a worker, one that begins the session
 /// of a connection, and the handler, which gets both. They may return errors of any type, as with
-/// [`service`].
+/// [`service`], the same for all three.
 ///
 /// # Examples
 ///
@@ -300,7 +298,7 @@ pub fn service_with<W, S, E>(
 ) -> impl Service<Session = S, Worker = W>
 where
     S: Send + 'static,
-    E: fmt::Display + 'static,
+    E: Into<Box<dyn Error>>,
 {
     Functions {
         worker: move |index| worker(index).map_err(into_io_error),
@@ -313,8 +311,8 @@ where
 
 /// Makes a service of two functions: one that begins the session of a connection, and the handler.
 /// The variables of a loop that served one connection become the session. What both functions write
-/// in the first call leaves together. The functions may return errors of any type that
-/// `Box<dyn Error>` can be made of; [`Service::serve`] says what becomes of errors.
+/// in the first call leaves together. The functions may return errors of any type, as with
+/// [`service`].
 ///
 /// # Examples
 ///
@@ -354,10 +352,8 @@ where
 {
     service_with(
         |_worker| Ok(()),
-        move |conn: &mut Connection| session(conn).map_err(E::into),
-        move |conn: &mut Connection, session: &mut S, (): &mut ()| {
-            handler(conn, session).map_err(E::into)
-        },
+        session,
+        move |conn: &mut Connection, session: &mut S, (): &mut ()| handler(conn, session),
     )
 }
 
@@ -400,7 +396,7 @@ pub fn pack_sessions<S, E>(
 ) -> impl Service<Session = S::Session, Worker = S::Worker>
 where
     S: Service,
-    E: fmt::Display + 'static,
+    E: Into<Box<dyn Error>>,
 {
     PackingService {
         service,
@@ -500,29 +496,39 @@ where
     }
 }
 
-/// An error with the text of one that need not be `Send`, and the kind of an `io::Error`.
-pub(crate) fn into_io_error<E: fmt::Display + 'static>(error: E) -> io::Error {
-    let any: &dyn Any = &error;
-    let io_error = || Some(any.downcast_ref::<io::Error>()? as &(dyn Error + 'static));
-    let boxed = || Some(&**any.downcast_ref::<Box<dyn Error>>()?);
-    let sent = || {
-        let error = any.downcast_ref::<Box<dyn Error + Send + Sync>>()?;
-        Some(&**error as &(dyn Error + 'static))
+/// The error itself if it is an `io::Error`. Otherwise an error with its text, which need not be
+/// `Send`, and the kind of the `io::Error` in it.
+pub(crate) fn into_io_error(error: impl Into<Box<dyn Error>>) -> io::Error {
+    let error = match error.into().downcast::<io::Error>() {
+        Ok(error) => return *error,
+        Err(error) => error,
     };
-    let found = io_error().or_else(boxed).or_else(sent);
-    let kind = found.and_then(io_kind).unwrap_or(io::ErrorKind::Other);
+    let kind = match io_error_in(&*error) {
+        Some(found) if found.kind() != io::ErrorKind::WouldBlock || is_wait(found) => found.kind(),
+        _ => io::ErrorKind::Other,
+    };
     io::Error::new(kind, format!("{error:#}"))
 }
 
-/// The kind of the first `io::Error` among an error and its causes. An error that contains another
-/// one, as that of [`io::Error::other`], has no kind of its own.
-pub(crate) fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+/// Whether an error may be the `WouldBlock` of a view of the connection, which a library may have
+/// passed on in an error of its own, or made anew. An error of another socket has a code of the
+/// system.
+pub(crate) fn is_wait(error: &(dyn Error + 'static)) -> bool {
+    let found = io_error_in(error);
+    found.is_some_and(|it| it.kind() == io::ErrorKind::WouldBlock && it.raw_os_error().is_none())
+}
+
+/// The first `io::Error` among an error and its causes. An error that contains another one, as that
+/// of [`io::Error::other`], has no kind of its own.
+fn io_error_in<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         next = match error.downcast_ref::<io::Error>() {
-            Some(error) if error.kind() != io::ErrorKind::Other => return Some(error.kind()),
             // The `source` of an `io::Error` is that of the error in it.
-            Some(error) => error.get_ref().map(|error| error as _),
+            Some(error) => match error.get_ref() {
+                Some(inner) if error.kind() == io::ErrorKind::Other => Some(inner as _),
+                _ => return Some(error),
+            },
             None => error.source(),
         };
     }

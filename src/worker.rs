@@ -722,7 +722,7 @@ impl<'a, S: Service> Workers<'a, S> {
 #[cold]
 fn next_after(conn: &Connection, error: &io::Error) -> Option<Next> {
     match conn.blocked_view()? {
-        _ if service::io_kind(error) != Some(io::ErrorKind::WouldBlock) => None,
+        _ if !service::is_wait(error) => None,
         Blocked::Input => Some(Next::Park),
         Blocked::Output | Blocked::Turn => Some(Next::Again),
     }

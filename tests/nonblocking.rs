@@ -3,9 +3,12 @@
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
+#[cfg(feature = "http")]
+use handover::http::{self, Body, HeaderValue, Reply, Request, Response, StatusCode, header};
 use handover::{Connection, Next, Service};
 use tungstenite::protocol::{Role, WebSocketContext};
 use tungstenite::{Error, Message, WebSocket};
@@ -306,8 +309,20 @@ fn handlers_with_other_errors_wait_too() {
         Ok(echo_view(conn)?)
     };
     let library = |conn: &mut Connection, (): &mut ()| echo_view(conn).map_err(Error::Io);
+    let alone = |conn: &mut Connection| echo_view(conn).map_err(Error::Io);
+    let with_worker =
+        |conn: &mut Connection, (): &mut (), (): &mut ()| echo_view(conn).map_err(Error::Io);
+    // A library may make the error anew.
+    let anew =
+        |conn: &mut Connection| echo_view(conn).map_err(|error| Error::Io(error.kind().into()));
     let handles = [
         start(server(), handover::service(boxed)),
+        start(server(), handover::service(alone)),
+        start(server(), handover::service(anew)),
+        start(
+            server(),
+            handover::service_with(|_| Ok(()), |_conn| Ok(()), with_worker),
+        ),
         start(
             server(),
             handover::service_with_session(|_conn| Ok(()), library),
@@ -348,6 +363,98 @@ fn any_other_would_block_is_a_failure() {
             stats.service_errors == count
         });
     }
+    stop(&handle);
+}
+
+/// A service that has handled the `WouldBlock` of its view, and meets a time-out of another stream.
+#[test]
+fn the_would_block_of_another_socket_is_a_failure() {
+    type Wrap = fn(io::Error) -> Box<dyn std::error::Error>;
+    let wraps: [Wrap; 3] = [
+        |error| error.into(),
+        |error| Error::Io(error).into(),
+        |error| io::Error::other(Error::Io(error)).into(),
+    ];
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend_addr = backend.local_addr().unwrap();
+    for wrap in wraps {
+        let service = move |conn: &mut Connection| -> Result<Next, Box<dyn std::error::Error>> {
+            while conn.nonblocking().read(&mut [0; 64]).is_ok() {}
+            let mut stream = TcpStream::connect(backend_addr)?;
+            stream.set_nonblocking(true)?;
+            stream.read(&mut [0; 8]).map_err(wrap)?;
+            Ok(Next::Park)
+        };
+        let handle = start(server().workers(1), handover::service(service));
+        let mut client = connect(addr(&handle));
+        client.write_all(b"hello").unwrap();
+        support::assert_closed(&mut client);
+        until(&handle, "it is counted", |stats| stats.service_errors == 1);
+        stop(&handle);
+    }
+}
+
+/// The first function of an upgrade is called once, and cannot wait.
+#[cfg(feature = "http")]
+#[test]
+fn a_session_after_an_upgrade_that_would_wait_is_a_failure() {
+    let service = http::service(|_: &mut Request<Body<'_>>| {
+        let begin = |conn: &mut Connection| conn.nonblocking().read(&mut [0; 8]);
+        let serve = |_: &mut Connection, _: &mut usize| -> io::Result<Next> { Ok(Next::Park) };
+        let mut response = Response::new(Reply::upgrade_with(begin, serve));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let protocol = HeaderValue::from_static("test");
+        response.headers_mut().insert(header::UPGRADE, protocol);
+        response
+    });
+    let handle = start(server().workers(1), service);
+    let mut client = connect(addr(&handle));
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: test\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    until(&handle, "it is counted", |stats| stats.service_errors == 1);
+    stop(&handle);
+}
+
+/// A library that reads after a write that was blocked, when its client has read meanwhile: the write comes first.
+#[test]
+fn a_blocked_write_is_not_forgotten_by_a_read() {
+    let (keeper, door) = door();
+    let calls = AtomicUsize::new(0);
+    let service = move |conn: &mut Connection| -> io::Result<Next> {
+        if calls.fetch_add(1, SeqCst) > 0 {
+            conn.write_all(
+                b"rest
+",
+            )?;
+            return Ok(Next::Close);
+        }
+        io::BufRead::consume(conn, 2);
+        let blocked = loop {
+            if let Err(error) = conn.nonblocking().write(&[b'x'; 64 << 10]) {
+                break error;
+            }
+        };
+        assert_eq!(blocked.kind(), ErrorKind::WouldBlock);
+        door.pass();
+        conn.flush_all()?;
+        let count = conn.nonblocking().read(&mut [0; 8])?;
+        panic!("{count} bytes were read");
+    };
+    let handle = start(server().workers(1).output_limit(4096), service);
+    let mut client = connect_narrow(addr(&handle));
+    client.write_all(b"go").unwrap();
+    keeper.wait();
+    keeper.let_one_in();
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).unwrap();
+    assert!(all.ends_with(
+        b"xrest
+"
+    ));
     stop(&handle);
 }
 

@@ -33,8 +33,10 @@ pub(crate) enum Blocked {
 /// | has no input | [`Next::Park`] | when more has arrived |
 /// | has as much unwritten output as the [output limit](crate::Builder::output_limit), or has read 256 KiB in this call | [`Next::Again`] | when the output is written, and others had their turn |
 ///
-/// The error may be the [`source`](std::error::Error::source) of an error of the library. The
-/// library gets a new view in each call of the service, and continues where it was interrupted.
+/// The error may be the [`source`](std::error::Error::source) of an error of the library, or one that
+/// the library has made in its place. A `WouldBlock` with a code of the system
+/// ([`raw_os_error`](io::Error::raw_os_error)) is that of another socket, such as a time-out of
+/// reading from a backend: it is a failure. The library gets a new view in each call of the service, and continues where it was interrupted.
 ///
 /// # Reading
 ///

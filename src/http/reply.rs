@@ -148,7 +148,8 @@ impl Reply {
 
     /// As [`upgrade`](Self::upgrade), with two functions as those of
     /// [`service_with_session`](crate::service_with_session): `session` is called once, when the
-    /// other protocol begins, and `protocol` gets what it has returned.
+    /// other protocol begins, and `protocol` gets what it has returned. An error of either closes the
+    /// connection, also a `WouldBlock` of `session`, which cannot wait for its client.
     ///
     /// # Examples
     ///
@@ -188,12 +189,13 @@ impl Reply {
     {
         let (mut begin, mut begun) = (Some(session), None);
         Self::upgrade(move |conn| {
-            let io_error = |error: E| into_io_error(error.into());
             if let Some(begin) = begin.take() {
-                begun = Some(begin(conn).map_err(io_error)?);
+                let session = begin(conn).map_err(into_io_error);
+                // It can be called once only.
+                begun = Some(session.inspect_err(|_| conn.forget_blocked_view())?);
             }
             match &mut begun {
-                Some(session) => protocol(conn, session).map_err(io_error),
+                Some(session) => protocol(conn, session).map_err(into_io_error),
                 None => Ok(Next::Close),
             }
         })
