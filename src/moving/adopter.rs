@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::EndRequest;
+use super::{EndRequest, rearm};
 use crate::acceptor::MovedAdmission;
 use crate::addr::Addr;
 use crate::listener::ListenerInfo;
@@ -84,7 +84,9 @@ impl<'a, S: Service> Adopter<'a, S> {
                     if self.stops() {
                         return;
                     }
-                    if let Err(error) = self.poller.wait(&mut events, 4, None) {
+                    let armed = rearm(&self.poller, &self.channel);
+                    let waited = armed.and_then(|()| self.poller.wait(&mut events, 4, None));
+                    if let Err(error) = waited {
                         log::error!("the adopter cannot wait for events: {error}");
                     }
                 }
@@ -194,7 +196,7 @@ impl<'a, S: Service> Adopter<'a, S> {
     fn answer(&self, refused: Vec<RefusedConnection>) -> io::Result<()> {
         let text = MoveMessage::Ack { refused }.encode()?;
         loop {
-            match sys::message::send_packet(&self.channel, &text, &[]) {
+            match sys::message::send_sockets(&self.channel, &text, &[]) {
                 Ok(()) => return Ok(()),
                 // The predecessor has died, or left these connections to this process.
                 Err(error)

@@ -33,13 +33,24 @@ mod adopter;
 mod credit;
 mod mover;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::sys::Poller;
+use socket2::Socket;
+
+use crate::sys::{Interest, Poller};
 
 pub(crate) use adopter::Adopter;
 pub(crate) use mover::Mover;
+
+/// Makes the poller report later messages too, on platforms where it reports a socket once.
+fn rearm(poller: &Poller, channel: &Socket) -> io::Result<()> {
+    match Poller::REPORTS_ONCE {
+        true => poller.rearm(channel, 0, Interest::Read),
+        false => Ok(()),
+    }
+}
 
 /// Asks a mover or an adopter to end.
 #[derive(Clone)]

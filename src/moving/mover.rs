@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::EndRequest;
 use super::credit::{Answered, Credit};
+use super::{EndRequest, rearm};
 use crate::clock::Deadline;
 use crate::log;
 use crate::panic;
@@ -32,8 +32,10 @@ use crate::wire::{Batch, ConnectionRecord, MoveMessage, Pushed, Record};
 /// How long a stop waits for answers to batches in flight.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The pause before another attempt to send, if no answer makes room.
+/// The pause before another attempt to send, if no answer makes room, and for how long attempts are
+/// made. No process serves the connections meanwhile.
 const SEND_PAUSE: Duration = Duration::from_millis(2);
+const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A connection on its way.
 struct Moving<'a, T> {
@@ -122,7 +124,7 @@ impl<'a, S: Service> Mover<'a, S> {
     /// Handles the answers that have come. An error: the successor has closed the channel.
     fn receive_answers(&mut self) -> io::Result<()> {
         loop {
-            match sys::message::receive(&self.channel, &mut self.buffer) {
+            match sys::message::receive_sockets(&self.channel, &mut self.buffer) {
                 Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((size, _)) => match MoveMessage::decode(&self.buffer[..size]) {
                     Ok(MoveMessage::Ack { refused }) => {
@@ -133,7 +135,9 @@ impl<'a, S: Service> Mover<'a, S> {
                     Ok(_) => log::debug!("ignoring a message on the channel for connections"),
                     Err(error) => log::warn!("ignoring an answer of {size} bytes: {error}"),
                 },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return rearm(&self.queue.poller, &self.channel);
+                }
                 // The successor has died with unread batches. Its answers are still to be received.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => return Err(error),
@@ -180,9 +184,14 @@ impl<'a, S: Service> Mover<'a, S> {
         let sockets: Vec<&Socket> = infos.map(|info| &info.socket).collect();
         match sys::message::send_sockets(&self.channel, &text, &sockets) {
             Ok(()) => self.credit.note_sent(batch),
-            Err(error) if sys::message::is_temporary(&error) => self.unsent = Some((text, batch)),
+            Err(error) if sys::message::is_temporary(&error) && !is_late(&batch) => {
+                self.unsent = Some((text, batch));
+            }
             Err(error) => {
-                log::debug!("cannot send {} connections: {error}", batch.len());
+                log::warn!(
+                    "{} connections stay, they cannot be sent: {error}",
+                    batch.len()
+                );
                 batch.into_iter().for_each(|moving| moving.turn.stay());
             }
         }
@@ -317,6 +326,12 @@ impl<'a, S: Service> Mover<'a, S> {
         let kept = unsent.into_iter().flatten().chain(left_over);
         kept.for_each(|moving| moving.turn.stay());
     }
+}
+
+/// Whether attempts to send the batch are made for too long.
+fn is_late<T>(batch: &[Moving<'_, T>]) -> bool {
+    let first = batch.iter().map(|moving| moving.since).min();
+    first.is_some_and(|since| since.elapsed() > SEND_TIMEOUT)
 }
 
 impl<S: Service> Drop for Mover<'_, S> {

@@ -513,7 +513,8 @@ fn open_channel(successor: &Link, listeners: Vec<String>) -> Option<Socket> {
     let failed = |error: &io::Error| {
         log::error!("open connections stay: cannot make a channel for them: {error}");
     };
-    let (own_end, successor_end) = sys::message::create_pair().inspect_err(failed).ok()?;
+    let channel = sys::message::create_channel();
+    let (own_end, successor_end) = channel.inspect_err(failed).ok()?;
     let descriptor = sys::descriptor::from_socket(successor_end);
     let descriptor = descriptor.inspect_err(failed).ok()?;
     let message = HandshakeMessage::Connections { listeners };

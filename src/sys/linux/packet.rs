@@ -55,17 +55,22 @@ pub(crate) fn receive(
     Ok((size, descriptors_of(control)?.into_iter().next()))
 }
 
-/// Whether [`send_sockets`] and [`receive_sockets`] work.
+/// Whether [`create_channel`], [`send_sockets`] and [`receive_sockets`] work.
 pub(crate) const PASSES_CONNECTIONS: bool = true;
 
-/// Sends a message to the other end of a pair, and up to 253 connected sockets with it, without
+/// Two connected, non-blocking sockets for [`send_sockets`] and [`receive_sockets`].
+pub(crate) fn create_channel() -> io::Result<(Socket, Socket)> {
+    create_pair()
+}
+
+/// Sends a message to the other end of a channel, and up to 253 connected sockets with it, without
 /// waiting. This process keeps the sockets open.
 pub(crate) fn send_sockets(to: &Socket, message: &str, sockets: &[&Socket]) -> io::Result<()> {
     let sockets: Vec<_> = sockets.iter().map(|one| one.as_fd()).collect();
     ancillary::send_borrowed(to, message.as_bytes(), &sockets).map(drop)
 }
 
-/// Receives a message from the other end of a pair, and the sockets that came with it. Returns the
+/// Receives a message from the other end of a channel, and the sockets that came with it. Returns the
 /// message's length; 0 when the peer has closed its end. If this process has no descriptors left,
 /// the last sockets are missing.
 ///

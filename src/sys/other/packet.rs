@@ -192,8 +192,13 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// Whether [`send_sockets`] and [`receive_sockets`] work.
+/// Whether [`create_channel`], [`send_sockets`] and [`receive_sockets`] work.
 pub(crate) const PASSES_CONNECTIONS: bool = false;
+
+/// Not supported.
+pub(crate) fn create_channel() -> io::Result<(Socket, Socket)> {
+    Err(unsupported_error())
+}
 
 /// Not supported.
 pub(crate) fn send_sockets(_: &Socket, _message: &str, _: &[&Socket]) -> io::Result<()> {

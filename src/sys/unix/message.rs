@@ -10,9 +10,10 @@ use rustix::io::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 pub(crate) use super::ancillary::receive_all;
-pub(crate) use crate::sys::native::peer_packet::{
-    PASSES_CONNECTIONS, create_pair, receive, receive_sockets, send_packet, send_sockets,
+pub(crate) use crate::sys::native::packet::{
+    PASSES_CONNECTIONS, create_channel, receive_sockets, send_sockets,
 };
+pub(crate) use crate::sys::native::peer_packet::{create_pair, receive, send_packet};
 pub(crate) use crate::sys::native::socket::allow_descriptors;
 
 use super::ancillary;

@@ -6,9 +6,10 @@ use socket2::Socket;
 
 pub(crate) use super::loopback_pair::create_pair;
 pub(crate) use super::notify_client::{AnswerChannel, ManagerConnection};
-pub(crate) use crate::sys::native::peer_packet::{
-    PASSES_CONNECTIONS, receive, receive_sockets, send_packet, send_sockets,
+pub(crate) use crate::sys::native::packet::{
+    PASSES_CONNECTIONS, create_channel, receive_sockets, send_sockets,
 };
+pub(crate) use crate::sys::native::peer_packet::{receive, send_packet};
 
 use super::unsupported_error;
 

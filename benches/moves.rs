@@ -1,0 +1,78 @@
+//! Restarts under idle and active clients: how fast open connections move to the successor, and how long the longest
+//! pause is that a client sees.
+//!
+//! ```text
+//! cargo bench --bench moves -- [--idle 8000] [--active 32] [--restarts 10]
+//! ```
+//!
+//! The server is a process of its own, and so is each successor. Active clients send a line when they have the answer
+//! to the last. They do so for a while without a restart, and then over the restarts. In the end each client, the idle
+//! ones too, must be answered on its first connection.
+
+#[cfg(target_os = "linux")]
+#[path = "support/moves.rs"]
+mod moves;
+#[cfg(target_os = "linux")]
+#[allow(
+    dead_code,
+    reason = "strace and the load client are another benchmark's"
+)]
+#[path = "support/process.rs"]
+mod process;
+
+/// Every failure ends the benchmark with its message; nothing here is recovered from.
+#[cfg(target_os = "linux")]
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[cfg(target_os = "linux")]
+fn main() -> std::process::ExitCode {
+    use std::process::ExitCode;
+
+    match play() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("moves: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Plays the role that the arguments name: without one, that of the benchmark which starts the others.
+#[cfg(target_os = "linux")]
+fn play() -> Result<()> {
+    use lexopt::Arg::{Long, Value};
+    use lexopt::ValueExt;
+
+    let (mut idle, mut active, mut restarts, mut role) = (None, None, None, None);
+    // `cargo bench NAME` hands the name to every benchmark.
+    let (mut bench, mut filtered_out) = (false, false);
+    let mut args = lexopt::Parser::from_env();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("idle") => idle = Some(args.value()?.parse()?),
+            Long("active") => active = Some(args.value()?.parse()?),
+            Long("restarts") => restarts = Some(args.value()?.parse()?),
+            Long("role") => role = Some(args.value()?.string()?),
+            Long("bench") => bench = true,
+            Value(filter) => filtered_out = !"moves".contains(&filter.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    // Without `--bench` it is `cargo test --benches` that runs this, which wants to know whether it works.
+    let usual = if bench { (8000, 32, 10) } else { (200, 4, 2) };
+    match role.as_deref() {
+        None if filtered_out => Ok(()),
+        None => moves::run(
+            idle.unwrap_or(usual.0),
+            active.unwrap_or(usual.1),
+            restarts.unwrap_or(usual.2),
+        ),
+        Some("moves") => moves::serve(),
+        Some(other) => Err(format!("no such role: {other}").into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    println!("moves needs Linux: connections move there only.");
+}

@@ -1,0 +1,213 @@
+//! The server of a line protocol that is replaced, and its clients.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handover::{Connection, Next, Restart, Server};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+
+use super::Result;
+use super::process::{Actor, announce};
+
+/// How long the active clients are watched without a restart, and how long between two restarts.
+const QUIET: Duration = Duration::from_secs(2);
+const BETWEEN: Duration = Duration::from_millis(200);
+/// A server that is silent for as long has lost a request.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+// ---- the server ----
+
+/// Answers each line with the process id.
+pub(super) fn serve() -> Result<()> {
+    raise_descriptors()?;
+    let restart = Restart::inherit()?;
+    let is_first = restart.generation() == 1;
+    let server = Server::builder()
+        .listen("127.0.0.1:0")
+        .max_connections(usize::MAX)
+        .restart(restart)
+        .build(answer)?;
+    if is_first {
+        announce(&server.local_addrs()[0]);
+    }
+    let handle = server.handle();
+    // The end of the benchmark is the end of its input, which each generation has.
+    let watch = move || {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        handle.stop_now();
+    };
+    thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(watch)?;
+    let report = server.run()?;
+    let (moved, took) = (report.moved, report.took.as_nanos());
+    // The benchmark that reads it may have ended.
+    let longest = report.longest_move.as_nanos();
+    let _ = writeln!(io::stdout(), "{moved} {took} {longest}");
+    Ok(())
+}
+
+fn answer(conn: &mut Connection) -> io::Result<Next> {
+    while conn.take_line(64)?.is_some() {
+        writeln!(conn, "{}", std::process::id())?;
+    }
+    Ok(Next::incomplete(conn))
+}
+
+/// As many descriptors as this process may have.
+fn raise_descriptors() -> Result<u64> {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: hard,
+        maximum: hard,
+    };
+    setrlimit(Resource::Nofile, limit)?;
+    Ok(hard.unwrap_or(1 << 20))
+}
+
+// ---- the clients ----
+
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn connect(to: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::with_capacity(64, stream)))
+    }
+
+    /// The process that answers.
+    fn ask(&mut self) -> Result<i32> {
+        self.0.get_mut().write_all(b"who\n")?;
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        Ok(line.trim().parse()?)
+    }
+}
+
+/// How long answers took, sorted.
+struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    fn of(mut all: Vec<Duration>) -> Self {
+        all.sort_unstable();
+        Self(all)
+    }
+
+    fn show(&self, when: &str) {
+        let at = |share: f64| {
+            let index = (self.0.len() as f64 * share) as usize;
+            let found = self.0.get(index.min(self.0.len().saturating_sub(1)));
+            found.map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
+        };
+        println!(
+            "  {when:<18} {:>9} answers   p50 {:.3}   p99 {:.3}   p99.9 {:.3}   max {:.3}",
+            self.0.len(),
+            at(0.5),
+            at(0.99),
+            at(0.999),
+            at(1.0)
+        );
+    }
+}
+
+/// Measures.
+pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
+    let limit = raise_descriptors()?;
+    if (limit as usize) < idle + active + 100 {
+        return Err(format!("{idle} idle clients need more than the {limit} descriptors").into());
+    }
+    let (mut server, address) = Actor::server("moves", None)?;
+    let address: SocketAddr = address.parse()?;
+    let mut idle_clients = Vec::with_capacity(idle);
+    for _ in 0..idle {
+        let mut client = Client::connect(address)?;
+        client.ask()?;
+        idle_clients.push(client);
+    }
+    println!("latencies of {active} active clients beside {idle} idle ones, in milliseconds:");
+    under_load(address, active, || {
+        thread::sleep(QUIET);
+        Ok(())
+    })?
+    .show("without a restart");
+    let mut moves = Vec::new();
+    let mut over_restarts = || {
+        for _ in 0..restarts {
+            let old = Client::connect(address)?.ask()?;
+            let pid = Pid::from_raw(old).ok_or("no process id")?;
+            kill_process(pid, Signal::HUP)?;
+            let line = server.hear()?;
+            let numbers: std::result::Result<Vec<u64>, _> =
+                line.split(' ').map(str::parse).collect();
+            let [moved, took, longest] = numbers?[..] else {
+                return Err(format!("a server said {line:?}").into());
+            };
+            moves.push((
+                moved,
+                Duration::from_nanos(took),
+                Duration::from_nanos(longest),
+            ));
+            thread::sleep(BETWEEN);
+        }
+        Ok(())
+    };
+    under_load(address, active, &mut over_restarts)?.show("over the restarts");
+    println!(
+        "moved, in milliseconds until the old process has stopped, the longest without an owner:"
+    );
+    for (moved, took, longest) in &moves {
+        println!(
+            "  {moved:>6}   {:>8.3}   {:>8.3}   {:>9.0} per second",
+            took.as_secs_f64() * 1000.0,
+            longest.as_secs_f64() * 1000.0,
+            *moved as f64 / took.as_secs_f64()
+        );
+    }
+    let serving = Client::connect(address)?.ask()?;
+    for client in &mut idle_clients {
+        if client.ask()? != serving {
+            return Err("an idle client was answered by an old process".into());
+        }
+    }
+    println!("all {idle} idle clients were answered on their first connection");
+    Ok(())
+}
+
+/// The latencies that active clients see meanwhile. Each has one connection.
+fn under_load(
+    address: SocketAddr,
+    active: usize,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<Latencies> {
+    let ends = AtomicBool::new(false);
+    let mut all = Vec::new();
+    thread::scope(|scope| {
+        let clients = (0..active).map(|_| {
+            scope.spawn(|| {
+                let mut latencies = Vec::new();
+                let mut client = Client::connect(address)?;
+                while !ends.load(Relaxed) {
+                    let asked = Instant::now();
+                    client.ask()?;
+                    latencies.push(asked.elapsed());
+                }
+                Ok(latencies)
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        let done = meanwhile();
+        ends.store(true, Relaxed);
+        for client in clients {
+            let latencies: Result<Vec<Duration>> =
+                client.join().map_err(|_| "a client panicked")?;
+            all.extend(latencies?);
+        }
+        done
+    })?;
+    Ok(Latencies::of(all))
+}
