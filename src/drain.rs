@@ -8,8 +8,18 @@
 //! | CLOSING | a stop | closed | what has arrived is served, then closed together with the answer |
 //! | FORCED | the deadline has passed | closed | their waits end with an error |
 //!
+//! Before a successor serves, there may be a [`pause`], which treats connections that cannot move as
+//! the stage REPLACED does, without a grace.
+//!
 //! The stage never goes back to an earlier one. In the stage MOVING, a connection that cannot move is
 //! treated as in the stage REPLACED. That stage follows when the successor adopts no more.
+
+mod pause;
+
+/// The atomic of [`pause`]. The model test replaces it by that of loom.
+mod atomic {
+    pub(super) use std::sync::atomic::AtomicU64;
+}
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -19,10 +29,13 @@ use crossbeam_utils::CachePadded;
 
 use crate::clock::in_millis;
 
+use pause::Pause;
+
 /// One server's drain.
 #[derive(Default)]
 pub(crate) struct Drain {
     stage: AtomicU8,
+    pub(crate) pause: Pause,
     has_successor: AtomicBool,
     /// Once a successor serves: how long an idle connection is kept that does not move to it, in
     /// milliseconds.
@@ -79,9 +92,15 @@ impl Drain {
         self.has_successor.load(SeqCst)
     }
 
-    /// Whether the server drains, in any stage.
+    /// Whether the server drains, in any stage, or closes the connections that cannot move before a
+    /// successor serves.
     pub(crate) fn is_draining(&self) -> bool {
-        self.stage.load(SeqCst) >= MOVING
+        self.stage.load(SeqCst) >= MOVING || self.pause.is_settling()
+    }
+
+    /// Whether no service is called any more, because a successor has the state.
+    pub(crate) fn has_ended_calls(&self) -> bool {
+        self.has_successor() && self.is_draining() && self.pause.is_closed()
     }
 
     /// Whether open connections move to the successor.
@@ -95,7 +114,7 @@ impl Drain {
     #[inline]
     pub(crate) fn ends_connection(&self, may_move: impl FnOnce() -> bool) -> bool {
         match self.stage.load(SeqCst) {
-            0 => false,
+            0 => self.pause.ends_connection(may_move),
             MOVING => !may_move(),
             _ => true,
         }

@@ -131,6 +131,8 @@
 //!   wait ends at the write or read time-out, which progress at the minimum rate extends. Bytes and
 //!   files that the connection owns, and HTTP responses, hold none.
 //! - [`Restart::pass_state`] is a snapshot: what changes after a restart has begun is not in it.
+//!   [`Restart::exact_state`] loses no change, and has clients wait for some milliseconds. It needs
+//!   Linux.
 //! - At a restart, a connection that has a waker, an outbox or a timer, was upgraded, or has a
 //!   session that the service does not pack, stays with the old process, and is shut down at the end
 //!   of the drain time-out. On systems other than Linux, all connections stay.

@@ -1,7 +1,7 @@
 //! Counters and gauges, and the plain snapshot that a user gets of them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use crate::addr::Addr;
@@ -234,6 +234,9 @@ pub(crate) struct ThreadCounters {
     call_began: AtomicU64,
     /// How often the thread has begun or ended a turn: an odd number in a turn.
     turn: AtomicU64,
+    /// 1 while the worker may be in a call of the service, for the pause
+    /// of a restart. Kept only with an exact state.
+    pub(crate) in_calls: AtomicU64,
     /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if
     /// the worker can serve.
     failing_since: AtomicU64,
@@ -322,6 +325,12 @@ impl Counters {
             senders: shared(),
             ..Self::default()
         }
+    }
+
+    /// Whether a worker may be in a call of the service, see `Pause`.
+    pub(crate) fn has_calls(&self) -> bool {
+        let mut words = self.workers.iter().map(|worker| &worker.in_calls);
+        words.any(|word| word.load(SeqCst) != 0)
     }
 
     /// Calls of the service.

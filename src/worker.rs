@@ -311,9 +311,16 @@ impl<'a, S: Service> Workers<'a, S> {
             };
             let disposition = match occupant.advance() {
                 Needs::Service => {
+                    let (pause, counters) = (&self.lots.drain.pause, worker.counters);
+                    let word = &counters.in_calls;
+                    if !pause.begin_calls(word, || occupant.can_move()) {
+                        turn.hold();
+                        return TurnEnd::Over;
+                    }
                     occupant.conn.lend_buffers(&mut worker.spare);
                     let steps = || self.steps(lot, occupant, worker, token, &mut calls_left);
                     let disposition = panic::contain(steps);
+                    pause.end_calls(word);
                     // After an error and a panic too: what was written before is sent.
                     if matches!(disposition, Ok(Disposition::WriteThenClose)) {
                         occupant.conn.note_last_output();
@@ -419,7 +426,8 @@ impl<'a, S: Service> Workers<'a, S> {
                 && !occupant.conn.buffer().is_empty()
                 && !occupant.conn.has_output()
                 && *calls_left > 1
-                && !lot.has_entries();
+                && !lot.has_entries()
+                && self.lots.drain.pause.is_open();
             if !goes_on {
                 return disposition;
             }
@@ -437,7 +445,8 @@ impl<'a, S: Service> Workers<'a, S> {
     fn end_or_park(&self, occupant: &mut Occupant<S::Session>) -> Disposition {
         let is_closing = self.lots.drain.is_closing();
         let is_between_messages = matches!(occupant.stage, Stage::New | Stage::Idle);
-        if !is_between_messages || !is_closing && !occupant.conn.holds_answer() {
+        let ends = self.ends_after(occupant.stage, &occupant.conn);
+        if !is_between_messages || !ends && !occupant.conn.holds_answer() {
             return Disposition::Park;
         }
         occupant.check_drain();
@@ -495,7 +504,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 }
                 Ok(Filled::Bytes | Filled::Eof) => {}
                 Ok(Filled::Nothing) if is_due => {}
-                Ok(Filled::Nothing) if self.ends_after(stage) => return end_by_drain(conn),
+                Ok(Filled::Nothing) if self.ends_after(stage, conn) => return end_by_drain(conn),
                 Ok(Filled::Nothing) => return Disposition::Park,
                 Err(error) => {
                     log::debug!("{}: cannot read: {error}", conn.info());
@@ -711,9 +720,12 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// Whether the server stops, so that a connection at this stage gets no further message.
-    fn ends_after(&self, stage: Stage) -> bool {
-        !matches!(stage, Stage::Partial | Stage::Waiting) && self.lots.drain.is_closing()
+    /// Whether the server stops, or hands its state over, so that a connection at this stage gets no
+    /// further message.
+    fn ends_after(&self, stage: Stage, conn: &Connection) -> bool {
+        let drain = &self.lots.drain;
+        !matches!(stage, Stage::Partial | Stage::Waiting)
+            && (drain.is_closing() || drain.pause.ends_connection(|| conn.may_move()))
     }
 }
 

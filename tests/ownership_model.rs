@@ -10,6 +10,8 @@
 //!   against the owner, the poller, the keeper, and the slot's next connection. Each wake-up is followed by a call, each
 //!   message is written, also when the client did not read before.
 //! * **drain**: "parked, then looked whether the server drains" against "drains, then looked who is parked".
+//! * **pause**: the pause of a restart with an exact state, `src/drain/pause.rs`, included here as well. No call overlaps
+//!   with the export, which sees all changes, and no connection stays held (`Turn::hold`, `Lot::release_held`).
 //! * **timers**: the same with a parked connection's deadline and the wheel (`Turn::park`, `Lot::set_timer`,
 //!   `Lot::expire_slot`). Each parked connection is remembered in time, and by one entry of the wheel, however often its
 //!   deadline moves.
@@ -17,7 +19,8 @@
 //!   `wake_worker`, `poll_to_queue`, `pass_wake_on`, `end_threads`, `Lots::take_entry`, `wake_next`, and a worker's loop).
 //!   Nothing stays on any queue while a worker of any lot sleeps, whichever other thread polls.
 //!
-//! The last three are transcripts, since the lot they are taken from is full of sockets: whoever changes one of those
+//! The last two, and those of the drain and of held connections, are transcripts, since the lot they are taken from is
+//! full of sockets: whoever changes one of those
 //! methods changes its transcript here. Not modelled are the sockets and the poller (a counter of bytes; a list of
 //! events from which each is taken once, and which wakes one waiter for each), the slot's other contents, and the free
 //! list.
@@ -35,11 +38,15 @@ use loom::thread;
 
 use atomic::AtomicU64;
 use ownership::{Ownership, Readiness, Sent, Woken};
+use pause::Pause;
 use receive_state::ReceiveState;
 
 #[path = "../src/parking/ownership.rs"]
 #[allow(dead_code)] // The model has no queue time-out.
 mod ownership;
+#[path = "../src/drain/pause.rs"]
+#[allow(dead_code)] // The model closes no connection.
+mod pause;
 #[path = "../src/connection/receive_state.rs"]
 #[allow(dead_code)] // The model takes no socket out.
 mod receive_state;
@@ -667,6 +674,98 @@ fn a_drain_overlooks_nobody() {
         poller.join().unwrap();
         assert_eq!(slot.owner.generation(), generation + 1, "nobody closed it");
     });
+}
+
+// ---- pause ----
+
+/// A server of one worker: its word, the state of the application, and a connection that may be held.
+struct Paused {
+    pause: Pause,
+    in_calls: AtomicU64,
+    /// Stands for the state: loom reports a call and an export at once, and an export that may not see a call's change.
+    state: UnsafeCell<u64>,
+    owner: Ownership,
+    is_held: AtomicU64,
+    served: AtomicU64,
+}
+
+impl Paused {
+    fn new() -> Self {
+        let paused = Self {
+            pause: Pause::new(),
+            in_calls: AtomicU64::new(0),
+            state: UnsafeCell::new(0),
+            owner: Ownership::new(),
+            is_held: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+        };
+        paused.pause.enable();
+        paused.owner.occupy();
+        paused
+    }
+
+    /// A turn with the connection, which this thread owns.
+    fn serve(&self) {
+        while !self.pause.begin_calls(&self.in_calls, || true) {
+            // `Turn::hold`.
+            self.is_held.store(1, SeqCst);
+            self.owner.queue();
+            if !self.pause.is_open() || self.owner.claim_queued(0).is_none() {
+                return;
+            }
+        }
+        self.state.with_mut(|_| ());
+        self.served.fetch_add(1, SeqCst);
+        self.pause.end_calls(&self.in_calls);
+    }
+
+    /// The restarter's part up to the export.
+    fn export(&self) {
+        self.pause.settle(true);
+        self.pause.close();
+        while self.in_calls.load(SeqCst) != 0 {
+            thread::yield_now();
+        }
+        self.state.with(|_| ());
+    }
+}
+
+/// The worker of a connection, against a restart that succeeds, or fails and is followed by another one.
+fn play_pause(rounds: u64, succeeds: bool) {
+    play(3, move || {
+        let server = Arc::new(Paused::new());
+        let worker = thread::spawn({
+            let server = Arc::clone(&server);
+            move || server.serve()
+        });
+        for round in 0..rounds {
+            server.export();
+            if !(succeeds && round + 1 == rounds) {
+                server.pause.open();
+                // `Lot::release_held`.
+                let is_held = server.is_held.load(SeqCst) == 1;
+                if is_held && server.owner.claim_queued(0).is_some() {
+                    server.serve();
+                }
+            }
+        }
+        worker.join().unwrap();
+        let is_held = server.owner.is_queued(0);
+        let served = server.served.load(SeqCst);
+        assert_eq!(served + u64::from(is_held), 1, "lost, or served twice");
+        assert!(succeeds || served == 1, "it stays held");
+    });
+}
+
+#[test]
+fn no_call_overlaps_with_the_export() {
+    play_pause(1, true);
+}
+
+#[test]
+fn no_connection_stays_held() {
+    play_pause(1, false);
+    play_pause(2, false);
 }
 
 // ---- timers ----

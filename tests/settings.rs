@@ -276,6 +276,12 @@ fn cases() -> Vec<(&'static str, Change, Outcome)> {
             R(|r| r.ready_timeout(MAX)),
             Serves,
         ),
+        (
+            "Restart::pause_limit",
+            R(|r| r.pause_limit(ZERO)),
+            no_time!("pause_limit"),
+        ),
+        ("Restart::pause_limit", R(|r| r.pause_limit(MAX)), Serves),
         ("Restart::idle_grace", R(|r| r.idle_grace(ZERO)), Serves),
         ("Restart::idle_grace", R(|r| r.idle_grace(MAX)), Serves),
         ("Restart::max_draining", R(|r| r.max_draining(0)), Serves),

@@ -367,7 +367,8 @@ impl Connection {
     /// reaches the successor. A protocol may have a code for this, such as the close code 1012 of
     /// WebSocket.
     pub fn has_successor(&self) -> bool {
-        self.is_draining() && self.info.open_connection.drain().has_successor()
+        let drain = self.info.open_connection.drain();
+        self.is_draining() && (drain.has_successor() || drain.pause.is_settling())
     }
 
     /// Whether the client has ended its side of the stream. No bytes follow those in the

@@ -121,6 +121,7 @@ impl<S> Lot<S> {
     /// brings the connections whose service is called at a drain to a worker. Called after
     /// [`Drain::mark_replaced`](crate::drain::Drain::mark_replaced).
     pub(crate) fn shorten_idle(&self) {
+        self.release_held(&self.counters.main_thread);
         for (token, slot) in self.tokens() {
             let since = slot.since.load(SeqCst);
             let is_concerned = since & MID_MESSAGE == 0 || since & WANTS_DRAIN_CALL != 0;

@@ -29,7 +29,7 @@
 //! | FREE | none: the slot has no connection | the acceptor: `occupy` → RUNNING |
 //! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `queue` → QUEUED, a drop → FREE |
 //! | PARKED | the lot | a poller event, `wake` → QUEUED; `claim_parked` (expiry, shedding, drain), `send` → RUNNING |
-//! | QUEUED | the queue entry, on the queue of the workers or of the mover ([`moving`]) | the thread that takes the entry: `claim_queued` → RUNNING |
+//! | QUEUED | the queue entry, on the queue of the workers or of the mover ([`moving`]), or nobody during the pause of a restart ([`held`]) | the thread that takes the entry, or finds the connection: `claim_queued` → RUNNING |
 //!
 //! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
 //! fails: the owner reads again. The same holds for a wake-up and for a message of the outbox, which
@@ -85,6 +85,7 @@
 mod closing;
 mod concurrency;
 mod expiry;
+mod held;
 mod idle_order;
 mod keeper;
 mod lots;
@@ -124,6 +125,7 @@ use concurrency::Concurrency;
 pub(crate) use concurrency::Sample;
 use expiry::Expiries;
 pub(crate) use expiry::IdleConnection;
+pub(crate) use held::HeldConnections;
 use idle_order::IdleOrder;
 use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
@@ -146,9 +148,16 @@ pub(crate) const BATCH: usize = 256;
 /// response.
 const MID_MESSAGE: u64 = 1 << 63;
 
-/// A flag in `ConnectionSlot::since`: the drain goes on, and the connection does not move to the
-/// successor.
+/// A flag in `ConnectionSlot::since`: the connection is between two messages, and does not move to a
+/// successor. Kept while the server drains, and with an exact state.
 const STAYS: u64 = 1 << 61;
+
+/// A flag in `ConnectionSlot::since`: the service has to be called before the connection is between
+/// two messages.
+const UNFINISHED: u64 = 1 << 60;
+
+/// A flag in `ConnectionSlot::since`: the connection is QUEUED, and on no queue, see [`held`].
+const HELD: u64 = 1 << 59;
 
 /// A flag in `ConnectionSlot::since`: the connection is parked with output.
 const HAS_OUTPUT: u64 = 1;
@@ -211,7 +220,8 @@ struct ConnectionSlot<S> {
     /// parks.
     expires_at: AtomicU64,
     /// When the connection was parked, as four times the clock's milliseconds, with the flags
-    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING`, `STAYS` and `WANTS_DRAIN_CALL`.
+    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING`, `STAYS`, `UNFINISHED` and `WANTS_DRAIN_CALL`. `HELD`
+    /// stands here while the connection is QUEUED.
     since: AtomicU64,
     /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
     /// Set when the connection becomes QUEUED, and kept until a worker serves it.

@@ -29,9 +29,6 @@ use crate::connection::{Connection, ConnectionInfo, Waker};
 use crate::stats::ThreadCounters;
 use crate::wire::{ConnectionRecord, WireBytes};
 
-/// The most unread bytes of a connection that moves.
-const MOST_UNREAD: usize = 100 * 1024;
-
 /// The place of a walk over all slots.
 #[derive(Debug, Default)]
 pub(crate) struct Walk {
@@ -68,7 +65,7 @@ impl<S> Lots<S> {
         }
     }
 
-    /// The next parked connection that may move. Connections that stay, and were parked before the
+    /// The next parked or [held](super::held) connection that may move. Connections that stay, and were parked before the
     /// drain began, are parked again under its rules. `None` at the end of the walk.
     pub(crate) fn claim_movable(&self, walk: &mut Walk) -> Option<Turn<'_, S>> {
         while let Some(lot) = self.lots.get(walk.lot) {
@@ -82,6 +79,13 @@ impl<S> Lots<S> {
                 let is_concerned = since & MID_MESSAGE == 0 || since & WANTS_DRAIN_CALL != 0;
                 let is_concerned = is_concerned && since & STAYS == 0;
                 let token = Token::new(lot.index, index, slot.owner.generation());
+                if let Some(turn) = lot.claim_held(token, slot, &self.counters.mover) {
+                    match turn.can_move() {
+                        true => return Some(turn),
+                        false => turn.hold(),
+                    }
+                    continue;
+                }
                 if !is_concerned || !slot.owner.is_parked(token.generation) {
                     continue;
                 }
@@ -154,13 +158,8 @@ impl<S> Turn<'_, S> {
     /// Whether the connection can move to the successor now: it is between two messages. Input that
     /// has arrived moves with it.
     pub(crate) fn can_move(&self) -> bool {
-        self.occupant.as_ref().is_some_and(|occupant| {
-            matches!(occupant.stage, Stage::New | Stage::Idle)
-                && !occupant.conn.has_output()
-                && !occupant.conn.due.is_any()
-                && occupant.conn.buffer().len() <= MOST_UNREAD
-                && occupant.conn.may_move()
-        })
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|occupant| occupant.can_move())
     }
 
     /// Puts the connection on the mover's queue, if connections move now and this one can.
@@ -202,6 +201,9 @@ impl<S> Turn<'_, S> {
 
     /// The connection is served in this process as before. What has come meanwhile is looked at.
     pub(crate) fn go_on(self) {
+        if self.lot.drain.has_ended_calls() {
+            return self.hold();
+        }
         let is_parkable = self.occupant.as_ref().is_some_and(|occupant| {
             occupant.conn.buffer().is_empty() && occupant.conn.is_emptied()
         });

@@ -16,6 +16,9 @@ const LINGER_BYTES: u32 = 64 * 1024 * 1024;
 /// How many bytes a lingering connection discards before other connections have their turn.
 const LINGER_TURN: usize = 256 * 1024;
 
+/// The most unread bytes of a connection that moves.
+const MOST_UNREAD: usize = 100 * 1024;
+
 /// How far the exchange with the client has come. See the table in the parent module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -155,6 +158,22 @@ impl<S> Occupant<S> {
         matches!(self.stage, Stage::New | Stage::Idle)
             && !self.conn.has_output()
             && !self.conn.due.is_any()
+    }
+
+    /// Whether the service has to be called before the connection is between two messages.
+    pub(super) fn is_unfinished(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Partial | Stage::Waiting | Stage::Runnable
+        ) || self.conn.due.is_any() && self.may_call_service()
+    }
+
+    /// Whether the connection can move to the successor now: it is between two messages. Input that
+    /// has arrived moves with it.
+    pub(crate) fn can_move(&self) -> bool {
+        self.is_between_messages()
+            && self.conn.buffer().len() <= MOST_UNREAD
+            && self.conn.may_move()
     }
 
     /// Makes a call of the service due if the server drains, and the service expects to be told.

@@ -217,6 +217,11 @@ impl Ownership {
         self.is(generation, QUEUED)
     }
 
+    /// Whether the slot has no connection.
+    pub(crate) fn is_free(&self) -> bool {
+        self.0.load(SeqCst) & STATE == FREE
+    }
+
     pub(crate) fn is_running(&self, generation: u32) -> bool {
         self.is(generation, RUNNING)
     }

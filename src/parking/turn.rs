@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::occupant::{Needs, Occupant, Stage};
 use super::{
     ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, STAYS, Token,
-    WANTS_DRAIN_CALL,
+    UNFINISHED, WANTS_DRAIN_CALL,
 };
 use crate::clock;
 use crate::connection::{ClosingNotice, ConnectionInfo, Expiry, Filled, Flushed};
@@ -88,8 +88,12 @@ impl<S> Turn<'_, S> {
         if wants_drain_call {
             since |= WANTS_DRAIN_CALL;
         }
-        if !may_move && lot.drain.is_draining() {
+        if idle && !may_move && (lot.drain.is_draining() || lot.drain.pause.is_used()) {
             since |= STAYS;
+        }
+        let is_unfinished = occupant.is_unfinished();
+        if is_unfinished {
+            since |= UNFINISHED;
         }
         self.slot.since.store(since, Relaxed);
         let is_blocked = interest == Interest::Write;
@@ -105,14 +109,19 @@ impl<S> Turn<'_, S> {
                 // `close_idle` or `close_all` may have skipped this connection, which was in a
                 // turn.
                 let wants_drain_call = wants_drain_call && !is_blocked && lot.drain.is_draining();
-                let drains = lot.drain.is_closing() || lot.drain.idle_grace(may_move) != grace;
+                let drains = lot.drain.is_closing()
+                    || lot.drain.idle_grace(may_move) != grace
+                    || lot.drain.pause.ends_connection(|| may_move);
                 // The mover's walk may have passed over it in the same way.
                 if can_move && lot.drain.is_moving() {
                     Self::note_missed(lot);
                 }
                 if lot.drain.is_forced() {
                     lot.claim_parked(self.token, self.counters)?.close();
-                } else if wants_drain_call || idle && drains {
+                } else if wants_drain_call
+                    || idle && drains
+                    || is_unfinished && !is_blocked && lot.drain.has_ended_calls()
+                {
                     let mut turn = lot.claim_parked(self.token, self.counters)?;
                     if let Some(occupant) = turn.occupant() {
                         occupant.check_drain();
@@ -173,7 +182,7 @@ impl<S> Turn<'_, S> {
         while !self.lot.has_room_for_batch() {
             // As `close_idle` does, which may have come before.
             let may_close = self.is_between_messages() && !self.needs_drain_call();
-            if may_close && self.lot.drain.is_closing() && !self.read_new_input() {
+            if may_close && self.is_ended_by_drain() && !self.read_new_input() {
                 return self.close_with_goodbye();
             }
             if let Some(occupant) = self.occupant() {
@@ -245,6 +254,13 @@ impl<S> Turn<'_, S> {
     pub(super) fn is_between_messages(&self) -> bool {
         let occupant = self.occupant.as_ref();
         occupant.is_some_and(|occupant| occupant.is_between_messages())
+    }
+
+    /// Whether the drain closes the connection between two messages.
+    fn is_ended_by_drain(&self) -> bool {
+        let drain = &self.lot.drain;
+        let may_move = || (self.occupant.as_ref()).is_some_and(|it| it.conn.may_move());
+        drain.is_closing() || drain.pause.ends_connection(may_move)
     }
 
     /// Reads what the client has sent and no thread has read yet. True if the service is to be

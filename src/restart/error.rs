@@ -30,6 +30,9 @@ pub enum RestartErrorKind {
     Ended,
     /// The successor was not ready in time, and was ended.
     TimedOut,
+    /// The state could not be handed over exactly, see
+    /// [`Restart::exact_state`](crate::Restart::exact_state).
+    State,
     /// The server is being stopped, or was stopped.
     Stopping,
     /// The process has been replaced already, and could not pass the request on: its successor has

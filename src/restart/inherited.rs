@@ -140,7 +140,7 @@ impl Inherited {
                 self.predecessor = Some(Predecessor {
                     handshake,
                     stderr: stderr.and_then(own_stderr),
-                    state: state.and_then(read_state),
+                    state: state.and_then(read_passed_state),
                     start_pipe: start_pipe.and_then(adopt),
                 });
                 self.generation = generation;
@@ -285,10 +285,15 @@ pub(crate) fn adopt_socket(number: i32) -> io::Result<Socket> {
     sys::descriptor::adopt(number).and_then(sys::descriptor::into_socket)
 }
 
-fn read_state(descriptor: i32) -> Option<Vec<u8>> {
-    let mut state = Vec::new();
-    let file = sys::descriptor::adopt(descriptor).and_then(sys::descriptor::into_file);
-    let read = file.and_then(|mut file| file.read_to_end(&mut state));
+fn read_passed_state(descriptor: i32) -> Option<Vec<u8>> {
+    let read = sys::descriptor::adopt(descriptor).and_then(read_state);
     let failed = |error: &io::Error| log::error!("cannot read the predecessor's state: {error}");
-    read.inspect_err(failed).ok().map(|_| state)
+    read.inspect_err(failed).ok()
+}
+
+/// The state in a file of the predecessor.
+pub(super) fn read_state(file: Descriptor) -> io::Result<Vec<u8>> {
+    let mut state = Vec::new();
+    sys::descriptor::into_file(file)?.read_to_end(&mut state)?;
+    Ok(state)
 }

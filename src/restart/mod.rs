@@ -14,6 +14,9 @@
 //! Drained                               ─►
 //! ```
 //!
+//! With an exact state, `Cutover` comes after a pause, and with the state, and the successor accepts
+//! after `Ack`: see `restarter/pause.rs`.
+//!
 //! Until `Ack`, the predecessor can go on as if nothing had happened, and does so however the
 //! successor fails. Until `Commit`, the successor ends if it is told to abort; if the predecessor
 //! dies, the successor serves. Both have the same sockets, so the kernel keeps clients that connect
@@ -95,7 +98,8 @@ pub(crate) type ReadyWhen =
 /// |---|---|---|
 /// | the servers' listeners | [`Builder::listen`](crate::Builder::listen), [`Builder::listener`](crate::Builder::listener) | the same |
 /// | other sockets and files | [`pass`](Self::pass) | [`inherited`](Self::inherited) |
-/// | state, as bytes | [`pass_state`](Self::pass_state) | [`inherited_state`](Self::inherited_state) |
+/// | state, as bytes, from the begin of the restart | [`pass_state`](Self::pass_state) | [`inherited_state`](Self::inherited_state) |
+/// | state without a lost change | [`exact_state`](Self::exact_state) | the same |
 /// | open connections, see [`move_connections`](Self::move_connections) | [`Service::pack`](crate::Service::pack) | [`Service::unpack`](crate::Service::unpack) |
 ///
 /// # The start of a new process
@@ -179,6 +183,8 @@ pub(crate) struct RestartParts {
     pub(crate) ready_when: Option<ReadyWhen>,
     passed: Vec<(String, Descriptor)>,
     state: Option<StateSource>,
+    exact_state: Option<ExactState>,
+    pause_limit: Duration,
     pid_file: Option<PathBuf>,
     /// `None` once the server has taken them.
     pub(crate) recorded_signals: Option<RecordedSignals>,
@@ -186,6 +192,22 @@ pub(crate) struct RestartParts {
 
 /// Returns the state for a successor.
 type StateSource = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+
+/// Takes the state of a predecessor.
+type StateSink = Box<dyn FnOnce(Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> + Send + Sync>;
+
+/// A state that goes to the successor while no service is called.
+struct ExactState {
+    export: StateSource,
+    /// `None` once it was called.
+    import: Option<StateSink>,
+}
+
+impl RestartParts {
+    pub(crate) fn passes_exact_state(&self) -> bool {
+        self.exact_state.is_some()
+    }
+}
 
 /// The signals that are recorded in a successor, if they are. A drop releases them.
 pub(crate) struct RecordedSignals(bool);
@@ -256,6 +278,8 @@ impl Restart {
                 ready_when: None,
                 passed: Vec::new(),
                 state: None,
+                exact_state: None,
+                pause_limit: Duration::from_secs(1),
                 pid_file: None,
                 recorded_signals: Some(recorded_signals),
             })),
@@ -415,8 +439,8 @@ impl Restart {
     /// [`inherited_state`](Self::inherited_state), and its version of the program must understand
     /// them. Called when a restart begins, while this process goes on serving: what changes
     /// afterwards is not in it, in particular what the connections change that are busy then. They
-    /// may go on until the end of the drain, beside the successor. What must not be lost goes to a
-    /// file or a database that both processes use. A panic is logged, and passes nothing. Defaults
+    /// may go on until the end of the drain, beside the successor. For state of which no change may be
+    /// lost, use [`exact_state`](Self::exact_state). A panic is logged, and passes nothing. Defaults
     /// to nothing.
     ///
     /// # Examples
@@ -455,6 +479,101 @@ impl Restart {
     pub fn inherited_state(&self) -> Option<Vec<u8>> {
         let mut parts = self.0.parts.lock();
         parts.as_mut()?.inherited.predecessor.as_mut()?.state.take()
+    }
+
+    /// Sets the functions that hand state to each successor without a lost change. From the last
+    /// call of a handler in the old process to the first one in the new process, no handler runs in
+    /// either: the old process calls `export`, the new one calls `import` with the same bytes, and
+    /// then serves. So each change that a client was told of is in the state, and none is made twice.
+    /// Both are of all servers of the process together.
+    ///
+    /// Meanwhile clients wait, for [`pause_limit`](Self::pause_limit) at most:
+    ///
+    /// 1. When the successor is ready, the old process accepts no more connections and begins no more
+    ///    messages. What its clients send waits in the kernel. Messages in progress are served to their
+    ///    end, for half of the limit.
+    /// 2. A connection that cannot [move](Self::move_connections) is closed when it is between two
+    ///    messages, as in a drain: [`Connection::is_draining`](crate::Connection::is_draining) is true,
+    ///    HTTP says `Connection: close`, and an idle client reads the
+    ///    [goodbye](crate::Connection::set_goodbye). A connection of which only a part of a message has
+    ///    come by then is closed once the successor serves.
+    /// 3. When no handler runs, `export` is called. The other connections move to the successor once it
+    ///    has imported the state. Those that it refuses are closed.
+    ///
+    /// If a handler runs for longer, if `export` panics, or if `import` fails, panics or takes too long,
+    /// the restart fails with [`RestartErrorKind::State`] or [`RestartErrorKind::Ended`], and the old
+    /// process goes on, with all changes. A service that holds its worker until its client disconnects
+    /// makes each restart fail.
+    ///
+    /// The successor must call this function too, with a version of its program that understands the
+    /// bytes: if it does not, the restart fails. `import` is called once, after
+    /// [`ready_when`](Self::ready_when), and before a service is called. It is not called in the first
+    /// process, or if the predecessor has died. If the predecessor has only
+    /// [`pass_state`](Self::pass_state), `import` gets those bytes, unless
+    /// [`inherited_state`](Self::inherited_state) has taken them.
+    ///
+    /// Handlers are [`serve`](crate::Service::serve), [`expired`](crate::Service::expired) and
+    /// [`session`](crate::Service::session). Threads of the application, periodic calls
+    /// ([`Handle::every`](crate::Handle::every)) and the producers of HTTP bodies are not handlers: what
+    /// they change between `export` and the end of the old process is lost.
+    /// [`pack`](crate::Service::pack) and the drop of a session come after `export`, and must not change
+    /// the state.
+    ///
+    /// Needs Linux: on other systems, each restart fails. Defaults to nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::io::Write;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    ///
+    /// use handover::{Connection, Next, Restart, Server};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // Each line gets a number. No number is given twice, over restarts as well.
+    /// let count = Arc::new(AtomicU64::new(0));
+    /// let (exported, imported) = (Arc::clone(&count), Arc::clone(&count));
+    /// let restart = Restart::inherit()?.exact_state(
+    ///     move || exported.load(SeqCst).to_le_bytes().into(),
+    ///     move |state: Vec<u8>| {
+    ///         let state = state.try_into().map_err(|_| "not a number")?;
+    ///         imported.store(u64::from_le_bytes(state), SeqCst);
+    ///         Ok::<(), &str>(())
+    ///     },
+    /// );
+    /// let serve = move |conn: &mut Connection| match conn.take_line(1024)? {
+    ///     Some(_) => {
+    ///         writeln!(conn, "{}", count.fetch_add(1, SeqCst) + 1)?;
+    ///         Ok(Next::Park)
+    ///     }
+    ///     None => Ok(Next::incomplete(conn)),
+    /// };
+    /// Server::builder().listen("127.0.0.1:7000").restart(restart).build(serve)?.run()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn exact_state<E>(
+        self,
+        export: impl Fn() -> Vec<u8> + Send + Sync + 'static,
+        import: impl FnOnce(Vec<u8>) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let import: StateSink = Box::new(|state| import(state).map_err(Into::into));
+        let exact_state = ExactState {
+            export: Box::new(export),
+            import: Some(import),
+        };
+        self.set(|parts| parts.exact_state = Some(exact_state))
+    }
+
+    /// How long clients may wait for an [`exact_state`](Self::exact_state) to reach the successor. A
+    /// restart that takes longer fails, and this process goes on serving. More than zero. Defaults to
+    /// 1 s.
+    pub fn pause_limit(self, limit: Duration) -> Self {
+        self.set(|parts| parts.pause_limit = limit)
     }
 
     /// The standard error that this process has while its server runs, for a subprocess that is
@@ -503,13 +622,11 @@ impl Restart {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The setting; `None` once the servers have started.
-    pub(crate) fn ready_timeout_setting(&self) -> Option<Duration> {
-        self.0
-            .parts
-            .lock()
-            .as_ref()
-            .map(|parts| parts.ready_timeout)
+    /// The settings `ready_timeout` and `pause_limit`; `None` once the servers have started.
+    pub(crate) fn time_settings(&self) -> (Option<Duration>, Option<Duration>) {
+        let parts = self.0.parts.lock();
+        let times = |parts: &RestartParts| (parts.ready_timeout, parts.pause_limit);
+        parts.as_ref().map(times).unzip()
     }
 
     /// The listeners for these addresses, in their order: inherited ones, or new ones, which the
@@ -582,6 +699,8 @@ impl fmt::Debug for Restart {
                 .field("idle_grace", &parts.idle_grace)
                 .field("max_draining", &parts.max_draining)
                 .field("moves_connections", &parts.moves_connections)
+                .field("exact_state", &parts.exact_state.is_some())
+                .field("pause_limit", &parts.pause_limit)
                 .field("pid_file", &parts.pid_file);
         }
         text.finish_non_exhaustive()

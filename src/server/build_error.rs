@@ -41,6 +41,8 @@ pub enum Setting {
     StuckAfter,
     /// [`Restart::ready_timeout`](crate::Restart::ready_timeout).
     ReadyTimeout,
+    /// [`Restart::pause_limit`](crate::Restart::pause_limit).
+    PauseLimit,
 }
 
 impl Setting {
@@ -59,7 +61,8 @@ impl Setting {
             | Self::ReadTimeout
             | Self::WriteTimeout
             | Self::StuckAfter
-            | Self::ReadyTimeout => true,
+            | Self::ReadyTimeout
+            | Self::PauseLimit => true,
         }
     }
 }
@@ -81,6 +84,7 @@ impl fmt::Display for Setting {
             Self::WriteTimeout => "write_timeout",
             Self::StuckAfter => "stuck_after",
             Self::ReadyTimeout => "ready_timeout",
+            Self::PauseLimit => "pause_limit",
         })
     }
 }

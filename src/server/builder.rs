@@ -558,10 +558,10 @@ impl Builder {
 
     fn check_ranges(&self) -> Result<(), BuildError> {
         let (limits, admission) = (&self.limits, &self.admission);
-        let ready_timeout = self
+        let (ready_timeout, pause_limit) = self
             .restart
             .as_ref()
-            .and_then(Restart::ready_timeout_setting);
+            .map_or((None, None), Restart::time_settings);
         let numbers = [
             (self.workers, 1, MOST_WORKERS, Setting::Workers),
             (self.worker_groups, 1, usize::MAX, Setting::WorkerGroups),
@@ -602,6 +602,7 @@ impl Builder {
             (Some(limits.write_timeout), Setting::WriteTimeout),
             (self.stuck_after, Setting::StuckAfter),
             (ready_timeout, Setting::ReadyTimeout),
+            (pause_limit, Setting::PauseLimit),
         ];
         match times
             .into_iter()

@@ -5,8 +5,8 @@
 //! thread waits for another one.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use socket2::Socket;
@@ -15,6 +15,7 @@ use crate::acceptor::AcceptGate;
 use crate::drain::Drain;
 use crate::listener::Listener;
 use crate::log;
+use crate::parking::HeldConnections;
 use crate::restart::{Restart, RestartableServer, Restarter};
 use crate::server::builder::Builder;
 use crate::server::descriptor_limit::prepare_descriptor_limit;
@@ -37,6 +38,7 @@ pub(super) trait Member {
     fn set_idle_grace(&mut self, grace: Duration);
     /// Whether open connections can move to another process, and come from one.
     fn packs_sessions(&self) -> bool;
+    fn held_connections(&self) -> Weak<dyn HeldConnections>;
     #[cfg(feature = "signals")]
     fn set_subscription(&mut self, subscription: Subscription);
 }
@@ -163,7 +165,16 @@ fn start_restarter(
     startup.restarter = Some(restart.handle().clone());
     let (mut listeners, mut drain_timeout) = (Vec::new(), Duration::ZERO);
     for member in &mut *members {
-        member.set_idle_grace(parts.idle_grace);
+        let passes_exact_state = parts.passes_exact_state();
+        if passes_exact_state {
+            member.drain().pause.enable();
+        }
+        // With an exact state, the old process serves no connection that it keeps.
+        let grace = match passes_exact_state {
+            true => Duration::ZERO,
+            false => parts.idle_grace,
+        };
+        member.set_idle_grace(grace);
         listeners.extend(member.listeners().iter().map(Arc::downgrade));
         drain_timeout = drain_timeout.max(member.settings().drain_timeout);
     }
@@ -247,6 +258,7 @@ struct RestartMember {
     listeners: u32,
     listener_names: Vec<String>,
     packs_sessions: bool,
+    connections: Weak<dyn HeldConnections>,
     /// The restarter has paused the server, and not the application.
     is_paused: AtomicBool,
 }
@@ -264,9 +276,21 @@ impl RestartGroup {
                 .map(|listener| listener.name().to_owned())
                 .collect(),
             packs_sessions: member.packs_sessions(),
+            connections: member.held_connections(),
             is_paused: AtomicBool::new(false),
         });
         Self(members.collect())
+    }
+
+    fn connections(&self) -> impl Iterator<Item = Arc<dyn HeldConnections>> + '_ {
+        self.0.iter().filter_map(RestartMember::connections)
+    }
+}
+
+impl RestartMember {
+    /// `None` once the server has ended.
+    fn connections(&self) -> Option<Arc<dyn HeldConnections>> {
+        self.connections.upgrade()
     }
 }
 
@@ -277,12 +301,39 @@ impl RestartableServer for RestartGroup {
 
     fn pause(&self) {
         for member in &self.0 {
-            member.is_paused.store(member.gate.pause(), SeqCst);
+            member.is_paused.fetch_or(member.gate.pause(), SeqCst);
         }
+    }
+
+    fn settle(&self, moves: bool) {
+        self.pause();
+        for member in &self.0 {
+            member.drain.pause.settle(moves && member.packs_sessions);
+        }
+        self.connections().for_each(|own| own.close_unmovable());
+    }
+
+    fn is_settled(&self) -> bool {
+        self.connections().all(|own| own.is_settled())
+    }
+
+    fn close_calls(&self) {
+        let members = self.0.iter();
+        members.for_each(|member| member.drain.pause.close());
+    }
+
+    fn has_calls(&self) -> bool {
+        self.0.iter().any(|member| member.counters.has_calls())
     }
 
     fn resume(&self) {
         for member in &self.0 {
+            if !member.drain.pause.is_open() {
+                member.drain.pause.open();
+                if let Some(connections) = member.connections() {
+                    connections.release();
+                }
+            }
             if member.is_paused.swap(false, SeqCst) {
                 member.gate.resume();
             }

@@ -139,6 +139,7 @@ impl Handle {
         let drained = shared.report.wait(Deadline::NEVER);
         Ok(RestartReport {
             ready_after: done.ready_after,
+            paused_for: done.paused_for,
             drained: drained.unwrap_or_default().0,
             old: Generation {
                 number: done.generation,

@@ -15,8 +15,8 @@
 //!    their own: [`FinishDeadlines`](super::finish_deadlines::FinishDeadlines).
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use crate::listener::{Listener, ListenerInfo};
 use crate::log;
 use crate::notify;
 use crate::panic;
-use crate::parking::{self, Lots};
+use crate::parking::{self, HeldConnections, Lots};
 use crate::restart::RestarterHandle;
 use crate::server::builder::Builder;
 use crate::server::group::{Member, StartableMember};
@@ -335,6 +335,12 @@ impl<S: Service> MainThread<S> {
                     } else {
                         // The connections stay: the stop closes them.
                         drop(self.report.0.move_channels.take_outgoing());
+                        if self.lots.drain.pause.is_closed() {
+                            self.lots.drain.mark_replaced(self.idle_grace);
+                        }
+                    }
+                    if self.lots.drain.pause.is_closed() {
+                        self.lots.end_held();
                     }
                 }
                 ServerCommand::Adopt => moves.start_adopters(),
@@ -491,6 +497,10 @@ impl<S: Service> Member for MainThread<S> {
 
     fn packs_sessions(&self) -> bool {
         self.service.packs_sessions()
+    }
+
+    fn held_connections(&self) -> Weak<dyn HeldConnections> {
+        Arc::downgrade(&self.lots) as _
     }
 
     fn set_idle_grace(&mut self, grace: Duration) {

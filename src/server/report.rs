@@ -74,6 +74,10 @@ impl fmt::Display for Report {
 pub struct RestartReport {
     /// The time from the start of the new process until it was ready to serve.
     pub ready_after: Duration,
+    /// How long no service was called in either process, for an exact state
+    /// ([`Restart::exact_state`](crate::Restart::exact_state)): from the moment at which the old process
+    /// began no message any more until it knew that the new one serves. `None` without such a state.
+    pub paused_for: Option<Duration>,
     /// What became of the connections of the old process.
     pub drained: Report,
     /// The process that was replaced.
@@ -101,11 +105,12 @@ impl fmt::Display for Generation {
 impl fmt::Display for RestartReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ready_after = self.ready_after.as_secs_f32();
-        write!(
-            f,
-            "{} was ready after {ready_after:.3} s, {} ",
-            self.new, self.old
-        )?;
+        write!(f, "{} was ready after {ready_after:.3} s, ", self.new)?;
+        if let Some(pause) = self.paused_for {
+            let millis = pause.as_secs_f64() * 1000.0;
+            write!(f, "clients waited for the state for {millis:.1} ms, ")?;
+        }
+        write!(f, "{} ", self.old)?;
         self.drained.fmt_outcome(f)
     }
 }

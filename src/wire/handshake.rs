@@ -17,16 +17,24 @@ pub(crate) enum HandshakeMessage {
     /// Successor: this process runs, and reads this version of the format.
     Hello,
     /// Successor: this process could serve.
-    Ready,
-    /// Predecessor: start to accept.
-    Cutover,
-    /// Successor: this process accepts.
-    Accepting {
-        /// The inherited descriptors that the successor took: positions in `LISTEN_FDS`.
-        taken: Vec<u32>,
+    Ready {
         /// The successor takes open connections over, see `Connections`.
         #[serde(default)]
         adopts: bool,
+        /// The successor takes an exact state, see `Cutover`.
+        #[serde(default)]
+        imports: bool,
+    },
+    /// Predecessor: start to accept. With a state, whose file goes with this message: import the
+    /// state, and accept after `Ack`.
+    Cutover {
+        #[serde(default)]
+        has_state: bool,
+    },
+    /// Successor: this process accepts, or will after `Ack`.
+    Accepting {
+        /// The inherited descriptors that the successor took: positions in `LISTEN_FDS`.
+        taken: Vec<u32>,
     },
     /// Predecessor: this process accepts no more. When the successor stops, it removes the files of
     /// these Unix sockets.
@@ -57,6 +65,9 @@ pub(crate) enum HandshakeMessage {
         pid: u32,
         generation: u64,
         ready_after_nanos: u64,
+        /// How long the clients waited for an exact state.
+        #[serde(default)]
+        paused_for_nanos: Option<u64>,
     },
     /// Successor: the restart that the receiver has passed on failed.
     RestartFailed {

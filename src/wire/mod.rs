@@ -49,16 +49,17 @@
 //!
 //! ```text
 //! {"v":1,"type":"hello"}
-//! {"v":1,"type":"ready"}
-//! {"v":1,"type":"cutover"}
-//! {"v":1,"type":"accepting","taken":[0,2],"adopts":true}
+//! {"v":1,"type":"ready","adopts":true,"imports":false}
+//! {"v":1,"type":"cutover","has_state":false}
+//! {"v":1,"type":"accepting","taken":[0,2]}
 //! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]],
 //!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
 //! {"v":1,"type":"connections","listeners":["web","127.0.0.1:80"]}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}
-//! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000}
+//! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
+//!   "paused_for_nanos":null}
 //! {"v":1,"type":"restart_failed","kind":"timed_out","reason":"the successor was not ready",
 //!   "errno":null,"status":9,"stderr":["no configuration"]}
 //! {"v":1,"type":"drained",

@@ -1,7 +1,7 @@
 //! What the supervisor is tried with.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -49,6 +49,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_bad_version_costs_nothing_and_says_why,
         several_processes_are_replaced_one_after_another,
         clients_keep_their_connections_over_restarts,
+        each_acknowledged_command_is_counted_once_over_restarts,
         a_listener_that_a_new_version_does_not_want_is_closed,
         the_longest_and_the_shortest_times_are_no_overflow,
         a_process_that_has_served_many_requests_is_replaced,
@@ -852,6 +853,43 @@ fn clients_keep_their_connections_over_restarts() {
         assert_eq!(connections as usize, 2 * kinds.len(), "{settings}");
         supervised.end();
     }
+}
+
+/// The state is that of each process.
+fn each_acknowledged_command_is_counted_once_over_restarts() {
+    let supervised = Supervised::start_with("", &[("exact", "1000 20000 127.0.0.1:0")]);
+    let addr: SocketAddr = supervised.generations.addrs[1].parse().unwrap();
+    let ends = AtomicBool::new(false);
+    let ask = |client: &mut BufReader<TcpStream>, line: &str| -> u64 {
+        client.get_mut().write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_line(&mut answer).unwrap();
+        answer.split(' ').next().unwrap().parse().unwrap()
+    };
+    thread::scope(|scope| {
+        let clients = (0..8).map(|_| {
+            let mut client = BufReader::new(support::connect(addr));
+            let (ends, ask) = (&ends, &ask);
+            scope.spawn(move || {
+                let mut acknowledged = 0;
+                while !ends.load(SeqCst) {
+                    ask(&mut client, "incr\n");
+                    acknowledged += 1;
+                }
+                acknowledged
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        for _ in 0..5 {
+            supervised.succeed("restart");
+        }
+        ends.store(true, SeqCst);
+        let acknowledged = clients.into_iter().map(|client| client.join().unwrap());
+        let acknowledged: u64 = acknowledged.sum();
+        let mut client = BufReader::new(support::connect(addr));
+        assert_eq!(ask(&mut client, "get\n"), acknowledged);
+    });
+    supervised.end();
 }
 
 fn a_listener_that_a_new_version_does_not_want_is_closed() {

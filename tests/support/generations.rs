@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::support::increments::Increments;
 pub(crate) use super::support::process::{all_pids, eventually, is_alive, signal, stat};
 #[allow(unused_imports)]
 pub(crate) use super::support::replaced::{
@@ -81,7 +82,12 @@ pub(crate) fn serve_if_child() {
     }
     misbehave(&dir, &mode, "");
     let generation = restart.generation();
-    let state = String::from_utf8(restart.inherited_state().unwrap_or_default()).unwrap();
+    let state = match mode.as_str() {
+        // Of a predecessor without an exact state.
+        "import what was passed" => None,
+        _ => restart.inherited_state(),
+    };
+    let state = String::from_utf8(state.unwrap_or_default()).unwrap();
     if option(&dir, "environment").is_some() {
         restart = restart.environment_file(dir.join("environment"));
     }
@@ -107,6 +113,7 @@ pub(crate) fn serve_if_child() {
     let udp = datagrams.local_addr().unwrap().port();
     let own = dir.clone();
     let counts = CountedLines::new(&mode);
+    let exact_mode = mode.clone();
     restart = restart
         .pass("datagrams", datagrams)
         .ready_when(move || -> Result<(), String> {
@@ -119,6 +126,13 @@ pub(crate) fn serve_if_child() {
                 _ => Ok(()),
             }
         });
+    let increments = option(&dir, "exact").map(|setting| Increments::new(&setting));
+    if let Some(increments) = increments
+        .as_ref()
+        .filter(|_| exact_mode != "no exact state")
+    {
+        restart = increments.go_along(restart, &exact_mode);
+    }
     let left = format!("{state}{generation},");
     let restart = restart.pass_state(move || left.clone().into_bytes());
     let service = http::service(move |request: &mut Request<Body<'_>>| {
@@ -161,11 +175,14 @@ pub(crate) fn serve_if_child() {
         let builder = Server::builder().workers(4).listen(&*addr);
         let builder = builder.drain_timeout(Duration::from_secs(20));
         let service = Counting { counts, packs };
-        builder.restart(restart).build(service).unwrap()
+        builder.restart(restart.clone()).build(service).unwrap()
     });
+    let exact = increments.iter().flat_map(|own| own.servers(&restart));
+    let exact: Vec<Server<_>> = exact.collect();
     let mut addrs = server.local_addrs();
     addrs.extend(lines.iter().flat_map(Server::local_addrs));
     addrs.extend(counted.iter().flat_map(Server::local_addrs));
+    addrs.extend(exact.iter().flat_map(Server::local_addrs));
     // The test may listen, or not.
     let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _ = writeln!(std::io::stdout(), "\nlistening on {}", addrs.join(" "));
@@ -192,11 +209,15 @@ pub(crate) fn serve_if_child() {
             });
         }
         let report = handle.join();
-        let reporters = std::mem::take(&mut *REPORTERS.lock());
-        for reporter in reporters {
-            reporter.join().unwrap();
-        }
+        join_reporters();
         report
+    } else if !exact.is_empty() {
+        HANDLE.get_or_init(|| server.handle());
+        let servers = Servers::new().with(server);
+        let servers = exact.into_iter().fold(servers, Servers::with);
+        let reports = servers.run().unwrap();
+        join_reporters();
+        reports[0].clone()
     } else if let Some(counted) = counted {
         let reports = Servers::new().with(server).with(counted).run().unwrap();
         let _ = writeln!(
@@ -402,6 +423,13 @@ pub(crate) static HANDLE: OnceLock<Handle> = OnceLock::new();
 
 /// Who waits for a restart, and says what it came to.
 static REPORTERS: Mutex<Vec<thread::JoinHandle<()>>> = Mutex::new(Vec::new());
+
+fn join_reporters() {
+    let reporters = std::mem::take(&mut *REPORTERS.lock());
+    for reporter in reporters {
+        reporter.join().unwrap();
+    }
+}
 
 /// What a new version may do instead of serving.
 // The sidecar outlives this call.

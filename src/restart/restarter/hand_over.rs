@@ -12,6 +12,10 @@
 //! | `Serving` | none | | a warning |
 //!
 //! A stop of this process aborts the restart up to the stage `Ready`.
+//!
+//! With an exact state, the successor accepts only after `Ack`. Between `Ready` and `Cutover` is the
+//! pause, whose limit is one more deadline for the stages `Ready` and `Accepting`, and a successor that
+//! is late in them is killed ([`pause`](super::pause)).
 
 use std::io;
 use std::path::PathBuf;
@@ -51,6 +55,8 @@ pub(super) struct Successor {
     ready_after: Duration,
     /// What to undo if the successor does not take over. Set in the stage `Accepting`.
     handoff: Option<Handoff>,
+    /// The successor adopts open connections.
+    adopts: bool,
 }
 
 /// What this process gave up for the successor.
@@ -59,8 +65,6 @@ struct Handoff {
     taken: Vec<u32>,
     /// The files of Unix sockets that the successor removes in the end.
     socket_files: Vec<PathBuf>,
-    /// The successor adopts open connections.
-    adopts: bool,
 }
 
 /// The last step of the successor.
@@ -69,7 +73,7 @@ pub(super) enum SuccessorStage {
     Started,
     /// Hello received: the successor runs this protocol.
     HelloReceived,
-    /// Ready received, and Cutover sent: the successor may accept.
+    /// Ready received, and Cutover sent, or about to be sent: the successor may accept.
     Ready,
     /// Accepting received, and Commit sent: this process does not accept any more.
     Accepting,
@@ -77,6 +81,13 @@ pub(super) enum SuccessorStage {
     Serving,
     /// The successor accepted, was told to end, and drains.
     Aborted,
+}
+
+impl SuccessorStage {
+    /// Whether the successor may accept connections.
+    fn may_accept(self) -> bool {
+        !matches!(self, Self::Started | Self::HelloReceived)
+    }
 }
 
 /// How long a process may take to end that has closed its control socket.
@@ -133,6 +144,10 @@ impl Restarter {
 
     fn start_successor(&mut self) {
         self.begin_round();
+        if self.exact_state.is_some() && !sys::message::PASSES_CONNECTIONS {
+            let why = "an exact state needs Linux";
+            return self.fail_handover(&RestartError::new(RestartErrorKind::State, why));
+        }
         let next = self.generation + 1;
         let program = self.program.path().display().to_string();
         log::info!("starting generation {next}: {program}");
@@ -192,6 +207,7 @@ impl Restarter {
             stage: SuccessorStage::Started,
             ready_after: Duration::ZERO,
             handoff: None,
+            adopts: false,
         })
     }
 
@@ -223,17 +239,22 @@ impl Restarter {
             (SuccessorStage::Started, HandshakeMessage::Hello) => {
                 successor.stage = SuccessorStage::HelloReceived;
             }
-            (SuccessorStage::HelloReceived, HandshakeMessage::Ready) => {
+            (SuccessorStage::HelloReceived, HandshakeMessage::Ready { adopts, imports }) => {
                 successor.ready_after = successor.started_at.elapsed();
                 successor.stage = SuccessorStage::Ready;
                 successor.stderr_tail.wait_until_relayed();
-                successor.link.send(&HandshakeMessage::Cutover);
+                successor.adopts = adopts;
+                if self.exact_state.is_some() {
+                    return self.begin_pause(server, imports, adopts);
+                }
+                let cutover = HandshakeMessage::Cutover { has_state: false };
+                successor.link.send(&cutover);
             }
             // A stop comes first; see `handle_successor_deadline`.
             (SuccessorStage::Ready, HandshakeMessage::Accepting { .. })
                 if matches!(self.stage, ServerStage::Stopping) => {}
-            (SuccessorStage::Ready, HandshakeMessage::Accepting { taken, adopts }) => {
-                self.hand_over(server, taken, adopts);
+            (SuccessorStage::Ready, HandshakeMessage::Accepting { taken }) => {
+                self.hand_over(server, taken);
             }
             (
                 SuccessorStage::Ready | SuccessorStage::Accepting,
@@ -248,9 +269,11 @@ impl Restarter {
                     pid,
                     generation: new_generation,
                     ready_after_nanos,
+                    paused_for_nanos,
                 },
             ) => self.finish_passed_on_round(&Ok(CompletedRestart {
                 ready_after: Duration::from_nanos(ready_after_nanos),
+                paused_for: paused_for_nanos.map(Duration::from_nanos),
                 pid,
                 new_generation,
                 generation: self.generation,
@@ -281,7 +304,8 @@ impl Restarter {
 
     /// The successor accepts, on the listeners at the positions `taken`: this process
     /// stops accepting, and leaves the files of Unix sockets to the successor.
-    fn hand_over(&mut self, server: &dyn RestartableServer, taken: Vec<u32>, adopts: bool) {
+    fn hand_over(&mut self, server: &dyn RestartableServer, taken: Vec<u32>) {
+        let deadline = self.takeover_deadline(ACK_TIMEOUT);
         let Some(successor) = &mut self.successor else {
             return;
         };
@@ -294,11 +318,10 @@ impl Restarter {
             paths,
             drain_millis,
         });
-        successor.deadline = Deadline::after(Instant::now(), ACK_TIMEOUT);
+        successor.deadline = deadline;
         successor.handoff = Some(Handoff {
             taken,
             socket_files,
-            adopts,
         });
         successor.stage = SuccessorStage::Accepting;
     }
@@ -316,13 +339,21 @@ impl Restarter {
         successor.process.detach();
         let completed = CompletedRestart {
             ready_after: successor.ready_after,
+            paused_for: self.pause.take().map(|pause| pause.since.elapsed()),
             pid: successor.process.id(),
             new_generation: self.generation + 1,
             generation: self.generation,
         };
         let (pid, next) = (completed.pid, completed.new_generation);
         let millis = completed.ready_after.as_millis();
-        log::info!("generation {next}, process {pid}, serves; it was ready after {millis} ms");
+        let paused = completed.paused_for.map(|pause| {
+            let millis = pause.as_secs_f64() * 1000.0;
+            format!(", and the clients waited for the state for {millis:.1} ms")
+        });
+        let paused = paused.unwrap_or_default();
+        log::info!(
+            "generation {next}, process {pid}, serves; it was ready after {millis} ms{paused}"
+        );
         if !matches!(self.stage, ServerStage::Stopping) {
             self.stage = ServerStage::Replaced;
         }
@@ -335,7 +366,7 @@ impl Restarter {
                 listener.set_removes_file(was_own);
             }
         }
-        let adopts = self.moves_connections && handoff.adopts;
+        let adopts = self.moves_connections && successor.adopts;
         let link = &successor.link;
         server.drain_after_replacement(&handoff.taken, &mut |listeners| {
             adopts.then(|| open_channel(link, listeners)).flatten()
@@ -380,7 +411,7 @@ impl Restarter {
     }
 
     /// Aborts the restart while the successor runs.
-    fn abort_restart(
+    pub(super) fn abort_restart(
         &mut self,
         server: &dyn RestartableServer,
         kind: RestartErrorKind,
@@ -393,11 +424,14 @@ impl Restarter {
         successor.link.send(&HandshakeMessage::Abort { reason });
         let failure = RestartError::new(kind, why);
         match successor.stage {
-            // Without connections, nothing is lost by its end.
-            SuccessorStage::Started | SuccessorStage::HelloReceived => {
+            // Without connections, nothing is lost by its end. With an exact state, the successor has
+            // none before its Ack, and must not send one any more.
+            stage if self.exact_state.is_some() || !stage.may_accept() => {
+                let handoff = successor.handoff.take();
                 let status = wait_or_kill(&mut successor.process, Duration::ZERO);
                 let stderr_tail = successor.stderr_tail.take();
                 self.successor = None;
+                self.undo_handoff(server, handoff);
                 self.fail_handover(&failure.with_exit(status, stderr_tail));
             }
             _ => self.abandon_successor(server, failure),
@@ -422,8 +456,12 @@ impl Restarter {
     }
 
     fn undo_handoff(&mut self, server: &dyn RestartableServer, handoff: Option<Handoff>) {
-        let Some(handoff) = handoff else { return };
+        if let Some(pause) = self.pause.take() {
+            let millis = pause.since.elapsed().as_secs_f64() * 1000.0;
+            log::warn!("this process calls its services again, after {millis:.1} ms");
+        }
         server.resume();
+        let Some(handoff) = handoff else { return };
         match self.stage {
             ServerStage::Serving => self.take_over_files(&handoff.socket_files),
             _ => self.take_socket_files(&handoff.socket_files),

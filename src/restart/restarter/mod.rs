@@ -22,6 +22,7 @@
 mod drain_status;
 mod earlier;
 mod hand_over;
+mod pause;
 mod request_report;
 mod rounds;
 mod take_over;
@@ -46,13 +47,14 @@ use crate::restart::inherited::OwnStderr;
 use crate::restart::link::Link;
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
-use crate::restart::{RestartParts, StateSource};
+use crate::restart::{ExactState, RestartParts, StateSource};
 use crate::sys::{self, Descriptor, Events, Poller};
 use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
 
 use drain_status::DrainStatus;
 use earlier::Earlier;
 use hand_over::{Successor, SuccessorStage};
+use pause::PauseProgress;
 use request_report::RequestReport;
 use rounds::{Rounds, Waiter};
 
@@ -64,8 +66,21 @@ pub(crate) trait RestartableServer: Sync {
     /// Stops accepting until `resume`.
     fn pause(&self);
 
-    /// Accepts again where `pause` has stopped it.
+    /// Accepts again where `pause` has stopped it, and calls services again.
     fn resume(&self);
+
+    /// Begins the pause for an exact state: accepts no more, closes connections that cannot move, and
+    /// begins no message. `moves`: connections can move to the successor.
+    fn settle(&self, moves: bool);
+
+    /// Whether no connection is in the middle of a message.
+    fn is_settled(&self) -> bool;
+
+    /// Begins no call of a service until `resume`.
+    fn close_calls(&self);
+
+    /// Whether calls of a service have begun and not ended.
+    fn has_calls(&self) -> bool;
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`. `open_channel` is called for each server whose
@@ -114,6 +129,8 @@ type ResultSender = Sender<Result<CompletedRestart, RestartError>>;
 pub(crate) struct CompletedRestart {
     /// From the start of the successor until it could serve.
     pub(crate) ready_after: Duration,
+    /// How long the clients waited for an exact state.
+    pub(crate) paused_for: Option<Duration>,
     /// The successor's process id.
     pub(crate) pid: u32,
     /// The successor's generation. After a round that was passed on, this
@@ -294,6 +311,12 @@ pub(crate) struct Restarter {
     passed: Vec<(String, Descriptor)>,
     /// The application's state for successors.
     state: Option<StateSource>,
+    exact_state: Option<ExactState>,
+    pause_limit: Duration,
+    /// The pause for the state, from its begin until the successor has taken over.
+    pause: Option<PauseProgress>,
+    /// What the predecessor has left by `pass_state`, if the application has not taken it.
+    inherited_state: Option<Vec<u8>>,
     ready_timeout: Duration,
     drain_timeout: Duration,
     /// How many generations may drain at once.
@@ -382,10 +405,12 @@ impl Restarter {
         let earlier = earlier.map(|passed| Earlier::watch(passed, &poller));
         let earlier = earlier.collect::<io::Result<_>>()?;
         let (mut predecessor, mut own_stderr, mut start_pipe) = (None, None, None);
+        let mut inherited_state = None;
         if let Some(inherited) = restart.inherited.predecessor {
             predecessor = Some(Link::new(inherited.handshake, &poller, PREDECESSOR)?);
             own_stderr = inherited.stderr;
             start_pipe = inherited.start_pipe;
+            inherited_state = inherited.state;
         }
         let mut lifeline = None;
         if let Some(socket) = restart.inherited.lifeline {
@@ -404,6 +429,10 @@ impl Restarter {
             listeners,
             passed: restart.passed,
             state: restart.state,
+            exact_state: restart.exact_state,
+            pause_limit: restart.pause_limit,
+            pause: None,
+            inherited_state,
             ready_timeout: restart.ready_timeout,
             drain_timeout,
             max_draining: restart.max_draining,
@@ -547,6 +576,7 @@ impl Restarter {
     fn handle_deadlines(&mut self, server: &dyn RestartableServer) {
         let now = Instant::now();
         notify::retry();
+        self.advance_pause(server);
         self.handle_successor_deadline(server, now);
         self.handle_passed_on_deadline(now);
         if self.needs_more_time() && now >= self.last_extension + EXTEND_EVERY {
@@ -615,7 +645,9 @@ impl Restarter {
             .earlier(self.passed_on_deadline())
             .earlier(self.drain_deadline());
         let drain_status = self.drain_status.deadline();
+        let pause = self.pause.as_ref();
         deadline
+            .earlier(pause.map_or(Deadline::NEVER, PauseProgress::next_check))
             .earlier(Deadline::at(extend))
             .earlier(drain_status)
             .earlier(self.request_report.deadline())

@@ -224,6 +224,7 @@ impl Restarter {
                     pid: done.pid,
                     generation: done.new_generation,
                     ready_after_nanos: nanos(done.ready_after),
+                    paused_for_nanos: done.paused_for.map(nanos),
                 });
             }
             (Waiter::Predecessor, Err(error)) => {
@@ -321,10 +322,12 @@ fn failure_of(kind: RestartErrorKind) -> RestartFailure {
         RestartErrorKind::TimedOut => RestartFailure::TimedOut,
         RestartErrorKind::Stopping => RestartFailure::Stopping,
         RestartErrorKind::Replaced => RestartFailure::Replaced,
-        // The last two are answered without a restart.
-        RestartErrorKind::Ended | RestartErrorKind::Off | RestartErrorKind::OwnThread => {
-            RestartFailure::Ended
-        }
+        // A process of an earlier version ignores a kind that it does not know. The last two are
+        // answered without a restart.
+        RestartErrorKind::Ended
+        | RestartErrorKind::State
+        | RestartErrorKind::Off
+        | RestartErrorKind::OwnThread => RestartFailure::Ended,
     }
 }
 

@@ -31,7 +31,10 @@ impl Restarter {
             // The server was stopped before it accepted; the caller learns of the stop elsewhere.
             reply(&waiter, Ok(()));
         } else if let Some(link) = &self.predecessor {
-            link.send(&HandshakeMessage::Ready);
+            link.send(&HandshakeMessage::Ready {
+                adopts: self.moves_connections && server.can_adopt(),
+                imports: self.exact_state.is_some(),
+            });
             self.stage = ServerStage::Waiting(waiter);
         } else {
             let result = self.start_serving(server);
@@ -57,6 +60,7 @@ impl Restarter {
 
     /// Starts to serve without a predecessor.
     fn start_serving(&mut self, server: &dyn RestartableServer) -> Result<(), String> {
+        self.import_state(None)?;
         if let Some(path) = &self.pid_file_path {
             // A predecessor that has just died may still hold its lock.
             let file = match self.generation {
@@ -78,6 +82,9 @@ impl Restarter {
                 Incoming::Message(HandshakeMessage::Connections { listeners }, channel) => {
                     self.adopt_connections(server, &listeners, channel);
                 }
+                Incoming::Message(HandshakeMessage::Cutover { has_state }, file) => {
+                    self.cut_over(server, has_state.then_some(file));
+                }
                 Incoming::Message(message, _) => self.handle_predecessor_message(server, message),
                 Incoming::End => {
                     self.predecessor = None;
@@ -87,6 +94,31 @@ impl Restarter {
         }
     }
 
+    /// The predecessor leaves the service to this process. `state`: an exact state, with the file that
+    /// has come.
+    fn cut_over(&mut self, server: &dyn RestartableServer, state: Option<Option<Descriptor>>) {
+        let stage = std::mem::replace(&mut self.stage, ServerStage::Building);
+        let ServerStage::Waiting(waiter) = stage else {
+            log::debug!("ignoring a cutover from the predecessor: not expected now");
+            self.stage = stage;
+            return;
+        };
+        let is_exact = state.is_some();
+        if let Err(reason) = self.import_state(state) {
+            let told = reason.clone();
+            self.tell_predecessor(&HandshakeMessage::Abort { reason: told });
+            return reply(&waiter, Err(reason));
+        }
+        // With an exact state, the predecessor may go on until the Ack.
+        if !is_exact {
+            server.start_accepting();
+        }
+        let taken = self.taken.clone();
+        self.tell_predecessor(&HandshakeMessage::Accepting { taken });
+        reply(&waiter, Ok(()));
+        self.stage = ServerStage::Accepting;
+    }
+
     fn handle_predecessor_message(
         &mut self,
         server: &dyn RestartableServer,
@@ -94,15 +126,6 @@ impl Restarter {
     ) {
         let stage = std::mem::replace(&mut self.stage, ServerStage::Stopping);
         self.stage = match (stage, message) {
-            (ServerStage::Waiting(waiter), HandshakeMessage::Cutover) => {
-                server.start_accepting();
-                self.tell_predecessor(&HandshakeMessage::Accepting {
-                    taken: self.taken.clone(),
-                    adopts: self.moves_connections && server.can_adopt(),
-                });
-                reply(&waiter, Ok(()));
-                ServerStage::Accepting
-            }
             (
                 ServerStage::Accepting,
                 HandshakeMessage::Commit {
@@ -114,6 +137,8 @@ impl Restarter {
                 let paths: Vec<PathBuf> = paths.iter().map(path_of).collect();
                 self.take_over_files(&paths);
                 self.tell_predecessor(&HandshakeMessage::Ack);
+                // With an exact state, this process accepts from here on.
+                server.start_accepting();
                 ServerStage::Serving
             }
             (ServerStage::Waiting(waiter), HandshakeMessage::Abort { reason }) => {
@@ -186,6 +211,7 @@ impl Restarter {
             ServerStage::Accepting => {
                 log::warn!("the predecessor has died; serving in its place");
                 self.take_over_files(&[]);
+                server.start_accepting();
                 self.stage = ServerStage::Serving;
                 notify::send_ready(self.supervised_generation(), self.status());
             }
