@@ -10,6 +10,7 @@
 //! SET colour dark green       OK
 //! GET colour                  VALUE dark green
 //! KEYS                        KEYS 1 colour
+//! INCR visits                 VALUE 1
 //! DEL colour                  OK
 //! GET colour                  NONE
 //! USE other                   OK          this connection uses the keys of another namespace
@@ -21,6 +22,9 @@
 //! request in pieces, and several requests at once. The namespace and the number of requests are
 //! the session of a connection. They survive while the connection is parked and occupies no thread,
 //! so two workers can serve two hundred connected clients.
+//!
+//! On SIGHUP a new process takes over, with the keys and with the connections. Each `OK` and each
+//! number that a client has got is in the keys of the new process ([`handover::Restart::exact_state`], Linux).
 
 mod common;
 
@@ -114,7 +118,7 @@ impl Store {
         let (key, value) = rest.split_once(' ').unwrap_or((rest, ""));
         let answer = match (command.to_ascii_uppercase().as_str(), key) {
             ("SET", "") => "ERROR usage: SET key value".to_owned(),
-            ("GET" | "DEL" | "USE", key) if key.is_empty() || !value.is_empty() => {
+            ("GET" | "DEL" | "USE" | "INCR", key) if key.is_empty() || !value.is_empty() => {
                 format!("ERROR usage: {} name", command.to_ascii_uppercase())
             }
             ("GET", key) => match self.get(&session.namespace, key) {
@@ -125,6 +129,10 @@ impl Store {
                 self.set(&session.namespace, key, value);
                 "OK".to_owned()
             }
+            ("INCR", key) => match self.increment(&session.namespace, key) {
+                Some(value) => format!("VALUE {value}"),
+                None => "ERROR the value is not a number that can grow".to_owned(),
+            },
             ("DEL", key) if self.delete(&session.namespace, key) => "OK".to_owned(),
             ("DEL", _) => "NONE".to_owned(),
             ("KEYS", prefix) => {
@@ -142,7 +150,9 @@ impl Store {
                 format!("STATS namespace={namespace} requests={requests}")
             }
             ("QUIT", _) => return Answer::Bye,
-            ("", _) => "ERROR a request is GET, SET, DEL, KEYS, USE, STATS or QUIT".to_owned(),
+            ("", _) => {
+                "ERROR a request is GET, SET, INCR, DEL, KEYS, USE, STATS or QUIT".to_owned()
+            }
             _ => format!("ERROR unknown request: {}", command.escape_default()),
         };
         Answer::Line(answer)
@@ -158,14 +168,15 @@ impl Store {
         lines.collect::<String>().into_bytes()
     }
 
-    fn import(state: &[u8]) -> Self {
-        let store = Self::default();
-        for line in String::from_utf8_lossy(state).lines() {
-            if let [namespace, key, value] = line.splitn(3, ' ').collect::<Vec<_>>()[..] {
-                store.set(namespace, key, value);
+    fn import(&self, state: Vec<u8>) -> Result<(), String> {
+        let state = String::from_utf8(state).map_err(|error| error.to_string())?;
+        for line in state.lines() {
+            match line.splitn(3, ' ').collect::<Vec<_>>()[..] {
+                [namespace, key, value] => self.set(namespace, key, value),
+                _ => return Err(format!("not a key: {line:?}")),
             }
         }
-        store
+        Ok(())
     }
 
     fn get(&self, namespace: &str, key: &str) -> Option<String> {
@@ -176,6 +187,18 @@ impl Store {
         let mut store = self.0.write();
         let namespace = store.entry(namespace.to_owned()).or_default();
         namespace.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Adds one to a number. The new one; `None` if the value is no number, or the largest one.
+    fn increment(&self, namespace: &str, key: &str) -> Option<u64> {
+        let mut store = self.0.write();
+        let namespace = store.entry(namespace.to_owned()).or_default();
+        let value = match namespace.get(key) {
+            Some(value) => value.parse::<u64>().ok()?.checked_add(1)?,
+            None => 1,
+        };
+        namespace.insert(key.to_owned(), value.to_string());
+        Some(value)
     }
 
     fn delete(&self, namespace: &str, key: &str) -> bool {
@@ -204,11 +227,18 @@ const ABOUT: common::About = common::About {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut options = common::Options::parse(&ABOUT);
     let restart = options.restart()?;
-    let store = Arc::new(Store::import(
-        &restart.inherited_state().unwrap_or_default(),
-    ));
-    let exported = Arc::clone(&store);
-    let restart = restart.pass_state(move || exported.export());
+    let store = Arc::new(Store::default());
+    let (exported, imported) = (Arc::clone(&store), Arc::clone(&store));
+    let export = move || exported.export();
+    let import = move |state| imported.import(state);
+    let restart = match cfg!(target_os = "linux") {
+        true => restart.exact_state(export, import),
+        // A snapshot: what changes while the successor starts is lost.
+        false => {
+            import(restart.inherited_state().unwrap_or_default())?;
+            restart.pass_state(export)
+        }
+    };
     let server = options.builder().restart(restart).build(store)?;
     common::announce(&server.local_addrs());
     let report = server.run()?;
