@@ -418,8 +418,8 @@ impl<'a, S: Service> Workers<'a, S> {
         let mut began = None;
         loop {
             let mut disposition = self.step(occupant, worker, token);
-            if matches!(disposition, Disposition::Park) && self.lots.drain.is_draining() {
-                disposition = self.end_or_park(occupant);
+            if self.lots.drain.is_draining() && occupant.is_silent() {
+                disposition = self.end_by_answer(occupant, disposition);
             }
             let goes_on = matches!(disposition, Disposition::Continue)
                 && occupant.stage == Stage::Idle
@@ -439,26 +439,42 @@ impl<'a, S: Service> Workers<'a, S> {
         }
     }
 
-    /// What becomes of a connection that waits for its client in a drain. Decided before its output
-    /// leaves.
+    /// Ends a connection that waits for its client in a drain, together with its answer, which has
+    /// not left. `disposition` is what becomes of the connection otherwise.
     #[cold]
-    fn end_or_park(&self, occupant: &mut Occupant<S::Session>) -> Disposition {
-        let is_closing = self.lots.drain.is_closing();
-        let is_between_messages = matches!(occupant.stage, Stage::New | Stage::Idle);
-        let ends = self.ends_after(occupant.stage, &occupant.conn);
-        if !is_between_messages || !ends && !occupant.conn.holds_answer() {
-            return Disposition::Park;
+    fn end_by_answer(
+        &self,
+        occupant: &mut Occupant<S::Session>,
+        disposition: Disposition,
+    ) -> Disposition {
+        if !matches!(disposition, Disposition::Park | Disposition::Continue) {
+            return disposition;
         }
         occupant.check_drain();
         let conn = &mut occupant.conn;
         if conn.due.is_any() {
             return Disposition::Continue;
         }
-        match conn.has_more_in_drain(is_closing) {
-            Ok(true) => Disposition::Continue,
-            Ok(false) => end_by_drain(conn),
+        let is_closing = self.lots.drain.is_closing();
+        let ends = self.ends_after(occupant.stage, conn);
+        // From here on the keeper sends nothing.
+        let has_more = conn.reclaim_output().and_then(|()| {
+            // The client has much to read before it sees the end: it may send more until then.
+            let may_end = !conn.has_output() && (ends || conn.holds_answer());
+            may_end
+                .then(|| conn.has_more_in_drain(is_closing))
+                .transpose()
+        });
+        match has_more {
+            Ok(None) => disposition,
+            Ok(Some(true)) => Disposition::Continue,
+            Ok(Some(false)) => {
+                // A reset because of unread input must not overtake the answer.
+                conn.linger_on_close();
+                end_by_drain(conn)
+            }
             Err(error) => {
-                log::debug!("{}: cannot read: {error}", conn.info());
+                log::debug!("{}: {error}", conn.info());
                 Disposition::CloseNow
             }
         }
@@ -604,7 +620,8 @@ impl<'a, S: Service> Workers<'a, S> {
         occupant: &mut Occupant<S::Session>,
         own: &mut S::Worker,
     ) -> io::Result<Next> {
-        occupant.conn.begin_call();
+        let goes_on = !matches!(occupant.stage, Stage::New | Stage::Idle);
+        occupant.conn.begin_call(goes_on);
         let conn = &mut occupant.conn;
         let session = match &mut occupant.session {
             Some(session) => session,
@@ -634,7 +651,7 @@ impl<'a, S: Service> Workers<'a, S> {
         let Some(session) = &mut occupant.session else {
             return Ok(Next::Close);
         };
-        occupant.conn.begin_call();
+        occupant.conn.begin_call(false);
         let next = match self.service.expired(&mut occupant.conn, session, expiry) {
             // The time is over: nothing is waited for.
             Err(error) if next_after(&occupant.conn, &error).is_some() => Ok(Next::Close),

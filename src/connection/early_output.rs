@@ -98,6 +98,8 @@ impl EarlyOutput {
     pub(crate) fn send(&self, socket: &Socket) -> bool {
         let _sending = self.sending.lock();
         let Some(mut lent) = self.slot.take() else {
+            // The call has flushed.
+            self.release(socket);
             return true;
         };
         let mut is_refused = false;
@@ -115,6 +117,8 @@ impl EarlyOutput {
 
     /// Makes the kernel hold back the last segment. False if it cannot.
     pub(super) fn hold(&self, socket: &Socket) -> bool {
+        // The keeper may be releasing just now.
+        let _sending = self.sending.lock();
         let is_held = self.is_held() || sys::socket::hold_last_segment(socket);
         self.is_held.store(is_held, SeqCst);
         is_held

@@ -271,6 +271,8 @@ pub struct Connection {
     goodbye: Bytes,
     /// Set in a call whose answer may end the connection, as the server drains.
     answer_mark: Option<AnswerMark>,
+    /// The present call has asked the kernel to hold its answer back.
+    has_held_answer: bool,
 }
 
 /// The buffers that a worker lends to one connection after the other.
@@ -339,6 +341,7 @@ impl Connection {
             call_began_at: 0,
             goodbye: Bytes::new(),
             answer_mark: None,
+            has_held_answer: false,
         }
     }
 
@@ -360,7 +363,7 @@ impl Connection {
     #[inline]
     pub fn is_draining(&self) -> bool {
         let drain = self.info.open_connection.drain();
-        drain.ends_connection(|| self.may_move())
+        drain.ends_connection(|| !self.has_waited_for_input && self.may_move())
     }
 
     /// Whether the server drains because a successor has replaced it: a client that connects again
@@ -368,7 +371,7 @@ impl Connection {
     /// WebSocket.
     pub fn has_successor(&self) -> bool {
         let drain = self.info.open_connection.drain();
-        self.is_draining() && (drain.has_successor() || drain.pause.is_settling())
+        drain.has_successor() || self.is_draining() && drain.pause.is_settling()
     }
 
     /// Whether the client has ended its side of the stream. No bytes follow those in the

@@ -85,15 +85,15 @@ impl Connection {
         self.at_eof() || is_unread() && self.peer_state() != PeerState::Open
     }
 
-    /// Begins a call of the service.
+    /// Begins a call of the service. `goes_on` says that the message of the previous call goes on.
     #[inline]
-    pub(crate) fn begin_call(&mut self) {
+    pub(crate) fn begin_call(&mut self, goes_on: bool) {
         let (readable, ended) = (!self.input.is_empty(), self.has_client_ended());
         self.due.begin(readable, ended);
         self.has_failed = false;
         self.blocked_view = None;
         self.call_began_at = self.bytes_in;
-        self.begin_answer();
+        self.begin_answer(goes_on);
     }
 
     /// The session, which may have taken input, was begun in this call.

@@ -177,6 +177,8 @@ impl<H: Handler> Service for Http<H> {
         match state {
             SessionState::Upgraded(protocol) => {
                 conn.flush_some()?;
+                // What was written is HTTP's answer, and not the protocol's.
+                conn.forget_answer();
                 protocol(conn)
             }
             SessionState::Head { .. } | SessionState::Body(_) | SessionState::Spool(_)

@@ -75,6 +75,8 @@ impl<H: Handler> ServeCall<'_, H> {
                 self.log_response(status, 0, end.waited);
                 self.conn.set_closing_notice(ClosingNotice::Forbidden);
                 self.conn.forget_waiting();
+                // The state of another protocol cannot be packed.
+                self.conn.note_stay();
                 *self.state = SessionState::Upgraded(protocol);
                 return Ok(Some(Next::Again));
             }

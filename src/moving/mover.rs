@@ -261,7 +261,10 @@ impl<'a, S: Service> Mover<'a, S> {
     fn wait(&mut self, events: &mut Events) {
         let is_blocked = self.unsent.is_some();
         let may_take = self.credit.may_send() && !is_blocked;
-        if may_take && !self.queue.begin_sleep() {
+        self.queue.set_blocked(!may_take);
+        if !may_take {
+            self.serve_here();
+        } else if !self.queue.begin_sleep() {
             return;
         }
         let timeout = is_blocked.then_some(SEND_PAUSE);
@@ -269,6 +272,14 @@ impl<'a, S: Service> Mover<'a, S> {
             log::error!("the mover cannot wait for events: {error}");
         }
         self.queue.end_sleep();
+    }
+
+    /// The successor is slow: the connections on the queue are served here until the next walk.
+    fn serve_here(&mut self) {
+        while let Some(turn) = self.lots.take_movable(&self.queue) {
+            self.queue.note_missed();
+            turn.go_on();
+        }
     }
 
     // ---- the end ----

@@ -7,7 +7,7 @@ use super::idle_order::Seen;
 use super::keeper::KEEPER_INTERVAL_MS;
 use super::timer_wheel::Timer;
 use super::{
-    ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, Token, Turn, WANTS_DRAIN_CALL,
+    ANSWERING, ConnectionSlot, Lot, MID_MESSAGE, RoomRequest, STAYS, Token, Turn, WANTS_DRAIN_CALL,
 };
 use crate::clock;
 use crate::log;
@@ -180,7 +180,7 @@ impl<S> Lot<S> {
                     .then_some(since)
             });
             match since {
-                Some(since) if since < MID_MESSAGE => Seen::Idle(since),
+                Some(since) if since & MID_MESSAGE == 0 => Seen::Idle(since & !STAYS),
                 Some(since) => Seen::MidMessage(since),
                 None => Seen::Other,
             }

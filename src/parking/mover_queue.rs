@@ -18,6 +18,8 @@ const MOST_QUEUED: usize = 1024;
 pub(crate) struct MoverQueue {
     tokens: (Sender<Token>, Receiver<Token>),
     is_closed: AtomicBool,
+    /// The mover waits for the successor: connections are served here meanwhile.
+    is_blocked: AtomicBool,
     /// A connection was parked because the queue was full.
     has_missed: AtomicBool,
     is_sleeping: AtomicBool,
@@ -30,6 +32,7 @@ impl MoverQueue {
         Self {
             tokens: crossbeam_channel::bounded(MOST_QUEUED),
             is_closed: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
             has_missed: AtomicBool::new(false),
             is_sleeping: AtomicBool::new(false),
             poller,
@@ -38,7 +41,14 @@ impl MoverQueue {
 
     /// Whether a connection may be put on the queue. Other threads may be faster.
     pub(super) fn has_room(&self) -> bool {
-        !self.tokens.0.is_full() && !self.is_closed()
+        let is_blocked = self.is_blocked.load(SeqCst);
+        !is_blocked && !self.tokens.0.is_full() && !self.is_closed()
+    }
+
+    /// Says whether the mover waits for the successor. A connection that comes meanwhile is parked,
+    /// and found by another walk.
+    pub(crate) fn set_blocked(&self, is_blocked: bool) {
+        self.is_blocked.store(is_blocked, SeqCst);
     }
 
     /// Puts a QUEUED connection on the queue. False if the queue is full.
@@ -50,7 +60,7 @@ impl MoverQueue {
         is_pushed
     }
 
-    pub(super) fn note_missed(&self) {
+    pub(crate) fn note_missed(&self) {
         self.has_missed.store(true, SeqCst);
         self.wake();
     }

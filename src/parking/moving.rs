@@ -21,8 +21,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::{
-    ConnectionSlot, Lot, Lots, MID_MESSAGE, MoverQueue, NOT_READY, Occupant, STAYS, Stage, Token,
-    Turn, WANTS_DRAIN_CALL,
+    ANSWERING, ConnectionSlot, Lot, Lots, MID_MESSAGE, MoverQueue, NOT_READY, Occupant, STAYS,
+    Stage, Token, Turn, WANTS_DRAIN_CALL,
 };
 use crate::clock;
 use crate::connection::{Connection, ConnectionInfo, Waker};
@@ -183,7 +183,8 @@ impl<S> Turn<'_, S> {
             return Err(self);
         };
         self.count_bytes();
-        self.slot.since.store(0, SeqCst);
+        // The time-out of the workers' queue does not apply.
+        self.slot.since.store(ANSWERING, SeqCst);
         self.slot.occupant.store(self.occupant.take());
         self.slot.set_ready(clock::nanos());
         self.slot.owner.queue();
@@ -204,6 +205,7 @@ impl<S> Turn<'_, S> {
         if self.lot.drain.has_ended_calls() {
             return self.hold();
         }
+        self.slot.ready_at.store(NOT_READY, SeqCst);
         let is_parkable = self.occupant.as_ref().is_some_and(|occupant| {
             occupant.conn.buffer().is_empty() && occupant.conn.is_emptied()
         });

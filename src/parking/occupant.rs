@@ -184,6 +184,12 @@ impl<S> Occupant<S> {
         }
     }
 
+    /// Whether the connection is between two messages, and no byte of the next one was read.
+    #[inline]
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self.stage, Stage::New | Stage::Idle) && self.conn.buffer().is_empty()
+    }
+
     /// Whether nothing but the client's input leads to a call of the service, and none has arrived.
     pub(super) fn is_without_message(&self) -> bool {
         let waits = match self.stage {

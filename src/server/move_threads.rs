@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use socket2::Socket;
@@ -17,7 +17,7 @@ use crate::server::move_channels::MoveChannels;
 use crate::service::Service;
 use crate::sys::Poller;
 
-/// How long the end of a server waits for these threads. They give up by themselves before.
+/// How long the end of a server waits for these threads, in total.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most threads that adopt connections at once: one for each predecessor.
@@ -162,9 +162,10 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
     pub(super) fn end(self) {
         self.parts.channels.close();
         self.iter().for_each(|thread| thread.end.make());
+        let deadline = Instant::now() + END_TIMEOUT;
         for thread in self.iter() {
             // Closed, or late.
-            let _ = thread.ended.recv_timeout(END_TIMEOUT);
+            let _ = thread.ended.recv_deadline(deadline);
         }
     }
 
