@@ -214,7 +214,7 @@
 /// **Goodbyes.** [`Connection::set_goodbye`](crate::Connection::set_goodbye), once for each
 /// connection, is all that most protocols need: these bytes leave whenever the server ends a
 /// connection, after a stop, a restart or a time-out. A client that sends something after a restart
-/// reads them [behind its answer](restarting#open-connections), unless the connection has an outbox.
+/// reads them [behind its answer](restarting#open-connections-that-stay), unless the connection has an outbox.
 /// With an `idle_grace` of one second, the others are told after a second of silence.
 ///
 /// What a client sends at the moment of the close crosses the close, and is lost. A service that
