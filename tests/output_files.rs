@@ -260,11 +260,15 @@ fn a_full_disk_is_a_counted_note_and_blocks_nobody() {
 
     // A file that is full, and then one that is not: no file may be longer than 16 blocks.
     let mut supervised = start_in(COUNTS, &["--stderr", "app.log"], "ulimit -f 16;");
-    want(&supervised, 1_000);
+    let write = |lines| {
+        want(&supervised, lines);
+        supervised.until("all lines", || count_of_reached(&supervised, lines) == 1);
+    };
+    write(1_000);
     supervised.until("the note", || lost(&supervised));
     fs::rename(supervised.path("app.log"), supervised.path("full")).unwrap();
     supervised.succeed(&["reopen"]);
-    want(&supervised, 1_010);
+    write(1_010);
     let noted = || supervised.read("app.log").lines().count() >= 10;
     supervised.until("lines in the new file", noted);
     assert_eq!(supervised.stop().code(), Some(0));

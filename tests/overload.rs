@@ -696,7 +696,7 @@ fn an_answer_is_not_cut_off_because_no_worker_has_time() {
     let builder = server()
         .workers(1)
         .queue(2)
-        .queue_timeout(Duration::from_secs(1))
+        .queue_timeout(Duration::from_secs(10))
         .output_limit(BIG)
         .overload(refuse());
     let handle = start(builder, service);
