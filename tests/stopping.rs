@@ -178,11 +178,12 @@ fn a_client_that_never_pauses_does_not_hold_up_the_drain() {
 
 #[test]
 fn what_waits_for_a_worker_is_served() {
-    // One worker that is busy, a queue of one, and 32 connections with a request each: parked ones and new ones.
+    // One worker that is busy, a queue of one, and a request of each connection, of parked ones and of new ones: more
+    // than the queue takes in any case.
     let (service, gate) = held_service();
     let handle = builder(1).queue(1).build(service).unwrap().start().unwrap();
     let addr = addr_of(&handle);
-    let mut clients: Vec<Client> = (0..16).map(|_| Client::new(addr)).collect();
+    let mut clients: Vec<Client> = (0..400).map(|_| Client::new(addr)).collect();
     for client in &mut clients {
         client.send("first\n");
         assert_eq!(client.line(), "first\n");
@@ -195,6 +196,8 @@ fn what_waits_for_a_worker_is_served() {
         client.send("second\n");
     }
     handle.stop(LONG);
+    // The stop has looked at the idle ones by then, most likely.
+    until_refused(addr);
     gate.open();
     for client in &mut clients {
         assert_eq!(client.line(), "second\n");
@@ -203,7 +206,7 @@ fn what_waits_for_a_worker_is_served() {
     assert_eq!(holder.line(), "held\n");
     let report = handle.join();
     assert!(report.is_clean(), "{report}");
-    assert_eq!(report.finished, 33);
+    assert_eq!(report.finished, 417);
 }
 
 #[test]

@@ -152,8 +152,8 @@ impl<S> Occupant<S> {
         self.may_call_service() && !self.conn.has_output()
     }
 
-    /// Whether the connection is between two messages: no byte of the next message is known to have
-    /// arrived.
+    /// Whether the connection is between two messages. The service has not seen what the buffer has
+    /// of the next one.
     pub(super) fn is_between_messages(&self) -> bool {
         matches!(self.stage, Stage::New | Stage::Idle)
             && !self.conn.has_output()

@@ -180,9 +180,13 @@ impl<S> Turn<'_, S> {
     /// room.
     pub(super) fn bring_to_worker(mut self) {
         while !self.lot.has_room_for_batch() {
-            // As `close_idle` does, which may have come before.
-            let may_close = self.is_between_messages() && !self.needs_drain_call();
-            if may_close && self.is_ended_by_drain() && !self.read_new_input() {
+            // As `close_idle` does, which may have come before, or has just read a message.
+            let is_idle = self.is_between_messages() && !self.needs_drain_call();
+            if is_idle
+                && !self.has_unread_input()
+                && self.is_ended_by_drain()
+                && !self.read_new_input()
+            {
                 return self.close_with_goodbye();
             }
             if let Some(occupant) = self.occupant() {
@@ -254,6 +258,12 @@ impl<S> Turn<'_, S> {
     pub(super) fn is_between_messages(&self) -> bool {
         let occupant = self.occupant.as_ref();
         occupant.is_some_and(|occupant| occupant.is_between_messages())
+    }
+
+    /// Whether the buffer has input that the service has not consumed.
+    fn has_unread_input(&self) -> bool {
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|occupant| !occupant.conn.buffer().is_empty())
     }
 
     /// Whether the drain closes the connection between two messages.
