@@ -94,6 +94,20 @@
 /// The [write time-out](crate::Builder::write_timeout) closes a subscriber that does not read,
 /// whatever the bound of its outbox is.
 ///
+/// What the service itself writes goes past the outbox, and what others have sent before may follow it.
+/// Where an answer has to be the last, such as that to `quit`, the service takes the client off the
+/// list, and calls [`close_outbox`](crate::Connection::close_outbox) before it writes the answer:
+///
+/// ```
+/// # use std::io::{self, Write};
+/// # use handover::{Connection, Next};
+/// # fn quit(conn: &mut Connection) -> io::Result<Next> {
+/// conn.close_outbox();
+/// writeln!(conn, "goodbye")?;
+/// Ok(Next::Close)
+/// # }
+/// ```
+///
 /// # A job and its answer
 ///
 /// The service gives the job and a waker to another thread, and returns `Wait`. When the answer is

@@ -115,7 +115,7 @@
 //! | `handover::server` | stops (info), their reports (debug), threads that failed (error) |
 //! | `handover::signals` | signals received, and what follows (info) |
 //! | `handover::supervisor` | processes started, ready and ended (info), crashes (warn, error) |
-//! | `handover::worker` | errors that a service returned (debug), panics (error) |
+//! | `handover::worker` | errors of reading and writing (debug), other errors of a service (warn), panics (error) |
 //!
 //! A supervisor without a logger writes its records to standard error, from level info on, as
 //! lines with times, for systemd's journal, or in JSON ([`LogFormat`]). No record makes it wait.

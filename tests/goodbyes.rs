@@ -3,10 +3,10 @@
 
 mod support;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use handover::{Bind, Builder, Connection, Handle, Next};
+use handover::{Bind, Builder, Connection, Expiry, Handle, Next, Service};
 
 use support::{
     addr, answer, ask, assert_closed, connect, door, lines, server, settings, start, stop, until,
@@ -148,5 +148,75 @@ fn without_a_goodbye_nothing_is_sent() {
     let mut client = connect(addr(&handle));
     ask(&mut client, "hello");
     assert_closed(&mut client);
+    stop(&handle);
+}
+
+/// Another thread may have a message for the client at any time.
+#[test]
+fn no_message_follows_the_goodbye() {
+    let (tell, told) = crossbeam_channel::unbounded();
+    let begin = move |conn: &mut Connection| {
+        tell.send(conn.outbox(1000)).unwrap();
+        greet(conn)
+    };
+    let listener = Bind::new("127.0.0.1:0").speaks_first(true);
+    let service = handover::service_with_session(begin, count);
+    let handle = start(settings().listen(listener).workers(2), service);
+    let mut client = connect(addr(&handle));
+    let outbox = told.recv().unwrap();
+    outbox.send("news\n").unwrap();
+    // In either order: the session has begun when the outbox is there.
+    let mut lines = [answer(&mut client), answer(&mut client)];
+    lines.sort();
+    assert_eq!(lines, ["220 ready", "news"]);
+    handle.stop(support::LIMIT);
+    assert_eq!(answer(&mut client), "421 goodbye");
+    let refused = outbox.send("late\n");
+    assert_closed(&mut client);
+    assert!(refused.is_err(), "{refused:?}");
+    assert!(outbox.is_closed());
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
+}
+
+/// A library that reads in the call for an expiry finds nothing, and its error is no failure.
+#[test]
+fn an_expiry_whose_call_would_wait_closes_the_connection() {
+    struct Reads;
+
+    impl Service for Reads {
+        type Session = ();
+        type Worker = ();
+
+        fn worker(&self, _index: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn session(&self, _conn: &mut Connection) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn serve(&self, conn: &mut Connection, (): &mut (), (): &mut ()) -> io::Result<Next> {
+            lines(conn)
+        }
+
+        fn handles_expiry(&self) -> bool {
+            true
+        }
+
+        fn expired(&self, conn: &mut Connection, (): &mut (), _: Expiry) -> io::Result<Next> {
+            conn.write_all(b"too late\n")?;
+            conn.nonblocking().read_exact(&mut [0])?;
+            Ok(Next::Park)
+        }
+    }
+
+    let handle = start(server().idle_timeout(SHORT), Reads);
+    let mut client = connect(addr(&handle));
+    ask(&mut client, "hello");
+    assert_eq!(answer(&mut client), "too late");
+    assert_closed(&mut client);
+    until(&handle, "it is gone", |stats| stats.live == 0);
+    assert_eq!(handle.stats().service_errors, 0);
     stop(&handle);
 }

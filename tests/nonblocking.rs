@@ -458,6 +458,37 @@ fn a_blocked_write_is_not_forgotten_by_a_read() {
     stop(&handle);
 }
 
+/// A service that knows that a message has begun, or is answered, says so only if its client is waited for.
+#[test]
+fn a_view_says_whether_it_waits_for_input() {
+    let handle = start(
+        server().workers(1).output_limit(4096),
+        |conn: &mut Connection| {
+            let mut view = conn.nonblocking();
+            let mut said = vec![view.needs_input()];
+            let mut byte = [0];
+            while view.read(&mut byte)? > 0 && byte != *b"\n" {}
+            said.push(view.needs_input());
+            let waits =
+                |result: io::Result<usize>| result.unwrap_err().kind() == ErrorKind::WouldBlock;
+            assert!(waits(view.read(&mut byte)));
+            said.push(view.needs_input());
+            // The client does not read yet: its answer has to wait.
+            while view.write(&[b'x'; 64 * 1024]).is_ok() {}
+            assert!(waits(view.read(&mut byte)));
+            said.push(view.needs_input());
+            conn.write_owned(format!("{said:?}\n").into_bytes())?;
+            Ok(Next::Close)
+        },
+    );
+    let mut client = connect_narrow(addr(&handle));
+    client.write_all(b"go\n").unwrap();
+    let mut all = String::new();
+    client.read_to_string(&mut all).unwrap();
+    assert_eq!(all.trim_start_matches('x'), "[false, false, true, false]\n");
+    stop(&handle);
+}
+
 /// Reads stop while the output limit is reached, so that a client that only sends costs no memory.
 #[test]
 fn a_client_that_does_not_read_is_not_read_from() {

@@ -5,7 +5,7 @@ mod support;
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 #[cfg(unix)]
 use std::os::fd::{AsFd, AsRawFd};
 #[cfg(unix)]
@@ -262,6 +262,40 @@ fn a_line_as_bytes_need_not_be_text_and_has_the_same_limit() {
     assert_closed(&mut client);
     until(&handle, "it is gone", |stats| stats.live == 0);
     assert_eq!(handle.stats().service_errors, 0, "the client's fault");
+    stop(&handle);
+}
+
+/// Lines of any length: nothing is lost or divided that fits.
+#[test]
+fn a_long_line_is_taken_in_pieces_and_a_last_one_needs_no_end() {
+    let handle = start(
+        server().input_limit(4096),
+        |conn: &mut Connection| match conn.take_up_to(b'\n', usize::MAX) {
+            Some(piece) if piece == b"short\n" => {
+                while let Some(piece) = conn.take_up_to(b'\n', 4) {
+                    writeln!(conn, "{:?}", String::from_utf8_lossy(&piece))?;
+                }
+                Ok(Next::Again)
+            }
+            Some(piece) => {
+                writeln!(conn, "{}", piece.len())?;
+                Ok(Next::incomplete(conn))
+            }
+            None => Ok(Next::incomplete(conn)),
+        },
+    );
+    let mut client = connect(addr(&handle));
+    client.write_all(b"short\n1234\n123\n\n12345678").unwrap();
+    for piece in ["1234", "\\n", "123\\n", "\\n", "1234", "5678"] {
+        assert_eq!(answer(&mut client), format!("\"{piece}\""));
+    }
+    // Longer than what is buffered.
+    client.write_all(&[b'x'; 4096]).unwrap();
+    assert_eq!(answer(&mut client), "4096");
+    client.write_all(b"end").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(answer(&mut client), "3");
+    assert_closed(&mut client);
     stop(&handle);
 }
 

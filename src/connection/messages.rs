@@ -45,6 +45,45 @@ impl Connection {
         Ok(Some(taken))
     }
 
+    /// As [`take_until`](Self::take_until), but gives a long message in pieces: the bytes up to and
+    /// including `delimiter`, or the first `limit` bytes if the delimiter is not among them. At the
+    /// end of the stream, the rest is the last piece. A piece without the delimiter at its end is a
+    /// part of a message: the service takes the next one, or tells its client that the message is
+    /// too long. A limit above [`input_limit`](crate::Builder::input_limit) counts as that, and 0 as
+    /// 1.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{self, Write};
+    /// use handover::{Connection, Next};
+    ///
+    /// /// Answers lines of any length, also a last one without its line ending.
+    /// fn echo(conn: &mut Connection) -> io::Result<Next> {
+    ///     let Some(piece) = conn.take_up_to(b'\n', 4096) else {
+    ///         return Ok(Next::More);
+    ///     };
+    ///     conn.write_all(&piece)?;
+    ///     Ok(if piece.ends_with(b"\n") { Next::Park } else { Next::More })
+    /// }
+    /// # fn is_service(_: impl handover::Service) {}
+    /// # is_service(echo);
+    /// ```
+    pub fn take_up_to(&mut self, delimiter: u8, limit: usize) -> Option<Vec<u8>> {
+        let limit = limit.max(1);
+        let bytes = self.input.bytes();
+        let window = &bytes[..bytes.len().min(limit)];
+        let found = window.iter().position(|&byte| byte == delimiter);
+        let count = match found {
+            Some(at) => at + 1,
+            None if window.len() == limit || self.is_input_full() || self.at_eof() => window.len(),
+            None => 0,
+        };
+        let piece = (count > 0).then(|| window[..count].to_vec());
+        self.input.consume(count);
+        piece
+    }
+
     /// Takes a line from what has arrived, without waiting and without its line ending (`\n` or
     /// `\r\n`). Otherwise as [`take_until`](Self::take_until). `limit` includes the line ending.
     ///

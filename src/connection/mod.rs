@@ -157,7 +157,7 @@ struct DrainLimit {
 /// | the message has not arrived completely | `None`: return [`Next::More`](crate::Next::More) | wait for the rest, and hold a worker |
 /// | the stream has ended | `None`, and [`at_eof`](Self::at_eof); what is left stays in the [`buffer`](Self::buffer) | give what is left, then 0 |
 /// | the delimiter | a line comes without, `take_until` gives it | is given |
-/// | the message is too long | `InvalidData`, nothing is consumed | `InvalidData`, `limit` bytes are consumed |
+/// | the message is too long | `InvalidData`, nothing is consumed; [`take_up_to`](Self::take_up_to) gives it in pieces | `InvalidData`, `limit` bytes are consumed |
 /// | the result | is new | is appended to the caller's buffer |
 /// | choose them for | services that are called for each message | loops over blocking reads |
 ///

@@ -47,7 +47,8 @@ pub(crate) enum Blocked {
 /// empty. With [`Next::Park`] such a connection counts as idle. Its client has the
 /// [idle time-out](crate::Builder::idle_timeout) for each part, so that one byte now and then keeps
 /// the message open for ever, and a stop closes it in the middle of the message. If the service can
-/// tell that a message has begun, it returns [`Next::More`] in place of the error. Then the
+/// tell that a message has begun, and the library [needs input](Self::needs_input), it returns
+/// [`Next::More`] in place of the error. Then the
 /// [read time-out](crate::Builder::read_timeout) and the
 /// [minimum rate](crate::Builder::min_rate) hold, and a stop waits for the message. Otherwise
 /// bound messages by a timer ([`Connection::wake_at`]), or by a ping that the client has to answer.
@@ -132,6 +133,20 @@ impl Connection {
             self.blocked_view = Some(why);
         }
         io::ErrorKind::WouldBlock.into()
+    }
+}
+
+impl NonBlocking<'_> {
+    /// Whether a read of this call has found no input, so that the `WouldBlock` of the library means
+    /// that it waits for the client. Otherwise the error means that the client has to read, or that
+    /// other connections have their turn: the service passes it on in any case.
+    ///
+    /// A service asks this before it returns [`Next::More`] or [`Next::Park`] in place of the error.
+    ///
+    /// [`Next::More`]: crate::Next::More
+    /// [`Next::Park`]: crate::Next::Park
+    pub fn needs_input(&self) -> bool {
+        self.0.blocked_view == Some(Blocked::Input)
     }
 }
 

@@ -117,7 +117,7 @@ mod response_plan;
 mod response_writer;
 
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-pub use ::http::{Uri, Version, header, request};
+pub use ::http::{Uri, Version, header, request, response};
 
 pub use access_log::AccessLog;
 pub use body::{Body, OwnedBody};
