@@ -301,6 +301,43 @@ fn the_successor_serves_what_has_come_when_the_old_process_is_killed() {
     generations.end();
 }
 
+/// A process that was replaced, and has no connection left, ends although its predecessor drains: what the predecessor
+/// still serves moves to the newest process.
+#[test]
+fn connections_of_a_process_that_drains_move_to_the_newest_process() {
+    let options = [("counted", "127.0.0.1:0"), ("max-draining", "3")];
+    let generations = Generations::start(&options);
+    let first = generations.who();
+    let mut kept = Lines::connect(&generations);
+    assert_eq!(kept.ask(), (1, first.pid));
+    let files = ["one", "two"];
+    let busy = files.map(|file| {
+        let mut client = support::connect(generations.addr());
+        write!(client, "GET /hold?{file} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        client
+    });
+    // What was accepted later is served.
+    generations.who();
+    let mut last = generations.restart();
+    for (file, mut client) in files.into_iter().zip(busy) {
+        // Both rounds together are more generations than may drain at once.
+        for _ in 0..3 {
+            let old = last.pid;
+            last = generations.restart();
+            eventually("the process in between ends", || !is_alive(old));
+        }
+        fs::write(generations.dir.path().join(file), "").unwrap();
+        let answer = one_answer(&mut client);
+        let by_first = format!("\r\n\r\n{} 1 ", first.pid);
+        assert!(answer.contains(&by_first), "{answer}");
+        let next = get(&mut client, "/who");
+        assert_eq!(Who::parse(&next).pid, last.pid);
+    }
+    eventually("the first process ends", || !is_alive(first.pid));
+    assert_eq!(kept.ask(), (2, last.pid));
+    generations.end();
+}
+
 /// What comes while a process is replaced goes on to the next one.
 #[test]
 fn clients_keep_their_connections_over_restarts_in_quick_succession() {

@@ -1,5 +1,5 @@
-//! The adopter: the thread that takes the connections of the predecessor. It exists as long as the
-//! predecessor may send some.
+//! The adopter: the thread that takes the connections of a predecessor. It exists as long as the
+//! predecessor may send some, and this process is not replaced.
 
 use std::io;
 use std::sync::Arc;
@@ -68,21 +68,35 @@ impl<'a, S: Service> Adopter<'a, S> {
 
     /// Until the predecessor closes the channel, or this server stops. The drop of the channel tells
     /// the predecessor that this process takes no more.
-    pub(crate) fn run(self) {
+    ///
+    /// Also until the channel is asked for, see [`EndRequest::ask_for_channel`]. Only then it is
+    /// returned.
+    pub(crate) fn run(self) -> Option<Socket> {
+        let is_left = self.adopt_batches();
+        // A poller would report the channel as long as any process has it.
+        if let Err(error) = self.poller.remove(&self.channel) {
+            log::debug!("cannot remove the channel from the poller: {error}");
+        }
+        is_left.then_some(self.channel)
+    }
+
+    /// True if the channel is asked for.
+    fn adopt_batches(&self) -> bool {
         let mut buffer = vec![0; MoveMessage::LIMIT];
         let mut events = Events::with_capacity(4);
-        loop {
+        // Also behind each batch: a busy predecessor might leave the channel never empty.
+        while !self.end.asks_for_channel() {
             match sys::message::receive_sockets(&self.channel, &mut buffer) {
-                Ok((0, _)) => return,
+                Ok((0, _)) => return false,
                 Ok((size, sockets)) => {
                     if let Err(error) = self.adopt_batch(&buffer[..size], sockets) {
                         log::error!("cannot answer the predecessor: {error}");
-                        return;
+                        return false;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.stops() {
-                        return;
+                        return false;
                     }
                     let armed = rearm(&self.poller, &self.channel);
                     let waited = armed.and_then(|()| self.poller.wait(&mut events, 4, None));
@@ -93,10 +107,11 @@ impl<'a, S: Service> Adopter<'a, S> {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => {
                     log::error!("cannot receive the connections of the predecessor: {error}");
-                    return;
+                    return false;
                 }
             }
         }
+        true
     }
 
     fn stops(&self) -> bool {
@@ -216,14 +231,6 @@ impl<'a, S: Service> Adopter<'a, S> {
                 }
                 Err(error) => return Err(error),
             }
-        }
-    }
-}
-
-impl<S: Service> Drop for Adopter<'_, S> {
-    fn drop(&mut self) {
-        if let Err(error) = self.poller.remove(&self.channel) {
-            log::debug!("cannot remove the channel from the poller: {error}");
         }
     }
 }

@@ -26,6 +26,15 @@
 //!   process, keeps what it has received.
 //! - Neither of them shuts a socket down: that would end the connection in both processes.
 //!
+//! # The process in between is replaced
+//!
+//! A process that drains may have connections to move when its successor has been replaced as well.
+//! The adopter of the process in between ends behind the answer to a batch, and that process passes
+//! its end of the channel on to its own successor, with the message that every channel comes with.
+//! Batches that nobody has received go along, as they are in the channel. So each channel leads to
+//! the newest process, and no process stays for the channel of its predecessor. If there is nobody to
+//! pass the channel on to, it is closed: the connections of the mover drain.
+//!
 //! [`credit`] has the batches in flight, [`crate::wire`] the records, and
 //! [`crate::parking`] what a connection is between two owners.
 
@@ -35,7 +44,7 @@ mod mover;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use socket2::Socket;
 
@@ -55,19 +64,29 @@ fn rearm(poller: &Poller, channel: &Socket) -> io::Result<()> {
 /// Asks a mover or an adopter to end.
 #[derive(Clone)]
 pub(crate) struct EndRequest {
-    is_made: Arc<AtomicBool>,
+    made: Arc<AtomicU8>,
     /// The thread waits in it.
     poller: Arc<Poller>,
 }
 
+const LEAVE_CHANNEL: u8 = 1;
+const END: u8 = 2;
+
 impl EndRequest {
     pub(crate) fn new(poller: Arc<Poller>) -> Self {
-        let is_made = Arc::default();
-        Self { is_made, poller }
+        let made = Arc::default();
+        Self { made, poller }
     }
 
     pub(crate) fn make(&self) {
-        self.is_made.store(true, SeqCst);
+        self.made.store(END, SeqCst);
+        self.poller.wake();
+    }
+
+    /// Asks an adopter to end behind the answer to a batch, and to leave its channel: this process
+    /// was replaced.
+    pub(crate) fn ask_for_channel(&self) {
+        self.made.fetch_max(LEAVE_CHANNEL, SeqCst);
         self.poller.wake();
     }
 
@@ -77,6 +96,10 @@ impl EndRequest {
     }
 
     fn is_made(&self) -> bool {
-        self.is_made.load(SeqCst)
+        self.made.load(SeqCst) == END
+    }
+
+    fn asks_for_channel(&self) -> bool {
+        self.made.load(SeqCst) == LEAVE_CHANNEL
     }
 }

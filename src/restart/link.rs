@@ -50,8 +50,16 @@ impl Link {
         send_message(&self.socket, message);
     }
 
-    /// As [`send`](Self::send), with a descriptor. False if the message could not be sent.
-    pub(super) fn send_with(&self, message: &HandshakeMessage, descriptor: &Descriptor) -> bool {
+    /// As [`send`](Self::send), with a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// Why the message could not be sent.
+    pub(super) fn send_with(
+        &self,
+        message: &HandshakeMessage,
+        descriptor: &Descriptor,
+    ) -> io::Result<()> {
         send(&self.socket, message, &[descriptor])
     }
 
@@ -105,24 +113,21 @@ impl Drop for Link {
     }
 }
 
-/// Sends a message without waiting. A failure is only logged.
+/// Sends a message without waiting. A failure is only logged: the other process has usually ended.
 pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
-    send(socket, message, &[]);
+    if let Err(error) = send(socket, message, &[]) {
+        log::debug!("cannot send {message:?}: {error}");
+    }
 }
 
-fn send(socket: &Socket, message: &HandshakeMessage, descriptors: &[&Descriptor]) -> bool {
+fn send(
+    socket: &Socket,
+    message: &HandshakeMessage,
+    descriptors: &[&Descriptor],
+) -> io::Result<()> {
     log::debug!("to the other generation: {message:?}");
-    match message.encode() {
-        Ok(packet) => {
-            let sent = sys::message::send_packet(socket, &packet, descriptors);
-            let failed = |error: &io::Error| log::debug!("cannot send {message:?}: {error}");
-            sent.inspect_err(failed).is_ok()
-        }
-        Err(error) => {
-            log::error!("cannot encode a message to the other generation: {error}");
-            false
-        }
-    }
+    let packet = message.encode()?;
+    sys::message::send_packet(socket, &packet, descriptors)
 }
 
 /// A path from a message, as the system has it.

@@ -178,6 +178,7 @@ impl<S: Service> MainThread<S> {
             gate: &self.gate,
             channels: &self.report.0.move_channels,
             listeners,
+            restarter: self.report.0.restarter.as_ref(),
         }
     }
 
@@ -329,6 +330,7 @@ impl<S: Service> MainThread<S> {
                 },
                 ServerCommand::Replaced => {
                     is_replaced = true;
+                    moves.pass_channels_on();
                     if stop.is_none() {
                         stop = Some(self.begin_stop(self.drain_deadline()));
                         self.drain_after_replacement(moves);

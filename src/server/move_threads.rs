@@ -13,6 +13,7 @@ use crate::listener::ListenerInfo;
 use crate::log;
 use crate::moving::{Adopter, EndRequest, Mover};
 use crate::parking::{Lots, MoverQueue};
+use crate::restart::RestarterHandle;
 use crate::server::move_channels::MoveChannels;
 use crate::service::Service;
 use crate::sys::Poller;
@@ -20,8 +21,9 @@ use crate::sys::Poller;
 /// How long the end of a server waits for these threads, in total.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most threads that adopt connections at once: one for each predecessor.
-pub(super) const MOST_ADOPTERS: usize = 4;
+/// The most threads that adopt connections at once: one for each predecessor that drains. By default,
+/// [`max_draining`](crate::Restart::max_draining) is 4.
+pub(super) const MOST_ADOPTERS: usize = 16;
 
 /// A mover or an adopter.
 struct MoveThread {
@@ -45,6 +47,7 @@ pub(super) struct MoveParts<'env, S: Service> {
     pub(super) gate: &'env AcceptGate,
     pub(super) channels: &'env MoveChannels,
     pub(super) listeners: &'env [Arc<ListenerInfo>],
+    pub(super) restarter: Option<&'env RestarterHandle>,
 }
 
 /// The kind of a thread.
@@ -64,6 +67,8 @@ pub(super) struct MoveThreads<'scope, 'env: 'scope, S: Service> {
     spawn: Spawn<'scope>,
     mover: Option<(MoveThread, Arc<MoverQueue>)>,
     adopters: Vec<MoveThread>,
+    /// This process was replaced: channels of predecessors are passed on.
+    is_replaced: bool,
 }
 
 impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
@@ -73,6 +78,7 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
             spawn,
             mover: None,
             adopters: Vec::new(),
+            is_replaced: false,
         }
     }
 
@@ -108,6 +114,10 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
     /// Adopts the connections of predecessors, over channels that the restarter has left.
     pub(super) fn start_adopters(&mut self) {
         while let Some(channel) = self.parts.channels.take_incoming() {
+            if self.is_replaced {
+                pass_on(self.parts.restarter, self.parts.listeners, channel);
+                continue;
+            }
             self.adopters.retain(MoveThread::runs);
             if self.adopters.len() == MOST_ADOPTERS {
                 log::warn!("connections of a predecessor stay there: others are being adopted");
@@ -126,7 +136,21 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
         let (service, lots, listeners) = (parts.service, parts.lots, parts.listeners);
         let adopter = Adopter::new(service, lots, admission, listeners, channel)?;
         let end = adopter.end_request();
-        self.start(MoveThreadKind::Adopter, end, || adopter.run())
+        let restarter = parts.restarter;
+        let run = move || {
+            if let Some(channel) = adopter.run() {
+                pass_on(restarter, listeners, channel);
+            }
+        };
+        self.start(MoveThreadKind::Adopter, end, run)
+    }
+
+    /// This process was replaced: connections of predecessors go to the successor.
+    pub(super) fn pass_channels_on(&mut self) {
+        self.is_replaced = true;
+        let adopters = self.adopters.iter();
+        adopters.for_each(|adopter| adopter.end.ask_for_channel());
+        self.start_adopters();
     }
 
     fn start(
@@ -172,5 +196,13 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
     fn iter(&self) -> impl Iterator<Item = &MoveThread> {
         let mover = self.mover.iter().map(|(thread, _)| thread);
         mover.chain(&self.adopters)
+    }
+}
+
+/// Passes the channel of a predecessor on to the successor.
+fn pass_on(restarter: Option<&RestarterHandle>, listeners: &[Arc<ListenerInfo>], channel: Socket) {
+    if let Some(restarter) = restarter {
+        let names = listeners.iter().map(|listener| listener.name.clone());
+        restarter.pass_on_channel(names.collect(), channel);
     }
 }

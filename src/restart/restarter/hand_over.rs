@@ -377,6 +377,22 @@ impl Restarter {
         self.pass_on_next_round();
     }
 
+    /// Passes the channel for connections of a predecessor on to the successor. If the successor does
+    /// not adopt connections, the end of the channel tells the predecessor that they stay.
+    pub(super) fn pass_channel_on(&self, listeners: Vec<String>, channel: Socket) {
+        let successor = self.successor.as_ref();
+        let adopts = |successor: &&Successor| {
+            successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
+        };
+        match successor.filter(adopts) {
+            Some(successor) => {
+                // A failure is logged, and closes the channel.
+                send_channel(&successor.link, listeners, channel);
+            }
+            None => log::debug!("connections of the predecessor stay there"),
+        }
+    }
+
     /// The successor has closed its end of the handshake socket.
     fn handle_successor_end(&mut self, server: &dyn RestartableServer) {
         let Some(mut successor) = self.successor.take() else {
@@ -553,11 +569,19 @@ fn open_channel(successor: &Link, listeners: Vec<String>) -> Option<Socket> {
     };
     let channel = sys::message::create_channel();
     let (own_end, successor_end) = channel.inspect_err(failed).ok()?;
-    let descriptor = sys::descriptor::from_socket(successor_end);
-    let descriptor = descriptor.inspect_err(failed).ok()?;
+    send_channel(successor, listeners, successor_end).then_some(own_end)
+}
+
+/// Sends the successor a channel, for the connections of the server with these listeners. False if
+/// that failed.
+fn send_channel(successor: &Link, listeners: Vec<String>, channel: Socket) -> bool {
     let message = HandshakeMessage::Connections { listeners };
-    let is_sent = successor.send_with(&message, &descriptor);
-    is_sent.then_some(own_end)
+    let sent = sys::descriptor::from_socket(channel)
+        .and_then(|descriptor| successor.send_with(&message, &descriptor));
+    let failed = |error: &io::Error| {
+        log::error!("open connections stay: cannot send a channel for them: {error}");
+    };
+    sent.inspect_err(failed).is_ok()
 }
 
 /// Stops this process from removing the files of Unix sockets that it owns. Returns the files.

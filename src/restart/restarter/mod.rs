@@ -114,6 +114,8 @@ enum RestarterRequest {
     Ready(Sender<Result<(), String>>),
     /// A successor is to take over.
     Restart(Option<ResultSender>),
+    /// The connections of a predecessor, of the server with these listeners, go to the successor.
+    PassOn(Vec<String>, Socket),
     /// The server has begun to stop.
     Stopping,
     /// One of the servers has stopped, with this report. If it was the last one, a successor that
@@ -217,6 +219,13 @@ impl RestarterHandle {
         self.send(RestarterRequest::Restart(Some(reply)));
         self.wait_for(&answer)
             .unwrap_or_else(|| Err(stopping_error()))
+    }
+
+    /// This process was replaced: the successor gets the channel for connections of a predecessor, of
+    /// the server with these listeners. Without a successor that adopts connections, the channel is
+    /// closed.
+    pub(crate) fn pass_on_channel(&self, listeners: Vec<String>, channel: Socket) {
+        self.send(RestarterRequest::PassOn(listeners, channel));
     }
 
     pub(crate) fn report_stopping(&self) {
@@ -489,6 +498,9 @@ impl Restarter {
                     RestarterRequest::Restart(waiter) => {
                         self.add_request(waiter.map(Waiter::Caller));
                     }
+                    RestarterRequest::PassOn(listeners, channel) => {
+                        self.pass_channel_on(listeners, channel);
+                    }
                     RestarterRequest::Stopping => {
                         self.stop_requested = true;
                         self.begin_stop();
@@ -557,6 +569,8 @@ impl Restarter {
     /// All servers have stopped.
     fn finish(&mut self, server: &dyn RestartableServer, report: String) {
         self.begin_stop();
+        // Connections of the predecessor may have come, or a request to pass on.
+        self.receive_from_predecessor(server);
         // The successor may have taken over since its last message was received.
         self.receive_from_successor(server);
         self.handle_deadlines(server);

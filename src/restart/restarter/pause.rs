@@ -136,10 +136,8 @@ impl Restarter {
             let file = sys::file::create_anonymous(&state);
             let file = file.map_err(|error| format!("cannot write the state: {error}"))?;
             let message = HandshakeMessage::Cutover { has_state: true };
-            match successor.link.send_with(&message, &file.into()) {
-                true => Ok(()),
-                false => Err("cannot send the state to the successor".to_owned()),
-            }
+            let sent = successor.link.send_with(&message, &file.into());
+            sent.map_err(|error| format!("cannot send the state to the successor: {error}"))
         });
         if let Err(why) = sent {
             self.abort_restart(server, RestartErrorKind::State, why);

@@ -184,8 +184,11 @@ impl Restarter {
     ) {
         let channel = channel.map(sys::descriptor::into_socket);
         match (&self.stage, channel) {
-            (ServerStage::Serving | ServerStage::Replaced, Some(Ok(channel))) => {
+            (ServerStage::Serving, Some(Ok(channel))) => {
                 server.adopt_connections(listeners, channel);
+            }
+            (ServerStage::Replaced, Some(Ok(channel))) => {
+                self.pass_channel_on(listeners.to_vec(), channel);
             }
             (_, Some(Err(error))) => {
                 log::error!("cannot adopt the connections of the predecessor: {error}");
