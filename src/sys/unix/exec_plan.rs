@@ -117,7 +117,7 @@ impl ExecPlan {
     /// Becomes the program.
     pub(super) fn run_child(&mut self, parent: Pid) -> ! {
         end_with_parent(parent, libc::SIGTERM);
-        let own = getpid().as_raw_nonzero().get();
+        let own = write_own_id(self.error_pipe);
         let group = if self.own_group { own } else { 0 };
         if let Some(guardian) = self.guardian {
             write_record(guardian, &[GUARDIAN_WATCH_CHILD, own, group]);
@@ -140,6 +140,8 @@ impl ExecPlan {
         unsafe {
             let program = libc::fork();
             if program <= 0 {
+                // Not by the waiter, which may be killed at any time.
+                write_own_id(self.error_pipe);
                 let Err(error) = check(program).and_then(|_| self.exec(None));
                 exit_with_error(self.error_pipe, &error);
             }
@@ -150,7 +152,6 @@ impl ExecPlan {
                 None => libc::close(START_PIPE),
             };
             close_descriptors(START_PIPE + 1);
-            write_word(SOCKET, program as u32);
             let limit = self.start_guard.map(|(_, limit)| limit.as_nanos());
             let limit = limit.and_then(|limit| started_at.checked_add(u64::try_from(limit).ok()?));
             self.wait_for_program(program, parent, limit)
@@ -443,6 +444,13 @@ pub(in crate::sys) fn write_record(to: RawFd, record: &[i32; 3]) -> bool {
     unsafe {
         libc::write(to, record.as_ptr().cast(), size_of_val(record)) == size_of_val(record) as isize
     }
+}
+
+/// Writes the id of this process to the error pipe, and returns it.
+fn write_own_id(error_pipe: RawFd) -> libc::pid_t {
+    let own = getpid().as_raw_nonzero().get();
+    write_word(error_pipe, own.unsigned_abs());
+    own
 }
 
 /// A pipe or socket takes four bytes at once. An error means that the reader has ended.

@@ -8,10 +8,10 @@
 //! ```text
 //!  this process                 waiter                     program
 //!
-//!  fork ----------------------> fork --------------------> set descriptors, directory, signals
+//!  fork ----------------------> fork --------------------> write the id to the error pipe
+//!       :                                                  set descriptors, directory, signals
 //!  read the error pipe <---------------------------------- exec, which closes the pipe,
-//!                                                          or write the error's number and exit
-//!  read the id <--------------- write the program's id
+//!       :                                                  or write the error's number and exit
 //!       :                       waitid <------------------ exit
 //!  read the status <----------- write the exit status
 //!  close the socket ----------> read: end of file
@@ -80,8 +80,8 @@ impl Process {
             // The standard library refuses a time-out of zero.
             let timeout = timeout.max(Duration::from_millis(1));
             self.socket.set_read_timeout(Some(timeout))?;
-            match self.read_word() {
-                Ok(raw) => self.state = ProcessState::Ended(ExitStatus::from_raw(raw as i32)),
+            match self.read_status() {
+                Ok(status) => self.state = ProcessState::Ended(status),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Another process has killed the waiter.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -96,11 +96,11 @@ impl Process {
         Ok(self.state)
     }
 
-    /// The next word that the waiter writes: first the program's id, then its exit status.
-    fn read_word(&mut self) -> io::Result<u32> {
+    /// Reads the exit status, which the waiter writes.
+    fn read_status(&mut self) -> io::Result<ExitStatus> {
         let mut word = [0; 4];
         self.socket.read_exact(&mut word)?;
-        Ok(u32::from_ne_bytes(word))
+        Ok(ExitStatus::from_raw(i32::from_ne_bytes(word)))
     }
 
     /// Sends SIGKILL, unless the program has ended or is detached.
@@ -157,16 +157,18 @@ pub(crate) fn spawn(options: &SpawnOptions<'_>) -> io::Result<Process> {
         socket,
     };
     drop((error_pipe_end, socket_end));
-    let exec_error = read_exec_error(error_pipe)?;
-    let pid = process.read_word();
-    if let Some(error) = exec_error {
-        // Makes the waiter reap the process, if there is one. The error of the exec says more.
-        let _ = process.wait(Duration::MAX);
-        return Err(error);
+    match read_exec_result(error_pipe)? {
+        Ok(pid) => {
+            process.pid = pid;
+            process.watch = ProcessWatch::open(pid);
+            Ok(process)
+        }
+        Err(error) => {
+            // Makes the waiter reap the process, if there is one. The error of the exec says more.
+            let _ = process.wait(Duration::MAX);
+            Err(error)
+        }
     }
-    process.pid = pid?;
-    process.watch = ProcessWatch::open(process.pid);
-    Ok(process)
 }
 
 /// Starts a program as a child that the caller reaps, and returns the program's id. No signal is
@@ -186,19 +188,32 @@ pub(crate) fn spawn_child(options: &SpawnOptions<'_>) -> io::Result<u32> {
     plan.error_pipe = error_pipe_end.as_raw_fd();
     let pid = plan.fork(ExecPlan::run_child)?;
     drop(error_pipe_end);
-    if let Some(error) = read_exec_error(error_pipe)? {
+    let result = read_exec_result(error_pipe)?;
+    if result.is_err() {
         retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;
-        return Err(error);
     }
-    Ok(pid.as_raw_nonzero().get().unsigned_abs())
+    result
 }
 
-/// Waits until a new process has become the program, which closes the pipe, or has failed.
-fn read_exec_error(pipe: Descriptor) -> io::Result<Option<io::Error>> {
+/// Waits until a new process has become the program, which closes the pipe, or has failed. Returns the
+/// id of the process, or why it is not the program.
+fn read_exec_result(pipe: Descriptor) -> io::Result<io::Result<u32>> {
     let mut bytes = Vec::new();
     File::from(pipe).read_to_end(&mut bytes)?;
-    let number = bytes.first_chunk().copied().map(i32::from_ne_bytes);
-    Ok(number.map(io::Error::from_raw_os_error))
+    let word = |at: usize| {
+        bytes
+            .get(at..)?
+            .first_chunk()
+            .copied()
+            .map(u32::from_ne_bytes)
+    };
+    Ok(match (word(0), word(4)) {
+        (Some(pid), None) => Ok(pid),
+        (Some(_), Some(number)) => Err(io::Error::from_raw_os_error(number as i32)),
+        (None, _) => Err(io::Error::other(
+            "the process has ended before it ran the program",
+        )),
+    })
 }
 
 /// Runs another program in this process, which keeps its id, its children and its blocked signals.

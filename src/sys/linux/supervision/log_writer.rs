@@ -254,6 +254,7 @@ impl Copy {
             self.write(bytes);
         } else if self.is_draining {
             self.is_draining = false;
+            self.reports.send(&mut self.output.lost, now);
             report([DRAINED, 0, 0]);
         }
         if let Some((_, switch_by)) = self.next {
@@ -261,7 +262,7 @@ impl Copy {
                 self.switch();
             }
         }
-        self.reports.send(&mut self.output.lost, now);
+        self.reports.send_due(&mut self.output.lost, now);
         true
     }
 
@@ -448,7 +449,7 @@ impl Output {
     }
 }
 
-/// When lost lines are reported: at once, and then each [`REPORT_INTERVAL_NANOS`].
+/// When lost lines are reported: at once, then each [`REPORT_INTERVAL_NANOS`], and in the end.
 #[derive(Default)]
 struct Reports {
     last: Option<u64>,
@@ -460,12 +461,16 @@ impl Reports {
         (lost.lines > 0).then_some(due)
     }
 
-    fn send(&mut self, lost: &mut Lost, now: u64) {
+    fn send_due(&mut self, lost: &mut Lost, now: u64) {
         if self.due_at(lost).is_some_and(|due| now >= due) {
-            self.last = Some(now);
-            if report([LOST, lost.lines as i64, lost.errno.into()]) {
-                lost.lines = 0;
-            }
+            self.send(lost, now);
+        }
+    }
+
+    fn send(&mut self, lost: &mut Lost, now: u64) {
+        self.last = Some(now);
+        if lost.lines > 0 && report([LOST, lost.lines as i64, lost.errno.into()]) {
+            lost.lines = 0;
         }
     }
 }
