@@ -1,6 +1,7 @@
 //! The service: the application's code that serves connections, and [`Next`], which says what
 //! happens after each call.
 
+use std::any::{Any, TypeId};
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -164,8 +165,9 @@ pub trait Service: Send + Sync {
     ///
     /// # Errors
     ///
-    /// An error closes the connection at once. Errors of reading and writing may be passed on: they
-    /// are logged at debug level. Any other error is a warning in the log, and counts in
+    /// An error closes the connection, after what the service has written before, such as an answer
+    /// that says what is wrong. Errors of reading and writing may be passed on, and those of `take_line`
+    /// and its kind, which are the client's: they are logged at debug level. Any other error is a warning in the log, and counts in
     /// [`Stats::service_errors`](crate::Stats::service_errors). `io::Error::other` makes one of any
     /// other type.
     fn serve(
@@ -269,7 +271,9 @@ where
 
 /// Makes a service of functions: one that builds the state of a worker, one that begins the session
 /// of a connection, and the handler, which gets both. They may return errors of any type, as with
-/// [`service`], the same for all three.
+/// [`service`], the same for all three. Connections with the session `()` move to the successor at a
+/// restart; others do with [`pack_sessions`]. The functions own what they use, as the service may
+/// outlive its caller: an `Arc`, a clone, or `move`.
 ///
 /// # Examples
 ///
@@ -493,6 +497,22 @@ where
 
     fn serve(&self, conn: &mut Connection, session: &mut S, worker: &mut W) -> io::Result<Next> {
         (self.handler)(conn, session, worker)
+    }
+
+    /// A session of the type `()` has nothing to pack.
+    fn packs_sessions(&self) -> bool {
+        TypeId::of::<S>() == TypeId::of::<()>()
+    }
+
+    fn pack(&self, _conn: &Connection, _session: &S) -> Option<Vec<u8>> {
+        self.packs_sessions().then(Vec::new)
+    }
+
+    fn unpack(&self, _conn: &mut Connection, _packed: Vec<u8>) -> io::Result<S> {
+        let session = (Box::new(()) as Box<dyn Any>).downcast();
+        session.map_or(Err(io::ErrorKind::Unsupported.into()), |session| {
+            Ok(*session)
+        })
     }
 }
 

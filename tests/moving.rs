@@ -130,6 +130,25 @@ fn sessions_go_along() {
     assert!(report.contains(" moved within "), "{report}");
 }
 
+/// A service with the state of a worker, and without sessions.
+#[test]
+fn connections_without_a_session_move() {
+    let generations = Generations::start(&[("lines", "127.0.0.1:0")]);
+    let mut client = Lines::connect(&generations).0;
+    let mut pid = || {
+        client.get_mut().write_all(b"pid\n").unwrap();
+        let mut answer = String::new();
+        client.read_line(&mut answer).unwrap();
+        answer.trim().parse::<i32>().unwrap()
+    };
+    assert_eq!(pid(), generations.who().pid);
+    for _ in 0..2 {
+        let new = restart_until_end(&generations);
+        assert_eq!(pid(), new);
+    }
+    generations.end();
+}
+
 #[test]
 fn a_batch_is_one_of_many() {
     let mut generations = Generations::start(&[("counted", "127.0.0.1:0")]);

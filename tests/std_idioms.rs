@@ -388,7 +388,7 @@ fn errors_of_any_type_are_counted_and_logged_but_not_those_of_the_client() {
         ("2\n", 2, "(os error 2)"),
         ("x\n", 3, "invalid digit found in string"),
         ("3\n", 3, "failed to fill whole buffer"),
-        ("01234567890\n", 3, "no delimiter among the first 11 bytes"),
+        ("01234567890\n", 3, "longer than 11 bytes"),
     ] {
         let record = fails(line, text);
         let level = record.level;

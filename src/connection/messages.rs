@@ -218,10 +218,10 @@ impl Connection {
 }
 
 fn too_long_error(limit: usize) -> io::Error {
-    let text = format!("no delimiter among the first {limit} bytes");
+    let text = format!("longer than {limit} bytes");
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-fn not_utf8_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
+fn not_utf8_error(error: impl std::error::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("not UTF-8: {error}"))
 }

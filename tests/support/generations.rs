@@ -164,7 +164,9 @@ pub(crate) fn serve_if_child() {
     let lines = option(&dir, "lines").map(|addr| {
         let builder = Server::builder().workers(4).listen(&*addr);
         let builder = builder.drain_timeout(Duration::from_secs(20));
-        builder.restart(restart.clone()).build(serve_lines).unwrap()
+        let worker = |index| Ok::<_, io::Error>(index);
+        let service = handover::service_with(worker, |_| Ok(()), |conn, (), _| serve_lines(conn));
+        builder.restart(restart.clone()).build(service).unwrap()
     });
     // The same with a session for each connection, which is packed or not.
     let counted = option(&dir, "counted").map(|setting| {
