@@ -71,7 +71,9 @@
 ///             // At most 64 KiB for a client that reads slowly. It is closed beyond that.
 ///             let outbox = conn.outbox(64 * 1024);
 ///             outbox.set_when_full(WhenFull::CloseConnection);
-///             SUBSCRIBERS.lock().unwrap().push(outbox);
+///             let mut subscribers = SUBSCRIBERS.lock().unwrap();
+///             subscribers.retain(|other| !other.is_closed());
+///             subscribers.push(outbox);
 ///             // A subscriber need not say anything.
 ///             conn.set_idle_timeout(std::time::Duration::MAX);
 ///         }
@@ -107,6 +109,13 @@
 /// Ok(Next::Close)
 /// # }
 /// ```
+///
+/// **At a restart**, each process has its own list, and the subscribers of the old one meet no new ones.
+/// The service above ends them at once. A service that must not lose what its clients send at that
+/// moment ends each behind its next answer: while the server
+/// [drains](crate::Connection::is_draining), it calls `close_outbox` before it writes the answer, and
+/// returns `Park`. With an [`idle_grace`](crate::Restart::idle_grace) of one second, those that are
+/// silent follow.
 ///
 /// # A job and its answer
 ///

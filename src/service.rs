@@ -316,7 +316,8 @@ where
 /// Makes a service of two functions: one that begins the session of a connection, and the handler.
 /// The variables of a loop that served one connection become the session. What both functions write
 /// in the first call leaves together. The functions may return errors of any type, as with
-/// [`service`].
+/// [`service`]. A closure whose arguments have no types is written as an argument of this function, not
+/// in a variable.
 ///
 /// # Examples
 ///

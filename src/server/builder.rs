@@ -11,6 +11,7 @@ use crate::listener::{Bind, BindError, Listener};
 use crate::restart::Restart;
 use crate::server::Server;
 use crate::server::build_error::{BuildError, Setting};
+use crate::server::descriptor_limit::DEFAULT_MAX_CONNECTIONS;
 use crate::service::{BufferLimits, Service};
 #[cfg(feature = "signals")]
 use crate::signals::EventPrefix;
@@ -126,7 +127,7 @@ impl Builder {
             stack_size: None,
             thread_name_prefix: "handover".to_owned(),
             admission: AdmissionPolicy {
-                max_connections: 65_536,
+                max_connections: DEFAULT_MAX_CONNECTIONS,
                 max_per_client: None,
                 overload: Overload::default(),
             },
@@ -239,8 +240,8 @@ impl Builder {
     /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
     /// effect on Windows.
     ///
-    /// Whether the limit is raised or not, a warning is logged if it is too low for
-    /// [`max_connections`](Self::max_connections).
+    /// Whether the limit is raised or not, the log says if it is too low for
+    /// [`max_connections`](Self::max_connections), as a warning if the application has set that.
     ///
     /// Defaults to true for [`Server::run`], and to false for [`Server::start`] and
     /// [`Server::run_scoped`], as the process is then that of a larger program.
