@@ -2,7 +2,7 @@
 //! predecessor may send some, and this process is not replaced.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use socket2::Socket;
@@ -19,7 +19,7 @@ use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 use crate::wire::{
     BATCH_LEN, ConnectionRecord, MoveMessage, PeerAddr, Record, Refusal, RefusedConnection,
-    WireError,
+    UnknownBatch,
 };
 
 /// How long an answer may wait for room. The predecessor has room for several.
@@ -34,6 +34,8 @@ pub(crate) struct Adopter<'a, S: Service> {
     channel: Socket,
     poller: Arc<Poller>,
     end: EndRequest,
+    /// The log has said that the predecessor sends what this process does not understand.
+    unknown_logged: Once,
 }
 
 impl<'a, S: Service> Adopter<'a, S> {
@@ -59,6 +61,7 @@ impl<'a, S: Service> Adopter<'a, S> {
             channel,
             end: EndRequest::new(Arc::clone(&poller)),
             poller,
+            unknown_logged: Once::new(),
         })
     }
 
@@ -120,9 +123,9 @@ impl<'a, S: Service> Adopter<'a, S> {
 
     /// Adopts what fits, answers, and then serves it.
     fn adopt_batch(&self, message: &[u8], sockets: Vec<Socket>) -> io::Result<()> {
-        let records = match MoveMessage::decode_batch(message) {
-            Ok(records) => records,
-            Err(error) => return self.refuse_all(sockets, &error),
+        let (batch, records) = match MoveMessage::decode_batch(message) {
+            Ok(batch) => batch,
+            Err(unknown) => return self.refuse_unknown(sockets, &unknown),
         };
         let (mut refused, mut adopted) = (Vec::new(), Vec::new());
         let mut sockets = sockets.into_iter();
@@ -144,7 +147,7 @@ impl<'a, S: Service> Adopter<'a, S> {
             );
         }
         // An error drops the connections, without a shutdown.
-        self.answer(refused)?;
+        self.answer(batch, refused)?;
         for turn in adopted {
             count(&self.lots.counters.adopted);
             turn.begin_adopted();
@@ -152,15 +155,21 @@ impl<'a, S: Service> Adopter<'a, S> {
         Ok(())
     }
 
-    fn refuse_all(&self, sockets: Vec<Socket>, error: &WireError) -> io::Result<()> {
-        log::warn!("connections stay with the predecessor: {error}");
+    /// A predecessor of another version may send other records, or other kinds of messages.
+    fn refuse_unknown(&self, sockets: Vec<Socket>, unknown: &UnknownBatch) -> io::Result<()> {
+        let UnknownBatch { number, why } = unknown;
+        self.unknown_logged
+            .call_once(|| log::warn!("connections stay with the predecessor: {why}"));
         drop(sockets);
+        let Some(number) = *number else {
+            return Ok(());
+        };
         // The predecessor ignores positions that its batch does not have.
         let all = (0..BATCH_LEN as u32).map(|index| RefusedConnection {
             index,
             why: Refusal::Version,
         });
-        self.answer(all.collect())
+        self.answer(number, all.collect())
     }
 
     fn adopt(
@@ -208,8 +217,8 @@ impl<'a, S: Service> Adopter<'a, S> {
     }
 
     /// Sends the Ack. The connections are this process's from then on.
-    fn answer(&self, refused: Vec<RefusedConnection>) -> io::Result<()> {
-        let text = MoveMessage::Ack { refused }.encode()?;
+    fn answer(&self, batch: u64, refused: Vec<RefusedConnection>) -> io::Result<()> {
+        let text = MoveMessage::Ack { batch, refused }.encode()?;
         loop {
             match sys::message::send_sockets(&self.channel, &text, &[]) {
                 Ok(()) => return Ok(()),

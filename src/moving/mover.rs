@@ -11,9 +11,10 @@
 //! | the successor has closed the channel | taken back | drain, as without a mover |
 //! | this server stops | answers are waited for, then given up to the successor | as the stop says |
 
+use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -44,6 +45,13 @@ struct Moving<'a, T> {
     since: Instant,
 }
 
+/// A batch that is to be sent.
+struct Unsent<'a, T> {
+    number: u64,
+    text: String,
+    connections: Vec<Moving<'a, T>>,
+}
+
 /// How the mover's loop has ended.
 enum LoopEnd {
     ChannelClosed,
@@ -63,9 +71,13 @@ pub(crate) struct Mover<'a, S: Service> {
     /// A connection that had no place in the last batch.
     left_over: Option<(ConnectionRecord, Moving<'a, S::Session>)>,
     /// A batch that could not be sent at once.
-    unsent: Option<(String, Vec<Moving<'a, S::Session>>)>,
+    unsent: Option<Unsent<'a, S::Session>>,
+    /// The number of the next batch.
+    next_batch: u64,
     credit: Credit<Moving<'a, S::Session>>,
     buffer: Vec<u8>,
+    /// The log has said that the successor sends what this process does not understand.
+    unknown_logged: Once,
 }
 
 impl<'a, S: Service> Mover<'a, S> {
@@ -92,8 +104,10 @@ impl<'a, S: Service> Mover<'a, S> {
             walk: Some(Walk::default()),
             left_over: None,
             unsent: None,
+            next_batch: 0,
             credit: Credit::new(),
             buffer: vec![0; MoveMessage::LIMIT],
+            unknown_logged: Once::new(),
         })
     }
 
@@ -127,13 +141,13 @@ impl<'a, S: Service> Mover<'a, S> {
             match sys::message::receive_sockets(&self.channel, &mut self.buffer) {
                 Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((size, _)) => match MoveMessage::decode(&self.buffer[..size]) {
-                    Ok(MoveMessage::Ack { refused }) => {
-                        if let Some(answered) = self.credit.note_ack(&refused) {
+                    Ok(MoveMessage::Ack { batch, refused }) => {
+                        if let Some(answered) = self.credit.note_ack(batch, &refused) {
                             self.handle_answer(answered);
                         }
                     }
-                    Ok(_) => log::debug!("ignoring a message on the channel for connections"),
-                    Err(error) => log::warn!("ignoring an answer of {size} bytes: {error}"),
+                    Ok(MoveMessage::Connections { .. }) => self.log_unknown(&"not an answer"),
+                    Err(error) => self.log_unknown(&error),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return rearm(&self.queue.poller, &self.channel);
@@ -143,6 +157,12 @@ impl<'a, S: Service> Mover<'a, S> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// A later version may send other kinds of messages.
+    fn log_unknown(&self, why: &dyn fmt::Display) {
+        self.unknown_logged
+            .call_once(|| log::warn!("ignoring what the successor sends: {why}"));
     }
 
     fn handle_answer(&self, answered: Answered<Moving<'a, S::Session>>) {
@@ -167,38 +187,38 @@ impl<'a, S: Service> Mover<'a, S> {
     // ---- what goes out ----
 
     fn send_batches(&mut self) {
-        if let Some((text, batch)) = self.unsent.take() {
-            self.send(text, batch);
+        if let Some(batch) = self.unsent.take() {
+            self.send(batch);
         }
         while self.unsent.is_none() && self.credit.may_send() {
-            let (text, batch) = self.collect();
-            if batch.is_empty() {
+            let batch = self.collect();
+            if batch.connections.is_empty() {
                 return;
             }
-            self.send(text, batch);
+            self.send(batch);
         }
     }
 
-    fn send(&mut self, text: String, batch: Vec<Moving<'a, S::Session>>) {
-        let infos = batch.iter().filter_map(|moving| moving.turn.info());
+    fn send(&mut self, batch: Unsent<'a, S::Session>) {
+        let connections = &batch.connections;
+        let infos = connections.iter().filter_map(|moving| moving.turn.info());
         let sockets: Vec<&Socket> = infos.map(|info| &info.socket).collect();
-        match sys::message::send_sockets(&self.channel, &text, &sockets) {
-            Ok(()) => self.credit.note_sent(batch),
-            Err(error) if sys::message::is_temporary(&error) && !is_late(&batch) => {
-                self.unsent = Some((text, batch));
+        match sys::message::send_sockets(&self.channel, &batch.text, &sockets) {
+            Ok(()) => self.credit.note_sent(batch.number, batch.connections),
+            Err(error) if sys::message::is_temporary(&error) && !is_late(connections) => {
+                self.unsent = Some(batch);
             }
             Err(error) => {
-                log::warn!(
-                    "{} connections stay, they cannot be sent: {error}",
-                    batch.len()
-                );
-                batch.into_iter().for_each(|moving| moving.turn.stay());
+                let count = connections.len();
+                log::warn!("{count} connections stay, they cannot be sent: {error}");
+                let connections = batch.connections.into_iter();
+                connections.for_each(|moving| moving.turn.stay());
             }
         }
     }
 
     /// Collects a batch, of what has come so far.
-    fn collect(&mut self) -> (String, Vec<Moving<'a, S::Session>>) {
+    fn collect(&mut self) -> Unsent<'a, S::Session> {
         let (mut batch, mut connections) = (Batch::default(), Vec::new());
         while let Some((record, moving)) = self.left_over.take().or_else(|| self.next_packed()) {
             match batch.push(&record) {
@@ -214,7 +234,13 @@ impl<'a, S: Service> Mover<'a, S> {
                 Pushed::Never => moving.turn.stay(),
             }
         }
-        (batch.into_text(), connections)
+        let number = self.next_batch;
+        self.next_batch = number.wrapping_add(1);
+        Unsent {
+            number,
+            text: batch.into_text(number),
+            connections,
+        }
     }
 
     /// The next connection that can move.
@@ -332,7 +358,7 @@ impl<'a, S: Service> Mover<'a, S> {
     /// Gives the connections that were not sent to the lot.
     fn keep_unsent(&mut self) {
         self.lots.end_moving(&self.queue);
-        let unsent = self.unsent.take().map(|(_, batch)| batch);
+        let unsent = self.unsent.take().map(|batch| batch.connections);
         let left_over = self.left_over.take().map(|(_, moving)| moving);
         let kept = unsent.into_iter().flatten().chain(left_over);
         kept.for_each(|moving| moving.turn.stay());

@@ -206,3 +206,117 @@ fn pass_on(restarter: Option<&RestarterHandle>, listeners: &[Arc<ListenerInfo>],
         restarter.pass_on_channel(names.collect(), channel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::connection::Connection;
+    use crate::server::{Handle, Server};
+    use crate::service::Next;
+    use crate::signals::ServerCommand;
+    use crate::sys::{self, Interest};
+    use crate::wire::{
+        Batch, ConnectionRecord, ConnectionSettings, MoveMessage, PeerAddr, Record, Refusal,
+        WireBytes,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A server that answers each line with itself, and the predecessor's end of a channel to it.
+    struct Adopting {
+        handle: Handle,
+        channel: Socket,
+    }
+
+    /// `None` on a system without such channels.
+    fn adopting() -> Option<Adopting> {
+        let (channel, other_end) = sys::message::create_channel().ok()?;
+        let server = Server::builder().listen("127.0.0.1:0").workers(1);
+        let server = server.build(|conn: &mut Connection| {
+            if let Some(line) = conn.take_line(100)? {
+                writeln!(conn, "{line}")?;
+            }
+            Ok(Next::Park)
+        });
+        let handle = server.unwrap().start().unwrap();
+        handle.shared().move_channels.add_incoming(other_end);
+        let commands = &handle.shared().commands;
+        commands.send(ServerCommand::Adopt).unwrap();
+        Some(Adopting { handle, channel })
+    }
+
+    impl Adopting {
+        fn record(&self) -> ConnectionRecord {
+            ConnectionRecord {
+                listener: self.handle.local_addrs()[0].to_string(),
+                peer: PeerAddr::Tcp("192.0.2.1:1".parse().unwrap()),
+                is_new: false,
+                idle_left_ms: None,
+                bytes_in: 0,
+                bytes_out: 0,
+                settings: ConnectionSettings::default(),
+                unread: WireBytes::default(),
+                session: None,
+            }
+        }
+
+        fn send(&self, text: &str, sockets: &[&Socket]) {
+            sys::message::send_sockets(&self.channel, text, sockets).unwrap();
+        }
+
+        /// Sends a batch with this number. Returns the ends of the clients.
+        fn send_batch(&self, number: u64, records: &[ConnectionRecord]) -> Vec<TcpStream> {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut batch = Batch::default();
+            let pairs = records.iter().map(|record| {
+                batch.push(record);
+                let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                client.set_read_timeout(Some(LIMIT)).unwrap();
+                let socket = Socket::from(listener.accept().unwrap().0);
+                socket.set_nonblocking(true).unwrap();
+                (client, socket)
+            });
+            let (clients, sockets): (Vec<_>, Vec<_>) = pairs.unzip();
+            let sockets: Vec<&Socket> = sockets.iter().collect();
+            self.send(&batch.into_text(number), &sockets);
+            clients
+        }
+
+        /// The number of the next answer, and what it refuses.
+        fn answer(&self) -> (u64, Vec<(u32, Refusal)>) {
+            let mut buffer = vec![0; MoveMessage::LIMIT];
+            sys::socket::wait_ready(&self.channel, Interest::Read, Some(LIMIT)).unwrap();
+            let (size, _) = sys::message::receive_sockets(&self.channel, &mut buffer).unwrap();
+            let message = MoveMessage::decode(&buffer[..size]).unwrap();
+            let MoveMessage::Ack { batch, refused } = message else {
+                panic!("{message:?}");
+            };
+            let refused = refused.iter().map(|refused| (refused.index, refused.why));
+            (batch, refused.collect())
+        }
+    }
+
+    #[track_caller]
+    fn assert_is_served(client: &mut TcpStream) {
+        client.write_all(b"line\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(client).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "line\n");
+    }
+
+    #[test]
+    fn what_a_later_version_sends_does_not_confuse_the_answers() {
+        let Some(adopting) = adopting() else { return };
+        adopting.send(r#"{"v":1,"type":"later"}"#, &[]);
+        adopting.send(r#"{"v":1,"type":"later","batch":7}"#, &[]);
+        let mut clients = adopting.send_batch(9, &[adopting.record()]);
+        let (batch, refused) = adopting.answer();
+        assert_eq!((batch, refused[0]), (7, (0, Refusal::Version)));
+        assert_eq!(adopting.answer(), (9, Vec::new()));
+        assert_is_served(&mut clients[0]);
+        adopting.handle.stop_now();
+    }
+}

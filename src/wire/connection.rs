@@ -28,11 +28,17 @@ pub(crate) enum MoveMessage {
     Connections {
         /// See [`RECORD_VERSION`].
         version: u32,
+        /// The number of this batch. A receiver refuses a message of any kind that has a number, if
+        /// the receiver does not understand the message.
+        batch: u64,
         records: Vec<ConnectionRecord>,
     },
-    /// Receiver: this process owns the connections of the oldest batch without an answer, except
-    /// these. The sender closes its sockets of the others.
-    Ack { refused: Vec<RefusedConnection> },
+    /// Receiver: this process owns the connections of the batch with this number, except these. The
+    /// sender closes its sockets of the others.
+    Ack {
+        batch: u64,
+        refused: Vec<RefusedConnection>,
+    },
 }
 
 impl Record for MoveMessage {
@@ -179,7 +185,7 @@ impl Batch {
         let Ok(text) = serde_json::to_string(record) else {
             return Pushed::Never;
         };
-        let longest = MoveMessage::LIMIT - self.begin().len() - END.len();
+        let longest = MoveMessage::LIMIT - begin(u64::MAX).len() - END.len();
         if text.len() > longest {
             return Pushed::Never;
         }
@@ -197,14 +203,16 @@ impl Batch {
         }
     }
 
-    /// The message with all records.
-    pub(crate) fn into_text(self) -> String {
-        self.begin() + &self.records + END
+    /// The message with all records, and with this number.
+    pub(crate) fn into_text(self, number: u64) -> String {
+        begin(number) + &self.records + END
     }
+}
 
-    fn begin(&self) -> String {
-        format!(r#"{{"v":{VERSION},"type":"connections","version":{RECORD_VERSION},"records":["#)
-    }
+fn begin(number: u64) -> String {
+    format!(
+        r#"{{"v":{VERSION},"type":"connections","version":{RECORD_VERSION},"batch":{number},"records":["#
+    )
 }
 
 const END: &str = "]}";
@@ -274,20 +282,42 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     bytes.collect()
 }
 
+/// A message to the receiver of connections that the receiver does not understand.
+#[derive(Debug)]
+pub(crate) struct UnknownBatch {
+    /// If the message has a number, then all connections of the batch are refused, and else the
+    /// message is ignored.
+    pub(crate) number: Option<u64>,
+    pub(crate) why: WireError,
+}
+
 impl MoveMessage {
-    /// The records of a batch.
+    /// The number and the records of a batch.
     ///
     /// # Errors
     ///
-    /// Why all connections of the batch are refused.
-    pub(crate) fn decode_batch(bytes: &[u8]) -> Result<Vec<ConnectionRecord>, WireError> {
-        match Self::decode(bytes)? {
-            Self::Connections { version, records } if version == RECORD_VERSION => Ok(records),
-            Self::Connections { version, .. } => Err(WireError::Version(version)),
-            Self::Ack { .. } => Err(WireError::Malformed(serde_json::Error::custom(
-                "an answer without a batch",
-            ))),
+    /// What this process does not understand.
+    pub(crate) fn decode_batch(bytes: &[u8]) -> Result<(u64, Vec<ConnectionRecord>), UnknownBatch> {
+        #[derive(Deserialize)]
+        struct Numbered {
+            batch: u64,
         }
+        let why = match Self::decode(bytes) {
+            Ok(Self::Connections {
+                version: RECORD_VERSION,
+                batch,
+                records,
+            }) => return Ok((batch, records)),
+            Ok(Self::Connections { version, .. }) => WireError::Version(version),
+            Ok(Self::Ack { .. }) => {
+                let why = WireError::Malformed(serde_json::Error::custom("not a batch"));
+                return Err(UnknownBatch { number: None, why });
+            }
+            Err(why) => why,
+        };
+        let numbered = serde_json::from_slice::<Numbered>(bytes);
+        let number = numbered.ok().map(|numbered| numbered.batch);
+        Err(UnknownBatch { number, why })
     }
 }
 
@@ -361,8 +391,9 @@ mod tests {
             let is_in = matches!(pushed, Pushed::Open | Pushed::Full);
             let len = before + usize::from(is_in);
             assert_eq!(batch.len, len, "{case:?}");
-            let text = batch.into_text();
-            let records = MoveMessage::decode_batch(text.as_bytes()).unwrap();
+            let text = batch.into_text(7);
+            let (number, records) = MoveMessage::decode_batch(text.as_bytes()).unwrap();
+            assert_eq!(number, 7);
             assert_eq!(records.len(), len, "{case:?}");
             assert!(!is_in || records.last() == Some(&last), "{case:?}");
         }
@@ -376,32 +407,49 @@ mod tests {
             batch.push(record);
         }
         let version = RECORD_VERSION;
-        let message = MoveMessage::Connections { version, records };
-        assert_eq!(batch.into_text(), message.encode().unwrap());
+        let message = MoveMessage::Connections {
+            version,
+            batch: u64::MAX,
+            records,
+        };
+        assert_eq!(batch.into_text(u64::MAX), message.encode().unwrap());
     }
 
     #[test]
-    fn records_of_another_version_are_refused() {
-        for (text, is_version) in [
+    fn what_a_later_version_sends_is_refused_by_its_number_or_ignored() {
+        for (text, is_version, refused) in [
             (
-                r#"{"v":1,"type":"connections","version":2,"records":[]}"#,
+                r#"{"v":1,"type":"connections","version":2,"batch":3,"records":[]}"#,
                 true,
+                Some(3),
             ),
             (
-                r#"{"v":2,"type":"connections","version":1,"records":[]}"#,
+                r#"{"v":2,"type":"connections","version":1,"batch":3,"records":[]}"#,
                 true,
+                Some(3),
             ),
             (
-                r#"{"v":1,"type":"connections","version":1,"records":[{}]}"#,
+                r#"{"v":1,"type":"connections","version":1,"batch":3,"records":[{}]}"#,
                 false,
+                Some(3),
             ),
-            (r#"{"v":1,"type":"ack","refused":[]}"#, false),
+            (r#"{"v":1,"type":"later","batch":3}"#, false, Some(3)),
+            (r#"{"v":1,"type":"later","batch":"3"}"#, false, None),
+            (r#"{"v":1,"type":"later"}"#, false, None),
+            (
+                r#"{"v":1,"type":"ack","batch":3,"refused":[]}"#,
+                false,
+                None,
+            ),
         ] {
-            let error = MoveMessage::decode_batch(text.as_bytes()).unwrap_err();
-            assert_eq!(matches!(error, WireError::Version(2)), is_version, "{text}");
+            let unknown = MoveMessage::decode_batch(text.as_bytes()).unwrap_err();
+            let why = unknown.why;
+            assert_eq!(matches!(why, WireError::Version(2)), is_version, "{text}");
+            assert_eq!(unknown.number, refused, "{text}");
         }
-        let later = r#"{"v":1,"type":"ack","refused":[{"index":0,"why":"mood"}]}"#;
-        let MoveMessage::Ack { refused } = MoveMessage::decode(later.as_bytes()).unwrap() else {
+        let later = r#"{"v":1,"type":"ack","batch":0,"refused":[{"index":0,"why":"mood"}]}"#;
+        let MoveMessage::Ack { refused, .. } = MoveMessage::decode(later.as_bytes()).unwrap()
+        else {
             panic!("no ack");
         };
         assert_eq!(refused[0].why, Refusal::Other);

@@ -69,11 +69,11 @@
 //! [`MoveMessage`]:
 //!
 //! ```text
-//! {"v":1,"type":"connections","version":1,"records":[{"listener":"web",
+//! {"v":1,"type":"connections","version":1,"batch":0,"records":[{"listener":"web",
 //!   "peer":{"tcp":"192.0.2.7:50112"},"idle_left_ms":75000,"bytes_in":48,"bytes_out":1212,
 //!   "idle_timeout_ms":600000,"unread":"GET / HTTP/1.1\r\n","session":{"hex":"ff00"}},
 //!   {"listener":"local","peer":{"unix":null},"is_new":true,"bytes_in":0,"bytes_out":0}]}
-//! {"v":1,"type":"ack","refused":[{"index":1,"why":"listener"}]}
+//! {"v":1,"type":"ack","batch":0,"refused":[{"index":1,"why":"listener"}]}
 //! ```
 //!
 //! [`HandoverFields`], with one or more of its fields:
@@ -157,7 +157,7 @@ use serde::{Deserialize, Serialize, Serializer};
 pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
 pub(crate) use connection::{
     BATCH_LEN, Batch, ConnectionRecord, ConnectionSettings, MoveMessage, PeerAddr, Pushed, Refusal,
-    RefusedConnection, WireBytes,
+    RefusedConnection, UnknownBatch, WireBytes,
 };
 pub(crate) use control::{
     Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus,
