@@ -10,6 +10,7 @@ use std::str::FromStr;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
+use crate::wire::{WireAddr, WirePath};
 
 /// The address of a listener or of a client.
 ///
@@ -57,6 +58,27 @@ impl Addr {
         match self {
             Self::Ip(_) => None,
             Self::Unix(path) => path.as_deref(),
+        }
+    }
+
+    /// As another process gets it.
+    pub(crate) fn to_wire(&self) -> WireAddr {
+        match self {
+            Self::Ip(addr) => WireAddr::Tcp(*addr),
+            Self::Unix(path) => WireAddr::Unix(path.as_deref().and_then(WirePath::new)),
+        }
+    }
+
+    /// As another process has sent it.
+    pub(crate) fn from_wire(addr: &WireAddr) -> Self {
+        match addr {
+            WireAddr::Tcp(addr) => Self::Ip(*addr),
+            WireAddr::Unix(path) => {
+                let path = path
+                    .as_ref()
+                    .map(|path| sys::file::os_string(path.as_bytes()));
+                Self::Unix(path.map(Into::into))
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use crate::addr::{Addr, AddrError, SocketKind};
 use crate::log;
 use crate::sys::{self, Descriptor, DirectoryEntry, FoundFile, IfLocked};
-use crate::wire::{BindAddr, BindOptions, BindRequest, WirePath, to_fd_name};
+use crate::wire::{BindAddr, BindOptions, BindRequest, ListenerId, WirePath, to_fd_name};
 
 pub use bind_error::BindError;
 pub(crate) use datagram::is_datagram;
@@ -439,6 +439,16 @@ pub(crate) struct ListenerInfo {
     // What is set on each connection, because connections do not inherit it from the listener.
     nodelay: bool,
     keepalive: Option<Duration>,
+}
+
+impl ListenerInfo {
+    /// By which another process knows the listener.
+    pub(crate) fn id(&self) -> ListenerId {
+        ListenerId {
+            name: self.name.clone(),
+            addr: self.local.to_wire(),
+        }
+    }
 }
 
 /// Where a listening socket comes from.

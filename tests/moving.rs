@@ -259,22 +259,24 @@ fn refused_connections_drain() {
 
 #[test]
 fn connections_of_a_listener_that_is_given_up_drain() {
-    let options = [("listen", "a=127.0.0.1:0 b=127.0.0.1:0"), ("grace", "100")];
-    let generations = Generations::start(&options);
-    let mut clients = generations.addrs.clone().into_iter().map(|addr| {
-        let mut client = support::connect(addr.parse().unwrap());
-        client
-            .write_all(b"GET /who HTTP/1.1\r\nHost: test\r\n\r\n")
-            .unwrap();
-        one_answer(&mut client);
-        client
-    });
-    let (mut kept, mut given_up) = (clients.next().unwrap(), clients.next().unwrap());
-    generations.option("listen", "a=127.0.0.1:0");
-    let new = restart_until_end(&generations);
-    assert_eq!(given_up.read(&mut [0; 8]).unwrap(), 0);
-    assert_eq!(Who::parse(&get(&mut kept, "/who")).pid, new);
-    generations.end();
+    // A name alone does not say which listener a connection is of.
+    for listen in ["a=127.0.0.1:0 b=127.0.0.1:0", "a=127.0.0.1:0 a=127.0.0.1:0"] {
+        let generations = Generations::start(&[("listen", listen), ("grace", "100")]);
+        let mut clients = generations.addrs.clone().into_iter().map(|addr| {
+            let mut client = support::connect(addr.parse().unwrap());
+            client
+                .write_all(b"GET /who HTTP/1.1\r\nHost: test\r\n\r\n")
+                .unwrap();
+            one_answer(&mut client);
+            client
+        });
+        let (mut kept, mut given_up) = (clients.next().unwrap(), clients.next().unwrap());
+        generations.option("listen", &format!("a={}", generations.addrs[0]));
+        let new = restart_until_end(&generations);
+        assert_eq!(given_up.read(&mut [0; 8]).unwrap(), 0);
+        assert_eq!(Who::parse(&get(&mut kept, "/who")).pid, new);
+        generations.end();
+    }
 }
 
 #[test]

@@ -5,9 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::{Connection, ConnectionInfo, Limits};
-use crate::addr::Addr;
 use crate::clock::{Deadline, in_millis};
-use crate::wire::{ConnectionRecord, ConnectionSettings, PeerAddr, WireBytes, WirePath};
+use crate::wire::{ConnectionRecord, ConnectionSettings, WireBytes};
 
 impl Connection {
     /// Whether the connection may move to a successor when it is between two messages. A connection
@@ -38,11 +37,8 @@ impl Connection {
         let changed = |own: u64, default: u64| (own != default).then_some(own);
         let (read, write) = (&self.read, &self.write);
         ConnectionRecord {
-            listener: self.info.listener.name.clone(),
-            peer: match &self.info.peer {
-                Addr::Ip(addr) => PeerAddr::Tcp(*addr),
-                Addr::Unix(path) => PeerAddr::Unix(path.as_deref().and_then(WirePath::new)),
-            },
+            listener: self.info.listener.id(),
+            peer: self.info.peer.to_wire(),
             is_new: false,
             idle_left_ms: None,
             bytes_in: self.bytes_in,

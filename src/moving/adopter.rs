@@ -18,7 +18,7 @@ use crate::service::Service;
 use crate::stats::count;
 use crate::sys::{self, Events, Interest, Poller};
 use crate::wire::{
-    BATCH_LEN, ConnectionRecord, MoveMessage, PeerAddr, Record, Refusal, RefusedConnection,
+    BATCH_LEN, ConnectionRecord, ListenerId, MoveMessage, Record, Refusal, RefusedConnection,
     UnknownBatch,
 };
 
@@ -31,6 +31,7 @@ pub(crate) struct Adopter<'a, S: Service> {
     lots: &'a Lots<S::Session>,
     admission: MovedAdmission<'a, S::Session>,
     listeners: &'a [Arc<ListenerInfo>],
+    listener_ids: Vec<ListenerId>,
     channel: Socket,
     poller: Arc<Poller>,
     end: EndRequest,
@@ -58,6 +59,7 @@ impl<'a, S: Service> Adopter<'a, S> {
             lots,
             admission,
             listeners,
+            listener_ids: listeners.iter().map(|own| own.id()).collect(),
             channel,
             end: EndRequest::new(Arc::clone(&poller)),
             poller,
@@ -180,18 +182,10 @@ impl<'a, S: Service> Adopter<'a, S> {
         if self.stops() {
             return Err(Refusal::Stopping);
         }
-        let mut listeners = self.listeners.iter();
-        let listener = listeners.find(|own| own.name == record.listener);
+        let position = record.listener.position_in(&self.listener_ids);
+        let listener = position.and_then(|position| self.listeners.get(position));
         let listener = Arc::clone(listener.ok_or(Refusal::Listener)?);
-        let peer = match &record.peer {
-            PeerAddr::Tcp(addr) => Addr::Ip(*addr),
-            PeerAddr::Unix(path) => {
-                let path = path
-                    .as_ref()
-                    .map(|path| sys::file::os_string(path.as_bytes()));
-                Addr::Unix(path.map(Into::into))
-            }
-        };
+        let peer = Addr::from_wire(&record.peer);
         let mut record = record;
         let session = record.session.take();
         let info = self.admission.admit(socket, peer, listener);

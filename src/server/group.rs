@@ -27,6 +27,7 @@ use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
 use crate::signals::{EventPrefix, SignalSettings, Subscription};
 use crate::stats::Counters;
+use crate::wire::ListenerId;
 
 /// A server, as the group sees it before it starts.
 pub(super) trait Member {
@@ -256,7 +257,7 @@ struct RestartMember {
     drain: Arc<Drain>,
     counters: Arc<Counters>,
     listeners: u32,
-    listener_names: Vec<String>,
+    listener_ids: Vec<ListenerId>,
     packs_sessions: bool,
     connections: Weak<dyn HeldConnections>,
     /// The restarter has paused the server, and not the application.
@@ -272,8 +273,8 @@ impl RestartGroup {
             counters: Arc::clone(member.counters()),
             // The positions of descriptors are such numbers.
             listeners: u32::try_from(member.listeners().len()).unwrap_or(u32::MAX),
-            listener_names: (member.listeners().iter())
-                .map(|listener| listener.name().to_owned())
+            listener_ids: (member.listeners().iter())
+                .map(|listener| listener.info.id())
                 .collect(),
             packs_sessions: member.packs_sessions(),
             connections: member.held_connections(),
@@ -343,7 +344,7 @@ impl RestartableServer for RestartGroup {
     fn drain_after_replacement(
         &self,
         taken: &[u32],
-        open_channel: &mut dyn FnMut(Vec<String>) -> Option<Socket>,
+        open_channel: &mut dyn FnMut(Vec<ListenerId>) -> Option<Socket>,
     ) {
         let mut first = 0;
         for member in &self.0 {
@@ -351,7 +352,7 @@ impl RestartableServer for RestartGroup {
             first = first.saturating_add(member.listeners);
             member.gate.set_served_elsewhere(&own);
             if member.packs_sessions {
-                let channel = open_channel(member.listener_names.clone());
+                let channel = open_channel(member.listener_ids.clone());
                 member.shared.move_channels.set_outgoing(channel);
             }
             // A server that has ended needs no command.
@@ -363,12 +364,12 @@ impl RestartableServer for RestartGroup {
         self.0.iter().any(|member| member.packs_sessions)
     }
 
-    fn adopt_connections(&self, listeners: &[String], channel: Socket) {
-        let mut names = listeners.iter();
-        let adopting = names.find_map(|name| {
-            let mut members = self.0.iter().filter(|member| member.packs_sessions);
-            members.find(|member| member.listener_names.contains(name))
-        });
+    fn adopt_connections(&self, listeners: &[ListenerId], channel: Socket) {
+        let members = self.0.iter().filter(|member| member.packs_sessions);
+        let own = members.flat_map(|member| member.listener_ids.iter().map(move |id| (member, id)));
+        let (members, ids): (Vec<_>, Vec<_>) = own.map(|(member, id)| (member, id.clone())).unzip();
+        let mut positions = listeners.iter().filter_map(|id| id.position_in(&ids));
+        let adopting = positions.find_map(|position| members.get(position));
         match adopting {
             Some(member) => {
                 member.shared.move_channels.add_incoming(channel);
@@ -377,7 +378,7 @@ impl RestartableServer for RestartGroup {
             }
             None => log::info!(
                 "connections of the predecessor stay there: no server has one of the listeners {}",
-                listeners.join(", ")
+                (listeners.iter().map(|id| &*id.name).collect::<Vec<_>>()).join(", ")
             ),
         }
     }

@@ -202,8 +202,8 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
 /// Passes the channel of a predecessor on to the successor.
 fn pass_on(restarter: Option<&RestarterHandle>, listeners: &[Arc<ListenerInfo>], channel: Socket) {
     if let Some(restarter) = restarter {
-        let names = listeners.iter().map(|listener| listener.name.clone());
-        restarter.pass_on_channel(names.collect(), channel);
+        let ids = listeners.iter().map(|listener| listener.id());
+        restarter.pass_on_channel(ids.collect(), channel);
     }
 }
 
@@ -213,19 +213,21 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::addr::Addr;
     use crate::connection::Connection;
+    use crate::listener::Bind;
     use crate::server::{Handle, Server};
     use crate::service::Next;
     use crate::signals::ServerCommand;
     use crate::sys::{self, Interest};
     use crate::wire::{
-        Batch, ConnectionRecord, ConnectionSettings, MoveMessage, PeerAddr, Record, Refusal,
-        WireBytes,
+        Batch, ConnectionRecord, ConnectionSettings, ListenerId, MoveMessage, Record, Refusal,
+        WireAddr, WireBytes,
     };
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// A server that answers each line with itself, and the predecessor's end of a channel to it.
+    /// A server that answers each line with itself and the listener's address, and the predecessor's end of a channel to it.
     struct Adopting {
         handle: Handle,
         channel: Socket,
@@ -234,10 +236,12 @@ mod tests {
     /// `None` on a system without such channels.
     fn adopting() -> Option<Adopting> {
         let (channel, other_end) = sys::message::create_channel().ok()?;
-        let server = Server::builder().listen("127.0.0.1:0").workers(1);
-        let server = server.build(|conn: &mut Connection| {
+        let bind = || Bind::new("127.0.0.1:0").name("test");
+        let server = Server::builder().listen(bind()).listen(bind());
+        let server = server.workers(1).build(|conn: &mut Connection| {
+            let local = conn.info().listener.local.clone();
             if let Some(line) = conn.take_line(100)? {
-                writeln!(conn, "{line}")?;
+                writeln!(conn, "{line} {local}")?;
             }
             Ok(Next::Park)
         });
@@ -249,10 +253,16 @@ mod tests {
     }
 
     impl Adopting {
-        fn record(&self) -> ConnectionRecord {
+        fn listener(&self, position: usize) -> ListenerId {
+            let addr = self.handle.local_addrs()[position].to_wire();
+            let name = "test".to_owned();
+            ListenerId { name, addr }
+        }
+
+        fn record(&self, listener: usize) -> ConnectionRecord {
             ConnectionRecord {
-                listener: self.handle.local_addrs()[0].to_string(),
-                peer: PeerAddr::Tcp("192.0.2.1:1".parse().unwrap()),
+                listener: self.listener(listener),
+                peer: WireAddr::Tcp("192.0.2.1:1".parse().unwrap()),
                 is_new: false,
                 idle_left_ms: None,
                 bytes_in: 0,
@@ -300,11 +310,11 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_is_served(client: &mut TcpStream) {
+    fn assert_is_served(client: &mut TcpStream, listener: &Addr) {
         client.write_all(b"line\n").unwrap();
         let mut answer = String::new();
         BufReader::new(client).read_line(&mut answer).unwrap();
-        assert_eq!(answer, "line\n");
+        assert_eq!(answer, format!("line {listener}\n"));
     }
 
     #[test]
@@ -312,11 +322,25 @@ mod tests {
         let Some(adopting) = adopting() else { return };
         adopting.send(r#"{"v":1,"type":"later"}"#, &[]);
         adopting.send(r#"{"v":1,"type":"later","batch":7}"#, &[]);
-        let mut clients = adopting.send_batch(9, &[adopting.record()]);
+        let mut clients = adopting.send_batch(9, &[adopting.record(0)]);
         let (batch, refused) = adopting.answer();
         assert_eq!((batch, refused[0]), (7, (0, Refusal::Version)));
         assert_eq!(adopting.answer(), (9, Vec::new()));
-        assert_is_served(&mut clients[0]);
+        assert_is_served(&mut clients[0], &adopting.handle.local_addrs()[0]);
+        adopting.handle.stop_now();
+    }
+
+    #[test]
+    fn listeners_of_the_same_name_are_told_apart() {
+        let Some(adopting) = adopting() else { return };
+        let addrs = adopting.handle.local_addrs();
+        let mut given_up = adopting.record(0);
+        given_up.listener.addr = WireAddr::Tcp("192.0.2.1:80".parse().unwrap());
+        let records = [given_up, adopting.record(1), adopting.record(0)];
+        let mut clients = adopting.send_batch(0, &records);
+        assert_eq!(adopting.answer(), (0, vec![(0, Refusal::Listener)]));
+        assert_is_served(&mut clients[1], &addrs[1]);
+        assert_is_served(&mut clients[2], &addrs[0]);
         adopting.handle.stop_now();
     }
 }

@@ -50,9 +50,8 @@ impl Record for MoveMessage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ConnectionRecord {
-    /// The name of the listener.
-    pub(crate) listener: String,
-    pub(crate) peer: PeerAddr,
+    pub(crate) listener: ListenerId,
+    pub(crate) peer: WireAddr,
     /// The client has sent nothing so far.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) is_new: bool,
@@ -104,13 +103,33 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// The address of a client.
+/// Which listener has accepted a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct ListenerId {
+    pub(crate) name: String,
+    pub(crate) addr: WireAddr,
+}
+
+impl ListenerId {
+    /// The position of this listener among those of another process. That process has the socket if
+    /// the address is the same. The name decides between listeners without an address, and between
+    /// several with the same address.
+    pub(crate) fn position_in(&self, others: &[Self]) -> Option<usize> {
+        let has_addr = self.addr != WireAddr::Unix(None);
+        let same = others.iter().position(|other| other == self);
+        let same_addr = || others.iter().position(|other| other.addr == self.addr);
+        same.or_else(|| has_addr.then(same_addr)?)
+    }
+}
+
+/// The address of a listener or a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
-pub(crate) enum PeerAddr {
+pub(crate) enum WireAddr {
     Tcp(#[cfg_attr(test, arbitrary(with = super::tests::any_socket_addr))] SocketAddr),
-    /// Most clients of Unix sockets have no path.
+    /// Most clients of Unix sockets have no path, and few listeners.
     Unix(Option<WirePath>),
 }
 
@@ -325,10 +344,17 @@ impl MoveMessage {
 mod tests {
     use super::*;
 
+    /// A listener with this address, or of a Unix socket without one.
+    fn listener(name: &str, addr: &str) -> ListenerId {
+        let addr = addr.parse().map_or(WireAddr::Unix(None), WireAddr::Tcp);
+        let name = name.to_owned();
+        ListenerId { name, addr }
+    }
+
     fn record(unread: Vec<u8>) -> ConnectionRecord {
         ConnectionRecord {
-            listener: "web".to_owned(),
-            peer: PeerAddr::Tcp("127.0.0.1:4711".parse().unwrap()),
+            listener: listener("web", "127.0.0.1:80"),
+            peer: WireAddr::Tcp("127.0.0.1:4711".parse().unwrap()),
             is_new: false,
             idle_left_ms: Some(75_000),
             bytes_in: 1,
@@ -336,6 +362,29 @@ mod tests {
             settings: ConnectionSettings::default(),
             unread: WireBytes(unread),
             session: None,
+        }
+    }
+
+    #[test]
+    fn a_listener_is_found_by_its_address_and_its_name() {
+        let [a, b] = ["127.0.0.1:1", "127.0.0.1:2"];
+        for (own, others, found) in [
+            (("x", a), &[][..], None),
+            (("x", a), &[("x", a)], Some(0)),
+            // Equal names.
+            (("x", b), &[("x", a), ("x", b)], Some(1)),
+            (("x", b), &[("x", a)], None),
+            // Equal addresses.
+            (("y", a), &[("x", a), ("y", a)], Some(1)),
+            // Another name.
+            (("y", a), &[("x", b), ("x", a)], Some(1)),
+            // Without an address.
+            (("x", "-"), &[("y", "-"), ("x", "-")], Some(1)),
+            (("x", "-"), &[("y", "-"), ("x", a)], None),
+        ] {
+            let id = |(name, addr): &(&str, &str)| listener(name, addr);
+            let ids: Vec<_> = others.iter().map(id).collect();
+            assert_eq!(id(&own).position_in(&ids), found, "{own:?} in {others:?}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Record, WirePath, shortened};
+use super::{ListenerId, Record, WirePath, shortened};
 
 /// How many lines of standard error a message has at most, and how many bytes. JSON may make six
 /// bytes of each.
@@ -49,7 +49,7 @@ pub(crate) enum HandshakeMessage {
     Ack,
     /// Predecessor: the open connections of the server with these listeners come over the socket
     /// that goes with this message, as [`MoveMessage`](super::MoveMessage)s.
-    Connections { listeners: Vec<String> },
+    Connections { listeners: Vec<ListenerId> },
     /// Predecessor: this process goes on serving, and the successor must end. Successor: this
     /// process was stopped.
     Abort {

@@ -55,7 +55,7 @@
 //! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]],
 //!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
-//! {"v":1,"type":"connections","listeners":["web","127.0.0.1:80"]}
+//! {"v":1,"type":"connections","listeners":[{"name":"web","addr":{"tcp":"0.0.0.0:80"}}]}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}
 //! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
@@ -69,10 +69,11 @@
 //! [`MoveMessage`]:
 //!
 //! ```text
-//! {"v":1,"type":"connections","version":1,"batch":0,"records":[{"listener":"web",
+//! {"v":1,"type":"connections","version":1,"batch":0,"records":[
+//!   {"listener":{"name":"web","addr":{"tcp":"0.0.0.0:80"}},
 //!   "peer":{"tcp":"192.0.2.7:50112"},"idle_left_ms":75000,"bytes_in":48,"bytes_out":1212,
 //!   "idle_timeout_ms":600000,"unread":"GET / HTTP/1.1\r\n","session":{"hex":"ff00"}},
-//!   {"listener":"local","peer":{"unix":null},"is_new":true,"bytes_in":0,"bytes_out":0}]}
+//!   {"listener":{"name":"local","addr":{"unix":"/run/app.sock"}},"peer":{"unix":null},"is_new":true,"bytes_in":0,"bytes_out":0}]}
 //! {"v":1,"type":"ack","batch":0,"refused":[{"index":1,"why":"listener"}]}
 //! ```
 //!
@@ -156,8 +157,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use bind::{BindAddr, BindAnswer, BindOptions, BindRequest};
 pub(crate) use connection::{
-    BATCH_LEN, Batch, ConnectionRecord, ConnectionSettings, MoveMessage, PeerAddr, Pushed, Refusal,
-    RefusedConnection, UnknownBatch, WireBytes,
+    BATCH_LEN, Batch, ConnectionRecord, ConnectionSettings, ListenerId, MoveMessage, Pushed,
+    Refusal, RefusedConnection, UnknownBatch, WireAddr, WireBytes,
 };
 pub(crate) use control::{
     Answer, ControlRequest, DeathStatus, ListenerStatus, ProcessState, ProcessStatus,

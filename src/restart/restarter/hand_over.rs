@@ -40,7 +40,7 @@ use crate::restart::inherited::LIFELINE_NAME;
 use crate::restart::link::{Incoming, Link};
 use crate::restart::program::{StderrTail, SuccessorStart, wait_or_kill};
 use crate::sys::{self, Process};
-use crate::wire::{HandshakeMessage, WirePath};
+use crate::wire::{HandshakeMessage, ListenerId, WirePath};
 
 /// A process that is to take over, or has.
 pub(super) struct Successor {
@@ -379,7 +379,7 @@ impl Restarter {
 
     /// Passes the channel for connections of a predecessor on to the successor. If the successor does
     /// not adopt connections, the end of the channel tells the predecessor that they stay.
-    pub(super) fn pass_channel_on(&self, listeners: Vec<String>, channel: Socket) {
+    pub(super) fn pass_channel_on(&self, listeners: Vec<ListenerId>, channel: Socket) {
         let successor = self.successor.as_ref();
         let adopts = |successor: &&Successor| {
             successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
@@ -563,7 +563,7 @@ impl Restarter {
 
 /// Sends the successor one end of a socket pair, for the connections of the server with these
 /// listeners. Returns the other end.
-fn open_channel(successor: &Link, listeners: Vec<String>) -> Option<Socket> {
+fn open_channel(successor: &Link, listeners: Vec<ListenerId>) -> Option<Socket> {
     let failed = |error: &io::Error| {
         log::error!("open connections stay: cannot make a channel for them: {error}");
     };
@@ -574,7 +574,7 @@ fn open_channel(successor: &Link, listeners: Vec<String>) -> Option<Socket> {
 
 /// Sends the successor a channel, for the connections of the server with these listeners. False if
 /// that failed.
-fn send_channel(successor: &Link, listeners: Vec<String>, channel: Socket) -> bool {
+fn send_channel(successor: &Link, listeners: Vec<ListenerId>, channel: Socket) -> bool {
     let message = HandshakeMessage::Connections { listeners };
     let sent = sys::descriptor::from_socket(channel)
         .and_then(|descriptor| successor.send_with(&message, &descriptor));

@@ -49,7 +49,7 @@ use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
 use crate::restart::{ExactState, RestartParts, StateSource};
 use crate::sys::{self, Descriptor, Events, Poller};
-use crate::wire::{HandshakeMessage, ListenerRecord, to_fd_name};
+use crate::wire::{HandshakeMessage, ListenerId, ListenerRecord, to_fd_name};
 
 use drain_status::DrainStatus;
 use earlier::Earlier;
@@ -84,19 +84,19 @@ pub(crate) trait RestartableServer: Sync {
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`. `open_channel` is called for each server whose
-    /// connections can move, with the names of its listeners. It returns the channel to the
+    /// connections can move, with its listeners. It returns the channel to the
     /// successor, if the successor adopts connections.
     fn drain_after_replacement(
         &self,
         taken: &[u32],
-        open_channel: &mut dyn FnMut(Vec<String>) -> Option<Socket>,
+        open_channel: &mut dyn FnMut(Vec<ListenerId>) -> Option<Socket>,
     );
 
     /// Whether connections of some server can move.
     fn can_adopt(&self) -> bool;
 
     /// The connections of a server with these listeners come over this channel.
-    fn adopt_connections(&self, listeners: &[String], channel: Socket);
+    fn adopt_connections(&self, listeners: &[ListenerId], channel: Socket);
 
     /// How many connections are open and not finished.
     fn connections_left(&self) -> usize;
@@ -115,7 +115,7 @@ enum RestarterRequest {
     /// A successor is to take over.
     Restart(Option<ResultSender>),
     /// The connections of a predecessor, of the server with these listeners, go to the successor.
-    PassOn(Vec<String>, Socket),
+    PassOn(Vec<ListenerId>, Socket),
     /// The server has begun to stop.
     Stopping,
     /// One of the servers has stopped, with this report. If it was the last one, a successor that
@@ -224,7 +224,7 @@ impl RestarterHandle {
     /// This process was replaced: the successor gets the channel for connections of a predecessor, of
     /// the server with these listeners. Without a successor that adopts connections, the channel is
     /// closed.
-    pub(crate) fn pass_on_channel(&self, listeners: Vec<String>, channel: Socket) {
+    pub(crate) fn pass_on_channel(&self, listeners: Vec<ListenerId>, channel: Socket) {
         self.send(RestarterRequest::PassOn(listeners, channel));
     }
 

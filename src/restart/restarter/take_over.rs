@@ -14,7 +14,7 @@ use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::relay_subprocesses;
 use crate::sys::{self, Descriptor};
-use crate::wire::HandshakeMessage;
+use crate::wire::{HandshakeMessage, ListenerId};
 
 impl Restarter {
     /// The server could serve.
@@ -179,7 +179,7 @@ impl Restarter {
     fn adopt_connections(
         &self,
         server: &dyn RestartableServer,
-        listeners: &[String],
+        listeners: &[ListenerId],
         channel: Option<Descriptor>,
     ) {
         let channel = channel.map(sys::descriptor::into_socket);
