@@ -257,6 +257,45 @@ fn refused_connections_drain() {
     }
 }
 
+/// A process that took all descriptors for connections could not accept, and would close others to do so.
+#[test]
+fn adopted_connections_leave_descriptors_free() {
+    let generations = Generations::start(&[("counted", "127.0.0.1:0"), ("grace", "100")]);
+    let first = generations.who().pid;
+    let mut clients: Vec<Lines> = (0..300).map(|_| Lines::connect(&generations)).collect();
+    for client in &mut clients {
+        client.ask();
+    }
+    generations.mode("descriptors 100");
+    let second = restart_until_end(&generations);
+    assert_ne!(first, second);
+    let mut newcomers = [(); 8].map(|()| Lines::connect(&generations));
+    for client in &mut newcomers {
+        assert_eq!(client.ask(), (1, second));
+    }
+    let limits = fs::read_to_string(format!("/proc/{second}/limits")).unwrap();
+    let limit = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let limit = limit.and_then(|line| line.split_whitespace().nth(3));
+    let limit: usize = limit.unwrap().parse().unwrap();
+    // The one by which a process is asked who it is may still be open.
+    let used = fs::read_dir(format!("/proc/{second}/fd")).unwrap().count();
+    assert!(used - 9 <= limit - limit / 8, "{used} of {limit}");
+    let mut moved = 0;
+    for client in &mut clients {
+        client.0.get_mut().write_all(b"line\n").unwrap_or_default();
+        let mut answer = String::new();
+        if let Ok(1..) = client.0.read_line(&mut answer) {
+            assert_eq!(answer, format!("2 {second} line\n"));
+            moved += 1;
+        }
+    }
+    assert!((50..100).contains(&moved), "{moved}");
+    drop((clients, newcomers));
+    generations.end();
+}
+
 #[test]
 fn connections_of_a_listener_that_is_given_up_drain() {
     // A name alone does not say which listener a connection is of.

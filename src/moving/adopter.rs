@@ -25,6 +25,10 @@ use crate::wire::{
 /// How long an answer may wait for room. The predecessor has room for several.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Descriptors that the connections of a predecessor leave free: so many, but an eighth of the
+/// limit at most. The server goes on to accept, and handlers go on to open files.
+const RESERVE: u64 = 64;
+
 /// See the head of this file.
 pub(crate) struct Adopter<'a, S: Service> {
     service: &'a S,
@@ -91,7 +95,7 @@ impl<'a, S: Service> Adopter<'a, S> {
         let mut events = Events::with_capacity(4);
         // Also behind each batch: a busy predecessor might leave the channel never empty.
         while !self.end.asks_for_channel() {
-            match sys::message::receive_sockets(&self.channel, &mut buffer) {
+            match sys::message::receive_sockets(&self.channel, &mut buffer, most_descriptors()) {
                 Ok((0, _)) => return false,
                 Ok((size, sockets)) => {
                     if let Err(error) = self.adopt_batch(&buffer[..size], sockets) {
@@ -236,4 +240,10 @@ impl<'a, S: Service> Adopter<'a, S> {
             }
         }
     }
+}
+
+/// How many descriptors this process may have with those of adopted connections.
+fn most_descriptors() -> u64 {
+    let limit = sys::limits::descriptor_limit().unwrap_or(u64::MAX);
+    limit - RESERVE.min(limit / 8)
 }

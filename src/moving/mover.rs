@@ -138,7 +138,7 @@ impl<'a, S: Service> Mover<'a, S> {
     /// Handles the answers that have come. An error: the successor has closed the channel.
     fn receive_answers(&mut self) -> io::Result<()> {
         loop {
-            match sys::message::receive_sockets(&self.channel, &mut self.buffer) {
+            match sys::message::receive_sockets(&self.channel, &mut self.buffer, 0) {
                 Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((size, _)) => match MoveMessage::decode(&self.buffer[..size]) {
                     Ok(MoveMessage::Ack { batch, refused }) => {

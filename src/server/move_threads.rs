@@ -299,7 +299,7 @@ mod tests {
         fn answer(&self) -> (u64, Vec<(u32, Refusal)>) {
             let mut buffer = vec![0; MoveMessage::LIMIT];
             sys::socket::wait_ready(&self.channel, Interest::Read, Some(LIMIT)).unwrap();
-            let (size, _) = sys::message::receive_sockets(&self.channel, &mut buffer).unwrap();
+            let (size, _) = sys::message::receive_sockets(&self.channel, &mut buffer, 0).unwrap();
             let message = MoveMessage::decode(&buffer[..size]).unwrap();
             let MoveMessage::Ack { batch, refused } = message else {
                 panic!("{message:?}");

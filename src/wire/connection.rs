@@ -151,7 +151,7 @@ pub(crate) enum Refusal {
     Version,
     /// The receiver has no listener of this name.
     Listener,
-    /// The receiver has no descriptor left.
+    /// The receiver has no descriptor left for it.
     Descriptors,
     /// The receiver has as many connections as it may have, in total or of this client.
     Limit,

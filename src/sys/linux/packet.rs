@@ -3,9 +3,9 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
 use socket2::{Domain, Socket, Type};
 
@@ -70,9 +70,25 @@ pub(crate) fn send_sockets(to: &Socket, message: &str, sockets: &[&Socket]) -> i
     ancillary::send_borrowed(to, message.as_bytes(), &sockets).map(drop)
 }
 
+/// How many descriptors this process may still get at most, if it may have those with lower numbers
+/// than `most`. The kernel gives each descriptor the lowest number that is free. `any` is a descriptor.
+fn descriptors_left(any: &Socket, most: u64) -> io::Result<usize> {
+    let in_use = match fcntl_dupfd_cloexec(any, 0) {
+        Ok(lowest) => number(&lowest),
+        Err(Errno::MFILE) => u64::MAX,
+        Err(error) => return Err(error.into()),
+    };
+    let left = most.saturating_sub(in_use);
+    Ok(usize::try_from(left).unwrap_or(usize::MAX))
+}
+
+fn number(descriptor: &impl AsRawFd) -> u64 {
+    u64::try_from(descriptor.as_raw_fd()).unwrap_or(u64::MAX)
+}
+
 /// Receives a message from the other end of a channel, and the sockets that came with it. Returns the
-/// message's length; 0 when the peer has closed its end. If this process has no descriptors left,
-/// the last sockets are missing.
+/// message's length; 0 when the peer has closed its end. The last sockets are missing if this process
+/// has as many descriptors as it may have, or all with lower numbers than `most`.
 ///
 /// # Errors
 ///
@@ -81,21 +97,29 @@ pub(crate) fn send_sockets(to: &Socket, message: &str, sockets: &[&Socket]) -> i
 pub(crate) fn receive_sockets(
     from: &Socket,
     buffer: &mut [u8],
+    most: u64,
 ) -> io::Result<(usize, Vec<Socket>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    // So that other threads find descriptors also at this moment.
+    let room = descriptors_left(from, most)?.min(MAX_DESCRIPTORS);
+    let space = match room {
+        0 => &mut [],
+        room => &mut space[..rustix::cmsg_space!(ScmRights(room))],
+    };
+    let mut control = RecvAncillaryBuffer::new(space);
     let flags = CLOSE_ON_EXEC | RecvFlags::TRUNC;
     let message =
         retry_on_intr(|| recvmsg(from, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
     let (size, is_cut) = (message.bytes, message.flags.contains(ReturnFlags::TRUNC));
-    let sockets = descriptors_of(control)?.into_iter().map(Socket::from);
-    let sockets = sockets.collect();
+    let descriptors = descriptors_of(control)?.into_iter();
+    let sockets = descriptors.take_while(|own| number(own) < most);
+    let sockets = sockets.map(Socket::from).collect();
     match is_cut {
         true => {
             let text = format!("a message of {size} bytes, which is cut");
             Err(io::Error::new(io::ErrorKind::InvalidData, text))
         }
-        // The kernel cuts the list of descriptors behind those that have found a number.
+        // The kernel cuts the list of descriptors behind those that have found a number, and room.
         false => Ok((size, sockets)),
     }
 }

@@ -206,7 +206,11 @@ pub(crate) fn send_sockets(_: &Socket, _message: &str, _: &[&Socket]) -> io::Res
 }
 
 /// Not supported.
-pub(crate) fn receive_sockets(_: &Socket, _: &mut [u8]) -> io::Result<(usize, Vec<Socket>)> {
+pub(crate) fn receive_sockets(
+    _: &Socket,
+    _: &mut [u8],
+    _most: u64,
+) -> io::Result<(usize, Vec<Socket>)> {
     Err(unsupported_error())
 }
 
