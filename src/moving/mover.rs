@@ -21,7 +21,7 @@ use socket2::Socket;
 
 use super::credit::{Answered, Credit};
 use super::{EndRequest, rearm};
-use crate::clock::Deadline;
+use crate::clock::{self, Deadline};
 use crate::log;
 use crate::panic;
 use crate::parking::{Lots, MoverQueue, Turn, Walk};
@@ -41,8 +41,8 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection on its way.
 struct Moving<'a, T> {
     turn: Turn<'a, T>,
-    /// No process serves the connection since then.
-    since: Instant,
+    /// No process has served the connection since then, in the clock's nanoseconds.
+    since: u64,
 }
 
 /// A batch that is to be sent.
@@ -166,12 +166,11 @@ impl<'a, S: Service> Mover<'a, S> {
     }
 
     fn handle_answer(&self, answered: Answered<Moving<'a, S::Session>>) {
-        let now = Instant::now();
+        let now = clock::nanos();
         for Moving { turn, since } in answered.moved {
             let counters = &self.lots.counters;
-            let nanos = now.saturating_duration_since(since).as_nanos();
-            let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-            counters.longest_move.fetch_max(nanos, Relaxed);
+            let unserved_for = now.saturating_sub(since);
+            counters.longest_move.fetch_max(unserved_for, Relaxed);
             count(&counters.moved);
             // Closes this process's copy of the socket.
             drop(turn);
@@ -247,7 +246,7 @@ impl<'a, S: Service> Mover<'a, S> {
     fn next_packed(&mut self) -> Option<(ConnectionRecord, Moving<'a, S::Session>)> {
         loop {
             let mut turn = self.next_turn()?;
-            let since = Instant::now();
+            let since = turn.unserved_since();
             let service = self.service;
             let record = turn.pack(|conn, session| {
                 let packed = panic::contain(|| service.pack(conn, session));
@@ -368,7 +367,8 @@ impl<'a, S: Service> Mover<'a, S> {
 /// Whether attempts to send the batch are made for too long.
 fn is_late<T>(batch: &[Moving<'_, T>]) -> bool {
     let first = batch.iter().map(|moving| moving.since).min();
-    first.is_some_and(|since| since.elapsed() > SEND_TIMEOUT)
+    let elapsed = |since| Duration::from_nanos(clock::nanos().saturating_sub(since));
+    first.is_some_and(|since| elapsed(since) > SEND_TIMEOUT)
 }
 
 impl<S: Service> Drop for Mover<'_, S> {

@@ -200,6 +200,13 @@ impl<S> Turn<'_, S> {
         Ok(())
     }
 
+    /// Since when this process does not serve the connection, in the clock's nanoseconds: since the
+    /// connection was put on the mover's queue, or else from now on.
+    pub(crate) fn unserved_since(&self) -> u64 {
+        let now = clock::nanos();
+        now.min(self.slot.ready_at.load(SeqCst))
+    }
+
     /// The connection is served in this process as before. What has come meanwhile is looked at.
     pub(crate) fn go_on(self) {
         if self.lot.drain.has_ended_calls() {

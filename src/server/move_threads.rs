@@ -212,6 +212,8 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use crossbeam_channel::Sender;
+
     use super::*;
     use crate::addr::Addr;
     use crate::connection::Connection;
@@ -342,5 +344,107 @@ mod tests {
         assert_is_served(&mut clients[1], &addrs[1]);
         assert_is_served(&mut clients[2], &addrs[0]);
         adopting.handle.stop_now();
+    }
+
+    /// Packs no session `a`, and says when it begins to, and waits then.
+    struct SlowToPack {
+        begins: Sender<()>,
+        may_end: Receiver<()>,
+    }
+
+    impl Service for SlowToPack {
+        type Session = String;
+        type Worker = ();
+
+        fn worker(&self, _index: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn session(&self, _conn: &mut Connection) -> io::Result<String> {
+            Ok(String::new())
+        }
+
+        /// Answers a line once there is another one.
+        fn serve(
+            &self,
+            conn: &mut Connection,
+            session: &mut String,
+            (): &mut (),
+        ) -> io::Result<Next> {
+            let Some(line) = conn.take_line(100)? else {
+                return Ok(Next::Park);
+            };
+            if line == "answer" {
+                writeln!(conn, "{session}")?;
+                return Ok(Next::Park);
+            }
+            *session = line;
+            writeln!(conn, "more")?;
+            Ok(Next::More)
+        }
+
+        fn packs_sessions(&self) -> bool {
+            true
+        }
+
+        fn pack(&self, _conn: &Connection, session: &String) -> Option<Vec<u8>> {
+            if session == "a" {
+                self.begins.send(()).unwrap();
+                self.may_end.recv_timeout(LIMIT).unwrap();
+                return None;
+            }
+            Some(Vec::new())
+        }
+    }
+
+    /// Nobody serves a connection that is on the mover's queue.
+    #[test]
+    fn the_time_of_a_move_includes_the_wait_for_the_mover() {
+        let Ok((channel, other_end)) = sys::message::create_channel() else {
+            return;
+        };
+        let (begins, has_begun) = crossbeam_channel::bounded(1);
+        let (end, may_end) = crossbeam_channel::bounded(1);
+        let service = SlowToPack { begins, may_end };
+        let server = Server::builder().listen("127.0.0.1:0").workers(2);
+        let handle = server.build(service).unwrap().start().unwrap();
+        let connect = |text: &str| {
+            let addr = handle.local_addrs()[0].as_ip().unwrap();
+            let mut client = BufReader::new(TcpStream::connect(addr).unwrap());
+            client.get_ref().set_read_timeout(Some(LIMIT)).unwrap();
+            client.get_mut().write_all(text.as_bytes()).unwrap();
+            client.read_line(&mut String::new()).unwrap();
+            client
+        };
+        // In a message, so that they do not move at once.
+        let mut clients = ["a\n", "b\n"].map(connect);
+        let mut ask = |client: usize| {
+            clients[client].get_mut().write_all(b"answer\n").unwrap();
+            let mut answer = String::new();
+            clients[client].read_line(&mut answer).unwrap();
+            answer
+        };
+        handle.shared().move_channels.set_outgoing(Some(channel));
+        let commands = &handle.shared().commands;
+        commands.send(ServerCommand::Replaced).unwrap();
+        assert_eq!(ask(0), "a\n");
+        has_begun.recv_timeout(LIMIT).unwrap();
+        assert_eq!(ask(1), "b\n");
+        let wait = Duration::from_millis(200);
+        std::thread::sleep(wait);
+        end.send(()).unwrap();
+        let mut buffer = vec![0; MoveMessage::LIMIT];
+        sys::socket::wait_ready(&other_end, Interest::Read, Some(LIMIT)).unwrap();
+        let (size, moved) =
+            sys::message::receive_sockets(&other_end, &mut buffer, u64::MAX).unwrap();
+        let (batch, records) = MoveMessage::decode_batch(&buffer[..size]).unwrap();
+        assert_eq!((records.len(), moved.len()), (1, 1));
+        let refused = Vec::new();
+        let ack = MoveMessage::Ack { batch, refused }.encode().unwrap();
+        sys::message::send_sockets(&other_end, &ack, &[]).unwrap();
+        drop(clients);
+        let report = handle.join();
+        assert_eq!(report.moved, 1, "{report}");
+        assert!(report.longest_move > wait / 2, "{report}");
     }
 }
