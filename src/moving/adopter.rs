@@ -3,13 +3,14 @@
 
 use std::io;
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::{EndRequest, rearm};
 use crate::acceptor::MovedAdmission;
 use crate::addr::Addr;
+use crate::clock::Deadline;
 use crate::listener::ListenerInfo;
 use crate::log;
 use crate::panic;
@@ -217,6 +218,7 @@ impl<'a, S: Service> Adopter<'a, S> {
     /// Sends the Ack. The connections are this process's from then on.
     fn answer(&self, batch: u64, refused: Vec<RefusedConnection>) -> io::Result<()> {
         let text = MoveMessage::Ack { batch, refused }.encode()?;
+        let mut deadline = None;
         loop {
             match sys::message::send_sockets(&self.channel, &text, &[]) {
                 Ok(()) => return Ok(()),
@@ -230,15 +232,24 @@ impl<'a, S: Service> Adopter<'a, S> {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let limit = Some(ANSWER_TIMEOUT);
-                    let ready = sys::socket::wait_ready(&self.channel, Interest::Write, limit)?;
-                    if !ready.writable {
+                    let now = Instant::now();
+                    let deadline = deadline.get_or_insert(Deadline::after(now, ANSWER_TIMEOUT));
+                    if self.stops() || deadline.has_passed(now) {
                         return Err(error);
                     }
+                    self.wait_for_room(deadline.time_left(now))?;
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// A stop interrupts the wait.
+    fn wait_for_room(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.poller.rearm(&self.channel, 0, Interest::Write)?;
+        let waited = self.poller.wait(&mut Events::with_capacity(4), 4, limit);
+        self.poller.rearm(&self.channel, 0, Interest::Read)?;
+        waited
     }
 }
 

@@ -9,7 +9,8 @@
 //! | because | in flight | others |
 //! |---|---|---|
 //! | the successor has closed the channel | taken back | drain, as without a mover |
-//! | this server stops | answers are waited for, then given up to the successor | as the stop says |
+//! | this server stops | answers are waited for, up to a limit, then given up to the successor | as the stop says |
+//! | this server has stopped | given up to the successor | as the stop says |
 
 use std::fmt;
 use std::io;
@@ -329,8 +330,16 @@ impl<'a, S: Service> Mover<'a, S> {
         self.keep_unsent();
         let deadline = Deadline::after(Instant::now(), ANSWER_TIMEOUT);
         while !self.credit.is_empty() {
+            if self.receive_answers().is_err() {
+                let left = self.credit.take_all();
+                left.into_iter().for_each(|moving| moving.turn.stay());
+                return;
+            }
             let now = Instant::now();
-            if deadline.has_passed(now) {
+            if self.credit.is_empty() {
+                return;
+            }
+            if self.end.is_made() || deadline.has_passed(now) {
                 // The successor has the sockets, and serves them when it runs again.
                 let left = self.credit.take_all();
                 log::warn!(
@@ -346,10 +355,6 @@ impl<'a, S: Service> Mover<'a, S> {
             let timeout = deadline.time_left(now);
             if let Err(error) = self.queue.poller.wait(events, 4, timeout) {
                 log::error!("the mover cannot wait for events: {error}");
-            }
-            if self.receive_answers().is_err() {
-                let left = self.credit.take_all();
-                left.into_iter().for_each(|moving| moving.turn.stay());
             }
         }
     }

@@ -447,4 +447,45 @@ mod tests {
         assert_eq!(report.moved, 1, "{report}");
         assert!(report.longest_move > wait / 2, "{report}");
     }
+
+    #[test]
+    fn a_stop_does_not_wait_for_a_successor_that_hangs() {
+        let Ok((channel, other_end)) = sys::message::create_channel() else {
+            return;
+        };
+        let server = Server::builder().listen("127.0.0.1:0").workers(1);
+        let server = server.build(|_: &mut Connection| Ok(Next::Park));
+        let handle = server.unwrap().start().unwrap();
+        let _client = TcpStream::connect(handle.local_addrs()[0].as_ip().unwrap()).unwrap();
+        handle.shared().move_channels.set_outgoing(Some(channel));
+        let commands = &handle.shared().commands;
+        commands.send(ServerCommand::Replaced).unwrap();
+        // A batch has come, and is not answered.
+        sys::socket::wait_ready(&other_end, Interest::Read, Some(LIMIT)).unwrap();
+        let began = Instant::now();
+        handle.stop_now();
+        let report = handle.join();
+        assert!(began.elapsed() < Duration::from_secs(1), "{report}");
+        assert_eq!(report.moved, 1, "{report}");
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_a_predecessor_that_hangs() {
+        let Some(adopting) = adopting() else { return };
+        // The answers are not read. Without room for them, the adopter does not read either.
+        let moment = Some(Duration::from_millis(200));
+        while sys::socket::wait_ready(&adopting.channel, Interest::Write, moment)
+            .is_ok_and(|ready| ready.writable)
+        {
+            let text = r#"{"v":1,"type":"later","batch":7}"#;
+            match sys::message::send_sockets(&adopting.channel, text, &[]) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => panic!("{error}"),
+                _ => {}
+            }
+        }
+        let began = Instant::now();
+        adopting.handle.stop_now();
+        adopting.handle.join();
+        assert!(began.elapsed() < END_TIMEOUT);
+    }
 }
