@@ -61,7 +61,8 @@ impl Connection {
         }
     }
 
-    /// Gives a new connection what the record says.
+    /// Gives a new connection what the record says. The record is
+    /// [consistent](ConnectionRecord::is_consistent).
     pub(crate) fn apply_record(&mut self, record: ConnectionRecord) {
         let now = Instant::now();
         let until = |left| Deadline::after(now, Duration::from_millis(left));

@@ -2,12 +2,12 @@
 //! predecessor may send some, and this process is not replaced.
 
 use std::io;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::{EndRequest, rearm};
+use super::{EndRequest, WarnOnce, rearm};
 use crate::acceptor::MovedAdmission;
 use crate::addr::Addr;
 use crate::clock::Deadline;
@@ -40,8 +40,9 @@ pub(crate) struct Adopter<'a, S: Service> {
     channel: Socket,
     poller: Arc<Poller>,
     end: EndRequest,
-    /// The log has said that the predecessor sends what this process does not understand.
-    unknown_logged: Once,
+    /// About connections that this process refuses, and about what it does not understand.
+    refusal_log: WarnOnce,
+    unknown_log: WarnOnce,
 }
 
 impl<'a, S: Service> Adopter<'a, S> {
@@ -68,7 +69,8 @@ impl<'a, S: Service> Adopter<'a, S> {
             channel,
             end: EndRequest::new(Arc::clone(&poller)),
             poller,
-            unknown_logged: Once::new(),
+            refusal_log: WarnOnce::default(),
+            unknown_log: WarnOnce::default(),
         })
     }
 
@@ -147,11 +149,10 @@ impl<'a, S: Service> Adopter<'a, S> {
             }
         }
         if let Some(first) = refused.first() {
-            let count = refused.len();
-            log::warn!(
-                "{count} connections stay with the predecessor: {}",
-                first.why
-            );
+            let (count, why) = (refused.len(), first.why);
+            self.refusal_log.write(format_args!(
+                "{count} connections stay with the predecessor: {why}"
+            ));
         }
         // An error drops the connections, without a shutdown.
         self.answer(batch, refused)?;
@@ -165,8 +166,8 @@ impl<'a, S: Service> Adopter<'a, S> {
     /// A predecessor of another version may send other records, or other kinds of messages.
     fn refuse_unknown(&self, sockets: Vec<Socket>, unknown: &UnknownBatch) -> io::Result<()> {
         let UnknownBatch { number, why } = unknown;
-        self.unknown_logged
-            .call_once(|| log::warn!("connections stay with the predecessor: {why}"));
+        self.unknown_log
+            .write(format_args!("connections stay with the predecessor: {why}"));
         drop(sockets);
         let Some(number) = *number else {
             return Ok(());
@@ -186,6 +187,9 @@ impl<'a, S: Service> Adopter<'a, S> {
     ) -> Result<Turn<'a, S::Session>, Refusal> {
         if self.stops() {
             return Err(Refusal::Stopping);
+        }
+        if !record.is_consistent() {
+            return Err(Refusal::Record);
         }
         let position = record.listener.position_in(&self.listener_ids);
         let listener = position.and_then(|position| self.listeners.get(position));

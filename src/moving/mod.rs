@@ -42,12 +42,14 @@ mod adopter;
 mod credit;
 mod mover;
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 
 use socket2::Socket;
 
+use crate::log;
 use crate::sys::{Interest, Poller};
 
 pub(crate) use adopter::Adopter;
@@ -58,6 +60,19 @@ fn rearm(poller: &Poller, channel: &Socket) -> io::Result<()> {
     match Poller::REPORTS_ONCE {
         true => poller.rearm(channel, 0, Interest::Read),
         false => Ok(()),
+    }
+}
+
+/// Logs what may happen for each of many connections: once as a warning, then at debug level.
+#[derive(Default)]
+struct WarnOnce(AtomicBool);
+
+impl WarnOnce {
+    fn write(&self, text: fmt::Arguments<'_>) {
+        match self.0.swap(true, SeqCst) {
+            true => log::debug!("{text}"),
+            false => log::warn!("{text}"),
+        }
     }
 }
 

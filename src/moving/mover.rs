@@ -14,14 +14,14 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::credit::{Answered, Credit};
-use super::{EndRequest, rearm};
+use super::{EndRequest, WarnOnce, rearm};
 use crate::clock::{self, Deadline};
 use crate::log;
 use crate::panic;
@@ -77,8 +77,9 @@ pub(crate) struct Mover<'a, S: Service> {
     next_batch: u64,
     credit: Credit<Moving<'a, S::Session>>,
     buffer: Vec<u8>,
-    /// The log has said that the successor sends what this process does not understand.
-    unknown_logged: Once,
+    /// About what this process does not understand, and about batches that cannot be sent.
+    unknown_log: WarnOnce,
+    send_log: WarnOnce,
 }
 
 impl<'a, S: Service> Mover<'a, S> {
@@ -108,7 +109,8 @@ impl<'a, S: Service> Mover<'a, S> {
             next_batch: 0,
             credit: Credit::new(),
             buffer: vec![0; MoveMessage::LIMIT],
-            unknown_logged: Once::new(),
+            unknown_log: WarnOnce::default(),
+            send_log: WarnOnce::default(),
         })
     }
 
@@ -162,8 +164,8 @@ impl<'a, S: Service> Mover<'a, S> {
 
     /// A later version may send other kinds of messages.
     fn log_unknown(&self, why: &dyn fmt::Display) {
-        self.unknown_logged
-            .call_once(|| log::warn!("ignoring what the successor sends: {why}"));
+        self.unknown_log
+            .write(format_args!("ignoring what the successor sends: {why}"));
     }
 
     fn handle_answer(&self, answered: Answered<Moving<'a, S::Session>>) {
@@ -210,7 +212,9 @@ impl<'a, S: Service> Mover<'a, S> {
             }
             Err(error) => {
                 let count = connections.len();
-                log::warn!("{count} connections stay, they cannot be sent: {error}");
+                self.send_log.write(format_args!(
+                    "{count} connections stay, they cannot be sent: {error}"
+                ));
                 let connections = batch.connections.into_iter();
                 connections.for_each(|moving| moving.turn.stay());
             }

@@ -113,11 +113,19 @@ impl Drop for Link {
     }
 }
 
-/// Sends a message without waiting. A failure is only logged: the other process has usually ended.
+/// Sends a message without waiting. A failure is only logged.
 pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
-    if let Err(error) = send(socket, message, &[]) {
-        log::debug!("cannot send {message:?}: {error}");
+    match send(socket, message, &[]) {
+        Ok(()) => {}
+        Err(error) if is_end(&error) => log::debug!("cannot send {message:?}: {error}"),
+        Err(error) => log::warn!("cannot send {message:?}: {error}"),
     }
+}
+
+/// Whether a message cannot be sent because the other process has ended, which is no fault.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 fn send(
@@ -138,6 +146,27 @@ pub(super) fn path_of(path: &WirePath) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_that_cannot_be_sent_is_a_fault_unless_the_other_process_has_ended() {
+        let Ok((own, other)) = sys::message::create_pair() else {
+            return;
+        };
+        let addr = crate::wire::WireAddr::Unix(None);
+        let name = "x".repeat(HandshakeMessage::LIMIT);
+        let listeners = vec![crate::wire::ListenerId { name, addr }];
+        let too_long = send(&own, &HandshakeMessage::Connections { listeners }, &[]);
+        assert!(!is_end(&too_long.unwrap_err()));
+        // EMSGSIZE.
+        let long = "x".repeat(16 << 20);
+        assert!(!is_end(
+            &sys::message::send_packet(&own, &long, &[]).unwrap_err()
+        ));
+        drop(other);
+        assert!(is_end(
+            &send(&own, &HandshakeMessage::Hello, &[]).unwrap_err()
+        ));
+    }
 
     #[test]
     fn what_is_not_understood_is_ignored() {

@@ -488,4 +488,18 @@ mod tests {
         adopting.handle.join();
         assert!(began.elapsed() < END_TIMEOUT);
     }
+
+    /// The arithmetic of the connection would overflow.
+    #[test]
+    fn a_record_that_contradicts_itself_is_refused() {
+        let Some(adopting) = adopting() else { return };
+        let too_much = ConnectionRecord {
+            unread: WireBytes(b"line".to_vec()),
+            ..adopting.record(0)
+        };
+        let mut clients = adopting.send_batch(0, &[too_much, adopting.record(0)]);
+        assert_eq!(adopting.answer(), (0, vec![(0, Refusal::Record)]));
+        assert_is_served(&mut clients[1], &adopting.handle.local_addrs()[0]);
+        adopting.handle.stop_now();
+    }
 }

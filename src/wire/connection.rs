@@ -73,6 +73,17 @@ pub(crate) struct ConnectionRecord {
     pub(crate) session: Option<WireBytes>,
 }
 
+impl ConnectionRecord {
+    /// Whether the counts and lengths agree. A process does its arithmetic with them.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let highest = self.bytes_in.max(self.bytes_out);
+        self.unread.0.len() as u64 <= self.bytes_in && highest <= MOST_BYTES
+    }
+}
+
+/// No connection carries more bytes: a count that begins here grows for centuries.
+const MOST_BYTES: u64 = u64::MAX / 2;
+
 /// The settings of a connection that the service has changed. For the others, those of the
 /// receiver's server hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +160,9 @@ pub(crate) struct RefusedConnection {
 pub(crate) enum Refusal {
     /// The receiver does not know the version of the records.
     Version,
-    /// The receiver has no listener of this name.
+    /// The record contradicts itself.
+    Record,
+    /// The receiver has no such listener.
     Listener,
     /// The receiver has no descriptor left for it.
     Descriptors,
@@ -168,6 +181,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Version => "it does not know this version of the record",
+            Self::Record => "the record contradicts itself",
             Self::Listener => "it has no such listener",
             Self::Descriptors => "it has no descriptor left",
             Self::Limit => "it has as many connections as it may have",
@@ -385,6 +399,25 @@ mod tests {
             let id = |(name, addr): &(&str, &str)| listener(name, addr);
             let ids: Vec<_> = others.iter().map(id).collect();
             assert_eq!(id(&own).position_in(&ids), found, "{own:?} in {others:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_contradicts_itself_is_found() {
+        for (bytes_in, bytes_out, unread, is_consistent) in [
+            (0, 0, 0, true),
+            (9, 0, 9, true),
+            (8, 99, 9, false),
+            (MOST_BYTES, MOST_BYTES, 9, true),
+            (MOST_BYTES + 1, 0, 0, false),
+            (0, u64::MAX, 0, false),
+        ] {
+            let record = ConnectionRecord {
+                bytes_in,
+                bytes_out,
+                ..record(vec![b'x'; unread])
+            };
+            assert_eq!(record.is_consistent(), is_consistent, "{record:?}");
         }
     }
 
