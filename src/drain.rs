@@ -109,13 +109,13 @@ impl Drain {
         self.stage.load(SeqCst) == MOVING
     }
 
-    /// Whether the drain ends a connection. `may_move` says whether the connection may move to the
+    /// Whether the drain ends a connection. `is_movable` says whether the connection may move to the
     /// successor.
     #[inline]
-    pub(crate) fn ends_connection(&self, may_move: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn ends_connection(&self, is_movable: impl FnOnce() -> bool) -> bool {
         match self.stage.load(SeqCst) {
-            0 => self.pause.ends_connection(may_move),
-            MOVING => !may_move(),
+            0 => self.pause.ends_connection(is_movable),
+            MOVING => !is_movable(),
             _ => true,
         }
     }
@@ -129,11 +129,11 @@ impl Drain {
     }
 
     /// How long an idle connection is kept, in milliseconds, once a successor serves. `None` if that
-    /// is not limited, or the drain closes the connection. `may_move`: as in
+    /// is not limited, or the drain closes the connection. `is_movable`: as in
     /// [`ends_connection`](Self::ends_connection).
-    pub(crate) fn idle_grace(&self, may_move: bool) -> Option<u64> {
+    pub(crate) fn idle_grace(&self, is_movable: bool) -> Option<u64> {
         let has_grace = match self.stage.load(SeqCst) {
-            MOVING => !may_move,
+            MOVING => !is_movable,
             stage => stage == REPLACED,
         };
         has_grace.then(|| self.idle_grace.load(SeqCst))
@@ -240,8 +240,9 @@ mod tests {
     fn a_connection_that_may_move_is_kept_while_connections_move() {
         let drain = Drain::default();
         let grace = Duration::from_millis(7);
-        let ends = |drain: &Drain| [true, false].map(|may_move| drain.ends_connection(|| may_move));
-        let graces = |drain: &Drain| [true, false].map(|may_move| drain.idle_grace(may_move));
+        let ends =
+            |drain: &Drain| [true, false].map(|is_movable| drain.ends_connection(|| is_movable));
+        let graces = |drain: &Drain| [true, false].map(|is_movable| drain.idle_grace(is_movable));
         assert_eq!((ends(&drain), graces(&drain)), ([false; 2], [None; 2]));
         drain.mark_moving(grace);
         assert!(drain.is_draining() && drain.has_successor() && drain.is_moving());

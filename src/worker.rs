@@ -313,7 +313,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 Needs::Service => {
                     let (pause, counters) = (&self.lots.drain.pause, worker.counters);
                     let word = &counters.in_calls;
-                    if !pause.begin_calls(word, || occupant.can_move()) {
+                    if !pause.begin_calls(word, || occupant.can_move_now()) {
                         turn.hold();
                         return TurnEnd::Over;
                     }
@@ -742,7 +742,7 @@ impl<'a, S: Service> Workers<'a, S> {
     fn ends_after(&self, stage: Stage, conn: &Connection) -> bool {
         let drain = &self.lots.drain;
         !matches!(stage, Stage::Partial | Stage::Waiting)
-            && (drain.is_closing() || drain.pause.ends_connection(|| conn.may_move()))
+            && (drain.is_closing() || drain.pause.ends_connection(|| conn.is_movable()))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::gate::AcceptGate;
-use super::per_client::{PerClient, TooMany};
+use super::per_client::{ClientPlace, PerClient, TooMany};
 use crate::addr::Addr;
 use crate::connection::{Activity, ConnectionInfo, EarlyOutput};
 use crate::listener::ListenerInfo;
@@ -165,7 +165,7 @@ impl<'a, S> Admission<'a, S> {
     ) -> Option<ConnectionInfo> {
         let name = &listener.name;
         let counters = &self.lots.counters;
-        let Ok(ticket) = count_for_client(&self.per_client, &self.policy, &peer) else {
+        let Ok(place) = count_for_client(&self.per_client, &self.policy, &peer) else {
             count(&counters.refused_max_per_client);
             log::debug!("{peer} on {name}: refused, it has too many connections");
             self.refuse(socket);
@@ -183,7 +183,7 @@ impl<'a, S> Admission<'a, S> {
             return None;
         }
         log::trace!("{peer} on {name}: accepted");
-        Some(new_info(self.lots, socket, peer, listener, ticket))
+        Some(new_info(self.lots, socket, peer, listener, place))
     }
 
     /// Whether idle connections are closed to make room.
@@ -237,21 +237,17 @@ impl<'a, S> Admission<'a, S> {
     }
 }
 
-/// A connection's place among those of its client, if these are limited.
-type Ticket = Option<Box<dyn Send + Sync>>;
-
-/// Counts the connection for its client, if connections per client are limited. An error: the
-/// client has too many connections.
+/// Counts the connection for its client. `None` if connections per client are not limited. An error:
+/// the client has too many connections.
 fn count_for_client(
     counts: &Arc<PerClient>,
     policy: &AdmissionPolicy,
     peer: &Addr,
-) -> Result<Ticket, TooMany> {
+) -> Result<Option<ClientPlace>, TooMany> {
     let (Some(limit), Some(ip)) = (policy.max_per_client, peer.as_ip()) else {
         return Ok(None);
     };
-    let ticket = PerClient::count_connection(counts, ip.ip(), limit)?;
-    Ok(Some(Box::new(ticket)))
+    PerClient::count_connection(counts, ip.ip(), limit).map(Some)
 }
 
 fn new_info<S>(
@@ -259,7 +255,7 @@ fn new_info<S>(
     socket: Socket,
     peer: Addr,
     listener: Arc<ListenerInfo>,
-    ticket: Ticket,
+    place: Option<ClientPlace>,
 ) -> ConnectionInfo {
     ConnectionInfo {
         socket,
@@ -268,7 +264,7 @@ fn new_info<S>(
         open_connection: lots.drain.count_connection(),
         activity: Activity::default(),
         early_output: EarlyOutput::default(),
-        _ticket: ticket,
+        _client_place: place.map(|place| Box::new(place) as _),
     }
 }
 
@@ -300,7 +296,7 @@ impl<'a, S> MovedAdmission<'a, S> {
         if self.lots.drain.open_connections() >= self.policy.max_connections {
             return None;
         }
-        let ticket = count_for_client(&self.per_client, self.policy, &peer).ok()?;
-        Some(new_info(self.lots, socket, peer, listener, ticket))
+        let place = count_for_client(&self.per_client, self.policy, &peer).ok()?;
+        Some(new_info(self.lots, socket, peer, listener, place))
     }
 }

@@ -15,14 +15,14 @@ impl PerClient {
         counts: &Arc<Self>,
         client: IpAddr,
         limit: usize,
-    ) -> Result<Ticket, TooMany> {
+    ) -> Result<ClientPlace, TooMany> {
         let mut map = counts.0.lock();
         let count = map.entry(client).or_default();
         if *count >= limit {
             return Err(TooMany);
         }
         *count += 1;
-        Ok(Ticket {
+        Ok(ClientPlace {
             counts: Arc::clone(counts),
             client,
         })
@@ -32,13 +32,13 @@ impl PerClient {
 /// The client has as many connections as it may have.
 pub(super) struct TooMany;
 
-/// Counts a connection for its client until the ticket is dropped.
-pub(super) struct Ticket {
+/// The place of a connection among those of its client, until it is dropped.
+pub(super) struct ClientPlace {
     counts: Arc<PerClient>,
     client: IpAddr,
 }
 
-impl Drop for Ticket {
+impl Drop for ClientPlace {
     fn drop(&mut self) {
         let mut map = self.counts.0.lock();
         if let Some(count) = map.get_mut(&self.client) {

@@ -14,12 +14,12 @@ mod halves;
 mod input;
 mod last_answer;
 mod messages;
-mod moving;
 mod nonblocking;
 mod outbox;
 mod output;
 mod pace;
 mod receive_state;
+mod record;
 mod socket;
 mod transfer;
 mod waiting;
@@ -94,7 +94,7 @@ impl Default for Limits {
 pub(crate) struct ConnectionInfo {
     /// Counts the connection for its client until it is dropped: before the client sees the close,
     /// and may connect again.
-    pub(crate) _ticket: Option<Box<dyn Send + Sync>>,
+    pub(crate) _client_place: Option<Box<dyn Send + Sync>>,
     pub(crate) socket: Socket,
     pub(crate) peer: Addr,
     pub(crate) listener: Arc<ListenerInfo>,
@@ -363,7 +363,7 @@ impl Connection {
     #[inline]
     pub fn is_draining(&self) -> bool {
         let drain = self.info.open_connection.drain();
-        drain.ends_connection(|| !self.has_waited_for_input && self.may_move())
+        drain.ends_connection(|| !self.has_waited_for_input && self.is_movable())
     }
 
     /// Whether the server drains because a successor has replaced it: a client that connects again

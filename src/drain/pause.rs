@@ -109,12 +109,12 @@ impl Pause {
 
     // ---- all threads ----
 
-    /// Whether the pause closes a connection between two messages. `may_move` says whether the
+    /// Whether the pause closes a connection between two messages. `is_movable` says whether the
     /// connection may move to the successor.
     #[inline]
-    pub(crate) fn ends_connection(&self, may_move: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn ends_connection(&self, is_movable: impl FnOnce() -> bool) -> bool {
         let word = self.0.load(SeqCst);
-        word & STAGE == SETTLING && !(word & MOVES != 0 && may_move())
+        word & STAGE == SETTLING && !(word & MOVES != 0 && is_movable())
     }
 
     /// Whether the connections that cannot move are being closed.

@@ -273,7 +273,7 @@ impl<'a, S: Service> Mover<'a, S> {
     fn next_turn(&mut self) -> Option<Turn<'a, S::Session>> {
         let lots = self.lots;
         while let Some(turn) = lots.take_movable(&self.queue) {
-            match turn.can_move() {
+            match turn.can_move_now() {
                 true => return Some(turn),
                 false => turn.go_on(),
             }

@@ -141,7 +141,7 @@ impl<S> Turn<'_, S> {
                 Ok(()) => return,
                 Err(kept) => kept,
             };
-            let is_mover_behind = lot.drain.is_moving() && self.can_move();
+            let is_mover_behind = lot.drain.is_moving() && self.can_move_now();
             if !is_mover_behind {
                 return self.close_unserved();
             }

@@ -29,7 +29,7 @@
 //! | FREE | none: the slot has no connection | the acceptor: `occupy` → RUNNING |
 //! | RUNNING | the thread that has the [`Turn`] | that thread: `park` → PARKED, `queue` → QUEUED, a drop → FREE |
 //! | PARKED | the lot | a poller event, `wake` → QUEUED; `claim_parked` (expiry, shedding, drain), `send` → RUNNING |
-//! | QUEUED | the queue entry, on the queue of the workers or of the mover ([`moving`]), or nobody during the pause of a restart ([`held`]) | the thread that takes the entry, or finds the connection: `claim_queued` → RUNNING |
+//! | QUEUED | the queue entry, on the queue of the workers or of the mover ([`between_processes`]), or nobody during the pause of a restart ([`held`]) | the thread that takes the entry, or finds the connection: `claim_queued` → RUNNING |
 //!
 //! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
 //! fails: the owner reads again. The same holds for a wake-up and for a message of the outbox, which
@@ -82,6 +82,7 @@
 //! worker waits in the poller. While the queue is full, ready connections stay in the poller, which
 //! keeps their order.
 
+mod between_processes;
 mod closing;
 mod concurrency;
 mod expiry;
@@ -90,7 +91,6 @@ mod idle_order;
 mod keeper;
 mod lots;
 mod mover_queue;
-mod moving;
 mod occupant;
 mod ownership;
 mod polling;
@@ -121,6 +121,7 @@ use crate::log;
 use crate::stats::{Counters, ThreadCounters};
 use crate::sys::{Events, Poller};
 
+pub(crate) use between_processes::Walk;
 use concurrency::Concurrency;
 pub(crate) use concurrency::Sample;
 use expiry::Expiries;
@@ -131,7 +132,6 @@ use keeper::KeeperSleep;
 pub(crate) use keeper::run_keeper;
 pub(crate) use lots::{Lots, LotsOptions, MOST_LOTS};
 pub(crate) use mover_queue::MoverQueue;
-pub(crate) use moving::Walk;
 pub(crate) use occupant::{Needs, Occupant, Stage};
 use ownership::{Ownership, Readiness, Sent, Woken};
 use queue::Queue;

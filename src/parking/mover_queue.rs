@@ -1,4 +1,5 @@
-//! The queue of connections that are on their way to the mover, see [`moving`](super::moving).
+//! The queue of connections that are on their way to the mover, see
+//! [`between_processes`](super::between_processes).
 //!
 //! No connection is left on it: a thread that pushes looks afterwards whether the queue is closed,
 //! and the mover closes the queue before it empties it for the last time.

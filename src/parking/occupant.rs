@@ -170,10 +170,10 @@ impl<S> Occupant<S> {
 
     /// Whether the connection can move to the successor now: it is between two messages. Input that
     /// has arrived moves with it.
-    pub(crate) fn can_move(&self) -> bool {
+    pub(crate) fn can_move_now(&self) -> bool {
         self.is_between_messages()
             && self.conn.buffer().len() <= MOST_UNREAD
-            && self.conn.may_move()
+            && self.conn.is_movable()
     }
 
     /// Makes a call of the service due if the server drains, and the service expects to be told.
@@ -348,7 +348,7 @@ mod tests {
             open_connection: Arc::new(Drain::default()).count_connection(),
             activity: Default::default(),
             early_output: EarlyOutput::default(),
-            _ticket: None,
+            _client_place: None,
         };
         let poller = Arc::new(Poller::new().unwrap());
         let conn = Connection::new(

@@ -49,7 +49,7 @@ impl<S> Turn<'_, S> {
     fn park_here(mut self) -> Option<Self> {
         let lot = self.lot;
         self.count_bytes();
-        let can_move = self.can_move();
+        let can_move_now = self.can_move_now();
         let mut occupant = self.occupant.take()?;
         let interest = occupant.interest();
         if !occupant.needs_watch(interest) {
@@ -65,8 +65,8 @@ impl<S> Turn<'_, S> {
         let now = clock::millis();
         let mut expiry = occupant.next_check(now, lot.limits.first_byte_timeout);
         let idle = occupant.is_between_messages();
-        let may_move = occupant.conn.may_move();
-        let grace = lot.drain.idle_grace(may_move);
+        let is_movable = occupant.conn.is_movable();
+        let grace = lot.drain.idle_grace(is_movable);
         if let (true, Some(grace)) = (idle, grace) {
             expiry = expiry.min(now.saturating_add(lot.stagger(self.token, grace)));
         }
@@ -88,7 +88,7 @@ impl<S> Turn<'_, S> {
         if wants_drain_call {
             since |= WANTS_DRAIN_CALL;
         }
-        if idle && !may_move && (lot.drain.is_draining() || lot.drain.pause.is_used()) {
+        if idle && !is_movable && (lot.drain.is_draining() || lot.drain.pause.is_used()) {
             since |= STAYS;
         }
         let is_unfinished = occupant.is_unfinished();
@@ -110,10 +110,10 @@ impl<S> Turn<'_, S> {
                 // turn.
                 let wants_drain_call = wants_drain_call && !is_blocked && lot.drain.is_draining();
                 let drains = lot.drain.is_closing()
-                    || lot.drain.idle_grace(may_move) != grace
-                    || lot.drain.pause.ends_connection(|| may_move);
+                    || lot.drain.idle_grace(is_movable) != grace
+                    || lot.drain.pause.ends_connection(|| is_movable);
                 // The mover's walk may have passed over it in the same way.
-                if can_move && lot.drain.is_moving() {
+                if can_move_now && lot.drain.is_moving() {
                     Self::note_missed(lot);
                 }
                 if lot.drain.is_forced() {
@@ -269,8 +269,8 @@ impl<S> Turn<'_, S> {
     /// Whether the drain closes the connection between two messages.
     fn is_ended_by_drain(&self) -> bool {
         let drain = &self.lot.drain;
-        let may_move = || (self.occupant.as_ref()).is_some_and(|it| it.conn.may_move());
-        drain.is_closing() || drain.pause.ends_connection(may_move)
+        let is_movable = || (self.occupant.as_ref()).is_some_and(|it| it.conn.is_movable());
+        drain.is_closing() || drain.pause.ends_connection(is_movable)
     }
 
     /// Reads what the client has sent and no thread has read yet. True if the service is to be

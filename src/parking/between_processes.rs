@@ -80,7 +80,7 @@ impl<S> Lots<S> {
                 let is_concerned = is_concerned && since & STAYS == 0;
                 let token = Token::new(lot.index, index, slot.owner.generation());
                 if let Some(turn) = lot.claim_held(token, slot, &self.counters.mover) {
-                    match turn.can_move() {
+                    match turn.can_move_now() {
                         true => return Some(turn),
                         false => turn.hold(),
                     }
@@ -90,7 +90,7 @@ impl<S> Lots<S> {
                     continue;
                 }
                 match lot.claim_parked(token, &self.counters.mover) {
-                    Some(turn) if turn.can_move() => return Some(turn),
+                    Some(turn) if turn.can_move_now() => return Some(turn),
                     Some(turn) => turn.park_again(),
                     None => {}
                 }
@@ -157,9 +157,9 @@ impl<S> Lot<S> {
 impl<S> Turn<'_, S> {
     /// Whether the connection can move to the successor now: it is between two messages. Input that
     /// has arrived moves with it.
-    pub(crate) fn can_move(&self) -> bool {
+    pub(crate) fn can_move_now(&self) -> bool {
         let occupant = self.occupant.as_ref();
-        occupant.is_some_and(|occupant| occupant.can_move())
+        occupant.is_some_and(|occupant| occupant.can_move_now())
     }
 
     /// Puts the connection on the mover's queue, if connections move now and this one can.
@@ -179,7 +179,7 @@ impl<S> Turn<'_, S> {
     fn put_on_mover_queue(mut self) -> Result<(), Self> {
         let (lot, token) = (self.lot, self.token);
         let queue = lot.mover.get().filter(|queue| queue.has_room());
-        let Some(queue) = queue.filter(|_| self.can_move()) else {
+        let Some(queue) = queue.filter(|_| self.can_move_now()) else {
             return Err(self);
         };
         self.count_bytes();

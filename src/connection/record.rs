@@ -12,7 +12,7 @@ impl Connection {
     /// Whether the connection may move to a successor when it is between two messages. A connection
     /// stays if other threads or a timer may have the service called: a waker, an outbox and a timer
     /// are of one process.
-    pub(crate) fn may_move(&self) -> bool {
+    pub(crate) fn is_movable(&self) -> bool {
         !self.stays
             && !self.lingers_on_close
             && !self.wants_drain_call.load(Relaxed)
