@@ -6,6 +6,8 @@ mod support;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+#[cfg(unix)]
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 #[cfg(unix)]
@@ -16,7 +18,10 @@ use handover::{Bind, Builder, Connection, Handle, Listener, Next, Overload};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[cfg(unix)]
-use support::{Child, Parent, as_child, cpu_time, descriptors, keep_log, logged, wait_logged};
+use support::{
+    Child, Parent, as_child, cpu_time, descriptors, door, keep_log, logged, socket_path, unix,
+    wait_logged,
+};
 use support::{
     LIMIT, QUIET, addr, answer, ask, assert_silent, connect, is_timeout, lines, reset, server,
     settings, start, stop, until,
@@ -557,6 +562,76 @@ fn idle_clients_are_closed_when_descriptors_run_out() {
     ask(&mut connect(at), "after");
     assert_eq!(child.ask("descriptors"), before, "of so many descriptors");
     child.end();
+}
+
+/// The kernel does not tell how many clients wait at a Unix socket, so that the stop could wait for as long as there is
+/// no room for a client.
+#[cfg(unix)]
+#[test]
+fn a_stop_does_not_wait_for_descriptors_until_its_deadline() {
+    const TEST: &str = "a_stop_does_not_wait_for_descriptors_until_its_deadline";
+    if let Some(parent) = as_child(TEST) {
+        return stop_without_descriptors(&parent);
+    }
+    let mut child = Child::of(TEST);
+    let path = child.hear();
+    let connect = || {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        client.write_all(b"a line\n").unwrap();
+        client
+    };
+    let mut served = connect();
+    child.ask("hoard");
+    let mut queued = connect();
+    child.ask("stop");
+    match queued.read(&mut [0]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        other => panic!("{other:?}"),
+    }
+    child.ask("answer");
+    let mut answer = String::new();
+    served.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "a line\n");
+    assert_eq!(child.hear(), "clean");
+}
+
+/// The server's side.
+#[cfg(unix)]
+fn stop_without_descriptors(parent: &Parent) {
+    keep_log();
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(64);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    let (_dir, path) = socket_path();
+    let (keeper, door) = door();
+    let service = move |conn: &mut Connection| {
+        door.pass();
+        lines(conn)
+    };
+    let builder = settings().listen(unix(&path)).workers(1);
+    let handle = start(builder, service);
+    parent.say(path.display());
+    assert_eq!(parent.hear().unwrap(), "hoard");
+    keeper.wait();
+    let hoard: Vec<_> = (0..64)
+        .map_while(|_| File::open("/dev/null").ok())
+        .collect();
+    parent.say(hoard.len());
+    assert_eq!(parent.hear().unwrap(), "stop");
+    wait_logged("cannot accept");
+    handle.stop(2 * LIMIT);
+    parent.say("stopping");
+    assert_eq!(parent.hear().unwrap(), "answer");
+    drop(keeper);
+    parent.say("answering");
+    let report = handle.join();
+    parent.say(if report.is_clean() {
+        "clean".to_owned()
+    } else {
+        report.to_string()
+    });
 }
 
 #[cfg(unix)] // Windows has no limit of handles
