@@ -349,9 +349,10 @@ pub(super) fn own_passed(handle: u64) -> OwnedHandle {
 /// call. To be called once for a record.
 ///
 /// A record holds the number of the socket's handle. So a forged record could make this process close
-/// a handle that it uses. Records come from the parent of this process, and from processes of the
-/// same user or of administrators, who alone may open the pipes of this crate. The system lets all of
-/// these close handles of this process directly (DuplicateHandle).
+/// a handle that it uses. Records come from the parent of this process, and from processes that may
+/// write to the pipes of this crate (see [`security`](super::security)): those of the same user or of
+/// administrators, and only those with administrator rights if this process has them. The system lets
+/// all of these close handles of this process directly (DuplicateHandle).
 #[allow(unsafe_code)]
 pub(super) fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
     // The first use of the standard library's sockets starts Winsock.
@@ -368,7 +369,9 @@ pub(super) fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
             socket => Socket::from_raw_socket(socket as _),
         }
     };
-    // The flag is for sockets that the call makes; this one was made by the other process.
+    // The flag is for sockets that the call makes; this one was made by the other process. A program
+    // that is started before this call inherits the socket if its starter passes all inheritable
+    // handles, which this crate does not.
     socket.set_no_inherit(true)?;
     Ok(socket.into())
 }

@@ -1,8 +1,9 @@
 //! Windows: named pipes. A supervisor receives notifications and the requests of the command
 //! `handover` on them.
 //!
-//! A pipe is for the processes of this user, of administrators and of the system, and not for other
-//! machines. A server has one instance of the pipe for each client.
+//! A pipe is for the processes of this user, of administrators and of the system, see
+//! [`security`](super::security), and not for other machines. A server has one instance of the pipe for
+//! each client.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
