@@ -34,7 +34,7 @@ impl ManagerConnection {
 
     /// Sends a notification. Does not wait.
     pub(crate) fn send(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
-        let bytes = socket_message::join(text, descriptors, self.pipe.server_pid()?)?;
+        let bytes = socket_message::make_message(text, descriptors, self.pipe.server_pid()?)?;
         match self.pipe.write(&bytes, Some(Duration::ZERO)) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -79,9 +79,9 @@ impl AnswerChannel {
     ) -> io::Result<(usize, Option<Descriptor>)> {
         let mut message = vec![0; MAX_MESSAGE];
         let size = sent_on.pipe.read(&mut message, limit)?;
-        let (text, sockets) = socket_message::split(&message[..size]);
+        let (text, sockets) = socket_message::split_message(&message[..size]);
         // First, because an error must leave none of them open.
-        let descriptors = socket_message::import_all(sockets)?;
+        let descriptors = socket_message::import_sockets(sockets)?;
         let into = buffer
             .get_mut(..text.len())
             .ok_or(io::ErrorKind::InvalidData)?;

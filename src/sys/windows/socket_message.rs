@@ -5,9 +5,12 @@
 //!
 //! A socket is open in the receiving process from the moment when its record is made, and stays open
 //! until that process takes it. So nothing is made for a message that is too long to be sent, and a
-//! receiver takes all sockets of each message, even if it drops the message. What cannot be closed is
-//! a socket of a message that is never received, because its receiver has given up the connection:
-//! it stays open until the receiver ends.
+//! receiver takes all sockets of each message, even if it drops the message.
+//!
+//! The sender cannot close a socket that it has made for the receiver: no documented field of the
+//! record tells its handle there. So in two cases a socket stays open until the receiver ends: the
+//! message is never received, because the connection failed after the records were made, or the
+//! record of a later socket of the message could not be made.
 
 use std::io;
 
@@ -18,13 +21,17 @@ use crate::sys::Descriptor;
 /// The longest message, in bytes.
 pub(super) const MAX_MESSAGE: usize = 64 * 1024;
 
-/// The message for this process.
+/// Makes the message of a text and sockets for this process.
 ///
 /// # Errors
 ///
 /// `InvalidInput` if the message would be too long, or a descriptor is not one of a socket. The
 /// process cannot be opened.
-pub(super) fn join(text: &str, descriptors: &[&Descriptor], pid: u32) -> io::Result<Vec<u8>> {
+pub(super) fn make_message(
+    text: &str,
+    descriptors: &[&Descriptor],
+    pid: u32,
+) -> io::Result<Vec<u8>> {
     // A null character would end the text.
     let mut bytes: Vec<u8> = text.bytes().filter(|byte| *byte != 0).collect();
     if descriptors.is_empty() && bytes.len() <= MAX_MESSAGE {
@@ -49,8 +56,8 @@ pub(super) fn join(text: &str, descriptors: &[&Descriptor], pid: u32) -> io::Res
     Ok(bytes)
 }
 
-/// The text of a message, and what stands for its sockets.
-pub(super) fn split(message: &[u8]) -> (&[u8], &[u8]) {
+/// The text of a message, and the records of its sockets.
+pub(super) fn split_message(message: &[u8]) -> (&[u8], &[u8]) {
     match message.iter().position(|byte| *byte == 0) {
         Some(end) => (&message[..end], &message[end + 1..]),
         None => (message, &[]),
@@ -59,7 +66,7 @@ pub(super) fn split(message: &[u8]) -> (&[u8], &[u8]) {
 
 /// Takes the sockets of a message that was made for this process, once for each message: all, or
 /// none after an error. The others are closed then.
-pub(super) fn import_all(sockets: &[u8]) -> io::Result<Vec<Descriptor>> {
+pub(super) fn import_sockets(sockets: &[u8]) -> io::Result<Vec<Descriptor>> {
     let records = sockets.chunks_exact(INFO_SIZE);
     let is_cut = !records.remainder().is_empty();
     let taken: Vec<_> = records
@@ -76,7 +83,7 @@ pub(super) fn import_all(sockets: &[u8]) -> io::Result<Vec<Descriptor>> {
 /// Closes the sockets of a message that nobody takes.
 pub(super) fn discard(message: &[u8]) {
     // What cannot be taken cannot be closed.
-    let sockets = import_all(split(message).1).unwrap_or_default();
+    let sockets = import_sockets(split_message(message).1).unwrap_or_default();
     sockets.into_iter().for_each(super::descriptor::discard);
 }
 
@@ -89,16 +96,16 @@ mod tests {
 
     #[test]
     fn a_socket_goes_with_a_text() {
-        assert_eq!(split(b"a=b\n"), (&b"a=b\n"[..], &[][..]));
-        assert_eq!(split(b"\0x"), (&[][..], &b"x"[..]));
-        assert!(import_all(b"x").is_err());
+        assert_eq!(split_message(b"a=b\n"), (&b"a=b\n"[..], &[][..]));
+        assert_eq!(split_message(b"\0x"), (&[][..], &b"x"[..]));
+        assert!(import_sockets(b"x").is_err());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let descriptor = listener.into();
-        let message = join("a=b", &[&descriptor, &descriptor], std::process::id()).unwrap();
-        let (text, sockets) = split(&message);
+        let message = make_message("a=b", &[&descriptor, &descriptor], std::process::id()).unwrap();
+        let (text, sockets) = split_message(&message);
         assert_eq!(text, b"a=b");
-        let mut copies = import_all(sockets).unwrap();
+        let mut copies = import_sockets(sockets).unwrap();
         assert_eq!(copies.len(), 2);
         let copy = TcpListener::try_from(copies.remove(0)).unwrap();
         assert_eq!(copy.local_addr().unwrap(), addr);
@@ -113,7 +120,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let descriptor = listener.into();
-        let message = |count| join("", &vec![&descriptor; count], std::process::id()).unwrap();
+        let message =
+            |count| make_message("", &vec![&descriptor; count], std::process::id()).unwrap();
         let cut = [&message(2)[1..], b"more"].concat();
         let mut unusable = message(3)[1..].to_vec();
         let record = unusable.split_off(2 * INFO_SIZE);
@@ -123,8 +131,8 @@ mod tests {
             &unusable[INFO_SIZE..],
             &record[..],
         ];
-        assert!(import_all(&unusable.concat()).is_err());
-        assert!(import_all(&cut).is_err());
+        assert!(import_sockets(&unusable.concat()).is_err());
+        assert!(import_sockets(&cut).is_err());
         drop(descriptor);
         assert!(is_free(addr));
     }
@@ -137,15 +145,15 @@ mod tests {
         let (pipe, _writer) = create_pipe().unwrap();
         let pid = std::process::id();
         let longest = "a".repeat(MAX_MESSAGE - INFO_SIZE - 1);
-        let too_long = join(&format!("{longest}a"), &[&socket], pid).unwrap_err();
+        let too_long = make_message(&format!("{longest}a"), &[&socket], pid).unwrap_err();
         assert_eq!(too_long.kind(), io::ErrorKind::InvalidInput);
-        let no_socket = join("", &[&socket, &pipe], pid).unwrap_err();
+        let no_socket = make_message("", &[&socket, &pipe], pid).unwrap_err();
         assert_eq!(no_socket.kind(), io::ErrorKind::InvalidInput);
-        let long = join(&"a".repeat(MAX_MESSAGE + 1), &[], pid).unwrap_err();
+        let long = make_message(&"a".repeat(MAX_MESSAGE + 1), &[], pid).unwrap_err();
         assert_eq!(long.kind(), io::ErrorKind::InvalidInput);
-        let sent = join(&longest, &[&socket], pid).unwrap();
+        let sent = make_message(&longest, &[&socket], pid).unwrap();
         assert_eq!(sent.len(), MAX_MESSAGE);
-        drop(import_all(split(&sent).1).unwrap());
+        drop(import_sockets(split_message(&sent).1).unwrap());
         drop(socket);
         assert!(is_free(addr));
     }

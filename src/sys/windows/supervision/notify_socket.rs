@@ -1,9 +1,9 @@
 //! Windows: the named pipe that receives the notifications of processes.
 //!
-//! A process opens the pipe for each notification, and writes it as one message: the text, and
-//! where sockets go with it, a null character and what [`socket_message`](crate::sys::unix::socket_message) makes of
-//! them. The instance stays open until the supervisor has handled the notification. So the sender
-//! can wait for that, and the supervisor can answer, with a message of the same form.
+//! A process opens the pipe for each notification, and writes the notification as one message: a text
+//! and the records of sockets, see [`socket_message`]. The instance stays open until the supervisor
+//! has handled the notification. So the sender can wait for that, and the supervisor can answer, with
+//! a message of the same form.
 //!
 //! The pipe is open to the user of the supervisor and to administrators only, see
 //! [`pipe`](crate::sys::unix::pipe).
@@ -107,7 +107,7 @@ impl NotifySocket {
         // After an error, too few may listen.
         self.0.listen(&mut state, false)?;
         let datagram = state.queue.front().map(|message| {
-            let (text, sockets) = socket_message::split(&message.bytes);
+            let (text, sockets) = socket_message::split_message(&message.bytes);
             Datagram {
                 pid: message.sender.as_ref().map_or(0, |(pid, _)| *pid),
                 // The system lets no other user open the pipe, but for administrators.
@@ -230,8 +230,10 @@ impl Target for Instance {
             (OperationKind::Read, Outcome::Done(1..)) => {
                 shared.handle_message(&mut state, self.id, done.bytes);
             }
-            // The text of a message that is too long is empty.
+            // The text of a message that is too long is empty. Its sockets are closed, as far as
+            // their records have come.
             (OperationKind::Read, Outcome::TooLong) => {
+                socket_message::discard(&done.bytes);
                 shared.handle_message(&mut state, self.id, Vec::new());
             }
             (OperationKind::Read, _) => drop(state.reading.remove(&self.id)),
@@ -243,9 +245,9 @@ impl Target for Instance {
 impl Message {
     fn receive(mut self) -> io::Result<TakenNotification> {
         let sender = self.sender.take();
-        let (_, sockets) = socket_message::split(&self.bytes);
+        let (_, sockets) = socket_message::split_message(&self.bytes);
         Ok(TakenNotification {
-            descriptors: socket_message::import_all(sockets)?,
+            descriptors: socket_message::import_sockets(sockets)?,
             sender,
         })
     }
@@ -281,7 +283,7 @@ impl TakenNotification {
     /// The pipe has room for the answer, so that it is written at once.
     pub(crate) fn answer(&self, text: &str, descriptors: &[&Descriptor]) -> io::Result<()> {
         let (pid, pipe) = self.sender.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let bytes = socket_message::join(text, descriptors, *pid)?;
+        let bytes = socket_message::make_message(text, descriptors, *pid)?;
         port::begin_write(pipe.as_handle(), bytes, Arc::new(Ignored))
     }
 }
