@@ -20,6 +20,7 @@
 
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -37,6 +38,14 @@ use crate::sys::Signal;
 pub(super) const TIME_LEFT: Duration = Duration::from_secs(4);
 
 static HANDLER: OnceLock<Handler> = OnceLock::new();
+
+static HAS_DELIVERED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this module has delivered a console event. The system has sent the event to the other
+/// processes of the console as well, except for Ctrl-C to those with a process group of their own.
+pub(in crate::sys) fn has_delivered() -> bool {
+    HAS_DELIVERED.load(SeqCst)
+}
 
 struct Handler {
     takes_ctrl_c: bool,
@@ -95,6 +104,10 @@ unsafe extern "system" fn handle(event: u32) -> BOOL {
         return 0;
     };
     let action = action(event, handler.takes_ctrl_c, handler.is_service_session);
+    if matches!(action, Action::Deliver(_) | Action::DeliverAndWait(_)) {
+        // First: what the signal has others do depends on it.
+        HAS_DELIVERED.store(true, SeqCst);
+    }
     let is_handled = match action {
         Action::Pass => false,
         Action::Ignore => true,

@@ -5,7 +5,7 @@ use std::io;
 pub(in crate::sys) mod ancillary;
 pub(crate) mod clock;
 mod command_line;
-mod console;
+pub(in crate::sys) mod console;
 pub(crate) mod control_client;
 pub(crate) mod descriptor;
 pub(crate) mod directory;

@@ -1,12 +1,12 @@
 //! Windows: starts programs, and waits for their end.
 //!
-//! A process is created suspended, in its jobs, gets its [passing table](super::passing_table), and
-//! then runs. It inherits its three standard handles and the table, and nothing else. Its id is its
-//! own as long as a handle of it is open, and [`Process`] has one. Because the process is in its jobs
-//! from the first moment, none is left suspended if this process is ended meanwhile.
+//! A new process is suspended at first. Then it gets its [passing table](super::passing_table), and is
+//! resumed. It inherits three standard handles and the section of its table, and nothing else. It is in
+//! its jobs when it is created, so that the jobs end it if this process ends before it is resumed.
 //!
-//! [`spawn_child`] keeps each child in a list, because its callers know children by their ids:
-//! [`is_child`] and [`leads_group`] tell of it, and [`reap_child`] forgets a child that has ended.
+//! No other process gets the id of a process while a handle of that process is open. [`Process`] has
+//! such a handle. So has the list of the children that [`spawn_child`] has started: its callers know
+//! children by their ids. [`reap_child`] takes a child that has ended off the list.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -459,36 +459,52 @@ pub(crate) fn effective_uid() -> u32 {
 
 #[cfg(test)]
 pub(in crate::sys) mod tests {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
+    use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleW, GetProcAddress};
+    use windows_sys::core::w;
+
     use super::*;
     use crate::sys::descriptor::create_pipe;
     use crate::sys::env_entry;
     use crate::sys::unix::job::is_in_job;
 
-    /// Calls `start` with the options of a program that waits for its standard input.
-    pub(in crate::sys) fn with_waiting_program<T>(
-        stdin: &Descriptor,
-        own_group: bool,
-        start: impl FnOnce(&SpawnOptions<'_>) -> T,
+    /// Calls `start` with options that the test completes: those of a program with the environment
+    /// of this process and these variables.
+    pub(in crate::sys) fn with_program<T>(
+        program: &Path,
+        args: &[OsString],
+        variables: &[OsString],
+        start: impl FnOnce(SpawnOptions<'_>) -> T,
     ) -> T {
-        let program = std::env::var_os("COMSPEC").unwrap();
-        let env: Vec<_> = std::env::vars_os()
-            .map(|(name, value)| env_entry(&name, &value))
-            .collect();
-        start(&SpawnOptions {
-            program: program.as_ref(),
-            args: std::slice::from_ref(&program),
+        let own = std::env::vars_os().map(|(name, value)| env_entry(&name, &value));
+        let env: Vec<_> = own.chain(variables.iter().cloned()).collect();
+        start(SpawnOptions {
+            program,
+            args,
             env: &env,
             env_with_pid: &[],
             dir: None,
             descriptors: &[],
-            stdin: Some(stdin),
+            stdin: None,
             stdout: None,
             stderr: None,
             identity: None,
-            own_group,
+            own_group: false,
             guardian: None,
             start_guard: None,
         })
+    }
+
+    /// Whether this system is Wine.
+    #[allow(unsafe_code)]
+    pub(in crate::sys) fn is_wine() -> bool {
+        // SAFETY: the names end with a null character, and the module is never unloaded.
+        unsafe {
+            let module = GetModuleHandleW(w!("ntdll.dll"));
+            GetProcAddress(module, c"wine_get_version".as_ptr().cast()).is_some()
+        }
     }
 
     #[test]
@@ -497,8 +513,14 @@ pub(in crate::sys) mod tests {
         let (stdin, _writer) = create_pipe().unwrap();
         let section = Section::new(&[], 0).unwrap();
         let jobs = [&first, &second].map(StartJob::handle).into_iter();
-        let created = with_waiting_program(&stdin, false, |options| {
-            create_suspended(options, &section, jobs).unwrap()
+        let program = PathBuf::from(std::env::var_os("COMSPEC").unwrap());
+        let args = [program.clone().into_os_string()];
+        let created = with_program(&program, &args, &[], |options| {
+            let options = SpawnOptions {
+                stdin: Some(&stdin),
+                ..options
+            };
+            create_suspended(&options, &section, jobs).unwrap()
         });
         for job in [&first, &second] {
             assert!(is_in_job(created.process.as_handle(), job.handle()).unwrap());
