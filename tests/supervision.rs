@@ -59,6 +59,7 @@ mod trials {
             a_process_that_hangs_is_ended,
             the_number_of_processes_changes,
             the_command_supervises_a_program,
+            the_status_has_the_names_of_the_event_objects,
             a_control_name_is_for_one_supervisor,
             what_a_system_lacks_is_refused_by_name,
         ]
@@ -430,6 +431,36 @@ mod trials {
     }
 
     /// What a supervisor says that does not start.
+    fn the_status_has_the_names_of_the_event_objects() {
+        let dir = TempDir::new().unwrap();
+        let control = control_name(&dir);
+        let run = |prefix: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
+            command
+                .args(["run", "--notify", "--event-prefix", prefix, "--control"])
+                .arg(&control)
+                .arg("--")
+                .arg(env::current_exe().unwrap());
+            command
+        };
+        let refused = run(r"no\prefix").output().unwrap();
+        assert!(!refused.status.success());
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            text.contains("event_prefix must be a name without a backslash"),
+            "{text}"
+        );
+        let mut supervised = Supervised::start_by(run("supervision test"), control.clone(), dir);
+        let status = supervised.until_state("serving");
+        let names = format!(r"Local\supervision test.{}", supervised.child.id());
+        let expected = cfg!(windows).then_some(&*names);
+        assert_eq!(status["event_objects"].as_str(), expected);
+        let text = supervised.succeed(&["status"]);
+        assert_eq!(text.contains(&names), cfg!(windows), "{text}");
+        supervised.succeed(&["stop", "--wait"]);
+        assert_eq!(supervised.wait().code(), Some(0));
+    }
+
     fn failed_start(control: &Path, output: Option<PathBuf>) -> String {
         let dir = TempDir::new().unwrap();
         let log = dir.path().join("log");

@@ -199,7 +199,7 @@ fn only_the_user_administrators_and_the_system_may_open_an_event() {
 #[test]
 fn a_name_that_another_program_has_taken_is_an_error() {
     for what in ["stop", "stop-now", "restart", "user1"] {
-        let mut server = Running::spawn(&format!("squatted {what}"));
+        let mut server = Running::spawn(&format!("taken {what}"));
         let (status, output) = server.end();
         assert!(!status.success(), "{status}");
         let pid = server.pid;
@@ -214,12 +214,12 @@ fn a_name_that_another_program_has_taken_is_an_error() {
 /// As a user of the machine can do with the names of a service.
 #[test]
 fn a_name_that_another_user_has_taken_is_an_error_that_says_what_to_do() {
-    let mut server = Running::spawn("squatted-by-other stop");
+    let mut server = Running::spawn("taken-by-other stop");
     let (status, output) = server.end();
     assert!(!status.success(), "{status}");
     let pid = server.pid;
     let sentence = format!(
-        r"cannot create the event object {}.{pid}.stop: a program of another user has taken this name; set a prefix that no other user can guess",
+        r"cannot create the event object {}.{pid}.stop: another program, perhaps of another user, has taken this name and denies access; set an event prefix that no other user can guess",
         default_prefix()
     );
     assert!(output.contains(&sentence), "{sentence}: {output}");
@@ -284,15 +284,15 @@ fn child() {
         ("run", _) => run(builder()),
         ("global", _) => run(builder().event_prefix(r"Global\handover test")),
         ("local", _) => run(builder().event_prefix("handover test")),
-        ("squatted", what) => {
+        ("taken", what) => {
             let name = format!("{}.{}.{what}", default_prefix(), std::process::id());
-            let _squatter = create_event(&name, None);
+            let _taken = create_event(&name, None);
             run(builder());
         }
-        ("squatted-by-other", what) => {
+        ("taken-by-other", what) => {
             let name = format!("{}.{}.{what}", default_prefix(), std::process::id());
             // Nobody may open it, as if the user of this process were not among those who may.
-            let _squatter = create_event(&name, Some(w!("D:P")));
+            let _taken = create_event(&name, Some(w!("D:P")));
             run(builder());
         }
         ("linger", _) => {

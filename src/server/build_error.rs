@@ -6,7 +6,7 @@ use std::io;
 
 use crate::listener::BindError;
 #[cfg(feature = "signals")]
-use crate::signals::LONGEST_EVENT_PREFIX;
+use crate::sys::EventPrefix;
 
 /// A setting of the [`Builder`](crate::Builder) that [`BuildError`] names. Its text is the name of
 /// the builder's method, or of that of [`Restart`](crate::Restart).
@@ -140,7 +140,8 @@ impl fmt::Display for BuildError {
             #[cfg(feature = "signals")]
             Self::EventPrefix(prefix) => write!(
                 f,
-                r"event_prefix must be a name without a backslash, alone or behind Local\ or Global\, of at most {LONGEST_EVENT_PREFIX} UTF-16 units, and is {prefix:?}"
+                "event_prefix must be {}, and is {prefix:?}",
+                EventPrefix::RULE
             ),
             Self::Service(error) => error.fmt(f),
             Self::NoListener => f.write_str("the server has no address to listen on"),

@@ -14,7 +14,7 @@ use crate::server::build_error::{BuildError, Setting};
 use crate::server::descriptor_limit::DEFAULT_MAX_CONNECTIONS;
 use crate::service::{BufferLimits, Service};
 #[cfg(feature = "signals")]
-use crate::signals::EventPrefix;
+use crate::sys::EventPrefix;
 use crate::worker::Hook;
 
 /// Settings for a [`Server`], from [`Server::builder`].
@@ -410,17 +410,20 @@ impl Builder {
     /// | `Global\shop.4711.restart` | SIGHUP: restart; drain without [`restart`](Self::restart) |
     /// | `Global\shop.4711.user1` | SIGUSR1: call [`on_user_signal`](Self::on_user_signal) |
     ///
-    /// Only the user of the process, administrators and the system may set them. In PowerShell:
+    /// Only the user of the process, administrators and the system may set them. If the process has
+    /// administrator rights, only programs with such rights may. In PowerShell:
     ///
     /// ```text
     /// [System.Threading.EventWaitHandle]::OpenExisting('Global\shop.4711.stop').Set()
     /// ```
     ///
-    /// The `Local\` names of a process in session 0, such as a service, are `Global\` names for
-    /// other sessions. The start of the server fails if another program has made an object of such
-    /// a name already. Any user of the machine can make objects of `Global\` names: where you do not
-    /// trust all users, give a service a prefix that nobody can guess. All servers of a process have the same event objects, which exist until the
-    /// process ends.
+    /// The start of the server fails if another program has made an object of such a name already.
+    /// Any user of the machine can do so with `Global\` names, and with the `Local\` names of session
+    /// 0, where services run: there, both are the same. Where you do not trust all users, give a
+    /// service a prefix that nobody can guess, and another one at each start: users can list the names
+    /// that exist.
+    ///
+    /// All servers of a process have the same event objects, which exist until the process ends.
     ///
     /// The prefix is at most 200 UTF-16 units long, and its name has no backslash. A name alone
     /// gets `Local\`. Defaults to `Local\` and the name of the program's file without its

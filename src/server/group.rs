@@ -25,8 +25,10 @@ use crate::server::startup::{KeptSignals, Startup};
 use crate::server::thread_mark::mark_thread;
 use crate::signals::ServerCommand;
 #[cfg(feature = "signals")]
-use crate::signals::{EventPrefix, SignalSettings, Subscription};
+use crate::signals::{SignalSettings, Subscription};
 use crate::stats::Counters;
+#[cfg(feature = "signals")]
+use crate::sys::EventPrefix;
 use crate::wire::ListenerId;
 
 /// A server, as the group sees it before it starts.

@@ -1,16 +1,12 @@
 //! Commands to a server, and the signals of the process as such commands.
 
 #[cfg(feature = "signals")]
-mod event_prefix;
-#[cfg(feature = "signals")]
 mod reaction;
 #[cfg(feature = "signals")]
 mod watch;
 
 use std::time::Duration;
 
-#[cfg(feature = "signals")]
-pub(crate) use event_prefix::{EventPrefix, LONGEST as LONGEST_EVENT_PREFIX};
 #[cfg(feature = "signals")]
 pub(crate) use reaction::SignalSettings;
 #[cfg(feature = "signals")]

@@ -8,10 +8,9 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::ServerCommand;
-use super::event_prefix::EventPrefix;
 use super::reaction::{SignalSettings, SignalState, react};
 use crate::log;
-use crate::sys::{self, Signal};
+use crate::sys::{self, EventPrefix, Signal};
 
 /// The servers that handle signals. While no server runs, signals have their default action. For
 /// SIGHUP and SIGUSR2 see [`COULD_RESTART`].
@@ -38,7 +37,7 @@ pub(crate) fn subscribe(
     // A handler stays once it is installed: neither ctrlc nor the kernel can remove it without
     // losing a signal.
     let watch = WATCH.get_or_init(|| {
-        let installed = sys::signal::install_handlers(event_prefix.map(EventPrefix::text), deliver);
+        let installed = sys::signal::install_handlers(event_prefix, deliver);
         let installed = installed.map(|()| event_prefix.cloned());
         installed.map_err(|error| (error.kind(), error.to_string()))
     });

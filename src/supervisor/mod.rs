@@ -179,7 +179,8 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only |
 /// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens the pipe, and writes all lines of a notification in one call |
 /// | listeners by number (sd_listen_fds(3)) | in a table that servers of this crate read: other programs get none |
-/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program to which Ctrl-Break cannot be sent alone, as in a service or without [`process_groups`], is killed |
+/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program to which Ctrl-Break cannot be sent alone, as in a service or without [`process_groups`], is killed, at the stop time-out if the console has asked it to end |
+/// | signals to the supervisor | event objects, see [`event_prefix`](Self::event_prefix), and the events of its console |
 /// | SIGABRT, SIGKILL | TerminateProcess, with the exit codes 3 and 1 |
 /// | the guardian | a job object: when the supervisor dies, all processes that it or its processes have started end at that moment, with their requests |
 /// | process groups | for Ctrl-Break only: what a process leaves behind ends with the supervisor |
@@ -315,7 +316,7 @@ impl Supervisor {
             perform_dry_run(snapshot, report)?;
             process::exit(0);
         }
-        let signals = SignalFd::open()?;
+        let signals = SignalFd::open(self.0.parsed_event_prefix().as_ref())?;
         logger::install(self.0.log_format, self.0.log_to_file);
         let run = match launch {
             Some(Launch::Resume { snapshot }) => resume(self.0, program, signals, snapshot),

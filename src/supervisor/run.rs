@@ -321,7 +321,7 @@ impl Run {
             Signal::Hangup => "restarting".to_owned(),
             Signal::User2 => "replacing the supervisor".to_owned(),
             Signal::User1 => {
-                "reopening the log files, and asking the processes to do the same".to_owned()
+                "reopening the log files, and telling the processes to reopen theirs".to_owned()
             }
             Signal::Interrupt | Signal::Terminate if self.stop_signal_received => {
                 return format!("{signal} again: stopping now");

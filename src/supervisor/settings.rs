@@ -11,7 +11,7 @@ use super::fleet::recycling::RecyclingSettings;
 use super::log_format::LogFormat;
 use super::stop_signal::StopSignal;
 use crate::listener::Bind;
-use crate::sys::{self, Identity, Signal};
+use crate::sys::{self, EventPrefix, Identity, Signal};
 
 /// The settings, each as the setter of the same name says if not said here.
 #[derive(Clone, Debug)]
@@ -20,6 +20,7 @@ pub(super) struct Settings {
     /// The path of the control socket.
     pub(super) control: Option<PathBuf>,
     pub(super) pid_file: Option<PathBuf>,
+    pub(super) event_prefix: Option<String>,
     pub(super) working_directory: Option<PathBuf>,
     pub(super) environment_file: Option<PathBuf>,
     pub(super) listen: Vec<Bind>,
@@ -90,6 +91,7 @@ impl Default for Settings {
             },
             control: None,
             pid_file: None,
+            event_prefix: None,
             working_directory: None,
             environment_file: None,
             listen: Vec::new(),
@@ -121,6 +123,13 @@ impl Settings {
             Policy { ready_timeout, .. } if ready_timeout.is_zero() => {
                 "ready_timeout must be more than zero (Duration::MAX is no limit)".to_owned()
             }
+            _ if self.event_prefix.is_some() && self.parsed_event_prefix().is_none() => {
+                let given = self.event_prefix.as_deref().unwrap_or_default();
+                format!(
+                    "event_prefix must be {}, and is {given:?}",
+                    EventPrefix::RULE
+                )
+            }
             _ => {
                 let binds = self.allowed_binds.iter();
                 let mut bad = binds.filter(|bind| bind.to_request().is_none());
@@ -131,6 +140,11 @@ impl Settings {
             }
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    }
+
+    /// The prefix of the names of the supervisor's event objects, if it is set and valid.
+    pub(super) fn parsed_event_prefix(&self) -> Option<EventPrefix> {
+        EventPrefix::parse(self.event_prefix.as_deref()?)
     }
 
     /// Refuses what this system does not support.
@@ -406,6 +420,20 @@ impl Supervisor {
     /// none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.pid_file = Some(path.into());
+        self
+    }
+
+    /// The prefix of the names of the event objects by which other processes control the supervisor
+    /// on Windows: `Local\` or `Global\` and a name, or a name alone, which gets `Local\`. With
+    /// `Global\shop`, the stop event of supervisor 4711 is `Global\shop.4711.stop`; the others are
+    /// `stop-now`, `restart` and `user1`. `handover status` shows how the names begin. What is said
+    /// of names that others can take at `Builder::event_prefix` applies here too. Has no effect on
+    /// other systems. Defaults to `Local\` and the name of the supervisor's program file without its
+    /// extension.
+    ///
+    /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if a name is taken already.
+    pub fn event_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.0.event_prefix = Some(prefix.into());
         self
     }
 

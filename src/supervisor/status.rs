@@ -107,6 +107,7 @@ impl Run {
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: self.program.path().to_string_lossy().into_owned(),
+            event_objects: self.signals.event_names(),
             state: service_state(fleet),
             uptime_seconds: seconds(self.started_at.elapsed()),
             processes: fleet.slots.iter().map(slot_status).collect(),

@@ -25,7 +25,8 @@
 //!   raises no SIGPIPE. A message between processes takes several calls on systems whose sockets
 //!   do not keep messages apart: see `other/packet.rs`.
 //! - A child process inherits no descriptor that is made here. Apple's systems make a descriptor
-//!   and set its flag in two steps; there this holds for the programs that this crate starts.
+//!   and set its flag in two steps, and Windows does so with a socket that another process passes;
+//!   there this holds for the programs that this crate starts.
 //! - What a system lacks is an error of the kind `Unsupported`. [`process::SUPPORTS_RESTARTS`],
 //!   [`message::PASSES_CONNECTIONS`] and [`supervision::IS_SUPPORTED`] tell this in advance.
 //!
@@ -94,8 +95,11 @@ pub(crate) use unix::{
     clock, descriptor, directory, file, limits, message, process, signal, socket,
 };
 
+mod event_prefix;
+
 pub use descriptor::Descriptor;
 pub(crate) use directory::{DirectoryEntry, FoundFile};
+pub(crate) use event_prefix::EventPrefix;
 pub(crate) use poller::{Events, Poller};
 pub(crate) use process::Process;
 pub use socket::Stream;

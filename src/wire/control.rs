@@ -98,6 +98,8 @@ pub(crate) struct Status {
     pub(crate) version: String,
     /// The path of the program that serves.
     pub(crate) program: String,
+    /// How the names of the supervisor's event objects begin; null on systems with signals.
+    pub(crate) event_objects: Option<String>,
     pub(crate) state: ServiceState,
     /// Since the supervisor was started; an upgrade does not count as a start.
     #[cfg_attr(test, arbitrary(with = super::tests::any_seconds))]

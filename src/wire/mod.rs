@@ -127,7 +127,7 @@
 //!
 //! ```text
 //! {"v":1,"ok":true,"schema":1,"pid":4700,"version":"0.1.0","program":"/srv/app",
-//!   "state":"serving","uptime_seconds":81.204,"processes":[{"state":"serving","restarts":1,
+//!   "event_objects":null,"state":"serving","uptime_seconds":81.204,"processes":[{"state":"serving","restarts":1,
 //!   "pid":4711,"generation":2,"uptime_seconds":4.0,"status":"generation 2 serves",
 //!   "requests":48151,"last_deaths":[{"reason":"process 4709 exited after serving for 3.0 s (exit status: 1)",
 //!   "seconds_ago":9.0}]}],"draining":[{"pid":4710,"generation":1,"state":"draining",

@@ -52,6 +52,11 @@ pub(super) struct RunArgs {
     /// The path of a file to create with the supervisor's process id
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
+    /// The prefix of the names of the event objects that stop and restart the supervisor on Windows,
+    /// such as Global\shop. Has no effect on other systems. Defaults to Local\ and the name of this
+    /// program
+    #[arg(long, value_name = "PREFIX")]
+    event_prefix: Option<String>,
     /// The working directory of the program. Defaults to the present one, by the name in PWD: if
     /// that leads through a symbolic link, the link is followed at each start
     #[arg(long, value_name = "PATH")]
@@ -185,6 +190,7 @@ impl RunArgs {
             .no_new_privileges(!self.allow_new_privileges)
             .each(self.allow_bind, Supervisor::allow_bind)
             .each(self.pid_file, Supervisor::pid_file)
+            .each(self.event_prefix, Supervisor::event_prefix)
             .each(self.working_directory, Supervisor::working_directory)
             .each(self.environment_file, Supervisor::environment_file)
             .each(self.stderr, Supervisor::stderr_file)

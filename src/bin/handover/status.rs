@@ -44,6 +44,12 @@ fn format_status(status: &Value) -> String {
     for name in ["state", "pid", "version", "program"] {
         line(name, format_value(&status[name]));
     }
+    if let Some(names) = status["event_objects"].as_str() {
+        line(
+            "event objects",
+            format!("{}.stop, stop-now, restart, user1", escape_controls(names)),
+        );
+    }
     line("uptime", format_duration(&status["uptime_seconds"]));
     for listener in list(&status["listeners"]) {
         let [name, address] = ["name", "address"].map(|field| format_value(&listener[field]));
@@ -146,7 +152,7 @@ mod tests {
     #[test]
     fn a_status_is_formatted_line_by_line() {
         let status = parse_answer(
-            r#"{"ok":true,"pid":7,"version":"0.1.0","program":"/srv/app","state":"degraded",
+            r#"{"ok":true,"pid":7,"version":"0.1.0","program":"/srv/app","event_objects":"Local\\shop.7","state":"degraded",
             "uptime_seconds":3725.5,
             "processes":[{"state":"restarting","restarts":0,"pid":8,"generation":12,"uptime_seconds":62.0,
             "status":"fine\u001b[2J","successor":{"pid":10,"generation":13,"state":"starting",
@@ -163,6 +169,7 @@ state         degraded
 pid           7
 version       0.1.0
 program       /srv/app
+event objects Local\shop.7.stop, stop-now, restart, user1
 uptime        1 h 2 min
 listener      127.0.0.1:80 (web)
 last restart  failed after 1.500 s, 7.0 s ago: it is ill

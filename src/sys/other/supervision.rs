@@ -9,7 +9,7 @@ use socket2::Socket;
 
 pub(crate) use super::linux_only::*;
 pub(crate) use crate::sys::unix::control::{ControlPipe, ControlStream, Source, source_of};
-use crate::sys::{Datagram, Descriptor, Guarded, Identity, Interest, Signal};
+use crate::sys::{Datagram, Descriptor, EventPrefix, Guarded, Identity, Interest, Signal};
 
 pub(crate) const IS_SUPPORTED: bool = false;
 pub(crate) const HAS_PROCESS_GROUPS: bool = true;
@@ -102,8 +102,12 @@ impl Guardian {
 pub(crate) enum SignalFd {}
 
 impl SignalFd {
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(_event_prefix: Option<&EventPrefix>) -> io::Result<Self> {
         unsupported()
+    }
+
+    pub(crate) fn event_names(&self) -> Option<String> {
+        match *self {}
     }
 
     pub(crate) fn read(&self) -> io::Result<Option<Signal>> {

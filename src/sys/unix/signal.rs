@@ -128,7 +128,7 @@ pub(in crate::sys) fn from_number(wanted: libc::c_int) -> Option<Signal> {
 /// called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
-    _event_prefix: Option<&str>,
+    _event_prefix: Option<&crate::sys::EventPrefix>,
     deliver: impl Fn(Signal, bool) -> bool + Clone + Send + Sync + 'static,
 ) -> std::io::Result<()> {
     use signal_hook::iterator::SignalsInfo;

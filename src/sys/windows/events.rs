@@ -95,8 +95,8 @@ fn create(name: &str, owners: &OwnersOnly) -> io::Result<OwnedHandle> {
         }
         // An object that denies access to this process.
         (None, ERROR_ACCESS_DENIED) => {
-            let text = "a program of another user has taken this name; \
-                        set a prefix that no other user can guess";
+            let text = "another program, perhaps of another user, has taken this name and denies \
+                        access; set an event prefix that no other user can guess";
             Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
         }
         (None, error) => Err(io::Error::from_raw_os_error(error as i32)),

@@ -10,7 +10,7 @@ use super::console;
 use super::events::NamedEvents;
 use super::supervised_events;
 use crate::log;
-use crate::sys::Signal;
+use crate::sys::{EventPrefix, Signal};
 
 /// STATUS_CONTROL_C_EXIT, the exit code of a program that a console event has ended.
 const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
@@ -49,7 +49,7 @@ pub(in crate::sys) fn local_name(signal: Signal) -> Option<&'static str> {
 /// called once.
 #[cfg(feature = "signals")]
 pub(crate) fn install_handlers(
-    event_prefix: Option<&str>,
+    event_prefix: Option<&EventPrefix>,
     deliver: impl Fn(Signal, bool) -> bool + Clone + Send + Sync + 'static,
 ) -> io::Result<()> {
     let deliver = move |signal| deliver(signal, false);
@@ -58,17 +58,19 @@ pub(crate) fn install_handlers(
         let handler = move || end_unless(handle_ctrl_c(Signal::Interrupt));
         ctrlc::set_handler(handler).map_err(io::Error::other)
     };
-    watch(event_prefix, Some(install), deliver)
+    let names = watch(event_prefix, Some(install), deliver)?;
+    log::info!("the event objects of this process are {names}.stop, stop-now, restart, user1");
+    Ok(())
 }
 
 /// As `install_handlers`. `ctrl_c` installs the handler of Ctrl-C and Ctrl-Break, if there is to be
-/// another one than that of this module.
+/// another one than that of this module. Returns how the names of the event objects begin.
 fn watch(
-    event_prefix: Option<&str>,
+    event_prefix: Option<&EventPrefix>,
     ctrl_c: Option<impl FnOnce() -> io::Result<()>>,
     deliver: impl Fn(Signal) -> bool + Clone + Send + Sync + 'static,
-) -> io::Result<()> {
-    let prefix = event_prefix.map_or_else(default_prefix, str::to_owned);
+) -> io::Result<String> {
+    let prefix = event_prefix.map_or_else(default_prefix, |prefix| prefix.text().to_owned());
     let own = NamedEvents::create(&prefix)?;
     let manager = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
     let of_supervisor = supervised_events::prefix_of(&manager);
@@ -87,11 +89,7 @@ fn watch(
             .name("handover-signal".to_owned())
             .spawn(move || deliver_events(&events, deliver))?;
     }
-    let pid = std::process::id();
-    log::info!(
-        "the event objects of this process are {prefix}.{pid}.stop, stop-now, restart, user1"
-    );
-    Ok(())
+    Ok(format!("{prefix}.{}", std::process::id()))
 }
 
 fn deliver_events(events: &NamedEvents, deliver: impl Fn(Signal) -> bool) {
@@ -104,10 +102,13 @@ fn deliver_events(events: &NamedEvents, deliver: impl Fn(Signal) -> bool) {
     }
 }
 
-/// Calls `deliver` for each signal, as `install_handlers`. For a supervisor, which handles Ctrl-C
-/// also without the feature `signals`.
-pub(in crate::sys) fn watch_for_supervisor(deliver: fn(Signal) -> bool) -> io::Result<()> {
-    watch(None, None::<fn() -> io::Result<()>>, deliver)
+/// Calls `deliver` for each signal, as `install_handlers`, and returns how the names of the event
+/// objects begin. For a supervisor, which handles Ctrl-C also without the feature `signals`.
+pub(in crate::sys) fn watch_for_supervisor(
+    event_prefix: Option<&EventPrefix>,
+    deliver: fn(Signal) -> bool,
+) -> io::Result<String> {
+    watch(event_prefix, None::<fn() -> io::Result<()>>, deliver)
 }
 
 /// Delivers a signal that comes neither from an event object nor from a console. False if nothing

@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::sys::unix::check;
-use crate::sys::{Signal, signal};
+use crate::sys::{EventPrefix, Signal, signal};
 
 /// The handled signals, blocked, and read from a descriptor (signalfd(2)). SIGCHLD only ends a
 /// wait.
@@ -14,13 +14,14 @@ use crate::sys::{Signal, signal};
 pub(crate) struct SignalFd(pub(super) OwnedFd);
 
 impl SignalFd {
-    /// Blocks the signals on this thread, which should be the only one.
+    /// Blocks the signals on this thread, which should be the only one. There are no event objects
+    /// here.
     ///
     /// # Errors
     ///
     /// `InvalidInput` if this is not the process's main thread.
     #[allow(unsafe_code)]
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(_event_prefix: Option<&EventPrefix>) -> io::Result<Self> {
         if rustix::thread::gettid() != rustix::process::getpid() {
             let text = "a supervisor has to be on the process's main thread";
             return Err(io::Error::new(ErrorKind::InvalidInput, text));
@@ -39,6 +40,11 @@ impl SignalFd {
             let fd = check(libc::signalfd(-1, &set, flags))?;
             Ok(Self(OwnedFd::from_raw_fd(fd)))
         }
+    }
+
+    /// How the names of the event objects of this process begin. `None`: it has none.
+    pub(crate) fn event_names(&self) -> Option<String> {
+        None
     }
 
     /// Reads a pending signal, other than SIGCHLD. `None` if there is none.

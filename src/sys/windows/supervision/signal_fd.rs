@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
 use super::port;
-use crate::sys::{Signal, signal};
+use crate::sys::{EventPrefix, Signal, signal};
 
 /// Those that have come. Repeated ones count as one, as with signals of Unix, so that the queue is
 /// bounded.
@@ -15,18 +14,24 @@ static RECEIVED: Mutex<VecDeque<Signal>> = Mutex::new(VecDeque::new());
 
 /// See above.
 #[derive(Debug)]
-pub(crate) struct SignalFd(());
+pub(crate) struct SignalFd {
+    event_names: String,
+}
 
 impl SignalFd {
+    /// A second call is an error: the names are taken.
+    ///
     /// # Errors
     ///
     /// Another program has taken the name of an event object.
-    pub(crate) fn open() -> io::Result<Self> {
-        static IS_OPEN: OnceLock<()> = OnceLock::new();
-        if IS_OPEN.set(()).is_ok() {
-            signal::watch_for_supervisor(receive)?;
-        }
-        Ok(Self(()))
+    pub(crate) fn open(event_prefix: Option<&EventPrefix>) -> io::Result<Self> {
+        let event_names = signal::watch_for_supervisor(event_prefix, receive)?;
+        Ok(Self { event_names })
+    }
+
+    /// How the names of the event objects of this process begin.
+    pub(crate) fn event_names(&self) -> Option<String> {
+        Some(self.event_names.clone())
     }
 
     /// A signal that has come. `None` if there is none.

@@ -3,13 +3,16 @@
 
 /// The longest prefix, in UTF-16 units. Windows allows names of 260 units, and the process id and
 /// the request follow the prefix.
-pub(crate) const LONGEST: usize = 200;
+const LONGEST: usize = 200;
 
 /// `Local\` or `Global\`, and the name of an application.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EventPrefix(String);
 
 impl EventPrefix {
+    /// What a prefix is, for messages.
+    pub(crate) const RULE: &str = r"a name without a backslash, alone or behind Local\ or Global\, of at most 200 UTF-16 units";
+
     /// A name without a prefix gets `Local\`. `None` if the text is not valid.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (namespace, name) = text.split_once('\\').unwrap_or(("Local", text));
@@ -20,6 +23,7 @@ impl EventPrefix {
         is_valid.then(|| Self(format!(r"{namespace}\{name}")))
     }
 
+    #[cfg_attr(not(windows), allow(dead_code))]
     pub(crate) fn text(&self) -> &str {
         &self.0
     }
