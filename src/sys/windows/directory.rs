@@ -7,13 +7,16 @@ use std::os::windows::fs::OpenOptionsExt;
 use std::os::windows::io::AsRawHandle;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use windows_sys::Win32::Foundation::ERROR_SHARING_VIOLATION;
 use windows_sys::Win32::Storage::FileSystem::{
     DELETE, FILE_DISPOSITION_FLAG_DELETE, FILE_DISPOSITION_FLAG_POSIX_SEMANTICS,
     FILE_DISPOSITION_INFO, FILE_DISPOSITION_INFO_EX, FILE_FLAG_BACKUP_SEMANTICS,
-    FILE_FLAG_OPEN_REPARSE_POINT, FILE_INFO_BY_HANDLE_CLASS, FILE_LIST_DIRECTORY,
-    FILE_READ_ATTRIBUTES, FILE_SHARE_READ, FILE_SHARE_WRITE, FileDispositionInfo,
-    FileDispositionInfoEx, SetFileInformationByHandle,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_INFO_BY_HANDLE_CLASS, FILE_READ_ATTRIBUTES, FILE_SHARE_READ,
+    FILE_SHARE_WRITE, FILE_TRAVERSE, FileDispositionInfo, FileDispositionInfoEx,
+    SetFileInformationByHandle,
 };
 
 use super::handle::{check, file_id};
@@ -50,16 +53,33 @@ fn options(access: u32) -> OpenOptions {
     options
 }
 
+/// How long an open is tried again while another program, such as a virus scanner, has the file or the
+/// directory open and does not share it.
+const SHARING_LIMIT: Duration = Duration::from_millis(200);
+const SHARING_PAUSE: Duration = Duration::from_millis(10);
+
+fn open_when_shared(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let end = Instant::now() + SHARING_LIMIT;
+    loop {
+        let opened = options.open(path);
+        let code = opened.as_ref().err().and_then(io::Error::raw_os_error);
+        if code != Some(ERROR_SHARING_VIOLATION as i32) || Instant::now() >= end {
+            return opened;
+        }
+        thread::sleep(SHARING_PAUSE);
+    }
+}
+
 impl DirectoryEntry {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
         // Links on the way are followed here, and not again.
         let directory = fs::canonicalize(parent_of(path))?;
-        // A handle that cannot list the directory would keep nobody from its rename or removal.
-        let mut options = options(FILE_LIST_DIRECTORY | FILE_READ_ATTRIBUTES);
-        let held = options
-            .share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE)
-            .open(&directory)?;
+        // Only a handle with a right to read, write, traverse or delete keeps others from a rename or
+        // a removal. Users who may not list a directory have the right to traverse it.
+        let mut options = options(FILE_TRAVERSE | FILE_READ_ATTRIBUTES);
+        options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
+        let held = open_when_shared(&options, &directory)?;
         match held.metadata()?.is_dir() {
             true => Ok(Self {
                 directory,
@@ -75,7 +95,7 @@ impl DirectoryEntry {
     }
 
     fn hold(&self, access: u32) -> io::Result<Option<(FoundFile, File)>> {
-        let file = match options(access).open(self.path()) {
+        let file = match open_when_shared(&options(access), &self.path()) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -97,8 +117,13 @@ impl DirectoryEntry {
         found.is_ok_and(|found| found.is_some_and(|found| found.id == file.id))
     }
 
-    /// What is checked is what is removed. The name is free at once, even if another process has the
-    /// file open. Where the file system cannot do so (FAT), it is free when the last handle is closed.
+    /// What is checked is what is removed. The name is free at once, also while another process has the
+    /// file open. Where the file system cannot do so (FAT), the name is free when the last handle is
+    /// closed.
+    ///
+    /// # Errors
+    ///
+    /// Another process has the file open, and does not share its removal (FILE_SHARE_DELETE).
     pub(crate) fn remove(&self, file: &FoundFile) -> io::Result<()> {
         let held = self.hold(DELETE | FILE_READ_ATTRIBUTES)?;
         let Some((_, held)) = held.filter(|(found, _)| found.id == file.id) else {
@@ -107,9 +132,9 @@ impl DirectoryEntry {
         let at_once = FILE_DISPOSITION_INFO_EX {
             Flags: FILE_DISPOSITION_FLAG_DELETE | FILE_DISPOSITION_FLAG_POSIX_SEMANTICS,
         };
-        let at_last = FILE_DISPOSITION_INFO { DeleteFile: true };
+        let when_closed = FILE_DISPOSITION_INFO { DeleteFile: true };
         set_information(&held, FileDispositionInfoEx, &at_once)
-            .or_else(|_| set_information(&held, FileDispositionInfo, &at_last))
+            .or_else(|_| set_information(&held, FileDispositionInfo, &when_closed))
     }
 
     pub(crate) fn set_mode(&self, _file: &FoundFile, _mode: u32) -> io::Result<()> {
@@ -185,6 +210,26 @@ mod tests {
         let new = entry.find().unwrap().unwrap();
         assert_ne!(new.id, found.id);
         assert_eq!(io::read_to_string(&reader).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_file_that_another_program_does_not_share_for_a_moment_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "").unwrap();
+        let entry = DirectoryEntry::open(&path).unwrap();
+        let found = entry.find().unwrap().unwrap();
+        let mut options = File::options();
+        let keep = options.read(true).share_mode(0).open(&path).unwrap();
+        let error = entry.remove(&found).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(ERROR_SHARING_VIOLATION as i32));
+        let remover = thread::spawn(move || {
+            // As often as a busy machine needs to try while the file is shared.
+            while entry.remove(&found).is_err() {}
+            entry.find().unwrap()
+        });
+        drop(keep);
+        assert_eq!(remover.join().unwrap(), None);
     }
 
     #[test]
