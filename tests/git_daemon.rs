@@ -383,7 +383,7 @@ struct Daemon {
     output: BufReader<ChildStdout>,
     addr: SocketAddr,
     /// While it is there, a watchdog kills the process after a time.
-    leash: Option<Sender<()>>,
+    ends_watch: Option<Sender<()>>,
 }
 
 impl Daemon {
@@ -406,7 +406,7 @@ impl Daemon {
         prepare(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
-        let leash = watch(&child);
+        let ends_watch = watch(&child);
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         let addr = line.trim().strip_prefix("listening on ");
@@ -415,7 +415,7 @@ impl Daemon {
             child,
             output,
             addr,
-            leash: Some(leash),
+            ends_watch: Some(ends_watch),
         }
     }
 
@@ -429,7 +429,7 @@ impl Daemon {
         let mut output = String::new();
         self.output.read_to_string(&mut output).unwrap();
         let status = self.child.wait().unwrap();
-        self.leash = None;
+        self.ends_watch = None;
         (status, output.trim().to_owned())
     }
 
@@ -481,13 +481,13 @@ impl Drop for Daemon {
 /// Kills a process after a time, unless what is returned has been dropped by then.
 fn watch(child: &Child) -> Sender<()> {
     let pid = Pid::from_child(child);
-    let (leash, watched) = bounded::<()>(0);
+    let (ends_watch, watched) = bounded::<()>(0);
     thread::spawn(move || {
         if watched.recv_timeout(2 * LONG) == Err(RecvTimeoutError::Timeout) {
             let _ = kill_process(pid, Signal::KILL);
         }
     });
-    leash
+    ends_watch
 }
 
 /// `socket:[inode]` of the listener on a port, as proc(5) has it in /proc/net/tcp.
@@ -594,7 +594,7 @@ fn run(command: &mut Command) -> Output {
 
 /// Waits for a process that says little.
 fn end_of(child: &mut Child) -> Output {
-    let leash = watch(child);
+    let ends_watch = watch(child);
     let mut stderr = Vec::new();
     child
         .stderr
@@ -603,7 +603,7 @@ fn end_of(child: &mut Child) -> Output {
         .read_to_end(&mut stderr)
         .unwrap();
     let status = child.wait().unwrap();
-    drop(leash);
+    drop(ends_watch);
     Output {
         status,
         stdout: Vec::new(),

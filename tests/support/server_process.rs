@@ -102,7 +102,7 @@ pub(crate) struct ServerProcess {
     pub(crate) addr: SocketAddr,
     pub(crate) pid: u32,
     /// While it is there, a watchdog kills the process after a time.
-    leash: Option<Sender<()>>,
+    ends_watch: Option<Sender<()>>,
 }
 
 impl ServerProcess {
@@ -130,7 +130,7 @@ impl ServerProcess {
         let child = Arc::new(Mutex::new(child));
         // Whatever waits for the process is bounded by its end.
         let watched = Arc::clone(&child);
-        let (leash, watch) = crossbeam_channel::bounded::<()>(0);
+        let (ends_watch, watch) = crossbeam_channel::bounded::<()>(0);
         thread::spawn(move || {
             if watch.recv_timeout(2 * LONG) == Err(RecvTimeoutError::Timeout) {
                 let _ = watched.lock().kill();
@@ -141,7 +141,7 @@ impl ServerProcess {
             output,
             addr: SocketAddr::from(([0, 0, 0, 0], 0)),
             pid,
-            leash: Some(leash),
+            ends_watch: Some(ends_watch),
         }
     }
 
@@ -189,7 +189,7 @@ impl ServerProcess {
             );
             thread::park_timeout(Duration::from_millis(1));
         };
-        self.leash = None;
+        self.ends_watch = None;
         (status, output)
     }
 }

@@ -1,4 +1,6 @@
-//! What only Linux has for a supervisor: users, process groups, output files. An error here.
+//! What a supervisor can do only on Linux, in other systems: programs of other users, signals to
+//! process groups, files for the output of programs. A function that must do such a thing fails, and a
+//! query has the answer of a system without it.
 
 use std::fs::File;
 use std::io;
