@@ -206,7 +206,11 @@ fn what_waits_for_a_worker_is_served() {
     assert_eq!(holder.line(), "held\n");
     let report = handle.join();
     assert!(report.is_clean(), "{report}");
-    assert_eq!(report.finished, 417);
+    // Where the length of the kernel's queue is unknown, the stop also accepts the first attempts to be refused.
+    assert!(report.finished >= 417, "{report}");
+    if cfg!(target_os = "linux") {
+        assert_eq!(report.finished, 417);
+    }
 }
 
 #[test]
