@@ -206,11 +206,8 @@ fn what_waits_for_a_worker_is_served() {
     assert_eq!(holder.line(), "held\n");
     let report = handle.join();
     assert!(report.is_clean(), "{report}");
-    // Where the length of the kernel's queue is unknown, the stop also accepts the first attempts to be refused.
+    // Attempts to be refused that came before the acceptor had begun to stop were accepted as well.
     assert!(report.finished >= 417, "{report}");
-    if cfg!(target_os = "linux") {
-        assert_eq!(report.finished, 417);
-    }
 }
 
 #[test]
