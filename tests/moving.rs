@@ -398,6 +398,29 @@ fn connections_of_a_process_that_drains_move_to_the_newest_process() {
     generations.end();
 }
 
+/// The connections of a process that drains stay there when the newest process is killed, to which the channel leads.
+#[test]
+fn connections_of_a_process_that_drains_outlive_the_newest_process() {
+    let generations = Generations::start(&[("grace", "3600000")]);
+    let first = generations.who();
+    let mut busy = support::connect(generations.addr());
+    busy.write_all(b"GET /hold?go HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    // What was accepted later is served.
+    generations.who();
+    let second = generations.restart();
+    let third = generations.restart();
+    eventually("the process in between ends", || !is_alive(second.pid));
+    signal(third.pid, Signal::KILL);
+    eventually("the newest process ends", || !is_alive(third.pid));
+    fs::write(generations.dir.path().join("go"), "").unwrap();
+    let answer = one_answer(&mut busy);
+    let by_first = format!("\r\n\r\n{} 1 ", first.pid);
+    assert!(answer.contains(&by_first), "{answer}");
+    assert_eq!(busy.read(&mut [0; 8]).unwrap(), 0);
+    eventually("the first process ends", || !is_alive(first.pid));
+}
+
 /// What comes while a process is replaced goes on to the next one.
 #[test]
 fn clients_keep_their_connections_over_restarts_in_quick_succession() {

@@ -42,6 +42,7 @@ pub(crate) fn all() -> Vec<Trial> {
         a_process_that_stands_still_is_aborted,
         no_request_is_lost_by_restarts_and_upgrades,
         upgrades_lose_nothing_and_a_bad_one_changes_nothing,
+        an_upgrade_in_the_middle_of_a_move_changes_nothing_of_it,
         a_process_that_dies_during_an_upgrade_is_replaced,
         an_upgrade_goes_by_the_new_settings,
         a_restart_during_the_start_ends_with_ready,
@@ -637,6 +638,52 @@ fn upgrades_lose_nothing_and_a_bad_one_changes_nothing() {
     eventually("no more descriptors", || {
         resources(supervised.pid()).descriptors == before.descriptors
     });
+    supervised.end();
+}
+
+/// A process that drains moves its connections to the newest process, also if the supervisor was upgraded meanwhile, and
+/// the processes in between have ended.
+fn an_upgrade_in_the_middle_of_a_move_changes_nothing_of_it() {
+    let supervised = Supervised::start("");
+    let first = supervised.who();
+    let mut idle = support::connect(supervised.addr());
+    let mut assert_served_by = |pid: i32| {
+        idle.write_all(b"GET /who HTTP/1.1\r\nHost: test\r\n\r\n")
+            .unwrap();
+        let answer = one_answer(&mut idle);
+        assert!(answer.contains(&format!("\r\n\r\n{pid} ")), "{answer}");
+    };
+    assert_served_by(first.pid);
+    let mut busy = support::connect(supervised.addr());
+    busy.write_all(b"GET /hold?go HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    // What was accepted later is served.
+    supervised.who();
+    supervised.succeed("restart wait");
+    let mut last = supervised.who();
+    for command in [
+        "restart wait",
+        "upgrade wait",
+        "restart wait",
+        "upgrade wait",
+    ] {
+        supervised.succeed(command);
+        let old = std::mem::replace(&mut last, supervised.who());
+        if old != last {
+            eventually("the process in between ends", || !is_alive(old.pid));
+        }
+        assert_served_by(last.pid);
+    }
+    assert!(is_alive(first.pid));
+    fs::write(supervised.generations.dir.path().join("go"), "").unwrap();
+    let answer = one_answer(&mut busy);
+    assert!(
+        answer.contains(&format!("\r\n\r\n{} 1 ", first.pid)),
+        "{answer}"
+    );
+    assert_eq!(Who::parse(&get(&mut busy, "/who")), last);
+    eventually("the first process ends", || !is_alive(first.pid));
+    assert_eq!(last.generation, first.generation + 3);
     supervised.end();
 }
 
