@@ -62,8 +62,9 @@
 /// static SUBSCRIBERS: Mutex<Vec<Outbox>> = Mutex::new(Vec::new());
 ///
 /// fn serve(conn: &mut Connection) -> io::Result<Next> {
-///     if conn.cause().draining {
-///         conn.write_owned("the server restarts\n".as_bytes())?;
+///     if conn.is_draining() && conn.buffer().is_empty() {
+///         conn.close_outbox();
+///         conn.write_owned("the server stops or restarts\n".as_bytes())?;
 ///         return Ok(Next::Close);
 ///     }
 ///     match conn.take_line(1024)?.as_deref() {
@@ -111,11 +112,11 @@
 /// ```
 ///
 /// **At a restart**, each process has its own list, and the subscribers of the old one meet no new ones.
-/// The service above ends them at once. A service that must not lose what its clients send at that
-/// moment ends each behind its next answer: while the server
-/// [drains](crate::Connection::is_draining), it calls `close_outbox` before it writes the answer, and
-/// returns `Park`. With an [`idle_grace`](crate::Restart::idle_grace) of one second, those that are
-/// silent follow.
+/// The service above ends each connection at once, when it has published what has arrived. A service
+/// that must not lose what its clients send at that moment ends a connection behind its next message:
+/// while the server [drains](crate::Connection::is_draining), it handles the message, calls
+/// `close_outbox`, writes its goodbye, and returns `Close`. With an
+/// [`idle_grace`](crate::Restart::idle_grace) of one second, clients that are silent follow.
 ///
 /// # A job and its answer
 ///
@@ -195,7 +196,9 @@
 /// [`Next::Wait`](crate::Next::Wait) expires after [`idle_timeout`](crate::Builder::idle_timeout)
 /// (75 s). Waking under the lock is safe. With thousands of waiters, wake one at a time, as the
 /// example `resp` does. A connection that was woken may end before its call: then the drop of its
-/// session has to wake the next waiter.
+/// session has to wake the next waiter. The items are in memory, and without a limit: a program
+/// refuses more than it has room for, and hands them over at a restart
+/// ([`exact_state`](crate::Restart::exact_state)).
 ///
 /// # Heartbeats
 ///
@@ -220,7 +223,8 @@
 /// ```
 ///
 /// A timer does not extend the idle time-out: a client that does not answer the heartbeats is
-/// closed after [`idle_timeout`](crate::Builder::idle_timeout).
+/// closed after [`idle_timeout`](crate::Builder::idle_timeout). A connection with a timer does not move
+/// to a successor.
 ///
 /// # Stops and restarts
 ///
@@ -229,10 +233,11 @@
 /// the drain's deadline, so that an answer can still come. After `Park` it is closed as idle
 /// connections are. [`Report::drain_calls`](crate::Report::drain_calls) counts these calls.
 ///
-/// Other connections are not told. When one is idle, a stop closes it without a call. After a
-/// restart it is closed when the client was silent for [`idle_grace`](crate::Restart::idle_grace)
-/// (10 s), and [`Service::expired`](crate::Service::expired) is called before, if the service
-/// handles expiry.
+/// Other connections are not told. A stop closes an idle one without a call. A restart
+/// [moves](restarting#open-connections-move) it to the successor (Linux). A connection that has ever had
+/// a waker, an outbox or a timer stays, as others do that cannot move: it is closed when its client was
+/// silent for [`idle_grace`](crate::Restart::idle_grace) (10 s), and
+/// [`Service::expired`](crate::Service::expired) is called before, if the service handles expiry.
 ///
 /// **Goodbyes.** [`Connection::set_goodbye`](crate::Connection::set_goodbye), once for each
 /// connection, is all that most protocols need: these bytes leave whenever the server ends a
@@ -254,7 +259,7 @@
 ///
 /// fn serve(conn: &mut Connection) -> io::Result<Next> {
 ///     if conn.cause().draining {
-///         writeln!(conn, "the server restarts")?;
+///         writeln!(conn, "the server stops or restarts")?;
 ///     }
 ///     let mut is_silent = conn.cause().timer;
 ///     while let Some(line) = conn.take_line(1024)? {

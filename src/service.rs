@@ -16,8 +16,8 @@ pub enum Next {
     /// the next message, and the service is called again. If a call for them consumes nothing and
     /// returns `Park` again, `Park` means [`More`](Self::More), and a warning is logged once.
     ///
-    /// Not in the middle of a message: a stop or a restart closes a parked connection, and the idle
-    /// time-out applies. A protocol whose message has several lines, as the text of a mail has,
+    /// Not in the middle of a message: a stop closes a parked connection, a restart closes or moves it,
+    /// and the idle time-out applies. A protocol whose message has several lines, as the text of a mail has,
     /// returns [`More`](Self::More) between them, also if it has consumed the lines so far.
     Park,
     /// The message is incomplete: wait for more bytes than those in the buffer, on no thread, until
@@ -165,9 +165,11 @@ pub trait Service: Send + Sync {
     ///
     /// # Errors
     ///
-    /// An error closes the connection, after what the service has written before, such as an answer
-    /// that says what is wrong. Errors of reading and writing may be passed on, and those of `take_line`
-    /// and its kind, which are the client's: they are logged at debug level. Any other error is a warning in the log, and counts in
+    /// An error closes the connection at once. What was written before is sent as far as the socket
+    /// takes it, and unread input may reset the connection: a service that answers what is wrong returns
+    /// [`Next::Close`] in place of the error. Errors of reading and writing, and of the `take_…` methods,
+    /// may be passed on: they are logged at debug level. Any other error is a warning in the log, and
+    /// counts in
     /// [`Stats::service_errors`](crate::Stats::service_errors). `io::Error::other` makes one of any
     /// other type.
     fn serve(
@@ -316,8 +318,8 @@ where
 /// Makes a service of two functions: one that begins the session of a connection, and the handler.
 /// The variables of a loop that served one connection become the session. What both functions write
 /// in the first call leaves together. The functions may return errors of any type, as with
-/// [`service`]. A closure whose arguments have no types is written as an argument of this function, not
-/// in a variable.
+/// [`service`]. Write a closure directly as the argument: in a variable, the types of its arguments are
+/// not inferred.
 ///
 /// # Examples
 ///
@@ -509,11 +511,20 @@ where
         self.packs_sessions().then(Vec::new)
     }
 
-    fn unpack(&self, _conn: &mut Connection, _packed: Vec<u8>) -> io::Result<S> {
+    fn unpack(&self, _conn: &mut Connection, packed: Vec<u8>) -> io::Result<S> {
+        unpack_nothing(&packed)?;
         let session = (Box::new(()) as Box<dyn Any>).downcast();
         session.map_or(Err(io::ErrorKind::Unsupported.into()), |session| {
             Ok(*session)
         })
+    }
+}
+
+/// A service without sessions must not take over a connection that has one: the client would notice.
+pub(crate) fn unpack_nothing(packed: &[u8]) -> io::Result<()> {
+    match packed {
+        [] => Ok(()),
+        _ => Err(io::Error::other("this version has no sessions")),
     }
 }
 
@@ -583,8 +594,8 @@ where
         Some(Vec::new())
     }
 
-    fn unpack(&self, _conn: &mut Connection, _packed: Vec<u8>) -> io::Result<()> {
-        Ok(())
+    fn unpack(&self, _conn: &mut Connection, packed: Vec<u8>) -> io::Result<()> {
+        unpack_nothing(&packed)
     }
 }
 

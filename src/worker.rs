@@ -552,8 +552,12 @@ impl<'a, S: Service> Workers<'a, S> {
         if !self.ensure_state(worker) {
             return Disposition::Requeue;
         }
-        let consumed = conn.consumed();
-        match self.call(occupant, worker, token) {
+        let (consumed, written) = (conn.consumed(), conn.written());
+        let next = self.call(occupant, worker, token);
+        if matches!(next, Ok(Next::More)) {
+            occupant.conn.note_part(consumed, written);
+        }
+        match next {
             // The service has taken one part of a message, and the next part may have arrived.
             Ok(Next::More) if occupant.conn.has_unseen_bytes(consumed) => {
                 self.apply_next(occupant, Next::Again)

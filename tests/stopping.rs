@@ -448,6 +448,36 @@ fn the_rest_of_a_message_is_awaited() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// A service that takes a long message in parts has none of it in the buffer.
+#[test]
+fn the_rest_of_a_long_message_in_parts_is_awaited() {
+    let receive = |conn: &mut Connection, count: &mut usize| -> io::Result<Next> {
+        while let Some(part) = conn.take_up_to(b'\n', 1000) {
+            *count += part.len();
+            if part.ends_with(b"\n") {
+                writeln!(conn, "{count}")?;
+                return Ok(Next::Park);
+            }
+        }
+        Ok(Next::More)
+    };
+    let service = handover::service_with_session(|_| Ok(0), receive);
+    let builder = builder(1).input_limit(4096);
+    let handle = builder.build(service).unwrap().start().unwrap();
+    let mut client = Client::new(addr_of(&handle));
+    client.send("begin");
+    while handle.stats().bytes_in < 5 || handle.stats().parked < 1 {
+        thread::yield_now();
+    }
+    handle.stop(LONG);
+    until_refused(addr_of(&handle));
+    client.send(&"x".repeat(1 << 20));
+    client.send("\n");
+    assert_eq!(client.line(), format!("{}\n", 5 + (1 << 20) + 1));
+    assert_eq!(client.rest(), "");
+    assert!(handle.join().is_clean());
+}
+
 #[test]
 fn the_rest_of_a_message_is_not_awaited_past_the_deadline() {
     let (asked_for_more, more) = unbounded();

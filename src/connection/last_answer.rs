@@ -96,8 +96,9 @@ impl Connection {
         Ok(self.try_fill()? != Filled::Nothing)
     }
 
-    /// The count of bytes that were written, sent or not.
-    fn written(&self) -> u64 {
+    /// The count of bytes that were written, sent or not. The output must be
+    /// [reclaimed](Self::reclaim_output).
+    pub(crate) fn written(&self) -> u64 {
         self.bytes_out + self.output.len() as u64
     }
 }

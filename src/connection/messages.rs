@@ -49,8 +49,7 @@ impl Connection {
     /// including `delimiter`, or the first `limit` bytes if the delimiter is not among them. At the
     /// end of the stream, the rest is the last piece. A piece without the delimiter at its end is a
     /// part of a message: the service takes the next one, or tells its client that the message is
-    /// too long. A limit above [`input_limit`](crate::Builder::input_limit) counts as that, and 0 as
-    /// 1.
+    /// too long. `limit` is at least 1, and at most [`input_limit`](crate::Builder::input_limit).
     ///
     /// # Examples
     ///

@@ -618,7 +618,8 @@ impl Connection {
     ///
     /// Input that had arrived at the first call is read, and so is the rest of a message that had
     /// begun to arrive. Between two messages, nothing more is read once the socket was empty. From
-    /// a client that never pauses, at most `input_limit` further bytes are read.
+    /// a client that never pauses, at most `input_limit` further bytes are read, beside those of a
+    /// [long message](Self::note_part).
     pub(crate) fn check_drain_limit(&mut self, between_messages: bool) -> bool {
         match &self.drain_limit {
             None => {
@@ -643,7 +644,15 @@ impl Connection {
         self.extend_drain_limit(count);
     }
 
-    #[cfg(feature = "http")]
+    /// Notes that a call of the service has consumed a part of a message, and has not answered: what it
+    /// has consumed since `consumed` does not count towards the limit of a drain.
+    #[inline]
+    pub(crate) fn note_part(&mut self, consumed: u64, written: u64) {
+        if self.drain_limit.is_some() && self.written() == written {
+            self.extend_drain_limit((self.consumed() - consumed) as usize);
+        }
+    }
+
     fn extend_drain_limit(&mut self, count: usize) {
         if let Some(limit) = &mut self.drain_limit {
             limit.last_byte = limit.last_byte.saturating_add(count as u64);

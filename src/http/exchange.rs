@@ -77,7 +77,7 @@ use super::spooled_body::SpooledBody;
 use crate::clock;
 use crate::connection::{ClosingNotice, Connection};
 use crate::log;
-use crate::service::{BufferLimits, Next, Service};
+use crate::service::{BufferLimits, Next, Service, unpack_nothing};
 use crate::sys::PeerState;
 
 /// Responses are written when this many bytes are gathered, even if more requests have arrived.
@@ -203,7 +203,8 @@ impl<H: Handler> Service for Http<H> {
         matches!(state, SessionState::Head { .. }).then(Vec::new)
     }
 
-    fn unpack(&self, conn: &mut Connection, _packed: Vec<u8>) -> io::Result<Session> {
+    fn unpack(&self, conn: &mut Connection, packed: Vec<u8>) -> io::Result<Session> {
+        unpack_nothing(&packed)?;
         self.session(conn)
     }
 }

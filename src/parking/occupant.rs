@@ -252,10 +252,10 @@ impl<S> Occupant<S> {
     /// once it is parked: a change of the interest reports input that has arrived already.
     pub(super) fn wait_for_room(&mut self) {
         let has_message = match self.stage {
-            Stage::Idle => !self.conn.buffer().is_empty(),
+            Stage::New | Stage::Idle => !self.conn.buffer().is_empty(),
             Stage::Partial => self.conn.at_eof(),
             Stage::Runnable => true,
-            Stage::New | Stage::Waiting | Stage::Closing | Stage::Lingering { .. } => false,
+            Stage::Waiting | Stage::Closing | Stage::Lingering { .. } => false,
         };
         if has_message {
             self.stage = Stage::Runnable;

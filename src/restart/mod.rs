@@ -344,8 +344,8 @@ impl Restart {
     /// both have this set. A connection moves when it is between two messages: its client notices
     /// nothing, and the new process answers its next message. Input that has arrived moves with it,
     /// and so do its time-outs, the settings of the [`Connection`](crate::Connection), and its
-    /// session, if the service [packs](crate::Service::packs_sessions) it. Handlers of HTTP and
-    /// services that are functions without a session move so.
+    /// session, if the service [packs](crate::Service::packs_sessions) it. Connections of handlers of
+    /// HTTP, and of functions without a session or with the session `()`, move without more.
     ///
     /// A connection stays, and drains as the other settings say, if its service does not pack
     /// sessions, or if it has a waker, an outbox or a timer, was upgraded or taken out of the server;

@@ -11,7 +11,6 @@ use crate::listener::{Bind, BindError, Listener};
 use crate::restart::Restart;
 use crate::server::Server;
 use crate::server::build_error::{BuildError, Setting};
-use crate::server::descriptor_limit::DEFAULT_MAX_CONNECTIONS;
 use crate::service::{BufferLimits, Service};
 #[cfg(feature = "signals")]
 use crate::sys::EventPrefix;
@@ -71,6 +70,7 @@ pub struct Builder {
     pub(super) stack_size: Option<usize>,
     pub(super) thread_name_prefix: String,
     pub(super) admission: AdmissionPolicy,
+    pub(super) is_max_connections_set: bool,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) limits: Limits,
     pub(super) drain_timeout: Duration,
@@ -126,8 +126,9 @@ impl Builder {
             queue: 1024,
             stack_size: None,
             thread_name_prefix: "handover".to_owned(),
+            is_max_connections_set: false,
             admission: AdmissionPolicy {
-                max_connections: DEFAULT_MAX_CONNECTIONS,
+                max_connections: 65_536,
                 max_per_client: None,
                 overload: Overload::default(),
             },
@@ -208,6 +209,7 @@ impl Builder {
     /// 65,536. At least 1.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.admission.max_connections = connections;
+        self.is_max_connections_set = true;
         self
     }
 
@@ -240,8 +242,9 @@ impl Builder {
     /// [`restore_descriptor_limit`](crate::restore_descriptor_limit) for their commands. Has no
     /// effect on Windows.
     ///
-    /// Whether the limit is raised or not, the log says if it is too low for
-    /// [`max_connections`](Self::max_connections), as a warning if the application has set that.
+    /// Whether the limit is raised or not, a limit that is too low for
+    /// [`max_connections`](Self::max_connections) is logged: as a warning, or at level info if that
+    /// was not set.
     ///
     /// Defaults to true for [`Server::run`], and to false for [`Server::start`] and
     /// [`Server::run_scoped`], as the process is then that of a larger program.

@@ -12,9 +12,6 @@ use std::process::Command;
 use crate::log;
 use crate::sys;
 
-/// The default of [`Builder::max_connections`](crate::Builder::max_connections).
-pub(super) const DEFAULT_MAX_CONNECTIONS: usize = 65_536;
-
 /// Descriptors beside those of connections: listeners, pollers, logs, and what handlers open.
 const RESERVE: u64 = 64;
 
@@ -42,16 +39,16 @@ pub fn restore_descriptor_limit(command: &mut Command) -> &mut Command {
 
 /// Raises the limit, if that is wanted, and says so if it is too low for the connections: as a warning
 /// if the application has set their number.
-pub(super) fn prepare_descriptor_limit(raises: bool, max_connections: usize) {
+pub(super) fn prepare_descriptor_limit(raises: bool, max_connections: usize, is_set: bool) {
     if raises {
         if let Err(error) = sys::limits::raise_descriptor_limit() {
             log::warn!("cannot raise the limit of open descriptors: {error}");
         }
     }
     if let Some(warning) = warning(max_connections, sys::limits::descriptor_limit()) {
-        match max_connections {
-            DEFAULT_MAX_CONNECTIONS => log::info!("{warning}"),
-            _ => log::warn!("{warning}"),
+        match is_set {
+            true => log::warn!("{warning}"),
+            false => log::info!("{warning}"),
         }
     }
 }

@@ -108,9 +108,10 @@ impl<S: Service> MainThread<S> {
             lots.drain.mark_closing();
             lots.close_idle();
             report.finished = self.finished_since(stop);
+            // Calls that wait for their clients end as soon as the drain is forced.
+            report.forced = self.calls_in_progress();
             lots.drain.mark_forced();
             let left = lots.drain.in_progress();
-            report.forced = self.calls_in_progress();
             report.dropped = left.saturating_sub(report.forced.len());
             lots.close_all();
         }

@@ -101,7 +101,9 @@ pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io
     let settings = || members.iter().map(|member| member.settings());
     let raises_limit = settings().any(|own| own.raises_descriptor_limit.unwrap_or(owns_process));
     let connections = settings().map(|own| own.admission.max_connections);
-    prepare_descriptor_limit(raises_limit, connections.fold(0, usize::saturating_add));
+    let connections = connections.fold(0, usize::saturating_add);
+    let is_set = settings().any(|own| own.is_max_connections_set);
+    prepare_descriptor_limit(raises_limit, connections, is_set);
     connect(members);
     let gates = members.iter().map(|member| &member.shared().gate);
     let gates = gates.map(Arc::clone).collect();

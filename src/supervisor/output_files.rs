@@ -245,8 +245,13 @@ impl OutputFiles {
     /// Waits until everything is written that processes have written so far, at most for a second.
     pub(super) fn drain(&mut self) {
         let deadline = Deadline::after(Instant::now(), DRAIN_TIMEOUT);
-        for file in &mut self.files {
-            if let Err(error) = file.drain(deadline) {
+        let asked = |file: &OutputFile| file.log_writer.as_ref().map(LogWriter::drain);
+        let asked: Vec<_> = self.files.iter().map(asked).collect();
+        for (file, asked) in self.files.iter_mut().zip(asked) {
+            let waited = asked
+                .unwrap_or(Ok(()))
+                .and_then(|()| file.wait_drained(deadline));
+            if let Err(error) = waited {
                 log::debug!("cannot wait for the log writer: {error}");
             }
         }
@@ -376,20 +381,19 @@ impl OutputFile {
         }
     }
 
-    fn drain(&mut self, deadline: Deadline) -> io::Result<()> {
+    /// Handles the reports up to the last one.
+    fn wait_drained(&mut self, deadline: Deadline) -> io::Result<()> {
         let Some(own) = self.log_writer.take() else {
             return Ok(());
         };
-        own.drain()?;
         loop {
-            let now = Instant::now();
-            if deadline.has_passed(now) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            sys::socket::wait_ready(own.socket(), Interest::Read, deadline.time_left(now))?;
+            // What has come by the deadline is handled.
+            let time_left = deadline.time_left(Instant::now());
+            let ready = sys::socket::wait_ready(own.socket(), Interest::Read, time_left)?;
             match own.receive() {
                 Some(LogReport::Drained) => return Ok(()),
                 Some(report) => drop(self.handle_report(report)),
+                None if !ready.readable => return Err(io::ErrorKind::TimedOut.into()),
                 // The log writer is dead.
                 None => return Ok(()),
             }

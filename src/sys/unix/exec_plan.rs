@@ -47,9 +47,9 @@ pub(super) struct ExecPlan {
     start_guard: Option<(RawFd, Duration)>,
     /// The signals that are blocked when the program starts.
     mask: libc::sigset_t,
-    /// Where a new process writes the number of the error that ends it.
+    /// Where a new process writes its id, and then the number of the error that ends it.
     pub(super) error_pipe: RawFd,
-    /// Where the waiter writes the program's id, and then its exit status.
+    /// Where the waiter writes the program's exit status.
     pub(super) waiter_socket: RawFd,
 }
 
