@@ -282,6 +282,11 @@ impl<S> Turn<'_, S> {
         match (occupant.conn.try_fill(), occupant.stage) {
             // What is being answered is finished first.
             (Ok(Filled::Bytes), Stage::Runnable) => true,
+            // The message goes on: the connection is not between two.
+            (Ok(Filled::Bytes), Stage::Partial) => {
+                occupant.stage = Stage::Runnable;
+                true
+            }
             (Ok(Filled::Bytes), Stage::Waiting) => false,
             (Ok(Filled::Bytes), _) => {
                 occupant.stage = Stage::Idle;
