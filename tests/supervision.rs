@@ -430,7 +430,6 @@ mod trials {
         assert_eq!(output.status.code(), Some(1));
     }
 
-    /// What a supervisor says that does not start.
     fn the_status_has_the_names_of_the_event_objects() {
         let dir = TempDir::new().unwrap();
         let control = control_name(&dir);
@@ -461,6 +460,7 @@ mod trials {
         assert_eq!(supervised.wait().code(), Some(0));
     }
 
+    /// What a supervisor says that does not start.
     fn failed_start(control: &Path, output: Option<PathBuf>) -> String {
         let dir = TempDir::new().unwrap();
         let log = dir.path().join("log");

@@ -1,61 +1,45 @@
-//! How many connections a stop accepts: those that the kernel had queued when the stop began. Where the
-//! length of a queue is unknown, clients that go on connecting could keep the stop from its end. So the
-//! number and the time are bounded there, for all listeners together. The length is known for TCP on
-//! Linux, and unknown for Unix sockets and on other systems.
+//! How many connections a stop accepts from a listener: those that the kernel had queued when the stop
+//! began. The length of that queue is known for TCP on Linux, and unknown for Unix sockets and on other
+//! systems. There, clients that go on connecting could keep the stop from its end, so that the number and
+//! the time are bounded. A wait for room in the server is bounded by the deadline of the stop alone.
 
 use std::time::Duration;
 
-/// The most connections from queues of unknown length.
+/// The most connections from a queue of unknown length.
 const MOST_CONNECTIONS: u32 = 4096;
 
-/// How long a stop accepts from queues of unknown length, with the waits for room in the server.
+/// How long a stop accepts from a queue of unknown length, without the waits for room in the server.
 const MOST_TIME: Duration = Duration::from_secs(2);
 
-/// The most that one step counts for. A step takes longer only if the process did not run meanwhile,
-/// which must not cost the queued clients their answers.
-const LONGEST_STEP: Duration = Duration::from_millis(50);
+/// The most that an accept counts for. It takes longer only if the process did not run meanwhile, which
+/// must not cost the queued clients their answers.
+const LONGEST_ACCEPT: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct FinalAllowance {
-    /// What is left of the queue of the present listener, if its length was known.
-    queued: Option<u32>,
-    /// What is left for all queues of unknown length.
     connections: u32,
-    time: Duration,
+    /// `None` if the length of the queue is known.
+    time: Option<Duration>,
 }
 
 impl FinalAllowance {
-    pub(super) fn new() -> Self {
+    /// `queued` is the length of the queue, if it is known.
+    pub(super) fn new(queued: Option<u32>) -> Self {
         Self {
-            queued: None,
-            connections: MOST_CONNECTIONS,
-            time: MOST_TIME,
+            connections: queued.unwrap_or(MOST_CONNECTIONS),
+            time: queued.is_none().then_some(MOST_TIME),
         }
-    }
-
-    /// Begins with the next listener. `queued` is the length of its queue, if that is known.
-    pub(super) fn begin_listener(&mut self, queued: Option<u32>) {
-        self.queued = queued;
     }
 
     pub(super) fn is_used_up(&self) -> bool {
-        match self.queued {
-            Some(left) => left == 0,
-            None => self.connections == 0 || self.time.is_zero(),
-        }
+        self.connections == 0 || self.time.is_some_and(|left| left.is_zero())
     }
 
-    /// A connection was accepted.
-    pub(super) fn note_accept(&mut self) {
-        let left = self.queued.as_mut().unwrap_or(&mut self.connections);
-        *left = left.saturating_sub(1);
-    }
-
-    /// A step has ended: an attempt to accept, with the wait for room after it.
-    pub(super) fn note_step(&mut self, took: Duration) {
-        if self.queued.is_none() {
-            self.time = self.time.saturating_sub(took.min(LONGEST_STEP));
-        }
+    /// A connection was accepted, which took this long.
+    pub(super) fn use_one(&mut self, took: Duration) {
+        self.connections = self.connections.saturating_sub(1);
+        let took = took.min(LONGEST_ACCEPT);
+        self.time = self.time.map(|left| left.saturating_sub(took));
     }
 }
 
@@ -63,51 +47,28 @@ impl FinalAllowance {
 mod tests {
     use super::*;
 
-    /// How many steps are left for a listener, and how many connections they accept.
-    fn use_up(
-        allowance: &mut FinalAllowance,
-        queued: Option<u32>,
-        took: Duration,
-        has_room: bool,
-    ) -> (u32, u32) {
-        allowance.begin_listener(queued);
-        let (mut steps, mut accepted) = (0, 0);
+    fn uses_of(mut allowance: FinalAllowance, took: Duration) -> u32 {
+        let mut uses = 0;
         while !allowance.is_used_up() {
-            if has_room {
-                allowance.note_accept();
-                accepted += 1;
-            }
-            allowance.note_step(took);
-            steps += 1;
+            allowance.use_one(took);
+            uses += 1;
         }
-        (steps, accepted)
+        uses
     }
 
     #[test]
     fn a_known_queue_is_accepted_whole_and_an_unknown_one_is_bounded() {
         let slow = Duration::from_millis(10);
-        for (queued, took, has_room, expected) in [
-            (Some(0), slow, true, (0, 0)),
-            (Some(10_000), slow, true, (10_000, 10_000)),
-            (None, Duration::ZERO, true, (4096, 4096)),
-            (None, slow, true, (200, 200)),
-            // The waits for room count.
-            (None, slow, false, (200, 0)),
+        for (queued, took, uses) in [
+            (Some(0), slow, 0),
+            (Some(10_000), slow, 10_000),
+            (None, Duration::ZERO, MOST_CONNECTIONS),
+            (None, slow, 200),
             // A pause of the process costs little of the time.
-            (None, Duration::MAX, true, (40, 40)),
+            (None, Duration::MAX, 40),
         ] {
-            let mut allowance = FinalAllowance::new();
-            let used = use_up(&mut allowance, queued, took, has_room);
-            assert_eq!(used, expected, "{queued:?}, {took:?}, {has_room}");
+            let allowance = FinalAllowance::new(queued);
+            assert_eq!(uses_of(allowance, took), uses, "{queued:?}, {took:?}");
         }
-    }
-
-    #[test]
-    fn all_unknown_queues_have_one_bound_and_a_known_one_is_none_of_them() {
-        let slow = Duration::from_millis(10);
-        let mut allowance = FinalAllowance::new();
-        assert_eq!(use_up(&mut allowance, None, slow, true).0, 200);
-        assert_eq!(use_up(&mut allowance, None, slow, true).0, 0);
-        assert_eq!(use_up(&mut allowance, Some(300), slow, true).0, 300);
     }
 }

@@ -17,7 +17,6 @@ mod listener_state;
 mod per_client;
 
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,43 +217,35 @@ impl<S> Acceptor<'_, S> {
     fn accept_queued(&mut self, events: &mut Events) {
         self.watch_shared(false);
         let served_elsewhere = self.gate.served_elsewhere.lock().clone();
-        let mut allowance = FinalAllowance::new();
         for index in 0..self.listeners.len() {
             let socket = &self.listeners[index].listener.socket;
             let queued = match served_elsewhere.contains(&(index as u32)) {
                 true => Some(0),
                 false => sys::socket::queued_connections(socket),
             };
-            allowance.begin_listener(queued);
+            let mut allowance = FinalAllowance::new(queued);
             while !allowance.is_used_up() && !self.gate.is(CLOSED) {
-                let began_at = Instant::now();
-                match self.accept_or_wait(index, events) {
-                    ControlFlow::Continue(true) => allowance.note_accept(),
-                    ControlFlow::Continue(false) => {}
-                    ControlFlow::Break(()) => break,
+                // Before the attempt: the end of the last connection makes room.
+                let is_empty = self.lots.drain.in_progress() == 0;
+                if self.lots.has_room_for_batch() {
+                    let began_at = Instant::now();
+                    match self.accept_one(index) {
+                        AcceptOutcome::Accepted => {
+                            allowance.use_one(began_at.elapsed());
+                            continue;
+                        }
+                        AcceptOutcome::Empty | AcceptOutcome::Failed => break,
+                        AcceptOutcome::OutOfResources => {}
+                    }
                 }
-                allowance.note_step(began_at.elapsed());
+                if is_empty {
+                    // No connection is left that could make room by its end.
+                    break;
+                }
+                self.lots.room.request(RoomRequest::Queue);
+                self.wait(events, Some(FIRST_BACKOFF));
             }
         }
-    }
-
-    /// Accepts a connection, or waits until there may be room for one. Tells whether it has accepted
-    /// one, or that there is none to accept.
-    fn accept_or_wait(&mut self, index: usize, events: &mut Events) -> ControlFlow<(), bool> {
-        if self.lots.has_room_for_batch() {
-            match self.accept_one(index) {
-                AcceptOutcome::Accepted => return ControlFlow::Continue(true),
-                AcceptOutcome::Empty | AcceptOutcome::Failed => return ControlFlow::Break(()),
-                AcceptOutcome::OutOfResources => {}
-            }
-        }
-        if self.lots.drain.in_progress() == 0 {
-            // No connection is left that could make room by its end.
-            return ControlFlow::Break(());
-        }
-        self.lots.room.request(RoomRequest::Queue);
-        self.wait(events, Some(FIRST_BACKOFF));
-        ControlFlow::Continue(false)
     }
 
     /// Whether no listener is to be tried now, for lack of descriptors or memory. Only the end of a

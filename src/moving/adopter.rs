@@ -148,6 +148,11 @@ impl<'a, S: Service> Adopter<'a, S> {
                 Err(why) => refused.push(RefusedConnection { index, why }),
             }
         }
+        if self.stops() {
+            // The service may have taken long to unpack.
+            drop(adopted);
+            return self.refuse_all(batch, Refusal::Stopping);
+        }
         if let Some(first) = refused.first() {
             let (count, why) = (refused.len(), first.why);
             self.refusal_log.write(format_args!(
@@ -163,6 +168,12 @@ impl<'a, S: Service> Adopter<'a, S> {
         Ok(())
     }
 
+    fn refuse_all(&self, batch: u64, why: Refusal) -> io::Result<()> {
+        // The predecessor ignores positions that its batch does not have.
+        let all = (0..BATCH_LEN as u32).map(|index| RefusedConnection { index, why });
+        self.answer(batch, all.collect())
+    }
+
     /// A predecessor of another version may send other records, or other kinds of messages.
     fn refuse_unknown(&self, sockets: Vec<Socket>, unknown: &UnknownBatch) -> io::Result<()> {
         let UnknownBatch { number, why } = unknown;
@@ -172,12 +183,7 @@ impl<'a, S: Service> Adopter<'a, S> {
         let Some(number) = *number else {
             return Ok(());
         };
-        // The predecessor ignores positions that its batch does not have.
-        let all = (0..BATCH_LEN as u32).map(|index| RefusedConnection {
-            index,
-            why: Refusal::Version,
-        });
-        self.answer(number, all.collect())
+        self.refuse_all(number, Refusal::Version)
     }
 
     fn adopt(

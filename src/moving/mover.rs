@@ -9,6 +9,7 @@
 //! | because | in flight | others |
 //! |---|---|---|
 //! | the successor has closed the channel | taken back | drain, as without a mover |
+//! | the channel fails | left to the successor | drain, as without a mover |
 //! | this server stops | answers are waited for, up to a limit, then given up to the successor | as the stop says |
 //! | this server has stopped | given up to the successor | as the stop says |
 
@@ -56,6 +57,7 @@ struct Unsent<'a, T> {
 /// How the mover's loop has ended.
 enum LoopEnd {
     ChannelClosed,
+    ChannelFailed,
     Stop,
 }
 
@@ -121,8 +123,15 @@ impl<'a, S: Service> Mover<'a, S> {
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(4);
         let end = loop {
-            if self.receive_answers().is_err() {
-                break LoopEnd::ChannelClosed;
+            match self.receive_answers() {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    break LoopEnd::ChannelClosed;
+                }
+                Err(error) => {
+                    log::error!("the mover cannot receive answers: {error}");
+                    break LoopEnd::ChannelFailed;
+                }
             }
             if self.end.is_made() || self.lots.drain.is_closing() {
                 break LoopEnd::Stop;
@@ -132,6 +141,11 @@ impl<'a, S: Service> Mover<'a, S> {
         };
         match end {
             LoopEnd::ChannelClosed => self.drain_here(),
+            LoopEnd::ChannelFailed => {
+                // The successor may serve them: two processes must not.
+                self.leave_in_flight();
+                self.drain_here();
+            }
             LoopEnd::Stop => self.finish(&mut events),
         }
     }
@@ -191,6 +205,10 @@ impl<'a, S: Service> Mover<'a, S> {
     fn send_batches(&mut self) {
         if let Some(batch) = self.unsent.take() {
             self.send(batch);
+        }
+        if self.unsent.is_none() && self.credit.may_send() {
+            // Busy connections come to the queue again, and need no walk.
+            self.queue.set_blocked(false);
         }
         while self.unsent.is_none() && self.credit.may_send() {
             let batch = self.collect();
@@ -278,7 +296,8 @@ impl<'a, S: Service> Mover<'a, S> {
                 false => turn.go_on(),
             }
         }
-        if self.queue.take_missed() {
+        // A walk goes to its end first: it passes over many slots.
+        if self.walk.is_none() && self.queue.take_missed() {
             self.walk = Some(Walk::default());
         }
         let turn = self.walk.as_mut().and_then(|walk| lots.claim_movable(walk));
@@ -344,22 +363,25 @@ impl<'a, S: Service> Mover<'a, S> {
                 return;
             }
             if self.end.is_made() || deadline.has_passed(now) {
-                // The successor has the sockets, and serves them when it runs again.
-                let left = self.credit.take_all();
-                log::warn!(
-                    "the successor has not answered in time: {} connections are left to it",
-                    left.len()
-                );
-                for Moving { turn, .. } in left {
-                    count(&self.lots.counters.moved);
-                    drop(turn);
-                }
-                return;
+                log::warn!("the successor has not answered in time");
+                return self.leave_in_flight();
             }
             let timeout = deadline.time_left(now);
             if let Err(error) = self.queue.poller.wait(events, 4, timeout) {
                 log::error!("the mover cannot wait for events: {error}");
             }
+        }
+    }
+
+    /// The successor has the sockets, and serves them when it runs again.
+    fn leave_in_flight(&mut self) {
+        let left = self.credit.take_all();
+        if !left.is_empty() {
+            log::warn!("{} connections are left to the successor", left.len());
+        }
+        for Moving { turn, .. } in left {
+            count(&self.lots.counters.moved);
+            drop(turn);
         }
     }
 

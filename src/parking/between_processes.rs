@@ -69,7 +69,8 @@ impl<S> Lots<S> {
     /// drain began, are parked again under its rules. `None` at the end of the walk.
     pub(crate) fn claim_movable(&self, walk: &mut Walk) -> Option<Turn<'_, S>> {
         while let Some(lot) = self.lots.get(walk.lot) {
-            while walk.slot < lot.slots.used() {
+            let used = lot.slots.used();
+            while walk.slot < used {
                 let index = walk.slot;
                 walk.slot += 1;
                 let Some(slot) = lot.slots.get(index) else {
@@ -189,10 +190,10 @@ impl<S> Turn<'_, S> {
         self.slot.set_ready(clock::nanos());
         self.slot.owner.queue();
         let is_pushed = queue.push(token);
-        if is_pushed && !queue.is_closed() {
+        if is_pushed && queue.is_open() {
             return Ok(());
         }
-        // The queue is full or closed by now. The mover may have taken the connection all the same,
+        // The queue is full, blocked or closed by now. The mover may have taken the connection all the same,
         // or a stop may have closed it.
         if let Some(turn) = lot.claim_queued(token, self.counters) {
             turn.go_on();

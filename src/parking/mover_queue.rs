@@ -1,8 +1,8 @@
 //! The queue of connections that are on their way to the mover, see
 //! [`between_processes`](super::between_processes).
 //!
-//! No connection is left on it: a thread that pushes looks afterwards whether the queue is closed,
-//! and the mover closes the queue before it empties it for the last time.
+//! No connection is left on it: a thread that pushes looks afterwards whether the queue is open, and
+//! the mover closes or blocks the queue before it empties it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -42,8 +42,7 @@ impl MoverQueue {
 
     /// Whether a connection may be put on the queue. Other threads may be faster.
     pub(super) fn has_room(&self) -> bool {
-        let is_blocked = self.is_blocked.load(SeqCst);
-        !is_blocked && !self.tokens.0.is_full() && !self.is_closed()
+        self.is_open() && !self.tokens.0.is_full()
     }
 
     /// Says whether the mover waits for the successor. A connection that comes meanwhile is parked,
@@ -95,8 +94,9 @@ impl MoverQueue {
         self.is_closed.store(true, SeqCst);
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed.load(SeqCst)
+    /// Whether the mover takes connections off the queue.
+    pub(super) fn is_open(&self) -> bool {
+        !self.is_blocked.load(SeqCst) && !self.is_closed.load(SeqCst)
     }
 
     pub(super) fn take(&self) -> Option<Token> {

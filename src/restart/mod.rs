@@ -349,7 +349,7 @@ impl Restart {
     ///
     /// A connection stays, and drains as the other settings say, if its service does not pack
     /// sessions, or if it has a waker, an outbox or a timer, was upgraded or taken out of the server;
-    /// if the successor has no listener of the same name, no descriptor left, or as many connections
+    /// if the successor has no listener with the same address, no descriptor left, or as many connections
     /// as it may have; or if the drain time-out has passed before it was between two messages. All
     /// stay on systems other than Linux. Defaults to true.
     pub fn move_connections(self, moves: bool) -> Self {

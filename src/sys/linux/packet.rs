@@ -73,6 +73,9 @@ pub(crate) fn send_sockets(to: &Socket, message: &str, sockets: &[&Socket]) -> i
 /// How many descriptors this process may still get at most, if it may have those with lower numbers
 /// than `most`. The kernel gives each descriptor the lowest number that is free. `any` is a descriptor.
 fn descriptors_left(any: &Socket, most: u64) -> io::Result<usize> {
+    if most == 0 {
+        return Ok(0);
+    }
     let in_use = match fcntl_dupfd_cloexec(any, 0) {
         Ok(lowest) => number(&lowest),
         Err(Errno::MFILE) => u64::MAX,
