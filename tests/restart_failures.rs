@@ -161,7 +161,8 @@ fn a_successor_that_fails_costs_nothing_and_says_why() {
 
 #[test]
 fn a_successor_that_hangs_is_ended_in_time() {
-    let options = [("by-handle", ""), ("ready-timeout", "700")];
+    // A good one has to be ready within this time, also on a busy machine.
+    let options = [("by-handle", ""), ("ready-timeout", "3000")];
     let generations = Generations::start(&options);
     let first = generations.who();
     let before = settled(first.pid);
@@ -175,7 +176,7 @@ fn a_successor_that_hangs_is_ended_in_time() {
             outcome[1].contains("unix_wait_status(9)"),
             "{way}: {outcome:?}"
         );
-        assert!(start.elapsed() >= Duration::from_millis(700), "{way}");
+        assert!(start.elapsed() >= Duration::from_secs(3), "{way}");
         assert_eq!(generations.who(), first, "{way}");
         assert_eq!(generations.processes(), (vec![first.pid], 0), "{way}");
         eventually("as many descriptors and threads as before", || {
@@ -185,8 +186,7 @@ fn a_successor_that_hangs_is_ended_in_time() {
     }
     generations.mode("");
     signal_by_handle(&generations);
-    generations.until_generation(2);
-    signal(generations.who().pid, Signal::KILL);
+    signal(generations.until_generation(2).pid, Signal::KILL);
 }
 
 #[test]

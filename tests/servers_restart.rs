@@ -278,7 +278,7 @@ mod trials {
         let options = [
             ("lines", "127.0.0.1:0"),
             ("by-handle", ""),
-            ("ready-timeout", "2000"),
+            ("ready-timeout", "5000"),
         ];
         let mut generations = Generations::start(&options);
         let first = generations.who();

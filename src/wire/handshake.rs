@@ -26,12 +26,12 @@ pub(crate) enum HandshakeMessage {
         imports: bool,
     },
     /// Predecessor: start to accept. With a state, whose file goes with this message: import the
-    /// state, and accept after `Ack`.
+    /// state, and accept after `Proceed`.
     Cutover {
         #[serde(default)]
         has_state: bool,
     },
-    /// Successor: this process accepts, or will after `Ack`.
+    /// Successor: this process accepts, or will after `Proceed`.
     Accepting {
         /// The inherited descriptors that the successor took: positions in `LISTEN_FDS`.
         taken: Vec<u32>,
@@ -44,9 +44,13 @@ pub(crate) enum HandshakeMessage {
         #[serde(default)]
         drain_millis: Option<u64>,
     },
-    /// Successor: this process has taken over. Of the messages below, only `Abort` belongs to the
-    /// restart.
+    /// Successor: this process has taken over, or will after `Proceed`. Of the messages below, only
+    /// `Proceed` and `Abort` belong to the restart.
     Ack,
+    /// Predecessor: the `Ack` has come, so that this process calls no service any more. Only with an
+    /// exact state: without this message, a predecessor whose time is over could end a successor that
+    /// has answered clients already.
+    Proceed,
     /// Predecessor: the open connections of the server with these listeners come over the socket
     /// that goes with this message, as [`MoveMessage`](super::MoveMessage)s.
     Connections { listeners: Vec<ListenerId> },

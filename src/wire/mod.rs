@@ -55,6 +55,7 @@
 //! {"v":1,"type":"commit","paths":["/run/app.sock",[47,114,117,110,47,255]],
 //!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
+//! {"v":1,"type":"proceed"}
 //! {"v":1,"type":"connections","listeners":[{"name":"web","addr":{"tcp":"0.0.0.0:80"}}]}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}

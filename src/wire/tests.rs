@@ -216,7 +216,7 @@ fn the_examples_are_records() {
             is_open = false;
         }
     }
-    assert_eq!(examples.len(), 4 + 12 + 2 + 5 + 2 + 1 + 3);
+    assert_eq!(examples.len(), 4 + 13 + 2 + 5 + 2 + 1 + 3);
     let mut lines = examples.into_iter();
     let mut check = |written: fn(&str) -> String, count| {
         for line in lines.by_ref().take(count) {
@@ -232,7 +232,7 @@ fn the_examples_are_records() {
         format!("{before}4711      {behind}")
     }
     check(launch, 4);
-    check(again::<HandshakeMessage>, 12);
+    check(again::<HandshakeMessage>, 13);
     check(again::<MoveMessage>, 2);
     check(again::<HandoverFields>, 5);
     check(again::<BindAnswer>, 2);

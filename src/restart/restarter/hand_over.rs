@@ -100,7 +100,10 @@ impl Restarter {
         }
         match self.stage {
             // The request waits until this process serves alone.
-            ServerStage::Building | ServerStage::Waiting(_) | ServerStage::Accepting => {}
+            ServerStage::Building
+            | ServerStage::Waiting(_)
+            | ServerStage::Accepting
+            | ServerStage::Imported => {}
             ServerStage::Serving if self.successor.is_some() => self.announce_wait_for_aborted(),
             ServerStage::Serving => match self.restart_may_begin(Instant::now()) {
                 None => self.start_successor(),
@@ -262,7 +265,12 @@ impl Restarter {
             ) => {
                 self.abandon_successor(server, RestartError::new(RestartErrorKind::Ended, reason));
             }
-            (SuccessorStage::Accepting, HandshakeMessage::Ack) => self.finish_restart(server),
+            (SuccessorStage::Accepting, HandshakeMessage::Ack) => {
+                if self.exact_state.is_some() {
+                    successor.link.send(&HandshakeMessage::Proceed);
+                }
+                self.finish_restart(server);
+            }
             (
                 SuccessorStage::Serving,
                 HandshakeMessage::Restarted {
@@ -441,7 +449,7 @@ impl Restarter {
         let failure = RestartError::new(kind, why);
         match successor.stage {
             // Without connections, nothing is lost by its end. With an exact state, the successor has
-            // none before its Ack, and must not send one any more.
+            // none before `Proceed`.
             stage if self.exact_state.is_some() || !stage.may_accept() => {
                 let handoff = successor.handoff.take();
                 let status = wait_or_kill(&mut successor.process, Duration::ZERO);

@@ -296,6 +296,8 @@ enum ServerStage {
     Waiting(Sender<Result<(), String>>),
     /// The server accepts; the predecessor still counts as the serving process.
     Accepting,
+    /// The server has an exact state. It accepts when the predecessor has received the Ack.
+    Imported,
     Serving,
     /// The successor serves.
     Replaced,
@@ -540,7 +542,7 @@ impl Restarter {
             }
             ServerStage::Waiting(waiter) => reply(waiter, Ok(())),
             // The predecessor is not to wait for this process.
-            ServerStage::Accepting => {
+            ServerStage::Accepting | ServerStage::Imported => {
                 let reason = "the successor was stopped".to_owned();
                 self.tell_predecessor(&HandshakeMessage::Abort { reason });
             }
@@ -646,7 +648,7 @@ impl Restarter {
                 ServerStage::Stopping => true,
                 // systemd listens to the main process only, which is the successor now.
                 ServerStage::Replaced => self.lifeline.is_some(),
-                ServerStage::Waiting(_) | ServerStage::Accepting => false,
+                ServerStage::Waiting(_) | ServerStage::Accepting | ServerStage::Imported => false,
             }
     }
 

@@ -103,20 +103,23 @@ impl Restarter {
             self.stage = stage;
             return;
         };
-        let is_exact = state.is_some();
+        let stage = match state {
+            // The predecessor may go on until it has received the Ack.
+            Some(_) => ServerStage::Imported,
+            None => ServerStage::Accepting,
+        };
         if let Err(reason) = self.import_state(state) {
             let told = reason.clone();
             self.tell_predecessor(&HandshakeMessage::Abort { reason: told });
             return reply(&waiter, Err(reason));
         }
-        // With an exact state, the predecessor may go on until the Ack.
-        if !is_exact {
+        if matches!(stage, ServerStage::Accepting) {
             server.start_accepting();
         }
         let taken = self.taken.clone();
         self.tell_predecessor(&HandshakeMessage::Accepting { taken });
         reply(&waiter, Ok(()));
-        self.stage = ServerStage::Accepting;
+        self.stage = stage;
     }
 
     fn handle_predecessor_message(
@@ -127,7 +130,7 @@ impl Restarter {
         let stage = std::mem::replace(&mut self.stage, ServerStage::Stopping);
         self.stage = match (stage, message) {
             (
-                ServerStage::Accepting,
+                stage @ (ServerStage::Accepting | ServerStage::Imported),
                 HandshakeMessage::Commit {
                     paths,
                     drain_millis,
@@ -137,7 +140,12 @@ impl Restarter {
                 let paths: Vec<PathBuf> = paths.iter().map(path_of).collect();
                 self.take_over_files(&paths);
                 self.tell_predecessor(&HandshakeMessage::Ack);
-                // With an exact state, this process accepts from here on.
+                match stage {
+                    ServerStage::Imported => ServerStage::Imported,
+                    _ => ServerStage::Serving,
+                }
+            }
+            (ServerStage::Imported, HandshakeMessage::Proceed) => {
                 server.start_accepting();
                 ServerStage::Serving
             }
@@ -149,7 +157,10 @@ impl Restarter {
                 self.abort_reason = Some(reason);
                 ServerStage::Building
             }
-            (ServerStage::Accepting | ServerStage::Serving, HandshakeMessage::Abort { reason }) => {
+            (
+                ServerStage::Accepting | ServerStage::Imported | ServerStage::Serving,
+                HandshakeMessage::Abort { reason },
+            ) => {
                 log::error!("the predecessor goes on serving: {reason}");
                 for listener in self.listeners.iter().filter_map(Weak::upgrade) {
                     listener.set_removes_file(false);
@@ -211,7 +222,7 @@ impl Restarter {
                 let result = self.start_serving(server);
                 reply(&waiter, result);
             }
-            ServerStage::Accepting => {
+            ServerStage::Accepting | ServerStage::Imported => {
                 log::warn!("the predecessor has died; serving in its place");
                 self.take_over_files(&[]);
                 server.start_accepting();
