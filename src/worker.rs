@@ -552,10 +552,10 @@ impl<'a, S: Service> Workers<'a, S> {
         if !self.ensure_state(worker) {
             return Disposition::Requeue;
         }
-        let (consumed, written) = (conn.consumed(), conn.written());
+        let consumed = conn.consumed();
         let next = self.call(occupant, worker, token);
         if matches!(next, Ok(Next::More)) {
-            occupant.conn.note_part(consumed, written);
+            occupant.conn.note_part(consumed);
         }
         match next {
             // The service has taken one part of a message, and the next part may have arrived.

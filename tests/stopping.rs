@@ -140,10 +140,21 @@ fn stop_under_load(workers: usize, client: impl Fn(SocketAddr, &Load) -> usize +
 
 #[test]
 fn a_client_that_never_pauses_does_not_hold_up_the_drain() {
+    // Answers all that has come, and says that the next request has begun.
+    let echo_all = |conn: &mut Connection| {
+        while let Some(line) = conn.take_line(1024)? {
+            writeln!(conn, "{line}")?;
+        }
+        Ok(Next::More)
+    };
     // The socket always has a next request, or the beginning of one.
-    for workers in [1, 4] {
+    for (workers, answers_all) in [(1, false), (4, false), (2, true)] {
+        let service = move |conn: &mut Connection| match answers_all {
+            true => echo_all(conn),
+            false => echo_line(conn),
+        };
         // What had come before is answered, and that is as much as may be buffered.
-        let server = builder(workers).input_limit(64 * 1024).build(echo_line);
+        let server = builder(workers).input_limit(64 * 1024).build(service);
         let handle = server.unwrap().start().unwrap();
         let addr = addr_of(&handle);
         let (warm, warmed) = bounded(4);

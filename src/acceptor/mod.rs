@@ -226,7 +226,7 @@ impl<S> Acceptor<'_, S> {
             let mut allowance = FinalAllowance::new(queued);
             while !allowance.is_used_up() && !self.gate.is(CLOSED) {
                 // Before the attempt: the end of the last connection makes room.
-                let is_empty = self.lots.drain.in_progress() == 0;
+                let is_empty = self.lots.drain.open_connections() == 0;
                 if self.lots.has_room_for_batch() {
                     let began_at = Instant::now();
                     match self.accept_one(index) {

@@ -96,9 +96,18 @@ impl Connection {
         Ok(self.try_fill()? != Filled::Nothing)
     }
 
+    /// Whether the present call has written something, as far as can be told. Only in a drain.
+    pub(super) fn has_written_in_call(&mut self) -> bool {
+        let is_reclaimed = self.reclaim_output().is_ok();
+        match self.answer_mark {
+            Some(mark) if is_reclaimed => self.written() > mark.written,
+            _ => true,
+        }
+    }
+
     /// The count of bytes that were written, sent or not. The output must be
     /// [reclaimed](Self::reclaim_output).
-    pub(crate) fn written(&self) -> u64 {
+    fn written(&self) -> u64 {
         self.bytes_out + self.output.len() as u64
     }
 }

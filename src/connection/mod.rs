@@ -644,11 +644,12 @@ impl Connection {
         self.extend_drain_limit(count);
     }
 
-    /// Notes that a call of the service has consumed a part of a message, and has not answered: what it
-    /// has consumed since `consumed` does not count towards the limit of a drain.
+    /// Notes that a call of the service has returned `More`. If the call has not answered, what it has
+    /// consumed since `consumed` is a part of a message, and does not count towards the limit of a
+    /// drain.
     #[inline]
-    pub(crate) fn note_part(&mut self, consumed: u64, written: u64) {
-        if self.drain_limit.is_some() && self.written() == written {
+    pub(crate) fn note_part(&mut self, consumed: u64) {
+        if self.drain_limit.is_some() && !self.has_written_in_call() {
             self.extend_drain_limit((self.consumed() - consumed) as usize);
         }
     }

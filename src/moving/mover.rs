@@ -353,7 +353,11 @@ impl<'a, S: Service> Mover<'a, S> {
         self.keep_unsent();
         let deadline = Deadline::after(Instant::now(), ANSWER_TIMEOUT);
         while !self.credit.is_empty() {
-            if self.receive_answers().is_err() {
+            let received = self.receive_answers();
+            if let Err(error) = received {
+                if error.kind() != io::ErrorKind::UnexpectedEof {
+                    return self.leave_in_flight();
+                }
                 let left = self.credit.take_all();
                 left.into_iter().for_each(|moving| moving.turn.stay());
                 return;

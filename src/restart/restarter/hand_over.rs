@@ -13,7 +13,7 @@
 //!
 //! A stop of this process aborts the restart up to the stage `Ready`.
 //!
-//! With an exact state, the successor accepts only after `Ack`. Between `Ready` and `Cutover` is the
+//! With an exact state, the successor accepts only after `Proceed`. Between `Ready` and `Cutover` is the
 //! pause, whose limit is one more deadline for the stages `Ready` and `Accepting`, and a successor that
 //! is late in them is killed ([`pause`](super::pause)).
 

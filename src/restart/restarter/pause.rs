@@ -8,10 +8,11 @@
 //! export                                             ─►   Cutover, with the state: import
 //!                                                    ◄─   Accepting
 //! Commit                                             ─►   take over the files
-//! finish: no service is called here any more         ◄─   Ack, and only then accept
+//!                                                    ◄─   Ack
+//! Proceed: no service is called here any more        ─►   accept
 //! ```
 //!
-//! Until the `Ack`, no service is called in the successor, so a restart that fails loses no change
+//! Until `Proceed`, no service is called in the successor, so a restart that fails loses no change
 //! there: the successor is killed, and the predecessor calls services again. All of it takes the
 //! limit of the pause at most:
 //!

@@ -80,12 +80,19 @@ impl Restarter {
         while let Some(incoming) = self.predecessor.as_ref().and_then(Link::receive) {
             match incoming {
                 Incoming::Message(HandshakeMessage::Connections { listeners }, channel) => {
+                    self.proceed(server);
                     self.adopt_connections(server, &listeners, channel);
                 }
                 Incoming::Message(HandshakeMessage::Cutover { has_state }, file) => {
                     self.cut_over(server, has_state.then_some(file));
                 }
-                Incoming::Message(message, _) => self.handle_predecessor_message(server, message),
+                Incoming::Message(HandshakeMessage::Proceed, _) => self.proceed(server),
+                Incoming::Message(message, _) => {
+                    if matches!(message, HandshakeMessage::Drained { .. }) {
+                        self.proceed(server);
+                    }
+                    self.handle_predecessor_message(server, message);
+                }
                 Incoming::End => {
                     self.predecessor = None;
                     self.handle_predecessor_end(server);
@@ -122,6 +129,14 @@ impl Restarter {
         self.stage = stage;
     }
 
+    /// The predecessor has received the Ack, as all that it sends afterwards shows.
+    fn proceed(&mut self, server: &dyn RestartableServer) {
+        if matches!(self.stage, ServerStage::Imported) {
+            server.start_accepting();
+            self.stage = ServerStage::Serving;
+        }
+    }
+
     fn handle_predecessor_message(
         &mut self,
         server: &dyn RestartableServer,
@@ -144,10 +159,6 @@ impl Restarter {
                     ServerStage::Imported => ServerStage::Imported,
                     _ => ServerStage::Serving,
                 }
-            }
-            (ServerStage::Imported, HandshakeMessage::Proceed) => {
-                server.start_accepting();
-                ServerStage::Serving
             }
             (ServerStage::Waiting(waiter), HandshakeMessage::Abort { reason }) => {
                 reply(&waiter, Err(reason));
