@@ -228,7 +228,7 @@ fn a_service_that_does_not_pack_its_sessions_drains() {
 
 #[test]
 fn refused_connections_drain() {
-    for mode in ["refuse sessions", "descriptors 8"] {
+    for mode in ["refuse sessions", "descriptors 20"] {
         let generations = Generations::start(&[("counted", "127.0.0.1:0"), ("grace", "1000")]);
         let first = generations.who().pid;
         let mut clients: Vec<Lines> = (0..40).map(|_| Lines::connect(&generations)).collect();
