@@ -189,18 +189,12 @@ fn a_client_that_never_pauses_does_not_hold_up_the_drain() {
 
 #[test]
 fn what_waits_for_a_worker_is_served() {
-    // With the poller of other systems, a connection for which the full queue has no room at a stop waits until the
-    // deadline. That is a fault; there, the queue has room.
-    let parked = match cfg!(all(target_os = "linux", not(handover_one_waiter))) {
-        true => 400,
-        false => 16,
-    };
     // One worker that is busy, a queue of one, and a request of each connection, of parked ones and of new ones: more
     // than the queue takes in any case.
     let (service, gate) = held_service();
     let handle = builder(1).queue(1).build(service).unwrap().start().unwrap();
     let addr = addr_of(&handle);
-    let mut clients: Vec<Client> = (0..parked).map(|_| Client::new(addr)).collect();
+    let mut clients: Vec<Client> = (0..400).map(|_| Client::new(addr)).collect();
     for client in &mut clients {
         client.send("first\n");
         assert_eq!(client.line(), "first\n");
@@ -213,8 +207,11 @@ fn what_waits_for_a_worker_is_served() {
         client.send("second\n");
     }
     handle.stop(LONG);
-    // The stop has looked at the idle ones by then, most likely.
-    until_refused(addr);
+    // The stop has looked at the idle ones by then, most likely. Where the length of the kernel's queue is unknown, the
+    // listener accepts until there is room, which there is not before the gate is open.
+    if cfg!(all(target_os = "linux", not(handover_one_waiter))) {
+        until_refused(addr);
+    }
     gate.open();
     for client in &mut clients {
         assert_eq!(client.line(), "second\n");
@@ -224,7 +221,7 @@ fn what_waits_for_a_worker_is_served() {
     let report = handle.join();
     assert!(report.is_clean(), "{report}");
     // Attempts to be refused that came before the acceptor had begun to stop were accepted as well.
-    assert!(report.finished >= parked + 17, "{report}");
+    assert!(report.finished >= 417, "{report}");
 }
 
 #[test]
