@@ -78,11 +78,9 @@ impl<'a, S: Service> Adopter<'a, S> {
         self.end.clone()
     }
 
-    /// Until the predecessor closes the channel, or this server stops. The drop of the channel tells
-    /// the predecessor that this process takes no more.
-    ///
-    /// Also until the channel is asked for, see [`EndRequest::ask_for_channel`]. Only then it is
-    /// returned.
+    /// Adopts connections until the predecessor closes the channel, this server stops, or the channel
+    /// is [asked for](EndRequest::ask_for_channel). Returns the channel if it is asked for. Otherwise
+    /// its drop tells the predecessor that this process takes no more.
     pub(crate) fn run(self) -> Option<Socket> {
         let is_left = self.adopt_batches();
         // A poller would report the channel as long as any process has it.

@@ -152,7 +152,11 @@ impl<'a, S: Service> Mover<'a, S> {
 
     // ---- what comes in ----
 
-    /// Handles the answers that have come. An error: the successor has closed the channel.
+    /// Handles the answers that have come.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the successor has closed the channel; errors of receiving.
     fn receive_answers(&mut self) -> io::Result<()> {
         loop {
             match sys::message::receive_sockets(&self.channel, &mut self.buffer, 0) {
@@ -353,14 +357,13 @@ impl<'a, S: Service> Mover<'a, S> {
         self.keep_unsent();
         let deadline = Deadline::after(Instant::now(), ANSWER_TIMEOUT);
         while !self.credit.is_empty() {
-            let received = self.receive_answers();
-            if let Err(error) = received {
-                if error.kind() != io::ErrorKind::UnexpectedEof {
-                    return self.leave_in_flight();
+            match self.receive_answers() {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    let left = self.credit.take_all();
+                    return left.into_iter().for_each(|moving| moving.turn.stay());
                 }
-                let left = self.credit.take_all();
-                left.into_iter().for_each(|moving| moving.turn.stay());
-                return;
+                Err(_) => return self.leave_in_flight(),
             }
             let now = Instant::now();
             if self.credit.is_empty() {

@@ -193,8 +193,8 @@ impl<S> Turn<'_, S> {
         if is_pushed && queue.is_open() {
             return Ok(());
         }
-        // The queue is full, blocked or closed by now. The mover may have taken the connection all the same,
-        // or a stop may have closed it.
+        // The queue is full, blocked or closed by now. The mover may have taken the connection all
+        // the same, or a stop may have closed it.
         if let Some(turn) = lot.claim_queued(token, self.counters) {
             turn.go_on();
         }

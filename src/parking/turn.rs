@@ -181,12 +181,9 @@ impl<S> Turn<'_, S> {
     pub(super) fn bring_to_worker(mut self) {
         while !self.lot.has_room_for_batch() {
             // As `close_idle` does, which may have come before, or has just read a message.
-            let is_idle = self.is_between_messages() && !self.needs_drain_call();
-            if is_idle
-                && !self.has_unread_input()
-                && self.is_ended_by_drain()
-                && !self.read_new_input()
-            {
+            let has_message = self.has_unread_input() || self.needs_drain_call();
+            let may_close = self.is_between_messages() && !has_message && self.is_ended_by_drain();
+            if may_close && !self.read_new_input() {
                 return self.close_with_goodbye();
             }
             if let Some(occupant) = self.occupant() {

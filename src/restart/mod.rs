@@ -344,14 +344,14 @@ impl Restart {
     /// both have this set. A connection moves when it is between two messages: its client notices
     /// nothing, and the new process answers its next message. Input that has arrived moves with it,
     /// and so do its time-outs, the settings of the [`Connection`](crate::Connection), and its
-    /// session, if the service [packs](crate::Service::packs_sessions) it. Connections of handlers of
-    /// HTTP, and of functions without a session or with the session `()`, move without more.
+    /// session, if the service [packs](crate::Service::packs_sessions) it. Handlers of HTTP, and
+    /// functions without a session or with the session `()`, need no code for this.
     ///
     /// A connection stays, and drains as the other settings say, if its service does not pack
     /// sessions, or if it has a waker, an outbox or a timer, was upgraded or taken out of the server;
-    /// if the successor has no listener with the same address, no descriptor left, or as many connections
-    /// as it may have; or if the drain time-out has passed before it was between two messages. All
-    /// stay on systems other than Linux. Defaults to true.
+    /// if the successor has no listener with the same address, no descriptor left, or as many
+    /// connections as it may have; or if the drain time-out has passed before it was between two
+    /// messages. All stay on systems other than Linux. Defaults to true.
     pub fn move_connections(self, moves: bool) -> Self {
         self.set(|parts| parts.moves_connections = moves)
     }

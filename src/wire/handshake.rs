@@ -47,9 +47,9 @@ pub(crate) enum HandshakeMessage {
     /// Successor: this process has taken over, or will after `Proceed`. Of the messages below, only
     /// `Proceed` and `Abort` belong to the restart.
     Ack,
-    /// Predecessor: the `Ack` has come, so that this process calls no service any more. Only with an
-    /// exact state: without this message, a predecessor whose time is over could end a successor that
-    /// has answered clients already.
+    /// Predecessor, only with an exact state: the `Ack` has come, and this process calls no service any
+    /// more. Until this message, a predecessor whose time is over ends the successor, which therefore
+    /// must not have answered any client.
     Proceed,
     /// Predecessor: the open connections of the server with these listeners come over the socket
     /// that goes with this message, as [`MoveMessage`](super::MoveMessage)s.

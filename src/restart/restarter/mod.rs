@@ -14,6 +14,9 @@
 //!            no predecessor, or it died
 //! ```
 //!
+//! With an exact state, `Imported` takes the place of `Accepting`, and `Proceed` leads from it to
+//! `Serving`.
+//!
 //! A stop leads from each of them but `Replaced` to `Stopping`.
 //!
 //! [`rounds`] has what happens to a restart that is requested while another one runs, and
