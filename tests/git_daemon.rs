@@ -14,6 +14,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+#[path = "support/listening.rs"]
+mod listening;
+
+use listening::until_refused;
+
 const LONG: Duration = Duration::from_secs(120);
 
 /// How much of a clone is let through before the test goes on with it in flight.
@@ -627,18 +632,6 @@ fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn until_refused(addr: SocketAddr) {
-    let until = Instant::now() + LONG;
-    while Instant::now() < until {
-        match TcpStream::connect(addr) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return,
-            // Not too often: each attempt is a connection that takes a place in the queue.
-            _ => thread::park_timeout(Duration::from_millis(1)),
-        }
-    }
-    panic!("{addr} still accepts");
 }
 
 // ---- git ----

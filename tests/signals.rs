@@ -2,18 +2,20 @@
 #![cfg(all(unix, feature = "signals"))] // signals
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use handover::{Connection, Next};
+use listening::until_refused;
 use rustix::process::{Pid, Signal, kill_process};
-use server_process::{Client, LONG, ServerProcess, builder, say, serve_with};
+use server_process::{Client, ServerProcess, builder, say, serve_with};
 use signal_hook::consts;
 
+#[path = "support/listening.rs"]
+mod listening;
 #[path = "support/server_process.rs"]
 mod server_process;
 
@@ -332,16 +334,4 @@ fn start(role: &str) -> ServerProcess {
 fn send(server: &ServerProcess, signal: Signal) {
     let pid = i32::try_from(server.pid).ok().and_then(Pid::from_raw);
     kill_process(pid.unwrap(), signal).unwrap();
-}
-
-fn until_refused(addr: SocketAddr) {
-    let until = Instant::now() + LONG;
-    while Instant::now() < until {
-        match TcpStream::connect(addr) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return,
-            // Not too often: each attempt is a connection that takes a place in the queue.
-            _ => thread::park_timeout(Duration::from_millis(1)),
-        }
-    }
-    panic!("{addr} still accepts");
 }
