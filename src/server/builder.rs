@@ -413,8 +413,9 @@ impl Builder {
     /// | `Global\shop.4711.restart` | SIGHUP: restart; drain without [`restart`](Self::restart) |
     /// | `Global\shop.4711.user1` | SIGUSR1: call [`on_user_signal`](Self::on_user_signal) |
     ///
-    /// Only the user of the process, administrators and the system may set them. If the process has
-    /// administrator rights, only programs with such rights may. In PowerShell:
+    /// Only the user of the process, administrators and the system may set them. If the process has a
+    /// higher integrity level than medium, as a service or a program with administrator rights has,
+    /// only programs with such a level may. In PowerShell:
     ///
     /// ```text
     /// [System.Threading.EventWaitHandle]::OpenExisting('Global\shop.4711.stop').Set()

@@ -176,7 +176,7 @@ pub fn supervise() -> Result<Restart, StartError> {
 ///
 /// | elsewhere | on Windows |
 /// |---|---|
-/// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only |
+/// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only; programs of integrity level medium cannot if the supervisor has a higher one |
 /// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens the pipe, and writes all lines of a notification in one call |
 /// | listeners by number (sd_listen_fds(3)) | in a table that servers of this crate read: other programs get none |
 /// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program to which Ctrl-Break cannot be sent alone, as in a service or without [`process_groups`], is killed, at the stop time-out if the console has asked it to end |
@@ -318,6 +318,9 @@ impl Supervisor {
         }
         let signals = SignalFd::open(self.0.parsed_event_prefix().as_ref())?;
         logger::install(self.0.log_format, self.0.log_to_file);
+        if let Some(names) = signals.event_names() {
+            log::info!("the names of the event objects begin with {names}");
+        }
         let run = match launch {
             Some(Launch::Resume { snapshot }) => resume(self.0, program, signals, snapshot),
             // A supervisor that runs another program may be supervised itself.

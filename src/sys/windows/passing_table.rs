@@ -351,8 +351,8 @@ pub(super) fn own_passed(handle: u64) -> OwnedHandle {
 /// A record holds the number of the socket's handle. So a forged record could make this process close
 /// a handle that it uses. Records come from the parent of this process, and from processes that may
 /// write to the pipes of this crate (see [`security`](super::security)): those of the same user or of
-/// administrators, and only those with administrator rights if this process has them. The system lets
-/// all of these close handles of this process directly (DuplicateHandle).
+/// administrators, and only those with a high integrity level if that of this process is above medium.
+/// The system lets all of these close handles of this process directly (DuplicateHandle).
 #[allow(unsafe_code)]
 pub(super) fn socket_of(record: &[u8; INFO_SIZE]) -> io::Result<OwnedSocket> {
     // The first use of the standard library's sockets starts Winsock.

@@ -2,9 +2,9 @@
 //!
 //! Two rules of the system apply. The access rules of the object name users. And a process may not
 //! write to an object with a higher integrity level than its own, whoever its user is: so a program
-//! that was started with administrator rights is out of reach of its user's other programs. An object
-//! without a level counts as one of level medium, so that a process of a higher level has to give the
-//! objects that it makes a level.
+//! that was started with administrator rights, or a service, is out of reach of its user's other
+//! programs. An object without a level counts as one of level medium, so that a process of a higher
+//! level has to give the objects that it makes a level.
 
 use std::io;
 use std::ptr;
@@ -29,7 +29,7 @@ const MEDIUM: u32 = 0x2000;
 const HIGH: u32 = 0x3000;
 
 /// A security descriptor that lets in the user of this process, administrators and the system. If this
-/// process has administrator rights, it lets in only programs with such rights.
+/// process has a higher level than medium, only programs with such a level may write.
 #[derive(Debug)]
 pub(in crate::sys) struct OwnersOnly(PSECURITY_DESCRIPTOR);
 

@@ -12,7 +12,7 @@ use crate::sys::{EventPrefix, Signal, signal};
 /// bounded.
 static RECEIVED: Mutex<VecDeque<Signal>> = Mutex::new(VecDeque::new());
 
-/// See above.
+/// The end at which the supervisor reads them.
 #[derive(Debug)]
 pub(crate) struct SignalFd {
     event_names: String,
