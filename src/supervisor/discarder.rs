@@ -41,7 +41,7 @@ const LITTLE_PATIENCE: usize = 50;
 /// How often to look whether a thread has come back, or can be started.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// See above.
+/// Drops notifications on a thread, since the kernel may make whoever drops their descriptors wait.
 #[derive(Debug, Default)]
 pub(super) struct Discarder {
     /// Each thread has a copy.

@@ -21,7 +21,7 @@ const MAX_OF_USER: usize = 100;
 /// The most users that are told apart. Further ones count as one.
 const MAX_USERS: usize = 64;
 
-/// See above.
+/// The processes that have sent notifications and are not of the service.
 #[derive(Debug, Default)]
 pub(super) struct ForeignSenders {
     /// The processes that were found in this window, by their users.

@@ -802,7 +802,7 @@ fn an_exit_code_counts_also_behind_a_stop() {
 
 fn a_bad_version_costs_nothing_and_says_why() {
     check_bad_versions("").end();
-    // The last lines reach the client as well as the file, which a thread of its own writes.
+    // The last lines reach the client as well as the file. The log writer, another process, writes it.
     let supervised = check_bad_versions("stderr=1");
     let file = supervised.generations.dir.path().join("errors");
     eventually("the file has the lines of the successor", || {

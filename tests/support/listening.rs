@@ -1,11 +1,12 @@
-//! Waits until a server listens no more, and takes no place in its queue for that.
+//! Waits until nobody listens at an address. On Linux, the wait makes no connection that a server would have to accept.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// Bounds a test that would hang otherwise.
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) fn until_refused(addr: SocketAddr) {
     let until = Instant::now() + LIMIT;

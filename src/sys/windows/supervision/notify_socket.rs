@@ -36,7 +36,7 @@ const MAX_READING: usize = 64;
 /// The most notifications that wait for the supervisor. Senders of more try again later.
 const MAX_QUEUED: usize = 256;
 
-/// The end at which the supervisor reads them.
+/// The pipe of a supervisor, for the notifications of its processes.
 #[derive(Debug)]
 pub(crate) struct NotifySocket(Arc<Shared>);
 

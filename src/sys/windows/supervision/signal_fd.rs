@@ -12,7 +12,7 @@ use crate::sys::{EventPrefix, Signal, signal};
 /// bounded.
 static RECEIVED: Mutex<VecDeque<Signal>> = Mutex::new(VecDeque::new());
 
-/// The end at which the supervisor reads them.
+/// Reads the signals that have come, and knows the names of the event objects.
 #[derive(Debug)]
 pub(crate) struct SignalFd {
     event_names: String,
