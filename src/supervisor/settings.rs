@@ -426,8 +426,8 @@ impl Supervisor {
     /// The prefix of the names of the event objects by which other processes control the supervisor
     /// on Windows: `Local\` or `Global\` and a name, or a name alone, which gets `Local\`. With
     /// `Global\shop`, the stop event of supervisor 4711 is `Global\shop.4711.stop`; the others are
-    /// `stop-now`, `restart` and `user1`. `handover status` shows how the names begin. What is said
-    /// of names that others can take at `Builder::event_prefix` applies here too. Has no effect on
+    /// `stop-now`, `restart` and `user1`. `handover status` shows how the names begin. `Builder::event_prefix`
+    /// says who can take a name before the supervisor does. Has no effect on
     /// other systems. Defaults to `Local\` and the name of the supervisor's program file without its
     /// extension.
     ///

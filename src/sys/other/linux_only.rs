@@ -1,6 +1,6 @@
-//! What a supervisor can do only on Linux, in other systems: programs of other users, signals to
-//! process groups, files for the output of programs. A function that must do such a thing fails, and a
-//! query has the answer of a system without it.
+//! Systems other than Linux: what a supervisor can do only on Linux, which is to run programs as
+//! other users, to send signals to process groups, and to write the output of programs to files. A
+//! function that must do such a thing fails, and a query has the answer of a system without it.
 
 use std::fs::File;
 use std::io;

@@ -105,7 +105,7 @@ unsafe extern "system" fn handle(event: u32) -> BOOL {
     };
     let action = action(event, handler.takes_ctrl_c, handler.is_service_session);
     if matches!(action, Action::Deliver(_) | Action::DeliverAndWait(_)) {
-        // First: what the signal has others do depends on it.
+        // Before the delivery, since what follows from the signal depends on it.
         HAS_DELIVERED.store(true, SeqCst);
     }
     let is_handled = match action {

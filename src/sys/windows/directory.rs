@@ -14,9 +14,9 @@ use windows_sys::Win32::Foundation::ERROR_SHARING_VIOLATION;
 use windows_sys::Win32::Storage::FileSystem::{
     DELETE, FILE_DISPOSITION_FLAG_DELETE, FILE_DISPOSITION_FLAG_POSIX_SEMANTICS,
     FILE_DISPOSITION_INFO, FILE_DISPOSITION_INFO_EX, FILE_FLAG_BACKUP_SEMANTICS,
-    FILE_FLAG_OPEN_REPARSE_POINT, FILE_INFO_BY_HANDLE_CLASS, FILE_READ_ATTRIBUTES, FILE_SHARE_READ,
-    FILE_SHARE_WRITE, FILE_TRAVERSE, FileDispositionInfo, FileDispositionInfoEx,
-    SetFileInformationByHandle,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_INFO_BY_HANDLE_CLASS, FILE_LIST_DIRECTORY,
+    FILE_READ_ATTRIBUTES, FILE_SHARE_READ, FILE_SHARE_WRITE, FILE_TRAVERSE, FileDispositionInfo,
+    FileDispositionInfoEx, SetFileInformationByHandle,
 };
 
 use super::handle::{check, file_id};
@@ -76,10 +76,16 @@ impl DirectoryEntry {
         // Links on the way are followed here, and not again.
         let directory = fs::canonicalize(parent_of(path))?;
         // Only a handle with a right to read, write, traverse or delete keeps others from a rename or
-        // a removal. Users who may not list a directory have the right to traverse it.
-        let mut options = options(FILE_TRAVERSE | FILE_READ_ATTRIBUTES);
-        options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
-        let held = open_when_shared(&options, &directory)?;
+        // a removal. Users may have the right to traverse a directory, or only that to list it.
+        let hold = |right| {
+            let mut options = options(right | FILE_READ_ATTRIBUTES);
+            options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
+            open_when_shared(&options, &directory)
+        };
+        let held = hold(FILE_TRAVERSE).or_else(|error| match error.kind() {
+            ErrorKind::PermissionDenied => hold(FILE_LIST_DIRECTORY),
+            _ => Err(error),
+        })?;
         match held.metadata()?.is_dir() {
             true => Ok(Self {
                 directory,

@@ -1,10 +1,11 @@
 //! Windows: who may open a named object.
 //!
 //! Two rules of the system apply. The access rules of the object name users. And a process may not
-//! write to an object with a higher integrity level than its own, whoever its user is: so a program
-//! that was started with administrator rights, or a service, is out of reach of its user's other
-//! programs. An object without a level counts as one of level medium, so that a process of a higher
-//! level has to give the objects that it makes a level.
+//! read, write or execute an object with a higher integrity level than its own, as far as the label
+//! of the object says so, whoever its user is: so a program that was started with administrator
+//! rights, or a service, is out of reach of its user's other programs. An object without a level
+//! counts as one of level medium, so that a process of a higher level has to give the objects that it
+//! makes a level.
 
 use std::io;
 use std::ptr;
@@ -29,7 +30,7 @@ const MEDIUM: u32 = 0x2000;
 const HIGH: u32 = 0x3000;
 
 /// A security descriptor that lets in the user of this process, administrators and the system. If this
-/// process has a higher level than medium, only programs with such a level may write.
+/// process has a higher level than medium, only programs with such a level may open the object.
 #[derive(Debug)]
 pub(in crate::sys) struct OwnersOnly(PSECURITY_DESCRIPTOR);
 
@@ -82,7 +83,8 @@ impl Drop for OwnersOnly {
 }
 
 /// The security descriptor as text (Security Descriptor String Format). The label keeps processes of
-/// a lower level from writing.
+/// a lower level from writing, from reading, and from waiting for an event object, which would reset
+/// it (NW, NR, NX).
 fn descriptor_text(access: u32, user: &str, level: u32) -> String {
     const SYSTEM: &str = "S-1-5-18";
     const ADMINISTRATORS: &str = "S-1-5-32-544";
@@ -91,7 +93,7 @@ fn descriptor_text(access: u32, user: &str, level: u32) -> String {
         sids.push(user);
     }
     let entries = sids.iter().map(|sid| format!("(A;;{access:#x};;;{sid})"));
-    let label = (level > MEDIUM).then(|| format!("S:(ML;;NW;;;S-1-16-{})", level.min(HIGH)));
+    let label = (level > MEDIUM).then(|| format!("S:(ML;;NWNRNX;;;S-1-16-{})", level.min(HIGH)));
     let label = label.unwrap_or_default();
     format!("D:P{}{label}", entries.collect::<String>())
 }
@@ -174,12 +176,12 @@ mod tests {
             (
                 "S-1-5-18",
                 0x4000,
-                format!("{OWNERS}S:(ML;;NW;;;S-1-16-12288)"),
+                format!("{OWNERS}S:(ML;;NWNRNX;;;S-1-16-12288)"),
             ),
             (
                 "S-1-5-21-7",
                 0x3000,
-                format!("{OWNERS}(A;;0x3;;;S-1-5-21-7)S:(ML;;NW;;;S-1-16-12288)"),
+                format!("{OWNERS}(A;;0x3;;;S-1-5-21-7)S:(ML;;NWNRNX;;;S-1-16-12288)"),
             ),
             (
                 "S-1-5-21-7",

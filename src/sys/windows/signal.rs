@@ -74,16 +74,15 @@ fn watch(
     let own = NamedEvents::create(&prefix)?;
     let manager = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
     let of_supervisor = supervised_events::prefix_of(&manager);
-    let of_supervisor = of_supervisor.map(|prefix| NamedEvents::create(&prefix));
+    let of_supervisor = of_supervisor
+        .map(|prefix| NamedEvents::create(&prefix))
+        .transpose()?;
     let takes_ctrl_c = ctrl_c.is_none();
     // Before the handler of this module: the last one that is installed is called first.
     ctrl_c.map_or(Ok(()), |install| install())?;
     console::watch(takes_ctrl_c, deliver.clone())?;
     let _ = DELIVER.set(Box::new(deliver.clone()));
-    for events in [Some(own), of_supervisor.transpose()?]
-        .into_iter()
-        .flatten()
-    {
+    for events in [Some(own), of_supervisor].into_iter().flatten() {
         let deliver = deliver.clone();
         thread::Builder::new()
             .name("handover-signal".to_owned())

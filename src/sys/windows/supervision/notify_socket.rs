@@ -214,7 +214,8 @@ impl IsReady for Shared {
 impl Target for Instance {
     fn complete(&self, done: Done) {
         let Some(shared) = self.shared.upgrade() else {
-            if let (OperationKind::Read, Outcome::Done(_)) = (done.kind, done.outcome) {
+            let has_bytes = matches!(done.outcome, Outcome::Done(_) | Outcome::TooLong);
+            if done.kind == OperationKind::Read && has_bytes {
                 socket_message::discard(&done.bytes);
             }
             return;
@@ -297,6 +298,7 @@ mod tests {
     use super::*;
     use crate::sys::Interest;
     use crate::sys::message::{AnswerChannel, ManagerConnection};
+    use crate::sys::unix::pipe::PipeClient;
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -416,6 +418,36 @@ mod tests {
             assert!(port::wait(Some(LIMIT)).unwrap());
             TcpListener::bind(addr).unwrap();
             drop(socket);
+        }
+    }
+
+    #[test]
+    fn the_sockets_of_a_notification_that_is_too_long_are_closed() {
+        let _alone = port::ONE_AT_A_TIME.lock();
+        for is_received in [true, false] {
+            let socket = NotifySocket::bind().unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let addr = listener.local_addr().unwrap();
+            let listener = crate::sys::descriptor::from_socket(listener.into()).unwrap();
+            let client = PipeClient::open(socket.name(), PipeKind::Messages).unwrap();
+            // The supervisor reads.
+            socket.peek().unwrap();
+            let mut message =
+                socket_message::make_message("text", &[&listener], std::process::id()).unwrap();
+            drop(listener);
+            message.resize(MAX_MESSAGE + 1, 0);
+            client.write(&message, Some(LIMIT)).unwrap();
+            let received = is_received.then(|| {
+                assert!(port::wait(Some(LIMIT)).unwrap());
+                let datagram = socket.peek().unwrap().unwrap();
+                (datagram.text, datagram.has_descriptors)
+            });
+            drop(socket);
+            if received.is_none() {
+                assert!(port::wait(Some(LIMIT)).unwrap());
+            }
+            assert!(received.is_none_or(|received| received == (String::new(), false)));
+            TcpListener::bind(addr).unwrap();
         }
     }
 

@@ -67,7 +67,7 @@ impl ProcessWatch {
             Signal::Terminate | Signal::Quit => {
                 return match supervised_events::send(self.pid, signal) {
                     // A program of another kind, or one that has just begun.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => self.interrupt(),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => self.interrupt(signal),
                     sent => sent,
                 };
             }
@@ -77,24 +77,21 @@ impl ProcessWatch {
     }
 
     /// Asks a child to end that has no event object.
-    fn interrupt(&self) -> io::Result<()> {
+    fn interrupt(&self, signal: Signal) -> io::Result<()> {
         if !is_child(self.pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let has_group = leads_group(self.pid);
-        match way_to_interrupt(
-            has_group,
-            has_own_console(self.pid),
-            console::has_delivered(),
-        ) {
-            // SAFETY: the call takes numbers. The child leads the group with its id.
-            Way::CtrlBreak => match unsafe { GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, self.pid) }
-            {
-                0 => self.terminate(KILLED),
-                _ => Ok(()),
-            },
-            Way::Asked => Ok(()),
-            Way::Kill => self.terminate(KILLED),
+        let (has_group, has_console) = (leads_group(self.pid), has_own_console(self.pid));
+        match interruption(signal, has_group, has_console, console::has_delivered()) {
+            Interruption::CtrlBreak => {
+                // SAFETY: the call takes numbers. The child leads the group with its id.
+                match unsafe { GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, self.pid) } {
+                    0 => self.terminate(KILLED),
+                    _ => Ok(()),
+                }
+            }
+            Interruption::AlreadySent => Ok(()),
+            Interruption::Kill => self.terminate(KILLED),
         }
     }
 
@@ -152,21 +149,29 @@ impl ProcessWatch {
 
 /// How a child is asked to end that has no event object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Interruption {
     /// By an event for the group of the child. It ends the child if the child does not handle it.
     CtrlBreak,
-    /// The child has got the console event that this process has got. Its time-out kills it.
-    Asked,
+    /// The child has got the console event that this process has got. The stop time-out kills it.
+    AlreadySent,
     /// Nothing can ask the child: an event would go to all processes of the console, or the child has
     /// another console than this process.
     Kill,
 }
 
-fn way_to_interrupt(leads_group: bool, has_own_console: bool, was_interrupted: bool) -> Way {
+fn interruption(
+    signal: Signal,
+    leads_group: bool,
+    has_own_console: bool,
+    was_interrupted: bool,
+) -> Interruption {
     match (leads_group, has_own_console) {
-        (true, true) => Way::CtrlBreak,
-        (false, true) if was_interrupted => Way::Asked,
-        _ => Way::Kill,
+        (true, true) => Interruption::CtrlBreak,
+        // Whoever wants it to end at once does not wait for the effect of that event.
+        (false, true) if was_interrupted && signal == Signal::Terminate => {
+            Interruption::AlreadySent
+        }
+        _ => Interruption::Kill,
     }
 }
 
@@ -317,19 +322,23 @@ mod tests {
 
     #[test]
     fn a_child_that_has_got_the_console_event_is_not_killed_for_it() {
-        for (leads_group, has_own_console, was_interrupted, way) in [
-            (true, true, false, Way::CtrlBreak),
+        use Interruption::{AlreadySent, CtrlBreak, Kill};
+        for (signal, leads_group, has_own_console, was_interrupted, expected) in [
+            (Signal::Terminate, true, true, false, CtrlBreak),
             // Ctrl-C has not gone to its group.
-            (true, true, true, Way::CtrlBreak),
-            (false, true, true, Way::Asked),
-            (false, true, false, Way::Kill),
-            (true, false, true, Way::Kill),
-            (false, false, true, Way::Kill),
+            (Signal::Terminate, true, true, true, CtrlBreak),
+            (Signal::Terminate, false, true, true, AlreadySent),
+            (Signal::Terminate, false, true, false, Kill),
+            (Signal::Terminate, true, false, true, Kill),
+            (Signal::Terminate, false, false, true, Kill),
+            // A stop at once, after Ctrl-C.
+            (Signal::Quit, false, true, true, Kill),
+            (Signal::Quit, true, true, true, CtrlBreak),
         ] {
-            let chosen = way_to_interrupt(leads_group, has_own_console, was_interrupted);
+            let chosen = interruption(signal, leads_group, has_own_console, was_interrupted);
             assert_eq!(
-                chosen, way,
-                "{leads_group} {has_own_console} {was_interrupted}"
+                chosen, expected,
+                "{signal:?} {leads_group} {has_own_console} {was_interrupted}"
             );
         }
     }

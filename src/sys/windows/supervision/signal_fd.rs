@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
@@ -12,26 +13,33 @@ use crate::sys::{EventPrefix, Signal, signal};
 /// bounded.
 static RECEIVED: Mutex<VecDeque<Signal>> = Mutex::new(VecDeque::new());
 
+/// How the names of the event objects begin. They stay until the process ends.
+static EVENT_NAMES: OnceLock<String> = OnceLock::new();
+
 /// Reads the signals that have come, and knows the names of the event objects.
 #[derive(Debug)]
 pub(crate) struct SignalFd {
-    event_names: String,
+    event_names: &'static str,
 }
 
 impl SignalFd {
-    /// A second call is an error: the names are taken.
+    /// The event objects are made once: after that, the prefix has no effect.
     ///
     /// # Errors
     ///
     /// Another program has taken the name of an event object.
     pub(crate) fn open(event_prefix: Option<&EventPrefix>) -> io::Result<Self> {
-        let event_names = signal::watch_for_supervisor(event_prefix, receive)?;
+        if EVENT_NAMES.get().is_none() {
+            let names = signal::watch_for_supervisor(event_prefix, receive)?;
+            let _ = EVENT_NAMES.set(names);
+        }
+        let event_names = EVENT_NAMES.get().map_or("", String::as_str);
         Ok(Self { event_names })
     }
 
     /// How the names of the event objects of this process begin.
     pub(crate) fn event_names(&self) -> Option<String> {
-        Some(self.event_names.clone())
+        Some(self.event_names.to_owned())
     }
 
     /// A signal that has come. `None` if there is none.
@@ -52,4 +60,18 @@ fn receive(signal: Signal) -> bool {
     drop(received);
     port::wake();
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_supervisor_of_a_process_has_the_event_objects_of_the_first() {
+        let prefix = EventPrefix::parse("signal-fd-test").unwrap();
+        let names = || SignalFd::open(Some(&prefix)).unwrap().event_names();
+        let first = names();
+        assert!(first.as_ref().unwrap().contains("signal-fd-test"));
+        assert_eq!(names(), first);
+    }
 }
