@@ -29,7 +29,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::clock::in_millis;
 
-use pause::Pause;
+pub(crate) use pause::Pause;
 
 /// One server's drain.
 #[derive(Default)]

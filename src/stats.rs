@@ -234,8 +234,8 @@ pub(crate) struct ThreadCounters {
     call_began: AtomicU64,
     /// How often the thread has begun or ended a turn: an odd number in a turn.
     turn: AtomicU64,
-    /// 1 while the worker may be in a call of the service, for the pause
-    /// of a restart. Kept only with an exact state.
+    /// 1 while the worker may be in a call of the service, for the pause of a restart. Kept only with
+    /// an exact state. For the adopters, which share it: how many of them may be in a call.
     pub(crate) in_calls: AtomicU64,
     /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if
     /// the worker can serve.
@@ -327,9 +327,10 @@ impl Counters {
         }
     }
 
-    /// Whether a worker may be in a call of the service, see `Pause`.
+    /// Whether a worker or an adopter may be in a call of the service, see `Pause`.
     pub(crate) fn has_calls(&self) -> bool {
-        let mut words = self.workers.iter().map(|worker| &worker.in_calls);
+        let threads = self.workers.iter().chain([&self.adopter]);
+        let mut words = threads.map(|thread| &thread.in_calls);
         words.any(|word| word.load(SeqCst) != 0)
     }
 

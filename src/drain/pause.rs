@@ -98,6 +98,26 @@ impl Pause {
         }
     }
 
+    /// As [`begin_calls`](Self::begin_calls), for calls that are not those of a connection. Threads
+    /// share the word: it counts those that are in calls.
+    pub(crate) fn begin_shared_calls(&self, word: &AtomicU64) -> bool {
+        if !self.is_used() {
+            return true;
+        }
+        word.fetch_add(1, SeqCst);
+        let begins = self.is_open();
+        if !begins {
+            self.end_shared_calls(word);
+        }
+        begins
+    }
+
+    pub(crate) fn end_shared_calls(&self, word: &AtomicU64) {
+        if self.is_used() {
+            word.fetch_sub(1, SeqCst);
+        }
+    }
+
     /// Whether a connection has to be held now.
     pub(crate) fn holds(&self, can_settle: impl FnOnce() -> bool) -> bool {
         let word = self.0.load(SeqCst);

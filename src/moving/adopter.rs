@@ -3,14 +3,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::credit::MOST_IN_FLIGHT;
 use super::{EndRequest, WarnOnce, rearm};
 use crate::acceptor::MovedAdmission;
 use crate::addr::Addr;
 use crate::clock::Deadline;
+use crate::drain::Pause;
 use crate::listener::ListenerInfo;
 use crate::log;
 use crate::panic;
@@ -25,6 +29,9 @@ use crate::wire::{
 
 /// How long an answer may wait for room. The predecessor has room for several.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the adopter looks whether a pause of the service has ended.
+const PAUSE_CHECK: Duration = Duration::from_millis(1);
 
 /// Descriptors that the connections of a predecessor leave free: so many, but an eighth of the
 /// limit at most. The server goes on to accept, and handlers go on to open files.
@@ -94,19 +101,34 @@ impl<'a, S: Service> Adopter<'a, S> {
     fn adopt_batches(&self) -> bool {
         let mut buffer = vec![0; MoveMessage::LIMIT];
         let mut events = Events::with_capacity(4);
-        // Also behind each batch: a busy predecessor might leave the channel never empty.
-        while !self.end.asks_for_channel() {
+        // What is in the channel when it is asked for is adopted, as the channel may find no new
+        // owner. A busy predecessor may leave the channel never empty.
+        let mut batches_left = MOST_IN_FLIGHT;
+        loop {
+            let leaves = self.end.asks_for_channel();
+            let Some(calls) = self.begin_calls() else {
+                if leaves || self.stops() {
+                    return leaves;
+                }
+                thread::sleep(PAUSE_CHECK);
+                continue;
+            };
             match sys::message::receive_sockets(&self.channel, &mut buffer, most_descriptors()) {
                 Ok((0, _)) => return false,
                 Ok((size, sockets)) => {
-                    if let Err(error) = self.adopt_batch(&buffer[..size], sockets) {
+                    if let Err(error) = self.adopt_batch(&buffer[..size], sockets, calls) {
                         log::error!("cannot answer the predecessor: {error}");
                         return false;
                     }
+                    batches_left = batches_left.saturating_sub(leaves.into());
+                    if batches_left == 0 {
+                        return true;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.stops() {
-                        return false;
+                    drop(calls);
+                    if leaves || self.stops() {
+                        return leaves;
                     }
                     let armed = rearm(&self.poller, &self.channel);
                     let waited = armed.and_then(|()| self.poller.wait(&mut events, 4, None));
@@ -121,7 +143,14 @@ impl<'a, S: Service> Adopter<'a, S> {
                 }
             }
         }
-        true
+    }
+
+    /// Begins calls of the service. `None` while a restart with an exact state pauses them: what a
+    /// session changes would be lost.
+    fn begin_calls(&self) -> Option<UnpackCalls<'a>> {
+        let (pause, word) = (&self.lots.drain.pause, &self.lots.counters.adopter.in_calls);
+        let begins = pause.begin_shared_calls(word);
+        begins.then_some(UnpackCalls { pause, word })
     }
 
     fn stops(&self) -> bool {
@@ -129,7 +158,12 @@ impl<'a, S: Service> Adopter<'a, S> {
     }
 
     /// Adopts what fits, answers, and then serves it.
-    fn adopt_batch(&self, message: &[u8], sockets: Vec<Socket>) -> io::Result<()> {
+    fn adopt_batch(
+        &self,
+        message: &[u8],
+        sockets: Vec<Socket>,
+        calls: UnpackCalls<'_>,
+    ) -> io::Result<()> {
         let (batch, records) = match MoveMessage::decode_batch(message) {
             Ok(batch) => batch,
             Err(unknown) => return self.refuse_unknown(sockets, &unknown),
@@ -146,6 +180,7 @@ impl<'a, S: Service> Adopter<'a, S> {
                 Err(why) => refused.push(RefusedConnection { index, why }),
             }
         }
+        drop(calls);
         if self.stops() {
             // The service may have taken long to unpack.
             drop(adopted);
@@ -258,6 +293,18 @@ impl<'a, S: Service> Adopter<'a, S> {
         let waited = self.poller.wait(&mut Events::with_capacity(4), 4, limit);
         self.poller.rearm(&self.channel, 0, Interest::Read)?;
         waited
+    }
+}
+
+/// Calls of the service in progress, which a pause waits for.
+struct UnpackCalls<'a> {
+    pause: &'a Pause,
+    word: &'a AtomicU64,
+}
+
+impl Drop for UnpackCalls<'_> {
+    fn drop(&mut self) {
+        self.pause.end_shared_calls(self.word);
     }
 }
 

@@ -10,7 +10,7 @@
 use crate::wire::{Refusal, RefusedConnection};
 
 /// How many batches may be in flight. With two, the successor has work while an answer is under way.
-const MOST_IN_FLIGHT: usize = 2;
+pub(super) const MOST_IN_FLIGHT: usize = 2;
 
 /// The batches that were sent and not answered yet, of connections `C`.
 #[derive(Debug)]

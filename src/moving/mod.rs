@@ -29,9 +29,9 @@
 //! # The process in between is replaced
 //!
 //! A process that drains may have connections to move when its successor has been replaced as well.
-//! The adopter of the process in between ends behind the answer to a batch, and that process passes
-//! its end of the channel on to its own successor, with the message that every channel comes with.
-//! Batches that nobody has received go along, as they are in the channel. So each channel leads to
+//! The adopter of the process in between adopts the batches that have come, and ends. That process
+//! passes its end of the channel on to its own successor, with the message that every channel comes
+//! with. Batches that come meanwhile go along, as they are in the channel. So each channel leads to
 //! the newest process, and no process stays for the channel of its predecessor. If there is nobody to
 //! pass the channel on to, it is closed: the connections of the mover drain.
 //!
@@ -98,7 +98,7 @@ impl EndRequest {
         self.poller.wake();
     }
 
-    /// Asks an adopter to end behind the answer to a batch, and to leave its channel: this process
+    /// Asks an adopter to end behind the batches that have come, and to leave its channel: this process
     /// was replaced.
     pub(crate) fn ask_for_channel(&self) {
         self.made.fetch_max(LEAVE_CHANNEL, SeqCst);

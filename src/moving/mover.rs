@@ -40,6 +40,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const SEND_PAUSE: Duration = Duration::from_millis(2);
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// A batch gets no further connection after this time: those that it has are not served meanwhile.
+const COLLECT_TIME: Duration = Duration::from_millis(5);
+
 /// A connection on its way.
 struct Moving<'a, T> {
     turn: Turn<'a, T>,
@@ -245,11 +248,13 @@ impl<'a, S: Service> Mover<'a, S> {
 
     /// Collects a batch, of what has come so far.
     fn collect(&mut self) -> Unsent<'a, S::Session> {
+        let deadline = Deadline::after(Instant::now(), COLLECT_TIME);
         let (mut batch, mut connections) = (Batch::default(), Vec::new());
         while let Some((record, moving)) = self.left_over.take().or_else(|| self.next_packed()) {
             match batch.push(&record) {
-                Pushed::Open => connections.push(moving),
-                Pushed::Full => {
+                // A service may take long to pack its sessions.
+                Pushed::Open if !deadline.has_passed(Instant::now()) => connections.push(moving),
+                Pushed::Open | Pushed::Full => {
                     connections.push(moving);
                     break;
                 }
@@ -327,8 +332,12 @@ impl<'a, S: Service> Mover<'a, S> {
         self.queue.end_sleep();
     }
 
-    /// The successor is slow: the connections on the queue are served here until the next walk.
+    /// The successor is slow: the connections that wait for it are served here until the next walk.
     fn serve_here(&mut self) {
+        if let Some((_, moving)) = self.left_over.take() {
+            self.queue.note_missed();
+            moving.turn.take_back();
+        }
         while let Some(turn) = self.lots.take_movable(&self.queue) {
             self.queue.note_missed();
             turn.go_on();

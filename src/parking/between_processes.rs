@@ -266,6 +266,13 @@ impl<S> Turn<'_, S> {
     pub(crate) fn stay(mut self) {
         if let Some(occupant) = &mut self.occupant {
             occupant.conn.note_stay();
+        }
+        self.take_back();
+    }
+
+    /// The connection was [packed](Self::pack), and is served in this process until it is packed again.
+    pub(crate) fn take_back(self) {
+        if let Some(occupant) = &self.occupant {
             let info = Arc::clone(occupant.conn.shared_info());
             *self.slot.info.lock() = Some(info);
         }

@@ -155,7 +155,11 @@ mod tests {
         let addr = crate::wire::WireAddr::Unix(None);
         let name = "x".repeat(HandshakeMessage::LIMIT);
         let listeners = vec![crate::wire::ListenerId { name, addr }];
-        let too_long = send(&own, &HandshakeMessage::Connections { listeners }, &[]);
+        let server = crate::wire::ServerId {
+            listeners,
+            position: 0,
+        };
+        let too_long = send(&own, &HandshakeMessage::Connections(server), &[]);
         assert!(!is_end(&too_long.unwrap_err()));
         // EMSGSIZE.
         let long = "x".repeat(16 << 20);

@@ -29,7 +29,7 @@ use crate::signals::{SignalSettings, Subscription};
 use crate::stats::Counters;
 #[cfg(feature = "signals")]
 use crate::sys::EventPrefix;
-use crate::wire::ListenerId;
+use crate::wire::{ListenerId, ServerId};
 
 /// A server, as the group sees it before it starts.
 pub(super) trait Member {
@@ -348,15 +348,19 @@ impl RestartableServer for RestartGroup {
     fn drain_after_replacement(
         &self,
         taken: &[u32],
-        open_channel: &mut dyn FnMut(Vec<ListenerId>) -> Option<Socket>,
+        open_channel: &mut dyn FnMut(ServerId) -> Option<Socket>,
     ) {
         let mut first = 0;
-        for member in &self.0 {
+        for (position, member) in (0..).zip(&self.0) {
             let own = own_positions(taken, first, member.listeners);
             first = first.saturating_add(member.listeners);
             member.gate.set_served_elsewhere(&own);
             if member.packs_sessions {
-                let channel = open_channel(member.listener_ids.clone());
+                let listeners = member.listener_ids.clone();
+                let channel = open_channel(ServerId {
+                    listeners,
+                    position,
+                });
                 member.shared.move_channels.set_outgoing(channel);
             }
             // A server that has ended needs no command.
@@ -368,13 +372,13 @@ impl RestartableServer for RestartGroup {
         self.0.iter().any(|member| member.packs_sessions)
     }
 
-    fn adopt_connections(&self, listeners: &[ListenerId], channel: Socket) {
-        let members = self.0.iter().filter(|member| member.packs_sessions);
-        let own = members.flat_map(|member| member.listener_ids.iter().map(move |id| (member, id)));
-        let (members, ids): (Vec<_>, Vec<_>) = own.map(|(member, id)| (member, id.clone())).unzip();
-        let mut positions = listeners.iter().filter_map(|id| id.position_in(&ids));
-        let adopting = positions.find_map(|position| members.get(position));
-        match adopting {
+    fn adopt_connections(&self, of: &ServerId, channel: Socket) {
+        let ids = self.0.iter().map(|member| match member.packs_sessions {
+            true => &*member.listener_ids,
+            false => &[],
+        });
+        let position = of.position_in(&ids.collect::<Vec<_>>());
+        match position.and_then(|position| self.0.get(position)) {
             Some(member) => {
                 member.shared.move_channels.add_incoming(channel);
                 // A server that has ended needs no command.
@@ -382,7 +386,7 @@ impl RestartableServer for RestartGroup {
             }
             None => log::info!(
                 "connections of the predecessor stay there: no server has one of the listeners {}",
-                (listeners.iter().map(|id| &*id.name).collect::<Vec<_>>()).join(", ")
+                (of.listeners.iter().map(|id| &*id.name).collect::<Vec<_>>()).join(", ")
             ),
         }
     }

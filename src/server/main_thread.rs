@@ -178,6 +178,7 @@ impl<S: Service> MainThread<S> {
             gate: &self.gate,
             channels: &self.report.0.move_channels,
             listeners,
+            position: self.report.0.group.get().map_or(0, |group| group.index),
             restarter: self.report.0.restarter.as_ref(),
         }
     }

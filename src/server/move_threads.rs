@@ -17,6 +17,7 @@ use crate::restart::RestarterHandle;
 use crate::server::move_channels::MoveChannels;
 use crate::service::Service;
 use crate::sys::Poller;
+use crate::wire::ServerId;
 
 /// How long the end of a server waits for these threads, in total.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,7 +48,18 @@ pub(super) struct MoveParts<'env, S: Service> {
     pub(super) gate: &'env AcceptGate,
     pub(super) channels: &'env MoveChannels,
     pub(super) listeners: &'env [Arc<ListenerInfo>],
+    /// The position among the servers of the process.
+    pub(super) position: usize,
     pub(super) restarter: Option<&'env RestarterHandle>,
+}
+
+impl<S: Service> MoveParts<'_, S> {
+    fn id(&self) -> ServerId {
+        ServerId {
+            listeners: self.listeners.iter().map(|own| own.id()).collect(),
+            position: u32::try_from(self.position).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// The kind of a thread.
@@ -115,7 +127,7 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
     pub(super) fn start_adopters(&mut self) {
         while let Some(channel) = self.parts.channels.take_incoming() {
             if self.is_replaced {
-                pass_on(self.parts.restarter, self.parts.listeners, channel);
+                pass_on(self.parts.restarter, self.parts.id(), channel);
                 continue;
             }
             self.adopters.retain(MoveThread::runs);
@@ -136,10 +148,10 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
         let (service, lots, listeners) = (parts.service, parts.lots, parts.listeners);
         let adopter = Adopter::new(service, lots, admission, listeners, channel)?;
         let end = adopter.end_request();
-        let restarter = parts.restarter;
+        let (restarter, id) = (parts.restarter, parts.id());
         let run = move || {
             if let Some(channel) = adopter.run() {
-                pass_on(restarter, listeners, channel);
+                pass_on(restarter, id, channel);
             }
         };
         self.start(MoveThreadKind::Adopter, end, run)
@@ -199,11 +211,10 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
     }
 }
 
-/// Passes the channel of a predecessor on to the successor.
-fn pass_on(restarter: Option<&RestarterHandle>, listeners: &[Arc<ListenerInfo>], channel: Socket) {
+/// Passes the channel of a predecessor on to the successor of this server.
+fn pass_on(restarter: Option<&RestarterHandle>, id: ServerId, channel: Socket) {
     if let Some(restarter) = restarter {
-        let ids = listeners.iter().map(|listener| listener.id());
-        restarter.pass_on_channel(ids.collect(), channel);
+        restarter.pass_on_channel(id, channel);
     }
 }
 
@@ -212,12 +223,12 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
 
-    use crossbeam_channel::Sender;
-
     use super::*;
     use crate::addr::Addr;
     use crate::connection::Connection;
+    use crate::drain::Drain;
     use crate::listener::Bind;
+    use crate::server::group::Member;
     use crate::server::{Handle, Server};
     use crate::service::Next;
     use crate::signals::ServerCommand;
@@ -237,24 +248,33 @@ mod tests {
 
     /// `None` on a system without such channels.
     fn adopting() -> Option<Adopting> {
-        let (channel, other_end) = sys::message::create_channel().ok()?;
-        let bind = || Bind::new("127.0.0.1:0").name("test");
-        let server = Server::builder().listen(bind()).listen(bind());
-        let server = server.workers(1).build(|conn: &mut Connection| {
+        let service = |conn: &mut Connection| {
             let local = conn.info().listener.local.clone();
             if let Some(line) = conn.take_line(100)? {
                 writeln!(conn, "{line} {local}")?;
             }
             Ok(Next::Park)
-        });
-        let handle = server.unwrap().start().unwrap();
-        handle.shared().move_channels.add_incoming(other_end);
-        let commands = &handle.shared().commands;
-        commands.send(ServerCommand::Adopt).unwrap();
-        Some(Adopting { handle, channel })
+        };
+        Adopting::start(service, |_| {})
     }
 
     impl Adopting {
+        fn start(
+            service: impl Service + 'static,
+            prepare: impl FnOnce(&Arc<Drain>),
+        ) -> Option<Self> {
+            let (channel, other_end) = sys::message::create_channel().ok()?;
+            let bind = || Bind::new("127.0.0.1:0").name("test");
+            let server = Server::builder().listen(bind()).listen(bind());
+            let server = server.workers(1).build(service).unwrap();
+            prepare(server.main.drain());
+            let handle = server.start().unwrap();
+            handle.shared().move_channels.add_incoming(other_end);
+            let commands = &handle.shared().commands;
+            commands.send(ServerCommand::Adopt).unwrap();
+            Some(Self { handle, channel })
+        }
+
         fn listener(&self, position: usize) -> ListenerId {
             let addr = self.handle.local_addrs()[position].to_wire();
             let name = "test".to_owned();
@@ -346,13 +366,14 @@ mod tests {
         adopting.handle.stop_now();
     }
 
-    /// Packs no session `a`, and says when it begins to, and waits then.
-    struct SlowToPack {
-        begins: Sender<()>,
-        may_end: Receiver<()>,
-    }
+    /// A service whose sessions are the last line, what packs them, and what is called before an unpack.
+    struct Packing<P, U>(P, U);
 
-    impl Service for SlowToPack {
+    impl<P, U> Service for Packing<P, U>
+    where
+        P: Fn(&str) -> Option<Vec<u8>> + Send + Sync,
+        U: Fn() + Send + Sync,
+    {
         type Session = String;
         type Worker = ();
 
@@ -388,64 +409,216 @@ mod tests {
         }
 
         fn pack(&self, _conn: &Connection, session: &String) -> Option<Vec<u8>> {
-            if session == "a" {
-                self.begins.send(()).unwrap();
-                self.may_end.recv_timeout(LIMIT).unwrap();
-                return None;
-            }
-            Some(Vec::new())
+            self.0(session)
+        }
+
+        fn unpack(&self, _conn: &mut Connection, packed: Vec<u8>) -> io::Result<String> {
+            self.1();
+            String::from_utf8(packed).map_err(io::Error::other)
+        }
+    }
+
+    /// A server of lines that moves its connections, and the successor's end of the channel.
+    struct Moving {
+        handle: Handle,
+        channel: Socket,
+        clients: Vec<BufReader<TcpStream>>,
+    }
+
+    impl Moving {
+        /// Each of the clients has sent its line. `None` on a system without such channels.
+        fn start(
+            lines: &[&str],
+            pack: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static,
+        ) -> Option<Self> {
+            let (own_end, channel) = sys::message::create_channel().ok()?;
+            let server = Server::builder().listen("127.0.0.1:0").workers(2);
+            let handle = server.build(Packing(pack, || {})).unwrap().start().unwrap();
+            let connect = |line: &&str| {
+                let addr = handle.local_addrs()[0].as_ip().unwrap();
+                let mut client = BufReader::new(TcpStream::connect(addr).unwrap());
+                client.get_ref().set_read_timeout(Some(LIMIT)).unwrap();
+                writeln!(client.get_mut(), "{line}").unwrap();
+                client.read_line(&mut String::new()).unwrap();
+                client
+            };
+            let clients = lines.iter().map(connect).collect();
+            handle.shared().move_channels.set_outgoing(Some(own_end));
+            Some(Self {
+                handle,
+                channel,
+                clients,
+            })
+        }
+
+        fn begin(&self) {
+            let commands = &self.handle.shared().commands;
+            commands.send(ServerCommand::Replaced).unwrap();
+        }
+
+        fn ask(&mut self, client: usize) -> String {
+            let client = &mut self.clients[client];
+            client.get_mut().write_all(b"answer\n").unwrap();
+            let mut answer = String::new();
+            client.read_line(&mut answer).unwrap();
+            answer
+        }
+
+        /// The number and the length of the next batch. Its sockets are closed.
+        fn batch(&self) -> (u64, usize) {
+            let mut buffer = vec![0; MoveMessage::LIMIT];
+            sys::socket::wait_ready(&self.channel, Interest::Read, Some(LIMIT)).unwrap();
+            let received =
+                sys::message::receive_sockets(&self.channel, &mut buffer, u64::MAX).unwrap();
+            let (batch, records) = MoveMessage::decode_batch(&buffer[..received.0]).unwrap();
+            assert_eq!(records.len(), received.1.len());
+            (batch, records.len())
+        }
+
+        fn acknowledge(&self, batch: u64) {
+            let refused = Vec::new();
+            let ack = MoveMessage::Ack { batch, refused }.encode().unwrap();
+            sys::message::send_sockets(&self.channel, &ack, &[]).unwrap();
         }
     }
 
     /// Nobody serves a connection that is on the mover's queue.
     #[test]
     fn the_time_of_a_move_includes_the_wait_for_the_mover() {
-        let Ok((channel, other_end)) = sys::message::create_channel() else {
-            return;
-        };
         let (begins, has_begun) = crossbeam_channel::bounded(1);
         let (end, may_end) = crossbeam_channel::bounded(1);
-        let service = SlowToPack { begins, may_end };
-        let server = Server::builder().listen("127.0.0.1:0").workers(2);
-        let handle = server.build(service).unwrap().start().unwrap();
-        let connect = |text: &str| {
-            let addr = handle.local_addrs()[0].as_ip().unwrap();
-            let mut client = BufReader::new(TcpStream::connect(addr).unwrap());
-            client.get_ref().set_read_timeout(Some(LIMIT)).unwrap();
-            client.get_mut().write_all(text.as_bytes()).unwrap();
-            client.read_line(&mut String::new()).unwrap();
-            client
-        };
         // In a message, so that they do not move at once.
-        let mut clients = ["a\n", "b\n"].map(connect);
-        let mut ask = |client: usize| {
-            clients[client].get_mut().write_all(b"answer\n").unwrap();
-            let mut answer = String::new();
-            clients[client].read_line(&mut answer).unwrap();
-            answer
-        };
-        handle.shared().move_channels.set_outgoing(Some(channel));
-        let commands = &handle.shared().commands;
-        commands.send(ServerCommand::Replaced).unwrap();
-        assert_eq!(ask(0), "a\n");
+        let moving = Moving::start(&["a", "b"], move |session| {
+            if session == "a" {
+                begins.send(()).unwrap();
+                may_end.recv_timeout(LIMIT).unwrap();
+                return None;
+            }
+            Some(Vec::new())
+        });
+        let Some(mut moving) = moving else { return };
+        moving.begin();
+        assert_eq!(moving.ask(0), "a\n");
         has_begun.recv_timeout(LIMIT).unwrap();
-        assert_eq!(ask(1), "b\n");
+        assert_eq!(moving.ask(1), "b\n");
         let wait = Duration::from_millis(200);
         std::thread::sleep(wait);
         end.send(()).unwrap();
-        let mut buffer = vec![0; MoveMessage::LIMIT];
-        sys::socket::wait_ready(&other_end, Interest::Read, Some(LIMIT)).unwrap();
-        let (size, moved) =
-            sys::message::receive_sockets(&other_end, &mut buffer, u64::MAX).unwrap();
-        let (batch, records) = MoveMessage::decode_batch(&buffer[..size]).unwrap();
-        assert_eq!((records.len(), moved.len()), (1, 1));
-        let refused = Vec::new();
-        let ack = MoveMessage::Ack { batch, refused }.encode().unwrap();
-        sys::message::send_sockets(&other_end, &ack, &[]).unwrap();
-        drop(clients);
-        let report = handle.join();
+        let (batch, count) = moving.batch();
+        assert_eq!(count, 1);
+        moving.acknowledge(batch);
+        moving.clients.clear();
+        let report = moving.handle.join();
         assert_eq!(report.moved, 1, "{report}");
         assert!(report.longest_move > wait / 2, "{report}");
+    }
+
+    /// Connections that are packed are not served.
+    #[test]
+    fn a_batch_does_not_wait_for_many_slow_packs() {
+        let pack = |_: &str| {
+            std::thread::sleep(Duration::from_millis(50));
+            Some(Vec::new())
+        };
+        let Some(mut moving) = Moving::start(&["a", "b", "c"], pack) else {
+            return;
+        };
+        for client in 0..3 {
+            assert_eq!(moving.ask(client), ["a\n", "b\n", "c\n"][client]);
+        }
+        moving.begin();
+        for _ in 0..3 {
+            let (batch, count) = moving.batch();
+            assert_eq!(count, 1);
+            moving.acknowledge(batch);
+        }
+        let report = moving.handle.join();
+        assert_eq!(report.moved, 3, "{report}");
+    }
+
+    #[test]
+    fn a_connection_that_waits_for_a_slow_successor_is_served() {
+        let pack = |session: &str| {
+            let size = if session == "small" { 60_000 } else { 100_000 };
+            Some(vec![b'x'; size])
+        };
+        // The first batch is full by the first one, and the third one has no place in the second.
+        let Some(mut moving) = Moving::start(&["large", "small", "large"], pack) else {
+            return;
+        };
+        for client in 0..3 {
+            moving.ask(client);
+        }
+        moving.begin();
+        let batches = [moving.batch(), moving.batch()];
+        assert_eq!(batches.map(|(_, count)| count), [1, 1]);
+        assert_eq!(moving.ask(2), "large\n");
+        for (batch, _) in batches {
+            moving.acknowledge(batch);
+        }
+        let (batch, count) = moving.batch();
+        assert_eq!(count, 1);
+        moving.acknowledge(batch);
+        let report = moving.handle.join();
+        assert_eq!(report.moved, 3, "{report}");
+    }
+
+    #[test]
+    fn no_session_is_unpacked_while_calls_are_paused() {
+        let mut drain = None;
+        let adopting = Adopting::start(Packing(|_: &str| None, || {}), |own| {
+            own.pause.enable();
+            own.pause.settle(true);
+            own.pause.close();
+            drain = Some(Arc::clone(own));
+        });
+        let Some(adopting) = adopting else { return };
+        let drain = drain.unwrap();
+        let record = ConnectionRecord {
+            session: Some(WireBytes(b"line".to_vec())),
+            ..adopting.record(0)
+        };
+        let _clients = adopting.send_batch(0, &[record]);
+        let moment = Some(Duration::from_millis(200));
+        let waited = sys::socket::wait_ready(&adopting.channel, Interest::Read, moment);
+        assert!(!waited.is_ok_and(|ready| ready.readable));
+        drain.pause.open();
+        assert_eq!(adopting.answer(), (0, Vec::new()));
+        adopting.handle.stop_now();
+    }
+
+    /// The channel may find no new owner, and the predecessor may have left the connections to this
+    /// process.
+    #[test]
+    fn what_has_come_is_adopted_before_the_channel_is_left() {
+        let (begins, has_begun) = crossbeam_channel::bounded(1);
+        let (go, may_go) = crossbeam_channel::bounded(2);
+        let unpack = move || {
+            let _ = begins.try_send(());
+            may_go.recv_timeout(LIMIT).unwrap();
+        };
+        let mut drain = None;
+        let service = Packing(|_: &str| None, unpack);
+        let adopting = Adopting::start(service, |own| drain = Some(Arc::clone(own)));
+        let Some(adopting) = adopting else { return };
+        let drain = drain.unwrap();
+        let record = || ConnectionRecord {
+            session: Some(WireBytes::default()),
+            ..adopting.record(0)
+        };
+        let _first = adopting.send_batch(0, &[record()]);
+        has_begun.recv_timeout(LIMIT).unwrap();
+        let _second = adopting.send_batch(1, &[record()]);
+        let commands = &adopting.handle.shared().commands;
+        commands.send(ServerCommand::Replaced).unwrap();
+        while !drain.has_successor() {
+            std::thread::yield_now();
+        }
+        go.send(()).unwrap();
+        assert_eq!(adopting.answer(), (0, Vec::new()));
+        go.send(()).unwrap();
+        assert_eq!(adopting.answer(), (1, Vec::new()));
+        adopting.handle.stop_now();
     }
 
     #[test]

@@ -51,9 +51,9 @@ pub(crate) enum HandshakeMessage {
     /// more. Until this message, a predecessor whose time is over ends the successor, which therefore
     /// must not have answered any client.
     Proceed,
-    /// Predecessor: the open connections of the server with these listeners come over the socket
-    /// that goes with this message, as [`MoveMessage`](super::MoveMessage)s.
-    Connections { listeners: Vec<ListenerId> },
+    /// Predecessor: the open connections of this server come over the socket that goes with this
+    /// message, as [`MoveMessage`](super::MoveMessage)s.
+    Connections(ServerId),
     /// Predecessor: this process goes on serving, and the successor must end. Successor: this
     /// process was stopped.
     Abort {
@@ -125,6 +125,77 @@ fn last_lines<S: Serializer>(lines: &[String], to: S) -> Result<S::Ok, S::Error>
     kept.serialize(to)
 }
 
+/// A server of a process, as a process of another version finds it among its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct ServerId {
+    pub(crate) listeners: Vec<ListenerId>,
+    /// The position among the servers of the process.
+    #[serde(default)]
+    pub(crate) position: u32,
+}
+
+impl ServerId {
+    /// The position of this server among those of another process, each of which has the given
+    /// listeners. That server has one of its listeners. Of several that have, the one at the same
+    /// position is taken, or else the first one.
+    pub(crate) fn position_in(&self, others: &[&[ListenerId]]) -> Option<usize> {
+        let find = |has_one: &dyn Fn(&[ListenerId]) -> bool| {
+            let same = usize::try_from(self.position).ok();
+            let same = same.filter(|own| others.get(*own).is_some_and(|ids| has_one(ids)));
+            same.or_else(|| others.iter().position(|ids| has_one(ids)))
+        };
+        let any = |test: &dyn Fn(&ListenerId) -> bool| self.listeners.iter().any(test);
+        let exact = find(&|ids| any(&|own| ids.contains(own)));
+        exact.or_else(|| find(&|ids| any(&|own| own.position_in(ids).is_some())))
+    }
+}
+
 impl Record for HandshakeMessage {
     const LIMIT: usize = 64 * 1024;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::WireAddr;
+
+    /// From a letter for the name, and the last part of the address: `a1`.
+    fn listeners(text: &str) -> Vec<ListenerId> {
+        let listener = |text: &str| ListenerId {
+            name: text[..1].to_owned(),
+            addr: WireAddr::Tcp(format!("192.0.2.{}:80", &text[1..]).parse().unwrap()),
+        };
+        text.split_whitespace().map(listener).collect()
+    }
+
+    #[test]
+    fn a_server_is_found_by_its_listeners_and_then_by_its_position() {
+        for (own, position, others, expected) in [
+            ("a1", 0, &["a1", "b2"][..], Some(0)),
+            ("b2", 0, &["a1", "b2"], Some(1)),
+            ("a1 b2", 1, &["b2", "a1"], Some(1)),
+            ("c3 b2", 0, &["a1", "b2"], Some(1)),
+            // Servers that share an address (SO_REUSEPORT).
+            ("a1", 1, &["a1", "a1"], Some(1)),
+            ("a1", 7, &["b2", "a1", "a1"], Some(1)),
+            // The name of the listener has changed.
+            ("a1", 0, &["b2", "c1"], Some(1)),
+            ("a1", 0, &["c1", "a1"], Some(1)),
+            ("a1", 0, &["", "a2"], None),
+            ("", 0, &["a1"], None),
+        ] {
+            let id = ServerId {
+                listeners: listeners(own),
+                position,
+            };
+            let ids: Vec<_> = others.iter().map(|other| listeners(other)).collect();
+            let ids: Vec<&[ListenerId]> = ids.iter().map(|ids| &**ids).collect();
+            assert_eq!(
+                id.position_in(&ids),
+                expected,
+                "{own} {position} {others:?}"
+            );
+        }
+    }
 }

@@ -56,7 +56,8 @@
 //!   "drain_millis":30000}
 //! {"v":1,"type":"ack"}
 //! {"v":1,"type":"proceed"}
-//! {"v":1,"type":"connections","listeners":[{"name":"web","addr":{"tcp":"0.0.0.0:80"}}]}
+//! {"v":1,"type":"connections","listeners":[{"name":"web","addr":{"tcp":"0.0.0.0:80"}}],
+//!   "position":0}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}
 //! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
@@ -166,7 +167,7 @@ pub(crate) use control::{
     RestartStatus, SCHEMA, ServiceState, SlotState, SlotStatus, Status, seconds,
 };
 pub(crate) use handover_fields::{HandoverFields, ListenerRecord, to_fd_name};
-pub(crate) use handshake::{HandshakeMessage, RestartFailure};
+pub(crate) use handshake::{HandshakeMessage, RestartFailure, ServerId};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{

@@ -40,7 +40,7 @@ use crate::restart::inherited::LIFELINE_NAME;
 use crate::restart::link::{Incoming, Link};
 use crate::restart::program::{StderrTail, SuccessorStart, wait_or_kill};
 use crate::sys::{self, Process};
-use crate::wire::{HandshakeMessage, ListenerId, WirePath};
+use crate::wire::{HandshakeMessage, ServerId, WirePath};
 
 /// A process that is to take over, or has.
 pub(super) struct Successor {
@@ -103,7 +103,8 @@ impl Restarter {
             ServerStage::Building
             | ServerStage::Waiting(_)
             | ServerStage::Accepting
-            | ServerStage::Imported => {}
+            | ServerStage::Imported
+            | ServerStage::Acknowledged => {}
             ServerStage::Serving if self.successor.is_some() => self.announce_wait_for_aborted(),
             ServerStage::Serving => match self.restart_may_begin(Instant::now()) {
                 None => self.start_successor(),
@@ -376,8 +377,8 @@ impl Restarter {
         }
         let adopts = self.moves_connections && successor.adopts;
         let link = &successor.link;
-        server.drain_after_replacement(&handoff.taken, &mut |listeners| {
-            adopts.then(|| open_channel(link, listeners)).flatten()
+        server.drain_after_replacement(&handoff.taken, &mut |of| {
+            adopts.then(|| open_channel(link, of)).flatten()
         });
         let generation = self.lifeline.as_ref().map(|_| next);
         notify::send_main_pid(pid, generation, format_args!("generation {next} serves"));
@@ -387,7 +388,7 @@ impl Restarter {
 
     /// Passes the channel for connections of a predecessor on to the successor. If the successor does
     /// not adopt connections, the end of the channel tells the predecessor that they stay.
-    pub(super) fn pass_channel_on(&self, listeners: Vec<ListenerId>, channel: Socket) {
+    pub(super) fn pass_channel_on(&self, of: ServerId, channel: Socket) {
         let successor = self.successor.as_ref();
         let adopts = |successor: &&Successor| {
             successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
@@ -395,7 +396,7 @@ impl Restarter {
         match successor.filter(adopts) {
             Some(successor) => {
                 // A failure is logged, and closes the channel.
-                send_channel(&successor.link, listeners, channel);
+                send_channel(&successor.link, of, channel);
             }
             None => log::debug!("connections of the predecessor stay there"),
         }
@@ -487,7 +488,10 @@ impl Restarter {
         server.resume();
         let Some(handoff) = handoff else { return };
         match self.stage {
-            ServerStage::Serving => self.take_over_files(&handoff.socket_files),
+            ServerStage::Serving => {
+                self.take_over_files(&handoff.socket_files);
+                self.log_serving();
+            }
             _ => self.take_socket_files(&handoff.socket_files),
         }
     }
@@ -569,21 +573,20 @@ impl Restarter {
     }
 }
 
-/// Sends the successor one end of a socket pair, for the connections of the server with these
-/// listeners. Returns the other end.
-fn open_channel(successor: &Link, listeners: Vec<ListenerId>) -> Option<Socket> {
+/// Sends the successor one end of a socket pair, for the connections of this server. Returns the
+/// other end.
+fn open_channel(successor: &Link, of: ServerId) -> Option<Socket> {
     let failed = |error: &io::Error| {
         log::error!("open connections stay: cannot make a channel for them: {error}");
     };
     let channel = sys::message::create_channel();
     let (own_end, successor_end) = channel.inspect_err(failed).ok()?;
-    send_channel(successor, listeners, successor_end).then_some(own_end)
+    send_channel(successor, of, successor_end).then_some(own_end)
 }
 
-/// Sends the successor a channel, for the connections of the server with these listeners. False if
-/// that failed.
-fn send_channel(successor: &Link, listeners: Vec<ListenerId>, channel: Socket) -> bool {
-    let message = HandshakeMessage::Connections { listeners };
+/// Sends the successor a channel, for the connections of this server. False if that failed.
+fn send_channel(successor: &Link, of: ServerId, channel: Socket) -> bool {
+    let message = HandshakeMessage::Connections(of);
     let sent = sys::descriptor::from_socket(channel)
         .and_then(|descriptor| successor.send_with(&message, &descriptor));
     let failed = |error: &io::Error| {

@@ -14,7 +14,7 @@
 //!            no predecessor, or it died
 //! ```
 //!
-//! With an exact state, `Imported` takes the place of `Accepting`, and `Proceed` leads from it to
+//! With an exact state, `Imported` and `Acknowledged` take the place of `Accepting`, and `Proceed` leads from it to
 //! `Serving`.
 //!
 //! A stop leads from each of them but `Replaced` to `Stopping`.
@@ -52,7 +52,7 @@ use crate::restart::pid_file::PidFile;
 use crate::restart::program::Program;
 use crate::restart::{ExactState, RestartParts, StateSource};
 use crate::sys::{self, Descriptor, Events, Poller};
-use crate::wire::{HandshakeMessage, ListenerId, ListenerRecord, to_fd_name};
+use crate::wire::{HandshakeMessage, ListenerRecord, ServerId, to_fd_name};
 
 use drain_status::DrainStatus;
 use earlier::Earlier;
@@ -87,19 +87,19 @@ pub(crate) trait RestartableServer: Sync {
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`. `open_channel` is called for each server whose
-    /// connections can move, with its listeners. It returns the channel to the
+    /// connections can move. It returns the channel to the
     /// successor, if the successor adopts connections.
     fn drain_after_replacement(
         &self,
         taken: &[u32],
-        open_channel: &mut dyn FnMut(Vec<ListenerId>) -> Option<Socket>,
+        open_channel: &mut dyn FnMut(ServerId) -> Option<Socket>,
     );
 
     /// Whether connections of some server can move.
     fn can_adopt(&self) -> bool;
 
-    /// The connections of a server with these listeners come over this channel.
-    fn adopt_connections(&self, listeners: &[ListenerId], channel: Socket);
+    /// The connections of this server of the predecessor come over this channel.
+    fn adopt_connections(&self, of: &ServerId, channel: Socket);
 
     /// How many connections are open and not finished.
     fn connections_left(&self) -> usize;
@@ -117,8 +117,8 @@ enum RestarterRequest {
     Ready(Sender<Result<(), String>>),
     /// A successor is to take over.
     Restart(Option<ResultSender>),
-    /// The connections of a predecessor, of the server with these listeners, go to the successor.
-    PassOn(Vec<ListenerId>, Socket),
+    /// The connections of a predecessor, of this server, go to the successor.
+    PassOn(ServerId, Socket),
     /// The server has begun to stop.
     Stopping,
     /// One of the servers has stopped, with this report. If it was the last one, a successor that
@@ -227,8 +227,8 @@ impl RestarterHandle {
     /// This process was replaced: the successor gets the channel for connections of a predecessor, of
     /// the server with these listeners. Without a successor that adopts connections, the channel is
     /// closed.
-    pub(crate) fn pass_on_channel(&self, listeners: Vec<ListenerId>, channel: Socket) {
-        self.send(RestarterRequest::PassOn(listeners, channel));
+    pub(crate) fn pass_on_channel(&self, of: ServerId, channel: Socket) {
+        self.send(RestarterRequest::PassOn(of, channel));
     }
 
     pub(crate) fn report_stopping(&self) {
@@ -299,8 +299,11 @@ enum ServerStage {
     Waiting(Sender<Result<(), String>>),
     /// The server accepts; the predecessor still counts as the serving process.
     Accepting,
-    /// The server has an exact state. It accepts when the predecessor has received the Ack.
+    /// The server has an exact state, and has not sent the Ack.
     Imported,
+    /// The server has an exact state, and has sent the Ack. It accepts when the predecessor has
+    /// received it.
+    Acknowledged,
     Serving,
     /// The successor serves.
     Replaced,
@@ -503,8 +506,8 @@ impl Restarter {
                     RestarterRequest::Restart(waiter) => {
                         self.add_request(waiter.map(Waiter::Caller));
                     }
-                    RestarterRequest::PassOn(listeners, channel) => {
-                        self.pass_channel_on(listeners, channel);
+                    RestarterRequest::PassOn(of, channel) => {
+                        self.pass_channel_on(of, channel);
                     }
                     RestarterRequest::Stopping => {
                         self.stop_requested = true;
@@ -538,7 +541,7 @@ impl Restarter {
 
     fn begin_stop(&mut self) {
         match &self.stage {
-            ServerStage::Serving => {
+            ServerStage::Acknowledged | ServerStage::Serving => {
                 let generation = self.generation;
                 notify::send_stopping(format_args!("generation {generation} is stopping"));
                 self.last_extension = Instant::now();
@@ -651,7 +654,10 @@ impl Restarter {
                 ServerStage::Stopping => true,
                 // systemd listens to the main process only, which is the successor now.
                 ServerStage::Replaced => self.lifeline.is_some(),
-                ServerStage::Waiting(_) | ServerStage::Accepting | ServerStage::Imported => false,
+                ServerStage::Waiting(_)
+                | ServerStage::Accepting
+                | ServerStage::Imported
+                | ServerStage::Acknowledged => false,
             }
     }
 

@@ -14,7 +14,7 @@ use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::relay_subprocesses;
 use crate::sys::{self, Descriptor};
-use crate::wire::{HandshakeMessage, ListenerId};
+use crate::wire::{HandshakeMessage, ServerId};
 
 impl Restarter {
     /// The server could serve.
@@ -79,9 +79,9 @@ impl Restarter {
     pub(super) fn receive_from_predecessor(&mut self, server: &dyn RestartableServer) {
         while let Some(incoming) = self.predecessor.as_ref().and_then(Link::receive) {
             match incoming {
-                Incoming::Message(HandshakeMessage::Connections { listeners }, channel) => {
+                Incoming::Message(HandshakeMessage::Connections(of), channel) => {
                     self.proceed(server);
-                    self.adopt_connections(server, &listeners, channel);
+                    self.adopt_connections(server, of, channel);
                 }
                 Incoming::Message(HandshakeMessage::Cutover { has_state }, file) => {
                     self.cut_over(server, has_state.then_some(file));
@@ -131,9 +131,10 @@ impl Restarter {
 
     /// The predecessor has received the Ack, as all that it sends afterwards shows.
     fn proceed(&mut self, server: &dyn RestartableServer) {
-        if matches!(self.stage, ServerStage::Imported) {
+        if matches!(self.stage, ServerStage::Acknowledged) {
             server.start_accepting();
             self.stage = ServerStage::Serving;
+            self.log_serving();
         }
     }
 
@@ -155,9 +156,11 @@ impl Restarter {
                 let paths: Vec<PathBuf> = paths.iter().map(path_of).collect();
                 self.take_over_files(&paths);
                 self.tell_predecessor(&HandshakeMessage::Ack);
-                match stage {
-                    ServerStage::Imported => ServerStage::Imported,
-                    _ => ServerStage::Serving,
+                if matches!(stage, ServerStage::Imported) {
+                    ServerStage::Acknowledged
+                } else {
+                    self.log_serving();
+                    ServerStage::Serving
                 }
             }
             (ServerStage::Waiting(waiter), HandshakeMessage::Abort { reason }) => {
@@ -169,7 +172,10 @@ impl Restarter {
                 ServerStage::Building
             }
             (
-                ServerStage::Accepting | ServerStage::Imported | ServerStage::Serving,
+                ServerStage::Accepting
+                | ServerStage::Imported
+                | ServerStage::Acknowledged
+                | ServerStage::Serving,
                 HandshakeMessage::Abort { reason },
             ) => {
                 log::error!("the predecessor goes on serving: {reason}");
@@ -201,16 +207,16 @@ impl Restarter {
     fn adopt_connections(
         &self,
         server: &dyn RestartableServer,
-        listeners: &[ListenerId],
+        of: ServerId,
         channel: Option<Descriptor>,
     ) {
         let channel = channel.map(sys::descriptor::into_socket);
         match (&self.stage, channel) {
             (ServerStage::Serving, Some(Ok(channel))) => {
-                server.adopt_connections(listeners, channel);
+                server.adopt_connections(&of, channel);
             }
             (ServerStage::Replaced, Some(Ok(channel))) => {
-                self.pass_channel_on(listeners.to_vec(), channel);
+                self.pass_channel_on(of, channel);
             }
             (_, Some(Err(error))) => {
                 log::error!("cannot adopt the connections of the predecessor: {error}");
@@ -233,11 +239,15 @@ impl Restarter {
                 let result = self.start_serving(server);
                 reply(&waiter, result);
             }
-            ServerStage::Accepting | ServerStage::Imported => {
+            stage
+            @ (ServerStage::Accepting | ServerStage::Imported | ServerStage::Acknowledged) => {
                 log::warn!("the predecessor has died; serving in its place");
-                self.take_over_files(&[]);
+                if !matches!(stage, ServerStage::Acknowledged) {
+                    self.take_over_files(&[]);
+                }
                 server.start_accepting();
                 self.stage = ServerStage::Serving;
+                self.log_serving();
                 notify::send_ready(self.supervised_generation(), self.status());
             }
             ServerStage::Serving => {
@@ -264,6 +274,10 @@ impl Restarter {
         }
     }
 
+    pub(super) fn log_serving(&self) {
+        log::info!("{}", self.status());
+    }
+
     /// Takes over the pid file and the files of Unix sockets, as the serving process.
     pub(super) fn take_over_files(&mut self, socket_files: &[PathBuf]) {
         self.take_socket_files(socket_files);
@@ -273,7 +287,6 @@ impl Restarter {
                 Err(error) => log::error!("cannot write {}: {error}", path.display()),
             }
         }
-        log::info!("generation {} serves", self.generation);
     }
 
     /// Makes this process remove the files of these Unix sockets in the end.
