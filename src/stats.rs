@@ -235,7 +235,8 @@ pub(crate) struct ThreadCounters {
     /// How often the thread has begun or ended a turn: an odd number in a turn.
     turn: AtomicU64,
     /// 1 while the worker may be in a call of the service, for the pause of a restart. Kept only with
-    /// an exact state. For the adopters, which share it: how many of them may be in a call.
+    /// an exact state. For the adopters, which share this word: the number of adopters that may be in
+    /// a call.
     pub(crate) in_calls: AtomicU64,
     /// Since when the worker's state cannot be built, in the clock's milliseconds, plus one; 0 if
     /// the worker can serve.

@@ -9,10 +9,10 @@
 //!
 //! After a failed restart, the stage is OPEN again. After a successful one, the stage stays CLOSED.
 //!
-//! No call overlaps with the export. A worker sets its word, and then reads the stage. The restarter
-//! sets the stage to CLOSED, and then reads the words of all workers. As every operation is
-//! sequentially consistent, the worker sees the stage, or the restarter sees the word, and waits. A
-//! worker that holds a connection publishes that, and then reads the stage again; the restarter sets
+//! No call overlaps with the export. A worker sets its word, and an adopter adds one to the word that
+//! the adopters of the server share. Each then reads the stage. The restarter sets the stage to CLOSED,
+//! and then reads all these words. As every operation is sequentially consistent, the thread sees the
+//! stage, or the restarter sees the word, and waits. A worker that holds a connection publishes that, and then reads the stage again; the restarter sets
 //! the stage to OPEN, and then looks for connections that are held. So no connection stays held.
 //!
 //! `tests/ownership_model.rs` includes this file over loom's atomics, so the atomic is named by
@@ -73,7 +73,7 @@ impl Pause {
         self.0.store(OPEN, SeqCst);
     }
 
-    // ---- workers ----
+    // ---- workers and adopters ----
 
     /// Begins calls of the service, unless the connection has to be held. `word` is the worker's.
     /// `can_settle` says whether the connection is between two messages, and can move then.
@@ -98,8 +98,8 @@ impl Pause {
         }
     }
 
-    /// As [`begin_calls`](Self::begin_calls), for calls that are not those of a connection. Threads
-    /// share the word: it counts those that are in calls.
+    /// Begins calls of an adopter. False in SETTLING and in CLOSED. Several adopters share `word`, which
+    /// counts those in calls.
     pub(crate) fn begin_shared_calls(&self, word: &AtomicU64) -> bool {
         if !self.is_used() {
             return true;
@@ -112,6 +112,7 @@ impl Pause {
         begins
     }
 
+    /// Ends what [`begin_shared_calls`](Self::begin_shared_calls) has begun.
     pub(crate) fn end_shared_calls(&self, word: &AtomicU64) {
         if self.is_used() {
             word.fetch_sub(1, SeqCst);

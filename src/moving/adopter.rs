@@ -101,14 +101,15 @@ impl<'a, S: Service> Adopter<'a, S> {
     fn adopt_batches(&self) -> bool {
         let mut buffer = vec![0; MoveMessage::LIMIT];
         let mut events = Events::with_capacity(4);
-        // What is in the channel when it is asked for is adopted, as the channel may find no new
-        // owner. A busy predecessor may leave the channel never empty.
+        // When the channel is asked for, the batches that have arrived are adopted first: the channel
+        // may find no new owner. There are no more, unless the predecessor goes on sending. During a
+        // pause none is adopted, and the batches stay in the channel.
         let mut batches_left = MOST_IN_FLIGHT;
         loop {
-            let leaves = self.end.asks_for_channel();
+            let leaves_channel = self.end.asks_for_channel();
             let Some(calls) = self.begin_calls() else {
-                if leaves || self.stops() {
-                    return leaves;
+                if leaves_channel || self.stops() {
+                    return leaves_channel;
                 }
                 thread::sleep(PAUSE_CHECK);
                 continue;
@@ -120,15 +121,15 @@ impl<'a, S: Service> Adopter<'a, S> {
                         log::error!("cannot answer the predecessor: {error}");
                         return false;
                     }
-                    batches_left = batches_left.saturating_sub(leaves.into());
+                    batches_left = batches_left.saturating_sub(leaves_channel.into());
                     if batches_left == 0 {
                         return true;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     drop(calls);
-                    if leaves || self.stops() {
-                        return leaves;
+                    if leaves_channel || self.stops() {
+                        return leaves_channel;
                     }
                     let armed = rearm(&self.poller, &self.channel);
                     let waited = armed.and_then(|()| self.poller.wait(&mut events, 4, None));
@@ -147,10 +148,10 @@ impl<'a, S: Service> Adopter<'a, S> {
 
     /// Begins calls of the service. `None` while a restart with an exact state pauses them: what a
     /// session changes would be lost.
-    fn begin_calls(&self) -> Option<UnpackCalls<'a>> {
+    fn begin_calls(&self) -> Option<UnpackGuard<'a>> {
         let (pause, word) = (&self.lots.drain.pause, &self.lots.counters.adopter.in_calls);
         let begins = pause.begin_shared_calls(word);
-        begins.then_some(UnpackCalls { pause, word })
+        begins.then_some(UnpackGuard { pause, word })
     }
 
     fn stops(&self) -> bool {
@@ -162,11 +163,14 @@ impl<'a, S: Service> Adopter<'a, S> {
         &self,
         message: &[u8],
         sockets: Vec<Socket>,
-        calls: UnpackCalls<'_>,
+        calls: UnpackGuard<'_>,
     ) -> io::Result<()> {
         let (batch, records) = match MoveMessage::decode_batch(message) {
             Ok(batch) => batch,
-            Err(unknown) => return self.refuse_unknown(sockets, &unknown),
+            Err(unknown) => {
+                drop(calls);
+                return self.refuse_unknown(sockets, &unknown);
+            }
         };
         let (mut refused, mut adopted) = (Vec::new(), Vec::new());
         let mut sockets = sockets.into_iter();
@@ -297,12 +301,12 @@ impl<'a, S: Service> Adopter<'a, S> {
 }
 
 /// Calls of the service in progress, which a pause waits for.
-struct UnpackCalls<'a> {
+struct UnpackGuard<'a> {
     pause: &'a Pause,
     word: &'a AtomicU64,
 }
 
-impl Drop for UnpackCalls<'_> {
+impl Drop for UnpackGuard<'_> {
     fn drop(&mut self) {
         self.pause.end_shared_calls(self.word);
     }

@@ -29,9 +29,10 @@
 //! # The process in between is replaced
 //!
 //! A process that drains may have connections to move when its successor has been replaced as well.
-//! The adopter of the process in between adopts the batches that have come, and ends. That process
-//! passes its end of the channel on to its own successor, with the message that every channel comes
-//! with. Batches that come meanwhile go along, as they are in the channel. So each channel leads to
+//! The adopter of the process in between adopts the batches that have arrived, and ends. While an
+//! exact state pauses the service, it adopts none. That process passes its end of the channel on to
+//! its own successor, with the message that every channel comes with. Batches that are left in the
+//! channel, or arrive later, go along. So each channel leads to
 //! the newest process, and no process stays for the channel of its predecessor. If there is nobody to
 //! pass the channel on to, it is closed: the connections of the mover drain.
 //!
@@ -98,8 +99,8 @@ impl EndRequest {
         self.poller.wake();
     }
 
-    /// Asks an adopter to end behind the batches that have come, and to leave its channel: this process
-    /// was replaced.
+    /// Asks an adopter to end after the batches that have arrived, and to leave its channel: this
+    /// process was replaced. During a pause, the adopter ends at once.
     pub(crate) fn ask_for_channel(&self) {
         self.made.fetch_max(LEAVE_CHANNEL, SeqCst);
         self.poller.wake();

@@ -40,7 +40,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const SEND_PAUSE: Duration = Duration::from_millis(2);
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A batch gets no further connection after this time: those that it has are not served meanwhile.
+/// How long a batch collects connections, which are not served meanwhile. A pack that is in progress
+/// then comes to its end.
 const COLLECT_TIME: Duration = Duration::from_millis(5);
 
 /// A connection on its way.
@@ -136,7 +137,7 @@ impl<'a, S: Service> Mover<'a, S> {
                     break LoopEnd::ChannelFailed;
                 }
             }
-            if self.end.is_made() || self.lots.drain.is_closing() {
+            if self.stops() {
                 break LoopEnd::Stop;
             }
             self.send_batches();
@@ -151,6 +152,10 @@ impl<'a, S: Service> Mover<'a, S> {
             }
             LoopEnd::Stop => self.finish(&mut events),
         }
+    }
+
+    fn stops(&self) -> bool {
+        self.end.is_made() || self.lots.drain.is_closing()
     }
 
     // ---- what comes in ----
@@ -246,15 +251,28 @@ impl<'a, S: Service> Mover<'a, S> {
         }
     }
 
-    /// Collects a batch, of what has come so far.
+    /// Collects a batch, of what has come so far. Empty if nothing is left, or this server stops.
     fn collect(&mut self) -> Unsent<'a, S::Session> {
         let deadline = Deadline::after(Instant::now(), COLLECT_TIME);
         let (mut batch, mut connections) = (Batch::default(), Vec::new());
-        while let Some((record, moving)) = self.left_over.take().or_else(|| self.next_packed()) {
+        while !self.stops() {
+            // A service may take long to pack its sessions.
+            if !connections.is_empty() && deadline.has_passed(Instant::now()) {
+                break;
+            }
+            let packed = match self.left_over.take() {
+                None => match self.next_turn() {
+                    None => break,
+                    Some(turn) => self.pack(turn),
+                },
+                left_over => left_over,
+            };
+            let Some((record, moving)) = packed else {
+                continue;
+            };
             match batch.push(&record) {
-                // A service may take long to pack its sessions.
-                Pushed::Open if !deadline.has_passed(Instant::now()) => connections.push(moving),
-                Pushed::Open | Pushed::Full => {
+                Pushed::Open => connections.push(moving),
+                Pushed::Full => {
                     connections.push(moving);
                     break;
                 }
@@ -274,25 +292,28 @@ impl<'a, S: Service> Mover<'a, S> {
         }
     }
 
-    /// The next connection that can move.
-    fn next_packed(&mut self) -> Option<(ConnectionRecord, Moving<'a, S::Session>)> {
-        loop {
-            let mut turn = self.next_turn()?;
-            let since = turn.unserved_since();
-            let service = self.service;
-            let record = turn.pack(|conn, session| {
-                let packed = panic::contain(|| service.pack(conn, session));
-                packed.unwrap_or_else(|why| {
-                    log::error!(
-                        "{}: stays, the pack of its session panicked: {why}",
-                        conn.info()
-                    );
-                    None
-                })
-            });
-            match record {
-                Some(record) => return Some((record, Moving { turn, since })),
-                None => turn.stay(),
+    /// `None`: the connection stays.
+    fn pack(
+        &self,
+        mut turn: Turn<'a, S::Session>,
+    ) -> Option<(ConnectionRecord, Moving<'a, S::Session>)> {
+        let since = turn.unserved_since();
+        let service = self.service;
+        let record = turn.pack(|conn, session| {
+            let packed = panic::contain(|| service.pack(conn, session));
+            packed.unwrap_or_else(|why| {
+                log::error!(
+                    "{}: stays, the pack of its session panicked: {why}",
+                    conn.info()
+                );
+                None
+            })
+        });
+        match record {
+            Some(record) => Some((record, Moving { turn, since })),
+            None => {
+                turn.stay();
+                None
             }
         }
     }

@@ -124,8 +124,11 @@ pub(super) fn send_message(socket: &Socket, message: &HandshakeMessage) {
 
 /// Whether a message cannot be sent because the other process has ended, which is no fault.
 fn is_end(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected
+    )
 }
 
 fn send(

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! With an exact state, `Cutover` comes after a pause, and with the state, and the successor accepts
-//! after `Ack`: see `restarter/pause.rs`.
+//! after `Proceed`: see `restarter/pause.rs`.
 //!
 //! Until `Ack`, the predecessor can go on as if nothing had happened, and does so however the
 //! successor fails. Until `Commit`, the successor ends if it is told to abort; if the predecessor
@@ -512,8 +512,8 @@ impl Restart {
     /// [`pass_state`](Self::pass_state), `import` gets those bytes, unless
     /// [`inherited_state`](Self::inherited_state) has taken them.
     ///
-    /// Handlers are [`serve`](crate::Service::serve), [`expired`](crate::Service::expired) and
-    /// [`session`](crate::Service::session). Threads of the application, periodic calls
+    /// Handlers are [`serve`](crate::Service::serve), [`expired`](crate::Service::expired),
+    /// [`session`](crate::Service::session) and [`unpack`](crate::Service::unpack). Threads of the application, periodic calls
     /// ([`Handle::every`](crate::Handle::every)) and the producers of HTTP bodies are not handlers: what
     /// they change between `export` and the end of the old process is lost.
     /// [`pack`](crate::Service::pack) and the drop of a session come after `export`, and must not change

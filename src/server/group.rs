@@ -372,12 +372,12 @@ impl RestartableServer for RestartGroup {
         self.0.iter().any(|member| member.packs_sessions)
     }
 
-    fn adopt_connections(&self, of: &ServerId, channel: Socket) {
+    fn adopt_connections(&self, server_id: &ServerId, channel: Socket) {
         let ids = self.0.iter().map(|member| match member.packs_sessions {
             true => &*member.listener_ids,
             false => &[],
         });
-        let position = of.position_in(&ids.collect::<Vec<_>>());
+        let position = server_id.position_in(&ids.collect::<Vec<_>>());
         match position.and_then(|position| self.0.get(position)) {
             Some(member) => {
                 member.shared.move_channels.add_incoming(channel);
@@ -386,7 +386,12 @@ impl RestartableServer for RestartGroup {
             }
             None => log::info!(
                 "connections of the predecessor stay there: no server has one of the listeners {}",
-                (of.listeners.iter().map(|id| &*id.name).collect::<Vec<_>>()).join(", ")
+                (server_id
+                    .listeners
+                    .iter()
+                    .map(|id| &*id.name)
+                    .collect::<Vec<_>>())
+                .join(", ")
             ),
         }
     }

@@ -366,8 +366,12 @@ mod tests {
         adopting.handle.stop_now();
     }
 
-    /// A service whose sessions are the last line, what packs them, and what is called before an unpack.
-    struct Packing<P, U>(P, U);
+    /// A service whose session is the last line. Calls `pack` to pack it, and `before_unpack` before each
+    /// unpack.
+    struct Packing<P, U> {
+        pack: P,
+        before_unpack: U,
+    }
 
     impl<P, U> Service for Packing<P, U>
     where
@@ -409,31 +413,35 @@ mod tests {
         }
 
         fn pack(&self, _conn: &Connection, session: &String) -> Option<Vec<u8>> {
-            self.0(session)
+            (self.pack)(session)
         }
 
         fn unpack(&self, _conn: &mut Connection, packed: Vec<u8>) -> io::Result<String> {
-            self.1();
+            (self.before_unpack)();
             String::from_utf8(packed).map_err(io::Error::other)
         }
     }
 
     /// A server of lines that moves its connections, and the successor's end of the channel.
-    struct Moving {
+    struct MovingServer {
         handle: Handle,
         channel: Socket,
         clients: Vec<BufReader<TcpStream>>,
     }
 
-    impl Moving {
+    impl MovingServer {
         /// Each of the clients has sent its line. `None` on a system without such channels.
         fn start(
             lines: &[&str],
             pack: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static,
         ) -> Option<Self> {
             let (own_end, channel) = sys::message::create_channel().ok()?;
-            let server = Server::builder().listen("127.0.0.1:0").workers(2);
-            let handle = server.build(Packing(pack, || {})).unwrap().start().unwrap();
+            let server = Server::builder().listen("127.0.0.1:0").workers(1);
+            let service = Packing {
+                pack,
+                before_unpack: || {},
+            };
+            let handle = server.build(service).unwrap().start().unwrap();
             let connect = |line: &&str| {
                 let addr = handle.local_addrs()[0].as_ip().unwrap();
                 let mut client = BufReader::new(TcpStream::connect(addr).unwrap());
@@ -451,7 +459,7 @@ mod tests {
             })
         }
 
-        fn begin(&self) {
+        fn begin_moves(&self) {
             let commands = &self.handle.shared().commands;
             commands.send(ServerCommand::Replaced).unwrap();
         }
@@ -465,7 +473,7 @@ mod tests {
         }
 
         /// The number and the length of the next batch. Its sockets are closed.
-        fn batch(&self) -> (u64, usize) {
+        fn receive_batch(&self) -> (u64, usize) {
             let mut buffer = vec![0; MoveMessage::LIMIT];
             sys::socket::wait_ready(&self.channel, Interest::Read, Some(LIMIT)).unwrap();
             let received =
@@ -488,7 +496,7 @@ mod tests {
         let (begins, has_begun) = crossbeam_channel::bounded(1);
         let (end, may_end) = crossbeam_channel::bounded(1);
         // In a message, so that they do not move at once.
-        let moving = Moving::start(&["a", "b"], move |session| {
+        let moving = MovingServer::start(&["a", "b"], move |session| {
             if session == "a" {
                 begins.send(()).unwrap();
                 may_end.recv_timeout(LIMIT).unwrap();
@@ -497,14 +505,14 @@ mod tests {
             Some(Vec::new())
         });
         let Some(mut moving) = moving else { return };
-        moving.begin();
+        moving.begin_moves();
         assert_eq!(moving.ask(0), "a\n");
         has_begun.recv_timeout(LIMIT).unwrap();
         assert_eq!(moving.ask(1), "b\n");
         let wait = Duration::from_millis(200);
         std::thread::sleep(wait);
         end.send(()).unwrap();
-        let (batch, count) = moving.batch();
+        let (batch, count) = moving.receive_batch();
         assert_eq!(count, 1);
         moving.acknowledge(batch);
         moving.clients.clear();
@@ -516,24 +524,36 @@ mod tests {
     /// Connections that are packed are not served.
     #[test]
     fn a_batch_does_not_wait_for_many_slow_packs() {
-        let pack = |_: &str| {
-            std::thread::sleep(Duration::from_millis(50));
-            Some(Vec::new())
-        };
-        let Some(mut moving) = Moving::start(&["a", "b", "c"], pack) else {
-            return;
-        };
-        for client in 0..3 {
-            assert_eq!(moving.ask(client), ["a\n", "b\n", "c\n"][client]);
-        }
-        moving.begin();
-        for _ in 0..3 {
-            let (batch, count) = moving.batch();
+        for stays in [false, true] {
+            let (go, may_go) = crossbeam_channel::bounded(1);
+            let pack = move |session: &str| {
+                std::thread::sleep(Duration::from_millis(50));
+                if session == "b" {
+                    may_go.recv_timeout(LIMIT).unwrap();
+                }
+                (session == "a" || !stays).then(Vec::new)
+            };
+            let Some(mut moving) = MovingServer::start(&["a", "b", "c"], pack) else {
+                return;
+            };
+            for client in 0..3 {
+                assert_eq!(moving.ask(client), ["a\n", "b\n", "c\n"][client]);
+            }
+            moving.begin_moves();
+            let (mut batch, count) = moving.receive_batch();
             assert_eq!(count, 1);
+            go.send(()).unwrap();
+            for _ in 0..if stays { 0 } else { 2 } {
+                moving.acknowledge(batch);
+                let next = moving.receive_batch();
+                assert_eq!(next.1, 1);
+                batch = next.0;
+            }
             moving.acknowledge(batch);
+            moving.clients.clear();
+            let report = moving.handle.join();
+            assert_eq!(report.moved, if stays { 1 } else { 3 }, "{report}");
         }
-        let report = moving.handle.join();
-        assert_eq!(report.moved, 3, "{report}");
     }
 
     #[test]
@@ -542,21 +562,22 @@ mod tests {
             let size = if session == "small" { 60_000 } else { 100_000 };
             Some(vec![b'x'; size])
         };
-        // The first batch is full by the first one, and the third one has no place in the second.
-        let Some(mut moving) = Moving::start(&["large", "small", "large"], pack) else {
+        // The first "large" fills a batch. "small" leaves no room in its batch for the second "large".
+        let Some(mut moving) = MovingServer::start(&["large", "small", "large"], pack) else {
             return;
         };
-        for client in 0..3 {
+        // The worker may park the last one only after its answer: that one comes first or last.
+        for client in [1, 2, 0] {
             moving.ask(client);
         }
-        moving.begin();
-        let batches = [moving.batch(), moving.batch()];
+        moving.begin_moves();
+        let batches = [moving.receive_batch(), moving.receive_batch()];
         assert_eq!(batches.map(|(_, count)| count), [1, 1]);
         assert_eq!(moving.ask(2), "large\n");
         for (batch, _) in batches {
             moving.acknowledge(batch);
         }
-        let (batch, count) = moving.batch();
+        let (batch, count) = moving.receive_batch();
         assert_eq!(count, 1);
         moving.acknowledge(batch);
         let report = moving.handle.join();
@@ -566,7 +587,11 @@ mod tests {
     #[test]
     fn no_session_is_unpacked_while_calls_are_paused() {
         let mut drain = None;
-        let adopting = Adopting::start(Packing(|_: &str| None, || {}), |own| {
+        let service = Packing {
+            pack: |_: &str| None,
+            before_unpack: || {},
+        };
+        let adopting = Adopting::start(service, |own| {
             own.pause.enable();
             own.pause.settle(true);
             own.pause.close();
@@ -593,12 +618,15 @@ mod tests {
     fn what_has_come_is_adopted_before_the_channel_is_left() {
         let (begins, has_begun) = crossbeam_channel::bounded(1);
         let (go, may_go) = crossbeam_channel::bounded(2);
-        let unpack = move || {
+        let before_unpack = move || {
             let _ = begins.try_send(());
             may_go.recv_timeout(LIMIT).unwrap();
         };
         let mut drain = None;
-        let service = Packing(|_: &str| None, unpack);
+        let service = Packing {
+            pack: |_: &str| None,
+            before_unpack,
+        };
         let adopting = Adopting::start(service, |own| drain = Some(Arc::clone(own)));
         let Some(adopting) = adopting else { return };
         let drain = drain.unwrap();
@@ -611,7 +639,9 @@ mod tests {
         let _second = adopting.send_batch(1, &[record()]);
         let commands = &adopting.handle.shared().commands;
         commands.send(ServerCommand::Replaced).unwrap();
+        let limit = Instant::now() + LIMIT;
         while !drain.has_successor() {
+            assert!(Instant::now() < limit);
             std::thread::yield_now();
         }
         go.send(()).unwrap();

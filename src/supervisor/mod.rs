@@ -179,7 +179,7 @@ pub fn supervise() -> Result<Restart, StartError> {
 /// | the control socket | a named pipe: `\\.\pipe\app`, or the name `app` alone. Only the user of the supervisor, administrators and the system can open it, from this machine only; programs of integrity level medium cannot if the supervisor has a higher one |
 /// | NOTIFY_SOCKET | the name of a pipe, with the same protection; a program opens the pipe, and writes all lines of a notification in one call |
 /// | listeners by number (sd_listen_fds(3)) | in a table that only servers of this crate read: other programs get no listeners |
-/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program to which Ctrl-Break cannot be sent alone, as in a service or without [`process_groups`], is killed. If Ctrl-C in the console has reached that program too, a graceful stop kills it at the stop time-out only |
+/// | SIGTERM, SIGQUIT, SIGHUP and SIGUSR1 for a process | event objects that a server of this crate makes. Another program gets Ctrl-Break; a program to which Ctrl-Break cannot be sent alone, as in a service or without [`process_groups`], is killed. After Ctrl-C in the console has reached such a program, a graceful stop kills it only at the stop time-out, and a stop now at once |
 /// | signals to the supervisor | event objects, see [`event_prefix`](Self::event_prefix), and the events of its console |
 /// | SIGABRT, SIGKILL | TerminateProcess, with the exit codes 3 and 1 |
 /// | the guardian | a job object: when the supervisor dies, all processes that it or its processes have started end at that moment, with their requests |

@@ -426,10 +426,10 @@ impl Supervisor {
     /// The prefix of the names of the event objects by which other processes control the supervisor
     /// on Windows: `Local\` or `Global\` and a name, or a name alone, which gets `Local\`. With
     /// `Global\shop`, the stop event of supervisor 4711 is `Global\shop.4711.stop`; the others are
-    /// `stop-now`, `restart` and `user1`. `handover status` shows how the names begin. `Builder::event_prefix`
-    /// says who can take a name before the supervisor does. Has no effect on
-    /// other systems. Defaults to `Local\` and the name of the supervisor's program file without its
-    /// extension.
+    /// `stop-now`, `restart` and `user1`. `handover status` shows how the names begin.
+    /// `Builder::event_prefix` says who can take a name before the supervisor does. The first supervisor
+    /// of a process sets the prefix for all later ones of that process. Has no effect on other systems.
+    /// Defaults to `Local\` and the name of the supervisor's program file without its extension.
     ///
     /// [`supervise`](Self::supervise) and [`run`](Self::run) fail if a name is taken already.
     pub fn event_prefix(mut self, prefix: impl Into<String>) -> Self {

@@ -125,29 +125,35 @@ fn last_lines<S: Serializer>(lines: &[String], to: S) -> Result<S::Ok, S::Error>
     kept.serialize(to)
 }
 
-/// A server of a process, as a process of another version finds it among its own.
+/// Identifies a server to another process, which may run another version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ServerId {
     pub(crate) listeners: Vec<ListenerId>,
-    /// The position among the servers of the process.
+    /// The position among the servers of its process, from 0. 0 if an older version sent the record.
     #[serde(default)]
     pub(crate) position: u32,
 }
 
 impl ServerId {
-    /// The position of this server among those of another process, each of which has the given
-    /// listeners. That server has one of its listeners. Of several that have, the one at the same
-    /// position is taken, or else the first one.
+    /// The position of the matching server in another process. `others` has the listeners of each of
+    /// its servers. The server with the most listeners of the same name and address matches; if there is
+    /// none, the one with the most [matching](ListenerId::position_in) listeners. Of several: the server
+    /// at the same position, else the first.
     pub(crate) fn position_in(&self, others: &[&[ListenerId]]) -> Option<usize> {
-        let find = |has_one: &dyn Fn(&[ListenerId]) -> bool| {
-            let same = usize::try_from(self.position).ok();
-            let same = same.filter(|own| others.get(*own).is_some_and(|ids| has_one(ids)));
-            same.or_else(|| others.iter().position(|ids| has_one(ids)))
+        let best = |matches: &dyn Fn(&ListenerId, &[ListenerId]) -> bool| {
+            let count = |ids: &[ListenerId]| {
+                let matching = self.listeners.iter().filter(|own| matches(own, ids));
+                matching.count()
+            };
+            let counts: Vec<_> = others.iter().map(|ids| count(ids)).collect();
+            let most = counts.iter().copied().max().filter(|most| *most > 0)?;
+            let own = usize::try_from(self.position).ok();
+            let same = own.filter(|own| counts.get(*own) == Some(&most));
+            same.or_else(|| counts.iter().position(|count| *count == most))
         };
-        let any = |test: &dyn Fn(&ListenerId) -> bool| self.listeners.iter().any(test);
-        let exact = find(&|ids| any(&|own| ids.contains(own)));
-        exact.or_else(|| find(&|ids| any(&|own| own.position_in(ids).is_some())))
+        let exact = best(&|own, ids| ids.contains(own));
+        exact.or_else(|| best(&|own, ids| own.position_in(ids).is_some()))
     }
 }
 
@@ -160,7 +166,7 @@ mod tests {
     use super::*;
     use crate::wire::WireAddr;
 
-    /// From a letter for the name, and the last part of the address: `a1`.
+    /// `a1` is a listener with the name `a` and the address 192.0.2.1:80.
     fn listeners(text: &str) -> Vec<ListenerId> {
         let listener = |text: &str| ListenerId {
             name: text[..1].to_owned(),
@@ -179,6 +185,8 @@ mod tests {
             // Servers that share an address (SO_REUSEPORT).
             ("a1", 1, &["a1", "a1"], Some(1)),
             ("a1", 7, &["b2", "a1", "a1"], Some(1)),
+            // Another order of servers that share one of their addresses.
+            ("a1 c3", 0, &["b2 c3", "a1 c3"], Some(1)),
             // The name of the listener has changed.
             ("a1", 0, &["b2", "c1"], Some(1)),
             ("a1", 0, &["c1", "a1"], Some(1)),

@@ -377,8 +377,8 @@ impl Restarter {
         }
         let adopts = self.moves_connections && successor.adopts;
         let link = &successor.link;
-        server.drain_after_replacement(&handoff.taken, &mut |of| {
-            adopts.then(|| open_channel(link, of)).flatten()
+        server.drain_after_replacement(&handoff.taken, &mut |server_id| {
+            adopts.then(|| open_channel(link, server_id)).flatten()
         });
         let generation = self.lifeline.as_ref().map(|_| next);
         notify::send_main_pid(pid, generation, format_args!("generation {next} serves"));
@@ -388,7 +388,7 @@ impl Restarter {
 
     /// Passes the channel for connections of a predecessor on to the successor. If the successor does
     /// not adopt connections, the end of the channel tells the predecessor that they stay.
-    pub(super) fn pass_channel_on(&self, of: ServerId, channel: Socket) {
+    pub(super) fn pass_channel_on(&self, server_id: ServerId, channel: Socket) {
         let successor = self.successor.as_ref();
         let adopts = |successor: &&Successor| {
             successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
@@ -396,7 +396,7 @@ impl Restarter {
         match successor.filter(adopts) {
             Some(successor) => {
                 // A failure is logged, and closes the channel.
-                send_channel(&successor.link, of, channel);
+                send_channel(&successor.link, server_id, channel);
             }
             None => log::debug!("connections of the predecessor stay there"),
         }
@@ -575,18 +575,18 @@ impl Restarter {
 
 /// Sends the successor one end of a socket pair, for the connections of this server. Returns the
 /// other end.
-fn open_channel(successor: &Link, of: ServerId) -> Option<Socket> {
+fn open_channel(successor: &Link, server_id: ServerId) -> Option<Socket> {
     let failed = |error: &io::Error| {
         log::error!("open connections stay: cannot make a channel for them: {error}");
     };
     let channel = sys::message::create_channel();
     let (own_end, successor_end) = channel.inspect_err(failed).ok()?;
-    send_channel(successor, of, successor_end).then_some(own_end)
+    send_channel(successor, server_id, successor_end).then_some(own_end)
 }
 
 /// Sends the successor a channel, for the connections of this server. False if that failed.
-fn send_channel(successor: &Link, of: ServerId, channel: Socket) -> bool {
-    let message = HandshakeMessage::Connections(of);
+fn send_channel(successor: &Link, server_id: ServerId, channel: Socket) -> bool {
+    let message = HandshakeMessage::Connections(server_id);
     let sent = sys::descriptor::from_socket(channel)
         .and_then(|descriptor| successor.send_with(&message, &descriptor));
     let failed = |error: &io::Error| {

@@ -14,7 +14,7 @@
 //!            no predecessor, or it died
 //! ```
 //!
-//! With an exact state, `Imported` and `Acknowledged` take the place of `Accepting`, and `Proceed` leads from it to
+//! With an exact state, `Cutover` leads to `Imported`, `Commit` to `Acknowledged`, and `Proceed` to
 //! `Serving`.
 //!
 //! A stop leads from each of them but `Replaced` to `Stopping`.
@@ -87,8 +87,8 @@ pub(crate) trait RestartableServer: Sync {
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`. `open_channel` is called for each server whose
-    /// connections can move. It returns the channel to the
-    /// successor, if the successor adopts connections.
+    /// connections can move. It returns the channel to the successor, if the successor adopts
+    /// connections.
     fn drain_after_replacement(
         &self,
         taken: &[u32],
@@ -98,8 +98,8 @@ pub(crate) trait RestartableServer: Sync {
     /// Whether connections of some server can move.
     fn can_adopt(&self) -> bool;
 
-    /// The connections of this server of the predecessor come over this channel.
-    fn adopt_connections(&self, of: &ServerId, channel: Socket);
+    /// The connections of the predecessor's server `server_id` come over this channel.
+    fn adopt_connections(&self, server_id: &ServerId, channel: Socket);
 
     /// How many connections are open and not finished.
     fn connections_left(&self) -> usize;
@@ -117,7 +117,7 @@ enum RestarterRequest {
     Ready(Sender<Result<(), String>>),
     /// A successor is to take over.
     Restart(Option<ResultSender>),
-    /// The connections of a predecessor, of this server, go to the successor.
+    /// A channel for the connections of this server of the predecessor, for the successor.
     PassOn(ServerId, Socket),
     /// The server has begun to stop.
     Stopping,
@@ -224,11 +224,11 @@ impl RestarterHandle {
             .unwrap_or_else(|| Err(stopping_error()))
     }
 
-    /// This process was replaced: the successor gets the channel for connections of a predecessor, of
-    /// the server with these listeners. Without a successor that adopts connections, the channel is
+    /// This process was replaced: the successor gets the channel for the connections of the
+    /// predecessor's server `server_id`. Without a successor that adopts connections, the channel is
     /// closed.
-    pub(crate) fn pass_on_channel(&self, of: ServerId, channel: Socket) {
-        self.send(RestarterRequest::PassOn(of, channel));
+    pub(crate) fn pass_on_channel(&self, server_id: ServerId, channel: Socket) {
+        self.send(RestarterRequest::PassOn(server_id, channel));
     }
 
     pub(crate) fn report_stopping(&self) {
@@ -299,10 +299,10 @@ enum ServerStage {
     Waiting(Sender<Result<(), String>>),
     /// The server accepts; the predecessor still counts as the serving process.
     Accepting,
-    /// The server has an exact state, and has not sent the Ack.
+    /// The server has imported an exact state, and waits for `Commit`.
     Imported,
-    /// The server has an exact state, and has sent the Ack. It accepts when the predecessor has
-    /// received it.
+    /// The server has an exact state, and has sent `Ack`. The server accepts at `Proceed`, or when the
+    /// predecessor dies.
     Acknowledged,
     Serving,
     /// The successor serves.
@@ -506,8 +506,8 @@ impl Restarter {
                     RestarterRequest::Restart(waiter) => {
                         self.add_request(waiter.map(Waiter::Caller));
                     }
-                    RestarterRequest::PassOn(of, channel) => {
-                        self.pass_channel_on(of, channel);
+                    RestarterRequest::PassOn(server_id, channel) => {
+                        self.pass_channel_on(server_id, channel);
                     }
                     RestarterRequest::Stopping => {
                         self.stop_requested = true;

@@ -79,9 +79,9 @@ impl Restarter {
     pub(super) fn receive_from_predecessor(&mut self, server: &dyn RestartableServer) {
         while let Some(incoming) = self.predecessor.as_ref().and_then(Link::receive) {
             match incoming {
-                Incoming::Message(HandshakeMessage::Connections(of), channel) => {
+                Incoming::Message(HandshakeMessage::Connections(server_id), channel) => {
                     self.proceed(server);
-                    self.adopt_connections(server, of, channel);
+                    self.adopt_connections(server, server_id, channel);
                 }
                 Incoming::Message(HandshakeMessage::Cutover { has_state }, file) => {
                     self.cut_over(server, has_state.then_some(file));
@@ -207,16 +207,16 @@ impl Restarter {
     fn adopt_connections(
         &self,
         server: &dyn RestartableServer,
-        of: ServerId,
+        server_id: ServerId,
         channel: Option<Descriptor>,
     ) {
         let channel = channel.map(sys::descriptor::into_socket);
         match (&self.stage, channel) {
             (ServerStage::Serving, Some(Ok(channel))) => {
-                server.adopt_connections(&of, channel);
+                server.adopt_connections(&server_id, channel);
             }
             (ServerStage::Replaced, Some(Ok(channel))) => {
-                self.pass_channel_on(of, channel);
+                self.pass_channel_on(server_id, channel);
             }
             (_, Some(Err(error))) => {
                 log::error!("cannot adopt the connections of the predecessor: {error}");

@@ -47,6 +47,11 @@ pub(in crate::sys) fn has_delivered() -> bool {
     HAS_DELIVERED.load(SeqCst)
 }
 
+/// The console event is not that of a process that is started from now on.
+pub(in crate::sys) fn forget_delivered() {
+    HAS_DELIVERED.store(false, SeqCst);
+}
+
 struct Handler {
     takes_ctrl_c: bool,
     is_service_session: bool,
@@ -105,7 +110,7 @@ unsafe extern "system" fn handle(event: u32) -> BOOL {
     };
     let action = action(event, handler.takes_ctrl_c, handler.is_service_session);
     if matches!(action, Action::Deliver(_) | Action::DeliverAndWait(_)) {
-        // Before the delivery, since what follows from the signal depends on it.
+        // Before the delivery: the reaction to the signal reads it.
         HAS_DELIVERED.store(true, SeqCst);
     }
     let is_handled = match action {

@@ -76,7 +76,8 @@ impl DirectoryEntry {
         // Links on the way are followed here, and not again.
         let directory = fs::canonicalize(parent_of(path))?;
         // Only a handle with a right to read, write, traverse or delete keeps others from a rename or
-        // a removal. Users may have the right to traverse a directory, or only that to list it.
+        // a removal. A user may have the right to traverse a directory but not to list it, or the
+        // reverse.
         let hold = |right| {
             let mut options = options(right | FILE_READ_ATTRIBUTES);
             options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);

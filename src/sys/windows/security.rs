@@ -1,9 +1,9 @@
 //! Windows: who may open a named object.
 //!
-//! Two rules of the system apply. The access rules of the object name users. And a process may not
-//! read, write or execute an object with a higher integrity level than its own, as far as the label
-//! of the object says so, whoever its user is: so a program that was started with administrator
-//! rights, or a service, is out of reach of its user's other programs. An object without a level
+//! Two rules of the system apply. The access rules of the object name users. And the label of the
+//! object has an integrity level, and names the accesses (read, write, execute) that are denied to
+//! processes with a lower level, even of the same user: so a program that was started with
+//! administrator rights, or a service, is out of reach of its user's other programs. An object without a level
 //! counts as one of level medium, so that a process of a higher level has to give the objects that it
 //! makes a level.
 
@@ -82,9 +82,9 @@ impl Drop for OwnersOnly {
     }
 }
 
-/// The security descriptor as text (Security Descriptor String Format). The label keeps processes of
-/// a lower level from writing, from reading, and from waiting for an event object, which would reset
-/// it (NW, NR, NX).
+/// The security descriptor as text (Security Descriptor String Format). The label denies
+/// processes of a lower level to write (NW), to read (NR), and to execute (NX), which includes a wait
+/// for an event object. Such a wait would reset the event.
 fn descriptor_text(access: u32, user: &str, level: u32) -> String {
     const SYSTEM: &str = "S-1-5-18";
     const ADMINISTRATORS: &str = "S-1-5-32-544";

@@ -10,8 +10,8 @@ use socket2::{SockAddr, Socket, Type};
 use windows_sys::Win32::Networking::WinSock::{
     FD_SET, FIONREAD, MSG_PEEK, POLLERR, POLLHUP, POLLNVAL, POLLRDNORM, SO_EXCLUSIVEADDRUSE,
     SOCKET, SOCKET_ERROR, SOL_SOCKET, TIMEVAL, WSA_NOT_ENOUGH_MEMORY, WSAEACCES, WSAECONNABORTED,
-    WSAECONNRESET, WSAEINTR, WSAEMFILE, WSAENOBUFS, WSAEWOULDBLOCK, WSAPOLLFD, WSAPoll,
-    ioctlsocket, recv as ws_recv, select, setsockopt,
+    WSAECONNRESET, WSAEINTR, WSAEMFILE, WSAENOBUFS, WSAESHUTDOWN, WSAEWOULDBLOCK, WSAPOLLFD,
+    WSAPoll, ioctlsocket, recv as ws_recv, select, setsockopt,
 };
 use windows_sys::Win32::System::IO::CancelIoEx;
 
@@ -108,7 +108,17 @@ pub(crate) fn unread_len(socket: &Socket) -> io::Result<u64> {
 const MOST_SENT: usize = 256 * 1024;
 
 pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
-    socket.send(&bytes[..bytes.len().min(MOST_SENT)])
+    let sent = socket.send(&bytes[..bytes.len().min(MOST_SENT)]);
+    sent.map_err(name_shutdown)
+}
+
+/// A socket that this process has shut down itself: a broken pipe elsewhere (EPIPE), and without a kind
+/// here.
+fn name_shutdown(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(WSAESHUTDOWN) => io::Error::new(io::ErrorKind::BrokenPipe, error),
+        _ => error,
+    }
 }
 
 /// Nothing waits for the end of the stream.
@@ -128,7 +138,7 @@ pub(crate) fn send_vectored(socket: &Socket, parts: &[IoSlice<'_>]) -> io::Resul
     };
     match parts.iter().take_while(fits).count() {
         0 => send(socket, parts.first().map_or(&[], |part| &**part)),
-        count => socket.send_vectored(&parts[..count]),
+        count => (socket.send_vectored(&parts[..count])).map_err(name_shutdown),
     }
 }
 

@@ -76,7 +76,7 @@ impl ProcessWatch {
         self.terminate(code)
     }
 
-    /// Asks a child to end that has no event object.
+    /// Asks a child without an event object to end.
     fn interrupt(&self, signal: Signal) -> io::Result<()> {
         if !is_child(self.pid) {
             return Err(io::ErrorKind::NotFound.into());
@@ -147,7 +147,7 @@ impl ProcessWatch {
     }
 }
 
-/// How a child is asked to end that has no event object.
+/// How a child without an event object is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Interruption {
     /// By an event for the group of the child. It ends the child if the child does not handle it.
@@ -167,7 +167,7 @@ fn interruption(
 ) -> Interruption {
     match (leads_group, has_own_console) {
         (true, true) => Interruption::CtrlBreak,
-        // Whoever wants it to end at once does not wait for the effect of that event.
+        // SIGQUIT asks for an immediate end, and the console event only for a graceful one.
         (false, true) if was_interrupted && signal == Signal::Terminate => {
             Interruption::AlreadySent
         }
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_has_got_the_console_event_is_not_killed_for_it() {
+    fn a_graceful_stop_spares_a_child_that_has_got_the_console_event() {
         use Interruption::{AlreadySent, CtrlBreak, Kill};
         for (signal, leads_group, has_own_console, was_interrupted, expected) in [
             (Signal::Terminate, true, true, false, CtrlBreak),

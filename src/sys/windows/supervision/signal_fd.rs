@@ -7,13 +7,14 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 
 use super::port;
+use crate::sys::unix::console;
 use crate::sys::{EventPrefix, Signal, signal};
 
 /// Those that have come. Repeated ones count as one, as with signals of Unix, so that the queue is
 /// bounded.
 static RECEIVED: Mutex<VecDeque<Signal>> = Mutex::new(VecDeque::new());
 
-/// How the names of the event objects begin. They stay until the process ends.
+/// How the names of the event objects begin. Set once: the objects exist until the process ends.
 static EVENT_NAMES: OnceLock<String> = OnceLock::new();
 
 /// Reads the signals that have come, and knows the names of the event objects.
@@ -33,6 +34,7 @@ impl SignalFd {
             let names = signal::watch_for_supervisor(event_prefix, receive)?;
             let _ = EVENT_NAMES.set(names);
         }
+        console::forget_delivered();
         let event_names = EVENT_NAMES.get().map_or("", String::as_str);
         Ok(Self { event_names })
     }
