@@ -229,8 +229,7 @@ fn bodies_arrive_whole_from_memory_and_from_files() {
     }
     for size in [BLOCK + 1, 300_000] {
         let body = bytes_at(0, 2 * size);
-        client.send(post_chunks("/"));
-        send_chunk(&mut client, &handle, &body[..size]);
+        begin_chunks(&mut client, &handle, &body[..size]);
         client.send(chunks(&body[size..], size));
         let answer = client.answer();
         assert!(answer.body == body, "{size}");
@@ -240,14 +239,17 @@ fn bodies_arrive_whole_from_memory_and_from_files() {
     stop(&handle);
 }
 
-/// Sends a chunk, and waits until it has been received, and its connection is parked.
-fn send_chunk(client: &mut Client, handle: &Handle, chunk: &[u8]) {
+/// Sends a request with the first chunk of its body, and waits until all of it has been received, and
+/// its connection is parked.
+fn begin_chunks(client: &mut Client, handle: &Handle, chunk: &[u8]) {
+    // What came before is counted.
+    until(handle, "no turn is in progress", |stats| stats.active == 0);
     let before = handle.stats().bytes_in;
-    client.send(format!("{:x}\r\n", chunk.len()));
-    client.send(chunk);
-    client.send("\r\n");
+    let frame = [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat();
+    let request = [post_chunks("/").into_bytes(), frame].concat();
+    client.send(&request);
     until(handle, "it is parked", |stats| {
-        stats.active == 0 && stats.bytes_in >= before + chunk.len() as u64
+        stats.active == 0 && stats.bytes_in >= before + request.len() as u64
     });
 }
 
@@ -502,8 +504,7 @@ fn room_is_given_back() {
 fn status_of(handle: &Handle, size: usize) -> u16 {
     let mut client = Client::to(handle);
     let body = vec![b'x'; size];
-    client.send(post_chunks("/"));
-    send_chunk(&mut client, handle, &body[..size - 1]);
+    begin_chunks(&mut client, handle, &body[..size - 1]);
     let _ = client.stream.write_all(&chunks(&body[size - 1..], 1));
     let answer = client.answer();
     if answer.status == 503 {
