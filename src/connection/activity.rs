@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::ConnectionInfo;
+use socket2::Socket;
+
 use crate::sys;
 
 /// The progress of a call, for the watchdog: whether the call moves bytes, or waits for the client.
@@ -22,20 +23,17 @@ impl Activity {
         // Only the thread that holds the connection writes it.
         self.moves.store(self.moves.load(Relaxed) + 1, Relaxed);
     }
-}
 
-impl ConnectionInfo {
-    /// For the watchdog: how many reads and writes of the connection have moved bytes. `None` while
-    /// the call waits for the client. A call that has detached the connection waits for the client
-    /// as long as everything that the client has sent is read.
-    pub(crate) fn moves(&self) -> Option<u64> {
-        let activity = &self.activity;
-        let moves = activity.moves.load(Relaxed);
-        if activity.is_waiting.load(Relaxed) {
+    /// How many reads and writes have moved bytes. `None` while the call waits for the client. A call
+    /// that has detached the connection, whose socket this is, waits for the client as long as
+    /// everything that the client has sent is read.
+    pub(super) fn moves(&self, socket: &Socket) -> Option<u64> {
+        let moves = self.moves.load(Relaxed);
+        if self.is_waiting.load(Relaxed) {
             None
-        } else if activity.is_detached.load(Relaxed) {
+        } else if self.is_detached.load(Relaxed) {
             // A change of what is unread is progress.
-            let unread = sys::socket::unread_len(&self.socket).unwrap_or(0);
+            let unread = sys::socket::unread_len(socket).unwrap_or(0);
             (unread > 0).then(|| moves.wrapping_add(unread))
         } else {
             Some(moves)

@@ -9,8 +9,10 @@
 mod activity;
 mod calls;
 mod detached;
+mod drain_limit;
 mod early_output;
 mod halves;
+mod info;
 mod input;
 mod last_answer;
 mod messages;
@@ -20,10 +22,12 @@ mod output;
 mod pace;
 mod receive_state;
 mod record;
+mod settings;
 mod socket;
 mod transfer;
 mod waiting;
 mod waker;
+mod watching;
 
 use std::fmt;
 use std::io;
@@ -33,22 +37,19 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use socket2::Socket;
 
-use crate::addr::Addr;
-use crate::clock::{Deadline, in_millis};
-use crate::drain::OpenConnection;
-use crate::listener::ListenerInfo;
-use crate::log;
+use crate::clock::in_millis;
 use crate::sys::{self, Interest, PeerState, Poller};
 
 pub(crate) use activity::Activity;
 use calls::DueCalls;
 pub use calls::{Cause, Expiry};
 pub use detached::Detached;
+use drain_limit::DrainLimit;
 use early_output::Lent;
 pub(crate) use early_output::{EarlyOutput, EarlyOutputWatch};
 pub use halves::{ReadHalf, WriteHalf};
+pub(crate) use info::{ClosingNotice, ConnectionInfo, Limits};
 use input::Input;
 pub(crate) use input::READ_SIZE;
 use last_answer::AnswerMark;
@@ -61,86 +62,6 @@ use pace::Pace;
 use receive_state::ReceiveState;
 pub(crate) use waker::WakeTarget;
 pub use waker::Waker;
-
-/// The limits that every connection of a server starts with.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) first_byte_timeout: Duration,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) read_timeout: Duration,
-    pub(crate) write_timeout: Duration,
-    pub(crate) min_rate: u32,
-    pub(crate) input_limit: usize,
-    pub(crate) output_limit: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            first_byte_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(75),
-            read_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(30),
-            min_rate: 1024,
-            input_limit: 1024 * 1024,
-            output_limit: 64 * 1024,
-        }
-    }
-}
-
-/// The part of a connection that all threads may read. It owns the socket, so that a stop can shut
-/// down the socket of a connection that a handler holds.
-// The fields are dropped in this order.
-pub(crate) struct ConnectionInfo {
-    /// Counts the connection for its client until it is dropped: before the client sees the close,
-    /// and may connect again.
-    pub(crate) _client_place: Option<Box<dyn Send + Sync>>,
-    pub(crate) socket: Socket,
-    pub(crate) peer: Addr,
-    pub(crate) listener: Arc<ListenerInfo>,
-    /// Counts the connection as open until it is dropped.
-    pub(crate) open_connection: OpenConnection,
-    pub(crate) activity: Activity,
-    pub(crate) early_output: EarlyOutput,
-}
-
-impl ConnectionInfo {
-    /// Whether a read that did not fill its room has emptied the socket. A read of a Unix socket
-    /// may have stopped behind descriptors, see [`receive_state`].
-    #[inline]
-    fn is_empty_after_short_read(&self) -> bool {
-        matches!(self.peer, Addr::Ip(_))
-            || sys::socket::unread_len(&self.socket).is_ok_and(|left| left == 0)
-    }
-}
-
-/// Client and listener, as every log record names a connection.
-impl fmt::Display for ConnectionInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {}", self.peer, self.listener.name)
-    }
-}
-
-/// What may be sent to a client that is not served although it has sent a message or a part of one:
-/// its time-out has expired, or no worker was free in time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "http"), allow(dead_code))]
-pub(crate) enum ClosingNotice {
-    /// Nothing: the client expects no response now, and would misread one.
-    Forbidden,
-    /// The server's refusal, if no worker was free in time.
-    Refusal,
-    /// As `Refusal`; and these bytes, if the message does not arrive in time.
-    RefusalOrTimeout(Bytes),
-}
-
-/// The limit of what is read once the server drains.
-struct DrainLimit {
-    /// The count of received bytes at which nothing more is read.
-    last_byte: u64,
-    /// A read has emptied the socket since the limit was set.
-    emptied: bool,
-}
 
 /// A client's connection, as a [`Service`](crate::Service) gets it.
 ///
@@ -414,78 +335,6 @@ impl Connection {
         }
     }
 
-    /// Sets how long the present stretch of reading, counted from now, and each later one may take
-    /// in total.
-    pub fn set_read_timeout(&mut self, timeout: Duration) {
-        self.read.timeout = timeout;
-        self.read.reset();
-    }
-
-    /// Sets how long the present stretch of writing, counted from now, and each later one may take
-    /// in total.
-    pub fn set_write_timeout(&mut self, timeout: Duration) {
-        self.write.timeout = timeout;
-        self.write.reset();
-    }
-
-    /// Sets how long this connection may wait for its client's next message. With zero, the
-    /// connection is closed unless the next message has begun to arrive.
-    pub fn set_idle_timeout(&mut self, timeout: Duration) {
-        self.idle_timeout = in_millis(timeout);
-    }
-
-    /// Sets the minimum rate, in bytes per second, at which moved bytes extend the read and the
-    /// write time-out. With 0, nothing extends them.
-    pub fn set_min_rate(&mut self, bytes_per_second: u32) {
-        self.read.min_rate = bytes_per_second;
-        self.write.min_rate = bytes_per_second;
-    }
-
-    /// Sets a point in time after which reading fails with `TimedOut`, whatever else is set. It
-    /// stays until it is changed.
-    pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
-        self.read.hard = Deadline::at(deadline);
-    }
-
-    /// Sets a point in time after which writing fails with `TimedOut`, whatever else is set. It
-    /// stays until it is changed.
-    pub fn set_write_deadline(&mut self, deadline: Option<Instant>) {
-        self.write.hard = Deadline::at(deadline);
-    }
-
-    /// Sets how many bytes of output may be buffered, those that are gathered included. With 0,
-    /// every write waits until the kernel has taken it.
-    pub fn set_output_limit(&mut self, bytes: usize) {
-        self.output_limit = bytes;
-    }
-
-    /// Sets the bytes that the client is sent when the server ends the connection of its own
-    /// accord: after a time-out, at a stop, or after a restart, behind the next answer or when
-    /// [`idle_grace`](crate::Restart::idle_grace) has passed. Examples are SMTP's `421`, and the
-    /// close frame of WebSocket. The bytes are not sent if the service ends the connection, also in
-    /// [`Service::expired`](crate::Service::expired), nor while other output waits for the client,
-    /// nor when a stop runs out of time. Defaults to nothing.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::io::{self, Write};
-    ///
-    /// use handover::{Connection, Next};
-    ///
-    /// /// Begins the session of a client, on a listener whose server speaks first.
-    /// fn greet(conn: &mut Connection) -> io::Result<()> {
-    ///     conn.set_goodbye("421 mail.example.org closes the connection\r\n");
-    ///     conn.write_all(b"220 mail.example.org ready\r\n")
-    /// }
-    /// # fn serve(_: &mut Connection, _: &mut (), _: &mut ()) -> io::Result<Next> { Ok(Next::Close) }
-    /// # fn is_service(_: impl handover::Service) {}
-    /// # is_service(handover::service_with(|_| Ok(()), greet, serve));
-    /// ```
-    pub fn set_goodbye(&mut self, bytes: impl Into<Bytes>) {
-        self.goodbye = bytes.into();
-    }
-
     // ---- for the rest of the crate ----
 
     pub(crate) fn goodbye(&self) -> &Bytes {
@@ -554,30 +403,6 @@ impl Connection {
         self.input_limit
     }
 
-    /// In the clock's milliseconds.
-    pub(crate) fn idle_timeout(&self) -> u64 {
-        match self.is_idle_timeout_suspended {
-            true => u64::MAX,
-            false => self.idle_timeout,
-        }
-    }
-
-    /// Suspends the idle time-out: the service has a deadline of its own for what it waits for.
-    #[cfg(feature = "http")]
-    pub(crate) fn suspend_idle_timeout(&mut self, is_suspended: bool) {
-        self.is_idle_timeout_suspended = is_suspended;
-    }
-
-    pub(crate) fn read_deadline(&mut self, now: Instant) -> Deadline {
-        self.may_have_deadline = true;
-        self.read.deadline(now, self.bytes_in)
-    }
-
-    pub(crate) fn write_deadline(&mut self, now: Instant) -> Deadline {
-        self.may_have_deadline = true;
-        self.write.deadline(now, self.bytes_out)
-    }
-
     /// Sets what the client may be sent if it is not served.
     #[cfg(feature = "http")]
     pub(crate) fn set_closing_notice(&mut self, notice: ClosingNotice) {
@@ -611,53 +436,6 @@ impl Connection {
     pub(crate) fn has_read_all(&self) -> bool {
         let has_last = self.is_last_message && !self.lingers_on_close;
         self.at_eof() || (has_last && self.input.is_empty() && self.receive.is_emptied())
-    }
-
-    /// Checks before each read of a drain whether no more input is read. The first call sets the
-    /// limit.
-    ///
-    /// Input that had arrived at the first call is read, and so is the rest of a message that had
-    /// begun to arrive. Between two messages, nothing more is read once the socket was empty. From
-    /// a client that never pauses, at most `input_limit` further bytes are read, beside those of a
-    /// [long message](Self::note_part).
-    pub(crate) fn check_drain_limit(&mut self, between_messages: bool) -> bool {
-        match &self.drain_limit {
-            None => {
-                let unread = sys::socket::unread_len(&self.info.socket).unwrap_or(0);
-                let arrived = self.bytes_in + unread;
-                self.drain_limit = Some(DrainLimit {
-                    last_byte: arrived.saturating_add(self.input_limit as u64),
-                    emptied: false,
-                });
-                self.receive.on_event(false);
-                false
-            }
-            Some(limit) => self.bytes_in >= limit.last_byte || (between_messages && limit.emptied),
-        }
-    }
-
-    /// Consumes `count` bytes of a message that may be longer than the input limit. Such bytes do
-    /// not count towards the limit of a drain: a message in progress is read to its end.
-    #[cfg(feature = "http")]
-    pub(crate) fn consume_spooled(&mut self, count: usize) {
-        self.input.consume(count);
-        self.extend_drain_limit(count);
-    }
-
-    /// Notes that a call of the service has returned `More`. If the call has not answered, what it has
-    /// consumed since `consumed` is a part of a message, and does not count towards the limit of a
-    /// drain.
-    #[inline]
-    pub(crate) fn note_part(&mut self, consumed: u64) {
-        if self.drain_limit.is_some() && !self.has_written_in_call() {
-            self.extend_drain_limit((self.consumed() - consumed) as usize);
-        }
-    }
-
-    fn extend_drain_limit(&mut self, count: usize) {
-        if let Some(limit) = &mut self.drain_limit {
-            limit.last_byte = limit.last_byte.saturating_add(count as u64);
-        }
     }
 
     /// Notes how long the connection waited for a worker. The client's deadlines do not count this
@@ -855,47 +633,6 @@ impl Connection {
     pub(crate) fn take_moved(&mut self) -> (u64, u64) {
         let before = std::mem::replace(&mut self.counted, (self.bytes_in, self.bytes_out));
         (self.bytes_in - before.0, self.bytes_out - before.1)
-    }
-
-    /// Makes the poller watch the socket. Input that has arrived already is reported. Where the
-    /// poller keeps its sockets, a further call with the same interest does nothing.
-    #[inline]
-    pub(crate) fn watch(&mut self, token: u64, interest: Interest) -> io::Result<()> {
-        let (poller, socket) = (&self.poller, &self.info.socket);
-        let must_rearm = std::mem::take(&mut self.must_rearm) || Poller::REPORTS_ONCE;
-        match self.watched {
-            Some(watched) if watched == interest && !must_rearm => return Ok(()),
-            Some(_) => poller.rearm(socket, token, interest)?,
-            None => {
-                poller.add(socket, token)?;
-                // The socket has to leave the poller even if the next call fails.
-                self.watched = Some(Interest::Read);
-                if interest != Interest::Read {
-                    poller.rearm(socket, token, interest)?;
-                }
-            }
-        }
-        self.watched = Some(interest);
-        Ok(())
-    }
-
-    /// Makes the next call of [`watch`](Self::watch) report what is ready already, also if the
-    /// interest is the same.
-    pub(crate) fn report_again(&mut self) {
-        if let Some(watched) = &mut self.watched {
-            *watched = Interest::Both;
-        }
-    }
-
-    pub(crate) fn unwatch(&mut self) {
-        if self.watched.take().is_some() {
-            if let Err(error) = self.poller.remove(&self.info.socket) {
-                log::warn!(
-                    "{}: cannot remove the connection from the poller: {error}",
-                    self.info
-                );
-            }
-        }
     }
 }
 

@@ -149,7 +149,7 @@ impl Connection {
 
     fn note_emptied(&mut self) {
         if let Some(limit) = &mut self.drain_limit {
-            limit.emptied = true;
+            limit.note_emptied();
         }
     }
 
@@ -163,8 +163,9 @@ impl Connection {
     #[cfg(feature = "http")]
     pub(crate) fn receive_spooled(&mut self, into: &mut [u8]) -> io::Result<usize> {
         debug_assert!(self.input.is_empty());
+        let before = self.consumed();
         let (_, count) = self.receive(Some(into))?;
-        self.extend_drain_limit(count);
+        self.exempt_from_drain_limit(before);
         Ok(count)
     }
 
