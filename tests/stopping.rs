@@ -542,6 +542,12 @@ const MUCH: usize = 16 << 20;
 
 #[test]
 fn buffered_output_is_delivered() {
+    // Wine queues what the kernel does not take, and drops it at the close.
+    let much =
+        match support::wine_cannot("deliver 16 MB after the server has closed the connection") {
+            true => 20_000,
+            false => MUCH,
+        };
     for after in [Next::Park, Next::Close] {
         let (service, gate) = held_service();
         let service = move |conn: &mut Connection| {
@@ -549,10 +555,10 @@ fn buffered_output_is_delivered() {
                 return service(conn);
             }
             conn.consume(5);
-            conn.write_all(&vec![b'x'; MUCH])?;
+            conn.write_all(&vec![b'x'; much])?;
             Ok(after)
         };
-        let server = builder(1).output_limit(2 * MUCH).build(service).unwrap();
+        let server = builder(1).output_limit(2 * much).build(service).unwrap();
         let handle = server.start().unwrap();
         let mut reader = Client::new(addr_of(&handle));
         reader.send("much\n");
@@ -565,7 +571,7 @@ fn buffered_output_is_delivered() {
         handle.stop(LONG);
         gate.draining();
         // All of it comes while no worker is free.
-        let mut rest = vec![0; MUCH - 1];
+        let mut rest = vec![0; much - 1];
         reader.0.read_exact(&mut rest).unwrap();
         assert!(rest.iter().all(|&byte| byte == b'x'));
         if after == Next::Close {
