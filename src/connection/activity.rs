@@ -25,8 +25,8 @@ impl Activity {
     }
 
     /// How many reads and writes have moved bytes. `None` while the call waits for the client. A call
-    /// that has detached the connection, whose socket this is, waits for the client as long as
-    /// everything that the client has sent is read.
+    /// that has detached the connection waits for the client as long as everything that the client has
+    /// sent is read. `socket` is the socket of this connection.
     pub(super) fn moves(&self, socket: &Socket) -> Option<u64> {
         let moves = self.moves.load(Relaxed);
         if self.is_waiting.load(Relaxed) {

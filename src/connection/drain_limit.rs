@@ -2,7 +2,8 @@
 //!
 //! Input that had arrived is read, and so is the rest of a message that had begun to arrive. Between two
 //! messages, nothing more is read once the socket was empty. From a client that never pauses, at most
-//! `input_limit` further bytes are read, beside those of long messages.
+//! `input_limit` further bytes are read, not counting messages that are consumed in parts
+//! ([`note_part`](Connection::note_part)).
 
 use super::Connection;
 use crate::sys;
@@ -14,8 +15,8 @@ pub(super) struct DrainLimit {
     last_byte: u64,
     /// A read has emptied the socket since the limit was set.
     is_emptied: bool,
-    /// Up to here, the bytes of long messages do not count.
-    free_until: u64,
+    /// All bytes before this position are within the limit already, or exempt from it.
+    counted_until: u64,
 }
 
 impl DrainLimit {
@@ -24,7 +25,7 @@ impl DrainLimit {
         Self {
             last_byte: arrived.saturating_add(input_limit as u64),
             is_emptied: false,
-            free_until: 0,
+            counted_until: arrived,
         }
     }
 
@@ -32,11 +33,12 @@ impl DrainLimit {
         self.is_emptied = true;
     }
 
-    /// These bytes are part of a long message. What was said before is not said again.
+    /// These bytes are part of a long message. Bytes that are exempt already are not counted again.
+    /// In the order of the positions.
     fn exempt(&mut self, from: u64, to: u64) {
-        let from = from.max(self.free_until);
+        let from = from.max(self.counted_until);
         self.last_byte = self.last_byte.saturating_add(to.saturating_sub(from));
-        self.free_until = self.free_until.max(to);
+        self.counted_until = self.counted_until.max(to);
     }
 
     fn is_reached(&self, received: u64, between_messages: bool) -> bool {
@@ -96,7 +98,10 @@ mod tests {
     fn each_byte_of_a_long_message_is_exempt_once() {
         let mut limit = DrainLimit::new(100, 50);
         assert!(!limit.is_reached(149, true) && limit.is_reached(150, false));
-        // A body is consumed in pieces, and then the call returns `More`.
+        // These had arrived.
+        limit.exempt(80, 100);
+        assert!(!limit.is_reached(149, true) && limit.is_reached(150, false));
+        // A head and a body are consumed in pieces, and then the call returns `More`.
         limit.exempt(110, 120);
         limit.exempt(120, 140);
         limit.exempt(110, 140);

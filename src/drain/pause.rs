@@ -12,8 +12,9 @@
 //! No call overlaps with the export. A worker sets its word, and an adopter adds one to the word that
 //! the adopters of the server share. Each then reads the stage. The restarter sets the stage to CLOSED,
 //! and then reads all these words. As every operation is sequentially consistent, the thread sees the
-//! stage, or the restarter sees the word, and waits. A worker that holds a connection publishes that, and then reads the stage again; the restarter sets
-//! the stage to OPEN, and then looks for connections that are held. So no connection stays held.
+//! stage, or the restarter sees the word, and waits. A worker that holds a connection publishes that,
+//! and then reads the stage again; the restarter sets the stage to OPEN, and then looks for connections
+//! that are held. So no connection stays held.
 //!
 //! `tests/ownership_model.rs` includes this file over loom's atomics, so the atomic is named by
 //! `super`.

@@ -145,7 +145,9 @@ impl<H: Handler> ServeCall<'_, H> {
         *self.state = match is_small {
             true => SessionState::Body(body),
             false => {
-                self.conn.consume(std::mem::take(&mut self.request.len));
+                // The head is a part of the long message.
+                self.conn
+                    .consume_spooled(std::mem::take(&mut self.request.len));
                 let parts = self.parts.take();
                 let (head, space) = (self.request.clone(), &self.http.spool_space);
                 SessionState::Spool(Box::new(SpooledRequest::new(parts, head, limits, space)))

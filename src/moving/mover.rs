@@ -40,8 +40,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const SEND_PAUSE: Duration = Duration::from_millis(2);
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long a batch collects connections, which are not served meanwhile. A pack that is in progress
-/// then comes to its end.
+/// How long a batch collects connections, which are not served meanwhile. A pack in progress may
+/// outlast this time.
 const COLLECT_TIME: Duration = Duration::from_millis(5);
 
 /// A connection on its way.
@@ -268,6 +268,11 @@ impl<'a, S: Service> Mover<'a, S> {
                 left_over => left_over,
             };
             let Some((record, moving)) = packed else {
+                if deadline.has_passed(Instant::now()) {
+                    // Answers come first. Another walk finds the others.
+                    self.queue.note_missed();
+                    break;
+                }
                 continue;
             };
             match batch.push(&record) {

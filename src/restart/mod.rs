@@ -513,9 +513,9 @@ impl Restart {
     /// [`inherited_state`](Self::inherited_state) has taken them.
     ///
     /// Handlers are [`serve`](crate::Service::serve), [`expired`](crate::Service::expired),
-    /// [`session`](crate::Service::session) and [`unpack`](crate::Service::unpack). Threads of the application, periodic calls
-    /// ([`Handle::every`](crate::Handle::every)) and the producers of HTTP bodies are not handlers: what
-    /// they change between `export` and the end of the old process is lost.
+    /// [`session`](crate::Service::session) and [`unpack`](crate::Service::unpack). Threads of the
+    /// application, periodic calls ([`Handle::every`](crate::Handle::every)) and the producers of HTTP
+    /// bodies are not handlers: what they change between `export` and the end of the old process is lost.
     /// [`pack`](crate::Service::pack) and the drop of a session come after `export`, and must not change
     /// the state.
     ///

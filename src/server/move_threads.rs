@@ -615,7 +615,7 @@ mod tests {
     /// The channel may find no new owner, and the predecessor may have left the connections to this
     /// process.
     #[test]
-    fn what_has_come_is_adopted_before_the_channel_is_left() {
+    fn batches_that_have_arrived_are_adopted_before_the_channel_is_left() {
         let (begins, has_begun) = crossbeam_channel::bounded(1);
         let (go, may_go) = crossbeam_channel::bounded(2);
         let before_unpack = move || {

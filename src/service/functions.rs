@@ -1,4 +1,5 @@
-//! Services that are made of functions: a closure alone, or one with a session and the state of a worker.
+//! Services that are made of functions: a closure alone, or functions with a session and the state of
+//! a worker.
 
 use std::any::{Any, TypeId};
 use std::error::Error;
@@ -43,7 +44,7 @@ where
 /// Makes a service of functions: one that builds the state of a worker, one that begins the session
 /// of a connection, and the handler, which gets both. They may return errors of any type, as with
 /// [`service`], the same for all three. Connections with the session `()` move to the successor at a
-/// restart; others do with [`pack_sessions`]. The functions own what they use, as the service may
+/// restart; others do with [`pack_sessions`](super::pack_sessions). The functions own what they use, as the service may
 /// outlive its caller: an `Arc`, a clone, or `move`.
 ///
 /// # Examples

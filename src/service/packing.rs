@@ -9,7 +9,8 @@ use crate::connection::{Connection, Expiry};
 
 /// Makes connections of a service move to the successor at a restart, with their sessions: `pack`
 /// makes bytes of a session, and `unpack` makes a session of such bytes. See [`Service::pack`] and
-/// [`Service::unpack`]. `unpack` may return errors of any type, as with [`service`].
+/// [`Service::unpack`]. `unpack` may return errors of any type, as with
+/// [`service`](super::service).
 ///
 /// # Examples
 ///

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A turn ends when the connection waits for its client, is closed, or reaches the limit of
-//! [`CALLS_PER_TURN`](turn) calls. A panic of the service closes the connection; the worker goes on, and
+//! `CALLS_PER_TURN` calls ([`turn`]). A panic of the service closes the connection; the worker goes on, and
 //! builds its own state again. The workers end when the queue is closed and empty.
 //!
 //! A worker whose state cannot be built is absent: it puts the connection back on the queue, and

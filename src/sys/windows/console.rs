@@ -47,7 +47,7 @@ pub(in crate::sys) fn has_delivered() -> bool {
     HAS_DELIVERED.load(SeqCst)
 }
 
-/// The console event is not that of a process that is started from now on.
+/// Forgets earlier console events: a process that starts from now on has not got them.
 pub(in crate::sys) fn forget_delivered() {
     HAS_DELIVERED.store(false, SeqCst);
 }

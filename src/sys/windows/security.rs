@@ -3,9 +3,9 @@
 //! Two rules of the system apply. The access rules of the object name users. And the label of the
 //! object has an integrity level, and names the accesses (read, write, execute) that are denied to
 //! processes with a lower level, even of the same user: so a program that was started with
-//! administrator rights, or a service, is out of reach of its user's other programs. An object without a level
-//! counts as one of level medium, so that a process of a higher level has to give the objects that it
-//! makes a level.
+//! administrator rights, or a service, is out of reach of its user's other programs. An object without
+//! a level counts as one of level medium, so that a process of a higher level has to give the objects
+//! that it makes a level.
 
 use std::io;
 use std::ptr;

@@ -112,8 +112,8 @@ pub(crate) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     sent.map_err(name_shutdown)
 }
 
-/// A socket that this process has shut down itself: a broken pipe elsewhere (EPIPE), and without a kind
-/// here.
+/// Gives WSAESHUTDOWN, which has no kind in std, the kind `BrokenPipe`, as EPIPE has elsewhere: this
+/// process has shut down the socket.
 fn name_shutdown(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(WSAESHUTDOWN) => io::Error::new(io::ErrorKind::BrokenPipe, error),
