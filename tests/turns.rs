@@ -62,6 +62,10 @@ fn recording(served: &'static Served, door: Door) -> impl Fn(&mut Connection) ->
 
 #[test]
 fn connections_are_served_in_the_order_in_which_they_became_ready() {
+    // There the thread that asked for readiness has to run before the completion port hears of it.
+    if wine_cannot("report readiness in the order in which data arrives") {
+        return;
+    }
     // In the first two the queue is full, in the last one it has room for all.
     serve_in_order(1, 1, Overload::Wait);
     serve_in_order(2, 2, Overload::ShedIdle);
