@@ -17,6 +17,9 @@
 #[path = "support/crowd.rs"]
 mod crowd;
 #[cfg(target_os = "linux")]
+#[path = "support/descriptors.rs"]
+mod descriptors;
+#[cfg(target_os = "linux")]
 #[path = "support/famine.rs"]
 mod famine;
 #[cfg(target_os = "linux")]

@@ -10,6 +10,9 @@
 //! ones too, must be answered on its first connection.
 
 #[cfg(target_os = "linux")]
+#[path = "support/descriptors.rs"]
+mod descriptors;
+#[cfg(target_os = "linux")]
 #[path = "support/moves.rs"]
 mod moves;
 #[cfg(target_os = "linux")]

@@ -9,12 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::{Connection, Handle, Listener, Next, Server};
-use rustix::process::{
-    Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
-};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use socket2::{Domain, Socket, Type};
 
 use super::Result;
+use super::descriptors;
 use super::process::{Actor, announce};
 
 const SLOW: usize = 200;
@@ -31,7 +30,7 @@ const REST: Duration = Duration::from_secs(1);
 /// takes all descriptors until the client says another line.
 pub(super) fn serve() -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    let limit = raise_descriptors()?;
+    let limit = descriptors::raise_limit()?;
     start(limit as usize - 100)?.join();
     Ok(())
 }
@@ -94,22 +93,11 @@ fn hoard() -> Vec<File> {
     std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
 }
 
-/// As many descriptors as this process may have; returns how many those are.
-fn raise_descriptors() -> Result<u64> {
-    let hard = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit {
-        current: hard,
-        maximum: hard,
-    };
-    setrlimit(Resource::Nofile, limit)?;
-    Ok(hard.unwrap_or(1 << 20))
-}
-
 // ---- the clients ----
 
 /// Measures, with so many idle clients.
 pub(super) fn run(idle: usize, requests: usize) -> Result<()> {
-    let limit = raise_descriptors()?;
+    let limit = descriptors::raise_limit()?;
     if (limit as usize) < idle + SLOW + DEAF + 200 {
         return Err(format!("{idle} idle clients need more than the {limit} descriptors").into());
     }

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::{Connection, Next, Restart, Server};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Result;
+use super::descriptors;
 use super::process::{Actor, announce};
 
 /// How long the active clients are watched without a restart, and how long between two restarts.
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Answers each line with the process id.
 pub(super) fn serve() -> Result<()> {
-    raise_descriptors()?;
+    descriptors::raise_limit()?;
     let restart = Restart::inherit()?;
     let is_first = restart.generation() == 1;
     let server = Server::builder()
@@ -55,17 +56,6 @@ fn answer(conn: &mut Connection) -> io::Result<Next> {
         writeln!(conn, "{}", std::process::id())?;
     }
     Ok(Next::incomplete(conn))
-}
-
-/// As many descriptors as this process may have.
-fn raise_descriptors() -> Result<u64> {
-    let hard = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit {
-        current: hard,
-        maximum: hard,
-    };
-    setrlimit(Resource::Nofile, limit)?;
-    Ok(hard.unwrap_or(1 << 20))
 }
 
 // ---- the clients ----
@@ -117,7 +107,7 @@ impl Latencies {
 
 /// Measures.
 pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
-    let limit = raise_descriptors()?;
+    let limit = descriptors::raise_limit()?;
     if (limit as usize) < idle + active + 100 {
         return Err(format!("{idle} idle clients need more than the {limit} descriptors").into());
     }
