@@ -662,6 +662,58 @@ fn a_stop_waits_for_a_body_in_progress() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// Of a client that never pauses, a drain reads `input_limit` further bytes, but for those of a large body: the last of
+/// these bytes is in the head of a request that has one.
+#[test]
+fn a_stop_reads_a_body_whose_head_crosses_the_limit() {
+    const INPUT: usize = 16 * 1024;
+    const BODY: usize = 200_000;
+    let padded = |line: &str, fields: &str, length: usize| {
+        let head = format!("{line} HTTP/1.1\r\nHost: test\r\n{fields}Padding: ");
+        let padding = "x".repeat(length - head.len() - 4);
+        head + &padding + "\r\n\r\n"
+    };
+    let request = |target: &str| padded(&format!("GET {target}"), "", 400);
+    let (keeper, at_door) = door();
+    let service = http::service(move |request: &mut Request<Body<'_>>| {
+        if request.uri().path() == "/wait" {
+            at_door.pass();
+        }
+        echo(request)
+    });
+    let handle = start(server().workers(1).input_limit(INPUT), service);
+    // Each read ends within a request: between two requests, nothing more would be read.
+    let small = |count: usize| request("/").repeat(count);
+    let begin = request("/wait") + &small(44) + &request("/wait") + &small(4);
+    let last = request("/");
+    let (part, rest) = last.split_at(150);
+    let limit = begin.len() + part.len() + INPUT;
+    let mut client = Client::to(&handle);
+    client.send(begin + part);
+    keeper.wait();
+    handle.stop(LIMIT);
+    keeper.let_one_in();
+    // The worker has read all of it, and has set the limit.
+    keeper.wait();
+    let mut more = rest.to_owned() + &small(37);
+    let at = limit - INPUT + more.len();
+    assert!(at < limit, "{at}");
+    let length = format!("Content-Length: {BODY}\r\n");
+    more += &padded("POST /", &length, limit + 1000 - at);
+    client.send([more.as_bytes(), &bytes_at(0, 1000)].concat());
+    keeper.let_one_in();
+    for _ in 0..50 + 1 + 37 {
+        client.answer().is(200, "");
+    }
+    client.send(bytes_at(1000, BODY - 1000));
+    let answer = client.answer();
+    assert!(answer.body == bytes_at(0, BODY));
+    assert!(answer.closes());
+    client.ends();
+    let report = handle.join();
+    assert!(report.is_clean(), "{report}");
+}
+
 // ---- streams, and clients that ask ----
 
 /// The handlers of the requests that are selected by their heads are called before the body is there.
