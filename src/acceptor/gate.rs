@@ -7,10 +7,12 @@
 //!    ▼                ▼ is queued     ▼
 //!  CLOSED ◄─────── CLOSING          CLOSED
 //! ```
+//!
+//! During a [hand-over](AcceptGate::begin_handover), no connection is accepted in any of these states.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
@@ -21,6 +23,8 @@ use crate::sys::Poller;
 pub(crate) struct AcceptGate {
     pub(super) poller: Arc<Poller>,
     state: AtomicU8,
+    /// It is not decided which process serves the connections that the kernel has queued.
+    is_in_handover: AtomicBool,
     /// The indexes of the listeners that another process serves as well.
     pub(super) served_elsewhere: Mutex<Vec<u32>>,
     /// How often the acceptor has run its loop.
@@ -34,7 +38,7 @@ const STARTING: u8 = 0;
 const OPEN: u8 = 1;
 const PAUSED: u8 = 2;
 /// The connections that the kernel has queued already are accepted, then the listeners are closed.
-pub(super) const CLOSING: u8 = 3;
+const CLOSING: u8 = 3;
 pub(super) const CLOSED: u8 = 4;
 /// The server is starting, and will start paused.
 const HELD: u8 = 5;
@@ -44,29 +48,30 @@ impl AcceptGate {
         Ok(Self {
             poller: Arc::new(Poller::new()?),
             state: AtomicU8::new(STARTING),
+            is_in_handover: AtomicBool::new(false),
             served_elsewhere: Mutex::default(),
             loops: AtomicU64::new(0),
             per_client: Arc::default(),
         })
     }
 
-    /// Begins to accept.
-    pub(crate) fn start(&self) {
+    /// Begins to accept. False if the gate was closed before.
+    pub(crate) fn start(&self) -> bool {
         self.change(|state| match state {
             STARTING => Some(OPEN),
             HELD => Some(PAUSED),
             _ => None,
         });
+        !self.is(CLOSED)
     }
 
-    /// Leaves connections in the kernel's queue until `resume`. False if the gate was not open.
-    pub(crate) fn pause(&self) -> bool {
-        let before = self.change(|state| match state {
+    /// Leaves connections in the kernel's queue until `resume`.
+    pub(crate) fn pause(&self) {
+        self.change(|state| match state {
             OPEN => Some(PAUSED),
             STARTING => Some(HELD),
             _ => None,
         });
-        before == Some(OPEN)
     }
 
     pub(crate) fn resume(&self) {
@@ -75,6 +80,20 @@ impl AcceptGate {
             HELD => Some(STARTING),
             _ => None,
         });
+    }
+
+    /// Leaves connections in the kernel's queue until `end_handover`, whatever the gate's state is: this
+    /// process or another one will serve them. A `close` waits, too.
+    pub(crate) fn begin_handover(&self) {
+        self.is_in_handover.store(true, SeqCst);
+        self.poller.wake();
+    }
+
+    /// The connections in the kernel's queue are this server's, but for those that are
+    /// [served elsewhere](Self::set_served_elsewhere).
+    pub(crate) fn end_handover(&self) {
+        self.is_in_handover.store(false, SeqCst);
+        self.poller.wake();
     }
 
     /// Accepts the connections that the kernel has queued already, then closes the listeners. A
@@ -111,19 +130,22 @@ impl AcceptGate {
         self.loops.load(SeqCst)
     }
 
-    /// Changes the state to `next(state)`, unless that is `None`. The state before, if it was
-    /// changed.
-    fn change(&self, next: impl Fn(u8) -> Option<u8>) -> Option<u8> {
-        let before = self.state.fetch_update(SeqCst, SeqCst, next).ok();
-        if before.is_some() {
+    /// Changes the state to `next(state)`, unless that is `None`.
+    fn change(&self, next: impl Fn(u8) -> Option<u8>) {
+        if self.state.fetch_update(SeqCst, SeqCst, next).is_ok() {
             self.poller.wake();
         }
-        before
     }
 
     /// Whether new connections stay in the kernel's queue for now.
     pub(super) fn leaves_clients_queued(&self) -> bool {
-        matches!(self.state.load(SeqCst), PAUSED | STARTING | HELD)
+        self.is_in_handover.load(SeqCst)
+            || matches!(self.state.load(SeqCst), PAUSED | STARTING | HELD)
+    }
+
+    /// Whether the connections that the kernel has queued are to be accepted as the last ones.
+    pub(super) fn accepts_last(&self) -> bool {
+        self.is(CLOSING) && !self.is_in_handover.load(SeqCst)
     }
 
     pub(super) fn is(&self, state: u8) -> bool {
@@ -138,8 +160,8 @@ mod tests {
     #[test]
     fn a_close_wins_over_every_other_change_of_the_gate() {
         let changes: [fn(&AcceptGate); 3] = [
-            AcceptGate::start,
-            |gate| _ = gate.pause(),
+            |gate| _ = gate.start(),
+            AcceptGate::pause,
             AcceptGate::resume,
         ];
         for round in 0..2000 {
@@ -170,13 +192,13 @@ mod tests {
     #[test]
     fn a_pause_before_the_start_lasts() {
         let gate = AcceptGate::new().unwrap();
-        assert!(!gate.pause());
-        gate.start();
+        gate.pause();
+        assert!(gate.start());
         assert!(gate.is(PAUSED));
         gate.resume();
         assert!(gate.is(OPEN));
         let gate = AcceptGate::new().unwrap();
-        assert!(!gate.pause());
+        gate.pause();
         gate.resume();
         gate.start();
         assert!(gate.is(OPEN));
@@ -185,10 +207,29 @@ mod tests {
     #[test]
     fn a_gate_that_was_never_open_closes_at_once() {
         let gate = AcceptGate::new().unwrap();
-        assert!(!gate.pause());
+        gate.pause();
         gate.close();
-        gate.start();
+        assert!(!gate.start());
         gate.resume();
         assert!(gate.is(CLOSED));
+    }
+
+    #[test]
+    fn nothing_is_accepted_before_a_handover_is_decided() {
+        let gate = AcceptGate::new().unwrap();
+        gate.start();
+        gate.begin_handover();
+        assert!(gate.leaves_clients_queued());
+        // A pause of the application outlasts it.
+        gate.pause();
+        gate.end_handover();
+        assert!(gate.leaves_clients_queued());
+        gate.resume();
+        assert!(!gate.leaves_clients_queued());
+        gate.begin_handover();
+        gate.close();
+        assert!(!gate.accepts_last() && !gate.is(CLOSED));
+        gate.end_handover();
+        assert!(gate.accepts_last());
     }
 }

@@ -33,7 +33,7 @@ use admission::{Admission, RoomCheck};
 pub(crate) use admission::{AdmissionPolicy, MovedAdmission};
 use final_allowance::FinalAllowance;
 pub(crate) use gate::AcceptGate;
-use gate::{CLOSED, CLOSING};
+use gate::CLOSED;
 use listener_state::{FIRST_BACKOFF, Failure, ListenerState, Watch};
 
 /// The acceptor's loop, until the gate is closed. Dropping the listeners closes them.
@@ -114,7 +114,7 @@ impl<S> Acceptor<'_, S> {
         let mut has_begun = false;
         while !self.gate.is(CLOSED) {
             count(&self.gate.loops);
-            if self.gate.is(CLOSING) {
+            if self.gate.accepts_last() {
                 return self.accept_queued(&mut events);
             }
             let backs_off = self.is_backing_off();

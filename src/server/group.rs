@@ -5,7 +5,7 @@
 //! thread waits for another one.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -264,8 +264,6 @@ struct RestartMember {
     listener_ids: Vec<ListenerId>,
     packs_sessions: bool,
     connections: Weak<dyn HeldConnections>,
-    /// The restarter has paused the server, and not the application.
-    is_paused: AtomicBool,
 }
 
 impl RestartGroup {
@@ -282,7 +280,6 @@ impl RestartGroup {
                 .collect(),
             packs_sessions: member.packs_sessions(),
             connections: member.held_connections(),
-            is_paused: AtomicBool::new(false),
         });
         Self(members.collect())
     }
@@ -301,13 +298,19 @@ impl RestartMember {
 
 impl RestartableServer for RestartGroup {
     fn start_accepting(&self) {
-        self.0.iter().for_each(|member| member.gate.start());
+        for member in &self.0 {
+            member.gate.start();
+        }
+    }
+
+    fn start_paused(&self) -> bool {
+        self.pause();
+        self.0.iter().all(|member| member.gate.start())
     }
 
     fn pause(&self) {
-        for member in &self.0 {
-            member.is_paused.fetch_or(member.gate.pause(), SeqCst);
-        }
+        let members = self.0.iter();
+        members.for_each(|member| member.gate.begin_handover());
     }
 
     fn settle(&self, moves: bool) {
@@ -339,9 +342,7 @@ impl RestartableServer for RestartGroup {
                     connections.release();
                 }
             }
-            if member.is_paused.swap(false, SeqCst) {
-                member.gate.resume();
-            }
+            member.gate.end_handover();
         }
     }
 

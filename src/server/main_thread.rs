@@ -345,6 +345,8 @@ impl<S: Service> MainThread<S> {
                     if self.lots.drain.pause.is_closed() {
                         self.lots.end_held();
                     }
+                    // The gate is closed, and the successor serves the clients that wait.
+                    self.gate.end_handover();
                 }
                 ServerCommand::Adopt => moves.start_adopters(),
                 // systemd sends SIGTERM to all processes of a service. When the main process has

@@ -84,7 +84,9 @@ impl Startup {
         match self.restarter {
             Some(restarter) => restarter.announce_ready().map_err(io::Error::other),
             None => {
-                self.gates.iter().for_each(|gate| gate.start());
+                for gate in &self.gates {
+                    gate.start();
+                }
                 #[cfg(feature = "windows-service")]
                 crate::service_manager::report_ready();
                 Ok(())

@@ -66,10 +66,14 @@ pub(crate) trait RestartableServer: Sync {
     /// Accepts connections from now on.
     fn start_accepting(&self);
 
-    /// Stops accepting until `resume`.
+    /// The same after `resume`. False if a server was stopped before.
+    fn start_paused(&self) -> bool;
+
+    /// Stops accepting until `resume`. A stop waits for it as well: either process may have to serve the
+    /// clients that wait meanwhile.
     fn pause(&self);
 
-    /// Accepts again where `pause` has stopped it, and calls services again.
+    /// Accepts again, unless the application has paused the server, and calls services again.
     fn resume(&self);
 
     /// Begins the pause for an exact state: accepts no more, closes connections that cannot move, and
@@ -541,7 +545,9 @@ impl Restarter {
 
     fn begin_stop(&mut self) {
         match &self.stage {
-            ServerStage::Acknowledged | ServerStage::Serving => {
+            // The clients that wait in the kernel are about to be those of this process: see `proceed`.
+            ServerStage::Acknowledged => return,
+            ServerStage::Serving => {
                 let generation = self.generation;
                 notify::send_stopping(format_args!("generation {generation} is stopping"));
                 self.last_extension = Instant::now();

@@ -21,6 +21,11 @@
 //! | messages in progress come to their end | half of the limit | the pause goes on: a message of which a client has sent a part gets no call any more |
 //! | calls in progress come to their end | the limit | the restart fails |
 //! | export, import, and the takeover | the limit | the restart fails |
+//!
+//! Up to `Commit`, a stop of either process ends the restart. A predecessor that is told to stop after
+//! `Commit` closes its connections, and leaves the clients that wait in the kernel to the successor. A
+//! successor that is told to stop after `Ack` waits for `Proceed`, and accepts these clients before it
+//! closes its listeners.
 
 use std::io;
 use std::time::{Duration, Instant};

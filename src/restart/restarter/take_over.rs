@@ -132,9 +132,12 @@ impl Restarter {
     /// The predecessor has received the Ack, as all that it sends afterwards shows.
     fn proceed(&mut self, server: &dyn RestartableServer) {
         if matches!(self.stage, ServerStage::Acknowledged) {
-            server.start_accepting();
+            server.resume();
             self.stage = ServerStage::Serving;
             self.log_serving();
+            if self.stop_requested {
+                self.begin_stop();
+            }
         }
     }
 
@@ -145,6 +148,10 @@ impl Restarter {
     ) {
         let stage = std::mem::replace(&mut self.stage, ServerStage::Stopping);
         self.stage = match (stage, message) {
+            // The stop is about to abort the restart.
+            (ServerStage::Imported, HandshakeMessage::Commit { .. }) if !server.start_paused() => {
+                ServerStage::Imported
+            }
             (
                 stage @ (ServerStage::Accepting | ServerStage::Imported),
                 HandshakeMessage::Commit {
@@ -246,9 +253,13 @@ impl Restarter {
                     self.take_over_files(&[]);
                 }
                 server.start_accepting();
+                server.resume();
                 self.stage = ServerStage::Serving;
                 self.log_serving();
                 notify::send_ready(self.supervised_generation(), self.status());
+                if self.stop_requested {
+                    self.begin_stop();
+                }
             }
             ServerStage::Serving => {
                 self.stage = ServerStage::Serving;
@@ -308,4 +319,284 @@ impl Restarter {
 
 pub(super) fn is_among(path: &Path, paths: &[PathBuf]) -> bool {
     paths.iter().any(|other| other == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use crossbeam_channel::Receiver;
+    use socket2::Socket;
+
+    use super::*;
+    use crate::clock::Deadline;
+    use crate::restart::inherited::{Inherited, Predecessor};
+    use crate::restart::program::Program;
+    use crate::restart::restarter::{RestarterHandle, connect};
+    use crate::restart::{ExactState, RestartParts};
+    use crate::sys::{Interest, Poller};
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// What the restarter has the servers do.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Told {
+        Accept,
+        StartPaused,
+        Resume,
+        Stop,
+    }
+
+    /// A server that accepts a hand-over, or was stopped before.
+    struct Server {
+        told: Sender<Told>,
+        was_stopped: bool,
+    }
+
+    impl RestartableServer for Server {
+        fn start_accepting(&self) {
+            self.told.send(Told::Accept).unwrap();
+        }
+
+        fn start_paused(&self) -> bool {
+            self.told.send(Told::StartPaused).unwrap();
+            !self.was_stopped
+        }
+
+        fn pause(&self) {}
+
+        fn resume(&self) {
+            self.told.send(Told::Resume).unwrap();
+        }
+
+        fn settle(&self, _: bool) {}
+
+        fn is_settled(&self) -> bool {
+            true
+        }
+
+        fn close_calls(&self) {}
+
+        fn has_calls(&self) -> bool {
+            false
+        }
+
+        fn drain_after_replacement(
+            &self,
+            _: &[u32],
+            _: &mut dyn FnMut(ServerId) -> Option<Socket>,
+        ) {
+        }
+
+        fn can_adopt(&self) -> bool {
+            true
+        }
+
+        fn adopt_connections(&self, _: &ServerId, _: Socket) {}
+
+        fn connections_left(&self) -> usize {
+            0
+        }
+
+        fn requests(&self) -> u64 {
+            0
+        }
+
+        fn stop_in_drain_timeout(&self) {
+            self.told.send(Told::Stop).unwrap();
+        }
+    }
+
+    /// A successor, and its predecessor's end of the handshake.
+    struct Successor {
+        handle: RestarterHandle,
+        predecessor: Link,
+        told: Receiver<Told>,
+        imported: Receiver<Vec<u8>>,
+    }
+
+    impl Successor {
+        /// A successor that has imported an exact state. `None` on a system without restarts.
+        fn with_state(was_stopped: bool) -> Option<Self> {
+            let (own_end, other_end) = sys::message::create_pair().ok()?;
+            let (handle, restarter_end) = connect().unwrap();
+            let mut inherited = Inherited::default();
+            inherited.predecessor = Some(Predecessor {
+                handshake: other_end,
+                stderr: None,
+                state: None,
+                start_pipe: None,
+            });
+            let (import, imported) = crossbeam_channel::unbounded();
+            let parts = RestartParts {
+                program: Program::of_this_process().unwrap(),
+                inherited,
+                restarter_end,
+                ready_timeout: LIMIT,
+                idle_grace: LIMIT,
+                max_draining: 1,
+                moves_connections: true,
+                ready_when: None,
+                passed: Vec::new(),
+                state: None,
+                exact_state: Some(ExactState {
+                    export: Box::new(Vec::new),
+                    import: Some(Box::new(move |state| Ok(import.send(state)?))),
+                }),
+                pause_limit: LIMIT,
+                pid_file: None,
+                recorded_signals: None,
+            };
+            let (tell, told) = crossbeam_channel::unbounded();
+            let server = Server {
+                told: tell,
+                was_stopped,
+            };
+            let restarter = Restarter::new(parts, 1, Vec::new(), LIMIT).unwrap();
+            restarter
+                .start("restart".to_owned(), || {}, server)
+                .unwrap();
+            let poller = Arc::new(Poller::new().unwrap());
+            let successor = Self {
+                handle,
+                predecessor: Link::new(own_end, &poller, 0).unwrap(),
+                told,
+                imported,
+            };
+            let waiting = successor.handle.clone();
+            let waiting = std::thread::spawn(move || waiting.announce_ready());
+            let ready = HandshakeMessage::Ready {
+                adopts: sys::message::PASSES_CONNECTIONS,
+                imports: true,
+            };
+            assert_eq!(successor.answer(), Some(ready));
+            let state = sys::file::create_anonymous(b"state").unwrap();
+            let cutover = HandshakeMessage::Cutover { has_state: true };
+            let sent = successor.predecessor.send_with(&cutover, &state.into());
+            sent.unwrap();
+            let accepting = HandshakeMessage::Accepting { taken: Vec::new() };
+            assert_eq!(successor.answer(), Some(accepting));
+            assert_eq!(successor.imported.recv().unwrap(), b"state");
+            assert_eq!(waiting.join().unwrap(), Ok(()));
+            assert!(successor.told.is_empty());
+            Some(successor)
+        }
+
+        fn commit(&self) {
+            self.predecessor.send(&HandshakeMessage::Commit {
+                paths: Vec::new(),
+                drain_millis: None,
+            });
+        }
+
+        /// A successor that has sent `Ack`.
+        fn acknowledged() -> Option<Self> {
+            let successor = Self::with_state(false)?;
+            successor.commit();
+            assert_eq!(successor.answer(), Some(HandshakeMessage::Ack));
+            assert_eq!(successor.told(), Told::StartPaused);
+            assert!(successor.told.is_empty());
+            Some(successor)
+        }
+
+        /// The next message to the predecessor. `None` at its end.
+        fn answer(&self) -> Option<HandshakeMessage> {
+            loop {
+                match self.predecessor.receive() {
+                    Some(Incoming::Message(message, _)) => return Some(message),
+                    Some(Incoming::End) => return None,
+                    None => {
+                        let socket = self.predecessor.socket();
+                        let ready = sys::socket::wait_ready(socket, Interest::Read, Some(LIMIT));
+                        assert!(ready.unwrap().readable, "no message");
+                    }
+                }
+            }
+        }
+
+        fn told(&self) -> Told {
+            self.told.recv_timeout(LIMIT).unwrap()
+        }
+
+        fn end(&self) {
+            self.handle.report_stopping();
+            let now = Deadline::at(Some(Instant::now()));
+            self.handle.report_stopped(String::new(), now);
+            self.handle.ended().recv_timeout(LIMIT).unwrap_err();
+            self.handle.join();
+        }
+    }
+
+    #[test]
+    fn a_takeover_that_was_acknowledged_waits_for_the_predecessor() {
+        let drained = || HandshakeMessage::Drained {
+            report: String::new(),
+        };
+        for go_on in [HandshakeMessage::Proceed, drained()] {
+            let Some(successor) = Successor::acknowledged() else {
+                return;
+            };
+            successor.predecessor.send(&go_on);
+            assert_eq!(successor.told(), Told::Resume);
+            successor.end();
+            assert_eq!(successor.answer(), None);
+        }
+    }
+
+    #[test]
+    fn a_takeover_that_was_acknowledged_follows_the_death_of_the_predecessor() {
+        let Some(mut successor) = Successor::acknowledged() else {
+            return;
+        };
+        // The drop of the link closes the predecessor's end.
+        let poller = Arc::new(Poller::new().unwrap());
+        let (unused, _) = sys::message::create_pair().unwrap();
+        successor.predecessor = Link::new(unused, &poller, 0).unwrap();
+        assert_eq!(successor.told(), Told::Accept);
+        assert_eq!(successor.told(), Told::Resume);
+        successor.end();
+    }
+
+    #[test]
+    fn a_takeover_that_was_acknowledged_can_be_aborted() {
+        let Some(successor) = Successor::acknowledged() else {
+            return;
+        };
+        let reason = "late".to_owned();
+        let abort = HandshakeMessage::Abort { reason };
+        successor.predecessor.send(&abort);
+        assert_eq!(successor.told(), Told::Stop);
+        successor.end();
+        assert_eq!(successor.answer(), None);
+        assert!(successor.told.is_empty());
+    }
+
+    /// The clients that the kernel has queued are accepted when the predecessor has left them.
+    #[test]
+    fn a_stop_behind_the_ack_waits_for_the_predecessor_and_aborts_nothing() {
+        let Some(successor) = Successor::acknowledged() else {
+            return;
+        };
+        successor.handle.report_stopping();
+        successor.predecessor.send(&HandshakeMessage::Proceed);
+        assert_eq!(successor.told(), Told::Resume);
+        successor.end();
+        assert_eq!(successor.answer(), None);
+    }
+
+    #[test]
+    fn a_stop_before_the_ack_aborts_the_restart() {
+        let Some(successor) = Successor::with_state(true) else {
+            return;
+        };
+        successor.commit();
+        assert_eq!(successor.told(), Told::StartPaused);
+        successor.handle.report_stopping();
+        let reason = "the successor was stopped".to_owned();
+        let abort = HandshakeMessage::Abort { reason };
+        assert_eq!(successor.answer(), Some(abort));
+        successor.end();
+        assert_eq!(successor.answer(), None);
+    }
 }
