@@ -185,6 +185,53 @@ fn each_acknowledged_command_is_counted_once() {
     generations.end();
 }
 
+/// Each group has a queue and a poller of its own, all of which come to rest.
+#[test]
+fn the_workers_of_all_groups_pause() {
+    let mut generations = start("1000 20000 groups=3 127.0.0.1:0 127.0.0.1:0");
+    count_over_restarts(&mut generations, 8);
+    generations.end();
+}
+
+#[test]
+fn a_large_state_goes_along() {
+    let mut generations = start("0 20000 ballast=67108864 127.0.0.1:0");
+    let load = Load::start(&generations, 1, 4);
+    let mut pauses = Vec::new();
+    for _ in 0..2 {
+        load.wait_for(100);
+        generations.get("/restart-later");
+        pauses.push(pause_in(&generations.until("report: ")));
+    }
+    load.wait_for(100);
+    let acknowledged = load.end();
+    let (count, _) = Client::connect(&generations, 0).ask("get");
+    assert_eq!(count, acknowledged);
+    print_quantiles("the pause for 64 MiB", pauses);
+    generations.end();
+}
+
+#[test]
+fn a_restart_whose_state_takes_longer_than_the_pause_may_last_changes_nothing() {
+    let mut generations = start("0 5 ballast=67108864 127.0.0.1:0");
+    let first = generations.who().pid;
+    let load = Load::start(&generations, 1, 4);
+    load.wait_for(100);
+    let outcome = fail(&mut generations);
+    let why = "the limit of the pause, 0.005 s";
+    assert!(
+        outcome.contains(why) && outcome.contains("|State|"),
+        "{outcome}"
+    );
+    load.wait_for(100);
+    let acknowledged = load.end();
+    assert_eq!(
+        Client::connect(&generations, 0).ask("get"),
+        (acknowledged, first)
+    );
+    generations.end();
+}
+
 /// Asks for a restart that fails, and returns its outcome.
 fn fail(generations: &mut Generations) -> String {
     generations.get("/restart-later");
@@ -212,7 +259,7 @@ fn the_old_process_goes_on_with_all_changes_if_the_successor_fails() {
         (
             "import hang",
             500,
-            "has not taken the state over within the limit of the pause, 0.5 s",
+            "the import of the state took longer than the limit of the pause, 0.5 s",
         ),
         (
             "no exact state",

@@ -520,6 +520,9 @@ impl Restart {
     /// the state.
     ///
     /// Needs Linux: on other systems, each restart fails. Defaults to nothing.
+    /// Where several processes serve ([`Supervisor::processes`](crate::Supervisor::processes)), each has a
+    /// state of its own, which goes to its own successor.
+    ///
     ///
     /// # Examples
     ///

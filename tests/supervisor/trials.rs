@@ -1,5 +1,6 @@
 //! What the supervisor is tried with.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -902,41 +903,54 @@ fn clients_keep_their_connections_over_restarts() {
     }
 }
 
-/// The state is that of each process.
+/// Each process has a state of its own, which goes to its own successor.
 fn each_acknowledged_command_is_counted_once_over_restarts() {
-    let supervised = Supervised::start_with("", &[("exact", "1000 20000 127.0.0.1:0")]);
-    let addr: SocketAddr = supervised.generations.addrs[1].parse().unwrap();
-    let ends = AtomicBool::new(false);
-    let ask = |client: &mut BufReader<TcpStream>, line: &str| -> u64 {
-        client.get_mut().write_all(line.as_bytes()).unwrap();
-        let mut answer = String::new();
-        client.read_line(&mut answer).unwrap();
-        answer.split(' ').next().unwrap().parse().unwrap()
-    };
-    thread::scope(|scope| {
-        let clients = (0..8).map(|_| {
-            let mut client = BufReader::new(support::connect(addr));
-            let (ends, ask) = (&ends, &ask);
-            scope.spawn(move || {
-                let mut acknowledged = 0;
-                while !ends.load(SeqCst) {
-                    ask(&mut client, "incr\n");
-                    acknowledged += 1;
-                }
-                acknowledged
-            })
+    for (settings, processes) in [("", 1), ("processes=2", 2)] {
+        let supervised = Supervised::start_with(settings, &[("exact", "1000 20000 127.0.0.1:0")]);
+        let addr: SocketAddr = supervised.generations.addrs[1].parse().unwrap();
+        let ends = AtomicBool::new(false);
+        // The count, and the process that has answered.
+        let ask = |client: &mut BufReader<TcpStream>, line: &str| -> (u64, i32) {
+            client.get_mut().write_all(line.as_bytes()).unwrap();
+            let mut answer = String::new();
+            client.read_line(&mut answer).unwrap();
+            let (count, pid) = answer.trim_end().split_once(' ').expect(&answer);
+            (count.parse().unwrap(), pid.parse().unwrap())
+        };
+        thread::scope(|scope| {
+            let clients = (0..8).map(|_| {
+                let mut client = BufReader::new(support::connect(addr));
+                let (ends, ask) = (&ends, &ask);
+                scope.spawn(move || {
+                    let mut acknowledged = 0;
+                    while !ends.load(SeqCst) {
+                        ask(&mut client, "incr\n");
+                        acknowledged += 1;
+                    }
+                    acknowledged
+                })
+            });
+            let clients: Vec<_> = clients.collect();
+            let _ends = EndOnDrop(&ends);
+            for _ in 0..5 {
+                supervised.succeed("restart wait");
+            }
+            ends.store(true, SeqCst);
+            let acknowledged = clients.into_iter().map(|client| client.join().unwrap());
+            let acknowledged: u64 = acknowledged.sum();
+            let mut counts = BTreeMap::new();
+            eventually("each process has answered", || {
+                let mut client = BufReader::new(support::connect(addr));
+                let (count, pid) = ask(&mut client, "get\n");
+                counts.insert(pid, count);
+                counts.len() == processes
+            });
+            let pids: BTreeSet<i32> = supervised.pids().into_iter().collect();
+            assert!(counts.keys().eq(&pids), "{counts:?} {pids:?}");
+            assert_eq!(counts.values().sum::<u64>(), acknowledged, "{counts:?}");
         });
-        let clients: Vec<_> = clients.collect();
-        for _ in 0..5 {
-            supervised.succeed("restart");
-        }
-        ends.store(true, SeqCst);
-        let acknowledged = clients.into_iter().map(|client| client.join().unwrap());
-        let acknowledged: u64 = acknowledged.sum();
-        let mut client = BufReader::new(support::connect(addr));
-        assert_eq!(ask(&mut client, "get\n"), acknowledged);
-    });
-    supervised.end();
+        supervised.end();
+    }
 }
 
 fn a_listener_that_a_new_version_does_not_want_is_closed() {

@@ -135,7 +135,18 @@ pub(crate) fn serve_if_child() {
     }
     let left = format!("{state}{generation},");
     let restart = restart.pass_state(move || left.clone().into_bytes());
+    let counter = increments.clone();
     let service = http::service(move |request: &mut Request<Body<'_>>| {
+        match (&counter, request.uri().path()) {
+            // Once the whole body has come.
+            (Some(counter), "/incr") => {
+                let is_whole = request.body_mut().read_all(4 << 20).is_ok();
+                let count = is_whole.then(|| counter.increment().to_string());
+                return Response::new(count.unwrap_or_default().into());
+            }
+            (Some(counter), "/count") => return Response::new(counter.count().to_string().into()),
+            _ => {}
+        }
         if request.uri().path() == "/descriptors" {
             let limits = format!("{descriptors_at_start} {}", descriptor_limit());
             return Response::new(limits.into());

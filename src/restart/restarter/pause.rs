@@ -120,8 +120,8 @@ impl Restarter {
             }
             PauseStep::Exported => {
                 let why = format!(
-                    "the successor has not taken the state over within the limit of the pause, \
-                     {limit} s"
+                    "the export and the import of the state took longer than the limit of the \
+                     pause, {limit} s"
                 );
                 self.abort_restart(server, RestartErrorKind::State, why);
             }
