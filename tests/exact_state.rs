@@ -328,10 +328,10 @@ fn a_connection_that_cannot_move_is_closed_before_the_export() {
     generations.end();
 }
 
+/// The service has consumed nothing of the message. Nobody waits for the rest.
 #[test]
-fn a_message_that_has_not_come_to_its_end_waits_for_a_restart_that_fails_and_ends_with_one_that_succeeds()
- {
-    let mut generations = start("0 1000 127.0.0.1:0");
+fn a_part_of_a_message_moves_with_its_connection() {
+    let mut generations = start("0 60000 127.0.0.1:0");
     let first = generations.who().pid;
     let mut partial = Client::connect(&generations, 0);
     partial.send("in");
@@ -341,6 +341,70 @@ fn a_message_that_has_not_come_to_its_end_waits_for_a_restart_that_fails_and_end
     fail(&mut generations);
     partial.send("cr\nin");
     assert_eq!(partial.answer(), (2, first));
+    generations.mode("");
+    generations.get("/restart-later");
+    let pause = pause_in(&generations.until("report: "));
+    assert!(pause < Duration::from_secs(30), "{pause:?}");
+    let second = generations.until_generation(2).pid;
+    partial.send("cr\n");
+    assert_eq!(partial.answer(), (3, second));
+    assert_eq!(other.ask("incr"), (4, second));
+    generations.end();
+}
+
+/// The message has come to its end, and all workers are in calls that outlast the time for messages in progress.
+#[test]
+fn a_message_that_waits_for_a_worker_moves_with_its_connection() {
+    let mut generations = start("0 4000 127.0.0.1:0");
+    let first = generations.who().pid;
+    let mut partial = Client::connect(&generations, 0);
+    partial.send("in");
+    let connect = |_| Client::connect(&generations, 0);
+    let mut slow: Vec<Client> = (0..4).map(connect).collect();
+    let (at, go) = (
+        generations.dir.path().join("at"),
+        generations.dir.path().join("go"),
+    );
+    generations.mode("late pause");
+    generations.get("/restart-later");
+    eventually("the successor is almost ready", || at.exists());
+    for client in &mut slow {
+        client.send("slow 3000\n");
+        let mut begun = String::new();
+        client.0.read_line(&mut begun).unwrap();
+    }
+    partial.send("cr\n");
+    std::fs::write(go, "").unwrap();
+    let pause = pause_in(&generations.until("report: "));
+    assert!(pause > Duration::from_secs(2), "{pause:?}");
+    for (client, count) in slow.iter_mut().zip(1..) {
+        let (_, pid) = client.answer();
+        assert_eq!(pid, first, "{count}");
+    }
+    let second = generations.until_generation(2).pid;
+    assert_eq!(partial.answer(), (5, second));
+    generations.end();
+}
+
+#[test]
+fn a_message_that_was_consumed_in_part_waits_for_a_restart_that_fails_and_ends_with_one_that_succeeds()
+ {
+    let mut generations = start("0 1000 127.0.0.1:0");
+    let first = generations.who().pid;
+    let mut partial = Client::connect(&generations, 0);
+    let begin = |partial: &mut Client| {
+        partial.send("part\n");
+        let mut more = String::new();
+        partial.0.read_line(&mut more).unwrap();
+        assert_eq!(more, "more\n");
+    };
+    begin(&mut partial);
+    let mut other = Client::connect(&generations, 0);
+    assert_eq!(other.ask("incr"), (1, first));
+    generations.mode("import error");
+    fail(&mut generations);
+    assert_eq!(partial.ask("incr"), (2, first));
+    begin(&mut partial);
     generations.mode("");
     let second = generations.restart().pid;
     assert_eq!(partial.until_end(), "");

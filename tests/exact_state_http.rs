@@ -147,6 +147,49 @@ fn clients_stay_connected_and_each_answer_is_counted_once() {
     assert_eq!(seen.told.into_inner(), 0);
 }
 
+/// The head of a request, and a request that fits into the buffer. Nobody waits for the rest.
+#[test]
+fn a_part_of_a_request_moves_with_its_connection() {
+    let mut generations = Generations::start(&[("exact", "0 60000 127.0.0.1:0")]);
+    let connect = |_| BufReader::new(support::connect(generations.addr()));
+    let mut clients: Vec<_> = (0..3).map(connect).collect();
+    let head = "POST /incr HTTP/1.1\r\nHost: test\r\nContent-Length: 8\r\n";
+    let requests = [
+        ("GET /incr HT".to_owned(), "TP/1.1\r\nHost: test\r\n\r\n"),
+        (format!("{head}\r\nbo"), "dybody"),
+        (format!("{head}Expect: 100-continue\r\n\r\n"), "bodybody"),
+    ];
+    for (client, (part, _)) in clients.iter_mut().zip(&requests) {
+        client.get_mut().write_all(part.as_bytes()).unwrap();
+    }
+    let mut go_on = String::new();
+    while !go_on.ends_with("\r\n\r\n") {
+        clients[2].read_line(&mut go_on).unwrap();
+    }
+    assert_eq!(go_on, "HTTP/1.1 100 Continue\r\n\r\n");
+    let old = generations.who();
+    generations.get("/restart-later");
+    let report = generations.until("report: ");
+    assert!(report.contains("paused_for: Some("), "{report}");
+    generations.until_generation(old.generation + 1);
+    assert_eq!(generations.get("/count"), "0");
+    for (client, (_, rest)) in clients.iter_mut().zip(&requests) {
+        client.get_mut().write_all(rest.as_bytes()).unwrap();
+    }
+    // The new process has asked for the body once more.
+    let mut again = String::new();
+    while !again.ends_with("\r\n\r\n") {
+        clients[2].read_line(&mut again).unwrap();
+    }
+    assert_eq!(again, go_on);
+    for (client, count) in clients.iter_mut().zip(1..) {
+        let (_, is_last) = answer(client).unwrap();
+        assert!(!is_last, "{count}");
+    }
+    assert_eq!(generations.get("/count"), "3");
+    generations.end();
+}
+
 /// The connections end before the state is exported: behind an answer that says so, or between two requests.
 #[test]
 fn clients_of_processes_that_move_no_connections_connect_again() {

@@ -155,6 +155,8 @@ pub struct Connection {
     bytes_in: u64,
     bytes_out: u64,
     counted: (u64, u64),
+    /// The count of consumed bytes when the last message had come to its end.
+    message_end: u64,
     closing_notice: ClosingNotice,
     /// The service has looked at all bytes of the buffer, and lacks more.
     has_seen_all: bool,
@@ -231,6 +233,7 @@ impl Connection {
             bytes_out: 0,
             has_seen_all: false,
             counted: (0, 0),
+            message_end: 0,
             may_have_deadline: false,
             receive: ReceiveState::Ready,
             due: DueCalls::default(),
@@ -566,6 +569,12 @@ impl Connection {
         self.bytes_in - self.input.len() as u64
     }
 
+    /// Whether the buffer has all that has come of the present message: the service has consumed
+    /// nothing of it.
+    pub(crate) fn has_whole_message(&self) -> bool {
+        !self.input.is_empty() && self.consumed() == self.message_end
+    }
+
     /// Whether a call of the service has left bytes that it may not have looked at: the call has
     /// consumed others. `consumed` is the count before the call.
     pub(crate) fn has_unseen_bytes(&mut self, consumed: u64) -> bool {
@@ -584,9 +593,16 @@ impl Connection {
         (self.bytes_in, self.input.len())
     }
 
-    /// Ends the stretch of reading: a new message begins.
+    /// What is consumed from now on is of a new message.
     #[inline]
     pub(crate) fn end_message(&mut self) {
+        self.message_end = self.consumed();
+        self.end_read_stretch();
+    }
+
+    /// Ends the stretch of reading: the client has the whole read time-out again.
+    #[inline]
+    pub(crate) fn end_read_stretch(&mut self) {
         if self.may_have_deadline {
             self.read.reset();
         }

@@ -20,6 +20,11 @@ impl Connection {
             && !self.at_eof()
     }
 
+    /// Whether no service is called in this process any more, because a successor has the state.
+    pub(crate) fn has_ended_calls(&self) -> bool {
+        self.info.open_connection.drain().has_ended_calls()
+    }
+
     /// The connection does not move to a successor any more.
     pub(crate) fn note_stay(&mut self) {
         self.stays = true;
@@ -71,6 +76,7 @@ impl Connection {
         // The sender has counted them.
         self.counted = (record.bytes_in, record.bytes_out);
         self.input.put_back(&record.unread.0);
+        self.message_end = self.consumed();
         if let Some(timeout) = settings.idle_timeout_ms {
             self.idle_timeout = timeout;
         }

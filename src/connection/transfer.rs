@@ -260,7 +260,7 @@ impl Connection {
             // What the service has written ends a stretch of reading. Messages of other threads do
             // not: they may come while the client is in the middle of its own message.
             if count > self.output.take_message_bytes() {
-                self.end_message();
+                self.end_read_stretch();
             }
         }
     }

@@ -197,10 +197,10 @@ impl<H: Handler> Service for Http<H> {
         true
     }
 
-    /// Between two requests, a session has no state. The successor looks at all bytes of the next
-    /// head again.
+    /// A session has no state between two requests, nor while all bytes of the next request are in the
+    /// buffer. The successor looks at them again.
     fn pack(&self, _conn: &Connection, Session(state): &Session) -> Option<Vec<u8>> {
-        matches!(state, SessionState::Head { .. }).then(Vec::new)
+        matches!(state, SessionState::Head { .. } | SessionState::Body(_)).then(Vec::new)
     }
 
     fn unpack(&self, conn: &mut Connection, packed: Vec<u8>) -> io::Result<Session> {

@@ -17,8 +17,8 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::{
-    ConnectionSlot, HELD, Lot, Lots, MID_MESSAGE, NOT_READY, STAYS, Token, Turn, UNFINISHED,
-    WANTS_DRAIN_CALL,
+    ConnectionSlot, HELD, Lot, Lots, MID_MESSAGE, MOVABLE_PART, NOT_READY, STAYS, Token, Turn,
+    UNFINISHED, WANTS_DRAIN_CALL,
 };
 use crate::clock;
 use crate::stats::ThreadCounters;
@@ -29,7 +29,7 @@ pub(crate) trait HeldConnections: Send + Sync {
     /// messages.
     fn close_unmovable(&self);
 
-    /// Whether every connection is between two messages, or needs no call of its service any more.
+    /// Whether no connection needs a call of its service before it can move to the successor, or end.
     fn is_settled(&self) -> bool;
 
     /// The stage is OPEN again: workers serve the connections that were held.
@@ -88,8 +88,8 @@ impl<S> Lot<S> {
             if is_parked() {
                 let since = slot.since.load(SeqCst);
                 // What was read is of the time at which the connection was parked.
-                let is_settled = since & UNFINISHED == 0 && !is_to_be_ended(since, moves);
-                return is_settled && is_parked();
+                let needs_call = since & UNFINISHED != 0 && !(moves && since & MOVABLE_PART != 0);
+                return !needs_call && !is_to_be_ended(since, moves) && is_parked();
             }
             let is_held = slot.since.load(SeqCst) & HELD != 0;
             slot.owner.is_free() || is_held && slot.owner.is_queued(token.generation)

@@ -156,6 +156,10 @@ const STAYS: u64 = 1 << 61;
 /// two messages.
 const UNFINISHED: u64 = 1 << 60;
 
+/// A flag in `ConnectionSlot::since`, beside `UNFINISHED`: the message can move to a successor that has
+/// an exact state.
+const MOVABLE_PART: u64 = 1 << 58;
+
 /// A flag in `ConnectionSlot::since`: the connection is QUEUED, and on no queue, see [`held`].
 const HELD: u64 = 1 << 59;
 
@@ -220,8 +224,8 @@ struct ConnectionSlot<S> {
     /// parks.
     expires_at: AtomicU64,
     /// When the connection was parked, as four times the clock's milliseconds, with the flags
-    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING`, `STAYS`, `UNFINISHED` and `WANTS_DRAIN_CALL`. `HELD`
-    /// stands here while the connection is QUEUED.
+    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING`, `STAYS`, `UNFINISHED`, `MOVABLE_PART` and
+    /// `WANTS_DRAIN_CALL`. `HELD` stands here while the connection is QUEUED.
     since: AtomicU64,
     /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
     /// Set when the connection becomes QUEUED, and kept until a worker serves it.

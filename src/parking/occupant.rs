@@ -168,12 +168,28 @@ impl<S> Occupant<S> {
         ) || self.conn.due.is_any() && self.may_call_service()
     }
 
+    /// Whether the connection is in a message of which the service has seen a part, and has consumed
+    /// nothing. Once no service is called here any more, the successor gets this message from its
+    /// beginning.
+    pub(super) fn has_movable_part(&self) -> bool {
+        self.stage == Stage::Partial
+            && self.conn.has_whole_message()
+            && !self.conn.has_output()
+            && !self.conn.due.is_any()
+            && self.has_movable_input()
+    }
+
     /// Whether the connection can move to the successor now: it is between two messages. Input that
     /// has arrived moves with it.
     pub(crate) fn can_move_now(&self) -> bool {
-        self.is_between_messages()
-            && self.conn.buffer().len() <= MOST_UNREAD
-            && self.conn.is_movable()
+        match self.is_between_messages() {
+            true => self.has_movable_input(),
+            false => self.conn.has_ended_calls() && self.has_movable_part(),
+        }
+    }
+
+    fn has_movable_input(&self) -> bool {
+        self.conn.buffer().len() <= MOST_UNREAD && self.conn.is_movable()
     }
 
     /// Makes a call of the service due if the server drains, and the service expects to be told.

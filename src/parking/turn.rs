@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::occupant::{Needs, Occupant, Stage};
 use super::{
-    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, NOT_READY, RoomRequest, STAYS, Token,
-    UNFINISHED, WANTS_DRAIN_CALL,
+    ANSWERING, ConnectionSlot, HAS_OUTPUT, Lot, MID_MESSAGE, MOVABLE_PART, NOT_READY, RoomRequest,
+    STAYS, Token, UNFINISHED, WANTS_DRAIN_CALL,
 };
 use crate::clock;
 use crate::connection::{ClosingNotice, ConnectionInfo, Expiry, Filled, Flushed};
@@ -94,6 +94,9 @@ impl<S> Turn<'_, S> {
         let is_unfinished = occupant.is_unfinished();
         if is_unfinished {
             since |= UNFINISHED;
+        }
+        if occupant.has_movable_part() {
+            since |= MOVABLE_PART;
         }
         self.slot.since.store(since, Relaxed);
         let is_blocked = interest == Interest::Write;

@@ -490,13 +490,14 @@ impl Restart {
     /// Meanwhile clients wait, for [`pause_limit`](Self::pause_limit) at most:
     ///
     /// 1. When the successor is ready, the old process accepts no more connections and begins no more
-    ///    messages. What its clients send waits in the kernel. Messages in progress are served to their
-    ///    end, for half of the limit.
+    ///    messages. What its clients send waits in the kernel. Messages of which the service has consumed
+    ///    a part are served to their end, for half of the limit.
     /// 2. A connection that cannot [move](Self::move_connections) is closed when it is between two
     ///    messages, as in a drain: [`Connection::is_draining`](crate::Connection::is_draining) is true,
     ///    HTTP says `Connection: close`, and an idle client reads the
-    ///    [goodbye](crate::Connection::set_goodbye). A connection of which only a part of a message has
-    ///    come by then is closed once the successor serves.
+    ///    [goodbye](crate::Connection::set_goodbye). If a message that was consumed in part has not come
+    ///    to its end by then, its connection is closed once the successor serves. A message of which
+    ///    nothing was consumed moves with its connection, and the successor gets it from its beginning.
     /// 3. When no handler runs, `export` is called. The other connections move to the successor once it
     ///    has imported the state. Those that it refuses are closed.
     ///
@@ -519,10 +520,10 @@ impl Restart {
     /// [`pack`](crate::Service::pack) and the drop of a session come after `export`, and must not change
     /// the state.
     ///
-    /// Needs Linux: on other systems, each restart fails. Defaults to nothing.
     /// Where several processes serve ([`Supervisor::processes`](crate::Supervisor::processes)), each has a
     /// state of its own, which goes to its own successor.
     ///
+    /// Needs Linux: on other systems, each restart fails. Defaults to nothing.
     ///
     /// # Examples
     ///

@@ -228,8 +228,10 @@ pub trait Service: Send + Sync {
 
     /// Makes bytes of a session, from which [`unpack`](Self::unpack) makes an equal one in the
     /// successor: a later version of the program, or an earlier one. **Called only if
-    /// [`packs_sessions`](Self::packs_sessions) returns true**, between two messages, on a thread of
-    /// the server. The session is dropped when the successor has adopted the connection. `None` if
+    /// [`packs_sessions`](Self::packs_sessions) returns true**, on a thread of the server, between two
+    /// messages; with [`Restart::exact_state`](crate::Restart::exact_state), also in a message of which
+    /// the service has consumed nothing, and which the successor gets from its beginning. The session
+    /// is dropped when the successor has adopted the connection. `None` if
     /// the connection must stay in this process. It also stays if bytes and unread input are longer
     /// than about 100 KiB together, and after a panic. Defaults to `None`.
     fn pack(&self, _conn: &Connection, _session: &Self::Session) -> Option<Vec<u8>> {

@@ -98,7 +98,7 @@ impl<'a, S: Service> Workers<'a, S> {
         };
         // If the service goes on, the client has as much time again.
         occupant.idle_until = None;
-        occupant.conn.end_message();
+        occupant.conn.end_read_stretch();
         next
     }
 

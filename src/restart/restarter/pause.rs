@@ -18,7 +18,7 @@
 //!
 //! | step | limit | when it has passed |
 //! |---|---|---|
-//! | messages in progress come to their end | half of the limit | the pause goes on: a message of which a client has sent a part gets no call any more |
+//! | messages that services have consumed in part come to their end | half of the limit | the pause goes on: these messages get no call any more |
 //! | calls in progress come to their end | the limit | the restart fails |
 //! | export, import, and the takeover | the limit | the restart fails |
 //!
