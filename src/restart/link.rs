@@ -50,19 +50,6 @@ impl Link {
         send_message(&self.socket, message);
     }
 
-    /// As [`send`](Self::send), with a descriptor.
-    ///
-    /// # Errors
-    ///
-    /// Why the message could not be sent.
-    pub(super) fn send_with(
-        &self,
-        message: &HandshakeMessage,
-        descriptor: &Descriptor,
-    ) -> io::Result<()> {
-        send(&self.socket, message, &[descriptor])
-    }
-
     /// Receives without waiting. `None`: nothing has come, and the poller reports when it has.
     pub(super) fn receive(&self) -> Option<Incoming> {
         let mut buffer = [0; HandshakeMessage::LIMIT];
@@ -129,6 +116,19 @@ fn is_end(error: &io::Error) -> bool {
         error.kind(),
         BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected
     )
+}
+
+/// Sends a message with a descriptor, without waiting.
+///
+/// # Errors
+///
+/// Why the message could not be sent.
+pub(super) fn send_with(
+    socket: &Socket,
+    message: &HandshakeMessage,
+    descriptor: &Descriptor,
+) -> io::Result<()> {
+    send(socket, message, &[descriptor])
 }
 
 fn send(

@@ -22,8 +22,6 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use super::rounds::kind_of;
 use super::take_over::is_among;
 use super::{
@@ -40,7 +38,7 @@ use crate::restart::inherited::LIFELINE_NAME;
 use crate::restart::link::{Incoming, Link};
 use crate::restart::program::{StderrTail, SuccessorStart, wait_or_kill};
 use crate::sys::{self, Process};
-use crate::wire::{HandshakeMessage, ServerId, WirePath};
+use crate::wire::{HandshakeMessage, WirePath};
 
 /// A process that is to take over, or has.
 pub(super) struct Successor {
@@ -56,7 +54,7 @@ pub(super) struct Successor {
     /// What to undo if the successor does not take over. Set in the stage `Accepting`.
     handoff: Option<Handoff>,
     /// The successor adopts open connections.
-    adopts: bool,
+    pub(super) adopts: bool,
 }
 
 /// What this process gave up for the successor.
@@ -375,31 +373,11 @@ impl Restarter {
                 listener.set_removes_file(was_own);
             }
         }
-        let adopts = self.moves_connections && successor.adopts;
-        let link = &successor.link;
-        server.drain_after_replacement(&handoff.taken, &mut |server_id| {
-            adopts.then(|| open_channel(link, server_id)).flatten()
-        });
+        self.drain_after_replacement(server, &handoff.taken);
         let generation = self.lifeline.as_ref().map(|_| next);
         notify::send_main_pid(pid, generation, format_args!("generation {next} serves"));
         self.end_round(&Ok(completed));
         self.pass_on_next_round();
-    }
-
-    /// Passes the channel for connections of a predecessor on to the successor. If the successor does
-    /// not adopt connections, the end of the channel tells the predecessor that they stay.
-    pub(super) fn pass_channel_on(&self, server_id: ServerId, channel: Socket) {
-        let successor = self.successor.as_ref();
-        let adopts = |successor: &&Successor| {
-            successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
-        };
-        match successor.filter(adopts) {
-            Some(successor) => {
-                // A failure is logged, and closes the channel.
-                send_channel(&successor.link, server_id, channel);
-            }
-            None => log::debug!("connections of the predecessor stay there"),
-        }
     }
 
     /// The successor has closed its end of the handshake socket.
@@ -571,28 +549,6 @@ impl Restarter {
             self.abort_restart(server, RestartErrorKind::TimedOut, why);
         }
     }
-}
-
-/// Sends the successor one end of a socket pair, for the connections of this server. Returns the
-/// other end.
-fn open_channel(successor: &Link, server_id: ServerId) -> Option<Socket> {
-    let failed = |error: &io::Error| {
-        log::error!("open connections stay: cannot make a channel for them: {error}");
-    };
-    let channel = sys::message::create_channel();
-    let (own_end, successor_end) = channel.inspect_err(failed).ok()?;
-    send_channel(successor, server_id, successor_end).then_some(own_end)
-}
-
-/// Sends the successor a channel, for the connections of this server. False if that failed.
-fn send_channel(successor: &Link, server_id: ServerId, channel: Socket) -> bool {
-    let message = HandshakeMessage::Connections(server_id);
-    let sent = sys::descriptor::from_socket(channel)
-        .and_then(|descriptor| successor.send_with(&message, &descriptor));
-    let failed = |error: &io::Error| {
-        log::error!("open connections stay: cannot send a channel for them: {error}");
-    };
-    sent.inspect_err(failed).is_ok()
 }
 
 /// Stops this process from removing the files of Unix sockets that it owns. Returns the files.

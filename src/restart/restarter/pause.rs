@@ -36,6 +36,7 @@ use crate::log;
 use crate::panic;
 use crate::restart::error::RestartErrorKind;
 use crate::restart::inherited::read_state;
+use crate::restart::link::send_with;
 use crate::sys::{self, Descriptor};
 use crate::wire::HandshakeMessage;
 
@@ -142,7 +143,7 @@ impl Restarter {
             let file = sys::file::create_anonymous(&state);
             let file = file.map_err(|error| format!("cannot write the state: {error}"))?;
             let message = HandshakeMessage::Cutover { has_state: true };
-            let sent = successor.link.send_with(&message, &file.into());
+            let sent = send_with(successor.link.socket(), &message, &file.into());
             sent.map_err(|error| format!("cannot send the state to the successor: {error}"))
         });
         if let Err(why) = sent {

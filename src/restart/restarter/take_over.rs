@@ -14,7 +14,7 @@ use crate::restart::link::{Incoming, Link, path_of};
 use crate::restart::pid_file::PidFile;
 use crate::restart::program::relay_subprocesses;
 use crate::sys::{self, Descriptor};
-use crate::wire::{HandshakeMessage, ServerId};
+use crate::wire::HandshakeMessage;
 
 impl Restarter {
     /// The server could serve.
@@ -209,30 +209,6 @@ impl Restarter {
         };
     }
 
-    /// Open connections of the predecessor come over this channel. Its end tells the predecessor
-    /// that they stay.
-    fn adopt_connections(
-        &self,
-        server: &dyn RestartableServer,
-        server_id: ServerId,
-        channel: Option<Descriptor>,
-    ) {
-        let channel = channel.map(sys::descriptor::into_socket);
-        match (&self.stage, channel) {
-            (ServerStage::Serving, Some(Ok(channel))) => {
-                server.adopt_connections(&server_id, channel);
-            }
-            (ServerStage::Replaced, Some(Ok(channel))) => {
-                self.pass_channel_on(server_id, channel);
-            }
-            (_, Some(Err(error))) => {
-                log::error!("cannot adopt the connections of the predecessor: {error}");
-            }
-            (ServerStage::Stopping, _) => {}
-            (_, _) => log::debug!("ignoring connections of the predecessor: not expected now"),
-        }
-    }
-
     /// The predecessor has ended. If it had not handed over, this process serves in its place.
     fn handle_predecessor_end(&mut self, server: &dyn RestartableServer) {
         self.restore_stderr();
@@ -332,10 +308,12 @@ mod tests {
     use super::*;
     use crate::clock::Deadline;
     use crate::restart::inherited::{Inherited, Predecessor};
+    use crate::restart::link::send_with;
     use crate::restart::program::Program;
     use crate::restart::restarter::{RestarterHandle, connect};
     use crate::restart::{ExactState, RestartParts};
     use crate::sys::{Interest, Poller};
+    use crate::wire::ServerId;
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -473,7 +451,8 @@ mod tests {
             assert_eq!(successor.answer(), Some(ready));
             let state = sys::file::create_anonymous(b"state").unwrap();
             let cutover = HandshakeMessage::Cutover { has_state: true };
-            let sent = successor.predecessor.send_with(&cutover, &state.into());
+            let socket = successor.predecessor.socket();
+            let sent = send_with(socket, &cutover, &state.into());
             sent.unwrap();
             let accepting = HandshakeMessage::Accepting { taken: Vec::new() };
             assert_eq!(successor.answer(), Some(accepting));
