@@ -527,7 +527,7 @@ const REQUESTS: [&str; 6] = [
     "\n",
 ];
 
-const NOTIFICATIONS: [&str; 6] = [
+const NOTIFICATIONS: [&str; 7] = [
     "READY=1\nSTATUS=x\n",
     "MAINPID=1\nX_HANDOVER={\"v\":1,\"generation\":1,\"successor\":1}\n",
     "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=18446744073709551615\n",
@@ -536,6 +536,7 @@ const NOTIFICATIONS: [&str; 6] = [
     "X_HANDOVER={\"v\":1,\"generation\":1,\"bind\":{\"addr\":{\"tcp\":\"127.0.0.1:0\"},\"name\":null,\
      \"backlog\":1,\"fast_open\":null,\"unix_mode\":null,\"defer_accept\":false,\"reuse_port\":false,\
      \"only_v6\":false,\"nodelay\":true}}\n",
+    "X_HANDOVER={\"v\":1,\"generation\":1,\"lane\":true}\n",
     "FDSTORE=1\nFDNAME=x\nBARRIER=1\n",
 ];
 

@@ -14,6 +14,7 @@
 //! | [`notifications`] | the notifications of processes |
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`listeners`] | holds the listeners |
+//! | [`lanes`] | tells a process that is not needed any more which process gets its connections |
 //! | [`bind_rules`] | what is bound for processes of other users |
 //! | [`output_files`] | the files of the standard output and error of processes |
 //! | [`spawn`] | the environment and the descriptors of a new process |
@@ -37,6 +38,7 @@ mod disposition;
 mod dry_run;
 mod fleet;
 mod foreign_senders;
+mod lanes;
 mod listeners;
 mod log_format;
 mod logger;

@@ -1,5 +1,5 @@
-//! The notifications of processes (sd_notify(3)): the listeners in them are handled here, and the
-//! rest becomes a [`Notice`] for the fleet.
+//! The notifications of processes (sd_notify(3)): the listeners and lanes in them are handled
+//! here, and the rest becomes a [`Notice`] for the fleet.
 
 use std::io;
 use std::time::Instant;
@@ -8,6 +8,7 @@ use super::NotifyAccess;
 use super::ancestry;
 use super::bind_rules::Sender;
 use super::fleet::event::{Event, ListenerId, NamedProcess, Notice};
+use super::lanes::Lane;
 use super::run::Run;
 use crate::listener::Bind;
 use crate::log;
@@ -58,7 +59,7 @@ impl Run {
             return;
         }
         let bind = fields.bind.clone();
-        let taken = match bind.is_some() || !fields.listeners.is_empty() {
+        let mut taken = match bind.is_some() || !fields.listeners.is_empty() || fields.lane {
             true => match self.notify_socket.take() {
                 Ok(taken) => taken,
                 Err(error) => return log::error!("a notification of process {pid}: {error}"),
@@ -66,7 +67,12 @@ impl Run {
             false if !self.discard(&datagram) => return,
             false => TakenNotification::default(),
         };
+        let lane = match fields.lane {
+            true => self.take_lane(&mut taken, sender),
+            false => None,
+        };
         let notice = Notice {
+            has_lane: lane.is_some(),
             listeners: self.take_listeners(bind, &fields.listeners, taken, sender),
             sender_started_at: match is_known {
                 true => None,
@@ -75,6 +81,14 @@ impl Run {
             ..notice(notification, sender)
         };
         self.handle(Event::Notified { pid, notice });
+        if let Some(lane) = lane {
+            let is_known = self.fleet.processes().any(|process| process.pid == pid);
+            let unwanted = match is_known {
+                true => self.lanes.insert(pid, lane),
+                false => Some(lane.descriptor),
+            };
+            self.closer.close(unwanted);
+        }
     }
 
     /// Takes a notification from the queue, without its descriptors. False if that is to be tried
@@ -152,6 +166,21 @@ impl Run {
         // Also of what is held. A close here could be the last one, and wait.
         self.closer.close(taken.descriptors);
         used
+    }
+
+    /// The lane that a process has sent, if it is one.
+    fn take_lane(&mut self, taken: &mut TakenNotification, sender: Sender) -> Option<Lane> {
+        let descriptor = taken.descriptors.pop()?;
+        if sys::descriptor::is_packet_socket(&descriptor) {
+            let uid = sender.uid;
+            return Some(Lane { descriptor, uid });
+        }
+        log::error!(
+            "not a lane: another descriptor of a process of user {}",
+            sender.uid
+        );
+        self.closer.close([descriptor]);
+        None
     }
 
     /// Nothing is asked of a descriptor before it is known to be a listener: the answer could take
@@ -240,6 +269,7 @@ fn notice(notification: Notification, sender: Sender) -> Notice {
         status: notification.status.map(notify::one_line),
         extend: notification.extend,
         listeners: Vec::new(),
+        has_lane: false,
         is_alive: notification
             .watchdog
             .map(|message| message == WatchdogMessage::Alive),

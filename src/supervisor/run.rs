@@ -38,6 +38,7 @@ use super::fleet::Fleet;
 use super::fleet::event::{Effect, Event, Exit, ManagerNotice, Severity};
 use super::fleet::process::Process;
 use super::foreign_senders::ForeignSenders;
+use super::lanes::Lanes;
 use super::listeners::HeldListeners;
 use super::output_files::{OutputFiles, log_to};
 use super::spawn::ServingProcess;
@@ -85,6 +86,8 @@ pub(super) struct Run {
     pub(super) fleet: Fleet,
     /// The processes of the fleet, by their process ids.
     pub(super) watched: HashMap<u32, Watched>,
+    /// The lanes of these processes.
+    pub(super) lanes: Lanes,
     /// The process group of the supervisor.
     pub(super) own_group: Option<u32>,
     pub(super) stragglers: Stragglers,
@@ -174,6 +177,7 @@ impl Run {
             lifeline,
             fleet,
             watched: HashMap::new(),
+            lanes: Lanes::default(),
             own_group: sys::supervision::group_of(std::process::id()),
             stragglers: Stragglers::default(),
             guardian: None,
@@ -487,6 +491,7 @@ impl Run {
         match effect {
             Effect::Start { slot, generation } => return Some(self.start(slot, generation)),
             Effect::Signal { pid, signal } => self.send(pid, signal),
+            Effect::Leave { pid, recipient } => return self.tell_to_leave(pid, recipient),
             Effect::Abort { pid } => {
                 for line in thread_report::describe_threads(pid) {
                     log::error!("process {pid}: {line}");
@@ -561,6 +566,21 @@ impl Run {
                 slot,
                 why: format!("cannot start {path}: {error}"),
             },
+        }
+    }
+
+    fn tell_to_leave(&mut self, pid: u32, recipient: u32) -> Option<Event> {
+        match self.lanes.tell_to_leave(pid, recipient) {
+            Ok(()) => {
+                log::info!("process {pid} leaves its connections to process {recipient}, and ends");
+                // A process that is stopped (SIGSTOP) reads no message.
+                self.send(pid, Signal::Continue);
+                None
+            }
+            Err(error) => {
+                log::warn!("process {pid} cannot leave its connections to another one: {error}");
+                Some(Event::LeaveFailed { pid })
+            }
         }
     }
 

@@ -191,7 +191,8 @@ impl Settings {
 impl Supervisor {
     /// How many processes serve, on the same listeners. If one crashes, only its clients are
     /// affected; a graceful restart replaces one after another. From 1 to 1024. The command
-    /// `handover scale` changes the number at run time. Defaults to 1.
+    /// `handover scale` changes the number at run time: the open connections of surplus processes
+    /// [move](crate::guide::operating#fewer-processes) to the others. Defaults to 1.
     pub fn processes(mut self, count: usize) -> Self {
         self.0.policy.processes = count.max(1);
         self

@@ -82,6 +82,8 @@ fn record_process(process: &Process) -> ProcessRecord {
         status: process.status.clone(),
         requests: process.requests,
         first_size: process.size.map(|size| size.first),
+        has_lane: process.has_lane,
+        has_left: process.has_left,
     }
 }
 
@@ -203,6 +205,8 @@ fn restore_process(record: ProcessRecord, now: Instant) -> Process {
         requests: record.requests,
         size: record.first_size.map(|first| Size { first, now: first }),
         listeners: record.listeners,
+        has_lane: record.has_lane,
+        has_left: record.has_left,
         ..Process::new(record.pid, Deadline::NEVER, now)
     }
 }

@@ -14,6 +14,7 @@ use super::closer::Closer;
 use super::control::{ControlSocket, set_access};
 use super::dry_run::{DryRun, read_snapshot};
 use super::fleet::event::Event;
+use super::lanes::Lanes;
 use super::listeners::{HeldListeners, Holder};
 use super::output_files::{OutputFiles, log_to};
 use super::run::{Run, random_seed};
@@ -109,11 +110,11 @@ impl Run {
                 .and_then(|file| WirePath::new(file.path())),
             ..Snapshot::default()
         };
-        snapshot.outputs = self.output_files.records(|descriptor| {
-            let number = sys::descriptor::number(&descriptor);
-            kept.push(descriptor);
-            number
-        })?;
+        let outputs = &self.output_files;
+        snapshot.outputs = outputs.records(|descriptor| keep_copy(descriptor, kept))?;
+        snapshot.lanes = self
+            .lanes
+            .records(|descriptor| keep_copy(descriptor, kept))?;
         if let Some(guardian) = &self.guardian {
             let pipe = guardian.pipe().try_clone()?;
             snapshot.guardian = Some((sys::descriptor::number(&pipe), guardian.pid()));
@@ -225,6 +226,7 @@ pub(super) fn resume(
         settings, program, signals, notify, lifeline, listeners, fleet,
     )?;
     run.output_files = output_files;
+    run.lanes = Lanes::resume(snapshot.lanes)?;
     run.bind_rules.extend(snapshot.allowed_binds);
     let stragglers = &mut run.stragglers;
     stragglers.earlier_children = snapshot.earlier_children.into_iter().collect();

@@ -23,6 +23,8 @@ impl Run {
         let pids = self.fleet.processes().map(|process| process.pid);
         let pids: Vec<_> = pids.collect();
         self.watched.retain(|pid, _| pids.contains(pid));
+        let lanes = self.lanes.remove_others(&pids);
+        self.closer.close(lanes);
         for pid in pids {
             self.watch(pid);
         }

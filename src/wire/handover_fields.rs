@@ -28,6 +28,11 @@ pub(crate) struct HandoverFields {
     /// How many requests the sender has served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) requests: Option<u64>,
+    /// One end of the sender's lane goes with the datagram, and nothing else does. The sender
+    /// understands [`Leave`](super::HandshakeMessage::Leave) on the other end, and
+    /// [`Connections`](super::HandshakeMessage::Connections).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) lane: bool,
 }
 
 impl Record for HandoverFields {

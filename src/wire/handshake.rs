@@ -9,7 +9,8 @@ use super::{ListenerId, Record, WirePath, shortened};
 const LAST_LINES: usize = 20;
 const LAST_BYTES: usize = 6 * 1024;
 
-/// A message. Each comment begins with the sender; the module `restart` has the order.
+/// A message. Each comment begins with the sender; the module `restart` has the order, and
+/// `restart/restarter/lane.rs` that of a lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
@@ -51,9 +52,15 @@ pub(crate) enum HandshakeMessage {
     /// more. Until this message, a predecessor whose time is over ends the successor, which therefore
     /// must not have answered any client.
     Proceed,
-    /// Predecessor: the open connections of this server come over the socket that goes with this
-    /// message, as [`MoveMessage`](super::MoveMessage)s.
+    /// Predecessor, or on a lane a process that leaves: the open connections of this server come over
+    /// the socket that goes with this message, as [`MoveMessage`](super::MoveMessage)s.
     Connections(ServerId),
+    /// Supervisor, on a lane: the lane of another process goes with this message. That process adopts
+    /// the receiver's connections if `Leave` follows.
+    Recipient,
+    /// Supervisor, on a lane: the receiver is not needed any more. It moves its connections to the
+    /// `Recipient`, and ends.
+    Leave,
     /// Predecessor: this process goes on serving, and the successor must end. Successor: this
     /// process was stopped.
     Abort {

@@ -17,7 +17,7 @@
 //! | record | channel | encoding at most |
 //! |---|---|---|
 //! | [`Launch`] | environment variable `HANDOVER` of a process that we start | 64 KiB |
-//! | [`HandshakeMessage`] | socket pair between a process and its successor | 64 KiB |
+//! | [`HandshakeMessage`] | socket pair between a process and its successor; lane of a process | 64 KiB |
 //! | [`MoveMessage`] | socket pair for connections, which comes with a `HandshakeMessage` | 128 KiB |
 //! | [`HandoverFields`] | variable `X_HANDOVER` in an sd_notify(3) datagram | 24 KiB |
 //! | [`BindAnswer`] | socket that came with the bind request in `HandoverFields` | 1 KiB |
@@ -58,6 +58,8 @@
 //! {"v":1,"type":"proceed"}
 //! {"v":1,"type":"connections","listeners":[{"name":"web","addr":{"tcp":"0.0.0.0:80"}}],
 //!   "position":0}
+//! {"v":1,"type":"recipient"}
+//! {"v":1,"type":"leave"}
 //! {"v":1,"type":"abort","reason":"the server is being stopped"}
 //! {"v":1,"type":"restart_again"}
 //! {"v":1,"type":"restarted","pid":4712,"generation":3,"ready_after_nanos":4711000,
@@ -92,6 +94,7 @@
 //!   "failed":"the successor exited before it was ready"}
 //! {"v":1,"generation":null,"listeners":[],"bind":null,"successor":null,"failed":null,
 //!   "requests":48151}
+//! {"v":1,"generation":2,"listeners":[],"bind":null,"successor":null,"failed":null,"lane":true}
 //! ```
 //!
 //! [`BindAnswer`]; the listener goes with the first one:
@@ -118,11 +121,12 @@
 //!   "current":{"slot":0,"pid":4711,"generation":2,"age_ms":4000,"ready_ms":3900,
 //!   "stage":{"serving":{"is_watched":true}},"is_adopted":true,"starts_successors":true,
 //!   "watchdog_ms":60000,"listeners":[[8,48151]],"status":"generation 2 serves",
-//!   "requests":48151,"first_size":null}}],
+//!   "requests":48151,"first_size":null,"has_lane":true,"has_left":false}}],
 //!   "processes":[]},"guardian":[13,4705],"earlier_children":[4690],"had_children":true,
 //!   "stragglers":[{"group":4702,"stage":"terminated","left_ms":26000}],
 //!   "outputs":[{"path":"/var/log/app.log","stdout":false,"stderr":true,
-//!   "reader":14,"writer":15,"log_writer":[16,4706]}]}
+//!   "reader":14,"writer":15,"log_writer":[16,4706]}],
+//!   "lanes":[{"pid":4711,"uid":1000,"descriptor":17}]}
 //! ```
 //!
 //! [`Status`] and [`Answer`]:
@@ -171,8 +175,8 @@ pub(crate) use handshake::{HandshakeMessage, RestartFailure, ServerId};
 pub(crate) use launch::{EarlierGeneration, Launch, LaunchError};
 pub(crate) use path::WirePath;
 pub(crate) use snapshot::{
-    DeathRecord, FleetRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord, Snapshot,
-    SnapshotListener, StageRecord, StragglersRecord, StragglersStage,
+    DeathRecord, FleetRecord, LaneRecord, OutputRecord, ProcessRecord, RestartRecord, SlotRecord,
+    Snapshot, SnapshotListener, StageRecord, StragglersRecord, StragglersStage,
 };
 
 /// The version of the format that this process writes, and the only one that it reads.

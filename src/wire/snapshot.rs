@@ -48,6 +48,9 @@ pub(crate) struct Snapshot {
     /// The files to which the output of the processes goes.
     #[serde(default)]
     pub(crate) outputs: Vec<OutputRecord>,
+    /// The lanes of processes.
+    #[serde(default)]
+    pub(crate) lanes: Vec<LaneRecord>,
 }
 
 impl Record for Snapshot {
@@ -107,6 +110,16 @@ pub(crate) struct OutputRecord {
     pub(crate) writer: i32,
     /// The process that copies from the pipe to the file: its socket, and its process id.
     pub(crate) log_writer: Option<(i32, u32)>,
+}
+
+/// The lane of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct LaneRecord {
+    pub(crate) pid: u32,
+    /// The user of the process when it left the lane.
+    pub(crate) uid: u32,
+    pub(crate) descriptor: i32,
 }
 
 /// What the supervisor has decided so far.
@@ -205,6 +218,12 @@ pub(crate) struct ProcessRecord {
     /// The size in memory when the process began to serve, in bytes.
     #[serde(default)]
     pub(crate) first_size: Option<u64>,
+    /// The process has left a lane with the supervisor.
+    #[serde(default)]
+    pub(crate) has_lane: bool,
+    /// The process was told to leave its connections to another one, and was sent no signal.
+    #[serde(default)]
+    pub(crate) has_left: bool,
 }
 
 /// What a process does. `left_ms` is the time that it has left for that, if there is a limit.

@@ -201,6 +201,25 @@ fn a_long_text_is_cut_and_its_record_sent() {
     }
 }
 
+/// The snapshot of a supervisor that knows no lanes.
+#[test]
+fn an_older_snapshot_has_no_lanes() {
+    let mut snapshot: Snapshot = Random(1).value();
+    let lane = LaneRecord {
+        pid: 4711,
+        uid: 1000,
+        descriptor: 17,
+    };
+    snapshot.lanes = vec![lane];
+    let text = snapshot.encode().unwrap();
+    let lanes = r#","lanes":[{"pid":4711,"uid":1000,"descriptor":17}]"#;
+    let older = text.replace(lanes, "");
+    assert_ne!(older, text);
+    let decoded = Snapshot::decode(older.as_bytes()).unwrap();
+    snapshot.lanes = Vec::new();
+    assert_eq!(decoded, snapshot);
+}
+
 /// The examples at the head of the module are what is written.
 #[test]
 fn the_examples_are_records() {
@@ -216,7 +235,7 @@ fn the_examples_are_records() {
             is_open = false;
         }
     }
-    assert_eq!(examples.len(), 4 + 13 + 2 + 5 + 2 + 1 + 3);
+    assert_eq!(examples.len(), 4 + 15 + 2 + 6 + 2 + 1 + 3);
     let mut lines = examples.into_iter();
     let mut check = |written: fn(&str) -> String, count| {
         for line in lines.by_ref().take(count) {
@@ -232,9 +251,9 @@ fn the_examples_are_records() {
         format!("{before}4711      {behind}")
     }
     check(launch, 4);
-    check(again::<HandshakeMessage>, 13);
+    check(again::<HandshakeMessage>, 15);
     check(again::<MoveMessage>, 2);
-    check(again::<HandoverFields>, 5);
+    check(again::<HandoverFields>, 6);
     check(again::<BindAnswer>, 2);
     check(again::<Snapshot>, 1);
     check(again::<Status>, 1);

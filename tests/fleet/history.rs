@@ -48,6 +48,10 @@ pub(crate) struct Fate {
     pub(crate) size: u64,
     /// Notifications of this process arrive so much later.
     pub(crate) lateness: u64,
+    /// The process leaves a lane.
+    pub(crate) has_lane: bool,
+    /// The process cannot be told over its lane.
+    pub(crate) leave_fails: bool,
     /// READY=1 comes with MAINPID of the sender itself, and comes twice.
     pub(crate) names_itself: bool,
 }
@@ -138,6 +142,8 @@ impl Default for Fate {
             lost: None,
             size: 1,
             lateness: 0,
+            has_lane: true,
+            leave_fails: false,
             names_itself: false,
         }
     }
@@ -239,7 +245,9 @@ fn random_fate(random: &mut Random, policy: &Policy) -> Fate {
     let ready = policy.ready_timeout.as_millis() as u64;
     let stop = policy.stop_timeout.as_millis() as u64;
     for _ in 0..=random.below(2) {
-        match random.below(17) {
+        match random.below(19) {
+            18 => fate.has_lane = false,
+            17 => fate.leave_fails = true,
             16 => fate.size = 3,
             0 => fate.build = Build::CannotStart,
             1 => fate.build = Build::Ready(random.pick(&[0, 1, ready / 2, ready * 3 / 4])),

@@ -111,6 +111,10 @@ impl Program {
         self.fate.size
     }
 
+    pub(crate) fn has_lane(&self) -> bool {
+        self.fate.has_lane
+    }
+
     pub(crate) fn listeners(&self) -> Vec<ListenerId> {
         vec![(1, 0), (1, u64::from(self.version / 2))]
     }
@@ -403,6 +407,7 @@ impl<'a> Machine<'a> {
             let notice = Notice {
                 generation: Some(program.generation),
                 listeners: program.listeners(),
+                has_lane: program.has_lane(),
                 ..Notice::default()
             };
             self.send(pid, Some(Lost::Hello), notice);
@@ -642,6 +647,24 @@ impl<'a> Machine<'a> {
             }
             _ => {}
         }
+    }
+
+    /// The process leaves its connections to another one. False if it cannot be told.
+    pub(crate) fn leave(&mut self, pid: u32) -> bool {
+        let program = self.program_mut(pid);
+        let successor = program.successor;
+        match program.state {
+            State::Dead => return false,
+            _ if program.fate.leave_fails => return false,
+            // It reads nothing, as a process that does not handle SIGTERM.
+            _ if program.fate.ignores_terminate || program.is_hung => {}
+            State::Serving => match successor.map(|successor| self.state(successor)) {
+                None | Some(State::Dead) => self.drain(pid, State::Replaced),
+                Some(_) => self.stop(pid),
+            },
+            _ => {}
+        }
+        true
     }
 
     pub(crate) fn abort(&mut self, pid: u32) {

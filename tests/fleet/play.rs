@@ -394,6 +394,10 @@ impl<'a> Play<'a> {
                 return Ok(Some(event));
             }
             Effect::Signal { pid, signal } => self.machine.signal(pid, signal),
+            Effect::Leave { pid, .. } => {
+                let is_told = self.machine.leave(pid);
+                return Ok((!is_told).then_some(Event::LeaveFailed { pid }));
+            }
             Effect::Abort { pid } => self.machine.abort(pid),
             Effect::StartDryRun => return Ok(self.start_dry_run()),
             Effect::KillDryRun => {
@@ -504,7 +508,11 @@ fn describe(event: &Event) -> String {
         return format!("{event:?}");
     };
     let mut words = Vec::new();
-    let flags = [(notice.ready, "ready"), (notice.stopping, "stopping")];
+    let flags = [
+        (notice.ready, "ready"),
+        (notice.stopping, "stopping"),
+        (notice.has_lane, "lane"),
+    ];
     let flags = flags.iter().filter(|(is_set, _)| *is_set);
     words.extend(flags.map(|(_, name)| (*name).to_owned()));
     let mut add = |name: &str, value: Option<String>| {

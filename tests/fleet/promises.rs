@@ -32,6 +32,7 @@ pub(crate) struct Promises {
     /// Effects that were done, by process.
     aborted: Vec<u32>,
     terminated: Vec<u32>,
+    left: Vec<u32>,
     /// One for each slot.
     starts: Vec<Start>,
     /// When the stop in progress must have ended, in microseconds; and whether it is immediate.
@@ -122,6 +123,7 @@ impl Promises {
             clients: Vec::new(),
             aborted: Vec::new(),
             terminated: Vec::new(),
+            left: Vec::new(),
             starts: vec![Start::default(); policy.processes],
             stop_limit: None,
             is_immediate: false,
@@ -207,6 +209,10 @@ impl Promises {
                 Effect::Signal { pid, signal } => {
                     self.signals_are_right(*pid, *signal, before, fleet, machine)?;
                 }
+                Effect::Leave { pid, recipient } => {
+                    self.leaves_to_a_process_that_stays(*pid, *recipient, before, fleet, machine)?;
+                    self.left.push(*pid);
+                }
                 Effect::Abort { pid } => {
                     aborts_only_the_faulty(*pid, machine)?;
                     self.aborted.push(*pid);
@@ -241,13 +247,14 @@ impl Promises {
         each_process_has_a_deadline(fleet)?;
         self.deadlines_are_bounded(fleet, machine)?;
         none_is_forgotten(fleet, machine)?;
-        stop_tells_all(event, effects, before, fleet)
+        self.stop_tells_all(event, effects, before, fleet)
     }
 
     // ---- what is followed ----
 
     fn follow(&mut self, before: &Before, event: &Event, fleet: &Fleet, machine: &mut Machine) {
         match event {
+            Event::LeaveFailed { pid } => self.left.retain(|left| left != pid),
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
                 self.starts[*slot].is_given_up = false;
@@ -448,7 +455,7 @@ impl Promises {
                 Effect::Signal { pid: of, signal } => {
                     *of == pid && !matches!(signal, Signal::Hangup | Signal::User1)
                 }
-                Effect::Abort { pid: of } => *of == pid,
+                Effect::Abort { pid: of } | Effect::Leave { pid: of, .. } => *of == pid,
                 _ => false,
             })
         };
@@ -521,6 +528,9 @@ impl Promises {
                 if signal == Signal::Window && (!is_replaced || fleet.shutdown.is_some()) {
                     return broken("restart_signal_in_restarts_only", "it is not replaced");
                 }
+                if self.left.contains(&pid) && fleet.shutdown.is_none() {
+                    return broken("left_processes_get_no_signal", "it leaves its connections");
+                }
                 if self.terminated.contains(&pid) && program.is_alive() {
                     return broken("no_second_terminate", "a second SIGTERM stops it at once");
                 }
@@ -541,6 +551,40 @@ impl Promises {
             Signal::Quit => {}
         }
         Ok(())
+    }
+
+    /// A process of a surplus slot leaves its connections, before it is told anything else, to a process
+    /// that serves in a slot that stays. Both have lanes. None leaves in a stop.
+    fn leaves_to_a_process_that_stays(
+        &self,
+        pid: u32,
+        recipient: u32,
+        before: &Before,
+        fleet: &Fleet,
+        machine: &Machine,
+    ) -> Check {
+        const NAME: &str = "leaves_to_a_process_that_stays";
+        let broken = |text: &str| Err((NAME, format!("process {pid} to {recipient}: {text}")));
+        let has_lane = |pid| machine.program(pid).is_some_and(|one| one.has_lane());
+        let is_current = |process: &Process| process.is_serving() && process.pid == recipient;
+        let mut staying = fleet.slots.iter().take(wanted_slots(fleet));
+        let mut slots_before = before.slots.iter();
+        if fleet.shutdown.is_some() {
+            return broken("it leaves in a stop");
+        }
+        if self.left.contains(&pid) || self.terminated.contains(&pid) {
+            return broken("it was told before");
+        }
+        if !has_lane(pid) || !has_lane(recipient) {
+            return broken("one of them has no lane");
+        }
+        if !slots_before.any(|slot| slot.current == Some(pid) && slot.serves) {
+            return broken("it did not serve");
+        }
+        match staying.any(|slot| slot.current.as_ref().is_some_and(is_current)) {
+            true => Ok(()),
+            false => broken("the recipient does not serve in a slot that stays"),
+        }
     }
 
     /// Each client is answered once. A success is true: each slot serves with a version that is not
@@ -692,6 +736,36 @@ impl Promises {
             true => Ok(()),
             false => broken("a process is being replaced"),
         }
+    }
+
+    /// In a stop, each process is sent a signal at once that was not sent one before.
+    fn stop_tells_all(
+        &self,
+        event: &Event,
+        effects: &[Effect],
+        before: &Before,
+        fleet: &Fleet,
+    ) -> Check {
+        let is_told = |process: &Process| {
+            let was_told = matches!(event, Event::Stop)
+                && before.ending.contains(&process.pid)
+                && !self.left.contains(&process.pid);
+            was_told
+                || effects.iter().any(|effect| match effect {
+                    Effect::Signal { pid, signal } => {
+                        *pid == process.pid && matches!(signal, Signal::Terminate | Signal::Quit)
+                    }
+                    _ => false,
+                })
+        };
+        let is_stop = matches!(event, Event::Stop) && !before.has_shutdown;
+        if is_stop || matches!(event, Event::StopNow) {
+            if let Some(process) = fleet.processes().find(|process| !is_told(process)) {
+                let text = format!("process {} is not told to stop", process.pid);
+                return Err(("stop_tells_all", text));
+            }
+        }
+        Ok(())
     }
 
     /// No process gets much more time than the policy says, an extension, and what was stalled.
@@ -900,28 +974,6 @@ fn aborts_only_the_faulty(pid: u32, machine: &Machine) -> Check {
         }
         _ => Ok(()),
     }
-}
-
-/// In a stop, each process is told at once.
-fn stop_tells_all(event: &Event, effects: &[Effect], before: &Before, fleet: &Fleet) -> Check {
-    let is_told = |process: &Process| {
-        let was_told = matches!(event, Event::Stop) && before.ending.contains(&process.pid);
-        was_told
-            || effects.iter().any(|effect| match effect {
-                Effect::Signal { pid, signal } => {
-                    *pid == process.pid && matches!(signal, Signal::Terminate | Signal::Quit)
-                }
-                _ => false,
-            })
-    };
-    let is_stop = matches!(event, Event::Stop) && !before.has_shutdown;
-    if is_stop || matches!(event, Event::StopNow) {
-        if let Some(process) = fleet.processes().find(|process| !is_told(process)) {
-            let text = format!("process {} is not told to stop", process.pid);
-            return Err(("stop_tells_all", text));
-        }
-    }
-    Ok(())
 }
 
 /// Listeners stay open that a process uses, unless it drains.

@@ -69,6 +69,9 @@ impl Played {
                     words.extend(self.handle(Event::Started { slot, pid }));
                 }
                 Effect::Signal { pid, signal } => words.push(format!("{signal:?} {pid}")),
+                Effect::Leave { pid, recipient } => {
+                    words.push(format!("leave {pid} -> {recipient}"));
+                }
                 Effect::Abort { pid } => words.push(format!("abort {pid}")),
                 Effect::Reply { error, .. } => {
                     words.push(format!("reply {}", error.unwrap_or("ok".to_owned())));
@@ -88,6 +91,15 @@ impl Played {
 
     fn notify(&mut self, pid: u32, notice: Notice) -> Vec<String> {
         self.handle(Event::Notified { pid, notice })
+    }
+
+    fn lane(&mut self, pid: u32) {
+        let notice = Notice {
+            generation: Some(1),
+            has_lane: true,
+            ..Notice::default()
+        };
+        assert!(self.notify(pid, notice).is_empty());
     }
 
     fn ready(&mut self, pid: u32, generation: Option<u64>) -> Vec<String> {
@@ -176,6 +188,65 @@ fn a_scale_is_answered_when_so_many_processes_serve() {
     assert!(effects.contains(&"reply the supervisor is being stopped".to_owned()));
     let effects = played.handle(scale(3, 6));
     assert_eq!(effects, ["reply the supervisor is being stopped"]);
+}
+
+#[test]
+fn surplus_processes_leave_their_connections_to_those_that_stay_in_turn() {
+    let mut played = Played::serving(Policy {
+        processes: 6,
+        ..policy()
+    });
+    let scale = |processes| Event::Scale {
+        processes,
+        client: None,
+    };
+    // Process 500 has no lane, and process 200 is no recipient.
+    for pid in [100, 300, 400, 600] {
+        played.lane(pid);
+    }
+    assert_eq!(
+        played.handle(scale(3)),
+        ["leave 400 -> 100", "Terminate 500", "leave 600 -> 300"]
+    );
+    assert_eq!(played.handle(scale(2)), ["leave 300 -> 100"]);
+    // Process 400 cannot be told.
+    let failed = Event::LeaveFailed { pid: 400 };
+    assert_eq!(played.handle(failed), ["Terminate 400"]);
+    // A stop tells those that were sent no signal.
+    assert_eq!(
+        played.handle(Event::Stop),
+        [
+            "Terminate 100",
+            "Terminate 200",
+            "Terminate 600",
+            "Terminate 300"
+        ]
+    );
+}
+
+#[test]
+fn a_surplus_process_that_is_being_replaced_stops() {
+    let mut played = Played::serving(Policy {
+        processes: 2,
+        ..policy()
+    });
+    for pid in [100, 200] {
+        played.lane(pid);
+    }
+    let notice = Notice {
+        successor: Some(NamedProcess {
+            pid: 250,
+            started_at: played.now,
+            has_ended: false,
+        }),
+        ..Notice::default()
+    };
+    assert!(played.notify(200, notice).is_empty());
+    let scale = Event::Scale {
+        processes: 1,
+        client: None,
+    };
+    assert_eq!(played.handle(scale), ["Terminate 200", "Terminate 250"]);
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(crate) enum Event {
     Exited { pid: u32, exit: Exit },
     /// A process has notified the supervisor (sd_notify(3)).
     Notified { pid: u32, notice: Notice },
+    /// Answer to [`Effect::Leave`]: the process could not be told.
+    LeaveFailed { pid: u32 },
     /// A graceful restart is wanted. The client gets the result.
     Restart { client: Option<u64> },
     /// This number of serving processes is wanted. The client gets the result.
@@ -84,6 +86,8 @@ pub(crate) struct Notice {
     pub(crate) extend: Option<Duration>,
     /// Listeners that the sender uses, of those that the supervisor holds.
     pub(crate) listeners: Vec<ListenerId>,
+    /// The sender has left its lane.
+    pub(crate) has_lane: bool,
     /// The sender makes progress (true), or makes none and is to be aborted (false).
     pub(crate) is_alive: Option<bool>,
     /// How many requests the sender has served.
@@ -102,6 +106,12 @@ pub(crate) enum Effect {
     Signal {
         pid: u32,
         signal: Signal,
+    },
+    /// Tell this process to leave its connections to the process `recipient`, and to exit. If it cannot
+    /// be told, [`Event::LeaveFailed`] must be the next event.
+    Leave {
+        pid: u32,
+        recipient: u32,
     },
     /// Log what the threads of this process wait for, then send SIGABRT.
     Abort {

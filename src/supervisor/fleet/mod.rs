@@ -244,6 +244,7 @@ impl Fleet {
             Event::StartFailed { slot, why } => self.handle_failed_start(slot, why),
             Event::Exited { pid, exit } => self.handle_exit(pid, &exit),
             Event::Notified { pid, notice } => self.handle_notice(pid, notice),
+            Event::LeaveFailed { pid } => self.handle_failed_leave(pid),
             Event::Restart { client } => self.request_round(client),
             Event::Scale { processes, client } => self.request_scale(processes, client),
             Event::Upgrade { client } => self.request_upgrade(client),
@@ -438,7 +439,7 @@ impl Fleet {
             slot.start_at = Deadline::NEVER;
         }
         // A second SIGTERM would end a process at once that finishes its requests.
-        let is_told = |process: &Process| !is_immediate && process.is_ending();
+        let is_told = |process: &Process| !is_immediate && process.is_ending() && !process.has_left;
         let untold = self.processes().filter(|process| !is_told(process));
         let pids: Vec<_> = untold.map(|process| process.pid).collect();
         self.signal_each(pids, signal);

@@ -36,6 +36,7 @@ impl Fleet {
         if let Some(status) = &notice.status {
             process.status.clone_from(status);
         }
+        process.has_lane |= notice.has_lane;
         process.requests = notice.requests.or(process.requests);
         if let Some(time) = notice.extend {
             self.extend_deadlines(pid, place, time);

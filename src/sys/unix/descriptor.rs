@@ -43,6 +43,13 @@ pub(crate) fn is_listener(descriptor: &Descriptor) -> bool {
     super::socket::is_listening_stream(&socket).unwrap_or(false)
 }
 
+/// Whether this is a Unix socket that keeps messages apart, as
+/// [`create_pair`](crate::sys::message::create_pair) makes them on Linux. Asks no file system.
+pub(crate) fn is_packet_socket(descriptor: &Descriptor) -> bool {
+    let socket = SockRef::from(descriptor);
+    super::socket::is_unix_packet(&socket).unwrap_or(false)
+}
+
 /// A second descriptor of a socket.
 pub(crate) fn duplicate(socket: &Socket) -> io::Result<Descriptor> {
     Ok(socket.try_clone()?.into())
@@ -91,10 +98,29 @@ pub(crate) fn replace_stderr(to: &Descriptor) -> io::Result<()> {
 mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::thread;
     use std::time::Duration;
 
+    use socket2::{Domain, Type};
+
     use super::*;
+
+    #[test]
+    fn only_a_packet_socket_is_a_packet_socket() {
+        let listener: Descriptor = TcpListener::bind("127.0.0.1:0").unwrap().into();
+        let file: Descriptor = File::open("/dev/null").unwrap().into();
+        let (reader, _writer) = create_pipe().unwrap();
+        let datagrams: Descriptor = UnixDatagram::unbound().unwrap().into();
+        let stream: Descriptor = UnixStream::pair().unwrap().0.into();
+        for other in [listener, file, reader, datagrams, stream] {
+            assert!(!is_packet_socket(&other), "{other:?}");
+        }
+        let Ok((end, _other)) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None) else {
+            return;
+        };
+        assert!(is_packet_socket(&end.into()));
+    }
 
     #[test]
     fn a_discarded_socket_does_not_linger() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
-use socket2::{SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys::native::calls::{END_OF_STREAM, SEND_MORE};
 use crate::sys::native::socket::is_listener;
@@ -72,6 +72,12 @@ pub(crate) fn set_cloexec(socket: &Socket) -> io::Result<()> {
 /// Whether [`accept`] works on the socket.
 pub(crate) fn is_listening_stream(socket: &Socket) -> io::Result<bool> {
     Ok(socket.r#type()? == Type::STREAM && is_listener(socket)?)
+}
+
+/// Whether the socket is a Unix socket that keeps messages apart.
+pub(crate) fn is_unix_packet(socket: &Socket) -> io::Result<bool> {
+    let is_packet = socket.r#type()? == Type::SEQPACKET;
+    Ok(is_packet && socket.local_addr()?.domain() == Domain::UNIX)
 }
 
 /// What an error of [`accept`] concerns. Linux reports pending network errors of the new connection

@@ -157,6 +157,11 @@ pub(crate) fn is_listener(descriptor: &Descriptor) -> bool {
     }
 }
 
+/// There are no such sockets.
+pub(crate) fn is_packet_socket(_: &Descriptor) -> bool {
+    false
+}
+
 #[allow(unsafe_code)]
 pub(super) fn accepts_connections(socket: &impl AsRawSocket) -> io::Result<bool> {
     let mut is_listening = 0i32;
