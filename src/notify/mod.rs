@@ -175,6 +175,16 @@ pub(crate) fn send_listener_copies(
     Ok(())
 }
 
+/// Leaves one end of a lane of this process, which is of this generation.
+pub(crate) fn send_lane(generation: u64, lane: Descriptor) -> io::Result<()> {
+    let handover_fields = HandoverFields {
+        generation: Some(generation),
+        lane: true,
+        ..HandoverFields::default()
+    };
+    send(Kind::State, "", Some(&handover_fields), vec![lane])
+}
+
 /// Asks for a listener, and waits for at most 10 s. Receives the supervisor's answer into `buffer`,
 /// and the listener. The answer's length is 0 if the supervisor does not answer.
 pub(crate) fn request_bind(

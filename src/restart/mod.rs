@@ -347,6 +347,10 @@ impl Restart {
     /// session, if the service [packs](crate::Service::packs_sessions) it. Handlers of HTTP, and
     /// functions without a session or with the session `()`, need no code for this.
     ///
+    /// The connections also move from and to other processes of the same supervisor, if it is told to
+    /// run fewer of them (`handover scale`), and there is neither a [`pass_state`](Self::pass_state) nor
+    /// an [`exact_state`](Self::exact_state).
+    ///
     /// A connection stays, and drains as the other settings say, if its service does not pack
     /// sessions, or if it has a waker, an outbox or a timer, was upgraded or taken out of the server;
     /// if the successor has no listener with the same address, no descriptor left, or as many

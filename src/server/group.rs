@@ -386,7 +386,7 @@ impl RestartableServer for RestartGroup {
                 let _ = member.shared.commands.send(ServerCommand::Adopt);
             }
             None => log::info!(
-                "connections of the predecessor stay there: no server has one of the listeners {}",
+                "connections of another process stay there: no server has one of the listeners {}",
                 (server_id
                     .listeners
                     .iter()

@@ -134,7 +134,9 @@ pub(crate) fn serve_if_child() {
         restart = increments.go_along(restart, &exact_mode);
     }
     let left = format!("{state}{generation},");
-    let restart = restart.pass_state(move || left.clone().into_bytes());
+    if option(&dir, "stateless").is_none() {
+        restart = restart.pass_state(move || left.clone().into_bytes());
+    }
     let counter = increments.clone();
     let service = http::service(move |request: &mut Request<Body<'_>>| {
         match (&counter, request.uri().path()) {

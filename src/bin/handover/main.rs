@@ -51,9 +51,10 @@ enum Subcommand {
     Restart(RequestArgs),
     /// Change the number of serving processes, until the supervisor ends
     ///
-    /// Surplus processes finish their requests and exit. With --wait, the exit code is 0 as soon as
-    /// N processes serve, and 1 if a process fails before it is ready. The supervisor starts
-    /// another process after a failure. An upgrade keeps the number.
+    /// Surplus processes finish their requests and exit. The open connections of a server of the crate
+    /// handover move to a process that stays, on Linux. With --wait, the exit code is 0 as soon as N
+    /// processes serve, and 1 if a process fails before it is ready. The supervisor starts another
+    /// process after a failure. An upgrade keeps the number.
     Scale(ScaleArgs),
     /// Have the serving processes open their log files again, after these were rotated
     ///

@@ -30,7 +30,8 @@ impl Restarter {
             successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
         };
         let successor = self.successor.as_ref().filter(adopts);
-        successor.map(|successor| successor.link.socket())
+        let recipient = self.recipient.as_ref();
+        recipient.or_else(|| successor.map(|successor| successor.link.socket()))
     }
 
     /// Passes the channel for connections of a predecessor on. If no process adopts connections, the

@@ -19,6 +19,9 @@
 //!
 //! A stop leads from each of them but `Replaced` to `Stopping`.
 //!
+//! A process that its supervisor does not need any more gets from `Serving` to `Replaced` without a
+//! successor ([`lane`]).
+//!
 //! [`rounds`] has what happens to a restart that is requested while another one runs, and
 //! [`earlier`] why a restart may have to wait for generations that drain.
 
@@ -27,6 +30,7 @@ mod drain_status;
 mod earlier;
 mod hand_over;
 mod handle;
+mod lane;
 mod pause;
 mod request_report;
 mod rounds;
@@ -96,8 +100,7 @@ pub(crate) trait RestartableServer: Sync {
 
     /// Closes all listeners, and finishes the open connections: another process serves. It has
     /// the listeners at the positions `taken`. `open_channel` is called for each server whose
-    /// connections can move. It returns the channel to the successor, if the successor adopts
-    /// connections.
+    /// connections can move. It returns the channel to that process, if it adopts connections.
     fn drain_after_replacement(
         &self,
         taken: &[u32],
@@ -107,7 +110,7 @@ pub(crate) trait RestartableServer: Sync {
     /// Whether connections of some server can move.
     fn can_adopt(&self) -> bool;
 
-    /// The connections of the predecessor's server `server_id` come over this channel.
+    /// The connections of the server `server_id` of another process come over this channel.
     fn adopt_connections(&self, server_id: &ServerId, channel: Socket);
 
     /// How many connections are open and not finished.
@@ -157,7 +160,7 @@ enum ServerStage {
     /// predecessor dies.
     Acknowledged,
     Serving,
-    /// The successor serves.
+    /// The successor serves, or this process has [left](lane) its connections to another one.
     Replaced,
     Stopping,
 }
@@ -199,6 +202,10 @@ pub(crate) struct Restarter {
     predecessor: Option<Link>,
     /// The link on which this process sees end-of-file when the supervisor dies.
     lifeline: Option<Link>,
+    /// The supervisor has the other end: see [`lane`].
+    lane: Option<Link>,
+    /// The lane of the process that adopts the connections of this one, which has no successor.
+    recipient: Option<Socket>,
     /// The standard error of this process, while a pipe to the predecessor is in its place.
     own_stderr: Option<OwnStderr>,
     /// The pipe that was the standard error of this process, and still is that of subprocesses that
@@ -232,8 +239,9 @@ pub(crate) struct Restarter {
 const PREDECESSOR: u64 = 0;
 const SUCCESSOR: u64 = 1;
 const LIFELINE: u64 = 2;
+const LANE: u64 = 3;
 /// The tokens of earlier generations begin here.
-const EARLIER: u64 = 3;
+const EARLIER: u64 = 4;
 
 /// How long a successor that accepts may take to acknowledge the takeover.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -309,6 +317,8 @@ impl Restarter {
             stage: ServerStage::Building,
             predecessor,
             lifeline,
+            lane: None,
+            recipient: None,
             own_stderr,
             stderr_pipe: None,
             start_pipe,
@@ -348,6 +358,7 @@ impl Restarter {
 
     fn run(mut self, server: &dyn RestartableServer) {
         let mut events = Events::with_capacity(4);
+        self.open_lane(server);
         loop {
             while let Ok(request) = self.requests.try_recv() {
                 match request {
@@ -372,6 +383,7 @@ impl Restarter {
             }
             self.watch_earlier_generations();
             self.watch_lifeline(server);
+            self.watch_lane(server);
             self.receive_from_predecessor(server);
             self.receive_from_successor(server);
             self.handle_deadlines(server);
