@@ -553,8 +553,8 @@ impl Promises {
         Ok(())
     }
 
-    /// A process of a surplus slot leaves its connections, before it is told anything else, to a process
-    /// that serves in a slot that stays. Both have lanes. None leaves in a stop.
+    /// A process of a surplus slot, or that was replaced, leaves its connections to a process that serves
+    /// in a slot that stays, before it is told anything else. Both have lanes. None leaves in a stop.
     fn leaves_to_a_process_that_stays(
         &self,
         pid: u32,
@@ -567,8 +567,12 @@ impl Promises {
         let broken = |text: &str| Err((NAME, format!("process {pid} to {recipient}: {text}")));
         let has_lane = |pid| machine.program(pid).is_some_and(|one| one.has_lane());
         let is_current = |process: &Process| process.is_serving() && process.pid == recipient;
-        let mut staying = fleet.slots.iter().take(wanted_slots(fleet));
         let mut slots_before = before.slots.iter();
+        let origin = slots_before.position(|slot| slot.current == Some(pid) && slot.serves);
+        // That of the process itself stays if the recipient has replaced it.
+        let stays =
+            |(index, _): &(usize, _)| *index < wanted_slots(fleet) || origin == Some(*index);
+        let mut staying = fleet.slots.iter().enumerate().filter(stays);
         if fleet.shutdown.is_some() {
             return broken("it leaves in a stop");
         }
@@ -578,10 +582,10 @@ impl Promises {
         if !has_lane(pid) || !has_lane(recipient) {
             return broken("one of them has no lane");
         }
-        if !slots_before.any(|slot| slot.current == Some(pid) && slot.serves) {
+        if origin.is_none() {
             return broken("it did not serve");
         }
-        match staying.any(|slot| slot.current.as_ref().is_some_and(is_current)) {
+        match staying.any(|(_, slot)| slot.current.as_ref().is_some_and(is_current)) {
             true => Ok(()),
             false => broken("the recipient does not serve in a slot that stays"),
         }

@@ -224,6 +224,27 @@ fn surplus_processes_leave_their_connections_to_those_that_stay_in_turn() {
     );
 }
 
+/// The supervisor starts the successors, as of any other program.
+#[test]
+fn a_replaced_process_leaves_its_connections_to_its_successor() {
+    let mut played = Played::serving(Policy {
+        starts_all: true,
+        ..policy()
+    });
+    played.lane(100);
+    let restart = |client| Event::Restart {
+        client: Some(client),
+    };
+    assert_eq!(played.handle(restart(1)), ["start 101"]);
+    played.lane(101);
+    let effects = played.ready(101, Some(1));
+    assert_eq!(effects, ["leave 100 -> 101", "reply ok"]);
+    // The next version keeps its connections.
+    assert_eq!(played.handle(restart(2)), ["start 102"]);
+    let effects = played.ready(102, Some(1));
+    assert_eq!(effects, ["Terminate 101", "reply ok"]);
+}
+
 #[test]
 fn a_surplus_process_that_is_being_replaced_stops() {
     let mut played = Played::serving(Policy {

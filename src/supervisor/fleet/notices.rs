@@ -211,7 +211,7 @@ impl Fleet {
                 old.status.clear();
                 self.drain(old, false);
             }
-            Some(old) => self.end_replaced(old),
+            Some(old) => self.end_replaced(old, None),
             None => {}
         }
         if !named.has_ended {

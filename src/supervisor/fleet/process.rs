@@ -131,6 +131,11 @@ impl Process {
         matches!(self.stage, Stage::Aborted { .. })
     }
 
+    /// The process can leave its connections to another one, and adopt those of others.
+    pub(crate) fn can_leave(&self) -> bool {
+        self.is_serving() && self.has_lane
+    }
+
     /// The process was told to stop, stops by itself, or is aborted.
     pub(crate) fn is_ending(&self) -> bool {
         matches!(self.stage, Stage::Stopping { .. } | Stage::Aborted { .. })

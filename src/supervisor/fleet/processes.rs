@@ -209,8 +209,10 @@ impl Fleet {
             return;
         }
         let successor = slot.successor.take();
+        let recipient = successor.as_ref().filter(|successor| successor.has_lane);
+        let recipient = recipient.map(|recipient| recipient.pid);
         if let Some(old) = std::mem::replace(&mut slot.current, successor) {
-            self.end_replaced(old);
+            self.end_replaced(old, recipient);
         }
         self.mark_ready(index);
     }
@@ -237,22 +239,48 @@ impl Fleet {
 
     /// Has a process that has left its slot finish its requests and exit.
     pub(super) fn terminate(&mut self, process: Process) {
-        self.terminate_by(self.policy.stop_signal, process);
+        self.dismiss(process, None);
     }
 
-    /// As [`terminate`](Self::terminate), for a process that another one has replaced.
-    pub(super) fn end_replaced(&mut self, mut process: Process) {
+    /// As [`terminate`](Self::terminate), for a process that another one has replaced, which adopts its
+    /// connections if there is a `recipient`.
+    pub(super) fn end_replaced(&mut self, mut process: Process, recipient: Option<u32>) {
         process.status.clear();
         let signal = self.policy.restart_signal;
-        self.terminate_by(signal.unwrap_or(self.policy.stop_signal), process);
+        self.end(
+            process,
+            recipient,
+            signal.unwrap_or(self.policy.stop_signal),
+        );
     }
 
-    fn terminate_by(&mut self, signal: Signal, process: Process) {
-        // A second SIGTERM would end a process at once that finishes its requests.
-        if !process.is_ending() {
-            self.signal(process.pid, signal);
+    /// As [`terminate`](Self::terminate), for a process that is not needed any more. It leaves its
+    /// connections to the `recipient`, if it can and there is one.
+    pub(super) fn dismiss(&mut self, process: Process, recipient: Option<u32>) {
+        self.end(process, recipient, self.policy.stop_signal);
+    }
+
+    fn end(&mut self, mut process: Process, recipient: Option<u32>, signal: Signal) {
+        let pid = process.pid;
+        match recipient.filter(|_| process.can_leave()) {
+            Some(recipient) => {
+                self.effects.push(Effect::Leave { pid, recipient });
+                process.has_left = true;
+            }
+            // A second SIGTERM would end a process at once that finishes its requests.
+            None if process.is_ending() => {}
+            None => self.signal(pid, signal),
         }
         self.drain(process, false);
+    }
+
+    /// A process does not know that it is to leave its connections to another one.
+    pub(super) fn handle_failed_leave(&mut self, pid: u32) {
+        let signal = self.policy.stop_signal;
+        if let Some(process) = self.process_mut(pid) {
+            process.has_left = false;
+            self.signal(pid, signal);
+        }
     }
 
     /// As [`terminate`](Self::terminate), for a process that stops already. It may take

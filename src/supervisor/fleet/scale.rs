@@ -8,7 +8,7 @@
 //! So a scale never leaves fewer processes that serve than the requested number, if there were so many.
 //!
 //! A surplus process that can do so leaves its connections to a process that goes on serving
-//! ([`Effect::Leave`]); several surplus processes leave them to different ones in turn. The number of
+//! ([`Effect::Leave`](super::event::Effect::Leave)); several surplus processes leave them to different ones in turn. The number of
 //! connections does not count: new clients even it out.
 //!
 //! The requested number is kept until the supervisor ends, also over an upgrade: a service that was
@@ -18,8 +18,7 @@ use std::time::Instant;
 
 use super::Fleet;
 use super::IS_STOPPING;
-use super::event::{Effect, Severity};
-use super::process::Process;
+use super::event::Severity;
 use super::slot::Slot;
 use crate::clock::Deadline;
 
@@ -128,7 +127,10 @@ impl Fleet {
         let has_removed = !removed.is_empty();
         for surplus in removed {
             match (surplus.current, surplus.successor) {
-                (Some(current), None) => self.dismiss(current),
+                (Some(current), None) => {
+                    let recipient = current.can_leave().then(|| self.next_recipient());
+                    self.dismiss(current, recipient.flatten());
+                }
                 (current, successor) => {
                     let processes = current.into_iter().chain(successor);
                     processes.for_each(|process| self.terminate(process));
@@ -138,28 +140,16 @@ impl Fleet {
         has_removed
     }
 
-    /// Has the process of a slot that was removed leave its connections to a process that goes on
-    /// serving. If one of them cannot do that, the process finishes its requests.
-    fn dismiss(&mut self, mut process: Process) {
-        let can_leave = process.is_serving() && process.has_lane;
-        let recipient = can_leave.then(|| self.next_recipient()).flatten();
-        let Some(recipient) = recipient else {
-            return self.terminate(process);
-        };
-        let pid = process.pid;
-        self.effects.push(Effect::Leave { pid, recipient });
-        process.has_left = true;
-        self.drain(process, false);
-    }
-
     /// A process that serves in a slot that stays, and adopts connections. Each time another one, as
     /// far as there are others.
     fn next_recipient(&mut self) -> Option<u32> {
         let wanted = self.wanted_slots();
-        let adopts = |process: &&Process| process.is_serving() && process.has_lane;
         let slots = self.slots.iter().take(wanted).enumerate();
         let candidates = slots.filter_map(|(index, slot)| {
-            let current = slot.current.as_ref().filter(adopts)?;
+            let current = slot
+                .current
+                .as_ref()
+                .filter(|current| current.can_leave())?;
             Some((index, current.pid))
         });
         // Those behind the last one come first.
@@ -167,15 +157,6 @@ impl Fleet {
         let (index, pid) = candidates.min_by_key(|(index, _)| (Some(*index) <= last, *index))?;
         self.scale.last_recipient = Some(index);
         Some(pid)
-    }
-
-    /// A process does not know that it is to leave its connections to another one.
-    pub(super) fn handle_failed_leave(&mut self, pid: u32) {
-        let signal = self.policy.stop_signal;
-        if let Some(process) = self.process_mut(pid) {
-            process.has_left = false;
-            self.signal(pid, signal);
-        }
     }
 
     /// Removes what has become surplus, and answers the clients if all slots serve.
