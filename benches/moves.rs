@@ -2,12 +2,13 @@
 //! pause is that a client sees.
 //!
 //! ```text
-//! cargo bench --bench moves -- [--idle 8000] [--active 32] [--restarts 10]
+//! cargo bench --bench moves -- [--idle 8000] [--active 32] [--restarts 10] [--scale]
 //! ```
 //!
 //! The server is a process of its own, and so is each successor. Active clients send a line when they have the answer
 //! to the last. They do so for a while without a restart, and then over the restarts. In the end each client, the idle
-//! ones too, must be answered on its first connection.
+//! ones too, must be answered on its first connection. With `--scale`, two processes serve under a supervisor, and one
+//! of them gives its clients to the other, instead of a restart.
 
 #[cfg(target_os = "linux")]
 #[path = "support/descriptors.rs"]
@@ -22,6 +23,9 @@ mod moves;
 )]
 #[path = "support/process.rs"]
 mod process;
+#[cfg(target_os = "linux")]
+#[path = "support/scale.rs"]
+mod scale;
 
 /// Every failure ends the benchmark with its message; nothing here is recovered from.
 #[cfg(target_os = "linux")]
@@ -49,12 +53,15 @@ fn play() -> Result<()> {
     let (mut idle, mut active, mut restarts, mut role) = (None, None, None, None);
     // `cargo bench NAME` hands the name to every benchmark.
     let (mut bench, mut filtered_out) = (false, false);
+    let (mut scales, mut control) = (false, None);
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
         match arg {
             Long("idle") => idle = Some(args.value()?.parse()?),
             Long("active") => active = Some(args.value()?.parse()?),
             Long("restarts") => restarts = Some(args.value()?.parse()?),
+            Long("scale") => scales = true,
+            Long("control") => control = Some(std::path::PathBuf::from(args.value()?)),
             Long("role") => role = Some(args.value()?.string()?),
             Long("bench") => bench = true,
             Value(filter) => filtered_out = !"moves".contains(&filter.string()?),
@@ -65,12 +72,16 @@ fn play() -> Result<()> {
     let usual = if bench { (8000, 32, 10) } else { (200, 4, 2) };
     match role.as_deref() {
         None if filtered_out => Ok(()),
-        None => moves::run(
-            idle.unwrap_or(usual.0),
-            active.unwrap_or(usual.1),
-            restarts.unwrap_or(usual.2),
-        ),
+        None => {
+            let run = if scales { scale::run } else { moves::run };
+            run(
+                idle.unwrap_or(usual.0),
+                active.unwrap_or(usual.1),
+                restarts.unwrap_or(usual.2),
+            )
+        }
         Some("moves") => moves::serve(),
+        Some("scale") => scale::serve(&control.ok_or("--control is missing")?),
         Some(other) => Err(format!("no such role: {other}").into()),
     }
 }

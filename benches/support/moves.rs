@@ -14,8 +14,8 @@ use super::descriptors;
 use super::process::{Actor, announce};
 
 /// How long the active clients are watched without a restart, and how long between two restarts.
-const QUIET: Duration = Duration::from_secs(2);
-const BETWEEN: Duration = Duration::from_millis(200);
+pub(super) const QUIET: Duration = Duration::from_secs(2);
+pub(super) const BETWEEN: Duration = Duration::from_millis(200);
 /// A server that is silent for as long has lost a request.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -26,12 +26,17 @@ pub(super) fn serve() -> Result<()> {
     descriptors::raise_limit()?;
     let restart = Restart::inherit()?;
     let is_first = restart.generation() == 1;
+    serve_with(restart, is_first)
+}
+
+/// The same, with a `Restart`. `announces`: the benchmark reads the address.
+pub(super) fn serve_with(restart: Restart, announces: bool) -> Result<()> {
     let server = Server::builder()
         .listen("127.0.0.1:0")
         .max_connections(usize::MAX)
         .restart(restart)
         .build(answer)?;
-    if is_first {
+    if announces {
         announce(&server.local_addrs()[0]);
     }
     let handle = server.handle();
@@ -60,10 +65,10 @@ fn answer(conn: &mut Connection) -> io::Result<Next> {
 
 // ---- the clients ----
 
-struct Client(BufReader<TcpStream>);
+pub(super) struct Client(BufReader<TcpStream>);
 
 impl Client {
-    fn connect(to: SocketAddr) -> Result<Self> {
+    pub(super) fn connect(to: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(to)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -71,7 +76,7 @@ impl Client {
     }
 
     /// The process that answers.
-    fn ask(&mut self) -> Result<i32> {
+    pub(super) fn ask(&mut self) -> Result<i32> {
         self.0.get_mut().write_all(b"who\n")?;
         let mut line = String::new();
         self.0.read_line(&mut line)?;
@@ -80,7 +85,7 @@ impl Client {
 }
 
 /// How long answers took, sorted.
-struct Latencies(Vec<Duration>);
+pub(super) struct Latencies(Vec<Duration>);
 
 impl Latencies {
     fn of(mut all: Vec<Duration>) -> Self {
@@ -88,7 +93,7 @@ impl Latencies {
         Self(all)
     }
 
-    fn show(&self, when: &str) {
+    pub(super) fn show(&self, when: &str) {
         let at = |share: f64| {
             let index = (self.0.len() as f64 * share) as usize;
             let found = self.0.get(index.min(self.0.len().saturating_sub(1)));
@@ -169,7 +174,7 @@ pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
 }
 
 /// The latencies that active clients see meanwhile. Each has one connection.
-fn under_load(
+pub(super) fn under_load(
     address: SocketAddr,
     active: usize,
     meanwhile: impl FnOnce() -> Result<()>,
