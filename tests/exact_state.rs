@@ -218,7 +218,7 @@ fn a_restart_whose_state_takes_longer_than_the_pause_may_last_changes_nothing() 
     let load = Load::start(&generations, 1, 4);
     load.wait_for(100);
     let outcome = fail(&mut generations);
-    let why = "the limit of the pause, 0.005 s";
+    let why = "the export and the import of the state took longer";
     assert!(
         outcome.contains(why) && outcome.contains("|State|"),
         "{outcome}"

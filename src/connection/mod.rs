@@ -155,8 +155,8 @@ pub struct Connection {
     bytes_in: u64,
     bytes_out: u64,
     counted: (u64, u64),
-    /// The count of consumed bytes when the last message had come to its end.
-    message_end: u64,
+    /// The count of consumed bytes where the present message begins, or the next one.
+    message_begin: u64,
     closing_notice: ClosingNotice,
     /// The service has looked at all bytes of the buffer, and lacks more.
     has_seen_all: bool,
@@ -233,7 +233,7 @@ impl Connection {
             bytes_out: 0,
             has_seen_all: false,
             counted: (0, 0),
-            message_end: 0,
+            message_begin: 0,
             may_have_deadline: false,
             receive: ReceiveState::Ready,
             due: DueCalls::default(),
@@ -572,7 +572,7 @@ impl Connection {
     /// Whether the buffer has all that has come of the present message: the service has consumed
     /// nothing of it.
     pub(crate) fn has_whole_message(&self) -> bool {
-        !self.input.is_empty() && self.consumed() == self.message_end
+        !self.input.is_empty() && self.consumed() == self.message_begin
     }
 
     /// Whether a call of the service has left bytes that it may not have looked at: the call has
@@ -595,8 +595,14 @@ impl Connection {
 
     /// What is consumed from now on is of a new message.
     #[inline]
+    pub(crate) fn begin_message(&mut self) {
+        self.message_begin = self.consumed();
+    }
+
+    /// As [`begin_message`](Self::begin_message), and the client has the whole read time-out again.
+    #[inline]
     pub(crate) fn end_message(&mut self) {
-        self.message_end = self.consumed();
+        self.begin_message();
         self.end_read_stretch();
     }
 

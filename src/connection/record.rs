@@ -76,7 +76,7 @@ impl Connection {
         // The sender has counted them.
         self.counted = (record.bytes_in, record.bytes_out);
         self.input.put_back(&record.unread.0);
-        self.message_end = self.consumed();
+        self.begin_message();
         if let Some(timeout) = settings.idle_timeout_ms {
             self.idle_timeout = timeout;
         }

@@ -1,7 +1,7 @@
 //! The pause: no handler runs in this process while the state goes to a successor
 //! ([`Restart::exact_state`](crate::Restart::exact_state)).
 //!
-//! | stage | a connection between two messages | in a message | of those that cannot move |
+//! | stage | a connection between two messages, or with a part of which nothing is consumed | in a message | of those that cannot move |
 //! |---|---|---|---|
 //! | UNUSED, OPEN | is served | is served | are served |
 //! | SETTLING | is held | is served up to the message's end | are served, and closed between two messages |
@@ -77,7 +77,7 @@ impl Pause {
     // ---- workers and adopters ----
 
     /// Begins calls of the service, unless the connection has to be held. `word` is the worker's.
-    /// `can_settle` says whether the connection is between two messages, and can move then.
+    /// `can_settle` says whether the connection can move without a call of its service.
     #[inline]
     pub(crate) fn begin_calls(&self, word: &AtomicU64, can_settle: impl FnOnce() -> bool) -> bool {
         if !self.is_used() {

@@ -52,6 +52,10 @@ impl<H: Handler> ServeCall<'_, H> {
             self.state.expect_head();
             has_empty_line = true;
         }
+        if matches!(self.state, SessionState::Head { examined: 0 }) {
+            // Also behind an answer in the same call.
+            self.conn.begin_message();
+        }
         if self.conn.buffer().is_empty() {
             self.state.expect_head();
             if has_empty_line && self.responses == 0 {

@@ -19,6 +19,11 @@ const LINGER_TURN: usize = 256 * 1024;
 /// The most unread bytes of a connection that moves.
 const MOST_UNREAD: usize = 100 * 1024;
 
+/// The same, for a connection that is counted on to move. The record of bytes that are no text is
+/// twice as long as they are, and fits into a message
+/// ([`MoveMessage::LIMIT`](crate::wire::Record::LIMIT)).
+const MOST_COUNTED_ON: usize = 60 * 1024;
+
 /// How far the exchange with the client has come. See the table in the parent module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -176,20 +181,23 @@ impl<S> Occupant<S> {
             && self.conn.has_whole_message()
             && !self.conn.has_output()
             && !self.conn.due.is_any()
-            && self.has_movable_input()
+            && self.conn.buffer().len() <= MOST_COUNTED_ON
+            && self.conn.is_movable()
     }
 
-    /// Whether the connection can move to the successor now: it is between two messages. Input that
-    /// has arrived moves with it.
+    /// Whether the connection needs no call of the service before it can move to the successor.
+    pub(crate) fn can_settle(&self) -> bool {
+        self.can_move_now() || self.has_movable_part()
+    }
+
+    /// Whether the connection can move to the successor now: it is between two messages, or
+    /// [has a part](Self::has_movable_part) of one for which no service is called here any more. Input
+    /// that has arrived moves with it.
     pub(crate) fn can_move_now(&self) -> bool {
         match self.is_between_messages() {
-            true => self.has_movable_input(),
+            true => self.conn.buffer().len() <= MOST_UNREAD && self.conn.is_movable(),
             false => self.conn.has_ended_calls() && self.has_movable_part(),
         }
-    }
-
-    fn has_movable_input(&self) -> bool {
-        self.conn.buffer().len() <= MOST_UNREAD && self.conn.is_movable()
     }
 
     /// Makes a call of the service due if the server drains, and the service expects to be told.

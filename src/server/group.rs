@@ -305,7 +305,12 @@ impl RestartableServer for RestartGroup {
 
     fn start_paused(&self) -> bool {
         self.pause();
-        self.0.iter().all(|member| member.gate.start())
+        let has_started = self.0.iter().all(|member| member.gate.start());
+        if !has_started {
+            // This process stops, and the clients that wait are the predecessor's.
+            self.0.iter().for_each(|member| member.gate.close_now());
+        }
+        has_started
     }
 
     fn pause(&self) {

@@ -35,7 +35,7 @@ impl<'a, S: Service> Workers<'a, S> {
                 Needs::Service => {
                     let (pause, counters) = (&self.lots.drain.pause, worker.counters);
                     let word = &counters.in_calls;
-                    if !pause.begin_calls(word, || occupant.can_move_now()) {
+                    if !pause.begin_calls(word, || occupant.can_settle()) {
                         turn.hold();
                         return TurnEnd::Over;
                     }

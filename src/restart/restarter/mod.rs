@@ -89,7 +89,7 @@ pub(crate) trait RestartableServer: Sync {
     /// begins no message. `moves`: connections can move to the successor.
     fn settle(&self, moves: bool);
 
-    /// Whether no connection is in the middle of a message.
+    /// Whether no connection needs a call of its service before it can move, or end.
     fn is_settled(&self) -> bool;
 
     /// Begins no call of a service until `resume`.
