@@ -109,11 +109,11 @@ pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io
     let gates = gates.map(Arc::clone).collect();
     let mut startup = Startup::new(first.shared(), gates, format!("{prefix}-ready"));
     if let Some(restart) = &restart {
-        start_restarter(members, restart, &mut startup, format!("{prefix}-restart"))?;
+        let thread_name = format!("{prefix}-restart");
+        start_restarter(members, owns_process, restart, &mut startup, thread_name)?;
     }
-    let signals = members.iter().map(|member| member.settings().signals);
-    let mut handle_signals = signals.map(|own| own.unwrap_or(owns_process));
-    startup.handles_signals = handle_signals.any(|handles| handles);
+    let mut all = members.iter();
+    startup.handles_signals = all.any(|member| handles_signals(&**member, owns_process));
     // Subscribed before the servers serve, so that no signal to a serving process is missed.
     #[cfg(feature = "signals")]
     subscribe(
@@ -124,6 +124,10 @@ pub(super) fn prepare(members: &mut [&mut dyn Member], owns_process: bool) -> io
     )?;
     startup.release_signals();
     Ok(startup)
+}
+
+fn handles_signals(member: &dyn Member, owns_process: bool) -> bool {
+    member.settings().signals.unwrap_or(owns_process)
 }
 
 /// The one [`Restart`] that all servers have, if they have one.
@@ -160,6 +164,7 @@ fn check_service(restart: Option<&Restart>) -> io::Result<()> {
 /// Starts the restarter. A predecessor may send messages while the workers are built.
 fn start_restarter(
     members: &mut [&mut dyn Member],
+    owns_process: bool,
     restart: &Restart,
     startup: &mut Startup,
     thread_name: String,
@@ -190,7 +195,7 @@ fn start_restarter(
     // The threads of one server are those of all.
     let server_id = Arc::clone(&members[0].shared().server_id);
     let begin = move || mark_thread(server_id.load(SeqCst));
-    restarter.start(thread_name, begin, RestartGroup::of(members))
+    restarter.start(thread_name, begin, RestartGroup::of(members, owns_process))
 }
 
 /// Has each server that handles signals get those of the process. If the process exists for these
@@ -210,7 +215,7 @@ fn subscribe(
     let mut settings = members.iter().map(|member| member.settings());
     let event_prefix = settings.find_map(|own| EventPrefix::parse(own.event_prefix.as_deref()?));
     for member in members {
-        if member.settings().signals.unwrap_or(owns_process) {
+        if handles_signals(&**member, owns_process) {
             let commands = member.shared().commands.clone();
             let drain = Arc::clone(member.drain());
             let shared = Arc::downgrade(member.shared());
@@ -263,11 +268,12 @@ struct RestartMember {
     listeners: u32,
     listener_ids: Vec<ListenerId>,
     packs_sessions: bool,
+    handles_signals: bool,
     connections: Weak<dyn HeldConnections>,
 }
 
 impl RestartGroup {
-    fn of(members: &[&mut dyn Member]) -> Self {
+    fn of(members: &[&mut dyn Member], owns_process: bool) -> Self {
         let members = members.iter().map(|member| RestartMember {
             shared: Arc::clone(member.shared()),
             gate: Arc::clone(&member.shared().gate),
@@ -279,6 +285,7 @@ impl RestartGroup {
                 .map(|listener| listener.info.id())
                 .collect(),
             packs_sessions: member.packs_sessions(),
+            handles_signals: handles_signals(&**member, owns_process),
             connections: member.held_connections(),
         });
         Self(members.collect())
@@ -376,6 +383,10 @@ impl RestartableServer for RestartGroup {
 
     fn can_adopt(&self) -> bool {
         self.0.iter().any(|member| member.packs_sessions)
+    }
+
+    fn handle_signals(&self) -> bool {
+        self.0.iter().any(|member| member.handles_signals)
     }
 
     fn adopt_connections(&self, server_id: &ServerId, channel: Socket) {

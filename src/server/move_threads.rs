@@ -22,8 +22,8 @@ use crate::wire::ServerId;
 /// How long the end of a server waits for these threads, in total.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most threads that adopt connections at once: one for each predecessor that drains. By default,
-/// [`max_draining`](crate::Restart::max_draining) is 4.
+/// The most threads that adopt connections at once: one for each process that gives some to this one.
+/// By default, [`max_draining`](crate::Restart::max_draining) is 4.
 pub(super) const MOST_ADOPTERS: usize = 16;
 
 /// A mover or an adopter.
@@ -132,7 +132,7 @@ impl<'scope, 'env: 'scope, S: Service> MoveThreads<'scope, 'env, S> {
             }
             self.adopters.retain(MoveThread::runs);
             if self.adopters.len() == MOST_ADOPTERS {
-                log::warn!("connections of a predecessor stay there: others are being adopted");
+                log::warn!("connections of another process stay there: others are being adopted");
                 continue;
             }
             match self.start_adopter(channel) {

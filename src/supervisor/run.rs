@@ -491,7 +491,11 @@ impl Run {
         match effect {
             Effect::Start { slot, generation } => return Some(self.start(slot, generation)),
             Effect::Signal { pid, signal } => self.send(pid, signal),
-            Effect::Leave { pid, recipient } => return self.tell_to_leave(pid, recipient),
+            Effect::Leave {
+                pid,
+                recipient,
+                signal,
+            } => return self.tell_to_leave(pid, recipient, signal),
             Effect::Abort { pid } => {
                 for line in thread_report::describe_threads(pid) {
                     log::error!("process {pid}: {line}");
@@ -569,7 +573,7 @@ impl Run {
         }
     }
 
-    fn tell_to_leave(&mut self, pid: u32, recipient: u32) -> Option<Event> {
+    fn tell_to_leave(&mut self, pid: u32, recipient: u32, signal: Signal) -> Option<Event> {
         match self.lanes.tell_to_leave(pid, recipient) {
             Ok(()) => {
                 log::info!("process {pid} leaves its connections to process {recipient}, and ends");
@@ -579,7 +583,7 @@ impl Run {
             }
             Err(error) => {
                 log::warn!("process {pid} cannot leave its connections to another one: {error}");
-                Some(Event::LeaveFailed { pid })
+                Some(Event::LeaveFailed { pid, signal })
             }
         }
     }

@@ -394,9 +394,9 @@ impl<'a> Play<'a> {
                 return Ok(Some(event));
             }
             Effect::Signal { pid, signal } => self.machine.signal(pid, signal),
-            Effect::Leave { pid, .. } => {
+            Effect::Leave { pid, signal, .. } => {
                 let is_told = self.machine.leave(pid);
-                return Ok((!is_told).then_some(Event::LeaveFailed { pid }));
+                return Ok((!is_told).then_some(Event::LeaveFailed { pid, signal }));
             }
             Effect::Abort { pid } => self.machine.abort(pid),
             Effect::StartDryRun => return Ok(self.start_dry_run()),

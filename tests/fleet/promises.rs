@@ -209,7 +209,7 @@ impl Promises {
                 Effect::Signal { pid, signal } => {
                     self.signals_are_right(*pid, *signal, before, fleet, machine)?;
                 }
-                Effect::Leave { pid, recipient } => {
+                Effect::Leave { pid, recipient, .. } => {
                     self.leaves_to_a_process_that_stays(*pid, *recipient, before, fleet, machine)?;
                     self.left.push(*pid);
                 }
@@ -254,7 +254,7 @@ impl Promises {
 
     fn follow(&mut self, before: &Before, event: &Event, fleet: &Fleet, machine: &mut Machine) {
         match event {
-            Event::LeaveFailed { pid } => self.left.retain(|left| left != pid),
+            Event::LeaveFailed { pid, .. } => self.left.retain(|left| left != pid),
             Event::Started { slot, pid } => {
                 self.starts[*slot].is_pending = false;
                 self.starts[*slot].is_given_up = false;

@@ -69,8 +69,16 @@ impl Played {
                     words.extend(self.handle(Event::Started { slot, pid }));
                 }
                 Effect::Signal { pid, signal } => words.push(format!("{signal:?} {pid}")),
-                Effect::Leave { pid, recipient } => {
-                    words.push(format!("leave {pid} -> {recipient}"));
+                Effect::Leave {
+                    pid,
+                    recipient,
+                    signal,
+                } => {
+                    let instead = match signal {
+                        Signal::Terminate => String::new(),
+                        other => format!(" or {other:?}"),
+                    };
+                    words.push(format!("leave {pid} -> {recipient}{instead}"));
                 }
                 Effect::Abort { pid } => words.push(format!("abort {pid}")),
                 Effect::Reply { error, .. } => {
@@ -210,7 +218,10 @@ fn surplus_processes_leave_their_connections_to_those_that_stay_in_turn() {
     );
     assert_eq!(played.handle(scale(2)), ["leave 300 -> 100"]);
     // Process 400 cannot be told.
-    let failed = Event::LeaveFailed { pid: 400 };
+    let failed = Event::LeaveFailed {
+        pid: 400,
+        signal: Signal::Terminate,
+    };
     assert_eq!(played.handle(failed), ["Terminate 400"]);
     // A stop tells those that were sent no signal.
     assert_eq!(
@@ -229,6 +240,7 @@ fn surplus_processes_leave_their_connections_to_those_that_stay_in_turn() {
 fn a_replaced_process_leaves_its_connections_to_its_successor() {
     let mut played = Played::serving(Policy {
         starts_all: true,
+        restart_signal: Some(Signal::Quit),
         ..policy()
     });
     played.lane(100);
@@ -238,11 +250,11 @@ fn a_replaced_process_leaves_its_connections_to_its_successor() {
     assert_eq!(played.handle(restart(1)), ["start 101"]);
     played.lane(101);
     let effects = played.ready(101, Some(1));
-    assert_eq!(effects, ["leave 100 -> 101", "reply ok"]);
+    assert_eq!(effects, ["leave 100 -> 101 or Quit", "reply ok"]);
     // The next version keeps its connections.
     assert_eq!(played.handle(restart(2)), ["start 102"]);
     let effects = played.ready(102, Some(1));
-    assert_eq!(effects, ["Terminate 101", "reply ok"]);
+    assert_eq!(effects, ["Quit 101", "reply ok"]);
 }
 
 #[test]

@@ -20,7 +20,8 @@
 //! `Leave` is a message of its own, so that a process that has no descriptor left for the lane of the
 //! other process learns that it has to stop.
 //!
-//! A process with [`Restart::pass_state`](crate::Restart::pass_state) or
+//! No lane has a process that ends itself when it gets the signal, as its servers do not handle
+//! signals. A process with [`Restart::pass_state`](crate::Restart::pass_state) or
 //! [`Restart::exact_state`](crate::Restart::exact_state) opens no lane: the process that goes on has
 //! another state, which the sessions of the connections may refer to.
 
@@ -38,7 +39,7 @@ impl Restarter {
     pub(super) fn open_lane(&mut self, server: &dyn RestartableServer) {
         let has_state = self.state.is_some() || self.exact_state.is_some();
         let can_move = self.moves_connections && server.can_adopt() && !has_state;
-        if self.lifeline.is_none() || !can_move {
+        if self.lifeline.is_none() || !can_move || !server.handle_signals() {
             return;
         }
         let failed = |error: &io::Error| {
@@ -87,9 +88,9 @@ impl Restarter {
             ServerStage::Serving if self.successor.is_none() && self.recipient.is_some() => {
                 log::info!("this process is not needed any more: its connections move");
                 self.stage = ServerStage::Replaced;
-                // The supervisor holds all listeners, and the recipient serves them.
-                let positions = (0..).zip(&self.listeners).map(|(position, _)| position);
-                self.drain_after_replacement(server, &positions.collect::<Vec<u32>>());
+                // The recipient may have another program, which serves other listeners: the clients that
+                // wait are accepted here, and move.
+                self.drain_after_replacement(server, &[]);
             }
             _ => {
                 log::info!("this process is not needed any more: it stops");

@@ -110,6 +110,9 @@ pub(crate) trait RestartableServer: Sync {
     /// Whether connections of some server can move.
     fn can_adopt(&self) -> bool;
 
+    /// Whether the servers react to the signals of the process, such as SIGTERM.
+    fn handle_signals(&self) -> bool;
+
     /// The connections of the server `server_id` of another process come over this channel.
     fn adopt_connections(&self, server_id: &ServerId, channel: Socket);
 

@@ -371,6 +371,10 @@ mod tests {
             true
         }
 
+        fn handle_signals(&self) -> bool {
+            true
+        }
+
         fn adopt_connections(&self, _: &ServerId, _: Socket) {}
 
         fn connections_left(&self) -> usize {
@@ -452,8 +456,7 @@ mod tests {
             let state = sys::file::create_anonymous(b"state").unwrap();
             let cutover = HandshakeMessage::Cutover { has_state: true };
             let socket = successor.predecessor.socket();
-            let sent = send_with(socket, &cutover, &state.into());
-            sent.unwrap();
+            send_with(socket, &cutover, &state.into()).unwrap();
             let accepting = HandshakeMessage::Accepting { taken: Vec::new() };
             assert_eq!(successor.answer(), Some(accepting));
             assert_eq!(successor.imported.recv().unwrap(), b"state");

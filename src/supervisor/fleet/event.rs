@@ -15,8 +15,8 @@ pub(crate) enum Event {
     Exited { pid: u32, exit: Exit },
     /// A process has notified the supervisor (sd_notify(3)).
     Notified { pid: u32, notice: Notice },
-    /// Answer to [`Effect::Leave`]: the process could not be told.
-    LeaveFailed { pid: u32 },
+    /// Answer to [`Effect::Leave`]: the process could not be told, and gets the signal in its place.
+    LeaveFailed { pid: u32, signal: Signal },
     /// A graceful restart is wanted. The client gets the result.
     Restart { client: Option<u64> },
     /// This number of serving processes is wanted. The client gets the result.
@@ -107,11 +107,12 @@ pub(crate) enum Effect {
         pid: u32,
         signal: Signal,
     },
-    /// Tell this process to leave its connections to the process `recipient`, and to exit. If it cannot
-    /// be told, [`Event::LeaveFailed`] must be the next event.
+    /// In place of this signal, tell this process to leave its connections to the process `recipient`,
+    /// and to exit. If it cannot be told, [`Event::LeaveFailed`] must be the next event.
     Leave {
         pid: u32,
         recipient: u32,
+        signal: Signal,
     },
     /// Log what the threads of this process wait for, then send SIGABRT.
     Abort {

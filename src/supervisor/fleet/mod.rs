@@ -244,7 +244,7 @@ impl Fleet {
             Event::StartFailed { slot, why } => self.handle_failed_start(slot, why),
             Event::Exited { pid, exit } => self.handle_exit(pid, &exit),
             Event::Notified { pid, notice } => self.handle_notice(pid, notice),
-            Event::LeaveFailed { pid } => self.handle_failed_leave(pid),
+            Event::LeaveFailed { pid, signal } => self.handle_failed_leave(pid, signal),
             Event::Restart { client } => self.request_round(client),
             Event::Scale { processes, client } => self.request_scale(processes, client),
             Event::Upgrade { client } => self.request_upgrade(client),

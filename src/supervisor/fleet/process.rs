@@ -131,9 +131,20 @@ impl Process {
         matches!(self.stage, Stage::Aborted { .. })
     }
 
-    /// The process can leave its connections to another one, and adopt those of others.
+    /// The process can leave its connections to another one.
     pub(crate) fn can_leave(&self) -> bool {
         self.is_serving() && self.has_lane
+    }
+
+    /// The process can adopt the connections of another one, as far as the supervisor knows.
+    pub(crate) fn can_adopt(&self) -> bool {
+        let is_late = matches!(
+            self.stage,
+            Stage::Serving {
+                watch: Watch::Late { .. }
+            }
+        );
+        self.can_leave() && !is_late
     }
 
     /// The process was told to stop, stops by itself, or is aborted.

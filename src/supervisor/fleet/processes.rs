@@ -264,7 +264,11 @@ impl Fleet {
         let pid = process.pid;
         match recipient.filter(|_| process.can_leave()) {
             Some(recipient) => {
-                self.effects.push(Effect::Leave { pid, recipient });
+                self.effects.push(Effect::Leave {
+                    pid,
+                    recipient,
+                    signal,
+                });
                 process.has_left = true;
             }
             // A second SIGTERM would end a process at once that finishes its requests.
@@ -275,8 +279,7 @@ impl Fleet {
     }
 
     /// A process does not know that it is to leave its connections to another one.
-    pub(super) fn handle_failed_leave(&mut self, pid: u32) {
-        let signal = self.policy.stop_signal;
+    pub(super) fn handle_failed_leave(&mut self, pid: u32, signal: Signal) {
         if let Some(process) = self.process_mut(pid) {
             process.has_left = false;
             self.signal(pid, signal);

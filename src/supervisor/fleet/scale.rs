@@ -149,7 +149,7 @@ impl Fleet {
             let current = slot
                 .current
                 .as_ref()
-                .filter(|current| current.can_leave())?;
+                .filter(|current| current.can_adopt())?;
             Some((index, current.pid))
         });
         // Those behind the last one come first.
