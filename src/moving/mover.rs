@@ -175,7 +175,7 @@ impl<'a, S: Service> Mover<'a, S> {
                             self.handle_answer(answered);
                         }
                     }
-                    Ok(MoveMessage::Connections { .. }) => self.log_unknown(&"not an answer"),
+                    Ok(MoveMessage::Connections(_)) => self.log_unknown(&"not an answer"),
                     Err(error) => self.log_unknown(&error),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use serde::de::Error;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Record, VERSION, WireError, WirePath};
 
 /// The version of [`ConnectionRecord`] that this process writes, and the only one that it adopts.
-pub(crate) const RECORD_VERSION: u32 = 1;
+pub(crate) const RECORD_VERSION: u32 = 2;
 
 /// The most connections in a batch: the kernel passes at most 253 descriptors with a message.
 pub(crate) const BATCH_LEN: usize = 250;
@@ -23,16 +24,8 @@ const BATCH_SIZE: usize = 64 * 1024;
 #[serde(tag = "type", rename_all = "snake_case")]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) enum MoveMessage {
-    /// Sender: these connections. Their sockets go with the message, in the same order. Written by
-    /// [`Batch`].
-    Connections {
-        /// See [`RECORD_VERSION`].
-        version: u32,
-        /// The number of this batch. A receiver refuses a message of any kind that has a number, if
-        /// the receiver does not understand the message.
-        batch: u64,
-        records: Vec<ConnectionRecord>,
-    },
+    /// Sender: these connections. Their sockets go with the message, in the same order.
+    Connections(Connections),
     /// Receiver: this process owns the connections of the batch with this number, except these. The
     /// sender closes its sockets of the others.
     Ack {
@@ -44,6 +37,18 @@ pub(crate) enum MoveMessage {
 impl Record for MoveMessage {
     /// A message must fit into the send buffer of a socket, which has 208 KiB by default.
     const LIMIT: usize = 128 * 1024;
+}
+
+/// A batch of connections, which [`Batch`] writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(arbitrary::Arbitrary))]
+pub(crate) struct Connections {
+    /// See [`RECORD_VERSION`].
+    version: u32,
+    /// The number of this batch. A receiver refuses a message of any kind that has a number, if the
+    /// receiver does not understand the message.
+    batch: u64,
+    records: Vec<ConnectionRecord>,
 }
 
 /// A connection between two messages.
@@ -63,7 +68,7 @@ pub(crate) struct ConnectionRecord {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     /// What the service has set on this connection.
-    #[serde(flatten)]
+    #[serde(default, skip_serializing_if = "ConnectionSettings::is_default")]
     pub(crate) settings: ConnectionSettings,
     /// Bytes that were received, and that no service has consumed.
     #[serde(default, skip_serializing_if = "WireBytes::is_empty")]
@@ -108,6 +113,12 @@ pub(crate) struct ConnectionSettings {
     pub(crate) output_limit: Option<u64>,
     #[serde(default, skip_serializing_if = "WireBytes::is_empty")]
     pub(crate) goodbye: WireBytes,
+}
+
+impl ConnectionSettings {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn is_false(value: &bool) -> bool {
@@ -269,31 +280,47 @@ impl fmt::Debug for WireBytes {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum TextOrHex<T> {
-    Text(T),
-    Hex { hex: String },
+struct Hex {
+    hex: String,
 }
 
 impl Serialize for WireBytes {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         // JSON makes six bytes of a control character, and hexadecimal digits two.
         let is_plain = |text: &&str| text.chars().filter(|char| char.is_control()).count() < 8;
-        let text = std::str::from_utf8(&self.0).ok().filter(is_plain);
-        let value = text.map_or_else(|| TextOrHex::Hex { hex: hex(&self.0) }, TextOrHex::Text);
-        value.serialize(to)
+        match std::str::from_utf8(&self.0).ok().filter(is_plain) {
+            Some(text) => to.serialize_str(text),
+            None => Hex { hex: hex(&self.0) }.serialize(to),
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for WireBytes {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        match TextOrHex::<String>::deserialize(from)? {
-            TextOrHex::Text(text) => Ok(Self(text.into_bytes())),
-            TextOrHex::Hex { hex } => match from_hex(&hex) {
-                Some(bytes) => Ok(Self(bytes)),
-                None => Err(D::Error::custom("not pairs of hexadecimal digits")),
-            },
-        }
+        from.deserialize_any(TextOrHex)
+    }
+}
+
+struct TextOrHex;
+
+impl<'de> Visitor<'de> for TextOrHex {
+    type Value = WireBytes;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, or an object with hexadecimal digits")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<WireBytes, E> {
+        Ok(WireBytes(text.as_bytes().to_vec()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<WireBytes, A::Error> {
+        let Hex { hex } = Hex::deserialize(MapAccessDeserializer::new(map))?;
+        let bytes = from_hex(&hex);
+        bytes.map_or_else(
+            || Err(A::Error::custom("not pairs of hexadecimal digits")),
+            |bytes| Ok(WireBytes(bytes)),
+        )
     }
 }
 
@@ -331,26 +358,32 @@ impl MoveMessage {
     ///
     /// What this process does not understand.
     pub(crate) fn decode_batch(bytes: &[u8]) -> Result<(u64, Vec<ConnectionRecord>), UnknownBatch> {
+        // Not by `decode`: the decoder of an enum copies each value before it knows the kind.
         #[derive(Deserialize)]
-        struct Numbered {
-            batch: u64,
+        struct Head {
+            v: u32,
+            #[serde(rename = "type")]
+            kind: String,
+            version: Option<u32>,
+            batch: Option<u64>,
         }
-        let why = match Self::decode(bytes) {
-            Ok(Self::Connections {
-                version: RECORD_VERSION,
-                batch,
-                records,
-            }) => return Ok((batch, records)),
-            Ok(Self::Connections { version, .. }) => WireError::Version(version),
-            Ok(Self::Ack { .. }) => {
-                let why = WireError::Malformed(serde_json::Error::custom("not a batch"));
-                return Err(UnknownBatch { number: None, why });
-            }
-            Err(why) => why,
+        let custom = |why| WireError::Malformed(serde_json::Error::custom(why));
+        let unknown = |number, why| Err(UnknownBatch { number, why });
+        let head: Head = match serde_json::from_slice(bytes) {
+            Ok(head) => head,
+            Err(why) => return unknown(None, WireError::Malformed(why)),
         };
-        let numbered = serde_json::from_slice::<Numbered>(bytes);
-        let number = numbered.ok().map(|numbered| numbered.batch);
-        Err(UnknownBatch { number, why })
+        let why = match (&*head.kind, head.v, head.version) {
+            ("connections", VERSION, Some(RECORD_VERSION)) => match serde_json::from_slice(bytes) {
+                Ok(Connections { batch, records, .. }) => return Ok((batch, records)),
+                Err(why) => WireError::Malformed(why),
+            },
+            ("connections", VERSION, Some(other)) => WireError::Version(other),
+            ("ack", ..) => return unknown(None, custom("not a batch")),
+            (_, VERSION, _) => custom("an unknown kind"),
+            (_, other, _) => WireError::Version(other),
+        };
+        unknown(head.batch, why)
     }
 }
 
@@ -489,11 +522,11 @@ mod tests {
             batch.push(record);
         }
         let version = RECORD_VERSION;
-        let message = MoveMessage::Connections {
+        let message = MoveMessage::Connections(Connections {
             version,
             batch: u64::MAX,
             records,
-        };
+        });
         assert_eq!(batch.into_text(u64::MAX), message.encode().unwrap());
     }
 
@@ -501,17 +534,17 @@ mod tests {
     fn what_a_later_version_sends_is_refused_by_its_number_or_ignored() {
         for (text, is_version, refused) in [
             (
-                r#"{"v":1,"type":"connections","version":2,"batch":3,"records":[]}"#,
+                r#"{"v":1,"type":"connections","version":9,"batch":3,"records":[]}"#,
                 true,
                 Some(3),
             ),
             (
-                r#"{"v":2,"type":"connections","version":1,"batch":3,"records":[]}"#,
+                r#"{"v":9,"type":"connections","version":2,"batch":3,"records":[]}"#,
                 true,
                 Some(3),
             ),
             (
-                r#"{"v":1,"type":"connections","version":1,"batch":3,"records":[{}]}"#,
+                r#"{"v":1,"type":"connections","version":2,"batch":3,"records":[{}]}"#,
                 false,
                 Some(3),
             ),
@@ -526,7 +559,7 @@ mod tests {
         ] {
             let unknown = MoveMessage::decode_batch(text.as_bytes()).unwrap_err();
             let why = unknown.why;
-            assert_eq!(matches!(why, WireError::Version(2)), is_version, "{text}");
+            assert_eq!(matches!(why, WireError::Version(9)), is_version, "{text}");
             assert_eq!(unknown.number, refused, "{text}");
         }
         let later = r#"{"v":1,"type":"ack","batch":0,"refused":[{"index":0,"why":"mood"}]}"#;

@@ -73,10 +73,10 @@
 //! [`MoveMessage`]:
 //!
 //! ```text
-//! {"v":1,"type":"connections","version":1,"batch":0,"records":[
+//! {"v":1,"type":"connections","version":2,"batch":0,"records":[
 //!   {"listener":{"name":"web","addr":{"tcp":"0.0.0.0:80"}},
 //!   "peer":{"tcp":"192.0.2.7:50112"},"idle_left_ms":75000,"bytes_in":48,"bytes_out":1212,
-//!   "idle_timeout_ms":600000,"unread":"GET / HTTP/1.1\r\n","session":{"hex":"ff00"}},
+//!   "settings":{"idle_timeout_ms":600000},"unread":"GET / HTTP/1.1\r\n","session":{"hex":"ff00"}},
 //!   {"listener":{"name":"local","addr":{"unix":"/run/app.sock"}},"peer":{"unix":null},"is_new":true,"bytes_in":0,"bytes_out":0}]}
 //! {"v":1,"type":"ack","batch":0,"refused":[{"index":1,"why":"listener"}]}
 //! ```
