@@ -2,13 +2,14 @@
 //! pause is that a client sees.
 //!
 //! ```text
-//! cargo bench --bench moves -- [--idle 8000] [--active 32] [--restarts 10] [--scale]
+//! cargo bench --bench moves -- [--idle 8000] [--active 32] [--think-us 0] [--restarts 10] [--scale]
 //! ```
 //!
 //! The server is a process of its own, and so is each successor. Active clients send a line when they have the answer
-//! to the last. They do so for a while without a restart, and then over the restarts. In the end each client, the idle
-//! ones too, must be answered on its first connection. With `--scale`, two processes serve under a supervisor, and one
-//! of them gives its clients to the other, instead of a restart.
+//! to the last, or so many microseconds later: with 0, they keep all cores busy. They do so for a while without a
+//! restart, and then over the restarts. In the end each client, the idle ones too, must be answered on its first
+//! connection. With `--scale`, two processes serve under a supervisor, and one of them gives its clients to the other,
+//! instead of a restart.
 
 #[cfg(target_os = "linux")]
 #[path = "support/descriptors.rs"]
@@ -47,10 +48,13 @@ fn main() -> std::process::ExitCode {
 /// Plays the role that the arguments name: without one, that of the benchmark which starts the others.
 #[cfg(target_os = "linux")]
 fn play() -> Result<()> {
+    use std::time::Duration;
+
     use lexopt::Arg::{Long, Value};
     use lexopt::ValueExt;
 
     let (mut idle, mut active, mut restarts, mut role) = (None, None, None, None);
+    let mut think_us = 0;
     // `cargo bench NAME` hands the name to every benchmark.
     let (mut bench, mut filtered_out) = (false, false);
     let (mut scales, mut control) = (false, None);
@@ -59,6 +63,7 @@ fn play() -> Result<()> {
         match arg {
             Long("idle") => idle = Some(args.value()?.parse()?),
             Long("active") => active = Some(args.value()?.parse()?),
+            Long("think-us") => think_us = args.value()?.parse()?,
             Long("restarts") => restarts = Some(args.value()?.parse()?),
             Long("scale") => scales = true,
             Long("control") => control = Some(std::path::PathBuf::from(args.value()?)),
@@ -77,6 +82,7 @@ fn play() -> Result<()> {
             run(
                 idle.unwrap_or(usual.0),
                 active.unwrap_or(usual.1),
+                Duration::from_micros(think_us),
                 restarts.unwrap_or(usual.2),
             )
         }

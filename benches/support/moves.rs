@@ -111,7 +111,7 @@ impl Latencies {
 }
 
 /// Measures.
-pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
+pub(super) fn run(idle: usize, active: usize, think: Duration, restarts: usize) -> Result<()> {
     let limit = descriptors::raise_limit()?;
     if (limit as usize) < idle + active + 100 {
         return Err(format!("{idle} idle clients need more than the {limit} descriptors").into());
@@ -125,7 +125,7 @@ pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
         idle_clients.push(client);
     }
     println!("latencies of {active} active clients beside {idle} idle ones, in milliseconds:");
-    under_load(address, active, || {
+    under_load(address, active, think, || {
         thread::sleep(QUIET);
         Ok(())
     })?
@@ -151,7 +151,7 @@ pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
         }
         Ok(())
     };
-    under_load(address, active, &mut over_restarts)?.show("over the restarts");
+    under_load(address, active, think, &mut over_restarts)?.show("over the restarts");
     println!(
         "moved, in milliseconds until the old process has stopped, the longest without an owner:"
     );
@@ -177,6 +177,7 @@ pub(super) fn run(idle: usize, active: usize, restarts: usize) -> Result<()> {
 pub(super) fn under_load(
     address: SocketAddr,
     active: usize,
+    think: Duration,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Latencies> {
     let ends = AtomicBool::new(false);
@@ -190,6 +191,9 @@ pub(super) fn under_load(
                     let asked = Instant::now();
                     client.ask()?;
                     latencies.push(asked.elapsed());
+                    if !think.is_zero() {
+                        thread::sleep(think);
+                    }
                 }
                 Ok(latencies)
             })

@@ -51,7 +51,7 @@ fn until_serving(control: &Path) -> Result<SocketAddr> {
 }
 
 /// Measures.
-pub(super) fn run(idle: usize, active: usize, rounds: usize) -> Result<()> {
+pub(super) fn run(idle: usize, active: usize, think: Duration, rounds: usize) -> Result<()> {
     descriptors::raise_limit()?;
     let dir = tempfile::TempDir::new()?;
     let control = dir.path().join("control");
@@ -79,7 +79,7 @@ pub(super) fn run(idle: usize, active: usize, rounds: usize) -> Result<()> {
             thread::sleep(QUIET);
             Ok(())
         };
-        let before = under_load(address, active, quiet)?;
+        let before = under_load(address, active, think, quiet)?;
         let scale = || {
             thread::sleep(BETWEEN);
             let begin = Instant::now();
@@ -89,7 +89,7 @@ pub(super) fn run(idle: usize, active: usize, rounds: usize) -> Result<()> {
             thread::sleep(BETWEEN);
             Ok(())
         };
-        let during = under_load(address, active, scale)?;
+        let during = under_load(address, active, think, scale)?;
         println!(
             "{line} (moved, and in nanoseconds: until the process has stopped, the longest without an owner), \
              {:.3} ms from the request to its end",
