@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{BATCH, HAS_OUTPUT, Lot};
+use super::{BATCH, HAS_OUTPUT, Lot, RoomRequest, Token};
 use crate::clock;
 use crate::stats::count;
 use crate::sys::{Events, Poller};
@@ -100,7 +100,7 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
         count(&lot.keeper.loops);
         if lot.early_outputs.is_watched() {
             let is_used = lot.early_outputs.take_use();
-            idle_loops = match lot.send_early_output(&mut seen) || is_used {
+            idle_loops = match send_early_output(lot, &mut seen) || is_used {
                 true => 0,
                 false => idle_loops + 1,
             };
@@ -132,6 +132,30 @@ pub(crate) fn run_keeper<S>(lot: &Lot<S>) {
             quiet_loops = 0;
         }
     }
+}
+
+/// Sends the output that workers have lent, if the same call was in progress at
+/// the last run. `seen` has the calls of the last run. True if a socket has refused some output.
+fn send_early_output<S>(lot: &Lot<S>, seen: &mut Vec<Option<u64>>) -> bool {
+    let mut has_left = false;
+    let workers = &lot.counters.workers;
+    seen.resize(workers.len(), None);
+    for (worker, seen) in workers.iter().zip(seen) {
+        let call = worker.call_number();
+        let is_long = call.is_some() && std::mem::replace(seen, call) == call;
+        let call = worker.call().filter(|_| is_long);
+        let token = call.map(|(token, _)| Token::from_u64(token));
+        let token = token.filter(|token| token.lot() == lot.index);
+        let slot = token.and_then(|token| lot.slots.get(token.slot()));
+        let info = slot.and_then(|slot| slot.info.lock().clone());
+        if let Some(info) = info {
+            has_left |= !info.early_output.send(&info.socket);
+            // The connection may have ended meanwhile, and is counted as open until here.
+            drop(info);
+            lot.room.notify(RoomRequest::End);
+        }
+    }
+    has_left
 }
 
 /// Sleeps until there is something to do. With `events`, sleeps in the poller.

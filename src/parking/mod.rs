@@ -13,7 +13,7 @@
 //! | [`Connection`] | the socket's buffers and deadlines: what a service reads and writes |
 //! | [`ConnectionInfo`] | the socket and the addresses, which all threads may read |
 //! | [`Occupant`] | a connection, its session, and its [`Stage`]: what moves from owner to owner |
-//! | [`ConnectionSlot`] | the place of an occupant: its [`Ownership`], its times, its info |
+//! | [`ConnectionSlot`] | the place of an occupant: its [`Ownership`](ownership::Ownership), its times, its info |
 //! | [`Token`] | the name of a connection: its lot, its slot, and the connection's generation |
 //! | [`Turn`] | one thread's exclusive hold of a connection |
 //!
@@ -33,7 +33,7 @@
 //!
 //! An event for a connection that is not PARKED is kept as a flag of the word, and then `park`
 //! fails: the owner reads again. The same holds for a wake-up and for a message of the outbox, which
-//! come from threads of the application. See [`ownership`] for the proof obligations;
+//! come from threads of the [`application`]. See [`ownership`] for the proof obligations;
 //! `tests/ownership_model.rs` checks them.
 //!
 //! | stage | parked until | time-out (closes) | at a drain | next stage |
@@ -55,15 +55,6 @@
 //! under `write_timeout` and `min_rate`, and only then goes on as the table says. A connection that
 //! is parked with output counts as in progress, whatever its stage.
 //!
-//! # Threads of the application
-//!
-//! A thread that calls [`Waker::wake`] changes the state to QUEUED, and puts the connection on the
-//! queue. While the queue has no room, it parks the connection again for writing, so that the poller
-//! reports the connection at once and in turn. A thread that calls
-//! [`Outbox::send`](crate::connection::Outbox::send) has a turn of its own: it writes the message and
-//! parks the connection. Neither calls the service or drops a session: the session of a connection
-//! that breaks meanwhile is left to the keeper.
-//!
 //! # Who wakes whom
 //!
 //! A thread that puts a connection on the queue wakes one worker in the poller, if a worker waits
@@ -82,6 +73,7 @@
 //! worker waits in the poller. While the queue is full, ready connections stay in the poller, which
 //! keeps their order.
 
+mod application;
 mod between_processes;
 mod closing;
 mod concurrency;
@@ -97,6 +89,7 @@ mod polling;
 mod queue;
 mod room;
 mod slab;
+mod slot;
 mod timer_wheel;
 mod turn;
 
@@ -111,7 +104,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
-use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::Mutex;
 
 use crate::clock::{self, in_millis};
@@ -133,131 +125,21 @@ pub(crate) use keeper::run_keeper;
 pub(crate) use lots::{Lots, LotsOptions, MOST_LOTS};
 pub(crate) use mover_queue::MoverQueue;
 pub(crate) use occupant::{Needs, Occupant, Stage};
-use ownership::{Ownership, Readiness, Sent, Woken};
+use ownership::Readiness;
 use queue::Queue;
 use room::Room;
 pub(crate) use room::RoomRequest;
-use slab::{INDEX_BITS, Slab};
+use slab::Slab;
+pub(crate) use slot::Token;
+use slot::{
+    ANSWERING, ConnectionSlot, HAS_OUTPUT, HELD, MID_MESSAGE, MOVABLE_PART, NOT_READY, STAYS,
+    UNFINISHED, WANTS_DRAIN_CALL,
+};
 use timer_wheel::TimerWheel;
 pub(crate) use turn::Turn;
 
 /// The most ready connections that a thread takes from the poller at once.
 pub(crate) const BATCH: usize = 256;
-
-/// A flag in `ConnectionSlot::since`: the connection is parked in the middle of a message or a
-/// response.
-const MID_MESSAGE: u64 = 1 << 63;
-
-/// A flag in `ConnectionSlot::since`: the connection is between two messages, and does not move to a
-/// successor. Kept while the server drains, and with an exact state.
-const STAYS: u64 = 1 << 61;
-
-/// A flag in `ConnectionSlot::since`: the service has to be called before the connection is between
-/// two messages.
-const UNFINISHED: u64 = 1 << 60;
-
-/// A flag in `ConnectionSlot::since`, beside `UNFINISHED`: the message can move to a successor that has
-/// an exact state.
-const MOVABLE_PART: u64 = 1 << 58;
-
-/// A flag in `ConnectionSlot::since`: the connection is QUEUED, and on no queue, see [`held`].
-const HELD: u64 = 1 << 59;
-
-/// A flag in `ConnectionSlot::since`: the connection is parked with output.
-const HAS_OUTPUT: u64 = 1;
-
-/// A flag in `ConnectionSlot::since`: the service has begun to answer a message, and goes on without
-/// the client.
-const ANSWERING: u64 = 1 << 62;
-
-/// A flag in `ConnectionSlot::since`: the service is called when the server begins to drain.
-const WANTS_DRAIN_CALL: u64 = 2;
-
-/// The value of `ConnectionSlot::ready_at` for a connection that is not ready.
-const NOT_READY: u64 = u64::MAX;
-
-/// The name of a connection: its lot, its slot there, and the generation of the slot's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
-    /// The number of the lot, and in the lower [`INDEX_BITS`] bits the index of the slot.
-    place: u32,
-    generation: u32,
-}
-
-impl Token {
-    fn new(lot: usize, slot: u32, generation: u32) -> Self {
-        let place = (lot as u32) << INDEX_BITS | slot;
-        Self { place, generation }
-    }
-
-    fn lot(self) -> usize {
-        (self.place >> INDEX_BITS) as usize
-    }
-
-    fn slot(self) -> u32 {
-        self.place & ((1 << INDEX_BITS) - 1)
-    }
-
-    pub(crate) fn to_u64(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.place)
-    }
-
-    fn from_u64(word: u64) -> Self {
-        Self {
-            place: word as u32,
-            generation: (word >> 32) as u32,
-        }
-    }
-}
-
-// A connection must go from one owner to the next in one instruction, not under a lock that spins.
-const _: () = assert!(AtomicCell::<Option<Box<Occupant<()>>>>::is_lock_free());
-
-#[repr(align(64))]
-struct ConnectionSlot<S> {
-    owner: Ownership,
-    /// The connection, between two owners.
-    occupant: AtomicCell<Option<Box<Occupant<S>>>>,
-    /// The part of the connection that threads other than the owner may read.
-    info: Mutex<Option<Arc<ConnectionInfo>>>,
-    /// When a parked connection expires, in the clock's milliseconds. The owner sets it before it
-    /// parks.
-    expires_at: AtomicU64,
-    /// When the connection was parked, as four times the clock's milliseconds, with the flags
-    /// `MID_MESSAGE`, `HAS_OUTPUT`, `ANSWERING`, `STAYS`, `UNFINISHED`, `MOVABLE_PART` and
-    /// `WANTS_DRAIN_CALL`. `HELD` stands here while the connection is QUEUED.
-    since: AtomicU64,
-    /// When the connection became ready for a worker, in the clock's nanoseconds, or `NOT_READY`.
-    /// Set when the connection becomes QUEUED, and kept until a worker serves it.
-    ready_at: AtomicU64,
-    /// The wheel has a timer for this slot at this time (in the clock's milliseconds) or earlier.
-    /// `u64::MAX` if the wheel has none.
-    timer: AtomicU64,
-}
-
-impl<S> ConnectionSlot<S> {
-    fn new() -> Self {
-        Self {
-            owner: Ownership::new(),
-            occupant: AtomicCell::new(None),
-            info: Mutex::new(None),
-            expires_at: AtomicU64::new(u64::MAX),
-            since: AtomicU64::new(0),
-            ready_at: AtomicU64::new(NOT_READY),
-            timer: AtomicU64::new(u64::MAX),
-        }
-    }
-}
-
-impl<S> ConnectionSlot<S> {
-    /// Sets the time at which the connection became ready, unless the time is set already: a
-    /// connection must not lose its place in the order of service.
-    fn set_ready(&self, now: u64) {
-        if self.ready_at.load(SeqCst) == NOT_READY {
-            self.ready_at.store(now, SeqCst);
-        }
-    }
-}
 
 /// A parking lot: the slots of its open connections, their poller, and the queue to the workers. A
 /// server has one, or one for each group of workers ([`lots`]).
@@ -577,54 +459,6 @@ impl<S> Lot<S> {
 
     // ---- other threads ----
 
-    /// See [`WakeTarget::wake`].
-    fn wake(&self, token: Token) -> bool {
-        let Some(slot) = self.slots.get(token.slot()) else {
-            return false;
-        };
-        match slot.owner.wake(token.generation) {
-            Woken::Gone => return false,
-            Woken::Noted => {}
-            Woken::Queued => {
-                slot.set_ready(clock::nanos());
-                if self.has_room_for_batch() {
-                    self.push([token], &self.counters.senders);
-                } else if let Some(turn) = self.claim_queued(token, &self.counters.senders) {
-                    turn.bring_to_worker();
-                }
-            }
-        }
-        true
-    }
-
-    /// See [`WakeTarget::send`].
-    fn send(&self, token: Token) {
-        let Some(slot) = self.slots.get(token.slot()) else {
-            return;
-        };
-        if let Sent::Claimed(readiness) = slot.owner.send(token.generation) {
-            let turn = self.begin_turn(slot, token, readiness, &self.counters.senders);
-            turn.write_outbox();
-        }
-    }
-
-    /// See [`WakeTarget::break_off`].
-    fn break_off(&self, token: Token) {
-        let Some(slot) = self.slots.get(token.slot()) else {
-            return;
-        };
-        loop {
-            if let Some(turn) = self.claim_parked(token, &self.counters.senders) {
-                return turn.write_outbox();
-            }
-            self.send(token);
-            // The owner may have parked the connection in between.
-            if !slot.owner.is_parked(token.generation) {
-                return;
-            }
-        }
-    }
-
     /// Leaves the drop of a session to the keeper: the drop is the application's code.
     #[cold]
     fn leave_to_keeper(&self, session: Option<S>) {
@@ -679,30 +513,6 @@ impl<S> Lot<S> {
     /// How often the keeper has run its loop.
     pub(crate) fn keeper_loops(&self) -> u64 {
         self.keeper.loops.load(SeqCst)
-    }
-
-    /// Sends the output that workers have lent, if the same call was in progress at
-    /// the last run. `seen` has the calls of the last run. True if a socket has refused some output.
-    fn send_early_output(&self, seen: &mut Vec<Option<u64>>) -> bool {
-        let mut has_left = false;
-        let workers = &self.counters.workers;
-        seen.resize(workers.len(), None);
-        for (worker, seen) in workers.iter().zip(seen) {
-            let call = worker.call_number();
-            let is_long = call.is_some() && std::mem::replace(seen, call) == call;
-            let call = worker.call().filter(|_| is_long);
-            let token = call.map(|(token, _)| Token::from_u64(token));
-            let token = token.filter(|token| token.lot() == self.index);
-            let slot = token.and_then(|token| self.slots.get(token.slot()));
-            let info = slot.and_then(|slot| slot.info.lock().clone());
-            if let Some(info) = info {
-                has_left |= !info.early_output.send(&info.socket);
-                // The connection may have ended meanwhile, and is counted as open until here.
-                drop(info);
-                self.room.notify(RoomRequest::End);
-            }
-        }
-        has_left
     }
 
     /// See [`Lots::with_info`].
