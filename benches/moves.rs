@@ -5,9 +5,9 @@
 //! cargo bench --bench moves -- [--idle 8000] [--active 32] [--think-us 0] [--restarts 10] [--scale]
 //! ```
 //!
-//! The server is a process of its own, and so is each successor. Active clients send a line when they have the answer
-//! to the last, or so many microseconds later: with 0, they keep all cores busy. They do so for a while without a
-//! restart, and then over the restarts. In the end each client, the idle ones too, must be answered on its first
+//! The server is a process of its own, and so is each successor. Active clients send a line, and wait for so many
+//! microseconds (`--think-us`) when they have the answer: with 0, they keep all cores busy. They do so for a while
+//! without a restart, and then over the restarts. In the end each client, the idle ones too, must be answered on its first
 //! connection. With `--scale`, two processes serve under a supervisor, and one of them gives its clients to the other,
 //! instead of a restart.
 

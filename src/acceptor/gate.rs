@@ -8,8 +8,8 @@
 //!  CLOSED ◄─────── CLOSING          CLOSED
 //! ```
 //!
-//! During a [hand-over](AcceptGate::begin_handover), no connection is accepted in any of these states, but
-//! for one that was reported just before.
+//! During a [hand-over](AcceptGate::begin_handover), no connection is accepted in any of these states,
+//! except one that the poller has reported before.
 
 use std::io;
 use std::sync::Arc;

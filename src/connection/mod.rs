@@ -593,13 +593,13 @@ impl Connection {
         (self.bytes_in, self.input.len())
     }
 
-    /// What is consumed from now on is of a new message.
+    /// The next message begins at the first byte that is not consumed.
     #[inline]
     pub(crate) fn begin_message(&mut self) {
         self.message_begin = self.consumed();
     }
 
-    /// As [`begin_message`](Self::begin_message), and the client has the whole read time-out again.
+    /// A message has ended: the next one begins, and the client has the whole read time-out again.
     #[inline]
     pub(crate) fn end_message(&mut self) {
         self.begin_message();

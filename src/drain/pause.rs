@@ -1,11 +1,13 @@
 //! The pause: no handler runs in this process while the state goes to a successor
 //! ([`Restart::exact_state`](crate::Restart::exact_state)).
 //!
-//! | stage | a connection between two messages, or with a part of which nothing is consumed | in a message | of those that cannot move |
+//! | stage | a connection that can move | in a message | one that cannot move |
 //! |---|---|---|---|
-//! | UNUSED, OPEN | is served | is served | are served |
-//! | SETTLING | is held | is served up to the message's end | are served, and closed between two messages |
-//! | CLOSED | is held | is held | are held |
+//! | UNUSED, OPEN | is served | is served | is served |
+//! | SETTLING | is held | is served up to the message's end | is served, and closed between two messages |
+//! | CLOSED | is held | is held | is held |
+//!
+//! A connection can move between two messages, and in a message of which nothing is consumed.
 //!
 //! After a failed restart, the stage is OPEN again. After a successful one, the stage stays CLOSED.
 //!

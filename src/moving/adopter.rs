@@ -139,7 +139,7 @@ impl<'a, S: Service> Adopter<'a, S> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => {
-                    log::error!("cannot receive the connections of the predecessor: {error}");
+                    log::error!("cannot receive the connections of another process: {error}");
                     return false;
                 }
             }
@@ -193,7 +193,7 @@ impl<'a, S: Service> Adopter<'a, S> {
         if let Some(first) = refused.first() {
             let (count, why) = (refused.len(), first.why);
             self.refusal_log.write(format_args!(
-                "{count} connections stay with the predecessor: {why}"
+                "{count} connections stay with the other process: {why}"
             ));
         }
         // An error drops the connections, without a shutdown.
@@ -214,8 +214,9 @@ impl<'a, S: Service> Adopter<'a, S> {
     /// A predecessor of another version may send other records, or other kinds of messages.
     fn refuse_unknown(&self, sockets: Vec<Socket>, unknown: &UnknownBatch) -> io::Result<()> {
         let UnknownBatch { number, why } = unknown;
-        self.unknown_log
-            .write(format_args!("connections stay with the predecessor: {why}"));
+        self.unknown_log.write(format_args!(
+            "connections stay with the other process: {why}"
+        ));
         drop(sockets);
         let Some(number) = *number else {
             return Ok(());

@@ -206,7 +206,7 @@ impl<'a, S: Service> Mover<'a, S> {
         }
         for (Moving { turn, .. }, why) in answered.refused {
             if let Some(client) = turn.info() {
-                log::debug!("{client}: stays, the successor refuses it: {why}");
+                log::debug!("{client}: stays, the other process refuses it: {why}");
             }
             turn.stay();
         }

@@ -19,10 +19,10 @@ const LINGER_TURN: usize = 256 * 1024;
 /// The most unread bytes of a connection that moves.
 const MOST_UNREAD: usize = 100 * 1024;
 
-/// The same, for a connection that is counted on to move. The record of bytes that are no text is
-/// twice as long as they are, and fits into a message
-/// ([`MoveMessage::LIMIT`](crate::wire::Record::LIMIT)).
-const MOST_COUNTED_ON: usize = 60 * 1024;
+/// The most bytes of a message in progress that move with a connection. The pause does not wait for
+/// such a message, so the record must fit into a message
+/// ([`MoveMessage::LIMIT`](crate::wire::Record::LIMIT)): in hexadecimal the bytes are twice as long.
+const MOST_OF_A_PART: usize = 60 * 1024;
 
 /// How far the exchange with the client has come. See the table in the parent module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl<S> Occupant<S> {
             && self.conn.has_whole_message()
             && !self.conn.has_output()
             && !self.conn.due.is_any()
-            && self.conn.buffer().len() <= MOST_COUNTED_ON
+            && self.conn.buffer().len() <= MOST_OF_A_PART
             && self.conn.is_movable()
     }
 

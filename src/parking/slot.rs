@@ -27,7 +27,7 @@ pub(super) const UNFINISHED: u64 = 1 << 60;
 /// an exact state.
 pub(super) const MOVABLE_PART: u64 = 1 << 58;
 
-/// A flag in `ConnectionSlot::since`: the connection is QUEUED, and on no queue, see [`held`].
+/// A flag in `ConnectionSlot::since`: the connection is QUEUED, and on no queue, see [`held`](super::held).
 pub(super) const HELD: u64 = 1 << 59;
 
 /// A flag in `ConnectionSlot::since`: the connection is parked with output.

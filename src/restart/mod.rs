@@ -347,9 +347,10 @@ impl Restart {
     /// session, if the service [packs](crate::Service::packs_sessions) it. Handlers of HTTP, and
     /// functions without a session or with the session `()`, need no code for this.
     ///
-    /// The connections also move from and to other processes of the same supervisor, if it is told to
-    /// run fewer of them (`handover scale`), and there is neither a [`pass_state`](Self::pass_state) nor
-    /// an [`exact_state`](Self::exact_state).
+    /// Connections also move between processes of one supervisor that did not start each other: when
+    /// `handover scale` reduces their number, and when the supervisor starts the successor itself
+    /// (`handover run`). There must be neither a [`pass_state`](Self::pass_state) nor an
+    /// [`exact_state`](Self::exact_state).
     ///
     /// A connection stays, and drains as the other settings say, if its service does not pack
     /// sessions, or if it has a waker, an outbox or a timer, was upgraded or taken out of the server;
@@ -525,7 +526,7 @@ impl Restart {
     /// the state.
     ///
     /// Where several processes serve ([`Supervisor::processes`](crate::Supervisor::processes)), each has a
-    /// state of its own, which goes to its own successor.
+    /// state of its own, which goes to the successor that it starts.
     ///
     /// Needs Linux: on other systems, each restart fails. Defaults to nothing.
     ///

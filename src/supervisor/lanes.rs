@@ -1,7 +1,7 @@
-//! The lanes of processes: sockets over which the supervisor tells a process that is not needed any
-//! more which other process gets its connections. See `restart/restarter/lane.rs` for the messages.
+//! The lanes of processes: sockets over which the supervisor tells a process to move its connections to
+//! another process, and to end. See `restart/restarter/lane.rs` for the messages.
 //!
-//! A process leaves one end of its lane in a notification. Whoever has that end can have the process
+//! A process sends one end of its lane in a notification. The holder of that end can make the process
 //! leave: so a process gets the lane of another one only if both have the same user, which could
 //! send the signals too.
 
@@ -18,7 +18,7 @@ pub(super) struct Lanes(HashMap<u32, Lane>);
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) descriptor: Descriptor,
-    /// The user of the process when it left the lane.
+    /// The user of the process when it sent the lane.
     pub(super) uid: u32,
 }
 

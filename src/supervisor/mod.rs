@@ -14,7 +14,7 @@
 //! | [`notifications`] | the notifications of processes |
 //! | [`control`], [`status`] | the control socket: requests, and the answers in JSON |
 //! | [`listeners`] | holds the listeners |
-//! | [`lanes`] | tells a process that is not needed any more which process gets its connections |
+//! | [`lanes`] | tells a process which other process gets its connections |
 //! | [`bind_rules`] | what is bound for processes of other users |
 //! | [`output_files`] | the files of the standard output and error of processes |
 //! | [`spawn`] | the environment and the descriptors of a new process |

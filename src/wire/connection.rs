@@ -51,7 +51,8 @@ pub(crate) struct Connections {
     records: Vec<ConnectionRecord>,
 }
 
-/// A connection between two messages.
+/// A connection that moves: it is between two messages, or the service has consumed nothing of the
+/// message, with an exact state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(arbitrary::Arbitrary))]
 pub(crate) struct ConnectionRecord {

@@ -58,8 +58,7 @@ pub(crate) enum HandshakeMessage {
     /// Supervisor, on a lane: the lane of another process goes with this message. That process adopts
     /// the receiver's connections if `Leave` follows.
     Recipient,
-    /// Supervisor, on a lane: the receiver is not needed any more. It moves its connections to the
-    /// `Recipient`, and ends.
+    /// Supervisor, on a lane: the receiver moves its connections to the `Recipient`, and ends.
     Leave,
     /// Predecessor: this process goes on serving, and the successor must end. Successor: this
     /// process was stopped.

@@ -23,8 +23,8 @@ impl Restarter {
         server.drain_after_replacement(taken, &mut |id| open_channel(to?, id));
     }
 
-    /// The socket by which the process hears of channels that serves in place of this one. `None` if
-    /// there is none, or it does not adopt connections.
+    /// The socket over which channels go to the process that serves in place of this one. `None` if there
+    /// is none, or it does not adopt connections.
     fn adopting_process(&self) -> Option<&Socket> {
         let adopts = |successor: &&Successor| {
             successor.stage == SuccessorStage::Serving && self.moves_connections && successor.adopts
@@ -42,7 +42,7 @@ impl Restarter {
                 // A failure is logged, and closes the channel.
                 send_channel(to, server_id, channel);
             }
-            None => log::debug!("connections of the predecessor stay there"),
+            None => log::debug!("connections of another process stay there"),
         }
     }
 

@@ -1,9 +1,10 @@
-//! The lane of a process: how a supervisor has a process that is not needed any more leave its
-//! connections to a process that goes on serving.
+//! The lane of a process: over it, the supervisor tells the process to move its connections to another
+//! process, and to end. The supervisor does so when it reduces the number of processes, and when a
+//! successor that it has started itself is ready.
 //!
-//! A lane is a socket pair. A supervised process whose connections can move leaves one end with its
-//! supervisor when it starts, and reads the other end. If the number of processes becomes smaller,
-//! the supervisor does not send the surplus process SIGTERM, but two messages over its lane:
+//! A lane is a socket pair. A supervised process whose connections can move sends one end to its
+//! supervisor when it starts, and reads the other end. In place of SIGTERM, the supervisor sends two
+//! messages over the lane:
 //!
 //! ```text
 //! supervisor                surplus process                  process that goes on
@@ -20,8 +21,8 @@
 //! `Leave` is a message of its own, so that a process that has no descriptor left for the lane of the
 //! other process learns that it has to stop.
 //!
-//! No lane has a process that ends itself when it gets the signal, as its servers do not handle
-//! signals. A process with [`Restart::pass_state`](crate::Restart::pass_state) or
+//! A process whose servers do not handle signals opens no lane: the application decides how it ends at
+//! the signal. A process with [`Restart::pass_state`](crate::Restart::pass_state) or
 //! [`Restart::exact_state`](crate::Restart::exact_state) opens no lane: the process that goes on has
 //! another state, which the sessions of the connections may refer to.
 
@@ -80,20 +81,24 @@ impl Restarter {
         }
     }
 
-    /// This process is not needed any more: its connections move to the recipient. During a restart,
-    /// or without a recipient, this process stops.
+    /// The connections of this process move to the recipient. During a restart, or without a recipient,
+    /// this process stops.
     fn leave(&mut self, server: &dyn RestartableServer) {
         match self.stage {
             ServerStage::Replaced | ServerStage::Stopping => {}
             ServerStage::Serving if self.successor.is_none() && self.recipient.is_some() => {
-                log::info!("this process is not needed any more: its connections move");
+                log::info!(
+                    "leaving, as the supervisor asks: open connections move to another process"
+                );
                 self.stage = ServerStage::Replaced;
                 // The recipient may have another program, which serves other listeners: the clients that
                 // wait are accepted here, and move.
                 self.drain_after_replacement(server, &[]);
             }
             _ => {
-                log::info!("this process is not needed any more: it stops");
+                log::info!(
+                    "stopping, as the supervisor asks: no process can take the open connections now"
+                );
                 server.stop_in_drain_timeout();
             }
         }

@@ -75,7 +75,8 @@ pub(crate) trait RestartableServer: Sync {
     /// Accepts connections from now on.
     fn start_accepting(&self);
 
-    /// The same after `resume`. False if a server was stopped before.
+    /// Starts, and leaves clients in the kernel's queue until `resume`. False if a server was stopped
+    /// before this call: then the listeners are closed.
     fn start_paused(&self) -> bool;
 
     /// Stops accepting until `resume`. A stop waits for it as well: either process may have to serve the
@@ -207,7 +208,8 @@ pub(crate) struct Restarter {
     lifeline: Option<Link>,
     /// The supervisor has the other end: see [`lane`].
     lane: Option<Link>,
-    /// The lane of the process that adopts the connections of this one, which has no successor.
+    /// The lane of the process that adopts the connections of this one. `None` if the supervisor has
+    /// named none.
     recipient: Option<Socket>,
     /// The standard error of this process, while a pipe to the predecessor is in its place.
     own_stderr: Option<OwnStderr>,

@@ -250,7 +250,9 @@ impl Restarter {
             .saturating_add(ACK_TIMEOUT);
         let until = Deadline::after(Instant::now(), limit);
         let why = match self.successor.as_ref() {
-            None if self.recipient.is_some() => "this process is not needed any more",
+            None if self.recipient.is_some() => {
+                "the supervisor has told this process to leave its connections to another one"
+            }
             None => "the process that has taken over has ended, or was replaced as well",
             Some(successor) => match self.rounds.pass_on(until) {
                 Passing::Passed => {

@@ -46,8 +46,8 @@ pub(crate) struct Process {
     pub(crate) status: String,
     /// The listeners that this process uses, of those that the supervisor holds.
     pub(crate) listeners: Vec<ListenerId>,
-    /// The process has left a lane: it can give its connections to another process, and adopt those
-    /// of others.
+    /// The supervisor has a lane of this process, which can give its connections to another process, and
+    /// adopt those of others.
     pub(crate) has_lane: bool,
     /// The process was told to leave its connections to another one, and was sent no signal.
     pub(crate) has_left: bool,

@@ -239,7 +239,7 @@ impl Fleet {
 
     /// Has a process that has left its slot finish its requests and exit.
     pub(super) fn terminate(&mut self, process: Process) {
-        self.dismiss(process, None);
+        self.end_surplus(process, None);
     }
 
     /// As [`terminate`](Self::terminate), for a process that another one has replaced, which adopts its
@@ -254,12 +254,13 @@ impl Fleet {
         );
     }
 
-    /// As [`terminate`](Self::terminate), for a process that is not needed any more. It leaves its
-    /// connections to the `recipient`, if it can and there is one.
-    pub(super) fn dismiss(&mut self, process: Process, recipient: Option<u32>) {
+    /// As [`terminate`](Self::terminate). The process leaves its connections to the `recipient`, if it can
+    /// and there is one.
+    pub(super) fn end_surplus(&mut self, process: Process, recipient: Option<u32>) {
         self.end(process, recipient, self.policy.stop_signal);
     }
 
+    /// Tells the process to leave its connections to the `recipient`, if it can, or else sends the signal.
     fn end(&mut self, mut process: Process, recipient: Option<u32>, signal: Signal) {
         let pid = process.pid;
         match recipient.filter(|_| process.can_leave()) {
@@ -278,7 +279,7 @@ impl Fleet {
         self.drain(process, false);
     }
 
-    /// A process does not know that it is to leave its connections to another one.
+    /// A process could not be told to leave its connections to another one: it gets the signal.
     pub(super) fn handle_failed_leave(&mut self, pid: u32, signal: Signal) {
         if let Some(process) = self.process_mut(pid) {
             process.has_left = false;

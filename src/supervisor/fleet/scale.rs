@@ -129,7 +129,7 @@ impl Fleet {
             match (surplus.current, surplus.successor) {
                 (Some(current), None) => {
                     let recipient = current.can_leave().then(|| self.next_recipient());
-                    self.dismiss(current, recipient.flatten());
+                    self.end_surplus(current, recipient.flatten());
                 }
                 (current, successor) => {
                     let processes = current.into_iter().chain(successor);
