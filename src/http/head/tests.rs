@@ -1,3 +1,5 @@
+//! Tests of the parser of heads: what is accepted, what is refused, and with which status.
+
 use super::*;
 use ::http::Request;
 

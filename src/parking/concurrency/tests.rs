@@ -1,3 +1,5 @@
+//! Tests of how many workers are active: the decisions, and what rests and wakes.
+
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
