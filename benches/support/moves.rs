@@ -110,6 +110,41 @@ impl Latencies {
     }
 }
 
+pub(super) const MOVES_HEAD: &str =
+    "moved, in milliseconds until the old process has stopped, the longest without an owner:";
+
+/// What a process has moved.
+pub(super) struct Moves {
+    count: u64,
+    took: Duration,
+    longest: Duration,
+}
+
+impl Moves {
+    /// Reads what [`serve`] writes at its end.
+    pub(super) fn of(line: &str) -> Result<Self> {
+        let numbers: std::result::Result<Vec<u64>, _> = line.split(' ').map(str::parse).collect();
+        let [count, took, longest] = numbers?[..] else {
+            return Err(format!("a server said {line:?}").into());
+        };
+        Ok(Self {
+            count,
+            took: Duration::from_nanos(took),
+            longest: Duration::from_nanos(longest),
+        })
+    }
+
+    pub(super) fn show(&self) {
+        println!(
+            "  {:>6}   {:>8.3}   {:>8.3}   {:>9.0} per second",
+            self.count,
+            self.took.as_secs_f64() * 1000.0,
+            self.longest.as_secs_f64() * 1000.0,
+            self.count as f64 / self.took.as_secs_f64()
+        );
+    }
+}
+
 /// Measures.
 pub(super) fn run(idle: usize, active: usize, think: Duration, restarts: usize) -> Result<()> {
     let limit = descriptors::raise_limit()?;
@@ -136,33 +171,14 @@ pub(super) fn run(idle: usize, active: usize, think: Duration, restarts: usize) 
             let old = Client::connect(address)?.ask()?;
             let pid = Pid::from_raw(old).ok_or("no process id")?;
             kill_process(pid, Signal::HUP)?;
-            let line = server.hear()?;
-            let numbers: std::result::Result<Vec<u64>, _> =
-                line.split(' ').map(str::parse).collect();
-            let [moved, took, longest] = numbers?[..] else {
-                return Err(format!("a server said {line:?}").into());
-            };
-            moves.push((
-                moved,
-                Duration::from_nanos(took),
-                Duration::from_nanos(longest),
-            ));
+            moves.push(Moves::of(&server.hear()?)?);
             thread::sleep(BETWEEN);
         }
         Ok(())
     };
     under_load(address, active, think, &mut over_restarts)?.show("over the restarts");
-    println!(
-        "moved, in milliseconds until the old process has stopped, the longest without an owner:"
-    );
-    for (moved, took, longest) in &moves {
-        println!(
-            "  {moved:>6}   {:>8.3}   {:>8.3}   {:>9.0} per second",
-            took.as_secs_f64() * 1000.0,
-            longest.as_secs_f64() * 1000.0,
-            *moved as f64 / took.as_secs_f64()
-        );
-    }
+    println!("{MOVES_HEAD}");
+    moves.iter().for_each(Moves::show);
     let serving = Client::connect(address)?.ask()?;
     for client in &mut idle_clients {
         if client.ask()? != serving {

@@ -11,11 +11,11 @@ use handover::Supervisor;
 
 use super::Result;
 use super::descriptors;
-use super::moves::{BETWEEN, Client, Latencies, QUIET, serve_with, under_load};
+use super::moves::{BETWEEN, Client, MOVES_HEAD, Moves, QUIET, serve_with, under_load};
 use super::process::Actor;
 
 /// Two processes serve then; one gives its clients to the other.
-const MOST: usize = 2;
+const PROCESSES: usize = 2;
 
 /// The supervisor, and then each server.
 pub(super) fn serve(control: &Path) -> Result<()> {
@@ -67,14 +67,14 @@ pub(super) fn run(idle: usize, active: usize, think: Duration, rounds: usize) ->
         }
     };
     for _ in 0..rounds {
-        request(&format!("scale {MOST} wait"))?;
+        request(&format!("scale {PROCESSES} wait"))?;
         let clients = (0..idle).map(|_| {
             let mut client = Client::connect(address)?;
             client.ask()?;
             Ok(client)
         });
         let mut clients: Vec<Client> = clients.collect::<Result<_>>()?;
-        let (mut line, mut took) = (String::new(), Duration::ZERO);
+        let mut line = String::new();
         let quiet = || {
             thread::sleep(QUIET);
             Ok(())
@@ -82,21 +82,16 @@ pub(super) fn run(idle: usize, active: usize, think: Duration, rounds: usize) ->
         let before = under_load(address, active, think, quiet)?;
         let scale = || {
             thread::sleep(BETWEEN);
-            let begin = Instant::now();
             request("scale 1")?;
             line = server.hear()?;
-            took = begin.elapsed();
             thread::sleep(BETWEEN);
             Ok(())
         };
         let during = under_load(address, active, think, scale)?;
-        println!(
-            "{line} (moved, and in nanoseconds: until the process has stopped, the longest without an owner), \
-             {:.3} ms from the request to its end",
-            took.as_secs_f64() * 1000.0
-        );
-        Latencies::show(&before, "before");
-        Latencies::show(&during, "meanwhile");
+        println!("{MOVES_HEAD}");
+        Moves::of(&line)?.show();
+        before.show("before");
+        during.show("meanwhile");
         let serving = Client::connect(address)?.ask()?;
         for client in &mut clients {
             if client.ask()? != serving {

@@ -175,7 +175,7 @@ pub(crate) fn send_listener_copies(
     Ok(())
 }
 
-/// Leaves one end of a lane of this process, which is of this generation.
+/// Sends the supervisor one end of the lane of this process, which is of this generation.
 pub(crate) fn send_lane(generation: u64, lane: Descriptor) -> io::Result<()> {
     let handover_fields = HandoverFields {
         generation: Some(generation),

@@ -156,8 +156,7 @@ impl<S> Lot<S> {
 }
 
 impl<S> Turn<'_, S> {
-    /// Whether the connection can move to the successor now: it is between two messages. Input that
-    /// has arrived moves with it.
+    /// See [`Occupant::can_move_now`].
     pub(crate) fn can_move_now(&self) -> bool {
         let occupant = self.occupant.as_ref();
         occupant.is_some_and(|occupant| occupant.can_move_now())

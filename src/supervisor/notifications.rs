@@ -170,7 +170,10 @@ impl Run {
 
     /// The lane that a process has sent, if it is one.
     fn take_lane(&mut self, taken: &mut TakenNotification, sender: Sender) -> Option<Lane> {
-        let descriptor = taken.descriptors.pop()?;
+        let Some(descriptor) = taken.descriptors.pop() else {
+            log::debug!("a lane of a process of user {} has not arrived", sender.uid);
+            return None;
+        };
         if sys::descriptor::is_packet_socket(&descriptor) {
             let uid = sender.uid;
             return Some(Lane { descriptor, uid });
